@@ -1,0 +1,1 @@
+"""The HTTP server: routes, authentication, problem reports. All rules of a job live in `core`."""

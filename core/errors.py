@@ -1,0 +1,46 @@
+"""The errors that a person outside can cause or see. Each has a stable code; HTTP status codes live in `api` alone."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Stable names for programs. A code is never renamed and never changes its meaning."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNAUTHENTICATED = "unauthenticated"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    TOO_LARGE = "too_large"
+    INVALID_DATASET = "invalid_dataset"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_REFUSED = "model_refused"
+    HUB_UNREACHABLE = "hub_unreachable"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight"
+    CONFLICT = "conflict"
+    UNAVAILABLE = "unavailable"
+    INTERNAL = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """One thing that is wrong: the field (or line), the rule, the value seen, the way out."""
+
+    param: str
+    rule: str
+    value: str
+    way_out: str
+
+
+class ProblemError(Exception):
+    """A request that cannot be served, told to its sender."""
+
+    def __init__(self, code: Code, message: str, flaws: tuple[Flaw, ...] = ()) -> None:
+        super().__init__(message)
+        self.code, self.message, self.flaws = code, message, flaws
+
+
+class LeaseLostError(Exception):
+    """This attempt is no longer the job's: another one may run, or the job has ended. Write nothing more."""

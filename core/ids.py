@@ -1,0 +1,18 @@
+"""Identifiers: a prefix that names the kind, then a ULID (48 bits of milliseconds, 80 random bits, Crockford base 32).
+
+They sort by the time of their making, which is what cursors rely on.
+"""
+
+import secrets
+import time
+from typing import Literal
+
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+Prefix = Literal["job", "file", "ckpt", "key", "req"]
+
+
+def new(prefix: Prefix) -> str:
+    """A fresh identifier such as `job_01jz…`, 26 characters behind the prefix."""
+    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return f"{prefix}_" + "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))

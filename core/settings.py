@@ -1,0 +1,52 @@
+"""Every setting of every process, read once from `SEFT_…` environment variables. Secrets have no default."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PostgresDsn, RedisDsn, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What an operator may set. `docs/configuration.md` is this table."""
+
+    model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True)
+
+    database_url: PostgresDsn = Field(description="Postgres, as `postgresql://user:password@host:port/name`.")
+    broker_url: RedisDsn = Field(description="Valkey or Redis; carries hints only, may be emptied at any time.")
+    s3_endpoint: str = Field(description="Address of the object storage as API and workers reach it.")
+    s3_public_endpoint: str | None = Field(
+        default=None, description="Address of the object storage as users reach it; presigned links name it."
+    )
+    s3_region: str = Field(default="us-east-1", description="Region that requests are signed for.")
+    s3_bucket: str = Field(default="seft", description="Bucket of datasets and checkpoints; made when missing.")
+    s3_access_key: SecretStr = Field(description="Access key of the object storage.")
+    s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")
+
+    model_roots: list[Path] = Field(
+        default=[], description="Folders (a JSON list) whose models may be named by their relative path."
+    )
+    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
+    link_seconds: int = Field(default=3600, ge=1, description="How long a presigned download link is good.")
+
+    lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
+    heartbeat_seconds: float = Field(default=5, gt=0, description="How often a worker renews its lease and looks for a cancel.")
+    sweep_seconds: float = Field(default=10, gt=0, description="How often workers look for lost jobs and lost messages.")
+    max_failures: int = Field(default=3, ge=1, description="An attempt is tried again until so many have failed.")
+
+    scratch: Path = Field(default=Path("/tmp/seft"), description="Folder where a worker keeps a running job's files.")  # noqa: S108
+    device: str = Field(default="auto", description="Torch device of a worker; `auto` takes CUDA where there is one.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of the training process; 0 leaves it to torch.")
+    checkpoint_seconds: float = Field(
+        default=300, gt=0, description="A resumable state is saved when the last one is older than this."
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="How log lines look.")
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> Self:
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError(
+                f"lease_seconds ({self.lease_seconds}) must be at least three times heartbeat_seconds"
+                f" ({self.heartbeat_seconds}), or one lost heartbeat loses the job"
+            )
+        return self

@@ -1,0 +1,107 @@
+"""What a job asks for, as it comes over the wire and as it stands in the row: one model for both.
+
+Only `model`, `dataset` and `sparsity` are required. Unknown fields are refused. The ranges repeat those of
+`seft.config` on purpose, so that a request is refused at the door; a test holds them equal.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Spec(BaseModel):
+    """Base: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PruneMethod(StrEnum):
+    """How a weight's importance is judged."""
+
+    MAGNITUDE = "magnitude"
+    WANDA = "wanda"
+    SPARSEGPT = "sparsegpt"
+
+
+class CalibrationSpec(Spec):
+    """The text that the pruner looks at."""
+
+    samples: int = Field(default=128, ge=1, le=4096, description="Windows of calibration text.")
+    tokens: int = Field(default=2048, ge=2, le=131072, description="Tokens in each window.")
+
+
+class PruneSpec(Spec):
+    """How the model is pruned."""
+
+    method: PruneMethod = Field(default=PruneMethod.SPARSEGPT, description="How a weight's importance is judged.")
+    calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
+
+
+class RepairSpec(Spec):
+    """How the pruned model is repaired."""
+
+    method: Literal["seft", "none"] = Field(default="seft", description="`none` prunes only.")
+    density: float = Field(default=0.005, ge=1e-6, le=1.0, description="Share of the target weights that is trained.")
+    steps: int = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
+    learning_rate: Annotated[float, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
+        default="auto", description="Peak learning rate; `auto` chooses by density."
+    )
+    update_interval: int = Field(default=60, ge=1, description="Steps between two events of the topology.")
+    drop_rate: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the active set replaced at an event.")
+    batch_tokens: int = Field(default=16384, ge=2, description="Tokens of one optimizer step.")
+    sequence_tokens: int = Field(default=512, ge=2, description="Tokens of one window; divides `batch_tokens`.")
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> Self:
+        if self.batch_tokens % self.sequence_tokens:
+            raise ValueError(
+                f"batch_tokens ({self.batch_tokens}) must be a multiple of sequence_tokens ({self.sequence_tokens})"
+            )
+        return self
+
+
+class EvaluateSpec(Spec):
+    """How the dense, the pruned and the repaired model are judged."""
+
+    held_out: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="Share of the dataset's records kept from training and judged on."
+    )
+    tasks: tuple[Literal["perplexity"], ...] = Field(default=("perplexity",), min_length=1)
+    windows: int = Field(default=20, ge=1, description="Held-out windows; fewer are taken where there are fewer.")
+    tokens: int = Field(default=1024, ge=2, description="Tokens in each held-out window.")
+
+
+class OutputSpec(Spec):
+    """What the checkpoint looks like."""
+
+    format: Literal["dense"] = Field(default="dense", description="A Hugging Face folder with exact zeros.")
+
+
+class JobSpec(Spec):
+    """A repair job: make `model` sparse, and repair it on `dataset`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dataset": "file_01jz…", "sparsity": 0.6}
+        }
+    )
+
+    model: str = Field(
+        min_length=1, max_length=512, description="A hub id, or a folder or GGUF file under one of the model roots."
+    )
+    revision: str | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
+    dataset: str = Field(pattern=r"^file_[0-9a-z]{26}$", description="Id of an uploaded dataset.")
+    sparsity: float = Field(ge=0.0, le=0.99, description="Share of zeros in each target linear.")
+    pattern: Literal["unstructured"] = "unstructured"
+    allocation: Literal["uniform"] = "uniform"
+    prune: PruneSpec = Field(default_factory=PruneSpec)
+    repair: RepairSpec = Field(default_factory=RepairSpec)
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
+    output: OutputSpec = Field(default_factory=OutputSpec)
+    priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    suffix: str | None = Field(default=None, max_length=64, description="Name of the result, for people.")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16
+    )

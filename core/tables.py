@@ -1,0 +1,144 @@
+"""The tables. Times are the database's; ids are made by `core.ids`; migrations build exactly this (a test compares)."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    """Base of all tables: text without a length, times with a zone, JSON as JSONB."""
+
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), Json: JSONB}  # noqa: RUF012 (SQLAlchemy's)
+
+
+class ApiKey(Base):
+    """A key that a caller shows. Only its SHA-256 is kept; the key itself is 256 random bits."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    revoked_at: Mapped[datetime | None]
+
+
+class Dataset(Base):
+    """An uploaded and validated dataset."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    format: Mapped[str]
+    sha256: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    records: Mapped[int] = mapped_column(BigInteger)
+    object_key: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Job(Base):
+    """A repair job. This row is the truth about it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_by_tenant", "tenant", "id"),
+        Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
+        Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    spec: Mapped[Json]
+    priority: Mapped[int]
+    status: Mapped[str]
+    phase: Mapped[str | None]
+    progress: Mapped[float] = mapped_column(server_default=text("0"))
+    step: Mapped[int] = mapped_column(server_default=text("0"))
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """Number of the newest attempt; every write of a worker carries it."""
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts that were charged: lost, or failed on our side."""
+    worker: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    hinted_at: Mapped[datetime | None]
+    """When a broker message last pointed here."""
+    resume: Mapped[Json | None]
+    """The newest resumable state: {"step", "prefix", "files": [{"name", "size", "sha256"}]}."""
+    scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    """Perplexities: {"dense", "pruned", "repaired"}, each once it is known."""
+    measured: Mapped[Json | None]
+    """Counted from the written file: sparsity of the target linears and of the whole model, zeros grown."""
+    error: Mapped[Json | None]
+    """{"fault": "user_error" | "system_error", "code", "message"} of a failed job."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+
+class JobEvent(Base):
+    """Something that happened to a job. Never changed, never deleted before the job."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("job_events_by_job", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    type: Mapped[str]
+    data: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class JobMetric(Base):
+    """What was measured at one step. A resumed attempt writes its steps over those of the lost one."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    values: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Checkpoint(Base):
+    """A published checkpoint in object storage."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (Index("checkpoints_by_job", "job_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    prefix: Mapped[str]
+    sha256: Mapped[str]
+    """Of `manifest.json`, which holds the sha256 of every other file: equal means equal to the last bit."""
+    files: Mapped[list[Json]] = mapped_column(JSONB)
+    """[{"name", "size", "sha256"}], the manifest included."""
+    scores: Mapped[Json]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class IdempotencyKey(Base):
+    """Which job a caller's `Idempotency-Key` made, and from which body."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_sha256: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,1 @@
+"""Alembic migrations: the steps that build the tables of `core.tables`."""

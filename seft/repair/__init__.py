@@ -1,0 +1,1 @@
+"""The evolution loop: train few weights of a sparse model, and let the topology change while the budget holds."""
