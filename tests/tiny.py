@@ -1,0 +1,82 @@
+"""A Llama so small that a test session trains it: pruning hurts it and repair heals it, measurably.
+
+It learns the topics of Python's own documentation, which every machine has. Grouped-query attention, tied embeddings
+and a byte-level tokenizer make it a small copy of the real ones. Same machine, same bits.
+"""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 384
+STEPS = 280
+BATCH = 12
+WINDOW = 96
+
+
+def tiny_texts() -> list[str]:
+    """The records: one per topic, in the order of their names."""
+    return [str(topics[name]) for name in sorted(topics)]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained in place, with its own tokens for padding and the end of a record."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(tiny_texts(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def tiny_config() -> LlamaConfig:
+    """Four blocks, four query heads over two key heads, embeddings tied."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def untrained_tiny(seed: int = 0) -> LlamaForCausalLM:
+    """The same model before it has learnt anything, for tests that only need shapes."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config()).eval()
+
+
+def train_tiny(folder: Path) -> None:
+    """Train for a few seconds from a fixed seed, and save a Hugging Face folder."""
+    tokenizer = tiny_tokenizer()
+    model = untrained_tiny().train()
+    tokens = torch.tensor([token for text in tiny_texts() for token in [*tokenizer(text)["input_ids"], 1]])
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=STEPS, pct_start=0.1)
+    for _ in range(STEPS):
+        starts = torch.randint(len(tokens) - WINDOW, (BATCH, 1), generator=generator)
+        batch = tokens[starts + torch.arange(WINDOW)]
+        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
