@@ -3,3 +3,5 @@
 The modules are the interface; nothing is loaded before it is asked for, so that `seft.source` and `seft.records`
 (what a model or a dataset may be) cost a server no torch.
 """
+
+__version__ = "0.1.0"
