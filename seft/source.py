@@ -1,0 +1,263 @@
+"""What a model reference names, and whether it may be loaded: the one door for models, and it needs no torch.
+
+Everything that can be known without reading a weight is checked here, so that a server refuses at its door what a
+worker would refuse an hour later. What only the weights tell (missing tensors, no linear to prune) is left to
+`seft.load`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import huggingface_hub as hub
+from httpx2 import HTTPError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from seft.errors import SourceError
+from seft.gguf_header import read_header
+
+NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_SECONDS = 10.0
+_WANTED = ["*.json", "*.jinja", "model*.safetensors"]
+_INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_REFUSED_KEYS = {
+    "auto_map": "names Python code to run while loading. Use a model of an architecture that transformers knows",
+    "sparsity_config": "can make loaders run code or skip weights. Save the model with plain dense weights",
+    "quantization_config": "says that the weights are packed. Use the unquantised model, or a GGUF file",
+}
+
+
+class Kind(StrEnum):
+    """Where a model lies."""
+
+    FOLDER = "folder"
+    GGUF = "gguf"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that may be loaded.
+
+    `path` is a folder or a GGUF file, None for the hub; `revision` is a hub commit; `config` is config.json, for a
+    GGUF file its header.
+    """
+
+    reference: str
+    kind: Kind
+    path: Path | None
+    revision: str | None
+    config: dict[str, Any]
+    licence: str | None
+
+
+def find(reference: str, *, roots: Sequence[Path] | None = None, revision: str | None = None) -> ModelSource:
+    """The model that `reference` names.
+
+    With `roots`, local names are relative to one of them and nothing outside is looked at; without, any local path
+    will do. What is no local thing and looks like `owner/name` is a hub id. SourceError otherwise.
+    """
+    try:
+        path = _local(reference) if roots is None else _under(reference, roots)
+        if path is not None:
+            return _find_local(reference, path)
+    except (OSError, ValueError) as error:
+        raise SourceError(REFUSED, f"{reference!r} cannot be read: {error}. Check its name and rights.") from error
+    if _HUB_ID.fullmatch(reference):
+        return _find_hub(reference, revision)
+    raise SourceError(
+        NOT_FOUND, f"no local model and no hub id; it is {reference!r}. Give a folder, a GGUF file or `owner/name`."
+    )
+
+
+def fetch(source: ModelSource) -> Path:
+    """The local folder or GGUF file with the weights; a hub model's safetensors are downloaded (or cached) now."""
+    if source.path is not None:
+        return source.path
+    try:
+        return Path(
+            hub.snapshot_download(
+                source.reference, revision=source.revision, allow_patterns=_WANTED, etag_timeout=_HUB_SECONDS
+            )
+        )
+    except (HTTPError, OSError) as error:
+        raise SourceError(UNREACHABLE, f"the hub did not give {source.reference}: {error}. Try again later.") from error
+
+
+def _local(reference: str) -> Path | None:
+    path = Path(reference).expanduser()
+    return path if path.exists() else None
+
+
+def _under(reference: str, roots: Sequence[Path]) -> Path | None:
+    """The path under the first root that has it; nothing may lead out of a root, neither by name nor by link."""
+    name = PurePosixPath(reference)
+    if name.is_absolute() or ".." in name.parts:
+        raise SourceError(
+            REFUSED, f"a local model is named relative to a model root, without '..'; it is {reference!r}."
+        )
+    for root in roots:
+        path = root / name
+        if path.exists():
+            inside = root.resolve()
+            for file in [path, *(path.iterdir() if path.is_dir() else ())]:
+                if not file.resolve().is_relative_to(inside):
+                    raise SourceError(REFUSED, f"{reference!r} has a link that leads out of its model root.")
+            return path
+    return None
+
+
+def _find_local(reference: str, path: Path) -> ModelSource:
+    if path.is_file():
+        return _find_gguf(reference, path)
+    names = {file.name for file in path.iterdir()}
+    config = _checked_config(reference, names, lambda name: (path / name).read_bytes())
+    return ModelSource(reference, Kind.FOLDER, path, None, config, _card_licence(path / "README.md"))
+
+
+def _find_gguf(reference: str, path: Path) -> ModelSource:
+    try:
+        header = read_header(path)
+    except (ValueError, OSError) as error:
+        raise SourceError(
+            REFUSED, f"{reference!r} is no readable GGUF file: {error}. Give a GGUF file or a model's folder."
+        ) from error
+    architecture = str(header.get("general.architecture"))
+    if header.get("general.type", "model") != "model" or int(header.get("split.count", 1)) > 1:
+        raise SourceError(REFUSED, f"{reference!r} is only a part of a model. Give a GGUF file that holds all of it.")
+    if architecture.startswith("t5") or "bert" in architecture or f"{architecture}.block_count" not in header:
+        raise _not_decoder(reference, architecture)
+    if "tokenizer.ggml.tokens" not in header:
+        raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file with its vocabulary.")
+    licence = header.get("general.license")
+    return ModelSource(reference, Kind.GGUF, path, None, dict(header), None if licence is None else str(licence))
+
+
+def _find_hub(reference: str, revision: str | None) -> ModelSource:
+    try:
+        info = hub.HfApi().model_info(reference, revision=revision, timeout=_HUB_SECONDS)
+        names = {sibling.rfilename for sibling in info.siblings or ()}
+
+        def read(name: str) -> bytes:
+            return Path(hub.hf_hub_download(reference, name, revision=info.sha)).read_bytes()
+
+        config = _checked_config(reference, names, read)
+    except OfflineModeIsEnabled:
+        return _find_cached(reference, revision)
+    except GatedRepoError as error:
+        raise SourceError(
+            REFUSED, f"{reference} is gated. Accept its terms on the hub and set HF_TOKEN to a token that may read it."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise SourceError(NOT_FOUND, f"the hub has no model {reference!r}{at}. Check the name.") from error
+    except (HTTPError, OSError) as error:
+        raise SourceError(
+            UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later."
+        ) from error
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, _as_licence(info.card_data))
+
+
+def _find_cached(reference: str, revision: str | None) -> ModelSource:
+    """A hub model while HF_HUB_OFFLINE is set: what an earlier download left, by its commit."""
+    try:
+        folder = Path(
+            hub.snapshot_download(reference, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+        )
+    except LocalEntryNotFoundError as error:
+        raise SourceError(
+            UNREACHABLE, f"HF_HUB_OFFLINE is set and {reference} is not in the cache. Unset it or download the model."
+        ) from error
+    found = _find_local(reference, folder)
+    return ModelSource(reference, Kind.HUB, None, folder.name, found.config, found.licence)
+
+
+def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:
+    """config.json of a folder with these file names, whose content `read` gives, after all checks."""
+    if "config.json" not in names:
+        raise SourceError(NOT_FOUND, f"{reference!r} has no config.json. Name a model's folder or a GGUF file.")
+    config = _json_object(reference, "config.json", read)
+    for name in ("config.json", "tokenizer_config.json"):
+        if name in names:
+            _refuse_code(reference, name, _json_object(reference, name, read))
+    architectures = config.get("architectures") or []
+    if config.get("is_encoder_decoder") or not any(str(name).endswith("ForCausalLM") for name in architectures):
+        raise _not_decoder(reference, ", ".join(map(str, architectures)) or "unnamed")
+    if "tokenizer.json" not in names:
+        raise SourceError(
+            REFUSED,
+            f"{reference!r} has no tokenizer.json. Write one with"
+            " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    _check_weights(reference, names, read)
+    return config
+
+
+def _check_weights(reference: str, names: set[str], read: Callable[[str], bytes]) -> None:
+    if _INDEX in names:
+        shards = set(dict(_json_object(reference, _INDEX, read).get("weight_map") or {}).values())
+        if not shards or shards - names:
+            raise SourceError(REFUSED, f"{reference!r} lacks shards that its index names: {sorted(shards - names)}.")
+    elif "model.safetensors" not in names:
+        pickles = sorted(name for name in names if name.endswith(_PICKLES))
+        seen = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
+        raise SourceError(REFUSED, f"{reference!r} has {seen}. Save it with save_pretrained, which writes safetensors.")
+
+
+def _json_object(reference: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
+    try:
+        value = json.loads(read(name))
+    except ValueError as error:
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not a JSON object.")
+    return value
+
+
+def _refuse_code(reference: str, name: str, value: dict[str, Any]) -> None:
+    for key in _keys(value):
+        if key in _REFUSED_KEYS:
+            raise SourceError(REFUSED, f"{name} of {reference!r} has `{key}`, which {_REFUSED_KEYS[key]}.")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys of nested JSON: a text model's config may lie inside another one."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
+def _not_decoder(reference: str, seen: str) -> SourceError:
+    return SourceError(
+        REFUSED, f"a decoder-only language model (…ForCausalLM) is needed; {reference!r} has the architecture {seen}."
+    )
+
+
+def _card_licence(card: Path) -> str | None:
+    """The licence that the front matter of a model card states."""
+    if not card.is_file():
+        return None
+    return _as_licence(hub.ModelCard.load(card, ignore_metadata_errors=True).data)
+
+
+def _as_licence(card: Any) -> str | None:
+    licence = getattr(card, "license", None)
+    return licence if isinstance(licence, str) else None
