@@ -30,8 +30,12 @@ class Settings(BaseSettings):
     link_seconds: int = Field(default=3600, ge=1, description="How long a presigned download link is good.")
 
     lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
-    heartbeat_seconds: float = Field(default=5, gt=0, description="How often a worker renews its lease and looks for a cancel.")
-    sweep_seconds: float = Field(default=10, gt=0, description="How often workers look for lost jobs and lost messages.")
+    heartbeat_seconds: float = Field(
+        default=5, gt=0, description="How often a worker renews its lease and looks for a cancel."
+    )
+    sweep_seconds: float = Field(
+        default=10, gt=0, description="How often workers look for lost jobs and lost messages."
+    )
     max_failures: int = Field(default=3, ge=1, description="An attempt is tried again until so many have failed.")
 
     scratch: Path = Field(default=Path("/tmp/seft"), description="Folder where a worker keeps a running job's files.")  # noqa: S108

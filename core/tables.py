@@ -52,6 +52,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("jobs_by_tenant", "tenant", "id"),
+        Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
     )
@@ -85,6 +86,7 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+    """When a reader would last have seen a change; a renewed lease or a hint is none."""
 
 
 class JobEvent(Base):

@@ -1,0 +1,192 @@
+"""What a worker does to a job: claim it, report, save, end it.
+
+Every write names the job and the number of the attempt and holds only while that attempt is the running one. Otherwise
+it writes nothing and raises LeaseLostError: the job was cancelled, or taken back after its lease ran out.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from core import ids
+from core.errors import LeaseLostError
+from core.moves import move, record
+from core.specs import JobSpec
+from core.states import Move, Phase, Status
+from core.tables import Checkpoint, Dataset, Job, JobMetric, Json
+
+
+class Fault(StrEnum):
+    """Whose fault a failure is."""
+
+    USER = "user_error"
+    SYSTEM = "system_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A claimed job, as it stood at the claim. `number` is the fence; `failures` are the attempts charged so far."""
+
+    job_id: str
+    number: int
+    tenant: str
+    spec: JobSpec
+    dataset_key: str
+    dataset_sha256: str
+    resume: Json | None
+    scores: dict[str, float]
+    failures: int
+
+
+def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None:
+    """The next job by priority, then age, now running under a new attempt; None when none waits.
+
+    A row that another worker is claiming is skipped, not waited for.
+    """
+    query = (
+        select(Job, Dataset)
+        .join(Dataset, Dataset.id == Job.dataset_id)
+        .where(Job.status == Status.QUEUED)
+        .order_by(Job.priority.desc(), Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    found = session.execute(query).first()
+    if found is None:
+        return None
+    job, dataset = found
+    number = job.attempt + 1
+    taken = move(
+        session,
+        job.id,
+        Move.CLAIMED,
+        attempt=job.attempt,
+        data={"worker": worker},
+        worker=worker,
+        lease_expires_at=_lease(lease_seconds),
+    )
+    if not taken:
+        raise LeaseLostError(f"{job.id} moved while its row was locked")
+    return Attempt(
+        job_id=job.id,
+        number=number,
+        tenant=job.tenant,
+        spec=JobSpec.model_validate(job.spec),
+        dataset_key=dataset.object_key,
+        dataset_sha256=dataset.sha256,
+        resume=job.resume,
+        scores=job.scores,
+        failures=job.failures,
+    )
+
+
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> None:
+    """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
+    _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
+
+
+def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
+    """Where the attempt is: its phase, the share 0..1 of the whole job that is done, the optimizer step."""
+    _write(session, attempt, phase=phase, progress=progress, step=step)
+
+
+def metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:
+    """Write (step, values) rows; a step that is there already is replaced."""
+    if not rows:
+        return
+    _write(session, attempt)
+    news = insert(JobMetric).values(
+        [{"job_id": attempt.job_id, "step": step, "attempt": attempt.number, "values": v} for step, v in rows]
+    )
+    fresh = {name: news.excluded[name] for name in ("attempt", "values")}
+    session.execute(news.on_conflict_do_update(index_elements=["job_id", "step"], set_=fresh))
+
+
+def event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+    """Tell the job's readers something that is no change of its status."""
+    _write(session, attempt)
+    record(session, attempt.job_id, attempt.number, type, data)
+
+
+def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:
+    """Add scores to those that are known."""
+    _write(session, attempt, scores=Job.scores.concat(values))
+
+
+def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
+    """Make `resume` the state that the next attempt starts from; returns the former one, whose objects may go."""
+    former = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
+    _write(session, attempt, resume=resume)
+    return former
+
+
+def publish(
+    session: Session,
+    attempt: Attempt,
+    *,
+    step: int,
+    prefix: str,
+    sha256: str,
+    files: list[Json],
+    scores: dict[str, float],
+    measured: Json,
+) -> None:
+    """The job has succeeded with this checkpoint, all of whose objects are in place under `prefix`."""
+    checkpoint_id = ids.new("ckpt")
+    data = {"checkpoint": checkpoint_id, "sha256": sha256}
+    _move(session, attempt, Move.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
+    session.add(
+        Checkpoint(
+            id=checkpoint_id,
+            job_id=attempt.job_id,
+            attempt=attempt.number,
+            step=step,
+            prefix=prefix,
+            sha256=sha256,
+            files=files,
+            scores=scores,
+        )
+    )
+
+
+def fail(
+    session: Session, attempt: Attempt, *, fault: Fault, code: str, message: str, retry: bool, max_failures: int
+) -> bool:
+    """End the attempt with an error. True when the job is queued again, False when it has failed for good."""
+    error = {"fault": fault, "code": code, "message": message}
+    failures = attempt.failures + 1
+    if retry and failures < max_failures:
+        _move(session, attempt, Move.RETRIED, {"error": error})
+        return True
+    _move(session, attempt, Move.FAILED, {"error": error}, error=error, failures=failures)
+    return False
+
+
+def release(session: Session, attempt: Attempt) -> None:
+    """Give the job back to the queue; the attempt is not charged."""
+    _move(session, attempt, Move.RELEASED, {})
+
+
+def _lease(seconds: float) -> Any:
+    return func.now() + timedelta(seconds=seconds)
+
+
+def _write(session: Session, attempt: Attempt, **values: Any) -> None:
+    mine = (Job.id == attempt.job_id, Job.attempt == attempt.number, Job.status == Status.RUNNING)
+    change = update(Job).where(*mine).values({"attempt": attempt.number, **values}).returning(Job.id)
+    if session.execute(change, execution_options={"synchronize_session": False}).first() is None:
+        raise _lost(attempt)
+
+
+def _move(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **values: Any) -> None:
+    if not move(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
+        raise _lost(attempt)
+
+
+def _lost(attempt: Attempt) -> LeaseLostError:
+    return LeaseLostError(f"attempt {attempt.number} of {attempt.job_id} is no longer the running one")

@@ -1,0 +1,118 @@
+"""Jobs as their tenant sees them: made, found, listed, cancelled. What a worker does to them is in `core.attempts`."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from core import ids
+from core.errors import Code, Flaw, ProblemError
+from core.moves import move, record
+from core.specs import JobSpec
+from core.states import Move, Status
+from core.tables import Dataset, IdempotencyKey, Job
+
+POSITIONS = 1000
+"""Places in the queue are counted up to here, so that a long queue costs no more than a short one."""
+
+
+def create(
+    session: Session, tenant: str, spec: JobSpec, idempotency_key: str | None, body_sha256: str
+) -> tuple[Job, bool]:
+    """A new queued job and True; or the job that the same key and body made before, and False.
+
+    NOT_FOUND when the dataset is none of the tenant's; IDEMPOTENCY_CONFLICT and IDEMPOTENCY_IN_FLIGHT as in `earlier`.
+    """
+    if idempotency_key is not None and (former := earlier(session, tenant, idempotency_key, body_sha256)):
+        return former, False
+    job = Job(
+        id=ids.new("job"),
+        tenant=tenant,
+        dataset_id=_dataset(session, tenant, spec.dataset).id,
+        spec=spec.model_dump(mode="json"),
+        priority=spec.priority,
+        status=Status.QUEUED,
+        # The creator sends a hint after the commit; the sweep need not send another one at once.
+        hinted_at=func.now(),
+    )
+    session.add(job)
+    session.flush()
+    session.refresh(job)
+    record(session, job.id, job.attempt, f"job.{Move.CREATED}", {})
+    if idempotency_key is not None:
+        session.add(IdempotencyKey(tenant=tenant, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
+    return job, True
+
+
+def earlier(session: Session, tenant: str, key: str, body_sha256: str) -> Job | None:
+    """The job that this key made before, or None. Holds the key until the transaction ends.
+
+    IDEMPOTENCY_CONFLICT when the key came with another body, IDEMPOTENCY_IN_FLIGHT when another request holds it.
+    """
+    lock = func.pg_try_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{key}", 0))
+    if not session.scalar(select(lock)):
+        raise ProblemError(
+            Code.IDEMPOTENCY_IN_FLIGHT, f"A request with the Idempotency-Key {key!r} is still being served. Try again."
+        )
+    former = session.get(IdempotencyKey, (tenant, key))
+    if former is None:
+        return None
+    if former.body_sha256 != body_sha256:
+        raise ProblemError(
+            Code.IDEMPOTENCY_CONFLICT,
+            f"The Idempotency-Key {key!r} made {former.job_id} from another body. Use a new key for a new job.",
+        )
+    return session.get_one(Job, former.job_id)
+
+
+def get(session: Session, tenant: str, job_id: str) -> Job:
+    """The tenant's job, or NOT_FOUND."""
+    job = session.scalar(select(Job).where(Job.id == job_id, Job.tenant == tenant))
+    if job is None:
+        raise ProblemError(Code.NOT_FOUND, f"There is no job {job_id!r}. GET /jobs lists yours.")
+    return job
+
+
+def page(
+    session: Session, tenant: str, *, status: Status | None = None, after: str | None = None, limit: int
+) -> tuple[Sequence[Job], bool]:
+    """Up to `limit` jobs, newest first, those older than the job `after`; and whether there are more."""
+    query = select(Job).where(Job.tenant == tenant).order_by(Job.id.desc()).limit(limit + 1)
+    if status is not None:
+        query = query.where(Job.status == status)
+    if after is not None:
+        query = query.where(Job.id < after)
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def cancel(session: Session, tenant: str, job_id: str) -> Job:
+    """Cancel at once what is queued or running; again is no error. CONFLICT when the job ended otherwise."""
+    job = get(session, tenant, job_id)
+    if not move(session, job_id, Move.CANCELLED):
+        session.refresh(job)
+        if job.status != Status.CANCELLED:
+            raise ProblemError(
+                Code.CONFLICT, f"{job_id} is {job.status} already; only a job that has not ended can be cancelled."
+            )
+    session.refresh(job)
+    return job
+
+
+def position(session: Session, job: Job) -> int | None:
+    """Place in the queue, from 1; `POSITIONS` stands for that many or more. None when the job is not queued."""
+    if job.status != Status.QUEUED:
+        return None
+    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
+    ahead = select(Job.id).where(Job.status == Status.QUEUED, before).limit(POSITIONS - 1)
+    return 1 + (session.scalar(select(func.count()).select_from(ahead.subquery())) or 0)
+
+
+def _dataset(session: Session, tenant: str, dataset_id: str) -> Dataset:
+    row = session.scalar(select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant))
+    if row is None:
+        flaw = Flaw(
+            "dataset", "names an uploaded dataset", dataset_id, "Upload one with POST /datasets and give its id."
+        )
+        raise ProblemError(Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}.", (flaw,))
+    return row

@@ -1,0 +1,42 @@
+"""Logging: structlog for our lines and those of the libraries alike, one JSON object a line, or colours for a person.
+
+What is bound with `structlog.contextvars.bind_contextvars` (request_id, job_id, attempt) stands in every line.
+"""
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import Processor
+
+from core.settings import Settings
+
+
+def configure(settings: Settings) -> None:
+    """Set the process's logging; call it once, at the start of a process."""
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*common, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=common, processors=_rendering(settings.log_format))
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+def _rendering(log_format: str) -> list[Processor]:
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if log_format == "console":
+        return [strip, structlog.dev.ConsoleRenderer()]
+    return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

@@ -1,0 +1,49 @@
+"""The broker. A message says "look", names no job, and proves nothing: losing all of them loses no work."""
+
+from datetime import timedelta
+
+import structlog
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from core.settings import Settings
+
+TASK = "seft.work"
+HINT_LIFE = timedelta(minutes=1)
+"""A hint nobody took for so long is dropped; the sweep sends another one if a job still waits."""
+
+log = structlog.get_logger(__name__)
+
+
+def make_app(settings: Settings) -> Celery:
+    """Celery over Valkey or Redis: no results, JSON only, early acknowledgement, one message at a time."""
+    app = Celery("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
+    app.conf.update(
+        task_default_queue="seft",
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        # A publisher whose broker is down gives up in seconds.
+        broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 5, "max_retries": 0},
+    )
+    return app
+
+
+def hint(app: Celery) -> None:
+    """Say that a job waits. A broker that is down is logged and no error: the sweep finds the job."""
+    try:
+        app.send_task(TASK, expires=HINT_LIFE.total_seconds(), ignore_result=True, retry=False)
+    except (KombuError, RedisError, OSError) as error:
+        log.warning("hint.lost", error=str(error))
+
+
+def ping(app: Celery) -> None:
+    """Raise when the broker does not answer within seconds."""
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, timeout=2)

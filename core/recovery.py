@@ -1,0 +1,65 @@
+"""What the sweep finds: jobs whose worker fell silent, and queued jobs whose hint was lost.
+
+The sweep is a thread of every worker; an advisory lock lets one of them do the work at a time.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
+
+from core.attempts import Fault
+from core.moves import move
+from core.states import Move, Status
+from core.tables import Job
+
+SWEEP_LOCK = 0x5EF7
+"""Any number that no other advisory lock of this database uses; those of `core.jobs` are 64-bit hashes."""
+
+
+def reap(session: Session, max_failures: int) -> list[str]:
+    """Take back running jobs whose lease ran out: queued again, or failed at `max_failures`. Returns their ids."""
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
+        return []
+    silent = (
+        select(Job)
+        .where(Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
+        .order_by(Job.lease_expires_at)
+        .with_for_update(skip_locked=True)
+    )
+    return [job.id for job in session.scalars(silent).all() if _take_back(session, job, max_failures)]
+
+
+def to_hint(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
+    """Mark up to `limit` queued jobs that no message has pointed at for so long, the next to run first; their ids."""
+    old = func.now() - timedelta(seconds=older_than_seconds)
+    waiting = (
+        select(Job.id)
+        .where(Job.status == Status.QUEUED, or_(Job.hinted_at.is_(None), Job.hinted_at < old))
+        .order_by(Job.priority.desc(), Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    mark = (
+        update(Job)
+        .where(Job.id.in_(waiting.scalar_subquery()))
+        .values(hinted_at=func.now(), updated_at=Job.updated_at)
+        .returning(Job.id)
+    )
+    return session.scalars(mark, execution_options={"synchronize_session": False}).all()
+
+
+def _take_back(session: Session, job: Job, max_failures: int) -> bool:
+    failures = job.failures + 1
+    data = {"worker": job.worker}
+    if failures < max_failures:
+        return move(session, job.id, Move.LOST, attempt=job.attempt, data=data)
+    error = {
+        "fault": Fault.SYSTEM,
+        "code": "worker_lost",
+        "message": f"The worker of attempt {job.attempt} fell silent; after {failures} failures no more are made.",
+    }
+    return move(
+        session, job.id, Move.FAILED, attempt=job.attempt, data={**data, "error": error}, error=error, failures=failures
+    )

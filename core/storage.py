@@ -1,0 +1,110 @@
+"""Object storage: any server that speaks S3. Keys are ours, so none of them needs escaping.
+
+Datasets lie at `datasets/<sha256>.jsonl`, what an attempt writes under `jobs/<job id>/<attempt>/`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from core.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+
+DELETE_BATCH = 1000
+"""S3 deletes no more objects than this with one request."""
+
+
+class Storage:
+    """One bucket. Safe to share between threads; errors are botocore's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._bucket = settings.s3_bucket
+        self._s3 = _client(settings, settings.s3_endpoint)
+        # Signing needs no connection, but the host that the user will name.
+        self._signer = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket where it is missing."""
+        try:
+            self.ping()
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            self._s3.create_bucket(Bucket=self._bucket)
+
+    def ping(self) -> None:
+        """Raise when the bucket cannot be reached."""
+        self._s3.head_bucket(Bucket=self._bucket)
+
+    def upload(self, source: Path | BinaryIO, key: str) -> None:
+        """Store a file or what a stream still holds, in parts where it is large."""
+        if isinstance(source, Path):
+            self._s3.upload_file(str(source), self._bucket, key)
+        else:
+            self._s3.upload_fileobj(source, self._bucket, key)
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object into a file."""
+        self._s3.download_file(self._bucket, key, str(path))
+
+    def put(self, key: str, content: bytes) -> None:
+        """Store bytes."""
+        self._s3.put_object(Bucket=self._bucket, Key=key, Body=content)
+
+    def read(self, key: str) -> bytes:
+        """A small object's bytes."""
+        with self._s3.get_object(Bucket=self._bucket, Key=key)["Body"] as body:
+            return body.read()
+
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that start with `prefix`, sorted."""
+        return sorted(self._keys(prefix))
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove every object whose key starts with `prefix`."""
+        keys = self.keys(prefix)
+        for start in range(0, len(keys), DELETE_BATCH):
+            batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
+            self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
+
+    def link(self, key: str, *, filename: str | None = None) -> str:
+        """A URL that lets its holder GET the object for `link_seconds`, saved as `filename` where one is given."""
+        params = {"Bucket": self._bucket, "Key": key}
+        if filename is not None:
+            params["ResponseContentDisposition"] = f'attachment; filename="{filename}"'
+        return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_seconds)
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                yield item["Key"]
+
+
+def _client(settings: Settings, endpoint: str) -> "S3Client":
+    """Path-style, and checksums only where the protocol asks: other servers than Amazon's refuse them."""
+    config = Config(
+        signature_version="s3v4",
+        connect_timeout=5,
+        read_timeout=60,
+        retries={"mode": "standard", "max_attempts": 3},
+        s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key.get_secret_value(),
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        config=config,
+    )

@@ -1,0 +1,15 @@
+"""What Alembic runs: the migrations, one process at a time, in the transaction of `migrations.upgrade`."""
+
+from alembic import context
+from sqlalchemy import Connection, func, select
+
+from core.tables import Base
+
+MIGRATION_LOCK = 0x5EF71
+"""Two processes that start together must not migrate together; the second one then finds nothing to do."""
+
+connection: Connection = context.config.attributes["connection"]
+connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+context.configure(connection=connection, target_metadata=Base.metadata)
+with context.begin_transaction():
+    context.run_migrations()
