@@ -1,0 +1,74 @@
+"""A model and its tokenizer out of a source, by transformers: safetensors or GGUF, never a pickle, never foreign code.
+
+A checkpoint whose tensors do not match the model exactly is an error: transformers would fill the gaps with random
+weights and only warn.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+from transformers.utils import logging as chatter
+
+from seft.errors import SourceError
+from seft.source import Kind, ModelSource, fetch
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to work on (evaluation mode, no key-value cache), its tokenizer, and where they came from."""
+
+    model: nn.Module
+    tokenizer: Any
+    source: ModelSource
+
+
+def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
+    """Load a source's weights in `dtype` onto `device`; SourceError where they do not make a whole model."""
+    path = fetch(source)
+    where = {"gguf_file": path.name} if source.kind is Kind.GGUF else {}
+    folder = path.parent if source.kind is Kind.GGUF else path
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+            model = _load_model(source.reference, folder, dtype, where)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError("model_refused", f"transformers cannot load {source.reference!r}: {error}") from error
+    model.config.use_cache = False
+    return Loaded(model.to(device).eval(), tokenizer, source)
+
+
+def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[str, str]) -> Any:
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
+    )
+    flaws = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if flaws:
+        raise SourceError("model_refused", f"the tensors of {reference!r} are not those of its config: {flaws}.")
+    if where:
+        # The weights are dequantised; with these two, transformers would not save the model.
+        del model.config.quantization_config, model.hf_quantizer
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice from transformers; errors still pass."""
+    bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
+    gguf_bar = modeling_gguf_pytorch_utils.tqdm  # the one bar that the switch below does not reach
+    chatter.disable_progress_bar()
+    chatter.set_verbosity(logging.ERROR)
+    modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = gguf_bar
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()

@@ -1,0 +1,54 @@
+"""Text becomes one long row of tokens, and the row becomes windows. Packs; does not pad, does not mask."""
+
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from seft.config import CalibrationOrder
+from seft.errors import ConfigError, DataError
+from seft.seeds import generator
+
+
+def tokenize(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "tokens"]:
+    """All records in one row, the end-of-text token between them and nowhere else."""
+    rows: list[Tensor] = []
+    for text in texts:
+        if rows:
+            rows.append(torch.tensor([_end_of_text(tokenizer)]))
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        rows.append(torch.tensor(tokens, dtype=torch.int64))
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+
+
+def windows(
+    tokens: Int[Tensor, "tokens"], length: int, count: int, order: CalibrationOrder, seed: int
+) -> Int[Tensor, "windows tokens"]:
+    """`count` windows of `length` tokens.
+
+    In sequence: the first ones, side by side, and fewer where the text ends. At random: starts drawn evenly, so
+    windows may overlap. DataError where the text is shorter than one window.
+    """
+    if len(tokens) < length:
+        raise DataError(
+            f"the text must fill one window of {length} tokens; it has {len(tokens)}. Give more text or fewer tokens."
+        )
+    match order:
+        case CalibrationOrder.SEQUENTIAL:
+            starts = torch.arange(min(count, len(tokens) // length)) * length
+        case CalibrationOrder.RANDOM:
+            starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator(seed, "windows"))
+        case _:
+            assert_never(order)
+    return tokens[starts[:, None] + torch.arange(length)]
+
+
+def _end_of_text(tokenizer: Any) -> int:
+    token: int | None = tokenizer.eos_token_id
+    if token is None:
+        raise ConfigError(
+            "tokenizer", "must have an end-of-text token", None, "Set eos_token in tokenizer_config.json."
+        )
+    return token
