@@ -27,6 +27,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
         self.path = folder / "lock"
         self.descriptor = -1
 
@@ -39,7 +40,7 @@ class FolderLock:
             if alive(holder) or time.monotonic() > patience:
                 self.release()
                 raise LocalError(
-                    f"{self.path.parent} is in use by process {holder}. Stop it (`make down`) or name another folder."
+                    f"{self.folder} is in use by process {holder}. Stop it (`make down`) or name another folder."
                 )
             time.sleep(0.05)
         os.ftruncate(self.descriptor, 0)

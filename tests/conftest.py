@@ -11,11 +11,10 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from sqlalchemy import create_engine
 
 from core.settings import Settings
-from core.tables import Base
-from local.servers import Servers
+from local.servers import Servers, make_settings
+from migrations import upgrade
 
 NUMBERS = itertools.count()
 
@@ -30,33 +29,33 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def _template(servers: Servers) -> str:
+def template(servers: Servers) -> str:
     """Name of a migrated database that tests are given copies of."""
+    name = "template_migrated"
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_migrated")
-    engine = create_engine(servers.postgres.url("template_migrated").replace("postgresql:", "postgresql+psycopg:"))
-    Base.metadata.create_all(engine)
-    engine.dispose()
-    return "template_migrated"
+        connection.execute(f"CREATE DATABASE {name}")
+    upgrade(make_settings({**servers.environment(), "SEFT_DATABASE_URL": servers.postgres.url(name)}))
+    return name
 
 
 @pytest.fixture
-def settings(servers: Servers, _template: str, tmp_path: Path) -> Iterator[Settings]:
+def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a service of the test's own: database, bucket, Valkey database, scratch folder."""
     number = next(NUMBERS)
-    database = f"test_{number}"
+    database, broker = f"test_{number}", servers.valkey.url(number % 16)
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {database} TEMPLATE {_template}")
-    broker = servers.valkey.url(number % 16)
+        connection.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
     with redis.Redis.from_url(broker) as client:
         client.flushdb()
-    environment = {
-        **servers.environment,
-        "SEFT_DATABASE_URL": servers.postgres.url(database),
-        "SEFT_BROKER_URL": broker,
-    }
-    fields = {name.removeprefix("SEFT_").lower(): value for name, value in environment.items()}
-    yield Settings.model_validate({**fields, "s3_bucket": f"test-{number}", "scratch": tmp_path / "scratch"})
+    yield make_settings(
+        {
+            **servers.environment(),
+            "SEFT_DATABASE_URL": servers.postgres.url(database),
+            "SEFT_BROKER_URL": broker,
+            "SEFT_S3_BUCKET": f"test-{number}",
+            "SEFT_SCRATCH": str(tmp_path / "scratch"),
+        }
+    )
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
 
