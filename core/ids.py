@@ -3,6 +3,7 @@
 They sort by the time of their making, which is what cursors rely on.
 """
 
+import re
 import secrets
 import time
 from typing import Literal
@@ -16,3 +17,13 @@ def new(prefix: Prefix) -> str:
     """A fresh identifier such as `job_01jz…`, 26 characters behind the prefix."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return f"{prefix}_" + "".join(ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def pattern(prefix: Prefix) -> str:
+    """The regular expression of such an identifier."""
+    return rf"^{prefix}_[0-9a-z]{{26}}$"
+
+
+def is_id(prefix: Prefix, value: str) -> bool:
+    """Whether `value` could be one; nothing else is worth a look into the database."""
+    return re.fullmatch(pattern(prefix), value) is not None

@@ -21,14 +21,15 @@ def create(
 ) -> tuple[Job, bool]:
     """A new queued job and True; or the job that the same key and body made before, and False.
 
-    NOT_FOUND when the dataset is none of the tenant's; IDEMPOTENCY_CONFLICT and IDEMPOTENCY_IN_FLIGHT as in `earlier`.
+    INVALID_REQUEST when the dataset is none of the tenant's; else the errors of `earlier`.
     """
     if idempotency_key is not None and (former := earlier(session, tenant, idempotency_key, body_sha256)):
         return former, False
+    check_dataset(session, tenant, spec.dataset)
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
-        dataset_id=_dataset(session, tenant, spec.dataset).id,
+        dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),
         priority=spec.priority,
         status=Status.QUEUED,
@@ -67,7 +68,8 @@ def earlier(session: Session, tenant: str, key: str, body_sha256: str) -> Job | 
 
 def get(session: Session, tenant: str, job_id: str) -> Job:
     """The tenant's job, or NOT_FOUND."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.tenant == tenant))
+    query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
+    job = session.scalar(query) if ids.is_id("job", job_id) else None
     if job is None:
         raise ProblemError(Code.NOT_FOUND, f"There is no job {job_id!r}. GET /jobs lists yours.")
     return job
@@ -108,11 +110,11 @@ def position(session: Session, job: Job) -> int | None:
     return 1 + (session.scalar(select(func.count()).select_from(ahead.subquery())) or 0)
 
 
-def _dataset(session: Session, tenant: str, dataset_id: str) -> Dataset:
-    row = session.scalar(select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant))
+def check_dataset(session: Session, tenant: str, dataset_id: str) -> None:
+    """INVALID_REQUEST when the tenant has no such dataset."""
+    row = session.scalar(select(Dataset.id).where(Dataset.id == dataset_id, Dataset.tenant == tenant))
     if row is None:
         flaw = Flaw(
             "dataset", "names an uploaded dataset", dataset_id, "Upload one with POST /datasets and give its id."
         )
         raise ProblemError(Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}.", (flaw,))
-    return row

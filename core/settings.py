@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(description="Access key of the object storage.")
     s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")
 
+    api_host: str = Field(default="127.0.0.1", description="Address that the API listens at.")
+    api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens at.")
     model_roots: list[Path] = Field(
         default=[], description="Folders (a JSON list) whose models may be named by their relative path."
     )

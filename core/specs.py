@@ -4,10 +4,23 @@ Only `model`, `dataset` and `sparsity` are required. Unknown fields are refused.
 `seft.config` on purpose, so that a request is refused at the door; a test holds them equal.
 """
 
+import hashlib
+import json
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from core import ids
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold the character NUL, which Postgres cannot keep")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_no_nul)]
 
 
 class Spec(BaseModel):
@@ -35,7 +48,7 @@ class PruneSpec(Spec):
     """How the model is pruned."""
 
     method: PruneMethod = Field(default=PruneMethod.SPARSEGPT, description="How a weight's importance is judged.")
-    calibration: CalibrationSpec = Field(default_factory=CalibrationSpec)
+    calibration: CalibrationSpec = Field(default_factory=CalibrationSpec, description="The text the pruner looks at.")
 
 
 class RepairSpec(Spec):
@@ -47,10 +60,14 @@ class RepairSpec(Spec):
     learning_rate: Annotated[float, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
         default="auto", description="Peak learning rate; `auto` chooses by density."
     )
-    update_interval: int = Field(default=60, ge=1, description="Steps between two events of the topology.")
+    update_interval: int = Field(
+        default=60, ge=1, le=1_000_000, description="Steps between two events of the topology."
+    )
     drop_rate: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the active set replaced at an event.")
-    batch_tokens: int = Field(default=16384, ge=2, description="Tokens of one optimizer step.")
-    sequence_tokens: int = Field(default=512, ge=2, description="Tokens of one window; divides `batch_tokens`.")
+    batch_tokens: int = Field(default=16384, ge=2, le=1 << 24, description="Tokens of one optimizer step.")
+    sequence_tokens: int = Field(
+        default=512, ge=2, le=131072, description="Tokens of one window; divides `batch_tokens`."
+    )
 
     @model_validator(mode="after")
     def _whole_windows(self) -> Self:
@@ -67,9 +84,13 @@ class EvaluateSpec(Spec):
     held_out: float = Field(
         default=0.1, gt=0.0, lt=1.0, description="Share of the dataset's records kept from training and judged on."
     )
-    tasks: tuple[Literal["perplexity"], ...] = Field(default=("perplexity",), min_length=1)
-    windows: int = Field(default=20, ge=1, description="Held-out windows; fewer are taken where there are fewer.")
-    tokens: int = Field(default=1024, ge=2, description="Tokens in each held-out window.")
+    tasks: tuple[Literal["perplexity"], ...] = Field(
+        default=("perplexity",), min_length=1, max_length=1, description="What is measured."
+    )
+    windows: int = Field(
+        default=20, ge=1, le=4096, description="Held-out windows; fewer are taken where there are fewer."
+    )
+    tokens: int = Field(default=1024, ge=2, le=131072, description="Tokens in each held-out window.")
 
 
 class OutputSpec(Spec):
@@ -83,25 +104,34 @@ class JobSpec(Spec):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "example": {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dataset": "file_01jz…", "sparsity": 0.6}
+            "example": {
+                "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d",
+                "sparsity": 0.6,
+            }
         }
     )
 
-    model: str = Field(
+    model: Line = Field(
         min_length=1, max_length=512, description="A hub id, or a folder or GGUF file under one of the model roots."
     )
-    revision: str | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
-    dataset: str = Field(pattern=r"^file_[0-9a-z]{26}$", description="Id of an uploaded dataset.")
+    revision: Line | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
+    dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")
     sparsity: float = Field(ge=0.0, le=0.99, description="Share of zeros in each target linear.")
-    pattern: Literal["unstructured"] = "unstructured"
-    allocation: Literal["uniform"] = "uniform"
-    prune: PruneSpec = Field(default_factory=PruneSpec)
-    repair: RepairSpec = Field(default_factory=RepairSpec)
-    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
-    output: OutputSpec = Field(default_factory=OutputSpec)
+    pattern: Literal["unstructured"] = Field(default="unstructured", description="Zeros may lie anywhere in a row.")
+    allocation: Literal["uniform"] = Field(default="uniform", description="Every target linear gets the same share.")
+    prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
+    repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are judged.")
+    output: OutputSpec = Field(default_factory=OutputSpec, description="What the checkpoint looks like.")
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    suffix: str | None = Field(default=None, max_length=64, description="Name of the result, for people.")
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
-        default_factory=dict, max_length=16
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Everything random follows from it.")
+    suffix: Line | None = Field(default=None, max_length=64, description="Name of the result, for people.")
+    metadata: dict[Annotated[Line, Field(max_length=64)], Annotated[Line, Field(max_length=512)]] = Field(
+        default_factory=dict, max_length=16, description="Up to 16 names and values of yours, kept with the job."
     )
+
+    def fingerprint(self) -> str:
+        """sha256 of the request with all defaults: equal for two bodies that ask for the same."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -25,7 +25,7 @@ class Storage:
     """One bucket. Safe to share between threads; errors are botocore's."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._link_seconds = settings.link_seconds
         self._bucket = settings.s3_bucket
         self._s3 = _client(settings, settings.s3_endpoint)
         # Signing needs no connection, but the host that the user will name.
@@ -75,12 +75,10 @@ class Storage:
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
 
-    def link(self, key: str, *, filename: str | None = None) -> str:
-        """A URL that lets its holder GET the object for `link_seconds`, saved as `filename` where one is given."""
+    def link(self, key: str) -> str:
+        """A URL that lets its holder GET the object for `link_seconds`."""
         params = {"Bucket": self._bucket, "Key": key}
-        if filename is not None:
-            params["ResponseContentDisposition"] = f'attachment; filename="{filename}"'
-        return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._settings.link_seconds)
+        return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._link_seconds)
 
     def _keys(self, prefix: str) -> Iterator[str]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)

@@ -1,0 +1,30 @@
+"""How a request becomes a job: everything that can be refused is refused before there is a row.
+
+No transaction is open while the hub is asked about a model.
+"""
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import jobs, models
+from core.settings import Settings
+from core.specs import JobSpec
+from core.tables import Job
+
+
+def admit(
+    settings: Settings, sessions: sessionmaker[Session], tenant: str, spec: JobSpec, idempotency_key: str | None
+) -> tuple[Job, bool]:
+    """The new job and True, or the one that the same key and body made before and False.
+
+    A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
+    ProblemError where the dataset, the model or the key is refused.
+    """
+    body = spec.fingerprint()
+    with sessions.begin() as session:
+        if idempotency_key is not None and (former := jobs.earlier(session, tenant, idempotency_key, body)):
+            return former, False
+        jobs.check_dataset(session, tenant, spec.dataset)
+    source = models.find(settings, spec.model, spec.revision)
+    pinned = spec.model_copy(update={"revision": source.revision})
+    with sessions.begin() as session:
+        return jobs.create(session, tenant, pinned, idempotency_key, body)

@@ -1,0 +1,137 @@
+"""Datasets: an upload is checked line by line in constant memory, then kept under its hash, with a row for each upload.
+
+What a record is, `seft.records` says; a refused upload leaves neither object nor row.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core import ids
+from core.errors import Code, Flaw, ProblemError
+from core.tables import Dataset
+from seft.errors import RecordError
+from seft.records import parse_line
+
+FORMAT = "text"
+FLAWS = 20
+"""Reading ends at so many broken lines."""
+LINE_BYTES = 16 << 20
+NAME_CHARACTERS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a checked file holds."""
+
+    sha256: str
+    bytes: int
+    records: int
+
+    @property
+    def object_key(self) -> str:
+        """Where it lies in object storage; equal files lie at the same place."""
+        return f"datasets/{self.sha256}.jsonl"
+
+
+def check(stream: BinaryIO) -> Content:
+    """Read a JSONL file to its end. INVALID_DATASET with a flaw for each of the first `FLAWS` broken lines."""
+    digest, size, records = hashlib.sha256(), 0, 0
+    first: str | None = None
+    distinct = False
+    flaws: list[Flaw] = []
+    for number, (raw, length) in enumerate(_lines(stream, digest), start=1):
+        size += length
+        records += 1
+        try:
+            text = _record(number, raw, length)
+        except RecordError as error:
+            flaws.append(Flaw(f"line {error.line}", error.rule, error.value, error.way_out))
+            if len(flaws) == FLAWS:
+                break
+            continue
+        first = text if first is None else first
+        distinct = distinct or text != first
+    _refuse(flaws, records, distinct=distinct)
+    return Content(digest.hexdigest(), size, records)
+
+
+def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
+    """The row of an upload whose object is in place."""
+    row = Dataset(
+        id=ids.new("file"),
+        tenant=tenant,
+        name=clean_name(name),
+        format=FORMAT,
+        sha256=content.sha256,
+        bytes=content.bytes,
+        records=content.records,
+        object_key=content.object_key,
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
+    """The tenant's dataset, or NOT_FOUND."""
+    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant)
+    row = session.scalar(query) if ids.is_id("file", dataset_id) else None
+    if row is None:
+        raise ProblemError(Code.NOT_FOUND, f"There is no dataset {dataset_id!r}. GET /datasets lists yours.")
+    return row
+
+
+def page(session: Session, tenant: str, *, after: str | None = None, limit: int) -> tuple[Sequence[Dataset], bool]:
+    """Up to `limit` datasets, newest first, those older than `after`; and whether there are more."""
+    query = select(Dataset).where(Dataset.tenant == tenant).order_by(Dataset.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(Dataset.id < after)
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def clean_name(name: str) -> str:
+    """A file name fit to be shown: no folders, nothing that does not print, of bounded length."""
+    base = name.replace("\\", "/").rpartition("/")[2]
+    return "".join(filter(str.isprintable, base)).strip()[:NAME_CHARACTERS] or "dataset.jsonl"
+
+
+def _lines(stream: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[bytes, int]]:
+    """Each line, cut behind `LINE_BYTES`, with its whole length."""
+    while raw := stream.readline(LINE_BYTES + 1):
+        digest.update(raw)
+        length = len(raw)
+        last = raw
+        while len(last) > LINE_BYTES and not last.endswith(b"\n"):
+            last = stream.readline(LINE_BYTES + 1)
+            digest.update(last)
+            length += len(last)
+        yield raw, length
+
+
+def _record(number: int, raw: bytes, length: int) -> str:
+    if length > LINE_BYTES:
+        way_out = "Split the text into several records."
+        raise RecordError(number, f"a line has at most {LINE_BYTES} bytes", f"a line of {length} bytes", way_out)
+    return parse_line(number, raw)
+
+
+def _refuse(flaws: list[Flaw], records: int, *, distinct: bool) -> None:
+    if flaws:
+        many = f"{FLAWS} or more lines are" if len(flaws) == FLAWS else f"{len(flaws)} of {records} lines are"
+        raise ProblemError(Code.INVALID_DATASET, f"{many} no records; the dataset was not stored.", tuple(flaws))
+    if not distinct:
+        seen = f"{records} equal records" if records > 1 else f"{records} records"
+        flaw = Flaw(
+            "file",
+            "holds at least two different records, one to train on and one to judge by",
+            seen,
+            'Write one JSON object per line: {"text": "…"}.',
+        )
+        raise ProblemError(Code.INVALID_DATASET, f"The file holds {seen}; the dataset was not stored.", (flaw,))
