@@ -1,0 +1,71 @@
+"""The pruned state in one small file: a bitmask and the nonzero values of every target linear, bit for bit.
+
+It is what a run goes on from instead of pruning again. It holds nothing that pruning leaves alone (embeddings, norms,
+biases), and it is no format for users: `seft.export` writes that.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Shaped, UInt8
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from seft.errors import StateError
+from seft.targets import target_linears
+
+
+def save_pruned(model: nn.Module, path: Path) -> None:
+    """Write the target linears to `path`, in the dtype they have."""
+    tensors: dict[str, Tensor] = {}
+    for name, linear in target_linears(model).items():
+        weight = linear.weight.detach()
+        kept = weight != 0
+        tensors[f"{name}.kept"] = pack_bits(kept)
+        tensors[f"{name}.values"] = weight[kept].cpu()
+    save_file(tensors, path)
+
+
+@torch.no_grad()
+def load_pruned(model: nn.Module, path: Path) -> None:
+    """Put the weights of `path` into a model of the same shape and dtype, in place; -0.0 comes back as 0.0.
+
+    StateError when the file belongs to another model. A model that was refused is left as it was or half filled: load
+    it again.
+    """
+    linears = target_linears(model)
+    with safe_open(path, "pt") as file:
+        expected = {f"{name}.{part}" for name in linears for part in ("kept", "values")}
+        if set(file.keys()) != expected:
+            odd = sorted(set(file.keys()) ^ expected)[0]
+            raise StateError(
+                f"{path} must hold the target linears of this model; {odd} differs. Prune this model again."
+            )
+        for name, linear in linears.items():
+            _fill(name, linear.weight, file.get_tensor(f"{name}.kept"), file.get_tensor(f"{name}.values"))
+
+
+def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "rows bytes"], values: Tensor) -> None:
+    rows, cols = weight.shape
+    if kept.shape != (rows, -(-cols // 8)) or values.dtype != weight.dtype:
+        raise StateError(
+            f"{name} must be {rows} x {cols} of {weight.dtype}; the file has {tuple(kept.shape)} bytes of mask and"
+            f" values of {values.dtype}. Load the model as it was when the state was saved."
+        )
+    mask = unpack_bits(kept, cols)
+    if int(mask.sum()) != len(values):
+        raise StateError(f"{name} must have one value for each kept weight; it has {len(values)}. Prune again.")
+    weight.zero_()
+    weight[mask.to(weight.device)] = values.to(weight.device)
+
+
+def pack_bits(mask: Bool[Tensor, "rows cols"]) -> UInt8[Tensor, "rows bytes"]:
+    """Eight columns in a byte, the first in its highest bit; each row begins a new byte."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+
+
+def unpack_bits(packed: UInt8[Tensor, "rows bytes"], cols: int) -> Bool[Tensor, "rows cols"]:
+    """Undo `pack_bits`."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=cols)).bool()

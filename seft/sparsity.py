@@ -1,0 +1,94 @@
+"""How sparse a model is, counted: for each target linear, for all of them, and for the whole model.
+
+The count that is published is the one of the written folder, read tensor by tensor; that of a model in memory is for
+looking on. Nothing here is estimated or believed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import computed_field
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from seft.errors import VerifyError
+from seft.targets import target_linears
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Zeros among so many weights. -0.0 is a zero."""
+
+    zeros: int
+    weights: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def share(self) -> float:
+        """Zeros per weight; 0 where there is no weight."""
+        return self.zeros / self.weights if self.weights else 0.0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.zeros + other.zeros, self.weights + other.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """`layers` has a count for each target linear, `linears` is their sum, `model` counts every saved weight once."""
+
+    layers: dict[str, Count]
+    linears: Count
+    model: Count
+
+
+def of_model(model: nn.Module) -> Sparsity:
+    """Count a model in memory."""
+    return _count(model, model.state_dict().items())
+
+
+def of_folder(folder: Path) -> Sparsity:
+    """Count a Hugging Face folder from its safetensors files, one tensor in memory at a time.
+
+    The target linears are those of its config.json, so a folder that lacks one is a VerifyError.
+    """
+    return _count(skeleton(folder), _tensors(folder))
+
+
+def skeleton(folder: Path) -> Any:
+    """The model of a folder's config.json, without memory for its weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Names of tensors that another, earlier name already stands for."""
+    first: dict[int, str] = {}
+    return {
+        name for name, tensor in model.state_dict(keep_vars=True).items() if first.setdefault(id(tensor), name) != name
+    }
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a file is no dict)
+                yield name, file.get_tensor(name)
+
+
+def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Sparsity:
+    tied, linears = _tied(model), target_linears(model)
+    counts = {
+        name: Count(tensor.numel() - int(tensor.count_nonzero()), tensor.numel())
+        for name, tensor in weights
+        if name not in tied
+    }
+    lost = [name for name in linears if f"{name}.weight" not in counts]
+    if lost:
+        raise VerifyError(f"every target linear must have a weight in the safetensors files; {lost[0]} has none.")
+    layers = {name: counts[f"{name}.weight"] for name in linears}
+    return Sparsity(layers, sum(layers.values(), Count(0, 0)), sum(counts.values(), Count(0, 0)))

@@ -1,0 +1,69 @@
+"""Counting: by hand on what can be counted by hand, and the same in memory as on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seft import sparsity
+from seft.errors import VerifyError
+from seft.sparsity import Count
+from seft.targets import target_linears
+from tests.tiny import untrained_tiny
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def test_zeros_of_both_signs_are_counted_in_their_layer() -> None:
+    model = untrained_tiny()
+    weight = target_linears(model)[Q].weight.data
+    weight[0], weight[1] = 0.0, -0.0
+    counted = sparsity.of_model(model)
+    assert counted.layers[Q] == Count(128, 64 * 64)
+    assert counted.linears == Count(128, sum(linear.weight.numel() for linear in target_linears(model).values()))
+
+
+def test_the_whole_model_counts_tied_weights_once_and_every_parameter() -> None:
+    model = untrained_tiny()
+    before = sparsity.of_model(model).model
+    model.model.embed_tokens.weight.data[3] = 0.0
+    assert before.weights == sum(weight.numel() for weight in model.parameters())
+    assert sparsity.of_model(model).model == before + Count(64, 0)
+
+
+def test_a_folder_counts_as_the_model_that_was_written(tmp_path: Path) -> None:
+    model = untrained_tiny()
+    for number, linear in enumerate(target_linears(model).values()):
+        linear.weight.data[:number] = 0.0
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
+
+
+def test_a_head_that_was_saved_beside_its_tied_embedding_is_counted_once(tmp_path: Path) -> None:
+    model = untrained_tiny()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
+
+
+def test_a_folder_without_one_of_its_linears_is_refused(tmp_path: Path) -> None:
+    untrained_tiny().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[f"{Q}.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VerifyError, match=Q):
+        sparsity.of_folder(tmp_path)
+
+
+def test_shares_add_up() -> None:
+    assert (Count(1, 4) + Count(2, 4)).share == 3 / 8
+    assert Count(0, 0).share == 0.0
+
+
+def test_a_skeleton_has_no_weights_in_memory(tmp_path: Path) -> None:
+    untrained_tiny().save_pretrained(tmp_path)
+    assert all(weight.device == torch.device("meta") for weight in sparsity.skeleton(tmp_path).parameters())
