@@ -1,0 +1,90 @@
+"""The model card, README.md of a checkpoint: what it is, how good, how sparse, made how, and how to load it.
+
+It says nothing that `sparsity.json` does not hold.
+"""
+
+from dataclasses import asdict
+
+from seft.facts import Facts, Record
+from seft.source import Kind
+from seft.sparsity import Count
+
+_LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
+```"""
+
+_SPEED = """The zeros are stored as zeros, so everything that loads the base model loads this one. Stock transformers,
+vLLM and llama.cpp run it at the speed and in the memory of the dense model; a runtime with sparse kernels can pack it
+by itself."""
+
+
+def card(record: Record) -> str:
+    """The whole card, as markdown with the Hub's YAML front matter."""
+    facts = record.facts
+    parts = [_front(facts), f"# {_title(record)}", _what(record)]
+    if facts.scores:
+        parts += ["## Scores", _scores(facts)]
+    parts += ["## Sparsity", _sparsity(record), "## Loading", _LOAD, _SPEED, "## Recipe", _recipe(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front(facts: Facts) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    if facts.base.kind is Kind.HUB:
+        lines.append(f"base_model: {facts.base.reference}")
+    if facts.base.licence:
+        lines.append(f"license: {facts.base.licence}")
+    return "\n".join(["---", *lines, "tags:", "- sparse", "- pruned", "- seft", "---"])
+
+
+def _title(record: Record) -> str:
+    return f"{record.facts.base.reference}, {record.sparsity.linears.share:.0%} sparse"
+
+
+def _what(record: Record) -> str:
+    facts, share = record.facts, record.sparsity.linears.share
+    pruned = (
+        f"`{facts.base.reference}` with {share:.1%} of the weights in its linear layers set to zero"
+        f" by {facts.prune.method} ({facts.pattern})"
+    )
+    if facts.repair is None:
+        return f"{pruned}, in one shot. It was not repaired afterwards."
+    return (
+        f"{pruned}, then repaired by SEFT (arXiv 2505.24037): {facts.repair.steps} steps of sparse fine-tuning that"
+        f" train {facts.repair.density:.2%} of these weights at a time and let the zeros move."
+        f" {facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
+    )
+
+
+def _scores(facts: Facts) -> str:
+    assert facts.evaluate is not None
+    names = [name for name in ("dense", "pruned", "repaired") if name in facts.scores]
+    rows = [f"| {name} | {facts.scores[name]:.2f} |" for name in names]
+    note = (
+        f"Over {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens, on the weights as they are stored."
+    )
+    return "\n".join(["| model | perplexity |", "|---|---|", *rows, "", note])
+
+
+def _sparsity(record: Record) -> str:
+    def row(name: str, count: Count) -> str:
+        return f"| {name} | {count.share:.2%} | {count.zeros:,} | {count.weights:,} |"
+
+    rows = [row("the pruned linear layers", record.sparsity.linears), row("the whole model", record.sparsity.model)]
+    note = f"Counted in the written files. Asked for: {record.facts.prune.sparsity:.2%} of each linear layer."
+    return "\n".join(["| | zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
+
+
+def _recipe(record: Record) -> str:
+    facts = record.facts
+    base = {"base model": facts.base.reference, "revision": facts.base.revision, "licence": facts.base.licence}
+    hashes = {"calibration sha256": facts.calibration_sha256, "dataset sha256": facts.dataset_sha256}
+    settings = {f"prune {key}": value for key, value in asdict(facts.prune).items()}
+    if facts.repair:
+        settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}
+    rows = {**base, "pattern": facts.pattern, **settings, **hashes, **record.versions}
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {'unknown' if value is None else value} |" for key, value in rows.items())]
+    )

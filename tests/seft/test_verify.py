@@ -1,0 +1,148 @@
+"""Each kind of damage to a checkpoint is caught, and named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seft.errors import VerifyError
+from seft.facts import MANIFEST, canonical, manifest
+from seft.verify import check, verify
+from tests.seft.test_export import export_half_sparse
+
+WEIGHTS = "model.safetensors"
+Q = "model.layers.2.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    export_half_sparse(out)
+    return out
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def forge_manifest(folder: Path) -> None:
+    """Make the sizes and hashes true of what lies in the folder now."""
+    (folder / MANIFEST).write_bytes(manifest(folder))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    forge_manifest(folder)
+
+
+def edit_record(folder: Path, edit: Callable[[dict[str, dict[str, object]]], None]) -> None:
+    record = json.loads((folder / "sparsity.json").read_bytes())
+    edit(record)
+    (folder / "sparsity.json").write_bytes(canonical(record))
+    forge_manifest(folder)
+
+
+def test_a_whole_folder_passes_in_a_clean_process(exported: Path) -> None:
+    verify(exported)
+
+
+def test_damage_is_reported_by_the_clean_process(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    with pytest.raises(VerifyError, match=r"README\.md must have the"):
+        verify(folder)
+
+
+def test_a_flipped_bit_is_caught(folder: Path) -> None:
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    with pytest.raises(VerifyError, match=WEIGHTS):
+        check(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "sparsity.json"])
+def test_a_missing_file_is_caught(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(VerifyError, match=name):
+        check(folder)
+
+
+def test_a_folder_without_manifest_is_unfinished(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    with pytest.raises(VerifyError, match=MANIFEST):
+        check(folder)
+
+
+def test_a_file_too_many_is_caught(folder: Path) -> None:
+    (folder / "modeling.py").write_text("print('hello')")
+    with pytest.raises(VerifyError, match=r"modeling\.py"):
+        check(folder)
+
+
+def test_a_wrong_count_is_caught(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
+        record["sparsity"]["model"] = {"zeros": 1, "weights": 197184}
+
+    edit_record(folder, edit)
+    with pytest.raises(VerifyError, match="model must have the zeros"):
+        check(folder)
+
+
+def test_a_record_without_its_parts_is_caught(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
+        del record["fingerprint"]
+
+    edit_record(folder, edit)
+    with pytest.raises(VerifyError, match="fingerprint"):
+        check(folder)
+
+
+def test_a_missing_norm_is_caught(folder: Path) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.norm.weight"]
+
+    edit_weights(folder, edit)
+    with pytest.raises(VerifyError, match="model must have the zeros"):
+        check(folder)
+
+
+def test_a_renamed_tensor_is_caught(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update({"model.nrom.weight": tensors.pop("model.norm.weight")}))
+    with pytest.raises(VerifyError, match=r"missing_keys: \['model\.norm\.weight'\]"):
+        check(folder)
+
+
+@pytest.mark.parametrize("name", [Q, "model.norm.weight", "model.layers.0.input_layernorm.weight"])
+def test_one_wrong_weight_is_caught_even_with_right_hashes(folder: Path, name: str) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[2] *= -30
+
+    edit_weights(folder, edit)
+    with pytest.raises(VerifyError, match="log-probabilities"):
+        check(folder)
+
+
+def test_weights_that_are_not_finite_are_caught(folder: Path) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q].view(-1)[2] = torch.nan
+
+    edit_weights(folder, edit)
+    with pytest.raises(VerifyError, match="must be finite"):
+        check(folder)
+
+
+def test_a_layer_over_its_budget_is_caught(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
+        record["facts"]["prune"] = {"sparsity": 0.6}
+
+    edit_record(folder, edit)
+    with pytest.raises(VerifyError, match=r"must have a share of zeros of 0\.6"):
+        check(folder)
