@@ -1,0 +1,40 @@
+"""Lists of positions in a weight, each with what is known about it, kept sorted so that two lists meet cheaply.
+
+A position is flat, `row * cols + col`, and int32: that bounds a linear to 2^31 - 1 weights.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Sorted unique `indices`; every other field of a subclass has one entry for each of them, in their order."""
+
+    indices: Int[Tensor, "positions"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: Shaped[Tensor, "chosen"]) -> Self:
+        """Some of the positions, by mask or by increasing places, with all that belongs to them."""
+        return type(self)(*(tensor[chosen] for tensor in self.tensors().values()))
+
+    def joined(self, other: Self) -> Self:
+        """Both lists as one; they must share no position."""
+        order = torch.cat([self.indices, other.indices]).argsort()
+        pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)
+        return type(self)(*(torch.cat(pair)[order] for pair in pairs))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def master_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of a weight of `dtype` are kept and its gradients are summed: float32 or wider."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,112 @@
+"""What a window learns about one linear: fixed lists of candidates and the gradients they had, summed in float32.
+
+A window is the last few steps before an event. Each backward of it makes the gradient of the whole weight one row
+chunk at a time, looks for candidates in it, and forgets it. Nothing here decides: `seft.repair.evolve` does.
+
+[ours] Growth candidates come from every micro-batch: those listed add its gradient to their sums, its best newcomers
+join with theirs, and the largest sums stay. A newcomer's missing past counts as zero, which can only make it look
+worse. Removal candidates are the least sensitive of the first micro-batch, judged by all: a list of least sums must
+not be open to newcomers, whose missing past would look like merit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seft.repair.positions import Positions, master_dtype
+from seft.repair.sampled import sampled_product
+
+CHUNK = 1 << 20
+"""Entries of the weight's gradient that exist at once (at least one row)."""
+
+LISTED = 4
+"""Candidates listed for each position that the event will choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates(Positions):
+    """Positions with the sum and the sum of squares of their micro-batch gradients."""
+
+    sums: Float[Tensor, "positions"]
+    squares: Float[Tensor, "positions"]
+
+    @classmethod
+    def newcomers(cls, indices: Int[Tensor, "positions"], gradients: Float[Tensor, "positions"]) -> Self:
+        """Candidates seen in one micro-batch."""
+        order = indices.argsort()
+        return cls(indices[order].int(), gradients[order], gradients[order] ** 2)
+
+    def updated(self, gradients: Float[Tensor, "positions"]) -> Self:
+        """The candidates after one more micro-batch."""
+        return type(self)(self.indices, self.sums + gradients, self.squares + gradients**2)
+
+    def best(self, count: int, scores: Float[Tensor, "positions"]) -> Self:
+        """The `count` of them with the largest scores."""
+        return self[scores.topk(min(count, len(self))).indices.sort().values]
+
+    def sensitivity(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "positions"]:
+        """|W * dL/dW|: how much the loss would change, to first order, if the weight became zero."""
+        return (weight.view(-1)[self.indices] * self.sums).abs()
+
+
+class Window:
+    """Candidates of one linear for an event that chooses `count` positions."""
+
+    def __init__(self, weight: Float[Tensor, "rows cols"], count: int) -> None:
+        nothing = torch.zeros(0, dtype=master_dtype(weight.dtype), device=weight.device)
+        self.count = count
+        self.observed = 0
+        self.growth = self.removal = Candidates(nothing.int(), nothing, nothing)
+
+    def resume(self, growth: Candidates, removal: Candidates, observed: int) -> None:
+        """Go on from saved lists."""
+        self.growth, self.removal, self.observed = growth, removal, observed
+
+    def observe(
+        self,
+        left: Float[Tensor, "tokens rows"],
+        right: Float[Tensor, "tokens cols"],
+        weight: Float[Tensor, "rows cols"],
+        active: Int[Tensor, "positions"],
+    ) -> None:
+        """Learn from one micro-batch: `left` is the gradient of the outputs, `right` the inputs."""
+        left, right = left.to(self.growth.sums.dtype), right.to(self.growth.sums.dtype)
+        growth = self.growth.updated(sampled_product(left, right, self.growth.indices))
+        removal = self.removal.updated(sampled_product(left, right, self.removal.indices))
+        taken = torch.cat([active, growth.indices]).sort().values
+        for rows in _row_chunks(weight):
+            gradient = (left[:, rows].t() @ right).flatten()
+            offset = rows.start * weight.shape[1]
+            growth = growth.joined(self._promising(gradient, offset, taken))
+            growth = growth.best(self.count * LISTED, growth.sums.abs())
+            if not self.observed:
+                removal = removal.joined(self._idle(gradient, offset, weight[rows].flatten()))
+                removal = removal.best(self.count * LISTED, -removal.sensitivity(weight))
+        self.growth, self.removal, self.observed = growth, removal, self.observed + 1
+
+    def _promising(self, gradient: Float[Tensor, "chunk"], offset: int, taken: Int[Tensor, "taken"]) -> Candidates:
+        """The largest entries of a chunk that are neither active nor listed."""
+        sizes = gradient.abs()
+        bounds = torch.tensor([offset, offset + len(gradient)], device=taken.device, dtype=taken.dtype)
+        first, last = torch.searchsorted(taken, bounds).tolist()
+        sizes[taken[first:last] - offset] = 0
+        places = sizes.topk(min(self.count * LISTED, len(sizes))).indices
+        places = places[sizes[places] > 0]
+        return Candidates.newcomers(places + offset, gradient[places])
+
+    def _idle(self, gradient: Float[Tensor, "chunk"], offset: int, weights: Float[Tensor, "chunk"]) -> Candidates:
+        """The nonzeros of a chunk with the least sensitivity."""
+        sensitivity = (weights * gradient).abs().masked_fill_(weights == 0, torch.inf)
+        places = sensitivity.topk(min(self.count * LISTED, len(sensitivity)), largest=False).indices
+        places = places[weights[places] != 0]
+        return Candidates.newcomers(places + offset, gradient[places])
+
+
+def _row_chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
+    rows, cols = weight.shape
+    height = max(1, CHUNK // cols)
+    return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
