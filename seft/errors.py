@@ -56,6 +56,12 @@ class TrainError(SeftError):
     code = "train_failed"
 
 
+class EvaluateError(SeftError):
+    """A model's losses are not finite, so it cannot be judged."""
+
+    code = "evaluate_failed"
+
+
 class StateError(SeftError):
     """A resumable state does not belong to this model and configuration."""
 
