@@ -3,7 +3,7 @@
 Datasets lie at `datasets/<sha256>.jsonl`, what an attempt writes under `jobs/<job id>/<attempt>/`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -70,7 +70,10 @@ class Storage:
 
     def delete_prefix(self, prefix: str) -> None:
         """Remove every object whose key starts with `prefix`."""
-        keys = self.keys(prefix)
+        self.delete(self.keys(prefix))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove these objects; one that is not there is no error."""
         for start in range(0, len(keys), DELETE_BATCH):
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
