@@ -9,6 +9,8 @@ from redis.exceptions import RedisError
 
 from core.settings import Settings
 
+Broker = Celery
+"""The name for those who send hints and need not know Celery."""
 TASK = "seft.work"
 HINT_LIFE = timedelta(minutes=1)
 """A hint nobody took for so long is dropped; the sweep sends another one if a job still waits."""

@@ -1,0 +1,60 @@
+"""`python -m api` serves; `python -m api keys create` prints a new API key; `python -m api schema` the OpenAPI."""
+
+import json
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from api.app import make_app, routes
+from core import keys, logging
+from core.database import make_engine, make_sessions
+from core.settings import Settings
+
+GRACE_SECONDS = 5
+"""Streams of events never end by themselves."""
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+keys_cli = typer.Typer(help="API keys.")
+cli.add_typer(keys_cli, name="keys")
+
+
+@cli.callback(invoke_without_command=True)
+def serve(context: typer.Context) -> None:
+    """Serve the API, as the SEFT_ environment variables say."""
+    if context.invoked_subcommand is not None:
+        return
+    settings = Settings()
+    logging.configure(settings)
+    uvicorn.run(
+        make_app(settings),
+        host=settings.api_host,
+        port=settings.api_port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+@keys_cli.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who or what will use it.")],
+    tenant: Annotated[str, typer.Option(help="Whose rows it opens.")] = "default",
+) -> None:
+    """Print a new key. It is shown this once and kept nowhere."""
+    engine = make_engine(Settings())
+    with make_sessions(engine).begin() as session:
+        _, secret = keys.issue(session, tenant, name)
+    engine.dispose()
+    typer.echo(secret)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the OpenAPI document, as `docs/openapi.json` holds it."""
+    typer.echo(json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,57 @@
+"""The application: routes, error handlers and the envelope around them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+
+import core
+from api import errors
+from api.deps import make_services
+from api.envelope import Envelope
+from api.routes import datasets, jobs, operations, reports
+from core.settings import Settings
+
+DESCRIPTION = """Makes language models sparse and repairs them.
+
+Upload a dataset, `POST /jobs`, follow the job, and download a checkpoint that `transformers` loads with one line.
+Every answer that is no success is a problem report (RFC 9457, `application/problem+json`).
+"""
+
+
+class Described(FastAPI):
+    """FastAPI knows of JSON answers only; the problem reports that the routes declare have another media type."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, with the schemas of a problem report."""
+        document = super().openapi()
+        document["components"]["schemas"] |= errors.schemas()
+        return document
+
+
+def routes() -> FastAPI:
+    """All routes and error handlers, without a service behind them: enough to be described."""
+    app = Described(title="SEFT", version=core.__version__, description=DESCRIPTION, redoc_url=None, lifespan=_lifespan)
+    errors.install(app)
+    for module in (jobs, reports, datasets, operations):
+        app.include_router(module.router)
+    return app
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """The server for these settings. It starts only when the object storage answers."""
+    app = routes()
+    app.state.services = make_services(settings)
+    app.add_middleware(Envelope, upload_bytes=settings.max_upload_bytes)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services = app.state.services
+    await run_sync(services.storage.ensure_bucket)
+    yield
+    services.engine.dispose()
+    services.broker.close()

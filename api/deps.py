@@ -1,0 +1,90 @@
+"""What routes are given: the service's parts, and who is calling."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Header, Path, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import keys
+from core.database import make_engine, make_sessions
+from core.errors import Code, Flaw, ProblemError
+from core.queue import Broker, make_app
+from core.settings import Settings
+from core.storage import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one running API. Nothing is connected before it is used."""
+
+    settings: Settings
+    engine: Engine
+    sessions: sessionmaker[Session]
+    storage: Storage
+    broker: Broker
+
+
+def make_services(settings: Settings) -> Services:
+    """The parts that these settings describe."""
+    engine = make_engine(settings)
+    return Services(settings, engine, make_sessions(engine), Storage(settings), make_app(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose key came with the request. A caller sees the rows of its tenant and no others."""
+
+    tenant: str
+    key_id: str
+
+
+def here(request: Request) -> Services:
+    """The services of the app that serves this request."""
+    services: Services = request.app.state.services
+    return services
+
+
+Here = Annotated[Services, Depends(here)]
+Bearer = HTTPBearer(auto_error=False, description="An API key, as `python -m api keys create` prints it.")
+
+
+def authenticated(
+    request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
+) -> Caller:
+    """The caller, or UNAUTHENTICATED."""
+    if credentials is None:
+        raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
+    with services.sessions.begin() as session:
+        key = keys.verify(session, credentials.credentials)
+    if key is None:
+        raise ProblemError(
+            Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
+        )
+    request.state.key_id = key.id
+    return Caller(key.tenant, key.id)
+
+
+Auth = Annotated[Caller, Depends(authenticated)]
+
+
+class Carries:
+    """A dependency: the body must have this media type, else UNSUPPORTED_MEDIA_TYPE."""
+
+    def __init__(self, media_type: str) -> None:
+        self.media_type = media_type
+
+    def __call__(self, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
+        """Refuse every other type."""
+        seen = content_type.partition(";")[0].strip().lower()
+        if seen != self.media_type:
+            flaw = Flaw(
+                "Content-Type", f"must be {self.media_type}", repr(seen), f"Send the body as {self.media_type}."
+            )
+            raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, f"The body must be {self.media_type}.", (flaw,))
+
+
+JobId = Annotated[str, Path(description="Id of a job.", examples=["job_01jz5h4c8m2v9q7w3t6x0y1b2d"])]
+Limit = Annotated[int, Query(ge=1, le=100, description="Entries of one page, 1 to 100.")]

@@ -1,0 +1,88 @@
+"""Around every request: its id, the limit of its body, its line in the log, and the answer when all else failed."""
+
+import time
+from http import HTTPStatus
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import problem
+from core import ids
+from core.errors import Code
+
+BODY_BYTES = 1 << 20
+"""More than any JSON that this API understands."""
+
+log = structlog.get_logger(__name__)
+
+
+class Envelope:
+    """ASGI middleware. `POST /datasets` may carry `upload_bytes`, every other request `BODY_BYTES`."""
+
+    def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
+        self.app = app
+        self.upload_bytes = upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; whatever is no HTTP passes through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = ids.new("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._serve(scope, receive, send, request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        began, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, self._limited(scope, receive), send_marked)
+        except Exception:
+            log.exception("request.broken")
+            if not status:
+                detail = "Something unforeseen happened. Tell the operator this request's id; the log has the rest."
+                await problem(Request(scope), Code.INTERNAL, detail)(scope, receive, send_marked)
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                milliseconds=round(1000 * (time.perf_counter() - began), 1),
+                key=scope["state"].get("key_id"),
+            )
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        upload = scope["method"] == "POST" and scope["path"] == "/datasets"
+        limit, seen = self.upload_bytes if upload else BODY_BYTES, 0
+        stated = Headers(scope=scope).get("content-length", "")
+
+        async def receive_limited() -> Message:
+            nonlocal seen
+            if stated.isdecimal() and int(stated) > limit:
+                raise _too_large(limit)
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise _too_large(limit)
+            return message
+
+        return receive_limited
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"A body at this address has at most {limit} bytes. Split it, or have the operator raise the limit.",
+    )

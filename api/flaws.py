@@ -1,0 +1,113 @@
+"""From pydantic's errors to flaws that a person can act on: the field, the rule, the value seen, the way out."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, get_origin
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from core.errors import Flaw
+from core.specs import JobSpec
+
+SHOWN = 80
+"""Characters of a wrong value that are shown."""
+SECRET = re.compile("key|secret|password|credential|authorization|token$", re.IGNORECASE)
+"""Unknown fields of such names carry what must not be repeated."""
+
+
+def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
+    """One flaw for each field; the branches of a union are one flaw."""
+    flaws: dict[str, Flaw] = {}
+    for entry in error.errors():
+        flaw = _flaw(request, entry)
+        former = flaws.get(flaw.param)
+        flaws[flaw.param] = flaw if former is None else _either(former, flaw)
+    return list(flaws.values())
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, shortened, in characters that print."""
+    text = ascii(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
+    place, *path = entry["loc"]
+    rule = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "json_invalid":
+        rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
+        return Flaw("body", rule, "no JSON", "Send a JSON object with the header Content-Type: application/json.")
+    if place == "body":
+        return _body_flaw(path, entry, rule)
+    name = str(path[0])
+    return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
+
+
+def _body_flaw(path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
+    model, field, names, rest = _walk(path)
+    if entry["type"] == "extra_forbidden":
+        unknown = str(rest[0])
+        value = "(not repeated)" if SECRET.search(unknown) else _value(entry)
+        return Flaw(_dotted([*names, unknown]), "There is no such field", value, _did_you_mean(unknown, model))
+    if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
+        names = [*names, *rest[:1]]
+    way_out = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
+    return Flaw(_dotted(names) or "body", rule, _value(entry), way_out)
+
+
+def _walk(
+    path: Sequence[str | int],
+) -> tuple[type[BaseModel], FieldInfo | None, list[str | int], Sequence[str | int]]:
+    """Follow a path into the spec: the last model and field met, the names so far, what is no name of a field."""
+    model: type[BaseModel] = JobSpec
+    field: FieldInfo | None = None
+    for depth, part in enumerate(path):
+        inner = model.model_fields.get(str(part))
+        if inner is None:
+            return model, field, list(path[:depth]), path[depth:]
+        field = inner
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return model, field, list(path[: depth + 1]), path[depth + 1 :]
+        model = field.annotation
+    return model, field, list(path), ()
+
+
+def _value(entry: dict[str, Any]) -> str:
+    return "nothing" if entry["type"] == "missing" else shown(entry["input"])
+
+
+def _either(one: Flaw, other: Flaw) -> Flaw:
+    return Flaw(one.param, f"{one.rule}, or {other.rule[:1].lower()}{other.rule[1:]}", one.value, one.way_out)
+
+
+def _dotted(names: Iterable[str | int]) -> str:
+    return ".".join(shown(str(name))[1:-1] for name in names)
+
+
+def _did_you_mean(unknown: str, model: type[BaseModel]) -> str:
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(unknown, known, n=1)
+    guess = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Known fields: {', '.join(known)}."
+
+
+def _advice(field: FieldInfo) -> str:
+    text = field.description or "See /docs."
+    if field.is_required() or field.default_factory is not None:
+        return text
+    return f"{text} The default is {shown(field.default)}."
+
+
+def _parameter_way_out(request: Request, name: str) -> str:
+    """What the OpenAPI says about a parameter of this operation."""
+    operation = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
+    for parameter in operation["parameters"]:
+        if parameter["name"].lower() == name.lower():
+            default = parameter["schema"].get("default")
+            text: str = parameter["description"]
+            return text if default is None else f"{text} The default is {shown(default)}."
+    return "See /docs."

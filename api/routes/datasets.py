@@ -1,0 +1,98 @@
+"""Datasets: uploaded and checked, listed, looked at."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from starlette.datastructures import UploadFile
+
+from api.deps import Auth, Carries, Here, Limit, Services
+from api.errors import responses
+from api.schemas import FILE_ID, DatasetPage, DatasetView
+from core import datasets, ids
+from core.errors import Code, Flaw, ProblemError
+
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "contentMediaType": "application/jsonl"}},
+                },
+                "example": {"file": '{"text": "How do I reset my password?"}\n{"text": "Open the settings."}\n'},
+            }
+        },
+    }
+}
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+
+@router.post(
+    "",
+    operation_id="create_dataset",
+    status_code=HTTPStatus.CREATED,
+    dependencies=[Depends(Carries("multipart/form-data"))],
+    openapi_extra=UPLOAD,
+    responses=responses(
+        Code.UNAUTHENTICATED,
+        Code.TOO_LARGE,
+        Code.UNSUPPORTED_MEDIA_TYPE,
+        Code.INVALID_REQUEST,
+        Code.INVALID_DATASET,
+        Code.UNAVAILABLE,
+    ),
+)
+async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
+    """Upload a JSONL file, one `{"text": "…"}` a line. Broken lines are named, and nothing is stored then.
+
+    The form is read here and not by a parameter, so that nobody without a key can fill the disk.
+    """
+    async with request.form(max_files=1, max_fields=1) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            flaw = Flaw("file", "is a part of the form", "nothing", "Send the JSONL file as the form's part `file`.")
+            raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
+        view = await run_sync(_store, services, caller.tenant, file)
+    response.headers["Location"] = f"/datasets/{view.id}"
+    return view
+
+
+@router.get("", operation_id="list_datasets", responses=responses(Code.UNAUTHENTICATED, Code.INVALID_REQUEST))
+def list_datasets(
+    services: Here,
+    caller: Auth,
+    after: Annotated[
+        str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset: those uploaded before it.")
+    ] = None,
+    limit: Limit = 20,
+) -> DatasetPage:
+    """Your datasets, newest first."""
+    with services.sessions.begin() as session:
+        rows, more = datasets.page(session, caller.tenant, after=after, limit=limit)
+    return DatasetPage(data=[DatasetView.of(row) for row in rows], has_more=more)
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="get_dataset",
+    responses=responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.INVALID_REQUEST),
+)
+def get_dataset(
+    services: Here, caller: Auth, dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])]
+) -> DatasetView:
+    """One dataset."""
+    with services.sessions.begin() as session:
+        return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
+
+
+def _store(services: Services, tenant: str, file: UploadFile) -> DatasetView:
+    content = datasets.check(file.file)
+    file.file.seek(0)
+    services.storage.upload(file.file, content.object_key)
+    with services.sessions.begin() as session:
+        return DatasetView.of(datasets.add(session, tenant, file.filename or "", content))

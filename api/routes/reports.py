@@ -1,0 +1,159 @@
+"""What a job tells: events (pages or a live stream), metrics (JSON or CSV), checkpoints with links."""
+
+import csv
+import io
+import time
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+
+from api.deps import Auth, Here, JobId, Limit, Services
+from api.errors import responses
+from api.schemas import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
+from core import jobs, reports
+from core.errors import Code
+from core.states import Status
+from core.tables import Checkpoint
+
+LOOK_SECONDS = 1.0
+QUIET_SECONDS = 15.0
+"""Proxies cut connections that are silent for longer."""
+STREAM_PAGE = 100
+LARGEST_ID, LARGEST_STEP = 2**63 - 1, 2**31 - 1
+
+REFUSALS = responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.INVALID_REQUEST)
+Accept = Annotated[str, Header(include_in_schema=False)]
+
+router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
+
+
+@router.get(
+    "/events",
+    operation_id="list_job_events",
+    response_model=EventPage,
+    responses={
+        200: {
+            "description": "A page, or a stream of them.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "To a stream that goes on after the last event of a job that has ended."},
+        **REFUSALS,
+    },
+)
+def list_job_events(
+    services: Here,
+    caller: Auth,
+    job_id: JobId,
+    *,
+    accept: Accept = "",
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=LARGEST_ID, description="Where a stream goes on; stronger than `after`.")
+    ] = None,
+    after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Id of an event: those behind it.")] = 0,
+    limit: Limit = 100,
+) -> Response:
+    """What happened to a job. With `Accept: text/event-stream`, live until the job has ended."""
+    if "text/event-stream" in accept:
+        return _stream(services, caller.tenant, job_id, after if last_event_id is None else last_event_id)
+    with services.sessions.begin() as session:
+        job = jobs.get(session, caller.tenant, job_id)
+        rows, more = reports.events(session, job.id, after=after, limit=limit)
+    return _json(EventPage(data=[EventView.of(row) for row in rows], has_more=more).model_dump_json())
+
+
+@router.get(
+    "/metrics",
+    operation_id="list_job_metrics",
+    response_model=MetricPage,
+    responses={
+        200: {
+            "description": "A page.",
+            "content": {"text/csv": {"example": "step,learning_rate,loss\r\n1,0.003,3.91\r\n"}},
+        },
+        **REFUSALS,
+    },
+)
+def list_job_metrics(
+    services: Here,
+    caller: Auth,
+    job_id: JobId,
+    *,
+    accept: Accept = "",
+    after_step: Annotated[int, Query(ge=-1, le=LARGEST_STEP, description="A step: the rows behind it.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Rows of one page, 1 to 10000.")] = 1000,
+) -> Response:
+    """What was measured, by step. With `Accept: text/csv`, a table with one column for each name."""
+    with services.sessions.begin() as session:
+        job = jobs.get(session, caller.tenant, job_id)
+        rows, more = reports.metrics(session, job.id, after_step=after_step, limit=limit)
+    views = [MetricView.of(row) for row in rows]
+    if "text/csv" in accept:
+        return Response(_table(views), media_type="text/csv")
+    return _json(MetricPage(data=views, has_more=more).model_dump_json())
+
+
+@router.get("/checkpoints", operation_id="list_job_checkpoints", responses=REFUSALS)
+def list_job_checkpoints(services: Here, caller: Auth, job_id: JobId) -> CheckpointList:
+    """What the job handed over, each file with its size, sha256 and a link."""
+    with services.sessions.begin() as session:
+        job = jobs.get(session, caller.tenant, job_id)
+        rows = reports.checkpoints(session, job.id)
+    return CheckpointList(data=[CheckpointView.of(row, _files(services, row)) for row in rows])
+
+
+def _files(services: Services, row: Checkpoint) -> list[FileView]:
+    folder = row.prefix.rstrip("/")
+    return [FileView(**file, url=services.storage.link(f"{folder}/{file['name']}")) for file in row.files]
+
+
+def _table(views: list[MetricView]) -> str:
+    names = sorted({name for view in views for name in view.values})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *names])
+    writer.writeheader()
+    writer.writerows({"step": view.step, **view.values} for view in views)
+    return text.getvalue()
+
+
+def _json(body: str) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _stream(services: Services, tenant: str, job_id: str, after: int) -> Response:
+    first, ended = _look(services, tenant, job_id, after)
+    if ended and not first:
+        # The one answer after which an EventSource does not connect again.
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return EventSourceResponse(_events(services, tenant, job_id, after), headers=headers)
+
+
+async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
+    """Events as they come, until the job's last one; no transaction is open in between."""
+    spoken = time.monotonic()
+    while True:
+        rows, ended = await run_sync(_look, services, tenant, job_id, after)
+        for row in rows:
+            after = row.id
+            yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))
+            spoken = time.monotonic()
+        if ended and len(rows) < STREAM_PAGE:
+            return
+        if time.monotonic() - spoken > QUIET_SECONDS:
+            yield KEEPALIVE_COMMENT
+            spoken = time.monotonic()
+        if len(rows) < STREAM_PAGE:
+            await anyio.sleep(LOOK_SECONDS)
+
+
+def _look(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:
+    """The next events, and whether the job had ended before they were read: then no other will follow."""
+    with services.sessions.begin() as session:
+        ended = Status(jobs.get(session, tenant, job_id).status).final
+        rows, _ = reports.events(session, job_id, after=after, limit=STREAM_PAGE)
+    return [EventView.of(row) for row in rows], ended

@@ -1,0 +1,263 @@
+"""What the API answers with. Shaped from rows, so that a table may change without its readers noticing."""
+
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.specs import JobSpec
+from core.states import Phase, Status
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+
+JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
+FILE_ID = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+TIME = "2026-01-31T12:00:00Z"
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """A model's configuration that gives OpenAPI an example."""
+    return ConfigDict(json_schema_extra={"example": value})
+
+
+class ErrorView(BaseModel):
+    """Why a job failed."""
+
+    fault: Literal["user_error", "system_error"] = Field(
+        description="Whose fault it is: the request's or the service's."
+    )
+    code: str
+    message: str
+
+
+class JobView(BaseModel):
+    """A job, as a list shows it."""
+
+    id: str
+    status: Status
+    phase: Phase | None = Field(description="What the running attempt is doing.")
+    progress: float = Field(description="Share of the whole job that is done, 0 to 1.")
+    step: int = Field(description="Optimizer steps done, of `spec.repair.steps`.")
+    attempt: int = Field(description="Number of the newest attempt; 0 before the first one.")
+    scores: dict[str, float] = Field(description="Perplexities `dense`, `pruned`, `repaired`, each once it is known.")
+    measured: dict[str, Any] | None = Field(description="Sparsity counted from the written file.")
+    error: ErrorView | None
+    spec: JobSpec = Field(description="The request with all defaults.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, job: Job, **more: Any) -> Self:
+        """The view of a row, and what the row does not know."""
+        names = set(JobView.model_fields)
+        return cls.model_validate({name: getattr(job, name) for name in names} | more)
+
+
+_JOB = {
+    "id": JOB_ID,
+    "status": "running",
+    "phase": "training",
+    "progress": 0.42,
+    "step": 180,
+    "attempt": 1,
+    "scores": {"dense": 20.63, "pruned": 51.2},
+    "measured": None,
+    "error": None,
+    "spec": JobSpec(model="HuggingFaceTB/SmolLM2-135M-Instruct", dataset=FILE_ID, sparsity=0.6).model_dump(mode="json"),
+    "created_at": TIME,
+    "started_at": TIME,
+    "finished_at": None,
+    "updated_at": TIME,
+}
+
+
+class JobDetail(JobView):
+    """A job, as its own page shows it."""
+
+    model_config = example({**_JOB, "queue_position": None})
+
+    queue_position: int | None = Field(description="Place in the queue from 1 while queued; 1000 is that or more.")
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first. The next page is `after` the last one's id."""
+
+    model_config = example({"data": [_JOB], "has_more": False})
+
+    data: list[JobView]
+    has_more: bool
+
+
+class EventView(BaseModel):
+    """Something that happened to a job."""
+
+    id: int
+    type: str = Field(description="`job.<move>` for a change of its status, another word for anything else.")
+    attempt: int
+    data: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        """The view of a row."""
+        return cls(id=event.id, type=event.type, attempt=event.attempt, data=event.data, created_at=event.created_at)
+
+
+class EventPage(BaseModel):
+    """Events, oldest first. The next page is `after` the last one's id."""
+
+    model_config = example(
+        {
+            "data": [{"id": 7, "type": "job.claimed", "attempt": 1, "data": {"worker": "gpu-1"}, "created_at": TIME}],
+            "has_more": False,
+        }
+    )
+
+    data: list[EventView]
+    has_more: bool
+
+
+class MetricView(BaseModel):
+    """What was measured at one step."""
+
+    step: int
+    attempt: int
+    values: dict[str, float]
+
+    @classmethod
+    def of(cls, row: JobMetric) -> Self:
+        """The view of a row."""
+        return cls(step=row.step, attempt=row.attempt, values=row.values)
+
+
+class MetricPage(BaseModel):
+    """Metrics by step. The next page is `after_step` the last one's."""
+
+    model_config = example(
+        {"data": [{"step": 1, "attempt": 1, "values": {"loss": 3.91, "learning_rate": 0.003}}], "has_more": True}
+    )
+
+    data: list[MetricView]
+    has_more: bool
+
+
+class FileView(BaseModel):
+    """A file of a checkpoint, and where to get it."""
+
+    name: str
+    size: int
+    sha256: str
+    url: str = Field(description="Presigned: whoever has it may GET the file for a while.")
+
+
+class CheckpointView(BaseModel):
+    """A published checkpoint."""
+
+    id: str
+    step: int
+    sha256: str = Field(description="Of `manifest.json`, which holds that of every other file.")
+    scores: dict[str, float]
+    files: list[FileView]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Checkpoint, files: list[FileView]) -> Self:
+        """The view of a row, with links."""
+        return cls(
+            id=row.id, step=row.step, sha256=row.sha256, scores=row.scores, files=files, created_at=row.created_at
+        )
+
+
+class CheckpointList(BaseModel):
+    """All checkpoints of a job, oldest first."""
+
+    model_config = example(
+        {
+            "data": [
+                {
+                    "id": "ckpt_01jz5h4c8m2v9q7w3t6x0y1b2d",
+                    "step": 500,
+                    "sha256": SHA256,
+                    "scores": {"dense": 20.63, "pruned": 51.2, "repaired": 31.4},
+                    "files": [
+                        {
+                            "name": "model.safetensors",
+                            "size": 269060552,
+                            "sha256": SHA256,
+                            "url": "https://s3.example/seft/jobs/…?X-Amz-Signature=…",
+                        }
+                    ],
+                    "created_at": TIME,
+                }
+            ]
+        }
+    )
+
+    data: list[CheckpointView]
+
+
+class DatasetView(BaseModel):
+    """A dataset that was uploaded and found right."""
+
+    model_config = example(
+        {
+            "id": FILE_ID,
+            "name": "support.jsonl",
+            "format": "text",
+            "bytes": 1048576,
+            "records": 812,
+            "sha256": SHA256,
+            "created_at": TIME,
+        }
+    )
+
+    id: str
+    name: str
+    format: str
+    bytes: int
+    records: int
+    sha256: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Dataset) -> Self:
+        """The view of a row."""
+        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
+
+
+class DatasetPage(BaseModel):
+    """Datasets, newest first. The next page is `after` the last one's id."""
+
+    model_config = example({"data": [DatasetView.model_config["json_schema_extra"]["example"]], "has_more": False})  # type: ignore[index]
+
+    data: list[DatasetView]
+    has_more: bool
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    model_config = example({"status": "ok"})
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    """Whether the service can do its work, and what each server that it needs says."""
+
+    model_config = example({"status": "ready", "checks": {"database": "ok", "storage": "ok", "broker": "ok"}})
+
+    status: Literal["ready", "degraded"] = Field(
+        description="`degraded` while the broker is down: jobs still run, but start up to one sweep later."
+    )
+    checks: dict[str, str]
+
+
+class Version(BaseModel):
+    """What runs here."""
+
+    model_config = example({"version": "0.1.0"})
+
+    version: str
