@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from local.processes import LocalError
@@ -33,15 +34,12 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Take the lock; wait for the servers of a dead supervisor, refuse when a living one holds it."""
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        patience = time.monotonic() + DYING_SECONDS
-        while not self._try():
-            holder = self.holder()
-            if alive(holder) or time.monotonic() > patience:
-                self.release()
-                raise LocalError(
-                    f"{self.folder} is in use by process {holder}. Stop it (`make down`) or name another folder."
-                )
+        deadline = time.monotonic() + DYING_SECONDS
+        while not self._take():
+            if holder := self.holder():
+                raise LocalError(f"{self.folder} is in use by process {holder}. `make down` stops it.")
+            if time.monotonic() > deadline:
+                raise LocalError(f"Servers in {self.folder} outlive their dead supervisor; their data may be in use.")
             time.sleep(0.05)
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
@@ -52,23 +50,28 @@ class FolderLock:
         self.descriptor = -1
 
     def holder(self) -> int:
-        """Process id of the last supervisor, 0 when there was none."""
-        return int(self.path.read_text() or 0) if self.path.exists() else 0
+        """Process id of the supervisor that took the lock and lives, else 0."""
+        pid = self.path.read_text() if self.path.exists() else ""
+        with suppress(FileNotFoundError, PermissionError):  # gone, or a stranger that got the number
+            if pid and any(file.samefile(self.path) for file in Path(f"/proc/{pid}/fd").iterdir()):
+                return int(pid)
+        return 0
 
-    def _try(self) -> bool:
+    def free(self) -> bool:
+        """Whether no process of a stack in this folder is left."""
+        if free := self._take():
+            self.release()
+        return free
+
+    def _take(self) -> bool:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             return False
+        self.descriptor = descriptor
         return True
-
-
-def alive(pid: int) -> bool:
-    """Whether a process with this id exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def free_port(taken: Mapping[str, int]) -> int:

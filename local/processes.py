@@ -20,19 +20,19 @@ def spawn(
     command: Sequence[str],
     *,
     log: Path,
-    orphaned: signal.Signals,
+    orphaned: signal.Signals | None,
     prefix: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     hold: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own, so that a terminal's Ctrl-C reaches only the owner.
 
-    It gets the signal `orphaned` when the owner's main thread ends (the kernel watches the spawning thread, hence the
-    check). `prefix` changes the user first. `hold` are file descriptors that it keeps open.
+    It gets the signal `orphaned`, if one is named, when the owner's main thread ends (the kernel watches the spawning
+    thread, hence the check). `prefix` changes the user first. `hold` are file descriptors that it keeps open.
     """
     if threading.current_thread() is not threading.main_thread():
         raise LocalError("A process on a leash must be started from the main thread; it dies with its thread.")
-    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), str(int(orphaned))]
+    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), str(int(orphaned or 0))]
     with log.open("ab") as output:
         return subprocess.Popen(
             [*prefix, *leash, *command],

@@ -252,14 +252,15 @@ def weed() -> str:
 
 @cache
 def without_root() -> tuple[str, ...]:
-    """What to put before a command so that it does not run as root: a user namespace, else the user nobody.
-
-    As nobody it may still pass through folders that only root can enter, where programs and data lie.
-    """
+    """What to put before a command so that it does not run as root: a user namespace, else the user nobody."""
     if os.geteuid() != 0:
         return ()
     namespace = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
-    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode == 0:
-        return namespace
+    allowed = subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode == 0
+    return namespace if allowed else as_nobody()
+
+
+def as_nobody() -> tuple[str, ...]:
+    """The user nobody, who may still pass through folders that only root can enter: programs and data lie in such."""
     capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
     return ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *capability, "--")

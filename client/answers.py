@@ -1,0 +1,83 @@
+"""What the API answers, as types: a test holds their fields equal to those of the API's own schemas."""
+
+from typing import Any, NotRequired, TypedDict
+
+Json = dict[str, Any]
+
+
+class Failure(TypedDict):
+    """Why a job failed, and whose fault it is: `user_error` or `system_error`."""
+
+    fault: str
+    code: str
+    message: str
+
+
+class Job(TypedDict):
+    """A repair job. `queue_position` stands only in the answer about one job."""
+
+    id: str
+    status: str
+    phase: str | None
+    progress: float
+    step: int
+    attempt: int
+    scores: dict[str, float]
+    measured: Json | None
+    error: Failure | None
+    spec: Json
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    updated_at: str
+    queue_position: NotRequired[int | None]
+
+
+class Event(TypedDict):
+    """Something that happened to a job."""
+
+    id: int
+    type: str
+    attempt: int
+    data: Json
+    created_at: str
+
+
+class Metric(TypedDict):
+    """What was measured at one step."""
+
+    step: int
+    attempt: int
+    values: dict[str, float]
+
+
+class File(TypedDict):
+    """A file of a checkpoint; `url` is good for a while."""
+
+    name: str
+    size: int
+    sha256: str
+    url: str
+
+
+class Checkpoint(TypedDict):
+    """Something that a job has published."""
+
+    id: str
+    step: int
+    sha256: str
+    scores: dict[str, float]
+    files: list[File]
+    created_at: str
+
+
+class Dataset(TypedDict):
+    """An uploaded dataset."""
+
+    id: str
+    name: str
+    format: str
+    bytes: int
+    records: int
+    sha256: str
+    created_at: str

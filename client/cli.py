@@ -1,0 +1,132 @@
+"""The command `seft`: jobs and datasets from a shell. It adds nothing to `client.http` but words and a bar."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.answers import Json
+from client.errors import ClientError
+from client.http import Client
+from client.progress import follow
+
+app = typer.Typer(help="Make language models sparse, and repair them.", no_args_is_help=True, add_completion=False)
+jobs = typer.Typer(help="Repair jobs.", no_args_is_help=True)
+datasets = typer.Typer(help="Datasets to repair on.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+app.add_typer(datasets, name="datasets")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other field, as repair.steps=100.", metavar="KEY=VALUE")
+]
+
+
+@contextmanager
+def client() -> Iterator[Client]:
+    """A client of SEFT_URL; what goes wrong is one clear message and exit code 2."""
+    try:
+        with Client() as connected:
+            yield connected
+    except ClientError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+
+
+def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
+    """Print an answer for a program or for a person."""
+    typer.echo(json.dumps(answer) if as_json else line)
+
+
+@datasets.command()
+def upload(path: Path, as_json: AsJson = False) -> None:
+    """Upload a JSONL file with one {"text": ...} a line."""
+    with client() as service:
+        dataset = service.upload_dataset(path)
+        show(dataset, as_json, f"{dataset['id']}  {dataset['records']} records")
+
+
+@jobs.command()
+def create(
+    model: Annotated[str, typer.Option(help="A hub id, or a name under the service's model roots.")],
+    dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset.")],
+    sparsity: Annotated[float, typer.Option(help="Share of zeros, such as 0.6.")],
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Create a job."""
+    spec: Json = {"model": model, "dataset": dataset, "sparsity": sparsity}
+    for setting in settings or []:
+        assign(spec, setting)
+    with client() as service:
+        job = service.create_job(spec)
+        show(job, as_json, f"{job['id']}  {job['status']}")
+
+
+@jobs.command("list")
+def list_jobs(status: Annotated[str | None, typer.Option()] = None, as_json: AsJson = False) -> None:
+    """List jobs, newest first."""
+    with client() as service:
+        if as_json:
+            typer.echo(json.dumps(list(service.jobs(status=status))))
+            return
+        table = Table("job", "status", "phase", "progress", "model", "sparsity", box=None)
+        for job in service.jobs(status=status):
+            spec = job["spec"]
+            row = (job["id"], job["status"], job["phase"] or "", f"{job['progress']:.0%}", spec["model"])
+            table.add_row(*row, str(spec["sparsity"]))
+        Console().print(table)
+
+
+@jobs.command("show")
+def show_job(job_id: str) -> None:
+    """Print a job as the API tells it."""
+    with client() as service:
+        typer.echo(json.dumps(service.job(job_id), indent=2))
+
+
+@jobs.command()
+def watch(job_id: str) -> None:
+    """Follow a job to its end; exit code 1 when it does not succeed."""
+    with client() as service:
+        job = follow(service, job_id, Console())
+        typer.echo(f"{job['id']}  {job['status']}")
+        if job["status"] != "succeeded":
+            typer.echo(json.dumps(job["error"]), err=True)
+            raise typer.Exit(1)
+
+
+@jobs.command()
+def cancel(job_id: str, as_json: AsJson = False) -> None:
+    """Cancel a job."""
+    with client() as service:
+        job = service.cancel(job_id)
+        show(job, as_json, f"{job['id']}  {job['status']}")
+
+
+@jobs.command()
+def download(job_id: str, folder: Path) -> None:
+    """Fetch the newest checkpoint and check every file's SHA-256."""
+    with client() as service:
+        for path in service.download(job_id, folder):
+            typer.echo(path)
+
+
+def assign(spec: Json, setting: str) -> None:
+    """Put `repair.steps=100` into the spec: the value is JSON, or else a word."""
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{setting!r} has no '='. Write it as repair.steps=100.", param_hint="--set")
+    *parents, name = path.split(".")
+    for parent in parents:
+        spec = spec.setdefault(parent, {})
+    try:
+        value: Any = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    spec[name] = value

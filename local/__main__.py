@@ -1,0 +1,65 @@
+"""`python -m local up|down|run|demo`: the stack as a command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from local import background
+from local.demo import demonstrate
+from local.processes import LocalError
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and secrets.")]
+DEFAULT = Path(".local")
+
+
+@app.command()
+def up(folder: Folder = DEFAULT) -> None:
+    """Start the stack in the background, unless it runs already; print how to reach it."""
+    running = background.find(folder) or background.start(folder, leashed=False)
+    typer.echo(
+        f"API        {running.url}\n"
+        f"docs       {running.url}/docs\n"
+        f"data, logs {folder.resolve()}\n\n"
+        f"export SEFT_URL={running.url} SEFT_API_KEY={running.api_key}"
+    )
+
+
+@app.command()
+def down(folder: Folder = DEFAULT) -> None:
+    """Stop the stack and wait until its last process is gone. Data stay."""
+    typer.echo("stopped" if background.stop(folder) else "nothing was running")
+
+
+@app.command()
+def run(folder: Folder = DEFAULT) -> None:
+    """Run the stack in the foreground until Ctrl-C."""
+    background.supervise(folder)
+
+
+@app.command()
+def demo(folder: Folder = DEFAULT) -> None:
+    """Prune a real language model, repair it, fetch it and try it: everything through the service."""
+    if running := background.find(folder):
+        demonstrate(running.url, running.api_key)
+        return
+    typer.echo("Starting Postgres, Valkey, SeaweedFS, the API and a worker ...")
+    try:
+        running = background.start(folder, leashed=True)
+        demonstrate(running.url, running.api_key)
+    finally:
+        background.stop(folder)
+
+
+def main() -> None:
+    """Run a command; what a person can mend is one clear line and exit code 2."""
+    try:
+        app()
+    except LocalError as error:
+        typer.echo(str(error), err=True)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""A stack in the background: its supervisor process, started, found again and stopped from other processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from local import processes
+from local.folder import FolderLock, write_private
+from local.processes import LocalError
+from local.stack import Stack
+
+READY_SECONDS = 120.0
+STOP_SECONDS = 120.0
+ROUND_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Running:
+    """A stack that answers."""
+
+    supervisor: int
+    """Process id."""
+    url: str
+    api_key: str
+
+
+def supervise(folder: Path) -> None:
+    """Run the stack in the foreground until SIGTERM or Ctrl-C, then stop it in good order."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    with Stack(folder) as stack:
+        note = stack.folder / "running.json"
+        write_private(note, json.dumps(asdict(Running(os.getpid(), stack.api.url, stack.key))))
+        try:
+            while True:
+                stack.tend()
+                time.sleep(ROUND_SECONDS)
+        finally:
+            note.unlink()
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """Unwind once; more of these signals change nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+def find(folder: Path) -> Running | None:
+    """The stack that runs in this folder."""
+    note = folder / "running.json"
+    with suppress(FileNotFoundError):
+        running = Running(**json.loads(note.read_text()))
+        if FolderLock(folder).holder() == running.supervisor:
+            return running
+    return None
+
+
+def start(folder: Path, *, leashed: bool) -> Running:
+    """Start a supervisor in the background and wait until its stack answers.
+
+    Leashed, it stops when this process ends; else it stays until `stop`.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = folder / "log"
+    command = [sys.executable, "-m", "local", "run", "--folder", str(folder)]
+    process = processes.spawn(command, log=log, orphaned=signal.SIGTERM if leashed else None)
+    try:
+        return _wait(folder, process, log)
+    except BaseException:
+        processes.stop(process, signal.SIGTERM, STOP_SECONDS)
+        raise
+
+
+def _wait(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Running:
+    deadline = time.monotonic() + READY_SECONDS
+    while (running := find(folder)) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise LocalError(f"The stack did not start. {log} ends:\n{processes.tail(log)}")
+        time.sleep(0.05)
+    return running
+
+
+def stop(folder: Path) -> bool:
+    """Stop the stack of this folder and wait until its last process is gone; False when none ran."""
+    if not folder.exists():
+        return False
+    lock = FolderLock(folder)
+    if lock.free():
+        return False
+    if supervisor := lock.holder():
+        os.kill(supervisor, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while not lock.free():
+        if time.monotonic() > deadline:
+            raise LocalError(f"The stack in {folder} does not stop; process {lock.holder()} supervises it.")
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,5 @@
+"""The demo (being written)."""
+
+
+def demonstrate(url: str, key: str) -> None:
+    """."""

@@ -1,0 +1,194 @@
+"""Laws of the embedded servers: they keep data, let nobody in without a password, and never outlive their owner."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+import psycopg
+import pytest
+import redis
+from botocore.exceptions import ClientError
+
+from local import servers as module
+from local.folder import LOOPBACK, FolderLock, is_free, kept_ports
+from local.processes import LocalError, children_of
+from local.servers import Servers
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+OWNER = """
+import signal, sys
+from pathlib import Path
+from local.servers import Servers
+with Servers(Path(sys.argv[1])):
+    print("ready", flush=True)
+    signal.pause()
+"""
+
+
+def owner_of(folder: Path) -> subprocess.Popen[bytes]:
+    """A process that has started servers in `folder` and waits."""
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert owner.stdout is not None
+    with owner.stdout:
+        assert owner.stdout.readline() == b"ready\n"
+    return owner
+
+
+def wait_until_free(folder: Path, seconds: float = 15) -> None:
+    """Until no process has the folder's lock open: every server of it is gone."""
+    deadline = time.monotonic() + seconds
+    while not FolderLock(folder).free():
+        assert time.monotonic() < deadline, "a server outlived its owner"
+        time.sleep(0.05)
+
+
+def s3(servers: Servers, secret: str | None = None) -> "S3Client":
+    return boto3.client(
+        "s3",
+        endpoint_url=servers.storage.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=servers.storage.access_key,
+        aws_secret_access_key=secret or servers.storage.secret,
+    )
+
+
+def write(servers: Servers) -> None:
+    with psycopg.connect(servers.postgres.url()) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 42 AS value")
+    s3(servers).create_bucket(Bucket="kept")
+    s3(servers).put_object(Bucket="kept", Key="a/b", Body=b"bytes")
+
+
+def assert_kept(servers: Servers) -> None:
+    with psycopg.connect(servers.postgres.url()) as connection:
+        assert connection.execute("SELECT value FROM kept").fetchone() == (42,)
+    assert s3(servers).get_object(Bucket="kept", Key="a/b")["Body"].read() == b"bytes"
+
+
+def test_data_and_addresses_survive_a_restart_and_a_power_cut(tmp_path: Path) -> None:
+    with Servers(tmp_path) as first:
+        write(first)
+        before = first.environment()
+        for server in first.all:
+            server.kill()
+        for server in first.all:
+            server.start()
+        assert_kept(first)
+        assert first.environment() == before
+    with Servers(tmp_path) as second:
+        assert_kept(second)
+        assert second.environment() == before
+
+
+def test_data_survive_when_somebody_else_has_taken_the_ports(tmp_path: Path) -> None:
+    with Servers(tmp_path) as first:
+        write(first)
+        ports = [server.port for server in first.all]
+    takers = [socket.create_server((LOOPBACK, port)) for port in ports]
+    try:
+        with Servers(tmp_path) as second:
+            assert not {server.port for server in second.all} & set(ports)
+            assert_kept(second)
+    finally:
+        for taker in takers:
+            taker.close()
+
+
+@pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_server_outlives_its_owner(tmp_path: Path, last: signal.Signals) -> None:
+    owner = owner_of(tmp_path)
+    owner.send_signal(last)
+    owner.wait()
+    wait_until_free(tmp_path)
+    with Servers(tmp_path) as again:
+        assert again.postgres.running
+
+
+def test_a_folder_has_one_owner_and_two_folders_live_side_by_side(tmp_path: Path, servers: Servers) -> None:
+    with pytest.raises(LocalError, match=rf"in use by process {os.getpid()}.*make down"):
+        Servers(servers.lock.folder).start()
+    with Servers(tmp_path) as other:
+        assert not set(other.environment().values()) & set(servers.environment().values()) - {"seft"}
+
+
+def test_wrong_passwords_are_refused(servers: Servers) -> None:
+    wrong = "0" * 64
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(servers.postgres.url().replace(servers.postgres.secret, wrong))
+    with (
+        redis.Redis.from_url(servers.valkey.url().replace(servers.valkey.secret, wrong)) as client,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        client.ping()
+    with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+        s3(servers, wrong).list_buckets()
+
+
+def test_servers_listen_on_loopback_only(servers: Servers) -> None:
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # listening
+                sockets[f"socket:[{fields[9]}]"] = fields[1].split(":")[0]
+    for server in servers.all:
+        assert server.process is not None
+        links = [str(link.readlink()) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+        addresses = {sockets[link] for link in links if link in sockets}
+        assert addresses == {"0100007F"}, server.name
+
+
+def test_secrets_are_readable_by_their_owner_alone(servers: Servers) -> None:
+    modes = {path.name: path.stat().st_mode & 0o077 for path in servers.lock.folder.glob("*/*") if path.is_file()}
+    assert {modes[name] for name in ("secret", "conf", "keys.json", "options")} == {0}
+    assert servers.lock.folder.stat().st_mode & 0o077 == 0
+
+
+def test_no_password_stands_in_a_command_line(servers: Servers) -> None:
+    secrets = re.compile("|".join([servers.postgres.secret, servers.valkey.secret, servers.storage.secret]))
+    for server in servers.all:
+        assert server.process is not None
+        assert not secrets.search(Path(f"/proc/{server.process.pid}/cmdline").read_text())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to give up its rights")
+def test_postgres_runs_where_user_namespaces_are_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "without_root", module.as_nobody)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    with Servers(hidden / "stack") as running:
+        write(running)
+        assert running.postgres.process is not None
+        assert Path(f"/proc/{running.postgres.process.pid}").stat().st_uid == int(module.NOBODY)
+        running.postgres.kill()
+        running.postgres.start()
+        assert_kept(running)
+
+
+def test_a_killed_postgres_takes_its_children_along(servers: Servers) -> None:
+    assert servers.postgres.process is not None
+    family = children_of(servers.postgres.process.pid)
+    assert family
+    servers.postgres.kill()
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in family)
+    servers.postgres.start()
+
+
+def test_a_port_that_somebody_took_is_chosen_anew_and_the_others_stay(tmp_path: Path) -> None:
+    before = kept_ports(tmp_path, ("a", "b"))
+    with socket.create_server((LOOPBACK, before["a"])):
+        assert not is_free(before["a"])
+        after = kept_ports(tmp_path, ("a", "b"))
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
