@@ -153,10 +153,11 @@ def _find_hub(reference: str, revision: str | None) -> ModelSource:
         info = hub.HfApi().model_info(reference, revision=revision, timeout=_HUB_SECONDS)
         names = {sibling.rfilename for sibling in info.siblings or ()}
 
-        def read(name: str) -> bytes:
-            return Path(hub.hf_hub_download(reference, name, revision=info.sha)).read_bytes()
+        def read(name: str, at: str | None = info.sha) -> bytes:
+            return Path(hub.hf_hub_download(reference, name, revision=at, etag_timeout=_HUB_SECONDS)).read_bytes()
 
         config = _checked_config(reference, names, read)
+        read("config.json", revision)  # the cache learns the name of this commit, for days without network
     except OfflineModeIsEnabled:
         return _find_cached(reference, revision)
     except GatedRepoError as error:

@@ -1,0 +1,131 @@
+"""A small model hub on loopback: enough of the Hugging Face HTTP API for the real `huggingface_hub` client.
+
+It answers model info, file trees and files of one commit, with the error codes that the client tells apart.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Repo:
+    """A model: its files lie in a folder; a gated one gives none of them away."""
+
+    folder: Path
+    licence: str = "apache-2.0"
+    gated: bool = False
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.is_file())
+
+
+@contextmanager
+def hub(repos: dict[str, Repo]) -> Iterator[str]:
+    """Serve these models by their ids; the value is what HF_ENDPOINT has to be."""
+
+    class Handler(_Handler):
+        pass
+
+    Handler.repos = repos
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    repos: dict[str, Repo]
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: Any) -> None:
+        """A test's output is its own."""
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        match parts:
+            case ["api", "models", owner, name, *rest]:
+                self._answer_about(f"{owner}/{name}", rest)
+            case [owner, name, "resolve", revision, file]:
+                self._answer_file(f"{owner}/{name}", revision, file)
+            case _:
+                self._error(404, "EntryNotFound")
+
+    def _answer_about(self, repo_id: str, rest: list[str]) -> None:
+        repo = self._repo(repo_id, rest[1] if len(rest) > 1 else "main")
+        match rest:
+            case _ if repo is None:
+                return
+            case [] | ["revision", _]:
+                siblings = [{"rfilename": file.name} for file in repo.files()]
+                card = {"license": repo.licence}
+                self._json({"id": repo_id, "sha": COMMIT, "siblings": siblings, "cardData": card})
+            case ["tree", _]:
+                self._json(
+                    [
+                        {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
+                        for file in repo.files()
+                    ]
+                )
+            case _:
+                self._error(404, "EntryNotFound")
+
+    def _answer_file(self, repo_id: str, revision: str, name: str) -> None:
+        repo = self._repo(repo_id, revision)
+        if repo is None:
+            return
+        if repo.gated:
+            self._error(403, "GatedRepo")
+            return
+        file = repo.folder / name
+        if not file.is_file():
+            self._error(404, "EntryNotFound")
+            return
+        self._send(200, file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT})
+
+    def _repo(self, repo_id: str, revision: str) -> Repo | None:
+        repo = self.repos.get(repo_id)
+        if repo is None:
+            self._error(404, "RepoNotFound")
+        elif revision not in ("main", COMMIT):
+            self._error(404, "RevisionNotFound")
+            return None
+        return repo
+
+    def _json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _etag(file: Path) -> str:
+    return hashlib.sha1(file.read_bytes()).hexdigest()
