@@ -1,0 +1,120 @@
+"""A house for worker tests: settings with short times, a dataset, jobs in the table."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import attempts, ids, jobs
+from core.attempts import Attempt
+from core.database import make_engine, make_sessions
+from core.settings import Settings
+from core.specs import JobSpec
+from core.storage import Storage
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+
+TENANT = "default"
+
+
+@dataclass(frozen=True)
+class House:
+    """One service's settings, database and storage, with what tests ask of them."""
+
+    settings: Settings
+    sessions: sessionmaker[Session]
+    storage: Storage
+
+    def add_dataset(self, texts: list[str]) -> str:
+        content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        sha256, file_id = hashlib.sha256(content).hexdigest(), ids.new("file")
+        self.storage.put(f"datasets/{sha256}.jsonl", content)
+        with self.sessions.begin() as session:
+            session.add(
+                Dataset(
+                    id=file_id,
+                    tenant=TENANT,
+                    name="data.jsonl",
+                    format="text",
+                    sha256=sha256,
+                    bytes=len(content),
+                    records=len(texts),
+                    object_key=f"datasets/{sha256}.jsonl",
+                )
+            )
+        return file_id
+
+    def add_job(self, dataset: str, **spec: Any) -> str:
+        asked = JobSpec.model_validate({"model": "tiny", "sparsity": 0.6, "dataset": dataset, **spec})
+        with self.sessions.begin() as session:
+            return jobs.create(session, TENANT, asked, None, "")[0].id
+
+    def claim(self) -> Attempt:
+        with self.sessions.begin() as session:
+            attempt = attempts.claim(session, "worker-1", self.settings.lease_seconds)
+        assert attempt is not None
+        return attempt
+
+    def job(self, job_id: str) -> Job:
+        with self.sessions.begin() as session:
+            return session.get_one(Job, job_id)
+
+    def cancel(self, job_id: str) -> None:
+        with self.sessions.begin() as session:
+            jobs.cancel(session, TENANT, job_id)
+
+    def events(self, job_id: str) -> list[str]:
+        with self.sessions.begin() as session:
+            query = select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+            return list(session.scalars(query))
+
+    def metrics(self, job_id: str) -> dict[int, dict[str, Any]]:
+        with self.sessions.begin() as session:
+            rows = session.scalars(select(JobMetric).where(JobMetric.job_id == job_id).order_by(JobMetric.step))
+            return {row.step: row.values for row in rows}
+
+    def checkpoint(self, job_id: str) -> Checkpoint:
+        with self.sessions.begin() as session:
+            return session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id)).one()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process with this id exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def open_house() -> Iterator[Callable[[Settings], House]]:
+    """Makes a house for settings; its connections are closed at the end."""
+    engines: list[Engine] = []
+
+    def make(settings: Settings) -> House:
+        engines.append(engine := make_engine(settings))
+        storage = Storage(settings)
+        storage.ensure_bucket()
+        return House(settings, make_sessions(engine), storage)
+
+    yield make
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def house(settings: Settings, open_house: Callable[[Settings], House]) -> House:
+    """A house in which everything happens soon."""
+    soon = {"lease_seconds": 3, "heartbeat_seconds": 0.3, "sweep_seconds": 0.5, "checkpoint_seconds": 0.5}
+    return open_house(settings.model_copy(update=soon))
+
+
+@pytest.fixture
+def job_id(house: House) -> str:
+    """A queued job."""
+    return house.add_job(house.add_dataset(["one", "two"]))

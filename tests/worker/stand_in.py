@@ -1,0 +1,125 @@
+"""A process that speaks the protocol of the training process and trains nothing: what it does, the scenario says.
+
+`python -m tests.worker.stand_in SCENARIO FOLDER PIPE OWNER`. Real pipes, real files, real signals; no torch.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from core.states import Phase
+from worker.protocol import (
+    RESULT,
+    RESUME,
+    STATE,
+    Failed,
+    Finished,
+    Measured,
+    Message,
+    Progressed,
+    Saved,
+    Scored,
+    Stopped,
+    Task,
+    encode,
+)
+from worker.tether import tether
+from worker.transfers import hash_file
+
+
+class StandIn:
+    def __init__(self, folder: Path, pipe: int) -> None:
+        self.folder, self.pipe = folder, pipe
+        self.task = Task.read(folder)
+
+    def say(self, message: Message) -> None:
+        os.write(self.pipe, encode(message))
+
+    def save(self, step: int, **files: str) -> None:
+        folder = self.folder / RESUME / str(step)
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        self.say(Saved(step=step))
+
+    def report(self) -> None:
+        self.say(Scored(scores={"dense": 20.63, "pruned": 0.1 + 0.2}))
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=3))
+        for step in (1, 2, 3):
+            self.say(Measured(step=step, values={"loss": 3.0 / step}))
+        self.say(Measured(step=3, values={"loss": 0.5}))
+
+    def finish(self) -> None:
+        result = self.folder / RESULT
+        result.mkdir()
+        (result / "model.safetensors").write_text("weights")
+        entry = {"name": "model.safetensors", "size": 7, "sha256": hash_file(result / "model.safetensors")}
+        (result / "manifest.json").write_text(f'{{"files": [{str(entry).replace(chr(39), chr(34))}]}}')
+        self.say(Finished(step=3, scores={"dense": 1.0, "pruned": 3.0, "repaired": 2.0}, measured={"zeros": 6}))
+
+    # The scenarios.
+
+    def succeed(self) -> None:
+        self.report()
+        self.save(0, pruned="p", run="r0")
+        self.save(3, run="r3")
+        self.finish()
+
+    def succeed_when_resumed(self) -> None:
+        if not self.task.resume:
+            self.save(0, pruned="p", run="r0")
+            self.save(3, run="r3")
+            self.wait_until_taken(3)
+            sys.exit("power cut")
+        state = {path.name: path.read_text() for path in (self.folder / STATE).iterdir()}
+        assert state == {"pruned": "p", "run": "r3"}, state
+        self.finish()
+
+    def crash(self) -> None:
+        sys.stderr.write("all the weights fell out")
+        os._exit(7)
+
+    def refuse(self) -> None:
+        self.say(Failed(user_error=True, code="not_enough_text", message="Give more text."))
+
+    def babble(self) -> None:
+        os.write(self.pipe, b"hello\n")
+        time.sleep(60)
+
+    def hang_with_child(self) -> None:
+        """Deaf to SIGTERM, with a process of its own that is deaf to everything but SIGKILL."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        (self.folder / "pids").write_text(f"{os.getpid()} {other.pid}")
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
+        time.sleep(60)
+
+    def save_when_told(self) -> None:
+        told: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
+        while not told:
+            time.sleep(0.02)
+        self.save(5, pruned="p", run="r5")
+        self.say(Stopped())
+
+    def save_and_wait(self) -> None:
+        self.save(0, run="r0")
+        time.sleep(60)
+
+    def wait_until_taken(self, step: int) -> None:
+        while (self.folder / RESUME / str(step)).exists():
+            time.sleep(0.02)
+
+
+def main(scenario: str, folder: str, pipe: str, owner: str) -> None:
+    tether(int(owner))
+    (Path(folder) / "environment").write_text("\n".join(os.environ))
+    getattr(StandIn(Path(folder), int(pipe)), scenario)()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,198 @@
+"""An attempt as its worker sees it, with a process that speaks the protocol in the place of the one that trains."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from core import attempts
+from core.states import Phase, Status
+from core.storage import Storage
+from tests.worker.conftest import House, alive
+from worker.attempt import Supervisor
+
+
+def supervisor(house: House, scenario: str, draining: threading.Event | None = None) -> Supervisor:
+    return Supervisor(
+        house.claim(),
+        house.sessions,
+        house.storage,
+        house.settings,
+        draining=draining or threading.Event(),
+        training=(sys.executable, "-m", "tests.worker.stand_in", scenario),
+    )
+
+
+def wait_for(truth: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not truth():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Running:
+    """A supervisor in a thread, as in a worker."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.thread = threading.Thread(target=supervisor.run)
+
+    def __enter__(self) -> Supervisor:
+        self.thread.start()
+        return self.supervisor
+
+    def __exit__(self, *_: object) -> None:
+        self.supervisor.draining.set()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+def test_a_result_is_published_with_all_that_was_reported(house: House, job_id: str) -> None:
+    supervisor(house, "succeed").run()
+    job, checkpoint = house.job(job_id), house.checkpoint(job_id)
+    assert (job.status, job.step, job.progress, job.error) == (Status.SUCCEEDED, 3, 1.0, None)
+    assert job.scores == {"dense": 1.0, "pruned": 3.0, "repaired": 2.0}
+    assert job.measured == {"zeros": 6}
+    assert house.metrics(job_id) == {1: {"loss": 3.0}, 2: {"loss": 1.5}, 3: {"loss": 0.5}}
+    assert house.events(job_id) == ["job.created", "job.claimed", "state.saved", "state.saved", "job.succeeded"]
+    assert [file["name"] for file in checkpoint.files] == ["model.safetensors", "manifest.json"]
+    assert checkpoint.sha256 == checkpoint.files[-1]["sha256"]
+
+
+def test_after_success_only_the_checkpoint_is_left(house: House, job_id: str) -> None:
+    supervisor(house, "succeed").run()
+    prefix = f"jobs/{job_id}/1/result/"
+    assert house.storage.keys(f"jobs/{job_id}/") == [f"{prefix}manifest.json", f"{prefix}model.safetensors"]
+    assert house.job(job_id).resume is None
+    assert list(house.settings.scratch.iterdir()) == []
+
+
+def test_a_state_replaces_its_namesakes_and_the_next_attempt_gets_all_of_it(house: House, job_id: str) -> None:
+    supervisor(house, "succeed_when_resumed").run()
+    job = house.job(job_id)
+    assert (job.status, job.failures) == (Status.QUEUED, 1)
+    assert job.resume is not None
+    assert {file["name"]: file["key"] for file in job.resume["files"]} == {
+        "pruned": f"jobs/{job_id}/1/resume/0/pruned",
+        "run": f"jobs/{job_id}/1/resume/3/run",
+    }
+    assert house.storage.keys(f"jobs/{job_id}/") == sorted(file["key"] for file in job.resume["files"])
+    supervisor(house, "succeed_when_resumed").run()
+    assert house.job(job_id).status == Status.SUCCEEDED
+    assert "attempt.resumed" in house.events(job_id)
+
+
+def test_a_crash_is_tried_again_until_too_many_have_failed(house: House, job_id: str) -> None:
+    for _ in range(house.settings.max_failures):
+        assert house.job(job_id).status == Status.QUEUED
+        supervisor(house, "crash").run()
+    job = house.job(job_id)
+    assert job.status == Status.FAILED
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"]) == ("system_error", "training_process_died")
+    assert "all the weights fell out" in job.error["message"]
+    assert house.events(job_id).count("job.retried") == house.settings.max_failures - 1
+
+
+def test_a_user_error_is_not_tried_again(house: House, job_id: str) -> None:
+    supervisor(house, "refuse").run()
+    job = house.job(job_id)
+    assert job.status == Status.FAILED
+    assert job.error == {"fault": "user_error", "code": "not_enough_text", "message": "Give more text."}
+
+
+def test_a_process_that_breaks_the_protocol_is_ended(house: House, job_id: str) -> None:
+    supervisor(house, "babble").run()
+    assert house.job(job_id).status == Status.QUEUED
+    assert house.job(job_id).failures == 1
+
+
+def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: str) -> None:
+    with Running(supervisor(house, "hang_with_child")) as attempt:
+        wait_for(lambda: house.job(job_id).progress == 0.5)
+        processes = [int(pid) for pid in (attempt.folder / "pids").read_text().split()]
+        assert all(alive(process) for process in processes)
+        house.cancel(job_id)
+        wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
+    assert house.job(job_id).status == Status.CANCELLED
+    assert house.storage.keys(f"jobs/{job_id}/") == []
+    assert not attempt.folder.exists()
+
+
+def test_a_shutdown_saves_the_state_and_charges_nothing(house: House, job_id: str) -> None:
+    with Running(supervisor(house, "save_when_told")) as attempt:
+        wait_for(lambda: house.job(job_id).step == 4)
+        attempt.draining.set()
+    job = house.job(job_id)
+    assert (job.status, job.failures) == (Status.QUEUED, 0)
+    assert job.resume is not None
+    assert job.resume["step"] == 5
+    assert house.events(job_id)[-2:] == ["state.saved", "job.released"]
+
+
+def test_a_shutdown_waits_no_longer_than_it_may(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.attempt.DRAIN_SECONDS", 0.5)
+    with Running(supervisor(house, "hang_with_child")) as attempt:
+        wait_for(lambda: house.job(job_id).progress == 0.5)
+        attempt.draining.set()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 0)
+
+
+def test_a_silent_process_is_ended(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.attempt.HUNG_SECONDS", 1.0)
+    supervisor(house, "hang_with_child").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+
+
+class Stuck(Storage):
+    """An object storage that takes an upload and does not end it."""
+
+    let_go = threading.Event()
+
+    def upload(self, source: object, key: str) -> None:
+        assert self.let_go.wait(30)
+
+
+def test_the_lease_is_renewed_while_an_upload_hangs(house: House, job_id: str) -> None:
+    stuck = House(house.settings, house.sessions, Stuck(house.settings))
+    with Running(supervisor(stuck, "save_and_wait")):
+        time.sleep(1.5 * house.settings.lease_seconds)
+        with house.sessions.begin() as session:
+            assert attempts.claim(session, "worker-2", 1) is None
+        job = house.job(job_id)
+        assert job.lease_expires_at is not None
+        assert job.lease_expires_at > job.updated_at
+        Stuck.let_go.set()
+
+
+def test_a_storage_that_refuses_fails_the_attempt_at_its_first_state(house: House, job_id: str) -> None:
+    class ReadOnly(Storage):
+        """May read as the house does; writes with rights that it does not have."""
+
+        def download(self, key: str, path: Path) -> None:
+            house.storage.download(key, path)
+
+    settings = house.settings.model_copy(update={"s3_secret_key": SecretStr("wrong")})
+    supervisor(House(settings, house.sessions, ReadOnly(settings)), "save_and_wait").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+
+
+def test_the_process_gets_none_of_the_settings(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEFT_S3_SECRET_KEY", "secret")
+    with Running(supervisor(house, "save_when_told")) as attempt:
+        wait_for(lambda: house.job(job_id).phase == Phase.TRAINING)
+        names = (attempt.folder / "environment").read_text().split()
+        assert "PATH" in names
+        assert not [name for name in names if name.startswith("SEFT_")]
+        assert "secret" not in (attempt.folder / "job.json").read_text()
+
+
+def test_a_damaged_dataset_is_not_trained_on(house: House, job_id: str) -> None:
+    (key,) = house.storage.keys("datasets/")
+    house.storage.put(key, b'{"text": "other"}\n')
+    supervisor(house, "succeed").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)

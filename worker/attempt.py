@@ -1,0 +1,280 @@
+"""One attempt at a job, from the claim to its end: the training process is started, listened to, and ended in time.
+
+Everything that happens (a message, a finished transfer, the process's end) is posted to one mailbox and handled in one
+thread, which also renews the lease; nothing in that thread waits for object storage or for the process.
+"""
+
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from queue import Empty, Queue
+
+import structlog
+from botocore.exceptions import BotoCoreError, ClientError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import attempts
+from core.attempts import Attempt, Fault
+from core.errors import LeaseLostError
+from core.settings import Settings
+from core.states import Phase
+from core.storage import Storage
+from core.tables import Json
+from worker import litter
+from worker.ledger import Ledger
+from worker.process import Process
+from worker.protocol import (
+    DATA,
+    RESULT,
+    RESUME,
+    STATE,
+    Failed,
+    Finished,
+    Measured,
+    Progressed,
+    Saved,
+    Scored,
+    Stopped,
+    Task,
+    decode,
+)
+from worker.transfers import TransferError, Transfers, hash_file
+
+TRAINING = (sys.executable, "-m", "worker.child")
+MANIFEST = "manifest.json"
+TICK_SECONDS = 0.1
+DRAIN_SECONDS = 20.0
+"""From the wish to shut down to the job's release; orchestrators kill after 30."""
+HUNG_SECONDS = 3600.0
+"""A process that says nothing for so long is ended. A large model's download is the longest silence."""
+TIDY_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class AttemptError(Exception):
+    """The attempt has failed; `user_error` when another one would fail alike."""
+
+    def __init__(self, code: str, message: str, *, user_error: bool = False) -> None:
+        super().__init__(message)
+        self.code, self.user_error = code, user_error
+
+
+class Supervisor:
+    """Does one attempt. Set `draining` at any time, and the job goes back to the queue with its newest state."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        sessions: sessionmaker[Session],
+        storage: Storage,
+        settings: Settings,
+        *,
+        draining: threading.Event,
+        training: Sequence[str] = TRAINING,
+    ) -> None:
+        self.attempt, self.sessions, self.storage, self.settings = attempt, sessions, storage, settings
+        self.draining, self.training = draining, training
+        self.folder = settings.scratch / attempt.job_id / str(attempt.number)
+        self.prefix = f"jobs/{attempt.job_id}/{attempt.number}/"
+        self.state: dict[str, Json] = {file["name"]: file for file in (attempt.resume or {"files": []})["files"]}
+        self.mailbox: Queue[Callable[[], None]] = Queue()
+        self.ledger = Ledger(sessions, attempt, settings)
+        self.transfers = Transfers(storage, self.mailbox.put)
+        self.process: Process | None = None
+        self.process_ended = self.finished = self.over = False
+        self.last_heard = time.monotonic()
+        self.drain_until = float("inf")
+
+    def run(self) -> None:
+        """Until the job has moved on; whatever happens, the process group is gone afterwards."""
+        try:
+            self._run()
+        except LeaseLostError as error:
+            log.warning("attempt.lost", reason=str(error))
+        finally:
+            self._end_process()
+            self.transfers.close(self._tidy, TIDY_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self.transfers.submit(self._fetch, lambda _: self._start())
+            while not self.over:
+                self.ledger.tick()
+                self._mind_draining()
+                self._mind_silence()
+                with suppress(Empty):
+                    self.mailbox.get(timeout=TICK_SECONDS)()
+        except AttemptError as error:
+            self._fail(error.code, str(error), user_error=error.user_error)
+        except TransferError as error:
+            self._fail("storage_failed", str(error))
+        except OSError as error:
+            self._fail("scratch_failed", f"{error}. Look at the disk of {self.settings.scratch}.")
+
+    def _fetch(self) -> None:
+        """What the process needs, into a fresh folder."""
+        self.folder.mkdir(parents=True)
+        for other in self.folder.parent.iterdir():
+            if int(other.name) < self.attempt.number:
+                shutil.rmtree(other, ignore_errors=True)
+        self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
+        for name, file in self.state.items():
+            self.transfers.download(file["key"], self.folder / STATE / name, file["sha256"])
+        Task(
+            spec=self.attempt.spec,
+            dataset_sha256=self.attempt.dataset_sha256,
+            resume=bool(self.state),
+            model_roots=self.settings.model_roots,
+            device=self.settings.device,
+            threads=self.settings.threads,
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+        ).write(self.folder)
+
+    def _start(self) -> None:
+        if self.attempt.resume:
+            self._tell("attempt.resumed", {"step": self.attempt.resume["step"]})
+        self.process = Process(
+            self.training,
+            self.folder,
+            heard=lambda line: self.mailbox.put(partial(self._hear, line)),
+            ended=lambda code: self.mailbox.put(partial(self._process_has_ended, code)),
+        )
+
+    def _hear(self, line: bytes) -> None:
+        self.last_heard = time.monotonic()
+        try:
+            message = decode(line)
+        except ValueError as error:
+            raise AttemptError("protocol_broken", f"The training process wrote no message: {line[:200]!r}") from error
+        match message:
+            case Progressed() | Measured() | Scored():
+                self.ledger.note(message)
+            case Saved(step=step):
+                store = partial(
+                    self.transfers.upload_folder, self.folder / RESUME / str(step), f"{self.prefix}{RESUME}/{step}/"
+                )
+                self.transfers.submit(store, partial(self._keep_state, step))
+            case Finished():
+                self._take_result(message)
+            case Failed():
+                raise AttemptError(message.code, message.message, user_error=message.user_error)
+            case Stopped():
+                log.info("training.stopped")
+
+    def _keep_state(self, step: int, files: list[Json]) -> None:
+        """A state is stored: point to it, then let go of what it replaces."""
+        self.state |= {file["name"]: file for file in files}
+        pointer = {"step": step, "files": list(self.state.values())}
+        former = self.ledger.write(lambda session: attempts.save_resume(session, self.attempt, pointer))
+        self._tell("state.saved", {"step": step})
+        shutil.rmtree(self.folder / RESUME / str(step))
+        needed = {file["key"] for file in self.state.values()}
+        replaced = [file["key"] for file in (former or {"files": []})["files"] if file["key"] not in needed]
+        self.transfers.submit(partial(self.transfers.delete, replaced), lambda _: None)
+
+    def _take_result(self, result: Finished) -> None:
+        self.finished = True
+        self._end_process()
+        self.ledger.note(Progressed(phase=Phase.UPLOADING, progress=0.97, step=result.step))
+        self.transfers.submit(self._upload_result, partial(self._publish, result))
+
+    def _upload_result(self) -> list[Json]:
+        """The checkpoint's files, the manifest last; what the row will say of them."""
+        folder, prefix = self.folder / RESULT, f"{self.prefix}{RESULT}/"
+        manifest = folder / MANIFEST
+        files: list[Json] = json.loads(manifest.read_bytes())["files"]
+        for file in files:
+            self.transfers.upload(folder / file["name"], prefix + file["name"])
+        self.transfers.upload(manifest, prefix + MANIFEST)
+        return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
+
+    def _publish(self, result: Finished, files: list[Json]) -> None:
+        self.ledger.flush()
+        self.ledger.write(
+            lambda session: attempts.publish(
+                session,
+                self.attempt,
+                step=result.step,
+                prefix=f"{self.prefix}{RESULT}/",
+                sha256=files[-1]["sha256"],
+                files=files,
+                scores=result.scores,
+                measured=result.measured,
+            )
+        )
+        self._finish("attempt.succeeded")
+
+    def _process_has_ended(self, code: int) -> None:
+        self.process_ended = True
+        if self.finished or self.draining.is_set():
+            return
+        assert self.process is not None
+        raise AttemptError(
+            "training_process_died", f"The training process ended with {code}. Its last output:\n{self.process.tail}"
+        )
+
+    def _mind_silence(self) -> None:
+        if self.process and not self.process_ended and time.monotonic() > self.last_heard + HUNG_SECONDS:
+            raise AttemptError(
+                "training_process_hung",
+                f"The training process said nothing for {HUNG_SECONDS:.0f} s. Its last output:\n{self.process.tail}",
+            )
+
+    def _mind_draining(self) -> None:
+        """Ask the process once to save and end; release the job when what it saved is stored, or when time is up."""
+        if not self.draining.is_set():
+            return
+        if self.drain_until == float("inf"):
+            self.drain_until = time.monotonic() + DRAIN_SECONDS
+            if self.process:
+                self.process.ask_to_stop()
+        stored = self.process is None or (self.process_ended and not self.transfers.pending)
+        if stored or time.monotonic() > self.drain_until:
+            self._end_process()
+            self.ledger.flush()
+            self.ledger.write(lambda session: attempts.release(session, self.attempt))
+            self._finish("attempt.released")
+
+    def _fail(self, code: str, message: str, *, user_error: bool = False) -> None:
+        self._end_process()
+        self.ledger.flush()
+        self.ledger.write(
+            lambda session: attempts.fail(
+                session,
+                self.attempt,
+                fault=Fault.USER if user_error else Fault.SYSTEM,
+                code=code,
+                message=message,
+                retry=not user_error,
+                max_failures=self.settings.max_failures,
+            )
+        )
+        self._finish("attempt.failed", code=code, message=message)
+
+    def _tell(self, type: str, data: Json) -> None:  # noqa: A002
+        self.ledger.write(lambda session: attempts.event(session, self.attempt, type, data))
+
+    def _finish(self, event: str, **data: str) -> None:
+        self.over = True
+        log.info(event, **data)
+
+    def _end_process(self) -> None:
+        if self.process:
+            self.process.kill()
+
+    def _tidy(self) -> None:
+        """In the thread of the transfers, after the last of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
+        try:
+            litter.clear(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
+        except (SQLAlchemyError, BotoCoreError, ClientError) as error:
+            log.warning("litter.left", error=str(error))

@@ -1,0 +1,96 @@
+"""An attempt's writes to the database: the lease, what was reported, what was decided.
+
+A database that is away is waited for, but no longer than the lease that was last renewed: after that the job may be
+another worker's, and LeaseLostError says so. The same error comes when the database says so itself.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import attempts
+from core.attempts import Attempt
+from core.errors import LeaseLostError
+from core.settings import Settings
+from worker.protocol import Measured, Progressed, Scored
+
+FLUSH_SECONDS = 1.0
+PAUSE_SECONDS = 0.5
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Ledger:
+    """Writes for one attempt, from one thread."""
+
+    def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:
+        self._sessions, self._attempt, self._settings = sessions, attempt, settings
+        self._renewed = self._flushed = time.monotonic()
+        self._progress: Progressed | None = None
+        self._rows: dict[int, dict[str, float]] = {}
+        self._scores: dict[str, float] = {}
+
+    def note(self, report: Progressed | Measured | Scored) -> None:
+        """Keep a report for the next flush."""
+        match report:
+            case Progressed():
+                self._progress = report
+            case Measured():
+                self._rows[report.step] = report.values
+            case Scored():
+                self._scores |= report.scores
+
+    def tick(self) -> None:
+        """Renew the lease and write what was noted, each when it is due. Call it often."""
+        now = time.monotonic()
+        if now >= self._renewed + self._settings.heartbeat_seconds:
+            self._renew()
+        if now >= self._flushed + FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was noted, in one transaction."""
+        progress, rows, scores = self._progress, sorted(self._rows.items()), self._scores
+        self._progress, self._rows, self._scores = None, {}, {}
+        self._flushed = time.monotonic()
+
+        def change(session: Session) -> None:
+            attempts.metrics(session, self._attempt, rows)
+            if scores:
+                attempts.scores(session, self._attempt, scores)
+            if progress:
+                attempts.progress(
+                    session, self._attempt, phase=progress.phase, progress=progress.progress, step=progress.step
+                )
+
+        if progress or rows or scores:
+            self.write(change)
+
+    def write(self, change: Callable[[Session], T]) -> T:
+        """One transaction, tried until it holds or the lease has run out."""
+        while True:
+            try:
+                with self._sessions.begin() as session:
+                    return change(session)
+            except (OperationalError, InterfaceError, NoConnectionError) as error:
+                log.warning("database.away", error=str(error))
+                if time.monotonic() > self._renewed + self._settings.lease_seconds:
+                    raise LeaseLostError("the database was away for longer than the lease") from error
+            time.sleep(PAUSE_SECONDS)
+
+    def _renew(self) -> None:
+        asked = 0.0
+
+        def change(session: Session) -> None:
+            nonlocal asked
+            asked = time.monotonic()
+            attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
+
+        self.write(change)
+        self._renewed = asked

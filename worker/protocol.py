@@ -1,0 +1,115 @@
+"""What a worker and its training process say to each other.
+
+The worker writes `job.json` into a folder and starts the process on it; the process answers with JSON lines on a pipe
+and with files in the same folder. SIGTERM asks it to save and end. Its standard input is its lifeline: the pipe closes
+when the worker is gone. Nothing here needs torch.
+
+    job.json, data.jsonl    what to do, and the text
+    state/                  a resumable state to go on from, when `Task.resume`
+    resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
+    result/                 the checkpoint, announced by `Finished`
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from core.specs import JobSpec
+from core.states import Phase
+
+TASK, DATA, STATE, RESUME, RESULT = "job.json", "data.jsonl", "state", "resume", "result"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(_Part):
+    """The content of `job.json`: everything that the training process is told. No secret is among it."""
+
+    spec: JobSpec
+    dataset_sha256: str
+    resume: bool
+    model_roots: list[Path]
+    device: str
+    threads: int
+    checkpoint_seconds: float
+
+    @classmethod
+    def read(cls, folder: Path) -> "Task":
+        """From the job's folder."""
+        return cls.model_validate_json((folder / TASK).read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Into the job's folder."""
+        (folder / TASK).write_text(self.model_dump_json())
+
+
+class Progressed(_Part):
+    """The share 0..1 of the whole job that is done; the optimizer step."""
+
+    type: Literal["progressed"] = "progressed"
+    phase: Phase
+    progress: float
+    step: int
+
+
+class Measured(_Part):
+    """All that was measured at one step."""
+
+    type: Literal["measured"] = "measured"
+    step: int
+    values: dict[str, float]
+
+
+class Scored(_Part):
+    """Perplexities, each once it is known."""
+
+    type: Literal["scored"] = "scored"
+    scores: dict[str, float]
+
+
+class Saved(_Part):
+    """`resume/<step>` is complete. Files of earlier states that it has no namesake of still belong to it."""
+
+    type: Literal["saved"] = "saved"
+    step: int
+
+
+class Finished(_Part):
+    """`result` is complete and verified. `scores` are final; `measured` was counted from the written file."""
+
+    type: Literal["finished"] = "finished"
+    step: int
+    scores: dict[str, float]
+    measured: dict[str, Any]
+
+
+class Stopped(_Part):
+    """The process ends because it was asked to; what it saved has been announced."""
+
+    type: Literal["stopped"] = "stopped"
+
+
+class Failed(_Part):
+    """The process ends with an error that it understands; `user_error` when trying again cannot help."""
+
+    type: Literal["failed"] = "failed"
+    user_error: bool
+    code: str
+    message: str
+
+
+Message = Progressed | Measured | Scored | Saved | Finished | Stopped | Failed
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+def encode(message: Message) -> bytes:
+    """One line."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """ValueError when the line is no message."""
+    return _MESSAGE.validate_json(line)

@@ -1,0 +1,55 @@
+"""Finds what was lost: jobs whose worker fell silent, jobs whose hint was lost, what ended jobs have left behind."""
+
+import threading
+
+import structlog
+from celery import Celery
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import queue, recovery
+from core.settings import Settings
+from core.storage import Storage
+from worker import litter
+
+BATCH = 16
+
+log = structlog.get_logger(__name__)
+
+
+class Sweep(threading.Thread):
+    """A thread of every worker; nothing that goes wrong ends it."""
+
+    def __init__(self, settings: Settings, app: Celery, sessions: sessionmaker[Session], storage: Storage) -> None:
+        super().__init__(name="sweep", daemon=True)
+        self.settings, self.app, self.sessions, self.storage = settings, app, sessions, storage
+
+    def run(self) -> None:
+        """Sweep for ever."""
+        pause = threading.Event()
+        while True:
+            for part in (self.find_lost, self.hint_waiting, self.clear_litter):
+                try:
+                    part()
+                except Exception as error:
+                    log.warning("sweep.failed", part=part.__name__, error=str(error))
+            pause.wait(self.settings.sweep_seconds)
+
+    def find_lost(self) -> None:
+        """Take back the jobs of silent workers."""
+        with self.sessions.begin() as session:
+            lost = recovery.reap(session, self.settings.max_failures)
+        for job_id in lost:
+            log.warning("job.lost", job=job_id)
+
+    def hint_waiting(self) -> None:
+        """Hint at jobs that have waited for two rounds: their message may be lost, or was dropped by a busy house."""
+        with self.sessions.begin() as session:
+            waiting = recovery.to_hint(session, 2 * self.settings.sweep_seconds, BATCH)
+        for _ in waiting:
+            queue.hint(self.app)
+
+    def clear_litter(self) -> None:
+        """Remove what ended jobs have left in object storage and in the scratch folder."""
+        for job_id, attempt in litter.with_states(self.sessions, BATCH):
+            litter.clear(self.sessions, self.storage, job_id, attempt)
+        litter.clear_scratch(self.sessions, self.settings.scratch)

@@ -1,0 +1,38 @@
+"""What a job asks for (`core.specs`) as what the library takes (`seft.config`). A test holds the ranges equal."""
+
+from core.specs import JobSpec
+from seft.config import CalibrationOrder, EvaluateConfig, PruneConfig, PruneMethod, RepairConfig
+
+
+def prune_config(spec: JobSpec) -> PruneConfig:
+    """How the job prunes: calibration windows at random, so that all of the text counts."""
+    return PruneConfig(
+        sparsity=spec.sparsity,
+        method=PruneMethod(spec.prune.method),
+        samples=spec.prune.calibration.samples,
+        tokens=spec.prune.calibration.tokens,
+        order=CalibrationOrder.RANDOM,
+        seed=spec.seed,
+    )
+
+
+def repair_config(spec: JobSpec) -> RepairConfig | None:
+    """How the job repairs; None when it only prunes."""
+    asked = spec.repair
+    if asked.method == "none":
+        return None
+    return RepairConfig(
+        steps=asked.steps,
+        density=asked.density,
+        learning_rate=asked.learning_rate,
+        update_interval=asked.update_interval,
+        drop_rate=asked.drop_rate,
+        batch_tokens=asked.batch_tokens,
+        sequence_tokens=asked.sequence_tokens,
+        seed=spec.seed,
+    )
+
+
+def evaluate_config(spec: JobSpec) -> EvaluateConfig:
+    """How the job judges."""
+    return EvaluateConfig(tokens=spec.evaluate.tokens, windows=spec.evaluate.windows)

@@ -1,0 +1,55 @@
+"""What a worker does when a hint comes: claim a job, do it. A hint may be lost, doubled or about nothing."""
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Sequence
+
+import structlog
+from celery import Celery
+from sqlalchemy.exc import SQLAlchemyError
+
+from core import attempts, queue
+from core.attempts import Attempt
+from core.database import make_engine, make_sessions
+from core.settings import Settings
+from core.storage import Storage
+from worker.attempt import TRAINING, Supervisor
+
+log = structlog.get_logger(__name__)
+
+
+class Work:
+    """The body of the one task. Set `draining`, and the job being done goes back to the queue and no more is taken."""
+
+    def __init__(self, settings: Settings, app: Celery, training: Sequence[str] = TRAINING) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.settings, self.app, self.training = settings, app, training
+        self.sessions = make_sessions(make_engine(settings))
+        self.storage = Storage(settings)
+        self.draining = threading.Event()
+
+    def __call__(self) -> None:
+        """Do one job, if one waits; then hint again, since there may be more of them than hints."""
+        attempt = self._claim()
+        if attempt is None:
+            return
+        with structlog.contextvars.bound_contextvars(
+            job=attempt.job_id, attempt=attempt.number, worker=self.name, tenant=attempt.tenant
+        ):
+            log.info("attempt.begun")
+            Supervisor(
+                attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
+            ).run()
+        queue.hint(self.app)
+
+    def _claim(self) -> Attempt | None:
+        if self.draining.is_set():
+            return None
+        try:
+            with self.sessions.begin() as session:
+                return attempts.claim(session, self.name, self.settings.lease_seconds)
+        except SQLAlchemyError as error:
+            log.warning("claim.failed", error=str(error))
+            return None
