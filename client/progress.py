@@ -3,19 +3,37 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from client.answers import Job
-from client.http import Client
+from client.answers import Job, Metric
 
 LINE_SECONDS = 15.0
 SPEED_SECONDS = 60.0
 """The time left is told from the speed of this last while."""
 
 
-def follow(service: Client, job_id: str, console: Console) -> Job:
+class Watchable(Protocol):
+    """The part of `client.http.Client` that following needs."""
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        """The job again and again, at last in its final state."""
+
+    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
+        """What was measured behind a step."""
+
+
+def follow(service: Watchable, job_id: str, console: Console) -> Job:
     """Watch a job to its end and show phase, step, loss, tokens a second and the time left."""
     step, values = -1, dict[str, float]()
     with (_bar if console.is_terminal else _lines)(console) as tell:
@@ -41,10 +59,10 @@ def _words(job: Job, values: dict[str, float]) -> str:
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[Job, str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    left = (TimeRemainingColumn(elapsed_when_finished=True), TextColumn("left"))
-    with Progress(*columns, *left, console=console, speed_estimate_period=SPEED_SECONDS) as progress:
+    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, *times, console=console, speed_estimate_period=SPEED_SECONDS) as progress:
         task = progress.add_task("", total=1.0)
-        yield lambda job, words: progress.update(task, completed=job["progress"], description=words)
+        yield lambda job, words: progress.update(task, completed=job["progress"], description=words, refresh=True)
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""The client's types say what the API's schemas say."""
+
+import pytest
+from pydantic import BaseModel
+
+from api import schemas
+from client import answers
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (answers.Failure, schemas.ErrorView),
+        (answers.Job, schemas.JobDetail),
+        (answers.Event, schemas.EventView),
+        (answers.Metric, schemas.MetricView),
+        (answers.File, schemas.FileView),
+        (answers.Checkpoint, schemas.CheckpointView),
+        (answers.Dataset, schemas.DatasetView),
+    ],
+)
+def test_an_answer_has_the_fields_of_its_schema(ours: type, theirs: type[BaseModel]) -> None:
+    assert set(ours.__annotations__) == set(theirs.model_fields)
