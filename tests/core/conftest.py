@@ -1,0 +1,46 @@
+"""A database with one tenant's dataset in it, and jobs made from it."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import datasets, jobs
+from core.database import make_engine, make_sessions
+from core.settings import Settings
+from core.specs import JobSpec
+from core.storage import Storage
+
+Sessions = sessionmaker[Session]
+MakeJob = Callable[..., str]
+
+
+@pytest.fixture
+def sessions(settings: Settings) -> Iterator[Sessions]:
+    engine = make_engine(settings)
+    yield make_sessions(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def spec(sessions: Sessions) -> JobSpec:
+    with sessions.begin() as session:
+        row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 30, 2))
+    return JobSpec(model="tiny", dataset=row.id, sparsity=0.6)
+
+
+@pytest.fixture
+def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
+    def make(priority: int = 0) -> str:
+        asked = spec.model_copy(update={"priority": priority})
+        with sessions.begin() as session:
+            return jobs.create(session, "ours", asked, None, asked.fingerprint())[0].id
+
+    return make
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    storage = Storage(settings)
+    storage.ensure_bucket()
+    return storage

@@ -1,0 +1,230 @@
+"""What a worker may do to a job, and what the fence keeps it from."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from core import attempts, jobs, recovery, reports
+from core.attempts import Attempt, Fault
+from core.errors import LeaseLostError
+from core.states import Phase, Status
+from core.tables import Job, JobEvent
+from tests.core.conftest import MakeJob, Sessions
+
+LEASE = 60.0
+
+
+def claimed(sessions: Sessions, worker: str = "w1") -> Attempt:
+    with sessions.begin() as session:
+        attempt = attempts.claim(session, worker, LEASE)
+    assert attempt is not None
+    return attempt
+
+
+def row(sessions: Sessions, job_id: str) -> Job:
+    with sessions.begin() as session:
+        return session.get_one(Job, job_id)
+
+
+def expire(sessions: Sessions, job_id: str) -> None:
+    late = "UPDATE jobs SET lease_expires_at = now() - interval '1 s' WHERE id = :id AND status = 'running'"
+    with sessions.begin() as session:
+        session.execute(text(late), {"id": job_id})
+
+
+def moves(sessions: Sessions, job_id: str) -> list[str]:
+    with sessions.begin() as session:
+        return [event.type for event in reports.events(session, job_id, after=0, limit=100)[0]]
+
+
+def test_jobs_are_claimed_by_priority_and_then_by_age(sessions: Sessions, make_job: MakeJob) -> None:
+    old, _, urgent = make_job(0), make_job(-1), make_job(5)
+    assert claimed(sessions).job_id == urgent
+    assert claimed(sessions).job_id == old
+
+
+def test_no_job_is_claimed_twice(sessions: Sessions, make_job: MakeJob) -> None:
+    made = {make_job() for _ in range(40)}
+    start = threading.Barrier(8)
+
+    def work(number: int) -> list[str]:
+        start.wait()
+        taken: list[str] = []
+        while True:
+            with sessions.begin() as session:
+                attempt = attempts.claim(session, f"w{number}", LEASE)
+            if attempt is None:
+                return taken
+            taken.append(attempt.job_id)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(itertools.chain.from_iterable(pool.map(work, range(8))))
+    assert len(found) == len(made)
+    assert set(found) == made
+
+
+def test_a_claim_skips_a_row_that_another_one_holds(sessions: Sessions, make_job: MakeJob) -> None:
+    first, second = make_job(), make_job()
+    with sessions.begin() as one, sessions.begin() as other:
+        held, next_one = attempts.claim(one, "w1", LEASE), attempts.claim(other, "w2", LEASE)
+        assert held is not None
+        assert next_one is not None
+        assert {held.job_id, next_one.job_id} == {first, second}
+        with sessions.begin() as third:
+            assert attempts.claim(third, "w3", LEASE) is None
+
+
+WRITES: dict[str, Callable[[Session, Attempt], object]] = {
+    "heartbeat": lambda s, a: attempts.heartbeat(s, a, LEASE),
+    "progress": lambda s, a: attempts.progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
+    "metrics": lambda s, a: attempts.metrics(s, a, [(1, {"loss": 1.0})]),
+    "event": lambda s, a: attempts.event(s, a, "evolved", {}),
+    "scores": lambda s, a: attempts.scores(s, a, {"dense": 1.0}),
+    "save_resume": lambda s, a: attempts.save_resume(s, a, {"step": 1}),
+    "publish": lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
+    "fail": lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
+    "release": attempts.release,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_worker_that_lost_its_job_can_change_nothing(
+    write: Callable[[Session, Attempt], object], sessions: Sessions, make_job: MakeJob
+) -> None:
+    cancelled, taken_over = make_job(), make_job()
+    stale = [claimed(sessions, "dead"), claimed(sessions, "dead")]
+    with sessions.begin() as session:
+        jobs.cancel(session, "ours", cancelled)
+    expire(sessions, taken_over)
+    with sessions.begin() as session:
+        assert recovery.reap(session, 3) == [taken_over]
+    assert claimed(sessions, "living").job_id == taken_over
+    before = [(row(sessions, job_id).__dict__, moves(sessions, job_id)) for job_id in (cancelled, taken_over)]
+    for attempt in stale:
+        with pytest.raises(LeaseLostError), sessions.begin() as session:
+            write(session, attempt)
+    after = [(row(sessions, job_id).__dict__, moves(sessions, job_id)) for job_id in (cancelled, taken_over)]
+    strip = [({k: v for k, v in columns.items() if k != "_sa_instance_state"}, events) for columns, events in before]
+    assert strip == [
+        ({k: v for k, v in columns.items() if k != "_sa_instance_state"}, events) for columns, events in after
+    ]
+    with sessions.begin() as session:
+        assert not reports.metrics(session, cancelled, after_step=-1, limit=9)[0]
+        assert not reports.checkpoints(session, taken_over)
+
+
+def test_a_resumed_attempt_starts_from_what_was_saved(sessions: Sessions, make_job: MakeJob) -> None:
+    make_job()
+    first = claimed(sessions)
+    assert first.number == 1
+    assert first.resume is None
+    with sessions.begin() as session:
+        attempts.scores(session, first, {"dense": 20.0})
+        attempts.scores(session, first, {"pruned": 50.0})
+        assert attempts.save_resume(session, first, {"step": 10}) is None
+        assert attempts.save_resume(session, first, {"step": 20}) == {"step": 10}
+        attempts.release(session, first)
+    second = claimed(sessions)
+    assert (second.number, second.failures, second.resume) == (2, 0, {"step": 20})
+    assert second.scores == {"dense": 20.0, "pruned": 50.0}
+
+
+def test_metrics_of_a_repeated_step_are_replaced(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        attempts.metrics(session, attempt, [(1, {"loss": 3.0}), (2, {"loss": 2.5})])
+        attempts.metrics(session, attempt, [(2, {"loss": 2.0}), (3, {"loss": 1.0})])
+        attempts.metrics(session, attempt, [])
+        rows, more = reports.metrics(session, job_id, after_step=-1, limit=10)
+    assert [(m.step, m.values["loss"]) for m in rows] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert not more
+
+
+def test_publishing_ends_the_job_with_its_checkpoint(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    files = [{"name": "manifest.json", "size": 2, "sha256": "ab"}]
+    with sessions.begin() as session:
+        attempts.publish(
+            session,
+            attempt,
+            step=7,
+            prefix="p/",
+            sha256="ab",
+            files=files,
+            scores={"dense": 1.5},
+            measured={"zeros": 3},
+        )
+    job = row(sessions, job_id)
+    assert (job.status, job.progress, job.step, job.scores) == (Status.SUCCEEDED, 1.0, 7, {"dense": 1.5})
+    assert job.finished_at is not None
+    assert job.lease_expires_at is None
+    with sessions.begin() as session:
+        (checkpoint,) = reports.checkpoints(session, job_id)
+    assert (checkpoint.sha256, checkpoint.files) == ("ab", files)
+    assert moves(sessions, job_id) == ["job.created", "job.claimed", "job.succeeded"]
+
+
+def test_a_failing_job_is_tried_until_so_many_attempts_failed(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    for again in (True, True, False):
+        with sessions.begin() as session:
+            attempt = attempts.claim(session, "w1", LEASE)
+            assert attempt is not None
+            kept = attempts.fail(
+                session, attempt, fault=Fault.SYSTEM, code="oops", message="broken", retry=True, max_failures=3
+            )
+        assert kept is again
+    job = row(sessions, job_id)
+    assert (job.status, job.failures) == (Status.FAILED, 3)
+    assert job.error == {"fault": "system_error", "code": "oops", "message": "broken"}
+
+
+def test_a_users_fault_ends_the_job_at_once(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        assert not attempts.fail(
+            session, attempt, fault=Fault.USER, code="oom", message="m", retry=False, max_failures=3
+        )
+    assert row(sessions, job_id).status == Status.FAILED
+
+
+def test_a_heartbeat_renews_the_lease_and_shows_no_reader_a_change(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    before = row(sessions, job_id)
+    with sessions.begin() as session:
+        attempts.heartbeat(session, attempt, 2 * LEASE)
+    after = row(sessions, job_id)
+    assert before.lease_expires_at is not None
+    assert after.lease_expires_at is not None
+    assert after.lease_expires_at > before.lease_expires_at
+    assert after.updated_at == before.updated_at
+
+
+def test_events_of_a_job_commit_in_the_order_of_their_ids(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+
+    def tell(number: int) -> None:
+        with sessions.begin() as session:
+            attempts.event(session, attempt, "evolved", {"number": number})
+
+    seen: list[int] = []
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(tell, number) for number in range(60)]
+        while len(seen) < 62:
+            with sessions.begin() as session:
+                query = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.id > (seen[-1] if seen else 0))
+                seen.extend(session.scalars(query.order_by(JobEvent.id)))
+        for future in done:
+            future.result()
+    with sessions.begin() as session:
+        assert seen == [event.id for event in reports.events(session, job_id, after=0, limit=100)[0]]

@@ -1,0 +1,119 @@
+"""Jobs as their tenant sees them."""
+
+import pytest
+
+from core import attempts, jobs
+from core.errors import Code, ProblemError
+from core.specs import JobSpec
+from core.states import Status
+from core.tables import Job
+from tests.core.conftest import MakeJob, Sessions
+from tests.core.test_attempts import claimed, moves
+
+
+def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> tuple[Job, bool]:
+    with sessions.begin() as session:
+        return jobs.create(session, tenant, spec, key, spec.fingerprint())
+
+
+def refusal(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> Code:
+    with pytest.raises(ProblemError) as caught:
+        create(sessions, spec, key, tenant)
+    return caught.value.code
+
+
+def test_a_new_job_is_queued_with_all_defaults(sessions: Sessions, spec: JobSpec) -> None:
+    job, new = create(sessions, spec)
+    assert new
+    assert (job.status, job.attempt, job.failures, job.scores) == (Status.QUEUED, 0, 0, {})
+    assert JobSpec.model_validate(job.spec) == spec
+    assert moves(sessions, job.id) == ["job.created"]
+
+
+def test_the_same_key_and_body_make_one_job(sessions: Sessions, spec: JobSpec) -> None:
+    first, new = create(sessions, spec, "k")
+    again, newer = create(sessions, spec, "k")
+    assert (new, newer) == (True, False)
+    assert first.id == again.id
+
+
+def test_the_same_key_with_another_body_is_refused(sessions: Sessions, spec: JobSpec) -> None:
+    create(sessions, spec, "k")
+    assert refusal(sessions, spec.model_copy(update={"sparsity": 0.5}), "k") is Code.IDEMPOTENCY_CONFLICT
+
+
+def test_a_key_that_is_being_served_is_refused(sessions: Sessions, spec: JobSpec) -> None:
+    with sessions.begin() as session:
+        assert jobs.earlier(session, "ours", "k", "body") is None
+        assert refusal(sessions, spec, "k") is Code.IDEMPOTENCY_IN_FLIGHT
+        assert create(sessions, spec, "another key")[1]
+    assert create(sessions, spec, "k")[1]
+
+
+def test_a_key_is_its_tenants_own(sessions: Sessions, spec: JobSpec) -> None:
+    create(sessions, spec, "k")
+    assert refusal(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
+
+
+def test_an_earlier_spelling_of_the_defaults_is_the_same_body(spec: JobSpec) -> None:
+    spelt = JobSpec.model_validate({**spec.model_dump(exclude_unset=True), "priority": 0, "metadata": {}})
+    assert spelt.fingerprint() == spec.fingerprint()
+
+
+def test_pages_hold_every_job_once_newest_first(sessions: Sessions, make_job: MakeJob) -> None:
+    made = [make_job() for _ in range(7)]
+    seen: list[str] = []
+    more = True
+    while more:
+        with sessions.begin() as session:
+            rows, more = jobs.page(session, "ours", after=seen[-1] if seen else None, limit=3)
+        seen += [job.id for job in rows]
+    assert seen == sorted(made, reverse=True)
+
+
+def test_pages_can_be_narrowed_to_a_status(sessions: Sessions, make_job: MakeJob) -> None:
+    running, queued = make_job(), make_job()
+    claimed(sessions)
+    with sessions.begin() as session:
+        assert [job.id for job in jobs.page(session, "ours", status=Status.RUNNING, limit=5)[0]] == [running]
+        assert [job.id for job in jobs.page(session, "ours", status=Status.QUEUED, limit=5)[0]] == [queued]
+
+
+def test_another_tenant_sees_nothing(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    with sessions.begin() as session:
+        assert jobs.page(session, "theirs", limit=5) == ([], False)
+        for call in (jobs.get, jobs.cancel):
+            with pytest.raises(ProblemError) as caught:
+                call(session, "theirs", job_id)
+            assert caught.value.code is Code.NOT_FOUND
+    assert moves(sessions, job_id) == ["job.created"]
+
+
+def test_the_queue_is_counted_by_priority_and_age(sessions: Sessions, make_job: MakeJob) -> None:
+    low, first, second, running = make_job(-1), make_job(), make_job(), make_job(9)
+    claimed(sessions)
+    with sessions.begin() as session:
+        places = [jobs.position(session, session.get_one(Job, job_id)) for job_id in (first, second, low, running)]
+    assert places == [1, 2, 3, None]
+
+
+def test_cancelling_is_at_once_and_may_be_repeated(sessions: Sessions, make_job: MakeJob) -> None:
+    running, queued = make_job(), make_job()
+    claimed(sessions)
+    for job_id in (running, queued, running):
+        with sessions.begin() as session:
+            job = jobs.cancel(session, "ours", job_id)
+        assert job.status == Status.CANCELLED
+        assert job.finished_at is not None
+    assert moves(sessions, running) == ["job.created", "job.claimed", "job.cancelled"]
+
+
+def test_a_finished_job_cannot_be_cancelled(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+    with pytest.raises(ProblemError, match="succeeded") as caught, sessions.begin() as session:
+        jobs.cancel(session, "ours", job_id)
+    assert caught.value.code is Code.CONFLICT

@@ -1,0 +1,82 @@
+"""What the sweep finds, and what it leaves alone."""
+
+from sqlalchemy import text
+
+from core import attempts, recovery
+from core.states import Status
+from core.tables import Job
+from tests.core.conftest import MakeJob, Sessions
+from tests.core.test_attempts import claimed, expire, moves, row
+
+
+def reap(sessions: Sessions, max_failures: int = 3) -> list[str]:
+    with sessions.begin() as session:
+        return recovery.reap(session, max_failures)
+
+
+def test_a_silent_workers_job_is_queued_again_and_charged(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    claimed(sessions)
+    assert reap(sessions) == []
+    expire(sessions, job_id)
+    assert reap(sessions) == [job_id]
+    job = row(sessions, job_id)
+    assert (job.status, job.failures, job.worker, job.hinted_at) == (Status.QUEUED, 1, None, None)
+    assert moves(sessions, job_id) == ["job.created", "job.claimed", "job.lost"]
+
+
+def test_a_job_that_kills_its_workers_fails_for_good(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    for _ in range(3):
+        claimed(sessions)
+        expire(sessions, job_id)
+        assert reap(sessions) == [job_id]
+    job = row(sessions, job_id)
+    assert (job.status, job.failures) == (Status.FAILED, 3)
+    assert job.error is not None
+    assert job.error["code"] == "worker_lost"
+    assert reap(sessions) == []
+
+
+def test_a_late_heartbeat_saves_a_job_that_was_not_taken_back_yet(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    expire(sessions, job_id)
+    with sessions.begin() as session:
+        attempts.heartbeat(session, attempt, 60)
+    assert reap(sessions) == []
+
+
+def test_one_sweep_works_at_a_time(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    claimed(sessions)
+    expire(sessions, job_id)
+    with sessions.begin() as one:
+        assert recovery.reap(one, 3) == [job_id]
+        assert reap(sessions) == []
+
+
+def test_a_waiting_job_is_hinted_again_when_its_hint_is_old(sessions: Sessions, make_job: MakeJob) -> None:
+    low, high = make_job(0), make_job(1)
+    with sessions.begin() as session:
+        assert recovery.to_hint(session, 30, 10) == []
+        session.execute(text("UPDATE jobs SET hinted_at = now() - interval '31 s'"))
+    with sessions.begin() as session:
+        assert recovery.to_hint(session, 30, 1) == [high]
+    with sessions.begin() as session:
+        assert recovery.to_hint(session, 30, 10) == [low]
+        assert recovery.to_hint(session, 30, 10) == []
+
+
+def test_a_released_job_is_hinted_at_once_and_a_running_one_never(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET hinted_at = now() - interval '1 h'"))
+    with sessions.begin() as session:
+        assert recovery.to_hint(session, 30, 10) == []
+        attempts.release(session, attempt)
+    with sessions.begin() as session:
+        before = session.get_one(Job, job_id).updated_at
+        assert recovery.to_hint(session, 30, 10) == [job_id]
+    assert row(sessions, job_id).updated_at == before
