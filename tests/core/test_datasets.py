@@ -1,0 +1,90 @@
+"""What may be a dataset, and what its sender is told otherwise."""
+
+import hashlib
+import io
+import json
+
+import pytest
+
+from core import datasets
+from core.errors import Code, Flaw, ProblemError
+from tests.core.conftest import Sessions
+
+
+def lines(*texts: str) -> bytes:
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def refused(content: bytes) -> tuple[Flaw, ...]:
+    with pytest.raises(ProblemError) as caught:
+        datasets.check(io.BytesIO(content))
+    assert caught.value.code is Code.INVALID_DATASET
+    return caught.value.flaws
+
+
+def test_a_right_file_is_counted_and_hashed() -> None:
+    content = lines("one", "zwei 🙂", "one")
+    found = datasets.check(io.BytesIO(content))
+    assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3)
+    assert found.object_key == f"datasets/{found.sha256}.jsonl"
+
+
+def test_the_last_line_needs_no_end() -> None:
+    assert datasets.check(io.BytesIO(lines("a", "b").rstrip())).records == 2
+
+
+def test_every_broken_line_is_named_with_rule_value_and_way_out() -> None:
+    flaws = refused(lines("a", "b") + b'{"txt": "c"}\n' + lines("d") + b"nonsense\n\xff\n\n")
+    assert [flaw.param for flaw in flaws] == ["line 3", "line 5", "line 6", "line 7"]
+    assert "`text`" in flaws[0].rule
+    assert "'txt'" in flaws[0].value
+    assert all(flaw.way_out for flaw in flaws)
+
+
+def test_reading_ends_at_the_twentieth_broken_line() -> None:
+    assert len(refused(b"x\n" * 1000)) == 20
+
+
+@pytest.mark.parametrize("content", [b"", lines("only one"), lines("same", "same")], ids=["empty", "one", "equal"])
+def test_less_than_two_different_records_are_refused(content: bytes) -> None:
+    (flaw,) = refused(content)
+    assert flaw.param == "file"
+
+
+def test_a_line_of_boundless_length_is_refused_without_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "LINE_BYTES", 40)
+    content = lines("a", "x" * 500, "b", "y" * 27)
+    (flaw,) = refused(content)
+    assert (flaw.param, flaw.value) == ("line 2", "a line of 513 bytes")
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("texts.jsonl", "texts.jsonl"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\data\\größe 🙂.jsonl", "größe 🙂.jsonl"),
+        ("a\0b\nc\u202e.jsonl", "abc.jsonl"),
+        ("\ud800", "dataset.jsonl"),
+        ("", "dataset.jsonl"),
+        ("x" * 999, "x" * 255),
+    ],
+)
+def test_a_file_name_is_fit_to_be_shown(given: str, kept: str) -> None:
+    assert datasets.clean_name(given) == kept
+
+
+def test_datasets_are_their_tenants_own_and_listed_newest_first(sessions: Sessions) -> None:
+    content = datasets.Content("0" * 64, 30, 2)
+    with sessions.begin() as session:
+        made = [datasets.add(session, "ours", f"{number}.jsonl", content).id for number in range(3)]
+        foreign = datasets.add(session, "theirs", "x.jsonl", content).id
+    with sessions.begin() as session:
+        rows, more = datasets.page(session, "ours", limit=2)
+        rest, end = datasets.page(session, "ours", after=rows[-1].id, limit=2)
+        assert [row.id for row in (*rows, *rest)] == sorted(made, reverse=True)
+        assert (more, end) == (True, False)
+        for unknown in (foreign, "file_", "a\0b"):
+            with pytest.raises(ProblemError) as caught:
+                datasets.get(session, "ours", unknown)
+            assert caught.value.code is Code.NOT_FOUND

@@ -1,0 +1,57 @@
+"""Models at the door."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core import models
+from core.errors import Code, ProblemError
+from core.settings import Settings
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").touch()
+    return folder.parent
+
+
+def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:
+    with pytest.raises(ProblemError) as caught:
+        models.find(settings, reference, revision)
+    return caught.value
+
+
+def test_a_model_is_found_under_a_root_and_nowhere_else(settings: Settings, roots: Path) -> None:
+    ours = settings.model_copy(update={"model_roots": [roots]})
+    assert models.find(ours, "tiny", None).path == roots / "tiny"
+    for outside in (str(roots / "tiny"), "../models/tiny", "nothing"):
+        error = refusal(ours, outside)
+        assert error.code in {Code.MODEL_REFUSED, Code.MODEL_NOT_FOUND}
+        assert error.flaws[0].param == "model"
+        assert outside in error.flaws[0].value
+
+
+def test_pickles_are_refused(settings: Settings, roots: Path) -> None:
+    (roots / "tiny" / "model.safetensors").rename(roots / "tiny" / "pytorch_model.bin")
+    error = refusal(settings.model_copy(update={"model_roots": [roots]}), "tiny")
+    assert error.code is Code.MODEL_REFUSED
+    assert "pickle" in error.message
+
+
+def test_a_local_model_has_no_revisions(settings: Settings, roots: Path) -> None:
+    error = refusal(settings.model_copy(update={"model_roots": [roots]}), "tiny", "main")
+    assert (error.code, error.flaws[0].param) == (Code.INVALID_REQUEST, "revision")
+
+
+def test_a_hub_that_does_not_answer_is_no_fault_of_the_model(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert refusal(settings, "owner/name").code is Code.HUB_UNREACHABLE

@@ -1,0 +1,34 @@
+"""Hints travel through a real broker, and a broker that is down is nobody's error."""
+
+import json
+import time
+
+import pytest
+import redis
+
+from core import queue
+from core.settings import Settings
+
+
+def test_a_hint_is_one_message_that_names_no_job_and_expires(settings: Settings) -> None:
+    queue.hint(queue.make_app(settings))
+    with redis.Redis.from_url(str(settings.broker_url)) as client:
+        (raw,) = client.lrange("seft", 0, -1)
+    message = json.loads(raw)
+    assert message["headers"]["task"] == queue.TASK
+    assert message["headers"]["expires"] is not None
+    assert message["content-type"] == "application/json"
+    assert message["headers"]["argsrepr"] == "()"
+
+
+def test_a_broker_that_is_down_costs_seconds_and_no_error(settings: Settings) -> None:
+    app = queue.make_app(settings.model_copy(update={"broker_url": "redis://127.0.0.1:9/0"}))
+    began = time.monotonic()
+    queue.hint(app)
+    assert time.monotonic() - began < 5
+    with pytest.raises(Exception, match=r"refused|Connection"):
+        queue.ping(app)
+
+
+def test_a_living_broker_answers(settings: Settings) -> None:
+    queue.ping(queue.make_app(settings))

@@ -1,0 +1,67 @@
+"""What a request may ask for."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from core import ids
+from core.specs import JobSpec
+
+LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+
+
+def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
+    shown = JobSpec.model_validate(LEAST).model_dump(mode="json")
+    assert JobSpec.model_validate(shown) == JobSpec.model_validate(LEAST)
+    assert set(shown) == set(JobSpec.model_fields)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sparsity": 1.2},
+        {"sparsity": float("nan")},
+        {"sparsity": float("inf")},
+        {"sparcity": 0.5},
+        {"model": ""},
+        {"model": "a\0b"},
+        {"model": "\ud800"},
+        {"dataset": "file_1"},
+        {"seed": 2**63},
+        {"seed": 10**400},
+        {"priority": 101},
+        {"metadata": {"a": "\0"}},
+        {"metadata": {"\0": "a"}},
+        {"metadata": {str(n): "" for n in range(17)}},
+        {"metadata": {"a": "x" * 513}},
+        {"repair": {"batch_tokens": 1000, "sequence_tokens": 512}},
+        {"repair": {"learning_rate": "fast"}},
+        {"repair": {"learning_rate": float("nan")}},
+        {"repair": {"batch_tokens": 512 * 10**30}},
+        {"evaluate": {"held_out": 1.0}},
+        {"prune": {"calibration": {"samples": 0}}},
+    ],
+    ids=str,
+)
+def test_what_breaks_a_rule_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        JobSpec.model_validate(LEAST | wrong)
+
+
+def test_equal_requests_have_equal_fingerprints() -> None:
+    one = JobSpec.model_validate(LEAST | {"metadata": {"a": "1", "b": "2"}})
+    other = JobSpec.model_validate({"metadata": {"b": "2", "a": "1"}, **LEAST, "seed": 0})
+    assert one.fingerprint() == other.fingerprint()
+    assert one.fingerprint() != JobSpec.model_validate(LEAST | {"seed": 1}).fingerprint()
+
+
+@given(st.lists(st.sampled_from(["job", "file", "req"]), min_size=1, max_size=5))
+def test_ids_are_of_their_kind_and_differ(prefixes: list[Any]) -> None:
+    made = [ids.new(prefix) for prefix in prefixes]
+    assert all(ids.is_id(prefix, value) for prefix, value in zip(prefixes, made, strict=True))
+    assert len(set(made)) == len(made)
+    assert not ids.is_id("key", made[0])
+    assert not ids.is_id(prefixes[0], made[0] + "\n")

@@ -1,0 +1,55 @@
+"""Object storage, against a real server."""
+
+import io
+import urllib.request
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import BotoCoreError
+
+from core.settings import Settings
+from core.storage import Storage
+
+
+def test_what_is_stored_comes_back_to_the_last_bit(storage: Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # above the size from which parts are sent
+    source, copy = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(content)
+    storage.upload(source, "x/file")
+    storage.upload(io.BytesIO(content), "x/stream")
+    storage.put("x/bytes", content)
+    assert storage.keys("x/") == ["x/bytes", "x/file", "x/stream"]
+    for key in storage.keys("x/"):
+        assert storage.read(key) == content
+        storage.download(key, copy)
+        assert copy.read_bytes() == content
+
+
+def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
+    for key in ("jobs/1/1/a", "jobs/1/1/b/c", "jobs/1/2/a", "datasets/x"):
+        storage.put(key, b"1")
+    storage.delete_prefix("jobs/1/1/")
+    storage.delete_prefix("jobs/none/")
+    assert storage.keys("") == ["datasets/x", "jobs/1/2/a"]
+
+
+def test_a_link_opens_its_object_to_whoever_holds_it(storage: Storage) -> None:
+    storage.put("x/größe.txt", b"hello")
+    with urllib.request.urlopen(storage.link("x/größe.txt")) as answer:
+        assert answer.read() == b"hello"
+
+
+def test_a_link_names_the_public_address(settings: Settings) -> None:
+    public = Storage(settings.model_copy(update={"s3_public_endpoint": "https://s3.example"}))
+    assert public.link("a/b").startswith(f"https://s3.example/{settings.s3_bucket}/a/b?")
+
+
+def test_ensuring_a_bucket_twice_is_no_error(storage: Storage) -> None:
+    storage.put("kept", b"1")
+    storage.ensure_bucket()
+    assert storage.keys("") == ["kept"]
+
+
+def test_a_server_that_is_not_there_is_an_error_within_seconds(settings: Settings) -> None:
+    with pytest.raises(BotoCoreError):
+        Storage(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})).ping()
