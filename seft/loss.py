@@ -58,8 +58,8 @@ class _HeadLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
         pieces = [
-            _chunk(rows, wanted_targets, head, wanted)
-            for rows, wanted_targets in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+            _chunk(some, next_tokens, head, wanted)
+            for some, next_tokens in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
         ]
         if wanted:
             ctx.save_for_backward(torch.cat([gradient for _, gradient in pieces]))
@@ -79,7 +79,5 @@ def _chunk(
     with torch.set_grad_enabled(wanted):
         leaf = hidden.detach().requires_grad_(wanted)
         losses = F.cross_entropy(head(leaf).float(), targets, reduction="none")
-    if not wanted:
-        return losses, losses
-    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    gradient = torch.autograd.grad(losses, leaf, torch.ones_like(losses))[0] if wanted else leaf
     return losses.detach(), gradient

@@ -4,7 +4,6 @@ Nothing here knows a gradient or a schedule.
 """
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -31,7 +30,7 @@ class Active(Positions):
     ages: Int[Tensor, "positions"]
 
     @classmethod
-    def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> Self:
+    def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> "Active":
         """Positions at their present values, with no memory of any gradient."""
         bases = weight.flatten()[indices]
         values = bases.to(master_dtype(weight.dtype), copy=True)

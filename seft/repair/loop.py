@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.errors import DataError, TrainError
+from seft.errors import DataError, StateError, TrainError
 from seft.loss import TokenLoss
 from seft.repair import optimizer, schedule, state
 from seft.repair.linear import RepairedLinear
@@ -92,6 +92,10 @@ class Repair:
 
         StateError when the state is of something else.
         """
+        if self.step:
+            raise StateError(
+                f"a state must be loaded into a fresh repair; this one is at step {self.step}. Make a new one."
+            )
         self.step = state.load(folder, self._linears, self.config, self._fingerprint)
 
     def _open_windows(self, step: int) -> None:

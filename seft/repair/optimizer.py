@@ -5,6 +5,8 @@ nothing: its moments come from the gradients that its window saw (as in SpIEL, a
 first step from empty moments has full size whatever the gradient was worth.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -43,4 +45,4 @@ def seed(grown: Active, candidates: Candidates, observed: int, pieces: int) -> N
 
 def _gathered(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "positions"]:
     """How much weight an average with this decay has gathered at these ages: `1 - decay ** age`."""
-    return 1 - decay ** ages.to(dtype)
+    return -torch.expm1(ages.to(dtype) * math.log(decay))

@@ -4,11 +4,14 @@ A position is flat, `row * cols + col`, and int32: that bounds a linear to 2^31 
 """
 
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+
+P = TypeVar("P", bound="Positions")
+"""A kind of list. `Self` would say it too, but shapes are checked while testing, function by function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,11 @@ class Positions:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, chosen: Shaped[Tensor, "chosen"]) -> Self:
+    def __getitem__(self: P, chosen: Shaped[Tensor, "chosen"]) -> P:
         """Some of the positions, by mask or by increasing places, with all that belongs to them."""
         return type(self)(*(tensor[chosen] for tensor in self.tensors().values()))
 
-    def joined(self, other: Self) -> Self:
+    def joined(self: P, other: P) -> P:
         """Both lists as one; they must share no position."""
         order = torch.cat([self.indices, other.indices]).argsort()
         pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)

@@ -11,7 +11,6 @@ not be open to newcomers, whose missing past would look like merit.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -35,16 +34,16 @@ class Candidates(Positions):
     squares: Float[Tensor, "positions"]
 
     @classmethod
-    def newcomers(cls, indices: Int[Tensor, "positions"], gradients: Float[Tensor, "positions"]) -> Self:
+    def newcomers(cls, indices: Int[Tensor, "positions"], gradients: Float[Tensor, "positions"]) -> "Candidates":
         """Candidates seen in one micro-batch."""
         order = indices.argsort()
         return cls(indices[order].int(), gradients[order], gradients[order] ** 2)
 
-    def updated(self, gradients: Float[Tensor, "positions"]) -> Self:
+    def updated(self, gradients: Float[Tensor, "positions"]) -> "Candidates":
         """The candidates after one more micro-batch."""
-        return type(self)(self.indices, self.sums + gradients, self.squares + gradients**2)
+        return Candidates(self.indices, self.sums + gradients, self.squares + gradients**2)
 
-    def best(self, count: int, scores: Float[Tensor, "positions"]) -> Self:
+    def best(self, count: int, scores: Float[Tensor, "positions"]) -> "Candidates":
         """The `count` of them with the largest scores."""
         return self[scores.topk(min(count, len(self))).indices.sort().values]
 

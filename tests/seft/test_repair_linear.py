@@ -1,0 +1,119 @@
+"""A linear under repair computes what the plain one does, and only k of its gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seft.repair.linear import RepairedLinear
+from seft.repair.sampled import by_gathering, by_pattern, sampled_product
+from seft.repair.window import CHUNK, Window
+from tests.seft.repairing import Allocated, look, sparse_linear
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: Any) -> tuple[nn.Linear, RepairedLinear]:
+    linear = sparse_linear(rows, cols, 0.6, **options)
+    return linear, RepairedLinear(linear, density, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering])
+def test_a_sampled_product_is_the_dense_product_at_its_positions(compute: Product) -> None:
+    left, right = (torch.randn(30, size, dtype=torch.float64) for size in (24, 16))
+    indices = torch.randperm(24 * 16)[:50].sort().values.int()
+    torch.testing.assert_close(compute(left, right, indices), (left.T @ right).flatten()[indices])
+
+
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering])
+def test_a_sampled_product_may_be_empty(compute: Product) -> None:
+    assert compute(torch.randn(3, 4), torch.randn(3, 5), torch.zeros(0, dtype=torch.int32)).shape == (0,)
+
+
+def test_a_sampled_product_of_bfloat16_sums_in_float32() -> None:
+    left, right = (torch.randn(500, size).bfloat16() for size in (24, 16))
+    indices = torch.arange(0, 24 * 16, 7, dtype=torch.int32)
+    expected = (left.double().T @ right.double()).flatten()[indices].float()
+    torch.testing.assert_close(sampled_product(left, right, indices), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_forward_and_backward_equal_those_of_the_dense_linear(bias: bool) -> None:
+    linear, owner = repaired(dtype=torch.float64, bias=bias)
+    dense = nn.Linear(16, 24, bias=bias, dtype=torch.float64)
+    dense.load_state_dict(linear.state_dict())
+    inputs = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    twin = inputs.detach().clone().requires_grad_()
+    outputs, expected = linear(inputs), dense(twin)
+    assert torch.equal(outputs, expected)
+    direction = torch.randn_like(outputs)
+    outputs.backward(direction)
+    expected.backward(direction)
+    torch.testing.assert_close(inputs.grad, twin.grad)
+    assert dense.weight.grad is not None
+    torch.testing.assert_close(owner.take_gradient(), dense.weight.grad.flatten()[owner.active.indices])
+
+
+def test_gradients_of_micro_batches_add_up_and_are_taken_once() -> None:
+    linear, owner = repaired()
+    inputs = torch.randn(5, 16)
+    for _ in range(2):
+        linear(inputs).sum().backward()
+    twice = owner.take_gradient()
+    linear(inputs).sum().backward()
+    torch.testing.assert_close(twice, 2 * owner.take_gradient())
+    assert not owner.take_gradient().any()
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_no_dense_gradient_exists_and_a_window_sees_it_in_row_chunks(windowed: bool) -> None:
+    rows, cols = 2048, 1024
+    linear, owner = repaired(rows, cols, density=0.005)
+    owner.window = Window(owner.weight, 100) if windowed else None
+    outputs = linear(torch.randn(4, cols, requires_grad=True))
+    with Allocated() as allocated:
+        outputs.sum().backward()
+    assert allocated.elements <= (CHUNK if windowed else 4 * rows + len(owner.active))
+    assert allocated.elements < rows * cols
+    assert linear.weight.grad is None
+
+
+def test_density_is_the_share_of_weights_but_at_most_the_nonzeros() -> None:
+    assert len(repaired(density=0.1)[1].active) == round(0.1 * 24 * 16)
+    linear, owner = repaired(density=1.0)
+    assert len(owner.active) == owner.budget == int(linear.weight.count_nonzero())
+
+
+def test_a_linear_of_zeros_trains_nothing() -> None:
+    linear = sparse_linear(4, 4, 1.1)
+    owner = RepairedLinear(linear, 0.5, torch.Generator())
+    linear(torch.randn(3, 4)).sum().backward()
+    assert len(owner.active) == owner.take_gradient().numel() == 0
+
+
+def test_the_first_active_set_lies_among_the_nonzeros() -> None:
+    _, owner = repaired(density=0.3)
+    assert (owner.active.bases != 0).all()
+    assert owner.active.indices.diff().gt(0).all()
+
+
+def test_grow_changes_no_output() -> None:
+    linear, owner = repaired()
+    inputs = torch.randn(5, 16)
+    owner.budget = linear.weight.numel()
+    before = linear(inputs)
+    look(owner, 10, torch.Generator().manual_seed(3))
+    change = owner.evolve(10, pieces=1)
+    assert (change.dropped, change.grown, change.pruned) == (10, 10, 0)
+    assert change.reactivated > 0
+    assert torch.equal(linear(inputs), before)
+
+
+def test_release_leaves_a_plain_linear() -> None:
+    linear, owner = repaired()
+    assert "forward" in vars(linear)
+    owner.release()
+    assert "forward" not in vars(linear)
+    assert type(linear) is nn.Linear

@@ -1,0 +1,60 @@
+"""Adam over the active values: equal to torch's without events, seeded with what the window saw after one."""
+
+import torch
+
+from seft.repair import optimizer
+from seft.repair.active import Active
+from seft.repair.window import Candidates
+
+WEIGHT = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+INDICES = torch.tensor([1, 4, 9, 13], dtype=torch.int32)
+
+
+def test_without_events_it_is_adam() -> None:
+    active = Active.start(WEIGHT, INDICES)
+    twin = torch.nn.Parameter(active.values.clone())
+    adam = torch.optim.Adam([twin], lr=0.1)
+    for seed in range(5):
+        gradient = torch.randn(4, generator=torch.Generator().manual_seed(seed))
+        optimizer.step(active, gradient, rate=0.1, weight_decay=0.0)
+        twin.grad = gradient
+        adam.step()
+    torch.testing.assert_close(active.values, twin.detach())
+
+
+def test_weight_decay_pulls_the_delta_to_zero_and_never_the_weight() -> None:
+    active = Active.start(WEIGHT, INDICES)
+    active.values.add_(1.0)
+    optimizer.step(active, torch.zeros(4), rate=0.1, weight_decay=0.5)
+    torch.testing.assert_close(active.deltas, torch.full((4,), 0.95))
+
+
+def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> None:
+    gradients = torch.tensor(
+        [[1.0, -2.0, 3.0, 0.5], [3.0, -2.0, 1.0, 0.5], [2.0, -2.0, 5.0, 0.5], [2.0, -2.0, 3.0, 0.5]]
+    )
+    candidates = Candidates(INDICES, gradients.sum(0), (gradients**2).sum(0))
+    grown = Active.start(WEIGHT, INDICES)
+    optimizer.seed(grown, candidates, observed=4, pieces=2)
+    assert grown.ages.tolist() == [2, 2, 2, 2]
+    mean, variance = 2 * gradients.mean(0), 2 * gradients.var(0, unbiased=False)
+    torch.testing.assert_close(grown.means / (1 - 0.9**2), mean)
+    torch.testing.assert_close(grown.squares / (1 - 0.999**2), mean**2 + variance)
+
+
+def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -> None:
+    gradients = torch.tensor([[1.0, 9.0], [1.0, -7.0]])
+    candidates = Candidates(INDICES[:2], gradients.sum(0), (gradients**2).sum(0))
+    grown = Active.start(WEIGHT, INDICES[:2])
+    optimizer.seed(grown, candidates, observed=2, pieces=1)
+    optimizer.step(grown, gradients.mean(0), rate=0.1, weight_decay=0.0)
+    steady, noisy = grown.deltas.abs().tolist()
+    assert noisy < 0.2 * steady
+
+
+def test_ages_end_where_they_matter_no_more() -> None:
+    active = Active.start(WEIGHT, INDICES)
+    active.ages.fill_(optimizer.OLDEST - 1)
+    optimizer.step(active, torch.ones(4), rate=0.1, weight_decay=0.0)
+    assert active.ages.tolist() == [optimizer.OLDEST - 1] * 4
+    assert active.values.isfinite().all()

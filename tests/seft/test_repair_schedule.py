@@ -1,0 +1,69 @@
+"""What happens at which step."""
+
+from typing import Any
+
+import pytest
+
+from seft.config import RateSchedule, RepairConfig
+from seft.repair import schedule
+
+
+def events(config: RepairConfig) -> list[int]:
+    return [step for step in range(1, config.steps + 1) if schedule.next_event(config, step) == step]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"steps": 40, "update_interval": 10}, [2, 10, 20, 30]),
+        ({"steps": 40, "update_interval": 60}, [2]),
+        ({"steps": 8, "update_interval": 1}, [2, 3, 4, 5, 6]),
+        ({"steps": 8, "update_interval": 2, "settle": 0.0}, [2, 4, 6]),
+        ({"steps": 40, "settle": 1.0}, []),
+        ({"steps": 2, "settle": 0.0}, []),
+    ],
+)
+def test_events_open_training_recur_and_leave_the_end_to_settle(options: dict[str, Any], expected: list[int]) -> None:
+    assert events(RepairConfig(**options)) == expected
+
+
+def test_the_opening_replaces_all_and_later_events_ever_less() -> None:
+    config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2)
+    counts = [schedule.dropped(config, event, 1000) for event in events(config)]
+    assert counts[0] == 1000
+    assert counts[1:] == sorted(counts[1:], reverse=True)
+    assert counts[1] == 180
+
+
+def test_rates_warm_up_and_fall() -> None:
+    config = RepairConfig(steps=10, learning_rate=0.1, warmup_steps=2)
+    rates = [schedule.learning_rate(config, step) for step in range(1, 11)]
+    assert rates[:3] == pytest.approx([0.05, 0.1, 0.1])
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] > 0
+
+
+@pytest.mark.parametrize("kind", RateSchedule)
+def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
+    config = RepairConfig(steps=10, learning_rate=0.1, schedule=kind)
+    rates = [schedule.learning_rate(config, step) for step in range(1, 11)]
+    assert rates[0] == pytest.approx(0.1)
+    assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
+
+
+def test_auto_trains_a_larger_active_set_more_slowly() -> None:
+    rates = [schedule.peak(RepairConfig(steps=1, density=density)) for density in (0.0005, 0.005, 0.05)]
+    assert rates == pytest.approx([3e-3, 3e-3, 3e-3 / 10**0.5])
+
+
+def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
+    config = RepairConfig(steps=1, batch_tokens=6, sequence_tokens=2)
+    read = [int(row) for step in range(1, 5) for row in schedule.rows_of_step(config, 4, step)]
+    epochs = [read[:4], read[4:8], read[8:]]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs)
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
+
+
+def test_what_a_step_reads_depends_on_seed_and_step_alone() -> None:
+    rows = [schedule.rows_of_step(RepairConfig(steps=9, seed=seed), 1000, 5).tolist() for seed in (0, 0, 1)]
+    assert rows[0] == rows[1] != rows[2]

@@ -1,0 +1,85 @@
+"""What a window lists: the largest gradients, the least sensitivities, summed over micro-batches, in fixed size."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from seft.repair import window as module
+from seft.repair.window import LISTED, Window
+from tests.seft.repairing import sparse_linear
+
+ROWS, COLS, COUNT = 24, 16, 6
+WEIGHT = sparse_linear(ROWS, COLS, 0.6).weight.detach()
+ACTIVE = torch.arange(0, ROWS * COLS, 31, dtype=torch.int32)
+
+Pair = tuple[Tensor, Tensor]
+
+
+def batches(number: int, tokens: int = 7) -> list[Pair]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (torch.randn(tokens, ROWS, generator=generator), torch.randn(tokens, COLS, generator=generator))
+        for _ in range(number)
+    ]
+
+
+def watched(pairs: list[Pair]) -> Window:
+    window = Window(WEIGHT, COUNT)
+    for left, right in pairs:
+        window.observe(left, right, WEIGHT, ACTIVE)
+    return window
+
+
+@pytest.mark.parametrize("chunk", [1, 5 * COLS, 1 << 20])
+def test_growth_lists_the_largest_gradients_outside_the_active_set(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    ((left, right),) = batches(1)
+    gradient = (left.T @ right).flatten()
+    gradient[ACTIVE] = 0
+    window = watched([(left, right)])
+    expected = gradient.abs().topk(COUNT * LISTED).indices.sort().values
+    assert torch.equal(window.growth.indices.long(), expected)
+    torch.testing.assert_close(window.growth.sums, gradient[expected])
+
+
+@pytest.mark.parametrize("chunk", [1, 5 * COLS, 1 << 20])
+def test_removal_lists_the_least_sensitive_nonzeros(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    ((left, right),) = batches(1)
+    sensitivity = (WEIGHT * (left.T @ right)).flatten().abs()
+    sensitivity[WEIGHT.flatten() == 0] = torch.inf
+    expected = sensitivity.topk(COUNT * LISTED, largest=False).indices.sort().values
+    assert torch.equal(watched([(left, right)]).removal.indices.long(), expected)
+
+
+def test_listed_positions_sum_all_micro_batches_that_they_were_listed_in() -> None:
+    pairs = batches(3)
+    window = watched(pairs)
+    gradients = torch.stack([(left.T @ right).flatten() for left, right in pairs])
+    removal = window.removal.indices
+    torch.testing.assert_close(window.removal.sums, gradients.sum(0)[removal])
+    torch.testing.assert_close(window.removal.squares, (gradients**2).sum(0)[removal])
+    partial = torch.stack([gradients[first:].sum(0) for first in range(3)])[:, window.growth.indices]
+    assert torch.isclose(window.growth.sums, partial).any(0).all()
+
+
+def test_candidates_come_from_several_micro_batches() -> None:
+    quiet, loud = batches(2)
+    window = watched([(quiet[0] * 1e-3, quiet[1]), loud])
+    alone = watched([loud])
+    assert torch.equal(window.growth.indices, alone.growth.indices)
+
+
+def test_lists_have_a_fixed_size_and_are_sorted_and_unique() -> None:
+    for number in (1, 2, 5):
+        window = watched(batches(number))
+        for candidates in (window.growth, window.removal):
+            assert len(candidates) == COUNT * LISTED
+            assert candidates.indices.diff().gt(0).all()
+        assert not torch.isin(window.growth.indices, ACTIVE).any()
+
+
+def test_a_position_without_gradient_is_no_candidate_for_growth() -> None:
+    left, right = torch.zeros(3, ROWS), torch.ones(3, COLS)
+    left[:, 0] = 1
+    assert set((watched([(left, right)]).growth.indices // COLS).tolist()) == {0}
