@@ -17,7 +17,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     outermost = list(_outermost_lists(model))
     blocks = max(outermost, key=_linear_weights, default=None)
     if blocks is None or not _linear_weights(blocks):
-        raise SourceError("model_refused", f"{type(model).__name__} has no list of blocks with linear maps to prune.")
+        raise SourceError("model_refused", f"{type(model).__name__} has no list of blocks with an nn.Linear to prune.")
     return blocks
 
 

@@ -1,0 +1,189 @@
+"""Pruning block by block: on what each block truly receives, with one block on the device and nothing left behind."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from seft.config import CalibrationOrder, PruneConfig, PruneMethod
+from seft.errors import Cancelled, PruneError
+from seft.evaluate import perplexity
+from seft.load import load
+from seft.prune.capture import capture, first
+from seft.prune.loop import PRUNERS, prune_model
+from seft.report import Phase, Progress, Report
+from seft.source import find
+from seft.targets import block_linears, decoder_blocks, target_linears
+from seft.text import tokenize, windows
+from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
+
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+WINDOWS = torch.randint(VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(0))
+WITH_TEXT = [PruneMethod.WANDA, PruneMethod.SPARSEGPT]
+
+
+def gemma3() -> Any:
+    """Two of its blocks look through a sliding window shorter than the text."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    sizes = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=kinds)).eval()
+
+
+def mixtral() -> Any:
+    return MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2)).eval()
+
+
+def gpt_neox() -> Any:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [untrained_tiny, gemma3, mixtral, gpt_neox])
+def test_blocks_run_on_what_was_captured_give_what_the_model_gives(make: Callable[[], Any]) -> None:
+    model = make()
+    blocks = decoder_blocks(model)
+    before = dict(vars(blocks[0]))
+    hidden, calls = capture(model, blocks, WINDOWS)
+    assert vars(blocks[0]) == before
+    seen: list[Tensor] = []
+    blocks[-1].register_forward_hook(lambda *given: seen.append(first(given[2])))
+    for window, state, of_blocks in zip(WINDOWS, hidden, calls, strict=True):
+        model(input_ids=window[None])
+        expected = seen.pop()
+        found = state
+        for block, call in zip(blocks, of_blocks, strict=True):
+            found = call.run(block, found, torch.device("cpu"))
+        assert torch.equal(found, expected)
+
+
+def test_what_is_equal_in_all_windows_is_held_once() -> None:
+    _, calls = capture(untrained_tiny(), decoder_blocks(untrained_tiny()), WINDOWS[:0])
+    assert calls == []
+    model = untrained_tiny()
+    _, calls = capture(model, decoder_blocks(model), WINDOWS)
+    cosines = {id(call.kwargs["position_embeddings"][0]) for of_blocks in calls for call in of_blocks}
+    assert len(cosines) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", PruneMethod)
+def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method: PruneMethod) -> None:
+    model, config = untrained_tiny(), PruneConfig(0.5, method)
+    expected = copy.deepcopy(model)
+    for block in decoder_blocks(expected):
+        pruners = {linear: PRUNERS[method](linear, config) for linear in block_linears(block).values()}
+        hooks = [
+            linear.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.see(args[0]))
+            for linear, pruner in pruners.items()
+        ]
+        for window in WINDOWS:
+            expected(input_ids=window[None])
+        for hook in hooks:
+            hook.remove()
+        for linear, pruner in pruners.items():
+            linear.weight.copy_(pruner.pruned())
+    prune_model(model, WINDOWS, config)
+    for (name, linear), other in zip(target_linears(model).items(), target_linears(expected).values(), strict=True):
+        assert torch.equal(linear.weight, other.weight), name
+
+
+@pytest.mark.parametrize("method", PruneMethod)
+def test_only_target_linears_are_changed_and_again_gives_the_same_bits(method: PruneMethod) -> None:
+    one, two, dense = untrained_tiny(), untrained_tiny(), untrained_tiny().state_dict()
+    for model in (one, two):
+        prune_model(model, WINDOWS, PruneConfig(0.5, method))
+    targets = {f"{name}.weight" for name in target_linears(one)}
+    for name, weight in one.state_dict().items():
+        assert torch.equal(weight, two.state_dict()[name])
+        assert torch.equal(weight, dense[name]) == (name not in targets)
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_pruning_more_keeps_the_zeros_of_pruning_less(method: PruneMethod) -> None:
+    model = untrained_tiny()
+    prune_model(model, WINDOWS, PruneConfig(0.3, PruneMethod.MAGNITUDE))
+    before = {name: linear.weight == 0 for name, linear in target_linears(model).items()}
+    prune_model(model, WINDOWS, PruneConfig(0.6, method))
+    for name, linear in target_linears(model).items():
+        assert (linear.weight[before[name]] == 0).all()
+        assert (linear.weight == 0).float().mean() == pytest.approx(0.6, abs=0.02)
+
+
+def test_pruning_hurts_and_sparsegpt_hurts_least(tiny_folder: Path) -> None:
+    loaded = load(find(str(tiny_folder)))
+    tokens = tokenize(tiny_texts(), loaded.tokenizer)
+    calibration = windows(tokens, 128, 32, CalibrationOrder.RANDOM, seed=0)
+    text = windows(tokens, 128, 16, CalibrationOrder.SEQUENTIAL, seed=0)
+    scores = {"dense": perplexity(loaded.model, text)}
+    for method in PruneMethod:
+        model = load(find(str(tiny_folder))).model
+        prune_model(model, calibration, PruneConfig(0.7, method))
+        scores[method] = perplexity(model, text)
+    assert scores["dense"] * 1.2 < scores[PruneMethod.SPARSEGPT]
+    assert scores[PruneMethod.SPARSEGPT] < min(scores[PruneMethod.WANDA], scores[PruneMethod.MAGNITUDE])
+
+
+def test_a_bfloat16_model_is_pruned_in_its_own_dtype() -> None:
+    model = untrained_tiny().bfloat16()
+    prune_model(model, WINDOWS, PruneConfig(0.5, PruneMethod.SPARSEGPT))
+    for linear in target_linears(model).values():
+        assert linear.weight.dtype == torch.bfloat16
+        assert (linear.weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_an_input_that_is_not_finite_is_told_with_block_and_linear(method: PruneMethod) -> None:
+    model = untrained_tiny()
+    target_linears(model)["model.layers.1.mlp.gate_proj"].weight.data[0, 0] = torch.inf
+    with pytest.raises(PruneError, match=r"block 1, mlp\.down_proj: inputs must be finite"):
+        prune_model(model, WINDOWS, PruneConfig(0.5, method))
+
+
+def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:
+    model = untrained_tiny()
+    moves: list[tuple[int, str]] = []
+
+    def noting(number: int, move: Callable[[str], object]) -> Callable[[torch.device], None]:
+        def to(device: torch.device) -> None:
+            moves.append((number, str(device)))
+            move("cpu")  # "cpu:0" is another name for it: what counts is who is asked to move where, and when
+
+        return to
+
+    for number, block in enumerate(decoder_blocks(model)):
+        vars(block)["to"] = noting(number, block.to)
+    prune_model(model, WINDOWS, PruneConfig(0.5), device="cpu:0")
+    assert moves == [(number, device) for number in range(4) for device in ("cpu:0", "cpu")]
+
+
+def test_progress_is_told_for_every_block_and_a_stop_leaves_the_model_whole() -> None:
+    model, reports = untrained_tiny(), []
+
+    def stop_after_two(report: Report) -> None:
+        reports.append(report)
+        if len(reports) == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        prune_model(model, WINDOWS, PruneConfig(0.5), stop_after_two)
+    assert reports == [Progress(Phase.PRUNING, done, 4) for done in range(3)]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.isfinite(model(input_ids=WINDOWS).logits).all()

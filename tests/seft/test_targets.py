@@ -1,0 +1,97 @@
+"""Which linears are sparse: those of the decoder blocks, whatever the architecture calls them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from seft.errors import SourceError
+from seft.targets import block_linears, decoder_blocks, target_linears
+from tests.tiny import untrained_tiny
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def test_a_llama_has_seven_targets_in_each_block_in_its_own_order() -> None:
+    model = untrained_tiny()
+    names = list(target_linears(model))
+    assert len(names) == 4 * 7
+    assert names[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
+    assert names[-1] == "model.layers.3.mlp.down_proj"
+    assert all(model.get_submodule(name) is linear for name, linear in target_linears(model).items())
+
+
+def gpt_neox() -> Any:
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, intermediate_size=32))
+
+
+def opt() -> Any:
+    return OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=32, word_embed_proj_dim=16))
+
+
+def mixtral() -> Any:
+    return MixtralForCausalLM(MixtralConfig(**SMALL, intermediate_size=16, num_local_experts=2, num_key_value_heads=1))
+
+
+def gpt2() -> Any:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks", "targets"), [(gpt_neox, "gpt_neox.layers", 2 * 4), (opt, "model.decoder.layers", 2 * 6)]
+)
+def test_other_architectures_are_found_by_their_structure(
+    make: Callable[[], nn.Module], blocks: str, targets: int
+) -> None:
+    model = make()
+    assert decoder_blocks(model) is model.get_submodule(blocks)
+    assert len(target_linears(model)) == targets
+    assert all(name.startswith(blocks) for name in target_linears(model))
+
+
+def test_experts_are_targets_and_their_routers_are_not() -> None:
+    block = nn.ModuleDict(
+        {
+            "attention": nn.Linear(4, 4),
+            "mixture": nn.ModuleDict(
+                {
+                    "gate": nn.Linear(4, 2),
+                    "shared_gate": nn.Linear(4, 1),
+                    "shared": nn.Sequential(nn.Linear(4, 4)),
+                    "experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]),
+                }
+            ),
+        }
+    )
+    expected = ["attention", "mixture.shared.0", "mixture.experts.0", "mixture.experts.1"]
+    assert list(block_linears(block)) == expected
+
+
+@pytest.mark.parametrize("make", [mixtral, gpt2])
+def test_a_model_whose_weights_lie_elsewhere_is_refused_not_left_dense(make: Callable[[], nn.Module]) -> None:
+    with pytest.raises(SourceError, match=r"nn\.Linear"):
+        target_linears(make())
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(SourceError, match="no list of blocks"):
+        decoder_blocks(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(SourceError, match="no list of blocks"):
+        decoder_blocks(nn.Sequential(nn.ModuleList([nn.LayerNorm(2)])))
+
+
+def test_embeddings_head_and_norms_are_no_targets() -> None:
+    model = untrained_tiny()
+    others = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in target_linears(model)}
+    assert {name.split(".")[-2].split("_")[-1] for name in others} == {"tokens", "layernorm", "norm"}
