@@ -17,7 +17,7 @@ DEFAULT = Path(".local")
 @app.command()
 def up(folder: Folder = DEFAULT) -> None:
     """Start the stack in the background, unless it runs already; print how to reach it."""
-    running = background.find(folder) or background.start(folder, leashed=False)
+    running = background.find(folder) or background.start(folder)
     typer.echo(
         f"API        {running.url}\n"
         f"docs       {running.url}/docs\n"
@@ -45,11 +45,8 @@ def demo(folder: Folder = DEFAULT) -> None:
         demonstrate(running.url, running.api_key)
         return
     typer.echo("Starting Postgres, Valkey, SeaweedFS, the API and a worker ...")
-    try:
-        running = background.start(folder, leashed=True)
+    with background.leashed(folder) as running:
         demonstrate(running.url, running.api_key)
-    finally:
-        background.stop(folder)
 
 
 def main() -> None:

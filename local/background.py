@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,8 @@ def supervise(folder: Path) -> None:
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     with Stack(folder) as stack:
+        # A second descriptor of the lock, closed by no one: the folder is free when this process has ended as well.
+        os.dup(stack.servers.lock.descriptor)
         note = stack.folder / "running.json"
         write_private(note, json.dumps(asdict(Running(os.getpid(), stack.api.url, stack.key))))
         try:
@@ -63,17 +66,28 @@ def find(folder: Path) -> Running | None:
     return None
 
 
-def start(folder: Path, *, leashed: bool) -> Running:
-    """Start a supervisor in the background and wait until its stack answers.
+def start(folder: Path) -> Running:
+    """Start a stack in the background, which stays until `stop`; wait until it answers."""
+    return _launch(folder, None)[1]
 
-    Leashed, it stops when this process ends; else it stays until `stop`.
-    """
+
+@contextmanager
+def leashed(folder: Path) -> Iterator[Running]:
+    """A stack in the background that stops at the block's end, or when this process ends in whatever way."""
+    process, running = _launch(folder, signal.SIGTERM)
+    try:
+        yield running
+    finally:
+        processes.stop(process, signal.SIGTERM, STOP_SECONDS)
+
+
+def _launch(folder: Path, orphaned: signal.Signals | None) -> tuple[subprocess.Popen[bytes], Running]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "log"
     command = [sys.executable, "-m", "local", "run", "--folder", str(folder)]
-    process = processes.spawn(command, log=log, orphaned=signal.SIGTERM if leashed else None)
+    process = processes.spawn(command, log=log, orphaned=orphaned)
     try:
-        return _wait(folder, process, log)
+        return process, _wait(folder, process, log)
     except BaseException:
         processes.stop(process, signal.SIGTERM, STOP_SECONDS)
         raise

@@ -1,0 +1,128 @@
+"""Laws of the whole stack in the background: it is found again, mends itself, and leaves nothing behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from client.errors import ApiProblem
+from client.http import Client
+from local import background
+from local.background import Running
+from local.folder import FolderLock
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stack")
+
+
+@pytest.fixture(scope="module")
+def leashes() -> Iterator[ExitStack]:
+    with ExitStack() as leashes:
+        yield leashes
+
+
+@pytest.fixture
+def stack(folder: Path, leashes: ExitStack) -> Running:
+    """Started by the first test, and by the first one behind a test that ended it."""
+    return background.find(folder) or leashes.enter_context(background.leashed(folder))
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "local", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def members(folder: Path) -> list[int]:
+    """Process ids of everything that has a file of this stack's folder open, or its path in the environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            files = [str(file.readlink()) for file in (process / "fd").iterdir()]
+            named = str(folder).encode() in (process / "environ").read_bytes()
+            if named or any(file.startswith(f"{folder}/") for file in files):
+                found.append(int(process.name))
+    return found
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def answers(stack: Running) -> bool:
+    try:
+        return httpx2.get(f"{stack.url}/readyz").status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def test_up_says_how_to_reach_a_stack_that_runs(stack: Running, folder: Path) -> None:
+    result = command("up", "--folder", str(folder))
+    assert result.returncode == 0
+    assert f"export SEFT_URL={stack.url} SEFT_API_KEY={stack.api_key}" in result.stdout
+
+
+def test_a_script_uploads_and_is_refused_by_line(stack: Running, tmp_path: Path) -> None:
+    (good := tmp_path / "good.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (bad := tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"txt": 3}\n')
+    with Client(stack.url, stack.api_key) as client:
+        assert client.upload_dataset(good)["records"] == 2
+        with pytest.raises(ApiProblem, match="line 3"):
+            client.upload_dataset(bad)
+
+
+def test_only_the_key_opens_the_door(stack: Running) -> None:
+    with Client(stack.url, "seft_wrong") as client, pytest.raises(ApiProblem, match="unauthenticated"):
+        list(client.jobs())
+
+
+def test_what_dies_is_started_again(stack: Running, folder: Path) -> None:
+    victims = [pid for pid in members(folder) if pid != stack.supervisor]
+    assert len(victims) >= 5, "Postgres, Valkey, SeaweedFS, API, worker"
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: answers(stack))
+    with Client(stack.url, stack.api_key) as client:
+        assert list(client.jobs()) == []
+
+
+@pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_the_supervisor_and_all_comes_back(
+    stack: Running, folder: Path, leashes: ExitStack, last: signal.Signals
+) -> None:
+    os.kill(stack.supervisor, last)
+    until(lambda: members(folder) == [])
+    assert FolderLock(folder).free()
+    assert background.find(folder) is None
+    again = leashes.enter_context(background.leashed(folder))
+    assert (again.url, again.api_key) == (stack.url, stack.api_key)
+    with Client(again.url, again.api_key) as client:
+        assert list(client.jobs()) == []
+
+
+def test_down_waits_until_the_last_process_is_gone(stack: Running, folder: Path) -> None:
+    result = command("down", "--folder", str(folder))
+    assert (result.returncode, result.stdout) == (0, "stopped\n")
+    assert members(folder) == []
+    assert command("down", "--folder", str(folder)).stdout == "nothing was running\n"
+
+
+def test_a_second_supervisor_is_refused_with_the_way_out(stack: Running, folder: Path) -> None:
+    result = command("run", "--folder", str(folder))
+    assert result.returncode == 2
+    assert re.fullmatch(rf".* is in use by process {stack.supervisor}\. `make down` stops it\.\n", result.stderr)
