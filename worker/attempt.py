@@ -23,11 +23,11 @@ from core import attempts
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
 from core.settings import Settings
-from core.states import Phase
 from core.storage import Storage
 from core.tables import Json
 from worker import litter
 from worker.ledger import Ledger
+from worker.meter import WHOLE, Stage, progress
 from worker.process import Process
 from worker.protocol import (
     DATA,
@@ -130,7 +130,7 @@ class Supervisor:
         Task(
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
-            resume=bool(self.state),
+            resume=self.attempt.resume["step"] if self.attempt.resume else None,
             model_roots=self.settings.model_roots,
             device=self.settings.device,
             threads=self.settings.threads,
@@ -182,7 +182,9 @@ class Supervisor:
     def _take_result(self, result: Finished) -> None:
         self.finished = True
         self._end_process()
-        self.ledger.note(Progressed(phase=Phase.UPLOADING, progress=0.97, step=result.step))
+        self.ledger.note(
+            Progressed(phase=Stage.UPLOADING.phase, progress=progress(WHOLE, Stage.UPLOADING, 0.0), step=result.step)
+        )
         self.transfers.submit(self._upload_result, partial(self._publish, result))
 
     def _upload_result(self) -> list[Json]:

@@ -5,7 +5,7 @@ and with files in the same folder. SIGTERM asks it to save and end. Its standard
 when the worker is gone. Nothing here needs torch.
 
     job.json, data.jsonl    what to do, and the text
-    state/                  a resumable state to go on from, when `Task.resume`
+    state/                  the resumable state to go on from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
     result/                 the checkpoint, announced by `Finished`
 """
@@ -26,11 +26,14 @@ class _Part(BaseModel):
 
 
 class Task(_Part):
-    """The content of `job.json`: everything that the training process is told. No secret is among it."""
+    """The content of `job.json`: everything that the training process is told. No secret is among it.
+
+    `resume` is the step of the state to go on from, None where there is none.
+    """
 
     spec: JobSpec
     dataset_sha256: str
-    resume: bool
+    resume: int | None
     model_roots: list[Path]
     device: str
     threads: int

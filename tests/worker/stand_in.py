@@ -69,7 +69,7 @@ class StandIn:
         self.finish()
 
     def succeed_when_resumed(self) -> None:
-        if not self.task.resume:
+        if self.task.resume is None:
             self.save(0, pruned="p", run="r0")
             self.save(3, run="r3")
             self.wait_until_taken(3)

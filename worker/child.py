@@ -1,0 +1,75 @@
+"""`python -m worker.child FOLDER PIPE OWNER`: the training process of one job. Started by its worker alone.
+
+It says what it does on PIPE (see `worker.protocol`) and ends with OWNER. An error that it does not understand is left
+to Python, which prints it: the worker tells the end of that output.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from core.states import Phase
+from seft.errors import (
+    Cancelled,
+    ConfigError,
+    DataError,
+    EvaluateError,
+    PruneError,
+    RecordError,
+    SeftError,
+    SourceError,
+    TrainError,
+)
+from worker.protocol import Failed, Message, Progressed, Stopped, Task, encode
+from worker.tether import tether
+
+HOPELESS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
+"""Errors that come again when the same is tried again. A hub that is away is none."""
+
+
+def main(folder: Path, pipe: int, owner: int) -> None:
+    """Do the job in the folder, and say how it ended."""
+    tether(owner)
+    os.set_inheritable(pipe, False)
+    told_to_stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told_to_stop.append(number))
+
+    def say(message: Message) -> None:
+        line = encode(message)
+        while line:
+            line = line[os.write(pipe, line) :]
+
+    task = Task.read(folder)
+    # Loading torch takes seconds, and somebody may be watching.
+    say(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
+    try:
+        run(folder, task, say, lambda: bool(told_to_stop))
+    except Cancelled:
+        say(Stopped())
+    except SeftError as error:
+        hopeless = isinstance(error, HOPELESS) and error.code != "hub_unreachable"
+        say(Failed(user_error=hopeless, code=error.code, message=str(error)))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        say(Failed(user_error=False, code="disk_full", message=f"{error}. Give the scratch folder more space."))
+
+
+def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
+    """The part that needs torch."""
+    import torch
+
+    from worker.pipeline import Pipeline
+
+    try:
+        Pipeline(folder, task, say, stopping).run()
+    except torch.OutOfMemoryError as error:
+        way_out = "Ask for a smaller repair.sequence_tokens or prune.calibration.tokens, or run it on a larger device."
+        say(Failed(user_error=True, code="out_of_memory", message=f"{str(error).splitlines()[0]} {way_out}"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

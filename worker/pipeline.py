@@ -1,0 +1,215 @@
+"""One job in the training process, from its folder to a verified checkpoint.
+
+The bytes of the checkpoint depend on the request, the model and the data; not on how often the run was interrupted:
+whatever a later step needs of an earlier one, scores included, is in the resumable state, to the last bit.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+# cuBLAS reads it when it starts; without it, its sums are not the same in every run.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from seft import records
+from seft.config import CalibrationOrder, RepairConfig
+from seft.errors import Cancelled, EvaluateError
+from seft.evaluate import perplexity
+from seft.export import export, round_weights
+from seft.facts import Base, Facts, Record
+from seft.load import Loaded, load, load_tokenizer
+from seft.pack import load_pruned, save_pruned
+from seft.prune.loop import PRUNERS, prune_model
+from seft.repair import Repair
+from seft.report import Evolved, Progress, Report, Reporter, Step
+from seft.source import ModelSource, find
+from seft.text import tokenize, windows
+from seft.verbs import Place
+from seft.verify import verify
+from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
+from worker.protocol import DATA, RESULT, RESUME, STATE, Finished, Measured, Message, Progressed, Saved, Scored, Task
+from worker.translate import evaluate_config, prune_config, repair_config
+
+PRUNED, SCORES = "pruned.safetensors", "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The dataset, tokenised. Calibration is drawn from what is trained on; what is judged by is neither's."""
+
+    calibration: Int[Tensor, "windows tokens"]
+    training: Int[Tensor, "tokens"]
+    held_out: Int[Tensor, "windows tokens"]
+
+
+class Pipeline:
+    """A run. `say` sends a message to the worker; `stopping` is asked often, and once true the run saves and ends."""
+
+    def __init__(self, folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
+        self.folder, self.task, self.say, self.stopping = folder, task, say, stopping
+        self.prune, self.repair = prune_config(task.spec), repair_config(task.spec)
+        self.evaluate = evaluate_config(task.spec)
+        self.stages = WHOLE if self.repair else PRUNE_ONLY
+        self.scores: dict[str, float] = {}
+        self.step = task.resume or 0
+
+    def run(self) -> None:
+        """Through all stages. Cancelled when it was asked to stop; SeftError where the job cannot be done."""
+        settle_torch(self.task.threads)
+        self._progress(Stage.LOADING, 0.0)
+        source = find(self.task.spec.model, roots=self.task.model_roots, revision=self.task.spec.revision)
+        text = self._read(source)
+        loaded = load(source, device=Place.of(self.task.device, "float32").device)
+        self._progress(Stage.LOADING, 1.0)
+        if self.task.resume is None:
+            self._prune(loaded, text)
+        else:
+            self._take_up(loaded)
+        grown = self._repair(loaded, text, self.repair) if self.repair else 0
+        self._export(loaded, text, grown)
+
+    def _read(self, source: ModelSource) -> Text:
+        """Text that is too short is refused here, before the weights are loaded."""
+        spec, tokenizer = self.task.spec, load_tokenizer(source)
+        training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
+        tokens, judged = tokenize(training, tokenizer), tokenize(held_out, tokenizer)
+        if self.repair:
+            windows(tokens, self.repair.sequence_tokens, 1, CalibrationOrder.SEQUENTIAL, spec.seed)
+        return Text(
+            calibration=self._calibration(tokens),
+            training=tokens,
+            held_out=windows(
+                judged, self.evaluate.tokens, self.evaluate.windows, CalibrationOrder.SEQUENTIAL, spec.seed
+            ),
+        )
+
+    def _calibration(self, tokens: Int[Tensor, "tokens"]) -> Int[Tensor, "windows tokens"]:
+        if not self._needs_text:
+            return torch.zeros(0, self.prune.tokens, dtype=torch.int64)
+        return windows(tokens, self.prune.tokens, self.prune.samples, self.prune.order, self.prune.seed)
+
+    @property
+    def _needs_text(self) -> bool:
+        return PRUNERS[self.prune.method].needs_text
+
+    def _prune(self, loaded: Loaded, text: Text) -> None:
+        """Judge, prune, round as the checkpoint will be, judge again, save: none of this is done twice.
+
+        The save comes before any training: where it cannot be written or stored, the job fails now, not at its end.
+        """
+        self._judge("dense", Stage.DENSE, loaded, text)
+        prune_model(loaded.model, text.calibration, self.prune, self._reporter(Stage.PRUNING))
+        round_weights(loaded.model)
+        self._judge("pruned", Stage.PRUNED, loaded, text)
+        (folder := self._state_folder).mkdir(parents=True)
+        save_pruned(loaded.model, folder / PRUNED)
+        (folder / SCORES).write_text(json.dumps(self.scores))
+        self.say(Saved(step=self.step))
+
+    def _take_up(self, loaded: Loaded) -> None:
+        """The pruned weights and the scores out of a state."""
+        load_pruned(loaded.model, self.folder / STATE / PRUNED)
+        round_weights(loaded.model)
+        self.scores = json.loads((self.folder / STATE / SCORES).read_bytes())
+        self.say(Scored(scores=self.scores))
+
+    def _repair(self, loaded: Loaded, text: Text, config: RepairConfig) -> int:
+        """Train to the end and judge; returns how many zeros have grown."""
+        work = Repair(loaded.model, text.training, config)
+        if self.task.resume:
+            work.load(self.folder / STATE)
+        self._train(work, config.steps)
+        grown = work.grown_zeros
+        work.finish()
+        round_weights(loaded.model)
+        self._judge("repaired", Stage.REPAIRED, loaded, text)
+        return grown
+
+    def _train(self, work: Repair, steps: int) -> None:
+        saved = time.monotonic()
+        while work.step < steps:
+            reports = work.advance()
+            self.step = work.step
+            self.say(Measured(step=work.step, values=_values(reports)))
+            self._progress(Stage.TRAINING, work.step / steps)
+            due = time.monotonic() > saved + self.task.checkpoint_seconds or work.step == steps
+            if self.stopping() or (due and self._all_taken):
+                self._save(work)
+                saved = time.monotonic()
+            if self.stopping():
+                raise Cancelled
+
+    @property
+    def _all_taken(self) -> bool:
+        """Whether the worker has stored and removed all states; so never more than two of them fill the disk."""
+        return not any((self.folder / RESUME).glob("*"))
+
+    @property
+    def _state_folder(self) -> Path:
+        return self.folder / RESUME / str(self.step)
+
+    def _save(self, work: Repair) -> None:
+        work.save(self._state_folder)
+        self.say(Saved(step=self.step))
+
+    def _judge(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
+        score = perplexity(loaded.model, text.held_out, self._reporter(stage))
+        if not math.isfinite(score):
+            raise EvaluateError(f"the {name} model must have a finite perplexity; it has {score}. Prune it less.")
+        self.scores[name] = score
+        self.say(Scored(scores=self.scores))
+
+    def _export(self, loaded: Loaded, text: Text, grown: int) -> None:
+        self._progress(Stage.EXPORTING, 0.0)
+        folder, data = self.folder / RESULT, self.task.dataset_sha256
+        facts = Facts(
+            base=Base.of(loaded.source),
+            prune=self.prune,
+            repair=self.repair,
+            scores=self.scores,
+            evaluate=replace(self.evaluate, windows=len(text.held_out)),
+            grown_zeros=grown,
+            calibration_sha256=data if self._needs_text else None,
+            dataset_sha256=data if self.repair else None,
+        )
+        export(loaded, folder, facts)
+        self._progress(Stage.EXPORTING, 0.5)
+        verify(folder)
+        self._progress(Stage.EXPORTING, 1.0)
+        counted = Record.read(folder).data()["sparsity"]
+        measured = {"linears": counted["linears"], "model": counted["model"], "grown_zeros": grown}
+        self.say(Finished(step=self.step, scores=self.scores, measured=measured))
+
+    def _reporter(self, stage: Stage) -> Reporter:
+        def report(done: Report) -> None:
+            if isinstance(done, Progress):
+                self._progress(stage, done.done / done.total)
+            if self.stopping():
+                raise Cancelled
+
+        return report
+
+    def _progress(self, stage: Stage, share: float) -> None:
+        self.say(Progressed(phase=stage.phase, progress=progress(self.stages, stage, share), step=self.step))
+
+
+def settle_torch(threads: int) -> None:
+    """Same input, same bits; `threads` is part of the input, 0 leaves their number to torch."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling memory that is about to be written costs time and decides nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _values(reports: Sequence[Step | Evolved]) -> dict[str, float]:
+    """All that one step reports, in one row."""
+    return {name: float(value) for report in reports for name, value in asdict(report).items() if name != "step"}
