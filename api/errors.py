@@ -94,7 +94,7 @@ def problem(
         errors=[FlawView(**asdict(flaw)) for flaw in flaws],
     )
     extra = {"Retry-After": str(RETRY_AFTER[code])} if code in RETRY_AFTER else {}
-    return Response(body.model_dump_json(), status, {**extra, **(headers or {})}, MEDIA_TYPE)
+    return Response(body.model_dump_json(), int(status), {**extra, **(headers or {})}, MEDIA_TYPE)
 
 
 def schemas() -> dict[str, Any]:

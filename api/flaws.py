@@ -26,12 +26,13 @@ def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
         flaw = _flaw(request, entry)
         former = flaws.get(flaw.param)
         flaws[flaw.param] = flaw if former is None else _either(former, flaw)
-    return list(flaws.values())
+    # A list may be called too short because its entries were wrong; the entries say more.
+    return [flaw for flaw in flaws.values() if not any(name.startswith(f"{flaw.param}.") for name in flaws)]
 
 
 def shown(value: object) -> str:
     """A value as Python writes it, shortened, in characters that print."""
-    text = ascii(value) if not isinstance(value, str) else repr(value)
+    text = repr(str(value)) if isinstance(value, str) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 

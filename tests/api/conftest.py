@@ -1,0 +1,96 @@
+"""A server with one key, a model that passes the door, and what tests send to it."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api.app import make_app
+from core import attempts, keys
+from core.attempts import Attempt
+from core.settings import Settings
+
+NewClient = Callable[[str], TestClient]
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def app(settings: Settings, tmp_path: Path) -> FastAPI:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").touch()
+    return make_app(settings.model_copy(update={"model_roots": [folder.parent]}))
+
+
+@pytest.fixture
+def sessions(app: FastAPI) -> sessionmaker[Session]:
+    made: sessionmaker[Session] = app.state.services.sessions
+    return made
+
+
+@pytest.fixture
+def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewClient]:
+    """Makes clients of tenants, each with a key of its own."""
+    with TestClient(app, raise_server_exceptions=False) as outer:
+
+        def make(tenant: str) -> TestClient:
+            with sessions.begin() as session:
+                _, secret = keys.issue(session, tenant, "test")
+            client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {secret}"})
+            client.portal = outer.portal
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def client(new_client: NewClient) -> TestClient:
+    return new_client("ours")
+
+
+@pytest.fixture
+def dataset(client: TestClient) -> str:
+    answer = client.post("/datasets", files={"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')})
+    assert answer.status_code == 201, answer.text
+    made: str = answer.json()["id"]
+    return made
+
+
+@pytest.fixture
+def body(dataset: str) -> Json:
+    return {"model": "tiny", "dataset": dataset, "sparsity": 0.6}
+
+
+@pytest.fixture
+def job_id(client: TestClient, body: Json) -> str:
+    made: str = client.post("/jobs", json=body).json()["id"]
+    return made
+
+
+@pytest.fixture
+def attempt(job_id: str, sessions: sessionmaker[Session]) -> Attempt:
+    with sessions.begin() as session:
+        claimed = attempts.claim(session, "gpu-1", 60)
+    assert claimed is not None
+    return claimed
+
+
+def problem(answer: Any, status: int, code: str) -> Json:
+    """The problem report that an answer is, after what is true of each of them."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    report: Json = answer.json()
+    assert (report["status"], report["code"], report["type"]) == (status, code, f"urn:seft:problem:{code}")
+    assert report["request_id"] == answer.headers["x-request-id"]
+    assert report["title"]
+    assert report["detail"]
+    assert report["param"] == (report["errors"][0]["param"] if report["errors"] else None)
+    assert all(error["rule"] and error["value"] and error["way_out"] for error in report["errors"])
+    return report

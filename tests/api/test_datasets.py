@@ -1,0 +1,107 @@
+"""Uploads over HTTP."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import make_app
+from tests.api.conftest import NewClient, problem
+
+RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
+
+
+def upload(client: TestClient, content: bytes, name: str = "texts.jsonl") -> Any:
+    return client.post("/datasets", files={"file": (name, content)})
+
+
+def stored(app: FastAPI) -> list[str]:
+    keys: list[str] = app.state.services.storage.keys("")
+    return keys
+
+
+def test_a_right_file_is_stored_under_its_hash(app: FastAPI, client: TestClient) -> None:
+    answer = upload(client, RIGHT)
+    assert answer.status_code == 201
+    made = answer.json()
+    assert answer.headers["location"] == f"/datasets/{made['id']}"
+    assert (made["name"], made["format"], made["records"], made["bytes"]) == ("texts.jsonl", "text", 2, len(RIGHT))
+    assert stored(app) == [f"datasets/{made['sha256']}.jsonl"]
+    assert app.state.services.storage.read(stored(app)[0]) == RIGHT
+    assert client.get(answer.headers["location"]).json() == made
+
+
+def test_equal_files_share_one_object_and_have_two_rows(app: FastAPI, client: TestClient) -> None:
+    one, other = upload(client, RIGHT).json(), upload(client, RIGHT, "again.jsonl").json()
+    assert one["id"] != other["id"]
+    assert one["sha256"] == other["sha256"]
+    assert len(stored(app)) == 1
+    page = client.get("/datasets", params={"limit": 1}).json()
+    assert ([row["id"] for row in page["data"]], page["has_more"]) == ([other["id"]], True)
+    rest = client.get("/datasets", params={"after": other["id"]}).json()
+    assert ([row["id"] for row in rest["data"]], rest["has_more"]) == ([one["id"]], False)
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [(b'{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n', "line 3"), (b"", "file"), (b"PAR1\x00\xff", "line 1")],
+    ids=["broken line", "empty", "another format"],
+)
+def test_a_wrong_file_is_refused_and_nothing_is_kept(
+    content: bytes, param: str, app: FastAPI, client: TestClient
+) -> None:
+    report = problem(upload(client, content), 422, "invalid_dataset")
+    assert report["errors"][0]["param"] == param
+    assert stored(app) == []
+    assert client.get("/datasets").json()["data"] == []
+
+
+def test_a_file_name_of_any_script_is_kept_without_its_folders(client: TestClient) -> None:
+    assert upload(client, RIGHT, "../größe 数据.jsonl").json()["name"] == "größe 数据.jsonl"
+
+
+def test_a_form_without_the_file_is_refused(client: TestClient) -> None:
+    problem(client.post("/datasets", files={"other": ("x", RIGHT)}), 422, "invalid_request")
+    problem(client.post("/datasets", files=[("file", ("x", RIGHT)), ("file", ("y", RIGHT))]), 422, "invalid_request")
+    problem(
+        client.post("/datasets", content=b"x", headers={"Content-Type": "multipart/form-data"}), 422, "invalid_request"
+    )
+    torn = {"Content-Type": "multipart/form-data; boundary=b"}
+    problem(client.post("/datasets", content=b"--b\r\nnonsense", headers=torn), 422, "invalid_request")
+
+
+def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> None:
+    small = make_app(app.state.services.settings.model_copy(update={"max_upload_bytes": 3_000_000}))
+    key = new_client("ours").headers["Authorization"]
+    with TestClient(small, headers={"Authorization": key}) as client:
+        line = b'{"text": "%s"}\n' % (b"x" * 999_000)
+        assert upload(client, line + RIGHT + line).status_code == 201
+        report = problem(upload(client, line * 4), 413, "too_large")
+    assert "3000000" in report["detail"]
+
+
+def test_another_tenants_dataset_is_not_there(client: TestClient, new_client: NewClient, dataset: str) -> None:
+    stranger = new_client("theirs")
+    problem(stranger.get(f"/datasets/{dataset}"), 404, "not_found")
+    assert stranger.get("/datasets").json()["data"] == []
+    body = {"model": "tiny", "dataset": dataset, "sparsity": 0.5}
+    assert problem(stranger.post("/jobs", json=body), 422, "invalid_request")["param"] == "dataset"
+
+
+def test_nobody_without_a_key_can_fill_the_disk(app: FastAPI, client: TestClient) -> None:
+    read = []
+
+    async def receive() -> Any:
+        read.append(1)
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 401
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    scope = {"type": "http", "method": "POST", "path": "/datasets", "query_string": b"", "headers": headers}
+    assert client.portal is not None
+    client.portal.call(app, scope, receive, send)
+    assert read == []

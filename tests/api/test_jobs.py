@@ -1,0 +1,159 @@
+"""Jobs over HTTP."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+from fastapi import FastAPI
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from core import attempts, jobs, queue
+from core.attempts import Attempt
+from core.settings import Settings
+from core.specs import JobSpec
+from core.states import Phase
+from tests.api.conftest import Json, NewClient, problem
+
+
+def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient, body: Json) -> None:
+    answer = client.post("/jobs", json=body)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert int(answer.headers["retry-after"]) > 0
+    assert (job["status"], job["progress"], job["queue_position"]) == ("queued", 0.0, 1)
+    assert job["spec"] == JobSpec.model_validate(body).model_dump(mode="json")
+    assert client.get(answer.headers["location"]).json() == job
+
+
+def test_a_hint_is_sent_for_a_new_job_and_for_no_other(client: TestClient, body: Json, settings: Settings) -> None:
+    with redis.Redis.from_url(str(settings.broker_url)) as broker:
+        for _ in range(2):
+            client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+        client.post("/jobs", json=body | {"sparsity": 2})
+        assert broker.llen("seft") == 1
+
+
+def test_a_job_is_accepted_while_the_broker_is_down(app: FastAPI, client: TestClient, body: Json) -> None:
+    services = app.state.services
+    down = queue.make_app(services.settings.model_copy(update={"broker_url": "redis://127.0.0.1:9/0"}))
+    app.state.services = type(services)(
+        services.settings, services.engine, services.sessions, services.storage, broker=down
+    )
+    assert client.post("/jobs", json=body).status_code == 202
+
+
+def test_one_key_and_body_make_one_job_and_one_answer(client: TestClient, body: Json) -> None:
+    header = {"Idempotency-Key": "k"}
+    first = client.post("/jobs", json=body, headers=header)
+    again = client.post("/jobs", json={**body, "seed": 0}, headers=header)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json() == again.json()
+    report = problem(client.post("/jobs", json=body | {"seed": 1}, headers=header), 422, "idempotency_conflict")
+    assert first.json()["id"] in report["detail"]
+    assert len(client.get("/jobs").json()["data"]) == 1
+
+
+def test_a_key_in_flight_is_a_conflict(client: TestClient, body: Json, sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        jobs.earlier(session, "ours", "k", "")
+        answer = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
+    problem(answer, 409, "idempotency_in_flight")
+    assert answer.headers["retry-after"]
+
+
+def test_a_key_sent_many_times_at_once_makes_one_job(client: TestClient, body: Json) -> None:
+    def send(_: int) -> int:
+        return client.post("/jobs", json=body, headers={"Idempotency-Key": "k"}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = set(pool.map(send, range(16)))
+    assert 202 in statuses
+    assert statuses <= {202, 409}
+    assert len(client.get("/jobs").json()["data"]) == 1
+
+
+def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, body: Json) -> None:
+    report = problem(client.post("/jobs", json=body | {"model": "nothing"}), 422, "model_not_found")
+    assert report["param"] == "model"
+    assert "'nothing'" in report["errors"][0]["value"]
+    report = problem(client.post("/jobs", json=body | {"dataset": f"file_{'0' * 26}"}), 422, "invalid_request")
+    assert report["param"] == "dataset"
+    assert client.get("/jobs").json() == {"data": [], "has_more": False}
+
+
+def test_a_hub_that_does_not_answer_is_told_apart(
+    client: TestClient, body: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    answer = client.post("/jobs", json=body | {"model": "owner/name"})
+    problem(answer, 503, "hub_unreachable")
+    assert answer.headers["retry-after"]
+
+
+def test_the_list_is_paged_newest_first_and_narrowed(client: TestClient, body: Json) -> None:
+    made = [client.post("/jobs", json=body).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    page = client.get("/jobs", params={"limit": 2}).json()
+    seen += [job["id"] for job in page["data"]]
+    while page["has_more"]:
+        page = client.get("/jobs", params={"limit": 2, "after": seen[-1]}).json()
+        seen += [job["id"] for job in page["data"]]
+    assert seen == sorted(made, reverse=True)
+    assert client.get("/jobs", params={"status": "running"}).json()["data"] == []
+    assert len(client.get("/jobs", params={"status": "queued"}).json()["data"]) == 5
+
+
+def test_a_poller_is_told_when_nothing_changed(
+    client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    path = f"/jobs/{attempt.job_id}"
+    etag = client.get(path).headers["etag"]
+    for header in (etag, f'"other", W/{etag}', "*"):
+        same = client.get(path, headers={"If-None-Match": header})
+        assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    with sessions.begin() as session:
+        attempts.heartbeat(session, attempt, 60)
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+    with sessions.begin() as session:
+        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+    fresh = client.get(path, headers={"If-None-Match": etag})
+    assert fresh.status_code == 200
+    assert (fresh.json()["phase"], fresh.json()["progress"], fresh.json()["step"]) == ("training", 0.5, 7)
+
+
+def test_a_failure_says_whose_fault_it_is(
+    client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    error = {"fault": attempts.Fault.USER, "code": "not_enough_text", "message": "Send more."}
+    with sessions.begin() as session:
+        attempts.fail(session, attempt, **error, retry=False, max_failures=3)  # type: ignore[arg-type]
+    job = client.get(f"/jobs/{attempt.job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", error)
+
+
+def test_cancelling_is_at_once_and_may_be_repeated(client: TestClient, attempt: Attempt) -> None:
+    first = client.post(f"/jobs/{attempt.job_id}/cancel")
+    again = client.post(f"/jobs/{attempt.job_id}/cancel")
+    assert first.status_code == again.status_code == 200
+    assert first.json() == again.json()
+    assert first.json()["status"] == "cancelled"
+
+
+def test_a_finished_job_is_not_cancelled(client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+    report = problem(client.post(f"/jobs/{attempt.job_id}/cancel"), 409, "conflict")
+    assert "succeeded" in report["detail"]
+
+
+@pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", "/cancel"])
+def test_another_tenants_job_is_not_there(path: str, new_client: NewClient, job_id: str, client: TestClient) -> None:
+    stranger, method = new_client("theirs"), "POST" if path == "/cancel" else "GET"
+    for unknown in (job_id, f"job_{'0' * 26}", "nonsense", "a%00b"):
+        problem(stranger.request(method, f"/jobs/{unknown}{path}"), 404, "not_found")
+    assert stranger.get("/jobs").json()["data"] == []
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"

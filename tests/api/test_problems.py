@@ -1,0 +1,162 @@
+"""Every error is a problem report that names the field, the rule, the value and the way out."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from api.envelope import BODY_BYTES
+from api.errors import TABLE
+from core.errors import Code
+from tests.api.conftest import Json, NewClient, problem
+
+
+def test_every_code_has_a_status_and_a_title() -> None:
+    assert set(TABLE) == set(Code)
+
+
+AS_JSON = {"Content-Type": "application/json"}
+
+FIELDS: list[tuple[Json, str, str, str, str]] = [
+    ({"sparsty": 0.5}, "sparsty", "no such field", "0.5", "Did you mean 'sparsity'? Known fields: model"),
+    ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
+    ({"sparsity": 1.2}, "sparsity", "less than or equal to 0.99", "1.2", "Share of zeros"),
+    ({"sparsity": None}, "sparsity", "valid number", "None", "Share of zeros"),
+    ({"dataset": "mine"}, "dataset", "match pattern", "'mine'", "Id of an uploaded dataset"),
+    ({"priority": 1000}, "priority", "less than or equal to 100", "1000", "The default is 0."),
+    ({"pattern": "2:4"}, "pattern", "'unstructured'", "'2:4'", "The default is 'unstructured'."),
+    ({"repair": {"learning_rate": "x"}}, "repair.learning_rate", "number", "'x'", "The default is 'auto'."),
+    ({"repair": {"batch_tokens": 1000}}, "repair", "multiple of sequence_tokens", "1000", "repaired"),
+    ({"prune": {"method": "magic"}}, "prune.method", "'wanda'", "'magic'", "The default is 'sparsegpt'."),
+    ({"evaluate": {"tasks": ["x"]}}, "evaluate.tasks.0", "'perplexity'", "'x'", "What is measured"),
+    ({"metadata": {"team": 5}}, "metadata.team", "valid string", "5", "Up to 16"),
+    ({"metadata": {"team": "\0"}}, "metadata.team", "NUL", "'\\x00'", "Up to 16"),
+    ({"model": "a\ud800"}, "model", "unicode", "'a\\ud800'", "A hub id"),
+    ({"model": "x" * 10_000}, "model", "at most 512", "xxx…", "A hub id"),
+    ({"seed": 10**4000}, "seed", "less than", "1000", "The default is 0."),
+    ({"sparsity": float("nan")}, "sparsity", "less than or equal to", "nan", "Share of zeros"),
+]
+
+
+def test_a_wrong_field_is_named_with_rule_value_and_way_out(client: TestClient, body: Json) -> None:
+    for wrong, param, rule, value, way_out in FIELDS:
+        answer = client.post("/jobs", content=json.dumps(body | wrong), headers=AS_JSON)
+        (flaw,) = problem(answer, 422, "invalid_request")["errors"]
+        assert flaw["param"] == param
+        assert rule in flaw["rule"]
+        assert value in flaw["value"]
+        assert way_out in flaw["way_out"]
+        assert len(flaw["value"]) <= 80
+    assert client.get("/jobs").json()["data"] == []
+
+
+def test_all_wrong_fields_are_named_at_once(client: TestClient) -> None:
+    report = problem(client.post("/jobs", json={"sparsity": 2, "x": 1}), 422, "invalid_request")
+    assert {flaw["param"] for flaw in report["errors"]} == {"model", "dataset", "sparsity", "x"}
+    missing = next(flaw for flaw in report["errors"] if flaw["param"] == "model")
+    assert (missing["rule"], missing["value"]) == ("Field required", "nothing")
+
+
+def test_what_looks_like_a_secret_is_not_repeated(client: TestClient, body: Json) -> None:
+    answer = client.post("/jobs", json=body | {"hf_token": "hf_123", "api_key": "seft_123"})
+    problem(answer, 422, "invalid_request")
+    assert "123" not in answer.text
+
+
+UNREADABLE: list[str | bytes] = [
+    b"\xff\xfe{",
+    "{",
+    "",
+    "[1]",
+    "nul",
+    '"text"',
+    "[" * 100_000,
+    '{"seed": ' + "1" * 5000 + "}",
+    "NaN",
+    "\ufeff{}",
+]
+
+
+def test_a_body_that_is_no_json_object_is_refused(client: TestClient) -> None:
+    for content in UNREADABLE:
+        problem(client.post("/jobs", content=content, headers=AS_JSON), 422, "invalid_request")
+
+
+REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
+    (lambda c: c.get("/nothing"), 404, "not_found"),
+    (lambda c: c.delete("/jobs"), 405, "method_not_allowed"),
+    (lambda c: c.post("/jobs", data={"model": "x"}), 415, "unsupported_media_type"),
+    (lambda c: c.post("/datasets", json={}), 415, "unsupported_media_type"),
+    (lambda c: c.post("/jobs", json={}, headers={"Idempotency-Key": "k" * 256}), 422, "invalid_request"),
+    (lambda c: c.get("/jobs?after=%00"), 422, "invalid_request"),
+    (lambda c: c.get("/jobs?status=lost"), 422, "invalid_request"),
+]
+
+
+def test_whatever_is_refused_is_refused_with_a_report(client: TestClient) -> None:
+    for send, status, code in REFUSED:
+        problem(send(client), status, code)
+    assert client.delete("/livez").headers["allow"] == "GET"
+
+
+def test_nobody_without_a_key_gets_in(app: FastAPI, client: TestClient) -> None:
+    guarded = {path for path in app.openapi()["paths"] if path.startswith(("/jobs", "/datasets"))}
+    assert len(guarded) == 8
+    for path in guarded:
+        for value in ("", "Bearer seft_wrong", "Basic YTpi"):
+            method = "POST" if path.endswith("cancel") else "GET"
+            answer = TestClient(app).request(method, path, headers={"Authorization": value})
+            problem(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_body_without_bounds_is_cut_off(client: TestClient) -> None:
+    large = b" " * (BODY_BYTES + 1)
+    problem(client.post("/jobs", content=large, headers=AS_JSON), 413, "too_large")
+    problem(client.post("/jobs", content=iter([large[:-1], b" "]), headers=AS_JSON), 413, "too_large")
+
+
+def test_what_nobody_foresaw_is_told_without_its_insides(
+    app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("postgresql://user:secret@host")
+
+    answer = client.get("/broken")
+    problem(answer, 500, "internal_error")
+    assert "secret" not in answer.text
+
+
+def test_every_answer_has_its_own_request_id(client: TestClient) -> None:
+    answers = [client.get("/livez"), client.get("/jobs"), client.get("/nothing"), client.get("/jobs/x")]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["model", "dataset", "sparsity", "repair", "prune", "evaluate", "metadata", "seed", "suffix"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(wrong=JSON | st.dictionaries(NAMES, JSON, max_size=4))
+def test_no_json_whatever_breaks_the_server(wrong: object, client: TestClient, body: Json) -> None:
+    content = json.dumps({**body, **wrong} if isinstance(wrong, dict) else wrong)
+    answer = client.post("/jobs", content=content, headers=AS_JSON)
+    assert answer.status_code in {202, 422}, answer.text
+    if answer.status_code == 422:
+        problem(answer, 422, answer.json()["code"])
+
+
+def test_reports_of_strangers_do_not_differ_from_those_of_nothing(new_client: NewClient, job_id: str) -> None:
+    stranger, nothing = new_client("theirs"), f"job_{'0' * 26}"
+    seen = [stranger.get(f"/jobs/{unknown}").json()["detail"].replace(unknown, "") for unknown in (job_id, nothing)]
+    assert seen[0] == seen[1]

@@ -1,0 +1,145 @@
+"""Events, metrics and checkpoints over HTTP."""
+
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from httpx2 import Client
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from core import attempts
+from core.attempts import Attempt
+from tests.api.conftest import problem
+
+Sessions = sessionmaker[Session]
+STREAM = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
+    """A client of a real server: streams need a connection that stays."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
+        yield connected
+    server.should_exit = True
+    thread.join()
+
+
+def finish(sessions: Sessions, attempt: Attempt) -> None:
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+
+
+def test_events_come_in_order_and_in_pages(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        attempts.event(session, attempt, "evolved", {"grown": 5})
+    path = f"/jobs/{attempt.job_id}/events"
+    page = client.get(path).json()
+    assert [event["type"] for event in page["data"]] == ["job.created", "job.claimed", "evolved"]
+    assert (page["data"][2]["data"], page["data"][2]["attempt"]) == ({"grown": 5}, 1)
+    first = client.get(path, params={"limit": 1}).json()
+    assert first["has_more"]
+    rest = client.get(path, params={"after": first["data"][0]["id"]}).json()
+    assert first["data"] + rest["data"] == page["data"]
+    assert not rest["has_more"]
+
+
+def test_a_stream_tells_events_as_they_come_and_ends_with_the_job(
+    live: Client, attempt: Attempt, sessions: Sessions
+) -> None:
+    seen: list[str] = []
+    with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for line in answer.iter_lines():
+            seen.append(line)
+            if line == "event: job.claimed":
+                finish(sessions, attempt)
+    assert [line for line in seen if line.startswith("event: ")] == [
+        "event: job.created",
+        "event: job.claimed",
+        "event: job.succeeded",
+    ]
+    last = [line for line in seen if line.startswith("id: ")][1].removeprefix("id: ")
+    rest = live.get(f"/jobs/{attempt.job_id}/events", headers={**STREAM, "Last-Event-ID": last})
+    assert rest.text.count("event: ") == 1
+    assert "job.succeeded" in rest.text
+
+
+def test_a_stream_holds_no_transaction_open(live: Client, attempt: Attempt, sessions: Sessions, app: FastAPI) -> None:
+    with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
+        lines = answer.iter_lines()
+        while next(lines) != "event: job.claimed":
+            pass
+        time.sleep(0.2)
+        assert app.state.services.engine.pool.checkedout() == 0
+        finish(sessions, attempt)
+
+
+def test_a_stream_behind_the_last_event_of_an_ended_job_is_not_opened_again(
+    client: TestClient, attempt: Attempt, sessions: Sessions
+) -> None:
+    finish(sessions, attempt)
+    path = f"/jobs/{attempt.job_id}/events"
+    last = client.get(path).json()["data"][-1]["id"]
+    assert client.get(path, headers={**STREAM, "Last-Event-ID": str(last)}).status_code == 204
+
+
+def test_metrics_come_as_json_and_as_a_table(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        attempts.metrics(session, attempt, [(1, {"loss": 3.5}), (2, {"loss": 3.25, "rate": 0.5}), (4, {"loss": 3.0})])
+    path = f"/jobs/{attempt.job_id}/metrics"
+    page = client.get(path, params={"limit": 2}).json()
+    assert page["data"][1] == {"step": 2, "attempt": 1, "values": {"loss": 3.25, "rate": 0.5}}
+    assert page["has_more"]
+    rest = client.get(path, params={"after_step": 2}).json()
+    assert ([row["step"] for row in rest["data"]], rest["has_more"]) == ([4], False)
+    table = client.get(path, headers={"Accept": "text/csv"})
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.text == "step,loss,rate\r\n1,3.5,\r\n2,3.25,0.5\r\n4,3.0,\r\n"
+
+
+def test_a_checkpoints_files_can_be_fetched_by_their_links(
+    client: TestClient, attempt: Attempt, sessions: Sessions, app: FastAPI
+) -> None:
+    path = f"/jobs/{attempt.job_id}/checkpoints"
+    assert client.get(path).json() == {"data": []}
+    prefix = f"jobs/{attempt.job_id}/1/result/"
+    app.state.services.storage.put(f"{prefix}manifest.json", b"{}")
+    files = [{"name": "manifest.json", "size": 2, "sha256": "44"}]
+    with sessions.begin() as session:
+        attempts.publish(
+            session, attempt, step=9, prefix=prefix, sha256="44", files=files, scores={"dense": 2.0}, measured={}
+        )
+    (checkpoint,) = client.get(path).json()["data"]
+    assert (checkpoint["step"], checkpoint["sha256"], checkpoint["scores"]) == (9, "44", {"dense": 2.0})
+    (file,) = checkpoint["files"]
+    assert {name: file[name] for name in ("name", "size", "sha256")} == files[0]
+    with urllib.request.urlopen(file["url"]) as answer:
+        assert answer.read() == b"{}"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "events?after=-1",
+        f"events?after={2**63}",
+        "events?after=%00",
+        "events?limit=0",
+        "events?limit=x",
+        "metrics?limit=10001",
+        f"metrics?after_step={2**31}",
+    ],
+)
+def test_cursors_and_limits_have_bounds(query: str, client: TestClient, job_id: str) -> None:
+    report = problem(client.get(f"/jobs/{job_id}/{query}"), 422, "invalid_request")
+    assert report["param"] == query.partition("?")[2].partition("=")[0]
