@@ -5,22 +5,24 @@ SIGTERM or Ctrl-C lets the job in hand save itself and go back to the queue; the
 
 import os
 import sys
+from collections.abc import Sequence
 
 from celery import Celery, signals
 
 from core.logging import configure
 from core.queue import TASK, make_app
 from core.settings import Settings
+from worker.attempt import TRAINING
 from worker.sweep import Sweep
 from worker.work import Work
 
 
-def main() -> int:
-    """Serve until told to end; the exit status."""
+def main(training: Sequence[str] = TRAINING) -> int:
+    """Serve until told to end; the exit status. `training` is the command that does a job."""
     settings = Settings()
     configure(settings)
     app = make_app(settings)
-    work = Work(settings, app)
+    work = Work(settings, app, training)
     app.task(work.__call__, name=TASK)
     Sweep(settings, app, work.sessions, work.storage).start()
 

@@ -15,7 +15,7 @@ from core.attempts import Attempt
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.storage import Storage
-from worker.attempt import TRAINING, Supervisor
+from worker.attempt import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 class Work:
     """The body of the one task. Set `draining`, and the job being done goes back to the queue and no more is taken."""
 
-    def __init__(self, settings: Settings, app: Celery, training: Sequence[str] = TRAINING) -> None:
+    def __init__(self, settings: Settings, app: Celery, training: Sequence[str]) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.settings, self.app, self.training = settings, app, training
         self.sessions = make_sessions(make_engine(settings))

@@ -2,12 +2,18 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -18,6 +24,7 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.storage import Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from local import processes
 
 TENANT = "default"
 
@@ -73,6 +80,12 @@ class House:
             query = select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
             return list(session.scalars(query))
 
+    def claims(self) -> list[tuple[str, str]]:
+        """(job, worker) of every claim."""
+        with self.sessions.begin() as session:
+            query = select(JobEvent).where(JobEvent.type == "job.claimed").order_by(JobEvent.id)
+            return [(event.job_id, event.data["worker"]) for event in session.scalars(query)]
+
     def metrics(self, job_id: str) -> dict[int, dict[str, Any]]:
         with self.sessions.begin() as session:
             rows = session.scalars(select(JobMetric).where(JobMetric.job_id == job_id).order_by(JobMetric.step))
@@ -89,6 +102,58 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def children_of(pid: int) -> list[int]:
+    """Of all threads of a process."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for children in lists for child in children.split()]
+
+
+def wait_for(truth: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not truth():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """The environment in which a process reads these settings."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
+    lists = {
+        name: json.dumps([str(each) for each in value]) for name, value in values.items() if isinstance(value, list)
+    }
+    texts = {name: str(value) for name, value in values.items() if value is not None}
+    return {f"SEFT_{name.upper()}": value for name, value in {**texts, **secrets, **lists}.items()}
+
+
+class Workers:
+    """Worker processes of one house. What is left of them at the end is killed."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, house: House, *command: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **variables(house.settings)}
+        spawned = processes.spawn(
+            [sys.executable, "-m", *command], log=self.log, orphaned=signal.SIGKILL, environment=environment
+        )
+        self.started.append(spawned)
+        return spawned
+
+
+@pytest.fixture
+def workers(tmp_path: Path, settings: Settings) -> Iterator[Workers]:
+    """Starts worker processes; their log is shown when the test fails."""
+    workers = Workers(tmp_path / "workers.log")
+    yield workers
+    for process in workers.started:
+        process.kill()
+        process.wait()
+    if workers.log.exists():
+        sys.stdout.write(workers.log.read_text())
 
 
 @pytest.fixture

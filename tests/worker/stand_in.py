@@ -68,6 +68,10 @@ class StandIn:
         self.save(3, run="r3")
         self.finish()
 
+    def succeed_slowly(self) -> None:
+        time.sleep(0.3)
+        self.finish()
+
     def succeed_when_resumed(self) -> None:
         if self.task.resume is None:
             self.save(0, pruned="p", run="r0")
@@ -98,6 +102,9 @@ class StandIn:
         time.sleep(60)
 
     def save_when_told(self) -> None:
+        if self.task.resume == 5:
+            self.finish()
+            return
         told: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))

@@ -3,7 +3,6 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from pydantic import SecretStr
 from core import attempts
 from core.states import Phase, Status
 from core.storage import Storage
-from tests.worker.conftest import House, alive
+from tests.worker.conftest import House, alive, wait_for
 from worker.attempt import Supervisor
 
 
@@ -25,13 +24,6 @@ def supervisor(house: House, scenario: str, draining: threading.Event | None = N
         draining=draining or threading.Event(),
         training=(sys.executable, "-m", "tests.worker.stand_in", scenario),
     )
-
-
-def wait_for(truth: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not truth():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Running:
