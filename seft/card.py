@@ -74,7 +74,7 @@ def _sparsity(record: Record) -> str:
 
     rows = [row("the pruned linear layers", record.sparsity.linears), row("the whole model", record.sparsity.model)]
     note = f"Counted in the written files. Asked for: {record.facts.prune.sparsity:.2%} of each linear layer."
-    return "\n".join(["| | zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
+    return "\n".join(["| | share of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
 
 
 def _recipe(record: Record) -> str:
@@ -86,5 +86,5 @@ def _recipe(record: Record) -> str:
         settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}
     rows = {**base, "pattern": facts.pattern, **settings, **hashes, **record.versions}
     return "\n".join(
-        ["| | |", "|---|---|", *(f"| {key} | {'unknown' if value is None else value} |" for key, value in rows.items())]
+        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items() if value is not None)]
     )

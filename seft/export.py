@@ -17,12 +17,19 @@ from seft import sparsity
 from seft.card import card
 from seft.errors import ConfigError
 from seft.facts import MANIFEST, Facts, Record, canonical, manifest, versions
-from seft.load import Loaded
+from seft.load import Loaded, quiet
 from seft.verify import fingerprint
 
 EXPORT_DTYPE = torch.bfloat16
 MAX_SHARD = "5GB"
-_MACHINE_KEYS = ("_name_or_path", "name_or_path", "quantization_config", "is_local", "local_files_only")
+_LEFT_OUT = (
+    "_name_or_path",
+    "name_or_path",
+    "_model_name_or_path",
+    "quantization_config",
+    "is_local",
+    "local_files_only",
+)
 
 
 def export(loaded: Loaded, out: Path, facts: Facts) -> None:
@@ -35,7 +42,7 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model: Any = loaded.model
     round_weights(model)
-    with _parameters_in(model, EXPORT_DTYPE):
+    with quiet(), _parameters_in(model, EXPORT_DTYPE):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
     with _parameters_in(model, torch.float32):
         mark = fingerprint(model)
@@ -93,4 +100,5 @@ def _settle_tokenizer(path: Path) -> None:
 
 
 def _rewrite(path: Path, content: dict[str, Any]) -> None:
-    path.write_bytes(canonical({key: value for key, value in content.items() if key not in _MACHINE_KEYS}))
+    """Without paths of this machine and without what the weights no longer are."""
+    path.write_bytes(canonical({key: value for key, value in content.items() if key not in _LEFT_OUT}))

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -80,9 +80,13 @@ class Record:
     fingerprint: Fingerprint
     versions: dict[str, str]
 
+    def data(self) -> dict[str, Any]:
+        """As JSON knows it, shares included."""
+        return cast("dict[str, Any]", _RECORD.dump_python(self, mode="json"))
+
     def write(self, folder: Path) -> None:
         """Write `sparsity.json`."""
-        (folder / SPARSITY).write_bytes(canonical(_RECORD.dump_python(self, mode="json")))
+        (folder / SPARSITY).write_bytes(canonical(self.data()))
 
     @classmethod
     def read(cls, folder: Path) -> "Record":

@@ -31,17 +31,34 @@ class Loaded:
 
 def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
     """Load a source's weights in `dtype` onto `device`; SourceError where they do not make a whole model."""
-    path = fetch(source)
-    where = {"gguf_file": path.name} if source.kind is Kind.GGUF else {}
-    folder = path.parent if source.kind is Kind.GGUF else path
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
-            model = _load_model(source.reference, folder, dtype, where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise SourceError("model_refused", f"transformers cannot load {source.reference!r}: {error}") from error
+    tokenizer = load_tokenizer(source)
+    folder, where = _place(source)
+    with _loading(source.reference):
+        model = _load_model(source.reference, folder, dtype, where)
     model.config.use_cache = False
     return Loaded(model.to(device).eval(), tokenizer, source)
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer alone, for a look at the text before the weights are loaded."""
+    folder, where = _place(source)
+    with _loading(source.reference):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+
+
+def _place(source: ModelSource) -> tuple[Path, dict[str, str]]:
+    """The folder, and what transformers must be told to find a GGUF file in it."""
+    path = fetch(source)
+    return (path.parent, {"gguf_file": path.name}) if source.kind is Kind.GGUF else (path, {})
+
+
+@contextmanager
+def _loading(reference: str) -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise SourceError("model_refused", f"transformers cannot load {reference!r}: {error}") from error
 
 
 def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[str, str]) -> Any:
@@ -58,8 +75,8 @@ def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[st
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no advice from transformers; errors still pass."""
+def quiet() -> Iterator[None]:
+    """Inside, transformers shows no bars and gives no advice; errors still pass."""
     bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
     gguf_bar = modeling_gguf_pytorch_utils.tqdm  # the one bar that the switch below does not reach
     chatter.disable_progress_bar()

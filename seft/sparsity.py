@@ -7,10 +7,10 @@ looking on. Nothing here is estimated or believed.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from pydantic import computed_field
+from pydantic import TypeAdapter, computed_field
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -43,6 +43,10 @@ class Sparsity:
     layers: dict[str, Count]
     linears: Count
     model: Count
+
+    def data(self) -> dict[str, Any]:
+        """As JSON knows it, shares included."""
+        return cast("dict[str, Any]", TypeAdapter(Sparsity).dump_python(self, mode="json"))
 
 
 def of_model(model: nn.Module) -> Sparsity:

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from seft import sparsity
 from seft.errors import SeftError, VerifyError
 from seft.facts import MANIFEST, Fingerprint, Record, manifest
+from seft.load import quiet
 from seft.targets import target_linears
 
 FINGERPRINT_TOKENS = 32
-FINGERPRINT_TOLERANCE = 1e-3  # nats; float32 on another machine differs by less, a wrong weight by more
+FINGERPRINT_TOLERANCE = 3e-4  # nats; float32 on another machine differs by less, one wrong weight mostly by more
 
 
 def verify(folder: Path) -> None:
@@ -117,21 +117,20 @@ def _check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
 
 
 def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with quiet():
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     return model.eval(), loading
 
 
 def main() -> None:
     """Check the folder named on the command line; say what is wrong on the last line of stderr."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         check(Path(sys.argv[1]))
     except SeftError as error:

@@ -1,0 +1,246 @@
+"""`python -m seft VERB`: the library from a shell, without the service.
+
+Results go to stdout, for people or with `--json` as one JSON object; how far the work is goes to stderr. What cannot be
+done ends with exit code 2 and one line that names the rule, the value and the way out. Torch is loaded only to work.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.console import inspection, shown, written
+from seft.errors import SeftError
+from seft.report import Reporter
+
+if TYPE_CHECKING:
+    from seft.facts import Record
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A result, for programs and for people."""
+
+    data: dict[str, Any]
+    text: str
+
+
+class UsageError(SeftError):
+    """The command line cannot be understood."""
+
+    code = "usage"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    try:
+        options = _parser().parse_args(arguments)
+        with shown() as report:
+            answer: Answer = options.run(options, report)
+    except SeftError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if as_json:
+            _write_json({"error": {"code": error.code, "message": str(error)}})
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if as_json:
+        _write_json(answer.data)
+    else:
+        sys.stdout.write(answer.text + "\n")
+    return 0
+
+
+def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
+    config = PruneConfig(
+        sparsity=options.sparsity,
+        method=options.method,
+        samples=options.samples,
+        tokens=options.tokens,
+        order=options.calibration_order,
+        seed=options.seed,
+    )
+    from seft import verbs
+
+    record = verbs.prune(
+        options.model,
+        config,
+        options.out,
+        calibration=options.calibration,
+        revision=options.revision,
+        place=verbs.Place.of(options.device, options.dtype),
+        report=report,
+    )
+    return _written(options.out, record)
+
+
+def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
+    config = RepairConfig(
+        steps=options.steps,
+        density=options.density,
+        learning_rate=options.learning_rate,
+        update_interval=options.update_interval,
+        drop_rate=options.drop_rate,
+        batch_tokens=options.batch_tokens,
+        sequence_tokens=options.sequence_tokens,
+        micro_batch=options.micro_batch,
+        seed=options.seed,
+    )
+    from seft import verbs
+
+    place = verbs.Place.of(options.device, options.dtype)
+    record = verbs.repair(options.folder, config, options.out, data=options.data, place=place, report=report)
+    return _written(options.out, record)
+
+
+def _evaluate(options: argparse.Namespace, report: Reporter) -> Answer:
+    config = EvaluateConfig(tokens=options.tokens, windows=options.windows)
+    from seft import verbs
+
+    place = verbs.Place.of(options.device, options.dtype)
+    score = verbs.evaluate(
+        options.model, config, data=options.data, revision=options.revision, place=place, report=report
+    )
+    text = f"perplexity {score.perplexity:.4f} over {score.windows} windows of {score.tokens} tokens"
+    return Answer({"model": options.model, **asdict(score)}, text)
+
+
+def _inspect(options: argparse.Namespace, _: Reporter) -> Answer:
+    from seft import verbs
+
+    counted, record = verbs.inspect(options.folder)
+    said = record.data() if record else {"facts": None, "versions": None}
+    data = {
+        "folder": str(options.folder),
+        "sparsity": counted.data(),
+        **{key: said[key] for key in ("facts", "versions")},
+    }
+    return Answer(data, inspection(counted, record))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m seft", description="Make language models sparse, and repair them.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, run, add, text in (
+        ("prune", _prune, _add_prune, "set a share of a model's weights to zero"),
+        ("repair", _repair, _add_repair, "train a pruned model by SEFT; it stays as sparse as it is"),
+        ("evaluate", _evaluate, _add_evaluate, "perplexity of a model on a text"),
+        ("inspect", _inspect, _add_inspect, "count the zeros in a folder's files"),
+    ):
+        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add(verb)
+        verb.add_argument("--json", action="store_true", help="print one JSON object")
+        verb.set_defaults(run=run)
+    return parser
+
+
+def _add_prune(verb: argparse.ArgumentParser) -> None:
+    default = PruneConfig(sparsity=0.0)
+    verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
+    verb.add_argument("--sparsity", type=float, required=True, help="share of zeros in each linear layer")
+    _add_choice(verb, "--method", default.method)
+    verb.add_argument("--calibration", type=Path, help="text to calibrate on, .jsonl or .txt; magnitude needs none")
+    _add(verb, "--samples", int, default.samples, "windows of calibration text")
+    _add(verb, "--tokens", int, default.tokens, "tokens in each window")
+    _add_choice(verb, "--calibration-order", default.order)
+    _add_out(verb)
+    _add_revision(verb)
+    _add_place(verb)
+    _add(verb, "--seed", int, default.seed, "of everything random")
+
+
+def _add_repair(verb: argparse.ArgumentParser) -> None:
+    default = RepairConfig(steps=1)
+    verb.add_argument("folder", type=Path, help="what prune wrote")
+    _add_data(verb)
+    verb.add_argument("--steps", type=int, required=True, help="optimizer steps")
+    _add(verb, "--density", float, default.density, "share of the weights that is trained")
+    _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
+    _add(verb, "--update-interval", int, default.update_interval, "steps between two events")
+    _add(verb, "--drop-rate", float, default.drop_rate, "share replaced at the first event")
+    _add(verb, "--batch-tokens", int, default.batch_tokens, "tokens of a step")
+    _add(verb, "--sequence-tokens", int, default.sequence_tokens, "tokens of a window")
+    _add(verb, "--micro-batch", int, default.micro_batch, "windows held in memory at a time")
+    _add_out(verb)
+    _add_place(verb)
+    _add(verb, "--seed", int, default.seed, "of everything random")
+
+
+def _add_evaluate(verb: argparse.ArgumentParser) -> None:
+    default = EvaluateConfig()
+    verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
+    _add_data(verb)
+    _add(verb, "--tokens", int, default.tokens, "tokens in each window")
+    _add(verb, "--windows", int, default.windows, "the first so many windows")
+    _add_revision(verb)
+    _add_place(verb)
+
+
+def _add_inspect(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, help="a Hugging Face folder")
+
+
+def _add(verb: argparse.ArgumentParser, name: str, kind: Callable[[str], object], default: object, text: str) -> None:
+    verb.add_argument(name, type=kind, default=default, help=f"{text}; {default} if not given")
+
+
+def _add_choice(verb: argparse.ArgumentParser, name: str, default: StrEnum) -> None:
+    verb.add_argument(
+        name, type=type(default), choices=list(type(default)), default=default, help=f"{default} if not given"
+    )
+
+
+def _add_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--data", type=Path, required=True, help='text, .jsonl (one {"text": …} a line) or .txt')
+
+
+def _add_out(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+
+
+def _add_revision(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--revision", help="branch, tag or commit of a hub model")
+
+
+def _add_place(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to work; auto if not given"
+    )
+    verb.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the weights meanwhile; float32 if not given",
+    )
+
+
+def rate(text: str) -> float | Literal["auto"]:
+    """Of learning; argparse shows this function's name when it fails."""
+    return "auto" if text == "auto" else float(text)
+
+
+def _written(out: Path, record: "Record") -> Answer:
+    data = {"out": str(out), "sparsity": record.sparsity.data(), "grown_zeros": record.facts.grown_zeros}
+    return Answer(data, written(out, record))
+
+
+def _write_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,137 @@
+"""What a person at a terminal sees: progress on stderr as moving bars (plain lines into a file), results as text."""
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from seft.report import Evolved, Phase, Progress, Report, Reporter, Step
+
+if TYPE_CHECKING:
+    from seft.facts import Record
+    from seft.sparsity import Sparsity
+
+
+@contextmanager
+def shown() -> Iterator[Reporter]:
+    """A reporter that suits what stderr is."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines()
+        return
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+        yield Moving(bars)
+
+
+class Moving:
+    """One bar for each phase; the last step's figures beside it."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[Phase, TaskID] = {}
+        self._note = ""
+
+    def __call__(self, report: Report) -> None:
+        """Show it."""
+        match report:
+            case Progress(phase, done, total):
+                if phase not in self._tasks:
+                    self._tasks[phase] = self._bars.add_task(phase, total=total, note="")
+                self._bars.update(
+                    self._tasks[phase], completed=done, note=self._note if phase is Phase.TRAINING else ""
+                )
+            case Step() | Evolved():
+                self._note = describe(report)
+            case _:
+                assert_never(report)
+
+
+class Lines:
+    """A line at each tenth of a phase, and for each event."""
+
+    def __init__(self) -> None:
+        self._tenths: dict[Phase, int] = {}
+        self._note = ""
+        self._began = time.monotonic()
+
+    def __call__(self, report: Report) -> None:
+        """Show it."""
+        match report:
+            case Progress(phase, done, total):
+                tenth = 10 * done // total
+                if self._tenths.get(phase) != tenth:
+                    self._tenths[phase] = tenth
+                    self._say(f"{phase} {done}/{total}", self._note if phase is Phase.TRAINING else "")
+            case Step():
+                self._note = describe(report)
+            case Evolved():
+                self._say(f"step {report.step}", describe(report))
+            case _:
+                assert_never(report)
+
+    def _say(self, *parts: str) -> None:
+        seconds = time.monotonic() - self._began
+        sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
+
+
+def describe(report: Step | Evolved) -> str:
+    """The figures of a step or an event in a few words."""
+    match report:
+        case Step():
+            return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
+        case Evolved():
+            return f"{report.grown:,} grown, {report.reactivated:,} of them zeros; {report.pruned:,} pruned"
+        case _:
+            assert_never(report)
+
+
+def written(out: Path, record: "Record") -> str:
+    """Of a checkpoint that was made."""
+    lines = [f"{out} is written and was read again in a clean process.", shares(record.sparsity)]
+    if record.facts.repair:
+        lines.append(f"{record.facts.grown_zeros:,} weights that were zero after pruning are nonzero now.")
+    return "\n".join(lines)
+
+
+def shares(counted: "Sparsity") -> str:
+    """Both shares in one line."""
+    linears, model = counted.linears, counted.model
+    return (
+        f"{linears.share:.2%} of the {linears.weights:,} weights in its linear layers are zero,"
+        f" {model.share:.2%} of all {model.weights:,}."
+    )
+
+
+def inspection(counted: "Sparsity", record: "Record | None") -> str:
+    """Shares by decoder block and kind of linear, and the facts."""
+    parts = [_table(counted), shares(counted)]
+    if record:
+        facts = record.facts
+        parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.method}")
+        if facts.repair:
+            parts.append(f"repaired in {facts.repair.steps} steps, {facts.grown_zeros:,} zeros grown")
+        parts += [f"perplexity {name} {score:.2f}" for name, score in facts.scores.items()]
+    return "\n".join(parts)
+
+
+def _table(counted: "Sparsity") -> str:
+    rows: dict[str, dict[str, str]] = {}
+    for name, count in counted.layers.items():
+        block = next(part for part in name.split(".") if part.isdecimal())
+        rows.setdefault(block, {})[name.rpartition(".")[2]] = f"{count.share:.2%}"
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    table = Table("block", *kinds, box=None, pad_edge=False)
+    for block, row in rows.items():
+        table.add_row(block, *(row.get(kind, "") for kind in kinds))
+    text = io.StringIO()
+    Console(file=text, width=16 * (len(kinds) + 1)).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

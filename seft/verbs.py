@@ -1,0 +1,168 @@
+"""The four things this library does with whole models, each as one function: prune, repair, evaluate, inspect.
+
+They tie files to the parts that do the work, and refuse what can be refused before a weight is loaded. They print
+nothing: `seft.cli` does.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from seft import sparsity
+from seft.config import CalibrationOrder, EvaluateConfig, PruneConfig, RepairConfig
+from seft.errors import ConfigError
+from seft.evaluate import perplexity
+from seft.export import export, must_be_empty
+from seft.facts import SPARSITY, Base, Facts, Record, sha256
+from seft.load import Loaded, load
+from seft.prune.loop import PRUNERS, prune_model
+from seft.records import read
+from seft.repair.loop import Repair
+from seft.report import Phase, Progress, Reporter, silent
+from seft.source import ModelSource, find
+from seft.text import tokenize, windows
+from seft.verify import verify
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is worked on, and in which dtype its weights are held meanwhile."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, device: str, dtype: str) -> "Place":
+        """From names; `auto` takes CUDA where there is one."""
+        there = torch.cuda.is_available()
+        if device == "cuda" and not there:
+            raise ConfigError("device", "must be there", device, "Torch finds no CUDA device: say cpu, or auto.")
+        return cls("cuda" if there and device == "auto" else device.replace("auto", "cpu"), getattr(torch, dtype))
+
+
+HOST = Place()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Perplexity, and over how much text it was taken."""
+
+    perplexity: float
+    windows: int
+    tokens: int
+
+
+def prune(
+    reference: str,
+    config: PruneConfig,
+    out: Path,
+    *,
+    calibration: Path | None,
+    revision: str | None = None,
+    place: Place = HOST,
+    report: Reporter = silent,
+) -> Record:
+    """Prune a model and write it to the folder `out`, verified. The device holds one block at a time."""
+    must_be_empty(out)
+    source = find(reference, revision=revision)
+    texts = _calibration_texts(config, calibration)
+    loaded = _load(source, replace(place, device="cpu"), report)
+    seen = torch.zeros(0, config.tokens, dtype=torch.int64)
+    if texts:
+        row = tokenize(texts, loaded.tokenizer)
+        seen = windows(row, config.tokens, config.samples, config.order, config.seed)
+        config = replace(config, samples=len(seen))
+    prune_model(loaded.model, seen, config, report, device=place.device)
+    facts = Facts(
+        base=Base.of(source),
+        prune=config,
+        repair=None,
+        scores={},
+        evaluate=None,
+        grown_zeros=0,
+        calibration_sha256=sha256(calibration) if texts and calibration else None,
+        dataset_sha256=None,
+    )
+    return _publish(loaded, out, facts, report)
+
+
+def repair(
+    folder: Path,
+    config: RepairConfig,
+    out: Path,
+    *,
+    data: Path,
+    place: Place = HOST,
+    report: Reporter = silent,
+) -> Record:
+    """Repair a folder that `prune` wrote, and write it to `out`, verified. No linear gets more nonzeros than it has."""
+    must_be_empty(out)
+    source = _folder(folder)
+    facts = Record.read(folder).facts
+    if facts.repair:
+        raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
+    texts = read(data)
+    loaded = _load(source, place, report)
+    work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config)
+    work.run(report)
+    grown = work.grown_zeros
+    work.finish()
+    facts = replace(facts, repair=config, grown_zeros=grown, dataset_sha256=sha256(data), scores={}, evaluate=None)
+    return _publish(loaded, out, facts, report)
+
+
+def evaluate(
+    reference: str,
+    config: EvaluateConfig,
+    *,
+    data: Path,
+    revision: str | None = None,
+    place: Place = HOST,
+    report: Reporter = silent,
+) -> Score:
+    """Perplexity of any model over the first windows of a text; fewer windows where there are fewer."""
+    source = find(reference, revision=revision)
+    texts = read(data)
+    loaded = _load(source, place, report)
+    row = tokenize(texts, loaded.tokenizer)
+    seen = windows(row, config.tokens, config.windows, CalibrationOrder.SEQUENTIAL, seed=0)
+    return Score(perplexity(loaded.model, seen, report), len(seen), config.tokens)
+
+
+def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:
+    """Count a folder's files; with what `sparsity.json` says of it where there is one."""
+    _folder(folder)
+    return sparsity.of_folder(folder), Record.read(folder) if (folder / SPARSITY).exists() else None
+
+
+def _folder(path: Path) -> ModelSource:
+    if not path.is_dir():
+        raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
+    return find(str(path.resolve()))
+
+
+def _calibration_texts(config: PruneConfig, calibration: Path | None) -> list[str]:
+    if not PRUNERS[config.method].needs_text:
+        return []
+    if calibration is None:
+        raise ConfigError(
+            "calibration", f"must be given for {config.method}", None, "Name a .jsonl or .txt file, or take magnitude."
+        )
+    return read(calibration)
+
+
+def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:
+    report(Progress(Phase.LOADING, 0, 1))
+    loaded = load(source, device=place.device, dtype=place.dtype)
+    report(Progress(Phase.LOADING, 1, 1))
+    return loaded
+
+
+def _publish(loaded: Loaded, out: Path, facts: Facts, report: Reporter) -> Record:
+    report(Progress(Phase.EXPORTING, 0, 2))
+    export(loaded, out, facts)
+    report(Progress(Phase.EXPORTING, 1, 2))
+    verify(out)
+    report(Progress(Phase.EXPORTING, 2, 2))
+    return Record.read(out)

@@ -1,0 +1,174 @@
+"""The command line: a whole run on the tiny model, what programs read, and how bad input ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from seft import sparsity
+from seft.cli import main
+from seft.facts import Record, sha256
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "topics.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, texts: Path) -> Path:
+    out = tmp_path_factory.mktemp("made") / "pruned"
+    options = ["--calibration", texts, "--samples", "16", "--tokens", "96", "--calibration-order", "sequential"]
+    assert run("prune", tiny_folder, "--sparsity", "0.6", *options, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def repaired(pruned: Path, texts: Path) -> Path:
+    out = pruned.parent / "repaired"
+    options = ["--steps", "20", "--density", "0.02", "--update-interval", "5", "--learning-rate", "1e-2"]
+    sizes = ["--batch-tokens", "768", "--sequence-tokens", "96", "--micro-batch", "8"]
+    assert run("repair", pruned, "--data", texts, *options, *sizes, "--out", out) == 0
+    return out
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """The one JSON object that a command prints."""
+    capsys.readouterr()
+    run(*arguments, "--json")
+    data = json.loads(capsys.readouterr().out)
+    assert isinstance(data, dict)
+    return data
+
+
+def perplexity(capsys: pytest.CaptureFixture[str], model: Path, texts: Path) -> float:
+    asked = ["evaluate", model, "--data", texts, "--tokens", "96", "--windows", "32"]
+    return float(answer(capsys, *asked)["perplexity"])
+
+
+def test_pruning_hurts_and_repair_heals(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, pruned: Path, repaired: Path, texts: Path
+) -> None:
+    dense, broken, healed = (perplexity(capsys, model, texts) for model in (tiny_folder, pruned, repaired))
+    assert dense < healed < broken
+
+
+def test_repair_keeps_the_budget_of_every_layer_and_grows_zeros(pruned: Path, repaired: Path) -> None:
+    before, after = sparsity.of_folder(pruned), sparsity.of_folder(repaired)
+    assert all(after.layers[name].zeros >= count.zeros for name, count in before.layers.items())
+    assert Record.read(repaired).facts.grown_zeros > 0
+
+
+def test_the_record_tells_both_texts_and_both_recipes(pruned: Path, repaired: Path, texts: Path) -> None:
+    first, second = Record.read(pruned).facts, Record.read(repaired).facts
+    assert first.repair is None
+    assert first.dataset_sha256 is None
+    assert first.prune == second.prune
+    assert second.repair
+    assert second.repair.steps == 20
+    assert second.dataset_sha256 == second.calibration_sha256 == sha256(texts)
+
+
+def test_the_folder_generates_with_plain_transformers(repaired: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(repaired), AutoTokenizer.from_pretrained(repaired)
+    prompt = tokenizer("The statement", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**prompt, max_new_tokens=8, do_sample=False)[0])
+    assert text.startswith("The statement")
+    assert len(text) > len("The statement")
+
+
+def test_inspect_counts_the_file_and_tells_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
+    data = answer(capsys, "inspect", repaired)
+    assert data["sparsity"] == sparsity.of_folder(repaired).data()
+    assert data["facts"]["prune"]["method"] == "wanda"
+    assert run("inspect", repaired) == 0
+    text = capsys.readouterr().out
+    assert "q_proj" in text
+    assert "repaired in 20 steps" in text
+
+
+def test_inspect_reads_any_dense_folder(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> None:
+    data = answer(capsys, "inspect", tiny_folder)
+    assert data["facts"] is None
+    assert data["sparsity"]["linears"]["zeros"] == 0
+
+
+def test_magnitude_needs_no_text(capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path) -> None:
+    asked = ["prune", tiny_folder, "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
+    assert answer(capsys, *asked)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
+
+
+def test_a_process_prints_one_json_object_and_plain_lines_of_progress(pruned: Path, texts: Path) -> None:
+    asked = ["evaluate", pruned, "--data", texts, "--tokens", "64", "--windows", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "seft", *map(str, asked)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(done.stdout)["windows"] == 2
+    assert "evaluating 2/2" in done.stderr
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a command that ends with exit code 2 and prints no result."""
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err.splitlines()[-1]
+
+
+def test_settings_out_of_range_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, texts: Path
+) -> None:
+    prune, out = ("prune", tiny_folder, "--sparsity"), ("--out", tmp_path / "out")
+    repair = ("repair", tiny_folder, "--data", texts, "--steps")
+    for arguments, wanted in (
+        ((*prune, "1.2", *out), "sparsity must be from 0.0 to 0.99; it is 1.2"),
+        ((*prune, "half", *out), "invalid float value: 'half'"),
+        ((*prune, "0.5", *out), "calibration must be given for wanda"),
+        ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
+        ((*repair, "0", *out), "steps must be at least 1"),
+        ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
+        (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
+        (("flatten", tiny_folder), "invalid choice: 'flatten'"),
+    ):
+        assert wanted in refused(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_and_texts_that_do_not_suit_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, texts: Path
+) -> None:
+    broken, none, out = tmp_path / "broken.jsonl", tmp_path / "none", ("--out", tmp_path / "out")
+    broken.write_text('{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n')
+    for arguments, wanted in (
+        (("prune", tiny_folder, "--sparsity", "0.5", "--calibration", broken, *out), "line 3"),
+        (("prune", none, "--sparsity", "0.5", "--calibration", texts, *out), "none"),
+        (("repair", tiny_folder, "--data", texts, "--steps", "1", *out), "sparsity.json; it is missing"),
+        (("evaluate", tiny_folder, "--data", tmp_path / "none.txt"), "data must be a file"),
+        (("inspect", none), "folder must be a folder with a model"),
+    ):
+        assert wanted in refused(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_repaired_is_not_repaired_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, repaired: Path, texts: Path
+) -> None:
+    line = refused(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
+    assert "must be pruned and not repaired yet" in line
+
+
+def test_an_error_is_a_json_object_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = answer(capsys, "inspect", tmp_path / "none")
+    assert data["error"]["code"] == "invalid_config"
+    assert "Check the path" in data["error"]["message"]
