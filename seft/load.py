@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging as chatter
@@ -57,13 +58,19 @@ def _loading(reference: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise SourceError("model_refused", f"transformers cannot load {reference!r}: {error}") from error
 
 
 def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[str, str]) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **where
+        folder,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by their names
+        **where,
     )
     flaws = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if flaws:

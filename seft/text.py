@@ -25,7 +25,7 @@ def tokenize(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "tokens"]:
 
 def windows(
     tokens: Int[Tensor, "tokens"], length: int, count: int, order: CalibrationOrder, seed: int
-) -> Int[Tensor, "windows tokens"]:
+) -> Int[Tensor, "windows {length}"]:
     """`count` windows of `length` tokens.
 
     In sequence: the first ones, side by side, and fewer where the text ends. At random: starts drawn evenly, so

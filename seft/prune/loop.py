@@ -6,7 +6,7 @@ Statistics live for one block and are float32. How a weight is judged is each pr
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ from seft.report import Phase, Progress, Reporter, silent
 from seft.targets import block_linears, decoder_blocks
 
 
+@runtime_checkable
 class Pruner(Protocol):
     """What every pruner of one linear can do."""
 

@@ -1,0 +1,146 @@
+"""Loading: the very weights of the source, in the dtype asked for, or an error; and nothing printed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from seft.errors import SourceError
+from seft.load import load
+from seft.source import find
+from seft.text import tokenize
+from tests.tiny import tiny_tokenizer, untrained_tiny
+
+TEXT = "Pruned, and mended: 'ünïcode' too.\n"
+WINDOW = torch.arange(2, 20)[None]
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    untrained_tiny().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def logits(model: Any) -> Float[Tensor, "batch tokens cols"]:
+    with torch.no_grad():
+        answer: Tensor = model(input_ids=WINDOW).logits
+    return answer
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
+    """As llama.cpp's converter does: its own names, and query and key rows in its own rotary order."""
+    config: Any = model.config
+    bpe = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].__getitem__))
+    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(bpe["vocab"]) - 2))
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_eos_token_id(1)
+    for name, weight in model.named_parameters():
+        writer.add_tensor(gguf_name(name), rotary_order(name, weight.detach(), config).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def gguf_name(name: str) -> str:
+    module = name.removesuffix(".weight")
+    if module.startswith("model.layers."):
+        _, _, number, inner = module.split(".", 3)
+        return f"blk.{number}.{GGUF_NAMES[inner]}.weight"
+    return f"{GGUF_NAMES[module]}.weight"
+
+
+def rotary_order(name: str, weight: Tensor, config: Any) -> Tensor:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return weight
+    rows, cols = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, cols).transpose(1, 2).reshape(rows, cols)
+
+
+def test_a_folder_gives_its_weights_and_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    loaded = load(find(str(folder)))
+    assert capfd.readouterr() == ("", "")
+    assert torch.equal(logits(loaded.model), logits(untrained_tiny()))
+    assert not loaded.model.training
+    assert loaded.tokenizer.eos_token == "<eos>"
+
+
+def test_the_dtype_is_the_one_asked_for(folder: Path) -> None:
+    model = load(find(str(folder)), dtype=torch.bfloat16).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_gguf_file_gives_the_same_model_which_can_be_saved_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", untrained_tiny())
+    capfd.readouterr()
+    loaded = load(find("tiny.gguf", roots=[tmp_path]))
+    assert "it/s" not in capfd.readouterr().err
+    assert torch.equal(logits(loaded.model), logits(untrained_tiny()))
+    assert torch.equal(tokenize([TEXT, TEXT], loaded.tokenizer), tokenize([TEXT, TEXT], tiny_tokenizer()))
+    saved = tmp_path / "saved"
+    model: Any = loaded.model
+    model.save_pretrained(saved)
+    loaded.tokenizer.save_pretrained(saved)
+    assert torch.equal(logits(load(find(str(saved))).model), logits(untrained_tiny()))
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
+def test_tensors_that_are_not_those_of_the_config_are_an_error(folder: Path, change: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    match change:
+        case "missing":
+            del tensors[name]
+        case "unexpected":
+            tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
+        case "mismatched":
+            tensors[name] = torch.zeros(2, 2)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError) as caught:
+        load(find(str(folder)))
+    assert caught.value.code == "model_refused"
+    assert "mlp.up_proj.weight" in str(caught.value)
+
+
+def test_a_file_that_is_no_safetensors_is_an_error(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(SourceError) as caught:
+        load(find(str(folder)))
+    assert caught.value.code == "model_refused"
