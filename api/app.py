@@ -33,7 +33,14 @@ class Described(FastAPI):
 
 def routes() -> FastAPI:
     """All routes and error handlers, without a service behind them: enough to be described."""
-    app = Described(title="SEFT", version=core.__version__, description=DESCRIPTION, redoc_url=None, lifespan=_lifespan)
+    app = Described(
+        title="SEFT",
+        version=core.__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
     errors.install(app)
     for module in (jobs, reports, datasets, operations):
         app.include_router(module.router)

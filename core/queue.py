@@ -2,10 +2,10 @@
 
 from datetime import timedelta
 
+import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
 from core.settings import Settings
 
@@ -41,11 +41,11 @@ def hint(app: Celery) -> None:
     """Say that a job waits. A broker that is down is logged and no error: the sweep finds the job."""
     try:
         app.send_task(TASK, expires=HINT_LIFE.total_seconds(), ignore_result=True, retry=False)
-    except (KombuError, RedisError, OSError) as error:
+    except (KombuError, redis.RedisError, OSError) as error:
         log.warning("hint.lost", error=str(error))
 
 
 def ping(app: Celery) -> None:
     """Raise when the broker does not answer within seconds."""
-    with app.connection_for_write() as connection:
-        connection.ensure_connection(max_retries=1, timeout=2)
+    with redis.Redis.from_url(app.conf.broker_url, socket_connect_timeout=2, socket_timeout=2) as client:
+        client.ping()

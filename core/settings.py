@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """What an operator may set. `docs/configuration.md` is this table."""
 
-    model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True, hide_input_in_errors=True)
 
     database_url: PostgresDsn = Field(description="Postgres, as `postgresql://user:password@host:port/name`.")
     broker_url: RedisDsn = Field(description="Valkey or Redis; carries hints only, may be emptied at any time.")

@@ -46,7 +46,11 @@ def create_job(
     response: Response,
     idempotency_key: Annotated[
         str | None,
-        Header(min_length=1, max_length=255, description="Sent again with the same body, the same job is answered."),
+        Header(
+            max_length=255,
+            pattern=r"^[\x20-\x7e]+$",
+            description="Sent again with the same body, the same job is answered.",
+        ),
     ] = None,
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""

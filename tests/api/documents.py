@@ -1,0 +1,75 @@
+"""The documents that are made from the code. `python -m tests.api.documents` writes them; a test holds them equal."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+from api.app import routes
+from api.errors import TABLE
+from core.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- made from the code -->", "<!-- end -->"
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+def openapi() -> str:
+    """The OpenAPI document."""
+    return json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def settings_table() -> str:
+    """All settings: variable, default, meaning."""
+    rows = [
+        (f"`SEFT_{name.upper()}`", _default(field), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return _table(("variable", "default", "what it is"), rows)
+
+
+def routes_table() -> str:
+    """All operations: request, name, first line of what it does."""
+    rows = [
+        (f"`{method.upper()} {path}`", f"`{operation['operationId']}`", operation["description"].splitlines()[0])
+        for path, methods in routes().openapi()["paths"].items()
+        for method, operation in methods.items()
+        if method in METHODS
+    ]
+    return _table(("request", "operation", "does"), rows)
+
+
+def codes_table() -> str:
+    """All error codes with their HTTP status."""
+    return _table(("code", "status", "means"), [(f"`{c}`", str(int(s)), title) for c, (s, title) in TABLE.items()])
+
+
+MADE = {"configuration.md": [settings_table], "api.md": [routes_table, codes_table]}
+
+
+def documents() -> Iterator[tuple[Path, str]]:
+    """Each document, and what it should be."""
+    yield DOCS / "openapi.json", openapi()
+    for name, makers in MADE.items():
+        path = DOCS / name
+        text, *parts = path.read_text().split(BEGIN)
+        for make, part in zip(makers, parts, strict=True):
+            text += f"{BEGIN}\n{make()}{END}{part.partition(END)[2]}"
+        yield path, text
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be set"
+    return "none" if field.default is None else f"`{field.default}`"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for document, wanted in documents():
+        document.write_text(wanted)
