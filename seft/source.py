@@ -31,6 +31,8 @@ from seft.gguf_header import read_header
 NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
+_LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 _HUB_SECONDS = 10.0
 _WANTED = ["*.json", "*.jinja", "model*.safetensors"]
 _INDEX = "model.safetensors.index.json"
@@ -171,7 +173,7 @@ def _find_hub(reference: str, revision: str | None) -> ModelSource:
         raise SourceError(
             UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later."
         ) from error
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, _as_licence(info.card_data))
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, info.card_data.license if info.card_data else None)
 
 
 def _find_cached(reference: str, revision: str | None) -> ModelSource:
@@ -253,12 +255,9 @@ def _not_decoder(reference: str, seen: str) -> SourceError:
 
 
 def _card_licence(card: Path) -> str | None:
-    """The licence that the front matter of a model card states."""
+    """The licence that the front matter of a model card states; a card that cannot be read states none."""
     if not card.is_file():
         return None
-    return _as_licence(hub.ModelCard.load(card, ignore_metadata_errors=True).data)
-
-
-def _as_licence(card: Any) -> str | None:
-    licence = getattr(card, "license", None)
-    return licence if isinstance(licence, str) else None
+    head = _FRONT_MATTER.match(card.read_text("utf-8", errors="replace"))
+    licence = _LICENCE.search(head.group()) if head else None
+    return licence.group(1) if licence else None

@@ -88,6 +88,21 @@ def test_a_folder_is_found_with_its_config_and_licence(model: Path) -> None:
     assert fetch(source) == model
 
 
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (b"---\ntags: [a]\nlicense: 'cc-by-4.0'\n---\n", "cc-by-4.0"),
+        (b"---\nlicense: [\n---\n", None),
+        (b"license: mit\n", None),
+        (b"---\nlanguage: en\n---\nlicense: mit\n", None),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_a_licence_is_what_the_front_matter_of_the_card_says(model: Path, card: bytes, licence: str | None) -> None:
+    (model / "README.md").write_bytes(card)
+    assert find(str(model)).licence == licence
+
+
 def test_a_name_under_a_root_is_found_and_kept_as_it_was_asked(model: Path) -> None:
     source = find("model", roots=[model.parent.parent / "other", model.parent])
     assert (source.reference, source.path) == ("model", model)
