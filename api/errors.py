@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from api.flaws import flaws_of
 from core.errors import Code, Flaw, ProblemError
@@ -141,13 +142,20 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = FROM_STATUS.get(HTTPStatus(error.status_code), Code.INVALID_REQUEST)
-    detail = error.detail
     if code is Code.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}. GET /docs shows what there is."
+        return problem(request, code, f"There is nothing at {request.url.path}. GET /docs shows what there is.")
     if code is Code.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _methods(request)
         detail = f"{request.url.path} does not know {request.method}. Use {allowed}."
-    return problem(request, code, detail, headers=dict(error.headers or {}))
+        return problem(request, code, detail, headers={"Allow": allowed})
+    return problem(request, code, error.detail)
+
+
+def _methods(request: Request) -> str:
+    """What an address knows; the framework names the first of its routes only."""
+    paths = request.app.openapi()["paths"]
+    here = next((path for path in paths if compile_path(path)[0].match(request.url.path)), None)
+    return ", ".join(sorted(method.upper() for method in paths[here])) if here else "GET"
 
 
 async def _server_down(request: Request, error: Exception) -> Response:

@@ -97,10 +97,21 @@ def _did_you_mean(unknown: str, model: type[BaseModel]) -> str:
 
 
 def _advice(field: FieldInfo) -> str:
-    text = field.description or "See /docs."
+    text = " ".join([field.description or "See /docs.", *_range(field)])
     if field.is_required() or field.default_factory is not None:
         return text
     return f"{text} The default is {shown(field.default)}."
+
+
+def _range(field: FieldInfo) -> Iterable[str]:
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = [
+        f"{word} {getattr(rule, name)}"
+        for name, word in words.items()
+        for rule in field.metadata
+        if getattr(rule, name, None) is not None
+    ]
+    return [f"It is {' and '.join(bounds)}."] if bounds else []
 
 
 def _parameter_way_out(request: Request, name: str) -> str:

@@ -25,7 +25,7 @@ AS_JSON = {"Content-Type": "application/json"}
 FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"sparsty": 0.5}, "sparsty", "no such field", "0.5", "Did you mean 'sparsity'? Known fields: model"),
     ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
-    ({"sparsity": 1.2}, "sparsity", "less than or equal to 0.99", "1.2", "Share of zeros"),
+    ({"sparsity": 1.2}, "sparsity", "less than or equal to 0.99", "1.2", "It is at least 0.0 and at most 0.99."),
     ({"sparsity": None}, "sparsity", "valid number", "None", "Share of zeros"),
     ({"dataset": "mine"}, "dataset", "match pattern", "'mine'", "Id of an uploaded dataset"),
     ({"priority": 1000}, "priority", "less than or equal to 100", "1000", "The default is 0."),
@@ -101,7 +101,9 @@ REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
 def test_whatever_is_refused_is_refused_with_a_report(client: TestClient) -> None:
     for send, status, code in REFUSED:
         problem(send(client), status, code)
-    assert client.delete("/livez").headers["allow"] == "GET"
+    assert client.delete("/jobs").headers["allow"] == "GET, POST"
+    assert client.delete("/jobs/x/cancel").headers["allow"] == "POST"
+    assert client.delete("/docs").headers["allow"] == "GET"
 
 
 def test_nobody_without_a_key_gets_in(app: FastAPI, client: TestClient) -> None:
