@@ -1,0 +1,84 @@
+"""Contradictions are refused in words that help, and a service cannot ask for what the library refuses."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from core import specs
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.errors import ConfigError
+
+Maker = Callable[..., object]
+
+BOTH: list[tuple[type[BaseModel], Maker, dict[str, Any]]] = [
+    # what a request may hold, what the library makes of it, and what both require
+    (specs.JobSpec, PruneConfig, {"sparsity": 0.5}),
+    (specs.CalibrationSpec, PruneConfig, {"sparsity": 0.5}),
+    (specs.RepairSpec, RepairConfig, {"steps": 1}),
+    (specs.EvaluateSpec, EvaluateConfig, {}),
+]
+
+
+def shared_numbers() -> list[tuple[dict[str, Any], str, Maker, dict[str, Any]]]:
+    """Every number that both sides know by one name: its JSON schema, and how to make the library's value."""
+    found = []
+    for spec, config, required in BOTH:
+        schema = spec.model_json_schema()["properties"]
+        for name in {field.name for field in fields(config)} & schema.keys():  # type: ignore[arg-type]
+            kinds = [schema[name], *schema[name].get("anyOf", [])]
+            found += [(kind, name, config, required) for kind in kinds if kind.get("type") in ("integer", "number")]
+    return sorted(found, key=lambda each: (str(each[2]), each[1]))
+
+
+def numbers(schema: dict[str, Any]) -> st.SearchStrategy[float]:
+    low, high = schema["minimum"], schema.get("maximum", 1 << 40)
+    return st.integers(low, high) if schema["type"] == "integer" else st.floats(low, high)
+
+
+@pytest.mark.parametrize(("schema", "name", "config", "required"), shared_numbers(), ids=lambda value: str(value)[:32])
+@given(data=st.data())
+def test_what_a_request_may_hold_the_library_takes(
+    data: st.DataObject, schema: dict[str, Any], name: str, config: Maker, required: dict[str, Any]
+) -> None:
+    value = data.draw(numbers(schema))
+    # A batch is whole windows, whichever of the two is drawn.
+    sizes = (
+        dict.fromkeys(("batch_tokens", "sequence_tokens"), value) if name in {"batch_tokens", "sequence_tokens"} else {}
+    )
+    assert config(**{**required, name: value, **sizes})
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [
+        (lambda value: PruneConfig(sparsity=value), "sparsity", 1.2),
+        (lambda value: PruneConfig(sparsity=value), "sparsity", float("nan")),
+        (lambda value: PruneConfig(sparsity=0.5, samples=value), "samples", 0),
+        (lambda value: PruneConfig(sparsity=0.5, damping=value), "damping", 0.0),
+        (lambda value: RepairConfig(steps=value), "steps", 0),
+        (lambda value: RepairConfig(steps=1, learning_rate=value), "learning_rate", 2.0),
+        (lambda value: RepairConfig(steps=1, drop_rate=value), "drop_rate", -0.1),
+        (lambda value: RepairConfig(steps=1, batch_tokens=value), "batch_tokens", 700),
+        (lambda value: EvaluateConfig(windows=value), "windows", 0),
+    ],
+    ids=str,
+)
+def test_a_refusal_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float) -> None:
+    with pytest.raises(ConfigError) as refused:
+        make(value)
+    assert refused.value.field == field
+    message = str(refused.value)
+    assert message.startswith(f"{field} must be ")
+    assert f"it is {value!r}. " in message
+    assert message.split(f"it is {value!r}. ")[1]
+
+
+def test_the_way_out_of_a_broken_batch_is_a_batch_that_works() -> None:
+    with pytest.raises(ConfigError, match=r"Try 512\.") as refused:
+        RepairConfig(steps=1, batch_tokens=700)
+    assert RepairConfig(steps=1, batch_tokens=int(str(refused.value).split()[-1].strip(".")))
