@@ -83,7 +83,7 @@ class RepairedLinear:
 
     def release(self) -> None:
         """Leave a plain linear with the merged weight."""
-        del self.linear.forward
+        vars(self.linear).pop("forward", None)
 
     def _remove(self, removed: Int[Tensor, "removed"], kept: Active) -> None:
         self.weight.view(-1)[removed] = 0
