@@ -62,7 +62,9 @@ def untrained_tiny(seed: int = 0) -> LlamaForCausalLM:
 
 
 def train_tiny(folder: Path) -> None:
-    """Train for a few seconds from a fixed seed, and save a Hugging Face folder."""
+    """Train for a few seconds from a fixed seed, and save a Hugging Face folder. Leaves torch with one thread."""
+    # Threads that share a model so small mostly wait for each other: minutes, where another process wants the cores.
+    torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
     model = untrained_tiny().train()
     tokens = torch.tensor([token for text in tiny_texts() for token in [*tokenizer(text)["input_ids"], 1]])
