@@ -41,6 +41,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
 
 def serve(app: Celery, name: str) -> int:
     """Consume hints, one at a time. Workers need not know of each other, so they do not talk."""
+    app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: for ever
     worker = app.Worker(
         hostname=name,
         pool="threads",

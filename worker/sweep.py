@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Sweep(threading.Thread):
-    """A thread of every worker; nothing that goes wrong ends it."""
+    """A thread of every worker. Nothing that goes wrong ends it: what is away now is there in a later round."""
 
     def __init__(self, settings: Settings, app: Celery, sessions: sessionmaker[Session], storage: Storage) -> None:
         super().__init__(name="sweep", daemon=True)
@@ -27,11 +27,12 @@ class Sweep(threading.Thread):
         """Sweep for ever."""
         pause = threading.Event()
         while True:
-            for part in (self.find_lost, self.hint_waiting, self.clear_litter):
-                try:
-                    part()
-                except Exception as error:
-                    log.warning("sweep.failed", part=part.__name__, error=str(error))
+            try:
+                self.find_lost()
+                self.hint_waiting()
+                self.clear_litter()
+            except Exception as error:
+                log.warning("sweep.failed", error=str(error))
             pause.wait(self.settings.sweep_seconds)
 
     def find_lost(self) -> None:

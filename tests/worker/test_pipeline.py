@@ -1,0 +1,118 @@
+"""A job as the training process does it: what it says, and that an interruption changes no byte of the result."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.specs import JobSpec
+from seft.errors import Cancelled, DataError
+from worker.pipeline import Pipeline
+from worker.protocol import DATA, RESULT, RESUME, STATE, Finished, Measured, Message, Progressed, Saved, Scored, Task
+
+SPEC = {
+    "model": "tiny",
+    "dataset": "file_" + "0" * 26,
+    "sparsity": 0.6,
+    "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
+    "repair": {"steps": 8, "batch_tokens": 192, "sequence_tokens": 96, "update_interval": 3, "density": 0.02},
+    "evaluate": {"windows": 3, "tokens": 96},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+class Run:
+    """One run in a folder of its own, and all that it said."""
+
+    def __init__(self, folder: Path, models: Path, texts: list[str], resume: int | None = None, **spec: object) -> None:
+        self.folder, self.said = folder, list[Message]()
+        folder.mkdir()
+        (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        self.task = Task(
+            spec=JobSpec.model_validate({**SPEC, **spec}),
+            dataset_sha256="0" * 64,
+            resume=resume,
+            model_roots=[models],
+            device="cpu",
+            threads=1,
+            checkpoint_seconds=1000,
+        )
+
+    def go(self, stopping: Callable[[], bool] = lambda: False) -> "Run":
+        Pipeline(self.folder, self.task, self.said.append, stopping).run()
+        return self
+
+    def manifest(self) -> bytes:
+        return (self.folder / RESULT / "manifest.json").read_bytes()
+
+    def all(self, kind: type[Message]) -> list[Message]:
+        return [message for message in self.said if isinstance(message, kind)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Run:
+    return Run(tmp_path_factory.mktemp("runs") / "undisturbed", tiny_folder.parent, tiny_texts[:40]).go()
+
+
+def test_a_run_says_where_it_is_and_what_it_found(undisturbed: Run) -> None:
+    progress = [message.progress for message in undisturbed.said if isinstance(message, Progressed)]
+    assert progress == sorted(progress)
+    assert [message.step for message in undisturbed.said if isinstance(message, Measured)] == list(range(1, 9))
+    assert undisturbed.all(Saved) == [Saved(step=0)], "the folder of the first state was never taken away"
+    result = undisturbed.said[-1]
+    assert isinstance(result, Finished)
+    assert set(result.scores) == {"dense", "pruned", "repaired"}
+    assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=0.01)
+    assert result.measured["grown_zeros"] > 0
+
+
+def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(
+    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
+    with pytest.raises(Cancelled):
+        first.go(stopping=lambda: len(first.all(Measured)) == 4)
+    assert first.all(Saved) == [Saved(step=0), Saved(step=4)]
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4)
+    for step in ("0", "4"):
+        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
+    second.go()
+    assert second.all(Scored)[0] == first.all(Scored)[-1]
+    assert second.manifest() == undisturbed.manifest()
+
+
+def test_a_text_that_is_too_short_is_refused_before_the_weights_are_read(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(tiny_folder, models / "tiny")
+    (models / "tiny" / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(DataError, match="must fill one window"):
+        Run(tmp_path / "run", models, ["a few words", "and some others"]).go()
+
+
+def test_a_job_that_only_prunes_is_judged_twice_and_trains_nothing(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    run = Run(
+        tmp_path / "run",
+        tiny_folder.parent,
+        tiny_texts[:40],
+        prune={"method": "magnitude"},
+        repair={"method": "none"},
+    ).go()
+    result = run.said[-1]
+    assert isinstance(result, Finished)
+    assert set(result.scores) == {"dense", "pruned"}
+    assert result.measured["grown_zeros"] == 0
+    assert not run.all(Measured)
