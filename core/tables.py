@@ -75,7 +75,7 @@ class Job(Base):
     hinted_at: Mapped[datetime | None]
     """When a broker message last pointed here."""
     resume: Mapped[Json | None]
-    """The newest resumable state: {"step", "prefix", "files": [{"name", "size", "sha256"}]}."""
+    """The newest resumable state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
     scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     """Perplexities: {"dense", "pruned", "repaired"}, each once it is known."""
     measured: Mapped[Json | None]

@@ -1,4 +1,4 @@
-"""What a job asks for (`core.specs`) as what the library takes (`seft.config`). A test holds the ranges equal."""
+"""What a job asks for (`core.specs`) as what the library takes (`seft.config`)."""
 
 from core.specs import JobSpec
 from seft.config import CalibrationOrder, EvaluateConfig, PruneConfig, PruneMethod, RepairConfig

@@ -68,6 +68,23 @@ def test_a_killed_worker_takes_all_its_processes_along_and_its_job_is_taken_back
     assert "job.lost" in house.events(job)
 
 
+def test_a_worker_that_was_thought_dead_comes_back_and_changes_nothing(house: House, workers: Workers) -> None:
+    job = house.add_job(house.add_dataset(["one", "two"]))
+    first = workers.start(house, STAND_IN, "hang_with_child")
+    wait_for(lambda: house.job(job).progress == 0.5)
+    family = children_of(first.pid)
+    first.send_signal(signal.SIGSTOP)
+    workers.start(house, STAND_IN, "succeed_slowly")
+    wait_for(lambda: ended(house, [job]))
+    before, objects = house.job(job), house.storage.keys("jobs/")
+    first.send_signal(signal.SIGCONT)
+    wait_for(lambda: not any(alive(process) for process in family), seconds=10)
+    wait_for(lambda: not (house.settings.scratch / job / "1").exists())
+    assert house.job(job).updated_at == before.updated_at
+    assert house.storage.keys("jobs/") == objects
+    assert first.poll() is None
+
+
 def test_the_second_signal_ends_a_worker_at_once(house: House, workers: Workers) -> None:
     job = house.add_job(house.add_dataset(["one", "two"]))
     worker = workers.start(house, STAND_IN, "hang_with_child")
