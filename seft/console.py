@@ -17,7 +17,7 @@ from seft.report import Evolved, Phase, Progress, Report, Reporter, Step
 
 if TYPE_CHECKING:
     from seft.facts import Record
-    from seft.sparsity import Sparsity
+    from seft.sparsity import Count, Sparsity
 
 
 @contextmanager
@@ -124,14 +124,16 @@ def inspection(counted: "Sparsity", record: "Record | None") -> str:
 
 
 def _table(counted: "Sparsity") -> str:
-    rows: dict[str, dict[str, str]] = {}
+    """Linears of one kind in one block are counted together: experts have the same names."""
+    blocks: dict[str, dict[str, Count]] = {}
     for name, count in counted.layers.items():
-        block = next(part for part in name.split(".") if part.isdecimal())
-        rows.setdefault(block, {})[name.rpartition(".")[2]] = f"{count.share:.2%}"
-    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+        block, kind = next(part for part in name.split(".") if part.isdecimal()), name.rpartition(".")[2]
+        row = blocks.setdefault(block, {})
+        row[kind] = row[kind] + count if kind in row else count
+    kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))
     table = Table("block", *kinds, box=None, pad_edge=False)
-    for block, row in rows.items():
-        table.add_row(block, *(row.get(kind, "") for kind in kinds))
+    for block, row in blocks.items():
+        table.add_row(block, *(f"{row[kind].share:.2%}" if kind in row else "" for kind in kinds))
     text = io.StringIO()
     Console(file=text, width=16 * (len(kinds) + 1)).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

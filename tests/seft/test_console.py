@@ -1,0 +1,52 @@
+"""What a person sees while the library works."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import TextColumn
+
+from seft.console import Lines, Moving, inspection
+from seft.report import Evolved, Phase, Progress, Reporter, Step
+from seft.sparsity import Count, Sparsity
+
+STEPS = 200
+
+
+def train(report: Reporter) -> None:
+    for step in range(1, STEPS + 1):
+        report(Step(step, 3.25, 1e-3, 1234.0))
+        if step == 60:
+            report(Evolved(step, 7, 7, 5, 3))
+        report(Progress(Phase.TRAINING, step, STEPS))
+    report(Progress(Phase.EVALUATING, 1, 1))
+
+
+def test_a_file_gets_a_line_at_each_tenth_and_each_event(capsys: pytest.CaptureFixture[str]) -> None:
+    train(Lines())
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "training" in line]) == 11
+    assert "training 200/200  loss 3.250  rate 1.0e-03  1,234 tokens/s" in lines[-2]
+    assert any("step 60  7 grown, 5 of them zeros; 3 pruned" in line for line in lines)
+    assert "loss" not in lines[-1]
+
+
+def test_a_terminal_gets_one_bar_for_each_phase_with_the_last_figures() -> None:
+    screen = io.StringIO()
+    columns = [
+        TextColumn(part) for part in ("{task.description}", "{task.completed}/{task.total}", "{task.fields[note]}")
+    ]
+    with Bars(*columns, console=Console(file=screen, width=120)) as bars:
+        train(Moving(bars))
+    assert [line.split() for line in screen.getvalue().splitlines()] == [
+        ["training", "200/200", *["loss", "3.250", "rate", "1.0e-03", "1,234", "tokens/s"]],
+        ["evaluating", "1/1"],
+    ]
+
+
+def test_experts_of_one_kind_are_counted_together() -> None:
+    half, none, total = Count(2, 4), Count(0, 4), Count(2, 8)
+    layers = {f"model.layers.0.mlp.experts.{number}.up_proj": count for number, count in enumerate((half, none))}
+    text = inspection(Sparsity(layers, total, total), None)
+    assert [line.split() for line in text.splitlines()[:2]] == [["block", "up_proj"], ["0", "25.00%"]]
