@@ -4,8 +4,6 @@ Everything that happens (a message, a finished transfer, the process's end) is p
 thread, which also renews the lease; nothing in that thread waits for object storage or for the process.
 """
 
-import json
-import shutil
 import sys
 import threading
 import time
@@ -26,28 +24,14 @@ from core.settings import Settings
 from core.storage import Storage
 from core.tables import Json
 from worker import litter
+from worker.files import Files
 from worker.ledger import Ledger
 from worker.meter import WHOLE, Stage, progress
 from worker.process import Process
-from worker.protocol import (
-    DATA,
-    RESULT,
-    RESUME,
-    STATE,
-    Failed,
-    Finished,
-    Measured,
-    Progressed,
-    Saved,
-    Scored,
-    Stopped,
-    Task,
-    decode,
-)
-from worker.transfers import TransferError, Transfers, hash_file
+from worker.protocol import Failed, Finished, Measured, Progressed, Saved, Scored, Stopped, decode
+from worker.transfers import TransferError, Transfers
 
 TRAINING = (sys.executable, "-m", "worker.child")
-MANIFEST = "manifest.json"
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 20.0
 """From the wish to shut down to the job's release; orchestrators kill after 30."""
@@ -81,12 +65,11 @@ class Supervisor:
     ) -> None:
         self.attempt, self.sessions, self.storage, self.settings = attempt, sessions, storage, settings
         self.draining, self.training = draining, training
-        self.folder = settings.scratch / attempt.job_id / str(attempt.number)
-        self.prefix = f"jobs/{attempt.job_id}/{attempt.number}/"
         self.state: dict[str, Json] = {file["name"]: file for file in (attempt.resume or {"files": []})["files"]}
         self.mailbox: Queue[Callable[[], None]] = Queue()
         self.ledger = Ledger(sessions, attempt, settings)
         self.transfers = Transfers(storage, self.mailbox.put)
+        self.files = Files(attempt, settings, self.transfers)
         self.process: Process | None = None
         self.process_ended = self.finished = self.over = False
         self.last_heard = time.monotonic()
@@ -104,7 +87,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self.transfers.submit(self._fetch, lambda _: self._start())
+            self.transfers.submit(self.files.fetch, lambda _: self._start())
             while not self.over:
                 self.ledger.tick()
                 self._mind_draining()
@@ -118,31 +101,12 @@ class Supervisor:
         except OSError as error:
             self._fail("scratch_failed", f"{error}. Look at the disk of {self.settings.scratch}.")
 
-    def _fetch(self) -> None:
-        """What the process needs, into a fresh folder."""
-        self.folder.mkdir(parents=True)
-        for other in self.folder.parent.iterdir():
-            if int(other.name) < self.attempt.number:
-                shutil.rmtree(other, ignore_errors=True)
-        self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
-        for name, file in self.state.items():
-            self.transfers.download(file["key"], self.folder / STATE / name, file["sha256"])
-        Task(
-            spec=self.attempt.spec,
-            dataset_sha256=self.attempt.dataset_sha256,
-            resume=self.attempt.resume["step"] if self.attempt.resume else None,
-            model_roots=self.settings.model_roots,
-            device=self.settings.device,
-            threads=self.settings.threads,
-            checkpoint_seconds=self.settings.checkpoint_seconds,
-        ).write(self.folder)
-
     def _start(self) -> None:
         if self.attempt.resume:
             self._tell("attempt.resumed", {"step": self.attempt.resume["step"]})
         self.process = Process(
             self.training,
-            self.folder,
+            self.files.folder,
             heard=lambda line: self.mailbox.put(partial(self._hear, line)),
             ended=lambda code: self.mailbox.put(partial(self._process_has_ended, code)),
         )
@@ -157,10 +121,7 @@ class Supervisor:
             case Progressed() | Measured() | Scored():
                 self.ledger.note(message)
             case Saved(step=step):
-                store = partial(
-                    self.transfers.upload_folder, self.folder / RESUME / str(step), f"{self.prefix}{RESUME}/{step}/"
-                )
-                self.transfers.submit(store, partial(self._keep_state, step))
+                self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Finished():
                 self._take_result(message)
             case Failed():
@@ -174,7 +135,7 @@ class Supervisor:
         pointer = {"step": step, "files": list(self.state.values())}
         former = self.ledger.write(lambda session: attempts.save_resume(session, self.attempt, pointer))
         self._tell("state.saved", {"step": step})
-        shutil.rmtree(self.folder / RESUME / str(step))
+        self.files.remove_state(step)
         needed = {file["key"] for file in self.state.values()}
         replaced = [file["key"] for file in (former or {"files": []})["files"] if file["key"] not in needed]
         self.transfers.submit(partial(self.transfers.delete, replaced), lambda _: None)
@@ -185,17 +146,7 @@ class Supervisor:
         self.ledger.note(
             Progressed(phase=Stage.UPLOADING.phase, progress=progress(WHOLE, Stage.UPLOADING, 0.0), step=result.step)
         )
-        self.transfers.submit(self._upload_result, partial(self._publish, result))
-
-    def _upload_result(self) -> list[Json]:
-        """The checkpoint's files, the manifest last; what the row will say of them."""
-        folder, prefix = self.folder / RESULT, f"{self.prefix}{RESULT}/"
-        manifest = folder / MANIFEST
-        files: list[Json] = json.loads(manifest.read_bytes())["files"]
-        for file in files:
-            self.transfers.upload(folder / file["name"], prefix + file["name"])
-        self.transfers.upload(manifest, prefix + MANIFEST)
-        return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
+        self.transfers.submit(self.files.upload_result, partial(self._publish, result))
 
     def _publish(self, result: Finished, files: list[Json]) -> None:
         self.ledger.flush()
@@ -204,7 +155,7 @@ class Supervisor:
                 session,
                 self.attempt,
                 step=result.step,
-                prefix=f"{self.prefix}{RESULT}/",
+                prefix=self.files.result_prefix,
                 sha256=files[-1]["sha256"],
                 files=files,
                 scores=result.scores,
@@ -273,9 +224,7 @@ class Supervisor:
 
     def _tidy(self) -> None:
         """In the thread of the transfers, after the last of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):
-            self.folder.parent.rmdir()
+        self.files.remove()
         try:
             litter.clear(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:

@@ -141,10 +141,11 @@ class Pipeline:
             self.say(Measured(step=work.step, values=_values(reports)))
             self._progress(Stage.TRAINING, work.step / steps)
             due = time.monotonic() > saved + self.task.checkpoint_seconds or work.step == steps
-            if self.stopping() or (due and self._all_taken):
+            stopping = self.stopping()
+            if stopping or (due and self._all_taken):
                 self._save(work)
                 saved = time.monotonic()
-            if self.stopping():
+            if stopping:
                 raise Cancelled
 
     @property

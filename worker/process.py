@@ -51,8 +51,8 @@ class Process:
 
     @property
     def tail(self) -> str:
-        """The end of what it wrote to its output."""
-        return self._tail.decode(errors="replace").strip()
+        """The end of what it wrote to its output, as a text that a database takes."""
+        return self._tail.decode(errors="replace").replace("\0", "").strip()
 
     def ask_to_stop(self) -> None:
         """It saves and ends, in its own time."""

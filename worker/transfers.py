@@ -17,7 +17,6 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.storage import Storage
-from core.tables import Json
 
 PATIENCE_SECONDS = 600.0
 """An object is tried again for so long while the storage does not answer."""
@@ -83,14 +82,6 @@ class Transfers:
         """A file into an object."""
         self._patiently(lambda: self._storage.upload(path, key))
 
-    def upload_folder(self, folder: Path, prefix: str) -> list[Json]:
-        """Every file of the folder under `prefix`; their names, keys, sizes and hashes."""
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        entries = [_entry(path, path.relative_to(folder).as_posix(), prefix) for path in files]
-        for path, entry in zip(files, entries, strict=True):
-            self.upload(path, entry["key"])
-        return entries
-
     def delete(self, keys: list[str]) -> None:
         """Objects that nobody will ask for again. Those that stay for now go when the job has ended."""
         try:
@@ -121,10 +112,6 @@ def hash_file(path: Path) -> str:
     """The sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _entry(path: Path, name: str, prefix: str) -> Json:
-    return {"name": name, "key": f"{prefix}{name}", "size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _refused(error: Exception) -> bool:

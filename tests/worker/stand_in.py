@@ -83,7 +83,7 @@ class StandIn:
         self.finish()
 
     def crash(self) -> None:
-        sys.stderr.write("all the weights fell out")
+        sys.stderr.write("all the weights \0fell out")
         os._exit(7)
 
     def refuse(self) -> None:

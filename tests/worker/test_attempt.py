@@ -106,13 +106,13 @@ def test_a_process_that_breaks_the_protocol_is_ended(house: House, job_id: str) 
 def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: str) -> None:
     with Running(supervisor(house, "hang_with_child")) as attempt:
         wait_for(lambda: house.job(job_id).progress == 0.5)
-        processes = [int(pid) for pid in (attempt.folder / "pids").read_text().split()]
+        processes = [int(pid) for pid in (attempt.files.folder / "pids").read_text().split()]
         assert all(alive(process) for process in processes)
         house.cancel(job_id)
         wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
     assert house.job(job_id).status == Status.CANCELLED
     assert house.storage.keys(f"jobs/{job_id}/") == []
-    assert not attempt.folder.exists()
+    assert not attempt.files.folder.exists()
 
 
 def test_a_shutdown_saves_the_state_and_charges_nothing(house: House, job_id: str) -> None:
@@ -177,10 +177,10 @@ def test_the_process_gets_none_of_the_settings(house: House, job_id: str, monkey
     monkeypatch.setenv("SEFT_S3_SECRET_KEY", "secret")
     with Running(supervisor(house, "save_when_told")) as attempt:
         wait_for(lambda: house.job(job_id).phase == Phase.TRAINING)
-        names = (attempt.folder / "environment").read_text().split()
+        names = (attempt.files.folder / "environment").read_text().split()
         assert "PATH" in names
         assert not [name for name in names if name.startswith("SEFT_")]
-        assert "secret" not in (attempt.folder / "job.json").read_text()
+        assert "secret" not in (attempt.files.folder / "job.json").read_text()
 
 
 def test_a_damaged_dataset_is_not_trained_on(house: House, job_id: str) -> None:

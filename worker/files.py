@@ -1,0 +1,84 @@
+"""The files of one attempt: where they lie in the scratch folder and in object storage, and the ways between.
+
+All of it is called in the thread of `worker.transfers`, and none of it knows the database's side of the job.
+"""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from core.attempts import Attempt
+from core.settings import Settings
+from core.tables import Json
+from worker.protocol import DATA, RESULT, RESUME, STATE, Task
+from worker.transfers import Transfers, hash_file
+
+MANIFEST = "manifest.json"
+
+
+class Files:
+    """Of the attempt whose objects lie under `prefix` and whose local files lie in `folder`."""
+
+    def __init__(self, attempt: Attempt, settings: Settings, transfers: Transfers) -> None:
+        self.attempt, self.settings, self.transfers = attempt, settings, transfers
+        self.folder = settings.scratch / attempt.job_id / str(attempt.number)
+        self.prefix = f"jobs/{attempt.job_id}/{attempt.number}/"
+
+    @property
+    def result_prefix(self) -> str:
+        """Of the checkpoint's objects."""
+        return f"{self.prefix}{RESULT}/"
+
+    def fetch(self) -> None:
+        """Everything that the training process needs, into a fresh folder."""
+        self.folder.mkdir(parents=True)
+        for other in self.folder.parent.iterdir():
+            if int(other.name) < self.attempt.number:
+                shutil.rmtree(other, ignore_errors=True)
+        self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
+        for file in (self.attempt.resume or {"files": []})["files"]:
+            self.transfers.download(file["key"], self.folder / STATE / file["name"], file["sha256"])
+        Task(
+            spec=self.attempt.spec,
+            dataset_sha256=self.attempt.dataset_sha256,
+            resume=self.attempt.resume["step"] if self.attempt.resume else None,
+            model_roots=self.settings.model_roots,
+            device=self.settings.device,
+            threads=self.settings.threads,
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+        ).write(self.folder)
+
+    def upload_state(self, step: int) -> list[Json]:
+        """The files of a resumable state, as the job's row points to them."""
+        folder, prefix = self._state(step), f"{self.prefix}{RESUME}/{step}/"
+        files: list[Json] = [
+            {"name": path.name, "key": prefix + path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
+            for path in sorted(folder.iterdir())
+        ]
+        for file in files:
+            self.transfers.upload(folder / file["name"], file["key"])
+        return files
+
+    def remove_state(self, step: int) -> None:
+        """The local files of a state, which tells the training process that there is room for the next one."""
+        shutil.rmtree(self._state(step))
+
+    def upload_result(self) -> list[Json]:
+        """The checkpoint's files, the manifest last; as the checkpoint's row names them."""
+        folder = self.folder / RESULT
+        manifest = folder / MANIFEST
+        files: list[Json] = json.loads(manifest.read_bytes())["files"]
+        for file in files:
+            self.transfers.upload(folder / file["name"], self.result_prefix + file["name"])
+        self.transfers.upload(manifest, self.result_prefix + MANIFEST)
+        return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
+
+    def remove(self) -> None:
+        """The attempt's folder; that of the job too, unless another attempt works in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.parent.rmdir()
+
+    def _state(self, step: int) -> Path:
+        return self.folder / RESUME / str(step)
