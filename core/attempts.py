@@ -177,6 +177,7 @@ def _lease(seconds: float) -> Any:
 
 
 def _write(session: Session, attempt: Attempt, **values: Any) -> None:
+    # Setting the number to itself takes the row's lock even when there is nothing else to set.
     mine = (Job.id == attempt.job_id, Job.attempt == attempt.number, Job.status == Status.RUNNING)
     change = update(Job).where(*mine).values({"attempt": attempt.number, **values}).returning(Job.id)
     if session.execute(change, execution_options={"synchronize_session": False}).first() is None:
