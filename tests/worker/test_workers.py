@@ -5,6 +5,8 @@ Everything is real but the training process, which speaks the protocol and train
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from local.servers import Servers
 from tests.worker.conftest import House, Workers, alive, children_of, wait_for
 
 STAND_IN = "tests.worker.stand_in_worker"
+
+
+def test_the_process_that_holds_the_secrets_loads_no_torch() -> None:
+    look = "import sys, worker.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
 
 
 def ended(house: House, jobs: list[str]) -> bool:
