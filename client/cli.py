@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from client.answers import Json
 from client.errors import ClientError
@@ -75,7 +75,9 @@ def list_jobs(status: Annotated[str | None, typer.Option()] = None, as_json: AsJ
         if as_json:
             typer.echo(json.dumps(list(service.jobs(status=status))))
             return
-        table = Table("job", "status", "phase", "progress", "model", "sparsity", box=None)
+        table = Table(
+            Column("job", no_wrap=True, min_width=30), "status", "phase", "progress", "model", "sparsity", box=None
+        )
         for job in service.jobs(status=status):
             spec = job["spec"]
             row = (job["id"], job["status"], job["phase"] or "", f"{job['progress']:.0%}", spec["model"])

@@ -1,9 +1,10 @@
 """What tests of every package share: real servers for the session, a fresh migrated database and bucket for each test.
 
-Nothing here touches the process's environment, and a test that asks for no server starts none.
+A test that asks for no server starts none, and its environment is as it was.
 """
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,11 @@ from local.servers import Servers, make_settings
 from migrations import upgrade
 
 NUMBERS = itertools.count()
+
+
+def pytest_configure() -> None:
+    """One thread: tiny models gain nothing by more, and lose minutes where others use the cores too."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,89 @@
+"""The demo counts by itself and lets nothing pass that is not as promised. Its whole way is run on a tiny model."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from client.answers import Job
+from local import background, demo
+from local.processes import LocalError
+from local.zeros import Count, Seen, count_zeros, deflated
+
+ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
+
+
+def write_safetensors(path: Path, dtype: str = "BF16", **tensors: list[list[int]]) -> None:
+    """A file by the published layout, from rows of bit patterns."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    body = b""
+    for name, rows in tensors.items():
+        raw = np.array(rows, np.uint16).tobytes()
+        shape = [len(rows), len(rows[0])]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def test_both_zeros_count_and_the_smallest_number_does_not(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", a=[[7, ZERO, 8]], b=[[MINUS_ZERO, SMALLEST], [ZERO, ZERO]])
+    assert count_zeros(tmp_path / "a") == {"a": Count(1, 3, 1), "b": Count(3, 4, 2)}
+
+
+def test_another_dtype_is_refused(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", dtype="F16", a=[[1]])
+    with pytest.raises(ValueError, match="a must be bfloat16; it is F16"):
+        count_zeros(tmp_path / "a")
+
+
+def test_sparsity_may_be_off_by_less_than_one_weight_a_row() -> None:
+    assert Count(zeros=10 * 345, weights=5760, rows=10).is_near(0.6)
+    assert not Count(zeros=10 * 344, weights=5760, rows=10).is_near(0.6)
+    assert not Count(zeros=10 * 347, weights=5760, rows=10).is_near(0.6)
+
+
+def test_deflate_sees_the_zeros(tmp_path: Path) -> None:
+    (tmp_path / "zeros").write_bytes(bytes(1 << 20))
+    assert deflated(tmp_path / "zeros") < 1 << 14
+
+
+def scored(**scores: float) -> Job:
+    return cast("Job", {"scores": scores})
+
+
+@pytest.mark.parametrize(
+    ("repaired", "zeros", "grown", "complaint"),
+    [
+        (21.0, 6, 1, "did not help"),
+        (15.0, 8, 1, r"1 layers are not 60% zeros, the first is a\.weight"),
+        (15.0, 6, 0, "did not evolve"),
+    ],
+)
+def test_a_promise_that_was_not_kept_fails_the_demo(repaired: float, zeros: int, grown: int, complaint: str) -> None:
+    seen = Seen({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], grown, 20, 10)
+    with pytest.raises(LocalError, match=complaint):
+        demo.judge(scored(dense=10.0, pruned=20.0, repaired=repaired), seen)
+
+
+def test_the_demo_runs_from_the_upload_to_the_sentence(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SEFT_MODEL_ROOTS", json.dumps([str(tiny_folder.parent)]))
+    monkeypatch.setattr(demo, "gguf", lambda: tiny_folder / "model.safetensors")
+    spec = {
+        "model": tiny_folder.name,
+        "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
+        "repair": {"steps": 30, "density": 0.05, "update_interval": 6, "batch_tokens": 384, "sequence_tokens": 96},
+        "evaluate": {"held_out": 0.1, "windows": 16, "tokens": 96},
+    }
+    monkeypatch.setattr(demo, "SPEC", {**demo.SPEC, **spec})
+    with background.leashed(tmp_path / "stack") as running:
+        demo.demonstrate(running.url, running.api_key)
+    shown = capsys.readouterr().out
+    assert re.search(r"zeros in the pruned layers, 60% asked +(59|60)\.\d\d%", shown)
+    assert "every SHA-256 is right" in shown
+    assert demo.PROMPT in shown
