@@ -1,0 +1,62 @@
+"""The whole service in processes: the API, workers with real training, and a client that speaks HTTP to them."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client.http import Client
+from core.keys import issue
+from core.settings import Settings
+from local.folder import FolderLock
+from local.stack import Api
+from tests.worker.conftest import House, Workers, open_house, variables, workers
+
+__all__ = ["open_house", "workers"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running API, its house, and a caller with a key."""
+
+    house: House
+    client: Client
+    workers: Workers
+    dataset: str
+
+    def post(self, **spec: Any) -> str:
+        asked = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, **spec}
+        return self.client.create_job(asked)["id"]
+
+    def start_worker(self) -> int:
+        return self.workers.start(self.house, "worker").pid
+
+
+@pytest.fixture
+def house(settings: Settings, open_house: Callable[[Settings], House], tiny_folder: Path) -> House:
+    """A house in which everything happens soon, and that knows the tiny model."""
+    soon = {"lease_seconds": 6, "heartbeat_seconds": 0.5, "sweep_seconds": 1, "checkpoint_seconds": 0.3, "threads": 1}
+    return open_house(settings.model_copy(update={**soon, "model_roots": [tiny_folder.parent]}))
+
+
+@pytest.fixture
+def service(house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path) -> Iterator[Service]:
+    """A running API with a dataset uploaded; workers are started by the test."""
+    with house.sessions.begin() as session:
+        _, secret = issue(session, "default", "tests")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:60]))
+    lock = FolderLock(tmp_path / "api")
+    lock.acquire()
+    api = Api(lock, {**os.environ, **variables(house.settings)})
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        stack.callback(api.stop)
+        api.start()
+        client = stack.enter_context(Client(api.url, secret))
+        yield Service(house, client, workers, client.upload_dataset(data)["id"])

@@ -1,0 +1,117 @@
+"""A job's whole way, from POST to a checkpoint on the caller's disk, undisturbed, killed and cancelled.
+
+All processes are real, and so is the training of the tiny model. Starting torch is what costs the time here, so one
+test goes through several jobs.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from client.answers import Job
+from seft.sparsity import of_folder
+from tests.e2e.conftest import Service
+from tests.worker.conftest import alive, children_of, wait_for
+
+SPEC = {
+    "prune": {"method": "sparsegpt", "calibration": {"samples": 8, "tokens": 128}},
+    "repair": {
+        "steps": 40,
+        "batch_tokens": 1024,
+        "sequence_tokens": 128,
+        "update_interval": 5,
+        "density": 0.02,
+        "learning_rate": 3e-3,
+    },
+    "evaluate": {"windows": 8, "tokens": 128},
+    "seed": 3,
+}
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def end(service: Service, job_id: str) -> Job:
+    *_, job = service.client.watch(job_id, interval=0.2)
+    return job
+
+
+def in_mid_repair(service: Service, job_id: str) -> bool:
+    """Trained for a while, with a state in storage that is not the first one."""
+    states = [event["data"]["step"] for event in service.client.events(job_id) if event["type"] == "state.saved"]
+    job = service.client.job(job_id)
+    assert job["status"] in {"queued", "running"}, job
+    return job["phase"] == "training" and bool(states) and states[-1] > 0
+
+
+def zeros_of_linears(file: Path) -> tuple[int, int]:
+    """Zeros and weights of the linears in a safetensors file, counted here and not by the library."""
+    zeros = weights = 0
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            if name.split(".")[-2] in LINEARS:
+                weight = tensors.get_tensor(name)
+                assert weight.dtype == torch.bfloat16
+                zeros, weights = zeros + int((weight == 0).sum()), weights + weight.numel()
+    return zeros, weights
+
+
+def test_jobs_from_post_to_download_undisturbed_killed_and_cancelled(service: Service, tmp_path: Path) -> None:
+    first_worker = service.start_worker()
+    undisturbed = service.post(**SPEC)
+    job = end(service, undisturbed)
+    check_result(service, job, tmp_path / "checkpoint")
+    check_killed(service, first_worker, service.client.checkpoints(undisturbed)[0]["sha256"])
+    check_cancelled(service, service.workers.started[-1].pid)
+
+
+def check_result(service: Service, job: Job, folder: Path) -> None:
+    """The scores make sense, and the downloaded file is as sparse as was asked for and said."""
+    assert (job["status"], job["attempt"], job["progress"]) == ("succeeded", 1, 1.0), job
+    assert job["scores"]["dense"] < job["scores"]["repaired"] < job["scores"]["pruned"]
+    service.client.download(job["id"], folder)
+    zeros, weights = zeros_of_linears(folder / "model.safetensors")
+    assert job["measured"] is not None
+    assert job["measured"]["linears"] == {"zeros": zeros, "weights": weights, "share": zeros / weights}
+    assert abs(zeros / weights - 0.6) < 0.01
+    assert of_folder(folder).linears.zeros == zeros
+    assert job["measured"]["grown_zeros"] > 0
+    assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 41))
+
+
+def check_killed(service: Service, worker: int, sha256: str) -> None:
+    """The same request, its worker killed in mid-repair: another one ends it, with the very same bytes."""
+    job_id = service.post(**SPEC)
+    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    family = children_of(worker)
+    assert family
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    service.start_worker()
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
+    types = [event["type"] for event in service.client.events(job_id)]
+    assert [kind for kind in types if kind != "state.saved"] == [
+        "job.created",
+        "job.claimed",
+        "job.lost",
+        "job.claimed",
+        "attempt.resumed",
+        "job.succeeded",
+    ]
+    kept = {key.split("/")[2] for key in service.house.storage.keys(f"jobs/{job_id}/")}
+    assert kept == {"2"}
+
+
+def check_cancelled(service: Service, worker: int) -> None:
+    """A cancel in mid-repair ends the training process soon and leaves no object."""
+    job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})  # type: ignore[dict-item]
+    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    family = children_of(worker)
+    assert family
+    assert service.client.cancel(job_id)["status"] == "cancelled"
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    wait_for(lambda: not service.house.storage.keys(f"jobs/{job_id}/"))
+    assert alive(worker)
