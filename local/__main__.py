@@ -1,12 +1,15 @@
 """`python -m local up|down|run|demo`: the stack as a command."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from client.errors import ClientError
 from local import background
 from local.demo import demonstrate
+from local.folder import LOOPBACK
 from local.processes import LocalError
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -51,11 +54,18 @@ def demo(folder: Folder = DEFAULT) -> None:
 
 def main() -> None:
     """Run a command; what a person can mend is one clear line and exit code 2."""
+    avoid_proxies()
     try:
         app()
-    except LocalError as error:
+    except (LocalError, ClientError, PermissionError) as error:
         typer.echo(str(error), err=True)
         raise SystemExit(2) from error
+
+
+def avoid_proxies() -> None:
+    """Whatever proxy this machine uses, no request to loopback goes there, ours and our children's alike."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,10 @@ def leashes() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def stack(folder: Path, leashes: ExitStack) -> Running:
-    """Started by the first test, and by the first one behind a test that ended it."""
-    return background.find(folder) or leashes.enter_context(background.leashed(folder))
+    """Started by the first test, and by the first one behind a test that ended it, under a proxy that leads nowhere."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        return background.find(folder) or leashes.enter_context(background.leashed(folder))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
