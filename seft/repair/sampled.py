@@ -10,6 +10,9 @@ from torch import Tensor
 
 from seft.repair.positions import master_dtype
 
+TOKENS_AT_ONCE = 256
+"""The kernel copies its operands to lie token by token; copies of so many tokens stay in a processor's cache."""
+
 GATHERED_AT_ONCE = 1 << 22
 
 
@@ -35,8 +38,9 @@ def by_pattern(
         (rows, cols),
         check_invariants=False,
     )
-    sampled: Tensor = torch.sparse.sampled_addmm(pattern, left.t(), right, beta=0.0)
-    return sampled.values()
+    for some, others in zip(torch.split(left, TOKENS_AT_ONCE), torch.split(right, TOKENS_AT_ONCE), strict=True):
+        torch.sparse.sampled_addmm(pattern, some.t(), others, out=pattern)
+    return pattern.values()
 
 
 def by_gathering(

@@ -1,8 +1,8 @@
 """What happens at which step, counted from 1: the rate, the events, the windows of text. Pure functions of the step.
 
-[ours] Training opens with an event of its own. The active set starts as an arbitrary one among the nonzeros; after
-`OPENING` steps, all of them one window, it is replaced whole by the positions with the largest gradients. What those
-steps changed is undone, what they saw is not.
+[ours] Training opens with an event of its own. The active set starts as an arbitrary one among the nonzeros; after the
+first step it is replaced whole by the positions with the largest gradients. What that step changed is undone, what it
+saw is not.
 """
 
 import functools
@@ -15,8 +15,8 @@ from torch import Tensor
 from seft.config import RateSchedule, RepairConfig
 from seft.seeds import generator
 
-OPENING = 2
-"""Steps before the opening event."""
+OPENING = 1
+"""The step that the opening event follows. Looking longer finds better positions and leaves less time to train them."""
 
 WINDOW = 2
 """Steps before an event whose gradients decide it."""

@@ -16,7 +16,7 @@ TOKENS = torch.randint(VOCABULARY, (2000,), generator=torch.Generator().manual_s
 
 
 def short(**changes: object) -> RepairConfig:
-    """Eight steps with events after the second, the third and the sixth."""
+    """Eight steps with events after the first, the third and the sixth."""
     fields = {"steps": 8, "density": 0.02, "update_interval": 3, "drop_rate": 0.5, "batch_tokens": 96, "settle": 0.1}
     return RepairConfig(**{**fields, "sequence_tokens": 32, "micro_batch": 2, **changes})  # type: ignore[arg-type]
 

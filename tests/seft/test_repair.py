@@ -56,7 +56,7 @@ def test_steps_and_events_are_reported() -> None:
     steps = [report for report in reports if isinstance(report, Step)]
     assert [report.step for report in steps] == list(range(1, 9))
     assert all(report.loss > 0 and report.tokens_per_second > 0 for report in steps)
-    assert [report.step for report in reports if isinstance(report, Evolved)] == [2, 3, 6]
+    assert [report.step for report in reports if isinstance(report, Evolved)] == [1, 3, 6]
     assert [report.done for report in reports if isinstance(report, Progress)] == list(range(1, 9))
     opening = next(report for report in reports if isinstance(report, Evolved))
     assert opening.grown >= opening.dropped > opening.reactivated > 0

@@ -15,12 +15,12 @@ def events(config: RepairConfig) -> list[int]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"steps": 40, "update_interval": 10}, [2, 10, 20, 30]),
-        ({"steps": 40, "update_interval": 60}, [2]),
-        ({"steps": 8, "update_interval": 1}, [2, 3, 4, 5, 6]),
-        ({"steps": 8, "update_interval": 2, "settle": 0.0}, [2, 4, 6]),
+        ({"steps": 40, "update_interval": 10}, [1, 10, 20, 30]),
+        ({"steps": 40, "update_interval": 60}, [1]),
+        ({"steps": 8, "update_interval": 1}, [1, 2, 3, 4, 5, 6]),
+        ({"steps": 8, "update_interval": 2, "settle": 0.0}, [1, 2, 4, 6]),
         ({"steps": 40, "settle": 1.0}, []),
-        ({"steps": 2, "settle": 0.0}, []),
+        ({"steps": 1, "settle": 0.0}, []),
     ],
 )
 def test_events_open_training_recur_and_leave_the_end_to_settle(options: dict[str, Any], expected: list[int]) -> None:
