@@ -198,9 +198,10 @@ def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes
     for name in ("config.json", "tokenizer_config.json"):
         if name in names:
             _refuse_code(reference, name, _json_object(reference, name, read))
-    architectures = config.get("architectures") or []
-    if config.get("is_encoder_decoder") or not any(str(name).endswith("ForCausalLM") for name in architectures):
-        raise _not_decoder(reference, ", ".join(map(str, architectures)) or "unnamed")
+    named = config.get("architectures")
+    architectures = list(map(str, named)) if isinstance(named, list) else []
+    if config.get("is_encoder_decoder") or not any(name.endswith("ForCausalLM") for name in architectures):
+        raise _not_decoder(reference, ", ".join(architectures) or "unnamed")
     if "tokenizer.json" not in names:
         raise SourceError(
             REFUSED,
@@ -213,7 +214,8 @@ def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes
 
 def _check_weights(reference: str, names: set[str], read: Callable[[str], bytes]) -> None:
     if _INDEX in names:
-        shards = set(dict(_json_object(reference, _INDEX, read).get("weight_map") or {}).values())
+        files = _json_object(reference, _INDEX, read).get("weight_map")
+        shards = set(map(str, files.values())) if isinstance(files, dict) else set()
         if not shards or shards - names:
             raise SourceError(REFUSED, f"{reference!r} lacks shards that its index names: {sorted(shards - names)}.")
     elif "model.safetensors" not in names:
@@ -225,7 +227,7 @@ def _check_weights(reference: str, names: set[str], read: Callable[[str], bytes]
 def _json_object(reference: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
         value = json.loads(read(name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}.") from error
     if not isinstance(value, dict):
         raise SourceError(REFUSED, f"{name} of {reference!r} is not a JSON object.")
@@ -240,12 +242,14 @@ def _refuse_code(reference: str, name: str, value: dict[str, Any]) -> None:
 
 def _keys(value: Any) -> Iterator[str]:
     """All keys of nested JSON: a text model's config may lie inside another one."""
-    if isinstance(value, dict):
-        yield from value
-        value = list(value.values())
-    if isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from value
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
 
 
 def _not_decoder(reference: str, seen: str) -> SourceError:

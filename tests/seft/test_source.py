@@ -157,6 +157,8 @@ def test_keys_that_make_loaders_run_code_are_refused_at_any_depth(model: Path, f
         {"architectures": ["BertForMaskedLM"]},
         {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
         {"architectures": ["BartForCausalLM"], "is_encoder_decoder": True},
+        {"architectures": "LlamaForCausalLM"},
+        {"architectures": 5},
         {},
     ],
 )
@@ -165,7 +167,7 @@ def test_only_decoders_are_let_in(model: Path, config: dict[str, Any]) -> None:
     assert "decoder-only" in refusal(model)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "\x00"])
+@pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])
 def test_a_broken_config_is_refused(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     assert "config.json" in refusal(model)
@@ -183,6 +185,12 @@ def test_every_shard_of_an_index_must_be_there(model: Path) -> None:
     assert "['model-00002-of-00002.safetensors']" in refusal(model)
     (model / shards["b"]).write_bytes(b"")
     assert find(str(model)).kind is Kind.FOLDER
+
+
+@pytest.mark.parametrize("shards", [None, [], ["a"], {}, {"a": 5}, {"a": ["b"]}])
+def test_an_index_that_names_no_shards_is_refused(model: Path, shards: object) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert "lacks shards" in refusal(model)
 
 
 def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
