@@ -2,7 +2,8 @@
 
 Targets are the linears inside the decoder blocks: attention and MLP. Embeddings, head and norms lie outside or are no
 linears; the router of a mixture of experts is left whole. Weights that lie in no `nn.Linear` (experts fused into one
-tensor, transposed convolutions) are refused, because leaving them dense would make the asked sparsity untrue.
+tensor, transposed convolutions) are refused, because leaving them dense would make the asked sparsity untrue; so is a
+weight that two linears share, because each would take the other's changes for its own.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     blocks = max(outermost, key=_linear_weights, default=None)
     if blocks is None or not _linear_weights(blocks):
         raise SourceError("model_refused", f"{type(model).__name__} has no list of blocks with an nn.Linear to prune.")
+    _refuse_shared_weights(blocks)
     return blocks
 
 
@@ -58,6 +60,17 @@ def _routers(block: nn.Module) -> Iterator[nn.Module]:
         children = dict(module.named_children())
         if "experts" in children:
             yield from (child for child in children.values() if not list(child.children()))
+
+
+def _refuse_shared_weights(blocks: nn.ModuleList) -> None:
+    names: dict[int, str] = {}
+    for name, module in blocks.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear) and (first := names.setdefault(id(module.weight), name)) != name:
+            raise SourceError(
+                "model_refused",
+                f"each linear of the blocks must have a weight of its own; {first} and {name} share one."
+                " Choose a model without shared layers.",
+            )
 
 
 def _refuse_other_weights(block: nn.Module, kept: dict[str, nn.Module]) -> None:

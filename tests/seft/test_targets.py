@@ -84,6 +84,16 @@ def test_a_model_whose_weights_lie_elsewhere_is_refused_not_left_dense(make: Cal
         target_linears(make())
 
 
+def test_linears_or_blocks_that_share_a_weight_are_refused() -> None:
+    tied, looped = untrained_tiny(), untrained_tiny()
+    tied.model.layers[3].mlp.up_proj.weight = tied.model.layers[1].mlp.gate_proj.weight
+    looped.model.layers[2] = looped.model.layers[0]
+    with pytest.raises(SourceError, match=r"1\.mlp\.gate_proj and 3\.mlp\.up_proj share one"):
+        target_linears(tied)
+    with pytest.raises(SourceError, match=r"0\.self_attn\.q_proj and 2\.self_attn\.q_proj share one"):
+        target_linears(looped)
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(SourceError, match="no list of blocks"):
         decoder_blocks(nn.Sequential(nn.Linear(2, 2)))
