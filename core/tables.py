@@ -11,9 +11,13 @@ Json = dict[str, Any]
 
 
 class Base(DeclarativeBase):
-    """Base of all tables: text without a length, times with a zone, JSON as JSONB."""
+    """Base of all tables: text without a length, times with a zone, JSON as JSONB, None as NULL and not JSON's null."""
 
-    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), Json: JSONB}  # noqa: RUF012 (SQLAlchemy's)
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's)
+        str: Text,
+        datetime: DateTime(timezone=True),
+        Json: JSONB(none_as_null=True),
+    }
 
 
 class ApiKey(Base):
@@ -55,6 +59,7 @@ class Job(Base):
         Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
+        Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -1,7 +1,7 @@
 """What jobs leave behind: objects that nobody will ask for again, and scratch folders.
 
-Of a job that has ended only its published checkpoint stays. Of one that goes on, only what an attempt half published
-may go: its resumable states are what the next attempt starts from.
+Of a job that has ended only its published checkpoint stays. Of an attempt at one that goes on, only what the next
+attempt starts from.
 """
 
 import shutil
@@ -13,18 +13,19 @@ from sqlalchemy.orm import Session, sessionmaker
 from core.states import Status
 from core.storage import Storage
 from core.tables import Checkpoint, Job
-from worker.protocol import RESULT
 
 ENDED = tuple(status for status in Status if status.final)
 
 
 def clear(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
-    """Delete the job's objects that may go now, as seen by the worker of this attempt."""
+    """Delete the job's objects that may go now, as seen by the worker of this attempt, which writes no more."""
     with sessions.begin() as session:
-        ended = session.scalar(select(Job.status).where(Job.id == job_id)) in ENDED
-        kept = tuple(session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id == job_id)))
-    prefix = f"jobs/{job_id}/" if ended else f"jobs/{job_id}/{attempt}/{RESULT}/"
-    storage.delete([key for key in storage.keys(prefix) if not key.startswith(kept)])
+        status, resume = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).one()
+        published = session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id == job_id)).all()
+    ended = status in ENDED
+    kept = published if ended else [file["key"] for file in (resume or {"files": []})["files"]]
+    prefix = f"jobs/{job_id}/" if ended else f"jobs/{job_id}/{attempt}/"
+    storage.delete([key for key in storage.keys(prefix) if not key.startswith(tuple(kept))])
     if ended:
         with sessions.begin() as session:
             session.execute(

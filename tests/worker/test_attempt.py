@@ -4,14 +4,17 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from core import attempts
 from core.states import Phase, Status
 from core.storage import Storage
 from tests.worker.conftest import House, alive, wait_for
+from worker import litter
 from worker.attempt import Supervisor
 
 
@@ -59,8 +62,22 @@ def test_after_success_only_the_checkpoint_is_left(house: House, job_id: str) ->
     supervisor(house, "succeed").run()
     prefix = f"jobs/{job_id}/1/result/"
     assert house.storage.keys(f"jobs/{job_id}/") == [f"{prefix}manifest.json", f"{prefix}model.safetensors"]
-    assert house.job(job_id).resume is None
+    assert litter.with_states(house.sessions, 1) == []
     assert list(house.settings.scratch.iterdir()) == []
+
+
+def test_of_a_state_that_was_stored_by_half_nothing_is_left(house: House, job_id: str) -> None:
+    class Narrow(Storage):
+        """Takes only the first file of a state."""
+
+        def upload(self, source: Path | BinaryIO, key: str) -> None:
+            if key.endswith("/run"):
+                raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject")  # type: ignore[typeddict-item]
+            super().upload(source, key)
+
+    supervisor(House(house.settings, house.sessions, Narrow(house.settings)), "succeed").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+    assert house.storage.keys(f"jobs/{job_id}/") == []
 
 
 def test_a_state_replaces_its_namesakes_and_the_next_attempt_gets_all_of_it(house: House, job_id: str) -> None:
