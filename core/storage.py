@@ -4,6 +4,7 @@ Datasets lie at `datasets/<sha256>.jsonl`, what an attempt writes under `jobs/<j
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -38,7 +39,9 @@ class Storage:
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                 raise
-            self._s3.create_bucket(Bucket=self._bucket)
+            # Another process may make it at the same moment.
+            with suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
+                self._s3.create_bucket(Bucket=self._bucket)
 
     def ping(self) -> None:
         """Raise when the bucket cannot be reached."""
@@ -67,10 +70,6 @@ class Storage:
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
         return sorted(self._keys(prefix))
-
-    def delete_prefix(self, prefix: str) -> None:
-        """Remove every object whose key starts with `prefix`."""
-        self.delete(self.keys(prefix))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; one that is not there is no error."""

@@ -5,7 +5,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from core.settings import Settings
 from core.storage import Storage
@@ -28,8 +28,8 @@ def test_what_is_stored_comes_back_to_the_last_bit(storage: Storage, tmp_path: P
 def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
     for key in ("jobs/1/1/a", "jobs/1/1/b/c", "jobs/1/2/a", "datasets/x"):
         storage.put(key, b"1")
-    storage.delete_prefix("jobs/1/1/")
-    storage.delete_prefix("jobs/none/")
+    storage.delete(storage.keys("jobs/1/1/"))
+    storage.delete(storage.keys("jobs/none/"))
     assert storage.keys("") == ["datasets/x", "jobs/1/2/a"]
 
 
@@ -48,6 +48,18 @@ def test_ensuring_a_bucket_twice_is_no_error(storage: Storage) -> None:
     storage.put("kept", b"1")
     storage.ensure_bucket()
     assert storage.keys("") == ["kept"]
+
+
+def test_a_bucket_that_another_process_made_at_the_same_moment_is_no_error(
+    storage: Storage, settings: Settings
+) -> None:
+    class Late(Storage):
+        """Looks for the bucket before the other process makes it."""
+
+        def ping(self) -> None:
+            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 404}}, "HeadBucket")  # type: ignore[typeddict-item]
+
+    Late(settings).ensure_bucket()
 
 
 def test_a_server_that_is_not_there_is_an_error_within_seconds(settings: Settings) -> None:
