@@ -1,7 +1,5 @@
 """The broker. A message says "look", names no job, and proves nothing: losing all of them loses no work."""
 
-from datetime import timedelta
-
 import redis
 import structlog
 from celery import Celery
@@ -11,9 +9,9 @@ from core.settings import Settings
 
 Broker = Celery
 """The name for those who send hints and need not know Celery."""
-TASK = "seft.work"
-HINT_LIFE = timedelta(minutes=1)
-"""A hint nobody took for so long is dropped; the sweep sends another one if a job still waits."""
+QUEUE, TASK = "seft", "seft.work"
+MOST_WAITING = 100
+"""Where so many hints wait, every worker is busy and will find one; more of them would only fill the broker."""
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +20,7 @@ def make_app(settings: Settings) -> Celery:
     """Celery over Valkey or Redis: no results, JSON only, early acknowledgement, one message at a time."""
     app = Celery("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
     app.conf.update(
-        task_default_queue="seft",
+        task_default_queue=QUEUE,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -40,7 +38,9 @@ def make_app(settings: Settings) -> Celery:
 def hint(app: Celery) -> None:
     """Say that a job waits. A broker that is down is logged and no error: the sweep finds the job."""
     try:
-        app.send_task(TASK, expires=HINT_LIFE.total_seconds(), ignore_result=True, retry=False)
+        with app.producer_or_acquire() as producer:
+            if producer.channel.queue_declare(QUEUE).message_count < MOST_WAITING:
+                app.send_task(TASK, producer=producer, ignore_result=True, retry=False)
     except (KombuError, redis.RedisError, OSError) as error:
         log.warning("hint.lost", error=str(error))
 

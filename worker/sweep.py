@@ -43,7 +43,7 @@ class Sweep(threading.Thread):
             log.warning("job.lost", job=job_id)
 
     def hint_waiting(self) -> None:
-        """Hint at jobs that have waited for two rounds: their message may be lost, or was dropped by a busy house."""
+        """Hint at jobs that have waited for two rounds: their message may be lost."""
         with self.sessions.begin() as session:
             waiting = recovery.to_hint(session, 2 * self.settings.sweep_seconds, BATCH)
         for _ in waiting:

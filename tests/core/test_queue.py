@@ -10,15 +10,22 @@ from core import queue
 from core.settings import Settings
 
 
-def test_a_hint_is_one_message_that_names_no_job_and_expires(settings: Settings) -> None:
+def test_a_hint_is_one_message_that_names_no_job(settings: Settings) -> None:
     queue.hint(queue.make_app(settings))
     with redis.Redis.from_url(str(settings.broker_url)) as client:
         (raw,) = client.lrange("seft", 0, -1)
     message = json.loads(raw)
     assert message["headers"]["task"] == queue.TASK
-    assert message["headers"]["expires"] is not None
     assert message["content-type"] == "application/json"
     assert message["headers"]["argsrepr"] == "()"
+
+
+def test_hints_that_nobody_takes_do_not_pile_up(settings: Settings) -> None:
+    app = queue.make_app(settings)
+    for _ in range(queue.MOST_WAITING + 5):
+        queue.hint(app)
+    with redis.Redis.from_url(str(settings.broker_url)) as client:
+        assert client.llen("seft") == queue.MOST_WAITING
 
 
 def test_a_broker_that_is_down_costs_seconds_and_no_error(settings: Settings) -> None:
