@@ -10,6 +10,7 @@ from torch import Tensor
 from seft.errors import EvaluateError
 from seft.loss import TokenLoss
 from seft.report import Phase, Progress, Reporter, silent
+from seft.text import must_be_known
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def perplexity(model: Any, windows: Int[Tensor, "windows tokens"], report: Repor
 
     Infinite where that is beyond a float; EvaluateError where a loss is not finite.
     """
+    must_be_known(windows, model)
     loss = TokenLoss(model)
     total = 0.0
     for done, window in enumerate(windows[:, None], start=1):

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import CalibrationOrder
-from seft.errors import ConfigError, DataError
+from seft.errors import ConfigError, DataError, SourceError
 from seft.seeds import generator
 
 
@@ -43,6 +43,20 @@ def windows(
         case _:
             assert_never(order)
     return tokens[starts[:, None] + torch.arange(length)]
+
+
+def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
+    """SourceError where a token has no embedding: some tokenizers know more tokens than the model beside them.
+
+    On CUDA such a token would end the whole process with a message that names neither.
+    """
+    known, largest = len(model.get_input_embeddings().weight), int(tokens.max()) if tokens.numel() else 0
+    if largest >= known:
+        raise SourceError(
+            "model_refused",
+            f"every token of the text must have an embedding, of which the model has {known}; the text has token"
+            f" {largest}. Put the tokenizer beside the model that was trained with it, or drop that token.",
+        )
 
 
 def _end_of_text(tokenizer: Any) -> int:

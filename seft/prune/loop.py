@@ -20,6 +20,7 @@ from seft.prune.sparsegpt import SparseGPT
 from seft.prune.wanda import Wanda
 from seft.report import Phase, Progress, Reporter, silent
 from seft.targets import block_linears, decoder_blocks
+from seft.text import must_be_known
 
 
 @runtime_checkable
@@ -59,6 +60,7 @@ def prune_model(
     are pruned then.
     """
     blocks, pruner = decoder_blocks(model), PRUNERS[config.method]
+    must_be_known(calibration, model)
     home = model.device
     place = torch.device(device) if device else home
     hidden, calls = capture(model, blocks, calibration) if pruner.needs_text else ([], [])

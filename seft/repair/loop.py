@@ -23,6 +23,7 @@ from seft.repair.window import Window
 from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
 from seft.seeds import generator
 from seft.targets import target_linears
+from seft.text import must_be_known
 
 
 class Repair:
@@ -36,6 +37,7 @@ class Repair:
         self.config = config
         self.step = 0
         self._rows = _side_by_side(tokens, config.sequence_tokens)
+        must_be_known(self._rows, model)
         self._device: torch.device = model.device
         self._fingerprint = state.fingerprint(target_linears(model), self._rows)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,14 +1,21 @@
 """Text becomes tokens, and tokens windows."""
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from seft.config import CalibrationOrder
-from seft.errors import ConfigError, DataError
+from seft.config import CalibrationOrder, PruneConfig
+from seft.errors import ConfigError, DataError, SourceError
+from seft.evaluate import perplexity
+from seft.prune.loop import prune_model
+from seft.repair import Repair
 from seft.text import tokenize, windows
-from tests.tiny import tiny_tokenizer
+from tests.seft.repairing import pruned_tiny, short
+from tests.tiny import VOCABULARY, tiny_tokenizer
 
 SEQUENTIAL, RANDOM = CalibrationOrder.SEQUENTIAL, CalibrationOrder.RANDOM
 END = 1
@@ -67,3 +74,20 @@ def test_a_text_shorter_than_one_window_is_refused(order: CalibrationOrder) -> N
     assert len(windows(torch.arange(8), 8, 1, order, seed=0)) == 1
     with pytest.raises(DataError, match="one window of 8 tokens; it has 7"):
         windows(torch.arange(7), 8, 1, order, seed=0)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, tokens: perplexity(model, tokens[None]),
+        lambda model, tokens: prune_model(model, tokens[None], PruneConfig(0.5)),
+        lambda model, tokens: Repair(model, tokens, short()),
+    ],
+    ids=["evaluate", "prune", "repair"],
+)
+def test_a_token_that_the_model_does_not_know_is_refused(use: Callable[[Any, Tensor], object]) -> None:
+    tokens = torch.arange(32)
+    use(pruned_tiny(), tokens)
+    tokens[7] = VOCABULARY
+    with pytest.raises(SourceError, match=f"has {VOCABULARY}; the text has token {VOCABULARY}"):
+        use(pruned_tiny(), tokens)
