@@ -72,11 +72,15 @@ class Supervisor:
         self.files = Files(attempt, settings, self.transfers)
         self.process: Process | None = None
         self.process_ended = self.finished = self.over = False
+        self.well = True
         self.last_heard = time.monotonic()
         self.drain_until = float("inf")
 
-    def run(self) -> None:
-        """Until the job has moved on; whatever happens, the process group is gone afterwards."""
+    def run(self) -> bool:
+        """Until the job has moved on; whatever happens, the process group is gone afterwards.
+
+        False when it failed on our side: this worker may be what is broken.
+        """
         try:
             self._run()
         except LeaseLostError as error:
@@ -84,6 +88,7 @@ class Supervisor:
         finally:
             self._end_process()
             self.transfers.close(self._tidy, TIDY_SECONDS)
+        return self.well
 
     def _run(self) -> None:
         try:
@@ -100,6 +105,11 @@ class Supervisor:
             self._fail("storage_failed", str(error))
         except OSError as error:
             self._fail("scratch_failed", f"{error}. Look at the disk of {self.settings.scratch}.")
+        except LeaseLostError:
+            raise
+        except Exception:
+            log.exception("attempt.broken")
+            self._fail("internal_error", "Something unforeseen happened in the worker; its log has the rest.")
 
     def _start(self) -> None:
         if self.attempt.resume:
@@ -196,6 +206,7 @@ class Supervisor:
             self._finish("attempt.released")
 
     def _fail(self, code: str, message: str, *, user_error: bool = False) -> None:
+        self.well = user_error
         self._end_process()
         self.ledger.flush()
         self.ledger.write(

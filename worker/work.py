@@ -17,6 +17,10 @@ from core.settings import Settings
 from core.storage import Storage
 from worker.attempt import Supervisor
 
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+"""Seconds that a worker rests after a failure on our side, twice as long after each further one: a worker whose disk
+or device is broken fails every attempt at once, and would fail the whole queue before anybody looks."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -29,6 +33,7 @@ class Work:
         self.sessions = make_sessions(make_engine(settings))
         self.storage = Storage(settings)
         self.draining = threading.Event()
+        self.pause = 0.0
 
     def __call__(self) -> None:
         """Do one job, if one waits; then hint again, since there may be more of them than hints."""
@@ -39,10 +44,12 @@ class Work:
             job=attempt.job_id, attempt=attempt.number, worker=self.name, tenant=attempt.tenant
         ):
             log.info("attempt.begun")
-            Supervisor(
+            well = Supervisor(
                 attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
             ).run()
         queue.hint(self.app)
+        self.pause = 0.0 if well else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+        self.draining.wait(self.pause)
 
     def _claim(self) -> Attempt | None:
         if self.draining.is_set():

@@ -82,6 +82,11 @@ class StandIn:
         assert state == {"pruned": "p", "run": "r3"}, state
         self.finish()
 
+    def forge(self) -> None:
+        (self.folder / RESULT).mkdir()
+        (self.folder / RESULT / "manifest.json").write_text("no manifest")
+        self.say(Finished(step=3, scores={}, measured={}))
+
     def crash(self) -> None:
         sys.stderr.write("all the weights \0fell out")
         os._exit(7)

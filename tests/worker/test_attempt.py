@@ -10,12 +10,13 @@ import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from core import attempts
+from core import attempts, queue
 from core.states import Phase, Status
 from core.storage import Storage
 from tests.worker.conftest import House, alive, wait_for
 from worker import litter
 from worker.attempt import Supervisor
+from worker.work import Work
 
 
 def supervisor(house: House, scenario: str, draining: threading.Event | None = None) -> Supervisor:
@@ -118,6 +119,30 @@ def test_a_process_that_breaks_the_protocol_is_ended(house: House, job_id: str) 
     supervisor(house, "babble").run()
     assert house.job(job_id).status == Status.QUEUED
     assert house.job(job_id).failures == 1
+
+
+def test_what_nobody_foresaw_is_a_failure_like_another(house: House, job_id: str) -> None:
+    assert not supervisor(house, "forge").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+    assert house.events(job_id)[-1] == "job.retried"
+
+
+def test_a_worker_that_cannot_work_rests_and_leaves_the_queue_to_others(
+    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
+    command = (sys.executable, "-m", "tests.worker.stand_in", "succeed")
+    work = Work(house.settings, queue.make_app(house.settings), command)
+    work.sessions = house.sessions
+    house.settings.scratch.write_text("no folder")
+    for pause in (0.2, 0.4):
+        began = time.monotonic()
+        work()
+        assert time.monotonic() - began > pause
+        assert house.job(job_id).status == Status.QUEUED
+    house.settings.scratch.unlink()
+    work()
+    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
 
 
 def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: str) -> None:
