@@ -1,8 +1,10 @@
-"""The choice that all pruners share: which entries have the smallest scores."""
+"""What pruners share: the choice of the smallest scores, and a look at whether the inputs tell anything."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from seft.errors import PruneError
 
 
 def smallest(score: Float[Tensor, "groups size"], share: float) -> Bool[Tensor, "groups size"]:
@@ -12,6 +14,10 @@ def smallest(score: Float[Tensor, "groups size"], share: float) -> Bool[Tensor, 
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, value=True)
 
 
-def zeros_first(score: Float[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """The scores, none of them negative, with weights that are zero already ahead of all others."""
-    return score.masked_fill(weight == 0, -1.0)
+def usable(squares: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
+    """The sums of squares of the input columns, if they tell anything: PruneError where not finite, or all zero."""
+    if not squares.isfinite().all():
+        raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
+    if not squares.any():
+        raise PruneError("inputs must not be all zero; no calibration token reached it. Give more text.")
+    return squares

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seft.config import PruneConfig
 from seft.errors import PruneError
-from seft.prune.mask import smallest
+from seft.prune.mask import smallest, usable
 
 BLOCK = 128
 DAMPING_TRIES = (1, 10, 100)
@@ -38,12 +38,7 @@ class SparseGPT:
 
     def pruned(self) -> Float[Tensor, "rows cols"]:
         """The pruned and corrected weight; PruneError where the Hessian is not finite, zero, or without a factor."""
-        diagonal = self._hessian.diagonal()
-        if not self._hessian.isfinite().all():
-            raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
-        if not diagonal.any():
-            raise PruneError("inputs must not be all zero; no calibration token reached it. Give more text.")
-        dead = diagonal == 0
+        dead = usable(self._hessian.diagonal()) == 0
         self._hessian.diagonal()[dead] = 1.0
         weight = self._weight.float().masked_fill(dead, 0.0)
         factor = inverse_factor(self._hessian, self._config.damping)
@@ -57,8 +52,9 @@ def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float
     hundred times as much is tried; then it is a PruneError.
     """
     for share in DAMPING_TRIES:
-        added = damping * share * hessian.diagonal().mean() * torch.eye(len(hessian), device=hessian.device)
-        lower, failed = torch.linalg.cholesky_ex(hessian + added)
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * share * hessian.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:

@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seft.config import PruneConfig
-from seft.errors import PruneError
-from seft.prune.mask import smallest, zeros_first
+from seft.prune.mask import smallest, usable
 
 
 class Wanda:
@@ -26,16 +25,13 @@ class Wanda:
 
     def pruned(self) -> Float[Tensor, "rows cols"]:
         """The pruned weight; PruneError where the inputs were not finite, or there were none."""
-        if not self._squares.isfinite().all():
-            raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
-        if not self._squares.any():
-            raise PruneError("inputs must not be all zero; no calibration token reached it. Give more text.")
-        return by_wanda(self._weight, self._squares.sqrt(), self._sparsity)
+        return by_wanda(self._weight, usable(self._squares).sqrt(), self._sparsity)
 
 
 def by_wanda(
     weight: Float[Tensor, "rows cols"], norms: Float[Tensor, "cols"], sparsity: float
 ) -> Float[Tensor, "rows cols"]:
     """`int(cols * sparsity)` entries of every row are zero, or as many as were before where those are more."""
-    mask = smallest(zeros_first(weight.abs().float() * norms, weight), sparsity)
-    return torch.where(mask | (weight == 0), 0.0, weight)
+    zeros = weight == 0
+    mask = smallest((weight.abs().float() * norms).masked_fill(zeros, -1.0), sparsity)
+    return torch.where(mask | zeros, 0.0, weight)
