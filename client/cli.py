@@ -44,7 +44,7 @@ def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
 
 
 @datasets.command()
-def upload(path: Path, as_json: AsJson = False) -> None:
+def upload(path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], as_json: AsJson = False) -> None:
     """Upload a JSONL file with one {"text": ...} a line."""
     with client() as service:
         dataset = service.upload_dataset(path)

@@ -36,10 +36,12 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
 
     @classmethod
     def read(cls, response: httpx2.Response) -> Self:
-        """From a response of 400 or above, even one that a proxy wrote."""
+        """From a response that is no success, even one that a proxy wrote."""
         try:
             body = response.json()
         except ValueError:
+            body = {}
+        if not isinstance(body, dict):
             body = {}
         flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in body.get("errors", []))
         message = body.get("detail") or f"HTTP {response.status_code} from {response.request.url}"

@@ -150,13 +150,18 @@ def _answer(send: Callable[[], httpx2.Response]) -> Json:
                 ) from error
             time.sleep(pause)
             continue
-        if response.status_code not in BUSY or pause is None:
-            break
         named = response.headers.get("Retry-After", "")
+        # 409 with a time: a request with the same Idempotency-Key is still being served.
+        busy = response.status_code in BUSY or (response.status_code == 409 and named)
+        if not busy or pause is None:
+            break
         time.sleep(float(named) if named.isdecimal() else pause)
-    if response.is_error:
+    if not response.is_success:
         raise ApiProblem.read(response)
-    answer: Json = response.json()
+    try:
+        answer: Json = response.json()
+    except ValueError as error:
+        raise ClientError(f"{response.request.url} answers no JSON. Is SEFT_URL the address of the service?") from error
     return answer
 
 

@@ -25,6 +25,12 @@ def test_a_setting_without_a_value_is_refused() -> None:
         assign({}, "repair.steps")
 
 
+def test_a_missing_file_is_told_in_the_commands_words() -> None:
+    result = CliRunner().invoke(app, ["datasets", "upload", "nothing.jsonl"])
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
 def test_a_missing_address_is_one_clear_line() -> None:
     result = CliRunner().invoke(app, ["jobs", "list"], env={"SEFT_URL": "", "SEFT_API_KEY": ""})
     assert result.exit_code == 2

@@ -116,6 +116,24 @@ def test_a_refusal_names_each_flaw(script: Script, client: Client) -> None:
     assert len(script.requests) == 1
 
 
+def test_a_call_whose_twin_is_still_being_served_is_repeated(script: Script, client: Client) -> None:
+    script.will_answer({"code": "idempotency_in_flight"}, status=409, Retry_After="0")
+    script.will_answer({"id": "job_1"}, status=202)
+    assert client.create_job(SPEC)["id"] == "job_1"
+    script.will_answer({"code": "conflict"}, status=409)
+    with pytest.raises(ApiProblem, match="conflict"):
+        client.cancel("job_1")
+
+
+def test_an_address_that_is_not_the_services_is_told(script: Script, client: Client) -> None:
+    script.will_answer(b"", status=301, Location="https://other.example/")
+    with pytest.raises(ApiProblem, match="HTTP 301"):
+        client.job("job_1")
+    script.will_answer(b"<h1>It works!</h1>")
+    with pytest.raises(ClientError, match="SEFT_URL"):
+        client.job("job_1")
+
+
 def test_a_refusal_by_a_proxy_is_told_too(script: Script, client: Client) -> None:
     script.will_answer(b"<h1>Bad gateway</h1>", status=502)
     with pytest.raises(ApiProblem, match="HTTP 502"):
