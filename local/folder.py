@@ -53,7 +53,7 @@ class FolderLock:
         """Process id of the supervisor that took the lock and lives, else 0."""
         pid = self.path.read_text() if self.path.exists() else ""
         with suppress(FileNotFoundError, PermissionError):  # gone, or a stranger that got the number
-            if pid and any(file.samefile(self.path) for file in Path(f"/proc/{pid}/fd").iterdir()):
+            if pid and any(map(self._is_lock, Path(f"/proc/{pid}/fd").iterdir())):
                 return int(pid)
         return 0
 
@@ -62,6 +62,11 @@ class FolderLock:
         if free := self._take():
             self.release()
         return free
+
+    def _is_lock(self, file: Path) -> bool:
+        with suppress(FileNotFoundError):  # closed since it was listed
+            return file.samefile(self.path)
+        return False
 
     def _take(self) -> bool:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)

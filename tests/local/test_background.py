@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -71,6 +72,26 @@ def answers(stack: Running) -> bool:
         return httpx2.get(f"{stack.url}/readyz").status_code == 200
     except httpx2.HTTPError:
         return False
+
+
+def test_a_supervisor_is_found_while_it_opens_and_closes_files(tmp_path: Path) -> None:
+    lock, number = FolderLock(tmp_path), os.open(os.devnull, os.O_RDONLY)
+    lock.acquire()
+    os.close(number)
+    done = threading.Event()
+
+    def toggle() -> None:
+        while not done.is_set():
+            os.close(os.open(os.devnull, os.O_RDONLY))
+
+    thread = threading.Thread(target=toggle)
+    thread.start()
+    try:
+        assert {lock.holder() for _ in range(300)} == {os.getpid()}
+    finally:
+        done.set()
+        thread.join()
+        lock.release()
 
 
 def test_up_says_how_to_reach_a_stack_that_runs(stack: Running, folder: Path) -> None:
