@@ -23,6 +23,7 @@ def make_engine(settings: Settings) -> Engine:
         max_overflow=10,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,  # errors are logged, and the values are a tenant's
         connect_args={
             "connect_timeout": 5,
             "options": f"-c timezone=UTC -c statement_timeout={limit} -c idle_in_transaction_session_timeout={limit}",

@@ -7,8 +7,11 @@ import sys
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 
 from core.settings import Settings
+from tests.core.conftest import Sessions
 
 SPEAK = """
 import logging, structlog
@@ -55,3 +58,9 @@ def test_a_wrong_setting_is_named_and_no_secret_is_repeated() -> None:
 def test_a_lease_outlives_three_heartbeats(settings: Settings) -> None:
     with pytest.raises(ValidationError, match="three times heartbeat_seconds"):
         Settings.model_validate({**settings.model_dump(), "lease_seconds": 10, "heartbeat_seconds": 5})
+
+
+def test_an_error_of_the_database_does_not_repeat_what_a_tenant_said(sessions: Sessions) -> None:
+    with pytest.raises(ProgrammingError) as caught, sessions.begin() as session:
+        session.execute(text("SELECT 1 FROM nothing WHERE word = :word"), {"word": "confidential"})
+    assert "confidential" not in str(caught.value)
