@@ -38,7 +38,6 @@ class Caller:
     """Whose key came with the request. A caller sees the rows of its tenant and no others."""
 
     tenant: str
-    key_id: str
 
 
 def here(request: Request) -> Services:
@@ -64,7 +63,7 @@ def authenticated(
             Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
         )
     request.state.key_id = key.id
-    return Caller(key.tenant, key.id)
+    return Caller(key.tenant)
 
 
 Auth = Annotated[Caller, Depends(authenticated)]

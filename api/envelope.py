@@ -6,7 +6,7 @@ from http import HTTPStatus
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
@@ -48,6 +48,8 @@ class Envelope:
 
         try:
             await self.app(scope, self._limited(scope, receive), send_marked)
+        except ClientDisconnect:
+            log.info("request.abandoned")
         except Exception:
             log.exception("request.broken")
             if not status:

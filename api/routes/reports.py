@@ -107,8 +107,7 @@ def list_job_checkpoints(services: Here, caller: Auth, job_id: JobId) -> Checkpo
 
 
 def _files(services: Services, row: Checkpoint) -> list[FileView]:
-    folder = row.prefix.rstrip("/")
-    return [FileView(**file, url=services.storage.link(f"{folder}/{file['name']}")) for file in row.files]
+    return [FileView(**file, url=services.storage.link(row.prefix + file["name"])) for file in row.files]
 
 
 def _table(views: list[MetricView]) -> str:

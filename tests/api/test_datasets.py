@@ -105,3 +105,22 @@ def test_nobody_without_a_key_can_fill_the_disk(app: FastAPI, client: TestClient
     assert client.portal is not None
     client.portal.call(app, scope, receive, send)
     assert read == []
+
+
+def test_an_upload_that_its_sender_gives_up_is_no_error_of_ours(
+    app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = iter([{"type": "http.request", "body": b"--b", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    key = client.headers["Authorization"].encode()
+    headers = [(b"content-type", b"multipart/form-data; boundary=b"), (b"authorization", key)]
+    scope = {"type": "http", "method": "POST", "path": "/datasets", "query_string": b"", "headers": headers}
+    assert client.portal is not None
+    client.portal.call(app, scope, receive, send)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
