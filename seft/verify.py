@@ -9,16 +9,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft import sparsity
-from seft.errors import SeftError, VerifyError
+from seft.errors import SeftError, SourceError, VerifyError
 from seft.facts import MANIFEST, Fingerprint, Record, manifest
-from seft.load import quiet
+from seft.load import load
+from seft.source import find
 from seft.targets import target_linears
 
 FINGERPRINT_TOKENS = 32
@@ -85,13 +84,10 @@ def _check_counts(record: Record, counted: sparsity.Sparsity) -> None:
 
 
 def _check_model(folder: Path, record: Record) -> None:
-    AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model, loading = _load(folder)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if loading.get(problem):
-            raise VerifyError(
-                f"transformers must load every weight; {problem}: {sorted(loading[problem])[:3]}. Export again."
-            )
+    try:
+        model = load(find(str(folder))).model
+    except SourceError as error:
+        raise VerifyError(f"the folder must load as a model does: {error} Export again.") from None
     _check_budget(model, record)
     _check_fingerprint(record.fingerprint, fingerprint(model))
 
@@ -114,19 +110,6 @@ def _check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
             f"the model must give the log-probabilities written at export within {FINGERPRINT_TOLERANCE};"
             f" they differ by {gap:.4g}. A weight is wrong: export again."
         )
-
-
-def _load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    with quiet():
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    return model.eval(), loading
 
 
 def main() -> None:
