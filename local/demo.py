@@ -30,6 +30,7 @@ SPEC: Json = {
     "prune": {"method": "wanda", "calibration": {"samples": 16, "tokens": 512}},
     "repair": {"steps": 24, "update_interval": 6, "batch_tokens": 1024, "sequence_tokens": 512},
     "evaluate": {"held_out": 0.1, "windows": 12, "tokens": 512},
+    "suffix": "demo",
 }
 """As small as a repair can be and still be seen to help: minutes on two cores."""
 
@@ -59,15 +60,28 @@ def demonstrate(url: str, api_key: str) -> None:
 
 
 def repair(service: Client, folder: Path, console: Console) -> Job:
-    """Upload the text, create the job, follow it to its end."""
+    """Upload the text, create the job, follow it to its end. A job that nobody waits for any more is cancelled."""
+    forsake(service)
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))
     console.print(f"POST /datasets  {dataset['id']}  {dataset['records']} topics of Python's documentation")
     job = service.create_job({**SPEC, "dataset": dataset["id"]})
     console.print(f"POST /jobs      {job['id']}  {MODEL} to {SPARSITY:.0%} zeros\n")
-    job = follow(service, job["id"], console)
+    try:
+        job = follow(service, job["id"], console)
+    except BaseException:
+        forsake(service)
+        raise
     if job["status"] != "succeeded":
         raise LocalError(f"{job['id']} is {job['status']}: {job['error']}")
     return job
+
+
+def forsake(service: Client) -> None:
+    """Cancel every job that a demo has left unfinished."""
+    for status in ("queued", "running"):
+        for job in service.jobs(status=status):
+            if job["spec"]["suffix"] == SPEC["suffix"]:
+                service.cancel(job["id"])
 
 
 def write_topics(path: Path) -> Path:
