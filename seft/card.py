@@ -63,7 +63,8 @@ def _scores(facts: Facts) -> str:
     names = [name for name in ("dense", "pruned", "repaired") if name in facts.scores]
     rows = [f"| {name} | {facts.scores[name]:.2f} |" for name in names]
     note = (
-        f"Over {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens, on the weights as they are stored."
+        f"Over {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens; pruned and repaired weights were"
+        " rounded as they are stored."
     )
     return "\n".join(["| model | perplexity |", "|---|---|", *rows, "", note])
 

@@ -175,7 +175,7 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     _add(verb, "--density", float, default.density, "share of the weights that is trained")
     _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
     _add(verb, "--update-interval", int, default.update_interval, "steps between two events")
-    _add(verb, "--drop-rate", float, default.drop_rate, "share replaced at the first event")
+    _add(verb, "--drop-rate", float, default.drop_rate, "share of the active set replaced at an event, at most")
     _add(verb, "--batch-tokens", int, default.batch_tokens, "tokens of a step")
     _add(verb, "--sequence-tokens", int, default.sequence_tokens, "tokens of a window")
     _add(verb, "--micro-batch", int, default.micro_batch, "windows held in memory at a time")

@@ -93,7 +93,7 @@ class RepairConfig:
             _between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Give a rate such as 3e-3, or "auto".')
         _at_least("warmup_steps", self.warmup_steps, 0)
         _at_least("update_interval", self.update_interval, 1)
-        _between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces a fifth of the active set at the first event.")
+        _between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to a fifth of the active set at an event.")
         _between("settle", self.settle, 0.0, 1.0, "0.25 leaves the last quarter of training without events.")
         _at_least("sequence_tokens", self.sequence_tokens, 2)
         _at_least("micro_batch", self.micro_batch, 1)

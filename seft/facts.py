@@ -43,8 +43,9 @@ class Base:
 class Facts:
     """What was done. `repair` is None for a model that was only pruned; a hash is None where no such text was read.
 
-    `scores` are perplexities under the names dense, pruned and repaired, measured as `evaluate` says on weights rounded
-    as they are exported. `grown_zeros` counts weights that were zero after pruning and are not now.
+    `scores` are perplexities under the names dense, pruned and repaired, measured as `evaluate` says: dense on the
+    weights as they came, the others on weights rounded as they are exported. `grown_zeros` counts weights that were
+    zero after pruning and are not now.
     """
 
     base: Base

@@ -1,8 +1,9 @@
 """What every decoder block is given when the model runs: hidden states, masks, rotary embeddings, whatever there is.
 
-The model runs once per window with all blocks standing aside, so that no weight of a block is touched and each block's
-own arguments are seen (they differ where some blocks look through a sliding window). Nothing is assumed about them
-but this: the hidden state comes first, and the blocks hand on nothing else.
+The model runs once per window with all blocks standing aside, so that their weights cost nothing and each block's own
+arguments are seen (they differ where some blocks look through a sliding window); the first block alone runs, once, to
+show in what form a block answers. Nothing is assumed but this: the hidden state comes first, and the blocks hand on
+nothing else.
 """
 
 from collections.abc import Callable, Iterator

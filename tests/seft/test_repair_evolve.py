@@ -108,7 +108,7 @@ def test_laws_hold_through_any_sequence_of_events(
 
 
 def _what_stays_keeps_everything(before: Active, after: Active) -> None:
-    """A position active before and after keeps its row of the state, unless it left and grew again at its base."""
+    """A position active before and after keeps its row of the state."""
     old = before[torch.isin(before.indices, after.indices)].tensors()
     new = after[torch.isin(after.indices, before.indices)].tensors()
     assert all(torch.equal(old[name], new[name]) for name in old)
