@@ -67,6 +67,30 @@ def test_gradients_of_micro_batches_add_up_and_are_taken_once() -> None:
     assert not owner.take_gradient().any()
 
 
+def test_called_twice_on_inputs_that_are_not_contiguous_it_has_the_gradient_of_the_dense_linear() -> None:
+    linear, owner = repaired(16, 16, dtype=torch.float64)
+    dense = nn.Linear(16, 16, dtype=torch.float64)
+    dense.load_state_dict(linear.state_dict())
+    inputs = torch.randn(5, 2, 16, dtype=torch.float64).transpose(0, 1)
+    for each in (linear, dense):
+        each(each(inputs).tanh()).square().sum().backward()
+    assert dense.weight.grad is not None
+    torch.testing.assert_close(owner.take_gradient(), dense.weight.grad.flatten()[owner.active.indices])
+
+
+@pytest.mark.parametrize("tokens", [[], [0], [0, 0]])
+def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: list[int]) -> None:
+    linear, owner = repaired()
+    before, weight = owner.active, owner.weight.clone()
+    owner.window = Window(owner.weight, 5)
+    for count in tokens:
+        linear(torch.randn(count, 16, requires_grad=True)).sum().backward()
+    assert not owner.take_gradient().any()
+    assert set(owner.evolve(5, pieces=1)) == {0}
+    assert torch.equal(owner.active.indices, before.indices)
+    assert torch.equal(owner.weight, weight)
+
+
 @pytest.mark.parametrize("windowed", [False, True])
 def test_no_dense_gradient_exists_and_a_window_sees_it_in_row_chunks(windowed: bool) -> None:
     rows, cols = 2048, 1024
