@@ -37,7 +37,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs],
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if not name.startswith("SEFT_")},
+                env=_environment(),
             )
         except BaseException:
             os.close(messages)
@@ -88,3 +88,9 @@ class Process:
         with self._process.stdout as output:
             while block := os.read(output.fileno(), 1 << 16):
                 self._tail = (self._tail + block)[-LOG_BYTES:]
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
+    # Threads that spin while they wait for each other are several times slower where other programs want the cores.
+    return {"OMP_WAIT_POLICY": "passive", **inherited}
