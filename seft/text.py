@@ -31,18 +31,25 @@ def windows(
     In sequence: the first ones, side by side, and fewer where the text ends. At random: starts drawn evenly, so
     windows may overlap. DataError where the text is shorter than one window.
     """
-    if len(tokens) < length:
+    in_sequence = side_by_side(tokens, length)
+    match order:
+        case CalibrationOrder.SEQUENTIAL:
+            return in_sequence[:count]
+        case CalibrationOrder.RANDOM:
+            starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator(seed, "windows"))
+            return tokens[starts[:, None] + torch.arange(length)]
+        case _:
+            assert_never(order)
+
+
+def side_by_side(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
+    """All windows one after the other, the rest at the end left out; no copy. DataError where not one is full."""
+    count = len(tokens) // length
+    if not count:
         raise DataError(
             f"the text must fill one window of {length} tokens; it has {len(tokens)}. Give more text or fewer tokens."
         )
-    match order:
-        case CalibrationOrder.SEQUENTIAL:
-            starts = torch.arange(min(count, len(tokens) // length)) * length
-        case CalibrationOrder.RANDOM:
-            starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator(seed, "windows"))
-        case _:
-            assert_never(order)
-    return tokens[starts[:, None] + torch.arange(length)]
+    return tokens[: count * length].view(count, length)
 
 
 def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:

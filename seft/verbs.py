@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from seft import sparsity
-from seft.config import CalibrationOrder, EvaluateConfig, PruneConfig, RepairConfig
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
 from seft.evaluate import perplexity
 from seft.export import export, must_be_empty
@@ -21,7 +21,7 @@ from seft.records import read
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
-from seft.text import tokenize, windows
+from seft.text import side_by_side, tokenize, windows
 from seft.verify import verify
 
 
@@ -126,7 +126,7 @@ def evaluate(
     texts = read(data)
     loaded = _load(source, place, report)
     row = tokenize(texts, loaded.tokenizer)
-    seen = windows(row, config.tokens, config.windows, CalibrationOrder.SEQUENTIAL, seed=0)
+    seen = side_by_side(row, config.tokens)[: config.windows]
     return Score(perplexity(loaded.model, seen, report), len(seen), config.tokens)
 
 

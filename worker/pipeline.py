@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft import records
-from seft.config import CalibrationOrder, RepairConfig
+from seft.config import RepairConfig
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.export import export, round_weights
@@ -31,7 +31,7 @@ from seft.prune.loop import PRUNERS, prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
-from seft.text import tokenize, windows
+from seft.text import side_by_side, tokenize, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
@@ -82,13 +82,11 @@ class Pipeline:
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         tokens, judged = tokenize(training, tokenizer), tokenize(held_out, tokenizer)
         if self.repair:
-            windows(tokens, self.repair.sequence_tokens, 1, CalibrationOrder.SEQUENTIAL, spec.seed)
+            side_by_side(tokens, self.repair.sequence_tokens)
         return Text(
             calibration=self._calibration(tokens),
             training=tokens,
-            held_out=windows(
-                judged, self.evaluate.tokens, self.evaluate.windows, CalibrationOrder.SEQUENTIAL, spec.seed
-            ),
+            held_out=side_by_side(judged, self.evaluate.tokens)[: self.evaluate.windows],
         )
 
     def _calibration(self, tokens: Int[Tensor, "tokens"]) -> Int[Tensor, "windows tokens"]:

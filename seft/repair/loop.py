@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.errors import DataError, StateError, TrainError
+from seft.errors import StateError, TrainError
 from seft.loss import TokenLoss
 from seft.repair import optimizer, schedule, state
 from seft.repair.linear import RepairedLinear
@@ -23,7 +23,7 @@ from seft.repair.window import Window
 from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
 from seft.seeds import generator
 from seft.targets import target_linears
-from seft.text import must_be_known
+from seft.text import must_be_known, side_by_side
 
 
 class Repair:
@@ -36,7 +36,7 @@ class Repair:
     def __init__(self, model: Any, tokens: Int[Tensor, "tokens"], config: RepairConfig) -> None:
         self.config = config
         self.step = 0
-        self._rows = _side_by_side(tokens, config.sequence_tokens)
+        self._rows = side_by_side(tokens, config.sequence_tokens)
         must_be_known(self._rows, model)
         self._device: torch.device = model.device
         self._fingerprint = state.fingerprint(target_linears(model), self._rows)
@@ -141,13 +141,3 @@ class Repair:
             for linear in self._linears.values()
         ]
         return [Evolved(self.step, *map(sum, zip(*changes, strict=True)))]
-
-
-def _side_by_side(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "rows length"]:
-    rows = len(tokens) // length
-    if not rows:
-        raise DataError(
-            f"the text must fill one window of {length} tokens; it has {len(tokens)}. Give more text or a smaller"
-            " sequence_tokens."
-        )
-    return tokens[: rows * length].view(rows, length)

@@ -13,7 +13,7 @@ from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.text import tokenize, windows
+from seft.text import side_by_side, tokenize, windows
 from tests.seft.repairing import pruned_tiny, short
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
@@ -91,3 +91,10 @@ def test_a_token_that_the_model_does_not_know_is_refused(use: Callable[[Any, Ten
     tokens[7] = VOCABULARY
     with pytest.raises(SourceError, match=f"has {VOCABULARY}; the text has token {VOCABULARY}"):
         use(pruned_tiny(), tokens)
+
+
+def test_windows_side_by_side_are_all_there_are_and_no_copy() -> None:
+    tokens = torch.arange(10)
+    rows = side_by_side(tokens, 3)
+    assert rows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert rows.data_ptr() == tokens.data_ptr()
