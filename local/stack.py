@@ -134,8 +134,6 @@ class Stack:
             "SEFT_MODEL_ROOTS": json.dumps(roots),
             "SEFT_SCRATCH": str(self.folder / "scratch"),
             "SEFT_LOG_FORMAT": "console",
-            # Threads that spin while they wait take the cores from those that work: here everything shares them.
-            "OMP_WAIT_POLICY": "PASSIVE",
         }
         return {name: os.environ.get(name, value) for name, value in choices.items()}
 
