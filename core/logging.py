@@ -38,5 +38,6 @@ def configure(settings: Settings) -> None:
 def _rendering(log_format: str) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if log_format == "console":
-        return [strip, structlog.dev.ConsoleRenderer()]
+        # Without the locals of each frame: they hold secrets, and laying them out stops the process for seconds.
+        return [strip, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
