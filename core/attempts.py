@@ -30,7 +30,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A claimed job, as it stood at the claim. `number` is the fence; `failures` are the attempts charged so far."""
+    """A claimed job, as it stood at the claim. `number` is the fence."""
 
     job_id: str
     number: int
@@ -40,7 +40,6 @@ class Attempt:
     dataset_sha256: str
     resume: Json | None
     scores: dict[str, float]
-    failures: int
 
 
 def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None:
@@ -81,7 +80,6 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None
         dataset_sha256=dataset.sha256,
         resume=job.resume,
         scores=job.scores,
-        failures=job.failures,
     )
 
 
@@ -119,9 +117,13 @@ def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None
 
 
 def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
-    """Make `resume` the state that the next attempt starts from; returns the former one, whose objects may go."""
+    """Make `resume` the state that the next attempt starts from; returns the former one, whose objects may go.
+
+    A state further on forgives the failures before it: what is limited is how often a job fails at one place.
+    """
     former = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
-    _write(session, attempt, resume=resume)
+    further = former is None or resume["step"] > former["step"]
+    _write(session, attempt, resume=resume, failures=0 if further else Job.failures)
     return former
 
 
@@ -159,7 +161,7 @@ def fail(
 ) -> bool:
     """End the attempt with an error. True when the job is queued again, False when it has failed for good."""
     error = {"fault": fault, "code": code, "message": message}
-    failures = attempt.failures + 1
+    failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
     if retry and failures < max_failures:
         _move(session, attempt, Move.RETRIED, {"error": error})
         return True

@@ -38,7 +38,11 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         default=10, gt=0, description="How often workers look for lost jobs and lost messages."
     )
-    max_failures: int = Field(default=3, ge=1, description="An attempt is tried again until so many have failed.")
+    max_failures: int = Field(
+        default=3,
+        ge=1,
+        description="A job fails for good when so many attempts failed with no newer state saved between them.",
+    )
 
     scratch: Path = Field(default=Path("/tmp/seft"), description="Folder where a worker keeps a running job's files.")  # noqa: S108
     device: str = Field(default="auto", description="Torch device of a worker; `auto` takes CUDA where there is one.")

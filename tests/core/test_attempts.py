@@ -129,7 +129,7 @@ def test_a_resumed_attempt_starts_from_what_was_saved(sessions: Sessions, make_j
         assert attempts.save_resume(session, first, {"step": 20}) == {"step": 10}
         attempts.release(session, first)
     second = claimed(sessions)
-    assert (second.number, second.failures, second.resume) == (2, 0, {"step": 20})
+    assert (second.number, second.resume) == (2, {"step": 20})
     assert second.scores == {"dense": 20.0, "pruned": 50.0}
 
 
@@ -168,6 +168,21 @@ def test_publishing_ends_the_job_with_its_checkpoint(sessions: Sessions, make_jo
         (checkpoint,) = reports.checkpoints(session, job_id)
     assert (checkpoint.sha256, checkpoint.files) == ("ab", files)
     assert moves(sessions, job_id) == ["job.created", "job.claimed", "job.succeeded"]
+
+
+def test_only_failures_at_one_place_add_up(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    for step, failures in ((0, 1), (10, 1), (10, 2), (20, 1), (20, 2)):
+        attempt = claimed(sessions)
+        with sessions.begin() as session:
+            attempts.save_resume(session, attempt, {"step": step})
+            attempts.fail(session, attempt, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3)
+        assert row(sessions, job_id).failures == failures
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        assert not attempts.fail(
+            session, attempt, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3
+        )
 
 
 def test_a_failing_job_is_tried_until_so_many_attempts_failed(sessions: Sessions, make_job: MakeJob) -> None:
