@@ -14,13 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from core import ids
 
 
-def _no_nul(value: str) -> str:
+def _storable(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not hold the character NUL, which Postgres cannot keep")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must be Unicode text; it holds half of a surrogate pair")
     return value
 
 
-Line = Annotated[str, AfterValidator(_no_nul)]
+Line = Annotated[str, AfterValidator(_storable)]
 
 
 class Spec(BaseModel):

@@ -78,7 +78,7 @@ def find(reference: str, *, roots: Sequence[Path] | None = None, revision: str |
         path = _local(reference) if roots is None else _under(reference, roots)
         if path is not None:
             return _find_local(reference, path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise SourceError(REFUSED, f"{reference!r} cannot be read: {error}. Check its name and rights.") from error
     if _HUB_ID.fullmatch(reference):
         return _find_hub(reference, revision)

@@ -28,6 +28,8 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"sparcity": 0.5},
         {"model": ""},
         {"model": "a\0b"},
+        {"suffix": "\ud800"},
+        {"metadata": {"\udfff": "a"}},
         {"model": "\ud800"},
         {"dataset": "file_1"},
         {"seed": 2**63},

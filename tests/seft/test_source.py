@@ -114,6 +114,12 @@ def test_a_name_that_leaves_its_root_is_refused(model: Path, name: str) -> None:
     assert "relative to a model root" in refusal(name, roots=[model.parent])
 
 
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
+    with pytest.raises(SourceError):
+        find(".", roots=[tmp_path])
+
+
 def test_a_link_out_of_a_root_is_refused_but_one_inside_is_not(model: Path) -> None:
     root, outside = model.parent, model.parent.parent / "outside"
     shutil.copytree(model, outside)
