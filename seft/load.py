@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
@@ -19,6 +20,18 @@ from transformers.utils import logging as chatter
 
 from seft.errors import SourceError
 from seft.source import Kind, ModelSource, fetch
+
+UNLOADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers raises at a configuration or a file that is no model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +71,12 @@ def _loading(reference: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise SourceError("model_refused", f"transformers cannot load {reference!r}: {error}") from error
+    except UNLOADABLE as error:
+        raise SourceError(
+            "model_refused",
+            f"a model must load in transformers; {reference!r} does not: {type(error).__name__}: {error}. Save it again"
+            " with save_pretrained, or choose another one.",
+        ) from error
 
 
 def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[str, str]) -> Any:
