@@ -34,7 +34,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INVALID_DATASET: (HTTPStatus.UNPROCESSABLE_ENTITY, "The dataset breaks a rule"),
     Code.MODEL_NOT_FOUND: (HTTPStatus.UNPROCESSABLE_ENTITY, "There is no such model"),
     Code.MODEL_REFUSED: (HTTPStatus.UNPROCESSABLE_ENTITY, "The model may not be loaded here"),
-    Code.HUB_UNREACHABLE: (HTTPStatus.SERVICE_UNAVAILABLE, "The model hub does not answer"),
+    Code.HUB_UNREACHABLE: (HTTPStatus.BAD_GATEWAY, "The model hub does not answer"),
     Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The key came with another body before"),
     Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this key is being served"),
     Code.CONFLICT: (HTTPStatus.CONFLICT, "The state does not allow it"),
@@ -42,7 +42,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side"),
 }
 
-RETRY_AFTER = {Code.HUB_UNREACHABLE: 30, Code.UNAVAILABLE: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
+RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
 """Seconds after which the same request may well succeed."""
 
 FROM_STATUS = {

@@ -90,8 +90,7 @@ def test_a_hub_that_does_not_answer_is_told_apart(
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     answer = client.post("/jobs", json=body | {"model": "owner/name"})
-    problem(answer, 503, "hub_unreachable")
-    assert answer.headers["retry-after"]
+    problem(answer, 502, "hub_unreachable")
 
 
 def test_the_list_is_paged_newest_first_and_narrowed(client: TestClient, body: Json) -> None:
