@@ -6,6 +6,7 @@ A test that asks for no server starts none, and its environment is as it was.
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,12 @@ NUMBERS = itertools.count()
 
 
 def pytest_configure() -> None:
-    """One thread: tiny models gain nothing by more, and lose minutes where others use the cores too."""
+    """One thread: tiny models gain nothing by more, and lose minutes where others use the cores too.
+
+    A shell that starts a command in the background has it ignore Ctrl-C, and all processes that it starts in turn.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
