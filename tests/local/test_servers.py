@@ -181,8 +181,21 @@ def test_a_killed_postgres_takes_its_children_along(servers: Servers) -> None:
     family = children_of(servers.postgres.process.pid)
     assert family
     servers.postgres.kill()
-    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text() for pid in family)
-    servers.postgres.start()
+    try:
+        deadline = time.monotonic() + 15
+        while any(map(lives, family)):
+            assert time.monotonic() < deadline, "a child outlived its postmaster"
+            time.sleep(0.05)
+    finally:
+        servers.postgres.start()
+
+
+def lives(pid: int) -> bool:
+    """Neither gone nor a zombie."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_port_that_somebody_took_is_chosen_anew_and_the_others_stay(tmp_path: Path) -> None:
