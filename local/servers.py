@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import boto3
 import botocore.client
@@ -28,6 +28,9 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, kept_secret, write_private
 from local.processes import LocalError, tail
 from local.program import Program
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 NOBODY = "65534"
 
@@ -166,7 +169,11 @@ class ObjectStore(Server):
 
     @override
     def ping(self) -> None:
-        client = boto3.client(
+        self.client().list_buckets()
+
+    def client(self) -> "S3Client":
+        """An S3 client with all rights; it gives up soon."""
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
@@ -174,7 +181,6 @@ class ObjectStore(Server):
             aws_secret_access_key=self.secret,
             config=botocore.client.Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
         )
-        client.list_buckets()
 
     def _identity(self) -> dict[str, object]:
         credentials = [{"accessKey": self.access_key, "secretKey": self.secret}]

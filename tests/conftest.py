@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+from botocore.exceptions import ClientError
 
 from core.settings import Settings
 from local.servers import Servers, make_settings
@@ -69,6 +71,9 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
     )
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
+    # SeaweedFS gives every bucket volumes of its own, and no more of them than the disk has room for.
+    with suppress(ClientError):
+        servers.storage.client().delete_bucket(Bucket=f"test-{number}")
 
 
 @pytest.fixture(scope="session")
