@@ -89,6 +89,7 @@ class StandIn:
 
     def crash(self) -> None:
         sys.stderr.write("all the weights \0fell out")
+        sys.stderr.flush()
         os._exit(7)
 
     def refuse(self) -> None:
