@@ -78,14 +78,14 @@ def test_the_demo_runs_from_the_upload_to_the_sentence(
         "model": tiny_folder.name,
         "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
         "repair": {
-            "steps": 30,
+            "steps": 60,
             "density": 0.05,
             "learning_rate": 1e-2,
-            "update_interval": 6,
-            "batch_tokens": 384,
+            "update_interval": 12,
+            "batch_tokens": 768,
             "sequence_tokens": 96,
         },
-        "evaluate": {"held_out": 0.1, "windows": 16, "tokens": 96},
+        "evaluate": {"held_out": 0.1, "windows": 128, "tokens": 96},
     }
     monkeypatch.setattr(demo, "SPEC", {**demo.SPEC, **spec})
     with background.leashed(tmp_path / "stack") as running:
