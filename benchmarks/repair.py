@@ -116,7 +116,7 @@ def _plain(model: Any, dense: bool) -> Callable[[torch.Tensor], None]:
     """One step's forward and backward without repair."""
     twin = copy.deepcopy(model).requires_grad_(False)
     twin.enable_input_require_grads()
-    weights = [linear.weight.requires_grad_(dense) for linear in target_linears(twin).values()]
+    weights = [target.parameter.requires_grad_(dense) for target in target_linears(twin).values()]
     losses = TokenLoss(twin)
 
     def step(batch: torch.Tensor) -> None:

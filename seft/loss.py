@@ -39,13 +39,22 @@ class TokenLoss:
         return F.cross_entropy(logits.float().mT, targets, reduction="none")
 
 
+LOUD = 1e4
+"""How much larger than usual the probe makes a hidden state: a cap that small logits do not feel shows itself."""
+
+
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
     """Whether the logits are the head of the last hidden state and nothing else."""
     tokens = torch.tensor([[0, 1]], device=model.device)
-    logits = model(input_ids=tokens, use_cache=False).logits
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-    return torch.allclose(model.get_output_embeddings()(hidden).to(logits.dtype), logits)
+    head = model.get_output_embeddings()
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state * LOUD
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0] * LOUD,))
+    try:
+        logits = model(input_ids=tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+    return torch.allclose(head(hidden).to(logits.dtype), logits)
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -20,8 +20,8 @@ from seft.targets import target_linears
 def save_pruned(model: nn.Module, path: Path) -> None:
     """Write the target linears to `path`, in the dtype they have."""
     tensors: dict[str, Tensor] = {}
-    for name, linear in target_linears(model).items():
-        weight = linear.weight.detach()
+    for name, target in target_linears(model).items():
+        weight = target.weight
         kept = weight != 0
         tensors[f"{name}.kept"] = pack_bits(kept)
         tensors[f"{name}.values"] = weight[kept].cpu()
@@ -35,16 +35,16 @@ def load_pruned(model: nn.Module, path: Path) -> None:
     StateError when the file belongs to another model. A model that was refused is left as it was or half filled: load
     it again.
     """
-    linears = target_linears(model)
+    targets = target_linears(model)
     with safe_open(path, "pt") as file:
-        expected = {f"{name}.{part}" for name in linears for part in ("kept", "values")}
+        expected = {f"{name}.{part}" for name in targets for part in ("kept", "values")}
         if set(file.keys()) != expected:
             odd = sorted(set(file.keys()) ^ expected)[0]
             raise StateError(
                 f"{path} must hold the target linears of this model; {odd} differs. Prune this model again."
             )
-        for name, linear in linears.items():
-            _fill(name, linear.weight, file.get_tensor(f"{name}.kept"), file.get_tensor(f"{name}.values"))
+        for name, target in targets.items():
+            _fill(name, target.weight, file.get_tensor(f"{name}.kept"), file.get_tensor(f"{name}.values"))
 
 
 def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "rows bytes"], values: Tensor) -> None:
@@ -63,7 +63,7 @@ def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "r
 
 def pack_bits(mask: Bool[Tensor, "rows cols"]) -> UInt8[Tensor, "rows bytes"]:
     """Eight columns in a byte, the first in its highest bit; each row begins a new byte."""
-    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+    return torch.from_numpy(np.packbits(mask.contiguous().cpu().numpy(), axis=1))
 
 
 def unpack_bits(packed: UInt8[Tensor, "rows bytes"], cols: int) -> Bool[Tensor, "rows cols"]:

@@ -36,6 +36,7 @@ _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 _HUB_SECONDS = 10.0
 _WANTED = ["*.json", "*.jinja", "model*.safetensors"]
 _INDEX = "model.safetensors.index.json"
+_DECODERS = ("ForCausalLM", "LMHeadModel")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REFUSED_KEYS = {
     "auto_map": "names Python code to run while loading. Use a model of an architecture that transformers knows",
@@ -200,7 +201,7 @@ def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes
             _refuse_code(reference, name, _json_object(reference, name, read))
     named = config.get("architectures")
     architectures = list(map(str, named)) if isinstance(named, list) else []
-    if config.get("is_encoder_decoder") or not any(name.endswith("ForCausalLM") for name in architectures):
+    if config.get("is_encoder_decoder") or not any(name.endswith(_DECODERS) for name in architectures):
         raise _not_decoder(reference, ", ".join(architectures) or "unnamed")
     if "tokenizer.json" not in names:
         raise SourceError(

@@ -14,9 +14,13 @@ from pydantic import TypeAdapter, computed_field
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from seft.errors import VerifyError
 from seft.targets import target_linears
+
+Layout = dict[str, list[str]]
+"""For a tensor's name the targets whose weights it holds: one, or one for each of its slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Sparsity:
 
 def of_model(model: nn.Module) -> Sparsity:
     """Count a model in memory."""
-    return _count(model, model.state_dict().items())
+    return _count(model, model.state_dict().items(), _layout(model))
 
 
 def of_folder(folder: Path) -> Sparsity:
@@ -59,7 +63,8 @@ def of_folder(folder: Path) -> Sparsity:
 
     The target linears are those of its config.json, so a folder that lacks one is a VerifyError.
     """
-    return _count(skeleton(folder), _tensors(folder))
+    model = skeleton(folder)
+    return _count(model, _tensors(folder), _layout_on_disk(model))
 
 
 def skeleton(folder: Path) -> Any:
@@ -84,15 +89,50 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Sparsity:
-    tied, linears = _tied(model), target_linears(model)
-    counts = {
-        name: Count(tensor.numel() - int(tensor.count_nonzero()), tensor.numel())
-        for name, tensor in weights
-        if name not in tied
+def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layout) -> Sparsity:
+    tied, targets = _tied(model), target_linears(model)
+    layers, whole = dict.fromkeys(targets, Count(0, 0)), Count(0, 0)
+    for name, tensor in weights:
+        if name in tied:
+            continue
+        whole += _zeros(tensor)
+        owners = layout.get(name, [])
+        parts = tensor if len(owners) > 1 else [tensor] * len(owners)
+        for owner, part in zip(owners, parts, strict=True):
+            layers[owner] += _zeros(part)
+    for name, target in targets.items():
+        if layers[name].weights != target.weight.numel():
+            raise VerifyError(
+                f"every target linear must have all its {target.weight.numel()} weights in the safetensors files;"
+                f" {name} has {layers[name].weights}."
+            )
+    return Sparsity(layers, sum(layers.values(), Count(0, 0)), whole)
+
+
+def _zeros(tensor: Tensor) -> Count:
+    return Count(tensor.numel() - int(tensor.count_nonzero()), tensor.numel())
+
+
+def _layout(model: nn.Module) -> Layout:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layout: Layout = {}
+    for name, target in target_linears(model).items():
+        layout.setdefault(names[id(target.parameter)], []).append(name)
+    return layout
+
+
+def _layout_on_disk(model: nn.Module) -> Layout:
+    """Experts are stacked in memory and may be saved one by one, under names of their own.
+
+    Transformers' own conversion is given small tensors that hold the numbers of targets, and shows where they go.
+    """
+    targets = list(target_linears(model))
+    numbers = {name: number for number, name in enumerate(targets)}
+    marks = {
+        name: torch.tensor([numbers[owner] for owner in owners]).view(-1, 1, 1).expand(-1, 2, 2)
+        for name, owners in _layout(model).items()
     }
-    lost = [name for name in linears if f"{name}.weight" not in counts]
-    if lost:
-        raise VerifyError(f"every target linear must have a weight in the safetensors files; {lost[0]} has none.")
-    layers = {name: counts[f"{name}.weight"] for name in linears}
-    return Sparsity(layers, sum(layers.values(), Count(0, 0)), sum(counts.values(), Count(0, 0)))
+    written = revert_weight_conversion(
+        model, {name: mark if len(mark) > 1 else mark[0] for name, mark in marks.items()}
+    )
+    return {name: [targets[number] for number in mark.unique().tolist()] for name, mark in written.items()}

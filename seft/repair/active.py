@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.errors import ConfigError
-from seft.repair.positions import Positions, master_dtype
+from seft.repair.positions import Positions, entries, master_dtype, put
 
 LARGEST_POSITION = torch.iinfo(torch.int32).max
 
@@ -32,7 +32,7 @@ class Active(Positions):
     @classmethod
     def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> "Active":
         """Positions at their present values, with no memory of any gradient."""
-        bases = weight.flatten()[indices]
+        bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
         means, squares = torch.zeros_like(values), torch.zeros_like(values)
         return cls(indices, values, bases, means, squares, torch.zeros_like(indices, dtype=torch.int16))
@@ -44,11 +44,11 @@ class Active(Positions):
 
     def write(self, weight: Float[Tensor, "rows cols"]) -> None:
         """Round the values into the weight, in place."""
-        weight.view(-1)[self.indices] = self.values.to(weight.dtype)
+        put(weight, self.indices, self.values.to(weight.dtype))
 
     def restore(self, weight: Float[Tensor, "rows cols"]) -> None:
         """Give the weight its bases back, in place."""
-        weight.view(-1)[self.indices] = self.bases
+        put(weight, self.indices, self.bases)
 
 
 def spread(weight: Float[Tensor, "rows cols"], count: int, generator: torch.Generator) -> Int[Tensor, "positions"]:

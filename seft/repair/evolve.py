@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seft.errors import TrainError
 from seft.repair.active import Active
+from seft.repair.positions import entries
 from seft.repair.window import Candidates
 
 
@@ -44,12 +45,12 @@ def choose(
     candidate for growth, and stays when there is none. The queue of removals cannot run dry: the dropped nonzeros
     stand last in it, and an event grows at most so many zeros more than it has dropped.
     """
-    flat = weight.view(-1)
     order = growth.sums.abs().argsort(descending=True, stable=True)
-    zeros = flat[growth.indices[order]] == 0
+    zeros = entries(weight, growth.indices[order]) == 0
     queue = _removal_queue(weight, dropped, growth, removal)
     grown, removed = len(dropped), [queue[:0]]
-    nonzeros_outside = int(flat.count_nonzero()) - int(flat[kept.indices].count_nonzero()) - int((~zeros[:grown]).sum())
+    nonzeros_kept = int(entries(weight, kept.indices).count_nonzero())
+    nonzeros_outside = int(weight.count_nonzero()) - nonzeros_kept - int((~zeros[:grown]).sum())
     excess = nonzeros_outside + len(kept) + grown - budget
     while excess > 0:
         if not len(queue):
@@ -68,8 +69,7 @@ def _removal_queue(
     weight: Float[Tensor, "rows cols"], dropped: Active, growth: Candidates, removal: Candidates
 ) -> Int[Tensor, "queue"]:
     """Nonzeros that may become zero, least sensitive first; the dropped ones that no window listed come last."""
-    flat = weight.view(-1)
     listed = removal.indices[removal.sensitivity(weight).argsort(stable=True)]
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
     queue = torch.cat([listed, rest[~torch.isin(rest, listed)]])
-    return queue[(flat[queue] != 0) & ~torch.isin(queue, growth.indices)]
+    return queue[(entries(weight, queue) != 0) & ~torch.isin(queue, growth.indices)]

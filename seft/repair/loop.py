@@ -17,6 +17,7 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.errors import StateError, TrainError
 from seft.loss import TokenLoss
+from seft.products import take_over
 from seft.repair import optimizer, schedule, state
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
@@ -39,16 +40,18 @@ class Repair:
         self._rows = side_by_side(tokens, config.sequence_tokens)
         must_be_known(self._rows, model)
         self._device: torch.device = model.device
-        self._fingerprint = state.fingerprint(target_linears(model), self._rows)
+        targets = target_linears(model)
+        self._fingerprint = state.fingerprint(targets, self._rows)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         self._losses = TokenLoss(model)
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         self._linears = {
-            name: RepairedLinear(linear, config.density, generator(config.seed, name))
-            for name, linear in target_linears(model).items()
+            name: RepairedLinear(target.weight, config.density, generator(config.seed, name))
+            for name, target in targets.items()
         }
+        self._release = take_over({targets[name]: linear.product for name, linear in self._linears.items()})
 
     @property
     def grown_zeros(self) -> int:
@@ -79,9 +82,8 @@ class Repair:
         return reports + self._evolve() if schedule.next_event(self.config, step) == step else reports
 
     def finish(self) -> None:
-        """Leave the model as it came: plain linears with the merged weights, parameters trainable as before."""
-        for linear in self._linears.values():
-            linear.release()
+        """Leave the model as it came: its own products, the merged weights, parameters trainable as before."""
+        self._release()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
 

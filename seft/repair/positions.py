@@ -38,6 +38,18 @@ class Positions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def entries(weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> Shaped[Tensor, "positions"]:
+    """What a weight has at some positions, in whichever order its memory holds it."""
+    return weight[indices // weight.shape[1], indices % weight.shape[1]]
+
+
+def put(
+    weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"], values: Shaped[Tensor, "positions"]
+) -> None:
+    """Give a weight values at some positions, in place."""
+    weight[indices // weight.shape[1], indices % weight.shape[1]] = values
+
+
 def master_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which values of a weight of `dtype` are kept and its gradients are summed: float32 or wider."""
     return torch.promote_types(dtype, torch.float32)

@@ -14,23 +14,24 @@ from typing import Any
 
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.errors import StateError
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Candidates, Window
+from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 SAMPLED = 1024
 
 
-def fingerprint(linears: Mapping[str, nn.Linear], text: Int[Tensor, "rows length"]) -> str:
+def fingerprint(targets: Mapping[str, Target], text: Int[Tensor, "rows length"]) -> str:
     """Names a repair: its text, and of each pruned weight the shape, the dtype, the nonzeros and a sample of values."""
     digest = hashlib.sha256(text.cpu().contiguous().numpy().tobytes())
-    for name, linear in linears.items():
-        weight = linear.weight.detach()
+    for name, target in targets.items():
+        weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
         values = (sample.double() + 0.0).cpu().numpy().tobytes()  # -0.0 becomes 0.0
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(weight.count_nonzero())}".encode() + values)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.repair.positions import Positions, master_dtype
+from seft.repair.positions import Positions, entries, master_dtype
 from seft.repair.sampled import sampled_product
 
 CHUNK = 1 << 20
@@ -49,7 +49,7 @@ class Candidates(Positions):
 
     def sensitivity(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "positions"]:
         """|W * dL/dW|: how much the loss would change, to first order, if the weight became zero."""
-        return (weight.view(-1)[self.indices] * self.sums).abs()
+        return (entries(weight, self.indices) * self.sums).abs()
 
 
 class Window:

@@ -1,6 +1,7 @@
 """The chunked loss equals the plain one, in value and gradient, and never holds the logits whole."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_gradients_equal_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_model_that_caps_its_logits_is_seen_as_one() -> None:
+def capping(**settings: float) -> Any:
     config = Gemma2Config(
         vocab_size=384,
         hidden_size=32,
@@ -47,12 +48,23 @@ def test_a_model_that_caps_its_logits_is_seen_as_one() -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        final_logit_softcapping=0.5,
-        initializer_range=0.5,
+        **settings,
     )
-    model = Gemma2ForCausalLM(config).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(TokenLoss(model)(WINDOWS), reference(model, WINDOWS))
+    return Gemma2ForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def test_a_model_that_caps_its_logits_is_seen_as_one() -> None:
+    model = capping(final_logit_softcapping=0.5, initializer_range=0.5)
+    torch.testing.assert_close(TokenLoss(model)(WINDOWS), reference(model, WINDOWS))
+
+
+@torch.no_grad()
+def test_a_cap_is_seen_before_the_logits_reach_it() -> None:
+    model = capping(final_logit_softcapping=30.0, initializer_range=1e-4)
+    losses = TokenLoss(model)
+    model.lm_head.weight.mul_(1e5)
+    torch.testing.assert_close(losses(WINDOWS), reference(model, WINDOWS))
 
 
 @pytest.mark.parametrize("grad", [True, False])

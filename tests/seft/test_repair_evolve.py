@@ -80,15 +80,23 @@ def test_an_active_position_stays_when_nothing_can_replace_it() -> None:
     density=st.sampled_from([0.02, 0.2, 1.0]),
     counts=st.lists(st.integers(0, 30), min_size=1, max_size=5),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    transposed=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 def test_laws_hold_through_any_sequence_of_events(
-    *, shape: tuple[int, int], sparsity: float, density: float, counts: list[int], dtype: torch.dtype, seed: int
+    *,
+    shape: tuple[int, int],
+    sparsity: float,
+    density: float,
+    counts: list[int],
+    dtype: torch.dtype,
+    transposed: bool,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    linear = sparse_linear(*shape, sparsity, seed, dtype=dtype)
-    start = linear.weight.detach().clone()
-    owner = RepairedLinear(linear, density, generator)
+    start = sparse_linear(*shape, sparsity, seed, dtype=dtype).weight.detach()
+    weight = start.mT.contiguous().mT if transposed else start.clone()
+    owner = RepairedLinear(weight, density, generator)
     size = len(owner.active)
     for count in counts:
         train(owner, generator)

@@ -7,17 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seft.products import take_over
 from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import by_gathering, by_pattern, sampled_product
 from seft.repair.window import CHUNK, Window
+from seft.targets import Target
 from tests.seft.repairing import Allocated, look, sparse_linear
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: Any) -> tuple[nn.Linear, RepairedLinear]:
-    linear = sparse_linear(rows, cols, 0.6, **options)
-    return linear, RepairedLinear(linear, density, torch.Generator().manual_seed(0))
+    target = Target(sparse_linear(rows, cols, 0.6, **options))
+    owner = RepairedLinear(target.weight, density, torch.Generator().manual_seed(0))
+    take_over({target: owner.product})
+    return target.module, owner  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering])
@@ -111,9 +115,8 @@ def test_density_is_the_share_of_weights_but_at_most_the_nonzeros() -> None:
 
 
 def test_a_linear_of_zeros_trains_nothing() -> None:
-    linear = sparse_linear(4, 4, 1.1)
-    owner = RepairedLinear(linear, 0.5, torch.Generator())
-    linear(torch.randn(3, 4)).sum().backward()
+    owner = RepairedLinear(torch.zeros(4, 4), 0.5, torch.Generator())
+    owner.product(torch.randn(3, 4, requires_grad=True), nn.Linear(4, 4)).sum().backward()  # type: ignore[no-untyped-call]
     assert len(owner.active) == owner.take_gradient().numel() == 0
 
 
@@ -133,11 +136,3 @@ def test_grow_changes_no_output() -> None:
     assert (change.dropped, change.grown, change.pruned) == (10, 10, 0)
     assert change.reactivated > 0
     assert torch.equal(linear(inputs), before)
-
-
-def test_release_leaves_a_plain_linear() -> None:
-    linear, owner = repaired()
-    assert "forward" in vars(linear)
-    owner.release()
-    assert "forward" not in vars(linear)
-    assert type(linear) is nn.Linear

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -29,7 +30,7 @@ def test_a_llama_has_seven_targets_in_each_block_in_its_own_order() -> None:
     assert len(names) == 4 * 7
     assert names[:2] == ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
     assert names[-1] == "model.layers.3.mlp.down_proj"
-    assert all(model.get_submodule(name) is linear for name, linear in target_linears(model).items())
+    assert all(model.get_submodule(name) is target.module for name, target in target_linears(model).items())
 
 
 def gpt_neox() -> Any:
@@ -78,10 +79,28 @@ def test_experts_are_targets_and_their_routers_are_not() -> None:
     assert list(block_linears(block)) == expected
 
 
-@pytest.mark.parametrize("make", [mixtral, gpt2])
-def test_a_model_whose_weights_lie_elsewhere_is_refused_not_left_dense(make: Callable[[], nn.Module]) -> None:
-    with pytest.raises(SourceError, match=r"nn\.Linear"):
-        target_linears(make())
+def test_a_matrix_is_seen_with_outputs_as_rows_however_it_is_stored() -> None:
+    conv = target_linears(gpt2())["transformer.h.0.mlp.c_fc"]
+    assert (conv.weight.shape, conv.parameter.shape) == ((64, 16), (16, 64))
+    model = mixtral()
+    expert = target_linears(model)["model.layers.1.mlp.experts.gate_up_proj.1"]
+    assert torch.equal(expert.weight, model.model.layers[1].mlp.experts.gate_up_proj[1])
+    expert.weight[3] = 0
+    assert not model.model.layers[1].mlp.experts.gate_up_proj[1, 3].any()
+
+
+def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
+    shared = nn.ModuleDict({"up": nn.Linear(4, 2), "down": nn.Linear(2, 4)})
+    mixture = {"gate": nn.Linear(4, 2), "shared": shared, "experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])}
+    found = block_linears(nn.ModuleDict({"mixture": nn.ModuleDict(mixture)}))
+    assert list(found) == [f"mixture.{name}" for name in ("shared.up", "shared.down", "experts.0", "experts.1")]
+    assert [target.expert for target in found.values()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("other", [nn.Conv1d(4, 4, 3), nn.Bilinear(1, 3, 4), nn.ParameterList([torch.ones(4, 4)])])
+def test_a_block_whose_weights_lie_elsewhere_is_refused_not_left_dense(other: nn.Module) -> None:
+    with pytest.raises(SourceError, match="only linear maps"):
+        block_linears(nn.ModuleDict({"map": nn.Linear(4, 4), "other": other}))
 
 
 def test_linears_or_blocks_that_share_a_weight_are_refused() -> None:

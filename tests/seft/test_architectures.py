@@ -1,0 +1,126 @@
+"""All architectures go the whole way: found, pruned, repaired, written, verified, read again."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from seft import sparsity
+from seft.config import PruneConfig, RepairConfig
+from seft.export import export
+from seft.facts import Base, Facts
+from seft.load import Loaded
+from seft.loss import TokenLoss
+from seft.pack import load_pruned, save_pruned
+from seft.products import taken_over
+from seft.prune.loop import prune_model
+from seft.repair import Repair
+from seft.repair.linear import RepairedLinear
+from seft.source import Kind, ModelSource, find
+from seft.targets import decoder_blocks, target_linears
+from seft.verify import check
+from tests.seft.architectures import ARCHITECTURES, VOCABULARY
+from tests.tiny import tiny_tokenizer
+
+TOKENS = torch.randint(VOCABULARY, (600,), generator=torch.Generator().manual_seed(0))
+WINDOWS = TOKENS[:160].view(4, 40)
+REPAIR = RepairConfig(
+    steps=4, density=0.05, update_interval=3, settle=0.1, batch_tokens=64, sequence_tokens=32, micro_batch=2
+)
+
+every = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return tiny_tokenizer()
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(input_ids=WINDOWS[:2], use_cache=False).logits
+    return result
+
+
+def budgets(model: Any) -> dict[str, int]:
+    return {name: int(target.weight.count_nonzero()) for name, target in target_linears(model).items()}
+
+
+@every
+def test_targets_are_all_matrices_of_the_blocks_but_routers(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    model = architecture.model()
+    targets = target_linears(model)
+    held = {id(target.parameter) for target in targets.values()}
+    matrices = {key: each for key, each in decoder_blocks(model).named_parameters() if each.ndim >= 2}
+    dense = {key for key, each in matrices.items() if id(each) not in held}
+    assert {key for key in dense if not key.endswith("_bias")} == set(architecture.dense)
+    assert len(targets) == architecture.matrices
+    weights = sum(each.numel() for key, each in matrices.items() if key not in dense)
+    assert sum(target.weight.numel() for target in targets.values()) == weights
+
+
+@every
+def test_taken_over_a_model_gives_the_same_and_the_dense_gradients_of_what_is_active(name: str) -> None:
+    model = ARCHITECTURES[name].model().double().requires_grad_(False)
+    twin = copy.deepcopy(model)
+    twin.set_experts_implementation("eager")  # no other one knows float64
+    targets, twins = target_linears(model), target_linears(twin)
+    generator = torch.Generator().manual_seed(0)
+    linears = {key: RepairedLinear(target.weight, 0.3, generator) for key, target in targets.items()}
+    with taken_over({targets[key]: linear.product for key, linear in linears.items()}):
+        torch.testing.assert_close(logits(model), logits(twin))
+        TokenLoss(model)(WINDOWS).sum().backward()  # type: ignore[no-untyped-call]
+    assert not any("forward" in vars(module) for module in model.modules())
+    for target in twins.values():
+        target.parameter.requires_grad_(True)
+    TokenLoss(twin)(WINDOWS).sum().backward()  # type: ignore[no-untyped-call]
+    for key, target in twins.items():
+        gradient = target.parameter.grad
+        assert gradient is not None
+        if target.number is not None:
+            gradient = gradient[target.number]
+        dense = (gradient.T if target.transposed else gradient).flatten()[linears[key].active.indices]
+        torch.testing.assert_close(linears[key].take_gradient(), dense, atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_pruned_repaired_written_and_read_again(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = ARCHITECTURES[name].model()
+    config = PruneConfig(sparsity=0.5, samples=len(WINDOWS), tokens=WINDOWS.shape[1])
+    prune_model(model, WINDOWS, config)
+    assert sparsity.of_model(model).linears.share == 0.5
+    save_pruned(model, tmp_path / "pruned.safetensors")
+    budget = budgets(model)
+
+    plain = logits(model)
+    repair = Repair(model, TOKENS, REPAIR)
+    torch.testing.assert_close(logits(model), plain)
+    repair.run()
+    assert repair.grown_zeros > 0
+    assert all(count <= budget[key] for key, count in budgets(model).items())
+    repair.save(tmp_path / "state")
+    repair.finish()
+
+    other = ARCHITECTURES[name].model()
+    load_pruned(other, tmp_path / "pruned.safetensors")
+    again = Repair(other, TOKENS, REPAIR)
+    again.load(tmp_path / "state")
+    again.finish()
+    assert torch.equal(logits(other), logits(model))
+
+    facts = Facts(Base("tiny", Kind.FOLDER, None, None), config, REPAIR, {}, None, repair.grown_zeros, None, None)
+    source = ModelSource("tiny", Kind.FOLDER, tmp_path, None, {}, None)
+    out = tmp_path / "out"
+    export(Loaded(model, tokenizer, source), out, facts)
+    check(out)
+    find(str(out))
+    assert sparsity.of_folder(out) == sparsity.of_model(model)
+    read = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    assert torch.equal(logits(read), logits(model))
+    tied = model.config.tie_word_embeddings
+    assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) == tied
