@@ -3,8 +3,9 @@
 It says nothing that `sparsity.json` does not hold.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
+from seft.config import Allocation, PruneConfig, SparsityOf
 from seft.facts import Facts, Record
 from seft.source import Kind
 from seft.sparsity import Count
@@ -47,7 +48,7 @@ def _what(record: Record) -> str:
     facts, share = record.facts, record.sparsity.linears.share
     pruned = (
         f"`{facts.base.reference}` with {share:.1%} of the weights in its linear layers set to zero"
-        f" by {facts.prune.method} ({facts.pattern})"
+        f" by {facts.prune.summary}"
     )
     if facts.repair is None:
         return f"{pruned}, in one shot. It was not repaired afterwards."
@@ -56,6 +57,14 @@ def _what(record: Record) -> str:
         f" train {facts.repair.density:.2%} of these weights at a time and let the zeros move."
         f" {facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
     )
+
+
+def _asked(config: PruneConfig) -> str:
+    if config.sparsity_of is SparsityOf.MODEL:
+        return f"{config.sparsity:.2%} of the whole model"
+    if config.allocation is Allocation.UNIFORM:
+        return f"{config.sparsity:.2%} of each linear layer"
+    return f"{config.sparsity:.2%} of the linear layers together, shared out over the blocks by {config.allocation}"
 
 
 def _scores(facts: Facts) -> str:
@@ -74,7 +83,7 @@ def _sparsity(record: Record) -> str:
         return f"| {name} | {count.share:.2%} | {count.zeros:,} | {count.weights:,} |"
 
     rows = [row("the pruned linear layers", record.sparsity.linears), row("the whole model", record.sparsity.model)]
-    note = f"Counted in the written files. Asked for: {record.facts.prune.sparsity:.2%} of each linear layer."
+    note = f"Counted in the written files. Asked for: {_asked(record.facts.prune)}."
     return "\n".join(["| | share of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
 
 
@@ -82,10 +91,10 @@ def _recipe(record: Record) -> str:
     facts = record.facts
     base = {"base model": facts.base.reference, "revision": facts.base.revision, "licence": facts.base.licence}
     hashes = {"calibration sha256": facts.calibration_sha256, "dataset sha256": facts.dataset_sha256}
-    settings = {f"prune {key}": value for key, value in asdict(facts.prune).items()}
+    settings = {f"prune {field.name}": getattr(facts.prune, field.name) for field in fields(facts.prune)}
     if facts.repair:
         settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}
-    rows = {**base, "pattern": facts.pattern, **settings, **hashes, **record.versions}
+    rows = {**base, **settings, **hashes, **record.versions}
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items() if value is not None)]
     )

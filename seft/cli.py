@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
 from seft.console import inspection, shown, written
 from seft.errors import SeftError
 from seft.report import Reporter
@@ -62,8 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
     config = PruneConfig(
-        sparsity=options.sparsity,
+        sparsity=options.pattern.sparsity(options.sparsity),
         method=options.method,
+        pattern=options.pattern,
+        compare=options.compare,
+        refine=options.refine,
+        allocation=options.allocation,
+        sparsity_of=options.sparsity_of,
         samples=options.samples,
         tokens=options.tokens,
         order=options.calibration_order,
@@ -155,12 +160,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_prune(verb: argparse.ArgumentParser) -> None:
     default = PruneConfig(sparsity=0.0)
     verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
-    verb.add_argument("--sparsity", type=float, required=True, help="share of zeros in each linear layer")
-    _add_choice(verb, "--method", default.method)
-    verb.add_argument("--calibration", type=Path, help="text to calibrate on, .jsonl or .txt; magnitude needs none")
+    verb.add_argument("--sparsity", type=float, help="share of zeros; an N:M pattern has its own")
+    _add_choice(verb, "--sparsity-of", default.sparsity_of, "weights of the linear layers, or all of the model's")
+    _add_choice(verb, "--method", default.method, "how importance is judged")
+    _add(verb, "--pattern", Pattern.parse, default.pattern, "or N:M, as 2:4: N nonzeros in every M inputs")
+    _add_choice(verb, "--compare", default.compare, "importance within rows or layers; auto is the method's own way")
+    _add_choice(verb, "--refine", default.refine, "what improves the mask that the method chose")
+    _add_choice(verb, "--allocation", default.allocation, "how zeros are shared out over blocks")
+    verb.add_argument(
+        "--calibration", type=Path, help="text to calibrate on, .jsonl or .txt; magnitude alone needs none"
+    )
     _add(verb, "--samples", int, default.samples, "windows of calibration text")
     _add(verb, "--tokens", int, default.tokens, "tokens in each window")
-    _add_choice(verb, "--calibration-order", default.order)
+    _add_choice(verb, "--calibration-order", default.order, "which windows of the text")
     _add_out(verb)
     _add_revision(verb)
     _add_place(verb)
@@ -202,10 +214,16 @@ def _add(verb: argparse.ArgumentParser, name: str, kind: Callable[[str], object]
     verb.add_argument(name, type=kind, default=default, help=f"{text}; {default} if not given")
 
 
-def _add_choice(verb: argparse.ArgumentParser, name: str, default: StrEnum) -> None:
-    verb.add_argument(
-        name, type=type(default), choices=list(type(default)), default=default, help=f"{default} if not given"
-    )
+def _add_choice(verb: argparse.ArgumentParser, name: str, default: StrEnum, text: str) -> None:
+    choices = [str(choice) for choice in type(default)]
+
+    def read(value: str) -> StrEnum:
+        if value not in choices:
+            raise argparse.ArgumentTypeError(f"invalid choice: {value!r} (choose from {', '.join(choices)})")
+        return type(default)(value)
+
+    metavar = f"{{{','.join(choices)}}}"
+    verb.add_argument(name, type=read, metavar=metavar, default=default, help=f"{text}; {default} if not given")
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:

@@ -1,8 +1,11 @@
 """What can be chosen, as frozen values that refuse contradictions. Needs no torch."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from seft.errors import ConfigError
 
@@ -12,7 +15,39 @@ class PruneMethod(StrEnum):
 
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
+    RIA = "ria"
     SPARSEGPT = "sparsegpt"
+    ALPS = "alps"
+
+
+class Compare(StrEnum):
+    """Among which entries of a linear the least important are chosen; `auto` is what the method's paper does."""
+
+    AUTO = "auto"
+    ROW = "row"
+    LAYER = "layer"
+
+
+class Allocation(StrEnum):
+    """How the zeros are shared out over the linears."""
+
+    UNIFORM = "uniform"
+    OWL = "owl"
+    ALPHAPRUNING = "alphapruning"
+
+
+class Refinement(StrEnum):
+    """What is done to a mask after the method chose it."""
+
+    NONE = "none"
+    DSNOT = "dsnot"
+
+
+class SparsityOf(StrEnum):
+    """What the asked share of zeros is a share of: the weights of the target linears, or all parameters."""
+
+    TARGETS = "targets"
+    MODEL = "model"
 
 
 class CalibrationOrder(StrEnum):
@@ -30,6 +65,11 @@ class RateSchedule(StrEnum):
     CONSTANT = "constant"
 
 
+_USUAL = (Refinement.NONE, Allocation.UNIFORM)
+MOST_SPARSE = 0.99
+"""The largest share of zeros of a linear: what is sparser is better left out."""
+
+
 def _between(field: str, value: float, low: float, high: float, way_out: str) -> None:
     if not low <= value <= high:
         raise ConfigError(field, f"must be from {low} to {high}", value, way_out)
@@ -41,15 +81,65 @@ def _at_least(field: str, value: int, low: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Pattern:
+    """At most `kept` nonzeros in every `of` neighbours along the inputs of a linear; one of one is no restriction."""
+
+    kept: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Pattern":
+        """`unstructured`, or N:M as in `2:4`; ConfigError for anything else."""
+        if text == "unstructured":
+            return UNSTRUCTURED
+        numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
+        if not numbers or not int(numbers[1]) < int(numbers[2]):
+            raise ConfigError(
+                "pattern", "must be unstructured, or N:M with 0 < N < M", text, "2:4 keeps two of every four."
+            )
+        return cls(int(numbers[1]), int(numbers[2]))
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{self.of}" if self.grouped else "unstructured"
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it restricts anything."""
+        return self.of > 1
+
+    def sparsity(self, asked: float | None) -> float:
+        """The share of zeros that is asked for: the pattern's own where it has one and nothing else is said."""
+        if asked is not None:
+            return asked
+        if not self.grouped:
+            raise ConfigError("sparsity", "must be given without an N:M pattern", asked, "0.6 is usual.")
+        return 1 - self.kept / self.of
+
+
+UNSTRUCTURED = Pattern(1, 1)
+_PatternText = Annotated[
+    Pattern,
+    BeforeValidator(lambda value: Pattern.parse(value) if isinstance(value, str) else value),
+    PlainSerializer(str),
+]
+
+
+@dataclass(frozen=True, slots=True)
 class PruneConfig:
     """One-shot pruning of every target linear.
 
-    `sparsity` is the share of zeros asked for in each target linear. Calibration reads `samples` windows of `tokens`
-    tokens. `damping` is SparseGPT's share of the mean Hessian diagonal added to it.
+    `sparsity` is the share of zeros asked for, of what `sparsity_of` says; with an N:M pattern it is the pattern's.
+    Calibration reads `samples` windows of `tokens` tokens. `damping` is the share of the mean Hessian diagonal that
+    SparseGPT and ALPS add to it.
     """
 
     sparsity: float
     method: PruneMethod = PruneMethod.WANDA
+    pattern: _PatternText = UNSTRUCTURED
+    compare: Compare = Compare.AUTO
+    refine: Refinement = Refinement.NONE
+    allocation: Allocation = Allocation.UNIFORM
+    sparsity_of: SparsityOf = SparsityOf.TARGETS
     samples: int = 128
     tokens: int = 2048
     order: CalibrationOrder = CalibrationOrder.RANDOM
@@ -57,10 +147,35 @@ class PruneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _between("sparsity", self.sparsity, 0.0, 0.99, "0.6 makes 60 % of the weights zero.")
+        _between("sparsity", self.sparsity, 0.0, MOST_SPARSE, "0.6 makes 60 % of the weights zero.")
         _at_least("samples", self.samples, 1)
         _at_least("tokens", self.tokens, 2)
         _between("damping", self.damping, 1e-6, 1.0, "0.01 is the published value.")
+        if self.method is PruneMethod.SPARSEGPT and self.compare is not Compare.AUTO:
+            way_out = "It chooses within 128 columns at a time: leave compare out, or take another method."
+            raise ConfigError("compare", "must be auto for sparsegpt", str(self.compare), way_out)
+        if self.pattern.grouped:
+            self._must_suit_groups()
+
+    @property
+    def summary(self) -> str:
+        """Method and pattern in a few words."""
+        more = [str(each) for each in (self.refine, self.allocation) if each not in _USUAL]
+        return f"{' with '.join([str(self.method), *filter(None, [' and '.join(more)])])} ({self.pattern})"
+
+    def _must_suit_groups(self) -> None:
+        share = self.pattern.sparsity(None)
+        if abs(self.sparsity - share) > 1e-9:
+            rule = f"must be {share:g}, which follows from the pattern {self.pattern}"
+            raise ConfigError("sparsity", rule, self.sparsity, "Leave it out, or leave the pattern out.")
+        for field, value, only in (
+            ("compare", self.compare, Compare.AUTO),
+            ("allocation", self.allocation, Allocation.UNIFORM),
+            ("sparsity_of", self.sparsity_of, SparsityOf.TARGETS),
+        ):
+            if value is not only:
+                way_out = f"Every group has as many zeros as the next: take {only}, or pattern unstructured."
+                raise ConfigError(field, f"must be {only} with the pattern {self.pattern}", str(value), way_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Phase, Progress, Report, Reporter, Step
+from seft.report import Evolved, Phase, Progress, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
     from seft.facts import Record
@@ -51,12 +51,14 @@ class Moving:
                 )
             case Step() | Evolved():
                 self._note = describe(report)
+            case Unseen():
+                self._bars.console.print(describe(report), highlight=False)
             case _:
                 assert_never(report)
 
 
 class Lines:
-    """A line at each tenth of a phase, and for each event."""
+    """A line at each tenth of a phase, for each event, and for each block with experts that no token reached."""
 
     def __init__(self) -> None:
         self._tenths: dict[Phase, int] = {}
@@ -75,6 +77,8 @@ class Lines:
                 self._note = describe(report)
             case Evolved():
                 self._say(f"step {report.step}", describe(report))
+            case Unseen():
+                self._say(describe(report))
             case _:
                 assert_never(report)
 
@@ -83,9 +87,11 @@ class Lines:
         sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
 
 
-def describe(report: Step | Evolved) -> str:
-    """The figures of a step or an event in a few words."""
+def describe(report: Unseen | Step | Evolved) -> str:
+    """What happened in a few words."""
     match report:
+        case Unseen():
+            return f"block {report.block}: {report.matrices:,} matrices of experts met no token, pruned by magnitude"
         case Step():
             return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
         case Evolved():
@@ -116,7 +122,7 @@ def inspection(counted: "Sparsity", record: "Record | None") -> str:
     parts = [_table(counted), shares(counted)]
     if record:
         facts = record.facts
-        parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.method}")
+        parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.summary}")
         if facts.repair:
             parts.append(f"repaired in {facts.repair.steps} steps, {facts.grown_zeros:,} zeros grown")
         parts += [f"perplexity {name} {score:.2f}" for name, score in facts.scores.items()]
@@ -124,10 +130,12 @@ def inspection(counted: "Sparsity", record: "Record | None") -> str:
 
 
 def _table(counted: "Sparsity") -> str:
-    """Linears of one kind in one block are counted together: experts have the same names."""
+    """Linears of one kind in one block are counted together: experts have equal names, but for a number."""
     blocks: dict[str, dict[str, Count]] = {}
     for name, count in counted.layers.items():
-        block, kind = next(part for part in name.split(".") if part.isdecimal()), name.rpartition(".")[2]
+        parts = name.split(".")
+        block = next(part for part in parts if part.isdecimal())
+        kind = next(part for part in reversed(parts) if not part.isdecimal())
         row = blocks.setdefault(block, {})
         row[kind] = row[kind] + count if kind in row else count
     kinds = list(dict.fromkeys(kind for row in blocks.values() for kind in row))

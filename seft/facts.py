@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -56,7 +56,6 @@ class Facts:
     grown_zeros: int
     calibration_sha256: str | None
     dataset_sha256: str | None
-    pattern: Literal["unstructured"] = "unstructured"
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

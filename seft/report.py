@@ -29,6 +29,14 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Unseen:
+    """So many matrices of a block's experts met no token of calibration; they are pruned by magnitude."""
+
+    block: int
+    matrices: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One optimizer step: mean loss in nats per token, the rate used, speed."""
 
@@ -53,7 +61,7 @@ class Evolved:
     pruned: int
 
 
-Report = Progress | Step | Evolved
+Report = Progress | Unseen | Step | Evolved
 Reporter = Callable[[Report], None]
 
 

@@ -16,7 +16,8 @@ from seft.evaluate import perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
-from seft.prune.loop import PRUNERS, prune_model
+from seft.prune.loop import prune_model
+from seft.prune.methods import readers
 from seft.records import read
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
@@ -102,6 +103,9 @@ def repair(
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
+    if facts.prune.pattern.grouped:
+        way_out = "Repair would let zeros leave their groups: prune without a pattern to repair."
+        raise ConfigError("folder", "must be pruned without an N:M pattern", str(facts.prune.pattern), way_out)
     texts = read(data)
     loaded = _load(source, place, report)
     work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config)
@@ -143,12 +147,12 @@ def _folder(path: Path) -> ModelSource:
 
 
 def _calibration_texts(config: PruneConfig, calibration: Path | None) -> list[str]:
-    if not PRUNERS[config.method].needs_text:
+    wanting = readers(config)
+    if not wanting:
         return []
     if calibration is None:
-        raise ConfigError(
-            "calibration", f"must be given for {config.method}", None, "Name a .jsonl or .txt file, or take magnitude."
-        )
+        way_out = "Name a .jsonl or .txt file, or take magnitude alone."
+        raise ConfigError("calibration", f"must be given for {' and '.join(wanting)}", None, way_out)
     return read(calibration)
 
 

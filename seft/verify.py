@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from seft import sparsity
+from seft.config import Allocation, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.facts import MANIFEST, Fingerprint, Record, manifest
 from seft.load import load
+from seft.prune.allocation import uniform
+from seft.prune.mask import overfull
 from seft.source import find
 from seft.targets import target_linears
 
@@ -89,17 +92,38 @@ def _check_model(folder: Path, record: Record) -> None:
     except SourceError as error:
         raise VerifyError(f"the folder must load as a model does: {error} Export again.") from None
     _check_budget(model, record)
+    _check_pattern(model, record.facts.prune.pattern)
     _check_fingerprint(record.fingerprint, fingerprint(model))
 
 
 def _check_budget(model: nn.Module, record: Record) -> None:
-    asked = record.facts.prune.sparsity
-    for name, linear in target_linears(model).items():
-        count = record.sparsity.layers[name]
-        if count.zeros < asked * count.weights - linear.out_features:
+    """As many zeros as were asked for: in each layer, or in all where the allocation shared them out."""
+    config, layers = record.facts.prune, record.sparsity.layers
+    asked = {
+        name: uniform(target.weight.shape, config.sparsity, config) for name, target in target_linears(model).items()
+    }
+    if config.sparsity_of is SparsityOf.MODEL:
+        whole = record.sparsity.model
+        least = {"model": (whole, int(config.sparsity * whole.weights) - len(layers))}
+    elif config.allocation is Allocation.UNIFORM:
+        least = {name: (count, asked[name]) for name, count in layers.items()}
+    else:
+        least = {"linears": (record.sparsity.linears, sum(asked.values()))}
+    for name, (count, zeros) in least.items():
+        if count.zeros < zeros:
             raise VerifyError(
-                f"{name} must have a share of zeros of {asked} but for one weight of each row; it has"
-                f" {count.share:.6f}. Repair left its budget: do not publish this."
+                f"{name} must have a share of zeros of {zeros / count.weights:.6f}; it has {count.share:.6f}. Repair"
+                " left its budget: do not publish this."
+            )
+
+
+def _check_pattern(model: nn.Module, pattern: Pattern) -> None:
+    for name, target in target_linears(model).items() if pattern.grouped else ():
+        groups = overfull(target.weight, pattern)
+        if groups:
+            raise VerifyError(
+                f"{name} must have at most {pattern.kept} nonzeros in every {pattern.of} inputs; {groups} groups have"
+                " more. The pattern was left: do not publish this."
             )
 
 

@@ -1,106 +1,176 @@
 """Prune a model block by block, each on the outputs of the pruned blocks before it.
 
 The model stays where it is; one block at a time is brought to the device, so a model larger than it can be pruned.
-Statistics live for one block and are float32. How a weight is judged is each pruner's own affair.
+Statistics live for one block and are float32. How a weight is judged is each pruner's own affair, and how many zeros
+it gets is `seft.prune.allocation`'s.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seft.config import PruneConfig, PruneMethod
-from seft.errors import PruneError
+from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
+from seft.errors import ConfigError, PruneError
+from seft.products import Handler, Inputs, Outputs, Product, taken_over
+from seft.prune import allocation, alphapruning, owl
 from seft.prune.capture import Hidden, capture
-from seft.prune.magnitude import Magnitude
-from seft.prune.sparsegpt import SparseGPT
-from seft.prune.wanda import Wanda
-from seft.report import Phase, Progress, Reporter, silent
-from seft.targets import block_linears, decoder_blocks
+from seft.prune.methods import make_pruner, readers
+from seft.prune.pruner import Pruner
+from seft.prune.statistics import Norms
+from seft.report import Phase, Progress, Reporter, Unseen, silent
+from seft.targets import Target, block_linears, decoder_blocks
 from seft.text import must_be_known
 
-
-@runtime_checkable
-class Pruner(Protocol):
-    """What every pruner of one linear can do."""
-
-    needs_text: ClassVar[bool]
-
-    def __init__(self, linear: nn.Linear, config: PruneConfig) -> None: ...
-
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Learn from inputs of the linear."""
-
-    def pruned(self) -> Float[Tensor, "rows cols"]:
-        """The weight to go on with."""
-
-
-PRUNERS: dict[PruneMethod, type[Pruner]] = {
-    PruneMethod.MAGNITUDE: Magnitude,
-    PruneMethod.WANDA: Wanda,
-    PruneMethod.SPARSEGPT: SparseGPT,
-}
+Windows = Int[Tensor, "windows tokens"]
+Runs = Sequence[Callable[[], Hidden]]
+"""A block, run on each window."""
 
 
 @torch.no_grad()
 def prune_model(
     model: Any,
-    calibration: Int[Tensor, "windows tokens"],
+    calibration: Windows,
     config: PruneConfig,
     report: Reporter = silent,
     *,
     device: str | None = None,
 ) -> None:
-    """Prune every target linear of `model` in place, one block at a time on `device` (None: the model's own).
+    """Prune every target of `model` in place, one block at a time on `device` (None: the model's own).
 
-    Zeros that are there stay. PruneError names the linear whose statistics do not let it go on; the blocks before it
-    are pruned then.
+    Zeros that are there stay. ConfigError where the pattern or the asked share does not suit the model. PruneError
+    names the target whose statistics do not let it go on; the blocks before it are pruned then. An expert that no
+    calibration token reached is pruned by magnitude [ours].
     """
-    blocks, pruner = decoder_blocks(model), PRUNERS[config.method]
     must_be_known(calibration, model)
-    home = model.device
-    place = torch.device(device) if device else home
-    hidden, calls = capture(model, blocks, calibration) if pruner.needs_text else ([], [])
-    for number, block in enumerate(blocks):
-        report(Progress(Phase.PRUNING, number, len(blocks)))
-        block.to(place)
-        try:
-            runs: Sequence[Callable[[], Hidden]] = [
-                partial(window[number].run, block, state, place) for window, state in zip(calls, hidden, strict=True)
-            ]
-            _prune_block(number, block, partial(pruner, config=config), runs)
-            hidden = [run() for run in runs]
-        finally:
-            block.to(home)
-    report(Progress(Phase.PRUNING, len(blocks), len(blocks)))
+    blocks = decoder_blocks(model)
+    targets = [block_linears(block) for block in blocks]
+    _must_fit(targets, config.pattern)
+    text = calibration if readers(config) else calibration[:0]
+    passes = 1 if config.allocation is Allocation.UNIFORM else 2
+    walk = _Walk(model, blocks, torch.device(device) if device else model.device, report, passes)
+    zeros = _zeros(model, targets, config, walk, text)
+
+    def prune(number: int, runs: Runs) -> None:
+        unseen = _prune_block(number, targets[number], zeros[number], config, runs)
+        if unseen:
+            report(Unseen(number, unseen))
+
+    walk(text, prune)
+    report(Progress(Phase.PRUNING, walk.done, walk.total))
+
+
+class _Walk:
+    """Goes over the blocks in their order, as often as it is called; tells how far all of it is."""
+
+    def __init__(self, model: Any, blocks: nn.ModuleList, place: torch.device, report: Reporter, passes: int) -> None:
+        self._model, self._blocks, self._place, self._report = model, blocks, place, report
+        self.done, self.total = 0, passes * len(blocks)
+
+    def __call__(self, windows: Windows, visit: Callable[[int, Runs], None]) -> None:
+        """Visit each block while it is on the device; what it then makes of the windows goes to the next one."""
+        home = self._model.device
+        hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
+        for number, block in enumerate(self._blocks):
+            self._report(Progress(Phase.PRUNING, self.done, self.total))
+            block.to(self._place)
+            try:
+                runs = [
+                    partial(window[number].run, block, state, self._place)
+                    for window, state in zip(calls, hidden, strict=True)
+                ]
+                visit(number, runs)
+                hidden = [run() for run in runs]
+            finally:
+                block.to(home)
+            self.done += 1
+
+
+def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
+    for number, of_block in enumerate(targets):
+        for name, target in of_block.items():
+            cols = target.weight.shape[1]
+            if cols % pattern.of:
+                rule = f"must divide the inputs of every linear layer; block {number}, {name} has {cols} of them"
+                raise ConfigError("pattern", rule, str(pattern), "Take another pattern, or unstructured.")
+
+
+def _zeros(
+    model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: _Walk, text: Windows
+) -> list[dict[str, int]]:
+    """How many zeros each target of each block gets."""
+    sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
+    share = allocation.target_share(model, sizes, config)
+    counts = [
+        [allocation.uniform(target.weight.shape, share, config) for target in of_block.values()] for of_block in targets
+    ]
+    total = sum(map(sum, counts))
+    found: list[float] = []
+    match config.allocation:
+        case Allocation.UNIFORM:
+            pass
+        case Allocation.OWL:
+            walk(text, lambda number, runs: found.append(_outliers(targets[number], runs)))
+            counts = allocation.by_block(sizes, total, owl.block_shares(found, share))
+        case Allocation.ALPHAPRUNING:
+            walk(text[:0], lambda number, _: found.append(_exponent(targets[number])))
+            counts = allocation.by_block(sizes, total, alphapruning.block_weights(found))
+    return [dict(zip(of_block, of_counts, strict=True)) for of_block, of_counts in zip(targets, counts, strict=True)]
+
+
+def _outliers(targets: Mapping[str, Target], runs: Runs) -> float:
+    norms = {name: Norms(target.weight) for name, target in targets.items()}
+    reached = _look(targets, norms, runs)
+    return owl.outliers([(targets[name].weight, norms[name].norms()) for name in reached])
+
+
+def _exponent(targets: Mapping[str, Target]) -> float:
+    return alphapruning.block_mean(target.weight for target in targets.values())
 
 
 def _prune_block(
-    number: int, block: nn.Module, make: Callable[[nn.Linear], Pruner], runs: Sequence[Callable[[], Hidden]]
-) -> None:
-    """Show the block's inputs to one pruner per linear, then let each of them prune its own."""
-    linears = block_linears(block)
-    pruners = {name: make(linear) for name, linear in linears.items()}
-    hooks = [linear.register_forward_pre_hook(_showing(pruners[name])) for name, linear in linears.items()]
-    try:
-        for run in runs:
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name, linear in linears.items():
+    number: int, targets: Mapping[str, Target], zeros: Mapping[str, int], config: PruneConfig, runs: Runs
+) -> int:
+    """Show the block's inputs to one pruner per target, then let each of them prune its own.
+
+    Returns how many had to do without, because they belong to experts that no token came to.
+    """
+    pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
+    reached = _look(targets, pruners, runs)
+    unseen = {name for name, target in targets.items() if runs and target.expert} - set(reached)
+    for name, target in targets.items():
+        # popped: a Hessian is larger than the weight it serves
+        pruner = pruners.pop(name)
+        if name in unseen:
+            pruner = _unseen(target.weight, zeros[name], config)
         try:
-            # popped: a Hessian is larger than the weight it serves
-            linear.weight.copy_(pruners.pop(name).pruned())
+            target.weight.copy_(pruner.pruned())
         except PruneError as error:
             raise PruneError(f"block {number}, {name}: {error}") from error
+    return len(unseen)
 
 
-def _showing(pruner: Pruner) -> Any:
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        pruner.see(args[0])
+def _unseen(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
+    return make_pruner(weight, zeros, PruneConfig(config.sparsity, PruneMethod.MAGNITUDE, config.pattern))
 
-    return hook
+
+def _look(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:
+    """Run a block with a watcher at each target; the names of those that tokens came to, in the block's order."""
+    reached: set[str] = set()
+
+    def showing(name: str) -> Handler:
+        def handle(inputs: Inputs, product: Product) -> Outputs:
+            if inputs.numel():
+                reached.add(name)
+                watchers[name].see(inputs)
+            return product(inputs)
+
+        return handle
+
+    with taken_over({target: showing(name) for name, target in targets.items()}):
+        for run in runs:
+            run()
+    return [name for name in targets if name in reached]

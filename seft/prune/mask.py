@@ -1,23 +1,70 @@
-"""What pruners share: the choice of the smallest scores, and a look at whether the inputs tell anything."""
+"""The choice that all pruners share: how many entries of a weight become zero, and among which they are chosen."""
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seft.errors import PruneError
+from seft.config import UNSTRUCTURED, Compare, Pattern
 
 
-def smallest(score: Float[Tensor, "groups size"], share: float) -> Bool[Tensor, "groups size"]:
-    """The `int(size * share)` smallest scores of every group, exactly so many; of equals the first ones."""
-    count = int(score.shape[1] * share)
-    order = score.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, value=True)
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`zeros` entries of one weight become zero: compared within each row or all together, in the given pattern.
+
+    An N:M pattern decides by itself how many.
+    """
+
+    zeros: int
+    compare: Compare
+    pattern: Pattern = UNSTRUCTURED
+
+    def choose(self, score: Float[Tensor, "rows cols"]) -> Bool[Tensor, "rows cols"]:
+        """The entries with the smallest scores; of equals the first ones."""
+        if self.pattern.grouped:
+            return in_groups(score, self.pattern)
+        if self.compare is Compare.ROW:
+            return smallest(score, shared_out(self.zeros, len(score)))
+        return smallest_of_all(score, self.zeros)
 
 
-def usable(squares: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
-    """The sums of squares of the input columns, if they tell anything: PruneError where not finite, or all zero."""
-    if not squares.isfinite().all():
-        raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
-    if not squares.any():
-        raise PruneError("inputs must not be all zero; no calibration token reached it. Give more text.")
-    return squares
+def smallest_of_all(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
+    """The `count` smallest scores, exactly so many; of equals the first ones."""
+    if not count:
+        return torch.zeros_like(score, dtype=torch.bool)
+    flat = score.flatten()
+    # Selecting is many times faster than sorting where threads are few; on CUDA it is not, and counts as random.
+    last = flat.sort().values[count - 1] if flat.is_cuda else flat.kthvalue(count).values
+    chosen = flat < last
+    equals = (flat == last).nonzero()[: count - int(chosen.sum()), 0]
+    return chosen.index_fill(0, equals, value=True).view_as(score)
+
+
+def smallest(score: Float[Tensor, "groups size"], counts: Tensor) -> Bool[Tensor, "groups size"]:
+    """The `counts` smallest scores of every group, exactly so many; of equals the first ones."""
+    order = score.argsort(dim=1, stable=True)
+    chosen = torch.arange(score.shape[1], device=score.device) < counts.to(score.device)[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen)
+
+
+def in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> Bool[Tensor, "rows cols"]:
+    """All but the `kept` largest of every `of` neighbours in a row."""
+    groups = score.reshape(-1, pattern.of)
+    return smallest(groups, torch.full((len(groups),), pattern.of - pattern.kept)).view_as(score)
+
+
+def overfull(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
+    """How many groups of a weight have more nonzeros than the pattern allows."""
+    return int(((weight != 0).reshape(-1, pattern.of).sum(1) > pattern.kept).sum())
+
+
+def shared_out(count: int, parts: int) -> Tensor:
+    """`count` as evenly over so many parts as whole numbers allow, the larger ones spread over all."""
+    ends = torch.arange(parts + 1) * count // parts
+    return ends.diff()
+
+
+def zeros_first(score: Float[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+    """The scores, none of them negative, with weights that are zero already ahead of all others."""
+    return score.masked_fill(weight == 0, -1.0)

@@ -2,36 +2,35 @@
 
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from seft.config import PruneConfig
-from seft.prune.mask import smallest, usable
+from seft.config import Compare, PruneConfig
+from seft.prune.mask import Rule, zeros_first
+from seft.prune.statistics import Norms
 
 
 class Wanda:
-    """Prunes one linear by `|W|` times the l2 norm of the input column, compared within an output row."""
+    """Prunes one weight by `|W|` times the l2 norm of the input column, compared within an output row."""
 
     needs_text: ClassVar[bool] = True
+    compare: ClassVar[Compare] = Compare.ROW
 
-    def __init__(self, linear: nn.Linear, config: PruneConfig) -> None:
-        self._weight, self._sparsity = linear.weight.detach(), config.sparsity
-        self._squares = torch.zeros(linear.in_features, device=linear.weight.device)
+    def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, _: PruneConfig) -> None:
+        self._weight, self._rule = weight, rule
+        self._inputs = Norms(weight)
 
     def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         """Add the squares of some inputs."""
-        self._squares += inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
+        self._inputs.see(inputs)
 
     def pruned(self) -> Float[Tensor, "rows cols"]:
         """The pruned weight; PruneError where the inputs were not finite, or there were none."""
-        return by_wanda(self._weight, usable(self._squares).sqrt(), self._sparsity)
+        score = importance(self._weight, self._inputs.norms())
+        mask = self._rule.choose(zeros_first(score, self._weight))
+        return self._weight.masked_fill(mask | (self._weight == 0), 0.0)
 
 
-def by_wanda(
-    weight: Float[Tensor, "rows cols"], norms: Float[Tensor, "cols"], sparsity: float
-) -> Float[Tensor, "rows cols"]:
-    """`int(cols * sparsity)` entries of every row are zero, or as many as were before where those are more."""
-    zeros = weight == 0
-    mask = smallest((weight.abs().float() * norms).masked_fill(zeros, -1.0), sparsity)
-    return torch.where(mask | zeros, 0.0, weight)
+def importance(weight: Float[Tensor, "rows cols"], norms: Float[Tensor, "cols"]) -> Float[Tensor, "rows cols"]:
+    """Equation 1 of the paper, in float32."""
+    return weight.abs().float() * norms

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft import sparsity
 from seft.cli import main
+from seft.config import Pattern
 from seft.facts import Record, sha256
 
 
@@ -108,6 +109,31 @@ def test_magnitude_needs_no_text(capsys: pytest.CaptureFixture[str], tiny_folder
     assert answer(capsys, *asked)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
 
 
+def test_a_pattern_is_pruned_counted_and_told_and_not_repaired(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    asked = ["prune", tiny_folder, "--pattern", "2:4", "--method", "ria", "--refine", "dsnot"]
+    sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
+    assert answer(capsys, *asked, *sizes)["sparsity"]["linears"]["share"] == 0.5
+    data = answer(capsys, "inspect", tmp_path / "out")
+    assert (data["facts"]["prune"]["pattern"], data["facts"]["prune"]["sparsity"]) == ("2:4", 0.5)
+    assert Record.read(tmp_path / "out").facts.prune.pattern == Pattern(2, 4)
+    assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
+    line = refused(capsys, "repair", tmp_path / "out", "--data", texts, "--steps", "1", "--out", tmp_path / "no")
+    assert "folder must be pruned without an N:M pattern; it is '2:4'" in line
+
+
+def test_a_share_of_the_model_is_shared_out_and_told(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    asked = ["prune", tiny_folder, "--sparsity", "0.5", "--sparsity-of", "model", "--allocation", "owl"]
+    sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
+    assert answer(capsys, *asked, *sizes)["sparsity"]["model"]["share"] == pytest.approx(0.5, abs=1e-3)
+    assert run("inspect", tmp_path / "out") == 0
+    assert "pruned to 50% by wanda with owl (unstructured)" in capsys.readouterr().out
+    assert "Asked for: 50.00% of the whole model" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_process_prints_one_json_object_and_plain_lines_of_progress(pruned: Path, texts: Path) -> None:
     asked = ["evaluate", pruned, "--data", texts, "--tokens", "64", "--windows", "2", "--json"]
     done = subprocess.run(
@@ -134,6 +160,11 @@ def test_settings_out_of_range_are_refused(
     for arguments, wanted in (
         ((*prune, "1.2", *out), "sparsity must be from 0.0 to 0.99; it is 1.2"),
         ((*prune, "half", *out), "invalid float value: 'half'"),
+        (("prune", tiny_folder, *out), "sparsity must be given without an N:M pattern"),
+        ((*prune, "0.6", "--pattern", "2:4", *out), "must be 0.5, which follows from the pattern 2:4"),
+        ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
+        ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
+        ((*prune, "0.6", "--allocation", "best", *out), "invalid choice: 'best'"),
         ((*prune, "0.5", *out), "calibration must be given for wanda"),
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
         ((*repair, "0", *out), "steps must be at least 1"),

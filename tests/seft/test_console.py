@@ -8,7 +8,7 @@ from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
 from seft.console import Lines, Moving, inspection
-from seft.report import Evolved, Phase, Progress, Reporter, Step
+from seft.report import Evolved, Phase, Progress, Reporter, Step, Unseen
 from seft.sparsity import Count, Sparsity
 
 STEPS = 200
@@ -45,8 +45,20 @@ def test_a_terminal_gets_one_bar_for_each_phase_with_the_last_figures() -> None:
     ]
 
 
-def test_experts_of_one_kind_are_counted_together() -> None:
+@pytest.mark.parametrize("report_to", ["lines", "bars"])
+def test_experts_that_no_token_reached_are_told_of(report_to: str, capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    with Bars(console=Console(file=screen, width=120)) as bars:
+        reporter = Lines() if report_to == "lines" else Moving(bars)
+        reporter(Unseen(3, 12))
+    assert "block 3: 12 matrices of experts met no token, pruned by magnitude" in (
+        screen.getvalue() + capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.{}.up_proj", "model.layers.0.mlp.experts.up_proj.{}"])
+def test_experts_of_one_kind_are_counted_together(name: str) -> None:
     half, none, total = Count(2, 4), Count(0, 4), Count(2, 8)
-    layers = {f"model.layers.0.mlp.experts.{number}.up_proj": count for number, count in enumerate((half, none))}
+    layers = {name.format(number): count for number, count in enumerate((half, none))}
     text = inspection(Sparsity(layers, total, total), None)
     assert [line.split() for line in text.splitlines()[:2]] == [["block", "up_proj"], ["0", "25.00%"]]

@@ -22,8 +22,9 @@ from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
 from seft.load import load
 from seft.prune.capture import capture, first
-from seft.prune.loop import PRUNERS, prune_model
-from seft.report import Phase, Progress, Report
+from seft.prune.loop import prune_model
+from seft.prune.methods import make_pruner
+from seft.report import Phase, Progress, Report, Unseen
 from seft.source import find
 from seft.targets import block_linears, decoder_blocks, target_linears
 from seft.text import tokenize, windows
@@ -37,7 +38,7 @@ SMALL = {
     "num_attention_heads": 4,
 }
 WINDOWS = torch.randint(VOCABULARY, (6, 24), generator=torch.Generator().manual_seed(0))
-WITH_TEXT = [PruneMethod.WANDA, PruneMethod.SPARSEGPT]
+WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
 
 
 def gemma3() -> Any:
@@ -89,17 +90,18 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
     model, config = untrained_tiny(), PruneConfig(0.5, method)
     expected = copy.deepcopy(model)
     for block in decoder_blocks(expected):
-        pruners = {linear: PRUNERS[method](linear, config) for linear in block_linears(block).values()}
+        targets = block_linears(block).values()
+        pruners = {target.module: make_pruner(target.weight, target.weight.numel() // 2, config) for target in targets}
         hooks = [
-            linear.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.see(args[0]))
-            for linear, pruner in pruners.items()
+            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.see(args[0]))
+            for module, pruner in pruners.items()
         ]
         for window in WINDOWS:
             expected(input_ids=window[None])
         for hook in hooks:
             hook.remove()
-        for linear, pruner in pruners.items():
-            linear.weight.copy_(pruner.pruned())
+        for target in targets:
+            target.weight.copy_(pruners[target.module].pruned())
     prune_model(model, WINDOWS, config)
     for (name, linear), other in zip(target_linears(model).items(), target_linears(expected).values(), strict=True):
         assert torch.equal(linear.weight, other.weight), name
@@ -152,9 +154,26 @@ def test_a_bfloat16_model_is_pruned_in_its_own_dtype() -> None:
 @pytest.mark.parametrize("method", WITH_TEXT)
 def test_an_input_that_is_not_finite_is_told_with_block_and_linear(method: PruneMethod) -> None:
     model = untrained_tiny()
-    target_linears(model)["model.layers.1.mlp.gate_proj"].weight.data[0, 0] = torch.inf
+    target_linears(model)["model.layers.1.mlp.gate_proj"].weight[0, 0] = torch.inf
     with pytest.raises(PruneError, match=r"block 1, mlp\.down_proj: inputs must be finite"):
         prune_model(model, WINDOWS, PruneConfig(0.5, method))
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_an_expert_that_no_token_reached_is_pruned_by_magnitude(method: PruneMethod) -> None:
+    sizes = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1}
+    model = MixtralForCausalLM(MixtralConfig(**sizes)).eval()
+    for block in decoder_blocks(model):
+        block.get_parameter("mlp.gate.weight").data.zero_()
+    dense = {name: target.weight.clone() for name, target in target_linears(model).items() if target.expert}
+    reports: list[Report] = []
+    prune_model(model, WINDOWS, PruneConfig(0.5, method), reports.append)
+    assert [report for report in reports if isinstance(report, Unseen)] == [Unseen(block, 4) for block in range(3)]
+    unreached = [name for name, target in target_linears(model).items() if target.expert and target.number]
+    assert len(unreached) == 3 * 2 * 2
+    for name in unreached:
+        found, threshold = target_linears(model)[name].weight, dense[name].abs().flatten().median()
+        assert torch.equal(found, dense[name].masked_fill(dense[name].abs() <= threshold, 0.0))
 
 
 def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:

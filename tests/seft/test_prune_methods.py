@@ -1,26 +1,27 @@
-"""Each pruner on one linear: equal to its paper's formula in double precision, exact in its counts."""
+"""Each pruner on one weight: equal to its paper's formula in double precision, exact in its counts."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from seft.config import PruneConfig, PruneMethod
 from seft.errors import PruneError
-from seft.prune.loop import PRUNERS
+from seft.prune.allocation import uniform
+from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
 
+WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
 WIDTH = 128  # columns that SparseGPT chooses a mask for at once
 
 
-def make_linear(rows: int, cols: int, seed: int = 0) -> nn.Linear:
-    linear = nn.Linear(cols, rows, bias=False)
-    linear.weight.data = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
-    return linear
+def make_weight(rows: int, cols: int, seed: int = 0) -> Float[Tensor, "rows cols"]:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
 
 
 def correlated(tokens: int, cols: int, seed: int = 1) -> Float[Tensor, "tokens cols"]:
@@ -33,21 +34,18 @@ def correlated(tokens: int, cols: int, seed: int = 1) -> Float[Tensor, "tokens c
     ) * sizes
 
 
-def prune(linear: nn.Linear, inputs: Float[Tensor, "tokens cols"], method: PruneMethod, sparsity: float) -> Tensor:
-    pruner = PRUNERS[method](linear, PruneConfig(sparsity, method))
+def prune(
+    weight: Float[Tensor, "rows cols"],
+    inputs: Float[Tensor, "tokens cols"],
+    method: PruneMethod,
+    sparsity: float,
+    **more: Any,
+) -> Tensor:
+    config = PruneConfig(sparsity, method, **more)
+    pruner = make_pruner(weight, uniform(weight.shape, sparsity, config), config)
     for window in inputs.chunk(4):
         pruner.see(window[None])
     return pruner.pruned()
-
-
-def asked_zeros(rows: int, cols: int, method: PruneMethod, sparsity: float) -> int:
-    match method:
-        case PruneMethod.MAGNITUDE:
-            return int(rows * cols * sparsity)
-        case PruneMethod.WANDA:
-            return rows * int(cols * sparsity)
-        case PruneMethod.SPARSEGPT:
-            return sum(int(rows * min(WIDTH, cols - start) * sparsity) for start in range(0, cols, WIDTH))
 
 
 def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows: int) -> Tensor:
@@ -62,7 +60,9 @@ def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows
         if column % WIDTH == 0:
             block = range(column, min(column + WIDTH, cols))
             score = torch.stack([weight[:, c] ** 2 / inverses[c][0, 0] for c in block], dim=1)
-            threshold = score.flatten().sort().values[int(score.numel() * sparsity)]
+            # Zeros are shared out over the blocks so that all of them together are exactly as many as asked.
+            ends = [int(weight.numel() * sparsity) * end // cols for end in (block.start, block.stop)]
+            threshold = score.flatten().sort().values[ends[1] - ends[0]]
             mask[:, column : column + WIDTH] = score < threshold
         share = weight[:, column] * mask[:, column] / inverses[column][0, 0]
         weight[:, column:] -= share[:, None] * inverses[column][0]
@@ -70,84 +70,159 @@ def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows
 
 
 def test_magnitude_zeroes_the_smallest_of_the_linear() -> None:
-    linear = make_linear(7, 9)
-    weight = linear.weight.detach()
+    weight = make_weight(7, 9)
     threshold = weight.abs().flatten().sort().values[int(63 * 0.6)]
     expected = torch.where(weight.abs() < threshold, 0.0, weight)
-    assert torch.equal(prune(linear, torch.ones(4, 9), PruneMethod.MAGNITUDE, 0.6), expected)
+    assert torch.equal(prune(weight, torch.ones(4, 9), PruneMethod.MAGNITUDE, 0.6), expected)
 
 
 def test_wanda_zeroes_the_smallest_of_each_row_by_weight_times_input_norm() -> None:
-    linear, inputs = make_linear(6, 20), correlated(64, 20)
-    weight = linear.weight.detach()
+    weight, inputs = make_weight(6, 20), correlated(64, 20)
     expected = weight.clone()
     for row in range(6):
         scores = [abs(weight[row, col].item()) * math.hypot(*inputs[:, col].tolist()) for col in range(20)]
         for col in sorted(range(20), key=scores.__getitem__)[: int(20 * 0.55)]:
             expected[row, col] = 0.0
-    assert torch.equal(prune(linear, inputs, PruneMethod.WANDA, 0.55), expected)
+    assert torch.equal(prune(weight, inputs, PruneMethod.WANDA, 0.55), expected)
+
+
+def test_ria_zeroes_the_smallest_of_the_linear_by_shares_of_row_and_column_times_root_of_norm() -> None:
+    weight, inputs = make_weight(6, 20), correlated(64, 20)
+    size, norms = weight.double().abs(), inputs.double().square().sum(0).sqrt()
+    scores = torch.empty(6, 20, dtype=torch.float64)
+    for row in range(6):
+        for col in range(20):
+            shares = size[row, col] / size[row].sum() + size[row, col] / size[:, col].sum()
+            scores[row, col] = shares * math.sqrt(norms[col])
+    threshold = scores.flatten().sort().values[int(120 * 0.55)]
+    expected = weight.masked_fill(scores < threshold, 0.0)
+    assert torch.equal(prune(weight, inputs, PruneMethod.RIA, 0.55), expected)
+
+
+def admm(weight: Tensor, hessian: Tensor, zeros: int) -> Tensor:
+    """ALPS from algorithm 1 and appendix B, in units in which the Hessian has a diagonal of ones; its support."""
+
+    def projected(candidate: Tensor) -> Tensor:
+        threshold = candidate.abs().flatten().sort().values[zeros]
+        return candidate.masked_fill(candidate.abs() < threshold, 0.0)
+
+    rho, eye = 0.1, torch.eye(len(hessian), dtype=torch.float64)
+    kept, dual = projected(weight), torch.zeros_like(weight)
+    support = kept != 0
+    for iteration in range(300):
+        free = torch.linalg.solve(hessian + rho * eye, (weight @ hessian - dual + rho * kept).T).T
+        kept = projected(free + dual / rho)
+        dual = dual + rho * (free - kept)
+        if iteration % 3 == 2:
+            changed, support = int((support ^ (kept != 0)).sum()), kept != 0
+            if changed == 0:
+                break
+            total = int(support.sum())
+            rho *= 1.3 if changed > 0.1 * total else 1.2 if changed > 0.005 * total else 1.1
+    return support
+
+
+def least_squares(weight: Tensor, hessian: Tensor, support: Tensor) -> Tensor:
+    """The best weights on a support: each row solved for itself."""
+    best, target = torch.zeros_like(weight), weight @ hessian
+    for row, kept in enumerate(support):
+        best[row, kept] = torch.linalg.solve(hessian[kept][:, kept], target[row, kept])
+    return best
+
+
+@pytest.mark.parametrize("sparsity", [0.6, 0.8])
+def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(sparsity: float) -> None:
+    weight, inputs = make_weight(24, 120), correlated(1024, 120)
+    hessian = inputs.double().T @ inputs.double()
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(120, dtype=torch.float64)
+    scale = hessian.diagonal().sqrt()
+    scaled, unit = weight.double() * scale, hessian / scale / scale[:, None]
+    support = admm(scaled, unit, int(weight.numel() * sparsity))
+    expected = least_squares(weight.double(), hessian, support)
+    pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity).double()
+
+    def error(candidate: Tensor) -> float:
+        return float((((candidate - weight) @ hessian) * (candidate - weight)).sum())
+
+    assert ((pruned != 0) == support).double().mean() > 0.99
+    assert error(pruned) < 1.02 * error(expected)
+    assert error(pruned) < 1.02 * error(least_squares(weight.double(), hessian, pruned != 0))
 
 
 def test_sparsegpt_equals_optimal_brain_surgery_in_double_precision() -> None:
-    linear, inputs = make_linear(24, 300), correlated(1024, 300)
-    pruned = prune(linear, inputs, PruneMethod.SPARSEGPT, 0.6)
-    expected = obs(linear.weight.detach(), inputs, 0.6, damping=0.01, windows=4)
+    weight, inputs = make_weight(24, 300), correlated(1024, 300)
+    pruned = prune(weight, inputs, PruneMethod.SPARSEGPT, 0.6)
+    expected = obs(weight, inputs, 0.6, damping=0.01, windows=4)
     assert torch.equal(pruned == 0, expected == 0)
     torch.testing.assert_close(pruned.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_better_a_pruner_knows_the_inputs_the_smaller_its_error() -> None:
-    linear, inputs = make_linear(32, 256), correlated(2048, 256)
+@pytest.mark.parametrize("sparsity", [0.6, 0.7, 0.8])
+def test_the_better_a_pruner_knows_the_inputs_the_smaller_its_error(sparsity: float) -> None:
+    weight, inputs = make_weight(32, 256), correlated(2048, 256)
     errors = {
-        method: (inputs @ (linear.weight.detach() - prune(linear, inputs, method, 0.6)).T).norm().item()
-        for method in PruneMethod
+        method: (inputs @ (weight - prune(weight, inputs, method, sparsity)).T).norm().item() for method in PruneMethod
     }
+    assert errors[PruneMethod.ALPS] < 0.8 * errors[PruneMethod.SPARSEGPT]
     assert errors[PruneMethod.SPARSEGPT] < 0.8 * errors[PruneMethod.WANDA]
-    assert errors[PruneMethod.WANDA] < 0.8 * errors[PruneMethod.MAGNITUDE]
+    assert max(errors[PruneMethod.WANDA], errors[PruneMethod.RIA]) < 0.8 * errors[PruneMethod.MAGNITUDE]
 
 
 @pytest.mark.parametrize("method", PruneMethod)
+@settings(deadline=None)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 150), sparsity=st.floats(0, 0.99))
 def test_as_many_weights_are_zero_as_were_asked_for(method: PruneMethod, rows: int, cols: int, sparsity: float) -> None:
-    pruned = prune(make_linear(rows, cols), correlated(64, cols), method, sparsity)
-    assert int((pruned == 0).sum()) == asked_zeros(rows, cols, method, sparsity)
+    of_rows = (prune(make_weight(rows, cols), correlated(64, cols), method, sparsity) == 0).sum(1).tolist()
     if method is PruneMethod.WANDA:
-        assert set((pruned == 0).sum(1).tolist()) == {int(cols * sparsity)}
+        assert of_rows == [int(cols * sparsity)] * rows
+    else:
+        assert sum(of_rows) == int(rows * cols * sparsity)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 9), cols=st.integers(1, 150), share=st.floats(0, 1))
+def test_rows_share_out_any_number_of_zeros_evenly(rows: int, cols: int, share: float) -> None:
+    asked = int(rows * cols * share)
+    pruner = make_pruner(make_weight(rows, cols), asked, PruneConfig(0.5, PruneMethod.WANDA))
+    pruner.see(correlated(64, cols))
+    of_rows = (pruner.pruned() == 0).sum(1)
+    assert of_rows.sum() == asked
+    assert of_rows.max() - of_rows.min() <= 1
 
 
 @pytest.mark.parametrize("method", PruneMethod)
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_zeros_that_were_there_stay_and_count(method: PruneMethod, share: float) -> None:
-    linear = make_linear(16, 200)
+    weight = make_weight(16, 200)
     already = torch.rand(16, 200, generator=torch.Generator().manual_seed(2)) < share
-    linear.weight.data.masked_fill_(already, -0.0)
-    pruned = prune(linear, correlated(400, 200), method, 0.6)
+    weight.masked_fill_(already, -0.0)
+    pruned = prune(weight, correlated(400, 200), method, 0.6)
     assert (pruned[already] == 0).all()
     assert not pruned[already].signbit().any()
-    expected = asked_zeros(16, 200, method, 0.6) if share < 0.6 else int(already.sum())
+    expected = int(16 * 200 * 0.6) if share < 0.6 else int(already.sum())
     assert int((pruned == 0).sum()) == expected
 
 
-@pytest.mark.parametrize("method", [PruneMethod.WANDA, PruneMethod.SPARSEGPT])
+@pytest.mark.parametrize("method", WITH_TEXT)
 def test_columns_that_no_input_reaches_go_first(method: PruneMethod) -> None:
-    linear, inputs = make_linear(8, 100), correlated(400, 100)
+    weight, inputs = make_weight(8, 100), correlated(400, 100)
     inputs[:, ::4] = 0.0
-    pruned = prune(linear, inputs, method, 0.5)
+    pruned = prune(weight, inputs, method, 0.5)
     assert (pruned[:, ::4] == 0).all()
     assert int((pruned == 0).sum()) == 8 * 50
 
 
 @pytest.mark.parametrize("method", PruneMethod)
 def test_a_weight_keeps_its_dtype(method: PruneMethod) -> None:
-    linear, inputs = make_linear(8, 64).bfloat16(), correlated(128, 64).bfloat16()
-    assert prune(linear, inputs, method, 0.5).dtype == torch.bfloat16
+    weight, inputs = make_weight(8, 64).bfloat16(), correlated(128, 64).bfloat16()
+    assert prune(weight, inputs, method, 0.5).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", [PruneMethod.WANDA, PruneMethod.SPARSEGPT])
+@pytest.mark.parametrize("method", WITH_TEXT)
 @pytest.mark.parametrize(("value", "told"), [(math.nan, "finite"), (math.inf, "finite"), (0.0, "no calibration token")])
 def test_inputs_that_say_nothing_are_an_error(method: PruneMethod, value: float, told: str) -> None:
     with pytest.raises(PruneError, match=told):
-        prune(make_linear(4, 8), torch.full((8, 8), value), method, 0.5)
+        prune(make_weight(4, 8), torch.full((8, 8), value), method, 0.5)
 
 
 def test_a_hessian_without_factor_is_damped_more_and_then_refused_never_replaced() -> None:

@@ -139,10 +139,45 @@ def test_weights_that_are_not_finite_are_caught(folder: Path) -> None:
         check(folder)
 
 
-def test_a_layer_over_its_budget_is_caught(folder: Path) -> None:
+def test_a_group_that_leaves_its_pattern_is_caught(folder: Path) -> None:
+    def said(record: dict[str, dict[str, object]]) -> None:
+        record["facts"]["prune"] = {"sparsity": 0.5, "pattern": "2:4"}
+
+    def swap(tensors: dict[str, torch.Tensor]) -> None:
+        row = tensors[Q][1]
+        row[0], row[7] = 0.5, 0.0
+
+    edit_record(folder, said)
+    check(folder)
+    edit_weights(folder, swap)
+    with pytest.raises(VerifyError, match=r"q_proj must have at most 2 nonzeros in every 4 inputs; 1 groups have more"):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("prune", "told"),
+    [
+        (
+            {"sparsity": 0.501, "method": "magnitude", "allocation": "owl"},
+            r"linears must have a share of zeros of 0\.50",
+        ),
+        ({"sparsity": 0.5, "sparsity_of": "model"}, r"model must have a share of zeros of 0\.49"),
+    ],
+)
+def test_what_was_shared_out_is_counted_together(folder: Path, prune: dict[str, object], told: str) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:
-        record["facts"]["prune"] = {"sparsity": 0.6}
+        record["facts"]["prune"] = prune
 
     edit_record(folder, edit)
-    with pytest.raises(VerifyError, match=r"must have a share of zeros of 0\.6"):
+    with pytest.raises(VerifyError, match=told):
+        check(folder)
+
+
+@pytest.mark.parametrize(("method", "share"), [("wanda", 94 / 160), ("magnitude", 6041 / 10240)])
+def test_a_layer_over_its_budget_is_caught(folder: Path, method: str, share: float) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
+        record["facts"]["prune"] = {"sparsity": 0.59, "method": method}
+
+    edit_record(folder, edit)
+    with pytest.raises(VerifyError, match=f"must have a share of zeros of {share:.6f}"):
         check(folder)

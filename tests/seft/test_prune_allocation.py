@@ -1,0 +1,189 @@
+"""How zeros are shared out over blocks: as the papers say, and never more or fewer in all."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seft import sparsity
+from seft.config import Allocation, PruneConfig, PruneMethod, SparsityOf
+from seft.errors import ConfigError
+from seft.prune import alphapruning, owl
+from seft.prune.allocation import apportion
+from seft.prune.loop import prune_model
+from seft.report import Progress, Report
+from seft.targets import block_linears, decoder_blocks, target_linears
+from tests.seft.test_prune_loop import WINDOWS
+from tests.seft.test_prune_methods import correlated, make_weight
+from tests.tiny import untrained_tiny
+
+
+@torch.no_grad()
+def uneven_tiny() -> Any:
+    """Its blocks differ: the later, the more outliers and the heavier the tails."""
+    model = untrained_tiny()
+    generator = torch.Generator().manual_seed(5)
+    for number, block in enumerate(decoder_blocks(model)):
+        for target in block_linears(block).values():
+            rows, cols = target.weight.shape
+            outliers = torch.rand(rows, cols, generator=generator) < 0.004 * number
+            target.weight[outliers] *= 10
+    return model
+
+
+def zeros(model: Any) -> dict[str, int]:
+    return {name: int((target.weight == 0).sum()) for name, target in target_linears(model).items()}
+
+
+def shares(model: Any) -> list[float]:
+    """Of the model's blocks."""
+    found = []
+    for block in decoder_blocks(model):
+        weights = [target.weight for target in block_linears(block).values()]
+        found.append(sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights))
+    return found
+
+
+@pytest.mark.parametrize("method", PruneMethod)
+@pytest.mark.parametrize("asked", [0.31, 0.7])
+def test_all_allocations_make_equally_many_zeros(method: PruneMethod, asked: float) -> None:
+    totals = set()
+    for allocation in Allocation:
+        model = uneven_tiny()
+        prune_model(model, WINDOWS, PruneConfig(asked, method, allocation=allocation))
+        totals.add(sum(zeros(model).values()))
+    shapes = [target.weight.shape for target in target_linears(untrained_tiny()).values()]
+    by_row = method is PruneMethod.WANDA
+    assert totals == {sum(rows * int(cols * asked) if by_row else int(rows * cols * asked) for rows, cols in shapes)}
+
+
+@pytest.mark.parametrize("allocation", [Allocation.OWL, Allocation.ALPHAPRUNING])
+def test_blocks_with_outliers_and_heavy_tails_keep_more(allocation: Allocation) -> None:
+    model = uneven_tiny()
+    prune_model(model, WINDOWS, PruneConfig(0.75, PruneMethod.WANDA, allocation=allocation))
+    found = shares(model)
+    assert found[0] > found[-1] + 0.05
+    assert sum(found) / len(found) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_uniform_gives_every_linear_the_asked_share_and_every_row_where_rows_are_compared() -> None:
+    by_layer, by_row = untrained_tiny(), untrained_tiny()
+    prune_model(by_layer, WINDOWS, PruneConfig(0.53, PruneMethod.RIA))
+    prune_model(by_row, WINDOWS, PruneConfig(0.53, PruneMethod.WANDA))
+    for target in target_linears(by_layer).values():
+        assert int((target.weight == 0).sum()) == int(target.weight.numel() * 0.53)
+    for target in target_linears(by_row).values():
+        assert set((target.weight == 0).sum(1).tolist()) == {int(target.weight.shape[1] * 0.53)}
+
+
+def test_outliers_are_counted_over_the_whole_block() -> None:
+    block = [(make_weight(8, 30, seed), correlated(50, 30, seed).norm(dim=0)) for seed in (1, 2)]
+    scores = [abs(float(w[r, c])) * float(n[c]) for w, n in block for r in range(8) for c in range(30)]
+    mean = math.fsum(scores) / len(scores)
+    assert owl.outliers(block) == sum(score > 5 * mean for score in scores) / len(scores)
+
+
+def test_owl_keeps_in_proportion_to_outliers_within_its_reach_of_the_asked_share() -> None:
+    ratios, asked = [0.01, 0.03, 0.02, 0.05], 0.7
+    found = owl.block_shares(ratios, asked)
+    assert sum(found) / 4 == pytest.approx(asked)
+    assert max(found) - min(found) == pytest.approx(2 * 0.08)
+    slopes = [(found[i] - found[0]) / (ratios[i] - ratios[0]) for i in (1, 2, 3)]
+    assert slopes == pytest.approx([-0.16 / 0.04] * 3)
+    assert owl.block_shares([0.02] * 3, asked) == [asked] * 3
+
+
+@torch.no_grad()
+def test_owl_measures_the_dense_model_on_what_each_block_receives() -> None:
+    model = uneven_tiny()
+    blocks = decoder_blocks(model)
+    inputs: dict[Any, list[Tensor]] = {}
+    hooks = [
+        target.module.register_forward_hook(lambda module, args, _: inputs.setdefault(module, []).append(args[0][0]))
+        for target in target_linears(model).values()
+    ]
+    for window in WINDOWS:
+        model(input_ids=window[None])
+    for hook in hooks:
+        hook.remove()
+    ratios = [
+        owl.outliers([(t.weight, torch.cat(inputs[t.module]).norm(dim=0)) for t in block_linears(block).values()])
+        for block in blocks
+    ]
+    prune_model(model, WINDOWS, PruneConfig(0.6, PruneMethod.MAGNITUDE, allocation=Allocation.OWL))
+    assert shares(model) == pytest.approx(owl.block_shares(ratios, 0.6), abs=1e-3)
+
+
+def hill(weight: Tensor) -> float:
+    """PL_Alpha_Hill in double precision, from the eigenvalues themselves: 1 + k / sum of log(lambda / lambda_min)."""
+    values = torch.linalg.eigvalsh(weight.double().T @ weight.double())[-min(weight.shape) :]
+    logs = values.log10()
+    low, high = float(logs.min()), float(logs.max())
+    counts = [0] * 100
+    for log in logs.tolist():
+        counts[min(int((log - low) / (high - low) * 100), 99)] += 1
+    peak = low + counts.index(max(counts)) * (high - low) / 100
+    tail = [value for value in values.tolist() if math.log10(value) >= peak - 1e-12]
+    return 1 + (len(tail) - 1) / sum(math.log(value / tail[0]) for value in tail[1:])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(64, 64), (160, 64), (64, 160)])
+def test_alpha_is_the_hill_estimate_from_the_peak_of_the_spectrum(rows: int, cols: int) -> None:
+    assert alphapruning.alpha(make_weight(rows, cols)) == pytest.approx(hill(make_weight(rows, cols)), rel=1e-3)
+
+
+def test_alpha_finds_the_exponent_of_a_power_law() -> None:
+    left, _ = torch.linalg.qr(make_weight(400, 400).double())
+    for exponent in (2.0, 3.0):
+        # Quantiles of a density that falls as the power -exponent from 1 on.
+        values = ((torch.arange(400, dtype=torch.float64) + 0.5) / 400) ** (-1 / (exponent - 1))
+        assert alphapruning.alpha((left * values.sqrt()).float()) == pytest.approx(exponent, rel=0.15)
+
+
+def test_a_matrix_without_a_tail_counts_as_the_lightest() -> None:
+    assert alphapruning.alpha(torch.ones(8, 8)) == math.inf
+    assert alphapruning.block_weights([2.0, 4.0, math.inf, 3.0]) == pytest.approx([0.8, 1.2, 1.2, 1.0])
+    assert alphapruning.block_weights([math.inf] * 2) == [1.0, 1.0]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-1, 1e6), st.integers(0, 10_000)), min_size=1, max_size=12),
+    st.floats(0, 1),
+)
+def test_counts_sum_to_the_total_and_stay_under_their_limits(parts: list[tuple[float, int]], share: float) -> None:
+    wishes, most = zip(*parts, strict=True)
+    total = int(sum(most) * share)
+    counts = apportion(wishes, most, total)
+    assert sum(counts) == total
+    assert all(0 <= count <= limit for count, limit in zip(counts, most, strict=True))
+
+
+def test_counts_are_in_proportion_where_no_limit_cuts_them() -> None:
+    assert apportion([1.0, 2.0, 3.0], [100] * 3, 60) == [10, 20, 30]
+    assert apportion([1.0, 1.0, 1.0], [100] * 3, 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
+    assert apportion([1.0, 9.0], [100, 50], 100) == [50, 50]
+
+
+@pytest.mark.parametrize("method", [PruneMethod.MAGNITUDE, PruneMethod.WANDA])
+def test_a_share_of_the_whole_model_is_reached_in_the_targets(method: PruneMethod) -> None:
+    model = untrained_tiny()
+    prune_model(model, WINDOWS, PruneConfig(0.5, method, sparsity_of=SparsityOf.MODEL))
+    counted = sparsity.of_model(model)
+    assert counted.model.share == pytest.approx(0.5, abs=1e-3)
+    assert counted.linears.share > 0.5
+
+
+def test_a_share_of_the_whole_model_that_targets_cannot_give_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"sparsity must be at most 0\.\d+ of this model"):
+        prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.95, sparsity_of=SparsityOf.MODEL))
+
+
+def test_progress_counts_the_pass_that_judges_too() -> None:
+    reports: list[Report] = []
+    prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.5, allocation=Allocation.OWL), reports.append)
+    assert [report.done for report in reports if isinstance(report, Progress)] == list(range(9))
