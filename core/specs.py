@@ -6,10 +6,19 @@ Only `model`, `dataset` and `sparsity` are required. Unknown fields are refused.
 
 import hashlib
 import json
+import re
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from core import ids
 
@@ -36,7 +45,39 @@ class PruneMethod(StrEnum):
 
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
+    RIA = "ria"
     SPARSEGPT = "sparsegpt"
+    ALPS = "alps"
+
+
+class Compare(StrEnum):
+    """Among which weights of a linear the least important are chosen."""
+
+    AUTO = "auto"
+    ROW = "row"
+    LAYER = "layer"
+
+
+class Refinement(StrEnum):
+    """What is done to a mask after the method chose it."""
+
+    NONE = "none"
+    DSNOT = "dsnot"
+
+
+class Allocation(StrEnum):
+    """How the zeros are shared out over the linears."""
+
+    UNIFORM = "uniform"
+    OWL = "owl"
+    ALPHAPRUNING = "alphapruning"
+
+
+class SparsityOf(StrEnum):
+    """What `sparsity` is a share of."""
+
+    TARGETS = "targets"
+    MODEL = "model"
 
 
 class CalibrationSpec(Spec):
@@ -50,7 +91,18 @@ class PruneSpec(Spec):
     """How the model is pruned."""
 
     method: PruneMethod = Field(default=PruneMethod.SPARSEGPT, description="How a weight's importance is judged.")
+    compare: Compare = Field(
+        default=Compare.AUTO, description="Importance is compared within `row` or `layer`; `auto` is the method's way."
+    )
+    refine: Refinement = Field(default=Refinement.NONE, description="`dsnot` improves the mask that the method chose.")
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec, description="The text the pruner looks at.")
+
+    @field_validator("compare")
+    @classmethod
+    def _own_way(cls, value: Compare, info: ValidationInfo) -> Compare:
+        if value is not Compare.AUTO and info.data.get("method") is PruneMethod.SPARSEGPT:
+            raise ValueError("must be auto for sparsegpt, which compares within 128 columns at a time")
+        return value
 
 
 class RepairSpec(Spec):
@@ -101,29 +153,51 @@ class OutputSpec(Spec):
     format: Literal["dense"] = Field(default="dense", description="A Hugging Face folder with exact zeros.")
 
 
+def _describe_job(schema: dict[str, Any]) -> None:
+    schema["required"].remove("sparsity")
+    schema["example"] = {
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d",
+        "sparsity": 0.6,
+    }
+
+
+def _share(pattern: object) -> float | None:
+    """The share of zeros in an N:M pattern; None where it is none."""
+    numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", pattern) if isinstance(pattern, str) else None
+    return 1 - int(numbers[1]) / int(numbers[2]) if numbers else None
+
+
 class JobSpec(Spec):
     """A repair job: make `model` sparse, and repair it on `dataset`."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-                "dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d",
-                "sparsity": 0.6,
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_describe_job)
 
     model: Line = Field(
         min_length=1, max_length=512, description="A hub id, or a folder or GGUF file under one of the model roots."
     )
     revision: Line | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
     dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")
-    sparsity: float = Field(ge=0.0, le=0.99, description="Share of zeros in each target linear.")
-    pattern: Literal["unstructured"] = Field(default="unstructured", description="Zeros may lie anywhere in a row.")
-    allocation: Literal["uniform"] = Field(default="uniform", description="Every target linear gets the same share.")
+    sparsity: float = Field(
+        ge=0.0, le=0.99, description="Share of zeros. It follows from an N:M `pattern`, and may be left out then."
+    )
+    pattern: str = Field(
+        default="unstructured",
+        pattern=r"^(unstructured|[1-9]\d{0,3}:[1-9]\d{0,3})$",
+        description="Where zeros may lie: `unstructured`, or N:M, N nonzeros in every M inputs, as in `2:4`.",
+    )
+    sparsity_of: SparsityOf = Field(
+        default=SparsityOf.TARGETS,
+        description="What `sparsity` is a share of: the weights of the target linears, or all of the `model`.",
+    )
+    allocation: Allocation = Field(
+        default=Allocation.UNIFORM,
+        description="How zeros are shared out over the target linears: `uniform`, or by block; always as many in all.",
+    )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
-    repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
+    repair: RepairSpec = Field(
+        default_factory=RepairSpec, validate_default=True, description="How the pruned model is repaired."
+    )
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are judged.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="What the checkpoint looks like.")
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
@@ -132,6 +206,44 @@ class JobSpec(Spec):
     metadata: dict[Annotated[Line, Field(max_length=64)], Annotated[Line, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="Up to 16 names and values of yours, kept with the job."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_of_pattern(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "sparsity" not in data:
+            share = _share(data.get("pattern"))
+            return data if share is None else {**data, "sparsity": share}
+        return data
+
+    @field_validator("pattern")
+    @classmethod
+    def _no_contradiction(cls, value: str, info: ValidationInfo) -> str:
+        share = _share(value)
+        if share is not None and not 0 < share < 1:
+            raise ValueError("must be N:M with N smaller than M")
+        sparsity = info.data.get("sparsity")
+        if share is not None and sparsity is not None and abs(sparsity - share) > 1e-9:
+            raise ValueError(f"must not contradict sparsity ({sparsity}); {value} makes it {share:g}")
+        return value
+
+    @field_validator("allocation", "sparsity_of", "prune", "repair")
+    @classmethod
+    def _suits_groups(cls, value: Any, info: ValidationInfo) -> Any:
+        pattern = info.data.get("pattern", "unstructured")
+        if pattern == "unstructured":
+            return value
+        if isinstance(value, RepairSpec) and value.method != "none":
+            raise ValueError(
+                f"method must be none with the pattern {pattern}, because repair would let zeros leave their groups;"
+                f" it is {value.method}. Say none, or take the pattern unstructured"
+            )
+        if isinstance(value, PruneSpec) and value.compare is not Compare.AUTO:
+            raise ValueError(f"compare must be auto with the pattern {pattern}; it is {value.compare}")
+        if value in (Allocation.OWL, Allocation.ALPHAPRUNING, SparsityOf.MODEL):
+            raise ValueError(
+                f"must be {'targets' if value is SparsityOf.MODEL else 'uniform'} with the pattern {pattern}"
+            )
+        return value
 
     def fingerprint(self) -> str:
         """sha256 of the request with all defaults: equal for two bodies that ask for the same."""

@@ -27,7 +27,8 @@ from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
 from seft.load import Loaded, load, load_tokenizer
 from seft.pack import load_pruned, save_pruned
-from seft.prune.loop import PRUNERS, prune_model
+from seft.prune.loop import prune_model
+from seft.prune.methods import readers
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
@@ -96,7 +97,7 @@ class Pipeline:
 
     @property
     def _needs_text(self) -> bool:
-        return PRUNERS[self.prune.method].needs_text
+        return bool(readers(self.prune))
 
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Judge, prune, round as the checkpoint will be, judge again, save: none of this is done twice.

@@ -1,7 +1,18 @@
 """What a job asks for (`core.specs`) as what the library takes (`seft.config`)."""
 
 from core.specs import JobSpec
-from seft.config import CalibrationOrder, EvaluateConfig, PruneConfig, PruneMethod, RepairConfig
+from seft.config import (
+    Allocation,
+    CalibrationOrder,
+    Compare,
+    EvaluateConfig,
+    Pattern,
+    PruneConfig,
+    PruneMethod,
+    Refinement,
+    RepairConfig,
+    SparsityOf,
+)
 
 
 def prune_config(spec: JobSpec) -> PruneConfig:
@@ -9,6 +20,11 @@ def prune_config(spec: JobSpec) -> PruneConfig:
     return PruneConfig(
         sparsity=spec.sparsity,
         method=PruneMethod(spec.prune.method),
+        pattern=Pattern.parse(spec.pattern),
+        compare=Compare(spec.prune.compare),
+        refine=Refinement(spec.prune.refine),
+        allocation=Allocation(spec.allocation),
+        sparsity_of=SparsityOf(spec.sparsity_of),
         samples=spec.prune.calibration.samples,
         tokens=spec.prune.calibration.tokens,
         order=CalibrationOrder.RANDOM,

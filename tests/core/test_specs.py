@@ -45,12 +45,31 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"repair": {"batch_tokens": 512 * 10**30}},
         {"evaluate": {"held_out": 1.0}},
         {"prune": {"calibration": {"samples": 0}}},
+        {"prune": {"method": "sparsegpt", "compare": "row"}},
+        {"pattern": "4:2"},
+        {"pattern": "2:2"},
+        {"pattern": "2:4\n"},
+        {"pattern": "2:4", "repair": {"method": "none"}},
+        {"pattern": "2:4", "sparsity": 0.5},
+        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "seft"}},
+        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "allocation": "owl"},
+        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "sparsity_of": "model"},
+        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "prune": {"method": "ria", "compare": "row"}},
     ],
     ids=str,
 )
 def test_what_breaks_a_rule_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         JobSpec.model_validate(LEAST | wrong)
+
+
+def test_sparsity_follows_from_a_pattern_and_is_required_without() -> None:
+    asked = {name: value for name, value in LEAST.items() if name != "sparsity"}
+    with pytest.raises(ValidationError, match="sparsity"):
+        JobSpec.model_validate(asked)
+    spec = JobSpec.model_validate({**asked, "pattern": "1:4", "repair": {"method": "none"}})
+    assert spec.sparsity == 0.75
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from core import specs
 from core.specs import JobSpec
 from seft import config
@@ -22,8 +24,9 @@ def asked(**more: Any) -> JobSpec:
     return JobSpec.model_validate({"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6, **more})
 
 
-def test_the_methods_are_the_same() -> None:
-    assert [*specs.PruneMethod] == [*config.PruneMethod]
+@pytest.mark.parametrize("name", ["PruneMethod", "Compare", "Refinement", "Allocation", "SparsityOf"])
+def test_the_choices_are_the_same(name: str) -> None:
+    assert [*getattr(specs, name)] == [*getattr(config, name)]
 
 
 def test_what_is_not_asked_for_has_the_default_of_the_library() -> None:
@@ -37,14 +40,41 @@ def test_what_is_not_asked_for_has_the_default_of_the_library() -> None:
 def test_everything_that_is_asked_for_arrives() -> None:
     spec = asked(
         seed=5,
-        prune={"method": "wanda", "calibration": {"samples": 3, "tokens": 64}},
+        allocation="owl",
+        sparsity_of="model",
+        prune={
+            "method": "wanda",
+            "compare": "layer",
+            "refine": "dsnot",
+            "calibration": {"samples": 3, "tokens": 64},
+        },
         repair=REPAIR,
         evaluate={"windows": 4, "tokens": 32},
     )
-    assert prune_config(spec) == config.PruneConfig(0.6, config.PruneMethod.WANDA, samples=3, tokens=64, seed=5)
+    assert prune_config(spec) == config.PruneConfig(
+        0.6,
+        config.PruneMethod.WANDA,
+        compare=config.Compare.LAYER,
+        refine=config.Refinement.DSNOT,
+        allocation=config.Allocation.OWL,
+        sparsity_of=config.SparsityOf.MODEL,
+        samples=3,
+        tokens=64,
+        seed=5,
+    )
     assert repair_config(spec) == config.RepairConfig(**REPAIR, seed=5)
     assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
     assert set(REPAIR) | {"method"} == set(specs.RepairSpec.model_fields)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])
+def test_a_pattern_arrives_with_its_sparsity(pattern: str) -> None:
+    spec = JobSpec.model_validate(
+        {"model": "m", "dataset": "file_" + "0" * 26, "pattern": pattern, "repair": {"method": "none"}}
+    )
+    found = prune_config(spec)
+    assert str(found.pattern) == pattern
+    assert found.sparsity == spec.sparsity == found.pattern.sparsity(None)
 
 
 def test_a_job_that_only_prunes_repairs_nothing() -> None:
