@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 NOBODY = "65534"
+PROBE = "ready"
+"""A bucket with one object of this name, which tells whether object storage can keep and give."""
 
 
 class Server(Program):
@@ -169,7 +171,12 @@ class ObjectStore(Server):
 
     @override
     def ping(self) -> None:
-        self.client().list_buckets()
+        """Write and read back: after a restart it answers for seconds before it finds its volumes again."""
+        client = self.client()
+        if not any(bucket["Name"] == PROBE for bucket in client.list_buckets()["Buckets"]):
+            client.create_bucket(Bucket=PROBE)
+        client.put_object(Bucket=PROBE, Key=PROBE, Body=PROBE.encode())
+        client.get_object(Bucket=PROBE, Key=PROBE)["Body"].read()
 
     def client(self) -> "S3Client":
         """An S3 client with all rights; it gives up soon."""
