@@ -9,6 +9,7 @@ import uvicorn
 from api.app import make_app, routes
 from core import keys, logging
 from core.database import make_engine, make_sessions
+from core.keys import Scope
 from core.settings import Settings
 
 GRACE_SECONDS = 5
@@ -41,11 +42,12 @@ def serve(context: typer.Context) -> None:
 def create_key(
     name: Annotated[str, typer.Option(help="Who or what will use it.")],
     tenant: Annotated[str, typer.Option(help="Whose rows it opens.")] = "default",
+    scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.ADMIN,
 ) -> None:
-    """Print a new key. It is shown this once and kept nowhere."""
+    """Print a new key, of scope admin unless told otherwise. It is shown this once and kept nowhere."""
     engine = make_engine(Settings())
     with make_sessions(engine).begin() as session:
-        _, secret = keys.issue(session, tenant, name)
+        _, secret = keys.issue(session, tenant, name, scope)
     engine.dispose()
     typer.echo(secret)
 

@@ -11,7 +11,8 @@ import core
 from api import errors
 from api.deps import make_services
 from api.envelope import Envelope
-from api.routes import datasets, jobs, operations, reports
+from api.routes import datasets, jobs, keys, operations, reports
+from core.errors import Code
 from core.settings import Settings
 
 DESCRIPTION = """Makes language models sparse and repairs them.
@@ -42,8 +43,9 @@ def routes() -> FastAPI:
         lifespan=_lifespan,
     )
     errors.install(app)
-    for module in (jobs, reports, datasets, operations):
-        app.include_router(module.router)
+    for module in (jobs, reports, datasets, keys):
+        app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
+    app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
     return app
 
 
@@ -62,3 +64,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     services.engine.dispose()
     services.broker.close()
+    services.limiter.close()

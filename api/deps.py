@@ -1,6 +1,7 @@
 """What routes are given: the service's parts, and who is calling."""
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
@@ -9,11 +10,17 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import keys
+from core.audit import Caller
 from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
+from core.keys import Scope
 from core.queue import Broker, make_app
+from core.rates import Limiter
 from core.settings import Settings
 from core.storage import Storage
+
+READING = ("GET", "HEAD")
+"""Every other method changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +32,13 @@ class Services:
     sessions: sessionmaker[Session]
     storage: Storage
     broker: Broker
+    limiter: Limiter
 
 
 def make_services(settings: Settings) -> Services:
     """The parts that these settings describe."""
     engine = make_engine(settings)
-    return Services(settings, engine, make_sessions(engine), Storage(settings), make_app(settings))
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Whose key came with the request. A caller sees the rows of its tenant and no others."""
-
-    tenant: str
+    return Services(settings, engine, make_sessions(engine), Storage(settings), make_app(settings), Limiter(settings))
 
 
 def here(request: Request) -> Services:
@@ -53,7 +54,7 @@ Bearer = HTTPBearer(auto_error=False, description="An API key, as `python -m api
 def authenticated(
     request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
 ) -> Caller:
-    """The caller, or UNAUTHENTICATED."""
+    """The caller; or UNAUTHENTICATED, RATE_LIMITED, or FORBIDDEN where a key that may only read would change things."""
     if credentials is None:
         raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
     with services.sessions.begin() as session:
@@ -63,10 +64,32 @@ def authenticated(
             Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
         )
     request.state.key_id = key.id
-    return Caller(key.tenant)
+    if wait := services.limiter.take(key.id):
+        limit = f"This key may send {services.settings.rate_limit:g} requests a second."
+        raise ProblemError(Code.RATE_LIMITED, f"{limit} Try again in {ceil(wait)} s.", retry_after=ceil(wait))
+    caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
+    _need(caller, Scope.READ if request.method in READING else Scope.WRITE)
+    return caller
 
 
 Auth = Annotated[Caller, Depends(authenticated)]
+
+
+def administrator(caller: Auth) -> Caller:
+    """The caller, or FORBIDDEN."""
+    _need(caller, Scope.ADMIN)
+    return caller
+
+
+Admin = Annotated[Caller, Depends(administrator)]
+
+
+def _need(caller: Caller, needed: Scope) -> None:
+    if not caller.scope.allows(needed):
+        raise ProblemError(
+            Code.FORBIDDEN,
+            f"This needs a key of scope {needed}; yours is of scope {caller.scope}. POST /keys makes one.",
+        )
 
 
 class Carries:

@@ -22,11 +22,23 @@ from starlette.routing import compile_path
 from api.flaws import flaws_of
 from core.errors import Code, Flaw, ProblemError
 
+GUARDED = (
+    Code.UNAUTHENTICATED,
+    Code.FORBIDDEN,
+    Code.RATE_LIMITED,
+    Code.INVALID_REQUEST,
+    Code.INTERNAL,
+    Code.UNAVAILABLE,
+)
+"""What every operation that needs a key may answer with."""
+
 MEDIA_TYPE = "application/problem+json"
 
 TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INVALID_REQUEST: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request breaks a rule"),
     Code.UNAUTHENTICATED: (HTTPStatus.UNAUTHORIZED, "A valid API key is needed"),
+    Code.FORBIDDEN: (HTTPStatus.FORBIDDEN, "The API key's scope does not allow it"),
+    Code.RATE_LIMITED: (HTTPStatus.TOO_MANY_REQUESTS, "Too many requests with this API key"),
     Code.NOT_FOUND: (HTTPStatus.NOT_FOUND, "There is no such thing"),
     Code.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "This address does not know this method"),
     Code.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has the wrong type"),
@@ -129,6 +141,8 @@ def install(app: FastAPI) -> None:
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     headers = {"WWW-Authenticate": "Bearer"} if error.code is Code.UNAUTHENTICATED else {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
     return problem(request, error.code, error.message, error.flaws, headers)
 
 

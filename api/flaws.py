@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from core.errors import Flaw
-from core.specs import JobSpec
 
 SHOWN = 80
 """Characters of a wrong value that are shown."""
@@ -43,13 +42,13 @@ def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
         rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
         return Flaw("body", rule, "no JSON", "Send a JSON object with the header Content-Type: application/json.")
     if place == "body":
-        return _body_flaw(path, entry, rule)
+        return _body_flaw(_body_model(request), path, entry, rule)
     name = str(path[0])
     return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
 
 
-def _body_flaw(path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
-    model, field, names, rest = _walk(path)
+def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
+    model, field, names, rest = _walk(whole, path)
     if entry["type"] == "extra_forbidden":
         unknown = str(rest[0])
         value = "(not repeated)" if SECRET.search(unknown) else _value(entry)
@@ -60,11 +59,16 @@ def _body_flaw(path: Sequence[str | int], entry: dict[str, Any], rule: str) -> F
     return Flaw(_dotted(names) or "body", rule, _value(entry), way_out)
 
 
+def _body_model(request: Request) -> type[BaseModel]:
+    """What the operation takes as its body."""
+    model: type[BaseModel] = request.scope["route"].body_field.field_info.annotation
+    return model
+
+
 def _walk(
-    path: Sequence[str | int],
+    model: type[BaseModel], path: Sequence[str | int]
 ) -> tuple[type[BaseModel], FieldInfo | None, list[str | int], Sequence[str | int]]:
-    """Follow a path into the spec: the last model and field met, the names so far, what is no name of a field."""
-    model: type[BaseModel] = JobSpec
+    """Follow a path into a model: the last model and field met, the names so far, what is no name of a field."""
     field: FieldInfo | None = None
     for depth, part in enumerate(path):
         inner = model.model_fields.get(str(part))

@@ -13,6 +13,8 @@ JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
 FILE_ID = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 TIME = "2026-01-31T12:00:00Z"
+LARGEST_ID = 2**63 - 1
+"""Of a row that the database numbers."""
 
 
 def example(value: dict[str, Any]) -> ConfigDict:

@@ -71,6 +71,29 @@ class Checkpoint(TypedDict):
     created_at: str
 
 
+class Key(TypedDict):
+    """An API key. `secret` stands only in the answer that made it."""
+
+    id: str
+    name: str
+    scope: str
+    created_at: str
+    last_used_at: str | None
+    revoked_at: str | None
+    secret: NotRequired[str]
+
+
+class AuditEntry(TypedDict):
+    """A change that somebody made."""
+
+    id: int
+    key_id: str
+    request_id: str
+    action: str
+    target: str
+    created_at: str
+
+
 class Dataset(TypedDict):
     """An uploaded dataset."""
 

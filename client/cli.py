@@ -18,7 +18,9 @@ from client.progress import follow
 app = typer.Typer(help="Make language models sparse, and repair them.", no_args_is_help=True, add_completion=False)
 jobs = typer.Typer(help="Repair jobs.", no_args_is_help=True)
 datasets = typer.Typer(help="Datasets to repair on.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of your tenant, for a key of scope admin.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
+app.add_typer(keys, name="keys")
 app.add_typer(datasets, name="datasets")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's answer.")]
@@ -117,6 +119,48 @@ def download(job_id: str, folder: Path) -> None:
     with client() as service:
         for path in service.download(job_id, folder):
             typer.echo(path)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who or what will use it.")],
+    scope: Annotated[str, typer.Option(help="read, write or admin.")] = "write",
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once."""
+    with client() as service:
+        key = service.create_key(name, scope)
+        show(key, as_json, key["secret"])
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List keys, newest first; none of them shows its secret."""
+    with client() as service:
+        if as_json:
+            typer.echo(json.dumps(list(service.api_keys())))
+            return
+        table = Table(Column("key", no_wrap=True, min_width=30), "name", "scope", "last used", "revoked", box=None)
+        for key in service.api_keys():
+            table.add_row(key["id"], key["name"], key["scope"], key["last_used_at"] or "never", key["revoked_at"] or "")
+        Console().print(table)
+
+
+@keys.command()
+def revoke(key_id: str, as_json: AsJson = False) -> None:
+    """End a key at once and for ever."""
+    with client() as service:
+        key = service.revoke_key(key_id)
+        show(key, as_json, f"{key['id']}  revoked {key['revoked_at']}")
+
+
+@app.command()
+def audit(as_json: AsJson = False) -> None:
+    """Print every change made with one of your tenant's keys, newest first."""
+    with client() as service:
+        for entry in service.audit():
+            line = "  ".join([entry["created_at"], entry["key_id"], entry["action"], entry["target"]])
+            show(entry, as_json, line)
 
 
 def assign(spec: Json, setting: str) -> None:

@@ -1,20 +1,20 @@
 """The service from Python: upload a dataset, create a job, watch it, fetch what it made.
 
-Calls are sent again when the connection fails or the server is busy; that is safe, because every call may come twice:
-a job carries an idempotency key. No torch, nothing of the server.
+Calls are sent again when the connection fails or the server is busy; that is safe, because every call but the making of
+a key may come twice: a job carries an idempotency key. No torch, nothing of the server.
 """
 
 import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, cast
 
 import httpx2
 
-from client.answers import Checkpoint, Dataset, Event, File, Job, Json, Metric
+from client.answers import AuditEntry, Checkpoint, Dataset, Event, File, Job, Json, Key, Metric
 from client.errors import ApiProblem, ClientError, IntegrityError
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -75,6 +75,24 @@ class Client:
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """What a job has published, oldest first, each file with a link."""
         return cast("list[Checkpoint]", self._get(f"/jobs/{job_id}/checkpoints")["data"])
+
+    def create_key(self, name: str, scope: str = "write") -> Key:
+        """Make an API key that may `read`, `write` or `admin`; only this answer holds its `secret`."""
+        # Sent once: a call that was lost on its way back has made a key that nobody knows.
+        body = {"name": name, "scope": scope}
+        return cast("Key", _answer(lambda: self._http.post("/keys", json=body), pauses=()))
+
+    def api_keys(self) -> Iterator[Key]:
+        """The tenant's API keys, newest first, revoked ones included."""
+        return self._pages("/keys", "id", {})
+
+    def revoke_key(self, key_id: str) -> Key:
+        """End an API key at once; one that is revoked already stays so."""
+        return cast("Key", _answer(lambda: self._http.delete(f"/keys/{key_id}")))
+
+    def audit(self) -> Iterator[AuditEntry]:
+        """Every change made with one of the tenant's keys, newest first."""
+        return self._pages("/audit", "id", {})
 
     def watch(self, job_id: str, *, interval: float = 1.0) -> Iterator[Job]:
         """The job every `interval` seconds, for the last time in its final state."""
@@ -138,9 +156,9 @@ class Client:
         return partial.replace(target)
 
 
-def _answer(send: Callable[[], httpx2.Response]) -> Json:
+def _answer(send: Callable[[], httpx2.Response], pauses: Sequence[float] | None = None) -> Json:
     """The JSON that a call brings in the end, after as many tries as there are pauses, and one."""
-    for pause in (*PAUSES, None):
+    for pause in (*(PAUSES if pauses is None else pauses), None):
         try:
             response = send()
         except httpx2.TransportError as error:

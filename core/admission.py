@@ -5,14 +5,15 @@ No transaction is open while the hub is asked about a model.
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import jobs, models
+from core import audit, jobs, models
+from core.audit import Caller
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 
 
 def admit(
-    settings: Settings, sessions: sessionmaker[Session], tenant: str, spec: JobSpec, idempotency_key: str | None
+    settings: Settings, sessions: sessionmaker[Session], caller: Caller, spec: JobSpec, idempotency_key: str | None
 ) -> tuple[Job, bool]:
     """The new job and True, or the one that the same key and body made before and False.
 
@@ -21,10 +22,13 @@ def admit(
     """
     body = spec.fingerprint()
     with sessions.begin() as session:
-        if idempotency_key is not None and (former := jobs.earlier(session, tenant, idempotency_key, body)):
+        if idempotency_key is not None and (former := jobs.earlier(session, caller.tenant, idempotency_key, body)):
             return former, False
-        jobs.check_dataset(session, tenant, spec.dataset)
+        jobs.check_dataset(session, caller.tenant, spec.dataset)
     source = models.find(settings, spec.model, spec.revision)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
-        return jobs.create(session, tenant, pinned, idempotency_key, body)
+        job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body)
+        if new:
+            audit.note(session, caller, "create_job", job.id)
+        return job, new

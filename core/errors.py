@@ -9,6 +9,8 @@ class Code(StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    RATE_LIMITED = "rate_limited"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
@@ -35,11 +37,13 @@ class Flaw:
 
 
 class ProblemError(Exception):
-    """A request that cannot be served, told to its sender."""
+    """A request that cannot be served, told to its sender. After `retry_after` seconds it may be."""
 
-    def __init__(self, code: Code, message: str, flaws: tuple[Flaw, ...] = ()) -> None:
+    def __init__(
+        self, code: Code, message: str, flaws: tuple[Flaw, ...] = (), *, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.code, self.message, self.flaws = code, message, flaws
+        self.code, self.message, self.flaws, self.retry_after = code, message, flaws, retry_after
 
 
 class LeaseLostError(Exception):

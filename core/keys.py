@@ -2,26 +2,85 @@
 
 import hashlib
 import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
 
-from sqlalchemy import select
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core import ids
+from core.errors import Code, ProblemError
 from core.tables import ApiKey
 
+USE_SECONDS = 60
+"""How exact `last_used_at` is: one write in this time, however many requests come."""
 
-def issue(session: Session, tenant: str, name: str) -> tuple[ApiKey, str]:
+
+class Scope(StrEnum):
+    """What a key may do. Each scope holds the one before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def allows(self, needed: "Scope") -> bool:
+        """Whether what needs `needed` may be done with this scope."""
+        order = list(Scope)
+        return order.index(self) >= order.index(needed)
+
+
+def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKey, str]:
     """A new key's row, and the secret, which is kept nowhere."""
     secret = f"seft_{secrets.token_urlsafe(32)}"
-    key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, sha256=_hash(secret))
+    key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=_hash(secret))
     session.add(key)
     session.flush()
+    session.refresh(key)
     return key, secret
 
 
 def verify(session: Session, secret: str) -> ApiKey | None:
-    """The row of a key that was issued and not revoked."""
-    return session.scalar(select(ApiKey).where(ApiKey.sha256 == _hash(secret), ApiKey.revoked_at.is_(None)))
+    """The row of a key that was issued and not revoked; its use is noted."""
+    old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
+    query = select(ApiKey, old).where(ApiKey.sha256 == _hash(secret), ApiKey.revoked_at.is_(None))
+    found = session.execute(query).first()
+    if found is None:
+        return None
+    key, due = found
+    if due:
+        # Whoever holds the row is noting the same, or revokes the key: nothing to wait for.
+        free = select(ApiKey.id).where(ApiKey.id == key.id).with_for_update(skip_locked=True)
+        note = update(ApiKey).where(ApiKey.id.in_(free)).values(last_used_at=func.now())
+        session.execute(note, execution_options={"synchronize_session": False})
+    return key
+
+
+def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tuple[Sequence[ApiKey], bool]:
+    """Up to `limit` keys, revoked ones included, newest first, those older than `after`; and whether there are more."""
+    query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(ApiKey.id < after)
+    rows = session.scalars(query).all()
+    return rows[:limit], len(rows) > limit
+
+
+def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
+    """End a key at once; again is no error. NOT_FOUND, or CONFLICT when a key would revoke itself.
+
+    So the key that revokes the others stays, and no tenant locks itself out.
+    """
+    query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant == tenant).with_for_update()
+    key = session.scalar(query) if ids.is_id("key", key_id) else None
+    if key is None:
+        raise ProblemError(Code.NOT_FOUND, f"There is no key {key_id!r}. GET /keys lists yours.")
+    if key.id == by:
+        raise ProblemError(Code.CONFLICT, "A key cannot revoke itself. Make another one and revoke this one with it.")
+    if key.revoked_at is None:
+        key.revoked_at = func.now()
+        session.flush()
+        session.refresh(key)
+    return key
 
 
 def _hash(secret: str) -> str:

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
         default=[], description="Folders (a JSON list) whose models may be named by their relative path."
     )
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
+    rate_limit: float = Field(
+        default=200, ge=0, description="Requests a second of one API key, ten seconds' worth of them at once; 0: any."
+    )
     link_seconds: int = Field(default=3600, ge=1, description="How long a presigned download link is good.")
 
     lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")

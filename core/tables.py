@@ -24,13 +24,33 @@ class ApiKey(Base):
     """A key that a caller shows. Only its SHA-256 is kept; the key itself is 256 random bits."""
 
     __tablename__ = "api_keys"
+    __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     name: Mapped[str]
+    scope: Mapped[str]
     sha256: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """A change that a caller made. Never changed, never deleted, and no reference holds it to what it tells of."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index("audit_log_by_tenant", "tenant", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant: Mapped[str]
+    key_id: Mapped[str]
+    request_id: Mapped[str]
+    action: Mapped[str]
+    """The operation's name in the OpenAPI."""
+    target: Mapped[str]
+    """Id of what was made or changed."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Dataset(Base):

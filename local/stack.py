@@ -16,7 +16,7 @@ import httpx2
 from typing_extensions import override
 
 from core.database import make_engine, make_sessions
-from core.keys import issue
+from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, write_private
 from local.processes import LocalError
@@ -143,7 +143,7 @@ class Stack:
         if not path.exists():
             engine = make_engine(settings)
             with make_sessions(engine).begin() as session:
-                _, secret = issue(session, "default", "local")
+                _, secret = issue(session, "default", "local", Scope.ADMIN)
             engine.dispose()
             write_private(path, secret)
         return path.read_text()

@@ -10,7 +10,8 @@ from starlette.datastructures import UploadFile
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import responses
 from api.schemas import FILE_ID, DatasetPage, DatasetView
-from core import datasets, ids
+from core import audit, datasets, ids
+from core.audit import Caller
 from core.errors import Code, Flaw, ProblemError
 
 UPLOAD: dict[str, Any] = {
@@ -39,12 +40,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     dependencies=[Depends(Carries("multipart/form-data"))],
     openapi_extra=UPLOAD,
     responses=responses(
-        Code.UNAUTHENTICATED,
         Code.TOO_LARGE,
         Code.UNSUPPORTED_MEDIA_TYPE,
         Code.INVALID_REQUEST,
         Code.INVALID_DATASET,
-        Code.UNAVAILABLE,
     ),
 )
 async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
@@ -57,12 +56,12 @@ async def create_dataset(services: Here, caller: Auth, request: Request, respons
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "is a part of the form", "nothing", "Send the JSONL file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(_store, services, caller.tenant, file)
+        view = await run_sync(_store, services, caller, file)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 
 
-@router.get("", operation_id="list_datasets", responses=responses(Code.UNAUTHENTICATED, Code.INVALID_REQUEST))
+@router.get("", operation_id="list_datasets", responses=responses(Code.INVALID_REQUEST))
 def list_datasets(
     services: Here,
     caller: Auth,
@@ -80,7 +79,7 @@ def list_datasets(
 @router.get(
     "/{dataset_id}",
     operation_id="get_dataset",
-    responses=responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.INVALID_REQUEST),
+    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
 )
 def get_dataset(
     services: Here, caller: Auth, dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])]
@@ -90,9 +89,11 @@ def get_dataset(
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
 
-def _store(services: Services, tenant: str, file: UploadFile) -> DatasetView:
+def _store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
     content = datasets.check(file.file)
     file.file.seek(0)
     services.storage.upload(file.file, content.object_key)
     with services.sessions.begin() as session:
-        return DatasetView.of(datasets.add(session, tenant, file.filename or "", content))
+        row = datasets.add(session, caller.tenant, file.filename or "", content)
+        audit.note(session, caller, "create_dataset", row.id)
+        return DatasetView.of(row)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.deps import Auth, Carries, Here, JobId, Limit
 from api.errors import responses
 from api.schemas import JobDetail, JobPage, JobView
-from core import ids, jobs, queue
+from core import audit, ids, jobs, queue
 from core.admission import admit
 from core.errors import Code
 from core.specs import JobSpec
@@ -28,7 +28,6 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(Carries("application/json"))],
     responses=responses(
-        Code.UNAUTHENTICATED,
         Code.IDEMPOTENCY_IN_FLIGHT,
         Code.TOO_LARGE,
         Code.UNSUPPORTED_MEDIA_TYPE,
@@ -54,7 +53,7 @@ def create_job(
     ] = None,
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""
-    job, new = admit(services.settings, services.sessions, caller.tenant, spec, idempotency_key)
+    job, new = admit(services.settings, services.sessions, caller, spec, idempotency_key)
     if new:
         queue.hint(services.broker)
     response.headers["Location"] = f"/jobs/{job.id}"
@@ -63,7 +62,7 @@ def create_job(
         return _detail(session, job)
 
 
-@router.get("", operation_id="list_jobs", responses=responses(Code.UNAUTHENTICATED, Code.INVALID_REQUEST))
+@router.get("", operation_id="list_jobs", responses=responses(Code.INVALID_REQUEST))
 def list_jobs(
     services: Here,
     caller: Auth,
@@ -88,7 +87,7 @@ def list_jobs(
             "description": "It is still what `If-None-Match` names.",
             "headers": {"ETag": {"schema": {"type": "string"}}},
         },
-        **responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.INVALID_REQUEST),
+        **responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
     },
 )
 def get_job(
@@ -112,12 +111,14 @@ def get_job(
 @router.post(
     "/{job_id}/cancel",
     operation_id="cancel_job",
-    responses=responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
+    responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
 )
 def cancel_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """End a queued or running job at once; again is no error. Its device may be busy for one more heartbeat."""
     with services.sessions.begin() as session:
-        return _detail(session, jobs.cancel(session, caller.tenant, job_id))
+        job = jobs.cancel(session, caller.tenant, job_id)
+        audit.note(session, caller, "cancel_job", job.id)
+        return _detail(session, job)
 
 
 def _detail(session: Session, job: Job) -> JobDetail:

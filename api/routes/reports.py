@@ -14,7 +14,16 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from api.deps import Auth, Here, JobId, Limit, Services
 from api.errors import responses
-from api.schemas import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
+from api.schemas import (
+    LARGEST_ID,
+    CheckpointList,
+    CheckpointView,
+    EventPage,
+    EventView,
+    FileView,
+    MetricPage,
+    MetricView,
+)
 from core import jobs, reports
 from core.errors import Code
 from core.states import Status
@@ -24,9 +33,9 @@ LOOK_SECONDS = 1.0
 QUIET_SECONDS = 15.0
 """Proxies cut connections that are silent for longer."""
 STREAM_PAGE = 100
-LARGEST_ID, LARGEST_STEP = 2**63 - 1, 2**31 - 1
+LARGEST_STEP = 2**31 - 1
 
-REFUSALS = responses(Code.UNAUTHENTICATED, Code.NOT_FOUND, Code.INVALID_REQUEST)
+REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 Accept = Annotated[str, Header(include_in_schema=False)]
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])

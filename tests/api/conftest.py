@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 from api.app import make_app
 from core import attempts, keys
 from core.attempts import Attempt
+from core.keys import Scope
 from core.settings import Settings
 
-NewClient = Callable[[str], TestClient]
+NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
 
 
@@ -40,9 +41,9 @@ def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewCli
     """Makes clients of tenants, each with a key of its own."""
     with TestClient(app, raise_server_exceptions=False) as outer:
 
-        def make(tenant: str) -> TestClient:
+        def make(tenant: str, scope: Scope = Scope.ADMIN) -> TestClient:
             with sessions.begin() as session:
-                _, secret = keys.issue(session, tenant, "test")
+                _, secret = keys.issue(session, tenant, "test", scope)
             client = TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {secret}"})
             client.portal = outer.portal
             return client

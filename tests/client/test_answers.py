@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from api import schemas
+from api import key_schemas, schemas
 from client import answers
 
 
@@ -16,6 +16,8 @@ from client import answers
         (answers.Metric, schemas.MetricView),
         (answers.File, schemas.FileView),
         (answers.Checkpoint, schemas.CheckpointView),
+        (answers.Key, key_schemas.KeySecret),
+        (answers.AuditEntry, key_schemas.AuditView),
         (answers.Dataset, schemas.DatasetView),
     ],
 )

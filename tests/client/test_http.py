@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = answer  # noqa: N815
+    do_GET = do_POST = do_DELETE = answer  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass
@@ -213,3 +213,18 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SEFT_API_KEY", "seft_key")
     with Client() as client:
         assert client.url == "http://127.0.0.1:1"
+
+
+def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -> None:
+    script.answers.append(None)
+    with pytest.raises(ClientError):
+        client.create_key("nightly", "read")
+    script.will_answer({"id": "key_1", "secret": "seft_x"}, status=201)
+    assert client.create_key("nightly", "read")["secret"] == "seft_x"
+    assert [json.loads(body) for _, _, _, body in script.requests] == [{"name": "nightly", "scope": "read"}] * 2
+
+
+def test_a_key_is_revoked_by_its_id(script: Script, client: Client) -> None:
+    script.will_answer({"id": "key_1", "revoked_at": "now"})
+    assert client.revoke_key("key_1")["revoked_at"] == "now"
+    assert script.requests[0][:2] == ("DELETE", "/keys/key_1")

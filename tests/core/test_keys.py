@@ -1,15 +1,18 @@
 """API keys: shown once, kept as a hash."""
 
-from sqlalchemy import func, select
+from datetime import timedelta
+
+from sqlalchemy import func, select, text, update
 
 from core import keys
+from core.keys import Scope
 from core.tables import ApiKey
 from tests.core.conftest import Sessions
 
 
 def test_an_issued_key_is_verified_and_kept_nowhere(sessions: Sessions) -> None:
     with sessions.begin() as session:
-        row, secret = keys.issue(session, "ours", "laptop")
+        row, secret = keys.issue(session, "ours", "laptop", Scope.READ)
     assert secret.startswith("seft_")
     assert secret not in str(vars(row))
     with sessions.begin() as session:
@@ -20,10 +23,43 @@ def test_an_issued_key_is_verified_and_kept_nowhere(sessions: Sessions) -> None:
 
 def test_wrong_and_revoked_keys_are_nobodys(sessions: Sessions) -> None:
     with sessions.begin() as session:
-        row, secret = keys.issue(session, "ours", "laptop")
+        row, secret = keys.issue(session, "ours", "laptop", Scope.READ)
         for wrong in ("", "seft_", secret[:-1], secret.upper(), row.sha256, "\0", "\ud800"):
             assert keys.verify(session, wrong) is None
         row.revoked_at = session.scalar(select(func.now()))
         session.flush()
         assert keys.verify(session, secret) is None
         assert session.scalar(select(func.count()).select_from(ApiKey)) == 1
+
+
+def test_a_use_is_noted_once_a_minute(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        row, secret = keys.issue(session, "ours", "laptop", Scope.READ)
+    assert row.last_used_at is None
+    seen = set()
+    for _ in range(3):
+        with sessions.begin() as session:
+            keys.verify(session, secret)
+            seen.add(session.scalar(select(ApiKey.last_used_at)))
+    assert len(seen) == 1
+    assert None not in seen
+    with sessions.begin() as session:
+        session.execute(update(ApiKey).values(last_used_at=func.now() - timedelta(seconds=61)))
+    with sessions.begin() as session:
+        keys.verify(session, secret)
+        assert session.scalar(select(ApiKey.last_used_at > func.now() - timedelta(seconds=60)))
+
+
+def test_a_key_can_be_used_while_its_row_is_held(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        row, secret = keys.issue(session, "ours", "laptop", Scope.READ)
+    with sessions.begin() as holder, sessions.begin() as session:
+        holder.execute(select(ApiKey).where(ApiKey.id == row.id).with_for_update())
+        session.execute(text("SET LOCAL lock_timeout = '2s'"))
+        assert keys.verify(session, secret) is not None
+
+
+def test_scopes_hold_each_other() -> None:
+    allowed = [(mine, needed) for mine in Scope for needed in Scope if mine.allows(needed)]
+    assert len(allowed) == 6
+    assert all(Scope.ADMIN.allows(needed) and needed.allows(Scope.READ) for needed in Scope)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client.http import Client
-from core.keys import issue
+from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
@@ -48,7 +48,7 @@ def house(settings: Settings, open_house: Callable[[Settings], House], tiny_fold
 def service(house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path) -> Iterator[Service]:
     """A running API with a dataset uploaded; workers are started by the test."""
     with house.sessions.begin() as session:
-        _, secret = issue(session, "default", "tests")
+        _, secret = issue(session, "default", "tests", Scope.ADMIN)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:60]))
     lock = FolderLock(tmp_path / "api")

@@ -1,0 +1,78 @@
+"""API keys, and what was done with them. All of it needs a key whose scope is `admin`."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from api.deps import Admin, Carries, Here, Limit
+from api.errors import responses
+from api.key_schemas import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
+from api.schemas import LARGEST_ID
+from core import audit, ids, keys
+from core.errors import Code
+
+router = APIRouter(tags=["keys"])
+
+
+@router.post(
+    "/keys",
+    operation_id="create_key",
+    status_code=HTTPStatus.CREATED,
+    dependencies=[Depends(Carries("application/json"))],
+    responses=responses(Code.INVALID_REQUEST, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE),
+)
+def create_key(services: Here, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
+    """Make a key of your tenant. The answer is the only one that shows it."""
+    with services.sessions.begin() as session:
+        row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
+        audit.note(session, caller, "create_key", row.id)
+        response.headers["Cache-Control"] = "no-store"
+        return KeySecret.of(row, secret=secret)
+
+
+@router.get("/keys", operation_id="list_keys", responses=responses(Code.INVALID_REQUEST))
+def list_keys(
+    services: Here,
+    caller: Admin,
+    after: Annotated[
+        str | None, Query(pattern=ids.pattern("key"), description="Id of a key: those made before it.")
+    ] = None,
+    limit: Limit = 20,
+) -> KeyPage:
+    """Your tenant's keys, newest first, revoked ones included; none of them shows its secret."""
+    with services.sessions.begin() as session:
+        rows, more = keys.page(session, caller.tenant, after=after, limit=limit)
+    return KeyPage(data=[KeyView.of(row) for row in rows], has_more=more)
+
+
+@router.delete(
+    "/keys/{key_id}",
+    operation_id="revoke_key",
+    responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
+)
+def revoke_key(
+    services: Here,
+    caller: Admin,
+    key_id: Annotated[str, Path(description="Id of a key.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
+) -> KeyView:
+    """End a key at once and for ever; again is no error. A key cannot revoke itself."""
+    with services.sessions.begin() as session:
+        row = keys.revoke(session, caller.tenant, key_id, by=caller.key_id)
+        audit.note(session, caller, "revoke_key", row.id)
+        return KeyView.of(row)
+
+
+@router.get("/audit", operation_id="list_audit", responses=responses(Code.INVALID_REQUEST))
+def list_audit(
+    services: Here,
+    caller: Admin,
+    after: Annotated[
+        int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry: those written before it.")
+    ] = None,
+    limit: Limit = 20,
+) -> AuditPage:
+    """Every change made with one of your tenant's keys, newest first: who, what, to what, when."""
+    with services.sessions.begin() as session:
+        rows, more = audit.page(session, caller.tenant, before=after, limit=limit)
+    return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

@@ -1,0 +1,66 @@
+"""Every operation of the OpenAPI as something to be called: for laws that hold for all of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from tests.api.conftest import Json
+from tests.api.documents import METHODS
+
+RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
+World = dict[str, str]
+"""A tenant's things: the path parameter -> the id of one."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation, and the example of its body."""
+
+    name: str
+    method: str
+    path: str
+    guarded: bool
+    example: Json | None
+    uploads: bool
+
+    def send(self, client: TestClient, world: World) -> Any:
+        """Call it with the world's ids in the path, and in the example body where that names a dataset or a model."""
+        more: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
+        if self.example is not None:
+            ours = {"dataset": world["dataset_id"], "model": "tiny"}
+            more["json"] = {name: ours.get(name, value) for name, value in self.example.items()}
+        return client.request(self.method, self.path.format_map(world), **more)
+
+
+def operations(app: FastAPI) -> list[Operation]:
+    """All of them, in the order of the OpenAPI."""
+    document = app.openapi()
+    return [
+        _operation(path, method, methods[method], document["components"]["schemas"])
+        for path, methods in document["paths"].items()
+        for method in METHODS
+        if method in methods
+    ]
+
+
+def make_world(client: TestClient) -> World:
+    """One of everything, made over HTTP."""
+    dataset = client.post("/datasets", files={"file": ("ours.jsonl", RIGHT)}).json()["id"]
+    job = client.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.6}).json()["id"]
+    key = client.post("/keys", json={"name": "ours"}).json()["id"]
+    return {"dataset_id": dataset, "job_id": job, "key_id": key}
+
+
+def _operation(path: str, method: str, described: Json, schemas: Json) -> Operation:
+    content = described.get("requestBody", {}).get("content", {})
+    reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+    return Operation(
+        name=described["operationId"],
+        method=method.upper(),
+        path=path,
+        guarded="security" in described,
+        example=schemas[reference]["example"] if reference else None,
+        uploads="multipart/form-data" in content,
+    )
