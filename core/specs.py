@@ -105,11 +105,24 @@ class PruneSpec(Spec):
         return value
 
 
+class RepairMethod(StrEnum):
+    """What is trained to repair the pruned model."""
+
+    SEFT = "seft"
+    FIXED_MASK = "fixed_mask"
+    MASKED_FULL = "masked_full"
+    NONE = "none"
+
+
 class RepairSpec(Spec):
     """How the pruned model is repaired."""
 
-    method: Literal["seft", "none"] = Field(default="seft", description="`none` prunes only.")
-    density: float = Field(default=0.005, ge=1e-6, le=1.0, description="Share of the target weights that is trained.")
+    method: RepairMethod = Field(
+        default=RepairMethod.SEFT, description="What is trained; `none` prunes only, all but `seft` keep the zeros."
+    )
+    density: float = Field(
+        default=0.005, ge=1e-6, le=1.0, description="Values trained, as a share of the target weights."
+    )
     steps: int = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
     learning_rate: Annotated[float, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
         default="auto", description="Peak learning rate; `auto` chooses by density."
@@ -232,10 +245,10 @@ class JobSpec(Spec):
         pattern = info.data.get("pattern", "unstructured")
         if pattern == "unstructured":
             return value
-        if isinstance(value, RepairSpec) and value.method != "none":
+        if isinstance(value, RepairSpec) and value.method is RepairMethod.SEFT:
             raise ValueError(
-                f"method must be none with the pattern {pattern}, because repair would let zeros leave their groups;"
-                f" it is {value.method}. Say none, or take the pattern unstructured"
+                f"method must not be seft with the pattern {pattern}, because it would let zeros leave their groups."
+                " Take another method, or the pattern unstructured"
             )
         if isinstance(value, PruneSpec) and value.compare is not Compare.AUTO:
             raise ValueError(f"compare must be auto with the pattern {pattern}; it is {value.compare}")

@@ -5,7 +5,7 @@ It says nothing that `sparsity.json` does not hold.
 
 from dataclasses import asdict, fields
 
-from seft.config import Allocation, PruneConfig, SparsityOf
+from seft.config import Allocation, PruneConfig, RepairMethod, SparsityOf
 from seft.facts import Facts, Record
 from seft.source import Kind
 from seft.sparsity import Count
@@ -19,6 +19,12 @@ model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 _SPEED = """The zeros are stored as zeros, so everything that loads the base model loads this one. Stock transformers,
 vLLM and llama.cpp run it at the speed and in the memory of the dense model; a runtime with sparse kernels can pack it
 by itself."""
+
+_WAYS = {
+    RepairMethod.SEFT: "SEFT (arXiv 2505.24037), which trains {share} of these weights at a time and lets zeros move",
+    RepairMethod.FIXED_MASK: "training {share} of these weights, drawn once from those that are not zero",
+    RepairMethod.MASKED_FULL: "training all of these weights that are not zero",
+}
 
 
 def card(record: Record) -> str:
@@ -52,11 +58,13 @@ def _what(record: Record) -> str:
     )
     if facts.repair is None:
         return f"{pruned}, in one shot. It was not repaired afterwards."
-    return (
-        f"{pruned}, then repaired by SEFT (arXiv 2505.24037): {facts.repair.steps} steps of sparse fine-tuning that"
-        f" train {facts.repair.density:.2%} of these weights at a time and let the zeros move."
-        f" {facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
+    zeros = (
+        "Its zeros are where pruning put them."
+        if facts.repair.method.keeps_zeros
+        else f"{facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
     )
+    way = _WAYS[facts.repair.method].format(share=f"{facts.repair.density:.2%}")
+    return f"{pruned}, then repaired in {facts.repair.steps} steps of {way}. {zeros}"
 
 
 def _asked(config: PruneConfig) -> str:

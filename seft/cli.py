@@ -91,6 +91,7 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
 def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
     config = RepairConfig(
         steps=options.steps,
+        method=options.method,
         density=options.density,
         learning_rate=options.learning_rate,
         update_interval=options.update_interval,
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, run, add, text in (
         ("prune", _prune, _add_prune, "set a share of a model's weights to zero"),
-        ("repair", _repair, _add_repair, "train a pruned model by SEFT; it stays as sparse as it is"),
+        ("repair", _repair, _add_repair, "train a pruned model; it stays as sparse as it is"),
         ("evaluate", _evaluate, _add_evaluate, "perplexity of a model on a text"),
         ("inspect", _inspect, _add_inspect, "count the zeros in a folder's files"),
     ):
@@ -184,6 +185,7 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("folder", type=Path, help="what prune wrote")
     _add_data(verb)
     verb.add_argument("--steps", type=int, required=True, help="optimizer steps")
+    _add_choice(verb, "--method", default.method, "what is trained")
     _add(verb, "--density", float, default.density, "share of the weights that is trained")
     _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
     _add(verb, "--update-interval", int, default.update_interval, "steps between two events")

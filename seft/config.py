@@ -57,6 +57,19 @@ class CalibrationOrder(StrEnum):
     RANDOM = "random"
 
 
+class RepairMethod(StrEnum):
+    """What is trained to repair a pruned model. A model that is only pruned has no RepairConfig."""
+
+    SEFT = "seft"
+    FIXED_MASK = "fixed_mask"
+    MASKED_FULL = "masked_full"
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether zeros stay where pruning put them, so that any pattern is kept."""
+        return self is not RepairMethod.SEFT
+
+
 class RateSchedule(StrEnum):
     """How the learning rate goes on after the warm-up."""
 
@@ -180,14 +193,16 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
-    """SEFT: sparse fine-tuning whose topology evolves (arXiv 2505.24037).
+    """Training of a pruned model that keeps its budget of nonzeros.
 
-    `density` is the share of target weights trained. A step sees `batch_tokens` tokens in windows of
-    `sequence_tokens`, `micro_batch` windows at a time. Every `update_interval` steps an event drops and grows
-    `drop_rate` (decaying) of the active set; the last `settle` share of the steps has no event.
+    `density` says how many values are trained, as a share of the target weights; masked_full trains all nonzeros. A
+    step sees `batch_tokens` tokens in windows of `sequence_tokens`, `micro_batch` windows at a time. For seft alone:
+    every `update_interval` steps an event drops and grows `drop_rate` (decaying) of the active set; the last `settle`
+    share of the steps has no event.
     """
 
     steps: int
+    method: RepairMethod = RepairMethod.SEFT
     density: float = 0.005
     learning_rate: float | Literal["auto"] = "auto"
     schedule: RateSchedule = RateSchedule.LINEAR

@@ -124,7 +124,9 @@ def inspection(counted: "Sparsity", record: "Record | None") -> str:
         facts = record.facts
         parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.summary}")
         if facts.repair:
-            parts.append(f"repaired in {facts.repair.steps} steps, {facts.grown_zeros:,} zeros grown")
+            parts.append(
+                f"repaired by {facts.repair.method} in {facts.repair.steps} steps, {facts.grown_zeros:,} zeros grown"
+            )
         parts += [f"perplexity {name} {score:.2f}" for name, score in facts.scores.items()]
     return "\n".join(parts)
 

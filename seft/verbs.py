@@ -103,9 +103,10 @@ def repair(
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
-    if facts.prune.pattern.grouped:
-        way_out = "Repair would let zeros leave their groups: prune without a pattern to repair."
-        raise ConfigError("folder", "must be pruned without an N:M pattern", str(facts.prune.pattern), way_out)
+    if facts.prune.pattern.grouped and not config.method.keeps_zeros:
+        way_out = "It would let zeros leave their groups: take another method, or prune without a pattern."
+        rule = f"must be pruned without an N:M pattern for {config.method}"
+        raise ConfigError("folder", rule, str(facts.prune.pattern), way_out)
     texts = read(data)
     loaded = _load(source, place, report)
     work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config)

@@ -1,5 +1,6 @@
 """What a job asks for (`core.specs`) as what the library takes (`seft.config`)."""
 
+from core import specs
 from core.specs import JobSpec
 from seft.config import (
     Allocation,
@@ -11,6 +12,7 @@ from seft.config import (
     PruneMethod,
     Refinement,
     RepairConfig,
+    RepairMethod,
     SparsityOf,
 )
 
@@ -35,10 +37,11 @@ def prune_config(spec: JobSpec) -> PruneConfig:
 def repair_config(spec: JobSpec) -> RepairConfig | None:
     """How the job repairs; None when it only prunes."""
     asked = spec.repair
-    if asked.method == "none":
+    if asked.method is specs.RepairMethod.NONE:
         return None
     return RepairConfig(
         steps=asked.steps,
+        method=RepairMethod(asked.method),
         density=asked.density,
         learning_rate=asked.learning_rate,
         update_interval=asked.update_interval,

@@ -1,12 +1,11 @@
-"""The repair of a whole model: steps, windows, events, and a state from which any step can be gone on from.
+"""The repair of a whole model: steps of whichever method, and a state from which any step can be gone on from.
 
-Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. The loop holds what the pure parts need: modules,
-text, the step. It knows no file format (`seft.repair.state`) and no job.
+What is trained is the method's affair (`seft.repair.methods`). The loop holds what all need: text, losses, the step. It
+knows no file format (`seft.repair.state`) and no job.
 """
 
 import math
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,19 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.errors import StateError, TrainError
 from seft.loss import TokenLoss
-from seft.products import take_over
-from seft.repair import optimizer, schedule, state
-from seft.repair.linear import RepairedLinear
-from seft.repair.window import Window
+from seft.repair import schedule, state
+from seft.repair.method import Method, Work
+from seft.repair.methods import METHODS
+from seft.repair.state import State
 from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
-from seft.seeds import generator
 from seft.targets import target_linears
 from seft.text import must_be_known, side_by_side
 
 
 class Repair:
-    """Repairs the pruned weights that `model` has now, on `tokens`; they stay merged in place all the time.
+    """Repairs the pruned weights that `model` has now, on `tokens`.
 
-    Only the active sets are trained, every parameter is frozen until `finish`. No linear ever has more nonzeros than
+    Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
     it has now. DataError when the text is shorter than one window.
     """
 
@@ -46,17 +44,17 @@ class Repair:
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         self._losses = TokenLoss(model)
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        self._linears = {
-            name: RepairedLinear(target.weight, config.density, generator(config.seed, name))
-            for name, target in targets.items()
-        }
-        self._release = take_over({targets[name]: linear.product for name, linear in self._linears.items()})
+        self._method: Method = METHODS[config.method](Work(model, targets, config))
 
     @property
     def grown_zeros(self) -> int:
         """Positions that were zero at the start and are nonzero now."""
-        return sum(linear.reactivated() for linear in self._linears.values())
+        return self._method.grown_zeros
+
+    @property
+    def trained(self) -> int:
+        """How many values are trained."""
+        return self._method.trained
 
     def run(self, report: Reporter = silent) -> None:
         """Take the steps that are left. What `report` raises passes through between two steps."""
@@ -72,24 +70,27 @@ class Repair:
         """
         began = time.perf_counter()
         step = self.step + 1
-        self._open_windows(step)
+        self._method.open(step)
         loss = self._accumulate(step)
         rate = schedule.learning_rate(self.config, step)
         self._update(step, loss, rate)
         self.step = step
         speed = self.config.batch_tokens / (time.perf_counter() - began)
-        reports: list[Step | Evolved] = [Step(step, loss, rate, speed)]
-        return reports + self._evolve() if schedule.next_event(self.config, step) == step else reports
+        with torch.no_grad():
+            evolved = self._method.evolve(step)
+        return [Step(step, loss, rate, speed), *filter(None, [evolved])]
 
     def finish(self) -> None:
-        """Leave the model as it came: its own products, the merged weights, parameters trainable as before."""
-        self._release()
+        """Leave the model as it came: its own modules, the merged weights, parameters trainable as before."""
+        self._method.finish()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
 
     def save(self, folder: Path) -> None:
         """Write all that differs from the pruned weights, and all that the next step depends on."""
-        state.save(folder, self._linears, self.step, self.config, self._fingerprint)
+        now = self._method.state()
+        whole = State(now.tensors, {"step": self.step, "method": now.facts})
+        state.save(folder, whole, self.config, self._fingerprint)
 
     def load(self, folder: Path) -> None:
         """Go on from a saved state. `self` must be new, made of the same pruned weights, text and configuration.
@@ -100,16 +101,9 @@ class Repair:
             raise StateError(
                 f"a state must be loaded into a fresh repair; this one is at step {self.step}. Make a new one."
             )
-        self.step = state.load(folder, self._linears, self.config, self._fingerprint)
-
-    def _open_windows(self, step: int) -> None:
-        event = schedule.next_event(self.config, step)
-        if event is None or event - step >= schedule.WINDOW:
-            return
-        for linear in self._linears.values():
-            count = schedule.dropped(self.config, event, len(linear.active))
-            if linear.window is None and count:
-                linear.window = Window(linear.weight, count)
+        saved = state.load(folder, self.config, self._fingerprint)
+        self._method.resume(State(saved.tensors, saved.facts["method"]))
+        self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:
         """Gradients of the mean loss of a step, one micro-batch after the other."""
@@ -124,22 +118,11 @@ class Repair:
 
     @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
-        gradients = {name: linear.take_gradient() for name, linear in self._linears.items()}
-        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        gradients = self._method.take_gradients()
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         if not math.isfinite(loss + float(norm)):
             raise TrainError(
                 f"loss and gradient must stay finite; step {step} has loss {loss} and gradient norm {float(norm)}."
                 " Lower the learning rate, or train in bfloat16 or float32."
             )
-        for name, linear in self._linears.items():
-            optimizer.step(linear.active, gradients[name], rate, self.config.weight_decay)
-            linear.active.write(linear.weight)
-
-    @torch.no_grad()
-    def _evolve(self) -> list[Step | Evolved]:
-        pieces = math.ceil(self.config.batch_tokens / self.config.sequence_tokens / self.config.micro_batch)
-        changes = [
-            linear.evolve(schedule.dropped(self.config, self.step, len(linear.active)), pieces)
-            for linear in self._linears.values()
-        ]
-        return [Evolved(self.step, *map(sum, zip(*changes, strict=True)))]
+        self._method.update(gradients, rate)

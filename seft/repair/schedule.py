@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import RateSchedule, RepairConfig
+from seft.config import RateSchedule, RepairConfig, RepairMethod
 from seft.seeds import generator
 
 OPENING = 1
@@ -21,8 +21,12 @@ OPENING = 1
 WINDOW = 2
 """Steps before an event whose gradients decide it."""
 
-RATE = 3e-3
-"""The best rate at 0.5 % density, from trials on SmolLM2-135M at 60 %."""
+RATES = {
+    RepairMethod.SEFT: 3e-3,
+    RepairMethod.FIXED_MASK: 3e-3,
+    RepairMethod.MASKED_FULL: 1e-4,
+}
+"""Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
 
 
 def learning_rate(config: RepairConfig, step: int) -> float:
@@ -40,10 +44,11 @@ def learning_rate(config: RepairConfig, step: int) -> float:
 
 
 def peak(config: RepairConfig) -> float:
-    """The rate asked for; "auto" takes the best one seen and lowers it with the root of the density above 0.5 %."""
-    if config.learning_rate == "auto":
-        return RATE * min(1.0, math.sqrt(0.005 / config.density))
-    return config.learning_rate
+    """The rate asked for; "auto" takes the method's and lowers it with the root of the density above 0.5 %."""
+    if config.learning_rate != "auto":
+        return config.learning_rate
+    rate = RATES[config.method]
+    return rate if config.method is RepairMethod.MASKED_FULL else rate * min(1.0, math.sqrt(0.005 / config.density))
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:

@@ -9,7 +9,6 @@ worse. Removal candidates are the least sensitive of the first micro-batch, judg
 not be open to newcomers, whose missing past would look like merit.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.repair.positions import Positions, entries, master_dtype
-from seft.repair.sampled import sampled_product
-
-CHUNK = 1 << 20
-"""Entries of the weight's gradient that exist at once (at least one row)."""
+from seft.repair.sampled import row_chunks, sampled_product
 
 LISTED = 4
 """Candidates listed for each position that the event will choose."""
@@ -77,7 +73,7 @@ class Window:
         growth = self.growth.updated(sampled_product(left, right, self.growth.indices))
         removal = self.removal.updated(sampled_product(left, right, self.removal.indices))
         taken = torch.cat([active, growth.indices]).sort().values
-        for rows in _row_chunks(weight):
+        for rows in row_chunks(weight.shape):
             gradient = (left[:, rows].t() @ right).flatten()
             offset = rows.start * weight.shape[1]
             growth = growth.joined(self._promising(gradient, offset, taken))
@@ -103,9 +99,3 @@ class Window:
         places = sensitivity.topk(min(self.count * LISTED, len(sensitivity)), largest=False).indices
         places = places[weights[places] != 0]
         return Candidates.newcomers(places + offset, gradient[places])
-
-
-def _row_chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
-    rows, cols = weight.shape
-    height = max(1, CHUNK // cols)
-    return (slice(start, min(rows, start + height)) for start in range(0, rows, height))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core import ids
-from core.specs import JobSpec
+from core.specs import JobSpec, RepairMethod
 
 LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
 
@@ -70,6 +70,14 @@ def test_sparsity_follows_from_a_pattern_and_is_required_without() -> None:
     spec = JobSpec.model_validate({**asked, "pattern": "1:4", "repair": {"method": "none"}})
     assert spec.sparsity == 0.75
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_with_a_pattern_repair_must_keep_the_zeros() -> None:
+    asked = {**LEAST, "sparsity": 0.5, "pattern": "2:4"}
+    with pytest.raises(ValidationError, match="method must not be seft"):
+        JobSpec.model_validate(asked)
+    for method in set(RepairMethod) - {RepairMethod.SEFT}:
+        assert JobSpec.model_validate({**asked, "repair": {"method": method}}).repair.method is method
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seft.config import RepairConfig
+from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
 from seft.targets import target_linears
@@ -43,6 +44,20 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Whether all weights are equal to the last bit."""
     return all(torch.equal(left[name], right[name]) for name in left | right)
+
+
+def nonzeros(model: nn.Module) -> dict[str, int]:
+    """How many there are in each target."""
+    return {name: int(linear.weight.count_nonzero()) for name, linear in target_linears(model).items()}
+
+
+def repaired(config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
+    """The pruned model after so many steps, or all of them."""
+    model = pruned_tiny(dtype)
+    repair = Repair(model, TOKENS, config)
+    for _ in range(config.steps if steps is None else steps):
+        repair.advance()
+    return model, repair
 
 
 def sparse_linear(rows: int, cols: int, sparsity: float, seed: int = 0, **options: object) -> nn.Linear:

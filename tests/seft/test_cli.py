@@ -95,7 +95,7 @@ def test_inspect_counts_the_file_and_tells_the_facts(capsys: pytest.CaptureFixtu
     assert run("inspect", repaired) == 0
     text = capsys.readouterr().out
     assert "q_proj" in text
-    assert "repaired in 20 steps" in text
+    assert "repaired by seft in 20 steps" in text
 
 
 def test_inspect_reads_any_dense_folder(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_magnitude_needs_no_text(capsys: pytest.CaptureFixture[str], tiny_folder
     assert answer(capsys, *asked)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
 
 
-def test_a_pattern_is_pruned_counted_and_told_and_not_repaired(
+def test_a_pattern_is_pruned_counted_told_and_repaired_by_what_keeps_it(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
     asked = ["prune", tiny_folder, "--pattern", "2:4", "--method", "ria", "--refine", "dsnot"]
@@ -119,8 +119,10 @@ def test_a_pattern_is_pruned_counted_and_told_and_not_repaired(
     assert (data["facts"]["prune"]["pattern"], data["facts"]["prune"]["sparsity"]) == ("2:4", 0.5)
     assert Record.read(tmp_path / "out").facts.prune.pattern == Pattern(2, 4)
     assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
-    line = refused(capsys, "repair", tmp_path / "out", "--data", texts, "--steps", "1", "--out", tmp_path / "no")
-    assert "folder must be pruned without an N:M pattern; it is '2:4'" in line
+    asked = ["repair", tmp_path / "out", "--data", texts, "--steps", "2", "--batch-tokens", "512"]
+    assert "without an N:M pattern for seft; it is '2:4'" in refused(capsys, *asked, "--out", tmp_path / "no")
+    assert answer(capsys, *asked, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
+    assert sparsity.of_folder(tmp_path / "mended") == sparsity.of_folder(tmp_path / "out")
 
 
 def test_a_share_of_the_model_is_shared_out_and_told(

@@ -1,44 +1,15 @@
 """The laws of a whole repair: budget, bits, resuming, cancelling, healing."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft.config import RepairConfig
 from seft.errors import Cancelled, DataError, StateError, TrainError
-from seft.loss import TokenLoss
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Step
 from seft.targets import target_linears
-from tests.seft.repairing import TOKENS, pruned_tiny, same_bits, short, weights, zero_smallest
-
-
-def repaired(config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
-    model = pruned_tiny(dtype)
-    repair = Repair(model, TOKENS, config)
-    for _ in range(config.steps if steps is None else steps):
-        repair.advance()
-    return model, repair
-
-
-def nonzeros(model: nn.Module) -> dict[str, int]:
-    return {name: int(linear.weight.count_nonzero()) for name, linear in target_linears(model).items()}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_budget_holds_at_every_step(dtype: torch.dtype) -> None:
-    model = pruned_tiny(dtype)
-    budget = nonzeros(model)
-    repair = Repair(model, TOKENS, short())
-    for _ in range(8):
-        repair.advance()
-        assert all(count <= budget[name] for name, count in nonzeros(model).items())
-    assert repair.grown_zeros > 0
-    assert {linear.weight.dtype for linear in target_linears(model).values()} == {dtype}
+from tests.seft.repairing import TOKENS, pruned_tiny, repaired, same_bits, short, weights
 
 
 def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:
@@ -63,31 +34,10 @@ def test_steps_and_events_are_reported() -> None:
     assert opening.pruned == opening.reactivated
 
 
-def test_same_seed_same_bits_and_another_seed_others() -> None:
-    first, second, other = (weights(repaired(short(seed=seed))[0]) for seed in (0, 0, 1))
-    assert same_bits(first, second)
-    assert not same_bits(first, other)
-
-
 def test_micro_batches_change_the_memory_and_not_the_gradient() -> None:
     whole, parts = (weights(repaired(short(micro_batch=size, settle=1.0), steps=1)[0]) for size in (3, 1))
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stopped_anywhere_and_gone_on_gives_the_bits_of_never_stopped(tmp_path: Path, dtype: torch.dtype) -> None:
-    undisturbed, repair = repaired(short(), dtype=dtype)
-    expected, grown = weights(undisturbed), repair.grown_zeros
-    for stop in range(8):
-        repaired(short(), stop, dtype)[1].save(tmp_path / str(stop))
-        model = pruned_tiny(dtype)
-        again = Repair(model, TOKENS, short())
-        again.load(tmp_path / str(stop))
-        assert again.step == stop
-        again.run()
-        assert same_bits(weights(model), expected)
-        assert again.grown_zeros == grown
 
 
 def test_a_state_is_small(tmp_path: Path) -> None:
@@ -160,25 +110,3 @@ def test_finish_leaves_the_model_as_it_came_but_for_its_weights() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any("forward" in vars(module) for module in model.modules())
     assert torch.equal(model(input_ids=windows).logits, trained)
-
-
-def test_repair_helps(tiny_folder: Path, tiny_texts: list[str]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    tokens = torch.tensor([token for text in tiny_texts[:120] for token in tokenizer(text)["input_ids"]])
-    held_out, train = tokens[: 20 * 96].view(20, 96), tokens[20 * 96 :]
-    zero_smallest(model, 0.7)
-
-    def loss() -> float:
-        with torch.no_grad():
-            return float(TokenLoss(model)(held_out).mean())
-
-    pruned = loss()
-    size = {"batch_tokens": 768, "sequence_tokens": 96, "micro_batch": 8}
-    config = short(steps=30, update_interval=10, learning_rate=1e-2, settle=0.25, **size)
-    repair = Repair(model, train, config)
-    repair.run()
-    grown = repair.grown_zeros
-    repair.finish()
-    assert loss() < pruned - 0.1
-    assert grown > 0

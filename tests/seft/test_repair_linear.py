@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from seft.products import take_over
+from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
-from seft.repair.sampled import by_gathering, by_pattern, sampled_product
-from seft.repair.window import CHUNK, Window
+from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
+from seft.repair.window import Window
 from seft.targets import Target
 from tests.seft.repairing import Allocated, look, sparse_linear
 
@@ -24,14 +25,22 @@ def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: An
     return target.module, owner  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering])
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering, by_rows])
 def test_a_sampled_product_is_the_dense_product_at_its_positions(compute: Product) -> None:
     left, right = (torch.randn(600, size, dtype=torch.float64) for size in (24, 16))
     indices = torch.randperm(24 * 16)[:50].sort().values.int()
     torch.testing.assert_close(compute(left, right, indices), (left.T @ right).flatten()[indices])
 
 
-@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering])
+@pytest.mark.parametrize("chunk", [1, 5 * 16, 1 << 20])
+def test_a_product_made_by_rows_may_be_made_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(sampled, "CHUNK", chunk)
+    left, right = (torch.randn(6, size, dtype=torch.float64) for size in (24, 16))
+    indices = torch.cat([torch.arange(40, 200), torch.tensor([383])]).int()
+    torch.testing.assert_close(by_rows(left, right, indices), (left.T @ right).flatten()[indices])
+
+
+@pytest.mark.parametrize("compute", [sampled_product, by_pattern, by_gathering, by_rows])
 def test_a_sampled_product_may_be_empty(compute: Product) -> None:
     assert compute(torch.randn(3, 4), torch.randn(3, 5), torch.zeros(0, dtype=torch.int32)).shape == (0,)
 
@@ -95,15 +104,16 @@ def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: lis
     assert torch.equal(owner.weight, weight)
 
 
-@pytest.mark.parametrize("windowed", [False, True])
-def test_no_dense_gradient_exists_and_a_window_sees_it_in_row_chunks(windowed: bool) -> None:
+@pytest.mark.parametrize(("density", "windowed"), [(0.005, False), (0.005, True), (1.0, False)])
+def test_no_dense_gradient_exists_and_what_must_see_it_sees_row_chunks(density: float, windowed: bool) -> None:
     rows, cols = 2048, 1024
-    linear, owner = repaired(rows, cols, density=0.005)
+    linear, owner = repaired(rows, cols, density)
     owner.window = Window(owner.weight, 100) if windowed else None
     outputs = linear(torch.randn(4, cols, requires_grad=True))
     with Allocated() as allocated:
         outputs.sum().backward()
-    assert allocated.elements <= (CHUNK if windowed else 4 * rows + len(owner.active))
+    few = not windowed and density < 1
+    assert allocated.elements <= (4 * rows + len(owner.active) if few else CHUNK)
     assert allocated.elements < rows * cols
     assert linear.weight.grad is None
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seft.repair import window as module
+from seft.repair import sampled as module
 from seft.repair.window import LISTED, Window
 from tests.seft.repairing import sparse_linear
 

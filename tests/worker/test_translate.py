@@ -10,6 +10,7 @@ from seft import config
 from worker.translate import evaluate_config, prune_config, repair_config
 
 REPAIR: dict[str, Any] = {
+    "method": "fixed_mask",
     "density": 0.01,
     "steps": 7,
     "learning_rate": 0.002,
@@ -27,6 +28,10 @@ def asked(**more: Any) -> JobSpec:
 @pytest.mark.parametrize("name", ["PruneMethod", "Compare", "Refinement", "Allocation", "SparsityOf"])
 def test_the_choices_are_the_same(name: str) -> None:
     assert [*getattr(specs, name)] == [*getattr(config, name)]
+
+
+def test_the_methods_of_repair_are_the_same_and_none() -> None:
+    assert [*specs.RepairMethod] == [*config.RepairMethod, "none"]
 
 
 def test_what_is_not_asked_for_has_the_default_of_the_library() -> None:
@@ -62,9 +67,10 @@ def test_everything_that_is_asked_for_arrives() -> None:
         tokens=64,
         seed=5,
     )
-    assert repair_config(spec) == config.RepairConfig(**REPAIR, seed=5)
+    method = config.RepairMethod(REPAIR["method"])
+    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, "method": method}, seed=5)
     assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
-    assert set(REPAIR) | {"method"} == set(specs.RepairSpec.model_fields)
+    assert set(REPAIR) == set(specs.RepairSpec.model_fields)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])

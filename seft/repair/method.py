@@ -1,0 +1,56 @@
+"""What every method of repair can do, whatever it trains."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from seft.config import RepairConfig
+from seft.repair.state import State
+from seft.report import Evolved
+from seft.targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a method is given: a frozen model, its pruned targets by name, and what was asked for."""
+
+    model: Any
+    targets: Mapping[str, Target]
+    config: RepairConfig
+
+
+class Method(Protocol):
+    """Trains the targets of one model. The model runs as trained so far at every moment between two calls."""
+
+    def __init__(self, work: Work) -> None: ...
+
+    @property
+    def trained(self) -> int:
+        """How many values are trained."""
+
+    @property
+    def grown_zeros(self) -> int:
+        """Positions of the targets that were zero at the start and are nonzero now."""
+
+    def open(self, step: int, /) -> None:
+        """Before the first micro-batch of a step."""
+
+    def take_gradients(self) -> list[Tensor]:
+        """Those of the trained values that have come together since the last call, always in the same order."""
+
+    def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """One optimizer step with these gradients."""
+
+    def evolve(self, step: int, /) -> Evolved | None:
+        """After a step: the event of the topology that is due, if there is one."""
+
+    def state(self) -> State:
+        """All that differs from the pruned weights, and all that the next step depends on; no copies."""
+
+    def resume(self, state: State) -> None:
+        """Go on from a state; the weights are as pruning left them."""
+
+    def finish(self) -> None:
+        """Leave the model's modules as they came, with the trained weights in them."""

@@ -1,0 +1,13 @@
+"""The methods of repair by name. Adding one is one file and one line here."""
+
+from seft.config import RepairMethod
+from seft.repair.evolving import Evolving
+from seft.repair.fixed_mask import FixedMask
+from seft.repair.masked_full import MaskedFull
+from seft.repair.method import Method
+
+METHODS: dict[RepairMethod, type[Method]] = {
+    RepairMethod.SEFT: Evolving,
+    RepairMethod.FIXED_MASK: FixedMask,
+    RepairMethod.MASKED_FULL: MaskedFull,
+}

@@ -1,0 +1,116 @@
+"""The laws that every method of repair keeps: budget, mask, pattern, equal counts, bits, resuming, healing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from seft.config import Pattern, PruneConfig, PruneMethod, RepairMethod
+from seft.loss import TokenLoss
+from seft.prune.loop import prune_model
+from seft.prune.mask import overfull
+from seft.repair import Repair
+from seft.repair.methods import METHODS
+from seft.targets import target_linears
+from tests.seft.repairing import TOKENS, nonzeros, pruned_tiny, repaired, same_bits, short, weights, zero_smallest
+from tests.tiny import untrained_tiny
+
+every = pytest.mark.parametrize("method", RepairMethod)
+keeping = pytest.mark.parametrize("method", [method for method in RepairMethod if method.keeps_zeros])
+
+
+def test_every_method_can_be_made() -> None:
+    assert METHODS.keys() == set(RepairMethod)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype) -> None:
+    model = pruned_tiny(dtype)
+    budget = nonzeros(model)
+    repair = Repair(model, TOKENS, short(method=method))
+    for _ in range(8):
+        repair.advance()
+        assert all(count <= budget[name] for name, count in nonzeros(model).items())
+    assert (repair.grown_zeros > 0) is not method.keeps_zeros
+    assert {linear.weight.dtype for linear in target_linears(model).values()} == {dtype}
+
+
+@keeping
+def test_what_keeps_zeros_keeps_them_and_every_pattern(method: RepairMethod) -> None:
+    model = untrained_tiny()
+    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(0.5, PruneMethod.MAGNITUDE, Pattern(2, 4)))
+    before = weights(model)
+    repair = Repair(model, TOKENS, short(method=method))
+    repair.run()
+    repair.finish()
+    after = weights(model)
+    assert not any(overfull(weight, Pattern(2, 4)) for weight in after.values())
+    assert not any(after[name][before[name] == 0].any() for name in before)
+    assert any((after[name] != before[name]).any() for name in before)
+
+
+@every
+def test_as_many_values_are_trained_as_the_density_says(method: RepairMethod) -> None:
+    model = pruned_tiny()
+    trained = Repair(model, TOKENS, short(method=method, density=0.02)).trained
+    if method is RepairMethod.MASKED_FULL:
+        assert trained == sum(nonzeros(model).values())
+    else:
+        assert trained == sum(round(0.02 * target.weight.numel()) for target in target_linears(model).values())
+
+
+@every
+def test_same_seed_same_bits(method: RepairMethod) -> None:
+    first, second = (weights(repaired(short(method=method))[0]) for _ in range(2))
+    assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("method", [RepairMethod.SEFT, RepairMethod.FIXED_MASK])
+def test_another_seed_trains_others(method: RepairMethod) -> None:
+    first, second = (repaired(short(method=method, seed=seed), steps=1)[0] for seed in (0, 1))
+    assert not same_bits(weights(first), weights(second))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stopped_anywhere_and_gone_on_gives_the_bits_of_never_stopped(
+    tmp_path: Path, method: RepairMethod, dtype: torch.dtype
+) -> None:
+    config = short(method=method)
+    undisturbed, repair = repaired(config, dtype=dtype)
+    expected, grown = weights(undisturbed), repair.grown_zeros
+    for stop in range(8):
+        repaired(config, stop, dtype)[1].save(tmp_path / str(stop))
+        model = pruned_tiny(dtype)
+        again = Repair(model, TOKENS, config)
+        again.load(tmp_path / str(stop))
+        assert again.step == stop
+        again.run()
+        assert same_bits(weights(model), expected)
+        assert again.grown_zeros == grown
+
+
+@every
+def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMethod) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokens = torch.tensor([token for text in tiny_texts[:120] for token in tokenizer(text)["input_ids"]])
+    held_out, train = tokens[: 20 * 96].view(20, 96), tokens[20 * 96 :]
+    zero_smallest(model, 0.7)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(TokenLoss(model)(held_out).mean())
+
+    pruned, budget = loss(), nonzeros(model)
+    size = {"batch_tokens": 768, "sequence_tokens": 96, "micro_batch": 8}
+    rate = {RepairMethod.MASKED_FULL: 1e-3}.get(method, 1e-2)
+    config = short(method=method, steps=30, update_interval=10, learning_rate=rate, settle=0.25, **size)
+    repair = Repair(model, train, config)
+    repair.run()
+    repair.finish()
+    assert loss() < pruned - 0.1
+    assert (repair.grown_zeros > 0) is not method.keeps_zeros
+    assert all(count <= budget[name] for name, count in nonzeros(model).items())
