@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from core.errors import Flaw
+from core.specs import JobSpec
 
 SHOWN = 80
 """Characters of a wrong value that are shown."""
@@ -61,8 +62,9 @@ def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[st
 
 def _body_model(request: Request) -> type[BaseModel]:
     """What the operation takes as its body."""
-    model: type[BaseModel] = request.scope["route"].body_field.field_info.annotation
-    return model
+    model = request.scope["route"].body_field.field_info.annotation
+    # What has no model of its own overrides the fields of a job.
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else JobSpec
 
 
 def _walk(

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.reports import Thinned
 from core.specs import JobSpec
 from core.states import Phase, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
@@ -129,7 +130,7 @@ class MetricView(BaseModel):
     values: dict[str, float]
 
     @classmethod
-    def of(cls, row: JobMetric) -> Self:
+    def of(cls, row: JobMetric | Thinned) -> Self:
         """The view of a row."""
         return cls(step=row.step, attempt=row.attempt, values=row.values)
 

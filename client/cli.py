@@ -70,17 +70,37 @@ def create(
         show(job, as_json, f"{job['id']}  {job['status']}")
 
 
-@jobs.command("list")
-def list_jobs(status: Annotated[str | None, typer.Option()] = None, as_json: AsJson = False) -> None:
-    """List jobs, newest first."""
+@jobs.command()
+def clone(job_id: str, settings: Set = None, as_json: AsJson = False) -> None:
+    """Create a job like another one, but for the fields that --set names; null stands for the default."""
+    overrides: Json = {}
+    for setting in settings or []:
+        assign(overrides, setting)
     with client() as service:
+        job = service.clone_job(job_id, overrides)
+        show(job, as_json, f"{job['id']}  {job['status']}")
+
+
+@jobs.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this in their metadata.", metavar="NAME=VALUE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    pairs = dict(split(pair, "--metadata", "team=x") for pair in metadata or [])
+    with client() as service:
+        found = service.jobs(status=status, model=model, metadata=pairs)
         if as_json:
-            typer.echo(json.dumps(list(service.jobs(status=status))))
+            typer.echo(json.dumps(list(found)))
             return
         table = Table(
             Column("job", no_wrap=True, min_width=30), "status", "phase", "progress", "model", "sparsity", box=None
         )
-        for job in service.jobs(status=status):
+        for job in found:
             spec = job["spec"]
             row = (job["id"], job["status"], job["phase"] or "", f"{job['progress']:.0%}", spec["model"])
             table.add_row(*row, str(spec["sparsity"]))
@@ -163,11 +183,17 @@ def audit(as_json: AsJson = False) -> None:
             show(entry, as_json, line)
 
 
+def split(pair: str, option: str, example: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{pair!r} has no '='. Write it as {example}.", param_hint=option)
+    return name, value
+
+
 def assign(spec: Json, setting: str) -> None:
     """Put `repair.steps=100` into the spec: the value is JSON, or else a word."""
-    path, equals, text = setting.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"{setting!r} has no '='. Write it as repair.steps=100.", param_hint="--set")
+    path, text = split(setting, "--set", "repair.steps=100")
     *parents, name = path.split(".")
     for parent in parents:
         spec = spec.setdefault(parent, {})

@@ -49,16 +49,25 @@ class Client:
 
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Create a job. The same key with the same spec answers the same job again."""
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        return cast("Job", _answer(lambda: self._http.post("/jobs", json=dict(spec), headers=headers)))
+        return self._create("/jobs", spec, idempotency_key)
+
+    def clone_job(
+        self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> Job:
+        """Create a job that asks for what another one asked for, but for these fields; None stands for the default."""
+        return self._create(f"/jobs/{job_id}/clone", overrides or {}, idempotency_key)
 
     def job(self, job_id: str) -> Job:
         """A job as it stands."""
         return cast("Job", self._get(f"/jobs/{job_id}"))
 
-    def jobs(self, *, status: str | None = None) -> Iterator[Job]:
-        """The caller's jobs, newest first, page after page."""
-        return self._pages("/jobs", "id", {"status": status} if status else {})
+    def jobs(
+        self, *, status: str | None = None, model: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Iterator[Job]:
+        """The caller's jobs, newest first, page after page: all, or those of a status, a model, some metadata."""
+        pairs = [f"{name}={value}" for name, value in (metadata or {}).items()]
+        asked = {"status": status, "model": model, "metadata": pairs}
+        return self._pages("/jobs", "id", {name: value for name, value in asked.items() if value})
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; one that is cancelled already stays so."""
@@ -68,9 +77,10 @@ class Client:
         """What happened to a job, oldest first."""
         return self._pages(f"/jobs/{job_id}/events", "id", {})
 
-    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
-        """What was measured, by step."""
-        return self._pages(f"/jobs/{job_id}/metrics", "step", {"after_step": after_step})
+    def metrics(self, job_id: str, *, after_step: int = -1, points: int | None = None) -> Iterator[Metric]:
+        """What was measured, by step; with `points`, as so many rows at most, each the mean of a span of steps."""
+        asked = {"after_step": after_step} | ({"points": points} if points else {})
+        return self._pages(f"/jobs/{job_id}/metrics", "step", asked)
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """What a job has published, oldest first, each file with a link."""
@@ -120,6 +130,10 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Job:
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        return cast("Job", _answer(lambda: self._http.post(path, json=dict(body), headers=headers)))
 
     def _get(self, path: str, parameters: Mapping[str, Any] | None = None) -> Json:
         return _answer(lambda: self._http.get(path, params=dict(parameters or {})))

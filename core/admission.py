@@ -13,9 +13,15 @@ from core.tables import Job
 
 
 def admit(
-    settings: Settings, sessions: sessionmaker[Session], caller: Caller, spec: JobSpec, idempotency_key: str | None
+    settings: Settings,
+    sessions: sessionmaker[Session],
+    caller: Caller,
+    spec: JobSpec,
+    *,
+    idempotency_key: str | None,
+    action: str,
 ) -> tuple[Job, bool]:
-    """The new job and True, or the one that the same key and body made before and False.
+    """The new job and True, or the one that the same key and body made before and False. `action` is for the audit.
 
     A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
     ProblemError where the dataset, the model or the key is refused.
@@ -30,5 +36,5 @@ def admit(
     with sessions.begin() as session:
         job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body)
         if new:
-            audit.note(session, caller, "create_job", job.id)
+            audit.note(session, caller, action, job.id)
         return job, new

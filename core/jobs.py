@@ -1,6 +1,6 @@
 """Jobs as their tenant sees them: made, found, listed, cancelled. What a worker does to them is in `core.attempts`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -76,12 +76,23 @@ def get(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def page(
-    session: Session, tenant: str, *, status: Status | None = None, after: str | None = None, limit: int
+    session: Session,
+    tenant: str,
+    *,
+    status: Status | None = None,
+    model: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    after: str | None = None,
+    limit: int,
 ) -> tuple[Sequence[Job], bool]:
     """Up to `limit` jobs, newest first, those older than the job `after`; and whether there are more."""
     query = select(Job).where(Job.tenant == tenant).order_by(Job.id.desc()).limit(limit + 1)
     if status is not None:
         query = query.where(Job.status == status)
+    if model is not None:
+        query = query.where(Job.spec["model"].astext == model)
+    if metadata:
+        query = query.where(Job.spec["metadata"].contains(dict(metadata)))
     if after is not None:
         query = query.where(Job.id < after)
     rows = session.scalars(query).all()

@@ -1,11 +1,22 @@
 """What a job has to tell: events, metrics, checkpoints. The caller has made sure that the job is the tenant's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import Double, cast, func, select, true
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from core.tables import Checkpoint, JobEvent, JobMetric
+from core.tables import Checkpoint, JobEvent, JobMetric, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """What several rows of metrics say together."""
+
+    step: int
+    attempt: int
+    values: Json
 
 
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
@@ -20,6 +31,34 @@ def metrics(session: Session, job_id: str, *, after_step: int, limit: int) -> tu
     query = select(JobMetric).where(JobMetric.job_id == job_id, JobMetric.step > after_step).order_by(JobMetric.step)
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
+
+
+def metrics_thinned(session: Session, job_id: str, *, after_step: int, points: int) -> Sequence[Thinned]:
+    """At most `points` rows that cover all steps behind `after_step`: the steps are cut into spans of one length.
+
+    A row stands for a span: its last step, the newest attempt, and of each value the mean of what was measured.
+    """
+    mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)
+    bounds = select(func.min(JobMetric.step).label("low"), func.max(JobMetric.step).label("high")).where(*mine).cte()
+    span = func.width_bucket(JobMetric.step, bounds.c.low, bounds.c.high + 1, points).label("span")
+    rows = select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).join(bounds, true()).where(*mine).cte()
+    entry = func.jsonb_each_text(rows.c["values"]).table_valued("key", "value")
+    means = (
+        select(rows.c.span, entry.c.key, func.avg(entry.c.value.cast(Double)).label("mean"))
+        .join(entry, true())
+        .group_by(rows.c.span, entry.c.key)
+        .cte()
+    )
+    values = select(means.c.span, func.jsonb_object_agg(means.c.key, means.c.mean).label("values"))
+    values_of = values.group_by(means.c.span).cte()
+    ends = select(rows.c.span, func.max(rows.c.step).label("step"), func.max(rows.c.attempt).label("attempt"))
+    ends_of = ends.group_by(rows.c.span).cte()
+    query = (
+        select(ends_of.c.step, ends_of.c.attempt, func.coalesce(values_of.c["values"], cast({}, JSONB)))
+        .join(values_of, values_of.c.span == ends_of.c.span, isouter=True)
+        .order_by(ends_of.c.step)
+    )
+    return [Thinned(*row) for row in session.execute(query)]
 
 
 def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:

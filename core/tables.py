@@ -79,6 +79,8 @@ class Job(Base):
         Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
+        Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
+        Index("jobs_by_metadata", text("(spec -> 'metadata')"), postgresql_using="gin"),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
     )
 

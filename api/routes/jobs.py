@@ -1,23 +1,58 @@
-"""Jobs: made, listed, looked at, cancelled."""
+"""Jobs: made, cloned, listed, looked at, cancelled."""
 
-import hashlib
+import time
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 
-from api.deps import Auth, Carries, Here, JobId, Limit
+from api.deps import Auth, Carries, Here, JobId, Limit, Services
 from api.errors import responses
+from api.etags import TAGGED, IfNoneMatch, tagged
 from api.schemas import JobDetail, JobPage, JobView
 from core import audit, ids, jobs, queue
 from core.admission import admit
+from core.audit import Caller
 from core.errors import Code
+from core.overrides import overridden
 from core.specs import JobSpec
 from core.states import Status
-from core.tables import Job
+from core.tables import Job, Json
 
 POLL_SECONDS = "2"
+
+LOOK_SECONDS = 1.0
+CREATING = (
+    Code.IDEMPOTENCY_IN_FLIGHT,
+    Code.TOO_LARGE,
+    Code.UNSUPPORTED_MEDIA_TYPE,
+    Code.INVALID_REQUEST,
+    Code.MODEL_NOT_FOUND,
+    Code.MODEL_REFUSED,
+    Code.IDEMPOTENCY_CONFLICT,
+    Code.HUB_UNREACHABLE,
+)
+Idempotency = Annotated[
+    str | None,
+    Header(
+        max_length=255,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Sent again with the same body, the same job is answered.",
+    ),
+]
+MetadataPair = Annotated[str, Field(pattern=r"^[^=\x00]{1,64}=[^\x00]{0,512}$")]
+Overrides = Annotated[
+    dict[str, Any],
+    Body(
+        description="Fields of a job, at any depth (RFC 7396).",
+        json_schema_extra={"example": {"sparsity": 0.7, "repair": {"steps": 1000}}},
+    ),
+]
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -27,85 +62,102 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
     operation_id="create_job",
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(Carries("application/json"))],
-    responses=responses(
-        Code.IDEMPOTENCY_IN_FLIGHT,
-        Code.TOO_LARGE,
-        Code.UNSUPPORTED_MEDIA_TYPE,
-        Code.INVALID_REQUEST,
-        Code.MODEL_NOT_FOUND,
-        Code.MODEL_REFUSED,
-        Code.IDEMPOTENCY_CONFLICT,
-        Code.HUB_UNREACHABLE,
-    ),
+    responses=responses(*CREATING),
 )
 def create_job(
-    services: Here,
-    caller: Auth,
-    spec: JobSpec,
-    response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            max_length=255,
-            pattern=r"^[\x20-\x7e]+$",
-            description="Sent again with the same body, the same job is answered.",
-        ),
-    ] = None,
+    services: Here, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""
-    job, new = admit(services.settings, services.sessions, caller, spec, idempotency_key)
-    if new:
-        queue.hint(services.broker)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = POLL_SECONDS
-    with services.sessions.begin() as session:
-        return _detail(session, job)
+    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="create_job")
 
 
-@router.get("", operation_id="list_jobs", responses=responses(Code.INVALID_REQUEST))
+@router.get(
+    "",
+    operation_id="list_jobs",
+    response_model=JobPage,
+    responses={**TAGGED, **responses(Code.INVALID_REQUEST)},
+)
 def list_jobs(
     services: Here,
     caller: Auth,
+    *,
     status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
+    model: Annotated[
+        str | None, Query(max_length=512, description="Only jobs of this model, as they named it.")
+    ] = None,
+    metadata: Annotated[
+        list[MetadataPair] | None,
+        Query(max_length=16, description="Only jobs with this `name=value` in their metadata; with all, if repeated."),
+    ] = None,
     after: Annotated[
         str | None, Query(pattern=ids.pattern("job"), description="Id of a job: those made before it.")
     ] = None,
     limit: Limit = 20,
-) -> JobPage:
+    if_none_match: IfNoneMatch = "",
+) -> Response:
     """Your jobs, newest first."""
+    pairs = dict(pair.split("=", 1) for pair in metadata or [])
     with services.sessions.begin() as session:
-        rows, more = jobs.page(session, caller.tenant, status=status, after=after, limit=limit)
-    return JobPage(data=[JobView.of(row) for row in rows], has_more=more)
+        rows, more = jobs.page(
+            session, caller.tenant, status=status, model=model, metadata=pairs, after=after, limit=limit
+        )
+    return tagged(JobPage(data=[JobView.of(row) for row in rows], has_more=more), if_none_match)
 
 
 @router.get(
     "/{job_id}",
     operation_id="get_job",
     response_model=JobDetail,
-    responses={
-        304: {
-            "description": "It is still what `If-None-Match` names.",
-            "headers": {"ETag": {"schema": {"type": "string"}}},
-        },
-        **responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
-    },
+    responses={**TAGGED, **responses(Code.NOT_FOUND, Code.INVALID_REQUEST)},
 )
-def get_job(
+async def get_job(
+    services: Here,
+    caller: Auth,
+    request: Request,
+    job_id: JobId,
+    *,
+    wait: Annotated[
+        int, Query(ge=0, le=60, description="Seconds, 0 to 60, for which the answer may wait until the job changes.")
+    ] = 0,
+    if_none_match: IfNoneMatch = "",
+) -> Response:
+    """One job: status, progress, scores, error. It waits for what differs from `If-None-Match`, or from what is now."""
+    deadline = time.monotonic() + wait
+    first = await run_sync(_look, services, caller, job_id)
+    view, answer = first, tagged(first, if_none_match)
+    while _may_wait(view, answer, first, if_none_match) and time.monotonic() < deadline:
+        await anyio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+        if await request.is_disconnected():
+            break
+        view = await run_sync(_look, services, caller, job_id)
+        answer = tagged(view, if_none_match)
+    return answer
+
+
+@router.post(
+    "/{job_id}/clone",
+    operation_id="clone_job",
+    status_code=HTTPStatus.ACCEPTED,
+    dependencies=[Depends(Carries("application/json"))],
+    responses=responses(Code.NOT_FOUND, *CREATING),
+)
+def clone_job(
     services: Here,
     caller: Auth,
     job_id: JobId,
-    if_none_match: Annotated[
-        str, Header(description="ETag of the answer that you have: 304 while it still holds.")
-    ] = "",
-) -> Response:
-    """One job: status, progress, scores, error."""
+    overrides: Overrides,
+    response: Response,
+    *,
+    idempotency_key: Idempotency = None,
+) -> JobDetail:
+    """Make a job that asks for what another one asked for, but for these fields; `null` stands for the default.
+
+    It repairs the very commit that the other one did, unless `model` or `revision` is given.
+    """
     with services.sessions.begin() as session:
-        body = _detail(session, jobs.get(session, caller.tenant, job_id)).model_dump_json()
-    etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if _matches(if_none_match, etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+        former = jobs.get(session, caller.tenant, job_id).spec
+    spec = _overridden(former, overrides)
+    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="clone_job")
 
 
 @router.post(
@@ -121,11 +173,36 @@ def cancel_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
         return _detail(session, job)
 
 
+def _admitted(
+    services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
+) -> JobDetail:
+    job, new = admit(services.settings, services.sessions, caller, spec, idempotency_key=idempotency_key, action=action)
+    if new:
+        queue.hint(services.broker)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Retry-After"] = POLL_SECONDS
+    with services.sessions.begin() as session:
+        return _detail(session, job)
+
+
+def _overridden(former: Json, overrides: Json) -> JobSpec:
+    try:
+        return overridden(former, overrides)
+    except ValidationError as error:
+        entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
+        raise RequestValidationError(entries) from error
+
+
 def _detail(session: Session, job: Job) -> JobDetail:
     return JobDetail.of(job, queue_position=jobs.position(session, job))
 
 
-def _matches(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags, compared weakly, or `*`."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return etag in tags or "*" in tags
+def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:
+    with services.sessions.begin() as session:
+        return _detail(session, jobs.get(session, caller.tenant, job_id))
+
+
+def _may_wait(view: JobDetail, answer: Response, first: JobDetail, if_none_match: str) -> bool:
+    """Whether this is what the caller knows already and may yet change."""
+    known = answer.status_code == HTTPStatus.NOT_MODIFIED if if_none_match else view == first
+    return known and not view.status.final

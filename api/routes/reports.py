@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from typing import Annotated
 
@@ -11,6 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from sqlalchemy.orm import Session
 
 from api.deps import Auth, Here, JobId, Limit, Services
 from api.errors import responses
@@ -26,8 +27,9 @@ from api.schemas import (
 )
 from core import jobs, reports
 from core.errors import Code
+from core.reports import Thinned
 from core.states import Status
-from core.tables import Checkpoint
+from core.tables import Checkpoint, JobMetric
 
 LOOK_SECONDS = 1.0
 QUIET_SECONDS = 15.0
@@ -95,11 +97,19 @@ def list_job_metrics(
     accept: Accept = "",
     after_step: Annotated[int, Query(ge=-1, le=LARGEST_STEP, description="A step: the rows behind it.")] = -1,
     limit: Annotated[int, Query(ge=1, le=10_000, description="Rows of one page, 1 to 10000.")] = 1000,
+    points: Annotated[
+        int | None,
+        Query(ge=2, le=10_000, description="Instead of a page, all steps as so many rows at most, 2 to 10000."),
+    ] = None,
 ) -> Response:
-    """What was measured, by step. With `Accept: text/csv`, a table with one column for each name."""
+    """What was measured, by step. With `Accept: text/csv`, a table with one column for each name.
+
+    With `points`, neighbouring steps are put together: a row then has the last of their steps and the means of their
+    values.
+    """
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
-        rows, more = reports.metrics(session, job.id, after_step=after_step, limit=limit)
+        rows, more = _measured(session, job.id, after_step, limit, points)
     views = [MetricView.of(row) for row in rows]
     if "text/csv" in accept:
         return Response(_table(views), media_type="text/csv")
@@ -113,6 +123,14 @@ def list_job_checkpoints(services: Here, caller: Auth, job_id: JobId) -> Checkpo
         job = jobs.get(session, caller.tenant, job_id)
         rows = reports.checkpoints(session, job.id)
     return CheckpointList(data=[CheckpointView.of(row, _files(services, row)) for row in rows])
+
+
+def _measured(
+    session: Session, job_id: str, after_step: int, limit: int, points: int | None
+) -> tuple[Sequence[JobMetric | Thinned], bool]:
+    if points is None:
+        return reports.metrics(session, job_id, after_step=after_step, limit=limit)
+    return reports.metrics_thinned(session, job_id, after_step=after_step, points=points), False
 
 
 def _files(services: Services, row: Checkpoint) -> list[FileView]:

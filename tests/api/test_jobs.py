@@ -1,5 +1,7 @@
 """Jobs over HTTP."""
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -121,6 +123,109 @@ def test_a_poller_is_told_when_nothing_changed(
     fresh = client.get(path, headers={"If-None-Match": etag})
     assert fresh.status_code == 200
     assert (fresh.json()["phase"], fresh.json()["progress"], fresh.json()["step"]) == ("training", 0.5, 7)
+
+
+def test_a_list_that_did_not_change_is_not_sent_again(client: TestClient, body: Json, job_id: str) -> None:
+    first = client.get("/jobs")
+    etag = first.headers["etag"]
+    same = client.get("/jobs", headers={"If-None-Match": etag})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    client.post("/jobs", json=body)
+    assert len(client.get("/jobs", headers={"If-None-Match": etag}).json()["data"]) == 2
+
+
+def change_soon(sessions: sessionmaker[Session], attempt: Attempt) -> threading.Timer:
+    def change() -> None:
+        with sessions.begin() as session:
+            attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+
+    timer = threading.Timer(0.5, change)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_waiting_poller_is_answered_when_the_job_changes(
+    tagged: bool, client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    path = f"/jobs/{attempt.job_id}"
+    headers = {"If-None-Match": client.get(path).headers["etag"]} if tagged else {}
+    timer = change_soon(sessions, attempt)
+    answer = client.get(path, params={"wait": 60}, headers=headers)
+    timer.join()
+    assert (answer.status_code, answer.json()["step"]) == (200, 7)
+
+
+def test_a_waiting_poller_is_told_at_the_end_that_nothing_changed(client: TestClient, job_id: str) -> None:
+    path = f"/jobs/{job_id}"
+    etag = client.get(path).headers["etag"]
+    began = time.monotonic()
+    assert client.get(path, params={"wait": 1}, headers={"If-None-Match": etag}).status_code == 304
+    assert client.get(path, params={"wait": 1}).status_code == 200
+    assert time.monotonic() - began >= 2
+
+
+def test_nobody_waits_for_what_has_ended_or_what_is_news(client: TestClient, job_id: str) -> None:
+    path = f"/jobs/{job_id}"
+    assert client.get(path, params={"wait": 60}, headers={"If-None-Match": '"old"'}).status_code == 200
+    client.post(f"{path}/cancel")
+    etag = client.get(path, params={"wait": 60}).headers["etag"]
+    assert client.get(path, params={"wait": 60}, headers={"If-None-Match": etag}).status_code == 304
+    problem(client.get(path, params={"wait": 61}), 422, "invalid_request")
+
+
+def test_nothing_is_held_open_while_a_poller_waits(app: FastAPI, client: TestClient, job_id: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.get, f"/jobs/{job_id}", params={"wait": 2})
+        time.sleep(0.5)
+        assert not waiting.done()
+        assert app.state.services.engine.pool.checkedout() == 0
+
+
+def test_jobs_are_found_by_their_model_and_metadata(client: TestClient, body: Json) -> None:
+    mine = [
+        client.post("/jobs", json=body | {"metadata": metadata}).json()["id"]
+        for metadata in ({}, {"team": "a"}, {"team": "a", "run": "x=1"}, {"team": "b"})
+    ]
+
+    def found(query: str) -> set[str]:
+        return {job["id"] for job in client.get(f"/jobs?{query}").json()["data"]}
+
+    assert found("model=tiny") == set(mine)
+    assert found("model=tin") == set()
+    assert found("metadata=team=a") == set(mine[1:3])
+    assert found("metadata=team=a&metadata=run=x%3D1") == {mine[2]}
+    assert found("metadata=team=a&status=running") == found("metadata=team=") == set()
+    for wrong in ("team", "=a", "team=%00"):
+        assert problem(client.get(f"/jobs?metadata={wrong}"), 422, "invalid_request")["param"] == "metadata"
+
+
+def test_a_clone_asks_for_the_same_but_for_its_overrides(client: TestClient, body: Json) -> None:
+    former = client.post("/jobs", json=body | {"metadata": {"team": "a", "run": "1"}, "repair": {"steps": 7}}).json()
+    clone = {"seed": 3, "repair": {"density": 0.1}, "metadata": {"run": None, "of": "1"}}
+    answer = client.post(f"/jobs/{former['id']}/clone", json=clone)
+    assert answer.status_code == 202
+    made = answer.json()
+    assert answer.headers["location"] == f"/jobs/{made['id']}"
+    assert made["id"] != former["id"]
+    repair = {**former["spec"]["repair"], "density": 0.1}
+    assert made["spec"] == {**former["spec"], "seed": 3, "repair": repair, "metadata": {"team": "a", "of": "1"}}
+    again = client.post(f"/jobs/{made['id']}/clone", json={"repair": None}).json()
+    assert again["spec"]["repair"] == client.post("/jobs", json=body).json()["spec"]["repair"]
+
+
+def test_a_clone_is_checked_like_any_job(client: TestClient, job_id: str) -> None:
+    path = f"/jobs/{job_id}/clone"
+    for wrong, param in (
+        ({"sparsity": 2}, "sparsity"),
+        ({"repair": {"stepps": 1}}, "repair.stepps"),
+        ({"sparsity": None}, "sparsity"),
+        ({"repair": 5}, "repair"),
+    ):
+        assert problem(client.post(path, json=wrong), 422, "invalid_request")["param"] == param
+    problem(client.post(path, json=[]), 422, "invalid_request")
+    problem(client.post(path, json={"model": "nothing"}), 422, "model_not_found")
+    assert len(client.get("/jobs").json()["data"]) == 1
 
 
 def test_a_failure_says_whose_fault_it_is(

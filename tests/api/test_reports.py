@@ -4,6 +4,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
@@ -12,6 +13,7 @@ from httpx2 import Client
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+from api.app import make_app
 from core import attempts
 from core.attempts import Attempt
 from tests.api.conftest import problem
@@ -23,6 +25,12 @@ STREAM = {"Accept": "text/event-stream"}
 @pytest.fixture
 def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
     """A client of a real server: streams need a connection that stays."""
+    with serving(app, client) as connected:
+        yield connected
+
+
+@contextmanager
+def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -33,6 +41,15 @@ def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
         yield connected
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def other_live(app: FastAPI, client: TestClient) -> Iterator[Client]:
+    """A client of another server over the same database."""
+    other = make_app(app.state.services.settings)
+    with serving(other, client) as connected:
+        yield connected
+    other.state.services.engine.dispose()
 
 
 def finish(sessions: Sessions, attempt: Attempt) -> None:
@@ -75,6 +92,16 @@ def test_a_stream_tells_events_as_they_come_and_ends_with_the_job(
     assert "job.succeeded" in rest.text
 
 
+def test_a_stream_of_one_server_tells_what_another_one_did(live: Client, other_live: Client, attempt: Attempt) -> None:
+    with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
+        seen = []
+        for line in answer.iter_lines():
+            seen.append(line)
+            if line == "event: job.claimed":
+                assert other_live.post(f"/jobs/{attempt.job_id}/cancel").status_code == 200
+    assert "event: job.cancelled" in seen
+
+
 def test_a_stream_holds_no_transaction_open(live: Client, attempt: Attempt, sessions: Sessions, app: FastAPI) -> None:
     with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
         lines = answer.iter_lines()
@@ -108,6 +135,30 @@ def test_metrics_come_as_json_and_as_a_table(client: TestClient, attempt: Attemp
     assert table.text == "step,loss,rate\r\n1,3.5,\r\n2,3.25,0.5\r\n4,3.0,\r\n"
 
 
+def test_metrics_are_thinned_by_the_mean_of_neighbours(
+    client: TestClient, attempt: Attempt, sessions: Sessions
+) -> None:
+    values: list[tuple[int, dict[str, float]]] = [(step, {"loss": step / 4}) for step in range(1, 101)]
+    values[6][1]["grown"] = 3.0
+    with sessions.begin() as session:
+        attempts.metrics(session, attempt, values)
+    path = f"/jobs/{attempt.job_id}/metrics"
+    page = client.get(path, params={"points": 10}).json()
+    assert [row["step"] for row in page["data"]] == list(range(10, 101, 10))
+    assert [row["values"]["loss"] for row in page["data"]] == [(step - 4.5) / 4 for step in range(10, 101, 10)]
+    assert [row["values"].get("grown") for row in page["data"]] == [3.0] + [None] * 9
+    assert not page["has_more"]
+    assert client.get(path, params={"points": 1000}).json()["data"] == client.get(path).json()["data"]
+    rest = client.get(path, params={"points": 2, "after_step": 90}).json()["data"]
+    assert [row["step"] for row in rest] == [95, 100]
+    table = client.get(path, params={"points": 2}, headers={"Accept": "text/csv"}).text
+    assert table == "step,grown,loss\r\n50,3.0,6.375\r\n100,,18.875\r\n"
+
+
+def test_nothing_measured_is_thinned_to_nothing(client: TestClient, job_id: str) -> None:
+    assert client.get(f"/jobs/{job_id}/metrics?points=5").json() == {"data": [], "has_more": False}
+
+
 def test_a_checkpoints_files_can_be_fetched_by_their_links(
     client: TestClient, attempt: Attempt, sessions: Sessions, app: FastAPI
 ) -> None:
@@ -137,6 +188,7 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
         "events?limit=0",
         "events?limit=x",
         "metrics?limit=10001",
+        "metrics?points=1",
         f"metrics?after_step={2**31}",
     ],
 )

@@ -55,12 +55,13 @@ def make_world(client: TestClient) -> World:
 
 def _operation(path: str, method: str, described: Json, schemas: Json) -> Operation:
     content = described.get("requestBody", {}).get("content", {})
-    reference = content.get("application/json", {}).get("schema", {}).get("$ref", "").rpartition("/")[2]
+    schema = content.get("application/json", {}).get("schema", {})
+    schema = schemas.get(schema.get("$ref", "").rpartition("/")[2], schema)
     return Operation(
         name=described["operationId"],
         method=method.upper(),
         path=path,
         guarded="security" in described,
-        example=schemas[reference]["example"] if reference else None,
+        example=schema.get("example"),
         uploads="multipart/form-data" in content,
     )

@@ -153,6 +153,21 @@ def test_pages_are_followed_by_the_last_row(script: Script, client: Client) -> N
     assert [path for _, path, _, _ in script.requests] == ["/jobs?status=queued", "/jobs?status=queued&after=job_2"]
 
 
+def test_jobs_are_narrowed_by_model_and_metadata(script: Script, client: Client) -> None:
+    script.will_answer({"data": [], "has_more": False})
+    assert list(client.jobs(model="m", metadata={"team": "a", "run": "x=1"})) == []
+    assert script.requests[0][1] == "/jobs?model=m&metadata=team%3Da&metadata=run%3Dx%3D1"
+
+
+def test_a_clone_carries_its_overrides_and_a_key(script: Script, client: Client) -> None:
+    script.will_answer({"code": "unavailable"}, status=503, Retry_After="0")
+    script.will_answer({"id": "job_2"}, status=202)
+    assert client.clone_job("job_1", {"sparsity": 0.5})["id"] == "job_2"
+    assert {path for _, path, _, _ in script.requests} == {"/jobs/job_1/clone"}
+    assert {body for _, _, _, body in script.requests} == {b'{"sparsity":0.5}'}
+    assert len({headers["Idempotency-Key"] for _, _, headers, _ in script.requests}) == 1
+
+
 def test_metrics_go_on_behind_a_step(script: Script, client: Client) -> None:
     script.will_answer({"data": [{"step": 5}], "has_more": True})
     script.will_answer({"data": [{"step": 6}], "has_more": False})
