@@ -208,9 +208,7 @@ class JobSpec(Spec):
         description="How zeros are shared out over the target linears: `uniform`, or by block; always as many in all.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
-    repair: RepairSpec = Field(
-        default_factory=RepairSpec, validate_default=True, description="How the pruned model is repaired."
-    )
+    repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are judged.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="What the checkpoint looks like.")
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
@@ -239,17 +237,12 @@ class JobSpec(Spec):
             raise ValueError(f"must not contradict sparsity ({sparsity}); {value} makes it {share:g}")
         return value
 
-    @field_validator("allocation", "sparsity_of", "prune", "repair")
+    @field_validator("allocation", "sparsity_of", "prune")
     @classmethod
     def _suits_groups(cls, value: Any, info: ValidationInfo) -> Any:
         pattern = info.data.get("pattern", "unstructured")
         if pattern == "unstructured":
             return value
-        if isinstance(value, RepairSpec) and value.method is RepairMethod.SEFT:
-            raise ValueError(
-                f"method must not be seft with the pattern {pattern}, because it would let zeros leave their groups."
-                " Take another method, or the pattern unstructured"
-            )
         if isinstance(value, PruneSpec) and value.compare is not Compare.AUTO:
             raise ValueError(f"compare must be auto with the pattern {pattern}; it is {value.compare}")
         if value in (Allocation.OWL, Allocation.ALPHAPRUNING, SparsityOf.MODEL):

@@ -66,7 +66,7 @@ class RepairMethod(StrEnum):
 
     @property
     def keeps_zeros(self) -> bool:
-        """Whether zeros stay where pruning put them, so that any pattern is kept."""
+        """Whether zeros stay where pruning put them."""
         return self is not RepairMethod.SEFT
 
 

@@ -97,19 +97,15 @@ def repair(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Repair a folder that `prune` wrote, and write it to `out`, verified. No linear gets more nonzeros than it has."""
+    """Repair a folder that `prune` wrote, and write it to `out`, verified. Budget and pattern are kept."""
     must_be_empty(out)
     source = _folder(folder)
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
-    if facts.prune.pattern.grouped and not config.method.keeps_zeros:
-        way_out = "It would let zeros leave their groups: take another method, or prune without a pattern."
-        rule = f"must be pruned without an N:M pattern for {config.method}"
-        raise ConfigError("folder", rule, str(facts.prune.pattern), way_out)
     texts = read(data)
     loaded = _load(source, place, report)
-    work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config)
+    work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config, pattern=facts.prune.pattern)
     work.run(report)
     grown = work.grown_zeros
     work.finish()

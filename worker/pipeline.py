@@ -122,7 +122,7 @@ class Pipeline:
 
     def _repair(self, loaded: Loaded, text: Text, config: RepairConfig) -> int:
         """Train to the end and judge; returns how many zeros have grown."""
-        work = Repair(loaded.model, text.training, config)
+        work = Repair(loaded.model, text.training, config, pattern=self.prune.pattern)
         if self.task.resume:
             work.load(self.folder / STATE)
         self._train(work, config.steps)

@@ -1,15 +1,22 @@
 """The decisions of one event of the topology in one linear: drop, grow, adapt. Pure; they write into no weight.
 
-The budget is `nonzeros outside the active set + |active set| <= budget`: an active position counts even while its value
-is zero, so that the law holds at every step and not only at events.
+A position is *used* while it is nonzero or active: an active one counts even while its value is zero, so that the law
+holds at every step and not only at events. At most `budget` positions of the linear are used, and at most N in every
+group of an N:M pattern. Without a pattern each position is a group of its own, which forbids nothing.
+
+[ours] In a pattern a grown zero takes the place of the least sensitive used position of its group, active or not, that
+does not grow in the same event; where its group has room it takes no place. A group grows at most N positions, the
+best, so that there always is a place to take.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import TrainError
 from seft.repair.active import Active
 from seft.repair.positions import entries
@@ -17,10 +24,14 @@ from seft.repair.window import Candidates
 
 
 class Choice(NamedTuple):
-    """`grown` become active, `removed` become zero. A removed one that was active has a grown one in its place."""
+    """`grown` become active, `removed` become zero, `spared` were dropped and stay active all the same.
+
+    A removed one that was active has a grown one in its place.
+    """
 
     grown: Candidates
     removed: Int[Tensor, "removed"]
+    spared: Int[Tensor, "spared"]
 
 
 def drop(active: Active, count: int) -> tuple[Active, Active]:
@@ -38,38 +49,86 @@ def choose(
     removal: Candidates,
     *,
     budget: int,
+    pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Grow as many positions as were dropped, by largest gradient; remove the least sensitive until the budget holds.
+    """Grow as many positions as were dropped, by largest gradient; remove the least sensitive until the law holds.
 
     `weight` has the dropped positions at their bases. A removed position that was active is replaced by the next best
-    candidate for growth, and stays when there is none. The queue of removals cannot run dry: the dropped nonzeros
-    stand last in it, and an event grows at most so many zeros more than it has dropped.
+    candidate for growth. Where there are too few of these, no active position is removed; and where groups then have
+    no room for as many as were dropped, those dropped that moved most are spared.
     """
-    order = growth.sums.abs().argsort(descending=True, stable=True)
-    zeros = entries(weight, growth.indices[order]) == 0
-    queue = _removal_queue(weight, dropped, growth, removal)
-    grown, removed = len(dropped), [queue[:0]]
-    nonzeros_kept = int(entries(weight, kept.indices).count_nonzero())
-    nonzeros_outside = int(weight.count_nonzero()) - nonzeros_kept - int((~zeros[:grown]).sum())
-    excess = nonzeros_outside + len(kept) + grown - budget
-    while excess > 0:
-        if not len(queue):
-            raise TrainError(f"a linear must have at most {budget} nonzeros; {excess} more are left and none can go.")
-        batch, queue = queue[:excess], queue[excess:]
-        leaving = torch.isin(batch, kept.indices)
-        batch = batch[~leaving | (leaving.cumsum(0) <= len(growth) - grown)]
-        replaced = int(torch.isin(batch, kept.indices).sum())
-        excess += int(zeros[grown : grown + replaced].sum()) - len(batch)
-        grown += replaced
-        removed.append(batch)
-    return Choice(growth[order[:grown].sort().values], torch.cat(removed))
+    spare = budget - int(weight.count_nonzero()) - int((entries(weight, kept.indices) == 0).sum())
+    adapt = _Adapt(weight, _queue(weight, kept, dropped, removal), growth.indices, spare, pattern)
+    best = growth.indices[growth.sums.abs().argsort(descending=True, stable=True)]
+    able = best[_rank(best // pattern.of) < pattern.kept]
+    count, replaced = len(dropped), -1
+    removed, leaving = best[:0], 0
+    # Each round only adds to those that leave, so this ends; equal numbers mean that all of them are replaced.
+    while leaving > replaced and count + leaving <= len(able):
+        replaced = leaving
+        removed = adapt(able[: count + replaced], able[: count + replaced])
+        leaving = int(torch.isin(removed, kept.indices).sum())
+    if leaving == replaced:
+        return Choice(_among(growth, able[: count + replaced]), removed, best[:0])
+    able = torch.cat([best, dropped.indices[dropped.deltas.abs().argsort(descending=True, stable=True)]])
+    room = pattern.kept - _tally(able // pattern.of, kept.indices // pattern.of)
+    chosen = able[_rank(able // pattern.of) < room][:count]
+    removed = adapt(chosen, torch.cat([chosen, kept.indices]))
+    return Choice(_among(growth, chosen), removed, chosen[torch.isin(chosen, dropped.indices)].sort().values)
 
 
-def _removal_queue(
-    weight: Float[Tensor, "rows cols"], dropped: Active, growth: Candidates, removal: Candidates
+@dataclass(frozen=True, slots=True)
+class _Adapt:
+    """Which positions become zero once others have grown.
+
+    `queue` has those that may, the least sensitive first; candidates for growth among them only for their group's sake.
+    `spare` is what the budget leaves before anything grows.
+    """
+
+    weight: Float[Tensor, "rows cols"]
+    queue: Int[Tensor, "queue"]
+    growth: Int[Tensor, "growth"]
+    spare: int
+    pattern: Pattern
+
+    def __call__(self, grown: Int[Tensor, "grown"], staying: Int[Tensor, "staying"]) -> Int[Tensor, "removed"]:
+        """What goes when `grown` are active: first where a group is too full, then as many as the budget asks for."""
+        queue = self.queue[~torch.isin(self.queue, staying)]
+        groups = queue // self.pattern.of
+        too_many = _tally(groups, groups) + _tally(groups, staying // self.pattern.of) - self.pattern.kept
+        crowded = _rank(groups) < too_many
+        others = queue[~crowded & (entries(self.weight, queue) != 0) & ~torch.isin(queue, self.growth)]
+        excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(crowded.sum())
+        if excess > len(others):
+            raise TrainError(f"a linear must keep its budget of nonzeros; {excess} must go and {len(others)} can.")
+        return torch.cat([queue[crowded], others[: max(0, excess)]])
+
+
+def _queue(
+    weight: Float[Tensor, "rows cols"], kept: Active, dropped: Active, removal: Candidates
 ) -> Int[Tensor, "queue"]:
-    """Nonzeros that may become zero, least sensitive first; the dropped ones that no window listed come last."""
+    """Used positions that may become zero, the least sensitive first; the dropped ones that no window listed come last.
+
+    It cannot run dry: an event grows at most as many zeros more as it has dropped nonzeros.
+    """
     listed = removal.indices[removal.sensitivity(weight).argsort(stable=True)]
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
     queue = torch.cat([listed, rest[~torch.isin(rest, listed)]])
-    return queue[(entries(weight, queue) != 0) & ~torch.isin(queue, growth.indices)]
+    return queue[(entries(weight, queue) != 0) | torch.isin(queue, kept.indices)]
+
+
+def _among(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:
+    return growth[torch.isin(growth.indices, chosen)]
+
+
+def _rank(groups: Int[Tensor, "positions"]) -> Int[Tensor, "positions"]:
+    """For each entry how many equal ones stand before it."""
+    ordered, order = groups.sort(stable=True)
+    places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(places).scatter_(0, order, places)
+
+
+def _tally(groups: Int[Tensor, "positions"], among: Int[Tensor, "others"]) -> Int[Tensor, "positions"]:
+    """For each entry how many equal ones there are among others."""
+    ordered = among.sort().values
+    return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)

@@ -7,7 +7,6 @@ import math
 
 from seft.repair import schedule
 from seft.repair.fixed_mask import FixedMask
-from seft.repair.window import Window
 from seft.report import Evolved
 
 
@@ -22,7 +21,7 @@ class Evolving(FixedMask):
         for linear in self.linears.values():
             count = schedule.dropped(self.config, event, len(linear.active))
             if linear.window is None and count:
-                linear.window = Window(linear.weight, count)
+                linear.open_window(count)
 
     def evolve(self, step: int, /) -> Evolved | None:
         """Drop, grow and adapt in every linear, where an event follows this step."""

@@ -14,7 +14,7 @@ from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
 from seft.repair.method import Work
 from seft.repair.state import State
-from seft.repair.window import Candidates, Window
+from seft.repair.window import Candidates
 from seft.report import Evolved
 from seft.seeds import generator
 
@@ -26,7 +26,7 @@ class FixedMask:
         self.config = work.config
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         self.linears = {
-            name: RepairedLinear(target.weight, self.config.density, generator(self.config.seed, name))
+            name: RepairedLinear(target.weight, self.config.density, generator(self.config.seed, name), work.pattern)
             for name, target in work.targets.items()
         }
         self._release = take_over({work.targets[name]: linear.product for name, linear in self.linears.items()})
@@ -99,8 +99,7 @@ def _restore(linear: RepairedLinear, parts: dict[str, Tensor]) -> None:
 
 def _reopen(linear: RepairedLinear, parts: dict[str, Tensor], count: int, observed: int) -> None:
     growth, removal = (Candidates(**_fields(parts, name)) for name in ("growth", "removal"))
-    linear.window = Window(linear.weight, count)
-    linear.window.resume(growth, removal, observed)
+    linear.open_window(count).resume(growth, removal, observed)
 
 
 def _fields(parts: dict[str, Tensor], name: str) -> dict[str, Tensor]:

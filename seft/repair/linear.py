@@ -12,7 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seft.config import UNSTRUCTURED, Pattern
+from seft.errors import ConfigError
 from seft.products import Product
+from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
 from seft.repair.positions import entries, put
@@ -33,11 +36,20 @@ class RepairedLinear:
     """A linear under repair: its active set, its budget, and the former nonzeros that adaptation has made zero.
 
     `weight` is changed in place; it differs from the one at the start at `active` and `removed` alone. Whoever makes
-    this lets `product` stand in for the linear's own.
+    this lets `product` stand in for the linear's own. ConfigError where the weight is not in the pattern.
     """
 
-    def __init__(self, weight: Float[Tensor, "rows cols"], density: float, generator: torch.Generator) -> None:
-        self.weight = weight
+    def __init__(
+        self,
+        weight: Float[Tensor, "rows cols"],
+        density: float,
+        generator: torch.Generator,
+        pattern: Pattern = UNSTRUCTURED,
+    ) -> None:
+        if weight.shape[1] % pattern.of or overfull(weight, pattern):
+            rule = "must be one that the weights are in"
+            raise ConfigError("pattern", rule, str(pattern), "Give the one that the model was pruned in.")
+        self.weight, self.pattern = weight, pattern
         self.budget = int(self.weight.count_nonzero())
         count = min(max(1, round(density * self.weight.numel())), self.budget)
         self.adopt(Active.start(self.weight, spread(self.weight, count, generator)))
@@ -56,6 +68,11 @@ class RepairedLinear:
         put(self.weight, removed, self.weight.new_zeros(len(removed)))
         active.write(self.weight)
 
+    def open_window(self, count: int) -> Window:
+        """From now on look for candidates for an event that chooses `count` positions."""
+        self.window = Window(self.weight, count, self.pattern)
+        return self.window
+
     def take_gradient(self) -> Float[Tensor, "positions"]:
         """The gradient that has come together since the last call; zero where no token came by."""
         gradient, self._leaf.grad = self._leaf.grad, None
@@ -68,12 +85,16 @@ class RepairedLinear:
             return Change(0, 0, 0, 0)
         kept, dropped = evolve.drop(self.active, min(count, len(window.growth)))
         dropped.restore(self.weight)
-        choice = evolve.choose(self.weight, kept, dropped, window.growth, window.removal, budget=self.budget)
+        choice = evolve.choose(
+            self.weight, kept, dropped, window.growth, window.removal, budget=self.budget, pattern=self.pattern
+        )
         grown = Active.start(self.weight, choice.grown.indices)
         optimizer.seed(grown, choice.grown, window.observed, pieces)
+        spared = dropped[torch.isin(dropped.indices, choice.spared)]
+        spared.write(self.weight)
         self._remove(choice.removed, kept)
-        self.adopt(kept[~torch.isin(kept.indices, choice.removed)].joined(grown))
-        return Change(len(dropped), len(grown), int((grown.bases == 0).sum()), len(choice.removed))
+        self.adopt(kept[~torch.isin(kept.indices, choice.removed)].joined(spared).joined(grown))
+        return Change(len(dropped) - len(spared), len(grown), int((grown.bases == 0).sum()), len(choice.removed))
 
     def reactivated(self) -> int:
         """Positions that were zero at the start and are not now."""

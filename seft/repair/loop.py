@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import RepairConfig
+from seft.config import UNSTRUCTURED, Pattern, RepairConfig
 from seft.errors import StateError, TrainError
 from seft.loss import TokenLoss
 from seft.repair import schedule, state
@@ -29,22 +29,24 @@ class Repair:
     """Repairs the pruned weights that `model` has now, on `tokens`.
 
     Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
-    it has now. DataError when the text is shorter than one window.
+    it has now, nor has it left `pattern`, in which it must be now. DataError when the text is shorter than one window.
     """
 
-    def __init__(self, model: Any, tokens: Int[Tensor, "tokens"], config: RepairConfig) -> None:
+    def __init__(
+        self, model: Any, tokens: Int[Tensor, "tokens"], config: RepairConfig, *, pattern: Pattern = UNSTRUCTURED
+    ) -> None:
         self.config = config
         self.step = 0
         self._rows = side_by_side(tokens, config.sequence_tokens)
         must_be_known(self._rows, model)
         self._device: torch.device = model.device
         targets = target_linears(model)
-        self._fingerprint = state.fingerprint(targets, self._rows)
+        self._fingerprint = state.fingerprint(targets, self._rows, pattern)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         self._losses = TokenLoss(model)
-        self._method: Method = METHODS[config.method](Work(model, targets, config))
+        self._method: Method = METHODS[config.method](Work(model, targets, config, pattern))
 
     @property
     def grown_zeros(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from seft.config import RepairConfig
+from seft.config import Pattern, RepairConfig
 from seft.repair.state import State
 from seft.report import Evolved
 from seft.targets import Target
@@ -14,11 +14,12 @@ from seft.targets import Target
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a method is given: a frozen model, its pruned targets by name, and what was asked for."""
+    """What a method is given: a frozen model, its pruned targets by name, what was asked for, the targets' pattern."""
 
     model: Any
     targets: Mapping[str, Target]
     config: RepairConfig
+    pattern: Pattern
 
 
 class Method(Protocol):

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seft.config import RepairConfig
+from seft.config import Pattern, RepairConfig
 from seft.errors import StateError
 from seft.targets import Target
 
@@ -32,9 +32,10 @@ class State:
     facts: dict[str, Any]
 
 
-def fingerprint(targets: Mapping[str, Target], text: Int[Tensor, "rows length"]) -> str:
-    """Names a repair: its text, and of each pruned weight the shape, the dtype, the nonzeros and a sample of values."""
+def fingerprint(targets: Mapping[str, Target], text: Int[Tensor, "rows length"], pattern: Pattern) -> str:
+    """Names a repair: text, pattern, and of each pruned weight the shape, dtype, nonzeros and a sample of values."""
     digest = hashlib.sha256(text.cpu().contiguous().numpy().tobytes())
+    digest.update(str(pattern).encode())
     for name, target in targets.items():
         weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]

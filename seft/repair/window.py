@@ -6,7 +6,9 @@ chunk at a time, looks for candidates in it, and forgets it. Nothing here decide
 [ours] Growth candidates come from every micro-batch: those listed add its gradient to their sums, its best newcomers
 join with theirs, and the largest sums stay. A newcomer's missing past counts as zero, which can only make it look
 worse. Removal candidates are the least sensitive of the first micro-batch, judged by all: a list of least sums must
-not be open to newcomers, whose missing past would look like merit.
+not be open to newcomers, whose missing past would look like merit. In an N:M pattern they are the rivals of the zeros
+listed for growth instead: all that is nonzero or active in the groups of these, so that members of one group have
+sums over the same micro-batches.
 """
 
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seft.config import UNSTRUCTURED, Pattern
 from seft.repair.positions import Positions, entries, master_dtype
 from seft.repair.sampled import row_chunks, sampled_product
 
@@ -49,11 +52,12 @@ class Candidates(Positions):
 
 
 class Window:
-    """Candidates of one linear for an event that chooses `count` positions."""
+    """Candidates of one linear for an event that chooses `count` positions and keeps to `pattern`."""
 
-    def __init__(self, weight: Float[Tensor, "rows cols"], count: int) -> None:
+    def __init__(self, weight: Float[Tensor, "rows cols"], count: int, pattern: Pattern = UNSTRUCTURED) -> None:
         nothing = torch.zeros(0, dtype=master_dtype(weight.dtype), device=weight.device)
         self.count = count
+        self._pattern = pattern
         self.observed = 0
         self.growth = self.removal = Candidates(nothing.int(), nothing, nothing)
 
@@ -78,10 +82,24 @@ class Window:
             offset = rows.start * weight.shape[1]
             growth = growth.joined(self._promising(gradient, offset, taken))
             growth = growth.best(self.count * LISTED, growth.sums.abs())
-            if not self.observed:
+            if not self.observed and not self._pattern.grouped:
                 removal = removal.joined(self._idle(gradient, offset, weight[rows].flatten()))
                 removal = removal.best(self.count * LISTED, -removal.sensitivity(weight))
+        if self._pattern.grouped:
+            rivals = self._rivals(growth.indices, weight, active)
+            new = rivals[~torch.isin(rivals, removal.indices)]
+            removal = removal[torch.isin(removal.indices, rivals)]
+            removal = removal.joined(Candidates.newcomers(new, sampled_product(left, right, new)))
         self.growth, self.removal, self.observed = growth, removal, self.observed + 1
+
+    def _rivals(
+        self, growth: Int[Tensor, "growth"], weight: Float[Tensor, "rows cols"], active: Int[Tensor, "positions"]
+    ) -> Int[Tensor, "rivals"]:
+        """What is nonzero or active in the groups of the zeros that may grow."""
+        groups = torch.unique(growth[entries(weight, growth) == 0] // self._pattern.of)
+        members = torch.arange(self._pattern.of, device=groups.device, dtype=groups.dtype)
+        places: Tensor = (groups[:, None] * self._pattern.of + members).flatten()
+        return places[(entries(weight, places) != 0) | torch.isin(places, active)]
 
     def _promising(self, gradient: Float[Tensor, "chunk"], offset: int, taken: Int[Tensor, "taken"]) -> Candidates:
         """The largest entries of a chunk that are neither active nor listed."""

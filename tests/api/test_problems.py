@@ -31,7 +31,6 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"priority": 1000}, "priority", "less than or equal to 100", "1000", "The default is 0."),
     ({"pattern": "2/4"}, "pattern", "match pattern", "'2/4'", "The default is 'unstructured'."),
     ({"pattern": "2:4"}, "pattern", "must not contradict sparsity (0.6); 2:4 makes it 0.5", "'2:4'", "as in `2:4`"),
-    ({"pattern": "2:4", "sparsity": 0.5}, "repair", "method must not be seft with the pattern 2:4", "", "is repaired"),
     ({"allocation": "best"}, "allocation", "'owl'", "'best'", "The default is"),
     ({"prune": {"compare": "row"}}, "prune.compare", "must be auto for sparsegpt", "'row'", "The default is 'auto'."),
     ({"repair": {"learning_rate": "x"}}, "repair.learning_rate", "number", "'x'", "The default is 'auto'."),

@@ -49,12 +49,10 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"pattern": "4:2"},
         {"pattern": "2:2"},
         {"pattern": "2:4\n"},
-        {"pattern": "2:4", "repair": {"method": "none"}},
-        {"pattern": "2:4", "sparsity": 0.5},
-        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "seft"}},
-        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "allocation": "owl"},
-        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "sparsity_of": "model"},
-        {"pattern": "2:4", "sparsity": 0.5, "repair": {"method": "none"}, "prune": {"method": "ria", "compare": "row"}},
+        {"pattern": "2:4"},
+        {"pattern": "2:4", "sparsity": 0.5, "allocation": "owl"},
+        {"pattern": "2:4", "sparsity": 0.5, "sparsity_of": "model"},
+        {"pattern": "2:4", "sparsity": 0.5, "prune": {"method": "ria", "compare": "row"}},
     ],
     ids=str,
 )
@@ -67,16 +65,14 @@ def test_sparsity_follows_from_a_pattern_and_is_required_without() -> None:
     asked = {name: value for name, value in LEAST.items() if name != "sparsity"}
     with pytest.raises(ValidationError, match="sparsity"):
         JobSpec.model_validate(asked)
-    spec = JobSpec.model_validate({**asked, "pattern": "1:4", "repair": {"method": "none"}})
-    assert spec.sparsity == 0.75
+    spec = JobSpec.model_validate({**asked, "pattern": "1:4"})
+    assert (spec.sparsity, spec.repair.method) == (0.75, "seft")
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
-def test_with_a_pattern_repair_must_keep_the_zeros() -> None:
+def test_a_pattern_may_be_repaired_by_every_method() -> None:
     asked = {**LEAST, "sparsity": 0.5, "pattern": "2:4"}
-    with pytest.raises(ValidationError, match="method must not be seft"):
-        JobSpec.model_validate(asked)
-    for method in set(RepairMethod) - {RepairMethod.SEFT}:
+    for method in RepairMethod:
         assert JobSpec.model_validate({**asked, "repair": {"method": method}}).repair.method is method
 
 

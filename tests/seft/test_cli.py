@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft import sparsity
@@ -109,7 +110,7 @@ def test_magnitude_needs_no_text(capsys: pytest.CaptureFixture[str], tiny_folder
     assert answer(capsys, *asked)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
 
 
-def test_a_pattern_is_pruned_counted_told_and_repaired_by_what_keeps_it(
+def test_a_pattern_is_pruned_repaired_counted_and_told(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
     asked = ["prune", tiny_folder, "--pattern", "2:4", "--method", "ria", "--refine", "dsnot"]
@@ -119,10 +120,15 @@ def test_a_pattern_is_pruned_counted_told_and_repaired_by_what_keeps_it(
     assert (data["facts"]["prune"]["pattern"], data["facts"]["prune"]["sparsity"]) == ("2:4", 0.5)
     assert Record.read(tmp_path / "out").facts.prune.pattern == Pattern(2, 4)
     assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
-    asked = ["repair", tmp_path / "out", "--data", texts, "--steps", "2", "--batch-tokens", "512"]
-    assert "without an N:M pattern for seft; it is '2:4'" in refused(capsys, *asked, "--out", tmp_path / "no")
+    sizes = ["--steps", "6", "--batch-tokens", "192", "--sequence-tokens", "64", "--update-interval", "2"]
+    asked = ["repair", tmp_path / "out", "--data", texts, "--density", "0.02", *sizes]
     assert answer(capsys, *asked, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
     assert sparsity.of_folder(tmp_path / "mended") == sparsity.of_folder(tmp_path / "out")
+    assert answer(capsys, *asked, "--out", tmp_path / "evolved")["grown_zeros"] > 0
+    assert answer(capsys, "inspect", tmp_path / "evolved")["sparsity"]["linears"]["share"] >= 0.5
+    for name, tensor in load_file(tmp_path / "evolved" / "model.safetensors").items():
+        if "_proj" in name:
+            assert ((tensor != 0).view(-1, 4).sum(1) <= 2).all()
 
 
 def test_a_share_of_the_model_is_shared_out_and_told(

@@ -1,16 +1,14 @@
-"""Drop, grow and adapt keep the laws of the method, through any sequence of events."""
+"""What one event decides: which positions go, which grow, which become zero, with and without a pattern."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seft.repair import optimizer
+from seft.config import Pattern
 from seft.repair.active import Active
 from seft.repair.evolve import choose, drop
-from seft.repair.linear import RepairedLinear
 from seft.repair.window import Candidates
-from tests.seft.repairing import look, sparse_linear
 
 
 def candidates(*pairs: tuple[int, float]) -> Candidates:
@@ -20,17 +18,6 @@ def candidates(*pairs: tuple[int, float]) -> Candidates:
 
 def active_at(weight: Tensor, *indices: int) -> Active:
     return Active.start(weight, torch.tensor(indices, dtype=torch.int32))
-
-
-def used(owner: RepairedLinear) -> int:
-    outside = owner.weight.flatten().index_fill(0, owner.active.indices.long(), 0)
-    return int(outside.count_nonzero()) + len(owner.active)
-
-
-def train(owner: RepairedLinear, generator: torch.Generator) -> None:
-    gradient = torch.randn(len(owner.active), generator=generator)
-    optimizer.step(owner.active, gradient, rate=0.1, weight_decay=0.0)
-    owner.active.write(owner.weight)
 
 
 def test_drop_takes_what_moved_least_and_restoring_gives_the_base_bits() -> None:
@@ -73,66 +60,87 @@ def test_an_active_position_stays_when_nothing_can_replace_it() -> None:
     assert choice.removed.tolist() == [5]
 
 
-@settings(max_examples=60, deadline=None)
+PAIR = Pattern(2, 4)
+GROUPS = torch.tensor([[1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
+
+
+def test_a_grown_zero_takes_the_place_of_the_least_sensitive_of_its_own_group() -> None:
+    kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
+    removal = candidates((0, 0.5), (1, 0.3), (4, 0.01), (5, 0.01))
+    choice = choose(GROUPS, kept, dropped, candidates((2, 9.0)), removal, budget=4, pattern=PAIR)
+    assert choice.grown.indices.tolist() == [2]
+    assert choice.removed.tolist() == [0]
+
+
+def test_an_active_position_gives_way_too_and_the_next_best_candidate_takes_its_slot() -> None:
+    kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
+    removal = candidates((0, 0.5), (1, 0.01), (4, 0.2), (5, 0.1))
+    choice = choose(GROUPS, kept, dropped, candidates((2, 9.0), (6, 8.0)), removal, budget=4, pattern=PAIR)
+    assert choice.grown.indices.tolist() == [2, 6]
+    assert choice.removed.tolist() == [1, 5]
+
+
+def test_a_group_grows_at_most_as_many_as_it_may_have_and_others_take_the_slots() -> None:
+    weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0]])
+    kept, dropped = active_at(weight), active_at(weight, 0, 4)
+    growth = candidates((1, 9.0), (2, 8.0), (3, 7.0), (6, 6.0))
+    choice = choose(weight, kept, dropped, growth, candidates((0, 0.5), (4, 0.5)), budget=2, pattern=Pattern(1, 4))
+    assert choice.grown.indices.tolist() == [1, 6]
+    assert sorted(choice.removed.tolist()) == [0, 4]
+
+
+def test_a_grown_zero_takes_no_place_where_its_group_has_room() -> None:
+    weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
+    kept, dropped = active_at(weight), active_at(weight, 5)
+    removal = candidates((0, 0.01))
+    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal, budget=4, pattern=PAIR)
+    assert choice.removed.tolist() == []
+    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal, budget=3, pattern=PAIR)
+    assert choice.removed.tolist() == [0]
+
+
+def test_what_moved_most_stays_where_its_group_has_no_room_for_another() -> None:
+    weight = GROUPS.clone()
+    kept, dropped = active_at(weight, 4, 5), active_at(weight, 0, 1)
+    dropped.values.copy_(torch.tensor([1.5, 2.1]))
+    removal = candidates((4, 0.1), (5, 0.1))
+    choice = choose(weight, kept, dropped, candidates((6, 9.0)), removal, budget=4, pattern=PAIR)
+    assert choice.spared.tolist() == [0, 1]
+    assert len(choice.grown) == len(choice.removed) == 0
+
+
+@settings(max_examples=200, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    sparsity=st.sampled_from([0.0, 0.3, 0.6, 0.95]),
-    density=st.sampled_from([0.02, 0.2, 1.0]),
-    counts=st.lists(st.integers(0, 30), min_size=1, max_size=5),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    transposed=st.booleans(),
+    pattern=st.sampled_from([PAIR, Pattern(1, 4), Pattern(4, 8)]),
+    share=st.sampled_from([0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**16),
 )
-def test_laws_hold_through_any_sequence_of_events(
-    *,
-    shape: tuple[int, int],
-    sparsity: float,
-    density: float,
-    counts: list[int],
-    dtype: torch.dtype,
-    transposed: bool,
-    seed: int,
+def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
+    *, pattern: Pattern, share: float, seed: int
 ) -> None:
+    """All positions listed, all groups full: what an event must choose, read off its sets and not searched for."""
     generator = torch.Generator().manual_seed(seed)
-    start = sparse_linear(*shape, sparsity, seed, dtype=dtype).weight.detach()
-    weight = start.mT.contiguous().mT if transposed else start.clone()
-    owner = RepairedLinear(weight, density, generator)
-    size = len(owner.active)
-    for count in counts:
-        train(owner, generator)
-        before, weight = owner.active, owner.weight.clone()
-        look(owner, count, generator)
-        change = owner.evolve(min(count, size), pieces=1)
+    weight = torch.randn(8, 3 * pattern.of, generator=generator)
+    weight.view(-1, pattern.of)[:, pattern.kept :] = 0.0
+    sums = torch.randn(weight.numel(), generator=generator)
+    active = Active.start(weight, weight.flatten().nonzero().squeeze(1)[::5].int())
+    active.values.add_(torch.randn(len(active), generator=generator))
+    kept, dropped = drop(active, round(share * len(active)))
+    kept.write(weight)
+    everything = Candidates.newcomers(torch.arange(len(sums)), sums)
+    outside = everything[~torch.isin(everything.indices, active.indices)]
+    choice = choose(weight, kept, dropped, outside, everything, budget=int(weight.count_nonzero()), pattern=pattern)
 
-        assert used(owner) <= owner.budget
-        assert len(owner.active) == size
-        assert owner.active.indices.diff().gt(0).all()
-        assert change.dropped <= count
-        _what_stays_keeps_everything(before, owner.active)
-        _nothing_else_moved(owner, before, weight)
-        _start_and_state_give_the_weight(owner, start)
-    grown = (start == 0) & (owner.weight != 0)
-    assert owner.reactivated() == int(grown.sum())
-
-
-def _what_stays_keeps_everything(before: Active, after: Active) -> None:
-    """A position active before and after keeps its row of the state."""
-    old = before[torch.isin(before.indices, after.indices)].tensors()
-    new = after[torch.isin(after.indices, before.indices)].tensors()
-    assert all(torch.equal(old[name], new[name]) for name in old)
-
-
-def _nothing_else_moved(owner: RepairedLinear, before: Active, weight: Tensor) -> None:
-    """Dropped positions have their base or were removed; what never was active is as it was or removed."""
-    flat, then = owner.weight.flatten(), weight.flatten()
-    left = before[~torch.isin(before.indices, owner.active.indices)]
-    assert ((flat[left.indices] == left.bases) | (flat[left.indices] == 0)).all()
-    outside = torch.ones(len(flat), dtype=torch.bool).index_fill(0, before.indices.long(), False)
-    assert ((flat == then) | (flat == 0))[outside].all()
-
-
-def _start_and_state_give_the_weight(owner: RepairedLinear, start: Tensor) -> None:
-    again = start.clone()
-    again.view(-1)[owner.removed] = 0
-    owner.active.write(again)
-    assert torch.equal(again, owner.weight)
+    grown, removed = set(choice.grown.indices.tolist()), set(choice.removed.tolist())
+    left = [index for index in removed if index in kept.indices.tolist()]
+    assert len(grown) == len(dropped) + len(left)
+    ranked = sorted(outside.indices.tolist(), key=lambda index: -abs(float(sums[index])))
+    groups = [index // pattern.of for index in ranked]
+    fit = [index for place, index in enumerate(ranked) if groups[:place].count(groups[place]) < pattern.kept]
+    assert grown == set(fit[: len(grown)])
+    sensitivity = (weight.flatten() * sums).abs().tolist()
+    for start in range(0, len(sums), pattern.of):
+        members = range(start, start + pattern.of)
+        rivals = [index for index in members if weight.flatten()[index] != 0 and index not in grown]
+        zeros = [index for index in members if weight.flatten()[index] == 0 and index in grown]
+        assert removed & set(members) == set(sorted(rivals, key=sensitivity.__getitem__)[: len(zeros)])

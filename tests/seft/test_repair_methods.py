@@ -1,12 +1,14 @@
 """The laws that every method of repair keeps: budget, mask, pattern, equal counts, bits, resuming, healing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft.config import Pattern, PruneConfig, PruneMethod, RepairMethod
+from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.prune.loop import prune_model
 from seft.prune.mask import overfull
@@ -37,10 +39,43 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype
     assert {linear.weight.dtype for linear in target_linears(model).values()} == {dtype}
 
 
+def in_pattern(pattern: Pattern) -> Any:
+    """Always the same untrained model, pruned by magnitude."""
+    model = untrained_tiny()
+    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
+    return model
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(3, 8)], ids=str)
+def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_any(
+    tmp_path: Path, pattern: Pattern
+) -> None:
+    model, config = in_pattern(pattern), short()
+    before, budget = weights(model), nonzeros(model)
+    repair = Repair(model, TOKENS, config, pattern=pattern)
+    for _ in range(config.steps):
+        repair.save(tmp_path / str(repair.step))
+        repair.advance()
+        assert not any(overfull(weight, pattern) for weight in weights(model).values())
+        assert all(count <= budget[name] for name, count in nonzeros(model).items())
+    after = weights(model)
+    assert 0 < repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
+    for stop in range(config.steps):
+        model = in_pattern(pattern)
+        again = Repair(model, TOKENS, config, pattern=pattern)
+        again.load(tmp_path / str(stop))
+        again.run()
+        assert same_bits(weights(model), after)
+
+
+def test_a_pattern_that_the_weights_are_not_in_is_refused() -> None:
+    with pytest.raises(ConfigError, match="pattern must be one that the weights are in; it is '2:4'"):
+        Repair(pruned_tiny(), TOKENS, short(), pattern=Pattern(2, 4))
+
+
 @keeping
 def test_what_keeps_zeros_keeps_them_and_every_pattern(method: RepairMethod) -> None:
-    model = untrained_tiny()
-    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(0.5, PruneMethod.MAGNITUDE, Pattern(2, 4)))
+    model = in_pattern(Pattern(2, 4))
     before = weights(model)
     repair = Repair(model, TOKENS, short(method=method))
     repair.run()

@@ -1,9 +1,13 @@
 """What a window lists: the largest gradients, the least sensitivities, summed over micro-batches, in fixed size."""
 
+import operator
+
 import pytest
 import torch
 from torch import Tensor
 
+from seft.config import Pattern
+from seft.prune.mask import in_groups
 from seft.repair import sampled as module
 from seft.repair.window import LISTED, Window
 from tests.seft.repairing import sparse_linear
@@ -77,6 +81,28 @@ def test_lists_have_a_fixed_size_and_are_sorted_and_unique() -> None:
             assert len(candidates) == COUNT * LISTED
             assert candidates.indices.diff().gt(0).all()
         assert not torch.isin(window.growth.indices, ACTIVE).any()
+
+
+def test_in_a_pattern_the_rivals_of_listed_zeros_have_sums_over_the_same_micro_batches() -> None:
+    pattern = Pattern(2, 4)
+    weight = WEIGHT.masked_fill(in_groups(WEIGHT.abs(), pattern), 0.0)
+    active = torch.cat([weight.flatten().nonzero()[::9, 0], (weight == 0).flatten().nonzero()[::50, 0]]).sort().values
+    window = Window(weight, 2, pattern)
+    gradients = []
+    for left, right in batches(4):
+        window.observe(left, right, weight, active.int())
+        gradients.append((left.T @ right).flatten())
+    growth = window.growth
+    grow_here = {int(index) // 4 for index in growth.indices if weight.flatten()[index] == 0}
+    used = {*weight.flatten().nonzero()[:, 0].tolist(), *active.tolist()}
+    assert set(window.removal.indices.tolist()) == {index for index in used if index // 4 in grow_here}
+    suffixes = torch.stack([torch.stack(gradients[first:]).sum(0) for first in range(4)])
+    for group in grow_here:
+        members = window.removal[window.removal.indices // 4 == group]
+        rival_sums = [torch.allclose(members.sums, suffix[members.indices.long()], atol=1e-5) for suffix in suffixes]
+        zeros = growth[growth.indices // 4 == group]
+        zero_sums = [bool(torch.isclose(zeros.sums, s[zeros.indices.long()], atol=1e-5).any()) for s in suffixes]
+        assert any(map(operator.and_, rival_sums, zero_sums))
 
 
 def test_a_position_without_gradient_is_no_candidate_for_growth() -> None:

@@ -75,9 +75,7 @@ def test_everything_that_is_asked_for_arrives() -> None:
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])
 def test_a_pattern_arrives_with_its_sparsity(pattern: str) -> None:
-    spec = JobSpec.model_validate(
-        {"model": "m", "dataset": "file_" + "0" * 26, "pattern": pattern, "repair": {"method": "none"}}
-    )
+    spec = JobSpec.model_validate({"model": "m", "dataset": "file_" + "0" * 26, "pattern": pattern})
     found = prune_config(spec)
     assert str(found.pattern) == pattern
     assert found.sparsity == spec.sparsity == found.pattern.sparsity(None)

@@ -1,0 +1,280 @@
+"""The laws of the method, through any sequence of training and events, with and without a pattern, step by step.
+
+Random linears go through the real forward, backward, optimizer and events. A model of its own, a dictionary in double
+precision that knows nothing of sorted lists, says what each position's value and moments must be.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seft.config import UNSTRUCTURED, Pattern
+from seft.repair import optimizer
+from seft.repair.active import Active
+from seft.repair.linear import RepairedLinear
+from seft.repair.window import Candidates
+
+PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)]
+RATE = 0.1
+
+Gradients = Callable[[torch.Generator, int, int], Tensor]
+
+
+def smooth(generator: torch.Generator, tokens: int, size: int) -> Tensor:
+    return torch.randn(tokens, size, generator=generator)
+
+
+def tied(generator: torch.Generator, tokens: int, size: int) -> Tensor:
+    """Small whole numbers: their products have many equal sums, and many zeros."""
+    return torch.randint(-1, 2, (tokens, size), generator=generator).float()
+
+
+def narrow(generator: torch.Generator, tokens: int, size: int) -> Tensor:
+    """Most of it is zero, so that few positions have a gradient at all."""
+    return torch.randn(tokens, size, generator=generator) * (torch.rand(size, generator=generator) < 0.3)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Steps of training, more of them with a window open, then an event that replaces a share of the active set."""
+
+    steps: int
+    watched: int
+    share: float
+    pieces: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A linear, and what happens to it. A share of the active values vanishes in every step, as by rounding."""
+
+    pattern: Pattern
+    rows: int
+    groups: int
+    sparsity: float
+    density: float
+    vanishing: float
+    gradients: Gradients
+    events: list[Event]
+    seed: int
+
+    def start(self, dtype: torch.dtype, *, transposed: bool = False) -> Tensor:
+        """The pruned weight; in some of its groups there are more zeros than the pattern asks for."""
+        generator = torch.Generator().manual_seed(self.seed)
+        cols = self.groups * (self.pattern.of if self.pattern.grouped else 4)
+        weight = torch.randn(self.rows, cols, generator=generator)
+        weight[torch.rand(self.rows, cols, generator=generator) < self.sparsity] = 0
+        if self.pattern.grouped:
+            groups = weight.view(-1, self.pattern.of)
+            groups.scatter_(1, groups.abs().argsort(1)[:, : self.pattern.of - self.pattern.kept], 0.0)
+        weight = weight.to(dtype)
+        return weight.mT.contiguous().mT if transposed else weight
+
+    def owner(self, weight: Tensor) -> RepairedLinear:
+        return RepairedLinear(weight, self.density, torch.Generator().manual_seed(self.seed), self.pattern)
+
+
+cases = st.builds(
+    Case,
+    pattern=st.just(UNSTRUCTURED) | st.sampled_from(PATTERNS),
+    rows=st.integers(1, 6),
+    groups=st.integers(1, 4),
+    sparsity=st.sampled_from([0.0, 0.3, 0.95]),
+    density=st.sampled_from([0.02, 0.2, 0.5, 1.0]),
+    vanishing=st.sampled_from([0.0, 0.5]),
+    gradients=st.sampled_from([smooth, tied, narrow]),
+    events=st.lists(
+        st.builds(Event, st.integers(1, 2), st.integers(1, 3), st.sampled_from([0.2, 0.5, 1.0]), st.integers(1, 2)),
+        min_size=1,
+        max_size=6,
+    ),
+    seed=st.integers(0, 2**16),
+)
+
+
+@dataclass
+class Life:
+    """A linear going through a case, step by step.
+
+    `seen` has the micro-batch gradients of the open window, whole; `vanished` are the values that the last step lost.
+    """
+
+    case: Case
+    owner: RepairedLinear
+    seen: list[Tensor] = field(default_factory=list)
+    gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
+    vanished: list[int] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Event | None]:
+        """None after every step, the event after every event."""
+        generator = torch.Generator().manual_seed(self.case.seed + 1)
+        for event in self.case.events:
+            for _ in range(event.steps):
+                self._step(generator)
+                yield None
+            count = round(event.share * len(self.owner.active))
+            self.owner.open_window(count)
+            for _ in range(event.watched):
+                self._step(generator)
+                yield None
+            self.owner.evolve(count, event.pieces)
+            yield event
+            self.seen.clear()
+
+    def _step(self, generator: torch.Generator) -> None:
+        """One micro-batch, backward, one optimizer step."""
+        rows, cols = self.owner.weight.shape
+        left, right = (self.case.gradients(generator, 3, size).to(self.owner.weight.dtype) for size in (rows, cols))
+        outputs = self.owner.product(right.requires_grad_(), lambda inputs: inputs @ self.owner.weight.T)
+        outputs.backward(left)  # type: ignore[no-untyped-call]
+        self.gradient = left.double().T @ right.detach().double()
+        if self.owner.window:
+            self.seen.append(self.gradient.flatten())
+        optimizer.step(self.owner.active, self.owner.take_gradient(), RATE, weight_decay=0.1)
+        vanished = torch.rand(len(self.owner.active), generator=generator) < self.case.vanishing
+        self.owner.active.values[vanished] = 0.0
+        self.vanished = self.owner.active.indices[vanished].tolist()
+        self.owner.active.write(self.owner.weight)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases, dtype=st.sampled_from([torch.float32, torch.bfloat16]), transposed=st.booleans())
+def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.dtype, transposed: bool) -> None:
+    start = case.start(dtype)
+    owner = case.owner(case.start(dtype, transposed=transposed))
+    size = len(owner.active)
+    for _ in Life(case, owner):
+        indices = owner.active.indices
+        assert indices.dtype == torch.int32
+        assert len(owner.active) == size
+        assert indices.diff().gt(0).all()
+        used = (owner.weight != 0).flatten().index_fill(0, indices.long(), value=True)
+        assert int(used.sum()) <= owner.budget
+        assert (used.view(-1, case.pattern.of).sum(1) <= case.pattern.kept).all()
+        again = start.clone()
+        again.view(-1)[owner.removed] = 0
+        owner.active.write(again)
+        assert torch.equal(again, owner.weight)
+        assert owner.reactivated() == int(((start == 0) & (owner.weight != 0)).sum())
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases)
+def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero(*, case: Case) -> None:
+    owner = case.owner(case.start(torch.float64))
+    life = Life(case, owner)
+    expected = {index: Traced(float(owner.weight.flatten()[index])) for index in owner.active.indices.tolist()}
+    before = owner.weight.flatten().clone()
+    for event in life:
+        if event is None:
+            for index, traced in expected.items():
+                traced.step(float(life.gradient.flatten()[index]))
+                traced.value = 0.0 if index in life.vanished else traced.value
+        else:
+            present = owner.weight.flatten()
+            for index in set(expected) - set(owner.active.indices.tolist()):
+                assert present[index] in (expected.pop(index).base, 0.0)
+            for index in set(owner.active.indices.tolist()) - set(expected):
+                expected[index] = Traced.grown(owner.active, index, float(present[index]), life.seen, event.pieces)
+                assert present[index] == before[index], "growing changes no weight"
+        for place, index in enumerate(owner.active.indices.tolist()):
+            expected[index].must_be(owner.active, place)
+        assert len(expected) == len(owner.active)
+        before = owner.weight.flatten().clone()
+
+
+@dataclass
+class Traced:
+    """What is known of one active position: AdamW by its own formulas (Loshchilov & Hutter 2019, algorithm 2)."""
+
+    base: float
+    value: float = math.nan
+    mean: float = 0.0
+    square: float = 0.0
+    age: int = 0
+
+    def __post_init__(self) -> None:
+        self.value = self.base
+
+    @classmethod
+    def grown(cls, active: Active, index: int, value: float, seen: list[Tensor], pieces: int) -> "Traced":
+        """Seeded from the micro-batches since it was listed: from one of them on until the last."""
+        (place,) = (active.indices == index).nonzero().flatten().tolist()
+        found = float(active.means[place]), float(active.squares[place])
+        fitting = []
+        for first in range(len(seen)):
+            gradients = [float(gradient[index]) for gradient in seen[first:]]
+            mean = sum(gradients) / len(seen)
+            variance = max(0.0, sum(gradient**2 for gradient in gradients) / len(seen) - mean**2)
+            age = math.ceil(len(seen) / pieces)
+            seeded = cls(value)
+            seeded.mean = mean * pieces * (1 - 0.9**age)
+            seeded.square = ((mean * pieces) ** 2 + variance * pieces) * (1 - 0.999**age)
+            seeded.age = age
+            if found == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
+                fitting.append(seeded)
+        assert fitting
+        return fitting[0]
+
+    def step(self, gradient: float) -> None:
+        self.age += 1
+        self.mean += 0.1 * (gradient - self.mean)
+        self.square += 0.001 * (gradient**2 - self.square)
+        rate = self.mean / (1 - 0.9**self.age) / (math.sqrt(self.square / (1 - 0.999**self.age)) + 1e-8)
+        self.value -= RATE * (0.1 * (self.value - self.base) + rate)
+
+    def must_be(self, active: Active, place: int) -> None:
+        assert float(active.bases[place]) == self.base
+        assert int(active.ages[place]) == self.age
+        found = [float(each[place]) for each in (active.values, active.means, active.squares)]
+        assert found == pytest.approx([self.value, self.mean, self.square], rel=1e-6, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases, data=st.data())
+def test_gone_on_from_saved_parts_at_any_step_it_ends_in_the_same_bits(*, case: Case, data: st.DataObject) -> None:
+    lives = sum(event.steps + event.watched + 1 for event in case.events)
+    stop = data.draw(st.integers(0, lives - 1))
+    owner = case.owner(case.start(torch.float32))
+    undisturbed, stopped = Life(case, owner), Life(case, case.owner(case.start(torch.float32)))
+    for number, _ in enumerate(stopped):
+        if number == stop:
+            stopped.owner = taken_up(case, stopped.owner)
+    for _ in undisturbed:
+        pass
+    assert torch.equal(owner.weight, stopped.owner.weight)
+    for name, tensor in owner.active.tensors().items():
+        assert torch.equal(tensor, stopped.owner.active.tensors()[name])
+    assert torch.equal(owner.removed, stopped.owner.removed)
+
+
+def taken_up(case: Case, saved: RepairedLinear) -> RepairedLinear:
+    """A new linear from the pruned weight and the parts that a state keeps."""
+
+    def copies(parts: Active | Candidates) -> dict[str, Any]:
+        return {name: tensor.clone() for name, tensor in parts.tensors().items()}
+
+    again = case.owner(case.start(torch.float32))
+    again.resume(Active(**copies(saved.active)), saved.removed.clone())
+    if saved.window:
+        growth, removal = (Candidates(**copies(each)) for each in (saved.window.growth, saved.window.removal))
+        again.open_window(saved.window.count).resume(growth, removal, saved.window.observed)
+    return again
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases)
+def test_dropping_alone_restores_every_base_bit_for_bit(*, case: Case) -> None:
+    start = case.start(torch.bfloat16)
+    owner = case.owner(start.clone())
+    life = iter(Life(case, owner))
+    next(life)
+    owner.active.restore(owner.weight)
+    assert torch.equal(owner.weight, start)
