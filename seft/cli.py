@@ -112,12 +112,23 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Answer:
     config = EvaluateConfig(tokens=options.tokens, windows=options.windows)
     from seft import verbs
 
-    place = verbs.Place.of(options.device, options.dtype)
-    score = verbs.evaluate(
-        options.model, config, data=options.data, revision=options.revision, place=place, report=report
-    )
+    model = options.model
+    common: Any = {
+        "revision": options.revision,
+        "place": verbs.Place.of(options.device, options.dtype),
+        "report": report,
+    }
+    if options.choices:
+        found = verbs.answer(model, choices=options.choices, **common)
+        text = f"accuracy {found.accuracy:.2%}, {found.accuracy_per_byte:.2%} per byte, of {found.questions} questions"
+        return Answer({"model": model, **asdict(found)}, text)
+    if options.task:
+        metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
+        text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
+        return Answer({"model": model, "task": options.task, "metrics": metrics}, text)
+    score = verbs.evaluate(model, config, data=options.data, **common)
     text = f"perplexity {score.perplexity:.4f} over {score.windows} windows of {score.tokens} tokens"
-    return Answer({"model": options.model, **asdict(score)}, text)
+    return Answer({"model": model, **asdict(score)}, text)
 
 
 def _inspect(options: argparse.Namespace, _: Reporter) -> Answer:
@@ -148,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, add, text in (
         ("prune", _prune, _add_prune, "set a share of a model's weights to zero"),
         ("repair", _repair, _add_repair, "train a pruned model; it stays as sparse as it is"),
-        ("evaluate", _evaluate, _add_evaluate, "perplexity of a model on a text"),
+        ("evaluate", _evaluate, _add_evaluate, "judge a model: perplexity, multiple choice, or a named task"),
         ("inspect", _inspect, _add_inspect, "count the zeros in a folder's files"),
     ):
         verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -201,7 +212,11 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
 def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     default = EvaluateConfig()
     verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
-    _add_data(verb)
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help='perplexity on a text, .jsonl (one {"text": …} a line) or .txt')
+    what.add_argument("--choices", type=Path, help="accuracy on multiple-choice questions, .jsonl; see docs/method.md")
+    what.add_argument("--task", help="any task of lm-evaluation-harness; needs the extra `tasks`")
+    verb.add_argument("--tasks", type=Path, help="folder with YAML files of tasks, instead of the harness's own")
     _add(verb, "--tokens", int, default.tokens, "tokens in each window")
     _add(verb, "--windows", int, default.windows, "the first so many windows")
     _add_revision(verb)

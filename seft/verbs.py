@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from seft import sparsity
+from seft import harness, sparsity
+from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
 from seft.evaluate import perplexity
@@ -129,6 +130,30 @@ def evaluate(
     row = tokenize(texts, loaded.tokenizer)
     seen = side_by_side(row, config.tokens)[: config.windows]
     return Score(perplexity(loaded.model, seen, report), len(seen), config.tokens)
+
+
+def answer(
+    reference: str, *, choices: Path, revision: str | None = None, place: Place = HOST, report: Reporter = silent
+) -> Accuracy:
+    """Accuracy of any model on the multiple-choice questions of a file."""
+    source = find(reference, revision=revision)
+    questions = read_questions(choices)
+    loaded = _load(source, place, report)
+    return accuracy(loaded.model, loaded.tokenizer, questions, report)
+
+
+def run_task(
+    reference: str,
+    *,
+    task: str,
+    folder: Path | None,
+    revision: str | None = None,
+    place: Place = HOST,
+    report: Reporter = silent,
+) -> dict[str, float]:
+    """What lm-evaluation-harness measures of any model under a task's name, or one of the YAML files of `folder`."""
+    loaded = _load(find(reference, revision=revision), place, report)
+    return harness.run_task(loaded.model, loaded.tokenizer, task, folder)
 
 
 def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:

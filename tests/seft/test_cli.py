@@ -151,6 +151,19 @@ def test_a_process_prints_one_json_object_and_plain_lines_of_progress(pruned: Pa
     assert "evaluating 2/2" in done.stderr
 
 
+def test_multiple_choice_is_judged(capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"prompt": "The for", "choices": ["statement is", "qzx vwk"], "answer": 0}) + "\n")
+    asked = ["evaluate", tiny_folder, "--choices", questions]
+    assert answer(capsys, *asked) == {
+        "model": str(tiny_folder),
+        "accuracy": 1.0,
+        "accuracy_per_byte": 1.0,
+        "questions": 1,
+    }
+    assert "not allowed with argument --choices" in refused(capsys, *asked, "--data", questions)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line on stderr of a command that ends with exit code 2 and prints no result."""
     capsys.readouterr()

@@ -1,0 +1,116 @@
+"""How often a model finds the most likely answer right: multiple choice by likelihood, nothing generated.
+
+Questions come from JSONL, one object a line: `{"prompt": "Question: …\\nAnswer:", "choices": ["…", …], "answer": 0}`. A
+choice follows the prompt after a space. As in lm-evaluation-harness (Gao et al. 2024) there are two accuracies: by the
+sum of a choice's log-probabilities, and by that sum per byte of the choice, which long choices do not suffer from.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass as checked
+from torch import Tensor
+
+from seft.errors import DataError, EvaluateError, RecordError
+from seft.loss import TokenLoss
+from seft.report import Phase, Progress, Reporter, silent
+from seft.text import must_be_known
+
+_WAY_OUT = 'Write one JSON object per line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}.'
+Text = Annotated[str, Field(min_length=1)]
+
+
+@checked(frozen=True, slots=True, config=ConfigDict(extra="ignore", strict=True))
+class Question:
+    """`answer` is the place of the right one among the choices, from 0."""
+
+    prompt: Text
+    choices: Annotated[list[Text], Field(min_length=2)]
+    answer: int
+
+    @model_validator(mode="after")
+    def _has_an_answer(self) -> Self:
+        if not 0 <= self.answer < len(self.choices):
+            raise ValueError(f"answer must be from 0 to {len(self.choices) - 1}")
+        return self
+
+
+_QUESTION = TypeAdapter(Question)
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares of questions answered right: by likelihood, and by likelihood per byte."""
+
+    accuracy: float
+    accuracy_per_byte: float
+    questions: int
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a JSONL file; RecordError with the line where one is broken, DataError where there is none."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"questions must be readable; {path}: {error.strerror}. Check the path.") from error
+    questions = [_parse(number, line) for number, line in enumerate(lines, start=1)]
+    if not questions:
+        raise DataError(f"{path.name} has no question. {_WAY_OUT}")
+    return questions
+
+
+@torch.no_grad()
+def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: Reporter = silent) -> Accuracy:
+    """Ask them all, one after the other, the choices of one side by side. Of equally likely choices the first counts.
+
+    EvaluateError where a likelihood is not finite.
+    """
+    losses, right, right_per_byte = TokenLoss(model), 0, 0
+    for done, question in enumerate(questions, start=1):
+        likelihoods = _likelihoods(losses, model, tokenizer, question)
+        if not likelihoods.isfinite().all():
+            raise EvaluateError(f"likelihoods must be finite; question {done} has {likelihoods.tolist()}.")
+        sizes = torch.tensor([len(choice.encode()) for choice in question.choices])
+        right += int(likelihoods.argmax()) == question.answer
+        right_per_byte += int((likelihoods / sizes).argmax()) == question.answer
+        report(Progress(Phase.EVALUATING, done, len(questions)))
+    return Accuracy(right / len(questions), right_per_byte / len(questions), len(questions))
+
+
+def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Question) -> Float[Tensor, "choices"]:
+    """The log-probability of each choice after the prompt, in nats."""
+    rows, starts = zip(*(_tokens(tokenizer, question.prompt, choice) for choice in question.choices), strict=True)
+    length = max(map(len, rows))
+    # What stands behind a choice is not seen by it, so any token will do there.
+    padded = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
+    must_be_known(padded, model)
+    of_tokens = losses(padded.to(model.device)).double().cpu()
+    return torch.stack(
+        [-of_tokens[place, start - 1 : len(rows[place]) - 1].sum() for place, start in enumerate(starts)]
+    )
+
+
+def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
+    """Both as one text, and the place where the tokens of the choice begin, never the first."""
+
+    def tokens(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, verbose=False)["input_ids"]
+        return found
+
+    whole, before = tokens(f"{prompt} {choice}"), tokens(prompt)
+    same = next((place for place, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
+    return torch.tensor(whole), max(1, min(same, len(whole) - 1))
+
+
+def _parse(number: int, line: bytes) -> Question:
+    try:
+        return _QUESTION.validate_json(line)
+    except ValidationError as error:
+        flaw = error.errors()[0]
+        where = ".".join(map(str, flaw["loc"])) or "a line"
+        raise RecordError(number, f"{where}: {flaw['msg']}", repr(flaw["input"])[:60], _WAY_OUT) from error

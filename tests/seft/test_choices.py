@@ -1,0 +1,71 @@
+"""Multiple choice: equal to its definition, whatever stands beside it, and strict about questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from seft.choices import Question, accuracy, read_questions
+from seft.errors import DataError, EvaluateError, RecordError
+from tests.tiny import tiny_tokenizer, untrained_tiny
+
+
+def alone(model: torch.nn.Module, prompt: str, choice: str) -> float:
+    """The log-probability of a choice in double precision, without batch, padding or chunks."""
+    tokenizer = tiny_tokenizer()
+    before, whole = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {choice}")["input_ids"]
+    assert whole[: len(before)] == before
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(float(logits[place - 1, whole[place]]) for place in range(len(before), len(whole)))
+
+
+def test_the_choice_is_that_of_the_largest_sum_of_log_probabilities() -> None:
+    model = untrained_tiny()
+    model.get_input_embeddings().weight.data.mul_(8)  # far from indifferent
+    prompt, choices = "Which statement?", ["return", "the statement that follows is never run", "yield from"]
+    with torch.no_grad():
+        sums = [alone(model.double(), prompt, choice) for choice in choices]
+    per_byte = [likelihood / len(choice.encode()) for likelihood, choice in zip(sums, choices, strict=True)]
+    best, best_per_byte = (values.index(max(values)) for values in (sums, per_byte))
+    assert best != best_per_byte
+    for answer in range(3):
+        found = accuracy(model.float(), tiny_tokenizer(), [Question(prompt, choices, answer)])
+        assert (found.accuracy, found.accuracy_per_byte) == (answer == best, answer == best_per_byte)
+
+
+def test_a_model_without_a_finite_likelihood_is_an_error() -> None:
+    model = untrained_tiny()
+    torch.nn.init.constant_(model.get_input_embeddings().weight, torch.nan)
+    with pytest.raises(EvaluateError, match="question 1"):
+        accuracy(model, tiny_tokenizer(), [Question("a", ["b", "c"], 0)])
+
+
+GOOD = {"prompt": "Question: 1 + 1?\nAnswer:", "choices": ["2", "3"], "answer": 0}
+
+
+def test_questions_are_read_and_a_broken_one_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps({**GOOD, 'id': 7})}\n")
+    assert read_questions(path) == [Question(**GOOD)] * 2  # type: ignore[arg-type]
+    for broken, rule in (
+        ({**GOOD, "answer": 2}, "answer must be from 0 to 1"),
+        ({**GOOD, "answer": "0"}, "answer: Input should be a valid integer"),
+        ({**GOOD, "choices": ["2"]}, "choices: List should have at least 2 items"),
+        ({**GOOD, "prompt": ""}, "prompt: String should have at least 1 character"),
+        ({"prompt": "a"}, "choices: Field required"),
+        ([], "a line: Input should be"),
+    ):
+        path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(broken)}\n")
+        with pytest.raises(RecordError, match=rule) as caught:
+            read_questions(path)
+        assert caught.value.line == 2
+    path.write_text(f"{json.dumps(GOOD)}\nno json\n")
+    with pytest.raises(RecordError, match="line 2: a line: Invalid JSON"):
+        read_questions(path)
+    path.write_text("")
+    with pytest.raises(DataError, match="has no question"):
+        read_questions(path)
+    with pytest.raises(DataError, match="must be readable"):
+        read_questions(tmp_path / "nothing.jsonl")
