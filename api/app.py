@@ -11,7 +11,7 @@ import core
 from api import errors
 from api.deps import make_services
 from api.envelope import Envelope
-from api.routes import datasets, jobs, keys, operations, reports
+from api.routes import datasets, jobs, keys, operations, reports, wishes
 from core.errors import Code
 from core.settings import Settings
 
@@ -43,7 +43,7 @@ def routes() -> FastAPI:
         lifespan=_lifespan,
     )
     errors.install(app)
-    for module in (jobs, reports, datasets, keys):
+    for module in (jobs, wishes, reports, datasets, keys):
         app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
     app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
     return app

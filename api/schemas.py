@@ -33,11 +33,21 @@ class ErrorView(BaseModel):
     message: str
 
 
+class ReasonView(BaseModel):
+    """Why a job does not run."""
+
+    code: str
+    message: str
+
+
 class JobView(BaseModel):
     """A job, as a list shows it."""
 
     id: str
     status: Status
+    reason: ReasonView | None = Field(description="Why a paused job is paused.")
+    pausing: bool = Field(description="A pause was asked for; the worker is saving the state.")
+    stopping: bool = Field(description="It was told to train no further; what there is gets published.")
     phase: Phase | None = Field(description="What the running attempt is doing.")
     progress: float = Field(description="Share of the whole job that is done, 0 to 1.")
     step: int = Field(description="Optimizer steps done, of `spec.repair.steps`.")
@@ -61,6 +71,9 @@ class JobView(BaseModel):
 _JOB = {
     "id": JOB_ID,
     "status": "running",
+    "reason": None,
+    "pausing": False,
+    "stopping": False,
     "phase": "training",
     "progress": 0.42,
     "step": 180,

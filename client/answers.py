@@ -13,11 +13,21 @@ class Failure(TypedDict):
     message: str
 
 
+class Reason(TypedDict):
+    """Why a job does not run."""
+
+    code: str
+    message: str
+
+
 class Job(TypedDict):
     """A repair job. `queue_position` stands only in the answer about one job."""
 
     id: str
     status: str
+    reason: Reason | None
+    pausing: bool
+    stopping: bool
     phase: str | None
     progress: float
     step: int

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from client.answers import Json
+from client.answers import Job, Json
 from client.errors import ClientError
 from client.http import Client
 from client.progress import follow
@@ -45,6 +45,12 @@ def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
     typer.echo(json.dumps(answer) if as_json else line)
 
 
+def tell(job: Job, as_json: bool) -> None:
+    """Print where a job stands."""
+    coming = [word for word in ("pausing", "stopping") if job[word]]
+    show(job, as_json, "  ".join([job["id"], job["status"], *coming]))
+
+
 @datasets.command()
 def upload(path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], as_json: AsJson = False) -> None:
     """Upload a JSONL file with one {"text": ...} a line."""
@@ -66,8 +72,7 @@ def create(
     for setting in settings or []:
         assign(spec, setting)
     with client() as service:
-        job = service.create_job(spec)
-        show(job, as_json, f"{job['id']}  {job['status']}")
+        tell(service.create_job(spec), as_json)
 
 
 @jobs.command()
@@ -127,10 +132,37 @@ def watch(job_id: str) -> None:
 
 @jobs.command()
 def cancel(job_id: str, as_json: AsJson = False) -> None:
-    """Cancel a job."""
+    """End a job and keep nothing of it."""
     with client() as service:
-        job = service.cancel(job_id)
-        show(job, as_json, f"{job['id']}  {job['status']}")
+        tell(service.cancel(job_id), as_json)
+
+
+@jobs.command()
+def pause(job_id: str, as_json: AsJson = False) -> None:
+    """Keep a job from running until it is resumed."""
+    with client() as service:
+        tell(service.pause(job_id), as_json)
+
+
+@jobs.command()
+def resume(job_id: str, as_json: AsJson = False) -> None:
+    """Let a paused job go on."""
+    with client() as service:
+        tell(service.resume(job_id), as_json)
+
+
+@jobs.command()
+def stop(job_id: str, as_json: AsJson = False) -> None:
+    """End a job's training early and publish what there is."""
+    with client() as service:
+        tell(service.stop(job_id), as_json)
+
+
+@jobs.command()
+def start(job_id: str, as_json: AsJson = False) -> None:
+    """Start a job that was made with auto_start=false."""
+    with client() as service:
+        tell(service.start(job_id), as_json)
 
 
 @jobs.command()

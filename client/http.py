@@ -71,7 +71,23 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job; one that is cancelled already stays so."""
-        return cast("Job", _answer(lambda: self._http.post(f"/jobs/{job_id}/cancel")))
+        return self._ask(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Keep a job from running; a running one saves its state first and is `pausing` until then."""
+        return self._ask(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused job go on."""
+        return self._ask(job_id, "resume")
+
+    def stop(self, job_id: str) -> Job:
+        """End a job's training early; what there is gets published."""
+        return self._ask(job_id, "stop")
+
+    def start(self, job_id: str) -> Job:
+        """Start a job that was made with `auto_start: false`."""
+        return self._ask(job_id, "start")
 
     def events(self, job_id: str) -> Iterator[Event]:
         """What happened to a job, oldest first."""
@@ -134,6 +150,9 @@ class Client:
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Job:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return cast("Job", _answer(lambda: self._http.post(path, json=dict(body), headers=headers)))
+
+    def _ask(self, job_id: str, wish: str) -> Job:
+        return cast("Job", _answer(lambda: self._http.post(f"/jobs/{job_id}/{wish}")))
 
     def _get(self, path: str, parameters: Mapping[str, Any] | None = None) -> Json:
         return _answer(lambda: self._http.get(path, params=dict(parameters or {})))

@@ -9,13 +9,14 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import LeaseLostError
-from core.moves import move, record
+from core.moves import move, record, requeue
 from core.specs import JobSpec
 from core.states import Move, Phase, Status
 from core.tables import Checkpoint, Dataset, Job, JobMetric, Json
@@ -40,12 +41,25 @@ class Attempt:
     dataset_sha256: str
     resume: Json | None
     scores: dict[str, float]
+    stopping: bool
+    """It is to train no further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the tenant wants of the running attempt."""
+
+    pausing: bool
+    """To save its state and give the job back."""
+    stopping: bool
+    """To end training, and publish what there is."""
 
 
 def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None:
     """The next job by priority, then age, now running under a new attempt; None when none waits.
 
-    A row that another worker is claiming is skipped, not waited for.
+    A row that another worker is claiming is skipped, not waited for. One whose request this software does not
+    understand fails, and does not keep the others waiting.
     """
     query = (
         select(Job, Dataset)
@@ -55,37 +69,59 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )
-    found = session.execute(query).first()
-    if found is None:
+    while found := session.execute(query).first():
+        job, dataset = found
+        lease = _lease(lease_seconds)
+        if not move(
+            session,
+            job.id,
+            Move.CLAIMED,
+            attempt=job.attempt,
+            data={"worker": worker},
+            worker=worker,
+            lease_expires_at=lease,
+        ):
+            raise LeaseLostError(f"{job.id} moved while its row was locked")
+        if spec := _understood(session, job):
+            return _attempt(job, spec, dataset)
+    return None
+
+
+def _understood(session: Session, job: Job) -> JobSpec | None:
+    """The request of a job that was just claimed; None, and the job has failed, when this software refuses it."""
+    try:
+        return JobSpec.model_validate(job.spec)
+    except ValidationError as error:
+        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))}: {flaw['msg']}" for flaw in error.errors())
+        told = {
+            "fault": Fault.SYSTEM,
+            "code": "request_outdated",
+            "message": f"The software that runs now refuses the request, which older one took: {flaws}. Make it anew.",
+        }
+        move(session, job.id, Move.FAILED, attempt=job.attempt + 1, data={"error": told}, error=told)
         return None
-    job, dataset = found
-    number = job.attempt + 1
-    taken = move(
-        session,
-        job.id,
-        Move.CLAIMED,
-        attempt=job.attempt,
-        data={"worker": worker},
-        worker=worker,
-        lease_expires_at=_lease(lease_seconds),
-    )
-    if not taken:
-        raise LeaseLostError(f"{job.id} moved while its row was locked")
+
+
+def _attempt(job: Job, spec: JobSpec, dataset: Dataset) -> Attempt:
+    """As the row was when it was found; its number has been raised since."""
     return Attempt(
         job_id=job.id,
-        number=number,
+        number=job.attempt + 1,
         tenant=job.tenant,
-        spec=JobSpec.model_validate(job.spec),
+        spec=spec,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,
         resume=job.resume,
         scores=job.scores,
+        stopping=job.stopping,
     )
 
 
-def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> None:
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Wishes:
     """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
+    wishes = select(Job.pausing, Job.stopping).where(Job.id == attempt.job_id)
+    return Wishes(*session.execute(wishes).one())
 
 
 def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
@@ -159,19 +195,19 @@ def publish(
 def fail(
     session: Session, attempt: Attempt, *, fault: Fault, code: str, message: str, retry: bool, max_failures: int
 ) -> bool:
-    """End the attempt with an error. True when the job is queued again, False when it has failed for good."""
+    """End the attempt with an error. True when the job will be tried again, False when it has failed for good."""
     error = {"fault": fault, "code": code, "message": message}
     failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
     if retry and failures < max_failures:
-        _move(session, attempt, Move.RETRIED, {"error": error})
+        _requeue(session, attempt, Move.RETRIED, {"error": error})
         return True
     _move(session, attempt, Move.FAILED, {"error": error}, error=error, failures=failures)
     return False
 
 
 def release(session: Session, attempt: Attempt) -> None:
-    """Give the job back to the queue; the attempt is not charged."""
-    _move(session, attempt, Move.RELEASED, {})
+    """Give the job back to the queue, or pause it where that was asked for; the attempt is not charged."""
+    _requeue(session, attempt, Move.RELEASED, {})
 
 
 def _lease(seconds: float) -> Any:
@@ -188,6 +224,11 @@ def _write(session: Session, attempt: Attempt, **values: Any) -> None:
 
 def _move(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **values: Any) -> None:
     if not move(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
+        raise _lost(attempt)
+
+
+def _requeue(session: Session, attempt: Attempt, to: Move, data: dict[str, Any]) -> None:
+    if not requeue(session, attempt.job_id, to, attempt=attempt.number, data=data):
         raise _lost(attempt)
 
 

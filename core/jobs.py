@@ -1,4 +1,7 @@
-"""Jobs as their tenant sees them: made, found, listed, cancelled. What a worker does to them is in `core.attempts`."""
+"""Jobs as their tenant sees them: made, found, listed.
+
+What may be asked of them is in `core.wishes`, what a worker does to them in `core.attempts`.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import Code, Flaw, ProblemError
-from core.moves import move, record
+from core.moves import record, shelve
 from core.specs import JobSpec
-from core.states import Move, Status
+from core.states import Move, Reason, Status
 from core.tables import Dataset, IdempotencyKey, Job
 
 POSITIONS = 1000
@@ -19,9 +22,10 @@ POSITIONS = 1000
 def create(
     session: Session, tenant: str, spec: JobSpec, idempotency_key: str | None, body_sha256: str
 ) -> tuple[Job, bool]:
-    """A new queued job and True; or the job that the same key and body made before, and False.
+    """A new job and True; or the job that the same key and body made before, and False.
 
-    INVALID_REQUEST when the dataset is none of the tenant's; else the errors of `earlier`.
+    It is queued, or paused where it is to wait for its start. INVALID_REQUEST when the dataset is none of the tenant's;
+    else the errors of `earlier`.
     """
     if idempotency_key is not None and (former := earlier(session, tenant, idempotency_key, body_sha256)):
         return former, False
@@ -40,6 +44,9 @@ def create(
     session.flush()
     session.refresh(job)
     record(session, job.id, job.attempt, f"job.{Move.CREATED}", {})
+    if not spec.auto_start:
+        shelve(session, job.id, Reason.NOT_STARTED, f"auto_start is false; POST /jobs/{job.id}/start starts the job.")
+        session.refresh(job)
     if idempotency_key is not None:
         session.add(IdempotencyKey(tenant=tenant, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
     return job, True
@@ -97,19 +104,6 @@ def page(
         query = query.where(Job.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
-
-
-def cancel(session: Session, tenant: str, job_id: str) -> Job:
-    """Cancel at once what is queued or running; again is no error. CONFLICT when the job ended otherwise."""
-    job = get(session, tenant, job_id)
-    if not move(session, job_id, Move.CANCELLED):
-        session.refresh(job)
-        if job.status != Status.CANCELLED:
-            raise ProblemError(
-                Code.CONFLICT, f"{job_id} is {job.status} already; only a job that has not ended can be cancelled."
-            )
-    session.refresh(job)
-    return job
 
 
 def position(session: Session, job: Job) -> int | None:

@@ -1,14 +1,14 @@
 """The one place where a job's status changes: by compare-and-swap, with its event in the same transaction.
 
-Who may do what is not decided here; `core.jobs`, `core.attempts` and `core.recovery` call `move`.
+Who may do what is not decided here; `core.wishes`, `core.attempts` and `core.recovery` call `move`.
 """
 
 from typing import Any
 
-from sqlalchemy import func, insert, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from core.states import TRANSITIONS, Move, Status
+from core.states import TRANSITIONS, Move, Reason, Status
 from core.tables import Job, JobEvent
 
 
@@ -30,7 +30,7 @@ def move(
     allowed = [Job.id == job_id, Job.status.in_(starts)]
     if attempt is not None:
         allowed.append(Job.attempt == attempt)
-    change = update(Job).where(*allowed).values({"status": end, **_consequences(move, end), **values})
+    change = update(Job).where(*allowed).values({**_consequences(move, end), **values})
     now_at = session.execute(
         change.returning(Job.attempt), execution_options={"synchronize_session": False}
     ).scalar_one_or_none()
@@ -38,6 +38,21 @@ def move(
         return False
     record(session, job_id, now_at, f"job.{move}", data or {})
     return True
+
+
+def requeue(session: Session, job_id: str, to: Move, *, attempt: int, data: dict[str, Any]) -> bool:
+    """An attempt is over and the job is not: it waits for the next one, or pauses where that was asked for."""
+    if not move(session, job_id, to, attempt=attempt, data=data):
+        return False
+    if session.scalar(select(Job.pausing).where(Job.id == job_id)):
+        shelve(session, job_id, Reason.ASKED, "A pause was asked for.")
+    return True
+
+
+def shelve(session: Session, job_id: str, reason: Reason, message: str) -> bool:
+    """Keep a queued job from all workers, and say why."""
+    told = {"code": reason, "message": message}
+    return move(session, job_id, Move.PAUSED, data={"reason": told}, reason=told)
 
 
 def record(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
@@ -49,17 +64,21 @@ def record(session: Session, job_id: str, attempt: int, type: str, data: dict[st
     session.execute(insert(JobEvent).values(job_id=job_id, attempt=attempt, type=type, data=data))
 
 
-def _consequences(move: Move, end: Status) -> dict[str, Any]:
-    """What a move always means for the columns beside the status."""
-    values: dict[str, Any] = {}
+def _consequences(move: Move, end: Status | None) -> dict[str, Any]:
+    """What a move means for the columns, always."""
+    if end is None:
+        return {}
+    values: dict[str, Any] = {"status": end}
     if move is Move.CLAIMED:
-        values = {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, func.now())}
+        values |= {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, func.now())}
     else:
-        values = {"lease_expires_at": None, "phase": None}
+        values |= {"lease_expires_at": None, "phase": None}
     if move in {Move.LOST, Move.RETRIED}:
         values["failures"] = Job.failures + 1
     if end is Status.QUEUED:
-        values |= {"worker": None, "hinted_at": None}
+        values |= {"worker": None, "hinted_at": None, "reason": None}
+    if end is Status.PAUSED or end.final:
+        values |= {"pausing": False, "reason": None}
     if end.final:
         values["finished_at"] = func.now()
     return values

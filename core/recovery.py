@@ -10,7 +10,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.attempts import Fault
-from core.moves import move
+from core.moves import move, requeue
 from core.states import Move, Status
 from core.tables import Job
 
@@ -19,7 +19,7 @@ SWEEP_LOCK = 0x5EF7
 
 
 def reap(session: Session, max_failures: int) -> list[str]:
-    """Take back running jobs whose lease ran out: queued again, or failed at `max_failures`. Returns their ids."""
+    """Take back running jobs whose lease ran out: queued again or paused, or failed at `max_failures`. Their ids."""
     if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
         return []
     silent = (
@@ -54,7 +54,7 @@ def _take_back(session: Session, job: Job, max_failures: int) -> bool:
     failures = job.failures + 1
     data = {"worker": job.worker}
     if failures < max_failures:
-        return move(session, job.id, Move.LOST, attempt=job.attempt, data=data)
+        return requeue(session, job.id, Move.LOST, attempt=job.attempt, data=data)
     error = {
         "fault": Fault.SYSTEM,
         "code": "worker_lost",

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
 
     lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
     heartbeat_seconds: float = Field(
-        default=5, gt=0, description="How often a worker renews its lease and looks for a cancel."
+        default=3, gt=0, description="How often a worker renews its lease and hears what was asked of its job."
     )
     sweep_seconds: float = Field(
         default=10, gt=0, description="How often workers look for lost jobs and lost messages."

@@ -211,6 +211,7 @@ class JobSpec(Spec):
     repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are judged.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="What the checkpoint looks like.")
+    auto_start: bool = Field(default=True, description="`false`: the job waits for `POST /jobs/{job_id}/start`.")
     priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Everything random follows from it.")
     suffix: Line | None = Field(default=None, max_length=64, description="Name of the result, for people.")

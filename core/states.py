@@ -8,6 +8,7 @@ class Status(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -34,21 +35,40 @@ class Move(StrEnum):
 
     CREATED = "created"
     CLAIMED = "claimed"  # a worker took it
-    RELEASED = "released"  # the worker gave it back (shutdown); the attempt is not charged
+    RELEASED = "released"  # the worker gave it back (shutdown, pause); the attempt is not charged
     LOST = "lost"  # the lease ran out; the attempt is charged
     RETRIED = "retried"  # the attempt failed on our side and may be tried again; charged
+    PAUSING = "pausing"  # a pause was asked for while it ran; its worker saves and gives it back
+    UNPAUSED = "unpaused"  # that pause was taken back before it had come about
+    PAUSED = "paused"  # no worker takes it; why, its reason says
+    STARTED = "started"  # it was made to wait, and waits no longer
+    RESUMED = "resumed"
+    STOPPING = "stopping"  # it trains no further, and publishes what there is
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
-TRANSITIONS: dict[Move, tuple[frozenset[Status], Status]] = {
+class Reason(StrEnum):
+    """Why a job is paused."""
+
+    NOT_STARTED = "not_started"  # `auto_start` was false
+    ASKED = "asked"
+
+
+TRANSITIONS: dict[Move, tuple[frozenset[Status], Status | None]] = {
     Move.CLAIMED: (frozenset({Status.QUEUED}), Status.RUNNING),
     Move.RELEASED: (frozenset({Status.RUNNING}), Status.QUEUED),
     Move.LOST: (frozenset({Status.RUNNING}), Status.QUEUED),
     Move.RETRIED: (frozenset({Status.RUNNING}), Status.QUEUED),
+    Move.PAUSING: (frozenset({Status.RUNNING}), None),
+    Move.UNPAUSED: (frozenset({Status.RUNNING}), None),
+    Move.PAUSED: (frozenset({Status.QUEUED}), Status.PAUSED),
+    Move.STARTED: (frozenset({Status.PAUSED}), Status.QUEUED),
+    Move.RESUMED: (frozenset({Status.PAUSED}), Status.QUEUED),
+    Move.STOPPING: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), None),
     Move.SUCCEEDED: (frozenset({Status.RUNNING}), Status.SUCCEEDED),
     Move.FAILED: (frozenset({Status.RUNNING}), Status.FAILED),
-    Move.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING}), Status.CANCELLED),
+    Move.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), Status.CANCELLED),
 }
-"""Move -> (the states it may start from, the state it ends in). CREATED has no row before it."""
+"""Move -> (the states it may start from, the state it ends in; None where it stays). CREATED has no row before it."""

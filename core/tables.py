@@ -98,6 +98,12 @@ class Job(Base):
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     """Attempts that were charged: lost, or failed on our side."""
     worker: Mapped[str | None]
+    pausing: Mapped[bool] = mapped_column(server_default=text("false"))
+    """A pause was asked for while it ran: it becomes paused when this attempt is over."""
+    stopping: Mapped[bool] = mapped_column(server_default=text("false"))
+    """It is to train no further: to judge and publish what there is."""
+    reason: Mapped[Json | None]
+    """Why a paused job is paused: {"code", "message"}."""
     lease_expires_at: Mapped[datetime | None]
     hinted_at: Mapped[datetime | None]
     """When a broker message last pointed here."""

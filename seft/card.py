@@ -63,8 +63,9 @@ def _what(record: Record) -> str:
         if facts.repair.method.keeps_zeros
         else f"{facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
     )
+    steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     way = _WAYS[facts.repair.method].format(share=f"{facts.repair.density:.2%}")
-    return f"{pruned}, then repaired in {facts.repair.steps} steps of {way}. {zeros}"
+    return f"{pruned}, then repaired in {steps} steps of {way}. {zeros}"
 
 
 def _asked(config: PruneConfig) -> str:

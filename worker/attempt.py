@@ -35,6 +35,8 @@ TRAINING = (sys.executable, "-m", "worker.child")
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 20.0
 """From the wish to shut down to the job's release; orchestrators kill after 30."""
+PAUSE_SECONDS = 120.0
+"""From the wish to pause to the same; nobody kills, but somebody wants the device."""
 HUNG_SECONDS = 3600.0
 """A process that says nothing for so long is ended. A large model's download is the longest silence."""
 TIDY_SECONDS = 10.0
@@ -51,7 +53,10 @@ class AttemptError(Exception):
 
 
 class Supervisor:
-    """Does one attempt. Set `draining` at any time, and the job goes back to the queue with its newest state."""
+    """Does one attempt. Set `draining` at any time, and the job goes back to the queue with its newest state.
+
+    What the tenant wishes meanwhile, the heartbeats bring: a pause ends the attempt in the same way.
+    """
 
     def __init__(
         self,
@@ -74,7 +79,8 @@ class Supervisor:
         self.process_ended = self.finished = self.over = False
         self.well = True
         self.last_heard = time.monotonic()
-        self.drain_until = float("inf")
+        self.leave_by = float("inf")
+        self.told_enough = attempt.stopping
 
     def run(self) -> bool:
         """Until the job has moved on; whatever happens, the process group is gone afterwards.
@@ -95,7 +101,8 @@ class Supervisor:
             self.transfers.submit(self.files.fetch, lambda _: self._start())
             while not self.over:
                 self.ledger.tick()
-                self._mind_draining()
+                self._mind_leaving()
+                self._mind_stopping()
                 self._mind_silence()
                 with suppress(Empty):
                     self.mailbox.get(timeout=TICK_SECONDS)()
@@ -176,7 +183,7 @@ class Supervisor:
 
     def _process_has_ended(self, code: int) -> None:
         self.process_ended = True
-        if self.finished or self.draining.is_set():
+        if self.finished or self.leaving:
             return
         assert self.process is not None
         raise AttemptError(
@@ -190,20 +197,32 @@ class Supervisor:
                 f"The training process said nothing for {HUNG_SECONDS:.0f} s. Its last output:\n{self.process.tail}",
             )
 
-    def _mind_draining(self) -> None:
-        """Ask the process once to save and end; release the job when what it saved is stored, or when time is up."""
-        if not self.draining.is_set():
+    @property
+    def leaving(self) -> bool:
+        """The process was asked to save and end."""
+        return self.leave_by < float("inf")
+
+    def _mind_leaving(self) -> None:
+        """Ask the process once to save and end; give the job back when that is stored, or when time is up."""
+        wished = self.draining.is_set() or self.ledger.wishes.pausing
+        if wished and not self.leaving and self.process:
+            self.process.ask_to_stop()
+        if wished:
+            patience = DRAIN_SECONDS if self.draining.is_set() else PAUSE_SECONDS
+            self.leave_by = min(self.leave_by, time.monotonic() + patience)
+        if not self.leaving:
             return
-        if self.drain_until == float("inf"):
-            self.drain_until = time.monotonic() + DRAIN_SECONDS
-            if self.process:
-                self.process.ask_to_stop()
         stored = self.process is None or (self.process_ended and not self.transfers.pending)
-        if stored or time.monotonic() > self.drain_until:
+        if stored or time.monotonic() > self.leave_by:
             self._end_process()
             self.ledger.flush()
             self.ledger.write(lambda session: attempts.release(session, self.attempt))
             self._finish("attempt.released")
+
+    def _mind_stopping(self) -> None:
+        if self.ledger.wishes.stopping and not self.told_enough and self.process:
+            self.files.tell_enough()
+            self.told_enough = True
 
     def _fail(self, code: str, message: str, *, user_error: bool = False) -> None:
         self.well = user_error

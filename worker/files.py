@@ -1,6 +1,6 @@
 """The files of one attempt: where they lie in the scratch folder and in object storage, and the ways between.
 
-All of it is called in the thread of `worker.transfers`, and none of it knows the database's side of the job.
+All that takes long is called in the thread of `worker.transfers`, and none of it knows the database's side of the job.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from core.attempts import Attempt
 from core.settings import Settings
 from core.tables import Json
-from worker.protocol import DATA, RESULT, RESUME, STATE, Task
+from worker.protocol import DATA, ENOUGH, RESULT, RESUME, STATE, Task
 from worker.transfers import Transfers, hash_file
 
 MANIFEST = "manifest.json"
@@ -48,6 +48,12 @@ class Files:
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,
         ).write(self.folder)
+        if self.attempt.stopping:
+            self.tell_enough()
+
+    def tell_enough(self) -> None:
+        """Have the training process train no further."""
+        (self.folder / ENOUGH).touch()
 
     def upload_state(self, step: int) -> list[Json]:
         """The files of a resumable state, as the job's row points to them."""

@@ -1,4 +1,4 @@
-"""An attempt's writes to the database: the lease, what was reported, what was decided.
+"""An attempt's writes to the database: the lease, what was reported, what was decided. A heartbeat brings back wishes.
 
 A database that is away is waited for, but no longer than the lease that was last renewed: after that the job may be
 another worker's, and LeaseLostError says so. The same error comes when the database says so itself.
@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import attempts
-from core.attempts import Attempt
+from core.attempts import Attempt, Wishes
 from core.errors import LeaseLostError
 from core.settings import Settings
 from worker.protocol import Measured, Progressed, Scored
@@ -35,6 +35,8 @@ class Ledger:
         self._progress: Progressed | None = None
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
+        self.wishes = Wishes(pausing=False, stopping=attempt.stopping)
+        """As of the newest heartbeat."""
 
     def note(self, report: Progressed | Measured | Scored) -> None:
         """Keep a report for the next flush."""
@@ -90,7 +92,7 @@ class Ledger:
         def change(session: Session) -> None:
             nonlocal asked
             asked = time.monotonic()
-            attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
+            self.wishes = attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
 
         self.write(change)
         self._renewed = asked

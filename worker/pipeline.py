@@ -1,7 +1,8 @@
 """One job in the training process, from its folder to a verified checkpoint.
 
 The bytes of the checkpoint depend on the request, the model and the data; not on how often the run was interrupted:
-whatever a later step needs of an earlier one, scores included, is in the resumable state, to the last bit.
+whatever a later step needs of an earlier one, scores included, is in the resumable state, to the last bit. Where the
+worker says that it is enough, training ends after the step that is being taken, and what comes after goes on.
 """
 
 import json
@@ -36,7 +37,20 @@ from seft.text import side_by_side, tokenize, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
-from worker.protocol import DATA, RESULT, RESUME, STATE, Finished, Measured, Message, Progressed, Saved, Scored, Task
+from worker.protocol import (
+    DATA,
+    ENOUGH,
+    RESULT,
+    RESUME,
+    STATE,
+    Finished,
+    Measured,
+    Message,
+    Progressed,
+    Saved,
+    Scored,
+    Task,
+)
 from worker.translate import evaluate_config, prune_config, repair_config
 
 PRUNED, SCORES = "pruned.safetensors", "scores.json"
@@ -74,6 +88,8 @@ class Pipeline:
             self._prune(loaded, text)
         else:
             self._take_up(loaded)
+        if self._enough and self.step == 0:
+            self.repair = None
         grown = self._repair(loaded, text, self.repair) if self.repair else 0
         self._export(loaded, text, grown)
 
@@ -133,19 +149,23 @@ class Pipeline:
         return grown
 
     def _train(self, work: Repair, steps: int) -> None:
-        saved = time.monotonic()
-        while work.step < steps:
+        saved, enough = time.monotonic(), self._enough
+        while work.step < steps and not enough:
             reports = work.advance()
             self.step = work.step
             self.say(Measured(step=work.step, values=_values(reports)))
             self._progress(Stage.TRAINING, work.step / steps)
-            due = time.monotonic() > saved + self.task.checkpoint_seconds or work.step == steps
-            stopping = self.stopping()
+            stopping, enough = self.stopping(), self._enough
+            due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or work.step == steps
             if stopping or (due and self._all_taken):
                 self._save(work)
                 saved = time.monotonic()
             if stopping:
                 raise Cancelled
+
+    @property
+    def _enough(self) -> bool:
+        return (self.folder / ENOUGH).exists()
 
     @property
     def _all_taken(self) -> bool:
@@ -174,6 +194,7 @@ class Pipeline:
             base=Base.of(loaded.source),
             prune=self.prune,
             repair=self.repair,
+            stopped_at=self.step if self.repair and self.step < self.repair.steps else None,
             scores=self.scores,
             evaluate=replace(self.evaluate, windows=len(text.held_out)),
             grown_zeros=grown,

@@ -1,12 +1,14 @@
 """What a worker and its training process say to each other.
 
 The worker writes `job.json` into a folder and starts the process on it; the process answers with JSON lines on a pipe
-and with files in the same folder. SIGTERM asks it to save and end. Its standard input is its lifeline: the pipe closes
-when the worker is gone. Nothing here needs torch.
+and with files in the same folder. SIGTERM asks it to save and end, the file `enough` to train no further and to go on
+with what comes after. Its standard input is its lifeline: the pipe closes when the worker is gone. Nothing here needs
+torch.
 
     job.json, data.jsonl    what to do, and the text
     state/                  the resumable state to go on from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
+    enough                  made by the worker, empty, when training is to end early
     result/                 the checkpoint, announced by `Finished`
 """
 
@@ -18,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from core.specs import JobSpec
 from core.states import Phase
 
-TASK, DATA, STATE, RESUME, RESULT = "job.json", "data.jsonl", "state", "resume", "result"
+TASK, DATA, STATE, RESUME, ENOUGH, RESULT = "job.json", "data.jsonl", "state", "resume", "enough", "result"
 
 
 class _Part(BaseModel):

@@ -1,4 +1,4 @@
-"""Jobs: made, cloned, listed, looked at, cancelled."""
+"""Jobs: made, cloned, listed, looked at. What is asked of one is in `api.routes.wishes`."""
 
 import time
 from http import HTTPStatus
@@ -15,7 +15,7 @@ from api.deps import Auth, Carries, Here, JobId, Limit, Services
 from api.errors import responses
 from api.etags import TAGGED, IfNoneMatch, tagged
 from api.schemas import JobDetail, JobPage, JobView
-from core import audit, ids, jobs, queue
+from core import ids, jobs, queue
 from core.admission import admit
 from core.audit import Caller
 from core.errors import Code
@@ -160,29 +160,16 @@ def clone_job(
     return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="clone_job")
 
 
-@router.post(
-    "/{job_id}/cancel",
-    operation_id="cancel_job",
-    responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
-)
-def cancel_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
-    """End a queued or running job at once; again is no error. Its device may be busy for one more heartbeat."""
-    with services.sessions.begin() as session:
-        job = jobs.cancel(session, caller.tenant, job_id)
-        audit.note(session, caller, "cancel_job", job.id)
-        return _detail(session, job)
-
-
 def _admitted(
     services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
 ) -> JobDetail:
     job, new = admit(services.settings, services.sessions, caller, spec, idempotency_key=idempotency_key, action=action)
-    if new:
+    if new and job.status == Status.QUEUED:
         queue.hint(services.broker)
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_SECONDS
     with services.sessions.begin() as session:
-        return _detail(session, job)
+        return detail(session, job)
 
 
 def _overridden(former: Json, overrides: Json) -> JobSpec:
@@ -193,13 +180,14 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
         raise RequestValidationError(entries) from error
 
 
-def _detail(session: Session, job: Job) -> JobDetail:
+def detail(session: Session, job: Job) -> JobDetail:
+    """A job as its own page shows it."""
     return JobDetail.of(job, queue_position=jobs.position(session, job))
 
 
 def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:
     with services.sessions.begin() as session:
-        return _detail(session, jobs.get(session, caller.tenant, job_id))
+        return detail(session, jobs.get(session, caller.tenant, job_id))
 
 
 def _may_wait(view: JobDetail, answer: Response, first: JobDetail, if_none_match: str) -> bool:

@@ -40,12 +40,12 @@ def test_nobody_without_a_key_gets_in(app: FastAPI, walk: list[Operation], world
 
 
 def test_a_key_does_what_its_scope_allows_and_no_more(
-    new_client: NewClient, walk: list[Operation], world: World
+    client: TestClient, new_client: NewClient, walk: list[Operation]
 ) -> None:
     for scope in (Scope.READ, Scope.WRITE):
         weak = new_client("ours", scope)
         for operation in filter(lambda operation: operation.guarded, walk):
-            answer = operation.send(weak, world)
+            answer = operation.send(weak, make_world(client))
             if operation.name in ADMINISTRATIVE or (scope is Scope.READ and operation.method != "GET"):
                 report = problem(answer, 403, "forbidden")
                 assert f"yours is of scope {scope}" in report["detail"]

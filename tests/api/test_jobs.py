@@ -18,6 +18,8 @@ from core.specs import JobSpec
 from core.states import Phase
 from tests.api.conftest import Json, NewClient, problem
 
+WISHES = ("/cancel", "/pause", "/resume", "/stop", "/start")
+
 
 def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient, body: Json) -> None:
     answer = client.post("/jobs", json=body)
@@ -246,6 +248,31 @@ def test_cancelling_is_at_once_and_may_be_repeated(client: TestClient, attempt: 
     assert first.json()["status"] == "cancelled"
 
 
+def test_a_job_is_made_to_wait_started_paused_and_resumed(
+    client: TestClient, body: Json, sessions: sessionmaker[Session], settings: Settings
+) -> None:
+    def ask(wish: str) -> Json:
+        answers = [client.post(f"/jobs/{job['id']}/{wish}") for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        assert answers[0].json() == answers[1].json()
+        asked: Json = answers[0].json()
+        return asked
+
+    with redis.Redis.from_url(str(settings.broker_url)) as broker:
+        job = client.post("/jobs", json=body | {"auto_start": False}).json()
+        assert (job["status"], job["reason"]["code"], broker.llen("seft")) == ("paused", "not_started", 0)
+        assert (ask("start")["status"], broker.llen("seft")) == ("queued", 2)
+    assert ask("pause")["reason"]["code"] == "asked"
+    problem(client.post(f"/jobs/{job['id']}/start"), 409, "conflict")
+    assert ask("resume")["queue_position"] == 1
+    with sessions.begin() as session:
+        assert attempts.claim(session, "gpu-1", 60)
+    assert ask("pause")["pausing"]
+    stopping = ask("stop")
+    assert (stopping["status"], stopping["pausing"], stopping["stopping"]) == ("running", False, True)
+    assert client.get("/jobs", params={"status": "paused"}).json()["data"] == []
+
+
 def test_a_finished_job_is_not_cancelled(client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
@@ -253,9 +280,9 @@ def test_a_finished_job_is_not_cancelled(client: TestClient, attempt: Attempt, s
     assert "succeeded" in report["detail"]
 
 
-@pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", "/cancel"])
+@pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", *WISHES])
 def test_another_tenants_job_is_not_there(path: str, new_client: NewClient, job_id: str, client: TestClient) -> None:
-    stranger, method = new_client("theirs"), "POST" if path == "/cancel" else "GET"
+    stranger, method = new_client("theirs"), "POST" if path in WISHES else "GET"
     for unknown in (job_id, f"job_{'0' * 26}", "nonsense", "a%00b"):
         problem(stranger.request(method, f"/jobs/{unknown}{path}"), 404, "not_found")
     assert stranger.get("/jobs").json()["data"] == []

@@ -125,6 +125,14 @@ def test_a_call_whose_twin_is_still_being_served_is_repeated(script: Script, cli
         client.cancel("job_1")
 
 
+def test_what_is_asked_of_a_job_is_a_post_to_the_word(script: Script, client: Client) -> None:
+    for ask in (client.cancel, client.pause, client.resume, client.stop, client.start):
+        script.will_answer({"id": "job_1"})
+        ask("job_1")
+    words = [f"/jobs/job_1/{word}" for word in ("cancel", "pause", "resume", "stop", "start")]
+    assert [(method, path) for method, path, _, _ in script.requests] == [("POST", word) for word in words]
+
+
 def test_an_address_that_is_not_the_services_is_told(script: Script, client: Client) -> None:
     script.will_answer(b"", status=301, Location="https://other.example/")
     with pytest.raises(ApiProblem, match="HTTP 301"):

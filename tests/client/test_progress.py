@@ -11,6 +11,9 @@ from client.progress import follow
 JOB: Job = {
     "id": "job_1",
     "status": "running",
+    "reason": None,
+    "pausing": False,
+    "stopping": False,
     "phase": "training",
     "progress": 0.5,
     "step": 3,

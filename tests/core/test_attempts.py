@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from core import attempts, jobs, recovery, reports
+from core import attempts, recovery, reports, wishes
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
 from core.states import Phase, Status
@@ -79,6 +79,21 @@ def test_a_claim_skips_a_row_that_another_one_holds(sessions: Sessions, make_job
             assert attempts.claim(third, "w3", LEASE) is None
 
 
+def test_a_request_that_newer_software_refuses_fails_and_keeps_nobody_waiting(
+    sessions: Sessions, make_job: MakeJob
+) -> None:
+    old, next_one = make_job(), make_job()
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET spec = spec || '{\"sparsity\": 7}' WHERE id = :id"), {"id": old})
+    assert claimed(sessions).job_id == next_one
+    job = row(sessions, old)
+    assert (job.status, job.attempt) == (Status.FAILED, 1)
+    assert job.error is not None
+    assert job.error["code"] == "request_outdated"
+    assert "sparsity" in job.error["message"]
+    assert moves(sessions, old) == ["job.created", "job.claimed", "job.failed"]
+
+
 def everything(sessions: Sessions) -> list[object]:
     """All rows that a worker may write, as they are."""
     with sessions.begin() as session:
@@ -105,7 +120,7 @@ def test_a_worker_that_lost_its_job_can_change_nothing(sessions: Sessions, make_
         cancelled, taken_over = make_job(), make_job()
         stale = [claimed(sessions, "dead"), claimed(sessions, "dead")]
         with sessions.begin() as session:
-            jobs.cancel(session, "ours", cancelled)
+            wishes.cancel(session, "ours", cancelled)
         expire(sessions, taken_over)
         with sessions.begin() as session:
             assert recovery.reap(session, 3) == [taken_over]

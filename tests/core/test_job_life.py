@@ -1,6 +1,11 @@
-"""The life of jobs against a model of it: whatever several workers, the sweep and the user do, and in which order."""
+"""The life of jobs against a model of it: whatever workers, sweep and user do, in whatever order, and at once."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from dataclasses import replace as copy
+from itertools import permutations
 
 from hypothesis import HealthCheck, strategies
 from hypothesis import settings as limits
@@ -8,35 +13,126 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from core import attempts, jobs, recovery
+from core import attempts, jobs, recovery, wishes
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError, ProblemError
 from core.specs import JobSpec
-from core.states import Move, Phase, Status
+from core.states import Move, Phase, Reason, Status
 from core.tables import Job, JobEvent
 from tests.core.conftest import Sessions
 from tests.core.test_attempts import expire
 
 MAX_FAILURES = 3
+WISHES = ("cancel", "pause", "resume", "start", "stop")
+DEEDS = ("report", "save", "publish", "retry", "user", "release")
 
 
 @dataclass
 class Believed:
-    """What the model believes of a job."""
+    """What the model believes of a job. Its methods are the deeds; False where one is refused and changes nothing."""
 
     status: Status = Status.QUEUED
     attempt: int = 0
     failures: int = 0
+    pausing: bool = False
+    stopping: bool = False
+    saved: bool = False
+    reason: Reason | None = None
     events: list[str] = field(default_factory=lambda: ["job.created"])
 
-    def go(self, move: Move, status: Status) -> None:
-        self.status = status
+    def go(self, move: Move, status: Status | None = None, reason: Reason | None = None) -> bool:
         self.events.append(f"job.{move}")
+        if status is not None:
+            self.status, self.reason = status, reason
+            self.pausing = self.pausing and status is not Status.PAUSED and not status.final
+        return True
 
-    def charge(self, move: Move) -> None:
+    def shelve(self, reason: Reason) -> bool:
+        return self.go(Move.PAUSED, Status.PAUSED, reason)
+
+    def requeue(self, move: Move) -> bool:
+        self.go(move, Status.QUEUED)
+        return self.shelve(Reason.ASKED) if self.pausing else True
+
+    def charge(self, move: Move) -> bool:
         self.failures += 1
-        lives = self.failures < MAX_FAILURES
-        self.go(move if lives else Move.FAILED, Status.QUEUED if lives else Status.FAILED)
+        return self.requeue(move) if self.failures < MAX_FAILURES else self.go(Move.FAILED, Status.FAILED)
+
+    def cancel(self) -> bool:
+        if self.status.final:
+            return self.status is Status.CANCELLED
+        return self.go(Move.CANCELLED, Status.CANCELLED)
+
+    def pause(self) -> bool:
+        if self.status is Status.QUEUED:
+            return self.shelve(Reason.ASKED)
+        if self.status is Status.RUNNING and not self.pausing:
+            self.pausing = True
+            return self.go(Move.PAUSING)
+        return not self.status.final
+
+    def resume(self) -> bool:
+        if self.status is Status.PAUSED:
+            return self.go(Move.RESUMED, Status.QUEUED)
+        if self.pausing:
+            self.pausing = False
+            return self.go(Move.UNPAUSED)
+        return not self.status.final
+
+    def start(self) -> bool:
+        if self.reason is Reason.NOT_STARTED:
+            return self.go(Move.STARTED, Status.QUEUED)
+        return self.status in {Status.QUEUED, Status.RUNNING}
+
+    def stop(self) -> bool:
+        if self.stopping or self.status is Status.CANCELLED:
+            return True
+        if self.status.final:
+            return False
+        if self.status is not Status.RUNNING and not self.saved:
+            return self.go(Move.CANCELLED, Status.CANCELLED)
+        self.stopping, self.pausing = True, False
+        self.go(Move.STOPPING)
+        return self.go(Move.RESUMED, Status.QUEUED) if self.status is Status.PAUSED else True
+
+    def work(self, deed: str, number: int) -> bool:
+        """What an attempt does, if it is the running one."""
+        if (self.status, self.attempt) != (Status.RUNNING, number):
+            return False
+        match deed:
+            case "save":
+                self.failures, self.saved = self.failures if self.saved else 0, True
+            case "publish":
+                self.go(Move.SUCCEEDED, Status.SUCCEEDED)
+            case "retry":
+                self.charge(Move.RETRIED)
+            case "user":
+                self.failures += 1
+                self.go(Move.FAILED, Status.FAILED)
+            case "release":
+                self.requeue(Move.RELEASED)
+        return True
+
+
+def work(session: Session, attempt: Attempt, deed: str) -> None:
+    match deed:
+        case "report":
+            attempts.heartbeat(session, attempt, 60)
+            attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
+        case "save":
+            attempts.save_resume(session, attempt, {"step": 0, "files": []})
+        case "publish":
+            attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+        case "retry":
+            fail(session, attempt, Fault.SYSTEM, retry=True)
+        case "user":
+            fail(session, attempt, Fault.USER, retry=False)
+        case "release":
+            attempts.release(session, attempt)
+
+
+def fail(session: Session, attempt: Attempt, fault: Fault, *, retry: bool) -> None:
+    attempts.fail(session, attempt, fault=fault, code="c", message="m", retry=retry, max_failures=MAX_FAILURES)
 
 
 class JobLife(RuleBasedStateMachine):
@@ -52,19 +148,31 @@ class JobLife(RuleBasedStateMachine):
         with sessions.begin() as session:
             session.execute(text("TRUNCATE jobs CASCADE"))
 
-    def owner(self, attempt: Attempt | None) -> Believed | None:
-        """The believed job, when this attempt is the running one."""
-        if attempt is None:
-            return None
-        job = self.believed[attempt.job_id]
-        return job if (job.status, job.attempt) == (Status.RUNNING, attempt.number) else None
+    def wish(self, job_id: str, wish: str) -> bool:
+        """Ask for it in a connection of its own; whether it was granted."""
+        try:
+            with self.sessions.begin() as session:
+                getattr(wishes, wish)(session, "ours", job_id)
+        except ProblemError:
+            return False
+        return True
 
-    @rule(target=made, priority=strategies.integers(-1, 1))
-    def create(self, priority: int) -> str:
-        asked = self.spec.model_copy(update={"priority": priority})
+    def do(self, attempt: Attempt, deed: str) -> bool:
+        try:
+            with self.sessions.begin() as session:
+                work(session, attempt, deed)
+        except LeaseLostError:
+            return False
+        return True
+
+    @rule(target=made, priority=strategies.integers(-1, 1), auto_start=strategies.sampled_from([True, True, False]))
+    def create(self, priority: int, auto_start: bool) -> str:
+        asked = self.spec.model_copy(update={"priority": priority, "auto_start": auto_start})
         with self.sessions.begin() as session:
             job, _ = jobs.create(session, "ours", asked, None, "")
         self.believed[job.id] = Believed()
+        if not auto_start:
+            self.believed[job.id].shelve(Reason.NOT_STARTED)
         return job.id
 
     @rule(target=held)
@@ -77,71 +185,56 @@ class JobLife(RuleBasedStateMachine):
             job = self.believed[attempt.job_id]
             assert job.status is Status.QUEUED
             job.attempt += 1
-            assert attempt.number == job.attempt
+            assert (attempt.number, attempt.stopping) == (job.attempt, job.stopping)
             job.go(Move.CLAIMED, Status.RUNNING)
         return attempt
 
-    @rule(attempt=held)
-    def report(self, attempt: Attempt | None) -> None:
+    @rule(attempt=held, deed=strategies.sampled_from(DEEDS))
+    def worker_does(self, attempt: Attempt | None, deed: str) -> None:
+        if attempt is not None:
+            assert self.do(attempt, deed) == self.believed[attempt.job_id].work(deed, attempt.number)
+
+    @rule(job_id=made, wish=strategies.sampled_from(WISHES))
+    def user_asks(self, job_id: str, wish: str) -> None:
+        assert self.wish(job_id, wish) == getattr(self.believed[job_id], wish)()
+
+    @rule(
+        attempt=held,
+        deed=strategies.sampled_from(DEEDS),
+        wanted=strategies.lists(strategies.sampled_from(WISHES), min_size=1, max_size=2),
+    )
+    def at_once(self, attempt: Attempt | None, deed: str, wanted: list[str]) -> None:
+        """Whatever comes at once is as if it had come one after the other."""
         if attempt is None:
             return
-        try:
-            with self.sessions.begin() as session:
-                attempts.heartbeat(session, attempt, 60)
-                attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
-        except LeaseLostError:
-            assert self.owner(attempt) is None
-        else:
-            assert self.owner(attempt) is not None
+        job_id, number = attempt.job_id, attempt.number
+        acts: list[tuple[Callable[[], bool], Callable[[Believed], bool]]] = [
+            (lambda: self.do(attempt, deed), lambda job: job.work(deed, number)),
+            *(
+                (lambda wish=wish: self.wish(job_id, wish), lambda job, wish=wish: getattr(job, wish)())
+                for wish in wanted
+            ),
+        ]
+        start = threading.Barrier(len(acts))
 
-    @rule(attempt=held, end=strategies.sampled_from(["publish", "retry", "user", "release"]))
-    def end(self, attempt: Attempt | None, end: str) -> None:
-        if attempt is None:
-            return
-        job = self.owner(attempt)
-        try:
-            with self.sessions.begin() as session:
-                self._end(session, attempt, end)
-        except LeaseLostError:
-            assert job is None
-            return
-        assert job is not None
-        match end:
-            case "publish":
-                job.go(Move.SUCCEEDED, Status.SUCCEEDED)
-            case "retry":
-                job.charge(Move.RETRIED)
-            case "user":
-                job.failures += 1
-                job.go(Move.FAILED, Status.FAILED)
-            case "release":
-                job.go(Move.RELEASED, Status.QUEUED)
+        def act(real: Callable[[], bool]) -> bool:
+            start.wait()
+            return real()
 
-    def _end(self, session: Session, attempt: Attempt, end: str) -> None:
-        match end:
-            case "publish":
-                attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
-            case "retry":
-                self._fail(session, attempt, Fault.SYSTEM, retry=True)
-            case "user":
-                self._fail(session, attempt, Fault.USER, retry=False)
-            case "release":
-                attempts.release(session, attempt)
+        with ThreadPoolExecutor(len(acts)) as pool:
+            granted = list(pool.map(act, [real for real, _ in acts]))
+        self.believed[job_id] = self.explained(job_id, [model for _, model in acts], granted)
 
-    def _fail(self, session: Session, attempt: Attempt, fault: Fault, *, retry: bool) -> None:
-        attempts.fail(session, attempt, fault=fault, code="c", message="m", retry=retry, max_failures=MAX_FAILURES)
-
-    @rule(job_id=made)
-    def cancel(self, job_id: str) -> None:
-        job = self.believed[job_id]
-        try:
-            with self.sessions.begin() as session:
-                jobs.cancel(session, "ours", job_id)
-        except ProblemError:
-            assert job.status in {Status.SUCCEEDED, Status.FAILED}
-            return
-        if job.status is not Status.CANCELLED:
-            job.go(Move.CANCELLED, Status.CANCELLED)
+    def explained(self, job_id: str, models: list[Callable[[Believed], bool]], granted: list[bool]) -> Believed:
+        """The belief after the one order of deeds that leads to what is seen."""
+        with self.sessions.begin() as session:
+            seen = list(session.scalars(select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
+        for order in permutations(range(len(models))):
+            job = copy(self.believed[job_id], events=list(self.believed[job_id].events))
+            answers = {number: models[number](job) for number in order}
+            if [answers[number] for number in range(len(models))] == granted and job.events == seen:
+                return job
+        raise AssertionError(f"no order of the deeds explains {granted} and {seen}")
 
     @rule(job_id=made)
     def fall_silent(self, job_id: str) -> None:
@@ -162,6 +255,8 @@ class JobLife(RuleBasedStateMachine):
         for job_id, job in self.believed.items():
             row = rows[job_id]
             assert (row.status, row.attempt, row.failures) == (job.status, job.attempt, job.failures)
+            assert (row.pausing, row.stopping) == (job.pausing, job.stopping)
+            assert (row.reason or {}).get("code") == job.reason
             assert (row.lease_expires_at is not None) == (job.status is Status.RUNNING)
             assert (row.finished_at is not None) == job.status.final
             assert [event.type for event in events if event.job_id == job_id] == job.events

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core import attempts, jobs
+from core import attempts, jobs, wishes
 from core.errors import Code, ProblemError
 from core.specs import JobSpec
 from core.states import Status
@@ -83,7 +83,7 @@ def test_another_tenant_sees_nothing(sessions: Sessions, make_job: MakeJob) -> N
     job_id = make_job()
     with sessions.begin() as session:
         assert jobs.page(session, "theirs", limit=5) == ([], False)
-        for call in (jobs.get, jobs.cancel):
+        for call in (jobs.get, wishes.cancel):
             with pytest.raises(ProblemError) as caught:
                 call(session, "theirs", job_id)
             assert caught.value.code is Code.NOT_FOUND
@@ -103,7 +103,7 @@ def test_cancelling_is_at_once_and_may_be_repeated(sessions: Sessions, make_job:
     claimed(sessions)
     for job_id in (running, queued, running):
         with sessions.begin() as session:
-            job = jobs.cancel(session, "ours", job_id)
+            job = wishes.cancel(session, "ours", job_id)
         assert job.status == Status.CANCELLED
         assert job.finished_at is not None
     assert moves(sessions, running) == ["job.created", "job.claimed", "job.cancelled"]
@@ -115,5 +115,5 @@ def test_a_finished_job_cannot_be_cancelled(sessions: Sessions, make_job: MakeJo
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
     with pytest.raises(ProblemError, match="succeeded") as caught, sessions.begin() as session:
-        jobs.cancel(session, "ours", job_id)
+        wishes.cancel(session, "ours", job_id)
     assert caught.value.code is Code.CONFLICT

@@ -1,4 +1,4 @@
-"""A job's whole way, from POST to a checkpoint on the caller's disk, undisturbed, killed and cancelled.
+"""A job's whole way from POST to a checkpoint on the caller's disk: undisturbed, killed, paused, stopped, cancelled.
 
 All processes are real, and so is the training of the tiny model. Starting torch is what costs the time here, so one
 test goes through several jobs.
@@ -57,12 +57,15 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
     return zeros, weights
 
 
-def test_jobs_from_post_to_download_undisturbed_killed_and_cancelled(service: Service, tmp_path: Path) -> None:
+def test_jobs_from_post_to_download_whatever_comes_between(service: Service, tmp_path: Path) -> None:
     first_worker = service.start_worker()
     undisturbed = service.post(**SPEC)
     job = end(service, undisturbed)
     check_result(service, job, tmp_path / "checkpoint")
-    check_killed(service, first_worker, service.client.checkpoints(undisturbed)[0]["sha256"])
+    sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
+    check_killed(service, first_worker, sha256)
+    check_paused(service, service.workers.started[-1].pid, sha256)
+    check_stopped(service)
     check_cancelled(service, service.workers.started[-1].pid)
 
 
@@ -103,6 +106,32 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
     ]
     kept = {key.split("/")[2] for key in service.house.storage.keys(f"jobs/{job_id}/")}
     assert kept == {"2"}
+
+
+def check_paused(service: Service, worker: int, sha256: str) -> None:
+    """A pause in mid-repair ends the training process soon; the job goes on when it is told to, to the same bytes."""
+    job_id = service.post(**SPEC)
+    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    family = children_of(worker)
+    assert family
+    assert service.client.pause(job_id)["pausing"]
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    wait_for(lambda: service.client.job(job_id)["status"] == "paused", seconds=5)
+    assert service.client.resume(job_id)["status"] in {"queued", "running"}
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
+    assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
+
+
+def check_stopped(service: Service) -> None:
+    """A stop in mid-repair publishes what there is."""
+    job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})  # type: ignore[dict-item]
+    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    assert service.client.stop(job_id)["stopping"]
+    job = end(service, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 1), job
+    assert 0 < job["step"] < 100_000
+    assert service.client.checkpoints(job_id)[0]["step"] == job["step"]
 
 
 def check_cancelled(service: Service, worker: int) -> None:

@@ -71,9 +71,9 @@ class House:
         with self.sessions.begin() as session:
             return session.get_one(Job, job_id)
 
-    def cancel(self, job_id: str) -> None:
+    def ask(self, wish: Callable[[Session, str, str], Job], job_id: str) -> None:
         with self.sessions.begin() as session:
-            jobs.cancel(session, TENANT, job_id)
+            wish(session, TENANT, job_id)
 
     def events(self, job_id: str) -> list[str]:
         with self.sessions.begin() as session:

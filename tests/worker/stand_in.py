@@ -12,6 +12,7 @@ from pathlib import Path
 
 from core.states import Phase
 from worker.protocol import (
+    ENOUGH,
     RESULT,
     RESUME,
     STATE,
@@ -118,6 +119,12 @@ class StandIn:
             time.sleep(0.02)
         self.save(5, pruned="p", run="r5")
         self.say(Stopped())
+
+    def stop_when_told(self) -> None:
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
+        while not (self.folder / ENOUGH).exists():
+            time.sleep(0.02)
+        self.finish()
 
     def save_and_wait(self) -> None:
         self.save(0, run="r0")

@@ -9,9 +9,24 @@ import pytest
 import torch
 
 from core.specs import JobSpec
+from seft.config import RepairConfig
 from seft.errors import Cancelled, DataError
+from seft.facts import Record
 from worker.pipeline import Pipeline
-from worker.protocol import DATA, RESULT, RESUME, STATE, Finished, Measured, Message, Progressed, Saved, Scored, Task
+from worker.protocol import (
+    DATA,
+    ENOUGH,
+    RESULT,
+    RESUME,
+    STATE,
+    Finished,
+    Measured,
+    Message,
+    Progressed,
+    Saved,
+    Scored,
+    Task,
+)
 
 SPEC = {
     "model": "tiny",
@@ -89,6 +104,50 @@ def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(
     second.go()
     assert second.all(Scored)[0] == first.all(Scored)[-1]
     assert second.manifest() == undisturbed.manifest()
+
+
+def stopped(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:
+    """The result of a run that was told that it is enough, and what its checkpoint says of its repair."""
+    result, facts = run.said[-1], Record.read(run.folder / RESULT).facts
+    assert isinstance(result, Finished)
+    return result, facts.repair, facts.stopped_at
+
+
+def test_a_run_that_is_told_to_stop_judges_and_exports_what_it_has(
+    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+
+    def never() -> bool:
+        if len(run.all(Measured)) == 4:
+            (run.folder / ENOUGH).touch()
+        return False
+
+    shutil.rmtree(run.folder / RESUME, ignore_errors=True)
+    run.go(stopping=never)
+    result, repair, stopped_at = stopped(run)
+    assert (result.step, stopped_at) == (4, 4)
+    assert repair is not None
+    assert set(result.scores) == {"dense", "pruned", "repaired"}
+    assert "4 of 8 steps" in (run.folder / RESULT / "README.md").read_text()
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40])
+    with pytest.raises(Cancelled):
+        again.go(stopping=lambda: len(again.all(Measured)) == 4)
+    resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40], resume=4)
+    for step in ("0", "4"):
+        shutil.copytree(again.folder / RESUME / step, resumed.folder / STATE, dirs_exist_ok=True)
+    (resumed.folder / ENOUGH).touch()
+    assert resumed.go().manifest() == run.manifest() != undisturbed.manifest()
+
+
+def test_a_run_that_is_told_to_stop_before_its_first_step_publishes_the_pruned_model(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    (run.folder / ENOUGH).touch()
+    result, repair, stopped_at = stopped(run.go())
+    assert (result.step, repair, stopped_at) == (0, None, None)
+    assert set(result.scores) == {"dense", "pruned"}
 
 
 def test_a_text_that_is_too_short_is_refused_before_the_weights_are_read(
