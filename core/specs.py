@@ -111,6 +111,8 @@ class RepairMethod(StrEnum):
     SEFT = "seft"
     FIXED_MASK = "fixed_mask"
     MASKED_FULL = "masked_full"
+    MASKED_LORA = "masked_lora"
+    SPP = "spp"
     NONE = "none"
 
 

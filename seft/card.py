@@ -24,6 +24,8 @@ _WAYS = {
     RepairMethod.SEFT: "SEFT (arXiv 2505.24037), which trains {share} of these weights at a time and lets zeros move",
     RepairMethod.FIXED_MASK: "training {share} of these weights, drawn once from those that are not zero",
     RepairMethod.MASKED_FULL: "training all of these weights that are not zero",
+    RepairMethod.MASKED_LORA: "LoRA under the mask, with as many values as {share} of these weights",
+    RepairMethod.SPP: "SPP (arXiv 2405.16057), with as many values as {share} of these weights",
 }
 
 

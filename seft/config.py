@@ -63,6 +63,8 @@ class RepairMethod(StrEnum):
     SEFT = "seft"
     FIXED_MASK = "fixed_mask"
     MASKED_FULL = "masked_full"
+    MASKED_LORA = "masked_lora"
+    SPP = "spp"
 
     @property
     def keeps_zeros(self) -> bool:

@@ -1,16 +1,16 @@
 """A linear whose active weights alone have a gradient; the merged weight stays in place and is never copied.
 
-Forward is the linear's own product. Backward makes the gradient of the input and, for the active positions only, a
-sampled dense-dense product: `sum over tokens of dy[token, row] * x[token, col]`. No gradient of the whole weight
-exists; while a window is open its candidates are found from row chunks (`seft.repair.window`).
+Backward makes, for the active positions only, a sampled dense-dense product: `sum over tokens of dy[token, row] *
+x[token, col]`. No gradient of the whole weight exists; while a window is open its candidates are found from row chunks
+(`seft.repair.window`).
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import ConfigError
@@ -19,8 +19,9 @@ from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
 from seft.repair.positions import entries, put
+from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
-from seft.repair.window import Window
+from seft.repair.window import Candidates, Window
 
 
 class Change(NamedTuple):
@@ -61,12 +62,29 @@ class RepairedLinear:
         self.active = active
         self._leaf = active.values.detach().requires_grad_()
 
-    def resume(self, active: Active, removed: Int[Tensor, "removed"]) -> None:
+    @property
+    def trained(self) -> int:
+        """How many positions are active."""
+        return len(self.active)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The active set, the removed positions, and the open window's lists and counts."""
+        window = self.window
+        lists = {"active": self.active} | ({"growth": window.growth, "removal": window.removal} if window else {})
+        parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
+        counts = {"window": torch.tensor([window.count, window.observed])} if window else {}
+        return {"removed": self.removed, **parts, **counts}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved state; the weight is as it was at the start."""
-        self.adopt(active)
-        self.removed = removed
-        put(self.weight, removed, self.weight.new_zeros(len(removed)))
-        active.write(self.weight)
+        self.adopt(Active(**_fields(tensors, "active")))
+        self.removed = tensors["removed"]
+        put(self.weight, self.removed, self.weight.new_zeros(len(self.removed)))
+        self.active.write(self.weight)
+        if "window" in tensors:
+            count, observed = tensors["window"].tolist()
+            growth, removal = (Candidates(**_fields(tensors, name)) for name in ("growth", "removal"))
+            self.open_window(count).resume(growth, removal, observed)
 
     def open_window(self, count: int) -> Window:
         """From now on look for candidates for an event that chooses `count` positions."""
@@ -77,6 +95,11 @@ class RepairedLinear:
         """The gradient that has come together since the last call; zero where no token came by."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.active.values) if gradient is None else gradient
+
+    def update(self, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
+        """Step the values, and write them into the weight."""
+        optimizer.step(self.active, gradient, rate, weight_decay)
+        self.active.write(self.weight)
 
     def evolve(self, count: int, pieces: int) -> Change:
         """Close the window with its event, replacing `count` positions; `pieces` micro-batches made a step."""
@@ -103,8 +126,15 @@ class RepairedLinear:
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
         """What `plain`, the linear's own product, gives; differentiable in the inputs and the active values alone."""
-        outputs: Tensor = _Product.apply(inputs, self._leaf, self, plain)  # type: ignore[no-untyped-call]
-        return outputs
+        return trained_product(inputs, self._leaf, self, plain)
+
+    def gradient(
+        self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
+    ) -> Float[Tensor, "positions"]:
+        """Of the active values; an open window looks on."""
+        if self.window is not None:
+            self.window.observe(left, right, self.weight, self.active.indices)
+        return sampled_product(left, right, self.active.indices)
 
     def _remove(self, removed: Int[Tensor, "removed"], kept: Active) -> None:
         put(self.weight, removed, self.weight.new_zeros(len(removed)))
@@ -112,28 +142,5 @@ class RepairedLinear:
         self.removed = torch.unique(torch.cat([self.removed, removed[~torch.isin(removed, born_zero)]]))
 
 
-class _Product(torch.autograd.Function):
-    """`y = x W^T + b`, whose backward knows W as a constant but for the active values, and b as a constant."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Float[Tensor, "*batch cols"],
-        _leaf: Float[Tensor, "positions"],
-        owner: RepairedLinear,
-        plain: Product,
-    ) -> Float[Tensor, "*batch rows"]:
-        ctx.owner = owner
-        ctx.save_for_backward(inputs)
-        return plain(inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Float[Tensor, "*batch rows"]) -> tuple[Tensor | None, Tensor, None, None]:
-        owner: RepairedLinear = ctx.owner
-        (inputs,) = ctx.saved_tensors
-        onward = gradient @ owner.weight if ctx.needs_input_grad[0] else None
-        left, right = gradient.flatten(0, -2), inputs.flatten(0, -2)
-        if owner.window is not None:
-            owner.window.observe(left, right, owner.weight, owner.active.indices)
-        return onward, sampled_product(left, right, owner.active.indices), None, None
+def _fields(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}

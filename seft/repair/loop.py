@@ -90,9 +90,8 @@ class Repair:
 
     def save(self, folder: Path) -> None:
         """Write all that differs from the pruned weights, and all that the next step depends on."""
-        now = self._method.state()
-        whole = State(now.tensors, {"step": self.step, "method": now.facts})
-        state.save(folder, whole, self.config, self._fingerprint)
+        now = State(self._method.tensors(), {"step": self.step})
+        state.save(folder, now, self.config, self._fingerprint)
 
     def load(self, folder: Path) -> None:
         """Go on from a saved state. `self` must be new, made of the same pruned weights, text and configuration.
@@ -104,7 +103,7 @@ class Repair:
                 f"a state must be loaded into a fresh repair; this one is at step {self.step}. Make a new one."
             )
         saved = state.load(folder, self.config, self._fingerprint)
-        self._method.resume(State(saved.tensors, saved.facts["method"]))
+        self._method.resume(saved.tensors)
         self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:

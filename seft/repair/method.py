@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
-from seft.repair.state import State
 from seft.report import Evolved
 from seft.targets import Target
 
@@ -47,11 +46,14 @@ class Method(Protocol):
     def evolve(self, step: int, /) -> Evolved | None:
         """After a step: the event of the topology that is due, if there is one."""
 
-    def state(self) -> State:
-        """All that differs from the pruned weights, and all that the next step depends on; no copies."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All that makes the trained weights out of the pruned ones, and all that the next step depends on; no copies.
 
-    def resume(self, state: State) -> None:
-        """Go on from a state; the weights are as pruning left them."""
+        Names are those of targets, then a slash and what it is.
+        """
+
+    def resume(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Go on from saved tensors; the weights are as pruning left them."""
 
     def finish(self) -> None:
         """Leave the model's modules as they came, with the trained weights in them."""

@@ -4,10 +4,14 @@ from seft.config import RepairMethod
 from seft.repair.evolving import Evolving
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.masked_full import MaskedFull
+from seft.repair.masked_lora import MaskedLora
 from seft.repair.method import Method
+from seft.repair.spp import SPP
 
 METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SEFT: Evolving,
     RepairMethod.FIXED_MASK: FixedMask,
     RepairMethod.MASKED_FULL: MaskedFull,
+    RepairMethod.MASKED_LORA: MaskedLora,
+    RepairMethod.SPP: SPP,
 }

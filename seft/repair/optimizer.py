@@ -1,14 +1,15 @@
-"""AdamW over the active values of one linear, each with its own age.
+"""AdamW over the trained values of one linear; those of an active set have each its own age.
 
-Weight decay pulls a value to its base, so the delta to 0 and never the weight. A grown position does not start from
-nothing: its moments come from the gradients that its window saw (as in SpIEL, arXiv 2401.16405, section 3.2), since a
-first step from empty moments has full size whatever the gradient was worth.
+Weight decay pulls an active value to its base, so the delta to 0 and never the weight. A grown position does not start
+from nothing: its moments come from the gradients that its window saw (as in SpIEL, arXiv 2401.16405, section 3.2),
+since a first step from empty moments has full size whatever the gradient was worth.
 """
 
 import math
+from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.repair.active import Active
@@ -19,15 +20,39 @@ OLDEST = torch.iinfo(torch.int16).max
 """Ages stop here; bias correction has long become 1."""
 
 
-def step(active: Active, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
-    """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay towards the base)."""
-    active.ages.add_(1).clamp_(max=OLDEST - 1)
-    active.means.lerp_(gradient, 1 - MEAN_DECAY)
-    active.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
-    mean = active.means / _gathered(active.ages, MEAN_DECAY, gradient.dtype)
-    square = active.squares / _gathered(active.ages, SQUARE_DECAY, gradient.dtype)
-    active.values.sub_(active.deltas, alpha=rate * weight_decay)
-    active.values.addcdiv_(mean, square.sqrt_().add_(EPSILON), value=-rate)
+class Trained(Protocol):
+    """Values with Adam's memory of their gradients. There is one age for each value, or one for all."""
+
+    @property
+    def values(self) -> Float[Tensor, "values"]:
+        """What is trained."""
+
+    @property
+    def deltas(self) -> Float[Tensor, "values"]:
+        """What weight decay pulls to zero."""
+
+    @property
+    def means(self) -> Float[Tensor, "values"]:
+        """First moments."""
+
+    @property
+    def squares(self) -> Float[Tensor, "values"]:
+        """Second moments."""
+
+    @property
+    def ages(self) -> Int[Tensor, "ages"]:
+        """The number of gradients in the moments."""
+
+
+def step(trained: Trained, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
+    """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay of the deltas)."""
+    trained.ages.add_(1).clamp_(max=OLDEST - 1)
+    trained.means.lerp_(gradient, 1 - MEAN_DECAY)
+    trained.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
+    mean = trained.means / _gathered(trained.ages, MEAN_DECAY, gradient.dtype)
+    square = trained.squares / _gathered(trained.ages, SQUARE_DECAY, gradient.dtype)
+    trained.values.sub_(trained.deltas, alpha=rate * weight_decay)
+    trained.values.addcdiv_(mean, square.sqrt_().add_(EPSILON), value=-rate)
 
 
 def seed(grown: Active, candidates: Candidates, observed: int, pieces: int) -> None:
@@ -43,6 +68,6 @@ def seed(grown: Active, candidates: Candidates, observed: int, pieces: int) -> N
     grown.squares.copy_(((mean * pieces) ** 2 + variance * pieces) * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
 
 
-def _gathered(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "positions"]:
+def _gathered(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "ages"]:
     """How much weight an average with this decay has gathered at these ages: `1 - decay ** age`."""
     return -torch.expm1(ages.to(dtype) * math.log(decay))

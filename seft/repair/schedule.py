@@ -25,6 +25,8 @@ RATES = {
     RepairMethod.SEFT: 3e-3,
     RepairMethod.FIXED_MASK: 3e-3,
     RepairMethod.MASKED_FULL: 1e-4,
+    RepairMethod.MASKED_LORA: 1e-2,
+    RepairMethod.SPP: 1e-2,
 }
 """Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
 

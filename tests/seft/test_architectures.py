@@ -1,6 +1,7 @@
 """All architectures go the whole way: found, pruned, repaired, written, verified, read again."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from seft import sparsity
-from seft.config import PruneConfig, RepairConfig
+from seft.config import PruneConfig, PruneMethod, RepairConfig, RepairMethod
 from seft.export import export
 from seft.facts import Base, Facts
 from seft.load import Loaded
@@ -124,3 +125,18 @@ def test_pruned_repaired_written_and_read_again(name: str, tokenizer: PreTrained
     assert torch.equal(logits(read), logits(model))
     tied = model.config.tie_word_embeddings
     assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) == tied
+
+
+@every
+@pytest.mark.parametrize("method", [RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA])
+def test_methods_that_keep_zeros_repair_it_too(name: str, method: RepairMethod) -> None:
+    model = ARCHITECTURES[name].model()
+    prune_model(model, WINDOWS[:0], PruneConfig(0.5, PruneMethod.MAGNITUDE))
+    before = {key: target.weight.clone() for key, target in target_linears(model).items()}
+    repair = Repair(model, TOKENS, replace(REPAIR, method=method))
+    repair.run()
+    repair.finish()
+    after = {key: target.weight for key, target in target_linears(model).items()}
+    assert not any(after[key][before[key] == 0].any() for key in before)
+    assert sum(not torch.equal(after[key], before[key]) for key in before) > len(before) // 2
+    assert not any("forward" in vars(module) for module in model.modules())

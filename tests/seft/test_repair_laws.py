@@ -7,7 +7,6 @@ precision that knows nothing of sorted lists, says what each position's value an
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from seft.config import UNSTRUCTURED, Pattern
 from seft.repair import optimizer
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
-from seft.repair.window import Candidates
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)]
 RATE = 0.1
@@ -256,16 +254,9 @@ def test_gone_on_from_saved_parts_at_any_step_it_ends_in_the_same_bits(*, case: 
 
 
 def taken_up(case: Case, saved: RepairedLinear) -> RepairedLinear:
-    """A new linear from the pruned weight and the parts that a state keeps."""
-
-    def copies(parts: Active | Candidates) -> dict[str, Any]:
-        return {name: tensor.clone() for name, tensor in parts.tensors().items()}
-
+    """A new linear from the pruned weight and what a state keeps."""
     again = case.owner(case.start(torch.float32))
-    again.resume(Active(**copies(saved.active)), saved.removed.clone())
-    if saved.window:
-        growth, removal = (Candidates(**copies(each)) for each in (saved.window.growth, saved.window.removal))
-        again.open_window(saved.window.count).resume(growth, removal, saved.window.observed)
+    again.resume({name: tensor.clone() for name, tensor in saved.tensors().items()})
     return again
 
 

@@ -21,6 +21,15 @@ from tests.tiny import untrained_tiny
 every = pytest.mark.parametrize("method", RepairMethod)
 keeping = pytest.mark.parametrize("method", [method for method in RepairMethod if method.keeps_zeros])
 
+RATES = {
+    RepairMethod.SEFT: 1e-2,
+    RepairMethod.FIXED_MASK: 1e-2,
+    RepairMethod.MASKED_FULL: 1e-3,
+    RepairMethod.MASKED_LORA: 3e-2,
+    RepairMethod.SPP: 1e-1,
+}
+"""What suits the tiny model."""
+
 
 def test_every_method_can_be_made() -> None:
     assert METHODS.keys() == set(RepairMethod)
@@ -90,10 +99,15 @@ def test_what_keeps_zeros_keeps_them_and_every_pattern(method: RepairMethod) -> 
 def test_as_many_values_are_trained_as_the_density_says(method: RepairMethod) -> None:
     model = pruned_tiny()
     trained = Repair(model, TOKENS, short(method=method, density=0.02)).trained
-    if method is RepairMethod.MASKED_FULL:
-        assert trained == sum(nonzeros(model).values())
-    else:
-        assert trained == sum(round(0.02 * target.weight.numel()) for target in target_linears(model).values())
+    sizes = [target.weight.numel() for target in target_linears(model).values()]
+    match method:
+        case RepairMethod.MASKED_FULL:
+            assert trained == sum(nonzeros(model).values())
+        case RepairMethod.SEFT | RepairMethod.FIXED_MASK:
+            assert trained == sum(round(0.02 * size) for size in sizes)
+        case _:
+            one_rank_of_the_largest = 64 + 160
+            assert abs(trained - 0.02 * sum(sizes)) <= one_rank_of_the_largest / 2
 
 
 @every
@@ -102,9 +116,9 @@ def test_same_seed_same_bits(method: RepairMethod) -> None:
     assert same_bits(first, second)
 
 
-@pytest.mark.parametrize("method", [RepairMethod.SEFT, RepairMethod.FIXED_MASK])
+@pytest.mark.parametrize("method", set(RepairMethod) - {RepairMethod.MASKED_FULL})
 def test_another_seed_trains_others(method: RepairMethod) -> None:
-    first, second = (repaired(short(method=method, seed=seed), steps=1)[0] for seed in (0, 1))
+    first, second = (repaired(short(method=method, seed=seed), steps=2)[0] for seed in (0, 1))
     assert not same_bits(weights(first), weights(second))
 
 
@@ -141,11 +155,10 @@ def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMe
 
     pruned, budget = loss(), nonzeros(model)
     size = {"batch_tokens": 768, "sequence_tokens": 96, "micro_batch": 8}
-    rate = {RepairMethod.MASKED_FULL: 1e-3}.get(method, 1e-2)
-    config = short(method=method, steps=30, update_interval=10, learning_rate=rate, settle=0.25, **size)
+    config = short(method=method, steps=30, update_interval=10, learning_rate=RATES[method], settle=0.25, **size)
     repair = Repair(model, train, config)
     repair.run()
     repair.finish()
-    assert loss() < pruned - 0.1
+    assert loss() < pruned - 0.05
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert all(count <= budget[name] for name, count in nonzeros(model).items())

@@ -1,0 +1,52 @@
+"""Whole ranks make up a count of values as nearly as they can, spread evenly."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from seft.config import RepairConfig, RepairMethod
+from seft.errors import ConfigError
+from seft.repair.masked_lora import LowRank
+from seft.repair.ranks import Size, ranks
+from seft.repair.spp import Scaling
+from seft.targets import Target
+
+SHAPES = [(64, 64), (32, 64), (160, 64), (64, 160)] * 4
+
+
+def targets(shapes: list[tuple[int, int]]) -> dict[str, Target]:
+    with torch.device("meta"):
+        return {str(number): Target(nn.Linear(cols, rows)) for number, (rows, cols) in enumerate(shapes)}
+
+
+def config(density: float) -> RepairConfig:
+    return RepairConfig(1, RepairMethod.MASKED_LORA, density)
+
+
+@pytest.mark.parametrize("size", [LowRank.size, Scaling.size])
+@given(density=st.floats(0.01, 0.3))
+def test_the_count_is_met_within_half_a_rank_and_no_two_ranks_differ_by_more_than_one(
+    size: Size, density: float
+) -> None:
+    found = ranks(targets(SHAPES), config(density), size)
+    values = sum(size(shape, rank) for shape, rank in zip(SHAPES, found.values(), strict=True))
+    least = min(found.values())
+    dearest = max(size(shape, least + 1) - size(shape, least) for shape in SHAPES)
+    assert abs(values - density * sum(rows * cols for rows, cols in SHAPES)) <= dearest / 2 + 1
+    assert max(found.values()) <= least + 1
+
+
+def test_single_ranks_are_spread_evenly() -> None:
+    shapes = [(64, 64)] * 8
+    found = [*ranks(targets(shapes), config(4 * 128 / (8 * 64 * 64)), LowRank.size).values()]
+    assert sum(found) == 4
+    assert all(sum(found[place : place + 2]) == 1 for place in range(0, 8, 2))
+
+
+@pytest.mark.parametrize(("density", "rule"), [(1e-6, "pay for rank 1"), (0.9, "must leave 1, 32 x 64")])
+def test_a_density_that_whole_ranks_cannot_serve_is_refused(density: float, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as refused:
+        ranks(targets(SHAPES), config(density), LowRank.size)
+    assert refused.value.field == "density"
