@@ -9,6 +9,7 @@ from core.reports import Thinned
 from core.specs import JobSpec
 from core.states import Phase, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from seft.records import Format
 
 JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
 FILE_ID = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
@@ -231,7 +232,7 @@ class DatasetView(BaseModel):
 
     id: str
     name: str
-    format: str
+    format: Format = Field(description="What its records are; the first of them decides it.")
     bytes: int
     records: int
     sha256: str

@@ -53,7 +53,7 @@ def tell(job: Job, as_json: bool) -> None:
 
 @datasets.command()
 def upload(path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)], as_json: AsJson = False) -> None:
-    """Upload a JSONL file with one {"text": ...} a line."""
+    """Upload a JSONL file with one record a line: text, messages, prompt and completion, or an instruction."""
     with client() as service:
         dataset = service.upload_dataset(path)
         show(dataset, as_json, f"{dataset['id']}  {dataset['records']} records")

@@ -39,7 +39,7 @@ class Client:
         self._links = httpx2.Client(timeout=TIMEOUT)
 
     def upload_dataset(self, path: Path) -> Dataset:
-        """Upload a JSONL file with one {"text": "..."} a line; refused with the number of every wrong line."""
+        """Upload a JSONL file with one record a line, of any format; refused with the number of every wrong line."""
 
         def send() -> httpx2.Response:
             with path.open("rb") as file:

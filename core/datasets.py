@@ -15,9 +15,8 @@ from core import ids
 from core.errors import Code, Flaw, ProblemError
 from core.tables import Dataset
 from seft.errors import RecordError
-from seft.records import parse_line
+from seft.records import WAY_OUT, Format, Parser, Record
 
-FORMAT = "text"
 FLAWS = 20
 """Reading ends at so many broken lines."""
 LINE_BYTES = 16 << 20
@@ -31,6 +30,7 @@ class Content:
     sha256: str
     bytes: int
     records: int
+    format: Format
 
     @property
     def object_key(self) -> str:
@@ -41,23 +41,25 @@ class Content:
 def check(stream: BinaryIO) -> Content:
     """Read a JSONL file to its end. INVALID_DATASET with a flaw for each of the first `FLAWS` broken lines."""
     digest, size, records = hashlib.sha256(), 0, 0
-    first: str | None = None
+    parse = Parser()
+    first: Record | None = None
     distinct = False
     flaws: list[Flaw] = []
     for number, (raw, length) in enumerate(_lines(stream, digest), start=1):
         size += length
         records += 1
         try:
-            text = _record(number, raw, length)
+            record = _record(parse, number, raw, length)
         except RecordError as error:
             flaws.append(Flaw(f"line {error.line}", error.rule, error.value, error.way_out))
             if len(flaws) == FLAWS:
                 break
             continue
-        first = text if first is None else first
-        distinct = distinct or text != first
-    _refuse(flaws, records, distinct=distinct)
-    return Content(digest.hexdigest(), size, records)
+        first = record if first is None else first
+        distinct = distinct or record != first
+    if flaws or not distinct or parse.format is None:
+        raise _refused(flaws, records)
+    return Content(digest.hexdigest(), size, records, parse.format)
 
 
 def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
@@ -66,7 +68,7 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
         id=ids.new("file"),
         tenant=tenant,
         name=clean_name(name),
-        format=FORMAT,
+        format=content.format,
         sha256=content.sha256,
         bytes=content.bytes,
         records=content.records,
@@ -115,23 +117,18 @@ def _lines(stream: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[bytes, i
         yield raw, length
 
 
-def _record(number: int, raw: bytes, length: int) -> str:
+def _record(parse: Parser, number: int, raw: bytes, length: int) -> Record:
     if length > LINE_BYTES:
         way_out = "Split the text into several records."
         raise RecordError(number, f"a line has at most {LINE_BYTES} bytes", f"a line of {length} bytes", way_out)
-    return parse_line(number, raw)
+    return parse(number, raw)
 
 
-def _refuse(flaws: list[Flaw], records: int, *, distinct: bool) -> None:
+def _refused(flaws: list[Flaw], records: int) -> ProblemError:
     if flaws:
         many = f"{FLAWS} or more lines are" if len(flaws) == FLAWS else f"{len(flaws)} of {records} lines are"
-        raise ProblemError(Code.INVALID_DATASET, f"{many} no records; the dataset was not stored.", tuple(flaws))
-    if not distinct:
-        seen = f"{records} equal records" if records > 1 else f"{records} records"
-        flaw = Flaw(
-            "file",
-            "holds at least two different records, one to train on and one to judge by",
-            seen,
-            'Write one JSON object per line: {"text": "…"}.',
-        )
-        raise ProblemError(Code.INVALID_DATASET, f"The file holds {seen}; the dataset was not stored.", (flaw,))
+        return ProblemError(Code.INVALID_DATASET, f"{many} no records; the dataset was not stored.", tuple(flaws))
+    seen = f"{records} equal records" if records > 1 else f"{records} records"
+    rule = "holds at least two different records, one to train on and one to judge by"
+    flaw = Flaw("file", rule, seen, WAY_OUT)
+    return ProblemError(Code.INVALID_DATASET, f"The file holds {seen}; the dataset was not stored.", (flaw,))

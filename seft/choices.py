@@ -89,7 +89,7 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
     # What stands behind a choice is not seen by it, so any token will do there.
     padded = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
     must_be_known(padded, model)
-    of_tokens = losses(padded.to(model.device)).double().cpu()
+    of_tokens = losses(padded.to(model.device)).double().cpu().view(len(rows), length - 1)
     return torch.stack(
         [-of_tokens[place, start - 1 : len(rows[place]) - 1].sum() for place, start in enumerate(starts)]
     )

@@ -244,7 +244,7 @@ def _add_choice(verb: argparse.ArgumentParser, name: str, default: StrEnum, text
 
 
 def _add_data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, required=True, help='text, .jsonl (one {"text": …} a line) or .txt')
+    verb.add_argument("--data", type=Path, required=True, help="records, .jsonl (one a line) or .txt (one text)")
 
 
 def _add_out(verb: argparse.ArgumentParser) -> None:

@@ -9,26 +9,28 @@ from torch import Tensor
 
 from seft.errors import EvaluateError
 from seft.loss import TokenLoss
+from seft.packing import Packed
 from seft.report import Phase, Progress, Reporter, silent
 from seft.text import must_be_known
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """exp of the mean over windows of each window's mean loss over its `tokens - 1` predictions.
+def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
+    """exp of the mean loss over all trained predictions; over windows that are full, that is the mean of their means.
 
     Infinite where that is beyond a float; EvaluateError where a loss is not finite.
     """
-    must_be_known(windows, model)
+    windows = Packed.of(windows)
+    must_be_known(windows.tokens, model)
     loss = TokenLoss(model)
     total = 0.0
-    for done, window in enumerate(windows[:, None], start=1):
-        mean = loss(window.to(model.device)).double().mean().item()
-        if not math.isfinite(mean):
-            raise EvaluateError(f"losses must be finite; window {done} has {mean}. The model's weights are broken.")
-        total += mean
+    for done, window in enumerate(windows.split(1), start=1):
+        share = loss(window.to(model.device)).double().mean().item() * window.predictions
+        if not math.isfinite(share):
+            raise EvaluateError(f"losses must be finite; window {done} has {share}. The model's weights are broken.")
+        total += share
         report(Progress(Phase.EVALUATING, done, len(windows)))
     try:
-        return math.exp(total / len(windows))
+        return math.exp(total / windows.predictions)
     except OverflowError:
         return math.inf

@@ -5,74 +5,64 @@ when gradients are wanted, that of the hidden state is made in the same visit, s
 itself is taken as frozen: no gradient of its weights is made.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from seft.packing import Packed
+from seft.predictor import Predictor
 
 LOGITS_AT_ONCE = 1 << 24
 
+Criterion = Callable[[Float[Tensor, "some vocabulary"], slice], Float[Tensor, "some"]]
+"""Losses of the predictions at some places, from their logits."""
+
 
 class TokenLoss:
-    """Losses of a causal language model of transformers, token by token.
-
-    Some architectures scale or cap their logits behind the head. Whether this one does is tried once on two tokens,
-    not read from its name; where it does, the whole logits are used.
-    """
+    """Cross-entropy of a causal language model of transformers, token by token."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
-        self._head: nn.Module = model.get_output_embeddings()
-        self._plain = _has_plain_head(model)
+        self._predictor = Predictor(model)
 
-    def __call__(self, windows: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch predictions"]:
-        """Nats per prediction, `tokens - 1` of them in each window; differentiable in what comes before the head."""
-        targets = windows[:, 1:]
-        if self._plain:
-            hidden = self._model.base_model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
-            losses: Tensor = _HeadLoss.apply(hidden.flatten(0, 1), targets.flatten(), self._head)  # type: ignore[no-untyped-call]
-            return losses.view_as(targets)
-        logits = self._model(input_ids=windows, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits.float().mT, targets, reduction="none")
+    def __call__(self, batch: Packed | Int[Tensor, "windows tokens"]) -> Float[Tensor, "predictions"]:
+        """Nats per trained token, in the order of windows and tokens; differentiable in what comes before the head."""
+        batch = Packed.of(batch)
+        return losses(self._predictor, self._predictor.rows(batch).last, cross_entropy(batch))
 
 
-LOUD = 1e4
-"""How much larger than usual the probe makes a hidden state: a cap that small logits do not feel shows itself."""
+def cross_entropy(batch: Packed) -> Criterion:
+    """Against the tokens that were there."""
+    targets = batch.tokens[batch.trained]
+    return lambda logits, some: F.cross_entropy(logits, targets[some], reduction="none")
 
 
-@torch.no_grad()
-def _has_plain_head(model: Any) -> bool:
-    """Whether the logits are the head of the last hidden state and nothing else."""
-    tokens = torch.tensor([[0, 1]], device=model.device)
-    head = model.get_output_embeddings()
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state * LOUD
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0] * LOUD,))
-    try:
-        logits = model(input_ids=tokens, use_cache=False).logits
-    finally:
-        hook.remove()
-    return torch.allclose(head(hidden).to(logits.dtype), logits)
+def losses(
+    predictor: Predictor, last: Float[Tensor, "predictions width"], criterion: Criterion
+) -> Float[Tensor, "predictions"]:
+    """What `criterion` says of every row, whose logits exist a few at a time; differentiable in the rows."""
+    found: Tensor = _HeadLoss.apply(last, predictor, criterion)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross-entropy of `head(hidden)`. A prediction's loss depends on its own hidden row alone, so one row is kept."""
+    """A prediction's loss depends on its own row alone, so the gradient is one row for each."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Float[Tensor, "predictions cols"], targets: Int[Tensor, "predictions"], head: nn.Linear
+        ctx: Any, last: Float[Tensor, "predictions width"], predictor: Predictor, criterion: Criterion
     ) -> Float[Tensor, "predictions"]:
         wanted = ctx.needs_input_grad[0]
-        chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-        pieces = [
-            _chunk(some, next_tokens, head, wanted)
-            for some, next_tokens in zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
-        ]
+        size = max(1, LOGITS_AT_ONCE // predictor.vocabulary)
+        places = [slice(start, start + size) for start in range(0, max(1, len(last)), size)]
+        pieces = [_chunk(last[some], some, predictor, criterion, wanted) for some in places]
         if wanted:
             ctx.save_for_backward(torch.cat([gradient for _, gradient in pieces]))
-        return torch.cat([losses for losses, _ in pieces])
+        return torch.cat([found for found, _ in pieces])
 
     @staticmethod
     @once_differentiable
@@ -82,11 +72,11 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _chunk(
-    hidden: Float[Tensor, "predictions cols"], targets: Int[Tensor, "predictions"], head: nn.Linear, wanted: bool
+    last: Float[Tensor, "some width"], some: slice, predictor: Predictor, criterion: Criterion, wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses of some predictions, and what each of them adds per unit to the gradient of its hidden row."""
+    """Losses of some predictions, and what each of them adds per unit to the gradient of its row."""
     with torch.set_grad_enabled(wanted):
-        leaf = hidden.detach().requires_grad_(wanted)
-        losses = F.cross_entropy(head(leaf).float(), targets, reduction="none")
-    gradient = torch.autograd.grad(losses, leaf, torch.ones_like(losses))[0] if wanted else leaf
-    return losses.detach(), gradient
+        leaf = last.detach().requires_grad_(wanted)
+        found = criterion(predictor.logits(leaf), some)
+    gradient = torch.autograd.grad(found, leaf, torch.ones_like(found))[0] if wanted else leaf
+    return found.detach(), gradient

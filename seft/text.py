@@ -1,26 +1,41 @@
-"""Text becomes one long row of tokens, and the row becomes windows. Packs; does not pad, does not mask."""
+"""Records become tokens, and tokens windows: to calibrate on, to train on, to judge by."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from seft.chat import common, encode_chat
 from seft.config import CalibrationOrder
-from seft.errors import ConfigError, DataError, SourceError
+from seft.errors import ConfigError, SourceError
+from seft.packing import Encoded, Packed, fitted, row, side_by_side
+from seft.records import Chat, Completion, Record
 from seft.seeds import generator
 
 
-def tokenize(texts: Iterable[str], tokenizer: Any) -> Int[Tensor, "tokens"]:
-    """All records in one row, the end-of-text token between them and nowhere else."""
-    rows: list[Tensor] = []
-    for text in texts:
-        if rows:
-            rows.append(torch.tensor([_end_of_text(tokenizer)]))
-        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        rows.append(torch.tensor(tokens, dtype=torch.int64))
-    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
+def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
+    """Each record as tokens. Texts have the end-of-text token between them, completions have it behind each."""
+    encoded: list[Encoded] = []
+    for record in records:
+        match record:
+            case str():
+                if encoded:
+                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), _end_of_text(tokenizer)])
+                encoded.append(Encoded.text(_tokens(record, tokenizer)))
+            case Completion():
+                encoded.append(_completion(record, tokenizer))
+            case Chat():
+                encoded.append(encode_chat(record, tokenizer))
+            case _:
+                assert_never(record)
+    return encoded
+
+
+def tokenize(records: Iterable[Record], tokenizer: Any) -> Int[Tensor, "tokens"]:
+    """All records in one row."""
+    return row(encode(records, tokenizer))
 
 
 def windows(
@@ -42,14 +57,11 @@ def windows(
             assert_never(order)
 
 
-def side_by_side(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
-    """All windows one after the other, the rest at the end left out; no copy. DataError where not one is full."""
-    count = len(tokens) // length
-    if not count:
-        raise DataError(
-            f"the text must fill one window of {length} tokens; it has {len(tokens)}. Give more text or fewer tokens."
-        )
-    return tokens[: count * length].view(count, length)
+def judging(records: Sequence[Encoded], length: int, count: int) -> Packed:
+    """The first `count` windows to judge by, or as many as there are. Texts are read as one, across records."""
+    if all(record.cuttable for record in records):
+        return Packed.plain(side_by_side(row(records), length)[:count])
+    return fitted(records, length)[:count]
 
 
 def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
@@ -64,6 +76,19 @@ def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
             f"every token of the text must have an embedding, of which the model has {known}; the text has token"
             f" {largest}. Put the tokenizer beside the model that was trained with it, or drop that token.",
         )
+
+
+def _completion(record: Completion, tokenizer: Any) -> Encoded:
+    """Prompt and completion one behind the other. A token that lies across both belongs to the completion."""
+    tokens = [*_tokens(record.prompt + record.completion, tokenizer), _end_of_text(tokenizer)]
+    trained = torch.ones(len(tokens), dtype=torch.bool)
+    trained[: common(tokens, _tokens(record.prompt, tokenizer))] = False
+    return Encoded(torch.tensor(tokens, dtype=torch.int64), trained)
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokens
 
 
 def _end_of_text(tokenizer: Any) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from seft import harness, sparsity
+from seft import harness, records, sparsity
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
@@ -17,13 +17,13 @@ from seft.evaluate import perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
+from seft.packing import packed
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
-from seft.records import read
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
-from seft.text import side_by_side, tokenize, windows
+from seft.text import encode, judging, tokenize, windows
 from seft.verify import verify
 
 
@@ -68,7 +68,7 @@ def prune(
     """Prune a model and write it to the folder `out`, verified. The device holds one block at a time."""
     must_be_empty(out)
     source = find(reference, revision=revision)
-    texts = _calibration_texts(config, calibration)
+    texts = _calibration(config, calibration)
     loaded = _load(source, replace(place, device="cpu"), report)
     seen = torch.zeros(0, config.tokens, dtype=torch.int64)
     if texts:
@@ -104,9 +104,10 @@ def repair(
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
-    texts = read(data)
+    texts = records.read(data)
     loaded = _load(source, place, report)
-    work = Repair(loaded.model, tokenize(texts, loaded.tokenizer), config, pattern=facts.prune.pattern)
+    training = packed(encode(texts, loaded.tokenizer), config.sequence_tokens)
+    work = Repair(loaded.model, training, config, pattern=facts.prune.pattern)
     work.run(report)
     grown = work.grown_zeros
     work.finish()
@@ -125,10 +126,9 @@ def evaluate(
 ) -> Score:
     """Perplexity of any model over the first windows of a text; fewer windows where there are fewer."""
     source = find(reference, revision=revision)
-    texts = read(data)
+    texts = records.read(data)
     loaded = _load(source, place, report)
-    row = tokenize(texts, loaded.tokenizer)
-    seen = side_by_side(row, config.tokens)[: config.windows]
+    seen = judging(encode(texts, loaded.tokenizer), config.tokens, config.windows)
     return Score(perplexity(loaded.model, seen, report), len(seen), config.tokens)
 
 
@@ -168,14 +168,14 @@ def _folder(path: Path) -> ModelSource:
     return find(str(path.resolve()))
 
 
-def _calibration_texts(config: PruneConfig, calibration: Path | None) -> list[str]:
+def _calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
     wanting = readers(config)
     if not wanting:
         return []
     if calibration is None:
         way_out = "Name a .jsonl or .txt file, or take magnitude alone."
         raise ConfigError("calibration", f"must be given for {' and '.join(wanting)}", None, way_out)
-    return read(calibration)
+    return records.read(calibration)
 
 
 def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:

@@ -28,12 +28,13 @@ from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
 from seft.load import Loaded, load, load_tokenizer
 from seft.pack import load_pruned, save_pruned
+from seft.packing import Packed, packed, row
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
-from seft.text import side_by_side, tokenize, windows
+from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
@@ -61,8 +62,8 @@ class Text:
     """The dataset, tokenised. Calibration is drawn from what is trained on; what is judged by is neither's."""
 
     calibration: Int[Tensor, "windows tokens"]
-    training: Int[Tensor, "tokens"]
-    held_out: Int[Tensor, "windows tokens"]
+    training: Packed | None
+    held_out: Packed
 
 
 class Pipeline:
@@ -90,20 +91,18 @@ class Pipeline:
             self._take_up(loaded)
         if self._enough and self.step == 0:
             self.repair = None
-        grown = self._repair(loaded, text, self.repair) if self.repair else 0
+        grown = self._repair(loaded, text, text.training, self.repair) if text.training and self.repair else 0
         self._export(loaded, text, grown)
 
     def _read(self, source: ModelSource) -> Text:
         """Text that is too short is refused here, before the weights are loaded."""
         spec, tokenizer = self.task.spec, load_tokenizer(source)
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
-        tokens, judged = tokenize(training, tokenizer), tokenize(held_out, tokenizer)
-        if self.repair:
-            side_by_side(tokens, self.repair.sequence_tokens)
+        encoded = encode(training, tokenizer)
         return Text(
-            calibration=self._calibration(tokens),
-            training=tokens,
-            held_out=side_by_side(judged, self.evaluate.tokens)[: self.evaluate.windows],
+            calibration=self._calibration(row(encoded)),
+            training=packed(encoded, self.repair.sequence_tokens) if self.repair else None,
+            held_out=judging(encode(held_out, tokenizer), self.evaluate.tokens, self.evaluate.windows),
         )
 
     def _calibration(self, tokens: Int[Tensor, "tokens"]) -> Int[Tensor, "windows tokens"]:
@@ -136,9 +135,9 @@ class Pipeline:
         self.scores = json.loads((self.folder / STATE / SCORES).read_bytes())
         self.say(Scored(scores=self.scores))
 
-    def _repair(self, loaded: Loaded, text: Text, config: RepairConfig) -> int:
+    def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> int:
         """Train to the end and judge; returns how many zeros have grown."""
-        work = Repair(loaded.model, text.training, config, pattern=self.prune.pattern)
+        work = Repair(loaded.model, training, config, pattern=self.prune.pattern)
         if self.task.resume:
             work.load(self.folder / STATE)
         self._train(work, config.steps)

@@ -47,7 +47,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     ),
 )
 async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
-    """Upload a JSONL file, one `{"text": "…"}` a line. Broken lines are named, and nothing is stored then.
+    """Upload a JSONL file, one record a line. Broken lines are named, and nothing is stored then.
 
     The form is read here and not by a parameter, so that nobody without a key can fill the disk.
     """

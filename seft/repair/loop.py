@@ -15,37 +15,45 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig
 from seft.errors import StateError, TrainError
-from seft.loss import TokenLoss
+from seft.objective import CrossEntropy, Objective
+from seft.packing import Packed, side_by_side
 from seft.repair import schedule, state
 from seft.repair.method import Method, Work
 from seft.repair.methods import METHODS
 from seft.repair.state import State
 from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
 from seft.targets import target_linears
-from seft.text import must_be_known, side_by_side
+from seft.text import must_be_known
 
 
 class Repair:
-    """Repairs the pruned weights that `model` has now, on `tokens`.
+    """Repairs the pruned weights that `model` has now, on `text`.
+
+    `text` is packed windows, or one row of tokens, which is cut side by side and trained on whole.
 
     Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
     it has now, nor has it left `pattern`, in which it must be now. DataError when the text is shorter than one window.
     """
 
     def __init__(
-        self, model: Any, tokens: Int[Tensor, "tokens"], config: RepairConfig, *, pattern: Pattern = UNSTRUCTURED
+        self,
+        model: Any,
+        text: Packed | Int[Tensor, "tokens"],
+        config: RepairConfig,
+        *,
+        pattern: Pattern = UNSTRUCTURED,
     ) -> None:
         self.config = config
         self.step = 0
-        self._rows = side_by_side(tokens, config.sequence_tokens)
-        must_be_known(self._rows, model)
+        self._windows = Packed.of(side_by_side(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
+        must_be_known(self._windows.tokens, model)
         self._device: torch.device = model.device
         targets = target_linears(model)
-        self._fingerprint = state.fingerprint(targets, self._rows, pattern)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
-        self._losses = TokenLoss(model)
+        self._objective: Objective = CrossEntropy(model)
+        self._fingerprint = state.fingerprint(targets, self._windows, pattern, self._objective.name)
         self._method: Method = METHODS[config.method](Work(model, targets, config, pattern))
 
     @property
@@ -107,12 +115,11 @@ class Repair:
         self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:
-        """Gradients of the mean loss of a step, one micro-batch after the other."""
-        rows = self._rows[schedule.rows_of_step(self.config, len(self._rows), step)]
-        predictions = len(rows) * (self.config.sequence_tokens - 1)
+        """Gradients of the mean loss over a step's predictions, one micro-batch after the other."""
+        windows = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
         loss = torch.zeros((), dtype=torch.float64)
-        for batch in torch.split(rows, self.config.micro_batch):
-            part = self._losses(batch.to(self._device)).sum() / predictions
+        for batch in windows.split(self.config.micro_batch):
+            part = self._objective(batch.to(self._device)) / windows.predictions
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach().cpu()
         return float(loss)

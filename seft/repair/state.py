@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
 from seft.errors import StateError
+from seft.packing import Packed
 from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
@@ -32,10 +32,13 @@ class State:
     facts: dict[str, Any]
 
 
-def fingerprint(targets: Mapping[str, Target], text: Int[Tensor, "rows length"], pattern: Pattern) -> str:
-    """Names a repair: text, pattern, and of each pruned weight the shape, dtype, nonzeros and a sample of values."""
-    digest = hashlib.sha256(text.cpu().contiguous().numpy().tobytes())
-    digest.update(str(pattern).encode())
+def fingerprint(targets: Mapping[str, Target], text: Packed, pattern: Pattern, objective: str) -> str:
+    """Names a repair: its text with what is trained on and where records begin, its pattern and objective, and of each
+    pruned weight the shape, dtype, nonzeros and a sample of values.
+    """
+    digest = hashlib.sha256(f"{pattern} {objective}".encode())
+    for part in (text.tokens, text.trained, text.positions):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in targets.items():
         weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]

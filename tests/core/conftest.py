@@ -10,6 +10,7 @@ from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.specs import JobSpec
 from core.storage import Storage
+from seft.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
@@ -25,7 +26,7 @@ def sessions(settings: Settings) -> Iterator[Sessions]:
 @pytest.fixture
 def spec(sessions: Sessions) -> JobSpec:
     with sessions.begin() as session:
-        row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 30, 2))
+        row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
     return JobSpec(model="tiny", dataset=row.id, sparsity=0.6)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from core import datasets
 from core.errors import Code, Flaw, ProblemError
+from seft.records import Format
 from tests.core.conftest import Sessions
 
 
@@ -25,8 +26,29 @@ def refused(content: bytes) -> tuple[Flaw, ...]:
 def test_a_right_file_is_counted_and_hashed() -> None:
     content = lines("one", "zwei 🙂", "one")
     found = datasets.check(io.BytesIO(content))
-    assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3)
+    assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3, Format.TEXT)
     assert found.object_key == f"datasets/{found.sha256}.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("records", "form"),
+    [
+        ([{"prompt": "a", "completion": n} for n in "bc"], "prompt_completion"),
+        ([{"instruction": "a", "output": n} for n in "bc"], "instruction"),
+        (
+            [{"messages": [{"role": "user", "content": n}, {"role": "assistant", "content": "d"}]} for n in "bc"],
+            "messages",
+        ),
+    ],
+)
+def test_the_first_record_tells_the_format(records: list[object], form: str) -> None:
+    content = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+    assert datasets.check(io.BytesIO(content)).format == form
+    (flaw,) = refused(content + lines("a"))
+    assert flaw.param == "line 3"
+    assert form in flaw.rule
+    (flaw,) = refused(content[: len(content) // 2] * 2)
+    assert "two different records" in flaw.rule
 
 
 def test_the_last_line_needs_no_end() -> None:
@@ -75,7 +97,7 @@ def test_a_file_name_is_fit_to_be_shown(given: str, kept: str) -> None:
 
 
 def test_datasets_are_their_tenants_own_and_listed_newest_first(sessions: Sessions) -> None:
-    content = datasets.Content("0" * 64, 30, 2)
+    content = datasets.Content("0" * 64, 30, 2, Format.TEXT)
     with sessions.begin() as session:
         made = [datasets.add(session, "ours", f"{number}.jsonl", content).id for number in range(3)]
         foreign = datasets.add(session, "theirs", "x.jsonl", content).id

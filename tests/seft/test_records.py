@@ -8,17 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seft.errors import ConfigError, DataError, RecordError
-from seft.records import parse_line, read, split
+from seft.records import Chat, Completion, Format, Message, Parser, Record, Role, read, split
+
+CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+
+
+def parse(record: object, line: int = 1) -> Record:
+    return Parser()(line, json.dumps(record).encode())
 
 
 def test_a_line_gives_its_text_and_other_keys_are_ignored() -> None:
-    assert parse_line(1, b'{"id": 7, "text": "\\u00e9t\xc3\xa9", "meta": {}}\r\n') == "été"
+    assert Parser()(1, b'{"id": 7, "text": "\\u00e9t\xc3\xa9", "meta": {}}\r\n') == "été"
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_any_text_that_was_written_as_json_comes_back(text: str) -> None:
-    assert parse_line(1, json.dumps({"text": text}).encode()) == text
-    assert parse_line(1, json.dumps({"text": text}, ensure_ascii=False).encode()) == text
+    assert parse({"text": text}) == text
+    assert Parser()(1, json.dumps({"text": text}, ensure_ascii=False).encode()) == text
 
 
 @pytest.mark.parametrize(
@@ -29,17 +35,39 @@ def test_any_text_that_was_written_as_json_comes_back(text: str) -> None:
         (b"\n", "must be JSON", r"b'\n'"),
         (b"[" * 100_000, "must be JSON", "[[["),
         (b'["text"]', "must be a JSON object", '["text"]'),
-        (b'{"messages": [], "x": 1}', "must have the key `text`", "the keys 'messages', 'x'"),
-        (b"{}", "must have the key `text`", "the keys none"),
+        (b'{"txt": "a", "x": 1}', "keys of a format: `text`, `messages`, `prompt` and", "the keys 'txt', 'x'"),
+        (b'{"prompt": "a"}', "keys of a format", "the keys 'prompt'"),
+        (b"{}", "must have the keys", "the keys none"),
+        (b'{"text": "a", "messages": []}', "of one format, not of text and messages", "'text', 'messages'"),
         (b'{"text": 5}', "must be a string", "5"),
         (b'{"text": null}', "must be a string", "null"),
         (b'{"text": " \\t"}', "must not be blank", '" \\t"'),
         (b'{"text": "a\\ud800"}', "must be Unicode", "surrogate at character 1"),
+        (b'{"messages": {}}', "`messages` must be a list", "{}"),
+        (b'{"messages": ["hi"]}', "`messages` must be a list of objects", '["hi"]'),
+        (b'{"messages": []}', "must hold a message of the assistant", "the roles none"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "must hold a message of the assistant", "roles user"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "must not begin with the assistant", "assistant"),
+        (b'{"messages": [{"role": "human", "content": "a"}]}', "`messages[0].role` must be system, user", '"human"'),
+        (b'{"messages": [{"role": "user", "content": null}]}', "`messages[0].content` must be a string", "null"),
+        (
+            b'{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": " "}]}',
+            "`messages[1].content` must not be blank",
+            '" "',
+        ),
+        (
+            b'{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}',
+            "`messages[0].tool_calls` must be empty",
+            "id",
+        ),
+        (b'{"prompt": "a", "completion": ""}', "`completion` must not be blank", '""'),
+        (b'{"prompt": [], "completion": "b"}', "`prompt` must be a string", "[]"),
+        (b'{"instruction": "a", "output": "b", "input": 5}', "`input` must be a string", "5"),
     ],
 )
 def test_a_flaw_is_told_with_line_rule_and_value(raw: bytes, rule: str, value: str) -> None:
     with pytest.raises(RecordError) as caught:
-        parse_line(3, raw)
+        Parser()(3, raw)
     error = caught.value
     assert error.line == 3
     assert rule in error.rule
@@ -47,6 +75,49 @@ def test_a_flaw_is_told_with_line_rule_and_value(raw: bytes, rule: str, value: s
     assert error.way_out
     assert str(error).startswith("line 3: ")
     assert len(str(error)) < 300
+
+
+@pytest.mark.parametrize(
+    ("record", "form", "expected"),
+    [
+        ({"text": "a"}, Format.TEXT, "a"),
+        ({"messages": CHAT}, Format.MESSAGES, Chat((Message(Role.USER, "2 + 2?"), Message(Role.ASSISTANT, "4")))),
+        ({"prompt": "a ", "completion": "b"}, Format.COMPLETION, Completion("a ", "b")),
+    ],
+    ids=str,
+)
+def test_each_format_is_known_by_its_keys(record: object, form: Format, expected: Record) -> None:
+    parser = Parser()
+    assert parser(1, json.dumps(record).encode()) == expected
+    assert parser.format is form
+
+
+def test_instructions_have_the_layout_of_alpaca() -> None:
+    plain = parse({"instruction": "Add {x}.", "output": "4"})
+    assert isinstance(plain, Completion)
+    assert plain.prompt.startswith("Below is an instruction that describes a task. Write a response")
+    assert plain.prompt.endswith("completes the request.\n\n### Instruction:\nAdd {x}.\n\n### Response:\n")
+    assert plain == parse({"instruction": "Add {x}.", "input": " ", "output": "4"})
+    paired = parse({"instruction": "Add.", "input": "{2} + 2", "output": "4"})
+    assert isinstance(paired, Completion)
+    assert "paired with an input that provides further context. Write a" in paired.prompt
+    assert paired.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n{2} + 2\n\n### Response:\n")
+    assert paired.completion == "4"
+
+
+def test_the_first_record_decides_the_format_of_a_file() -> None:
+    parser = Parser()
+    with pytest.raises(RecordError):
+        parser(1, b"{}")
+    parser(2, b'{"prompt": "a", "completion": "b"}')
+    with pytest.raises(RecordError) as caught:
+        parser(3, b'{"text": "a"}')
+    error = caught.value
+    assert error.line == 3
+    assert "must have the key `prompt`, as the file's format is prompt_completion" in error.rule
+    assert "'text'" in error.value
+    assert '"completion"' in error.way_out
+    assert parser(4, b'{"prompt": "a", "completion": "b", "text": "ab"}') == Completion("a", "b")
 
 
 def test_a_jsonl_file_is_read_line_by_line_and_a_flaw_has_its_line(tmp_path: Path) -> None:
@@ -102,6 +173,16 @@ def test_a_split_loses_nothing_leaks_nothing_and_leaves_no_side_empty(
     assert training == [text for text in texts if text in training]
     assert judging == [text for text in texts if text in judging]
     assert sorted(training + judging) == sorted(texts)
+
+
+def test_equal_records_stay_together_in_every_format() -> None:
+    chats = [parse({"messages": [*CHAT[:1], {"role": "assistant", "content": str(n % 7)}]}) for n in range(21)]
+    pairs = [parse({"prompt": str(n % 7), "completion": "b", "id": n}) for n in range(21)]
+    for records in (chats, pairs):
+        training, judging = split(records, 0.3, seed=0)
+        assert len(set(judging)) == 2
+        assert not set(training) & set(judging)
+        assert len(training) + len(judging) == 21
 
 
 def test_a_split_holds_out_the_share_asked_for_and_depends_on_the_seed_alone() -> None:

@@ -1,11 +1,13 @@
 """The laws of a whole repair: budget, bits, resuming, cancelling, healing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from seft.errors import Cancelled, DataError, StateError, TrainError
+from seft.packing import Packed, side_by_side
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Step
 from seft.targets import target_linears
@@ -52,7 +54,12 @@ def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
     other = pruned_tiny()
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight.mul_(2)
+    windows = Packed.plain(side_by_side(TOKENS, 32))
+    answers = replace(windows, trained=windows.trained & (windows.positions > 9))
+    parted = replace(windows, positions=windows.positions % 16)
     strangers = [
+        Repair(pruned_tiny(), answers, short()),
+        Repair(pruned_tiny(), parted, short()),
         Repair(pruned_tiny(), TOKENS, short(seed=1)),
         Repair(pruned_tiny(), TOKENS[100:], short()),
         Repair(pruned_tiny(torch.bfloat16), TOKENS, short()),

@@ -11,9 +11,11 @@ from torch import Tensor
 from seft.config import CalibrationOrder, PruneConfig
 from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
+from seft.packing import side_by_side
 from seft.prune.loop import prune_model
+from seft.records import Completion
 from seft.repair import Repair
-from seft.text import side_by_side, tokenize, windows
+from seft.text import encode, tokenize, windows
 from tests.seft.repairing import pruned_tiny, short
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
@@ -28,6 +30,28 @@ def test_records_follow_one_another_with_the_end_token_between_them_only() -> No
     assert tokenize(["one"], tokenizer).tolist() == first
     assert tokenize([], tokenizer).tolist() == []
     assert tokenize(["one"], tokenizer).dtype == torch.int64
+
+
+def test_a_completion_is_trained_on_with_the_end_behind_it_and_its_prompt_is_not() -> None:
+    tokenizer = tiny_tokenizer()
+    prompt, completion = "The value of x is", " not known at all."
+    (encoded,) = encode([Completion(prompt, completion)], tokenizer)
+    assert tokenizer.decode(encoded.tokens) == f"{prompt}{completion}<eos>"
+    assert tokenizer.decode(encoded.tokens[encoded.trained]) == f"{completion}<eos>"
+
+
+def test_a_token_across_prompt_and_completion_is_trained_on() -> None:
+    tokenizer = tiny_tokenizer()
+    words = (word for word in sorted(tokenizer.get_vocab()) if len(word) == 4 and word.isascii() and word.isalpha())
+    across = next(word for word in words if len(tokenizer(word)["input_ids"]) == 1)
+    (encoded,) = encode([Completion(across[:2], across[2:])], tokenizer)
+    assert tokenizer.decode(encoded.tokens[encoded.trained]) == f"{across}<eos>"
+
+
+def test_calibration_reads_prompts_too() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = tokenize([Completion("a b ", "c"), Completion("d ", "e")], tokenizer)
+    assert tokenizer.decode(rows) == "a b c<eos>d e<eos>"
 
 
 def test_text_comes_back_from_its_tokens() -> None:

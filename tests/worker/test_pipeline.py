@@ -2,15 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from core.specs import JobSpec
 from seft.config import RepairConfig
-from seft.errors import Cancelled, DataError
+from seft.errors import Cancelled, ConfigError, DataError
 from seft.facts import Record
 from worker.pipeline import Pipeline
 from worker.protocol import (
@@ -49,10 +50,18 @@ def _torch_as_it_was() -> Iterator[None]:
 class Run:
     """One run in a folder of its own, and all that it said."""
 
-    def __init__(self, folder: Path, models: Path, texts: list[str], resume: int | None = None, **spec: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        models: Path,
+        texts: Sequence[str | dict[str, Any]],
+        resume: int | None = None,
+        **spec: object,
+    ) -> None:
         self.folder, self.said = folder, list[Message]()
         folder.mkdir()
-        (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        records = [{"text": text} if isinstance(text, str) else text for text in texts]
+        (folder / DATA).write_text("".join(json.dumps(record) + "\n" for record in records))
         self.task = Task(
             spec=JobSpec.model_validate({**SPEC, **spec}),
             dataset_sha256="0" * 64,
@@ -148,6 +157,34 @@ def test_a_run_that_is_told_to_stop_before_its_first_step_publishes_the_pruned_m
     result, repair, stopped_at = stopped(run.go())
     assert (result.step, repair, stopped_at) == (0, None, None)
     assert set(result.scores) == {"dense", "pruned"}
+
+
+def test_completions_are_trained_on_and_taken_up_as_texts_are(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    pairs = [{"prompt": text[:40], "completion": text[40:90]} for text in tiny_texts[:40]]
+    whole = Run(tmp_path / "whole", tiny_folder.parent, pairs).go()
+    first = Run(tmp_path / "first", tiny_folder.parent, pairs)
+    with pytest.raises(Cancelled):
+        first.go(stopping=lambda: len(first.all(Measured)) == 4)
+    second = Run(tmp_path / "second", tiny_folder.parent, pairs, resume=4)
+    for step in ("0", "4"):
+        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
+    assert second.go().manifest() == whole.manifest()
+
+
+def test_a_conversation_for_a_model_without_chat_template_is_refused_before_the_weights_are_read(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(tiny_folder, models / "tiny")
+    (models / "tiny" / "model.safetensors").write_bytes(b"none")
+    chats = [
+        {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": "yes"}]}
+        for word in ("one", "two")
+    ]
+    with pytest.raises(ConfigError, match="must have a chat template"):
+        Run(tmp_path / "run", models, chats).go()
 
 
 def test_a_text_that_is_too_short_is_refused_before_the_weights_are_read(

@@ -1,0 +1,150 @@
+"""Conversations: rendered as the template says, and the assistant's words, those alone, trained on."""
+
+import re
+from typing import Any
+
+import pytest
+
+from seft.chat import encode_chat
+from seft.errors import ConfigError
+from seft.records import Chat, Message, Role
+from tests.tiny import tiny_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{{ '<s>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ '<s>' }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + '</s>' }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+LAST_ENDS = (  # only the last message ends the text
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
+    "{% if loop.last and message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+MARKED = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ 'A: ' }}{%- generation -%}{{ message['content'] }}{%- endgeneration %}{{ '\n' }}"
+    "{% else %}{{ 'Q: ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
+)
+
+CONVERSATION = Chat(
+    (
+        Message(Role.USER, "What is 2 + 2?"),
+        Message(Role.ASSISTANT, "It is four, or 4.\n"),
+        Message(Role.USER, "assistant\n你好, and 3?"),
+        Message(Role.ASSISTANT, "Then it is 5. 🙂"),
+    )
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "</s>", "<s>"]
+
+
+def tokenizer_with(template: str | None, special: list[str] = SPECIAL) -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def trained_on(tokenizer: Any, chat: Chat = CONVERSATION) -> list[str]:
+    """The runs of tokens that are trained on, as text."""
+    encoded = encode_chat(chat, tokenizer)
+    runs: list[list[int]] = [[]]
+    for token, trained in zip(encoded.tokens.tolist(), encoded.trained.tolist(), strict=True):
+        if trained:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [tokenizer.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("special", [SPECIAL, []], ids=["own tokens", "plain text"])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, ["It is four, or 4.\n<|im_end|>\n", "Then it is 5. 🙂<|im_end|>\n"]),
+        (LLAMA3, ["It is four, or 4.<|eot_id|>", "Then it is 5. 🙂<|eot_id|>"]),
+        (MISTRAL, [" It is four, or 4.\n</s>", " Then it is 5. 🙂</s>"]),
+        (GEMMA, ["It is four, or 4.<end_of_turn>\n", "Then it is 5. 🙂<end_of_turn>\n"]),
+        (MARKED, ["It is four, or 4.\n", "Then it is 5. 🙂"]),
+    ],
+    ids=["chatml", "llama 3", "mistral", "gemma", "marked"],
+)
+def test_what_the_assistant_says_is_trained_on_and_nothing_else(
+    template: str, expected: list[str], special: list[str]
+) -> None:
+    found = trained_on(tokenizer_with(template, special))
+    if special:
+        assert found == expected
+    else:
+        # Where no mark parts the tokens, one may lie across the end of what is said and what comes after it.
+        assert len(found) == len(expected)
+        for run, wanted in zip(found, expected, strict=True):
+            assert run.strip()[:-1] in wanted
+            assert wanted.strip()[:-4] in run
+
+
+def test_the_tokens_are_those_that_the_tokenizer_makes_of_a_conversation() -> None:
+    said = [{"role": message.role.value, "content": message.content} for message in CONVERSATION.messages]
+    for template in (CHATML, LLAMA3, MISTRAL, GEMMA, MARKED):
+        tokenizer = tokenizer_with(template)
+        made = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
+        assert encode_chat(CONVERSATION, tokenizer).tokens.tolist() == made
+
+
+def test_a_template_whose_end_comes_once_trains_on_the_end_once() -> None:
+    assert trained_on(tokenizer_with(LAST_ENDS)) == ["It is four, or 4.\n\n", "Then it is 5. 🙂\n</s>"]
+
+
+def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
+    chat = Chat(
+        (
+            Message(Role.SYSTEM, "Be short."),
+            Message(Role.USER, "Time?"),
+            Message(Role.ASSISTANT, "call clock"),
+            Message(Role.TOOL, "12:00"),
+            Message(Role.ASSISTANT, "Noon."),
+        )
+    )
+    tokenizer = tokenizer_with(CHATML)
+    assert trained_on(tokenizer, chat) == ["call clock<|im_end|>\n", "Noon.<|im_end|>\n"]
+    assert "Be short." in tokenizer.decode(encode_chat(chat, tokenizer).tokens)
+
+
+def test_a_template_that_asks_for_the_date_gets_always_the_same() -> None:
+    dated = "{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
+    tokenizer = tokenizer_with(dated)
+    text = tokenizer.decode(encode_chat(CONVERSATION, tokenizer).tokens)
+    assert text.startswith("26 Jul 2024<|im_start|>user")
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        (None, "must have a chat template"),
+        ("{{ raise_exception('No tools here') }}", "No tools here"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{% for", "must take a conversation"),
+        ("{{ messages | length }}", "must write"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "must write what the assistant says"),
+        (CHATML.replace("message['content']", "message['content'] | upper"), "must write what the assistant says"),
+        ("{{ messages[-1]['content'] }}" + CHATML, "must write the beginning"),
+        (MARKED.replace("== 'assistant'", "== 'nobody'"), "must write what the assistant says"),
+    ],
+)
+def test_a_template_that_does_not_do_is_refused(template: str | None, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
+        encode_chat(CONVERSATION, tokenizer_with(template))
