@@ -7,6 +7,7 @@ import typer
 import uvicorn
 
 from api.app import make_app, routes
+from api.protocol import PatientProtocol
 from core import keys, logging
 from core.database import make_engine, make_sessions
 from core.keys import Scope
@@ -34,6 +35,7 @@ def serve(context: typer.Context) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=PatientProtocol,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 

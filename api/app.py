@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
 
 import core
-from api import errors
+from api import errors, reference
 from api.deps import make_services
 from api.envelope import Envelope
 from api.routes import datasets, jobs, keys, operations, reports, wishes
@@ -38,6 +39,7 @@ def routes() -> FastAPI:
         title="SEFT",
         version=core.__version__,
         description=DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
@@ -46,7 +48,12 @@ def routes() -> FastAPI:
     for module in (jobs, wishes, reports, datasets, keys):
         app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
     app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
+    app.add_api_route("/docs", _docs, include_in_schema=False)
     return app
+
+
+def _docs(request: Request) -> HTMLResponse:
+    return HTMLResponse(reference.page(request.app.openapi()))
 
 
 def make_app(settings: Settings) -> FastAPI:

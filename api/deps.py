@@ -14,6 +14,7 @@ from core.audit import Caller
 from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
 from core.keys import Scope
+from core.models import Door
 from core.queue import Broker, make_app
 from core.rates import Limiter
 from core.settings import Settings
@@ -33,12 +34,21 @@ class Services:
     storage: Storage
     broker: Broker
     limiter: Limiter
+    models: Door
 
 
 def make_services(settings: Settings) -> Services:
     """The parts that these settings describe."""
     engine = make_engine(settings)
-    return Services(settings, engine, make_sessions(engine), Storage(settings), make_app(settings), Limiter(settings))
+    return Services(
+        settings=settings,
+        engine=engine,
+        sessions=make_sessions(engine),
+        storage=Storage(settings),
+        broker=make_app(settings),
+        limiter=Limiter(settings),
+        models=Door(settings),
+    )
 
 
 def here(request: Request) -> Services:

@@ -1,20 +1,16 @@
 """Around every request: its id, the limit of its body, its line in the log, and the answer when all else failed."""
 
 import time
-from http import HTTPStatus
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
+from api.limits import BODY_BYTES, limited
 from core import ids
 from core.errors import Code
-
-BODY_BYTES = 1 << 20
-"""More than any JSON that this API understands."""
 
 log = structlog.get_logger(__name__)
 
@@ -67,24 +63,4 @@ class Envelope:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         upload = scope["method"] == "POST" and scope["path"] == "/datasets"
-        limit, seen = self.upload_bytes if upload else BODY_BYTES, 0
-        stated = Headers(scope=scope).get("content-length", "")
-
-        async def receive_limited() -> Message:
-            nonlocal seen
-            if stated.isdecimal() and int(stated) > limit:
-                raise _too_large(limit)
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise _too_large(limit)
-            return message
-
-        return receive_limited
-
-
-def _too_large(limit: int) -> HTTPException:
-    return HTTPException(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"A body at this address has at most {limit} bytes. Split it, or have the operator raise the limit.",
-    )
+        return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES)

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from api.flaws import flaws_of
+from api.limits import LimitError
 from core.errors import Code, Flaw, ProblemError
 
 GUARDED = (
@@ -32,6 +33,9 @@ GUARDED = (
 )
 """What every operation that needs a key may answer with."""
 
+BODY = (Code.TOO_SLOW, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_REQUEST)
+"""What every operation that takes a body may answer with besides."""
+
 MEDIA_TYPE = "application/problem+json"
 
 TABLE: dict[Code, tuple[HTTPStatus, str]] = {
@@ -43,10 +47,12 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "This address does not know this method"),
     Code.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has the wrong type"),
     Code.TOO_LARGE: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    Code.TOO_SLOW: (HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly"),
     Code.INVALID_DATASET: (HTTPStatus.UNPROCESSABLE_ENTITY, "The dataset breaks a rule"),
     Code.MODEL_NOT_FOUND: (HTTPStatus.UNPROCESSABLE_ENTITY, "There is no such model"),
     Code.MODEL_REFUSED: (HTTPStatus.UNPROCESSABLE_ENTITY, "The model may not be loaded here"),
     Code.HUB_UNREACHABLE: (HTTPStatus.BAD_GATEWAY, "The model hub does not answer"),
+    Code.HUB_BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait for the model hub"),
     Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The key came with another body before"),
     Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this key is being served"),
     Code.CONFLICT: (HTTPStatus.CONFLICT, "The state does not allow it"),
@@ -54,15 +60,8 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side"),
 }
 
-RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
+RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
 """Seconds after which the same request may well succeed."""
-
-FROM_STATUS = {
-    HTTPStatus.NOT_FOUND: Code.NOT_FOUND,
-    HTTPStatus.METHOD_NOT_ALLOWED: Code.METHOD_NOT_ALLOWED,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Code.TOO_LARGE,
-}
-"""What the framework raises by itself; whatever else it raises is about a body that it cannot read."""
 
 SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, Boto3Error, BotoCoreError, ClientError)
 
@@ -154,15 +153,21 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _framework(request: Request, error: Exception) -> Response:
+    """What the framework raises by itself: no such address, no such method, or a body that it cannot read."""
     assert isinstance(error, HTTPException)
-    code = FROM_STATUS.get(HTTPStatus(error.status_code), Code.INVALID_REQUEST)
-    if code is Code.NOT_FOUND:
-        return problem(request, code, f"There is nothing at {request.url.path}. GET /docs shows what there is.")
-    if code is Code.METHOD_NOT_ALLOWED:
+    if isinstance(error, LimitError):
+        answer = await _told(request, error.problem)
+        answer.headers["Connection"] = "close"  # the rest of the body is not waited for
+        return answer
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        detail = f"There is nothing at {request.url.path}. GET /docs shows what there is."
+        return problem(request, Code.NOT_FOUND, detail)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _methods(request)
         detail = f"{request.url.path} does not know {request.method}. Use {allowed}."
-        return problem(request, code, detail, headers={"Allow": allowed})
-    return problem(request, code, error.detail)
+        return problem(request, Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
+    flaw = Flaw("body", error.detail, "unreadable", "Send what the header Content-Type says, as GET /docs shows it.")
+    return problem(request, Code.INVALID_REQUEST, f"The body cannot be read: {error.detail}", (flaw,))
 
 
 def _methods(request: Request) -> str:

@@ -5,15 +5,15 @@ No transaction is open while the hub is asked about a model.
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import audit, jobs, models
+from core import audit, jobs
 from core.audit import Caller
-from core.settings import Settings
+from core.models import Door
 from core.specs import JobSpec
 from core.tables import Job
 
 
 def admit(
-    settings: Settings,
+    door: Door,
     sessions: sessionmaker[Session],
     caller: Caller,
     spec: JobSpec,
@@ -31,7 +31,7 @@ def admit(
         if idempotency_key is not None and (former := jobs.earlier(session, caller.tenant, idempotency_key, body)):
             return former, False
         jobs.check_dataset(session, caller.tenant, spec.dataset)
-    source = models.find(settings, spec.model, spec.revision)
+    source = door.find(spec.model, spec.revision)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body)

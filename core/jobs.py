@@ -15,6 +15,7 @@ from core.specs import JobSpec
 from core.states import Move, Reason, Status
 from core.tables import Dataset, IdempotencyKey, Job
 
+HEADER = "Idempotency-Key"
 POSITIONS = 1000
 """Places in the queue are counted up to here, so that a long queue costs no more than a short one."""
 
@@ -59,17 +60,16 @@ def earlier(session: Session, tenant: str, key: str, body_sha256: str) -> Job | 
     """
     lock = func.pg_try_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{key}", 0))
     if not session.scalar(select(lock)):
-        raise ProblemError(
-            Code.IDEMPOTENCY_IN_FLIGHT, f"A request with the Idempotency-Key {key!r} is still being served. Try again."
-        )
+        flaw = Flaw(HEADER, "is used by no other request now", repr(key), "Send the same request again in a second.")
+        detail = f"A request with the Idempotency-Key {key!r} is still being served. Try again."
+        raise ProblemError(Code.IDEMPOTENCY_IN_FLIGHT, detail, (flaw,))
     former = session.get(IdempotencyKey, (tenant, key))
     if former is None:
         return None
     if former.body_sha256 != body_sha256:
-        raise ProblemError(
-            Code.IDEMPOTENCY_CONFLICT,
-            f"The Idempotency-Key {key!r} made {former.job_id} from another body. Use a new key for a new job.",
-        )
+        flaw = Flaw(HEADER, "comes with one and the same body", repr(key), "Use a new key for a new job.")
+        detail = f"The Idempotency-Key {key!r} made {former.job_id} from another body. Use a new key for a new job."
+        raise ProblemError(Code.IDEMPOTENCY_CONFLICT, detail, (flaw,))
     return session.get_one(Job, former.job_id)
 
 

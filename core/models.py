@@ -1,11 +1,14 @@
 """Models at the door: a job whose model cannot be loaded is refused before it exists. The rules are `seft.source`'s."""
 
+import threading
+
 from core.errors import Code, Flaw, ProblemError
 from core.settings import Settings
 from seft.errors import SourceError
-from seft.source import Kind, ModelSource
-from seft.source import find as find_source
+from seft.source import Kind, ModelSource, find, find_on_hub
 
+HUB_CALLS = 8
+"""So many requests at once may wait for the hub: one that does not answer must not take every thread of the server."""
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: "Give a hub id, or a folder or GGUF file under one of the model roots.",
     Code.MODEL_REFUSED: "Give a decoder-only model with its tokenizer and safetensors weights.",
@@ -13,15 +16,36 @@ WAYS_OUT = {
 }
 
 
-def find(settings: Settings, reference: str, revision: str | None) -> ModelSource:
-    """The model; a ProblemError with the param `model` or `revision` when it is none that may be loaded here."""
-    try:
-        source = find_source(reference, roots=settings.model_roots, revision=revision)
-    except SourceError as error:
-        code = Code(error.code)
-        flaw = Flaw("model", str(error), repr(reference), WAYS_OUT[code])
-        raise ProblemError(code, str(error), (flaw,)) from error
-    if revision is not None and source.kind is not Kind.HUB:
-        flaw = Flaw("revision", "is for hub models", repr(revision), "Leave it out: a local model has no revisions.")
-        raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} is a local model and has no revisions.", (flaw,))
-    return source
+class Door:
+    """What models may come in. Safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._roots = settings.model_roots
+        self._hub_calls = threading.BoundedSemaphore(HUB_CALLS)
+
+    def find(self, reference: str, revision: str | None) -> ModelSource:
+        """The model; a ProblemError with the param `model` or `revision` when it is none that may be loaded here.
+
+        HUB_BUSY, at once, when too many others wait for the hub already.
+        """
+        try:
+            source = find(reference, roots=self._roots, revision=revision, ask_hub=self._ask_hub)
+        except SourceError as error:
+            code = Code(error.code)
+            flaw = Flaw("model", str(error), repr(reference), WAYS_OUT[code])
+            raise ProblemError(code, str(error), (flaw,)) from error
+        if revision is not None and source.kind is not Kind.HUB:
+            way_out = "Leave it out: a local model has no revisions."
+            flaw = Flaw("revision", "is for hub models", repr(revision), way_out)
+            raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} is a local model and has no revisions.", (flaw,))
+        return source
+
+    def _ask_hub(self, reference: str, revision: str | None) -> ModelSource:
+        if not self._hub_calls.acquire(blocking=False):
+            way_out = "Send the same request again in a few seconds."
+            flaw = Flaw("model", f"at most {HUB_CALLS} requests wait for the hub at once", repr(reference), way_out)
+            raise ProblemError(Code.HUB_BUSY, "Too many requests wait for the model hub. Try again soon.", (flaw,))
+        try:
+            return find_on_hub(reference, revision)
+        finally:
+            self._hub_calls.release()

@@ -69,11 +69,18 @@ class ModelSource:
     licence: str | None
 
 
-def find(reference: str, *, roots: Sequence[Path] | None = None, revision: str | None = None) -> ModelSource:
+def find(
+    reference: str,
+    *,
+    roots: Sequence[Path] | None = None,
+    revision: str | None = None,
+    ask_hub: Callable[[str, str | None], ModelSource] | None = None,
+) -> ModelSource:
     """The model that `reference` names.
 
     With `roots`, local names are relative to one of them and nothing outside is looked at; without, any local path
-    will do. What is no local thing and looks like `owner/name` is a hub id. SourceError otherwise.
+    will do. What is no local thing and looks like `owner/name` is a hub id: `ask_hub`, `find_on_hub` unless given,
+    is called with it and the revision. SourceError otherwise.
     """
     try:
         path = _local(reference) if roots is None else _under(reference, roots)
@@ -82,7 +89,7 @@ def find(reference: str, *, roots: Sequence[Path] | None = None, revision: str |
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise SourceError(REFUSED, f"{reference!r} cannot be read: {error}. Check its name and rights.") from error
     if _HUB_ID.fullmatch(reference):
-        return _find_hub(reference, revision)
+        return (ask_hub or find_on_hub)(reference, revision)
     raise SourceError(
         NOT_FOUND, f"no local model and no hub id; it is {reference!r}. Give a folder, a GGUF file or `owner/name`."
     )
@@ -151,7 +158,8 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
     return ModelSource(reference, Kind.GGUF, path, None, dict(header), None if licence is None else str(licence))
 
 
-def _find_hub(reference: str, revision: str | None) -> ModelSource:
+def find_on_hub(reference: str, revision: str | None) -> ModelSource:
+    """The hub's model, at a branch, tag or commit; SourceError when the hub has none, or does not answer."""
     try:
         info = hub.HfApi().model_info(reference, revision=revision, timeout=_HUB_SECONDS)
         names = {sibling.rfilename for sibling in info.siblings or ()}

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
 from api.deps import Auth, Carries, Here, Limit, Services
-from api.errors import responses
+from api.errors import BODY, responses
 from api.schemas import FILE_ID, DatasetPage, DatasetView
 from core import audit, datasets, ids
 from core.audit import Caller
@@ -40,9 +40,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     dependencies=[Depends(Carries("multipart/form-data"))],
     openapi_extra=UPLOAD,
     responses=responses(
-        Code.TOO_LARGE,
-        Code.UNSUPPORTED_MEDIA_TYPE,
-        Code.INVALID_REQUEST,
+        *BODY,
         Code.INVALID_DATASET,
     ),
 )

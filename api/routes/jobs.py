@@ -12,8 +12,9 @@ from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 
 from api.deps import Auth, Carries, Here, JobId, Limit, Services
-from api.errors import responses
+from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged
+from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
 from core import ids, jobs, queue
 from core.admission import admit
@@ -28,14 +29,14 @@ POLL_SECONDS = "2"
 
 LOOK_SECONDS = 1.0
 CREATING = (
+    *BODY,
     Code.IDEMPOTENCY_IN_FLIGHT,
-    Code.TOO_LARGE,
-    Code.UNSUPPORTED_MEDIA_TYPE,
-    Code.INVALID_REQUEST,
     Code.MODEL_NOT_FOUND,
     Code.MODEL_REFUSED,
     Code.IDEMPOTENCY_CONFLICT,
     Code.HUB_UNREACHABLE,
+    Code.HUB_BUSY,
+    Code.UNAVAILABLE,
 )
 Idempotency = Annotated[
     str | None,
@@ -54,7 +55,7 @@ Overrides = Annotated[
     ),
 ]
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 
 
 @router.post(
@@ -163,7 +164,7 @@ def clone_job(
 def _admitted(
     services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
 ) -> JobDetail:
-    job, new = admit(services.settings, services.sessions, caller, spec, idempotency_key=idempotency_key, action=action)
+    job, new = admit(services.models, services.sessions, caller, spec, idempotency_key=idempotency_key, action=action)
     if new and job.status == Status.QUEUED:
         queue.hint(services.broker)
     response.headers["Location"] = f"/jobs/{job.id}"

@@ -6,13 +6,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from api.deps import Admin, Carries, Here, Limit
-from api.errors import responses
+from api.errors import BODY, responses
 from api.key_schemas import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
+from api.limits import JsonRoute
 from api.schemas import LARGEST_ID
 from core import audit, ids, keys
 from core.errors import Code
 
-router = APIRouter(tags=["keys"])
+router = APIRouter(tags=["keys"], route_class=JsonRoute)
 
 
 @router.post(
@@ -20,7 +21,7 @@ router = APIRouter(tags=["keys"])
     operation_id="create_key",
     status_code=HTTPStatus.CREATED,
     dependencies=[Depends(Carries("application/json"))],
-    responses=responses(Code.INVALID_REQUEST, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE),
+    responses=responses(*BODY),
 )
 def create_key(services: Here, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
     """Make a key of your tenant. The answer is the only one that shows it."""

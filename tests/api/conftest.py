@@ -1,16 +1,22 @@
 """A server with one key, a model that passes the door, and what tests send to it."""
 
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from httpx2 import Client
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.app import make_app
+from api.protocol import PatientProtocol
 from core import attempts, keys
 from core.attempts import Attempt
 from core.keys import Scope
@@ -81,6 +87,23 @@ def attempt(job_id: str, sessions: sessionmaker[Session]) -> Attempt:
         claimed = attempts.claim(session, "gpu-1", 60)
     assert claimed is not None
     return claimed
+
+
+@contextmanager
+def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
+    """A client, with this one's key, of a real server: for what needs connections."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, http=PatientProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
+        yield connected
+    server.should_exit = True
+    thread.join()
 
 
 def problem(answer: Any, status: int, code: str) -> Json:

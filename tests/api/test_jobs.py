@@ -1,9 +1,12 @@
 """Jobs over HTTP."""
 
+import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import redis
@@ -13,6 +16,7 @@ from starlette.testclient import TestClient
 
 from core import attempts, jobs, queue
 from core.attempts import Attempt
+from core.models import HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec
 from core.states import Phase
@@ -55,6 +59,7 @@ def test_one_key_and_body_make_one_job_and_one_answer(client: TestClient, body: 
     assert first.json() == again.json()
     report = problem(client.post("/jobs", json=body | {"seed": 1}, headers=header), 422, "idempotency_conflict")
     assert first.json()["id"] in report["detail"]
+    assert report["param"] == "Idempotency-Key"
     assert len(client.get("/jobs").json()["data"]) == 1
 
 
@@ -62,7 +67,7 @@ def test_a_key_in_flight_is_a_conflict(client: TestClient, body: Json, sessions:
     with sessions.begin() as session:
         jobs.earlier(session, "ours", "k", "")
         answer = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
-    problem(answer, 409, "idempotency_in_flight")
+    assert problem(answer, 409, "idempotency_in_flight")["param"] == "Idempotency-Key"
     assert answer.headers["retry-after"]
 
 
@@ -94,6 +99,31 @@ def test_a_hub_that_does_not_answer_is_told_apart(
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     answer = client.post("/jobs", json=body | {"model": "owner/name"})
     problem(answer, 502, "hub_unreachable")
+
+
+@pytest.fixture
+def mute_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A hub that takes calls and never answers; whoever waits for it is let go at the end."""
+    import huggingface_hub.constants
+
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        yield hub
+
+
+def test_a_hub_that_never_answers_stalls_nobody_else(mute_hub: socket.socket, client: TestClient, body: Json) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(client.post, "/jobs", json=body | {"model": "owner/name"}) for _ in range(40)]
+        waiting = [mute_hub.accept()[0] for _ in range(HUB_CALLS)]
+        refused = [answer.result() for answer in islice(as_completed(asked), 40 - HUB_CALLS)]
+        for answer in refused:
+            problem(answer, 503, "hub_busy")
+            assert answer.headers["retry-after"]
+        assert client.post("/jobs", json=body).status_code == 202
+        for connection in waiting:
+            connection.close()
+        mute_hub.close()
+    assert sorted(answer.result().status_code for answer in asked) == [502] * HUB_CALLS + [503] * (40 - HUB_CALLS)
 
 
 def test_the_list_is_paged_newest_first_and_narrowed(client: TestClient, body: Json) -> None:

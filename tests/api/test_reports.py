@@ -1,13 +1,10 @@
 """Events, metrics and checkpoints over HTTP."""
 
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from httpx2 import Client
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,7 +13,7 @@ from starlette.testclient import TestClient
 from api.app import make_app
 from core import attempts
 from core.attempts import Attempt
-from tests.api.conftest import problem
+from tests.api.conftest import problem, serving
 
 Sessions = sessionmaker[Session]
 STREAM = {"Accept": "text/event-stream"}
@@ -27,20 +24,6 @@ def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
     """A client of a real server: streams need a connection that stays."""
     with serving(app, client) as connected:
         yield connected
-
-
-@contextmanager
-def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
-        yield connected
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture

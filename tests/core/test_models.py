@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from core import models
 from core.errors import Code, ProblemError
+from core.models import Door
 from core.settings import Settings
 
 
@@ -22,13 +22,13 @@ def roots(tmp_path: Path) -> Path:
 
 def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:
     with pytest.raises(ProblemError) as caught:
-        models.find(settings, reference, revision)
+        Door(settings).find(reference, revision)
     return caught.value
 
 
 def test_a_model_is_found_under_a_root_and_nowhere_else(settings: Settings, roots: Path) -> None:
     ours = settings.model_copy(update={"model_roots": [roots]})
-    assert models.find(ours, "tiny", None).path == roots / "tiny"
+    assert Door(ours).find("tiny", None).path == roots / "tiny"
     for outside in (str(roots / "tiny"), "../models/tiny", "nothing"):
         error = refusal(ours, outside)
         assert error.code in {Code.MODEL_REFUSED, Code.MODEL_NOT_FOUND}

@@ -1,0 +1,37 @@
+"""HTTP as uvicorn speaks it, and a time by which a request's head must have come: a slow sender holds no connection."""
+
+import asyncio
+
+import h11
+from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+class PatientProtocol(H11Protocol):
+    """Closes a connection on which no head of a request came in time; what is idle between two of them is uvicorn's."""
+
+    head_seconds = 30.0
+    _head: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._head = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._head is None:
+            self._head = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _stop(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None

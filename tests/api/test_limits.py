@@ -1,0 +1,125 @@
+"""What a request may weigh, and how long it may take to come."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import Client
+from starlette.testclient import TestClient
+
+from api import limits
+from api.limits import BODY_BYTES, JSON_DEPTH
+from api.protocol import PatientProtocol
+from tests.api.conftest import Json, problem, serving
+from tests.api.walk import make_world, operations
+
+AS_JSON = {"Content-Type": "application/json"}
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def test_a_body_without_bounds_is_cut_off(client: TestClient) -> None:
+    large = b" " * (BODY_BYTES + 1)
+    for content in (large, iter([large[:-1], b" "])):
+        report = problem(client.post("/jobs", content=content, headers=AS_JSON), 413, "too_large")
+        assert (report["param"], str(BODY_BYTES) in report["detail"]) == ("body", True)
+
+
+def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
+    world, taking = make_world(client), [each for each in operations(app) if each.example is not None]
+    assert len(taking) >= 3
+    for operation in taking:
+        address = operation.path.format_map(world)
+        for content in ('{"metadata": ' + nested(JSON_DEPTH) + "}", nested(100_000)):
+            report = problem(client.post(address, content=content, headers=AS_JSON), 422, "invalid_request")
+            assert (report["param"], f"more than {JSON_DEPTH} deep" in report["detail"]) == ("body", True)
+        report = problem(client.post(address, content=nested(JSON_DEPTH), headers=AS_JSON), 422, "invalid_request")
+        assert "deep" not in report["detail"]
+
+
+def test_brackets_in_texts_do_not_count(client: TestClient, body: Json) -> None:
+    for name in ('[{"[' * 12, "\\" * 40 + "[" * 20, "[" * 60):
+        answer = client.post("/jobs", json=body | {"suffix": name[:64], "metadata": {"a": "[" * 500}})
+        assert answer.status_code == 202, answer.text
+
+
+def test_a_form_has_one_file_and_one_field_at_most(client: TestClient) -> None:
+    line = b'{"text": "a"}\n{"text": "b"}\n'
+    many = [("file", (str(number), line)) for number in range(200)]
+    fields = {f"name{number}": "value" for number in range(200)}
+    for form in ({"files": many}, {"files": many[:1], "data": fields}, {"files": many[:1], "data": {"a": "x" * 2**21}}):
+        report = problem(client.post("/datasets", **form), 422, "invalid_request")
+        assert report["param"] == "body"
+    assert client.get("/datasets").json()["data"] == []
+
+
+@pytest.fixture
+def impatient(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """A client of a real server whose patience ends after half a second."""
+    monkeypatch.setattr(limits, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(PatientProtocol, "head_seconds", 0.5)
+    with serving(app, client) as connected:
+        yield connected
+
+
+def connect(server: Client) -> socket.socket:
+    return socket.create_connection((server.base_url.host, server.base_url.port or 80), timeout=20)
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(impatient: Client) -> None:
+    head = f"POST /jobs HTTP/1.1\r\nHost: x\r\nAuthorization: {impatient.headers['Authorization']}\r\n"
+    for start in ("", '{"mod'):
+        with connect(impatient) as slow:
+            slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{start}".encode())
+            told = b"".join(iter(lambda: slow.recv(65536), b""))
+        status, _, report = told.partition(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 408 ")
+        assert (json.loads(report)["code"], json.loads(report)["param"]) == ("too_slow", "body")
+
+
+def test_a_body_that_drips_is_given_up(impatient: Client) -> None:
+    head = f"POST /datasets HTTP/1.1\r\nHost: x\r\nAuthorization: {impatient.headers['Authorization']}\r\n"
+    with connect(impatient) as slow:
+        slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999\r\n\r\n".encode())
+        slow.sendall(b'--b\r\nContent-Disposition: form-data; name="')
+        began = time.monotonic()
+        slow.settimeout(0.1)
+        told = b""
+        while not told and time.monotonic() - began < 20:
+            slow.sendall(b"x")
+            try:
+                told = slow.recv(65536)
+            except TimeoutError:
+                continue
+    assert told.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> None:
+    for start in (b"", b"GET /livez HTTP/1.1\r\nHo"):
+        with connect(impatient) as slow:
+            slow.sendall(start)
+            assert slow.recv(65536) == b""
+    with connect(impatient) as slow:
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        told = b""
+        while b"}" not in told:
+            told += slow.recv(65536)
+        slow.sendall(b"GET /li")
+        assert slow.recv(65536) == b""
+
+
+def test_patience_is_for_the_request_and_not_for_the_answer(impatient: Client) -> None:
+    dataset = impatient.post("/datasets", files={"file": ("x", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
+    job = impatient.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.5}).json()["id"]
+    assert impatient.get(f"/jobs/{job}", params={"wait": 2}).json()["id"] == job
+    with impatient.stream("GET", f"/jobs/{job}/events", headers={"Accept": "text/event-stream"}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: job.created"
+        time.sleep(1)
+        impatient.post(f"/jobs/{job}/cancel")
+        assert "event: job.cancelled" in list(lines)
