@@ -114,3 +114,9 @@ class Dataset(TypedDict):
     records: int
     sha256: str
     created_at: str
+
+
+class Version(TypedDict):
+    """What runs there."""
+
+    version: str

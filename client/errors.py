@@ -1,13 +1,19 @@
 """What can go wrong for a caller."""
 
+import json
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import httpx2
+if TYPE_CHECKING:
+    from client.steps import Reply
 
 
 class ClientError(Exception):
     """The call could not be made, or what came back is not to be trusted."""
+
+
+class Unreachable(ClientError):  # noqa: N818 (it says what the service is)
+    """Nobody answered, or the connection broke."""
 
 
 class IntegrityError(ClientError):
@@ -35,14 +41,16 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
         self.status, self.code, self.message, self.flaws, self.request_id = status, code, message, flaws, request_id
 
     @classmethod
-    def read(cls, response: httpx2.Response) -> Self:
-        """From a response that is no success, even one that a proxy wrote."""
+    def read(cls, reply: "Reply") -> Self:
+        """From a reply that is no success, even one that a proxy or another server wrote."""
         try:
-            body = response.json()
+            body = json.loads(reply.content)
         except ValueError:
             body = {}
         if not isinstance(body, dict):
             body = {}
         flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in body.get("errors", []))
-        message = body.get("detail") or f"HTTP {response.status_code} from {response.request.url}"
-        return cls(response.status_code, body.get("code", "unknown"), message, flaws, body.get("request_id"))
+        stranger = f"HTTP {reply.status} from {reply.url}, and not in the service's words. Is that its address?"
+        return cls(
+            reply.status, body.get("code", "unknown"), body.get("detail") or stranger, flaws, body.get("request_id")
+        )

@@ -1,5 +1,7 @@
 """The words of the command line."""
 
+from pathlib import Path
+
 import pytest
 from typer import BadParameter
 from typer.testing import CliRunner
@@ -31,7 +33,8 @@ def test_a_missing_file_is_told_in_the_commands_words() -> None:
     assert "does not exist" in result.stderr
 
 
-def test_a_missing_address_is_one_clear_line() -> None:
-    result = CliRunner().invoke(app, ["jobs", "list"], env={"SEFT_URL": "", "SEFT_API_KEY": ""})
+def test_a_missing_address_is_one_clear_line(tmp_path: Path) -> None:
+    nothing = {"SEFT_URL": "", "SEFT_API_KEY": "", "XDG_CONFIG_HOME": str(tmp_path)}
+    result = CliRunner().invoke(app, ["jobs", "list"], env=nothing)
     assert result.exit_code == 2
-    assert result.stderr == "SEFT_URL is not set. `make up` prints the line that sets it.\n"
+    assert result.stderr == "SEFT_URL is not set. Run `seft login`, or set it as `make up` prints it.\n"

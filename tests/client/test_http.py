@@ -1,77 +1,18 @@
-"""Laws of the client, against a small HTTP server that does what each test tells it."""
+"""Laws of both clients, against a small HTTP server that does what each test tells it."""
 
-import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import assert_type
 
 import pytest
 
-from client import http
-from client.errors import ApiProblem, ClientError, IntegrityError
-from client.http import Client
+from client.answers import Dataset, Job
+from client.errors import ApiProblem, ClientError
+from client.events import EventReader
+from client.http import AsyncClient, Client
+from tests.client.servers import Script
 
 SPEC = {"model": "m", "dataset": "file_x", "sparsity": 0.6}
-
-
-class Script(ThreadingHTTPServer):
-    """Answers requests with the next scripted answer: a status, headers and a body; None hangs up without one."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
-        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def will_answer(self, body: Any, status: int = 200, **headers: str) -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.answers.append((status, {name.replace("_", "-"): value for name, value in headers.items()}, content))
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Script
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.requests.append((self.command, self.path, dict(self.headers), body))
-        answer = self.server.answers.pop(0)
-        if answer is None:
-            self.close_connection = True
-            return
-        status, headers, content = answer
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_POST = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    with Script() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def client(script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr(http, "PAUSES", (0.01, 0.01))
-    with Client(script.url, "seft_key") as client:
-        yield client
 
 
 def test_a_call_is_repeated_when_the_connection_breaks_or_the_server_is_busy(script: Script, client: Client) -> None:
@@ -143,7 +84,8 @@ def test_an_address_that_is_not_the_services_is_told(script: Script, client: Cli
 
 
 def test_a_refusal_by_a_proxy_is_told_too(script: Script, client: Client) -> None:
-    script.will_answer(b"<h1>Bad gateway</h1>", status=502)
+    for _ in range(3):
+        script.will_answer(b"<h1>Bad gateway</h1>", status=502)
     with pytest.raises(ApiProblem, match="HTTP 502"):
         client.job("job_1")
 
@@ -183,42 +125,81 @@ def test_metrics_go_on_behind_a_step(script: Script, client: Client) -> None:
     assert [path.partition("?")[2] for _, path, _, _ in script.requests] == ["after_step=4", "after_step=5"]
 
 
-def test_watching_ends_with_the_final_state(script: Script, client: Client) -> None:
-    for status in ("queued", "running", "succeeded"):
-        script.will_answer({"status": status})
-    assert [job["status"] for job in client.watch("job_1", interval=0)] == ["queued", "running", "succeeded"]
+def test_watching_waits_for_changes_and_ends_with_the_final_state(script: Script, client: Client) -> None:
+    script.will_answer({"status": "queued"}, ETag='"a"')
+    script.will_answer({"status": "running"}, ETag='"b"')
+    script.will_answer(b"", status=304, ETag='"b"')
+    script.will_answer({"status": "succeeded"}, ETag='"c"')
+    assert [job["status"] for job in client.watch("job_1")] == ["queued", "running", "succeeded"]
+    assert [path for _, path, _, _ in script.requests] == ["/jobs/job_1", *["/jobs/job_1?wait=30"] * 3]
+    assert [headers.get("If-None-Match") for _, _, headers, _ in script.requests] == [None, '"a"', '"b"', '"b"']
 
 
-def published(script: Script, name: str, content: bytes) -> None:
-    file = {"name": name, "url": f"{script.url}/object?signed", "sha256": hashlib.sha256(content).hexdigest()}
-    script.will_answer({"data": [{"files": [{"name": "old"}]}, {"files": [file]}]})
+def stream(*events: int) -> bytes:
+    return b": hello\n\n" + b"".join(b'id: %d\nevent: job.x\ndata: {"id": %d}\n\n' % (n, n) for n in events)
 
 
-def test_the_newest_checkpoint_is_fetched_without_showing_the_key(
-    script: Script, client: Client, tmp_path: Path
+def test_a_stream_of_events_goes_on_where_it_broke_until_the_service_says_that_all_is_told(
+    script: Script, client: Client
 ) -> None:
-    published(script, "deep/model.bin", b"weights")
-    script.will_answer(b"weights")
-    assert client.download("job_1", tmp_path / "out") == [tmp_path / "out/deep/model.bin"]
-    assert (tmp_path / "out/deep/model.bin").read_bytes() == b"weights"
-    assert script.requests[0][2]["Authorization"] == "Bearer seft_key"
-    assert "Authorization" not in script.requests[1][2]
+    script.will_answer(stream(3, 5))
+    script.will_answer({}, status=503, Retry_After="0")
+    script.will_answer(stream(8) + b'data: {"id": 9, "cut')
+    script.will_answer(b"", status=204)
+    assert [event["id"] for event in client.live_events("job_1", after=2)] == [3, 5, 8]
+    assert [headers["Last-Event-ID"] for _, _, headers, _ in script.requests] == ["2", "5", "5", "8"]
+    assert {headers["Accept"] for _, _, headers, _ in script.requests} == {"text/event-stream"}
 
 
-def test_a_file_with_other_bytes_never_gets_its_name(script: Script, client: Client, tmp_path: Path) -> None:
-    published(script, "model.bin", b"weights")
-    script.will_answer(b"weightz")
-    with pytest.raises(IntegrityError, match=r"model\.bin has the SHA-256"):
-        client.download("job_1", tmp_path)
-    assert not (tmp_path / "model.bin").exists()
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_events_are_whole_however_the_bytes_are_cut(end: str) -> None:
+    text = f"id: 1{end}data: a{end}data:b{end}{end}: still here{end}{end}data: ä{end}{end}".encode()
+    for size in (1, 2, 3, 1000):
+        reader = EventReader()
+        chunks = [text[start : start + size] for start in range(0, len(text), size)]
+        assert [data for chunk in chunks for data in reader.feed(chunk)] == ["a\nb", "ä"]
 
 
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil"])
-def test_no_file_is_written_outside_of_the_folder(script: Script, client: Client, tmp_path: Path, name: str) -> None:
-    published(script, name, b"")
-    with pytest.raises(IntegrityError, match="outside"):
-        client.download("job_1", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_a_time_to_try_again_may_be_a_date(script: Script, client: Client) -> None:
+    script.will_answer({}, status=429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
+    script.will_answer({"id": "job_1"})
+    assert client.job("job_1")["id"] == "job_1"
+
+
+def test_a_server_that_asks_for_too_much_patience_is_told_at_once(script: Script, client: Client) -> None:
+    script.will_answer({"code": "rate_limited", "detail": "Too many."}, status=429, Retry_After="3600")
+    with pytest.raises(ApiProblem, match="rate_limited: Too many"):
+        client.job("job_1")
+
+
+def test_a_proxy_that_speaks_for_a_service_that_starts_is_asked_again(script: Script, client: Client) -> None:
+    script.will_answer(b"<h1>Bad gateway</h1>", status=502)
+    script.will_answer({"id": "job_1"})
+    assert client.job("job_1")["id"] == "job_1"
+    script.will_answer({"code": "hub_unreachable"}, status=502, Content_Type="application/problem+json")
+    with pytest.raises(ApiProblem, match="hub_unreachable"):
+        client.create_job(SPEC)
+
+
+def test_an_upload_tells_how_far_it_is(script: Script, client: Client, tmp_path: Path) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(b"x" * 200_000)
+    script.will_answer({"id": "file_1"})
+    told: list[tuple[int, int]] = []
+    client.upload_dataset(data, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert told[-1] == (200_000, 200_000)
+
+
+async def types(waiting: Client, awaiting: AsyncClient) -> None:
+    """Never run: mypy reads it. One description has the right types for who waits and for who awaits."""
+    assert_type(waiting.job("job_1"), Job)
+    assert_type(await awaiting.job("job_1"), Job)
+    assert_type(next(waiting.watch("job_1")), Job)
+    assert_type(await anext(aiter(awaiting.watch("job_1"))), Job)
+    assert_type(await awaiting.upload_dataset(Path()), Dataset)
+    waiting.job()  # type: ignore[call-arg]
+    awaiting.download("job_1", "folder")  # type: ignore[arg-type]
 
 
 def test_a_job_without_a_checkpoint_is_told(script: Script, client: Client, tmp_path: Path) -> None:
@@ -226,16 +207,6 @@ def test_a_job_without_a_checkpoint_is_told(script: Script, client: Client, tmp_
     script.will_answer({"status": "running"})
     with pytest.raises(ClientError, match="no checkpoint; it is running"):
         client.download("job_1", tmp_path)
-
-
-def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SEFT_URL", raising=False)
-    with pytest.raises(ClientError, match="SEFT_URL is not set"):
-        Client()
-    monkeypatch.setenv("SEFT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("SEFT_API_KEY", "seft_key")
-    with Client() as client:
-        assert client.url == "http://127.0.0.1:1"
 
 
 def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -> None:

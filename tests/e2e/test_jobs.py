@@ -33,7 +33,7 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def end(service: Service, job_id: str) -> Job:
-    *_, job = service.client.watch(job_id, interval=0.2)
+    *_, job = service.client.watch(job_id)
     return job
 
 

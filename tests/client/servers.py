@@ -1,0 +1,114 @@
+"""Small HTTP servers that do what a test tells them."""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Script(ThreadingHTTPServer):
+    """Answers requests with the next scripted answer: a status, headers and a body; None hangs up without one."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def will_answer(self, body: Any, status: int = 200, **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.answers.append((status, {name.replace("_", "-"): value for name, value in headers.items()}, content))
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Script
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append((self.command, self.path, dict(self.headers), body))
+        answer = self.server.answers.pop(0)
+        if answer is None:
+            self.close_connection = True
+            return
+        status, headers, content = answer
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_DELETE = answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Store(ThreadingHTTPServer):
+    """Object storage with one object behind a signed link: ranges only, and as bad a network as a test wishes."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), StoreHandler)
+        self.content, self.signature = content, 1
+        self.ranges: list[tuple[int, int]] = []
+        self.cuts: list[int] = []
+        """After so many bytes of an answer the connection breaks: one number for each of the next answers."""
+        self.refusals: list[tuple[int, dict[str, str]]] = []
+
+    def file(self, name: str = "model.safetensors") -> dict[str, Any]:
+        """As the API tells of it, with a link that is good now."""
+        url = f"http://127.0.0.1:{self.server_address[1]}/object?signature={self.signature}"
+        return described(name, self.content, url)
+
+
+class StoreHandler(BaseHTTPRequestHandler):
+    server: Store
+
+    def do_GET(self) -> None:
+        if self.server.refusals:
+            return self.refuse(*self.server.refusals.pop(0))
+        if not self.path.endswith(f"signature={self.server.signature}") or "Authorization" in self.headers:
+            return self.refuse(403, {})
+        if not (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            return self.refuse(400, {})
+        first, last = int(asked[1]), int(asked[2])
+        content = self.server.content[first : last + 1]
+        self.server.ranges.append((first, last + 1))
+        cut = self.server.cuts.pop(0) if self.server.cuts else None
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:cut])
+        self.close_connection = cut is not None
+        return None
+
+    def refuse(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": "0"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def described(name: str, content: bytes, url: str = "http://nowhere") -> dict[str, Any]:
+    """A file, as the API tells of it."""
+    return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "url": url}
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let it answer."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
