@@ -5,13 +5,27 @@ Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. What an eve
 
 import math
 
+from seft.errors import ConfigError
 from seft.repair import schedule
 from seft.repair.fixed_mask import FixedMask
+from seft.repair.method import Work
+from seft.repair.processes import processes
 from seft.report import Evolved
 
 
 class Evolving(FixedMask):
-    """Active sets with windows and events."""
+    """Active sets with windows and events.
+
+    Several processes look at a linear's window together. In models with experts they cannot, because a router may send
+    an expert tokens in one of them and none in another: ConfigError.
+    """
+
+    def __init__(self, work: Work) -> None:
+        experts = any(target.expert for target in work.targets.values())
+        if processes() > 1 and experts:
+            way_out = "Repair it in one process, or by a method without events."
+            raise ConfigError("model", "must have no experts for seft in several processes", "experts", way_out)
+        super().__init__(work)
 
     def open(self, step: int, /) -> None:
         """The windows of the next event, where it is near."""

@@ -20,6 +20,7 @@ from seft.packing import Packed, side_by_side
 from seft.repair import schedule, state
 from seft.repair.method import Method, Work
 from seft.repair.methods import METHODS
+from seft.repair.processes import mine, must_share, processes, summed
 from seft.repair.state import State
 from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
 from seft.targets import target_linears
@@ -43,6 +44,7 @@ class Repair:
         *,
         pattern: Pattern = UNSTRUCTURED,
     ) -> None:
+        must_share(config)
         self.config = config
         self.step = 0
         self._windows = Packed.of(side_by_side(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
@@ -119,14 +121,14 @@ class Repair:
         windows = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):
-            part = self._objective(batch.to(self._device)) / windows.predictions
+            part = self._objective(batch[mine()].to(self._device)) / windows.predictions
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach().cpu()
-        return float(loss)
+        return float(summed(loss.to(self._device))) if processes() > 1 else float(loss)
 
     @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
-        gradients = self._method.take_gradients()
+        gradients = [summed(gradient) for gradient in self._method.take_gradients()]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         if not math.isfinite(loss + float(norm)):
             raise TrainError(

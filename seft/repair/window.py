@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.repair.positions import Positions, entries, master_dtype
+from seft.repair.processes import summed
 from seft.repair.sampled import row_chunks, sampled_product
 
 LISTED = 4
@@ -74,11 +75,11 @@ class Window:
     ) -> None:
         """Learn from one micro-batch: `left` is the gradient of the outputs, `right` the inputs."""
         left, right = left.to(self.growth.sums.dtype), right.to(self.growth.sums.dtype)
-        growth = self.growth.updated(sampled_product(left, right, self.growth.indices))
-        removal = self.removal.updated(sampled_product(left, right, self.removal.indices))
+        growth = self.growth.updated(summed(sampled_product(left, right, self.growth.indices)))
+        removal = self.removal.updated(summed(sampled_product(left, right, self.removal.indices)))
         taken = torch.cat([active, growth.indices]).sort().values
         for rows in row_chunks(weight.shape):
-            gradient = (left[:, rows].t() @ right).flatten()
+            gradient = summed((left[:, rows].t() @ right).flatten())
             offset = rows.start * weight.shape[1]
             growth = growth.joined(self._promising(gradient, offset, taken))
             growth = growth.best(self.count * LISTED, growth.sums.abs())
@@ -89,7 +90,7 @@ class Window:
             rivals = self._rivals(growth.indices, weight, active)
             new = rivals[~torch.isin(rivals, removal.indices)]
             removal = removal[torch.isin(removal.indices, rivals)]
-            removal = removal.joined(Candidates.newcomers(new, sampled_product(left, right, new)))
+            removal = removal.joined(Candidates.newcomers(new, summed(sampled_product(left, right, new))))
         self.growth, self.removal, self.observed = growth, removal, self.observed + 1
 
     def _rivals(

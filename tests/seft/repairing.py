@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seft.config import RepairConfig
+from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
+from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
@@ -34,6 +35,13 @@ def pruned_tiny(dtype: torch.dtype = torch.float32) -> Any:
     model = untrained_tiny()
     zero_smallest(model)
     return model.to(dtype)
+
+
+def in_pattern(pattern: Pattern) -> Any:
+    """Always the same untrained model, pruned by magnitude."""
+    model = untrained_tiny()
+    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
+    return model
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

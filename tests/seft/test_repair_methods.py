@@ -1,22 +1,29 @@
 """The laws that every method of repair keeps: budget, mask, pattern, equal counts, bits, resuming, healing."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft.config import Pattern, PruneConfig, PruneMethod, RepairMethod
+from seft.config import Pattern, RepairMethod
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
-from seft.prune.loop import prune_model
 from seft.prune.mask import overfull
 from seft.repair import Repair
 from seft.repair.methods import METHODS
 from seft.targets import target_linears
-from tests.seft.repairing import TOKENS, nonzeros, pruned_tiny, repaired, same_bits, short, weights, zero_smallest
-from tests.tiny import untrained_tiny
+from tests.seft.repairing import (
+    TOKENS,
+    in_pattern,
+    nonzeros,
+    pruned_tiny,
+    repaired,
+    same_bits,
+    short,
+    weights,
+    zero_smallest,
+)
 
 every = pytest.mark.parametrize("method", RepairMethod)
 keeping = pytest.mark.parametrize("method", [method for method in RepairMethod if method.keeps_zeros])
@@ -46,13 +53,6 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype
         assert all(count <= budget[name] for name, count in nonzeros(model).items())
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert {linear.weight.dtype for linear in target_linears(model).values()} == {dtype}
-
-
-def in_pattern(pattern: Pattern) -> Any:
-    """Always the same untrained model, pruned by magnitude."""
-    model = untrained_tiny()
-    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
-    return model
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(3, 8)], ids=str)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.specs import JobSpec
 from seft.config import RepairConfig
@@ -212,3 +213,13 @@ def test_a_job_that_only_prunes_is_judged_twice_and_trains_nothing(
     assert set(result.scores) == {"dense", "pruned"}
     assert result.measured["grown_zeros"] == 0
     assert not run.all(Measured)
+
+
+def test_a_job_in_a_pattern_evolves_within_it(tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], sparsity=0.5, pattern="2:4").go()
+    result = run.said[-1]
+    assert isinstance(result, Finished)
+    assert result.measured["grown_zeros"] > 0
+    for name, tensor in load_file(run.folder / RESULT / "model.safetensors").items():
+        if "_proj" in name:
+            assert ((tensor != 0).view(-1, 4).sum(1) <= 2).all()

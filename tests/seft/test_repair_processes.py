@@ -1,0 +1,106 @@
+"""Two real processes with half the batch each do what one process does with the whole batch."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from seft.config import UNSTRUCTURED, Pattern, RepairMethod
+from seft.errors import ConfigError
+from seft.repair import Repair
+from seft.report import Step
+from tests.seft.repairing import TOKENS, in_pattern, pruned_tiny, short
+from tests.seft.test_prune_loop import SMALL
+
+STEPS = 8
+CASES = {
+    "seft": (RepairMethod.SEFT, UNSTRUCTURED),
+    "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4)),
+    "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED),
+    "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED),
+}
+
+
+def train(name: str, folder: Path) -> None:
+    """A whole repair, its state and loss kept after every step; in double precision, so that no rounding decides."""
+    method, pattern = CASES[name]
+    model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
+    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is a smaller one
+    repair = Repair(model, TOKENS, config, pattern=pattern)
+    losses = []
+    for step in range(1, STEPS + 1):
+        losses += [report.loss for report in repair.advance() if isinstance(report, Step)]
+        repair.save(folder / str(step))
+    torch.save(losses, folder / "losses")
+
+
+def refusals() -> list[str]:
+    """What cannot be shared among two."""
+    mixtral: Any = MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2))
+    found = []
+    for model, changes in ((mixtral, {}), (pruned_tiny(), {"batch_tokens": 96}), (pruned_tiny(), {"micro_batch": 3})):
+        with pytest.raises(ConfigError) as refused:
+            Repair(model, TOKENS, short(**{"batch_tokens": 128, **changes}))
+        found.append(refused.value.field)
+    return found
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of two processes."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for name in CASES:
+        train(name, folder / name / str(rank))
+    torch.save(refusals(), folder / f"refusals.{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    spawn(work, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    return folder
+
+
+def state(folder: Path, step: int) -> dict[str, Tensor]:
+    return load_file(folder / str(step) / "repair.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_choose_what_one_alone_chooses_with_the_whole_batch(name: str, together: Path, tmp_path: Path) -> None:
+    train(name, tmp_path)
+    moved = 0
+    for step in range(1, STEPS + 1):
+        alone, shared = state(tmp_path, step), state(together / name / "0", step)
+        assert alone.keys() == shared.keys()
+        for key, tensor in alone.items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor, shared[key], rtol=1e-4, atol=1e-6)
+            else:
+                assert torch.equal(tensor, shared[key]), (step, key)
+        before = state(tmp_path, max(1, step - 1))
+        moved += sum(not torch.equal(before[key], alone[key]) for key in alone if key.endswith("active.indices"))
+    assert (moved > 0) is (CASES[name][0] is RepairMethod.SEFT)
+    assert torch.load(tmp_path / "losses") == pytest.approx(torch.load(together / name / "0" / "losses"), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_hold_the_same_bits_after_every_step(name: str, together: Path) -> None:
+    one, other = (together / name / rank for rank in "01")
+    for step in range(1, STEPS + 1):
+        for file in ("repair.safetensors", "repair.json"):
+            assert (one / str(step) / file).read_bytes() == (other / str(step) / file).read_bytes()
+
+
+def test_what_processes_cannot_share_is_refused(together: Path) -> None:
+    for rank in "01":
+        assert torch.load(together / f"refusals.{rank}") == ["model", "batch_tokens", "micro_batch"]
