@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import LeaseLostError
-from core.moves import move, record, requeue
+from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
-from core.states import Move, Phase, Status
+from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
 from core.tables import Checkpoint, Dataset, Job, JobMetric, Json
 
 
@@ -43,6 +43,8 @@ class Attempt:
     scores: dict[str, float]
     stopping: bool
     """It is to train no further."""
+    micro_batch: int | None
+    """Windows on the device at a time, where memory ran out before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset) -> Attempt:
         resume=job.resume,
         scores=job.scores,
         stopping=job.stopping,
+        micro_batch=job.micro_batch,
     )
 
 
@@ -205,6 +208,34 @@ def fail(
     return False
 
 
+def fail_for_memory(
+    session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, max_failures: int
+) -> bool:
+    """End the attempt for want of memory: the user's error. Tried again once, with `micro_batch` where there is one.
+
+    True when the job will be tried again.
+    """
+    if micro_batch is None or attempt.micro_batch is not None:
+        return fail(
+            session,
+            attempt,
+            fault=Fault.USER,
+            code=OUT_OF_MEMORY,
+            message=message,
+            retry=False,
+            max_failures=max_failures,
+        )
+    error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
+    _requeue(session, attempt, Move.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch)
+    return True
+
+
+def set_aside(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
+    """Pause the job until there is room for so many bytes; the attempt is not charged."""
+    _requeue(session, attempt, Move.RELEASED, {})
+    shelve(session, attempt.job_id, reason, message, needs=needs)
+
+
 def release(session: Session, attempt: Attempt) -> None:
     """Give the job back to the queue, or pause it where that was asked for; the attempt is not charged."""
     _requeue(session, attempt, Move.RELEASED, {})
@@ -227,8 +258,8 @@ def _move(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **
         raise _lost(attempt)
 
 
-def _requeue(session: Session, attempt: Attempt, to: Move, data: dict[str, Any]) -> None:
-    if not requeue(session, attempt.job_id, to, attempt=attempt.number, data=data):
+def _requeue(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **values: Any) -> None:
+    if not requeue(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
         raise _lost(attempt)
 
 

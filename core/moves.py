@@ -40,18 +40,18 @@ def move(
     return True
 
 
-def requeue(session: Session, job_id: str, to: Move, *, attempt: int, data: dict[str, Any]) -> bool:
+def requeue(session: Session, job_id: str, to: Move, *, attempt: int, data: dict[str, Any], **values: Any) -> bool:
     """An attempt is over and the job is not: it waits for the next one, or pauses where that was asked for."""
-    if not move(session, job_id, to, attempt=attempt, data=data):
+    if not move(session, job_id, to, attempt=attempt, data=data, **values):
         return False
     if session.scalar(select(Job.pausing).where(Job.id == job_id)):
         shelve(session, job_id, Reason.ASKED, "A pause was asked for.")
     return True
 
 
-def shelve(session: Session, job_id: str, reason: Reason, message: str) -> bool:
-    """Keep a queued job from all workers, and say why."""
-    told = {"code": reason, "message": message}
+def shelve(session: Session, job_id: str, reason: Reason, message: str, **more: Any) -> bool:
+    """Keep a queued job from all workers, and say why; `more` is kept with the reason."""
+    told = {"code": reason, "message": message, **more}
     return move(session, job_id, Move.PAUSED, data={"reason": told}, reason=told)
 
 

@@ -6,14 +6,15 @@ The sweep is a thread of every worker; an advisory lock lets one of them do the 
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import BigInteger, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.attempts import Fault
 from core.moves import move, requeue
-from core.states import Move, Status
-from core.tables import Job
+from core.states import Move, Reason, Status
+from core.tables import Job, JobEvent
 
+LARGEST = 2**63 - 1
 SWEEP_LOCK = 0x5EF7
 """Any number that no other advisory lock of this database uses; those of `core.jobs` are 64-bit hashes."""
 
@@ -29,6 +30,22 @@ def reap(session: Session, max_failures: int) -> list[str]:
         .with_for_update(skip_locked=True)
     )
     return [job.id for job in session.scalars(silent).all() if _take_back(session, job, max_failures)]
+
+
+def roomless(session: Session, reason: Reason, room: int = LARGEST) -> Sequence[str]:
+    """The jobs that are paused for this reason and need no more than `room` bytes, their rows locked; their ids."""
+    paused = (
+        select(Job.id)
+        .where(Job.status == Status.PAUSED, Job.reason.has_key("needs"))
+        .where(Job.reason["code"].astext == reason, Job.reason["needs"].astext.cast(BigInteger) <= room)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalars(paused).all()
+
+
+def resume_roomless(session: Session, reason: Reason, room: int) -> list[str]:
+    """Queue those jobs again."""
+    return [job_id for job_id in roomless(session, reason, room) if move(session, job_id, Move.RESUMED)]
 
 
 def to_hint(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
@@ -55,11 +72,16 @@ def _take_back(session: Session, job: Job, max_failures: int) -> bool:
     data = {"worker": job.worker}
     if failures < max_failures:
         return requeue(session, job.id, Move.LOST, attempt=job.attempt, data=data)
-    error = {
-        "fault": Fault.SYSTEM,
-        "code": "worker_lost",
-        "message": f"The worker of attempt {job.attempt} fell silent; after {failures} failures no more are made.",
-    }
+    message = f"The worker of attempt {job.attempt} fell silent; after {failures} failures no more attempts are made."
+    before = (
+        select(JobEvent.data["error"]["message"].astext)
+        .where(JobEvent.job_id == job.id, JobEvent.type == f"job.{Move.RETRIED}")
+        .order_by(JobEvent.id.desc())
+        .limit(1)
+    )
+    if told := session.scalar(before):
+        message += f" The last one that could still tell said: {told}"
+    error = {"fault": Fault.SYSTEM, "code": "worker_lost", "message": message}
     return move(
         session, job.id, Move.FAILED, attempt=job.attempt, data={**data, "error": error}, error=error, failures=failures
     )

@@ -137,6 +137,9 @@ class RepairSpec(Spec):
     sequence_tokens: int = Field(
         default=512, ge=2, le=131072, description="Tokens of one window; divides `batch_tokens`."
     )
+    micro_batch: int = Field(
+        default=1, ge=1, le=4096, description="Windows on the device at a time: memory and speed, not what is learnt."
+    )
 
     @model_validator(mode="after")
     def _whole_windows(self) -> Self:

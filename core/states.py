@@ -2,6 +2,9 @@
 
 from enum import StrEnum
 
+OUT_OF_MEMORY = "out_of_memory"
+"""The code of a failure for want of memory, on the device or on its machine."""
+
 
 class Status(StrEnum):
     """Where a job stands."""
@@ -54,6 +57,8 @@ class Reason(StrEnum):
 
     NOT_STARTED = "not_started"  # `auto_start` was false
     ASKED = "asked"
+    DISK_FULL = "disk_full"  # until a worker has room enough
+    STORAGE_FULL = "storage_full"  # until the bucket has
 
 
 TRANSITIONS: dict[Move, tuple[frozenset[Status], Status | None]] = {

@@ -81,6 +81,7 @@ class Job(Base):
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
         Index("jobs_by_metadata", text("(spec -> 'metadata')"), postgresql_using="gin"),
+        Index("jobs_without_room", "id", postgresql_where=text("status = 'paused' AND reason ? 'needs'")),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
     )
 
@@ -103,7 +104,9 @@ class Job(Base):
     stopping: Mapped[bool] = mapped_column(server_default=text("false"))
     """It is to train no further: to judge and publish what there is."""
     reason: Mapped[Json | None]
-    """Why a paused job is paused: {"code", "message"}."""
+    """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" where there was no room."""
+    micro_batch: Mapped[int | None]
+    """Windows on the device at a time after memory ran out; None while it never did."""
     lease_expires_at: Mapped[datetime | None]
     hinted_at: Mapped[datetime | None]
     """When a broker message last pointed here."""

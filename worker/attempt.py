@@ -4,6 +4,8 @@ Everything that happens (a message, a finished transfer, the process's end) is p
 thread, which also renews the lease; nothing in that thread waits for object storage or for the process.
 """
 
+import errno
+import signal
 import sys
 import threading
 import time
@@ -21,15 +23,17 @@ from core import attempts
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
 from core.settings import Settings
+from core.states import OUT_OF_MEMORY, Reason
 from core.storage import Storage
 from core.tables import Json
-from worker import litter
+from worker import litter, memory, room
 from worker.files import Files
 from worker.ledger import Ledger
 from worker.meter import WHOLE, Stage, progress
 from worker.process import Process
-from worker.protocol import Failed, Finished, Measured, Progressed, Saved, Scored, Stopped, decode
-from worker.transfers import TransferError, Transfers
+from worker.protocol import Failed, Finished, Measured, NoRoom, Progressed, Saved, Scored, Stopped, decode
+from worker.transfers import StorageFullError, TransferError, Transfers
+from worker.watchdog import Watchdog
 
 TRAINING = (sys.executable, "-m", "worker.child")
 TICK_SECONDS = 0.1
@@ -37,8 +41,8 @@ DRAIN_SECONDS = 20.0
 """From the wish to shut down to the job's release; orchestrators kill after 30."""
 PAUSE_SECONDS = 120.0
 """From the wish to pause to the same; nobody kills, but somebody wants the device."""
-HUNG_SECONDS = 3600.0
-"""A process that says nothing for so long is ended. A large model's download is the longest silence."""
+STACK_SECONDS = 2.0
+"""So long a process that hangs has for writing down where."""
 TIDY_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
@@ -47,9 +51,9 @@ log = structlog.get_logger(__name__)
 class AttemptError(Exception):
     """The attempt has failed; `user_error` when another one would fail alike."""
 
-    def __init__(self, code: str, message: str, *, user_error: bool = False) -> None:
+    def __init__(self, code: str, message: str, *, user_error: bool = False, by_kernel: bool = False) -> None:
         super().__init__(message)
-        self.code, self.user_error = code, user_error
+        self.code, self.user_error, self.by_kernel = code, user_error, by_kernel
 
 
 class Supervisor:
@@ -78,7 +82,8 @@ class Supervisor:
         self.process: Process | None = None
         self.process_ended = self.finished = self.over = False
         self.well = True
-        self.last_heard = time.monotonic()
+        self.watchdog, self.hung, self.stacks_by = Watchdog(), "", float("inf")
+        self.kills_before = memory.kills()
         self.leave_by = float("inf")
         self.told_enough = attempt.stopping
 
@@ -103,20 +108,27 @@ class Supervisor:
                 self.ledger.tick()
                 self._mind_leaving()
                 self._mind_stopping()
-                self._mind_silence()
+                self._mind_hanging()
                 with suppress(Empty):
                     self.mailbox.get(timeout=TICK_SECONDS)()
         except AttemptError as error:
-            self._fail(error.code, str(error), user_error=error.user_error)
+            self._fail(error)
+        except StorageFullError as error:
+            self._set_aside(Reason.STORAGE_FULL, str(error))
         except TransferError as error:
-            self._fail("storage_failed", str(error))
+            self._fail(AttemptError("storage_failed", str(error)))
         except OSError as error:
-            self._fail("scratch_failed", f"{error}. Look at the disk of {self.settings.scratch}.")
+            if error.errno == errno.ENOSPC:
+                self._set_aside(Reason.DISK_FULL, str(error))
+            else:
+                told = f"{error}. Look at the disk of {self.settings.scratch}."
+                self._fail(AttemptError("scratch_failed", told))
         except LeaseLostError:
             raise
         except Exception:
             log.exception("attempt.broken")
-            self._fail("internal_error", "Something unforeseen happened in the worker; its log has the rest.")
+            told = "Something unforeseen happened in the worker; its log has the rest."
+            self._fail(AttemptError("internal_error", told))
 
     def _start(self) -> None:
         if self.attempt.resume:
@@ -129,11 +141,11 @@ class Supervisor:
         )
 
     def _hear(self, line: bytes) -> None:
-        self.last_heard = time.monotonic()
         try:
             message = decode(line)
         except ValueError as error:
             raise AttemptError("protocol_broken", f"The training process wrote no message: {line[:200]!r}") from error
+        self.watchdog.hear(message)
         match message:
             case Progressed() | Measured() | Scored():
                 self.ledger.note(message)
@@ -143,6 +155,8 @@ class Supervisor:
                 self._take_result(message)
             case Failed():
                 raise AttemptError(message.code, message.message, user_error=message.user_error)
+            case NoRoom():
+                self._set_aside(Reason.DISK_FULL, message.message, message.missing)
             case Stopped():
                 log.info("training.stopped")
 
@@ -186,16 +200,23 @@ class Supervisor:
         if self.finished or self.leaving:
             return
         assert self.process is not None
+        if code == -signal.SIGKILL and memory.kills() > self.kills_before:
+            told = "The kernel ended the training process because the machine's memory ran out."
+            raise AttemptError(OUT_OF_MEMORY, told, user_error=True, by_kernel=True)
         raise AttemptError(
             "training_process_died", f"The training process ended with {code}. Its last output:\n{self.process.tail}"
         )
 
-    def _mind_silence(self) -> None:
-        if self.process and not self.process_ended and time.monotonic() > self.last_heard + HUNG_SECONDS:
-            raise AttemptError(
-                "training_process_hung",
-                f"The training process said nothing for {HUNG_SECONDS:.0f} s. Its last output:\n{self.process.tail}",
-            )
+    def _mind_hanging(self) -> None:
+        """Have a process that hangs write down where, and end the attempt with that."""
+        if self.process is None or self.process_ended:
+            return
+        if not self.hung and (overdue := self.watchdog.overdue):
+            self.hung, self.stacks_by = overdue, time.monotonic() + STACK_SECONDS
+            self.process.ask_for_stacks()
+        if time.monotonic() > self.stacks_by:
+            self._tell("attempt.hung", {"message": self.hung, "output": self.process.tail})
+            raise AttemptError("training_process_hung", f"{self.hung} Its last output:\n{self.process.tail}")
 
     @property
     def leaving(self) -> bool:
@@ -224,22 +245,42 @@ class Supervisor:
             self.files.tell_enough()
             self.told_enough = True
 
-    def _fail(self, code: str, message: str, *, user_error: bool = False) -> None:
-        self.well = user_error
+    def _fail(self, error: AttemptError) -> None:
+        self.well = error.user_error
         self._end_process()
         self.ledger.flush()
-        self.ledger.write(
-            lambda session: attempts.fail(
-                session,
-                self.attempt,
-                fault=Fault.USER if user_error else Fault.SYSTEM,
-                code=code,
-                message=message,
-                retry=not user_error,
-                max_failures=self.settings.max_failures,
-            )
+        end = self._end_for_memory if error.code == OUT_OF_MEMORY else self._end_with
+        self.ledger.write(partial(end, error))
+        self._finish("attempt.failed", code=error.code, message=str(error))
+
+    def _end_with(self, error: AttemptError, session: Session) -> None:
+        attempts.fail(
+            session,
+            self.attempt,
+            fault=Fault.USER if error.user_error else Fault.SYSTEM,
+            code=error.code,
+            message=str(error),
+            retry=not error.user_error,
+            max_failures=self.settings.max_failures,
         )
-        self._finish("attempt.failed", code=code, message=message)
+
+    def _end_for_memory(self, error: AttemptError, session: Session) -> None:
+        spec, phase = self.attempt.spec, self.watchdog.phase
+        attempts.fail_for_memory(
+            session,
+            self.attempt,
+            message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
+            micro_batch=memory.smaller(spec, phase, by_kernel=error.by_kernel),
+            max_failures=self.settings.max_failures,
+        )
+
+    def _set_aside(self, reason: Reason, message: str, missing: int = 0) -> None:
+        """Pause the job until there is room for what its folder holds and for what is missing."""
+        self._end_process()
+        needs = room.size(self.files.folder) + missing + room.RESERVE_BYTES
+        self.ledger.flush()
+        self.ledger.write(lambda session: attempts.set_aside(session, self.attempt, reason, message, needs))
+        self._finish("attempt.set_aside", code=reason, message=message)
 
     def _tell(self, type: str, data: Json) -> None:  # noqa: A002
         self.ledger.write(lambda session: attempts.event(session, self.attempt, type, data))

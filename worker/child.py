@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core.states import Phase
+from core.states import OUT_OF_MEMORY, Phase
 from seft.errors import (
     Cancelled,
     ConfigError,
@@ -23,7 +23,7 @@ from seft.errors import (
     SourceError,
     TrainError,
 )
-from worker.protocol import Failed, Message, Progressed, Stopped, Task, encode
+from worker.protocol import Failed, Message, NoRoom, Progressed, Stopped, Task, encode
 from worker.tether import tether
 
 HOPELESS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
@@ -52,10 +52,12 @@ def main(folder: Path, pipe: int, owner: int) -> None:
     except SeftError as error:
         hopeless = isinstance(error, HOPELESS) and error.code != "hub_unreachable"
         say(Failed(user_error=hopeless, code=error.code, message=str(error)))
+    except MemoryError as error:
+        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine's memory did not do. {error}"))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        say(Failed(user_error=False, code="disk_full", message=f"{error}. Give the scratch folder more space."))
+        say(NoRoom(message=str(error), missing=getattr(error, "missing", 0)))
 
 
 def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
@@ -67,8 +69,7 @@ def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Call
     try:
         Pipeline(folder, task, say, stopping).run()
     except torch.OutOfMemoryError as error:
-        way_out = "Ask for a smaller repair.sequence_tokens or prune.calibration.tokens, or run it on a larger device."
-        say(Failed(user_error=True, code="out_of_memory", message=f"{str(error).splitlines()[0]} {way_out}"))
+        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
 
 
 if __name__ == "__main__":

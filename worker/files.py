@@ -47,6 +47,7 @@ class Files:
             device=self.settings.device,
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,
+            micro_batch=self.attempt.micro_batch,
         ).write(self.folder)
         if self.attempt.stopping:
             self.tell_enough()

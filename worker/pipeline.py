@@ -37,6 +37,7 @@ from seft.source import ModelSource, find
 from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
+from worker import room
 from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
 from worker.protocol import (
     DATA,
@@ -55,6 +56,8 @@ from worker.protocol import (
 from worker.translate import evaluate_config, prune_config, repair_config
 
 PRUNED, SCORES = "pruned.safetensors", "scores.json"
+PRUNED_BYTES, EXPORTED_BYTES = 4, 2
+"""Of one weight on the disk, at most: in a state, and in the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,13 @@ class Pipeline:
 
     def __init__(self, folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
         self.folder, self.task, self.say, self.stopping = folder, task, say, stopping
-        self.prune, self.repair = prune_config(task.spec), repair_config(task.spec)
+        self.prune, self.repair = prune_config(task.spec), repair_config(task.spec, task.micro_batch)
         self.evaluate = evaluate_config(task.spec)
         self.stages = WHOLE if self.repair else PRUNE_ONLY
         self.scores: dict[str, float] = {}
         self.step = task.resume or 0
+        self.state_bytes = 0
+        """Of the newest state of training."""
 
     def run(self) -> None:
         """Through all stages. Cancelled when it was asked to stop; SeftError where the job cannot be done."""
@@ -117,13 +122,15 @@ class Pipeline:
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Judge, prune, round as the checkpoint will be, judge again, save: none of this is done twice.
 
-        The save comes before any training: where it cannot be written or stored, the job fails now, not at its end.
+        The save comes before any training: where it cannot be written or stored, or the disk has no room for it and
+        for the checkpoint, the job learns it now, not at its end.
         """
         self._judge("dense", Stage.DENSE, loaded, text)
         prune_model(loaded.model, text.calibration, self.prune, self._reporter(Stage.PRUNING))
         round_weights(loaded.model)
         self._judge("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
+        room.make_sure(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
         save_pruned(loaded.model, folder / PRUNED)
         (folder / SCORES).write_text(json.dumps(self.scores))
         self.say(Saved(step=self.step))
@@ -176,7 +183,9 @@ class Pipeline:
         return self.folder / RESUME / str(self.step)
 
     def _save(self, work: Repair) -> None:
+        room.make_sure(self.folder, self.state_bytes)
         work.save(self._state_folder)
+        self.state_bytes = room.size(self._state_folder)
         self.say(Saved(step=self.step))
 
     def _judge(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
@@ -189,6 +198,7 @@ class Pipeline:
     def _export(self, loaded: Loaded, text: Text, grown: int) -> None:
         self._progress(Stage.EXPORTING, 0.0)
         folder, data = self.folder / RESULT, self.task.dataset_sha256
+        room.make_sure(self.folder, EXPORTED_BYTES * _weights(loaded))
         facts = Facts(
             base=Base.of(loaded.source),
             prune=self.prune,
@@ -228,6 +238,10 @@ def settle_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling memory that is about to be written costs time and decides nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _weights(loaded: Loaded) -> int:
+    return sum(parameter.numel() for parameter in loaded.model.parameters())
 
 
 def _values(reports: Sequence[Step | Evolved]) -> dict[str, float]:

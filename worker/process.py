@@ -58,6 +58,10 @@ class Process:
         """It saves and ends, in its own time."""
         self._signal(lambda pid: os.kill(pid, signal.SIGTERM))
 
+    def ask_for_stacks(self) -> None:
+        """It writes the stack of each of its threads to its output, even when it hangs."""
+        self._signal(lambda pid: os.kill(pid, signal.SIGUSR2))
+
     def kill(self) -> None:
         """End the whole group, and wait until its first process is gone. Nothing happens when it has ended."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGKILL))

@@ -1,9 +1,9 @@
 """What a worker and its training process say to each other.
 
 The worker writes `job.json` into a folder and starts the process on it; the process answers with JSON lines on a pipe
-and with files in the same folder. SIGTERM asks it to save and end, the file `enough` to train no further and to go on
-with what comes after. Its standard input is its lifeline: the pipe closes when the worker is gone. Nothing here needs
-torch.
+and with files in the same folder. SIGTERM asks it to save and end, SIGUSR2 to write the stacks of its threads to its
+output, the file `enough` to train no further and to go on with what comes after. Its standard input is its lifeline:
+the pipe closes when the worker is gone. Nothing here needs torch.
 
     job.json, data.jsonl    what to do, and the text
     state/                  the resumable state to go on from, if there is one
@@ -40,6 +40,8 @@ class Task(_Part):
     device: str
     threads: int
     checkpoint_seconds: float
+    micro_batch: int | None
+    """Windows on the device at a time; None: as the request says."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
@@ -97,6 +99,14 @@ class Stopped(_Part):
     type: Literal["stopped"] = "stopped"
 
 
+class NoRoom(_Part):
+    """The process ends because the disk has no room; `missing` bytes more would do."""
+
+    type: Literal["no_room"] = "no_room"
+    message: str
+    missing: int
+
+
 class Failed(_Part):
     """The process ends with an error that it understands; `user_error` when trying again cannot help."""
 
@@ -106,7 +116,7 @@ class Failed(_Part):
     message: str
 
 
-Message = Progressed | Measured | Scored | Saved | Finished | Stopped | Failed
+Message = Progressed | Measured | Scored | Saved | Finished | Stopped | NoRoom | Failed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

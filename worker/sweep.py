@@ -1,17 +1,21 @@
 """Finds what was lost: jobs whose worker fell silent, jobs whose hint was lost, what ended jobs have left behind."""
 
+import shutil
 import threading
 
 import structlog
+from botocore.exceptions import ClientError
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import queue, recovery
 from core.settings import Settings
+from core.states import Reason
 from core.storage import Storage
 from worker import litter
 
 BATCH = 16
+PROBE, PROBE_BYTES = "probe", 1 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +33,7 @@ class Sweep(threading.Thread):
         while True:
             try:
                 self.find_lost()
+                self.resume_roomless()
                 self.hint_waiting()
                 self.clear_litter()
             except Exception as error:
@@ -42,6 +47,19 @@ class Sweep(threading.Thread):
         for job_id in lost:
             log.warning("job.lost", job=job_id)
 
+    def resume_roomless(self) -> None:
+        """Queue again what waits for room that is here now."""
+        self.settings.scratch.mkdir(parents=True, exist_ok=True)
+        room = {Reason.DISK_FULL: shutil.disk_usage(self.settings.scratch).free}
+        with self.sessions.begin() as session:
+            waiting = recovery.roomless(session, Reason.STORAGE_FULL)
+        if waiting and self._storage_takes():
+            room[Reason.STORAGE_FULL] = recovery.LARGEST
+        with self.sessions.begin() as session:
+            resumed = [job for reason, free in room.items() for job in recovery.resume_roomless(session, reason, free)]
+        for job_id in resumed:
+            log.info("job.has_room", job=job_id)
+
     def hint_waiting(self) -> None:
         """Hint at jobs that have waited for two rounds: their message may be lost."""
         with self.sessions.begin() as session:
@@ -54,3 +72,12 @@ class Sweep(threading.Thread):
         for job_id, attempt in litter.with_states(self.sessions, BATCH):
             litter.clear(self.sessions, self.storage, job_id, attempt)
         litter.clear_scratch(self.sessions, self.settings.scratch)
+
+    def _storage_takes(self) -> bool:
+        """Whether object storage keeps a small object; how much more it has room for it does not tell."""
+        try:
+            self.storage.put(PROBE, bytes(PROBE_BYTES))
+            self.storage.delete([PROBE])
+        except ClientError:
+            return False
+        return True

@@ -1,10 +1,11 @@
-"""How the training process ends with its worker, together with everything that it started itself. Linux only.
+"""How the training process hangs on its worker: it ends with it, and all that it started; it tells where it is. Linux.
 
 The kernel kills the process when its worker dies. It would not kill what the process has started in turn, so a tiny
 process in the same group watches the lifeline, a pipe that only the worker holds open, and kills the group at its end.
 """
 
 import ctypes
+import faulthandler
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ PR_SET_PDEATHSIG = 1
 
 def tether(owner: int) -> None:
     """Call it first, before there are threads. Exits at once when the owner, the parent process, is gone already."""
+    faulthandler.register(signal.SIGUSR2)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")

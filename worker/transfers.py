@@ -22,6 +22,8 @@ PATIENCE_SECONDS = 600.0
 """An object is tried again for so long while the storage does not answer."""
 LONGEST_PAUSE = 10.0
 REFUSALS = frozenset({400, 401, 403, 404, 413})
+FULL_STATUS, FULL = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
+"""How servers that speak S3 say that there is no room; Amazon's always has some."""
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -29,6 +31,10 @@ T = TypeVar("T")
 
 class TransferError(Exception):
     """Object storage refused, stayed away too long, or gave other bytes than it was given."""
+
+
+class StorageFullError(TransferError):
+    """Object storage has no room."""
 
 
 class Transfers:
@@ -101,6 +107,8 @@ class Transfers:
             try:
                 return action()
             except (BotoCoreError, Boto3Error, ClientError) as error:
+                if _full(error):
+                    raise StorageFullError(f"object storage: {error}") from error
                 if _refused(error) or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
@@ -116,9 +124,22 @@ def hash_file(path: Path) -> str:
 
 def _refused(error: Exception) -> bool:
     """Whether the storage answered, and meant it: no rights, no bucket, no such object."""
+    answer = _answer(error)
+    return answer is not None and answer.response["ResponseMetadata"]["HTTPStatusCode"] in REFUSALS
+
+
+def _full(error: Exception) -> bool:
+    answer = _answer(error)
+    if answer is None:
+        return False
+    status = answer.response["ResponseMetadata"]["HTTPStatusCode"]
+    return status == FULL_STATUS or answer.response.get("Error", {}).get("Code") in FULL
+
+
+def _answer(error: Exception) -> ClientError | None:
     # An upload in parts hides the answer behind an error of its own.
     answer = error if isinstance(error, ClientError) else error.__context__
-    return isinstance(answer, ClientError) and answer.response["ResponseMetadata"]["HTTPStatusCode"] in REFUSALS
+    return answer if isinstance(answer, ClientError) else None
 
 
 def _raise(error: Exception) -> None:

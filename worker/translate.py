@@ -34,8 +34,8 @@ def prune_config(spec: JobSpec) -> PruneConfig:
     )
 
 
-def repair_config(spec: JobSpec) -> RepairConfig | None:
-    """How the job repairs; None when it only prunes."""
+def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig | None:
+    """How the job repairs; None when it only prunes. `micro_batch` goes before what it asked for."""
     asked = spec.repair
     if asked.method is specs.RepairMethod.NONE:
         return None
@@ -48,6 +48,7 @@ def repair_config(spec: JobSpec) -> RepairConfig | None:
         drop_rate=asked.drop_rate,
         batch_tokens=asked.batch_tokens,
         sequence_tokens=asked.sequence_tokens,
+        micro_batch=micro_batch or asked.micro_batch,
         seed=spec.seed,
     )
 

@@ -22,6 +22,8 @@ from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 SAMPLED = 1024
+_FREE = {"micro_batch": None}
+"""What may change between a state and those who go on from it: it decides about memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
     """Read a state, its tensors on the host; StateError when it is of another repair."""
     facts = _read_facts(folder)
-    for field, seen in {"fingerprint": fingerprint, "config": json.loads(json.dumps(asdict(config)))}.items():
+    config_facts = {**json.loads(json.dumps(asdict(config))), **_FREE}
+    facts["config"] = {**facts.get("config", {}), **_FREE}
+    for field, seen in {"fingerprint": fingerprint, "config": config_facts}.items():
         if facts.get(field) != seen:
             raise StateError(
                 f"a state must have the {field} of this repair; {folder} has {facts.get(field)!r} instead of {seen!r}."

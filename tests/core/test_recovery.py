@@ -38,6 +38,21 @@ def test_a_job_that_kills_its_workers_fails_for_good(sessions: Sessions, make_jo
     assert reap(sessions) == []
 
 
+def test_a_job_that_kills_its_workers_tells_what_was_last_heard(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        attempts.fail(
+            session, attempt, fault=attempts.Fault.SYSTEM, code="c", message="the tail", retry=True, max_failures=2
+        )
+    claimed(sessions)
+    expire(sessions, job_id)
+    assert reap(sessions, 2) == [job_id]
+    error = row(sessions, job_id).error
+    assert error is not None
+    assert "the tail" in error["message"]
+
+
 def test_a_late_heartbeat_saves_a_job_that_was_not_taken_back_yet(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)

@@ -80,6 +80,10 @@ class House:
             query = select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
             return list(session.scalars(query))
 
+    def told(self, job_id: str) -> list[JobEvent]:
+        with self.sessions.begin() as session:
+            return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
+
     def claims(self) -> list[tuple[str, str]]:
         """(job, worker) of every claim."""
         with self.sessions.begin() as session:

@@ -20,6 +20,7 @@ from worker.protocol import (
     Finished,
     Measured,
     Message,
+    NoRoom,
     Progressed,
     Saved,
     Scored,
@@ -119,6 +120,22 @@ class StandIn:
             time.sleep(0.02)
         self.save(5, pruned="p", run="r5")
         self.say(Stopped())
+
+    def get_stuck(self) -> None:
+        for step in range(1, 6):
+            self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=step))
+            time.sleep(0.01)
+        while True:
+            time.sleep(0.1)
+            self.say(Scored(scores={"dense": 20.63}))
+
+    def fill_the_disk(self) -> None:
+        (self.folder / "half").write_bytes(bytes(1 << 16))
+        self.say(NoRoom(message="1048576 bytes are missing.", missing=1 << 20))
+
+    def run_out_of_memory(self) -> None:
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
+        self.say(Failed(user_error=True, code="out_of_memory", message="CUDA out of memory."))
 
     def stop_when_told(self) -> None:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))

@@ -1,5 +1,7 @@
 """An attempt as its worker sees it, with a process that speaks the protocol in the place of the one that trains."""
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -10,12 +12,13 @@ import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from core import attempts, queue, wishes
-from core.states import Phase, Status
+from core import attempts, queue, recovery, wishes
+from core.states import Phase, Reason, Status
 from core.storage import Storage
 from tests.worker.conftest import House, alive, wait_for
 from worker import litter
 from worker.attempt import Supervisor
+from worker.sweep import Sweep
 from worker.work import Work
 
 
@@ -221,9 +224,89 @@ def test_a_shutdown_waits_no_longer_than_it_may(house: House, job_id: str, monke
 
 
 def test_a_silent_process_is_ended(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.attempt.HUNG_SECONDS", 1.0)
+    monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 3.0)
     supervisor(house, "hang_with_child").run()
     assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+    (told,) = [event for event in house.told(job_id) if event.type == "attempt.hung"]
+    assert "in hang_with_child" in told.data["output"], "the stack of the process that hangs"
+    assert "said nothing for" in told.data["message"]
+
+
+def test_training_that_takes_no_more_steps_is_ended(house: House, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.watchdog.STEP_SECONDS", 1.0)
+    supervisor(house, "get_stuck").run()
+    assert (house.job(job_id).status, house.job(job_id).failures) == (Status.QUEUED, 1)
+    assert "job.retried" in house.events(job_id)
+    (told,) = [event for event in house.told(job_id) if event.type == "attempt.hung"]
+    assert "No step came for" in told.data["message"]
+
+
+def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: str) -> None:
+    missing = 1 << 20
+    supervisor(house, "fill_the_disk").run()
+    job = house.job(job_id)
+    assert job.reason is not None
+    assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
+    assert job.reason["needs"] > missing
+    with house.sessions.begin() as session:
+        assert recovery.resume_roomless(session, Reason.DISK_FULL, missing) == []
+        assert recovery.resume_roomless(session, Reason.STORAGE_FULL, recovery.LARGEST) == []
+    sweep = Sweep(house.settings, queue.make_app(house.settings), house.sessions, house.storage)
+    sweep.resume_roomless()
+    assert house.job(job_id).status == Status.QUEUED
+    supervisor(house, "succeed").run()
+    assert house.job(job_id).status == Status.SUCCEEDED
+    assert house.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
+
+
+def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House, job_id: str) -> None:
+    class Full(Storage):
+        def upload(self, source: Path | BinaryIO, key: str) -> None:
+            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 507}}, "PutObject")  # type: ignore[typeddict-item]
+
+        def put(self, key: str, content: bytes) -> None:
+            raise ClientError({}, "PutObject")
+
+    full = Full(house.settings)
+    supervisor(House(house.settings, house.sessions, full), "succeed").run()
+    job = house.job(job_id)
+    assert job.reason is not None
+    assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
+    for storage, status in ((full, Status.PAUSED), (house.storage, Status.QUEUED)):
+        Sweep(house.settings, queue.make_app(house.settings), house.sessions, storage).resume_roomless()
+        assert house.job(job_id).status == status
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_memory_that_runs_out_in_training_is_tried_once_more_with_less(house: House, micro_batch: int) -> None:
+    job_id = house.add_job(house.add_dataset(["one", "two"]), repair={"micro_batch": micro_batch})
+    supervisor(house, "run_out_of_memory").run()
+    if micro_batch > 1:
+        assert (house.job(job_id).status, house.job(job_id).micro_batch) == (Status.QUEUED, 1)
+        supervisor(house, "run_out_of_memory").run()
+    job = house.job(job_id)
+    assert job.status == Status.FAILED
+    assert job.error is not None
+    assert (job.error["fault"], job.error["code"]) == ("user_error", "out_of_memory")
+    assert "held 1 x 512 tokens" in job.error["message"]
+    assert "repair.sequence_tokens 256" in job.error["message"]
+
+
+def test_what_the_kernel_ends_for_memory_is_tried_once_more(
+    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    counts = tmp_path / "vmstat"
+    counts.write_text("oom_kill 1\n")
+    monkeypatch.setattr("worker.memory.VMSTAT", counts)
+    for kills, status in ((2, Status.QUEUED), (3, Status.FAILED)):
+        with Running(supervisor(house, "hang_with_child")) as attempt:
+            wait_for(lambda: attempt.process is not None and (attempt.files.folder / "pids").exists())
+            counts.write_text(f"oom_kill {kills}\n")
+            os.kill(int((attempt.files.folder / "pids").read_text().split()[0]), signal.SIGKILL)
+            wait_for(lambda status=status: house.job(job_id).status == status)  # type: ignore[misc]
+    error = house.job(job_id).error
+    assert error is not None
+    assert error["code"] == "out_of_memory"
 
 
 class Stuck(Storage):

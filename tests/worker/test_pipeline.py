@@ -29,6 +29,7 @@ from worker.protocol import (
     Scored,
     Task,
 )
+from worker.room import NoRoomError
 
 SPEC = {
     "model": "tiny",
@@ -57,6 +58,7 @@ class Run:
         models: Path,
         texts: Sequence[str | dict[str, Any]],
         resume: int | None = None,
+        micro_batch: int | None = None,
         **spec: object,
     ) -> None:
         self.folder, self.said = folder, list[Message]()
@@ -71,6 +73,7 @@ class Run:
             device="cpu",
             threads=1,
             checkpoint_seconds=1000,
+            micro_batch=micro_batch,
         )
 
     def go(self, stopping: Callable[[], bool] = lambda: False) -> "Run":
@@ -114,6 +117,31 @@ def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(
     second.go()
     assert second.all(Scored)[0] == first.all(Scored)[-1]
     assert second.manifest() == undisturbed.manifest()
+
+
+def test_a_run_goes_on_with_another_micro_batch_and_learns_the_same(
+    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
+    with pytest.raises(Cancelled):
+        first.go(stopping=lambda: len(first.all(Measured)) == 4)
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4, micro_batch=2)
+    for step in ("0", "4"):
+        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
+    second.go()
+    losses = [[message.values["loss"] for message in run.all(Measured)[-4:]] for run in (undisturbed, second)]  # type: ignore[union-attr]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.room.RESERVE_BYTES", 1 << 62)
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    with pytest.raises(NoRoomError, match="bytes are to be written") as caught:
+        run.go()
+    assert caught.value.missing > 0
+    assert not run.all(Saved)
 
 
 def stopped(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:

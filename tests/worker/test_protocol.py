@@ -4,7 +4,19 @@ import pytest
 
 from core.states import Phase
 from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
-from worker.protocol import Failed, Finished, Measured, Message, Progressed, Saved, Scored, Stopped, decode, encode
+from worker.protocol import (
+    Failed,
+    Finished,
+    Measured,
+    Message,
+    NoRoom,
+    Progressed,
+    Saved,
+    Scored,
+    Stopped,
+    decode,
+    encode,
+)
 
 MESSAGES: list[Message] = [
     Progressed(phase=Phase.TRAINING, progress=1 / 3, step=7),
@@ -13,6 +25,7 @@ MESSAGES: list[Message] = [
     Saved(step=7),
     Finished(step=7, scores={"dense": 2 / 3}, measured={"linears": {"zeros": 6}}),
     Stopped(),
+    NoRoom(message="Three bytes are missing.", missing=3),
     Failed(user_error=True, code="not_enough_text", message="Two\nlines, and “quotes”."),
 ]
 

@@ -18,6 +18,7 @@ REPAIR: dict[str, Any] = {
     "drop_rate": 0.1,
     "batch_tokens": 256,
     "sequence_tokens": 128,
+    "micro_batch": 2,
 }
 
 

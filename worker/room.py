@@ -1,0 +1,34 @@
+"""Room on the disk: asked for before much is written, so that a state or a checkpoint is written whole or not begun."""
+
+import errno
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+RESERVE_BYTES = 32 << 20
+"""Left free always: a log line, a database on the same disk."""
+
+
+class NoRoomError(OSError):
+    """The disk has too little room; `missing` bytes more would do."""
+
+    def __init__(self, folder: Path, needed: int, free: int) -> None:
+        way_out = "The job waits until there is room: give the scratch folder more."
+        super().__init__(errno.ENOSPC, f"{needed} bytes are to be written at {folder}, {free} are free. {way_out}")
+        self.missing = needed - free
+
+
+def make_sure(folder: Path, needed: int) -> None:
+    """NoRoomError unless `needed` bytes can be written there and a reserve stays."""
+    free = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
+    if free < needed:
+        raise NoRoomError(folder, needed, free)
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in the folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another thread has removed it
+            total += path.stat().st_size
+    return total
