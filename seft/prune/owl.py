@@ -12,7 +12,7 @@ from torch import Tensor
 from seft.prune.wanda import importance
 
 OUTLIER = 5.0  # M in the paper
-REACH = 0.08  # lambda in the paper: no block's share is further than this from the asked one
+REACH = 0.08  # lambda in the paper: as in its code, the shares of two blocks differ by at most twice this
 
 Judged = tuple[Float[Tensor, "rows cols"], Float[Tensor, "cols"]]
 """A weight and the norms of its input columns."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.config import PruneConfig, PruneMethod
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
 from seft.prune.allocation import uniform
 from seft.prune.methods import make_pruner
@@ -99,12 +99,16 @@ def test_ria_zeroes_the_smallest_of_the_linear_by_shares_of_row_and_column_times
     assert torch.equal(prune(weight, inputs, PruneMethod.RIA, 0.55), expected)
 
 
-def admm(weight: Tensor, hessian: Tensor, zeros: int) -> Tensor:
-    """ALPS from algorithm 1 and appendix B, in units in which the Hessian has a diagonal of ones; its support."""
+def admm(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
+    """ALPS from algorithm 1 and appendix B, in units in which the Hessian has a diagonal of ones; its support.
+
+    So many zeros are in every group of so many neighbours.
+    """
 
     def projected(candidate: Tensor) -> Tensor:
-        threshold = candidate.abs().flatten().sort().values[zeros]
-        return candidate.masked_fill(candidate.abs() < threshold, 0.0)
+        sizes = candidate.abs().reshape(-1, group)
+        threshold = sizes.sort(1).values[:, zeros, None]
+        return candidate.masked_fill((sizes < threshold).view_as(candidate), 0.0)
 
     rho, eye = 0.1, torch.eye(len(hessian), dtype=torch.float64)
     kept, dual = projected(weight), torch.zeros_like(weight)
@@ -130,16 +134,19 @@ def least_squares(weight: Tensor, hessian: Tensor, support: Tensor) -> Tensor:
     return best
 
 
-@pytest.mark.parametrize("sparsity", [0.6, 0.8])
-def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(sparsity: float) -> None:
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.6, UNSTRUCTURED), (0.8, UNSTRUCTURED), (0.5, Pattern(2, 4))])
+def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(
+    sparsity: float, pattern: Pattern
+) -> None:
     weight, inputs = make_weight(24, 120), correlated(1024, 120)
     hessian = inputs.double().T @ inputs.double()
     hessian += 0.01 * hessian.diagonal().mean() * torch.eye(120, dtype=torch.float64)
     scale = hessian.diagonal().sqrt()
     scaled, unit = weight.double() * scale, hessian / scale / scale[:, None]
-    support = admm(scaled, unit, int(weight.numel() * sparsity))
+    group = pattern.of if pattern.grouped else weight.numel()
+    support = admm(scaled, unit, int(group * sparsity), group)
     expected = least_squares(weight.double(), hessian, support)
-    pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity).double()
+    pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity, pattern=pattern).double()
 
     def error(candidate: Tensor) -> float:
         return float((((candidate - weight) @ hessian) * (candidate - weight)).sum())

@@ -1,52 +1,61 @@
 """DSnoT: the swaps of the paper, never worse on the calibration tokens, and none that a budget would notice."""
 
-from itertools import product
-
 import pytest
 import torch
 from torch import Tensor
 
-from seft.config import Pattern, PruneMethod, Refinement
+from seft.config import UNSTRUCTURED, Pattern, PruneMethod, Refinement
 from seft.prune.dsnot import Columns, refine
 from tests.seft.test_prune_methods import correlated, make_weight, prune
 
 
-def swaps(weight: Tensor, kept: Tensor, inputs: Tensor, cycles: int) -> Tensor:
-    """The mask by equations 3 to 6 of the paper in double precision, one row and one swap at a time."""
-    weight, kept, inputs = weight.double(), kept.clone(), inputs.double()
+def dsnot(dense: Tensor, pruned: Tensor, inputs: Tensor, pattern: Pattern) -> Tensor:
+    """Equations 3 to 6 of the paper in double precision, one row and one swap at a time."""
+    dense, refined, inputs = dense.double(), pruned.double(), inputs.double()
     mean, variance, norms = inputs.mean(0), inputs.var(0, unbiased=False), inputs.norm(dim=0)
-    for row, moved in product(range(len(weight)), [set[int]()]):
-        moved.clear()
-        error = float((mean * weight[row])[~kept[row]].sum()) * -1
-        for _ in range(cycles):
+    for row, now in enumerate(refined):
+        moved = set[int]()
+        error = float(mean @ (now - dense[row]))
+        for _ in range(50):
             sign = -1.0 if error > 0 else 1.0
-            effect = weight[row] * mean
-            growing = [c for c in range(len(mean)) if not kept[row, c] and c not in moved and sign * effect[c] > 0]
-            pruning = [c for c in range(len(mean)) if kept[row, c] and c not in moved and sign * effect[c] < 0]
-            if not growing or not pruning:
+            still = [column for column in range(len(now)) if column not in moved and dense[row, column] != 0]
+            growing = [c for c in still if now[c] == 0 and sign * dense[row, c] * mean[c] > 0]
+            if not growing:
                 break
-            grown = max(growing, key=lambda c: float(sign * effect[c] / variance[c]))
-            lost = min(pruning, key=lambda c: float(weight[row, c].abs() * norms[c]))
-            after = error + float(effect[grown]) - float(effect[lost])
+            grown = max(growing, key=lambda c: float(sign * dense[row, c] * mean[c] / variance[c]))
+            kept = [c for c in still if now[c] != 0]
+            if pattern.grouped:
+                rivals = [c for c in kept if c // pattern.of == grown // pattern.of]
+            else:
+                rivals = [c for c in kept if sign * now[c] * mean[c] < 0]
+            if not rivals:
+                break
+            lost = min(rivals, key=lambda c: float(now[c].abs() * norms[c]))
+            after = error + float(dense[row, grown] * mean[grown] - now[lost] * mean[lost])
             if abs(after) >= abs(error):
                 break
-            kept[row, grown], kept[row, lost], error = True, False, after
+            now[grown], now[lost], error = dense[row, grown], 0.0, after
             moved |= {grown, lost}
-    return kept
+    return refined
 
 
-def test_the_mask_is_that_of_the_paper_in_double_precision() -> None:
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(2, 4)], ids=str)
+@pytest.mark.parametrize("method", PruneMethod)
+def test_the_mask_of_every_method_is_refined_as_in_the_paper_in_double_precision(
+    method: PruneMethod, pattern: Pattern
+) -> None:
     weight, inputs = make_weight(12, 80), correlated(400, 80)
-    pruned = prune(weight, inputs, PruneMethod.WANDA, 0.6)
+    pruned = prune(weight, inputs, method, 0.5, pattern=pattern)
     columns = Columns(inputs.mean(0), inputs.var(0, unbiased=False), inputs.norm(dim=0))
-    refined = refine(weight, pruned, columns)
-    expected = swaps(weight, pruned != 0, inputs, cycles=50)
-    assert torch.equal(refined != 0, expected)
-    assert torch.equal(refined, weight.masked_fill(~expected, 0.0))
+    refined, expected = refine(weight, pruned, columns, pattern), dsnot(weight, pruned, inputs, pattern)
+    assert torch.equal(refined, expected.float())
     assert not torch.equal(refined, pruned)
+    errors = [(inputs.double() @ (each.double() - weight).T).norm(dim=0) for each in (pruned, expected)]
+    better = torch.where((errors[1] > errors[0])[:, None], pruned, refined)
+    assert torch.equal(prune(weight, inputs, method, 0.5, pattern=pattern, refine=Refinement.DSNOT), better)
 
 
-@pytest.mark.parametrize("pattern", [Pattern(1, 1), Pattern(2, 4)], ids=str)
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(2, 4)], ids=str)
 @pytest.mark.parametrize("method", PruneMethod)
 def test_no_row_errs_more_on_the_calibration_tokens(method: PruneMethod, pattern: Pattern) -> None:
     for seed, shift in ((1, 0.0), (2, 1.0), (3, -4.0)):
