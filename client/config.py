@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
-from client.errors import ClientError
+from client.errors import SetupError
 
 WAY_OUT = "Run `seft login`, or set it as `make up` prints it."
 
@@ -29,7 +29,7 @@ class Address:
         kept = {} if url and api_key else _kept()
         url = checked(url or kept.get("url") or _missing("SEFT_URL"))
         if not api_key and kept and kept.get("url") != url:
-            raise ClientError(f"SEFT_API_KEY is not set, and the key in {config_file()} is not for {url}. {WAY_OUT}")
+            raise SetupError(f"SEFT_API_KEY is not set, and the key in {config_file()} is not for {url}. {WAY_OUT}")
         return cls(url, api_key or kept.get("api_key") or _missing("SEFT_API_KEY"))
 
     def keep(self) -> Path:
@@ -52,12 +52,12 @@ def config_file() -> Path:
 def checked(url: str) -> str:
     """The address, if it can be one."""
     if not url.startswith(("http://", "https://")):
-        raise ClientError(f"The address must begin with http:// or https://; it is {url!r}. Check SEFT_URL.")
+        raise SetupError(f"The address must begin with http:// or https://; it is {url!r}. Check SEFT_URL.")
     return url.rstrip("/")
 
 
 def _missing(name: str) -> NoReturn:
-    raise ClientError(f"{name} is not set. {WAY_OUT}")
+    raise SetupError(f"{name} is not set. {WAY_OUT}")
 
 
 def _kept() -> dict[str, str]:
@@ -67,5 +67,5 @@ def _kept() -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ClientError(f"{path} cannot be read: {error}. Run `seft login` again.") from error
+        raise SetupError(f"{path} cannot be read: {error}. Run `seft login` again.") from error
     return {name: value for name, value in kept.items() if isinstance(value, str)} if isinstance(kept, dict) else {}

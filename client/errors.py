@@ -12,8 +12,12 @@ class ClientError(Exception):
     """The call could not be made, or what came back is not to be trusted."""
 
 
+class SetupError(ClientError):
+    """The address or the key of the service is missing, or cannot be one."""
+
+
 class Unreachable(ClientError):  # noqa: N818 (it says what the service is)
-    """Nobody answered, or the connection broke."""
+    """Nobody answered, the connection broke, or somebody else answered."""
 
 
 class IntegrityError(ClientError):

@@ -38,12 +38,12 @@ class UsageError(SeftError):
     code = "usage"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; its exit code."""
+def main(arguments: Sequence[str] | None = None, *, program: str = "python -m seft") -> int:
+    """Run one command line; its exit code. `program` is what its usage calls it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(program).parse_args(arguments)
         with shown() as report:
             answer: Answer = options.run(options, report)
     except SeftError as error:
@@ -151,10 +151,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}. See {self.prog} --help.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m seft", description="Make language models sparse, and repair them.", allow_abbrev=False
-    )
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description="Make language models sparse, and repair them.", allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, run, add, text in (
         ("prune", _prune, _add_prune, "set a share of a model's weights to zero"),

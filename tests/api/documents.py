@@ -1,13 +1,20 @@
 """The documents that are made from the code. `python -m tests.api.documents` writes them; a test holds them equal."""
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
 from api.app import routes
 from api.errors import TABLE
+from client.cli import app
+from client.operations import Operations
+from client.shell import Exit
+from client.steps import flow, operation
 from core.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,7 +52,32 @@ def codes_table() -> str:
     return _table(("code", "status", "means"), [(f"`{c}`", str(int(s)), title) for c, (s, title) in TABLE.items()])
 
 
-MADE = {"configuration.md": [settings_table], "api.md": [routes_table, codes_table]}
+def methods_table() -> str:
+    """All methods of the Python client: call, whether it iterates, first line of what it does."""
+    rows = []
+    for name, method in vars(Operations).items():
+        if isinstance(method, operation | flow):
+            _, *parameters = inspect.signature(method.steps).parameters.values()
+            call = f"`{name}({', '.join(each.name for each in parameters)})`"
+            rows.append((call, "rows" if isinstance(method, flow) else "", str(method.__doc__).splitlines()[0]))
+    return _table(("call", "gives", "does"), rows)
+
+
+def commands_table() -> str:
+    """All commands of `seft`, with what they say of themselves."""
+    return _table(("command", "does"), list(_commands(get_command(app), "seft")))
+
+
+def exits_table() -> str:
+    """All exit codes of `seft`."""
+    return _table(("exit code", "means"), [(str(int(code)), code.meaning) for code in Exit])
+
+
+MADE = {
+    "configuration.md": [settings_table],
+    "api.md": [routes_table, codes_table],
+    "client.md": [methods_table, commands_table, exits_table],
+}
 
 
 def documents() -> Iterator[tuple[Path, str]]:
@@ -57,6 +89,17 @@ def documents() -> Iterator[tuple[Path, str]]:
         for make, part in zip(makers, parts, strict=True):
             text += f"{BEGIN}\n{make()}{END}{part.partition(END)[2]}"
         yield path, text
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, str]]:
+    inner = getattr(command, "commands", {})
+    if not inner:
+        words = " ".join(
+            param.metavar or param.name.upper() for param in command.params if param.param_type_name == "argument"
+        )
+        yield f"`{f'{name} {words}'.strip()}`", command.help.splitlines()[0]
+    for each in inner.values():
+        yield from _commands(each, f"{name} {each.name}")
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,14 +1,26 @@
-"""A scripted server, and every law of the client tried on both: the one that waits and the one that awaits."""
+"""A scripted server and a real one; laws of the client are tried on both: who waits and who awaits."""
 
+import json
+import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from sqlalchemy.orm import Session, sessionmaker
 
 from client.http import AsyncClient, Client
 from client.steps import flow
+from core.database import make_engine, make_sessions
+from core.keys import Scope, issue
+from core.settings import Settings
+from core.storage import Storage
+from local.folder import FolderLock
+from local.stack import Api
 from tests.client.servers import Script, serving
+from tests.worker.conftest import variables
 
 PAUSES = (0.01, 0.01)
 
@@ -48,3 +60,37 @@ def client(script: Script, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 async def made(url: str) -> AsyncClient:
     return AsyncClient(url, "seft_key", pauses=PAUSES)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running API process, what is behind it, and a key to it."""
+
+    url: str
+    api_key: str
+    sessions: sessionmaker[Session]
+    storage: Storage
+
+
+@pytest.fixture
+def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
+    """A running API that knows one model. No worker."""
+    model = tmp_path / "models" / "tiny"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    engine = make_engine(settings)
+    sessions = make_sessions(engine)
+    with sessions.begin() as session:
+        _, secret = issue(session, "default", "tests", Scope.ADMIN)
+    lock = FolderLock(tmp_path / "api")
+    lock.acquire()
+    api = Api(lock, {**os.environ, **variables(settings.model_copy(update={"model_roots": [model.parent]}))})
+    try:
+        api.start()
+        yield Service(api.url, secret, sessions, Storage(settings))
+    finally:
+        api.stop()
+        lock.release()
+        engine.dispose()

@@ -60,6 +60,9 @@ class Store(ThreadingHTTPServer):
         self.cuts: list[int] = []
         """After so many bytes of an answer the connection breaks: one number for each of the next answers."""
         self.refusals: list[tuple[int, dict[str, str]]] = []
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+        self.stall_at: int | None = None
+        """The answer that begins at this byte comes no further than half before `go_on`."""
 
     def file(self, name: str = "model.safetensors") -> dict[str, Any]:
         """As the API tells of it, with a link that is good now."""
@@ -84,6 +87,12 @@ class StoreHandler(BaseHTTPRequestHandler):
         self.send_response(206)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if first == self.server.stall_at:
+            self.wfile.write(content[: len(content) // 2])
+            self.server.stalled.set()
+            self.server.go_on.wait(60)
+            self.close_connection = True
+            return None
         self.wfile.write(content[:cut])
         self.close_connection = cut is not None
         return None

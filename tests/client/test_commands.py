@@ -1,0 +1,160 @@
+"""The command `seft` against a running API."""
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from client.cli import app
+from client.downloads import PART_BYTES
+from client.shell import Exit
+from core import attempts
+from tests.client.conftest import Service
+from tests.client.servers import Script, Store, serving
+
+CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
+
+
+class Shell:
+    """Somebody who has logged in."""
+
+    def __init__(self, service: Service, home: Path) -> None:
+        self.service = service
+        self.environment = {"XDG_CONFIG_HOME": str(home), "SEFT_URL": "", "SEFT_API_KEY": ""}
+        result = self.run("login", "--url", service.url, typed=service.api_key)
+        assert result.exit_code == 0, result.stderr
+
+    def run(self, *words: str, typed: str = "") -> Result:
+        return CliRunner().invoke(app, words, input=f"{typed}\n", env=self.environment)
+
+    def json(self, *words: str) -> Any:
+        result = self.run(*words, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(service: Service, tmp_path: Path) -> Shell:
+    return Shell(service, tmp_path / "home")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (path := tmp_path / "data.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    return path
+
+
+def create(shell: Shell, data: Path, *more: str) -> Any:
+    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *more)
+    return shell.json("jobs", "create", *words)
+
+
+def succeed(service: Service, content: bytes) -> str:
+    """What a worker would do with the next job; its id."""
+    with service.sessions.begin() as session:
+        attempt = attempts.claim(session, "gpu-1", 60)
+    assert attempt
+    service.storage.put(f"{attempt.job_id}/model.safetensors", content)
+    file = {"name": "model.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    with service.sessions.begin() as session:
+        attempts.publish(
+            session,
+            attempt,
+            step=9,
+            prefix=f"{attempt.job_id}/",
+            sha256="0",
+            files=[file],
+            scores={"dense": 2.0, "pruned": 9.5},
+            measured={"model": 0.5},
+        )
+    return attempt.job_id
+
+
+def test_who_logs_in_needs_no_environment_and_a_wrong_key_is_not_kept(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "home" / "seft" / "config.json"
+    kept = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert shell.json("jobs", "list") == []
+    result = shell.run("login", "--url", shell.service.url, typed="seft_wrong")
+    assert result.exit_code == Exit.REFUSED
+    assert "unauthenticated" in result.stderr
+    assert path.read_text() == kept
+
+
+def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
+    job = create(shell, data, "--set", "repair.steps=7", "--idempotency-key", "mine")
+    assert job["spec"]["repair"]["steps"] == 7
+    for word, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert shell.json("jobs", word, job["id"])["status"] == status
+    other = shell.json("jobs", "clone", job["id"], "--set", "repair.steps=8")
+    listed = [one["id"] for one in shell.json("jobs", "list")]
+    assert listed == [other["id"], job["id"]]
+    assert other["id"] in shell.run("jobs", "list", "--status", "queued").stdout
+    compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", *listed)}
+    assert compared["repair.steps"] == [8, 7]
+    assert compared["status"] == ["queued", "cancelled"]
+    assert "model" not in compared
+    result = shell.run("jobs", "resume", job["id"], "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
+
+
+def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path: Path) -> None:
+    job_id = create(shell, data)["id"]
+    assert succeed(shell.service, CONTENT) == job_id
+    watched = shell.run("jobs", "watch", job_id)
+    assert (watched.exit_code, watched.stdout.splitlines()[-1]) == (0, f"{job_id}  succeeded")
+    told = [json.loads(line)["type"] for line in shell.run("jobs", "logs", "-f", job_id, "--json").stdout.splitlines()]
+    assert told == ["job.created", "job.claimed", "job.succeeded"]
+    assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == told
+    (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
+    assert Path(path).read_bytes() == CONTENT
+
+
+def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shell, data: Path) -> None:
+    job_id = create(shell, data)["id"]
+    shell.run("jobs", "cancel", job_id)
+    assert shell.run("jobs", "watch", job_id).exit_code == Exit.FAILED
+    result = shell.run("jobs", "watch", job_id, "--json")
+    assert result.exit_code == Exit.FAILED
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["cancelled"]
+
+
+def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
+    dataset = shell.json("datasets", "upload", str(data))
+    assert [one["id"] for one in shell.json("datasets", "list")] == [dataset["id"]]
+    assert dataset["id"] in shell.run("datasets", "list").stdout
+    key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")
+    assert key["id"] in shell.run("keys", "list").stdout
+    assert shell.json("keys", "revoke", key["id"])["revoked_at"]
+    assert "create_key" in shell.run("audit").stdout
+    data.write_text('{"tex": 1}\n')
+    refused = shell.run("datasets", "upload", str(data))
+    assert (refused.exit_code, "line 1" in refused.stderr) == (Exit.REFUSED, True)
+
+
+def test_a_killed_download_goes_on(script: Script, tmp_path: Path) -> None:
+    environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
+    words = ["-m", "client", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
+    with serving(store := Store(CONTENT)):
+        store.stall_at = PART_BYTES
+        script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
+        process = subprocess.Popen([sys.executable, *words], env=environment)
+        assert store.stalled.wait(60)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        store.go_on.set()
+        store.stall_at = None
+        store.ranges.clear()
+        script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
+        subprocess.run([sys.executable, *words], env=environment, check=True)
+        assert sorted(store.ranges) == [(PART_BYTES, 2 * PART_BYTES), (2 * PART_BYTES, len(CONTENT))]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
