@@ -140,6 +140,12 @@ class RepairSpec(Spec):
     micro_batch: int = Field(
         default=1, ge=1, le=4096, description="Windows on the device at a time: memory and speed, not what is learnt."
     )
+    distill_weight: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Share of the dense model's predictions in what is learnt; 0 is none."
+    )
+    hidden_weight: float = Field(
+        default=0.0, ge=0.0, le=100.0, description="Weight of the dense model's hidden states; 0 switches them off."
+    )
 
     @model_validator(mode="after")
     def _whole_windows(self) -> Self:

@@ -67,7 +67,8 @@ def _what(record: Record) -> str:
     )
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     way = _WAYS[facts.repair.method].format(share=f"{facts.repair.density:.2%}")
-    return f"{pruned}, then repaired in {steps} steps of {way}. {zeros}"
+    taught = f", learning from `{facts.teacher.reference}` too" if facts.teacher else ""
+    return f"{pruned}, then repaired in {steps} steps of {way}{taught}. {zeros}"
 
 
 def _asked(config: PruneConfig) -> str:

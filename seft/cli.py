@@ -99,12 +99,16 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
         batch_tokens=options.batch_tokens,
         sequence_tokens=options.sequence_tokens,
         micro_batch=options.micro_batch,
+        distill_weight=options.distill_weight,
+        hidden_weight=options.hidden_weight,
         seed=options.seed,
     )
     from seft import verbs
 
     place = verbs.Place.of(options.device, options.dtype)
-    record = verbs.repair(options.folder, config, options.out, data=options.data, place=place, report=report)
+    record = verbs.repair(
+        options.folder, config, options.out, data=options.data, teacher=options.teacher, place=place, report=report
+    )
     return _written(options.out, record)
 
 
@@ -202,6 +206,9 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     _add(verb, "--batch-tokens", int, default.batch_tokens, "tokens of a step")
     _add(verb, "--sequence-tokens", int, default.sequence_tokens, "tokens of a window")
     _add(verb, "--micro-batch", int, default.micro_batch, "windows held in memory at a time")
+    verb.add_argument("--teacher", help="the dense model to distil from: a folder, a GGUF file, or a hub id")
+    _add(verb, "--distill-weight", float, default.distill_weight, "share of its predictions in what is learnt")
+    _add(verb, "--hidden-weight", float, default.hidden_weight, "weight of its hidden states")
     _add_out(verb)
     _add_place(verb)
     _add(verb, "--seed", int, default.seed, "of everything random")

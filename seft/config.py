@@ -200,7 +200,8 @@ class RepairConfig:
     `density` says how many values are trained, as a share of the target weights; masked_full trains all nonzeros. A
     step sees `batch_tokens` tokens in windows of `sequence_tokens`, `micro_batch` windows at a time. For seft alone:
     every `update_interval` steps an event drops and grows `drop_rate` (decaying) of the active set; the last `settle`
-    share of the steps has no event.
+    share of the steps has no event. `distill_weight` is the share of the dense model's predictions in what is learnt,
+    `hidden_weight` the weight of its hidden states beside that; 0 switches them off.
     """
 
     steps: int
@@ -216,6 +217,8 @@ class RepairConfig:
     sequence_tokens: int = 512
     micro_batch: int = 1
     weight_decay: float = 0.0
+    distill_weight: float = 0.0
+    hidden_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -237,6 +240,13 @@ class RepairConfig:
                 f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
             )
         _between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 switches it off.")
+        _between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 switches it off.")
+        _between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 switches it off.")
+
+    @property
+    def distills(self) -> bool:
+        """Whether a dense model is needed to learn from."""
+        return self.distill_weight > 0 or self.hidden_weight > 0
 
 
 @dataclass(frozen=True, slots=True)

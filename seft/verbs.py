@@ -17,6 +17,7 @@ from seft.evaluate import perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
+from seft.objective import must_go_together
 from seft.packing import packed
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
@@ -95,23 +96,37 @@ def repair(
     out: Path,
     *,
     data: Path,
+    teacher: str | None = None,
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Repair a folder that `prune` wrote, and write it to `out`, verified. Budget and pattern are kept."""
+    """Repair a folder that `prune` wrote, and write it to `out`, verified. Budget and pattern are kept.
+
+    `teacher` is a reference to the dense model, where `config` wants to learn from it.
+    """
     must_be_empty(out)
-    source = _folder(folder)
+    must_go_together(config, teacher)
+    source, teaching = _folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
     texts = records.read(data)
     loaded = _load(source, place, report)
     training = packed(encode(texts, loaded.tokenizer), config.sequence_tokens)
-    work = Repair(loaded.model, training, config, pattern=facts.prune.pattern)
+    dense = _load(teaching, place, report).model if teaching else None
+    work = Repair(loaded.model, training, config, pattern=facts.prune.pattern, teacher=dense)
     work.run(report)
     grown = work.grown_zeros
     work.finish()
-    facts = replace(facts, repair=config, grown_zeros=grown, dataset_sha256=sha256(data), scores={}, evaluate=None)
+    facts = replace(
+        facts,
+        repair=config,
+        teacher=Base.of(teaching) if teaching else None,
+        grown_zeros=grown,
+        dataset_sha256=sha256(data),
+        scores={},
+        evaluate=None,
+    )
     return _publish(loaded, out, facts, report)
 
 

@@ -88,7 +88,7 @@ class Pipeline:
         self._progress(Stage.LOADING, 0.0)
         source = find(self.task.spec.model, roots=self.task.model_roots, revision=self.task.spec.revision)
         text = self._read(source)
-        loaded = load(source, device=Place.of(self.task.device, "float32").device)
+        loaded = load(source, device=self._device)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
             self._prune(loaded, text)
@@ -114,6 +114,10 @@ class Pipeline:
         if not self._needs_text:
             return torch.zeros(0, self.prune.tokens, dtype=torch.int64)
         return windows(tokens, self.prune.tokens, self.prune.samples, self.prune.order, self.prune.seed)
+
+    @property
+    def _device(self) -> str:
+        return Place.of(self.task.device, "float32").device
 
     @property
     def _needs_text(self) -> bool:
@@ -144,7 +148,8 @@ class Pipeline:
 
     def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> int:
         """Train to the end and judge; returns how many zeros have grown."""
-        work = Repair(loaded.model, training, config, pattern=self.prune.pattern)
+        teacher = load(loaded.source, device=self._device).model if config.distills else None
+        work = Repair(loaded.model, training, config, pattern=self.prune.pattern, teacher=teacher)
         if self.task.resume:
             work.load(self.folder / STATE)
         self._train(work, config.steps)
@@ -204,6 +209,7 @@ class Pipeline:
             prune=self.prune,
             repair=self.repair,
             stopped_at=self.step if self.repair and self.step < self.repair.steps else None,
+            teacher=Base.of(loaded.source) if self.repair and self.repair.distills else None,
             scores=self.scores,
             evaluate=replace(self.evaluate, windows=len(text.held_out)),
             grown_zeros=grown,

@@ -49,6 +49,8 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
         batch_tokens=asked.batch_tokens,
         sequence_tokens=asked.sequence_tokens,
         micro_batch=micro_batch or asked.micro_batch,
+        distill_weight=asked.distill_weight,
+        hidden_weight=asked.hidden_weight,
         seed=spec.seed,
     )
 

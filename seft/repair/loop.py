@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig
 from seft.errors import StateError, TrainError
-from seft.objective import CrossEntropy, Objective
+from seft.objective import make_objective
 from seft.packing import Packed, side_by_side
 from seft.repair import schedule, state
 from seft.repair.method import Method, Work
@@ -30,7 +30,8 @@ from seft.text import must_be_known
 class Repair:
     """Repairs the pruned weights that `model` has now, on `text`.
 
-    `text` is packed windows, or one row of tokens, which is cut side by side and trained on whole.
+    `text` is packed windows, or one row of tokens, which is cut side by side and trained on whole. `teacher` is the
+    dense model, where `config` wants to learn from it.
 
     Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
     it has now, nor has it left `pattern`, in which it must be now. DataError when the text is shorter than one window.
@@ -43,6 +44,7 @@ class Repair:
         config: RepairConfig,
         *,
         pattern: Pattern = UNSTRUCTURED,
+        teacher: Any | None = None,
     ) -> None:
         must_share(config)
         self.config = config
@@ -54,8 +56,9 @@ class Repair:
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in self._trainable:
             parameter.requires_grad_(False)
-        self._objective: Objective = CrossEntropy(model)
-        self._fingerprint = state.fingerprint(targets, self._windows, pattern, self._objective.name)
+        self._objective = make_objective(model, config, teacher)
+        taught_by = {} if teacher is None else target_linears(teacher)
+        self._fingerprint = state.fingerprint(targets, self._windows, pattern, taught_by)
         self._method: Method = METHODS[config.method](Work(model, targets, config, pattern))
 
     @property

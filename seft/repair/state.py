@@ -34,14 +34,14 @@ class State:
     facts: dict[str, Any]
 
 
-def fingerprint(targets: Mapping[str, Target], text: Packed, pattern: Pattern, objective: str) -> str:
-    """Names a repair: its text with what is trained on and where records begin, its pattern and objective, and of each
-    pruned weight the shape, dtype, nonzeros and a sample of values.
+def fingerprint(targets: Mapping[str, Target], text: Packed, pattern: Pattern, taught_by: Mapping[str, Target]) -> str:
+    """Names a repair: its text with what is trained on and where records begin, its pattern, and of each weight of the
+    pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
     """
-    digest = hashlib.sha256(f"{pattern} {objective}".encode())
+    digest = hashlib.sha256(str(pattern).encode())
     for part in (text.tokens, text.trained, text.positions):
         digest.update(part.cpu().contiguous().numpy().tobytes())
-    for name, target in targets.items():
+    for name, target in (*targets.items(), *taught_by.items()):
         weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
         values = (sample.double() + 0.0).cpu().numpy().tobytes()  # -0.0 becomes 0.0

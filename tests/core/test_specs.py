@@ -41,6 +41,8 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"metadata": {"a": "x" * 513}},
         {"repair": {"batch_tokens": 1000, "sequence_tokens": 512}},
         {"repair": {"learning_rate": "fast"}},
+        {"repair": {"distill_weight": 1.5}},
+        {"repair": {"hidden_weight": -1}},
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},
         {"evaluate": {"held_out": 1.0}},

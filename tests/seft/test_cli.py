@@ -190,6 +190,8 @@ def test_settings_out_of_range_are_refused(
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
         ((*repair, "0", *out), "steps must be at least 1"),
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
+        ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given to distil from"),
+        ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out where nothing is learnt from it"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):
@@ -211,6 +213,17 @@ def test_models_and_texts_that_do_not_suit_are_refused(
     ):
         assert wanted in refused(capsys, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_record_and_the_card_tell_the_teacher(tiny_folder: Path, pruned: Path, texts: Path, tmp_path: Path) -> None:
+    sizes = ["--steps", "2", "--batch-tokens", "96", "--sequence-tokens", "48", "--out", tmp_path / "out"]
+    taught = ["--teacher", tiny_folder, "--distill-weight", "0.5"]
+    assert run("repair", pruned, "--data", texts, *taught, *sizes) == 0
+    facts = Record.read(tmp_path / "out").facts
+    assert facts.teacher == facts.base
+    assert facts.repair
+    assert facts.repair.distill_weight == 0.5
+    assert f"learning from `{facts.base.reference}` too" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_was_repaired_is_not_repaired_again(

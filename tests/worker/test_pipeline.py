@@ -31,7 +31,7 @@ from worker.protocol import (
 )
 from worker.room import NoRoomError
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "model": "tiny",
     "dataset": "file_" + "0" * 26,
     "sparsity": 0.6,
@@ -188,15 +188,20 @@ def test_a_run_that_is_told_to_stop_before_its_first_step_publishes_the_pruned_m
     assert set(result.scores) == {"dense", "pruned"}
 
 
-def test_completions_are_trained_on_and_taken_up_as_texts_are(
+def test_completions_and_a_teacher_are_learnt_from_and_taken_up_as_texts_are(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     pairs = [{"prompt": text[:40], "completion": text[40:90]} for text in tiny_texts[:40]]
-    whole = Run(tmp_path / "whole", tiny_folder.parent, pairs).go()
-    first = Run(tmp_path / "first", tiny_folder.parent, pairs)
+    repair = {**SPEC["repair"], "distill_weight": 0.5, "hidden_weight": 0.5}
+    whole = Run(tmp_path / "whole", tiny_folder.parent, pairs, repair=repair).go()
+    teacher = Record.read(whole.folder / RESULT).facts.teacher
+    assert teacher is not None
+    assert teacher.reference == "tiny"
+    assert "learning from `tiny` too" in (whole.folder / RESULT / "README.md").read_text()
+    first = Run(tmp_path / "first", tiny_folder.parent, pairs, repair=repair)
     with pytest.raises(Cancelled):
         first.go(stopping=lambda: len(first.all(Measured)) == 4)
-    second = Run(tmp_path / "second", tiny_folder.parent, pairs, resume=4)
+    second = Run(tmp_path / "second", tiny_folder.parent, pairs, resume=4, repair=repair)
     for step in ("0", "4"):
         shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
     assert second.go().manifest() == whole.manifest()

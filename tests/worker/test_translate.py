@@ -19,6 +19,8 @@ REPAIR: dict[str, Any] = {
     "batch_tokens": 256,
     "sequence_tokens": 128,
     "micro_batch": 2,
+    "distill_weight": 0.5,
+    "hidden_weight": 2.0,
 }
 
 

@@ -1,0 +1,171 @@
+"""Distillation equals its definition, in value and gradient, whole logits or not; and a repair under it resumes."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seft import distill, loss
+from seft.config import RepairConfig
+from seft.distill import Distillation, top_divergence
+from seft.errors import ConfigError, StateError
+from seft.packing import Packed
+from seft.repair import Repair
+from seft.report import Step
+from seft.targets import decoder_blocks, target_linears
+from tests.seft.architectures import ARCHITECTURES
+from tests.seft.repairing import TOKENS, Allocated, pruned_tiny, same_bits, short, weights
+from tests.tiny import VOCABULARY, untrained_tiny
+
+WINDOWS = Packed.plain(TOKENS[:120].view(3, 40))
+MASKED = replace(WINDOWS, trained=WINDOWS.trained & (WINDOWS.positions > torch.tensor([[3], [0], [20]])))
+MIX = {"distill_weight": 0.4, "hidden_weight": 0.7}
+
+
+def states(model: Any, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and what the blocks put out."""
+    seen: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, output: seen.append(output[0] if type(output) is tuple else output))
+        for block in decoder_blocks(model)
+    ]
+    logits = model(input_ids=tokens, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
+    return logits, seen
+
+
+def reference(model: Any, teacher: Any, batch: Packed, distill_weight: float, hidden_weight: float) -> Tensor:
+    """Window by window and token by token, from the whole logits."""
+    logits, blocks = states(model, batch.tokens)
+    with torch.no_grad():
+        wanted, taught = states(teacher, batch.tokens)
+    total = logits.new_zeros(())
+    for window in range(len(batch)):
+        places = [place for place in range(40) if batch.trained[window, place]]
+        for place in places:
+            total = total + (1 - distill_weight) * F.cross_entropy(
+                logits[window, place - 1], batch.tokens[window, place]
+            )
+            largest = wanted[window, place - 1].argsort(descending=True)[: distill.TOP]
+            student = torch.log(torch.softmax(logits[window, place - 1], 0)[largest])
+            teachers = torch.softmax(wanted[window, place - 1, largest], 0)
+            total = total + distill_weight * F.kl_div(student, teachers, reduction="sum")
+        rows = torch.tensor(places) - 1
+        for own, other in zip(blocks, taught, strict=True):
+            far = F.mse_loss(own[window, rows], other[window, rows])
+            size = F.mse_loss(other[window, rows], torch.zeros_like(other[window, rows]))
+            total = total + hidden_weight * len(places) * far / size / len(blocks)
+    return total
+
+
+@pytest.mark.parametrize("mix", [MIX, {"distill_weight": 1.0, "hidden_weight": 0.0}, {**MIX, "distill_weight": 0.0}])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # one whose head is plain, and one that caps its logits
+def test_value_and_gradient_equal_the_definition(
+    monkeypatch: pytest.MonkeyPatch, name: str, mix: dict[str, float]
+) -> None:
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", VOCABULARY * 7)
+    model = ARCHITECTURES[name].model().double().requires_grad_(False)
+    teacher = copy.deepcopy(model)
+    for target in target_linears(model).values():
+        target.weight[target.weight.abs() < 0.1] = 0
+    twin = copy.deepcopy(model)
+    parameters = [next(iter(target_linears(each).values())).parameter for each in (model, twin)]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    found = Distillation(model, teacher, short(**mix))(MASKED)
+    expected = reference(twin, teacher, MASKED, **mix)
+    torch.testing.assert_close(found, expected)
+    found.backward()  # type: ignore[no-untyped-call]
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(parameters[0].grad, parameters[1].grad)
+
+
+def test_over_the_whole_vocabulary_the_divergence_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "TOP", 50)
+    own, other = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(top_divergence(own, other), plain)
+    torch.testing.assert_close(top_divergence(own, own), own.new_zeros(9))
+
+
+def test_neither_logits_ever_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", VOCABULARY * 7)
+    objective = Distillation(untrained_tiny(), untrained_tiny(1), short(**MIX))
+    with Allocated() as allocated:
+        objective(WINDOWS)
+    assert allocated.elements < WINDOWS.predictions * VOCABULARY
+
+
+def taught(config: RepairConfig, seed: int = 3) -> Repair:
+    return Repair(pruned_tiny(), TOKENS, config, teacher=untrained_tiny(seed))
+
+
+def test_micro_batches_change_the_memory_and_not_the_loss() -> None:
+    found = [taught(short(**MIX, micro_batch=size)).advance()[0] for size in (1, 3)]
+    assert all(isinstance(step, Step) for step in found)
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-6)  # type: ignore[union-attr]
+
+
+def test_a_taught_repair_goes_on_in_the_same_bits_and_under_no_other_teacher(tmp_path: Path) -> None:
+    def run(stop: int, seed: int = 3) -> tuple[Any, Repair]:
+        model = pruned_tiny()
+        repair = Repair(model, TOKENS, short(**MIX), teacher=untrained_tiny(seed))
+        while repair.step < stop:
+            repair.advance()
+        return model, repair
+
+    whole, _ = run(8)
+    _, half = run(4)
+    half.save(tmp_path)
+    model, again = run(0)
+    again.load(tmp_path)
+    again.run()
+    assert same_bits(weights(model), weights(whole))
+    assert not same_bits(weights(model), weights(run(8, seed=4)[0]))
+    with pytest.raises(StateError, match="must have the fingerprint"):
+        run(0, seed=4)[1].load(tmp_path)
+    with pytest.raises(StateError, match="must have the"):
+        Repair(pruned_tiny(), TOKENS, short()).load(tmp_path)
+
+
+def test_the_teacher_and_the_dense_model_are_left_as_they_are() -> None:
+    teacher = untrained_tiny(3)
+    before = weights(teacher)
+    repair = Repair(pruned_tiny(), TOKENS, short(**MIX), teacher=teacher)
+    repair.run()
+    assert same_bits(weights(teacher), before)
+    assert not any(parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_learning_from_a_teacher_brings_its_predictions_nearer() -> None:
+    """On text that says nothing, the teacher is all that there is to learn from."""
+    teacher, model = untrained_tiny(3), pruned_tiny()
+    config = short(steps=30, density=0.2, learning_rate=1e-2, distill_weight=1.0)
+
+    def distance() -> float:
+        with torch.no_grad():
+            own, other = (each(input_ids=WINDOWS.tokens).logits.flatten(0, 1) for each in (model, teacher))
+            return float(F.kl_div(own.log_softmax(1), other.log_softmax(1), log_target=True, reduction="batchmean"))
+
+    before = distance()
+    Repair(model, TOKENS, config, teacher=teacher).run()
+    assert distance() < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("mix", "teacher", "rule"),
+    [
+        (MIX, None, "must be given"),
+        ({}, untrained_tiny, "must be left out"),
+        (MIX, ARCHITECTURES["llama"].model, "must have the hidden_size"),
+    ],
+)
+def test_a_teacher_and_its_weight_go_together(mix: dict[str, float], teacher: Any, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        Repair(pruned_tiny(), TOKENS, short(**mix), teacher=teacher and teacher())
