@@ -37,10 +37,15 @@ def pruned_tiny(dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
+def zero_in_groups(model: nn.Module, pattern: Pattern) -> None:
+    """Prune each target linear by magnitude in an N:M pattern."""
+    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
+
+
 def in_pattern(pattern: Pattern) -> Any:
     """Always the same untrained model, pruned by magnitude."""
     model = untrained_tiny()
-    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
+    zero_in_groups(model, pattern)
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft.config import Pattern, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, RepairMethod
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.prune.mask import overfull
@@ -22,6 +22,7 @@ from tests.seft.repairing import (
     same_bits,
     short,
     weights,
+    zero_in_groups,
     zero_smallest,
 )
 
@@ -142,12 +143,16 @@ def test_stopped_anywhere_and_gone_on_gives_the_bits_of_never_stopped(
 
 
 @every
-def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMethod) -> None:
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(1, 4)], ids=str)
+def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMethod, pattern: Pattern) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     tokens = torch.tensor([token for text in tiny_texts[:120] for token in tokenizer(text)["input_ids"]])
     held_out, train = tokens[: 20 * 96].view(20, 96), tokens[20 * 96 :]
-    zero_smallest(model, 0.7)
+    if pattern.grouped:
+        zero_in_groups(model, pattern)
+    else:
+        zero_smallest(model, 0.7)
 
     def loss() -> float:
         with torch.no_grad():
@@ -156,9 +161,10 @@ def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMe
     pruned, budget = loss(), nonzeros(model)
     size = {"batch_tokens": 768, "sequence_tokens": 96, "micro_batch": 8}
     config = short(method=method, steps=30, update_interval=10, learning_rate=RATES[method], settle=0.25, **size)
-    repair = Repair(model, train, config)
+    repair = Repair(model, train, config, pattern=pattern)
     repair.run()
     repair.finish()
     assert loss() < pruned - 0.05
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert all(count <= budget[name] for name, count in nonzeros(model).items())
+    assert not any(overfull(weight, pattern) for weight in weights(model).values())
