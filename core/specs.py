@@ -95,6 +95,10 @@ class PruneSpec(Spec):
         default=Compare.AUTO, description="Importance is compared within `row` or `layer`; `auto` is the method's way."
     )
     refine: Refinement = Field(default=Refinement.NONE, description="`dsnot` improves the mask that the method chose.")
+    reconstruct_epochs: int = Field(
+        default=0, ge=0, le=100, description="How often each block is tuned on that text, to do what the dense one did."
+    )
+    reconstruct_learning_rate: float = Field(default=2e-4, ge=1e-8, le=1.0, description="Of that tuning.")
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec, description="The text the pruner looks at.")
 
     @field_validator("compare")

@@ -27,6 +27,7 @@ class Phase(StrEnum):
 
     LOADING = "loading"
     PRUNING = "pruning"
+    RECONSTRUCTING = "reconstructing"
     TRAINING = "training"
     EVALUATING = "evaluating"
     EXPORTING = "exporting"

@@ -72,6 +72,8 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
         samples=options.samples,
         tokens=options.tokens,
         order=options.calibration_order,
+        reconstruct_epochs=options.reconstruct_epochs,
+        reconstruct_learning_rate=options.reconstruct_learning_rate,
         seed=options.seed,
     )
     from seft import verbs
@@ -187,6 +189,8 @@ def _add_prune(verb: argparse.ArgumentParser) -> None:
     _add(verb, "--samples", int, default.samples, "windows of calibration text")
     _add(verb, "--tokens", int, default.tokens, "tokens in each window")
     _add_choice(verb, "--calibration-order", default.order, "which windows of the text")
+    _add(verb, "--reconstruct-epochs", int, default.reconstruct_epochs, "how often blocks are tuned on these windows")
+    _add(verb, "--reconstruct-learning-rate", float, default.reconstruct_learning_rate, "of that tuning")
     _add_out(verb)
     _add_revision(verb)
     _add_place(verb)

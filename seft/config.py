@@ -145,7 +145,7 @@ class PruneConfig:
 
     `sparsity` is the share of zeros asked for, of what `sparsity_of` says; with an N:M pattern it is the pattern's.
     Calibration reads `samples` windows of `tokens` tokens. `damping` is the share of the mean Hessian diagonal that
-    SparseGPT and ALPS add to it.
+    SparseGPT and ALPS add to it. Reconstruction sees that text `reconstruct_epochs` times; 0 switches it off.
     """
 
     sparsity: float
@@ -159,6 +159,8 @@ class PruneConfig:
     tokens: int = 2048
     order: CalibrationOrder = CalibrationOrder.RANDOM
     damping: float = 0.01
+    reconstruct_epochs: int = 0
+    reconstruct_learning_rate: float = 2e-4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -166,6 +168,8 @@ class PruneConfig:
         _at_least("samples", self.samples, 1)
         _at_least("tokens", self.tokens, 2)
         _between("damping", self.damping, 1e-6, 1.0, "0.01 is the published value.")
+        _between("reconstruct_epochs", self.reconstruct_epochs, 0, 100, "0 switches it off, 5 are many.")
+        _between("reconstruct_learning_rate", self.reconstruct_learning_rate, 1e-8, 1.0, "Try 2e-4.")
         if self.method is PruneMethod.SPARSEGPT and self.compare is not Compare.AUTO:
             way_out = "It chooses within 128 columns at a time: leave compare out, or take another method."
             raise ConfigError("compare", "must be auto for sparsegpt", str(self.compare), way_out)
@@ -176,6 +180,7 @@ class PruneConfig:
     def summary(self) -> str:
         """Method and pattern in a few words."""
         more = [str(each) for each in (self.refine, self.allocation) if each not in _USUAL]
+        more += ["reconstruction"] if self.reconstruct_epochs else []
         return f"{' with '.join([str(self.method), *filter(None, [' and '.join(more)])])} ({self.pattern})"
 
     def _must_suit_groups(self) -> None:

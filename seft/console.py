@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Phase, Progress, Report, Reporter, Step, Unseen
+from seft.report import Evolved, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
     from seft.facts import Record
@@ -51,7 +51,7 @@ class Moving:
                 )
             case Step() | Evolved():
                 self._note = describe(report)
-            case Unseen():
+            case Unseen() | Reconstructed():
                 self._bars.console.print(describe(report), highlight=False)
             case _:
                 assert_never(report)
@@ -77,7 +77,7 @@ class Lines:
                 self._note = describe(report)
             case Evolved():
                 self._say(f"step {report.step}", describe(report))
-            case Unseen():
+            case Unseen() | Reconstructed():
                 self._say(describe(report))
             case _:
                 assert_never(report)
@@ -87,11 +87,13 @@ class Lines:
         sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
 
 
-def describe(report: Unseen | Step | Evolved) -> str:
+def describe(report: Unseen | Reconstructed | Step | Evolved) -> str:
     """What happened in a few words."""
     match report:
         case Unseen():
             return f"block {report.block}: {report.matrices:,} matrices of experts met no token, pruned by magnitude"
+        case Reconstructed():
+            return f"block {report.block}, {report.part}: error {report.before:.2%} before, {report.after:.2%} after"
         case Step():
             return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
         case Evolved():

@@ -14,6 +14,7 @@ class Phase(StrEnum):
 
     LOADING = "loading"
     PRUNING = "pruning"
+    RECONSTRUCTING = "reconstructing"
     TRAINING = "training"
     EVALUATING = "evaluating"
     EXPORTING = "exporting"
@@ -34,6 +35,16 @@ class Unseen:
 
     block: int
     matrices: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstructed:
+    """A part of a block was tuned; its squared error before and after, as a share of the dense part's output."""
+
+    block: int
+    part: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,7 @@ class Evolved:
     pruned: int
 
 
-Report = Progress | Unseen | Step | Evolved
+Report = Progress | Unseen | Reconstructed | Step | Evolved
 Reporter = Callable[[Report], None]
 
 

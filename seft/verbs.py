@@ -21,6 +21,7 @@ from seft.objective import must_go_together
 from seft.packing import packed
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
+from seft.prune.reconstruct import reconstruct
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
@@ -77,6 +78,9 @@ def prune(
         seen = windows(row, config.tokens, config.samples, config.order, config.seed)
         config = replace(config, samples=len(seen))
     prune_model(loaded.model, seen, config, report, device=place.device)
+    if config.reconstruct_epochs:
+        dense = _load(source, replace(place, device="cpu"), report).model
+        reconstruct(loaded.model, dense, seen, config, report, device=place.device)
     facts = Facts(
         base=Base.of(source),
         prune=config,

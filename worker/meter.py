@@ -12,6 +12,7 @@ class Stage(StrEnum):
     LOADING = "loading"
     DENSE = "dense"
     PRUNING = "pruning"
+    RECONSTRUCTING = "reconstructing"
     PRUNED = "pruned"
     TRAINING = "training"
     REPAIRED = "repaired"
@@ -28,6 +29,7 @@ WEIGHTS = {
     Stage.LOADING: 3,
     Stage.DENSE: 6,
     Stage.PRUNING: 25,
+    Stage.RECONSTRUCTING: 25,
     Stage.PRUNED: 6,
     Stage.TRAINING: 45,
     Stage.REPAIRED: 6,
@@ -36,8 +38,14 @@ WEIGHTS = {
 }
 """Rough shares of the time."""
 WHOLE = tuple(Stage)
-"""The stages of a job that repairs, in their order."""
-PRUNE_ONLY = tuple(stage for stage in Stage if stage not in {Stage.TRAINING, Stage.REPAIRED})
+"""All stages, in their order."""
+
+
+def stages(*, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
+    """Those of a job, in their order."""
+    left_out = set() if reconstructs else {Stage.RECONSTRUCTING}
+    left_out |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
+    return tuple(stage for stage in Stage if stage not in left_out)
 
 
 def progress(stages: Sequence[Stage], stage: Stage, share: float) -> float:

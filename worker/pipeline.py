@@ -31,6 +31,7 @@ from seft.pack import load_pruned, save_pruned
 from seft.packing import Packed, packed, row
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
+from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
@@ -38,7 +39,7 @@ from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker import room
-from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
+from worker.meter import Stage, progress, stages
 from worker.protocol import (
     DATA,
     ENOUGH,
@@ -76,7 +77,7 @@ class Pipeline:
         self.folder, self.task, self.say, self.stopping = folder, task, say, stopping
         self.prune, self.repair = prune_config(task.spec), repair_config(task.spec, task.micro_batch)
         self.evaluate = evaluate_config(task.spec)
-        self.stages = WHOLE if self.repair else PRUNE_ONLY
+        self.stages = stages(reconstructs=self.prune.reconstruct_epochs > 0, repairs=self.repair is not None)
         self.scores: dict[str, float] = {}
         self.step = task.resume or 0
         self.state_bytes = 0
@@ -124,13 +125,16 @@ class Pipeline:
         return bool(readers(self.prune))
 
     def _prune(self, loaded: Loaded, text: Text) -> None:
-        """Judge, prune, round as the checkpoint will be, judge again, save: none of this is done twice.
+        """Judge, prune, reconstruct, round as the checkpoint will be, judge again, save: none of this is done twice.
 
         The save comes before any training: where it cannot be written or stored, or the disk has no room for it and
         for the checkpoint, the job learns it now, not at its end.
         """
         self._judge("dense", Stage.DENSE, loaded, text)
         prune_model(loaded.model, text.calibration, self.prune, self._reporter(Stage.PRUNING))
+        if self.prune.reconstruct_epochs:
+            dense = load(loaded.source).model
+            reconstruct(loaded.model, dense, text.calibration, self.prune, self._reporter(Stage.RECONSTRUCTING))
         round_weights(loaded.model)
         self._judge("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)

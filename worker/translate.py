@@ -30,6 +30,8 @@ def prune_config(spec: JobSpec) -> PruneConfig:
         samples=spec.prune.calibration.samples,
         tokens=spec.prune.calibration.tokens,
         order=CalibrationOrder.RANDOM,
+        reconstruct_epochs=spec.prune.reconstruct_epochs,
+        reconstruct_learning_rate=spec.prune.reconstruct_learning_rate,
         seed=spec.seed,
     )
 

@@ -1,33 +1,27 @@
 """Prune a model block by block, each on the outputs of the pruned blocks before it.
 
-The model stays where it is; one block at a time is brought to the device, so a model larger than it can be pruned.
 Statistics live for one block and are float32. How a weight is judged is each pruner's own affair, and how many zeros
 it gets is `seft.prune.allocation`'s.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.errors import ConfigError, PruneError
 from seft.products import Handler, Inputs, Outputs, Product, taken_over
 from seft.prune import allocation, alphapruning, owl
-from seft.prune.capture import Hidden, capture
 from seft.prune.methods import make_pruner, readers
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Norms
-from seft.report import Phase, Progress, Reporter, Unseen, silent
+from seft.prune.walk import Runs, Walk, Windows
+from seft.report import Phase, Reporter, Unseen, silent
 from seft.targets import Target, block_linears, decoder_blocks
 from seft.text import must_be_known
-
-Windows = Int[Tensor, "windows tokens"]
-Runs = Sequence[Callable[[], Hidden]]
-"""A block, run on each window."""
 
 
 @torch.no_grad()
@@ -51,7 +45,7 @@ def prune_model(
     _must_fit(targets, config.pattern)
     text = calibration if readers(config) else calibration[:0]
     passes = 1 if config.allocation is Allocation.UNIFORM else 2
-    walk = _Walk(model, blocks, torch.device(device) if device else model.device, report, passes)
+    walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
     zeros = _zeros(model, targets, config, walk, text)
 
     def prune(number: int, runs: Runs) -> None:
@@ -60,33 +54,7 @@ def prune_model(
             report(Unseen(number, unseen))
 
     walk(text, prune)
-    report(Progress(Phase.PRUNING, walk.done, walk.total))
-
-
-class _Walk:
-    """Goes over the blocks in their order, as often as it is called; tells how far all of it is."""
-
-    def __init__(self, model: Any, blocks: nn.ModuleList, place: torch.device, report: Reporter, passes: int) -> None:
-        self._model, self._blocks, self._place, self._report = model, blocks, place, report
-        self.done, self.total = 0, passes * len(blocks)
-
-    def __call__(self, windows: Windows, visit: Callable[[int, Runs], None]) -> None:
-        """Visit each block while it is on the device; what it then makes of the windows goes to the next one."""
-        home = self._model.device
-        hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
-        for number, block in enumerate(self._blocks):
-            self._report(Progress(Phase.PRUNING, self.done, self.total))
-            block.to(self._place)
-            try:
-                runs = [
-                    partial(window[number].run, block, state, self._place)
-                    for window, state in zip(calls, hidden, strict=True)
-                ]
-                visit(number, runs)
-                hidden = [run() for run in runs]
-            finally:
-                block.to(home)
-            self.done += 1
+    walk.end()
 
 
 def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
@@ -99,7 +67,7 @@ def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None
 
 
 def _zeros(
-    model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: _Walk, text: Windows
+    model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: Walk, text: Windows
 ) -> list[dict[str, int]]:
     """How many zeros each target of each block gets."""
     sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]

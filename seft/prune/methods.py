@@ -37,4 +37,5 @@ def readers(config: PruneConfig) -> list[str]:
     """What of `config` looks at calibration text; nothing where no text is needed."""
     method = [str(config.method)] if PRUNERS[config.method].needs_text else []
     more = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
-    return method + [str(reader) for reader, chosen in more if chosen is reader]
+    after = ["reconstruction"] if config.reconstruct_epochs else []
+    return method + [str(reader) for reader, chosen in more if chosen is reader] + after

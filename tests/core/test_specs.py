@@ -48,6 +48,7 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"evaluate": {"held_out": 1.0}},
         {"prune": {"calibration": {"samples": 0}}},
         {"prune": {"method": "sparsegpt", "compare": "row"}},
+        {"prune": {"reconstruct_epochs": 101}},
         {"pattern": "4:2"},
         {"pattern": "2:2"},
         {"pattern": "2:4\n"},

@@ -131,6 +131,22 @@ def test_a_pattern_is_pruned_repaired_counted_and_told(
             assert ((tensor != 0).view(-1, 4).sum(1) <= 2).all()
 
 
+def test_blocks_are_reconstructed_after_pruning(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    sizes = ["--calibration", texts, "--samples", "8", "--tokens", "96", "--out"]
+    asked = ["prune", tiny_folder, "--sparsity", "0.7", "--method", "magnitude"]
+    assert run(*asked, *sizes, tmp_path / "plain") == 0
+    assert run(*asked, "--reconstruct-epochs", "2", *sizes, tmp_path / "tuned") == 0
+    assert "block 0, self_attn: error" in capsys.readouterr().err
+    plain, tuned = (perplexity(capsys, tmp_path / name, texts) for name in ("plain", "tuned"))
+    assert tuned < plain
+    counts = [sparsity.of_folder(tmp_path / name).linears.zeros for name in ("plain", "tuned")]
+    assert counts[0] == counts[1]
+    line = refused(capsys, *asked, "--reconstruct-epochs", "1", "--out", tmp_path / "none")
+    assert "calibration must be given for reconstruction" in line
+
+
 def test_a_share_of_the_model_is_shared_out_and_told(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:

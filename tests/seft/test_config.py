@@ -19,6 +19,7 @@ BOTH: list[tuple[type[BaseModel], Maker, dict[str, Any]]] = [
     # what a request may hold, what the library makes of it, and what both require
     (specs.JobSpec, PruneConfig, {"sparsity": 0.5}),
     (specs.CalibrationSpec, PruneConfig, {"sparsity": 0.5}),
+    (specs.PruneSpec, PruneConfig, {"sparsity": 0.5}),
     (specs.RepairSpec, RepairConfig, {"steps": 1}),
     (specs.EvaluateSpec, EvaluateConfig, {}),
 ]
@@ -60,6 +61,7 @@ def test_what_a_request_may_hold_the_library_takes(
         (lambda value: PruneConfig(sparsity=value), "sparsity", float("nan")),
         (lambda value: PruneConfig(sparsity=0.5, samples=value), "samples", 0),
         (lambda value: PruneConfig(sparsity=0.5, damping=value), "damping", 0.0),
+        (lambda value: PruneConfig(sparsity=0.5, reconstruct_epochs=value), "reconstruct_epochs", -1),
         (lambda value: RepairConfig(steps=value), "steps", 0),
         (lambda value: RepairConfig(steps=1, learning_rate=value), "learning_rate", 2.0),
         (lambda value: RepairConfig(steps=1, drop_rate=value), "drop_rate", -0.1),

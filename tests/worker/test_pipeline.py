@@ -207,6 +207,23 @@ def test_completions_and_a_teacher_are_learnt_from_and_taken_up_as_texts_are(
     assert second.go().manifest() == whole.manifest()
 
 
+def test_blocks_are_reconstructed_once_and_the_state_holds_what_came_of_it(
+    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    prune = {**SPEC["prune"], "reconstruct_epochs": 2, "reconstruct_learning_rate": 1e-3}
+    whole = Run(tmp_path / "whole", tiny_folder.parent, tiny_texts[:40], prune=prune).go()
+    phases = list(dict.fromkeys(each.phase for each in whole.said if isinstance(each, Progressed)))
+    assert [*map(str, phases)] == ["loading", "evaluating", "pruning", "reconstructing", "training", "exporting"]
+    scores = [run.said[-1].scores["pruned"] for run in (whole, undisturbed)]  # type: ignore[union-attr]
+    assert scores[0] != scores[1]
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40], prune=prune, resume=0)
+    shutil.copytree(whole.folder / RESUME / "0", again.folder / STATE)
+    again.go()
+    assert not [each for each in again.said if isinstance(each, Progressed) and each.phase == "reconstructing"]
+    assert again.manifest() == whole.manifest()
+    assert "by wanda with reconstruction" in (whole.folder / RESULT / "README.md").read_text()
+
+
 def test_a_conversation_for_a_model_without_chat_template_is_refused_before_the_weights_are_read(
     tmp_path: Path, tiny_folder: Path
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from core.states import Phase
-from worker.meter import PRUNE_ONLY, WHOLE, Stage, progress
+from worker.meter import WHOLE, Stage, progress, stages
 from worker.protocol import (
     Failed,
     Finished,
@@ -44,7 +44,7 @@ def test_a_line_that_is_no_message_is_refused(line: bytes) -> None:
         decode(line)
 
 
-@pytest.mark.parametrize("stages", [WHOLE, PRUNE_ONLY])
+@pytest.mark.parametrize("stages", [WHOLE, stages(reconstructs=False, repairs=False)])
 def test_progress_never_falls_and_ends_at_one(stages: tuple[Stage, ...]) -> None:
     seen = [progress(stages, stage, share) for stage in stages for share in (0.0, 0.5, 1.0)]
     assert seen == sorted(seen)

@@ -54,6 +54,8 @@ def test_everything_that_is_asked_for_arrives() -> None:
             "method": "wanda",
             "compare": "layer",
             "refine": "dsnot",
+            "reconstruct_epochs": 2,
+            "reconstruct_learning_rate": 0.001,
             "calibration": {"samples": 3, "tokens": 64},
         },
         repair=REPAIR,
@@ -68,6 +70,8 @@ def test_everything_that_is_asked_for_arrives() -> None:
         sparsity_of=config.SparsityOf.MODEL,
         samples=3,
         tokens=64,
+        reconstruct_epochs=2,
+        reconstruct_learning_rate=0.001,
         seed=5,
     )
     method = config.RepairMethod(REPAIR["method"])

@@ -1,0 +1,137 @@
+"""Block reconstruction after pruning: what is left of a block learns to do what the dense block did.
+
+Attention and MLP apart, in this order; a block that does not part into two modules is taken whole. Each runs on what it
+is given in the pruned model, behind the blocks that were reconstructed before, and is tuned by Adam until it gives
+what the dense weights make of the same inputs. Only the nonzeros of the pruned weights move, so every zero stays.
+Sources: EBFT, Guo et al., arXiv 2402.12419; attention and MLP apart: arXiv 2510.14444.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seft.config import PruneConfig
+from seft.prune.capture import Hidden, first
+from seft.prune.walk import Runs, Walk
+from seft.repair.positions import master_dtype
+from seft.report import Phase, Reconstructed, Reporter, silent
+from seft.seeds import generator
+from seft.targets import Target, block_linears, decoder_blocks
+
+
+@torch.no_grad()
+def reconstruct(
+    model: Any,
+    dense: Any,
+    calibration: Int[Tensor, "windows tokens"],
+    config: PruneConfig,
+    report: Reporter = silent,
+    *,
+    device: str | None = None,
+) -> None:
+    """Tune the pruned `model` in place, one block at a time on `device` (None: the model's own) beside its dense twin.
+
+    `config` says how long. A part whose error did not fall gets its pruned weights back [ours].
+    """
+    place = torch.device(device) if device else model.device
+    blocks, twins, home = decoder_blocks(model), decoder_blocks(dense), dense.device
+
+    def visit(number: int, runs: Runs) -> None:
+        block, twin = blocks[number], twins[number].to(place)
+        for name in _parts(block, runs):
+            part = _Part(block.get_submodule(name), twin.get_submodule(name), runs)
+            before, after = part.tune(config, generator(config.seed, f"reconstruct {number} {name}"))
+            report(Reconstructed(number, name or "block", before, after))
+        twin.to(home)
+
+    walk = Walk(model, place, report, Phase.RECONSTRUCTING)
+    walk(calibration, visit)
+    walk.end()
+
+
+class _Part:
+    """A module of a pruned block, what it is given in each window, and what its dense twin makes of that."""
+
+    def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs) -> None:
+        self._module = module
+        self._inputs = _inputs(module, runs)
+        self._wanted = [first(twin(*args, **kwargs)) for args, kwargs in self._inputs]
+        self._size = sum(float(wanted.double().square().sum()) for wanted in self._wanted)
+        self._weights = list({id(target.parameter): target.parameter for target in _targets(module)}.values())
+
+    def error(self) -> float:
+        """The squared distance to what is wanted, as a share of that."""
+        distance = sum(
+            float((self._output(number) - wanted).double().square().sum()) for number, wanted in enumerate(self._wanted)
+        )
+        return distance / self._size if self._size else 0.0
+
+    def tune(self, config: PruneConfig, order: torch.Generator) -> tuple[float, float]:
+        """Tune the nonzeros; the errors before and after."""
+        pruned = [weight.clone() for weight in self._weights]
+        kept = [weight != 0 for weight in pruned]
+        masters = [weight.to(master_dtype(weight.dtype), copy=True) for weight in pruned]
+        before = self.error()
+        adam = torch.optim.Adam(masters, lr=config.reconstruct_learning_rate)
+        steps = config.reconstruct_epochs * len(self._wanted)
+        rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
+        for _ in range(config.reconstruct_epochs):
+            for number in torch.randperm(len(self._wanted), generator=order).tolist():
+                for master, gradient, mask in zip(masters, self._gradients(number), kept, strict=True):
+                    master.grad = gradient.to(master.dtype) * mask
+                adam.step()
+                rate.step()
+                _write(self._weights, masters)
+        after = self.error()
+        if not after < before:
+            _write(self._weights, pruned)
+            return before, before
+        return before, after
+
+    @torch.enable_grad()
+    def _gradients(self, number: int) -> Sequence[Tensor]:
+        trainable = [weight.requires_grad for weight in self._weights]
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        distance = (self._output(number) - self._wanted[number]).float().square().sum() / self._size
+        gradients = torch.autograd.grad(distance, self._weights, materialize_grads=True)
+        for weight, before in zip(self._weights, trainable, strict=True):
+            weight.requires_grad_(before)
+        return gradients
+
+    def _output(self, number: int) -> Hidden:
+        args, kwargs = self._inputs[number]
+        return first(self._module(*args, **kwargs))
+
+
+def _targets(module: nn.Module) -> Sequence[Target]:
+    return list(block_linears(module).values())
+
+
+def _parts(block: nn.Module, runs: Runs) -> list[str]:
+    """Attention and MLP: the two modules of a block that hold its targets, each called once; else the block as such."""
+    holders = {name: child for name, child in block.named_children() if _targets(child)}
+    single = any(target.module is child for child in holders.values() for target in _targets(child))
+    if len(holders) == 2 and not single and all(len(_inputs(child, runs[:1])) == 1 for child in holders.values()):
+        return list(holders)
+    return [""]
+
+
+def _inputs(module: nn.Module, runs: Runs) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What a module is given while its block runs."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    try:
+        for run in runs:
+            run()
+    finally:
+        hook.remove()
+    return seen
+
+
+def _write(weights: Sequence[Tensor], values: Sequence[Float[Tensor, "..."]]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)
