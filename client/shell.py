@@ -22,6 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: the API's answ
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any other field, as repair.steps=100.", metavar="KEY=VALUE")
 ]
+HASTY = (0.5, 1.0, 2.0)
+PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
 """Width of a table that no person looks at."""
 
@@ -62,11 +64,11 @@ def reporting(as_json: bool) -> Iterator[None]:
 
 
 @contextmanager
-def connected(as_json: bool = False) -> Iterator["Client"]:
-    """A client of the service."""
+def connected(as_json: bool = False, *, patient: bool = False) -> Iterator["Client"]:
+    """A client of the service. Somebody waits for a short answer; what follows a job outlives a deployment."""
     from client.http import Client
 
-    with reporting(as_json), Client() as client:
+    with reporting(as_json), Client(pauses=PATIENT if patient else HASTY) as client:
         yield client
 
 

@@ -42,7 +42,7 @@ def create(
 ) -> None:
     """Create a job."""
     spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
-    with connected(as_json) as service:
+    with connected(as_json, patient=watch) as service:
         if Path(dataset).is_file():
             dataset = service.upload_dataset(Path(dataset))["id"]
         job = service.create_job({**spec, "dataset": dataset}, idempotency_key=idempotency_key)
@@ -86,7 +86,7 @@ def show_job(job_id: str) -> None:
 @app.command()
 def watch(job_id: str, as_json: AsJson = False) -> None:
     """Follow a job to its end; exit code 1 when it does not succeed."""
-    with connected(as_json) as service:
+    with connected(as_json, patient=True) as service:
         _follow(service, job_id, as_json)
 
 
@@ -97,7 +97,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print what happened to a job, oldest first."""
-    with connected(as_json) as service:
+    with connected(as_json, patient=True) as service:
         for event in service.live_events(job_id) if follow else service.events(job_id):
             show(event, as_json, _line(event))
 
@@ -145,7 +145,7 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Fetch the newest checkpoint and check every file's SHA-256; what was ended early goes on."""
-    with connected(as_json) as service:
+    with connected(as_json, patient=True) as service:
         with bytes_bar("checkpoint") as bar:
             paths = service.download(
                 job_id, folder, at_once=at_once, progress=lambda done, total: advance(bar, done, total)

@@ -28,7 +28,7 @@ def hand_over(context: typer.Context) -> None:
         code = main([verb, *context.args], program="seft")
     except ModuleNotFoundError as error:
         typer.echo(
-            f"`seft {verb}` works on this machine and needs {error.name}: pip install 'seft[torch]'."
+            f"`seft {verb}` works on this machine and needs {error.name}: pip install '.[torch]' where this came from."
             " `seft jobs create` lets the service do the work.",
             err=True,
         )
