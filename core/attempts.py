@@ -21,6 +21,8 @@ from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
 from core.tables import Checkpoint, Dataset, Job, JobMetric, Json
 
+PHASE_BEGAN = "phase.began"
+
 
 class Fault(StrEnum):
     """Whose fault a failure is."""
@@ -128,8 +130,14 @@ def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Wishe
 
 
 def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
-    """Where the attempt is: its phase, the share 0..1 of the whole job that is done, the optimizer step."""
+    """Where the attempt is: its phase, the share 0..1 of the whole job that is done, the optimizer step.
+
+    Another phase than before leaves the event `phase.began`.
+    """
+    former = session.scalar(select(Job.phase).where(Job.id == attempt.job_id).with_for_update())
     _write(session, attempt, phase=phase, progress=progress, step=step)
+    if phase != former:
+        record(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
 
 
 def metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:

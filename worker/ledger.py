@@ -32,7 +32,8 @@ class Ledger:
     def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:
         self._sessions, self._attempt, self._settings = sessions, attempt, settings
         self._renewed = self._flushed = time.monotonic()
-        self._progress: Progressed | None = None
+        self._progress: list[Progressed] = []
+        """The newest of each phase, in their order."""
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
         self.wishes = Wishes(pausing=False, stopping=attempt.stopping)
@@ -42,7 +43,9 @@ class Ledger:
         """Keep a report for the next flush."""
         match report:
             case Progressed():
-                self._progress = report
+                if self._progress and self._progress[-1].phase == report.phase:
+                    self._progress.pop()
+                self._progress.append(report)
             case Measured():
                 self._rows[report.step] = report.values
             case Scored():
@@ -59,17 +62,15 @@ class Ledger:
     def flush(self) -> None:
         """Write what was noted, in one transaction."""
         progress, rows, scores = self._progress, sorted(self._rows.items()), self._scores
-        self._progress, self._rows, self._scores = None, {}, {}
+        self._progress, self._rows, self._scores = [], {}, {}
         self._flushed = time.monotonic()
 
         def change(session: Session) -> None:
             attempts.metrics(session, self._attempt, rows)
             if scores:
                 attempts.scores(session, self._attempt, scores)
-            if progress:
-                attempts.progress(
-                    session, self._attempt, phase=progress.phase, progress=progress.progress, step=progress.step
-                )
+            for each in progress:
+                attempts.progress(session, self._attempt, phase=each.phase, progress=each.progress, step=each.step)
 
         if progress or rows or scores:
             self.write(change)
