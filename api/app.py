@@ -5,11 +5,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 import core
 from api import errors, reference
+from api.dashboard.app import make_dashboard
+from api.dashboard.render import ROOT
 from api.deps import make_services
 from api.envelope import Envelope
 from api.routes import datasets, jobs, keys, operations, reports, wishes
@@ -49,6 +51,8 @@ def routes() -> FastAPI:
         app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
     app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
     app.add_api_route("/docs", _docs, include_in_schema=False)
+    for path in ("/", ROOT):
+        app.add_api_route(path, _home, include_in_schema=False)
     return app
 
 
@@ -56,10 +60,16 @@ def _docs(request: Request) -> HTMLResponse:
     return HTMLResponse(reference.page(request.app.openapi()))
 
 
+def _home() -> Response:
+    """People who open the service's address want the dashboard."""
+    return RedirectResponse(f"{ROOT}/")
+
+
 def make_app(settings: Settings) -> FastAPI:
     """The server for these settings. It starts only when the object storage answers."""
     app = routes()
     app.state.services = make_services(settings)
+    app.mount(ROOT, make_dashboard(app.state.services))
     app.add_middleware(Envelope, upload_bytes=settings.max_upload_bytes)
     return app
 

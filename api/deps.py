@@ -19,6 +19,7 @@ from core.queue import Broker, make_app
 from core.rates import Limiter
 from core.settings import Settings
 from core.storage import Storage
+from core.tables import ApiKey
 
 READING = ("GET", "HEAD")
 """Every other method changes something."""
@@ -73,12 +74,17 @@ def authenticated(
         raise ProblemError(
             Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
         )
+    return counted(request, services, key)
+
+
+def counted(request: Request, services: Services, key: ApiKey) -> Caller:
+    """Whoever sends a request with this key; or RATE_LIMITED, or FORBIDDEN where the key may only read."""
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
         limit = f"This key may send {services.settings.rate_limit:g} requests a second."
         raise ProblemError(Code.RATE_LIMITED, f"{limit} Try again in {ceil(wait)} s.", retry_after=ceil(wait))
     caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    _need(caller, Scope.READ if request.method in READING else Scope.WRITE)
+    need(caller, Scope.READ if request.method in READING else Scope.WRITE)
     return caller
 
 
@@ -87,14 +93,15 @@ Auth = Annotated[Caller, Depends(authenticated)]
 
 def administrator(caller: Auth) -> Caller:
     """The caller, or FORBIDDEN."""
-    _need(caller, Scope.ADMIN)
+    need(caller, Scope.ADMIN)
     return caller
 
 
 Admin = Annotated[Caller, Depends(administrator)]
 
 
-def _need(caller: Caller, needed: Scope) -> None:
+def need(caller: Caller, needed: Scope) -> None:
+    """FORBIDDEN where the caller's scope is less than `needed`."""
     if not caller.scope.allows(needed):
         raise ProblemError(
             Code.FORBIDDEN,

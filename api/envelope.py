@@ -7,16 +7,19 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.dashboard.render import ROOT
 from api.errors import problem
 from api.limits import BODY_BYTES, limited
 from core import ids
 from core.errors import Code
 
+UPLOADS = ("/datasets", f"{ROOT}/datasets")
+
 log = structlog.get_logger(__name__)
 
 
 class Envelope:
-    """ASGI middleware. `POST /datasets` may carry `upload_bytes`, every other request `BODY_BYTES`."""
+    """ASGI middleware. A dataset's upload may carry `upload_bytes`, every other request `BODY_BYTES`."""
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
         self.app = app
@@ -62,5 +65,5 @@ class Envelope:
             )
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        upload = scope["method"] == "POST" and scope["path"] == "/datasets"
+        upload = scope["method"] == "POST" and scope["path"] in UPLOADS
         return limited(scope, receive, self.upload_bytes if upload else BODY_BYTES)

@@ -1,4 +1,4 @@
-"""Answers that a poller need not read twice: JSON under an ETag, and 304 while it is what the poller has."""
+"""Answers that a poller need not read twice: each under an ETag, and 304 while it is what the poller has."""
 
 import hashlib
 from http import HTTPStatus
@@ -16,14 +16,18 @@ TAGGED: dict[int | str, dict[str, Any]] = {
 """What an operation with an ETag declares."""
 
 
-def tagged(view: BaseModel, if_none_match: str) -> Response:
+def tagged_json(view: BaseModel, if_none_match: str) -> Response:
     """The view as JSON, or 304."""
-    body = view.model_dump_json()
+    return tagged(view.model_dump_json(), if_none_match, "application/json")
+
+
+def tagged(body: str, if_none_match: str, media_type: str) -> Response:
+    """The body, or 304."""
     etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _matches(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(body, headers=headers, media_type=media_type)
 
 
 def _matches(if_none_match: str, etag: str) -> bool:

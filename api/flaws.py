@@ -7,7 +7,7 @@ from typing import Any, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from core.errors import Flaw
@@ -21,9 +21,18 @@ SECRET = re.compile("key|secret|password|credential|authorization|token$", re.IG
 
 def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
     """One flaw for each field; the branches of a union are one flaw."""
+    return _merged(_flaw(request, entry) for entry in error.errors())
+
+
+def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]:
+    """The same where a body was read without a request of its own."""
+    entries: list[dict[str, Any]] = [{**entry} for entry in error.errors()]
+    return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
+
+
+def _merged(found: Iterable[Flaw]) -> list[Flaw]:
     flaws: dict[str, Flaw] = {}
-    for entry in error.errors():
-        flaw = _flaw(request, entry)
+    for flaw in found:
         former = flaws.get(flaw.param)
         flaws[flaw.param] = flaw if former is None else _either(former, flaw)
     # A list may be called too short because its entries were wrong; the entries say more.
@@ -38,7 +47,7 @@ def shown(value: object) -> str:
 
 def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
     place, *path = entry["loc"]
-    rule = entry["msg"].removeprefix("Value error, ")
+    rule = _rule(entry)
     if entry["type"] == "json_invalid":
         rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
         return Flaw("body", rule, "no JSON", "Send a JSON object with the header Content-Type: application/json.")
@@ -46,6 +55,11 @@ def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
         return _body_flaw(_body_model(request), path, entry, rule)
     name = str(path[0])
     return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
+
+
+def _rule(entry: dict[str, Any]) -> str:
+    text: str = entry["msg"]
+    return text.removeprefix("Value error, ")
 
 
 def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:

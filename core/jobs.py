@@ -4,6 +4,7 @@ What may be asked of them is in `core.wishes`, what a worker does to them in `co
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
@@ -89,10 +90,15 @@ def page(
     status: Status | None = None,
     model: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
     after: str | None = None,
     limit: int,
 ) -> tuple[Sequence[Job], bool]:
-    """Up to `limit` jobs, newest first, those older than the job `after`; and whether there are more."""
+    """Up to `limit` jobs, newest first, those older than the job `after`; and whether there are more.
+
+    `since` and `until` are of their making; ids sort by it.
+    """
     query = select(Job).where(Job.tenant == tenant).order_by(Job.id.desc()).limit(limit + 1)
     if status is not None:
         query = query.where(Job.status == status)
@@ -100,10 +106,32 @@ def page(
         query = query.where(Job.spec["model"].astext == model)
     if metadata:
         query = query.where(Job.spec["metadata"].contains(dict(metadata)))
+    if since is not None:
+        query = query.where(Job.id >= ids.floor("job", since))
+    if until is not None:
+        query = query.where(Job.id < ids.floor("job", until))
     if after is not None:
         query = query.where(Job.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
+
+
+def counts(session: Session, tenant: str) -> dict[Status, int]:
+    """How many jobs of each status there are; `POSITIONS` stands for that many or more."""
+    return {status: _count(session, tenant, status) for status in Status}
+
+
+def _count(session: Session, tenant: str, status: Status) -> int:
+    some = select(Job.id).where(Job.tenant == tenant, Job.status == status).limit(POSITIONS)
+    return session.scalar(select(func.count()).select_from(some.subquery())) or 0
+
+
+def models(session: Session, tenant: str) -> list[str]:
+    """The models of the tenant's newest jobs, each once, the newest first."""
+    newest = select(Job.id, Job.spec["model"].astext.label("model")).where(Job.tenant == tenant)
+    some = newest.order_by(Job.id.desc()).limit(POSITIONS).subquery()
+    query = select(some.c.model).group_by(some.c.model).order_by(func.max(some.c.id).desc())
+    return list(session.scalars(query))
 
 
 def position(session: Session, job: Job) -> int | None:

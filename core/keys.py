@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core import ids
@@ -42,8 +42,17 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
 
 def verify(session: Session, secret: str) -> ApiKey | None:
     """The row of a key that was issued and not revoked; its use is noted."""
+    return _used(session, ApiKey.sha256 == _hash(secret))
+
+
+def find(session: Session, key_id: str) -> ApiKey | None:
+    """The same by the id, for those who have shown the key before."""
+    return _used(session, ApiKey.id == key_id)
+
+
+def _used(session: Session, which: ColumnElement[bool]) -> ApiKey | None:
     old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
-    query = select(ApiKey, old).where(ApiKey.sha256 == _hash(secret), ApiKey.revoked_at.is_(None))
+    query = select(ApiKey, old).where(which, ApiKey.revoked_at.is_(None))
     found = session.execute(query).first()
     if found is None:
         return None

@@ -26,6 +26,18 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Se
     return rows[:limit], len(rows) > limit
 
 
+def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:
+    """The last `limit` events, the newest first."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc())
+    return session.scalars(query.limit(limit)).all()
+
+
+def events_of(session: Session, job_id: str, type: str, *, limit: int) -> Sequence[JobEvent]:  # noqa: A002
+    """The last `limit` events of one type, oldest first."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == type).order_by(JobEvent.id.desc())
+    return session.scalars(query.limit(limit)).all()[::-1]
+
+
 def metrics(session: Session, job_id: str, *, after_step: int, limit: int) -> tuple[Sequence[JobMetric], bool]:
     """Up to `limit` rows of steps behind `after_step`, in order; and whether there are more."""
     query = select(JobMetric).where(JobMetric.job_id == job_id, JobMetric.step > after_step).order_by(JobMetric.step)

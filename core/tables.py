@@ -36,6 +36,22 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class SignIn(Base):
+    """A browser that somebody signed in with a key. Its token is in the browser's cookie; here are hashes alone."""
+
+    __tablename__ = "sign_ins"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    sha256: Mapped[str] = mapped_column(unique=True)
+    former_sha256: Mapped[str | None] = mapped_column(index=True)
+    """Of the token before the last rotation; good for a moment longer, as requests with it may be on their way."""
+    csrf: Mapped[str]
+    """What every form of this browser carries."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    rotated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class AuditEntry(Base):
     """A change that a caller made. Never changed, never deleted, and no reference holds it to what it tells of."""
 

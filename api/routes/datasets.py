@@ -54,7 +54,7 @@ async def create_dataset(services: Here, caller: Auth, request: Request, respons
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "is a part of the form", "nothing", "Send the JSONL file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(_store, services, caller, file)
+        view = await run_sync(store, services, caller, file)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 
@@ -87,7 +87,8 @@ def get_dataset(
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
 
-def _store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
+def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
+    """The dataset that an upload becomes; INVALID_DATASET where it is none."""
     content = datasets.check(file.file)
     file.file.seek(0)
     services.storage.upload(file.file, content.object_key)

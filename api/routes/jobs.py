@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Auth, Carries, Here, JobId, Limit, Services
 from api.errors import BODY, responses
-from api.etags import TAGGED, IfNoneMatch, tagged
+from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
 from core import ids, jobs, queue
@@ -102,7 +102,7 @@ def list_jobs(
         rows, more = jobs.page(
             session, caller.tenant, status=status, model=model, metadata=pairs, after=after, limit=limit
         )
-    return tagged(JobPage(data=[JobView.of(row) for row in rows], has_more=more), if_none_match)
+    return tagged_json(JobPage(data=[JobView.of(row) for row in rows], has_more=more), if_none_match)
 
 
 @router.get(
@@ -125,13 +125,13 @@ async def get_job(
     """One job: status, progress, scores, error. It waits for what differs from `If-None-Match`, or from what is now."""
     deadline = time.monotonic() + wait
     first = await run_sync(_look, services, caller, job_id)
-    view, answer = first, tagged(first, if_none_match)
+    view, answer = first, tagged_json(first, if_none_match)
     while _may_wait(view, answer, first, if_none_match) and time.monotonic() < deadline:
         await anyio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         if await request.is_disconnected():
             break
         view = await run_sync(_look, services, caller, job_id)
-        answer = tagged(view, if_none_match)
+        answer = tagged_json(view, if_none_match)
     return answer
 
 

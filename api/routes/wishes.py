@@ -23,19 +23,19 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 @router.post("/cancel", operation_id="cancel_job", responses=REFUSALS)
 def cancel_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """End a job at once and keep nothing of it; again is no error. Its device may be busy for one more heartbeat."""
-    return _ask(services, caller, job_id, wishes.cancel, "cancel_job")
+    return ask(services, caller, job_id, wishes.cancel, "cancel_job")
 
 
 @router.post("/pause", operation_id="pause_job", responses=REFUSALS)
 def pause_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Keep a job from running until it is resumed; again is no error. A running one saves its state first."""
-    return _ask(services, caller, job_id, wishes.pause, "pause_job")
+    return ask(services, caller, job_id, wishes.pause, "pause_job")
 
 
 @router.post("/resume", operation_id="resume_job", responses=REFUSALS)
 def resume_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Let a paused job go on from its newest state; again is no error."""
-    return _ask(services, caller, job_id, wishes.resume, "resume_job")
+    return ask(services, caller, job_id, wishes.resume, "resume_job")
 
 
 @router.post("/stop", operation_id="stop_job", responses=REFUSALS)
@@ -44,18 +44,19 @@ def stop_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
 
     Of a job that has saved nothing and does not run there is nothing to publish: it is cancelled.
     """
-    return _ask(services, caller, job_id, wishes.stop, "stop_job")
+    return ask(services, caller, job_id, wishes.stop, "stop_job")
 
 
 @router.post("/start", operation_id="start_job", responses=REFUSALS)
 def start_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Queue a job that was made with `auto_start: false`; again is no error."""
-    return _ask(services, caller, job_id, wishes.start, "start_job")
+    return ask(services, caller, job_id, wishes.start, "start_job")
 
 
-def _ask(
+def ask(
     services: Services, caller: Caller, job_id: str, wish: Callable[[Session, str, str], Job], action: str
 ) -> JobDetail:
+    """The job after the wish. `action` is for the audit."""
     with services.sessions.begin() as session:
         job = wish(session, caller.tenant, job_id)
         audit.note(session, caller, action, job.id)

@@ -1,0 +1,130 @@
+// Curves of one job, or of several over each other. The server has thinned them; a change of the page fetches them anew.
+"use strict";
+
+(() => {
+  const COLOURS = ["#6d66f2", "#14b8a6", "#f59e0b", "#ec4899", "#0ea5e9", "#84a31c"];
+  const CHANGES = [["dropped", "Dropped"], ["grown", "Grown"], ["reactivated", "Reactivated"], ["pruned", "Pruned"]];
+  const SMOOTHING = 0.9;
+  const HEIGHT = 200;
+  const drawn = new Map();
+
+  const smooth = (values) => {
+    let mean = 0;
+    let weight = 0;
+    return values.map((value) => {
+      if (value === null) return null;
+      mean = SMOOTHING * mean + (1 - SMOOTHING) * value;
+      weight = SMOOTHING * weight + (1 - SMOOTHING);
+      return mean / weight;
+    });
+  };
+
+  const told = (value) => {
+    if (value === null || value === undefined) return "–";
+    const size = Math.abs(value);
+    if (size !== 0 && (size < 0.001 || size >= 1e6)) return value.toExponential(1);
+    return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : String(Number(value.toPrecision(4)));
+  };
+
+  const axis = (figure, more) => ({
+    stroke: getComputedStyle(figure.querySelector("figcaption")).color,
+    grid: { stroke: getComputedStyle(figure).borderTopColor, width: 1 },
+    ticks: { show: false },
+    font: `11px ${getComputedStyle(document.body).fontFamily}`,
+    ...more,
+  });
+
+  const draw = (figure, step, series) => {
+    const place = figure.querySelector(".plot");
+    drawn.get(figure)?.plot?.destroy();
+    place.replaceChildren();
+    drawn.set(figure, { step, series, plot: null });
+    if (!step.length || !series.some(({ values }) => values.some((value) => value !== null))) {
+      const silent = document.createElement("p");
+      silent.className = "silent";
+      silent.textContent = "Nothing measured yet";
+      place.append(silent);
+      return;
+    }
+    const options = {
+      width: place.clientWidth,
+      height: HEIGHT,
+      scales: { x: { time: false } },
+      legend: { live: true },
+      cursor: { y: false, points: { size: 6 } },
+      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, points, paths }) => ({
+        label, stroke, width: width ?? 1.75, spanGaps: true, points: { show: points ?? false, size: 4 }, paths, value: (_, value) => told(value),
+      }))],
+      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map(told) })],
+    };
+    drawn.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], place);
+    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values }) => `${label}: last ${told(values.findLast((value) => value !== null))}`).join(", "));
+    figure.querySelector(".plot").setAttribute("role", "img");
+  };
+
+  const chart = (root, name) => root.querySelector(`[data-chart="${name}"]`);
+
+  const fetchSeries = async (url) => {
+    const answer = await fetch(url, { headers: { Accept: "application/json" } });
+    if (answer.status === 401) location.reload();
+    if (!answer.ok) throw new Error(`${url}: ${answer.status}`);
+    return answer.json();
+  };
+
+  // One job
+
+  const drawJob = (root, { step, values }) => {
+    const loss = values.loss ?? [];
+    draw(chart(root, "loss"), step, [
+      { label: "Raw", stroke: `${COLOURS[0]}55`, width: 1, values: loss },
+      { label: "Smoothed", stroke: COLOURS[0], width: 2, values: smooth(loss) },
+    ]);
+    draw(chart(root, "learning_rate"), step, [{ label: "Rate", stroke: COLOURS[1], values: values.learning_rate ?? [] }]);
+    draw(chart(root, "tokens_per_second"), step, [{ label: "Tokens/s", stroke: COLOURS[4], values: values.tokens_per_second ?? [] }]);
+    const at = step.map((_, place) => place).filter((place) => CHANGES.some(([name]) => (values[name]?.[place] ?? null) !== null));
+    draw(chart(root, "topology"), at.map((place) => step[place]), CHANGES.filter(([name]) => values[name]).map(([name, label], number) => ({
+      label, stroke: COLOURS[number], points: true, values: at.map((place) => values[name][place] ?? null),
+    })));
+  };
+
+  let drawing = false;
+  const refresh = async () => {
+    const root = document.querySelector("[data-charts]");
+    if (!root || drawing) return;
+    drawing = true;
+    try {
+      drawJob(root, await fetchSeries(root.dataset.charts));
+    } catch {
+      // The page's own poll says that the connection is lost, and brings the next try.
+    } finally {
+      drawing = false;
+    }
+  };
+
+  // Several jobs
+
+  const compare = async (root) => {
+    const jobs = JSON.parse(root.dataset.compareCharts);
+    const found = await Promise.all(jobs.map(({ series }) => fetchSeries(series)));
+    const step = [...new Set(found.flatMap((each) => each.step))].sort((one, other) => one - other);
+    const over = (name, change) => jobs.map((job, number) => {
+      const { step: own, values } = found[number];
+      const known = new Map(own.map((at, place) => [at, change(values[name] ?? [])[place] ?? null]));
+      return { label: job.name.length > 24 ? `${job.name.slice(0, 23)}…` : job.name, stroke: COLOURS[number], values: step.map((at) => known.get(at) ?? null) };
+    });
+    draw(chart(root, "loss"), step, over("loss", smooth));
+    draw(chart(root, "learning_rate"), step, over("learning_rate", (values) => values));
+  };
+
+  const again = () => { for (const [figure, { step, series }] of drawn) draw(figure, step, series); };
+
+  document.addEventListener("theme", again);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
+  document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.elt.id === "job" || event.target.id === "job") refresh(); });
+  document.addEventListener("DOMContentLoaded", () => {
+    refresh();
+    const several = document.querySelector("[data-compare-charts]");
+    if (several) compare(several);
+    new ResizeObserver(() => { for (const [figure, { plot }] of drawn) plot?.setSize({ width: figure.querySelector(".plot").clientWidth, height: HEIGHT }); }).observe(document.querySelector("main"));
+  });
+})();

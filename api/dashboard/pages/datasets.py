@@ -1,0 +1,63 @@
+"""Datasets: uploaded, with every broken line named, and listed."""
+
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import UploadFile
+
+from api.dashboard.render import go, page
+from api.dashboard.visitors import Signed, Submitted, Visitor
+from api.deps import Here, Services
+from api.routes.datasets import store
+from api.schemas import DatasetView
+from core import datasets, ids
+from core.errors import Code, Flaw, ProblemError
+
+LIMIT = 25
+
+router = APIRouter()
+
+
+@router.get("/datasets")
+def list_datasets(request: Request, services: Here, visitor: Signed, after: str = "", new: str = "") -> Response:
+    """The page. `new` names the dataset that was uploaded just now."""
+    return _page(request, services, visitor, after=after, new=new)
+
+
+@router.post("/datasets")
+def upload(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+    """Take a file, or say what is wrong with it, line by line."""
+    file = form.get("file")
+    try:
+        if not isinstance(file, UploadFile) or not file.filename:
+            raise ProblemError(Code.INVALID_REQUEST, "Choose a file first.")
+        view = store(services, visitor.caller, file)
+    except ProblemError as error:
+        return _page(request, services, visitor, problem=error.message, flaws=error.flaws, status=422)
+    return go(f"/datasets?new={view.id}")
+
+
+def _page(
+    request: Request,
+    services: Services,
+    visitor: Visitor,
+    *,
+    after: str = "",
+    new: str = "",
+    problem: str = "",
+    flaws: tuple[Flaw, ...] = (),
+    status: int = 200,
+) -> Response:
+    cursor = after if ids.is_id("file", after) else None
+    with services.sessions.begin() as session:
+        rows, more = datasets.page(session, visitor.caller.tenant, after=cursor, limit=LIMIT)
+    views = [DatasetView.of(row) for row in rows]
+    return page(
+        request,
+        visitor,
+        "datasets.html",
+        status=status,
+        datasets=views,
+        more=more,
+        new=new,
+        problem=problem,
+        flaws=flaws,
+    )

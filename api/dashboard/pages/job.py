@@ -1,0 +1,97 @@
+"""One job: its story, phases, charts, layers, events, checkpoints and request; and what may be asked of it."""
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import RedirectResponse
+
+from api.dashboard import layers, recipes
+from api.dashboard.events import line
+from api.dashboard.render import go, page
+from api.dashboard.track import legs
+from api.dashboard.visitors import Signed, Submitted
+from api.dashboard.wishes import ALL, offers
+from api.deps import Here
+from api.etags import tagged
+from api.routes.jobs import detail
+from api.routes.wishes import ask
+from api.schemas import EventView
+from core import jobs, reports
+from core.attempts import PHASE_BEGAN
+from core.errors import Code, ProblemError
+from core.tables import Checkpoint
+
+EVENTS = 50
+POINTS = 600
+"""Of a curve: as many as a wide screen tells apart."""
+PHASES = 200
+
+JobId = Annotated[str, Path()]
+
+router = APIRouter(prefix="/jobs/{job_id}")
+
+
+@router.get("")
+def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
+    """The page. `refused` names a wish that came too late."""
+    with services.sessions.begin() as session:
+        row = jobs.get(session, visitor.caller.tenant, job_id)
+        job = detail(session, row)
+        began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
+        latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
+        checkpoints = reports.checkpoints(session, job_id)
+    return page(
+        request,
+        visitor,
+        "job.html",
+        job=job,
+        legs=legs(job, began),
+        events=[line(event) for event in latest],
+        checkpoints=checkpoints,
+        layers=layers.grid(services.storage, checkpoints[-1]) if checkpoints else None,
+        offers=offers(job) if visitor.may_write else [],
+        refused=ALL[refused].label if refused in ALL else "",
+        recipes=recipes.recipes(job, f"{request.url.scheme}://{request.url.netloc}"),
+    )
+
+
+@router.get("/series")
+def series(request: Request, services: Here, visitor: Signed, job_id: JobId) -> Response:
+    """The job's metrics by name, thinned: {"step": [...], "values": {"loss": [...], ...}}."""
+    with services.sessions.begin() as session:
+        job = jobs.get(session, visitor.caller.tenant, job_id)
+        rows = reports.metrics_thinned(session, job.id, after_step=-1, points=POINTS)
+    names = sorted({name for row in rows for name in row.values})
+    values = {name: [row.values.get(name) for row in rows] for name in names}
+    body = json.dumps({"step": [row.step for row in rows], "values": values})
+    return tagged(body, request.headers.get("if-none-match", ""), "application/json")
+
+
+@router.get("/checkpoints/{checkpoint_id}/{name:path}")
+def download(services: Here, visitor: Signed, job_id: JobId, checkpoint_id: str, name: str) -> Response:
+    """To a fresh link of a checkpoint's file, so that the page need not change with every link."""
+    with services.sessions.begin() as session:
+        job = jobs.get(session, visitor.caller.tenant, job_id)
+        found = [row for row in reports.checkpoints(session, job.id) if row.id == checkpoint_id and _has(row, name)]
+    if not found:
+        raise ProblemError(Code.NOT_FOUND, "The job has no such file.")
+    return RedirectResponse(services.storage.link(found[0].prefix + name), 303, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/{wish}")
+def wish(services: Here, visitor: Signed, _: Submitted, job_id: JobId, wish: str) -> Response:
+    """Ask something of the job, and show it again."""
+    if wish not in ALL:
+        raise ProblemError(Code.NOT_FOUND, "There is no such wish.")
+    try:
+        ask(services, visitor.caller, job_id, ALL[wish].wish, f"{wish}_job")
+    except ProblemError as error:
+        if error.code is not Code.CONFLICT:
+            raise
+        return go(f"/jobs/{job_id}?refused={wish}")
+    return go(f"/jobs/{job_id}")
+
+
+def _has(row: Checkpoint, name: str) -> bool:
+    return any(file["name"] == name for file in row.files)

@@ -1,0 +1,87 @@
+"""All jobs: narrowed by status, model, metadata and date, a page at a time, to be picked for a comparison."""
+
+from datetime import UTC, date, datetime, time, timedelta
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ValidationError, field_validator
+
+from api.dashboard.render import go, page
+from api.dashboard.visitors import Signed
+from api.deps import Here
+from api.schemas import JobView
+from core import ids, jobs
+from core.states import Status
+
+LIMIT = 25
+
+router = APIRouter()
+
+
+class Filters(BaseModel):
+    """What a person asked to see. What cannot be understood is left out: the page shows what it took."""
+
+    status: Status | None = None
+    q: str = ""
+    since: date | None = None
+    until: date | None = None
+    after: str | None = None
+
+    @field_validator("status", "since", "until", "after", mode="before")
+    @classmethod
+    def _nothing(cls, value: object) -> object:
+        return value or None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """`name=value`, where that is what was searched for."""
+        name, equals, value = self.q.strip().partition("=")
+        return {name: value} if equals and name else {}
+
+    @property
+    def model(self) -> str | None:
+        """A model's name, where that is what was searched for."""
+        text = self.q.strip().replace("\0", "")
+        return text if text and not self.metadata else None
+
+    def query(self, **changes: object) -> str:
+        """As a link's query, with some of it changed."""
+        values = {**self.model_dump(mode="json"), **changes}
+        return urlencode({name: value for name, value in values.items() if value})
+
+
+def _filters(request: Request) -> Filters:
+    given = {name: value for name, value in request.query_params.items() if name in Filters.model_fields}
+    try:
+        return Filters.model_validate(given)
+    except ValidationError as error:
+        wrong = {entry["loc"][0] for entry in error.errors()}
+        return Filters.model_validate({name: value for name, value in given.items() if name not in wrong})
+
+
+@router.get("/jobs")
+def list_jobs(request: Request, services: Here, visitor: Signed) -> Response:
+    """The page."""
+    filters = _filters(request)
+    if ids.is_id("job", filters.q.strip()):
+        return go(f"/jobs/{filters.q.strip()}")
+    after = filters.after if filters.after and ids.is_id("job", filters.after) else None
+    with services.sessions.begin() as session:
+        rows, more = jobs.page(
+            session,
+            visitor.caller.tenant,
+            status=filters.status,
+            model=filters.model,
+            metadata=filters.metadata,
+            since=_midnight(filters.since),
+            until=_midnight(filters.until, later=timedelta(days=1)),
+            after=after,
+            limit=LIMIT,
+        )
+        models = jobs.models(session, visitor.caller.tenant)
+    views = [JobView.of(row) for row in rows]
+    return page(request, visitor, "jobs.html", jobs=views, more=more, filters=filters, models=models)
+
+
+def _midnight(day: date | None, later: timedelta = timedelta()) -> datetime | None:
+    return datetime.combine(day, time(), UTC) + later if day else None

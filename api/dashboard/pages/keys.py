@@ -1,0 +1,71 @@
+"""API keys, for administrators: made, seen once, revoked; and who changed what."""
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from api.dashboard.render import go, page
+from api.dashboard.visitors import Administrator, Submitted, Visitor
+from api.deps import Here, Services
+from api.flaws import flaws_of_model
+from api.key_schemas import AuditView, KeyRequest, KeyView
+from core import audit, keys
+from core.errors import ProblemError
+from core.keys import Scope
+
+LIMIT = 100
+CHANGES = 20
+
+router = APIRouter(prefix="/keys")
+
+
+@router.get("")
+def list_keys(request: Request, services: Here, visitor: Administrator) -> Response:
+    """The page."""
+    return _page(request, services, visitor)
+
+
+@router.post("")
+def create_key(request: Request, services: Here, visitor: Administrator, form: Submitted) -> Response:
+    """Make a key; this answer alone shows it."""
+    try:
+        asked = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
+    except ValidationError as error:
+        flaw = flaws_of_model(KeyRequest, error)[0]
+        return _page(request, services, visitor, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}", status=422)
+    with services.sessions.begin() as session:
+        row, secret = keys.issue(session, visitor.caller.tenant, asked.name, asked.scope)
+        audit.note(session, visitor.caller, "create_key", row.id)
+    answer = _page(request, services, visitor, secret=secret)
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
+
+
+@router.post("/{key_id}/revoke")
+def revoke_key(request: Request, services: Here, visitor: Administrator, _: Submitted, key_id: str) -> Response:
+    """End a key."""
+    try:
+        with services.sessions.begin() as session:
+            row = keys.revoke(session, visitor.caller.tenant, key_id, by=visitor.caller.key_id)
+            audit.note(session, visitor.caller, "revoke_key", row.id)
+    except ProblemError as error:
+        return _page(request, services, visitor, problem=error.message, status=409)
+    return go("/keys")
+
+
+def _page(
+    request: Request, services: Services, visitor: Visitor, *, secret: str = "", problem: str = "", status: int = 200
+) -> Response:
+    with services.sessions.begin() as session:
+        rows, _ = keys.page(session, visitor.caller.tenant, after=None, limit=LIMIT)
+        changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=CHANGES)
+    return page(
+        request,
+        visitor,
+        "keys.html",
+        status=status,
+        keys=[KeyView.of(row) for row in rows],
+        changes=[AuditView.of(row) for row in changes],
+        scopes=list(Scope),
+        secret=secret,
+        problem=problem,
+    )

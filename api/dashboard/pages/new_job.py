@@ -1,0 +1,98 @@
+"""A new job: the form, and the job that it makes by the rules of `POST /jobs`."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
+
+from api.dashboard import forms
+from api.dashboard.render import go, page
+from api.dashboard.visitors import Signed, Submitted, Visitor
+from api.deps import Here, Services, need
+from api.flaws import flaws_of_model
+from core import datasets, jobs, queue
+from core.admission import admit
+from core.errors import Flaw, ProblemError
+from core.keys import Scope
+from core.specs import JobSpec
+from core.states import Status
+
+CHOICES = 100
+"""Datasets to pick from; the id of an older one can be typed."""
+
+router = APIRouter()
+
+
+@router.get("/jobs/new")
+def ask(request: Request, services: Here, visitor: Signed, clone: str = "", dataset: str = "") -> Response:
+    """The form with all defaults, or with what another job asked for."""
+    need(visitor.caller, Scope.WRITE)
+    values: dict[str, str] = {"dataset": dataset} if dataset else {}
+    if clone:
+        with services.sessions.begin() as session:
+            former = jobs.get(session, visitor.caller.tenant, clone)
+        values = forms.filled(JobSpec.model_validate(former.spec).model_dump(mode="json"))
+    return _page(request, services, visitor, values, clone=clone)
+
+
+@router.post("/jobs")
+def create(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+    """Make the job, or show the form again with what is wrong beside its fields."""
+    values, clone, nonce = forms.entered(form), str(form.get("clone") or ""), str(form.get("nonce") or "")
+    body, flaws = forms.body(values)
+    message = ""
+    if not flaws:
+        try:
+            spec = JobSpec.model_validate(body)
+            return _made(services, visitor, spec, nonce, "clone_job" if clone else "create_job")
+        except ValidationError as error:
+            flaws = flaws_of_model(JobSpec, error)
+        except ProblemError as error:
+            flaws, message = list(error.flaws), error.message
+    return _page(request, services, visitor, values, clone=clone, flaws=flaws, message=message, status=422)
+
+
+def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
+    """The page of the job. The same form sent twice makes one job; with something changed in it, another one."""
+    once = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
+    job, new = admit(services.models, services.sessions, visitor.caller, spec, idempotency_key=once, action=action)
+    if new and job.status == Status.QUEUED:
+        queue.hint(services.broker)
+    return go(f"/jobs/{job.id}")
+
+
+def _page(
+    request: Request,
+    services: Services,
+    visitor: Visitor,
+    values: Mapping[str, str],
+    *,
+    clone: str = "",
+    flaws: Sequence[Flaw] = (),
+    message: str = "",
+    status: int = 200,
+) -> Response:
+    with services.sessions.begin() as session:
+        rows, _ = datasets.page(session, visitor.caller.tenant, limit=CHOICES)
+        models = jobs.models(session, visitor.caller.tenant)
+    fields = list(forms.inputs(values))
+    names = {field.name for field in fields}
+    return page(
+        request,
+        visitor,
+        "new_job.html",
+        status=status,
+        groups={
+            group: [field for field in fields if field.group == group]
+            for group in dict.fromkeys(f.group for f in fields)
+        },
+        datasets=rows,
+        models=models,
+        clone=clone,
+        nonce=secrets.token_urlsafe(12),
+        wrong={flaw.param: flaw for flaw in flaws},
+        elsewhere=[flaw for flaw in flaws if flaw.param not in names],
+        flaws=flaws,
+        message=message,
+    )

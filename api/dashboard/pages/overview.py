@@ -1,0 +1,47 @@
+"""The first page: what runs, what waits, what ended, and trouble before all."""
+
+from datetime import UTC, datetime, timedelta
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy.orm import Session
+
+from api.dashboard.render import page
+from api.dashboard.visitors import Signed
+from api.deps import Here
+from api.routes.jobs import detail
+from api.schemas import JobDetail
+from core import jobs
+from core.states import Status
+
+SHOWN = 6
+"""Jobs of each kind."""
+FRESH = timedelta(days=7)
+"""A failure is trouble for so long."""
+
+router = APIRouter()
+
+
+@router.get("/")
+def overview(request: Request, services: Here, visitor: Signed) -> Response:
+    """The page."""
+    tenant = visitor.caller.tenant
+    with services.sessions.begin() as session:
+        found = {status: _newest(session, tenant, status) for status in Status if status is not Status.FAILED}
+        failed = _newest(session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
+        counts = jobs.counts(session, tenant)
+    return page(
+        request,
+        visitor,
+        "overview.html",
+        running=found[Status.RUNNING],
+        waiting=sorted(found[Status.QUEUED], key=lambda job: job.queue_position or 0) + found[Status.PAUSED],
+        succeeded=found[Status.SUCCEEDED],
+        failed=failed,
+        counts=counts,
+        most=jobs.POSITIONS,
+    )
+
+
+def _newest(session: Session, tenant: str, status: Status, since: datetime | None = None) -> list[JobDetail]:
+    rows, _ = jobs.page(session, tenant, status=status, since=since, limit=SHOWN)
+    return [detail(session, row) for row in rows]

@@ -1,0 +1,45 @@
+"""A job's request, to be copied: as JSON, as a curl command, as Python."""
+
+import json
+import pprint
+import shlex
+
+from api.schemas import JobView
+from core.specs import JobSpec
+
+
+def recipes(job: JobView, address: str) -> dict[str, str]:
+    """The request by the way in which it is sent. What is at its default is left out of the commands."""
+    asked = trimmed(job.spec)
+    return {
+        "JSON": json.dumps(job.spec.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        "curl": _curl(asked, address),
+        "Python": _python(asked),
+    }
+
+
+def trimmed(spec: JobSpec) -> dict[str, object]:
+    """The request without its defaults."""
+    asked: dict[str, object] = spec.model_dump(mode="json", exclude_defaults=True)
+    return asked
+
+
+def _curl(asked: dict[str, object], address: str) -> str:
+    body = shlex.quote(json.dumps(asked, ensure_ascii=False))
+    lines = (
+        f"curl {shlex.quote(f'{address}/jobs')}",
+        '-H "Authorization: Bearer $SEFT_API_KEY"',
+        "-H 'Content-Type: application/json'",
+        f"-d {body}",
+    )
+    return " \\\n  ".join(lines)
+
+
+def _python(asked: dict[str, object]) -> str:
+    body = pprint.pformat(asked, sort_dicts=False, width=80)
+    call = f"with Client() as service:\n    job = service.create_job(\n{_indent(body)}\n    )"
+    return f"from client.http import Client\n\n{call}\n"
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"        {line}" for line in text.splitlines())

@@ -1,0 +1,44 @@
+"""What may be asked of a job as it stands, and what each wish keeps, in a word."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from api.schemas import JobView
+from core import wishes
+from core.states import Reason, Status
+from core.tables import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A button, and what it keeps."""
+
+    name: str
+    label: str
+    keeps: str
+    wish: Callable[[Session, str, str], Job]
+    harsh: bool = False
+
+
+START = Offer("start", "Start", "Puts the job into the queue.", wishes.start)
+RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.", wishes.resume)
+PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.", wishes.pause)
+STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.", wishes.stop)
+STOP_UNSAVED = Offer(
+    "stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.", wishes.stop
+)
+CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", wishes.cancel, harsh=True)
+ALL = {offer.name: offer for offer in (START, RESUME, PAUSE, STOP, CANCEL)}
+
+
+def offers(job: JobView) -> list[Offer]:
+    """What makes sense to ask now."""
+    if job.status.final:
+        return []
+    stop = [] if job.stopping else [STOP if job.status is Status.RUNNING else STOP_UNSAVED]
+    if job.status is Status.PAUSED:
+        waits = job.reason is not None and job.reason.code == Reason.NOT_STARTED
+        return [START, CANCEL] if waits else [RESUME, *stop, CANCEL]
+    return [RESUME if job.pausing else PAUSE, *stop, CANCEL]

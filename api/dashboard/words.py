@@ -1,0 +1,99 @@
+"""How pages put things: sizes, shares, perplexities, and a job's story in one line."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from api.schemas import JobDetail, JobView
+from core.states import Reason
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+WAITS: dict[str, str] = {Reason.NOT_STARTED: "waits to be started", Reason.ASKED: "paused by request"}
+SCORES = ("dense", "pruned", "repaired")
+
+
+def size(count: float) -> str:
+    """Bytes, in powers of a thousand."""
+    power = min(int(math.log10(count) // 3), len(UNITS) - 1) if count >= 1 else 0
+    number = count / 1000**power
+    return f"{number:.0f} {UNITS[power]}" if power == 0 or number >= 100 else f"{number:.1f} {UNITS[power]}"
+
+
+def percent(share: float) -> str:
+    """A share; digits behind the point only where there is something to say."""
+    return f"{100 * share:.3g} %"
+
+
+def score(value: float) -> str:
+    """A perplexity."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, in its two largest units."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{max(seconds, 0):.1f} s" if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def count(number: float) -> str:
+    """A whole number, in groups of three."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def short(model: str) -> str:
+    """A model's name without its owner."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def title(job: JobView) -> str:
+    """What a person calls a job: its suffix, or else its model."""
+    return job.spec.suffix or short(job.spec.model)
+
+
+def won_back(scores: Mapping[str, float]) -> float | None:
+    """Share of the lost log-perplexity that the repair won back; None where that means nothing."""
+    if not all(scores.get(name, 0) > 0 for name in SCORES) or scores["pruned"] <= scores["dense"]:
+        return None
+    dense, pruned, repaired = (math.log(scores[name]) for name in SCORES)
+    return (pruned - repaired) / (pruned - dense)
+
+
+def story(job: JobView) -> list[str]:
+    """The job in a few words: what, how sparse, what it cost and what was won back."""
+    parts = [short(job.spec.model), percent(job.spec.sparsity)]
+    if job.spec.pattern != "unstructured":
+        parts.append(job.spec.pattern)
+    known = [score(job.scores[name]) for name in SCORES if name in job.scores]
+    if known:
+        parts.append(f"perplexity {' → '.join(known)}")
+    share = won_back(job.scores)
+    if share is not None:
+        parts.append(f"{100 * share:.0f} % of the loss won back" if share >= 0 else "the repair made it worse")
+    return parts
+
+
+def waiting(job: JobDetail) -> str:
+    """Why a job does not run; nothing where it does."""
+    if job.queue_position is not None:
+        return "next to be taken" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
+    if job.reason is None:
+        return ""
+    return WAITS.get(job.reason.code, job.reason.message)
+
+
+def flat(spec: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Settings by dotted name, as text."""
+    out: dict[str, str] = {}
+    for name, value in spec.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{before}{name}.") if value else {}
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            out[before + name] = "" if value is None else shown
+    return out
