@@ -54,7 +54,7 @@ def prune_model(
             report(Unseen(number, unseen))
 
     walk(text, prune)
-    walk.end()
+    walk.tell()
 
 
 def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:

@@ -6,7 +6,7 @@ what the dense weights make of the same inputs. Only the nonzeros of the pruned 
 Sources: EBFT, Guo et al., arXiv 2402.12419; attention and MLP apart: arXiv 2510.14444.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,13 +43,13 @@ def reconstruct(
         block, twin = blocks[number], twins[number].to(place)
         for name in _parts(block, runs):
             part = _Part(block.get_submodule(name), twin.get_submodule(name), runs)
-            before, after = part.tune(config, generator(config.seed, f"reconstruct {number} {name}"))
+            before, after = part.tune(config, generator(config.seed, f"reconstruct {number} {name}"), walk.tell)
             report(Reconstructed(number, name or "block", before, after))
         twin.to(home)
 
     walk = Walk(model, place, report, Phase.RECONSTRUCTING)
     walk(calibration, visit)
-    walk.end()
+    walk.tell()
 
 
 class _Part:
@@ -69,8 +69,8 @@ class _Part:
         )
         return distance / self._size if self._size else 0.0
 
-    def tune(self, config: PruneConfig, order: torch.Generator) -> tuple[float, float]:
-        """Tune the nonzeros; the errors before and after."""
+    def tune(self, config: PruneConfig, order: torch.Generator, alive: Callable[[], None]) -> tuple[float, float]:
+        """Tune the nonzeros; the errors before and after. `alive` is called now and then, and may end the work."""
         pruned = [weight.clone() for weight in self._weights]
         kept = [weight != 0 for weight in pruned]
         masters = [weight.to(master_dtype(weight.dtype), copy=True) for weight in pruned]
@@ -85,6 +85,7 @@ class _Part:
                 adam.step()
                 rate.step()
                 _write(self._weights, masters)
+                alive()
         after = self.error()
         if not after < before:
             _write(self._weights, pruned)

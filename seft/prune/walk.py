@@ -33,7 +33,7 @@ class Walk:
         home = self._model.device
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
-            self._tell()
+            self.tell()
             block.to(self._place)
             try:
                 runs = [
@@ -46,9 +46,6 @@ class Walk:
                 block.to(home)
             self._done += 1
 
-    def end(self) -> None:
-        """Tell that all of it is done."""
-        self._tell()
-
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say how many blocks are done; what `report` raises ends the work."""
         self._report(Progress(self._phase, self._done, self._total))

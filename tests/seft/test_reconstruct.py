@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seft.config import Pattern, PruneConfig, PruneMethod
+from seft.errors import Cancelled
 from seft.prune.loop import prune_model
 from seft.prune.mask import overfull
 from seft.prune.reconstruct import reconstruct
@@ -122,4 +123,18 @@ def test_bfloat16_is_tuned_in_steps_that_it_could_not_hold() -> None:
 def test_progress_is_told_block_by_block() -> None:
     _, _, said = reconstructed(untrained_tiny())
     progress = [report for report in said if isinstance(report, Progress)]
-    assert progress == [Progress(Phase.RECONSTRUCTING, done, 4) for done in range(5)]
+    assert list(dict.fromkeys(progress)) == [Progress(Phase.RECONSTRUCTING, done, 4) for done in range(5)]
+
+
+def test_it_can_be_ended_within_a_block() -> None:
+    told = 0
+
+    def stop(_: Report) -> None:
+        nonlocal told
+        told += 1
+        if told == 3:
+            raise Cancelled
+
+    dense = untrained_tiny()
+    with pytest.raises(Cancelled):
+        reconstruct(copy.deepcopy(dense), dense, WINDOWS, CONFIG, stop)
