@@ -141,8 +141,8 @@ def _quality(model: Any, tokens: torch.Tensor, test: torch.Tensor, arguments: ar
     began = time.perf_counter()
     repair.run(_print)
     seconds = time.perf_counter() - began
-    grown = repair.grown_zeros
     repair.finish()
+    grown = repair.grown_zeros
     return {"pruned": pruned, "repaired": perplexity(model, test), "grown_zeros": grown, "seconds": seconds}
 
 

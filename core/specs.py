@@ -117,6 +117,7 @@ class RepairMethod(StrEnum):
     MASKED_FULL = "masked_full"
     MASKED_LORA = "masked_lora"
     SPP = "spp"
+    LORA_REPRUNE = "lora_reprune"
     NONE = "none"
 
 

@@ -25,6 +25,7 @@ _WAYS = {
     RepairMethod.FIXED_MASK: "training {share} of these weights, drawn once from those that are not zero",
     RepairMethod.MASKED_FULL: "training all of these weights that are not zero",
     RepairMethod.MASKED_LORA: "LoRA under the mask, with as many values as {share} of these weights",
+    RepairMethod.LORA_REPRUNE: "LoRA, with as many values as {share} of these weights, and pruned again at the end",
     RepairMethod.SPP: "SPP (arXiv 2405.16057), with as many values as {share} of these weights",
 }
 

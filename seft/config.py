@@ -65,11 +65,12 @@ class RepairMethod(StrEnum):
     MASKED_FULL = "masked_full"
     MASKED_LORA = "masked_lora"
     SPP = "spp"
+    LORA_REPRUNE = "lora_reprune"
 
     @property
     def keeps_zeros(self) -> bool:
         """Whether zeros stay where pruning put them."""
-        return self is not RepairMethod.SEFT
+        return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
 class RateSchedule(StrEnum):

@@ -118,10 +118,10 @@ def repair(
     loaded = _load(source, place, report)
     training = packed(encode(texts, loaded.tokenizer), config.sequence_tokens)
     dense = _load(teaching, place, report).model if teaching else None
-    work = Repair(loaded.model, training, config, pattern=facts.prune.pattern, teacher=dense)
+    work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense)
     work.run(report)
+    work.finish(report)
     grown = work.grown_zeros
-    work.finish()
     facts = replace(
         facts,
         repair=config,

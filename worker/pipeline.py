@@ -153,12 +153,12 @@ class Pipeline:
     def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> int:
         """Train to the end and judge; returns how many zeros have grown."""
         teacher = load(loaded.source, device=self._device).model if config.distills else None
-        work = Repair(loaded.model, training, config, pattern=self.prune.pattern, teacher=teacher)
+        work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher)
         if self.task.resume:
             work.load(self.folder / STATE)
         self._train(work, config.steps)
+        work.finish(self._live)
         grown = work.grown_zeros
-        work.finish()
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)
         return grown
@@ -236,6 +236,12 @@ class Pipeline:
                 raise Cancelled
 
         return report
+
+    def _live(self, _: Report) -> None:
+        """Between training and judging, which some methods fill with work."""
+        self._progress(Stage.TRAINING, 1.0)
+        if self.stopping():
+            raise Cancelled
 
     def _progress(self, stage: Stage, share: float) -> None:
         self.say(Progressed(phase=stage.phase, progress=progress(self.stages, stage, share), step=self.step))

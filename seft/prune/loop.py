@@ -32,8 +32,11 @@ def prune_model(
     report: Reporter = silent,
     *,
     device: str | None = None,
+    zeros: Sequence[Mapping[str, int]] | None = None,
 ) -> None:
     """Prune every target of `model` in place, one block at a time on `device` (None: the model's own).
+
+    `zeros` says for each block how many each of its targets gets, where that is not to follow from `config`.
 
     Zeros that are there stay. ConfigError where the pattern or the asked share does not suit the model. PruneError
     names the target whose statistics do not let it go on; the blocks before it are pruned then. An expert that no
@@ -44,12 +47,12 @@ def prune_model(
     targets = [block_linears(block) for block in blocks]
     _must_fit(targets, config.pattern)
     text = calibration if readers(config) else calibration[:0]
-    passes = 1 if config.allocation is Allocation.UNIFORM else 2
+    passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
-    zeros = _zeros(model, targets, config, walk, text)
+    counts = zeros or _zeros(model, targets, config, walk, text)
 
     def prune(number: int, runs: Runs) -> None:
-        unseen = _prune_block(number, targets[number], zeros[number], config, runs)
+        unseen = _prune_block(number, targets[number], counts[number], config, runs)
         if unseen:
             report(Unseen(number, unseen))
 

@@ -6,7 +6,7 @@ a copy of the pruned weight, is kept, because the change cannot be taken back ou
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -65,6 +65,10 @@ class Values:
         """What weight decay pulls to zero."""
         return self.values
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
 
 class ChangedLinear:
     """A linear whose weight is changed by a formula."""
@@ -112,8 +116,7 @@ class ChangedLinear:
 
     def tensors(self) -> dict[str, Tensor]:
         """The vector and its moments; the weight follows from them and the base."""
-        vector = self.vector
-        return {"values": vector.values, "means": vector.means, "squares": vector.squares, "ages": vector.ages}
+        return self.vector.tensors()
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved vector."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.products import Product, take_over
 from seft.repair.method import Work
-from seft.report import Evolved
+from seft.report import Evolved, Reporter
 
 
 class Linear(Protocol):
@@ -87,6 +87,6 @@ class InPlace:
         for name, linear in self._all.items():
             linear.resume(parts[name])
 
-    def finish(self) -> None:
+    def finish(self, _: Reporter) -> None:
         """Give the modules their own products back."""
         self._release()

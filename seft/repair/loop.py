@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Pattern, RepairConfig
+from seft.config import PruneConfig, RepairConfig
 from seft.errors import StateError, TrainError
 from seft.objective import make_objective
 from seft.packing import Packed, side_by_side
@@ -34,7 +34,8 @@ class Repair:
     dense model, where `config` wants to learn from it.
 
     Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
-    it has now, nor has it left `pattern`, in which it must be now. DataError when the text is shorter than one window.
+    it has now, nor has it left the pattern of `pruned`, which tells how the model was pruned. DataError when the text
+    is shorter than one window.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Repair:
         text: Packed | Int[Tensor, "tokens"],
         config: RepairConfig,
         *,
-        pattern: Pattern = UNSTRUCTURED,
+        pruned: PruneConfig | None = None,
         teacher: Any | None = None,
     ) -> None:
         must_share(config)
@@ -58,12 +59,13 @@ class Repair:
             parameter.requires_grad_(False)
         self._objective = make_objective(model, config, teacher)
         taught_by = {} if teacher is None else target_linears(teacher)
-        self._fingerprint = state.fingerprint(targets, self._windows, pattern, taught_by)
-        self._method: Method = METHODS[config.method](Work(model, targets, config, pattern))
+        self._fingerprint = state.fingerprint(targets, self._windows, pruned, taught_by)
+        work = Work(model, targets, config, self._windows.tokens.flatten(), pruned)
+        self._method: Method = METHODS[config.method](work)
 
     @property
     def grown_zeros(self) -> int:
-        """Positions that were zero at the start and are nonzero now."""
+        """Positions that were zero at the start and are nonzero now; good after `finish`, too."""
         return self._method.grown_zeros
 
     @property
@@ -95,9 +97,10 @@ class Repair:
             evolved = self._method.evolve(step)
         return [Step(step, loss, rate, speed), *filter(None, [evolved])]
 
-    def finish(self) -> None:
+    @torch.no_grad()
+    def finish(self, report: Reporter = silent) -> None:
         """Leave the model as it came: its own modules, the merged weights, parameters trainable as before."""
-        self._method.finish()
+        self._method.finish(report)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
 

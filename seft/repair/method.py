@@ -4,25 +4,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import Pattern, RepairConfig
-from seft.report import Evolved
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, RepairConfig
+from seft.report import Evolved, Reporter
 from seft.targets import Target
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a method is given: a frozen model, its pruned targets by name, what was asked for, the targets' pattern."""
+    """What a method is given: a frozen model, its targets by name, what was asked for, and the text in one row.
+
+    `pruned` is how the targets were pruned; None where that is not known and they are in no pattern.
+    """
 
     model: Any
     targets: Mapping[str, Target]
     config: RepairConfig
-    pattern: Pattern
+    text: Int[Tensor, "tokens"]
+    pruned: PruneConfig | None
+
+    @property
+    def pattern(self) -> Pattern:
+        """What the targets are in."""
+        return self.pruned.pattern if self.pruned else UNSTRUCTURED
 
 
 class Method(Protocol):
-    """Trains the targets of one model. The model runs as trained so far at every moment between two calls."""
+    """Trains the targets of one model, which runs as trained so far at every moment between two calls."""
 
     def __init__(self, work: Work) -> None: ...
 
@@ -32,7 +42,7 @@ class Method(Protocol):
 
     @property
     def grown_zeros(self) -> int:
-        """Positions of the targets that were zero at the start and are nonzero now."""
+        """Positions of the targets that were zero at the start and are nonzero now; good after `finish`, too."""
 
     def open(self, step: int, /) -> None:
         """Before the first micro-batch of a step."""
@@ -55,5 +65,5 @@ class Method(Protocol):
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
         """Go on from saved tensors; the weights are as pruning left them."""
 
-    def finish(self) -> None:
+    def finish(self, report: Reporter, /) -> None:
         """Leave the model's modules as they came, with the trained weights in them."""

@@ -3,6 +3,7 @@
 from seft.config import RepairMethod
 from seft.repair.evolving import Evolving
 from seft.repair.fixed_mask import FixedMask
+from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
 from seft.repair.method import Method
@@ -14,4 +15,5 @@ METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.MASKED_FULL: MaskedFull,
     RepairMethod.MASKED_LORA: MaskedLora,
     RepairMethod.SPP: SPP,
+    RepairMethod.LORA_REPRUNE: LoraReprune,
 }

@@ -27,6 +27,7 @@ RATES = {
     RepairMethod.MASKED_FULL: 1e-4,
     RepairMethod.MASKED_LORA: 1e-2,
     RepairMethod.SPP: 1e-2,
+    RepairMethod.LORA_REPRUNE: 3e-3,
 }
 """Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
 

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seft.config import Pattern, RepairConfig
+from seft.config import PruneConfig, RepairConfig
 from seft.errors import StateError
 from seft.packing import Packed
 from seft.targets import Target
@@ -34,11 +34,13 @@ class State:
     facts: dict[str, Any]
 
 
-def fingerprint(targets: Mapping[str, Target], text: Packed, pattern: Pattern, taught_by: Mapping[str, Target]) -> str:
-    """Names a repair: its text with what is trained on and where records begin, its pattern, and of each weight of the
-    pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
+def fingerprint(
+    targets: Mapping[str, Target], text: Packed, pruned: PruneConfig | None, taught_by: Mapping[str, Target]
+) -> str:
+    """Names a repair: its text with what is trained on and where records begin, how it was pruned, and of each weight
+    of the pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
     """
-    digest = hashlib.sha256(str(pattern).encode())
+    digest = hashlib.sha256(str(pruned).encode())
     for part in (text.tokens, text.trained, text.positions):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in (*targets.items(), *taught_by.items()):

@@ -16,6 +16,9 @@ from tests.tiny import VOCABULARY, untrained_tiny
 
 TOKENS = torch.randint(VOCABULARY, (2000,), generator=torch.Generator().manual_seed(1))
 
+PRUNED = PruneConfig(0.6, samples=4, tokens=32)
+"""How to prune again what `pruned_tiny` made."""
+
 
 def short(**changes: object) -> RepairConfig:
     """Eight steps with events after the first, the third and the sixth."""
@@ -39,7 +42,7 @@ def pruned_tiny(dtype: torch.dtype = torch.float32) -> Any:
 
 def zero_in_groups(model: nn.Module, pattern: Pattern) -> None:
     """Prune each target linear by magnitude in an N:M pattern."""
-    prune_model(model, TOKENS[:0].view(0, 8), PruneConfig(pattern.sparsity(None), PruneMethod.MAGNITUDE, pattern))
+    prune_model(model, TOKENS[:0].view(0, 8), by_magnitude(pattern))
 
 
 def in_pattern(pattern: Pattern) -> Any:
@@ -47,6 +50,12 @@ def in_pattern(pattern: Pattern) -> Any:
     model = untrained_tiny()
     zero_in_groups(model, pattern)
     return model
+
+
+def by_magnitude(pattern: Pattern) -> PruneConfig:
+    """How `zero_in_groups` prunes, and `zero_smallest` but for its share."""
+    share = pattern.sparsity(None if pattern.grouped else PRUNED.sparsity)
+    return PruneConfig(share, PruneMethod.MAGNITUDE, pattern)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -67,7 +76,7 @@ def nonzeros(model: nn.Module) -> dict[str, int]:
 def repaired(config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
     """The pruned model after so many steps, or all of them."""
     model = pruned_tiny(dtype)
-    repair = Repair(model, TOKENS, config)
+    repair = Repair(model, TOKENS, config, pruned=PRUNED)
     for _ in range(config.steps if steps is None else steps):
         repair.advance()
     return model, repair

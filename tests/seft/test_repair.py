@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from seft.config import RepairMethod
 from seft.errors import Cancelled, DataError, StateError, TrainError
 from seft.packing import Packed, side_by_side
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Step
 from seft.targets import target_linears
-from tests.seft.repairing import TOKENS, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
 
 
 def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:
@@ -58,12 +59,14 @@ def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
     answers = replace(windows, trained=windows.trained & (windows.positions > 9))
     parted = replace(windows, positions=windows.positions % 16)
     strangers = [
-        Repair(pruned_tiny(), answers, short()),
-        Repair(pruned_tiny(), parted, short()),
-        Repair(pruned_tiny(), TOKENS, short(seed=1)),
-        Repair(pruned_tiny(), TOKENS[100:], short()),
-        Repair(pruned_tiny(torch.bfloat16), TOKENS, short()),
-        Repair(other, TOKENS, short()),
+        Repair(pruned_tiny(), answers, short(), pruned=PRUNED),
+        Repair(pruned_tiny(), parted, short(), pruned=PRUNED),
+        Repair(pruned_tiny(), TOKENS, short(seed=1), pruned=PRUNED),
+        Repair(pruned_tiny(), TOKENS, short(method=RepairMethod.FIXED_MASK), pruned=PRUNED),
+        Repair(pruned_tiny(), TOKENS[100:], short(), pruned=PRUNED),
+        Repair(pruned_tiny(torch.bfloat16), TOKENS, short(), pruned=PRUNED),
+        Repair(pruned_tiny(), TOKENS, short(), pruned=replace(PRUNED, seed=1)),
+        Repair(other, TOKENS, short(), pruned=PRUNED),
     ]
     for stranger in strangers:
         with pytest.raises(StateError, match="must have the"):

@@ -17,7 +17,7 @@ from seft.config import UNSTRUCTURED, Pattern, RepairMethod
 from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
-from tests.seft.repairing import TOKENS, in_pattern, pruned_tiny, short
+from tests.seft.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short
 from tests.seft.test_prune_loop import SMALL
 
 STEPS = 8
@@ -34,7 +34,7 @@ def train(name: str, folder: Path) -> None:
     method, pattern = CASES[name]
     model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
     config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is a smaller one
-    repair = Repair(model, TOKENS, config, pattern=pattern)
+    repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
     losses = []
     for step in range(1, STEPS + 1):
         losses += [report.loss for report in repair.advance() if isinstance(report, Step)]

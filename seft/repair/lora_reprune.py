@@ -1,0 +1,133 @@
+"""LoRA as PEFT has it, unmasked; merged at the end, which fills the zeros, and pruned again to as many as there were.
+
+It is the LoRA* that the SEFT paper compares with (arXiv 2505.24037). The pruned weights stand as they are until the
+end; only then are there trained sparse ones. Pruning again does as the first time, on windows of the training text.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seft.config import RepairConfig
+from seft.errors import ConfigError
+from seft.prune.loop import prune_model
+from seft.prune.mask import smallest_of_all, zeros_first
+from seft.prune.methods import readers
+from seft.repair import optimizer
+from seft.repair.dense_change import Values
+from seft.repair.masked_lora import SCALE, LowRank
+from seft.repair.method import Work
+from seft.repair.ranks import ranks
+from seft.report import Evolved, Reporter
+from seft.seeds import generator
+from seft.targets import Target, block_linears, decoder_blocks
+from seft.text import windows
+
+
+class LoraReprune:
+    """Adapters for each target, in ranks that make up the asked count of values."""
+
+    def __init__(self, work: Work) -> None:
+        if work.pruned is None:
+            way_out = "Say how the model was pruned, or take another method."
+            raise ConfigError("pruned", f"must be given for {work.config.method}, which prunes again", None, way_out)
+        _must_be_modules(work.targets, work.config)
+        self._work, self._pruned = work, work.pruned
+        length, count = self._pruned.tokens, self._pruned.samples if readers(self._pruned) else 0
+        self._windows = (
+            windows(work.text, length, count, self._pruned.order, self._pruned.seed) if count else work.text[:0, None]
+        )
+        self._zeros = [
+            {name: int((target.weight == 0).sum()) for name, target in block_linears(block).items()}
+            for block in decoder_blocks(work.model)
+        ]
+        self._parameters, self._peft = _adapted(work)
+        self._vectors = {name: Values.start(each.detach().view(-1)) for name, each in self._parameters.items()}
+        self.grown_zeros = 0
+
+    @property
+    def trained(self) -> int:
+        """All entries of all adapters."""
+        return sum(parameter.numel() for parameter in self._parameters.values())
+
+    def open(self, _: int) -> None:
+        """Nothing is due before a step."""
+
+    def take_gradients(self) -> list[Tensor]:
+        """One for each half of an adapter."""
+        gradients = []
+        for parameter in self._parameters.values():
+            gradient, parameter.grad = parameter.grad, None
+            gradients.append((torch.zeros_like(parameter) if gradient is None else gradient).view(-1))
+        return gradients
+
+    def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """One optimizer step in each."""
+        for vector, gradient in zip(self._vectors.values(), gradients, strict=True):
+            optimizer.step(vector, gradient, rate, self._work.config.weight_decay)
+
+    def evolve(self, _: int) -> Evolved | None:
+        """Nothing moves before the end."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The adapters and their moments."""
+        return {
+            f"{name}.{part}": tensor for name, each in self._vectors.items() for part, tensor in each.tensors().items()
+        }
+
+    def resume(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Go on from saved adapters."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+
+    def finish(self, report: Reporter) -> None:
+        """Merge, prune each linear to the zeros that it had, and count those that are elsewhere now."""
+        targets = self._work.targets
+        former = {name: target.weight == 0 for name, target in targets.items()}
+        self._peft.merge_and_unload()
+        prune_model(self._work.model, self._windows, self._pruned, report, zeros=self._zeros)
+        for name, target in targets.items():
+            # A pattern alone may leave more nonzeros than there were: the model had zeros of its own.
+            score = zeros_first(target.weight.abs(), target.weight)
+            target.weight.masked_fill_(smallest_of_all(score, int(former[name].sum())), 0.0)
+            self.grown_zeros += int((former[name] & (target.weight != 0)).sum())
+
+
+def _must_be_modules(targets: Mapping[str, Target], config: RepairConfig) -> None:
+    for name, target in targets.items():
+        if target.number is not None:
+            rule = "must suit the model's experts, which PEFT cannot adapt one by one: this model stacks them"
+            raise ConfigError("method", f"{rule} in {name}", str(config.method), "Take another method.")
+
+
+def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
+    """Let PEFT put adapters into the model; those by the name of the target and of the half, and PEFT's handle.
+
+    They begin with the values that `masked_lora` begins with, which PEFT would draw from torch's own generator.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {name: (target.weight.shape[0], target.weight.shape[1]) for name, target in work.targets.items()}
+    found = {name: rank for name, rank in ranks(work.targets, work.config, LowRank.size).items() if rank}
+    config = LoraConfig(
+        target_modules=list(found),
+        rank_pattern=found,
+        alpha_pattern={name: SCALE * rank for name, rank in found.items()},
+    )
+    with warnings.catch_warnings():
+        # It finds out by itself that a Conv1D is stored transposed, and says so.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
+        handle = get_peft_model(work.model, config)
+    parameters: dict[str, torch.nn.Parameter] = {}
+    for name, rank in found.items():
+        module: Any = work.model.get_submodule(name)
+        halves = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight}
+        first = LowRank(sizes[name], rank).start(generator(work.config.seed, name))[: halves["A"].numel()]
+        with torch.no_grad():
+            halves["A"].copy_(first.view_as(halves["A"]))
+        parameters |= {f"{name}/{half}": parameter for half, parameter in halves.items()}
+    return parameters, handle

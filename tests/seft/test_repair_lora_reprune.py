@@ -1,0 +1,94 @@
+"""LoRA that is merged and pruned again equals doing so by hand, leaves nothing of PEFT, refuses what it cannot do."""
+
+import pytest
+import torch
+
+from seft.config import PruneConfig, PruneMethod, RepairMethod
+from seft.errors import ConfigError, DataError
+from seft.loss import TokenLoss
+from seft.repair import Repair
+from seft.repair.lora_reprune import LoraReprune
+from seft.repair.method import Work
+from seft.report import silent
+from seft.targets import target_linears
+from tests.seft.architectures import ARCHITECTURES
+from tests.seft.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, short, weights
+
+CONFIG = short(method=RepairMethod.LORA_REPRUNE, density=0.05)
+
+
+def test_merged_and_pruned_by_hand_it_gives_the_same() -> None:
+    model = pruned_tiny()
+    before, budget = weights(model), nonzeros(model)
+    targets = target_linears(model)
+    method = LoraReprune(Work(model, targets, CONFIG, TOKENS, PruneConfig(0.6, PruneMethod.MAGNITUDE)))
+    for tensor in (each for name, each in method.tensors().items() if name.endswith("/B.values")):
+        tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    adapters = {name: tensor.clone() for name, tensor in method.tensors().items()}
+    with torch.no_grad():
+        method.finish(silent)
+    grown = 0
+    for name, weight in before.items():
+        first, second = adapters[f"{name}/A.values"], adapters[f"{name}/B.values"]
+        rows, cols = weight.shape
+        merged = weight + 2 * second.view(rows, -1) @ first.view(-1, cols)
+        bound = merged.abs().flatten().sort().values[-budget[name]]
+        expected = merged.masked_fill(merged.abs() < bound, 0)
+        torch.testing.assert_close(targets[name].weight, expected)
+        grown += int(expected[weight == 0].count_nonzero())
+    assert method.grown_zeros == grown > 0
+    assert nonzeros(model) == budget
+
+
+def test_gradients_equal_those_of_a_dense_model_of_the_same_formula() -> None:
+    model, twin = pruned_tiny(torch.float64), pruned_tiny(torch.float64)
+    method = LoraReprune(Work(model.requires_grad_(False), target_linears(model), CONFIG, TOKENS, PRUNED))
+    for tensor in (each for name, each in method.tensors().items() if name.endswith(".values")):
+        tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    adapters = method.tensors()
+    windows = TOKENS[:64].view(2, 32)
+    twins = target_linears(twin.requires_grad_(False))
+    for name, target in twins.items():
+        first, second = adapters[f"{name}/A.values"], adapters[f"{name}/B.values"]
+        rows, cols = target.weight.shape
+        target.weight.add_(2 * second.view(rows, -1).double() @ first.view(-1, cols).double())
+        target.parameter.requires_grad_(True)
+    TokenLoss(model)(windows).sum().backward()  # type: ignore[no-untyped-call]
+    TokenLoss(twin)(windows).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = dict(zip((name for name in adapters if name.endswith(".values")), method.take_gradients(), strict=True))
+    for name, target in twins.items():
+        rows, cols = target.weight.shape
+        whole = target.parameter.grad
+        assert whole is not None
+        first, second = (adapters[f"{name}/{half}.values"].double() for half in "AB")
+        of_first = 2 * second.view(rows, -1).T @ whole
+        of_second = 2 * whole @ first.view(-1, cols).T
+        for half, expected in (("A", of_first), ("B", of_second)):
+            found = gradients[f"{name}/{half}.values"].double()
+            torch.testing.assert_close(found, expected.flatten(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_nothing_of_peft_is_left_in_the_model(name: str) -> None:
+    model = ARCHITECTURES[name].model()
+    before = [(key, type(module)) for key, module in model.named_modules()]
+    attributes = set(vars(model))
+    repair = Repair(model, TOKENS % 50, CONFIG, pruned=PruneConfig(0.5, PruneMethod.MAGNITUDE))
+    repair.advance()
+    repair.finish()
+    assert [(key, type(module)) for key, module in model.named_modules()] == before
+    assert set(vars(model)) == attributes
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_it_must_know_how_to_prune_and_have_text_for_it() -> None:
+    with pytest.raises(ConfigError, match="pruned must be given for lora_reprune"):
+        Repair(pruned_tiny(), TOKENS, CONFIG)
+    with pytest.raises(DataError, match="window of 4096"):
+        Repair(pruned_tiny(), TOKENS, CONFIG, pruned=PruneConfig(0.6, tokens=4096))
+
+
+def test_stacked_experts_are_refused() -> None:
+    model = ARCHITECTURES["mixtral"].model()
+    with pytest.raises(ConfigError, match="method must suit the model's experts"):
+        Repair(model, TOKENS % 50, CONFIG, pruned=PruneConfig(0.5, PruneMethod.MAGNITUDE))
