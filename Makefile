@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test fuzz up down check format lint types imports lock venv clean help
+.PHONY: demo test faults fuzz up down check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -18,6 +18,9 @@ test: $(READY) ## run every test, on real Postgres, Valkey and S3
 
 fuzz: $(READY) ## call every operation of the API thousands of times, rightly and wrongly
 	@$(LEASH) $(BIN)/python -m tests.fuzz
+
+faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on where it was broken off
+	@$(LEASH) $(BIN)/python -m tests.faults
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up

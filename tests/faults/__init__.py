@@ -1,0 +1,1 @@
+"""`python -m tests.faults`: jobs with a random fault each, and whether one is lost, doubled or changed by it."""

@@ -1,0 +1,195 @@
+"""The whole service in a folder, made to be hurt: servers, API, two workers with real training, a wire to be cut."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import select
+
+from client.answers import Job as JobAnswer
+from client.http import Client
+from core.database import make_engine, make_sessions
+from core.keys import Scope, issue
+from core.storage import Storage
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from local import processes
+from local.folder import LOOPBACK
+from local.servers import Servers, make_settings
+from local.stack import Api
+from migrations import upgrade
+from tests.faults.proxy import Wire
+from tests.worker.conftest import children_of
+
+SPEC: dict[str, Any] = {
+    "model": "tiny",
+    "sparsity": 0.6,
+    "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
+    "repair": {
+        "steps": 24,
+        "batch_tokens": 384,
+        "sequence_tokens": 96,
+        "update_interval": 5,
+        "density": 0.02,
+        "learning_rate": 3e-3,
+    },
+    "evaluate": {"windows": 3, "tokens": 96},
+}
+SOON = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1}
+WORKERS = 2
+PATIENCE = 180.0
+
+
+class Drill:
+    """As a context manager. Everything but the workers' scratch stays in the folder for the next time."""
+
+    def __init__(self, folder: Path, models: Path, texts: list[str], scratch: Path | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.models, self.texts = folder.resolve(), models, texts
+        self.scratch = scratch or self.folder / "scratch"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.servers = stack.enter_context(Servers(self.folder / "servers"))
+            self.wire = Wire(self.servers.storage.port)
+            stack.callback(self.wire.close)
+            variables = self.servers.environment() | {f"SEFT_{name}_SECONDS": str(each) for name, each in SOON.items()}
+            roots = {"SEFT_MODEL_ROOTS": json.dumps([str(self.models)]), "SEFT_RATE_LIMIT": "1000"}
+            variables |= {"SEFT_SCRATCH": str(self.scratch), "SEFT_THREADS": "1", "SEFT_DEVICE": "cpu"}
+            self.settings = make_settings(variables)
+            variables |= roots
+            upgrade(self.settings)
+            self.engine = make_engine(self.settings)
+            stack.callback(self.engine.dispose)
+            self.sessions, self.storage = make_sessions(self.engine), Storage(self.settings)
+            self.api = Api(self.servers.lock, {**os.environ, **variables})
+            stack.callback(self.api.stop)
+            self.api.start()
+            through_wire = {"SEFT_S3_ENDPOINT": f"http://{LOOPBACK}:{self.wire.port}"}
+            self.environment = {**os.environ, **variables, **through_wire}
+            stack.callback(self.end_workers)
+            for _ in range(WORKERS):
+                self.start_worker()
+            self.client = stack.enter_context(self._client())
+            self.dataset = self._upload()
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def start_worker(self, **environment: str) -> None:
+        log, command = self.folder / "workers.log", [sys.executable, "-m", "worker"]
+        self.workers.append(
+            processes.spawn(command, log=log, orphaned=signal.SIGKILL, environment={**self.environment, **environment})
+        )
+
+    def end_workers(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.workers.clear()
+
+    def tend(self) -> None:
+        """As many workers as there should be."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for _ in range(WORKERS - len(self.workers)):
+            self.start_worker()
+
+    def post(self, seed: int) -> str:
+        return self.client.create_job({**SPEC, "dataset": self.dataset, "seed": seed})["id"]
+
+    def job(self, job_id: str) -> Job:
+        with self.sessions.begin() as session:
+            return session.get_one(Job, job_id)
+
+    def worker_of(self, job_id: str) -> subprocess.Popen[bytes] | None:
+        """The worker that runs the job now."""
+        name = self.job(job_id).worker or "::"
+        return next((worker for worker in self.workers if str(worker.pid) == name.split(":")[1]), None)
+
+    def child_of(self, job_id: str) -> int | None:
+        worker = self.worker_of(job_id)
+        return next(iter(children_of(worker.pid)), None) if worker else None
+
+    def wait(self, truth: Callable[[], object], seconds: float = PATIENCE) -> bool:
+        """Whether it came true in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if truth():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def end(self, job_id: str) -> JobAnswer:
+        """The job when it has ended, or as it is when patience has."""
+        deadline = time.monotonic() + PATIENCE
+        while (job := self.client.job(job_id))["status"] not in {"succeeded", "failed", "cancelled"}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return job
+
+    def sha256(self, job_id: str) -> str:
+        return self.client.checkpoints(job_id)[-1]["sha256"]
+
+    def beside_another(self, job_id: str) -> bool:
+        """Whether an attempt wrote anything after a later one had begun, or began before the one before was over."""
+        with self.sessions.begin() as session:
+            query = select(JobEvent.attempt, JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
+            events = session.execute(query).all()
+            metrics = session.scalars(select(JobMetric.attempt).where(JobMetric.job_id == job_id)).all()
+        attempts = [attempt for attempt, _ in events]
+        running = False
+        for _, kind in events:
+            if kind == "job.claimed" and running:
+                return True
+            running = (running or kind == "job.claimed") and kind not in {
+                "job.released",
+                "job.lost",
+                "job.retried",
+                "job.succeeded",
+            }
+        return attempts != sorted(attempts) or bool(metrics and max(metrics) > attempts[-1])
+
+    def orphans(self) -> list[str]:
+        """Objects that no row of a job that has ended, or of a dataset, names."""
+        with self.sessions.begin() as session:
+            kept = set(session.scalars(select(Dataset.object_key)))
+            for row in session.scalars(select(Checkpoint)):
+                kept |= {row.prefix + file["name"] for file in row.files}
+        return [key for key in self.storage.keys("") if key not in kept]
+
+    def damaged(self, job_id: str) -> list[str]:
+        """Files of the job's checkpoint whose stored bytes are not those that its row names."""
+        with self.sessions.begin() as session:
+            row = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id)).one()
+        named = {row.prefix + file["name"]: file["sha256"] for file in row.files}
+        return [key for key, sha in named.items() if hashlib.sha256(self.storage.read(key)).hexdigest() != sha]
+
+    def _client(self) -> Client:
+        with self.sessions.begin() as session:
+            _, secret = issue(session, "default", "faults", Scope.ADMIN)
+        return Client(self.api.url, secret)
+
+    def _upload(self) -> str:
+        data = self.folder / "data.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in self.texts))
+        return self.client.upload_dataset(data)["id"]
+
+
+def alive(process: subprocess.Popen[bytes]) -> bool:
+    with suppress(ProcessLookupError):
+        return process.poll() is None
+    return False

@@ -1,0 +1,73 @@
+"""A wire to the object storage that can be cut: whatever is on its way is lost, and nobody gets through for a while."""
+
+import socket
+import threading
+from contextlib import suppress
+
+BLOCK = 1 << 16
+
+
+class Wire:
+    """Listens on a loopback port and passes every byte on to another one."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._open: set[socket.socket] = set()
+        self._cut = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.bytes_up = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break every connection, and every new one until `mend`."""
+        self._cut.set()
+        for end in list(self._open):
+            _break(end)
+
+    def mend(self) -> None:
+        """Let everybody through again."""
+        self._cut.clear()
+
+    def close(self) -> None:
+        """For good."""
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._join, args=[near], daemon=True).start()
+
+    def _join(self, near: socket.socket) -> None:
+        if self._cut.is_set():
+            _break(near)
+            return
+        try:
+            far = socket.create_connection(("127.0.0.1", self._to))
+        except OSError:
+            _break(near)
+            return
+        self._open |= {near, far}
+        back = threading.Thread(target=self._pass, args=[far, near], daemon=True)
+        back.start()
+        self._pass(near, far, up=True)
+        back.join()
+        self._open -= {near, far}
+        near.close()
+        far.close()
+
+    def _pass(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
+        with suppress(OSError):
+            while block := source.recv(BLOCK):
+                self.bytes_up += len(block) if up else 0
+                target.sendall(block)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def _break(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
