@@ -55,6 +55,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.HUB_BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait for the model hub"),
     Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The key came with another body before"),
     Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this key is being served"),
+    Code.LIMIT_REACHED: (HTTPStatus.CONFLICT, "Your tenant has as many as it may"),
     Code.CONFLICT: (HTTPStatus.CONFLICT, "The state does not allow it"),
     Code.UNAVAILABLE: (HTTPStatus.SERVICE_UNAVAILABLE, "A part of the service does not answer"),
     Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side"),

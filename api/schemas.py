@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.reports import Thinned
 from core.specs import JobSpec
 from core.states import Phase, Status
-from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
 from seft.records import Format
 
 JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
@@ -46,7 +46,9 @@ class JobView(BaseModel):
 
     id: str
     status: Status
-    reason: ReasonView | None = Field(description="Why a paused job is paused.")
+    reason: ReasonView | None = Field(
+        description="Why it does not run: while paused, and in the answer about one job while queued."
+    )
     pausing: bool = Field(description="A pause was asked for; the worker is saving the state.")
     stopping: bool = Field(description="It was told to train no further; what there is gets published.")
     phase: Phase | None = Field(description="What the running attempt is doing.")
@@ -251,6 +253,52 @@ class DatasetPage(BaseModel):
 
     data: list[DatasetView]
     has_more: bool
+
+
+class WorkerView(BaseModel):
+    """A worker."""
+
+    name: str
+    host: str
+    device: str
+    versions: dict[str, str]
+    busy: bool
+    job_id: str | None = Field(description="The job that it runs, where that is one of yours.")
+    started_at: datetime
+    seen_at: datetime = Field(description="Its last sign of life.")
+    consumed_at: datetime = Field(description="When it last took a message from the broker.")
+
+    @classmethod
+    def of(cls, worker: Worker, job: Job | None, tenant: str) -> Self:
+        """The view of a row, and of the job that it runs."""
+        names = ("name", "host", "device", "versions", "started_at", "seen_at", "consumed_at")
+        mine = job.id if job and job.tenant == tenant else None
+        more = {"busy": job is not None, "job_id": mine}
+        return cls.model_validate({name: getattr(worker, name) for name in names} | more)
+
+
+class WorkerList(BaseModel):
+    """All workers that were seen within a day."""
+
+    model_config = example(
+        {
+            "data": [
+                {
+                    "name": "gpu-1:4242:9f86d081",
+                    "host": "gpu-1",
+                    "device": "cuda",
+                    "versions": {"seft": "0.1.0", "torch": "2.13.0"},
+                    "busy": True,
+                    "job_id": JOB_ID,
+                    "started_at": TIME,
+                    "seen_at": TIME,
+                    "consumed_at": TIME,
+                }
+            ]
+        }
+    )
+
+    data: list[WorkerView]
 
 
 class Alive(BaseModel):

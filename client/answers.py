@@ -43,6 +43,20 @@ class Job(TypedDict):
     queue_position: NotRequired[int | None]
 
 
+class Worker(TypedDict):
+    """A worker. `job_id` is the job that it runs, where that is one of the caller's."""
+
+    name: str
+    host: str
+    device: str
+    versions: dict[str, str]
+    busy: bool
+    job_id: str | None
+    started_at: str
+    seen_at: str
+    consumed_at: str
+
+
 class Event(TypedDict):
     """Something that happened to a job."""
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from client.commands import datasets, jobs, keys, library
+from client.commands import datasets, jobs, keys, library, workers
 
 app = typer.Typer(
     help="Make language models sparse, and repair them.",
@@ -16,4 +16,5 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(keys.app, name="keys")
 app.command()(keys.audit)
+app.command()(workers.workers)
 library.add_verbs(app)

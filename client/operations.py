@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from client import downloads
-from client.answers import AuditEntry, Checkpoint, Dataset, Event, Job, Json, Key, Metric, Version
+from client.answers import AuditEntry, Checkpoint, Dataset, Event, Job, Json, Key, Metric, Version, Worker
 from client.errors import ApiProblem, ClientError, Unreachable
 from client.events import EventReader
 from client.retries import tried
@@ -76,6 +76,11 @@ class Operations:
         pairs = [f"{name}={value}" for name, value in (metadata or {}).items()]
         asked = {"status": status, "model": model, "metadata": pairs}
         yield from self._pages("/jobs", "id", {name: value for name, value in asked.items() if value})
+
+    @operation
+    def workers(self) -> Steps[list[Worker]]:
+        """Every worker of the service."""
+        return cast("list[Worker]", (yield from self._get("/workers"))["data"])
 
     @operation
     def cancel(self, job_id: str) -> Steps[Job]:

@@ -5,7 +5,7 @@ No transaction is open while the hub is asked about a model.
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import audit, jobs
+from core import audit, fairness, jobs
 from core.audit import Caller
 from core.models import Door
 from core.specs import JobSpec
@@ -20,11 +20,12 @@ def admit(
     *,
     idempotency_key: str | None,
     action: str,
+    waiting_limit: int,
 ) -> tuple[Job, bool]:
     """The new job and True, or the one that the same key and body made before and False. `action` is for the audit.
 
     A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
-    ProblemError where the dataset, the model or the key is refused.
+    ProblemError where the dataset, the model or the key is refused, or where `waiting_limit` jobs of the tenant wait.
     """
     body = spec.fingerprint()
     with sessions.begin() as session:
@@ -34,6 +35,7 @@ def admit(
     source = door.find(spec.model, spec.revision)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
+        fairness.check_waiting(session, caller.tenant, waiting_limit)
         job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body)
         if new:
             audit.note(session, caller, action, job.id)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import ids
+from core import fairness, ids
 from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
@@ -59,20 +59,13 @@ class Wishes:
     """To end training, and publish what there is."""
 
 
-def claim(session: Session, worker: str, lease_seconds: float) -> Attempt | None:
-    """The next job by priority, then age, now running under a new attempt; None when none waits.
+def claim(session: Session, worker: str, lease_seconds: float, tenant_running: int = 0) -> Attempt | None:
+    """The job whose turn it is, now running under a new attempt; None when none waits.
 
     A row that another worker is claiming is skipped, not waited for. One whose request this software does not
     understand fails, and does not keep the others waiting.
     """
-    query = (
-        select(Job, Dataset)
-        .join(Dataset, Dataset.id == Job.dataset_id)
-        .where(Job.status == Status.QUEUED)
-        .order_by(Job.priority.desc(), Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=Job)
-    )
+    query = fairness.next_in_turn(session, tenant_running)
     while found := session.execute(query).first():
         job, dataset = found
         lease = _lease(lease_seconds)

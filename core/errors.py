@@ -24,6 +24,7 @@ class Code(StrEnum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight"
     CONFLICT = "conflict"
+    LIMIT_REACHED = "limit_reached"
     UNAVAILABLE = "unavailable"
     INTERNAL = "internal_error"
 

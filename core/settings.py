@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         default=3, gt=0, description="How often a worker renews its lease and hears what was asked of its job."
     )
+    tenant_running: int = Field(default=0, ge=0, description="Jobs of one tenant that run at a time; 0: any number.")
+    tenant_waiting: int = Field(
+        default=0, ge=0, description="Jobs of one tenant that wait, queued or paused, at a time; 0: any number."
+    )
     sweep_seconds: float = Field(
         default=10, gt=0, description="How often workers look for lost jobs and lost messages."
     )

@@ -186,6 +186,23 @@ class Checkpoint(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class Worker(Base):
+    """A worker process, as it told of itself. Which job it runs, the jobs say."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    device: Mapped[str]
+    versions: Mapped[Json]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When its sweep last went round."""
+    consumed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it last took a hint."""
+
+
 class IdempotencyKey(Base):
     """Which job a caller's `Idempotency-Key` made, and from which body."""
 

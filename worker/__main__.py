@@ -1,14 +1,19 @@
 """`python -m worker`: a Celery worker with one thread for jobs and one for sweeping. Loads no torch.
 
+`python -m worker health` tells whether the workers of this host are well.
+
 SIGTERM or Ctrl-C lets the job in hand save itself and go back to the queue; the second one ends everything at once.
 """
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
 from celery import Celery, signals
 
+from core import workers
+from core.database import make_engine, make_sessions
 from core.logging import configure
 from core.queue import TASK, make_app
 from core.settings import Settings
@@ -24,7 +29,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
     app = make_app(settings)
     work = Work(settings, app, training)
     app.task(work.__call__, name=TASK)
-    Sweep(settings, app, work.sessions, work.storage).start()
+    Sweep(work.name, settings, app, work.sessions, work.storage).start()
 
     def leave(**_: object) -> None:
         if work.draining.is_set():
@@ -55,5 +60,16 @@ def serve(app: Celery, name: str) -> int:
     return int(worker.exitcode or 0)
 
 
+def health() -> int:
+    """Whether the workers of this host are well, for an orchestrator's health check: exit status 0, or 1 and names."""
+    settings = Settings()
+    engine = make_engine(settings)
+    with make_sessions(engine).begin() as session:
+        unwell = workers.unwell(session, socket.gethostname(), settings)
+    engine.dispose()
+    sys.stdout.writelines(f"{name} is not well\n" for name in unwell)
+    return int(bool(unwell))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(health() if sys.argv[1:] == ["health"] else main())

@@ -1,5 +1,6 @@
 """Finds what was lost: jobs whose worker fell silent, jobs whose hint was lost, what ended jobs have left behind."""
 
+import os
 import shutil
 import threading
 
@@ -8,13 +9,15 @@ from botocore.exceptions import ClientError
 from celery import Celery
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import queue, recovery
+from core import queue, recovery, workers
 from core.settings import Settings
 from core.states import Reason
 from core.storage import Storage
 from worker import litter
 
 BATCH = 16
+DEAF = 3
+"""Exit status of a worker that ended because it took no more hints."""
 PROBE, PROBE_BYTES = "probe", 1 << 20
 
 log = structlog.get_logger(__name__)
@@ -23,15 +26,20 @@ log = structlog.get_logger(__name__)
 class Sweep(threading.Thread):
     """A thread of every worker. Nothing that goes wrong ends it: what is away now is there in a later round."""
 
-    def __init__(self, settings: Settings, app: Celery, sessions: sessionmaker[Session], storage: Storage) -> None:
+    def __init__(
+        self, worker: str, settings: Settings, app: Celery, sessions: sessionmaker[Session], storage: Storage
+    ) -> None:
         super().__init__(name="sweep", daemon=True)
-        self.settings, self.app, self.sessions, self.storage = settings, app, sessions, storage
+        self.worker, self.settings, self.app, self.sessions, self.storage = worker, settings, app, sessions, storage
+
+        self.deaf_rounds = 0
 
     def run(self) -> None:
         """Sweep for ever."""
         pause = threading.Event()
         while True:
             try:
+                self.show_up()
                 self.find_lost()
                 self.resume_roomless()
                 self.hint_waiting()
@@ -39,6 +47,16 @@ class Sweep(threading.Thread):
             except Exception as error:
                 log.warning("sweep.failed", error=str(error))
             pause.wait(self.settings.sweep_seconds)
+
+    def show_up(self) -> None:
+        """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
+        with self.sessions.begin() as session:
+            workers.seen(session, self.worker, self.settings)
+            deaf = workers.idle_and_deaf(session, self.worker)
+        self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
+        if self.deaf_rounds > workers.ROUNDS:
+            log.error("worker.deaf")
+            os._exit(DEAF)
 
     def find_lost(self) -> None:
         """Take back the jobs of silent workers."""

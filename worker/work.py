@@ -10,7 +10,7 @@ import structlog
 from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import attempts, queue
+from core import attempts, queue, workers
 from core.attempts import Attempt
 from core.database import make_engine, make_sessions
 from core.settings import Settings
@@ -47,16 +47,27 @@ class Work:
             well = Supervisor(
                 attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
             ).run()
+        self._consumed()
         queue.hint(self.app)
         self.pause = 0.0 if well else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
         self.draining.wait(self.pause)
+
+    def _consumed(self) -> None:
+        """It hears again, after a job that may have taken hours."""
+        try:
+            with self.sessions.begin() as session:
+                workers.consumed(session, self.name)
+        except SQLAlchemyError as error:
+            log.warning("worker.unseen", error=str(error))
 
     def _claim(self) -> Attempt | None:
         if self.draining.is_set():
             return None
         try:
             with self.sessions.begin() as session:
-                return attempts.claim(session, self.name, self.settings.lease_seconds)
+                workers.consumed(session, self.name)
+                settings = self.settings
+                return attempts.claim(session, self.name, settings.lease_seconds, settings.tenant_running)
         except SQLAlchemyError as error:
             log.warning("claim.failed", error=str(error))
             return None

@@ -16,7 +16,7 @@ from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
-from core import ids, jobs, queue
+from core import fairness, ids, jobs, queue
 from core.admission import admit
 from core.audit import Caller
 from core.errors import Code
@@ -34,6 +34,7 @@ CREATING = (
     Code.MODEL_NOT_FOUND,
     Code.MODEL_REFUSED,
     Code.IDEMPOTENCY_CONFLICT,
+    Code.LIMIT_REACHED,
     Code.HUB_UNREACHABLE,
     Code.HUB_BUSY,
     Code.UNAVAILABLE,
@@ -164,13 +165,21 @@ def clone_job(
 def _admitted(
     services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
 ) -> JobDetail:
-    job, new = admit(services.models, services.sessions, caller, spec, idempotency_key=idempotency_key, action=action)
+    job, new = admit(
+        services.models,
+        services.sessions,
+        caller,
+        spec,
+        idempotency_key=idempotency_key,
+        action=action,
+        waiting_limit=services.settings.tenant_waiting,
+    )
     if new and job.status == Status.QUEUED:
         queue.hint(services.broker)
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_SECONDS
     with services.sessions.begin() as session:
-        return detail(session, job)
+        return detail(services, session, job)
 
 
 def _overridden(former: Json, overrides: Json) -> JobSpec:
@@ -181,14 +190,15 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
         raise RequestValidationError(entries) from error
 
 
-def detail(session: Session, job: Job) -> JobDetail:
+def detail(services: Services, session: Session, job: Job) -> JobDetail:
     """A job as its own page shows it."""
-    return JobDetail.of(job, queue_position=jobs.position(session, job))
+    reason = fairness.reason(session, job, services.settings.tenant_running)
+    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason)
 
 
 def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:
     with services.sessions.begin() as session:
-        return detail(session, jobs.get(session, caller.tenant, job_id))
+        return detail(services, session, jobs.get(session, caller.tenant, job_id))
 
 
 def _may_wait(view: JobDetail, answer: Response, first: JobDetail, if_none_match: str) -> bool:

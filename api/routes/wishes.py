@@ -60,7 +60,7 @@ def ask(
     with services.sessions.begin() as session:
         job = wish(session, caller.tenant, job_id)
         audit.note(session, caller, action, job.id)
-        view = detail(session, job)
+        view = detail(services, session, job)
     if job.status == Status.QUEUED:
         queue.hint(services.broker)
     return view

@@ -13,6 +13,7 @@ from client import answers
         (answers.Failure, schemas.ErrorView),
         (answers.Job, schemas.JobDetail),
         (answers.Event, schemas.EventView),
+        (answers.Worker, schemas.WorkerView),
         (answers.Metric, schemas.MetricView),
         (answers.File, schemas.FileView),
         (answers.Checkpoint, schemas.CheckpointView),

@@ -254,7 +254,7 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: st
     with house.sessions.begin() as session:
         assert recovery.resume_roomless(session, Reason.DISK_FULL, missing) == []
         assert recovery.resume_roomless(session, Reason.STORAGE_FULL, recovery.LARGEST) == []
-    sweep = Sweep(house.settings, queue.make_app(house.settings), house.sessions, house.storage)
+    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
     sweep.resume_roomless()
     assert house.job(job_id).status == Status.QUEUED
     supervisor(house, "succeed").run()
@@ -276,7 +276,7 @@ def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House,
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
     for storage, status in ((full, Status.PAUSED), (house.storage, Status.QUEUED)):
-        Sweep(house.settings, queue.make_app(house.settings), house.sessions, storage).resume_roomless()
+        Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, storage).resume_roomless()
         assert house.job(job_id).status == status
 
 

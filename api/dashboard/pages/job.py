@@ -37,7 +37,7 @@ def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refus
     """The page. `refused` names a wish that came too late."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
-        job = detail(session, row)
+        job = detail(services, session, row)
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
         latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
         checkpoints = reports.checkpoints(session, job_id)

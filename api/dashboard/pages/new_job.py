@@ -56,7 +56,15 @@ def create(request: Request, services: Here, visitor: Signed, form: Submitted) -
 def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
     """The page of the job. The same form sent twice makes one job; with something changed in it, another one."""
     once = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
-    job, new = admit(services.models, services.sessions, visitor.caller, spec, idempotency_key=once, action=action)
+    job, new = admit(
+        services.models,
+        services.sessions,
+        visitor.caller,
+        spec,
+        idempotency_key=once,
+        action=action,
+        waiting_limit=services.settings.tenant_waiting,
+    )
     if new and job.status == Status.QUEUED:
         queue.hint(services.broker)
     return go(f"/jobs/{job.id}")

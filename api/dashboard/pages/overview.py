@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
-from api.deps import Here
+from api.deps import Here, Services
 from api.routes.jobs import detail
 from api.schemas import JobDetail
 from core import jobs
@@ -26,8 +26,8 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
     """The page."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
-        found = {status: _newest(session, tenant, status) for status in Status if status is not Status.FAILED}
-        failed = _newest(session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
+        found = {status: _newest(services, session, tenant, status) for status in Status if status is not Status.FAILED}
+        failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
         counts = jobs.counts(session, tenant)
     return page(
         request,
@@ -42,6 +42,8 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
     )
 
 
-def _newest(session: Session, tenant: str, status: Status, since: datetime | None = None) -> list[JobDetail]:
+def _newest(
+    services: Services, session: Session, tenant: str, status: Status, since: datetime | None = None
+) -> list[JobDetail]:
     rows, _ = jobs.page(session, tenant, status=status, since=since, limit=SHOWN)
-    return [detail(session, row) for row in rows]
+    return [detail(services, session, row) for row in rows]

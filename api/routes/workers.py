@@ -1,0 +1,32 @@
+"""The workers, and figures of the service for Prometheus."""
+
+from fastapi import APIRouter, Response
+
+from api.deps import Auth, Here
+from api.errors import responses
+from api.schemas import WorkerList, WorkerView
+from core import figures, workers
+from core.errors import Code
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
+def list_workers(services: Here, caller: Auth) -> WorkerList:
+    """Every worker: host, device, versions, job, last sign of life."""
+    with services.sessions.begin() as session:
+        rows = workers.all_of_them(session)
+    return WorkerList(data=[WorkerView.of(worker, job, caller.tenant) for worker, job in rows])
+
+
+@router.get(
+    "/metrics",
+    operation_id="get_metrics",
+    response_class=Response,
+    responses={200: {"description": "Text.", "content": {figures.MEDIA_TYPE: {"example": figures.EXAMPLE}}}},
+)
+def get_metrics(services: Here, _caller: Auth) -> Response:
+    """Figures of the whole service in the text format of Prometheus; never one by job."""
+    with services.sessions.begin() as session:
+        text = figures.text(session, services.settings.lease_seconds)
+    return Response(text, media_type=figures.MEDIA_TYPE)

@@ -1,0 +1,19 @@
+"""`seft workers`: who does the jobs."""
+
+from client.shell import AsJson, connected, show_rows
+
+
+def workers(as_json: AsJson = False) -> None:
+    """List the service's workers, and what each of them does."""
+    with connected(as_json) as service:
+        found = service.workers()
+        rows = (
+            [
+                worker["name"],
+                worker["device"],
+                worker["job_id"] or ("busy" if worker["busy"] else ""),
+                worker["seen_at"],
+            ]
+            for worker in found
+        )
+        show_rows(found, as_json, ("worker", "device", "job", "seen"), rows)

@@ -1,0 +1,61 @@
+"""Whose turn it is: by priority, then by whose tenant runs the fewest jobs, then by age; and each one's limits."""
+
+from typing import Any
+
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from core.errors import Code, ProblemError
+from core.states import Status
+from core.tables import Dataset, Job, Json
+
+CLAIM_LOCK = 0x5EF72
+"""Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
+
+
+def next_in_turn(session: Session, limit: int) -> Select[Job, Dataset]:
+    """The query of the job that is next, its row locked. No tenant gets more than `limit` running jobs; 0: any."""
+    running = (
+        select(Job.tenant, func.count().label("jobs"))
+        .where(Job.status == Status.RUNNING)
+        .group_by(Job.tenant)
+        .subquery()
+    )
+    have = func.coalesce(running.c.jobs, 0)
+    query = (
+        select(Job, Dataset)
+        .join(Dataset, Dataset.id == Job.dataset_id)
+        .outerjoin(running, running.c.tenant == Job.tenant)
+        .where(Job.status == Status.QUEUED)
+        .order_by(Job.priority.desc(), have, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    if not limit:
+        return query
+    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    return query.where(have < limit)
+
+
+def check_waiting(session: Session, tenant: str, limit: int) -> None:
+    """LIMIT_REACHED when so many jobs of the tenant wait already."""
+    if limit and (waiting := _count(session, tenant, Status.QUEUED, Status.PAUSED)) >= limit:
+        way_out = "Wait until one of them runs, or cancel one."
+        raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of your jobs wait; {limit} may. {way_out}")
+
+
+def reason(session: Session, job: Job, limit: int) -> Json | None:
+    """Why the job does not run: as its row says while it is paused, as the queue says while it is queued."""
+    if job.status != Status.QUEUED:
+        return job.reason
+    if limit and (running := _count(session, job.tenant, Status.RUNNING)) >= limit:
+        return _told("tenant_limit", f"{running} of your jobs run, and no more than {limit} may.")
+    return _told("in_turn", "It waits for a worker, and for the jobs before it.")
+
+
+def _count(session: Session, tenant: str, *statuses: Status) -> int:
+    return session.scalar(select(func.count()).where(Job.tenant == tenant, Job.status.in_(statuses))) or 0
+
+
+def _told(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message}

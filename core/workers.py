@@ -1,0 +1,70 @@
+"""The workers as they tell of themselves: a row each, renewed by its sweep, and marked whenever it takes a hint.
+
+That a process answers does not say that it works: a worker is well while its sweep goes round and, where jobs wait and
+it has none, while it takes hints.
+"""
+
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib.metadata import version
+
+from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from core.settings import Settings
+from core.states import Status
+from core.tables import Job, Worker
+
+SOFTWARE = ("seft", "torch", "transformers", "celery")
+FORGOTTEN = timedelta(days=1)
+ROUNDS = 6
+"""A worker whose sweep has not gone round for so many times its interval is not well."""
+DEAF = timedelta(seconds=600)
+"""Nor is one that took no hint for so long while jobs wait; after failures a worker rests for half of it at most."""
+
+
+def seen(session: Session, name: str, settings: Settings) -> None:
+    """The worker's sweep goes round: make its row, or renew it; forget workers that are long gone."""
+    row = {
+        "name": name,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": settings.device,
+        "versions": {each: version(each) for each in SOFTWARE} | {"python": platform.python_version()},
+    }
+    made = insert(Worker).values(row)
+    session.execute(made.on_conflict_do_update(index_elements=["name"], set_={"seen_at": func.now()}))
+    session.execute(delete(Worker).where(Worker.seen_at < func.now() - FORGOTTEN))
+
+
+def consumed(session: Session, name: str) -> None:
+    """The worker took a hint."""
+    session.execute(update(Worker).where(Worker.name == name).values(consumed_at=func.now()))
+
+
+def all_of_them(session: Session) -> Sequence[tuple[Worker, Job | None]]:
+    """Every worker with the job that it runs, by name."""
+    running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
+    rows = session.execute(select(Worker, Job).outerjoin(Job, running).order_by(Worker.name)).all()
+    return [(worker, job) for worker, job in rows]
+
+
+def idle_and_deaf(session: Session, name: str) -> bool:
+    """Whether jobs have waited for long while this worker, which runs none, took no hint."""
+    late = func.now() - DEAF
+    waiting = exists().where(Job.status == Status.QUEUED, Job.updated_at < late)
+    busy = exists().where(Job.status == Status.RUNNING, Job.worker == name)
+    deaf = select(Worker.name).where(Worker.name == name, Worker.consumed_at < late, waiting, ~busy)
+    return session.scalar(deaf) is not None
+
+
+def unwell(session: Session, host: str, settings: Settings) -> list[str]:
+    """The workers of this host whose sweep has not been round for long, or that take no hints."""
+    late = timedelta(seconds=ROUNDS * settings.sweep_seconds)
+    names = session.scalars(select(Worker.name).where(Worker.host == host)).all()
+    silent = session.scalars(select(Worker.name).where(Worker.host == host, Worker.seen_at < func.now() - late)).all()
+    return [name for name in names if name in silent or idle_and_deaf(session, name)]

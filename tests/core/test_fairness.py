@@ -1,0 +1,87 @@
+"""Whose turn it is, and how much of everything a tenant gets."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import text
+
+from core import attempts, datasets, fairness, jobs
+from core.attempts import Attempt
+from core.errors import Code, ProblemError
+from core.specs import JobSpec
+from core.tables import Job
+from seft.records import Format
+from tests.core.conftest import Sessions
+from tests.core.test_attempts import LEASE, row
+
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def make(sessions: Sessions, spec: JobSpec) -> Make:
+    with sessions.begin() as session:
+        content = datasets.Content("1" * 64, 30, 2, Format.TEXT)
+        theirs = datasets.add(session, "theirs", "texts.jsonl", content).id
+    data = {"ours": spec.dataset, "theirs": theirs}
+
+    def job(tenant: str, priority: int = 0) -> str:
+        asked = spec.model_copy(update={"dataset": data[tenant], "priority": priority})
+        with sessions.begin() as session:
+            return jobs.create(session, tenant, asked, None, "")[0].id
+
+    return job
+
+
+def claim(sessions: Sessions, limit: int = 0) -> Attempt | None:
+    with sessions.begin() as session:
+        return attempts.claim(session, "w1", LEASE, limit)
+
+
+def claims(sessions: Sessions, count: int, limit: int = 0) -> list[str | None]:
+    taken = [claim(sessions, limit) for _ in range(count)]
+    return [attempt.job_id if attempt else None for attempt in taken]
+
+
+def test_tenants_take_turns_however_many_jobs_one_of_them_has_queued(sessions: Sessions, make: Make) -> None:
+    ours = [make("ours") for _ in range(3)]
+    theirs = [make("theirs") for _ in range(2)]
+    assert claims(sessions, 5) == [ours[0], theirs[0], ours[1], theirs[1], ours[2]]
+
+
+def test_priority_goes_before_fairness(sessions: Sessions, make: Make) -> None:
+    ours = [make("ours", 1) for _ in range(2)]
+    theirs = make("theirs")
+    assert claims(sessions, 3) == [*ours, theirs]
+
+
+def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make) -> None:
+    ours = [make("ours", 5) for _ in range(3)]
+    theirs = make("theirs")
+    assert claims(sessions, 4, limit=2) == [ours[0], ours[1], theirs, None]
+    with sessions.begin() as session:
+        waiting = session.get_one(Job, ours[2])
+        told = fairness.reason(session, waiting, 2)
+        assert told is not None
+        assert told["code"] == "tenant_limit"
+        assert fairness.reason(session, waiting, 3) != told
+        assert fairness.reason(session, session.get_one(Job, theirs), 2) is None
+
+
+def test_no_tenant_queues_more_jobs_than_it_may(sessions: Sessions, make: Make) -> None:
+    for _ in range(2):
+        make("ours")
+    with sessions.begin() as session:
+        fairness.check_waiting(session, "ours", 3)
+        fairness.check_waiting(session, "ours", 0)
+        fairness.check_waiting(session, "theirs", 2)
+        with pytest.raises(ProblemError, match="2 of your jobs wait; 2 may") as caught:
+            fairness.check_waiting(session, "ours", 2)
+    assert caught.value.code is Code.LIMIT_REACHED
+
+
+def test_a_job_that_newer_software_refuses_does_not_hide_the_next_one(sessions: Sessions, make: Make) -> None:
+    old, next_one = make("ours"), make("theirs")
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET spec = '{}' WHERE id = :id"), {"id": old})
+    assert claims(sessions, 2) == [next_one, None]
+    assert row(sessions, old).status == "failed"

@@ -1,0 +1,98 @@
+"""What workers tell of themselves, and when one of them is not well."""
+
+from sqlalchemy import text
+
+from core import attempts, figures, workers
+from core.settings import Settings
+from core.tables import Worker
+from tests.core.conftest import MakeJob, Sessions
+from tests.core.test_attempts import LEASE
+
+
+def age(sessions: Sessions, statement: str) -> None:
+    with sessions.begin() as session:
+        session.execute(text(statement))
+
+
+def host(sessions: Sessions, settings: Settings) -> str:
+    with sessions.begin() as session:
+        workers.seen(session, "w1", settings)
+        return session.get_one(Worker, "w1").host
+
+
+def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
+    with sessions.begin() as session:
+        return workers.unwell(session, host, settings)
+
+
+def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings: Settings, make_job: MakeJob) -> None:
+    host(sessions, settings)
+    job_id = make_job()
+    with sessions.begin() as session:
+        ((worker, job),) = workers.all_of_them(session)
+        assert job is None
+        assert {"torch", "seft", "python"} <= set(worker.versions)
+        attempts.claim(session, "w1", LEASE)
+    with sessions.begin() as session:
+        ((_, job),) = workers.all_of_them(session)
+    assert job is not None
+    assert job.id == job_id
+
+
+def test_a_worker_that_answers_and_takes_no_hint_while_jobs_wait_is_not_well(
+    sessions: Sessions, settings: Settings, make_job: MakeJob
+) -> None:
+    here = host(sessions, settings)
+    deaf = "UPDATE workers SET consumed_at = now() - interval '1 h'"
+    age(sessions, deaf)
+    assert unwell(sessions, here, settings) == [], "nothing waits"
+    make_job()
+    assert unwell(sessions, here, settings) == [], "it waits for a moment only"
+    age(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
+    assert unwell(sessions, here, settings) == ["w1"]
+    assert unwell(sessions, "elsewhere", settings) == []
+    with sessions.begin() as session:
+        workers.consumed(session, "w1")
+    assert unwell(sessions, here, settings) == []
+
+
+def test_a_worker_that_runs_a_job_takes_no_hints_and_is_well(
+    sessions: Sessions, settings: Settings, make_job: MakeJob
+) -> None:
+    here = host(sessions, settings)
+    for _ in range(2):
+        make_job()
+    with sessions.begin() as session:
+        attempts.claim(session, "w1", LEASE)
+    age(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
+    age(sessions, "UPDATE workers SET consumed_at = now() - interval '1 h'")
+    assert unwell(sessions, here, settings) == []
+
+
+def test_a_worker_whose_sweep_stands_still_is_not_well_and_forgotten_after_a_day(
+    sessions: Sessions, settings: Settings
+) -> None:
+    here = host(sessions, settings)
+    age(sessions, "UPDATE workers SET seen_at = now() - interval '1 h'")
+    assert unwell(sessions, here, settings) == ["w1"]
+    age(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
+    with sessions.begin() as session:
+        workers.seen(session, "w2", settings)
+        assert [worker.name for worker, _ in workers.all_of_them(session)] == ["w2"]
+
+
+def test_figures_count_the_rows_and_name_no_job(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    make_job()
+    with sessions.begin() as session:
+        attempts.claim(session, "w1", LEASE)
+    age(sessions, "UPDATE jobs SET updated_at = now() - interval '60 s'")
+    age(sessions, "UPDATE jobs SET lease_expires_at = lease_expires_at - interval '9 s'")
+    with sessions.begin() as session:
+        lines = figures.text(session, LEASE).decode().splitlines()
+    told = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
+    assert (told['seft_jobs{status="queued"}'], told['seft_jobs{status="running"}']) == ("1.0", "1.0")
+    assert told['seft_events_last_hour{type="job.created"}'] == "2.0"
+    assert 60 <= float(told["seft_oldest_waiting_seconds"]) < 90
+    assert 9 <= float(told["seft_heartbeat_age_seconds"]) < 40
+    assert job_id not in str(told)
