@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test faults fuzz up down check format lint types imports lock venv clean help
+.PHONY: demo test screenshots faults fuzz up down check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -21,6 +21,9 @@ fuzz: $(READY) ## call every operation of the API thousands of times, rightly an
 
 faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on where it was broken off
 	@$(LEASH) $(BIN)/python -m tests.faults
+
+screenshots: $(READY) ## take the dashboard's pictures, of real jobs of the demo's model: many minutes
+	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up
@@ -66,4 +69,4 @@ clean: ## stop the stack; remove .venv, caches, and .local with its data
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -77,9 +77,11 @@ class Storage:
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
 
-    def link(self, key: str) -> str:
-        """A URL that lets its holder GET the object for `link_seconds`."""
+    def link(self, key: str, *, saved_as: str | None = None) -> str:
+        """A URL that lets its holder GET the object for `link_seconds`. A browser saves it under the name given."""
         params = {"Bucket": self._bucket, "Key": key}
+        if saved_as is not None:
+            params["ResponseContentDisposition"] = f'attachment; filename="{saved_as}"'
         return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._link_seconds)
 
     def _keys(self, prefix: str) -> Iterator[str]:

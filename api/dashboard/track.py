@@ -43,7 +43,13 @@ def legs(job: JobView, began: Sequence[EventView]) -> list[Leg]:
 
 
 def _asked(job: JobView, phase: Phase) -> bool:
-    return phase is not Phase.TRAINING or job.spec.repair.method != "none"
+    match phase:
+        case Phase.RECONSTRUCTING:
+            return job.spec.prune.reconstruct_epochs > 0
+        case Phase.TRAINING:
+            return job.spec.repair.method != "none"
+        case _:
+            return True
 
 
 def _leg(job: JobView, phase: Phase, seconds: float | None, last: EventView | None) -> Leg:

@@ -76,7 +76,8 @@ def download(services: Here, visitor: Signed, job_id: JobId, checkpoint_id: str,
         found = [row for row in reports.checkpoints(session, job.id) if row.id == checkpoint_id and _has(row, name)]
     if not found:
         raise ProblemError(Code.NOT_FOUND, "The job has no such file.")
-    return RedirectResponse(services.storage.link(found[0].prefix + name), 303, headers={"Cache-Control": "no-store"})
+    link = services.storage.link(found[0].prefix + name, saved_as=name.rpartition("/")[2])
+    return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
 
 @router.post("/{wish}")

@@ -1,0 +1,129 @@
+"""Jobs that live through their phases in a moment: what a worker writes, written by `core.attempts` without one."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import attempts
+from core.attempts import Attempt, Fault
+from core.states import Phase
+from core.storage import Storage
+
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+BLOCKS = 30
+WEIGHTS = 331_776
+LEASE_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Perplexities that a life ends with."""
+
+    dense: float = 20.6
+    pruned: float = 90.2
+    repaired: float = 31.4
+
+
+class Life:
+    """The next job of the queue, taken up by a worker of this name."""
+
+    def __init__(self, sessions: sessionmaker[Session], storage: Storage, worker: str = "gpu-1") -> None:
+        self.sessions, self.storage = sessions, storage
+        with sessions.begin() as session:
+            claimed = attempts.claim(session, worker, LEASE_SECONDS)
+        assert claimed is not None, "no job waits"
+        self.attempt: Attempt = claimed
+        self.steps = claimed.spec.repair.steps
+
+    def prune(self, scores: Scores) -> None:
+        """Up to the first step of training."""
+        self._phase(Phase.LOADING, 0.02, 0)
+        self._phase(Phase.EVALUATING, 0.08, 0)
+        self._scores(dense=scores.dense)
+        self._phase(Phase.PRUNING, 0.3, 0)
+        self._scores(pruned=scores.pruned)
+        self._phase(Phase.TRAINING, 0.4, 0)
+        self._event("state.saved", {"step": 0})
+
+    def train(self, first: int, last: int) -> None:
+        """The steps behind `first` up to `last`, with what was measured at each."""
+        rows = [(step, dict(self._measured(step))) for step in range(first + 1, last + 1)]
+        with self.sessions.begin() as session:
+            attempts.metrics(session, self.attempt, rows)
+            share = 0.4 + 0.5 * last / self.steps
+            attempts.progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
+
+    def finish(self, scores: Scores) -> None:
+        """Judge and publish; the small files of the checkpoint are really there."""
+        self._phase(Phase.EVALUATING, 0.92, self.steps)
+        self._phase(Phase.EXPORTING, 0.96, self.steps)
+        self._phase(Phase.UPLOADING, 0.99, self.steps)
+        prefix = f"jobs/{self.attempt.job_id}/{self.attempt.number}/"
+        files = {
+            "config.json": b'{"model_type": "llama"}\n',
+            "sparsity.json": json.dumps({"sparsity": {"layers": self._layers()}}).encode(),
+            "manifest.json": b"{}\n",
+        }
+        for name, content in files.items():
+            self.storage.put(prefix + name, content)
+        listed = [{"name": name, "size": len(content), "sha256": "0" * 64} for name, content in files.items()]
+        weights = {"name": "model.safetensors", "size": 269_060_552, "sha256": "1" * 64}
+        zeros = round(self.attempt.spec.sparsity * 106_168_320)
+        with self.sessions.begin() as session:
+            attempts.publish(
+                session,
+                self.attempt,
+                step=self.steps,
+                prefix=prefix,
+                sha256="9f86d081884c7d65" * 4,
+                files=[listed[0], weights, *listed[1:]],
+                scores=vars(scores),
+                measured={
+                    "linears": {"zeros": zeros, "weights": 106_168_320, "share": zeros / 106_168_320},
+                    "model": {"zeros": zeros, "weights": 134_515_008, "share": zeros / 134_515_008},
+                    "grown_zeros": 147_491,
+                },
+            )
+
+    def fail(self, message: str, fault: Fault = Fault.USER, code: str = "out_of_memory") -> None:
+        """End for good with an error."""
+        with self.sessions.begin() as session:
+            attempts.fail(session, self.attempt, fault=fault, code=code, message=message, retry=False, max_failures=1)
+
+    def _measured(self, step: int) -> Iterator[tuple[str, float]]:
+        share, interval = step / self.steps, self.attempt.spec.repair.update_interval
+        wave = math.sin(12.9898 * step) * 0.5 + math.sin(4.1 * step) * 0.5
+        yield "loss", 3.35 + 1.25 * math.exp(-5 * share) + 0.12 * wave
+        yield "learning_rate", 0.003 * min(1.0, step / 20) * (1 - share)
+        yield "tokens_per_second", 5210 + 140 * wave - (900 if step % interval == 0 else 0)
+        if step % interval == 0 and share <= 0.75:
+            grown = round(106_000 * (1 - share))
+            yield "dropped", grown
+            yield "grown", grown
+            yield "reactivated", round(grown * 0.31)
+            yield "pruned", round(grown * 0.3)
+
+    def _layers(self) -> dict[str, dict[str, int]]:
+        """Shares that differ a little from layer to layer."""
+        names = [f"model.layers.{block}.{part}" for block in range(BLOCKS) for part in (*PARTS, *MLP)]
+        shares = {
+            name: self.attempt.spec.sparsity + 0.07 * math.sin(0.9 * n) - 0.1 * math.exp(-n / 20)
+            for n, name in enumerate(names)
+        }
+        return {name: {"zeros": round(share * WEIGHTS), "weights": WEIGHTS} for name, share in shares.items()}
+
+    def _phase(self, phase: Phase, progress: float, step: int) -> None:
+        with self.sessions.begin() as session:
+            attempts.progress(session, self.attempt, phase=phase, progress=progress, step=step)
+
+    def _scores(self, **values: float) -> None:
+        with self.sessions.begin() as session:
+            attempts.scores(session, self.attempt, values)
+
+    def _event(self, kind: str, data: dict[str, int]) -> None:
+        with self.sessions.begin() as session:
+            attempts.event(session, self.attempt, kind, data)

@@ -1,0 +1,99 @@
+"""`make screenshots`: pictures of every page, light and dark, on a desk and on a phone. Its jobs are real.
+
+They go to `build/screenshots`; those of the README, to `docs/screenshots`.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from client.http import Client
+from local.demo import SPEC, write_topics
+from local.stack import Stack
+from tests.browser import chromium
+
+ROOT = Path(__file__).parents[2]
+ALL, README = ROOT / "build" / "screenshots", ROOT / "docs" / "screenshots"
+SIZES = {"desk": {"width": 1280, "height": 860}, "phone": {"width": 390, "height": 844}}
+SETTLED_MS = 1200
+CHOSEN = {
+    "overview-light-desk": "overview",
+    "job-light-desk": "job",
+    "job-dark-phone": "phone",
+    "compare-dark-desk": "compare",
+}
+"""Picture -> its name in the README."""
+
+
+def main() -> None:
+    """Start a service, let jobs live in it, and take the pictures."""
+    for made in (ALL, README):
+        made.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="seft-screenshots-") as folder, chromium.opened() as browser:
+        if browser is None:
+            raise SystemExit("No browser: Chromium is not installed, apt-get and Playwright's download brought none.")
+        with Stack(Path(folder)) as stack, Client(stack.api.url, stack.key) as service:
+            pages = _lived(service, Path(folder))
+            for scheme in ("light", "dark"):
+                for size in SIZES:
+                    _pictures(browser, stack, pages, scheme, size)
+
+
+def _lived(service: Client, folder: Path) -> dict[str, str]:
+    """The addresses of all pages, after two jobs have succeeded, one has failed, and while one runs."""
+    dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))["id"]
+    spec = {**SPEC, "dataset": dataset}
+    done = [service.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.6, 0.5)]
+    failed = service.create_job(
+        {**spec, "suffix": "too-long", "repair": {"sequence_tokens": 131072, "batch_tokens": 131072}}
+    )
+    running = service.create_job({**spec, "suffix": "python-70", "sparsity": 0.7, "metadata": {"team": "docs"}})
+    service.create_job({**spec, "suffix": "python-2-4", "sparsity": 0.5, "pattern": "2:4"})
+    service.create_job({**spec, "suffix": "tonight", "auto_start": False})
+    for job in (*done, failed["id"]):
+        _wait(service, job, "succeeded", "failed")
+    while service.job(running["id"])["step"] < 8:
+        time.sleep(1)
+    return {
+        "overview": "/",
+        "jobs": "/jobs",
+        "job": f"/jobs/{done[0]}",
+        "running": f"/jobs/{running['id']}",
+        "failed": f"/jobs/{failed['id']}",
+        "new": f"/jobs/new?clone={done[0]}",
+        "compare": f"/compare?job={done[0]}&job={done[1]}",
+        "datasets": "/datasets",
+        "keys": "/keys",
+    }
+
+
+def _wait(service: Client, job: str, *ends: str) -> None:
+    while service.job(job)["status"] not in ends:
+        time.sleep(1)
+
+
+def _pictures(browser: Browser, stack: Stack, pages: dict[str, str], scheme: str, size: str) -> None:
+    context = browser.new_context(viewport=SIZES[size], color_scheme=scheme)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.goto(f"{stack.api.url}/dashboard/")
+    _picture(page, f"sign-in-{scheme}-{size}")
+    page.fill("#key", stack.key)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/dashboard/")
+    for name, path in pages.items():
+        page.goto(f"{stack.api.url}/dashboard{path}")
+        _picture(page, f"{name}-{scheme}-{size}")
+    context.close()
+
+
+def _picture(page: Page, name: str) -> None:
+    page.wait_for_timeout(SETTLED_MS)
+    page.screenshot(path=ALL / f"{name}.png", full_page=True)
+    if name in CHOSEN:
+        page.screenshot(path=README / f"{CHOSEN[name]}.png")
+
+
+if __name__ == "__main__":
+    main()
