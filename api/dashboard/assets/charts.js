@@ -3,7 +3,7 @@
 
 (() => {
   const COLOURS = ["#6d66f2", "#14b8a6", "#f59e0b", "#ec4899", "#0ea5e9", "#84a31c"];
-  const CHANGES = [["dropped", "Dropped"], ["grown", "Grown"], ["reactivated", "Reactivated"], ["pruned", "Pruned"]];
+  const CHANGES = ["grown", "reactivated", "dropped", "pruned"];
   const SMOOTHING = 0.9;
   const HEIGHT = 200;
   const drawn = new Map();
@@ -46,19 +46,28 @@
       place.append(silent);
       return;
     }
+    const mirrored = series.some(({ bars }) => bars);
     const options = {
       width: place.clientWidth,
       height: HEIGHT,
       scales: { x: { time: false } },
       legend: { live: true },
       cursor: { y: false, points: { size: 6 } },
-      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, points, paths }) => ({
-        label, stroke, width: width ?? 1.75, spanGaps: true, points: { show: points ?? false, size: 4 }, paths, value: (_, value) => told(value),
+      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, bars, shown }) => ({
+        label,
+        stroke,
+        fill: bars ? stroke : undefined,
+        width: bars ? 0 : width ?? 1.75,
+        spanGaps: true,
+        points: { show: false },
+        paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
+        value: (_, value, __, at) => told(shown && at !== null ? shown[at] : value),
       }))],
-      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map(told) })],
+      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => told(mirrored ? Math.abs(tick) : tick)) })],
     };
+    if (mirrored) options.scales.x.range = (_, low, high) => { const gap = (high - low || step[0]) / step.length / 1.5; return [low - gap, high + gap]; };
     drawn.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], place);
-    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values }) => `${label}: last ${told(values.findLast((value) => value !== null))}`).join(", "));
+    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${told((shown ?? values).findLast((value) => value !== null))}`).join(", "));
     figure.querySelector(".plot").setAttribute("role", "img");
   };
 
@@ -81,10 +90,20 @@
     ]);
     draw(chart(root, "learning_rate"), step, [{ label: "Rate", stroke: COLOURS[1], values: values.learning_rate ?? [] }]);
     draw(chart(root, "tokens_per_second"), step, [{ label: "Tokens/s", stroke: COLOURS[4], values: values.tokens_per_second ?? [] }]);
-    const at = step.map((_, place) => place).filter((place) => CHANGES.some(([name]) => (values[name]?.[place] ?? null) !== null));
-    draw(chart(root, "topology"), at.map((place) => step[place]), CHANGES.filter(([name]) => values[name]).map(([name, label], number) => ({
-      label, stroke: COLOURS[number], points: true, values: at.map((place) => values[name][place] ?? null),
-    })));
+    drawTopology(chart(root, "topology"), step, values);
+  };
+
+  // What joined the active set goes up, what left it or became zero goes down.
+  const drawTopology = (figure, step, values) => {
+    const at = step.map((_, place) => place).filter((place) => CHANGES.some((name) => (values[name]?.[place] ?? null) !== null));
+    const [grown, reactivated, dropped, pruned] = CHANGES.map((name) => at.map((place) => values[name]?.[place] ?? 0));
+    const bar = (label, stroke, heights, shown) => ({ label, stroke, bars: true, values: heights, shown });
+    draw(figure, at.map((place) => step[place]), [
+      bar("Grown", "#14b8a666", grown, grown),
+      bar("of these from zero", "#14b8a6", reactivated, reactivated),
+      bar("Pruned", "#f59e0b", pruned.map((count, place) => -count - dropped[place]), pruned),
+      bar("Dropped", "#6d66f2", dropped.map((count) => -count), dropped),
+    ]);
   };
 
   let drawing = false;
