@@ -7,6 +7,7 @@ import typer
 import uvicorn
 
 from api.app import make_app, routes
+from api.courier import Courier
 from api.protocol import PatientProtocol
 from core import keys, logging
 from core.database import make_engine, make_sessions
@@ -28,8 +29,10 @@ def serve(context: typer.Context) -> None:
         return
     settings = Settings()
     logging.configure(settings)
+    app = make_app(settings)
+    Courier(app.state.services.sessions, settings.webhook_networks).start()
     uvicorn.run(
-        make_app(settings),
+        app,
         host=settings.api_host,
         port=settings.api_port,
         log_config=None,

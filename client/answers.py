@@ -107,6 +107,38 @@ class Key(TypedDict):
     secret: NotRequired[str]
 
 
+class Webhook(TypedDict):
+    """An address that is told what happens to jobs. `secret` stands only in the answers that made it."""
+
+    id: str
+    url: str
+    events: list[str]
+    created_at: str
+    failing_since: str | None
+    disabled_at: str | None
+    secret: NotRequired[str]
+
+
+class Try(TypedDict):
+    """One call of a webhook; `status` is None where there was no answer."""
+
+    at: str
+    status: int | None
+    text: str
+
+
+class Delivery(TypedDict):
+    """A message to a webhook, and what came of it."""
+
+    id: str
+    type: str
+    state: str
+    body: str
+    log: list[Try]
+    due_at: str | None
+    created_at: str
+
+
 class AuditEntry(TypedDict):
     """A change that somebody made."""
 

@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from client import downloads
-from client.answers import AuditEntry, Checkpoint, Dataset, Event, Job, Json, Key, Metric, Version, Worker
+from client.answers import (
+    AuditEntry,
+    Checkpoint,
+    Dataset,
+    Delivery,
+    Event,
+    Job,
+    Json,
+    Key,
+    Metric,
+    Version,
+    Webhook,
+    Worker,
+)
 from client.errors import ApiProblem, ClientError, Unreachable
 from client.events import EventReader
 from client.retries import tried
@@ -210,6 +223,44 @@ class Operations:
     def audit(self) -> Flow[AuditEntry]:
         """Every change made with one of the tenant's keys, newest first."""
         yield from self._pages("/audit", "id", {})
+
+    @operation
+    def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
+        """Have an address told of these events, or of all; only this answer holds the `secret` that signs."""
+        # Sent once, as a key is.
+        request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
+        return cast("Webhook", _answer((yield from tried(Send(request), ()))))
+
+    @flow
+    def webhooks(self) -> Flow[Webhook]:
+        """The caller's webhooks, newest first."""
+        yield from map(Row, (yield from self._get("/webhooks"))["data"])
+
+    @operation
+    def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Remove a webhook and its deliveries."""
+        return cast("Webhook", (yield from self._call(Request("DELETE", f"/webhooks/{webhook_id}"))))
+
+    @operation
+    def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
+        """Get a new `secret`; the one before signs beside it for a day."""
+        request = Request("POST", f"/webhooks/{webhook_id}/rotate")
+        return cast("Webhook", _answer((yield from tried(Send(request), ()))))
+
+    @operation
+    def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Take up deliveries again after they were given up."""
+        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))
+
+    @operation
+    def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
+        """Send a message that tells of nothing; the deliveries show what came of it."""
+        return cast("Delivery", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/test"))))
+
+    @flow
+    def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
+        """What was sent to a webhook or is owed to it, newest first."""
+        yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})
 
     def _tried(self, request: Request) -> Steps[Reply]:
         return tried(Send(request), self.pauses)

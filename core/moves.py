@@ -8,8 +8,12 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
+from core import webhooks
 from core.states import TRANSITIONS, Move, Reason, Status
 from core.tables import Job, JobEvent
+
+MOVE = "job."
+"""How the types of events begin that tell of a change of a job's status, which is what webhooks want to know."""
 
 
 def move(
@@ -61,7 +65,10 @@ def record(session: Session, job_id: str, attempt: int, type: str, data: dict[st
     The caller's transaction has changed the job's row before: the row's lock makes the events of a job commit in the
     order of their ids, so a reader that goes on after the last id it saw misses none.
     """
-    session.execute(insert(JobEvent).values(job_id=job_id, attempt=attempt, type=type, data=data))
+    event = insert(JobEvent).values(job_id=job_id, attempt=attempt, type=type, data=data)
+    event_id, at = session.execute(event.returning(JobEvent.id, JobEvent.created_at)).one()
+    if type.startswith(MOVE):
+        webhooks.tell(session, job_id, type, {"attempt": attempt, **data}, event_id=event_id, at=at)
 
 
 def _consequences(move: Move, end: Status | None) -> dict[str, Any]:

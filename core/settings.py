@@ -1,5 +1,6 @@
 """Every setting of every process, read once from `SEFT_…` environment variables. Secrets have no default."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal, Self
 
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
     rate_limit: float = Field(
         default=200, ge=0, description="Requests a second of one API key, ten seconds' worth of them at once; 0: any."
+    )
+    webhook_networks: list[IPv4Network | IPv6Network] = Field(
+        default=[], description="Networks (a JSON list) that are not public and that webhooks may lead to all the same."
     )
     link_seconds: int = Field(default=3600, ge=1, description="How long a presigned download link is good.")
 

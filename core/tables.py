@@ -203,6 +203,51 @@ class Worker(Base):
     """When it last took a hint."""
 
 
+class Webhook(Base):
+    """An address that is told what happens to its tenant's jobs."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("webhooks_by_tenant", "tenant", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(JSONB)
+    """Types of events that it wants; none means all of them."""
+    secret: Mapped[str]
+    """Signs, so it has to be kept as it is."""
+    old_secret: Mapped[str | None]
+    old_secret_until: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]
+    """Of the first failure after the last success."""
+    disabled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WebhookDelivery(Base):
+    """News that a webhook is owed, or was told. Its id is the message's, the same at every try."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        Index("webhook_deliveries_by_webhook", "webhook_id", "id"),
+        Index("webhook_deliveries_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("webhook_deliveries_settled", "created_at", postgresql_where=text("due_at IS NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    type: Mapped[str]
+    body: Mapped[str]
+    state: Mapped[str]
+    tries: Mapped[int] = mapped_column(server_default=text("0"))
+    """Made or being made; the newest one may settle the row."""
+    log: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'"))
+    """[{"at", "status", "text"}] of every try that ended."""
+    due_at: Mapped[datetime | None]
+    """When a courier may take it; None when it is settled."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class IdempotencyKey(Base):
     """Which job a caller's `Idempotency-Key` made, and from which body."""
 

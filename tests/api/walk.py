@@ -50,7 +50,8 @@ def make_world(client: TestClient) -> World:
     dataset = client.post("/datasets", files={"file": ("ours.jsonl", RIGHT)}).json()["id"]
     job = client.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.6}).json()["id"]
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
-    return {"dataset_id": dataset, "job_id": job, "key_id": key}
+    webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
+    return {"dataset_id": dataset, "job_id": job, "key_id": key, "webhook_id": webhook}
 
 
 def _operation(path: str, method: str, described: Json, schemas: Json) -> Operation:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from api import key_schemas, schemas
+from api import key_schemas, schemas, webhook_schemas
 from client import answers
 
 
@@ -18,6 +18,9 @@ from client import answers
         (answers.File, schemas.FileView),
         (answers.Checkpoint, schemas.CheckpointView),
         (answers.Key, key_schemas.KeySecret),
+        (answers.Webhook, webhook_schemas.WebhookSecret),
+        (answers.Try, webhook_schemas.TryView),
+        (answers.Delivery, webhook_schemas.DeliveryView),
         (answers.AuditEntry, key_schemas.AuditView),
         (answers.Dataset, schemas.DatasetView),
     ],

@@ -127,6 +127,18 @@ def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shel
     assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["cancelled"]
 
 
+def test_a_webhook_is_made_tried_and_removed(shell: Shell) -> None:
+    hook = shell.json("webhooks", "create", "https://example.invalid/", "--event", "job.failed")
+    assert (hook["events"], hook["secret"][:6]) == (["job.failed"], "whsec_")
+    assert shell.json("webhooks", "test", hook["id"])["type"] == "webhook.test"
+    assert "webhook.test" in shell.run("webhooks", "deliveries", hook["id"]).stdout
+    assert shell.json("webhooks", "rotate", hook["id"])["secret"] != hook["secret"]
+    assert shell.json("webhooks", "enable", hook["id"])["disabled_at"] is None
+    assert hook["id"] in shell.run("webhooks", "list").stdout
+    assert shell.json("webhooks", "delete", hook["id"])["id"] == hook["id"]
+    assert hook["id"] not in shell.run("webhooks", "list").stdout
+
+
 def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
     dataset = shell.json("datasets", "upload", str(data))
     assert [one["id"] for one in shell.json("datasets", "list")] == [dataset["id"]]

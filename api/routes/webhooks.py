@@ -1,0 +1,139 @@
+"""Webhooks: addresses that are told what happens to jobs."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+
+from api.deps import Auth, Carries, Here, Limit
+from api.errors import BODY, responses
+from api.limits import JsonRoute
+from api.webhook_schemas import (
+    HOOK_ID,
+    DeliveryPage,
+    DeliveryView,
+    WebhookList,
+    WebhookRequest,
+    WebhookSecret,
+    WebhookView,
+)
+from core import audit, ids, webhooks
+from core.addresses import Network, open_to_all, spelt_out
+from core.errors import Code, Flaw, ProblemError
+
+WebhookId = Annotated[str, Path(description="Id of a webhook.", examples=[HOOK_ID])]
+REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
+
+
+@router.post(
+    "",
+    operation_id="create_webhook",
+    status_code=HTTPStatus.CREATED,
+    dependencies=[Depends(Carries("application/json"))],
+    responses=responses(*BODY, Code.CONFLICT),
+)
+def create_webhook(services: Here, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
+    """Have an address told what happens to your jobs. The answer shows the secret, this once."""
+    _check_url(body.url, services.settings.webhook_networks)
+    with services.sessions.begin() as session:
+        row = webhooks.create(session, caller.tenant, body.url, body.events)
+        audit.note(session, caller, "create_webhook", row.id)
+    response.headers["Location"] = f"/webhooks/{row.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return WebhookSecret.of(row)
+
+
+@router.get("", operation_id="list_webhooks")
+def list_webhooks(services: Here, caller: Auth) -> WebhookList:
+    """Your webhooks, newest first."""
+    with services.sessions.begin() as session:
+        return WebhookList(data=[WebhookView.of(row) for row in webhooks.all_of(session, caller.tenant)])
+
+
+@router.get("/{webhook_id}", operation_id="get_webhook", responses=REFUSALS)
+def get_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+    """One webhook."""
+    with services.sessions.begin() as session:
+        return WebhookView.of(webhooks.get(session, caller.tenant, webhook_id))
+
+
+@router.delete("/{webhook_id}", operation_id="delete_webhook", responses=REFUSALS)
+def delete_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+    """Remove a webhook and its deliveries; what is being sent at this moment may still arrive."""
+    with services.sessions.begin() as session:
+        row = webhooks.remove(session, caller.tenant, webhook_id)
+        audit.note(session, caller, "delete_webhook", row.id)
+        return WebhookView.of(row)
+
+
+@router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=REFUSALS)
+def rotate_webhook_secret(services: Here, caller: Auth, webhook_id: WebhookId, response: Response) -> WebhookSecret:
+    """Get a new secret. For a day the one before signs as well, in the same header."""
+    response.headers["Cache-Control"] = "no-store"
+    with services.sessions.begin() as session:
+        row = webhooks.rotate(session, caller.tenant, webhook_id)
+        audit.note(session, caller, "rotate_webhook_secret", row.id)
+        return WebhookSecret.of(row)
+
+
+@router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=REFUSALS)
+def enable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+    """Take up deliveries again after a webhook was disabled because it only failed; again is no error."""
+    with services.sessions.begin() as session:
+        row = webhooks.enable(session, caller.tenant, webhook_id)
+        audit.note(session, caller, "enable_webhook", row.id)
+        return WebhookView.of(row)
+
+
+@router.post(
+    "/{webhook_id}/test",
+    operation_id="test_webhook",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
+)
+def test_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
+    """Send a message that tells of nothing, of type `webhook.test`. What came of it stands in the deliveries."""
+    with services.sessions.begin() as session:
+        row = webhooks.test(session, caller.tenant, webhook_id)
+        audit.note(session, caller, "test_webhook", row.id)
+        return DeliveryView.of(row)
+
+
+@router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=REFUSALS)
+def list_webhook_deliveries(
+    services: Here,
+    caller: Auth,
+    webhook_id: WebhookId,
+    after: Annotated[
+        str | None, Query(pattern=ids.pattern("msg"), description="Id of a delivery: those made before it.")
+    ] = None,
+    limit: Limit = 20,
+) -> DeliveryPage:
+    """What was sent to a webhook, what is still owed to it, and what it answered; newest first, for thirty days."""
+    with services.sessions.begin() as session:
+        hook = webhooks.get(session, caller.tenant, webhook_id)
+        rows, more = webhooks.deliveries(session, hook.id, after=after, limit=limit)
+    return DeliveryPage(data=[DeliveryView.of(row) for row in rows], has_more=more)
+
+
+def _check_url(url: str, allowed: Sequence[Network]) -> None:
+    """INVALID_REQUEST for an address that will never be called. What a name leads to is judged at every call."""
+    rule = None
+    try:
+        parts = urlsplit(url)
+        address = spelt_out(parts.hostname or "")
+        if not parts.hostname or parts.port == 0:
+            rule = "names a host, and no port 0"
+        elif parts.username is not None or parts.fragment:
+            rule = "has neither a user nor a fragment"
+        elif address is not None and not open_to_all(address, allowed):
+            rule = f"is public; it leads to {address}"
+    except ValueError as error:
+        rule = f"is a URL: {error}"
+    if rule is not None:
+        flaw = Flaw("url", rule, repr(url), "Give an address that can be reached from everywhere, by http or https.")
+        raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))

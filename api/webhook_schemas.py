@@ -1,0 +1,123 @@
+"""What the API takes and answers about webhooks."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field
+
+from api.schemas import JOB_ID, TIME, example
+from core.moves import MOVE
+from core.specs import Spec
+from core.states import Move
+from core.tables import Webhook, WebhookDelivery
+from core.webhooks import Delivered
+
+HOOK_ID = "hook_01jz5h4c8m2v9q7w3t6x0y1b2d"
+MESSAGE_ID = "msg_01jz5h4c8m2v9q7w3t6x0y1b2d"
+TYPE = rf"^{MOVE.replace('.', '[.]')}({'|'.join(Move)})$"
+
+EventType = Annotated[str, Field(pattern=TYPE)]
+
+
+class WebhookRequest(Spec):
+    """A webhook to be made."""
+
+    model_config = example({"url": "https://example.com/seft", "events": ["job.succeeded", "job.failed"]})
+
+    url: str = Field(
+        pattern=r"^https?://[!-~]+$", max_length=2048, description="Where news is sent by POST; http or https."
+    )
+    events: list[EventType] = Field(
+        default_factory=list, max_length=len(Move), description="Types of the events that are sent; none: all of them."
+    )
+
+
+_HOOK = {
+    "id": HOOK_ID,
+    "url": "https://example.com/seft",
+    "events": ["job.succeeded", "job.failed"],
+    "created_at": TIME,
+    "failing_since": None,
+    "disabled_at": None,
+}
+
+
+class WebhookView(BaseModel):
+    """A webhook without its secret."""
+
+    model_config = example(_HOOK)
+
+    id: str
+    url: str
+    events: list[str]
+    created_at: datetime
+    failing_since: datetime | None = Field(description="Time of the first failure after the last success.")
+    disabled_at: datetime | None = Field(description="Nothing is sent since then; `enable` it again.")
+
+    @classmethod
+    def of(cls, row: Webhook) -> Self:
+        """The view of a row."""
+        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
+
+
+class WebhookSecret(WebhookView):
+    """A webhook with its secret."""
+
+    model_config = example({**_HOOK, "secret": "whsec_…"})
+
+    secret: str = Field(description="Key of the signatures (standardwebhooks.com); shown this once.")
+
+
+class WebhookList(BaseModel):
+    """All webhooks of a tenant, newest first."""
+
+    model_config = example({"data": [_HOOK]})
+
+    data: list[WebhookView]
+
+
+class TryView(BaseModel):
+    """One call of a webhook."""
+
+    at: datetime
+    status: int | None = Field(description="HTTP status of the answer; none when there was no answer.")
+    text: str = Field(description="The start of the answer, or why there was none.")
+
+
+_DELIVERY: dict[str, Any] = {
+    "id": MESSAGE_ID,
+    "type": "job.succeeded",
+    "state": "succeeded",
+    "body": f'{{"type": "job.succeeded", "timestamp": "{TIME}", "data": {{"job_id": "{JOB_ID}", "attempt": 1}}}}',
+    "log": [{"at": TIME, "status": 204, "text": ""}],
+    "due_at": None,
+    "created_at": TIME,
+}
+
+
+class DeliveryView(BaseModel):
+    """A message to a webhook."""
+
+    model_config = example(_DELIVERY)
+
+    id: str = Field(description="The header `webhook-id`, the same at every try.")
+    type: str
+    state: Delivered
+    body: str
+    log: list[TryView] = Field(description="Every try.")
+    due_at: datetime | None = Field(description="Time of the next try; none when there will be no other.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: WebhookDelivery) -> Self:
+        """The view of a row."""
+        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
+
+
+class DeliveryPage(BaseModel):
+    """Deliveries, newest first. The next page is `after` the last one's id."""
+
+    model_config = example({"data": [_DELIVERY], "has_more": False})
+
+    data: list[DeliveryView]
+    has_more: bool

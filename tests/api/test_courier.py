@@ -1,0 +1,364 @@
+"""Deliveries: signed, made until they arrive, and never made where nobody may be sent."""
+
+import base64
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api import courier
+from api.courier import Courier
+from core import attempts, webhooks
+from core.addresses import Network, resolved
+from core.attempts import Attempt
+from core.tables import Webhook, WebhookDelivery
+from core.webhooks import PAUSES
+from tests.api.conftest import Json, NewClient, problem
+
+Sessions = sessionmaker[Session]
+LOOPBACK: list[Network] = [ip_network("127.0.0.0/8")]
+
+
+class Receiver(ThreadingHTTPServer):
+    """Keeps what it is sent and answers with `status`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.location = 200, ""
+        self.got: list[tuple[dict[str, str], str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://receiver.example:{self.server_address[1]}/hook?x=1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.server.got.append(({**dict(self.headers), "path": self.path}, body))
+        self.send_response(self.server.status)
+        self.send_header("Location", self.server.location)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"so so")
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """A test's output is its own."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def known(host: str) -> list[str]:
+    """The receiver's name leads to loopback, which nobody may be sent to unless it is allowed."""
+    return ["127.0.0.1"] if host == "receiver.example" else resolved(host)
+
+
+def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
+    """Let a courier work until nothing is due; how many deliveries it made."""
+    work, made = Courier(sessions, allowed, known), 0
+    with ThreadPoolExecutor(2) as pool:
+        while found := work.round(pool):
+            made += found
+    return made
+
+
+def hooked(client: TestClient, url: str, events: list[str] | None = None) -> Json:
+    answer = client.post("/webhooks", json={"url": url, "events": events or []})
+    assert answer.status_code == 201, answer.text
+    made: Json = answer.json()
+    return made
+
+
+def deliveries(client: TestClient, hook: Json) -> list[Json]:
+    data: list[Json] = client.get(f"/webhooks/{hook['id']}/deliveries").json()["data"]
+    return data
+
+
+def make_due(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        session.execute(update(WebhookDelivery).where(WebhookDelivery.due_at.is_not(None)).values(due_at=func.now()))
+
+
+def finish(sessions: Sessions, attempt: Attempt) -> None:
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
+
+
+def signed(secret: str, headers: dict[str, str], body: str) -> str:
+    """As standardwebhooks.com writes it, apart from the code."""
+    content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
+    mac = hmac.new(base64.b64decode(secret[len("whsec_") :]), content, hashlib.sha256)
+    return "v1," + base64.b64encode(mac.digest()).decode()
+
+
+def test_news_of_a_job_come_signed_and_once(
+    receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt
+) -> None:
+    hook = hooked(client, receiver.url, ["job.succeeded", "job.failed"])
+    with sessions.begin() as session:
+        attempts.event(session, attempt, "evolved", {"grown": 5})
+    assert rounds(sessions) == 0
+    finish(sessions, attempt)
+    assert rounds(sessions) == 1
+    ((headers, body),) = receiver.got
+    assert headers["webhook-signature"] == signed(hook["secret"], headers, body)
+    assert (headers["path"], headers["Content-Type"]) == ("/hook?x=1", "application/json")
+    assert headers["Host"].startswith("receiver.example:")
+    told = json.loads(body)
+    event = client.get(f"/jobs/{attempt.job_id}/events").json()["data"][-1]
+    assert (told["type"], told["data"]["job_id"], told["data"]["event_id"]) == (
+        "job.succeeded",
+        attempt.job_id,
+        event["id"],
+    )
+    (delivery,) = deliveries(client, hook)
+    assert (delivery["id"], delivery["state"], delivery["due_at"]) == (headers["webhook-id"], "succeeded", None)
+    assert [(entry["status"], entry["text"]) for entry in delivery["log"]] == [(200, "so so")]
+
+
+def test_a_job_that_did_not_happen_is_not_told_of(
+    receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt
+) -> None:
+    hooked(client, receiver.url)
+    with sessions() as session:
+        attempts.release(session, attempt)
+        session.rollback()
+    assert rounds(sessions) == 0
+
+
+def test_another_tenant_is_told_nothing(
+    receiver: Receiver, new_client: NewClient, client: TestClient, sessions: Sessions, attempt: Attempt
+) -> None:
+    hooked(new_client("theirs"), receiver.url)
+    finish(sessions, attempt)
+    assert rounds(sessions) == 0
+
+
+def test_what_does_not_arrive_is_sent_again_for_days_and_then_given_up(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook = hooked(client, receiver.url)
+    receiver.status = 500
+    client.post(f"/webhooks/{hook['id']}/test")
+    for number in range(len(PAUSES) + 1):
+        assert rounds(sessions) == 1
+        (delivery,) = deliveries(client, hook)
+        assert [entry["status"] for entry in delivery["log"]] == [500] * (number + 1)
+        if number < len(PAUSES):
+            with sessions.begin() as session:
+                wait = func.extract("epoch", WebhookDelivery.due_at - func.now())
+                pause = float(session.scalars(select(wait)).one())
+            assert 0.8 * PAUSES[number] - 5 < pause < 1.2 * PAUSES[number]
+        make_due(sessions)
+    assert delivery["state"] == "failed"
+    assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
+    assert len({body for _, body in receiver.got}) == 1
+    assert client.get(f"/webhooks/{hook['id']}").json()["failing_since"]
+    receiver.status = 200
+    client.post(f"/webhooks/{hook['id']}/test")
+    rounds(sessions)
+    assert client.get(f"/webhooks/{hook['id']}").json()["failing_since"] is None
+
+
+def test_a_courier_that_dies_has_only_delayed_it(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+    hook = hooked(client, receiver.url)
+    client.post(f"/webhooks/{hook['id']}/test")
+    with sessions.begin() as session:
+        (dead,) = webhooks.claim(session, 8)
+    assert rounds(sessions) == 0
+    make_due(sessions)
+    assert rounds(sessions) == 1
+    with sessions.begin() as session:
+        webhooks.settle(session, dead, webhooks.Answer(500, "late"))
+    (delivery,) = deliveries(client, hook)
+    assert (delivery["state"], len(delivery["log"])) == ("succeeded", 1)
+
+
+def test_couriers_share_the_work(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+    hook = hooked(client, receiver.url)
+    for _ in range(10):
+        client.post(f"/webhooks/{hook['id']}/test")
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(lambda _: rounds(sessions), range(3))) >= 10
+    rounds(sessions)
+    sent = [headers["webhook-id"] for headers, _ in receiver.got]
+    assert len(sent) == len(set(sent)) == 10
+
+
+def test_a_webhook_that_only_fails_is_disabled_and_can_be_enabled(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook = hooked(client, receiver.url)
+    path, receiver.status = f"/webhooks/{hook['id']}", 500
+    client.post(f"{path}/test")
+    rounds(sessions)
+    assert client.get(path).json()["disabled_at"] is None
+    with sessions.begin() as session:
+        session.execute(update(Webhook).values(failing_since=func.now() - webhooks.DISABLED_AFTER))
+    make_due(sessions)
+    rounds(sessions)
+    assert client.get(path).json()["disabled_at"]
+    make_due(sessions)
+    assert rounds(sessions) == 0
+    problem(client.post(f"{path}/test"), 409, "conflict")
+    receiver.status = 200
+    assert client.post(f"{path}/enable").json()["disabled_at"] is None
+    assert rounds(sessions) == 1
+
+
+def test_a_receiver_that_is_gone_is_disabled_at_once(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook, receiver.status = hooked(client, receiver.url), 410
+    client.post(f"/webhooks/{hook['id']}/test")
+    rounds(sessions)
+    assert client.get(f"/webhooks/{hook['id']}").json()["disabled_at"]
+
+
+def test_after_a_rotation_both_secrets_sign_for_a_day(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook = hooked(client, receiver.url)
+    path = f"/webhooks/{hook['id']}"
+    fresh = client.post(f"{path}/rotate").json()
+    assert fresh["secret"] != hook["secret"]
+    client.post(f"{path}/test")
+    rounds(sessions)
+    with sessions.begin() as session:
+        session.execute(update(Webhook).values(old_secret_until=func.now()))
+    client.post(f"{path}/test")
+    rounds(sessions)
+    (first, body), (second, other) = receiver.got
+    assert first["webhook-signature"].split() == [signed(each["secret"], first, body) for each in (fresh, hook)]
+    assert second["webhook-signature"] == signed(fresh["secret"], second, other)
+
+
+def test_a_redirect_is_not_followed(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+    hook, receiver.status, receiver.location = hooked(client, receiver.url), 307, receiver.url
+    client.post(f"/webhooks/{hook['id']}/test")
+    rounds(sessions)
+    assert len(receiver.got) == 1
+    assert deliveries(client, hook)[0]["log"][0]["status"] == 307
+
+
+def test_a_name_that_leads_inside_is_never_called(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+    hook = hooked(client, receiver.url)
+    client.post(f"/webhooks/{hook['id']}/test")
+    rounds(sessions, [])
+    assert receiver.got == []
+    (entry,) = deliveries(client, hook)[0]["log"]
+    assert entry["status"] is None
+    assert "127.0.0.1, which is not a public address" in entry["text"]
+
+
+def test_a_name_is_asked_for_once_and_the_judged_address_is_called(receiver: Receiver) -> None:
+    meanings = iter(["127.0.0.1"])
+    owed = webhooks.Owed("msg_1", "hook_1", 1, receiver.url, "{}", ("whsec_AAAA",))
+    assert courier.call(owed, LOOPBACK, lambda _: [next(meanings)]).status == 200
+    assert len(receiver.got) == 1
+    with socket.create_server(("127.0.0.2", receiver.server_address[1])):
+        # Judged as the first, it would be the second by the time of the call.
+        meanings = iter(["127.0.0.1", "127.0.0.2"])
+        assert courier.call(owed, LOOPBACK, lambda _: [next(meanings)]).status == 200
+    assert len(receiver.got) == 2
+
+
+def test_a_receiver_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        end = threading.Event()
+
+        def drip() -> None:
+            with server.accept()[0] as connection:
+                while not end.wait(0.1):
+                    try:
+                        connection.sendall(b"H")
+                    except OSError:
+                        return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        answer = courier.call(webhooks.Owed("msg_1", "hook_1", 1, url, "{}", ("whsec_AAAA",)), LOOPBACK)
+        end.set()
+        thread.join()
+    assert answer.status is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/",
+        "http://",
+        "http://user:pass@example.com/",
+        "http://example.com/#x",
+        "http://example.com:99999/",
+        "http://exa mple.com/",
+        "http://[::1/",
+        "http://127.0.0.1/",
+        "http://2130706433/",
+        "http://0x7f.1:8000/",
+        "https://[::ffff:10.0.0.1]/",
+        "http://169.254.169.254/latest/meta-data",
+    ],
+)
+def test_an_address_that_will_never_be_called_is_refused_at_once(url: str, client: TestClient) -> None:
+    assert problem(client.post("/webhooks", json={"url": url}), 422, "invalid_request")["param"] == "url"
+    assert client.get("/webhooks").json() == {"data": []}
+
+
+def test_an_event_that_never_comes_is_refused(client: TestClient) -> None:
+    body = {"url": "https://example.com/", "events": ["job.succeeded", "job.exploded"]}
+    report = problem(client.post("/webhooks", json=body), 422, "invalid_request")
+    assert report["param"] == "events.1"
+
+
+def test_a_deleted_webhook_is_gone_with_what_it_was_owed(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook = hooked(client, receiver.url)
+    client.post(f"/webhooks/{hook['id']}/test")
+    with sessions.begin() as session:
+        (owed,) = webhooks.claim(session, 8)
+    assert client.delete(f"/webhooks/{hook['id']}").json()["id"] == hook["id"]
+    problem(client.get(f"/webhooks/{hook['id']}"), 404, "not_found")
+    with sessions.begin() as session:
+        webhooks.settle(session, owed, webhooks.Answer(200, ""))
+    assert rounds(sessions) == 0
+
+
+def test_old_deliveries_are_forgotten_once_they_are_settled(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    hook = hooked(client, receiver.url)
+    for _ in range(2):
+        client.post(f"/webhooks/{hook['id']}/test")
+    with ThreadPoolExecutor(1) as pool:
+        assert Courier(sessions, LOOPBACK, known).round(pool) == 1
+    with sessions.begin() as session:
+        webhooks.forget(session)
+        session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.KEPT))
+        webhooks.forget(session)
+    assert [delivery["state"] for delivery in deliveries(client, hook)] == ["pending"]
