@@ -46,7 +46,7 @@ def prune_model(
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
     _must_fit(targets, config.pattern)
-    text = calibration if readers(config) else calibration[:0]
+    text = calibration if readers(config) else _token(targets, calibration)
     passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
     counts = zeros or _zeros(model, targets, config, walk, text)
@@ -58,6 +58,15 @@ def prune_model(
 
     walk(text, prune)
     walk.tell()
+
+
+def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Windows:
+    """What a model is run on for pruners that read no text: one token where experts lie in one parameter, else nothing.
+
+    Only their products tell whether its matrices are the ones that they are taken for: SourceError where not.
+    """
+    stacked = any(target.number is not None for of_block in targets for target in of_block.values())
+    return calibration.new_zeros(int(stacked), 1)
 
 
 def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
@@ -111,7 +120,7 @@ def _prune_block(
     """
     pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
     reached = _look(targets, pruners, runs)
-    unseen = {name for name, target in targets.items() if runs and target.expert} - set(reached)
+    unseen = {name for name, target in targets.items() if readers(config) and target.expert} - set(reached)
     for name, target in targets.items():
         # popped: a Hessian is larger than the weight it serves
         pruner = pruners.pop(name)

@@ -11,13 +11,17 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
 
+from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import SourceError
+from seft.prune.loop import prune_model
 from seft.targets import block_linears, decoder_blocks, target_linears
 from tests.tiny import untrained_tiny
 
@@ -87,6 +91,16 @@ def test_a_matrix_is_seen_with_outputs_as_rows_however_it_is_stored() -> None:
     assert torch.equal(expert.weight, model.model.layers[1].mlp.experts.gate_up_proj[1])
     expert.weight[3] = 0
     assert not model.model.layers[1].mlp.experts.gate_up_proj[1, 3].any()
+
+
+def test_experts_stored_another_way_than_they_are_taken_for_are_refused_without_text_too() -> None:
+    sizes = {**SMALL, "intermediate_size": 16, "intermediate_size_mlp": 16, "head_dim": 8, "num_key_value_heads": 1}
+    model = Llama4ForCausalLM(Llama4TextConfig(**sizes, num_local_experts=2, pad_token_id=0)).eval()
+    before = {name: target.weight.clone() for name, target in target_linears(model).items()}
+    config = PruneConfig(0.5, PruneMethod.MAGNITUDE, Pattern(2, 4))
+    with pytest.raises(SourceError, match="Llama4TextExperts uses bmm"):
+        prune_model(model, torch.zeros(0, 2, dtype=torch.int64), config)
+    assert all(torch.equal(before[name], target.weight) for name, target in target_linears(model).items())
 
 
 def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
