@@ -44,12 +44,17 @@ class Loaded:
 
 
 def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
-    """Load a source's weights in `dtype` onto `device`; SourceError where they do not make a whole model."""
+    """Load a source's weights in `dtype` onto `device`; SourceError where they do not make a whole model.
+
+    Buffers are as in float32, whatever `dtype` is: what is worked on and what is checked later have the same ones.
+    """
     tokenizer = load_tokenizer(source)
     folder, where = _place(source)
     with _loading(source.reference):
-        model = _load_model(source.reference, folder, dtype, where)
+        model = _load_model(source.reference, folder, where)
     model.config.use_cache = False
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
     return Loaded(model.to(device).eval(), tokenizer, source)
 
 
@@ -79,10 +84,10 @@ def _loading(reference: str) -> Iterator[None]:
         ) from error
 
 
-def _load_model(reference: str, folder: Path, dtype: torch.dtype, where: dict[str, str]) -> Any:
+def _load_model(reference: str, folder: Path, where: dict[str, str]) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=torch.float32,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,

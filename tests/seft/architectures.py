@@ -94,7 +94,7 @@ ARCHITECTURES = {
     ),
     "qwen3_moe": Architecture("qwen3_moe", 2 * (4 + 8), {**_EXPERTS, "head_dim": 8}, _GATES),
     "gemma2": Architecture("gemma2", 14, {**_SLIDING, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}),
-    "gemma3": Architecture("gemma3_text", 14, _SLIDING),
+    "gemma3": Architecture("gemma3_text", 14, {**_SLIDING, "hidden_size": 72}),  # its root does not fit in bfloat16
     "phi3": Architecture("phi3", 8, _GROUPED),
     "gpt_neox": Architecture("gpt_neox", 8),
     "opt": Architecture("opt", 12, {"ffn_dim": 48, "word_embed_proj_dim": 32}),

@@ -14,7 +14,7 @@ from seft import sparsity
 from seft.config import PruneConfig, PruneMethod, RepairConfig, RepairMethod
 from seft.export import export
 from seft.facts import Base, Facts
-from seft.load import Loaded
+from seft.load import Loaded, load
 from seft.loss import TokenLoss
 from seft.pack import load_pruned, save_pruned
 from seft.products import taken_over
@@ -125,6 +125,22 @@ def test_pruned_repaired_written_and_read_again(name: str, tokenizer: PreTrained
     assert torch.equal(logits(read), logits(model))
     tied = model.config.tie_word_embeddings
     assert (read.get_output_embeddings().weight is read.get_input_embeddings().weight) == tied
+
+
+@every
+def test_worked_on_in_bfloat16_it_is_what_is_read_again(
+    name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    ARCHITECTURES[name].model().save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    loaded = load(find(str(tmp_path / "dense")), dtype=torch.bfloat16)
+    config = PruneConfig(0.5, samples=len(WINDOWS), tokens=WINDOWS.shape[1])
+    prune_model(loaded.model, WINDOWS, config)
+    assert logits(loaded.model).dtype is torch.bfloat16
+    export(
+        loaded, tmp_path / "out", Facts(Base("tiny", Kind.FOLDER, None, None), config, None, {}, None, 0, None, None)
+    )
+    check(tmp_path / "out")
 
 
 @every
