@@ -81,12 +81,17 @@ class _Template:
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         """Where in the whole text a message of the assistant begins and ends."""
         before, until = self.write(messages[:number], invite=True), self.write(messages[: number + 1])
-        start, end = len(before), common(whole, until)
+        start, said = len(before), messages[number].content.strip()
         if not whole.startswith(before):
             raise self.refused(f"must write the beginning of a conversation as it is (message {number})", whole)
-        if messages[number].content.strip() not in whole[start:end]:
+        place = whole.find(said, start)
+        between, behind = whole[start:place], whole[place + len(said) :]
+        # Of the answer that ends a conversation some templates write more before what is said: Qwen3's empty thoughts.
+        own, again = until[start:], re.compile(f"(?={re.escape(said)})")
+        places = [found.start() for found in again.finditer(own) if own[: found.start()].endswith(between)]
+        if place < 0 or not places:
             raise self.refused(f"must write what the assistant says as it is (message {number})", whole)
-        return start, end
+        return start, place + len(said) + max(common(behind, own[found + len(said) :]) for found in places)
 
     def _apply(self, messages: Sequence[Message], **how: Any) -> Any:
         try:

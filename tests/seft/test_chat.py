@@ -30,6 +30,26 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+QWEN3 = (  # what of its template writes answers: empty thoughts in the last one alone
+    "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}"
+    "{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}"
+    "{%- if ns.multi_step_tool and message.role == 'user' and message.content is string"
+    " and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}"
+    "{%- set ns.multi_step_tool = false %}{%- set ns.last_query_index = index %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{%- set content = message.content %}"
+    "{%- if message.role != 'assistant' %}"
+    "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}"
+    "{%- else %}{%- set reasoning_content = '' %}"
+    "{%- if '</think>' in content %}"
+    "{%- set reasoning_content = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}"
+    "{{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n'"
+    " + content.lstrip('\n') }}"
+    "{%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}"
+    "{{- '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
 LAST_ENDS = (  # only the last message ends the text
     "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
     "{% if loop.last and message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
@@ -107,6 +127,26 @@ def test_the_tokens_are_those_that_the_tokenizer_makes_of_a_conversation() -> No
 
 def test_a_template_whose_end_comes_once_trains_on_the_end_once() -> None:
     assert trained_on(tokenizer_with(LAST_ENDS)) == ["It is four, or 4.\n\n", "Then it is 5. 🙂\n</s>"]
+
+
+def test_a_template_that_thinks_in_the_last_answer_alone_is_followed() -> None:
+    tokenizer = tokenizer_with(QWEN3)
+    last = "<think>\n\n</think>\n\nThen it is 5. 🙂<|im_end|>\n"
+    assert trained_on(tokenizer) == ["It is four, or 4.\n<|im_end|>\n", last]
+    for said in ("think", "end", "n", ""):
+        chat = Chat((CONVERSATION.messages[0], Message(Role.ASSISTANT, said), *CONVERSATION.messages[2:]))
+        assert trained_on(tokenizer, chat) == [f"{said}<|im_end|>\n", last]
+
+
+def test_words_that_only_a_later_message_has_are_not_taken_for_those_of_the_assistant() -> None:
+    forgetful = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        "{% if message['role'] == 'user' or loop.last %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    words = zip((Role.USER, Role.ASSISTANT) * 2, ("1?", "yes", "yes?", "no"), strict=True)
+    with pytest.raises(ConfigError, match="what the assistant says as it is"):
+        encode_chat(Chat(tuple(Message(role, said) for role, said in words)), tokenizer_with(forgetful))
 
 
 def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
