@@ -22,7 +22,7 @@ fuzz: $(READY) ## call every operation of the API thousands of times, rightly an
 faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on where it was broken off
 	@$(LEASH) $(BIN)/python -m tests.faults
 
-screenshots: $(READY) ## take the dashboard's pictures, of real jobs of the demo's model: many minutes
+screenshots: $(READY) ## take the dashboard's pictures, of real jobs of a tiny model: minutes
 	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key

@@ -46,6 +46,7 @@ class Site:
 
     url: str
     secret: str
+    settings: Settings
     sessions: sessionmaker[Session]
     storage: Storage
     dataset: str = ""
@@ -81,7 +82,7 @@ def site(settings: Settings, tmp_path: Path) -> Iterator[Site]:
             _, secret = keys.issue(session, TENANT, "laptop", Scope.ADMIN)
             content = datasets.Content(sha256="ab" * 32, bytes=1_048_576, records=812, format=Format.TEXT)
             dataset = datasets.add(session, TENANT, "support.jsonl", content).id
-        made = Site(url, secret, services.sessions, services.storage, dataset, models)
+        made = Site(url, secret, settings, services.sessions, services.storage, dataset, models)
         made.add_model("tiny")
         yield made
 

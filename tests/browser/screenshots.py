@@ -1,4 +1,4 @@
-"""`make screenshots`: pictures of every page, light and dark, on a desk and on a phone. Its jobs are real.
+"""`make screenshots`: pictures of every page, light and dark, on a desk and on a phone. Real jobs of a tiny model.
 
 They go to `build/screenshots`; those of the README, to `docs/screenshots`.
 """
@@ -6,13 +6,15 @@ They go to `build/screenshots`; those of the README, to `docs/screenshots`.
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, Page
 
 from client.http import Client
-from local.demo import SPEC, write_topics
+from local.demo import write_topics
 from local.stack import Stack
 from tests.browser import chromium
+from tests.tiny import train_tiny
 
 ROOT = Path(__file__).parents[2]
 ALL, README = ROOT / "build" / "screenshots", ROOT / "docs" / "screenshots"
@@ -25,6 +27,20 @@ CHOSEN = {
     "compare-dark-desk": "compare",
 }
 """Picture -> its name in the README."""
+MODEL = "tiny-llama"
+SPEC: dict[str, Any] = {
+    "model": MODEL,
+    "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
+    "repair": {
+        "steps": 150,
+        "update_interval": 15,
+        "batch_tokens": 768,
+        "sequence_tokens": 96,
+        "learning_rate": 0.01,
+        "density": 0.02,
+    },
+    "evaluate": {"windows": 40, "tokens": 96},
+}
 
 
 def main() -> None:
@@ -34,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="seft-screenshots-") as folder, chromium.opened() as browser:
         if browser is None:
             raise SystemExit("No browser: Chromium is not installed, apt-get and Playwright's download brought none.")
+        train_tiny(Path(folder) / "models" / MODEL)
         with Stack(Path(folder)) as stack, Client(stack.api.url, stack.key) as service:
             pages = _lived(service, Path(folder))
             for scheme in ("light", "dark"):
@@ -45,16 +62,18 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
     """The addresses of all pages, after two jobs have succeeded, one has failed, and while one runs."""
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))["id"]
     spec = {**SPEC, "dataset": dataset}
-    done = [service.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.6, 0.5)]
-    failed = service.create_job(
-        {**spec, "suffix": "too-long", "repair": {"sequence_tokens": 131072, "batch_tokens": 131072}}
-    )
-    running = service.create_job({**spec, "suffix": "python-70", "sparsity": 0.7, "metadata": {"team": "docs"}})
+    done = [service.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.7, 0.6)]
+    long = {"sequence_tokens": 131_072, "batch_tokens": 131_072}
+    failed = service.create_job({**spec, "suffix": "too-long", "sparsity": 0.6, "repair": long})
+    steps = {**SPEC["repair"], "steps": 3000, "update_interval": 60}
+    running = service.create_job({**spec, "suffix": "python-80", "sparsity": 0.8, "repair": steps})
     service.create_job({**spec, "suffix": "python-2-4", "sparsity": 0.5, "pattern": "2:4"})
-    service.create_job({**spec, "suffix": "tonight", "auto_start": False})
+    service.create_job(
+        {**spec, "suffix": "tonight", "sparsity": 0.6, "auto_start": False, "metadata": {"team": "docs"}}
+    )
     for job in (*done, failed["id"]):
         _wait(service, job, "succeeded", "failed")
-    while service.job(running["id"])["step"] < 8:
+    while service.job(running["id"])["step"] < 400:
         time.sleep(1)
     return {
         "overview": "/",
@@ -65,6 +84,7 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
         "new": f"/jobs/new?clone={done[0]}",
         "compare": f"/compare?job={done[0]}&job={done[1]}",
         "datasets": "/datasets",
+        "workers": "/workers",
         "keys": "/keys",
     }
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from core import workers
 from tests.browser.conftest import NewPerson, Person, Site
 from tests.browser.lives import Scores
 
@@ -29,8 +30,20 @@ def pages(site: Site) -> list[str]:
     running = site.add_job(suffix="running")
     site.life().prune(Scores())
     site.add_job(suffix="waiting")
+    with site.sessions.begin() as session:
+        workers.seen(session, "gpu-1", site.settings)
     jobs = [f"/jobs/{job}" for job in (done, failed, running)]
-    return ["/", "/jobs", *jobs, "/jobs/new", f"/compare?job={done}&job={failed}", "/datasets", "/keys", "/nothing"]
+    return [
+        "/",
+        "/jobs",
+        *jobs,
+        "/jobs/new",
+        f"/compare?job={done}&job={failed}",
+        "/datasets",
+        "/workers",
+        "/keys",
+        "/nothing",
+    ]
 
 
 def serious(page: Page) -> list[Any]:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
+from api.dashboard.pages.workers import all_seen
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import Here, Services
@@ -29,6 +30,7 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
         found = {status: _newest(services, session, tenant, status) for status in Status if status is not Status.FAILED}
         failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
         counts = jobs.counts(session, tenant)
+        seen = all_seen(services, session, tenant)
     return page(
         request,
         visitor,
@@ -38,6 +40,7 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
         succeeded=found[Status.SUCCEEDED],
         failed=failed,
         counts=counts,
+        workers=seen,
         most=jobs.POSITIONS,
     )
 

@@ -2,12 +2,18 @@
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from sqlalchemy import func, update
+from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+from core import attempts, workers
 from core.attempts import Attempt
+from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 
@@ -37,6 +43,28 @@ def paths(client: TestClient, body: Json, evil_job: str) -> list[str]:
         "/datasets",
         "/keys",
     ]
+
+
+def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_named(
+    browser: Browser, new_browser: NewBrowser, app: FastAPI, sessions: sessionmaker[Session], job_id: str
+) -> None:
+    assert "No worker is here" in browser.show("/")
+    settings = app.state.services.settings
+    with sessions.begin() as session:
+        workers.seen(session, "gpu-1", settings)
+    assert ">idle<" in browser.show("/workers")
+    assert "No worker is here" not in browser.show("/")
+    with sessions.begin() as session:
+        assert attempts.claim(session, "gpu-1", 60)
+    assert f"/jobs/{job_id}" in browser.show("/workers")
+    strangers = new_browser("theirs").show("/workers")
+    assert ">working<" in strangers
+    assert job_id not in strangers
+    with sessions.begin() as session:
+        long = timedelta(seconds=1 + workers.ROUNDS * settings.sweep_seconds)
+        session.execute(update(Worker).values(seen_at=func.now() - long))
+    assert ">silent<" in browser.show("/workers")
+    assert "1 of 1 workers has fallen silent" in browser.show("/")
 
 
 def test_every_string_of_a_person_is_escaped(browser: Browser, paths: list[str]) -> None:
