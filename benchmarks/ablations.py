@@ -1,0 +1,77 @@
+"""What is each part of SEFT worth? The same short run with one part taken out or changed.
+
+    python -m benchmarks.ablations --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt --out cells.json
+
+40 steps of 2 x 512 tokens at the default rate, an event every ten steps, one seed; `benchmarks.trial` says how it is
+pruned and judged. Parts are taken out from outside, by what stands in for a function of the library while it runs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.trial import BATCH, LENGTH, Cell, Cells, Trial, parser
+from seft.config import RepairConfig
+from seft.repair import evolve, optimizer
+from seft.repair.positions import entries
+from seft.repair.window import Candidates, Window
+
+BASE = RepairConfig(
+    steps=40, update_interval=10, batch_tokens=BATCH * LENGTH, sequence_tokens=LENGTH, micro_batch=BATCH
+)
+INTERVALS = (5, 20, 40)
+
+
+def main() -> None:
+    """Fill the missing cells and print the table."""
+    arguments = parser(__doc__).parse_args()
+    trial, cells = Trial(arguments), Cells(arguments.out)
+    print("| run | perplexity | zeros grown |\n|---|---|---|")
+    for name, (config, change) in RUNS.items():
+        cell = cells.fill(name, partial(_run, trial, config, change))
+        print(f"| {name} | {cell['perplexity']:.2f} | {cell['grown_zeros']:,} |", flush=True)
+
+
+def _run(trial: Trial, config: RepairConfig, change: Mapping[tuple[Any, str], Callable[..., Any]]) -> Cell:
+    with _changed(change):
+        return trial.train(config, trial.work / "ablation.safetensors")
+
+
+@contextmanager
+def _changed(change: Mapping[tuple[Any, str], Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for (owner, name), stand_in in change.items():
+            stack.enter_context(patch.object(owner, name, stand_in))
+        yield
+
+
+def _at_nonzeros(*arguments: Any, **named: Any) -> evolve.Choice:
+    weight, kept, dropped, growth, removal = arguments
+    return CHOOSE(weight, kept, dropped, growth[entries(weight, growth.indices) != 0], removal, **named)
+
+
+def _size(candidates: Candidates, weight: torch.Tensor) -> torch.Tensor:
+    return entries(weight, candidates.indices).abs()
+
+
+def _smallest(window: Window, gradient: torch.Tensor, offset: int, weights: torch.Tensor) -> Candidates:
+    return IDLE(window, torch.ones_like(gradient), offset, weights)
+
+
+CHOOSE, IDLE = evolve.choose, Window._idle
+RUNS: dict[str, tuple[RepairConfig, dict[tuple[Any, str], Callable[..., Any]]]] = {
+    "as built": (BASE, {}),
+    "growth at nonzeros only": (BASE, {(evolve, "choose"): _at_nonzeros}),
+    "grown entries start with empty moments": (BASE, {(optimizer, "seed"): lambda *_: None}),
+    "adapt by magnitude": (BASE, {(Candidates, "sensitivity"): _size, (Window, "_idle"): _smallest}),
+    **{f"an event every {interval} steps": (replace(BASE, update_interval=interval), {}) for interval in INTERVALS},
+}
+
+
+if __name__ == "__main__":
+    main()

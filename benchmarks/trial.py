@@ -1,0 +1,123 @@
+"""What trials of repair share: one pruned model, one way to train it, one way to judge it, cells that are kept.
+
+The model is pruned by Wanda to 60 % on the first 48 windows of 512 tokens, in float32, and kept in the working folder.
+It is trained in `dtype` and judged in float32: perplexity on the first 20 windows of 1024 tokens.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from seft.config import CalibrationOrder, PruneConfig, RepairConfig
+from seft.evaluate import perplexity
+from seft.load import load
+from seft.pack import load_pruned, save_pruned
+from seft.prune.loop import prune_model
+from seft.records import read
+from seft.repair import Repair
+from seft.report import Evolved, Report, Step
+from seft.source import find
+from seft.text import tokenize, windows
+
+PRUNE = PruneConfig(0.6, samples=48, tokens=512)
+BATCH, LENGTH = 2, 512
+Cell = dict[str, Any]
+
+
+class Trial:
+    """A pruned model to train again and again, each time from the same bits."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.work: Path = arguments.work
+        self.work.mkdir(parents=True, exist_ok=True)
+        judge, trained = (load(find(arguments.model), dtype=dtype) for dtype in (torch.float32, arguments.dtype))
+        self.judge, self.model, self.tokenizer = judge.model, trained.model, judge.tokenizer
+        self.tokens = tokenize(read(arguments.data), self.tokenizer)
+        self.test = windows(tokenize(read(arguments.test), self.tokenizer), 1024, 20, CalibrationOrder.SEQUENTIAL, 0)
+        self.dense = self.work / "dense.safetensors"
+        self.pruned = self.work / "pruned.safetensors"
+        self._prepare()
+
+    def train(self, config: RepairConfig, result: Path) -> Cell:
+        """Repair, keep the weights in the file `result`, judge."""
+        load_pruned(self.model, self.pruned)
+        repair = Repair(self.model, self.tokens, config, pruned=PRUNE)
+        began = time.perf_counter()
+        repair.run(_print)
+        seconds, trained, grown = time.perf_counter() - began, repair.trained, repair.grown_zeros
+        repair.finish()
+        save_pruned(self.model, result)
+        score = self.perplexity(result)
+        return {"perplexity": score, "trained": trained, "grown_zeros": grown, "training_seconds": seconds}
+
+    def perplexity(self, weights: Path) -> float:
+        """Of the weights in a file."""
+        return perplexity(self.judging(weights), self.test)
+
+    @torch.no_grad()
+    def judging(self, weights: Path) -> Any:
+        """The model in float32 with the weights of a file, which holds the dtype that is trained."""
+        load_pruned(self.model, weights)
+        for mine, its in zip(self.judge.parameters(), self.model.parameters(), strict=True):
+            mine.copy_(its)
+        return self.judge
+
+    def _prepare(self) -> None:
+        if not self.dense.exists():
+            save_pruned(self.model, self.dense)
+        if not self.pruned.exists():
+            calibration = windows(self.tokens, PRUNE.tokens, PRUNE.samples, CalibrationOrder.SEQUENTIAL, 0)
+            prune_model(self.judge, calibration, PRUNE)
+            with torch.no_grad():
+                for mine, its in zip(self.model.parameters(), self.judge.parameters(), strict=True):
+                    mine.copy_(its)
+            save_pruned(self.model, self.pruned)
+
+
+class Cells:
+    """Results by name, written to a file as each of them comes in, so that a run that was stopped goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.found: dict[str, Cell] = json.loads(path.read_text())["cells"] if path.exists() else {}
+
+    def fill(self, name: str, make: Callable[[], Cell]) -> Cell:
+        """The cell, made if it is missing."""
+        if name not in self.found:
+            self.found[name] = make()
+            made_with = {
+                "machine": platform.machine(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            }
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps({"made_with": made_with, "cells": self.found}, indent=1) + "\n")
+            print(name, self.found[name], flush=True)
+        return self.found[name]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of every trial."""
+    wanted = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    wanted.add_argument("--data", required=True, type=Path, help="text to prune and repair on")
+    wanted.add_argument("--test", required=True, type=Path, help="text that perplexity is measured on")
+    wanted.add_argument("--work", type=Path, default=Path("build/trial"), help="folder of weights, to go on from")
+    wanted.add_argument("--out", type=Path, required=True, help="JSON file of finished cells, to go on from")
+    wanted.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.float32, help="of training")
+    return wanted
+
+
+def _print(report: Report) -> None:
+    if isinstance(report, Step) and report.step % 20 == 0:
+        print(report, flush=True)
+    elif isinstance(report, Evolved):
+        print(f"event {report.step}", flush=True)
