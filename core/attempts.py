@@ -19,9 +19,9 @@ from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
-from core.tables import Checkpoint, Dataset, Job, JobMetric, Json
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json
 
-PHASE_BEGAN = "phase.began"
+PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
 
 
 class Fault(StrEnum):
@@ -149,6 +149,21 @@ def event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -
     """Tell the job's readers something that is no change of its status."""
     _write(session, attempt)
     record(session, attempt.job_id, attempt.number, type, data)
+
+
+def evolved(session: Session, attempt: Attempt, data: Json) -> None:
+    """Leave the event `topology.evolved` of `data["step"]`.
+
+    An attempt that goes on from a state takes some steps again; what such a step did is told already and stays.
+    """
+    _write(session, attempt)
+    told = select(JobEvent.id).where(
+        JobEvent.job_id == attempt.job_id,
+        JobEvent.type == TOPOLOGY_EVOLVED,
+        JobEvent.data["step"].as_integer() == data["step"],
+    )
+    if session.scalar(told.limit(1)) is None:
+        record(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
 
 
 def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:

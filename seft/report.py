@@ -4,8 +4,8 @@ Every long function takes a `Reporter`, a callable that is given one of the repo
 that raises `seft.errors.Cancelled` ends the work. The library knows nothing of jobs, queues or bars.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 
@@ -58,18 +58,35 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Evolved:
-    """One event of the topology, counted over all target linears.
+class Change:
+    """What an event of the topology did to one linear.
 
     `dropped` left the active set and got their base back, `grown` joined it, `reactivated` of these were zeros,
     `pruned` nonzeros became zero to keep the budget.
     """
+
+    dropped: int
+    grown: int
+    reactivated: int
+    pruned: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evolved:
+    """One event of the topology: the change of each target linear by its name, and their sums."""
 
     step: int
     dropped: int
     grown: int
     reactivated: int
     pruned: int
+    layers: Mapping[str, Change] = field(repr=False)
+
+    @classmethod
+    def of(cls, step: int, layers: Mapping[str, Change]) -> "Evolved":
+        """With the sums."""
+        sums = {each.name: sum(getattr(change, each.name) for change in layers.values()) for each in fields(Change)}
+        return cls(step, **sums, layers=layers)
 
 
 Report = Progress | Unseen | Reconstructed | Step | Evolved

@@ -31,7 +31,18 @@ from worker.files import Files
 from worker.ledger import Ledger
 from worker.meter import WHOLE, Stage, progress
 from worker.process import Process
-from worker.protocol import Failed, Finished, Measured, NoRoom, Progressed, Saved, Scored, Stopped, decode
+from worker.protocol import (
+    Failed,
+    Finished,
+    Measured,
+    NoRoom,
+    Progressed,
+    Saved,
+    Scored,
+    Stopped,
+    TopologyEvolved,
+    decode,
+)
 from worker.transfers import StorageFullError, TransferError, Transfers
 from worker.watchdog import Watchdog
 
@@ -147,7 +158,7 @@ class Supervisor:
             raise AttemptError("protocol_broken", f"The training process wrote no message: {line[:200]!r}") from error
         self.watchdog.hear(message)
         match message:
-            case Progressed() | Measured() | Scored():
+            case Progressed() | Measured() | TopologyEvolved() | Scored():
                 self.ledger.note(message)
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))

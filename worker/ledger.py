@@ -17,7 +17,7 @@ from core import attempts
 from core.attempts import Attempt, Wishes
 from core.errors import LeaseLostError
 from core.settings import Settings
-from worker.protocol import Measured, Progressed, Scored
+from worker.protocol import Measured, Progressed, Scored, TopologyEvolved
 
 FLUSH_SECONDS = 1.0
 PAUSE_SECONDS = 0.5
@@ -32,20 +32,23 @@ class Ledger:
     def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:
         self._sessions, self._attempt, self._settings = sessions, attempt, settings
         self._renewed = self._flushed = time.monotonic()
-        self._progress: list[Progressed] = []
-        """The newest of each phase, in their order."""
+        self._course: list[Progressed | TopologyEvolved] = []
+        """What makes events, in its order; of reports of progress that follow one another in a phase, the newest."""
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
         self.wishes = Wishes(pausing=False, stopping=attempt.stopping)
         """As of the newest heartbeat."""
 
-    def note(self, report: Progressed | Measured | Scored) -> None:
+    def note(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:
         """Keep a report for the next flush."""
         match report:
             case Progressed():
-                if self._progress and self._progress[-1].phase == report.phase:
-                    self._progress.pop()
-                self._progress.append(report)
+                former = self._course[-1] if self._course else None
+                if isinstance(former, Progressed) and former.phase == report.phase:
+                    self._course.pop()
+                self._course.append(report)
+            case TopologyEvolved():
+                self._course.append(report)
             case Measured():
                 self._rows[report.step] = report.values
             case Scored():
@@ -61,18 +64,24 @@ class Ledger:
 
     def flush(self) -> None:
         """Write what was noted, in one transaction."""
-        progress, rows, scores = self._progress, sorted(self._rows.items()), self._scores
-        self._progress, self._rows, self._scores = [], {}, {}
+        course, rows, scores = self._course, sorted(self._rows.items()), self._scores
+        self._course, self._rows, self._scores = [], {}, {}
         self._flushed = time.monotonic()
 
         def change(session: Session) -> None:
             attempts.metrics(session, self._attempt, rows)
             if scores:
                 attempts.scores(session, self._attempt, scores)
-            for each in progress:
-                attempts.progress(session, self._attempt, phase=each.phase, progress=each.progress, step=each.step)
+            for each in course:
+                match each:
+                    case Progressed():
+                        attempts.progress(
+                            session, self._attempt, phase=each.phase, progress=each.progress, step=each.step
+                        )
+                    case TopologyEvolved():
+                        attempts.evolved(session, self._attempt, each.model_dump(exclude={"type"}))
 
-        if progress or rows or scores:
+        if course or rows or scores:
             self.write(change)
 
     def write(self, change: Callable[[Session], T]) -> T:

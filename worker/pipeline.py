@@ -53,6 +53,7 @@ from worker.protocol import (
     Saved,
     Scored,
     Task,
+    TopologyEvolved,
 )
 from worker.translate import evaluate_config, prune_config, repair_config
 
@@ -168,8 +169,8 @@ class Pipeline:
         while work.step < steps and not enough:
             reports = work.advance()
             self.step = work.step
-            self.say(Measured(step=work.step, values=_values(reports)))
             self._progress(Stage.TRAINING, work.step / steps)
+            self._tell(reports)
             stopping, enough = self.stopping(), self._enough
             due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or work.step == steps
             if stopping or (due and self._all_taken):
@@ -177,6 +178,18 @@ class Pipeline:
                 saved = time.monotonic()
             if stopping:
                 raise Cancelled
+
+    def _tell(self, reports: Sequence[Step | Evolved]) -> None:
+        """All that one step reports in one row, and its event with each layer's part."""
+        values: dict[str, float] = {}
+        for report in reports:
+            found = asdict(report)
+            if isinstance(report, Evolved):
+                self.say(TopologyEvolved(**found))
+                del found["layers"]
+            del found["step"]
+            values |= found
+        self.say(Measured(step=self.step, values=values))
 
     @property
     def _enough(self) -> bool:
@@ -258,8 +271,3 @@ def settle_torch(threads: int) -> None:
 
 def _weights(loaded: Loaded) -> int:
     return sum(parameter.numel() for parameter in loaded.model.parameters())
-
-
-def _values(reports: Sequence[Step | Evolved]) -> dict[str, float]:
-    """All that one step reports, in one row."""
-    return {name: float(value) for report in reports for name, value in asdict(report).items() if name != "step"}

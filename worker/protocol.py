@@ -70,6 +70,23 @@ class Measured(_Part):
     values: dict[str, float]
 
 
+class LayerChange(_Part):
+    """What an event of the topology did to one linear, or to all: `seft.report.Change`."""
+
+    dropped: int
+    grown: int
+    reactivated: int
+    pruned: int
+
+
+class TopologyEvolved(LayerChange):
+    """An event of the topology: the sums, and each target linear by its name."""
+
+    type: Literal["topology_evolved"] = "topology_evolved"
+    step: int
+    layers: dict[str, LayerChange]
+
+
 class Scored(_Part):
     """Perplexities, each once it is known."""
 
@@ -116,7 +133,7 @@ class Failed(_Part):
     message: str
 
 
-Message = Progressed | Measured | Scored | Saved | Finished | Stopped | NoRoom | Failed
+Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Finished | Stopped | NoRoom | Failed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

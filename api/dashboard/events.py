@@ -55,6 +55,12 @@ def _reason(text: str) -> Callable[[Data], tuple[str, str]]:
     return lambda data: (text, str(data.get("reason", {}).get("message", "")))
 
 
+def _evolved(data: Data) -> tuple[str, str]:
+    count = {name: f"{data.get(name, 0):,}" for name in ("dropped", "grown", "reactivated", "pruned")}
+    changes = "{dropped} dropped, {grown} grown, {reactivated} of them zeros, {pruned} pruned".format(**count)
+    return f"Topology evolved after step {data.get('step')}", changes
+
+
 SAID: dict[str, tuple[Callable[[Data], tuple[str, str]], Mood]] = {
     "job.created": (_plain("Job made"), Mood.PLAIN),
     "job.claimed": (lambda data: (f"Taken by {data.get('worker')}", ""), Mood.PLAIN),
@@ -71,6 +77,7 @@ SAID: dict[str, tuple[Callable[[Data], tuple[str, str]], Mood]] = {
     "job.failed": (_error("Failed"), Mood.BAD),
     "job.cancelled": (_plain("Cancelled"), Mood.ODD),
     "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Mood.PLAIN),
+    "topology.evolved": (_evolved, Mood.PLAIN),
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Mood.PLAIN),
     "attempt.resumed": (lambda data: (f"Going on from step {data.get('step')}", ""), Mood.PLAIN),
 }

@@ -42,8 +42,8 @@ class Evolving(FixedMask):
         if schedule.next_event(self.config, step) != step:
             return None
         pieces = math.ceil(self.config.batch_tokens / self.config.sequence_tokens / self.config.micro_batch)
-        changes = [
-            linear.evolve(schedule.dropped(self.config, step, len(linear.active)), pieces)
-            for linear in self.linears.values()
-        ]
-        return Evolved(step, *map(sum, zip(*changes, strict=True)))
+        changes = {
+            name: linear.evolve(schedule.dropped(self.config, step, len(linear.active)), pieces)
+            for name, linear in self.linears.items()
+        }
+        return Evolved.of(step, changes)

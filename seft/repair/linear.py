@@ -6,7 +6,6 @@ x[token, col]`. No gradient of the whole weight exists; while a window is open i
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -22,15 +21,7 @@ from seft.repair.positions import entries, put
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
 from seft.repair.window import Candidates, Window
-
-
-class Change(NamedTuple):
-    """What an event did to one linear; the words are those of `seft.report.Evolved`."""
-
-    dropped: int
-    grown: int
-    reactivated: int
-    pruned: int
+from seft.report import Change
 
 
 class RepairedLinear:

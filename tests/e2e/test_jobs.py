@@ -95,8 +95,10 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
     assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
-    types = [event["type"] for event in service.client.events(job_id)]
-    assert [kind for kind in types if kind != "state.saved"] == [
+    told = list(service.client.events(job_id))
+    assert [each["data"]["step"] for each in told if each["type"] == "topology.evolved"] == [1, *range(5, 31, 5)]
+    types = [event["type"] for event in told]
+    assert [kind for kind in types if kind.startswith(("job.", "attempt."))] == [
         "job.created",
         "job.claimed",
         "job.lost",

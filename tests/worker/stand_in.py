@@ -18,6 +18,7 @@ from worker.protocol import (
     STATE,
     Failed,
     Finished,
+    LayerChange,
     Measured,
     Message,
     NoRoom,
@@ -26,6 +27,7 @@ from worker.protocol import (
     Scored,
     Stopped,
     Task,
+    TopologyEvolved,
     encode,
 )
 from worker.tether import tether
@@ -54,6 +56,11 @@ class StandIn:
             self.say(Measured(step=step, values={"loss": 3.0 / step}))
         self.say(Measured(step=3, values={"loss": 0.5}))
 
+    def evolve(self, *steps: int) -> None:
+        change = {"dropped": 2, "grown": 2, "reactivated": 1, "pruned": 1}
+        for step in steps:
+            self.say(TopologyEvolved(step=step, **change, layers={"up_proj": LayerChange(**change)}))
+
     def finish(self) -> None:
         result = self.folder / RESULT
         result.mkdir()
@@ -78,10 +85,12 @@ class StandIn:
         if self.task.resume is None:
             self.save(0, pruned="p", run="r0")
             self.save(3, run="r3")
+            self.evolve(3, 6)
             self.wait_until_taken(3)
             sys.exit("power cut")
         state = {path.name: path.read_text() for path in (self.folder / STATE).iterdir()}
         assert state == {"pruned": "p", "run": "r3"}, state
+        self.evolve(6, 9)
         self.finish()
 
     def forge(self) -> None:

@@ -102,6 +102,15 @@ def test_a_state_replaces_its_namesakes_and_the_next_attempt_gets_all_of_it(hous
     assert "attempt.resumed" in house.events(job_id)
 
 
+def test_a_step_that_is_taken_again_tells_its_event_of_the_topology_once(house: House, job_id: str) -> None:
+    for _ in range(2):
+        supervisor(house, "succeed_when_resumed").run()
+    told = [event for event in house.told(job_id) if event.type == "topology.evolved"]
+    assert [(event.attempt, event.data["step"]) for event in told] == [(1, 3), (1, 6), (2, 9)]
+    change = {"dropped": 2, "grown": 2, "reactivated": 1, "pruned": 1}
+    assert told[0].data == {"step": 3, **change, "layers": {"up_proj": change}}
+
+
 def test_a_crash_is_tried_again_until_too_many_have_failed(house: House, job_id: str) -> None:
     for _ in range(house.settings.max_failures):
         assert house.job(job_id).status == Status.QUEUED

@@ -28,6 +28,7 @@ from worker.protocol import (
     Saved,
     Scored,
     Task,
+    TopologyEvolved,
 )
 from worker.room import NoRoomError
 
@@ -102,6 +103,20 @@ def test_a_run_says_where_it_is_and_what_it_found(undisturbed: Run) -> None:
     assert set(result.scores) == {"dense", "pruned", "repaired"}
     assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=0.01)
     assert result.measured["grown_zeros"] > 0
+
+
+def test_events_of_the_topology_are_told_for_each_layer_and_their_sums_are_in_the_metrics(undisturbed: Run) -> None:
+    told = [message for message in undisturbed.said if isinstance(message, TopologyEvolved)]
+    rows = {message.step: message.values for message in undisturbed.said if isinstance(message, Measured)}
+    assert [event.step for event in told] == [1, 3, 6]
+    for event in told:
+        assert len(event.layers) == 28
+        for name in ("dropped", "grown", "reactivated", "pruned"):
+            total = sum(getattr(layer, name) for layer in event.layers.values())
+            assert getattr(event, name) == rows[event.step][name] == total
+    assert told[0].reactivated > 0
+    assert len({layer.reactivated for layer in told[0].layers.values()}) > 1
+    assert all(set(rows[step]) == {"loss", "learning_rate", "tokens_per_second"} for step in (2, 4, 5, 7, 8))
 
 
 def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(

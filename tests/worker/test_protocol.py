@@ -7,6 +7,7 @@ from worker.meter import WHOLE, Stage, progress, stages
 from worker.protocol import (
     Failed,
     Finished,
+    LayerChange,
     Measured,
     Message,
     NoRoom,
@@ -14,6 +15,7 @@ from worker.protocol import (
     Saved,
     Scored,
     Stopped,
+    TopologyEvolved,
     decode,
     encode,
 )
@@ -21,6 +23,14 @@ from worker.protocol import (
 MESSAGES: list[Message] = [
     Progressed(phase=Phase.TRAINING, progress=1 / 3, step=7),
     Measured(step=7, values={"loss": 0.1 + 0.2, "tokens_per_second": 1e-300}),
+    TopologyEvolved(
+        step=60,
+        dropped=2,
+        grown=2,
+        reactivated=1,
+        pruned=1,
+        layers={"model.layers.0.mlp.up_proj": LayerChange(dropped=2, grown=2, reactivated=1, pruned=1)},
+    ),
     Scored(scores={"dense": 20.630000000000003}),
     Saved(step=7),
     Finished(step=7, scores={"dense": 2 / 3}, measured={"linears": {"zeros": 6}}),
