@@ -205,10 +205,9 @@ def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
             yield name, values
     for name in ("dense", "pruned", "repaired"):
         yield f"perplexity {name}", [job["scores"].get(name) for job in jobs]
-    for name in sorted(set().union(*(job["measured"] or {} for job in jobs))):
-        values = [(job["measured"] or {}).get(name) for job in jobs]
-        if not any(isinstance(value, dict | list) for value in values):
-            yield f"measured {name}", values
+    measured = [_flat(job["measured"] or {}) for job in jobs]
+    for name in sorted(set().union(*measured)):
+        yield f"measured {name}", [each.get(name) for each in measured]
 
 
 def _flat(spec: Any, prefix: str = "") -> dict[str, Any]:

@@ -73,7 +73,7 @@ def succeed(service: Service, content: bytes) -> str:
             sha256="0",
             files=[file],
             scores={"dense": 2.0, "pruned": 9.5},
-            measured={"model": 0.5},
+            measured={"model": {"zeros": 5}},
         )
     return attempt.job_id
 
@@ -114,6 +114,9 @@ def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path
     told = [json.loads(line)["type"] for line in shell.run("jobs", "logs", "-f", job_id, "--json").stdout.splitlines()]
     assert told == ["job.created", "job.claimed", "job.succeeded"]
     assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == told
+    compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", job_id, job_id)}
+    assert compared["perplexity pruned"] == [9.5, 9.5]
+    assert compared["measured model.zeros"] == [5, 5]
     (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
     assert Path(path).read_bytes() == CONTENT
 
