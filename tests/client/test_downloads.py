@@ -76,12 +76,12 @@ def test_a_download_that_was_ended_fetches_what_is_missing_and_no_more(
 def test_what_is_left_of_other_bytes_is_not_taken_up(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:
-    other = Store(b"other")
+    other = Store(b"x" * len(CONTENT))
     with serving(other):
         published(script, other.file())
-        other.cuts = [1, 0, 0, 0]
+        other.cuts = [PART, 0, 0, 0]
         with pytest.raises(ClientError, match="Fetch again"):
-            client.download("job_0", tmp_path)
+            client.download("job_0", tmp_path, at_once=1)
     published(script, store.file())
     (path,) = client.download("job_1", tmp_path)
     assert path.read_bytes() == CONTENT
