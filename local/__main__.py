@@ -22,6 +22,7 @@ def up(folder: Folder = DEFAULT) -> None:
     """Start the stack in the background, unless it runs already; print how to reach it."""
     running = background.find(folder) or background.start(folder)
     typer.echo(
+        f"dashboard  {running.url}/\n"
         f"API        {running.url}\n"
         f"docs       {running.url}/docs\n"
         f"data, logs {folder.resolve()}\n\n"

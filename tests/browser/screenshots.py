@@ -63,8 +63,10 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))["id"]
     spec = {**SPEC, "dataset": dataset}
     done = [service.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.7, 0.6)]
-    long = {"sequence_tokens": 131_072, "batch_tokens": 131_072}
-    failed = service.create_job({**spec, "suffix": "too-long", "sparsity": 0.6, "repair": long})
+    short = folder / "two-lines.jsonl"
+    short.write_text('{"text": "Too little"}\n{"text": "to learn from."}\n')
+    little = service.upload_dataset(short)["id"]
+    failed = service.create_job({**spec, "suffix": "too-little", "sparsity": 0.6, "dataset": little})
     steps = {**SPEC["repair"], "steps": 3000, "update_interval": 60}
     running = service.create_job({**spec, "suffix": "python-80", "sparsity": 0.8, "repair": steps})
     service.create_job({**spec, "suffix": "python-2-4", "sparsity": 0.5, "pattern": "2:4"})
@@ -73,7 +75,7 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
     )
     for job in (*done, failed["id"]):
         _wait(service, job, "succeeded", "failed")
-    while service.job(running["id"])["step"] < 400:
+    while service.job(running["id"])["step"] < 150:
         time.sleep(1)
     return {
         "overview": "/",
