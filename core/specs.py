@@ -121,6 +121,13 @@ class RepairMethod(StrEnum):
     NONE = "none"
 
 
+class DropDecay(StrEnum):
+    """How the share that an event drops falls from `drop_rate` to none at the last step."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
 class RepairSpec(Spec):
     """How the pruned model is repaired."""
 
@@ -138,12 +145,18 @@ class RepairSpec(Spec):
         default=60, ge=1, le=1_000_000, description="Steps between two events of the topology."
     )
     drop_rate: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the active set replaced at an event.")
+    drop_decay: DropDecay = Field(
+        default=DropDecay.LINEAR, description="How that share falls to none at the last step."
+    )
     batch_tokens: int = Field(default=16384, ge=2, le=1 << 24, description="Tokens of one optimizer step.")
     sequence_tokens: int = Field(
         default=512, ge=2, le=131072, description="Tokens of one window; divides `batch_tokens`."
     )
     micro_batch: int = Field(
         default=1, ge=1, le=4096, description="Windows on the device at a time: memory and speed, not what is learnt."
+    )
+    clip_norm: Annotated[float, Field(ge=1e-4, le=1e4)] | None = Field(
+        default=None, description="Largest norm of a step's gradient over all trained values; `null` sets no limit."
     )
     distill_weight: float = Field(
         default=0.0, ge=0.0, le=1.0, description="Share of the dense model's predictions in what is learnt; 0 is none."

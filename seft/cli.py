@@ -98,9 +98,11 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
         learning_rate=options.learning_rate,
         update_interval=options.update_interval,
         drop_rate=options.drop_rate,
+        drop_decay=options.drop_decay,
         batch_tokens=options.batch_tokens,
         sequence_tokens=options.sequence_tokens,
         micro_batch=options.micro_batch,
+        clip_norm=options.clip_norm,
         distill_weight=options.distill_weight,
         hidden_weight=options.hidden_weight,
         seed=options.seed,
@@ -207,9 +209,11 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
     _add(verb, "--update-interval", int, default.update_interval, "steps between two events")
     _add(verb, "--drop-rate", float, default.drop_rate, "share of the active set replaced at an event, at most")
+    _add_choice(verb, "--drop-decay", default.drop_decay, "how that share falls to none")
     _add(verb, "--batch-tokens", int, default.batch_tokens, "tokens of a step")
     _add(verb, "--sequence-tokens", int, default.sequence_tokens, "tokens of a window")
     _add(verb, "--micro-batch", int, default.micro_batch, "windows held in memory at a time")
+    verb.add_argument("--clip-norm", type=float, help="largest norm of a step's gradient; no limit if not given")
     verb.add_argument("--teacher", help="the dense model to distil from: a folder, a GGUF file, or a hub id")
     _add(verb, "--distill-weight", float, default.distill_weight, "share of its predictions in what is learnt")
     _add(verb, "--hidden-weight", float, default.hidden_weight, "weight of its hidden states")

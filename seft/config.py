@@ -81,6 +81,13 @@ class RateSchedule(StrEnum):
     CONSTANT = "constant"
 
 
+class DropDecay(StrEnum):
+    """How the share that an event drops falls from the drop rate to none at the last step."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
 _USUAL = (Refinement.NONE, Allocation.UNIFORM)
 MOST_SPARSE = 0.99
 """The largest share of zeros of a linear: what is sparser is better left out."""
@@ -205,9 +212,10 @@ class RepairConfig:
 
     `density` says how many values are trained, as a share of the target weights; masked_full trains all nonzeros. A
     step sees `batch_tokens` tokens in windows of `sequence_tokens`, `micro_batch` windows at a time. For seft alone:
-    every `update_interval` steps an event drops and grows `drop_rate` (decaying) of the active set; the last `settle`
-    share of the steps has no event. `distill_weight` is the share of the dense model's predictions in what is learnt,
-    `hidden_weight` the weight of its hidden states beside that; 0 switches them off.
+    every `update_interval` steps an event drops and grows `drop_rate` of the active set, which falls as `drop_decay`
+    says; the last `settle` share of the steps has no event. `clip_norm` is the largest norm of a step's gradient over
+    all trained values; None sets no limit. `distill_weight` is the share of the dense model's predictions in what is
+    learnt, `hidden_weight` the weight of its hidden states beside that; 0 switches them off.
     """
 
     steps: int
@@ -218,11 +226,13 @@ class RepairConfig:
     warmup_steps: int = 0
     update_interval: int = 60
     drop_rate: float = 0.2
+    drop_decay: DropDecay = DropDecay.LINEAR
     settle: float = 0.25
     batch_tokens: int = 16384
     sequence_tokens: int = 512
     micro_batch: int = 1
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     distill_weight: float = 0.0
     hidden_weight: float = 0.0
     seed: int = 0
@@ -246,6 +256,8 @@ class RepairConfig:
                 f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
             )
         _between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 switches it off.")
+        if self.clip_norm is not None:
+            _between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual; leave it out to set no limit.")
         _between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 switches it off.")
         _between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 switches it off.")
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import RateSchedule, RepairConfig, RepairMethod
+from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
 from seft.seeds import generator
 
 OPENING = 1
@@ -62,9 +62,16 @@ def next_event(config: RepairConfig, step: int) -> int | None:
 
 
 def dropped(config: RepairConfig, event: int, active: int) -> int:
-    """Active positions that an event replaces: all at the opening, later a share that falls linearly to none."""
-    share = 1.0 if event == OPENING else config.drop_rate * (1 - event / config.steps)
-    return round(share * active)
+    """Active positions that an event replaces: all at the opening, later a share that falls to none."""
+    return round((1.0 if event == OPENING else _drop_rate(config, event / config.steps)) * active)
+
+
+def _drop_rate(config: RepairConfig, passed: float) -> float:
+    match config.drop_decay:
+        case DropDecay.LINEAR:
+            return config.drop_rate * (1 - passed)
+        case DropDecay.COSINE:
+            return config.drop_rate * (1 + math.cos(math.pi * passed)) / 2
 
 
 def rows_of_step(config: RepairConfig, rows: int, step: int) -> Int[Tensor, "batch"]:

@@ -68,6 +68,7 @@ def test_what_a_request_may_hold_the_library_takes(
         (lambda value: RepairConfig(steps=1, batch_tokens=value), "batch_tokens", 700),
         (lambda value: RepairConfig(steps=1, distill_weight=value), "distill_weight", 1.5),
         (lambda value: RepairConfig(steps=1, hidden_weight=value), "hidden_weight", -1.0),
+        (lambda value: RepairConfig(steps=1, clip_norm=value), "clip_norm", 0.0),
         (lambda value: EvaluateConfig(windows=value), "windows", 0),
     ],
     ids=str,

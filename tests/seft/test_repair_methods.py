@@ -1,5 +1,6 @@
 """The laws that every method of repair keeps: budget, mask, pattern, equal counts, bits, resuming, healing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,34 @@ def outcome(config: RepairConfig, steps: int | None = None) -> dict[str, Tensor]
 def test_same_seed_same_bits(method: RepairMethod) -> None:
     first, second = (outcome(short(method=method)) for _ in range(2))
     assert same_bits(first, second)
+
+
+@every
+def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smaller_one_is_left(
+    monkeypatch: pytest.MonkeyPatch, method: RepairMethod
+) -> None:
+    """Seen at the door of the method: what comes in against what the first step of an unclipped run has."""
+
+    def first_gradients(clip_norm: float | None) -> list[Tensor]:
+        seen: list[Tensor] = []
+        kind = METHODS[method]
+
+        class Watched(kind):  # type: ignore[misc,valid-type]
+            def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+                seen.extend(gradient.clone() for gradient in gradients)
+                super().update(gradients, rate)
+
+        monkeypatch.setitem(METHODS, method, Watched)
+        repaired(short(method=method, clip_norm=clip_norm), 1)
+        monkeypatch.setitem(METHODS, method, kind)
+        return seen
+
+    free = first_gradients(None)
+    norm = float(torch.cat(free).norm())
+    assert norm > 0
+    for clipped, gradient in zip(first_gradients(norm / 3), free, strict=True):
+        torch.testing.assert_close(clipped, gradient / 3)
+    assert all(map(torch.equal, first_gradients(norm * 1.01), free))
 
 
 @pytest.mark.parametrize("method", set(RepairMethod) - {RepairMethod.MASKED_FULL})

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from seft.config import RateSchedule, RepairConfig, RepairMethod
+from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
 from seft.repair import schedule
 
 
@@ -28,11 +28,13 @@ def test_events_open_training_recur_and_leave_the_end_to_settle(options: dict[st
 
 
 def test_the_opening_replaces_all_and_later_events_ever_less() -> None:
-    config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2)
-    counts = [schedule.dropped(config, event, 1000) for event in events(config)]
-    assert counts[0] == 1000
-    assert counts[1:] == sorted(counts[1:], reverse=True)
-    assert counts[1] == 180
+    for decay, second, half in ((DropDecay.LINEAR, 180, 100), (DropDecay.COSINE, 195, 100)):
+        config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2, drop_decay=decay)
+        counts = {event: schedule.dropped(config, event, 1000) for event in events(config)}
+        assert counts[1] == 1000
+        assert [*counts.values()] == sorted(counts.values(), reverse=True)
+        assert (counts[10], counts[50]) == (second, half)
+        assert schedule.dropped(config, 100, 1000) == 0
 
 
 def test_rates_warm_up_and_fall() -> None:

@@ -16,9 +16,11 @@ REPAIR: dict[str, Any] = {
     "learning_rate": 0.002,
     "update_interval": 3,
     "drop_rate": 0.1,
+    "drop_decay": "cosine",
     "batch_tokens": 256,
     "sequence_tokens": 128,
     "micro_batch": 2,
+    "clip_norm": 0.5,
     "distill_weight": 0.5,
     "hidden_weight": 2.0,
 }
@@ -28,7 +30,7 @@ def asked(**more: Any) -> JobSpec:
     return JobSpec.model_validate({"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6, **more})
 
 
-@pytest.mark.parametrize("name", ["PruneMethod", "Compare", "Refinement", "Allocation", "SparsityOf"])
+@pytest.mark.parametrize("name", ["PruneMethod", "Compare", "Refinement", "Allocation", "SparsityOf", "DropDecay"])
 def test_the_choices_are_the_same(name: str) -> None:
     assert [*getattr(specs, name)] == [*getattr(config, name)]
 
@@ -74,8 +76,8 @@ def test_everything_that_is_asked_for_arrives() -> None:
         reconstruct_learning_rate=0.001,
         seed=5,
     )
-    method = config.RepairMethod(REPAIR["method"])
-    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, "method": method}, seed=5)
+    chosen = {"method": config.RepairMethod(REPAIR["method"]), "drop_decay": config.DropDecay(REPAIR["drop_decay"])}
+    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, **chosen}, seed=5)
     assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
     assert set(REPAIR) == set(specs.RepairSpec.model_fields)
 
