@@ -41,9 +41,10 @@ class Evolving(FixedMask):
         """Drop, grow and adapt in every linear, where an event follows this step."""
         if schedule.next_event(self.config, step) != step:
             return None
+        steps = schedule.watched(self.config, step)
         pieces = math.ceil(self.config.batch_tokens / self.config.sequence_tokens / self.config.micro_batch)
         changes = {
-            name: linear.evolve(schedule.dropped(self.config, step, len(linear.active)), pieces)
+            name: linear.evolve(schedule.dropped(self.config, step, len(linear.active)), steps, pieces)
             for name, linear in self.linears.items()
         }
         return Evolved.of(step, changes)

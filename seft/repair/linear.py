@@ -92,8 +92,8 @@ class RepairedLinear:
         optimizer.step(self.active, gradient, rate, weight_decay)
         self.active.write(self.weight)
 
-    def evolve(self, count: int, pieces: int) -> Change:
-        """Close the window with its event, replacing `count` positions; `pieces` micro-batches made a step."""
+    def evolve(self, count: int, steps: int, pieces: int) -> Change:
+        """Close the window with its event, replacing `count` positions; it saw `steps` of `pieces` micro-batches."""
         window, self.window = self.window, None
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
@@ -103,7 +103,7 @@ class RepairedLinear:
             self.weight, kept, dropped, window.growth, window.removal, budget=self.budget, pattern=self.pattern
         )
         grown = Active.start(self.weight, choice.grown.indices)
-        optimizer.seed(grown, choice.grown, window.observed, pieces)
+        optimizer.seed(grown, choice.grown, steps, pieces)
         spared = dropped[torch.isin(dropped.indices, choice.spared)]
         spared.write(self.weight)
         self._remove(choice.removed, kept)

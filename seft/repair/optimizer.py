@@ -55,17 +55,17 @@ def step(trained: Trained, gradient: Float[Tensor, "values"], rate: float, weigh
     trained.values.addcdiv_(mean, square.sqrt_().add_(EPSILON), value=-rate)
 
 
-def seed(grown: Active, candidates: Candidates, observed: int, pieces: int) -> None:
-    """Moments of grown positions, in place, from `observed` micro-batches, `pieces` of them to a step.
+def seed(grown: Active, candidates: Candidates, steps: int, pieces: int) -> None:
+    """Moments of grown positions, in place, from a window of `steps` steps, each of `pieces` micro-batches.
 
-    A step's gradient is the sum of its micro-batches' gradients, so its mean square is the mean squared plus `pieces`
-    variances. The moments are set so that bias correction by age gives exactly these two.
+    A step's gradient is the sum of its micro-batches' gradients, zero in those that sent an expert no token, so its
+    mean square is the mean squared plus `pieces` variances. Bias correction by age gives exactly these two.
     """
-    mean, mean_square = candidates.sums / observed, candidates.squares / observed
-    variance = (mean_square - mean**2).clamp_(min=0)
-    grown.ages.fill_(min(-(-observed // pieces), OLDEST - 1))
-    grown.means.copy_(mean * pieces * _gathered(grown.ages, MEAN_DECAY, mean.dtype))
-    grown.squares.copy_(((mean * pieces) ** 2 + variance * pieces) * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
+    mean = candidates.sums / steps
+    variance = (candidates.squares / steps - mean**2 / pieces).clamp_(min=0)
+    grown.ages.fill_(steps)
+    grown.means.copy_(mean * _gathered(grown.ages, MEAN_DECAY, mean.dtype))
+    grown.squares.copy_((mean**2 + variance) * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
 
 
 def _gathered(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "ages"]:

@@ -61,6 +61,11 @@ def next_event(config: RepairConfig, step: int) -> int | None:
     return event if event <= last else None
 
 
+def watched(config: RepairConfig, event: int) -> int:
+    """Steps whose gradients decide an event: at most `WINDOW`, and none that belongs to the event before it."""
+    return sum(next_event(config, step) == event for step in range(max(1, event - WINDOW + 1), event + 1))
+
+
 def dropped(config: RepairConfig, event: int, active: int) -> int:
     """Active positions that an event replaces: all at the opening, later a share that falls to none."""
     return round((1.0 if event == OPENING else _drop_rate(config, event / config.steps)) * active)

@@ -23,7 +23,8 @@ from seft.targets import Target
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 SAMPLED = 1024
 _FREE = {"micro_batch": None}
-"""What may change between a state and those who go on from it: it decides about memory."""
+"""What may change between a state and those who go on from it: it decides about memory, and in a window of seft about
+which newcomers are listed, so that an event after the change may choose others."""
 
 
 @dataclass(frozen=True, slots=True)

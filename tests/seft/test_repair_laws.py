@@ -122,7 +122,7 @@ class Life:
             for _ in range(event.watched):
                 self._step(generator)
                 yield None
-            self.owner.evolve(count, event.pieces)
+            self.owner.evolve(count, math.ceil(event.watched / event.pieces), event.pieces)
             yield event
             self.seen.clear()
 
@@ -203,15 +203,16 @@ class Traced:
 
     @classmethod
     def grown(cls, active: Active, index: int, value: float, seen: list[Tensor], pieces: int) -> "Traced":
-        """Seeded from the micro-batches since it was listed: from one of them on until the last."""
+        """Seeded from the micro-batches since it was listed, from one of them on until the last; others count as 0."""
         (place,) = (active.indices == index).nonzero().flatten().tolist()
         found = float(active.means[place]), float(active.squares[place])
         fitting = []
         for first in range(len(seen)):
-            gradients = [float(gradient[index]) for gradient in seen[first:]]
-            mean = sum(gradients) / len(seen)
-            variance = max(0.0, sum(gradient**2 for gradient in gradients) / len(seen) - mean**2)
             age = math.ceil(len(seen) / pieces)
+            count = age * pieces
+            gradients = [float(gradient[index]) for gradient in seen[first:]]
+            mean = sum(gradients) / count
+            variance = max(0.0, sum(gradient**2 for gradient in gradients) / count - mean**2)
             seeded = cls(value)
             seeded.mean = mean * pieces * (1 - 0.9**age)
             seeded.square = ((mean * pieces) ** 2 + variance * pieces) * (1 - 0.999**age)

@@ -100,7 +100,7 @@ def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: lis
     for count in tokens:
         linear(torch.randn(count, 16, requires_grad=True)).sum().backward()
     assert not owner.take_gradient().any()
-    assert owner.evolve(5, pieces=1) == Change(0, 0, 0, 0)
+    assert owner.evolve(5, steps=1, pieces=1) == Change(0, 0, 0, 0)
     assert torch.equal(owner.active.indices, before.indices)
     assert torch.equal(owner.weight, weight)
 
@@ -143,7 +143,23 @@ def test_grow_changes_no_output() -> None:
     owner.budget = linear.weight.numel()
     before = linear(inputs)
     look(owner, 10, torch.Generator().manual_seed(3))
-    change = owner.evolve(10, pieces=1)
+    change = owner.evolve(10, steps=1, pieces=1)
     assert (change.dropped, change.grown, change.pruned) == (10, 10, 0)
     assert change.reactivated > 0
     assert torch.equal(linear(inputs), before)
+
+
+def test_an_expert_that_few_micro_batches_reached_grows_with_the_gradient_of_the_step() -> None:
+    linear, owner = repaired(dtype=torch.float64)
+    inputs, other = torch.randn(5, 16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
+    owner.open_window(10)
+    for some in (inputs, other):
+        linear(some).sum().backward()
+    before = owner.active.indices
+    owner.evolve(10, steps=1, pieces=32)
+    grown = owner.active[~torch.isin(owner.active.indices, before)]
+    first, second = (some.sum(0).expand(24, 16).flatten()[grown.indices] for some in (inputs, other))
+    mean, mean_square = (first + second) / 32, (first**2 + second**2) / 32
+    assert len(grown)
+    torch.testing.assert_close(grown.means / (1 - 0.9), 32 * mean)
+    torch.testing.assert_close(grown.squares / (1 - 0.999), (32 * mean) ** 2 + 32 * (mean_square - mean**2))

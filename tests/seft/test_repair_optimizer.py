@@ -35,7 +35,7 @@ def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> Non
     )
     candidates = Candidates(INDICES, gradients.sum(0), (gradients**2).sum(0))
     grown = Active.start(WEIGHT, INDICES)
-    optimizer.seed(grown, candidates, observed=4, pieces=2)
+    optimizer.seed(grown, candidates, steps=2, pieces=2)
     assert grown.ages.tolist() == [2, 2, 2, 2]
     mean, variance = 2 * gradients.mean(0), 2 * gradients.var(0, unbiased=False)
     torch.testing.assert_close(grown.means / (1 - 0.9**2), mean)
@@ -46,7 +46,7 @@ def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -
     gradients = torch.tensor([[1.0, 9.0], [1.0, -7.0]])
     candidates = Candidates(INDICES[:2], gradients.sum(0), (gradients**2).sum(0))
     grown = Active.start(WEIGHT, INDICES[:2])
-    optimizer.seed(grown, candidates, observed=2, pieces=1)
+    optimizer.seed(grown, candidates, steps=2, pieces=1)
     optimizer.step(grown, gradients.mean(0), rate=0.1, weight_decay=0.0)
     steady, noisy = grown.deltas.abs().tolist()
     assert noisy < 0.2 * steady

@@ -75,3 +75,10 @@ def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
 def test_what_a_step_reads_depends_on_seed_and_step_alone() -> None:
     rows = [schedule.rows_of_step(RepairConfig(steps=9, seed=seed), 1000, 5).tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
+
+
+def test_an_event_is_decided_by_the_steps_since_the_one_before_it_but_two_at_most() -> None:
+    often, seldom = (RepairConfig(steps=100, update_interval=every) for every in (1, 10))
+    assert [schedule.watched(often, event) for event in (1, 2, 3)] == [1, 1, 1]
+    assert [schedule.watched(seldom, event) for event in (1, 10, 20)] == [1, 2, 2]
+    assert schedule.watched(RepairConfig(steps=100, update_interval=2), 2) == 1
