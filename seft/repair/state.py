@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,7 +74,12 @@ def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
                 f"a state must have the {field} of this repair; {folder} has {facts.get(field)!r} instead of {seen!r}."
                 " Go on with the same pruned weights, text and configuration, or start again without the state."
             )
-    return State(load_file(folder / TENSORS), facts)
+    try:
+        return State(load_file(folder / TENSORS), facts)
+    except (OSError, SafetensorError) as error:
+        raise StateError(
+            f"a state must have a readable {TENSORS}; {folder}: {error}. Start again without it."
+        ) from error
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

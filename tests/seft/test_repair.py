@@ -75,6 +75,16 @@ def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
         Repair(pruned_tiny(), TOKENS, short()).load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("content", [None, b"half of a file"])
+def test_a_state_whose_tensors_are_lost_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    _, repair = repaired(short(), 3)
+    repair.save(tmp_path)
+    tensors = tmp_path / "repair.safetensors"
+    tensors.unlink() if content is None else tensors.write_bytes(content)
+    with pytest.raises(StateError, match=r"readable repair\.safetensors"):
+        Repair(pruned_tiny(), TOKENS, short(), pruned=PRUNED).load(tmp_path)
+
+
 def test_only_a_fresh_repair_takes_up_a_state(tmp_path: Path) -> None:
     _, repair = repaired(short(), 3)
     repair.save(tmp_path)
