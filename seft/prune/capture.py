@@ -27,7 +27,7 @@ class Call:
 
     def run(self, block: nn.Module, hidden: Hidden, device: torch.device) -> Hidden:
         """The block's hidden output, computed on `device` and brought back to where `hidden` was."""
-        args, kwargs = _map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
+        args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
         return first(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
 
 
@@ -48,7 +48,7 @@ def capture(
 
     Equal tensors are held once: masks and rotary embeddings are the same in every window.
     """
-    share = _Pool()
+    share = Pool()
     hidden: list[Hidden] = []
     calls: list[list[Call]] = []
 
@@ -56,7 +56,7 @@ def capture(
         if number == 0:
             hidden.append(state)
             calls.append([])
-        calls[-1].append(Call(*_map_tensors((call.args, call.kwargs), share)))
+        calls[-1].append(Call(*map_tensors((call.args, call.kwargs), share)))
         if number == len(blocks) - 1:
             raise _AllSeenError
 
@@ -100,13 +100,14 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Hidden, tuple
     return named.pop("hidden_states"), (), named
 
 
-class _Pool:
-    """Gives for a tensor the first equal one that it was given."""
+class Pool:
+    """Holds equal tensors once."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
 
     def __call__(self, tensor: Tensor) -> Tensor:
+        """The first equal one that it was given."""
         for held in self._held:
             if held is tensor or (held.dtype == tensor.dtype and torch.equal(held, tensor)):
                 return held
@@ -114,14 +115,14 @@ class _Pool:
         return tensor
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nest of tuples, lists and dictionaries with every tensor changed."""
     match value:
         case Tensor():
             return change(value)
         case tuple() | list():
-            return type(value)(_map_tensors(inner, change) for inner in value)
+            return type(value)(map_tensors(inner, change) for inner in value)
         case dict():
-            return {key: _map_tensors(inner, change) for key, inner in value.items()}
+            return {key: map_tensors(inner, change) for key, inner in value.items()}
         case _:
             return value

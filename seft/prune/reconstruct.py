@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seft.config import PruneConfig
-from seft.prune.capture import Hidden, first
+from seft.prune.capture import Hidden, Pool, first, map_tensors
 from seft.prune.walk import Runs, Walk
 from seft.repair.positions import master_dtype
 from seft.report import Phase, Reconstructed, Reporter, silent
@@ -42,7 +42,7 @@ def reconstruct(
     def visit(number: int, runs: Runs) -> None:
         block, twin = blocks[number], twins[number].to(place)
         for name in _parts(block, runs):
-            part = _Part(block.get_submodule(name), twin.get_submodule(name), runs)
+            part = _Part(block.get_submodule(name), twin.get_submodule(name), runs, place, home)
             before, after = part.tune(config, generator(config.seed, f"reconstruct {number} {name}"), walk.tell)
             report(Reconstructed(number, name or "block", before, after))
         twin.to(home)
@@ -53,19 +53,24 @@ def reconstruct(
 
 
 class _Part:
-    """A module of a pruned block, what it is given in each window, and what its dense twin makes of that."""
+    """A module of a pruned block, what it is given in each window, and what its dense twin makes of that.
 
-    def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs) -> None:
-        self._module = module
-        self._inputs = _inputs(module, runs)
-        self._wanted = [first(twin(*args, **kwargs)) for args, kwargs in self._inputs]
+    Those of all windows lie in `home`; one window is brought to `place` at a time.
+    """
+
+    def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs, place: torch.device, home: torch.device) -> None:
+        self._module, self._place = module, place
+        share = Pool()
+        self._inputs = _inputs(module, runs, lambda tensor: share(tensor.to(home)))
+        self._wanted = [self._output(number, twin).to(home) for number in range(len(self._inputs))]
         self._size = sum(float(wanted.double().square().sum()) for wanted in self._wanted)
         self._weights = list({id(target.parameter): target.parameter for target in _targets(module)}.values())
 
     def error(self) -> float:
         """The squared distance to what is wanted, as a share of that."""
         distance = sum(
-            float((self._output(number) - wanted).double().square().sum()) for number, wanted in enumerate(self._wanted)
+            float((self._output(number, self._module) - wanted.to(self._place)).double().square().sum())
+            for number, wanted in enumerate(self._wanted)
         )
         return distance / self._size if self._size else 0.0
 
@@ -97,15 +102,16 @@ class _Part:
         trainable = [weight.requires_grad for weight in self._weights]
         for weight in self._weights:
             weight.requires_grad_(True)
-        distance = (self._output(number) - self._wanted[number]).float().square().sum() / self._size
+        wanted = self._wanted[number].to(self._place)
+        distance = (self._output(number, self._module) - wanted).float().square().sum() / self._size
         gradients = torch.autograd.grad(distance, self._weights, materialize_grads=True)
         for weight, before in zip(self._weights, trainable, strict=True):
             weight.requires_grad_(before)
         return gradients
 
-    def _output(self, number: int) -> Hidden:
-        args, kwargs = self._inputs[number]
-        return first(self._module(*args, **kwargs))
+    def _output(self, number: int, module: nn.Module) -> Hidden:
+        args, kwargs = map_tensors(self._inputs[number], lambda tensor: tensor.to(self._place))
+        return first(module(*args, **kwargs))
 
 
 def _targets(module: nn.Module) -> Sequence[Target]:
@@ -116,15 +122,21 @@ def _parts(block: nn.Module, runs: Runs) -> list[str]:
     """Attention and MLP: the two modules of a block that hold its targets, each called once; else the block as such."""
     holders = {name: child for name, child in block.named_children() if _targets(child)}
     single = any(target.module is child for child in holders.values() for target in _targets(child))
-    if len(holders) == 2 and not single and all(len(_inputs(child, runs[:1])) == 1 for child in holders.values()):
+    if (
+        len(holders) == 2
+        and not single
+        and all(len(_inputs(child, runs[:1], Tensor.detach)) == 1 for child in holders.values())
+    ):
         return list(holders)
     return [""]
 
 
-def _inputs(module: nn.Module, runs: Runs) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What a module is given while its block runs."""
+def _inputs(
+    module: nn.Module, runs: Runs, keep: Callable[[Tensor], Tensor]
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What a module is given while its block runs, each tensor as `keep` keeps it."""
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    hook = module.register_forward_pre_hook(lambda _, *given: seen.append(map_tensors(given, keep)), with_kwargs=True)
     try:
         for run in runs:
             run()

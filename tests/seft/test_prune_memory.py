@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from seft.config import PruneConfig, PruneMethod
 from seft.prune.loop import prune_model
+from seft.prune.reconstruct import reconstruct
 from seft.targets import decoder_blocks
 from tests.seft.accelerator import DEVICE, Accelerator, FullError
 from tests.seft.test_prune_loop import SMALL, WINDOWS
@@ -22,10 +23,10 @@ ROOM = {PruneMethod.WANDA: 2.5, PruneMethod.SPARSEGPT: 3.5}
 """The memory of the device, in the weights of a block."""
 
 
-def deep_llama() -> Any:
+def deep_llama(blocks: int = BLOCKS) -> Any:
     """Always the same one."""
     torch.manual_seed(0)
-    sizes = {**SMALL, "num_hidden_layers": BLOCKS, "num_key_value_heads": 2}
+    sizes = {**SMALL, "num_hidden_layers": blocks, "num_key_value_heads": 2}
     return LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation="eager")).eval()
 
 
@@ -57,6 +58,18 @@ def test_a_second_block_on_the_device_would_not_fit(method: PruneMethod) -> None
         assert accelerator.used == size(first)
         with pytest.raises(FullError):
             prune_model(model, WINDOWS[:3, :16], PruneConfig(0.5, method), device=DEVICE)
+
+
+def test_tuning_a_block_needs_no_more_room_for_more_windows() -> None:
+    peaks = []
+    for count in (2, 6):
+        dense, pruned = deep_llama(3), deep_llama(3)
+        config = PruneConfig(0.5, PruneMethod.MAGNITUDE, reconstruct_epochs=1)
+        prune_model(pruned, WINDOWS[:0], config)
+        with Accelerator(limit=1 << 30) as accelerator:
+            reconstruct(pruned, dense, WINDOWS[:count], config, device=DEVICE)
+        peaks.append(accelerator.peak)
+    assert peaks[0] == peaks[1]
 
 
 def test_what_lies_in_two_places_does_not_meet() -> None:
