@@ -4,7 +4,7 @@ What comes before the logits is handed out row by row, one row for each predicti
 the logits of as many rows as are wanted at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,7 +59,7 @@ class Predictor:
 
     def _states(self, batch: Packed, *, blocks: bool) -> list[Tensor]:
         def run(**inputs: Tensor) -> list[Tensor]:
-            with _watched(self._model, blocks=blocks) as seen:
+            with _watched(self._blocks if blocks else ()) as seen:
                 body = self._model.base_model if self._plain else self._model
                 output = body(use_cache=False, **inputs)
                 return [output.last_hidden_state if self._plain else output.logits, *seen]
@@ -69,6 +69,10 @@ class Predictor:
         if self._parts_records:
             return run(input_ids=batch.tokens, position_ids=batch.positions)
         return _each_alone(batch, run)
+
+    @cached_property
+    def _blocks(self) -> nn.ModuleList:
+        return decoder_blocks(self._model)
 
     @cached_property
     @torch.no_grad()
@@ -100,11 +104,10 @@ def _each_alone(batch: Packed, run: Callable[..., list[Tensor]]) -> list[Tensor]
 
 
 @contextmanager
-def _watched(model: Any, *, blocks: bool) -> Iterator[list[Tensor]]:
-    """A list that fills with the outputs of the decoder blocks, where they are wanted."""
+def _watched(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that fills with the outputs of some blocks."""
     seen: list[Tensor] = []
-    watched = decoder_blocks(model) if blocks else ()
-    hooks = [block.register_forward_hook(lambda _, __, output: seen.append(first(output))) for block in watched]
+    hooks = [block.register_forward_hook(lambda _, __, output: seen.append(first(output))) for block in blocks]
     try:
         yield seen
     finally:
