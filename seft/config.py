@@ -269,7 +269,7 @@ class RepairConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Perplexity over the first `windows` windows of `tokens` tokens: exp of the mean of the windows' mean losses."""
+    """Perplexity over the first `windows` windows of `tokens` tokens: exp of the mean loss of what is predicted."""
 
     tokens: int = 1024
     windows: int = 20

@@ -12,8 +12,8 @@ from seft.errors import ConfigError, EvaluateError
 Scores = dict[str, float]
 
 
-def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None, limit: int | None = None) -> Scores:
-    """What the harness measures under `task`, by metric; `limit` takes the first so many examples.
+def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) -> Scores:
+    """What the harness measures under `task`, by metric.
 
     ConfigError where the extra or the task is missing, EvaluateError where its data cannot be had.
     """
@@ -32,7 +32,6 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None, 
             HFLM(pretrained=model, tokenizer=tokenizer),
             tasks=[task],
             task_manager=tasks,
-            limit=limit,
             bootstrap_iters=0,
             log_samples=False,
         )
