@@ -19,7 +19,7 @@ from torch import Tensor
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
 from seft.report import Phase, Progress, Reporter, silent
-from seft.text import must_be_known
+from seft.text import beginning, must_be_known, plain_tokens
 
 _WAY_OUT = 'Write one JSON object per line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}.'
 Text = Annotated[str, Field(min_length=1)]
@@ -97,12 +97,8 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
 
 def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
     """Both as one text, and the place where the tokens of the choice begin, never the first."""
-
-    def tokens(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, verbose=False)["input_ids"]
-        return found
-
-    whole, before = tokens(f"{prompt} {choice}"), tokens(prompt)
+    head = beginning(tokenizer)
+    whole, before = ([*head, *plain_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
     same = next((place for place, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
     return torch.tensor(whole), max(1, min(same, len(whole) - 1))
 

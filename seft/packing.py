@@ -21,16 +21,17 @@ FILLER = 0
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One record as tokens, and which of them are trained on."""
+    """One record as tokens, and which of them are trained on. Before each part that a text is cut into comes `head`."""
 
     tokens: Int[Tensor, "tokens"]
     trained: Bool[Tensor, "tokens"]
+    head: Sequence[int] = ()
 
     @classmethod
-    def text(cls, tokens: Sequence[int]) -> "Encoded":
+    def text(cls, tokens: Sequence[int], head: Sequence[int] = ()) -> "Encoded":
         """Trained on whole."""
         row = torch.tensor(tokens, dtype=torch.int64)
-        return cls(row, torch.ones_like(row, dtype=torch.bool))
+        return cls(row, torch.ones_like(row, dtype=torch.bool), head)
 
     @property
     def cuttable(self) -> bool:
@@ -109,6 +110,11 @@ def side_by_side(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "win
     return tokens[: count * length].view(count, length)
 
 
+def headed(windows: Int[Tensor, "windows tokens"], head: Sequence[int]) -> Int[Tensor, "windows length"]:
+    """The windows with `head` before each."""
+    return torch.cat([torch.tensor(head, dtype=torch.int64).expand(len(windows), -1), windows], 1) if head else windows
+
+
 def packed(records: Sequence[Encoded], length: int) -> Packed:
     """Windows to train on. DataError where there is not one."""
     if all(record.cuttable for record in records):
@@ -138,9 +144,16 @@ def fitted(records: Sequence[Encoded], length: int) -> Packed:
 
 def _cut(records: Sequence[Encoded], length: int) -> Packed:
     """The records side by side, cut where a window ends."""
-    tokens = side_by_side(row(records), length)
-    within = torch.cat([torch.arange(len(record.tokens)) for record in records])[: tokens.numel()].view_as(tokens)
-    positions = torch.minimum(within, torch.arange(length))
+    parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
+    for record in records:
+        head, start = torch.tensor(record.head, dtype=torch.int64), 0
+        while start < len(record.tokens):
+            room = length - filled % length
+            end = start + max(0, room - len(head))
+            parts.append(torch.cat([head, record.tokens[start:end]])[:room])
+            start, filled = end, filled + len(parts[-1])
+    tokens = side_by_side(torch.cat(parts), length)
+    positions = torch.cat([torch.arange(len(part)) for part in parts])[: tokens.numel()].view_as(tokens)
     return Packed(tokens, positions > 0, positions)
 
 

@@ -10,22 +10,22 @@ from torch import Tensor
 from seft.chat import common, encode_chat
 from seft.config import CalibrationOrder
 from seft.errors import ConfigError, SourceError
-from seft.packing import Encoded, Packed, fitted, row, side_by_side
+from seft.packing import Encoded, Packed, fitted, headed, row, side_by_side
 from seft.records import Chat, Completion, Record
 from seft.seeds import generator
 
 
 def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
     """Each record as tokens. Texts have the end-of-text token between them, completions have it behind each."""
-    encoded: list[Encoded] = []
+    head, encoded = beginning(tokenizer), list[Encoded]()
     for record in records:
         match record:
             case str():
                 if encoded:
-                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), _end_of_text(tokenizer)])
-                encoded.append(Encoded.text(_tokens(record, tokenizer)))
+                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), _end_of_text(tokenizer)], head)
+                encoded.append(Encoded.text(plain_tokens(record, tokenizer), head))
             case Completion():
-                encoded.append(_completion(record, tokenizer))
+                encoded.append(_completion(record, tokenizer, head))
             case Chat():
                 encoded.append(encode_chat(record, tokenizer))
             case _:
@@ -39,20 +39,27 @@ def tokenize(records: Iterable[Record], tokenizer: Any) -> Int[Tensor, "tokens"]
 
 
 def windows(
-    tokens: Int[Tensor, "tokens"], length: int, count: int, order: CalibrationOrder, seed: int
+    tokens: Int[Tensor, "tokens"],
+    length: int,
+    count: int,
+    order: CalibrationOrder,
+    seed: int,
+    *,
+    head: Sequence[int] = (),
 ) -> Int[Tensor, "windows {length}"]:
-    """`count` windows of `length` tokens.
+    """`count` windows of `length` tokens, each of which begins with `head`.
 
     In sequence: the first ones, side by side, and fewer where the text ends. At random: starts drawn evenly, so
     windows may overlap. DataError where the text is shorter than one window.
     """
+    length -= len(head)
     in_sequence = side_by_side(tokens, length)
     match order:
         case CalibrationOrder.SEQUENTIAL:
-            return in_sequence[:count]
+            return headed(in_sequence[:count], head)
         case CalibrationOrder.RANDOM:
             starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator(seed, "windows"))
-            return tokens[starts[:, None] + torch.arange(length)]
+            return headed(tokens[starts[:, None] + torch.arange(length)], head)
         case _:
             assert_never(order)
 
@@ -60,7 +67,8 @@ def windows(
 def judging(records: Sequence[Encoded], length: int, count: int) -> Packed:
     """The first `count` windows to judge by, or as many as there are. Texts are read as one, across records."""
     if all(record.cuttable for record in records):
-        return Packed.plain(side_by_side(row(records), length)[:count])
+        head = records[0].head if records else ()
+        return Packed.plain(headed(side_by_side(row(records), length - len(head))[:count], head))
     return fitted(records, length)[:count]
 
 
@@ -78,15 +86,22 @@ def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
         )
 
 
-def _completion(record: Completion, tokenizer: Any) -> Encoded:
+def beginning(tokenizer: Any) -> list[int]:
+    """The token that a tokenizer puts before every text, if it does: its model knows no text without it."""
+    first: int | None = tokenizer.bos_token_id
+    return [first] if first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first] else []
+
+
+def _completion(record: Completion, tokenizer: Any, head: Sequence[int]) -> Encoded:
     """Prompt and completion one behind the other. A token that lies across both belongs to the completion."""
-    tokens = [*_tokens(record.prompt + record.completion, tokenizer), _end_of_text(tokenizer)]
+    tokens = [*head, *plain_tokens(record.prompt + record.completion, tokenizer), _end_of_text(tokenizer)]
     trained = torch.ones(len(tokens), dtype=torch.bool)
-    trained[: common(tokens, _tokens(record.prompt, tokenizer))] = False
+    trained[: common(tokens, [*head, *plain_tokens(record.prompt, tokenizer)])] = False
     return Encoded(torch.tensor(tokens, dtype=torch.int64), trained)
 
 
-def _tokens(text: str, tokenizer: Any) -> list[int]:
+def plain_tokens(text: str, tokenizer: Any) -> list[int]:
+    """Those of the text alone, nothing put before or behind it."""
     tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return tokens
 

@@ -25,7 +25,7 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
-from seft.text import encode, judging, tokenize, windows
+from seft.text import beginning, encode, judging, tokenize, windows
 from seft.verify import verify
 
 
@@ -75,7 +75,7 @@ def prune(
     seen = torch.zeros(0, config.tokens, dtype=torch.int64)
     if texts:
         row = tokenize(texts, loaded.tokenizer)
-        seen = windows(row, config.tokens, config.samples, config.order, config.seed)
+        seen = windows(row, config.tokens, config.samples, config.order, config.seed, head=beginning(loaded.tokenizer))
         config = replace(config, samples=len(seen))
     prune_model(loaded.model, seen, config, report, device=place.device)
     if config.reconstruct_epochs:

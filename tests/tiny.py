@@ -8,7 +8,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCABULARY = 384
@@ -35,6 +35,15 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(tiny_texts(), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def beginning_tokenizer() -> PreTrainedTokenizerFast:
+    """The same, but it puts its padding token before every text and the end of a record behind it."""
+    tokenizer = tiny_tokenizer()
+    tokens = [("<pad>", 0), ("<eos>", 1)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<pad> $A <eos>", special_tokens=tokens)
+    tokenizer.bos_token = "<pad>"
+    return tokenizer
 
 
 def tiny_config() -> LlamaConfig:

@@ -35,7 +35,7 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Evolved, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
-from seft.text import encode, judging, windows
+from seft.text import beginning, encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker import room
@@ -107,15 +107,15 @@ class Pipeline:
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         encoded = encode(training, tokenizer)
         return Text(
-            calibration=self._calibration(row(encoded)),
+            calibration=self._calibration(row(encoded), beginning(tokenizer)),
             training=packed(encoded, self.repair.sequence_tokens) if self.repair else None,
             held_out=judging(encode(held_out, tokenizer), self.evaluate.tokens, self.evaluate.windows),
         )
 
-    def _calibration(self, tokens: Int[Tensor, "tokens"]) -> Int[Tensor, "windows tokens"]:
+    def _calibration(self, tokens: Int[Tensor, "tokens"], head: Sequence[int]) -> Int[Tensor, "windows tokens"]:
         if not self._needs_text:
             return torch.zeros(0, self.prune.tokens, dtype=torch.int64)
-        return windows(tokens, self.prune.tokens, self.prune.samples, self.prune.order, self.prune.seed)
+        return windows(tokens, self.prune.tokens, self.prune.samples, self.prune.order, self.prune.seed, head=head)
 
     @property
     def _device(self) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seft.choices import Question, accuracy, read_questions
+from seft.choices import Question, _likelihoods, accuracy, read_questions
 from seft.errors import DataError, EvaluateError, RecordError
-from tests.tiny import tiny_tokenizer, untrained_tiny
+from seft.loss import TokenLoss
+from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 
 def alone(model: torch.nn.Module, prompt: str, choice: str) -> float:
@@ -33,6 +34,19 @@ def test_the_choice_is_that_of_the_largest_sum_of_log_probabilities() -> None:
     for answer in range(3):
         found = accuracy(model.float(), tiny_tokenizer(), [Question(prompt, choices, answer)])
         assert (found.accuracy, found.accuracy_per_byte) == (answer == best, answer == best_per_byte)
+
+
+def test_a_choice_comes_behind_the_token_before_every_text_and_without_an_end() -> None:
+    model = untrained_tiny().double()
+    plain = tiny_tokenizer()
+    question = Question("Which statement?", ["return", "the statement that follows"], 0)
+    found = _likelihoods(TokenLoss(model), model, beginning_tokenizer(), question)
+    for choice, likelihood in zip(question.choices, found.tolist(), strict=True):
+        before, whole = (plain(text)["input_ids"] for text in (question.prompt, f"{question.prompt} {choice}"))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[0, *whole]])).logits[0].log_softmax(-1)
+        expected = sum(float(logits[place, whole[place]]) for place in range(len(before), len(whole)))
+        assert likelihood == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_model_without_a_finite_likelihood_is_an_error() -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from seft.config import CalibrationOrder, PruneConfig
 from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
-from seft.packing import side_by_side
+from seft.packing import packed, side_by_side
 from seft.prune.loop import prune_model
 from seft.records import Completion
 from seft.repair import Repair
-from seft.text import encode, tokenize, windows
+from seft.text import beginning, encode, judging, tokenize, windows
 from tests.seft.repairing import pruned_tiny, short
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.tiny import VOCABULARY, beginning_tokenizer, tiny_tokenizer
 
 SEQUENTIAL, RANDOM = CalibrationOrder.SEQUENTIAL, CalibrationOrder.RANDOM
 END = 1
@@ -122,3 +122,39 @@ def test_windows_side_by_side_are_all_there_are_and_no_copy() -> None:
     rows = side_by_side(tokens, 3)
     assert rows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert rows.data_ptr() == tokens.data_ptr()
+
+
+def test_a_token_that_the_tokenizer_puts_before_every_text_is_there_and_never_trained_on() -> None:
+    tokenizer, begins = beginning_tokenizer(), tiny_tokenizer().pad_token_id
+    plain = tiny_tokenizer()
+    (completion,) = encode([Completion("The value of x", " is known.")], tokenizer)
+    assert completion.tokens.tolist() == [begins, *plain("The value of x is known.")["input_ids"], END]
+    assert tokenizer.decode(completion.tokens[completion.trained]) == " is known.<eos>"
+    texts = encode(["one text " * 5, "another one"], tokenizer)
+    whole = tokenize(["one text " * 5, "another one"], plain)
+    assert torch.equal(tokenize(["one text " * 5, "another one"], tokenizer), whole)
+    judged = judging(texts, 6, 3)
+    assert judged.tokens.tolist() == [[begins, *whole[start : start + 5].tolist()] for start in (0, 5, 10)]
+    for order in CalibrationOrder:
+        drawn = windows(whole, 6, 3, order, 0, head=beginning(tokenizer))
+        assert torch.equal(drawn[:, 1:], windows(whole, 5, 3, order, 0))
+        assert (drawn[:, 0] == begins).all()
+
+
+def test_every_part_of_a_text_in_a_window_begins_with_that_token() -> None:
+    tokenizer, begins = beginning_tokenizer(), tiny_tokenizer().pad_token_id
+    texts = ["one text " * 5, "another one", "a third of them"]
+    made = packed(encode(texts, tokenizer), 8)
+    starts = made.positions == 0
+    assert (made.tokens[starts] == begins).all()
+    assert torch.equal(made.trained, ~starts)
+    read = made.tokens[made.trained]
+    assert torch.equal(read, tokenize(texts, tiny_tokenizer())[: len(read)])
+    assert int(starts.sum()) > len(made) > 3
+
+
+def test_a_tokenizer_that_knows_such_a_token_and_does_not_use_it_puts_none_there() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = "<pad>"
+    assert beginning(tokenizer) == []
+    assert beginning(beginning_tokenizer()) == [tokenizer.bos_token_id]
