@@ -122,6 +122,9 @@ def repair(
     work.run(report)
     work.finish(report)
     grown = work.grown_zeros
+    # What comes now needs float32: beside the teacher and the masters the device may have no room for it.
+    del work, dense
+    loaded.model.to("cpu")
     facts = replace(
         facts,
         repair=config,
