@@ -72,6 +72,7 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
         samples=options.samples,
         tokens=options.tokens,
         order=options.calibration_order,
+        damping=options.damping,
         reconstruct_epochs=options.reconstruct_epochs,
         reconstruct_learning_rate=options.reconstruct_learning_rate,
         seed=options.seed,
@@ -96,6 +97,10 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
         method=options.method,
         density=options.density,
         learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        weight_decay=options.weight_decay,
+        settle=options.settle,
         update_interval=options.update_interval,
         drop_rate=options.drop_rate,
         drop_decay=options.drop_decay,
@@ -191,6 +196,9 @@ def _add_prune(verb: argparse.ArgumentParser) -> None:
     _add(verb, "--samples", int, default.samples, "windows of calibration text")
     _add(verb, "--tokens", int, default.tokens, "tokens in each window")
     _add_choice(verb, "--calibration-order", default.order, "which windows of the text")
+    _add(
+        verb, "--damping", float, default.damping, "share of a Hessian's mean diagonal added to it, sparsegpt and alps"
+    )
     _add(verb, "--reconstruct-epochs", int, default.reconstruct_epochs, "how often blocks are tuned on these windows")
     _add(verb, "--reconstruct-learning-rate", float, default.reconstruct_learning_rate, "of that tuning")
     _add_out(verb)
@@ -207,6 +215,10 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     _add_choice(verb, "--method", default.method, "what is trained")
     _add(verb, "--density", float, default.density, "share of the weights that is trained")
     _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
+    _add_choice(verb, "--schedule", default.schedule, "how the rate goes on after the warm-up")
+    _add(verb, "--warmup-steps", int, default.warmup_steps, "steps in which the rate rises to its peak")
+    _add(verb, "--weight-decay", float, default.weight_decay, "pull of trained values to where they began")
+    _add(verb, "--settle", float, default.settle, "share of the steps, at the end, that has no event")
     _add(verb, "--update-interval", int, default.update_interval, "steps between two events")
     _add(verb, "--drop-rate", float, default.drop_rate, "share of the active set replaced at an event, at most")
     _add_choice(verb, "--drop-decay", default.drop_decay, "how that share falls to none")

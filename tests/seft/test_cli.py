@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seft import sparsity
 from seft.cli import main
-from seft.config import Pattern
+from seft.config import Pattern, RateSchedule
 from seft.facts import Record, sha256
 
 
@@ -122,7 +122,11 @@ def test_a_pattern_is_pruned_repaired_counted_and_told(
     assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
     sizes = ["--steps", "6", "--batch-tokens", "192", "--sequence-tokens", "64", "--update-interval", "2"]
     asked = ["repair", tmp_path / "out", "--data", texts, "--density", "0.02", *sizes]
-    assert answer(capsys, *asked, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
+    rates = ["--schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.01"]
+    assert answer(capsys, *asked, *rates, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
+    repair = Record.read(tmp_path / "mended").facts.repair
+    assert repair
+    assert (repair.schedule, repair.warmup_steps, repair.weight_decay) == (RateSchedule.COSINE, 2, 0.01)
     assert sparsity.of_folder(tmp_path / "mended") == sparsity.of_folder(tmp_path / "out")
     assert answer(capsys, *asked, "--out", tmp_path / "evolved")["grown_zeros"] > 0
     assert answer(capsys, "inspect", tmp_path / "evolved")["sparsity"]["linears"]["share"] >= 0.5
@@ -206,6 +210,11 @@ def test_settings_out_of_range_are_refused(
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
         ((*repair, "0", *out), "steps must be at least 1"),
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
+        ((*prune, "0.5", "--damping", "0", *out), "damping must be from 1e-06 to 1.0"),
+        ((*repair, "1", "--warmup-steps", "-1", *out), "warmup_steps must be at least 0"),
+        ((*repair, "1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
+        ((*repair, "1", "--settle", "2", *out), "settle must be from 0.0 to 1.0"),
+        ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given to distil from"),
         ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out where nothing is learnt from it"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
