@@ -62,8 +62,8 @@ class Wishes:
 def claim(session: Session, worker: str, lease_seconds: float, tenant_running: int = 0) -> Attempt | None:
     """The job whose turn it is, now running under a new attempt; None when none waits.
 
-    A row that another worker is claiming is skipped, not waited for. One whose request this software does not
-    understand fails, and does not keep the others waiting.
+    A row that another worker is claiming is skipped, not waited for, and so is one whose request newer software took:
+    it waits for a newer worker. One whose request this software refuses fails, and does not keep the others waiting.
     """
     query = fairness.next_in_turn(session, tenant_running)
     while found := session.execute(query).first():
@@ -247,9 +247,10 @@ def fail_for_memory(
 
 
 def set_aside(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
-    """Pause the job until there is room for so many bytes; the attempt is not charged."""
+    """Pause the job until there is room for so many bytes, or as was asked for; the attempt is not charged."""
     _requeue(session, attempt, Move.RELEASED, {})
-    shelve(session, attempt.job_id, reason, message, needs=needs)
+    if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:
+        shelve(session, attempt.job_id, reason, message, needs=needs)
 
 
 def release(session: Session, attempt: Attempt) -> None:

@@ -6,6 +6,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
+from core.specs import SPEC_VERSION
 from core.states import Status
 from core.tables import Dataset, Job, Json
 
@@ -14,7 +15,10 @@ CLAIM_LOCK = 0x5EF72
 
 
 def next_in_turn(session: Session, limit: int) -> Select[Job, Dataset]:
-    """The query of the job that is next, its row locked. No tenant gets more than `limit` running jobs; 0: any."""
+    """The query of the job that is next, its row locked. No tenant gets more than `limit` running jobs; 0: any.
+
+    What newer software took is left to a newer worker.
+    """
     running = (
         select(Job.tenant, func.count().label("jobs"))
         .where(Job.status == Status.RUNNING)
@@ -26,7 +30,7 @@ def next_in_turn(session: Session, limit: int) -> Select[Job, Dataset]:
         select(Job, Dataset)
         .join(Dataset, Dataset.id == Job.dataset_id)
         .outerjoin(running, running.c.tenant == Job.tenant)
-        .where(Job.status == Status.QUEUED)
+        .where(Job.status == Status.QUEUED, Job.spec_version <= SPEC_VERSION)
         .order_by(Job.priority.desc(), have, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core import ids
 from core.errors import Code, Flaw, ProblemError
 from core.moves import record, shelve
-from core.specs import JobSpec
+from core.specs import SPEC_VERSION, JobSpec
 from core.states import Move, Reason, Status
 from core.tables import Dataset, IdempotencyKey, Job
 
@@ -37,6 +37,7 @@ def create(
         tenant=tenant,
         dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),
+        spec_version=SPEC_VERSION,
         priority=spec.priority,
         status=Status.QUEUED,
         # The creator sends a hint after the commit; the sweep need not send another one at once.

@@ -54,7 +54,7 @@ def requeue(session: Session, job_id: str, to: Move, *, attempt: int, data: dict
 
 
 def shelve(session: Session, job_id: str, reason: Reason, message: str, **more: Any) -> bool:
-    """Keep a queued job from all workers, and say why; `more` is kept with the reason."""
+    """Keep a job that waits from all workers, and say why now; `more` is kept with the reason."""
     told = {"code": reason, "message": message, **more}
     return move(session, job_id, Move.PAUSED, data={"reason": told}, reason=told)
 

@@ -22,6 +22,9 @@ from pydantic import (
 
 from core import ids
 
+SPEC_VERSION = 1
+"""Raised with every change of what a request may hold, so that a worker leaves what it cannot know to a newer one."""
+
 
 def _storable(value: str) -> str:
     if "\0" in value:
@@ -282,6 +285,9 @@ class JobSpec(Spec):
         return value
 
     def fingerprint(self) -> str:
-        """sha256 of the request with all defaults: equal for two bodies that ask for the same."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """sha256 of what differs from the defaults: equal for two bodies that ask for the same.
+
+        A field that a later version adds changes no fingerprint.
+        """
+        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()

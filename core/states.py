@@ -69,7 +69,7 @@ TRANSITIONS: dict[Move, tuple[frozenset[Status], Status | None]] = {
     Move.RETRIED: (frozenset({Status.RUNNING}), Status.QUEUED),
     Move.PAUSING: (frozenset({Status.RUNNING}), None),
     Move.UNPAUSED: (frozenset({Status.RUNNING}), None),
-    Move.PAUSED: (frozenset({Status.QUEUED}), Status.PAUSED),
+    Move.PAUSED: (frozenset({Status.QUEUED, Status.PAUSED}), Status.PAUSED),
     Move.STARTED: (frozenset({Status.PAUSED}), Status.QUEUED),
     Move.RESUMED: (frozenset({Status.PAUSED}), Status.QUEUED),
     Move.STOPPING: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), None),

@@ -72,10 +72,12 @@ class Storage:
         return sorted(self._keys(prefix))
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove these objects; one that is not there is no error."""
+        """Remove these objects; one that is not there is no error, one that stays is a ClientError."""
         for start in range(0, len(keys), DELETE_BATCH):
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
-            self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
+            reply = self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
+            if errors := reply.get("Errors"):
+                raise ClientError({"Error": {**errors[0]}}, "DeleteObjects")  # type: ignore[typeddict-item]
 
     def link(self, key: str, *, saved_as: str | None = None) -> str:
         """A URL that lets its holder GET the object for `link_seconds`. A browser saves it under the name given."""

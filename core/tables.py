@@ -105,6 +105,8 @@ class Job(Base):
     tenant: Mapped[str]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[Json]
+    spec_version: Mapped[int] = mapped_column(server_default=text("0"))
+    """What a worker must understand to run it: `core.specs.SPEC_VERSION` of the software that took it."""
     priority: Mapped[int]
     status: Mapped[str]
     phase: Mapped[str | None]

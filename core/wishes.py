@@ -26,10 +26,13 @@ def cancel(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def pause(session: Session, tenant: str, job_id: str) -> Job:
-    """Pause it: a running one saves its state and gives its device free first. CONFLICT when it has ended."""
+    """Pause it: a running one saves its state and gives its device free first. CONFLICT when it has ended.
+
+    One that waits for room waits for its tenant from then on.
+    """
     job = _held(session, tenant, job_id)
     _refuse_ended(job, "paused")
-    if job.status == Status.QUEUED:
+    if job.status == Status.QUEUED or (job.reason and "needs" in job.reason):
         shelve(session, job.id, Reason.ASKED, WAITS.format(job.id, job.id))
     elif job.status == Status.RUNNING and not job.pausing:
         move(session, job.id, Move.PAUSING, pausing=True)

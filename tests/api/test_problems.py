@@ -97,6 +97,7 @@ REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
     (lambda c: c.post("/datasets", json={}), 415, "unsupported_media_type"),
     (lambda c: c.post("/jobs", json={}, headers={"Idempotency-Key": "k" * 256}), 422, "invalid_request"),
     (lambda c: c.get("/jobs?after=%00"), 422, "invalid_request"),
+    (lambda c: c.get("/jobs?model=%00"), 422, "invalid_request"),
     (lambda c: c.get("/jobs?status=lost"), 422, "invalid_request"),
 ]
 

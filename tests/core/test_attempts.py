@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from core import attempts, recovery, reports, wishes
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
+from core.specs import SPEC_VERSION
 from core.states import Phase, Reason, Status
 from core.tables import Base, Job, JobEvent
 from tests.core.conftest import MakeJob, Sessions
@@ -92,6 +93,18 @@ def test_a_request_that_newer_software_refuses_fails_and_keeps_nobody_waiting(
     assert job.error["code"] == "request_outdated"
     assert "sparsity" in job.error["message"]
     assert moves(sessions, old) == ["job.created", "job.claimed", "job.failed"]
+
+
+def test_what_newer_software_took_is_left_to_a_newer_worker(sessions: Sessions, make_job: MakeJob) -> None:
+    newer, next_one = make_job(), make_job()
+    later = "UPDATE jobs SET spec = spec || '{\"invented\": 3}', spec_version = :later WHERE id = :id"
+    with sessions.begin() as session:
+        session.execute(text(later), {"id": newer, "later": SPEC_VERSION + 1})
+    assert claimed(sessions).job_id == next_one
+    with sessions.begin() as session:
+        assert attempts.claim(session, "w1", LEASE) is None
+    job = row(sessions, newer)
+    assert (job.status, job.attempt) == (Status.QUEUED, 0)
 
 
 def everything(sessions: Sessions) -> list[object]:

@@ -1,5 +1,7 @@
 """What a request may ask for."""
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from core import ids
-from core.specs import JobSpec, RepairMethod
+from core.specs import SPEC_VERSION, JobSpec, RepairMethod
 
 LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
 
@@ -86,6 +88,30 @@ def test_equal_requests_have_equal_fingerprints() -> None:
     other = JobSpec.model_validate({"metadata": {"b": "2", "a": "1"}, **LEAST, "seed": 0})
     assert one.fingerprint() == other.fingerprint()
     assert one.fingerprint() != JobSpec.model_validate(LEAST | {"seed": 1}).fingerprint()
+
+
+def test_a_field_that_a_later_version_adds_changes_no_fingerprint() -> None:
+    class Later(JobSpec):
+        invented: int = 3
+
+    asked = {**LEAST, "repair": {"steps": 7}}
+    assert Later.model_validate(asked).fingerprint() == JobSpec.model_validate(asked).fingerprint()
+    assert Later.model_validate({**asked, "invented": 4}).fingerprint() != JobSpec.model_validate(asked).fingerprint()
+
+
+def test_what_a_request_may_hold_is_what_its_version_says() -> None:
+    taken = hashlib.sha256(json.dumps(bare(JobSpec.model_json_schema()), sort_keys=True).encode()).hexdigest()
+    assert (SPEC_VERSION, taken[:16]) == (1, "bbf49e18a98037ff"), "raise SPEC_VERSION, and put it and the digest here"
+
+
+def bare(schema: Any) -> Any:
+    """A JSON schema without what is for people, and without defaults, which stand in every stored request."""
+    if isinstance(schema, list):
+        return [bare(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    told = ("description", "title", "default", "example")
+    return {name: bare(value) for name, value in schema.items() if name not in told}
 
 
 @given(st.lists(st.sampled_from(["job", "file", "req"]), min_size=1, max_size=5))

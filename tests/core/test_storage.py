@@ -1,7 +1,9 @@
 """Object storage, against a real server."""
 
 import io
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,30 @@ def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
     storage.delete(storage.keys("jobs/1/1/"))
     storage.delete(storage.keys("jobs/none/"))
     assert storage.keys("") == ["datasets/x", "jobs/1/2/a"]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """Answers 200 to a deletion, and names in the answer what it has not deleted, as S3 does."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        told = b"<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code><Message>No.</Message></Error></DeleteResult>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_what_could_not_be_deleted_is_not_taken_as_deleted(settings: Settings) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})
+        with pytest.raises(ClientError, match="AccessDenied"):
+            Storage(here).delete(["a"])
+        server.shutdown()
 
 
 def test_a_link_opens_its_object_to_whoever_holds_it(storage: Storage) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from core import attempts, jobs, wishes
+from core import attempts, jobs, recovery, wishes
 from core.attempts import Wishes
 from core.errors import Code, ProblemError
 from core.specs import JobSpec
@@ -53,6 +53,28 @@ def test_a_queued_job_is_paused_at_once_and_no_worker_takes_it(sessions: Session
     assert (job.status, job.reason) == (Status.QUEUED, None)
     assert claimed(sessions).job_id == job_id
     assert moves(sessions, job_id) == ["job.created", "job.paused", "job.resumed", "job.claimed"]
+
+
+def test_a_pause_asked_of_a_job_that_waits_for_room_outlasts_the_want_of_room(
+    sessions: Sessions, make_job: MakeJob
+) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    with sessions.begin() as session:
+        attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
+    assert code(ask(sessions, wishes.pause, job_id)) == Reason.ASKED
+    with sessions.begin() as session:
+        assert recovery.resume_roomless(session, Reason.DISK_FULL, 2) == []
+    assert ask(sessions, wishes.resume, job_id).status == Status.QUEUED
+
+
+def test_a_pause_asked_of_a_running_job_outlasts_the_want_of_room(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
+    attempt = claimed(sessions)
+    ask(sessions, wishes.pause, job_id)
+    with sessions.begin() as session:
+        attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
+    assert code(row(sessions, job_id)) == Reason.ASKED
 
 
 def test_a_running_job_pauses_when_its_worker_gives_it_back(sessions: Sessions, make_job: MakeJob) -> None:
