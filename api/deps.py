@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
@@ -23,6 +24,8 @@ from core.tables import ApiKey
 
 READING = ("GET", "HEAD")
 """Every other method changes something."""
+UPLOADS = 4
+"""Datasets that are checked and stored at a time; others wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Services:
     broker: Broker
     limiter: Limiter
     models: Door
+    uploads: CapacityLimiter
+    """Threads that datasets are checked and stored in: the other requests keep the rest."""
 
 
 def make_services(settings: Settings) -> Services:
@@ -49,6 +54,7 @@ def make_services(settings: Settings) -> Services:
         broker=make_app(settings),
         limiter=Limiter(settings),
         models=Door(settings),
+        uploads=CapacityLimiter(UPLOADS),
     )
 
 

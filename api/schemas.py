@@ -1,12 +1,14 @@
 """What the API answers with. Shaped from rows, so that a table may change without its readers noticing."""
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from core.reports import Thinned
-from core.specs import JobSpec
+from core.specs import JobSpec, shown
 from core.states import Phase, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
 from seft.records import Format
@@ -24,10 +26,28 @@ def example(value: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"example": value})
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A field that the OpenAPI describes as this type and that is answered as its row has it.
+
+    Newer software than this may have written the row.
+    """
+
+    type: Any
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """One that takes and gives whatever is there."""
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, _: value,
+            handler.generate_schema(self.type),
+            serialization=core_schema.simple_ser_schema("any"),
+        )
+
+
 class ErrorView(BaseModel):
     """Why a job failed."""
 
-    fault: Literal["user_error", "system_error"] = Field(
+    fault: Annotated[str, Told(Literal["user_error", "system_error"])] = Field(
         description="Whose fault it is: the request's or the service's."
     )
     code: str
@@ -51,14 +71,14 @@ class JobView(BaseModel):
     )
     pausing: bool = Field(description="A pause was asked for; the worker is saving the state.")
     stopping: bool = Field(description="It was told to train no further; what there is gets published.")
-    phase: Phase | None = Field(description="What the running attempt is doing.")
+    phase: Annotated[str | None, Told(Phase | None)] = Field(description="What the running attempt is doing.")
     progress: float = Field(description="Share of the whole job that is done, 0 to 1.")
     step: int = Field(description="Optimizer steps done, of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt; 0 before the first one.")
     scores: dict[str, float] = Field(description="Perplexities `dense`, `pruned`, `repaired`, each once it is known.")
     measured: dict[str, Any] | None = Field(description="Sparsity counted from the written file.")
     error: ErrorView | None
-    spec: JobSpec = Field(description="The request with all defaults.")
+    spec: Annotated[dict[str, Any], Told(JobSpec)] = Field(description="The request with all defaults.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -68,7 +88,7 @@ class JobView(BaseModel):
     def of(cls, job: Job, **more: Any) -> Self:
         """The view of a row, and what the row does not know."""
         names = set(JobView.model_fields)
-        return cls.model_validate({name: getattr(job, name) for name in names} | more)
+        return cls.model_validate({name: getattr(job, name) for name in names} | {"spec": shown(job.spec)} | more)
 
 
 _JOB = {

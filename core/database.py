@@ -1,6 +1,8 @@
 """The engine and the sessions. No query lives here, and nothing is made at import."""
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.settings import Settings
@@ -17,7 +19,7 @@ def url(settings: Settings) -> URL:
 def make_engine(settings: Settings) -> Engine:
     """A pool of connections that notices a restarted server."""
     limit = f"{STATEMENT_SECONDS}s"
-    return create_engine(
+    engine = create_engine(
         url(settings),
         pool_size=10,
         max_overflow=10,
@@ -29,6 +31,15 @@ def make_engine(settings: Settings) -> Engine:
             "options": f"-c timezone=UTC -c statement_timeout={limit} -c idle_in_transaction_session_timeout={limit}",
         },
     )
+    event.listen(engine, "handle_error", _read_only_is_away)
+    return engine
+
+
+def _read_only_is_away(context: ExceptionContext) -> None:
+    """A server that another one has taken over from takes no writes: its connections are as good as broken."""
+    if isinstance(context.original_exception, ReadOnlySqlTransaction):
+        context.is_disconnect = True
+        raise OperationalError(context.statement, None, context.original_exception, hide_parameters=True)
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:

@@ -1,14 +1,15 @@
 """The broker. A message says "look", names no job, and proves nothing: losing all of them loses no work."""
 
+from typing import Any
+
 import redis
 import structlog
 from celery import Celery
 from kombu.exceptions import KombuError
 
+from core.outage import Outage
 from core.settings import Settings
 
-Broker = Celery
-"""The name for those who send hints and need not know Celery."""
 QUEUE, TASK = "seft", "seft.work"
 MOST_WAITING = 100
 """Where so many hints wait, every worker is busy and will find one; more of them would only fill the broker."""
@@ -16,9 +17,17 @@ MOST_WAITING = 100
 log = structlog.get_logger(__name__)
 
 
-def make_app(settings: Settings) -> Celery:
+class Broker(Celery):  # type: ignore[misc]
+    """Celery, under a name for those who send hints and need not know it. It knows when its server is away."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.outage = Outage()
+
+
+def make_app(settings: Settings) -> Broker:
     """Celery over Valkey or Redis: no results, JSON only, early acknowledgement, one message at a time."""
-    app = Celery("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
+    app = Broker("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUE,
         task_ignore_result=True,
@@ -35,17 +44,22 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def hint(app: Celery) -> None:
-    """Say that a job waits. A broker that is down is logged and no error: the sweep finds the job."""
+def hint(app: Broker) -> bool:
+    """Say that a job waits. False where the broker is away, which is logged and no error: the sweep finds the job."""
+    if app.outage.lasts:
+        return False
     try:
         with app.producer_or_acquire() as producer:
             if producer.channel.queue_declare(QUEUE).message_count < MOST_WAITING:
                 app.send_task(TASK, producer=producer, ignore_result=True, retry=False)
     except (KombuError, redis.RedisError, OSError) as error:
+        app.outage.begin()
         log.warning("hint.lost", error=str(error))
+        return False
+    return True
 
 
-def ping(app: Celery) -> None:
+def ping(app: Broker) -> None:
     """Raise when the broker does not answer within seconds."""
     with redis.Redis.from_url(app.conf.broker_url, socket_connect_timeout=2, socket_timeout=2) as client:
         client.ping()

@@ -3,20 +3,17 @@
 The counts lie beside the broker's messages and may be lost like them: while that server is away, nobody is held back.
 """
 
-import time
-
 import redis
 import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from core.outage import Outage
 from core.settings import Settings
 
 BURST_SECONDS = 10.0
 ANSWER_SECONDS = 0.25
 """A server that is slower than this is away."""
-AWAY_SECONDS = 5.0
-"""A server that was away is left alone for so long, so that no request waits for it."""
 
 # The generic cell rate algorithm: a key's one number is the time at which all that it has sent would be paid for.
 # All processes share the server's clock.
@@ -45,17 +42,17 @@ class Limiter:
             retry=Retry(NoBackoff(), 0),
         )
         self._take = self._server.register_script(TAKE)
-        self._away_until = 0.0
+        self._outage = Outage()
 
     def take(self, key_id: str) -> float:
         """Count one request of this key; the seconds after which it may come again, 0 when it may pass now."""
-        if not self._rate or time.monotonic() < self._away_until:
+        if not self._rate or self._outage.lasts:
             return 0.0
         burst = max(BURST_SECONDS, 1 / self._rate)
         try:
             return float(self._take(keys=[f"seft:rate:{key_id}"], args=[1 / self._rate, burst]))
         except redis.RedisError as error:
-            self._away_until = time.monotonic() + AWAY_SECONDS
+            self._outage.begin()
             log.warning("rates.uncounted", error=str(error))
             return 0.0
 

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -291,3 +292,14 @@ class JobSpec(Spec):
         """
         canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def shown(stored: dict[str, Any]) -> dict[str, Any]:
+    """A request as it stands in a row, with the defaults of all that came since; as it stands where we refuse it.
+
+    It is other software's then, older or newer.
+    """
+    try:
+        return JobSpec.model_validate(stored).model_dump(mode="json")
+    except ValidationError:
+        return stored

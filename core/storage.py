@@ -77,7 +77,7 @@ class Storage:
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             reply = self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
             if errors := reply.get("Errors"):
-                raise ClientError({"Error": {**errors[0]}}, "DeleteObjects")  # type: ignore[typeddict-item]
+                raise ClientError({"Error": {**errors[0]}}, "DeleteObjects")  # type: ignore[typeddict-unknown-key]
 
     def link(self, key: str, *, saved_as: str | None = None) -> str:
         """A URL that lets its holder GET the object for `link_seconds`. A browser saves it under the name given."""

@@ -125,12 +125,12 @@ class Supervisor:
         except AttemptError as error:
             self._fail(error)
         except StorageFullError as error:
-            self._set_aside(Reason.STORAGE_FULL, str(error))
+            self._set_aside(Reason.STORAGE_FULL, str(error), 0)
         except TransferError as error:
             self._fail(AttemptError("storage_failed", str(error)))
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                self._set_aside(Reason.DISK_FULL, str(error))
+                self._set_aside(Reason.DISK_FULL, str(error), None)
             else:
                 told = f"{error}. Look at the disk of {self.settings.scratch}."
                 self._fail(AttemptError("scratch_failed", told))
@@ -167,7 +167,7 @@ class Supervisor:
             case Failed():
                 raise AttemptError(message.code, message.message, user_error=message.user_error)
             case NoRoom():
-                self._set_aside(Reason.DISK_FULL, message.message, message.missing)
+                self._set_aside(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
 
@@ -285,10 +285,10 @@ class Supervisor:
             max_failures=self.settings.max_failures,
         )
 
-    def _set_aside(self, reason: Reason, message: str, missing: int = 0) -> None:
-        """Pause the job until there is room for what its folder holds and for what is missing."""
+    def _set_aside(self, reason: Reason, message: str, needed: int | None) -> None:
+        """Pause the job until there is room for what its folder holds and for what was to be written beside it."""
         self._end_process()
-        needs = room.size(self.files.folder) + missing + room.RESERVE_BYTES
+        needs = room.demand(self.files.folder, needed)
         self.ledger.flush()
         self.ledger.write(lambda session: attempts.set_aside(session, self.attempt, reason, message, needs))
         self._finish("attempt.set_aside", code=reason, message=message)

@@ -57,7 +57,7 @@ def main(folder: Path, pipe: int, owner: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        say(NoRoom(message=str(error), missing=getattr(error, "missing", 0)))
+        say(NoRoom(message=str(error), needed=getattr(error, "needed", None)))
 
 
 def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:

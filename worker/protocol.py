@@ -117,11 +117,11 @@ class Stopped(_Part):
 
 
 class NoRoom(_Part):
-    """The process ends because the disk has no room; `missing` bytes more would do."""
+    """The process ends because the disk has no room; it was to write `needed` bytes, where that is known."""
 
     type: Literal["no_room"] = "no_room"
     message: str
-    missing: int
+    needed: int | None
 
 
 class Failed(_Part):

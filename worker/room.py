@@ -10,12 +10,12 @@ RESERVE_BYTES = 32 << 20
 
 
 class NoRoomError(OSError):
-    """The disk has too little room; `missing` bytes more would do."""
+    """The disk has too little room for the `needed` bytes."""
 
     def __init__(self, folder: Path, needed: int, free: int) -> None:
         way_out = "The job waits until there is room: give the scratch folder more."
         super().__init__(errno.ENOSPC, f"{needed} bytes are to be written at {folder}, {free} are free. {way_out}")
-        self.missing = needed - free
+        self.needed = needed
 
 
 def make_sure(folder: Path, needed: int) -> None:
@@ -23,6 +23,15 @@ def make_sure(folder: Path, needed: int) -> None:
     free = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
     if free < needed:
         raise NoRoomError(folder, needed, free)
+
+
+def demand(folder: Path, needed: int | None) -> int:
+    """Bytes that must be free before all that is in the folder is made again, and what is to be written beside it.
+
+    Where nobody knows how much that is, it is more than is free now.
+    """
+    beside = shutil.disk_usage(folder).free if needed is None else needed
+    return size(folder) + beside + RESERVE_BYTES
 
 
 def size(folder: Path) -> int:

@@ -5,8 +5,7 @@ import shutil
 import threading
 
 import structlog
-from botocore.exceptions import ClientError
-from celery import Celery
+from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import queue, recovery, workers
@@ -27,7 +26,7 @@ class Sweep(threading.Thread):
     """A thread of every worker. Nothing that goes wrong ends it: what is away now is there in a later round."""
 
     def __init__(
-        self, worker: str, settings: Settings, app: Celery, sessions: sessionmaker[Session], storage: Storage
+        self, worker: str, settings: Settings, app: queue.Broker, sessions: sessionmaker[Session], storage: Storage
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self.worker, self.settings, self.app, self.sessions, self.storage = worker, settings, app, sessions, storage
@@ -38,15 +37,16 @@ class Sweep(threading.Thread):
         """Sweep for ever."""
         pause = threading.Event()
         while True:
-            try:
-                self.show_up()
-                self.find_lost()
-                self.resume_roomless()
-                self.hint_waiting()
-                self.clear_litter()
-            except Exception as error:
-                log.warning("sweep.failed", error=str(error))
+            self.go_round()
             pause.wait(self.settings.sweep_seconds)
+
+    def go_round(self) -> None:
+        """Take every step, whatever becomes of the others."""
+        for step in (self.show_up, self.find_lost, self.resume_roomless, self.hint_waiting, self.clear_litter):
+            try:
+                step()
+            except Exception as error:
+                log.warning("sweep.failed", step=step.__name__, error=str(error))
 
     def show_up(self) -> None:
         """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
@@ -83,7 +83,8 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             waiting = recovery.to_hint(session, 2 * self.settings.sweep_seconds, BATCH)
         for _ in waiting:
-            queue.hint(self.app)
+            if not queue.hint(self.app):
+                break
 
     def clear_litter(self) -> None:
         """Remove what ended jobs have left in object storage and in the scratch folder."""
@@ -96,6 +97,6 @@ class Sweep(threading.Thread):
         try:
             self.storage.put(PROBE, bytes(PROBE_BYTES))
             self.storage.delete([PROBE])
-        except ClientError:
+        except (BotoCoreError, ClientError):
             return False
         return True

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 
 import structlog
-from celery import Celery
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import attempts, queue, workers
@@ -27,7 +26,7 @@ log = structlog.get_logger(__name__)
 class Work:
     """The body of the one task. Set `draining`, and the job being done goes back to the queue and no more is taken."""
 
-    def __init__(self, settings: Settings, app: Celery, training: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, app: queue.Broker, training: Sequence[str]) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.settings, self.app, self.training = settings, app, training
         self.sessions = make_sessions(make_engine(settings))

@@ -4,24 +4,29 @@ import json
 import pprint
 import shlex
 
+from pydantic import ValidationError
+
 from api.schemas import JobView
 from core.specs import JobSpec
+from core.tables import Json
 
 
 def recipes(job: JobView, address: str) -> dict[str, str]:
     """The request by the way in which it is sent. What is at its default is left out of the commands."""
     asked = trimmed(job.spec)
     return {
-        "JSON": json.dumps(job.spec.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        "JSON": json.dumps(job.spec, indent=2, ensure_ascii=False),
         "curl": _curl(asked, address),
         "Python": _python(asked),
     }
 
 
-def trimmed(spec: JobSpec) -> dict[str, object]:
-    """The request without its defaults."""
-    asked: dict[str, object] = spec.model_dump(mode="json", exclude_defaults=True)
-    return asked
+def trimmed(spec: Json) -> Json:
+    """The request without its defaults; all of it where this software refuses it."""
+    try:
+        return JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
+    except ValidationError:
+        return spec
 
 
 def _curl(asked: dict[str, object], address: str) -> str:

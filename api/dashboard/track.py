@@ -45,16 +45,16 @@ def legs(job: JobView, began: Sequence[EventView]) -> list[Leg]:
 def _asked(job: JobView, phase: Phase) -> bool:
     match phase:
         case Phase.RECONSTRUCTING:
-            return job.spec.prune.reconstruct_epochs > 0
+            return bool(job.spec["prune"]["reconstruct_epochs"] > 0)
         case Phase.TRAINING:
-            return job.spec.repair.method != "none"
+            return bool(job.spec["repair"]["method"] != "none")
         case _:
             return True
 
 
 def _leg(job: JobView, phase: Phase, seconds: float | None, last: EventView | None) -> Leg:
     latest = last is not None and last.data["phase"] == phase
-    if job.status is Status.RUNNING and job.phase is phase:
+    if job.status is Status.RUNNING and job.phase == phase:
         return Leg(phase, Standing.NOW, seconds, last.created_at if last and latest else None)
     if job.status is Status.FAILED and latest:
         return Leg(phase, Standing.BROKEN, seconds, None)

@@ -53,7 +53,7 @@ def short(model: str) -> str:
 
 def title(job: JobView) -> str:
     """What a person calls a job: its suffix, or else its model."""
-    return job.spec.suffix or short(job.spec.model)
+    return job.spec["suffix"] or short(job.spec["model"])
 
 
 def won_back(scores: Mapping[str, float]) -> float | None:
@@ -66,9 +66,9 @@ def won_back(scores: Mapping[str, float]) -> float | None:
 
 def story(job: JobView) -> list[str]:
     """The job in a few words: what, how sparse, what it cost and what was won back."""
-    parts = [short(job.spec.model), percent(job.spec.sparsity)]
-    if job.spec.pattern != "unstructured":
-        parts.append(job.spec.pattern)
+    parts = [short(job.spec["model"]), percent(job.spec["sparsity"])]
+    if job.spec["pattern"] != "unstructured":
+        parts.append(job.spec["pattern"])
     known = [score(job.scores[name]) for name in SCORES if name in job.scores]
     if known:
         parts.append(f"perplexity {' → '.join(known)}")

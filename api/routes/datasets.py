@@ -54,7 +54,7 @@ async def create_dataset(services: Here, caller: Auth, request: Request, respons
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "is a part of the form", "nothing", "Send the JSONL file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(store, services, caller, file)
+        view = await run_sync(store, services, caller, file, limiter=services.uploads)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 

@@ -86,7 +86,7 @@ def list_jobs(
     status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
     model: Annotated[
         str | None,
-        Query(max_length=512, pattern=r"^[^\x00]*$", description="Only jobs of this model, as they named it.")
+        Query(max_length=512, pattern=r"^[^\x00]*$", description="Only jobs of this model, as they named it."),
     ] = None,
     metadata: Annotated[
         list[MetadataPair] | None,

@@ -1,12 +1,19 @@
 """Uploads over HTTP."""
 
-from typing import Any
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import make_app
+from api.deps import UPLOADS
+from core.storage import Storage
 from tests.api.conftest import NewClient, problem
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
@@ -69,6 +76,28 @@ def test_a_form_without_the_file_is_refused(client: TestClient) -> None:
     )
     torn = {"Content-Type": "multipart/form-data; boundary=b"}
     problem(client.post("/datasets", content=b"--b\r\nnonsense", headers=torn), 422, "invalid_request")
+
+
+def test_uploads_leave_threads_to_the_other_requests(app: FastAPI, client: TestClient) -> None:
+    enough = threading.Semaphore(0)
+    begun: list[str] = []
+
+    class Slow(Storage):
+        def upload(self, source: Path | BinaryIO, key: str) -> None:
+            begun.append(key)
+            assert enough.acquire(timeout=60)
+            super().upload(source, key)
+
+    services = app.state.services
+    app.state.services = replace(services, storage=Slow(services.settings))
+    with ThreadPoolExecutor(50) as pool:
+        sent = [pool.submit(upload, client, RIGHT) for _ in range(50)]
+        while len(begun) < UPLOADS:
+            time.sleep(0.01)
+        assert client.get("/jobs").status_code == 200
+        assert len(begun) == UPLOADS
+        enough.release(50)
+        assert {future.result().status_code for future in sent} == {201}
 
 
 def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> None:

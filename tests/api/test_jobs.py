@@ -11,6 +11,7 @@ from itertools import islice
 import pytest
 import redis
 from fastapi import FastAPI
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -212,6 +213,25 @@ def test_nothing_is_held_open_while_a_poller_waits(app: FastAPI, client: TestCli
         time.sleep(0.5)
         assert not waiting.done()
         assert app.state.services.engine.pool.checkedout() == 0
+
+
+def test_a_job_that_newer_software_took_is_shown_as_it_stands(
+    client: TestClient, job_id: str, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    newer = "UPDATE jobs SET phase = 'distilling', spec = spec || '{\"invented\": 3}' WHERE id = :id"
+    with sessions.begin() as session:
+        session.execute(text(newer), {"id": job_id})
+    for job in (client.get(f"/jobs/{job_id}").json(), client.get("/jobs").json()["data"][0]):
+        assert (job["phase"], job["spec"]["invented"]) == ("distilling", 3)
+
+
+def test_a_job_that_older_software_took_is_shown_with_all_defaults(
+    client: TestClient, job_id: str, sessions: sessionmaker[Session]
+) -> None:
+    now = client.get(f"/jobs/{job_id}").json()["spec"]
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET spec = spec - 'seed'"))
+    assert client.get(f"/jobs/{job_id}").json()["spec"] == now
 
 
 def test_jobs_are_found_by_their_model_and_metadata(client: TestClient, body: Json) -> None:

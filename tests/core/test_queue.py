@@ -1,7 +1,9 @@
 """Hints travel through a real broker, and a broker that is down is nobody's error."""
 
 import json
+import socket
 import time
+from contextlib import suppress
 
 import pytest
 import redis
@@ -35,6 +37,20 @@ def test_a_broker_that_is_down_costs_seconds_and_no_error(settings: Settings) ->
     assert time.monotonic() - began < 5
     with pytest.raises(Exception, match=r"refused|Connection"):
         queue.ping(app)
+
+
+def test_after_a_mute_broker_the_next_hints_wait_for_nothing(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(0.1)
+        port = mute.getsockname()[1]
+        app = queue.make_app(settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{port}/0"}))
+        assert not queue.hint(app)
+        with suppress(TimeoutError):
+            while True:
+                mute.accept()[0].close()
+        assert not queue.hint(app)
+        with pytest.raises(TimeoutError):
+            mute.accept()
 
 
 def test_a_living_broker_answers(settings: Settings) -> None:

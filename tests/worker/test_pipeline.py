@@ -155,7 +155,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
     with pytest.raises(NoRoomError, match="bytes are to be written") as caught:
         run.go()
-    assert caught.value.missing > 0
+    assert caught.value.needed > 0
     assert not run.all(Saved)
 
 

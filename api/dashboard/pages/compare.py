@@ -39,7 +39,7 @@ def compare(
 
 def differing(views: list[JobView]) -> dict[str, list[str]]:
     """The settings that are not the same in all jobs: by name, one value for each job."""
-    settings = [words.flat(view.spec.model_dump(mode="json")) for view in views]
+    settings = [words.flat(view.spec) for view in views]
     names = dict.fromkeys(name for setting in settings for name in setting)
     rows = {name: [setting.get(name, "") for setting in settings] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}
