@@ -33,7 +33,7 @@ class Scope(StrEnum):
 def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKey, str]:
     """A new key's row, and the secret, which is kept nowhere."""
     secret = f"seft_{secrets.token_urlsafe(32)}"
-    key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=_hash(secret))
+    key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=digest(secret))
     session.add(key)
     session.flush()
     session.refresh(key)
@@ -42,7 +42,7 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
 
 def verify(session: Session, secret: str) -> ApiKey | None:
     """The row of a key that was issued and not revoked; its use is noted."""
-    return _used(session, ApiKey.sha256 == _hash(secret))
+    return _used(session, ApiKey.sha256 == digest(secret))
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
@@ -92,5 +92,6 @@ def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
     return key
 
 
-def _hash(secret: str) -> str:
+def digest(secret: str) -> str:
+    """What is kept of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

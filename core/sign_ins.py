@@ -3,7 +3,6 @@
 The token is replaced while it is used, so a stolen one is soon worthless; a revoked key ends all that it opened.
 """
 
-import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +11,7 @@ from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core import keys
+from core.keys import digest
 from core.tables import ApiKey, SignIn
 
 LIFE = timedelta(days=7)
@@ -38,13 +38,13 @@ def begin(session: Session, secret: str) -> Visit | None:
     now = func.now()
     session.execute(delete(SignIn).where(or_(SignIn.created_at < now - LIFE, SignIn.rotated_at < now - IDLE)))
     token, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(16)
-    session.add(SignIn(key_id=key.id, sha256=_hash(token), csrf=csrf))
+    session.add(SignIn(key_id=key.id, sha256=digest(token), csrf=csrf))
     return Visit(key, csrf, token)
 
 
 def visit(session: Session, token: str) -> Visit | None:
     """The visit of a browser with this token; None when it is signed in no more."""
-    now, mine = func.now(), _hash(token)
+    now, mine = func.now(), digest(token)
     due = SignIn.rotated_at < now - ROTATION
     query = select(SignIn, due).where(
         or_(SignIn.sha256 == mine, (SignIn.former_sha256 == mine) & (SignIn.rotated_at > now - GRACE)),
@@ -61,7 +61,7 @@ def visit(session: Session, token: str) -> Visit | None:
 
 def end(session: Session, token: str) -> None:
     """Sign the browser out."""
-    mine = _hash(token)
+    mine = digest(token)
     session.execute(delete(SignIn).where(or_(SignIn.sha256 == mine, SignIn.former_sha256 == mine)))
 
 
@@ -70,13 +70,9 @@ def _rotated(session: Session, row: SignIn, token: str) -> str:
     fresh = secrets.token_urlsafe(32)
     change = (
         update(SignIn)
-        .where(SignIn.id == row.id, SignIn.sha256 == _hash(token))
-        .values(sha256=_hash(fresh), former_sha256=SignIn.sha256, rotated_at=func.now())
+        .where(SignIn.id == row.id, SignIn.sha256 == digest(token))
+        .values(sha256=digest(fresh), former_sha256=SignIn.sha256, rotated_at=func.now())
         .returning(SignIn.id)
     )
     done = session.execute(change, execution_options={"synchronize_session": False}).first()
     return fresh if done else token
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
