@@ -28,7 +28,7 @@ from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.records import read
 from seft.repair import Repair
-from seft.report import Evolved, Progress, Report, Step
+from seft.report import Evolved, Judged, Progress, Report, Step
 from seft.source import find
 from seft.targets import target_linears
 from seft.text import tokenize, windows
@@ -148,7 +148,7 @@ def _quality(model: Any, tokens: torch.Tensor, test: torch.Tensor, arguments: ar
 
 def _print(report: Report) -> None:
     match report:
-        case Step() | Evolved():
+        case Step() | Evolved() | Judged():
             print(report, flush=True)
         case Progress():
             pass

@@ -169,6 +169,25 @@ class RepairSpec(Spec):
         default=0.0, ge=0.0, le=100.0, description="Weight of the dense model's hidden states; 0 switches them off."
     )
 
+    evaluate_interval: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Steps between two evaluations on the held-out text, of which the best state is kept; 0 is none.",
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Training ends after so many evaluations in a row that found nothing better; 0 is never.",
+    )
+
+    @model_validator(mode="after")
+    def _patience_with_evaluations(self) -> Self:
+        if self.patience and not self.evaluate_interval:
+            raise ValueError(f"patience ({self.patience}) must be 0 without evaluate_interval")
+        return self
+
     @model_validator(mode="after")
     def _whole_windows(self) -> Self:
         if self.batch_tokens % self.sequence_tokens:

@@ -69,7 +69,10 @@ def _what(record: Record) -> str:
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     way = _WAYS[facts.repair.method].format(share=f"{facts.repair.density:.2%}")
     taught = f", learning from `{facts.teacher.reference}` too" if facts.teacher else ""
-    return f"{pruned}, then repaired in {steps} steps of {way}{taught}. {zeros}"
+    kept = (
+        "" if facts.kept_at is None else f" The state after step {facts.kept_at} did best on held-out text, and is it."
+    )
+    return f"{pruned}, then repaired in {steps} steps of {way}{taught}.{kept} {zeros}"
 
 
 def _asked(config: PruneConfig) -> str:

@@ -110,13 +110,22 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
         clip_norm=options.clip_norm,
         distill_weight=options.distill_weight,
         hidden_weight=options.hidden_weight,
+        evaluate_interval=options.evaluate_interval,
+        patience=options.patience,
         seed=options.seed,
     )
     from seft import verbs
 
     place = verbs.Place.of(options.device, options.dtype)
     record = verbs.repair(
-        options.folder, config, options.out, data=options.data, teacher=options.teacher, place=place, report=report
+        options.folder,
+        config,
+        options.out,
+        data=options.data,
+        teacher=options.teacher,
+        held_out=options.held_out,
+        place=place,
+        report=report,
     )
     return _written(options.out, record)
 
@@ -229,6 +238,11 @@ def _add_repair(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--teacher", help="the dense model to distil from: a folder, a GGUF file, or a hub id")
     _add(verb, "--distill-weight", float, default.distill_weight, "share of its predictions in what is learnt")
     _add(verb, "--hidden-weight", float, default.hidden_weight, "weight of its hidden states")
+    verb.add_argument("--held-out", type=Path, help="records to evaluate on, as --data")
+    _add(
+        verb, "--evaluate-interval", int, default.evaluate_interval, "steps between evaluations; the best state is kept"
+    )
+    _add(verb, "--patience", int, default.patience, "evaluations without a better one that end training; 0 is never")
     _add_out(verb)
     _add_place(verb)
     _add(verb, "--seed", int, default.seed, "of everything random")

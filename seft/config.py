@@ -215,7 +215,9 @@ class RepairConfig:
     every `update_interval` steps an event drops and grows `drop_rate` of the active set, which falls as `drop_decay`
     says; the last `settle` share of the steps has no event. `clip_norm` is the largest norm of a step's gradient over
     all trained values; None sets no limit. `distill_weight` is the share of the dense model's predictions in what is
-    learnt, `hidden_weight` the weight of its hidden states beside that; 0 switches them off.
+    learnt, `hidden_weight` the weight of its hidden states beside that; 0 switches them off. Every `evaluate_interval`
+    steps, 0 for never, the model is judged on held-out text, and the best state found is what training leaves; it ends
+    early after `patience` evaluations in a row that found no better one, 0 for never.
     """
 
     steps: int
@@ -235,6 +237,8 @@ class RepairConfig:
     clip_norm: float | None = None
     distill_weight: float = 0.0
     hidden_weight: float = 0.0
+    evaluate_interval: int = 0
+    patience: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -260,6 +264,11 @@ class RepairConfig:
             _between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual; leave it out to set no limit.")
         _between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 switches it off.")
         _between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 switches it off.")
+        _at_least("evaluate_interval", self.evaluate_interval, 0)
+        _at_least("patience", self.patience, 0)
+        if self.patience and not self.evaluate_interval:
+            way_out = "Set evaluate_interval to a number of steps, or leave patience out."
+            raise ConfigError("patience", "must be 0 without evaluations", self.patience, way_out)
 
     @property
     def distills(self) -> bool:

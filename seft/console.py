@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
+from seft.report import Evolved, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
     from seft.facts import Record
@@ -51,7 +51,7 @@ class Moving:
                 )
             case Step() | Evolved():
                 self._note = describe(report)
-            case Unseen() | Reconstructed():
+            case Unseen() | Reconstructed() | Judged():
                 self._bars.console.print(describe(report), highlight=False)
             case _:
                 assert_never(report)
@@ -77,7 +77,7 @@ class Lines:
                 self._note = describe(report)
             case Evolved():
                 self._say(f"step {report.step}", describe(report))
-            case Unseen() | Reconstructed():
+            case Unseen() | Reconstructed() | Judged():
                 self._say(describe(report))
             case _:
                 assert_never(report)
@@ -87,7 +87,7 @@ class Lines:
         sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
 
 
-def describe(report: Unseen | Reconstructed | Step | Evolved) -> str:
+def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
     """What happened in a few words."""
     match report:
         case Unseen():
@@ -98,6 +98,8 @@ def describe(report: Unseen | Reconstructed | Step | Evolved) -> str:
             return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
         case Evolved():
             return f"{report.grown:,} grown, {report.reactivated:,} of them zeros; {report.pruned:,} pruned"
+        case Judged():
+            return f"step {report.step}: held-out loss {report.held_out_loss:.4f}"
         case _:
             assert_never(report)
 

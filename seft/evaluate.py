@@ -14,11 +14,19 @@ from seft.report import Phase, Progress, Reporter, silent
 from seft.text import must_be_known
 
 
-@torch.no_grad()
 def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """exp of the mean loss over all trained predictions; over windows that are full, that is the mean of their means.
+    """exp of the mean loss; infinite where that is beyond a float."""
+    try:
+        return math.exp(mean_loss(model, windows, report))
+    except OverflowError:
+        return math.inf
 
-    Infinite where that is beyond a float; EvaluateError where a loss is not finite.
+
+@torch.no_grad()
+def mean_loss(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
+    """Over all trained predictions, in nats; over windows that are full, that is the mean of their means.
+
+    EvaluateError where a loss is not finite.
     """
     windows = Packed.of(windows)
     must_be_known(windows.tokens, model)
@@ -30,7 +38,4 @@ def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], repo
             raise EvaluateError(f"losses must be finite; window {done} has {share}. The model's weights are broken.")
         total += share
         report(Progress(Phase.EVALUATING, done, len(windows)))
-    try:
-        return math.exp(total / windows.predictions)
-    except OverflowError:
-        return math.inf
+    return total / windows.predictions

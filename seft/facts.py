@@ -46,7 +46,8 @@ class Facts:
     `scores` are perplexities under the names dense, pruned and repaired, measured as `evaluate` says: dense on the
     weights as they came, the others on weights rounded as they are exported. `grown_zeros` counts weights that were
     zero after pruning and are not now. `stopped_at` is the step at which training was ended before its last one,
-    `teacher` the dense model that repair learnt from.
+    `kept_at` the step whose state was kept because a later one was not better, `teacher` the dense model that repair
+    learnt from.
     """
 
     base: Base
@@ -58,6 +59,7 @@ class Facts:
     calibration_sha256: str | None
     dataset_sha256: str | None
     stopped_at: int | None = None
+    kept_at: int | None = None
     teacher: Base | None = None
 
     def __post_init__(self) -> None:

@@ -58,6 +58,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """The mean loss on held-out text after a step, in nats per token."""
+
+    step: int
+    held_out_loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What an event of the topology did to one linear.
 
@@ -89,7 +97,7 @@ class Evolved:
         return cls(step, **sums, layers=layers)
 
 
-Report = Progress | Unseen | Reconstructed | Step | Evolved
+Report = Progress | Unseen | Reconstructed | Step | Evolved | Judged
 Reporter = Callable[[Report], None]
 
 

@@ -5,6 +5,7 @@ nothing: `seft.cli` does.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from seft import harness, records, sparsity
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
-from seft.evaluate import perplexity
+from seft.evaluate import mean_loss, perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
@@ -22,6 +23,7 @@ from seft.packing import packed
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
+from seft.repair.best import must_be_judged
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
@@ -101,33 +103,40 @@ def repair(
     *,
     data: Path,
     teacher: str | None = None,
+    held_out: Path | None = None,
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
     """Repair a folder that `prune` wrote, and write it to `out`, verified. Budget and pattern are kept.
 
-    `teacher` is a reference to the dense model, where `config` wants to learn from it.
+    `teacher` is a reference to the dense model, where `config` wants to learn from it; `held_out` is a text like `data`
+    to judge by, all of it, where `config` wants evaluations.
     """
     must_be_empty(out)
     must_go_together(config, teacher)
+    must_be_judged(config, held_out)
     source, teaching = _folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
-    texts = records.read(data)
+    texts, judges = records.read(data), records.read(held_out) if held_out else []
     loaded = _load(source, place, report)
     training = packed(encode(texts, loaded.tokenizer), config.sequence_tokens)
+    judged = packed(encode(judges, loaded.tokenizer), config.sequence_tokens) if held_out else None
+    judge = partial(mean_loss, loaded.model, judged) if judged else None
     dense = _load(teaching, place, report).model if teaching else None
-    work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense)
+    work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense, judge=judge)
     work.run(report)
     work.finish(report)
-    grown = work.grown_zeros
+    grown, last, kept = work.grown_zeros, work.step, work.kept
     # What comes now needs float32: beside the teacher and the masters the device may have no room for it.
     del work, dense
     loaded.model.to("cpu")
     facts = replace(
         facts,
         repair=config,
+        stopped_at=last if last < config.steps else None,
+        kept_at=kept if kept < last else None,
         teacher=Base.of(teaching) if teaching else None,
         grown_zeros=grown,
         dataset_sha256=sha256(data),

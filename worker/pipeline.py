@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 # cuBLAS reads it when it starts; without it, its sums are not the same in every run.
@@ -23,7 +24,7 @@ from torch import Tensor
 from seft import records
 from seft.config import RepairConfig
 from seft.errors import Cancelled, EvaluateError
-from seft.evaluate import perplexity
+from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
 from seft.load import Loaded, load, load_tokenizer
@@ -33,7 +34,7 @@ from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
-from seft.report import Evolved, Progress, Report, Reporter, Step
+from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
 from seft.text import beginning, encode, judging, windows
 from seft.verbs import Place
@@ -80,7 +81,7 @@ class Pipeline:
         self.evaluate = evaluate_config(task.spec)
         self.stages = stages(reconstructs=self.prune.reconstruct_epochs > 0, repairs=self.repair is not None)
         self.scores: dict[str, float] = {}
-        self.step = task.resume or 0
+        self.step = self.kept = task.resume or 0
         self.state_bytes = 0
         """Of the newest state of training."""
 
@@ -152,13 +153,15 @@ class Pipeline:
         self.say(Scored(scores=self.scores))
 
     def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> int:
-        """Train to the end and judge; returns how many zeros have grown."""
+        """Train to the end and judge the best state; returns how many zeros have grown."""
         teacher = load(loaded.source, device=self._device).model if config.distills else None
-        work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher)
+        judge = partial(mean_loss, loaded.model, text.held_out, self._alive) if config.evaluate_interval else None
+        work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher, judge=judge)
         if self.task.resume:
             work.load(self.folder / STATE)
         self._train(work, config.steps)
         work.finish(self._live)
+        self.kept = work.kept
         grown = work.grown_zeros
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)
@@ -166,20 +169,20 @@ class Pipeline:
 
     def _train(self, work: Repair, steps: int) -> None:
         saved, enough = time.monotonic(), self._enough
-        while work.step < steps and not enough:
+        while not work.done and not enough:
             reports = work.advance()
             self.step = work.step
             self._progress(Stage.TRAINING, work.step / steps)
             self._tell(reports)
             stopping, enough = self.stopping(), self._enough
-            due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or work.step == steps
+            due = time.monotonic() > saved + self.task.checkpoint_seconds or enough or work.done
             if stopping or (due and self._all_taken):
                 self._save(work)
                 saved = time.monotonic()
             if stopping:
                 raise Cancelled
 
-    def _tell(self, reports: Sequence[Step | Evolved]) -> None:
+    def _tell(self, reports: Sequence[Step | Evolved | Judged]) -> None:
         """All that one step reports in one row, and its event with each layer's part."""
         values: dict[str, float] = {}
         for report in reports:
@@ -226,6 +229,7 @@ class Pipeline:
             prune=self.prune,
             repair=self.repair,
             stopped_at=self.step if self.repair and self.step < self.repair.steps else None,
+            kept_at=self.kept if self.repair and self.kept < self.step else None,
             teacher=Base.of(loaded.source) if self.repair and self.repair.distills else None,
             scores=self.scores,
             evaluate=replace(self.evaluate, windows=len(text.held_out)),
@@ -255,6 +259,11 @@ class Pipeline:
         self._progress(Stage.TRAINING, 1.0)
         if self.stopping():
             raise Cancelled
+
+    def _alive(self, _: Report) -> None:
+        """Between two steps, one of which is judged. A wish to stop waits for the end of it, as for that of a step."""
+        assert self.repair is not None
+        self._progress(Stage.TRAINING, self.step / self.repair.steps)
 
     def _progress(self, stage: Stage, share: float) -> None:
         self.say(Progressed(phase=stage.phase, progress=progress(self.stages, stage, share), step=self.step))

@@ -56,6 +56,8 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
         clip_norm=asked.clip_norm,
         distill_weight=asked.distill_weight,
         hidden_weight=asked.hidden_weight,
+        evaluate_interval=asked.evaluate_interval,
+        patience=asked.patience,
         seed=spec.seed,
     )
 

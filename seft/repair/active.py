@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.errors import ConfigError
-from seft.repair.positions import Positions, entries, master_dtype, put
+from seft.repair.positions import Former, entries, master_dtype, put
 
 LARGEST_POSITION = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True)
-class Active(Positions):
+class Active(Former):
     """`values` are the masters, in float32 or wider; the weight holds them rounded to its own dtype.
 
     `bases` are what the weight held when each position became active, bit for bit. `means` and `squares` are Adam's
@@ -24,7 +24,6 @@ class Active(Positions):
     """
 
     values: Float[Tensor, "positions"]
-    bases: Float[Tensor, "positions"]
     means: Float[Tensor, "positions"]
     squares: Float[Tensor, "positions"]
     ages: Int[Tensor, "positions"]
@@ -35,7 +34,7 @@ class Active(Positions):
         bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
         means, squares = torch.zeros_like(values), torch.zeros_like(values)
-        return cls(indices, values, bases, means, squares, torch.zeros_like(indices, dtype=torch.int16))
+        return cls(indices, bases, values, means, squares, torch.zeros_like(indices, dtype=torch.int16))
 
     @property
     def deltas(self) -> Float[Tensor, "positions"]:
@@ -45,10 +44,6 @@ class Active(Positions):
     def write(self, weight: Float[Tensor, "rows cols"]) -> None:
         """Round the values into the weight, in place."""
         put(weight, self.indices, self.values.to(weight.dtype))
-
-    def restore(self, weight: Float[Tensor, "rows cols"]) -> None:
-        """Give the weight its bases back, in place."""
-        put(weight, self.indices, self.bases)
 
 
 def spread(weight: Float[Tensor, "rows cols"], count: int, generator: torch.Generator) -> Int[Tensor, "positions"]:

@@ -37,7 +37,7 @@ class Linear(Protocol):
         """All that must be known to go on."""
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from saved tensors; the weight is as it was at the start."""
+        """Go on from saved tensors, whatever has been trained meanwhile."""
 
 
 class InPlace:
@@ -79,7 +79,7 @@ class InPlace:
         return {f"{name}/{part}": tensor for name, each in self._all.items() for part, tensor in each.tensors().items()}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Into linears that are as pruning left them."""
+        """Into each linear its own."""
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._all}
         for key, tensor in tensors.items():
             name, part = key.split("/")

@@ -17,7 +17,7 @@ from seft.products import Product
 from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
-from seft.repair.positions import entries, put
+from seft.repair.positions import Former, entries, put
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
 from seft.repair.window import Candidates, Window
@@ -45,7 +45,7 @@ class RepairedLinear:
         self.budget = int(self.weight.count_nonzero())
         count = min(max(1, round(density * self.weight.numel())), self.budget)
         self.adopt(Active.start(self.weight, spread(self.weight, count, generator)))
-        self.removed = self.active.indices[:0]
+        self.removed = Former(self.active.indices[:0], self.active.bases[:0])
         self.window: Window | None = None
 
     def adopt(self, active: Active) -> None:
@@ -61,17 +61,22 @@ class RepairedLinear:
     def tensors(self) -> dict[str, Tensor]:
         """The active set, the removed positions, and the open window's lists and counts."""
         window = self.window
-        lists = {"active": self.active} | ({"growth": window.growth, "removal": window.removal} if window else {})
+        lists = {"active": self.active, "removed": self.removed} | (
+            {"growth": window.growth, "removal": window.removal} if window else {}
+        )
         parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
         counts = {"window": torch.tensor([window.count, window.observed])} if window else {}
-        return {"removed": self.removed, **parts, **counts}
+        return {**parts, **counts}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a saved state; the weight is as it was at the start."""
+        """Go on from a saved state instead of the present one, which is undone first."""
+        self.active.restore(self.weight)
+        self.removed.restore(self.weight)  # of what is active again, too: its base was the zero it had become
         self.adopt(Active(**_fields(tensors, "active")))
-        self.removed = tensors["removed"]
-        put(self.weight, self.removed, self.weight.new_zeros(len(self.removed)))
+        self.removed = Former(**_fields(tensors, "removed"))
+        put(self.weight, self.removed.indices, self.weight.new_zeros(len(self.removed)))
         self.active.write(self.weight)
+        self.window = None
         if "window" in tensors:
             count, observed = tensors["window"].tolist()
             growth, removal = (Candidates(**_fields(tensors, name)) for name in ("growth", "removal"))
@@ -113,7 +118,7 @@ class RepairedLinear:
     def reactivated(self) -> int:
         """Positions that were zero at the start and are not now."""
         bases, present = self.active.bases, entries(self.weight, self.active.indices)
-        return int(((bases == 0) & (present != 0) & ~torch.isin(self.active.indices, self.removed)).sum())
+        return int(((bases == 0) & (present != 0) & ~torch.isin(self.active.indices, self.removed.indices)).sum())
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
         """What `plain`, the linear's own product, gives; differentiable in the inputs and the active values alone."""
@@ -128,9 +133,12 @@ class RepairedLinear:
         return sampled_product(left, right, self.active.indices)
 
     def _remove(self, removed: Int[Tensor, "removed"], kept: Active) -> None:
+        kept[torch.isin(kept.indices, removed)].restore(self.weight)
+        removed = removed.sort().values
+        former = Former(removed.int(), entries(self.weight, removed))
         put(self.weight, removed, self.weight.new_zeros(len(removed)))
-        born_zero = kept.indices[kept.bases == 0]
-        self.removed = torch.unique(torch.cat([self.removed, removed[~torch.isin(removed, born_zero)]]))
+        # What was a zero is one again, or is among the removed already.
+        self.removed = self.removed.joined(former[former.bases != 0])
 
 
 def _fields(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

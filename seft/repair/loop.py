@@ -18,11 +18,11 @@ from seft.errors import StateError, TrainError
 from seft.objective import make_objective
 from seft.packing import Packed, side_by_side
 from seft.repair import schedule, state
+from seft.repair.best import Best, Judge
 from seft.repair.method import Method, Work
 from seft.repair.methods import METHODS
 from seft.repair.processes import mine, must_share, processes, summed
-from seft.repair.state import State
-from seft.report import Evolved, Phase, Progress, Reporter, Step, silent
+from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 from seft.targets import target_linears
 from seft.text import must_be_known
 
@@ -31,7 +31,8 @@ class Repair:
     """Repairs the pruned weights that `model` has now, on `text`.
 
     `text` is packed windows, or one row of tokens, which is cut side by side and trained on whole. `teacher` is the
-    dense model, where `config` wants to learn from it.
+    dense model, where `config` wants to learn from it. `judge` tells the loss on held-out text, where `config` wants
+    evaluations; the same state must have the same loss whenever it is judged, and in every process.
 
     Every parameter is frozen until `finish`; only what the method trains moves. No linear has more nonzeros then than
     it has now, nor has it left the pattern of `pruned`, which tells how the model was pruned. DataError when the text
@@ -46,8 +47,10 @@ class Repair:
         *,
         pruned: PruneConfig | None = None,
         teacher: Any | None = None,
+        judge: Judge | None = None,
     ) -> None:
         must_share(config)
+        self._best = Best(config, judge)
         self.config = config
         self.step = 0
         self._windows = Packed.of(side_by_side(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
@@ -69,19 +72,29 @@ class Repair:
         return self._method.grown_zeros
 
     @property
+    def done(self) -> bool:
+        """Whether all steps are taken, or evaluations have found nothing better for too long."""
+        return self.step >= self.config.steps or self._best.hopeless
+
+    @property
+    def kept(self) -> int:
+        """The step after which the state was that `finish` leaves: the best one judged, or the present one."""
+        return self.step if self._best.step is None else self._best.step
+
+    @property
     def trained(self) -> int:
         """How many values are trained."""
         return self._method.trained
 
     def run(self, report: Reporter = silent) -> None:
         """Take the steps that are left. What `report` raises passes through between two steps."""
-        while self.step < self.config.steps:
+        while not self.done:
             for each in self.advance():
                 report(each)
             report(Progress(Phase.TRAINING, self.step, self.config.steps))
 
-    def advance(self) -> list[Step | Evolved]:
-        """One optimizer step, and the event that is due after it.
+    def advance(self) -> list[Step | Evolved | Judged]:
+        """One optimizer step, and the event and the evaluation that are due after it.
 
         TrainError when loss or gradient is not finite; the weights are then as the step before left them.
         """
@@ -95,18 +108,23 @@ class Repair:
         speed = self.config.batch_tokens / (time.perf_counter() - began)
         with torch.no_grad():
             evolved = self._method.evolve(step)
-        return [Step(step, loss, rate, speed), *filter(None, [evolved])]
+            judged = self._best.look(step, self._method.tensors())
+        reports = (Step(step, loss, rate, speed), evolved, judged)
+        return [each for each in reports if each is not None]
 
     @torch.no_grad()
     def finish(self, report: Reporter = silent) -> None:
-        """Leave the model as it came: its own modules, the merged weights, parameters trainable as before."""
+        """Leave the model as it came: its modules, its parameters trainable; with the weights that `kept` tells of."""
+        if self.kept != self.step:
+            self._method.resume(self._best.tensors)
         self._method.finish(report)
         for parameter in self._trainable:
             parameter.requires_grad_(True)
 
     def save(self, folder: Path) -> None:
         """Write all that differs from the pruned weights, and all that the next step depends on."""
-        now = State(self._method.tensors(), {"step": self.step})
+        now = self._best.joined(self._method.tensors())
+        now.facts["step"] = self.step
         state.save(folder, now, self.config, self._fingerprint)
 
     def load(self, folder: Path) -> None:
@@ -119,7 +137,7 @@ class Repair:
                 f"a state must be loaded into a fresh repair; this one is at step {self.step}. Make a new one."
             )
         saved = state.load(folder, self.config, self._fingerprint)
-        self._method.resume(saved.tensors)
+        self._method.resume(self._best.parted(saved))
         self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:

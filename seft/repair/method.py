@@ -63,7 +63,7 @@ class Method(Protocol):
         """
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Go on from saved tensors; the weights are as pruning left them."""
+        """Go on from saved tensors instead of the present ones, whatever has been trained meanwhile."""
 
     def finish(self, report: Reporter, /) -> None:
         """Leave the model's modules as they came, with the trained weights in them."""

@@ -38,6 +38,17 @@ class Positions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class Former(Positions):
+    """Positions with what a weight had there, bit for bit."""
+
+    bases: Shaped[Tensor, "positions"]
+
+    def restore(self, weight: Shaped[Tensor, "rows cols"]) -> None:
+        """Give the weight its bases back, in place."""
+        put(weight, self.indices, self.bases)
+
+
 def entries(weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> Shaped[Tensor, "positions"]:
     """What a weight has at some positions, in whichever order its memory holds it."""
     return weight[indices // weight.shape[1], indices % weight.shape[1]]

@@ -46,6 +46,8 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"repair": {"distill_weight": 1.5}},
         {"repair": {"hidden_weight": -1}},
         {"repair": {"clip_norm": 0}},
+        {"repair": {"patience": 1}},
+        {"repair": {"evaluate_interval": -1}},
         {"repair": {"drop_decay": "sudden"}},
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},

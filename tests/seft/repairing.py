@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
 from seft.prune.loop import prune_model
 from seft.repair import Repair
+from seft.repair.best import Judge
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
 from seft.targets import target_linears
@@ -73,10 +74,12 @@ def nonzeros(model: nn.Module) -> dict[str, int]:
     return {name: int(linear.weight.count_nonzero()) for name, linear in target_linears(model).items()}
 
 
-def repaired(config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
+def repaired(
+    config: RepairConfig, steps: int | None = None, dtype: torch.dtype = torch.float32, judge: Judge | None = None
+) -> tuple[Any, Repair]:
     """The pruned model after so many steps, or all of them."""
     model = pruned_tiny(dtype)
-    repair = Repair(model, TOKENS, config, pruned=PRUNED)
+    repair = Repair(model, TOKENS, config, pruned=PRUNED, judge=judge)
     for _ in range(config.steps if steps is None else steps):
         repair.advance()
     return model, repair

@@ -217,6 +217,9 @@ def test_settings_out_of_range_are_refused(
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given to distil from"),
         ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out where nothing is learnt from it"),
+        ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given to evaluate on"),
+        ((*repair, "1", "--held-out", texts, *out), "held_out must be left out where nothing is evaluated"),
+        ((*repair, "1", "--patience", "2", *out), "patience must be 0 without evaluations"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):
@@ -249,6 +252,18 @@ def test_the_record_and_the_card_tell_the_teacher(tiny_folder: Path, pruned: Pat
     assert facts.repair
     assert facts.repair.distill_weight == 0.5
     assert f"learning from `{facts.base.reference}` too" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(texts.read_text().splitlines(keepends=True)[:4]))
+    sizes = ["--steps", "20", "--batch-tokens", "96", "--sequence-tokens", "48", "--out", tmp_path / "out"]
+    judged = ["--held-out", held_out, "--evaluate-interval", "1", "--patience", "1", "--learning-rate", "0.1"]
+    assert run("repair", pruned, "--data", texts, *judged, *sizes) == 0
+    facts = Record.read(tmp_path / "out").facts
+    assert facts.stopped_at is not None
+    assert facts.kept_at == facts.stopped_at - 1
+    assert f"The state after step {facts.kept_at} did best" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_was_repaired_is_not_repaired_again(

@@ -51,7 +51,8 @@ def test_what_a_request_may_hold_the_library_takes(
     sizes = (
         dict.fromkeys(("batch_tokens", "sequence_tokens"), value) if name in {"batch_tokens", "sequence_tokens"} else {}
     )
-    assert config(**{**required, name: value, **sizes})
+    evaluated = {"evaluate_interval": 1} if name == "patience" else {}
+    assert config(**{**required, name: value, **sizes, **evaluated})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,9 @@ def test_what_a_request_may_hold_the_library_takes(
         (lambda value: RepairConfig(steps=1, batch_tokens=value), "batch_tokens", 700),
         (lambda value: RepairConfig(steps=1, distill_weight=value), "distill_weight", 1.5),
         (lambda value: RepairConfig(steps=1, hidden_weight=value), "hidden_weight", -1.0),
+        (lambda value: RepairConfig(steps=1, evaluate_interval=value), "evaluate_interval", -1),
+        (lambda value: RepairConfig(steps=1, patience=value), "patience", 2),
+        (lambda value: RepairConfig(steps=1, evaluate_interval=5, patience=value), "patience", -1),
         (lambda value: RepairConfig(steps=1, clip_norm=value), "clip_norm", 0.0),
         (lambda value: EvaluateConfig(windows=value), "windows", 0),
     ],

@@ -157,7 +157,7 @@ def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.
         assert int(used.sum()) <= owner.budget
         assert (used.view(-1, case.pattern.of).sum(1) <= case.pattern.kept).all()
         again = start.clone()
-        again.view(-1)[owner.removed] = 0
+        again.view(-1)[owner.removed.indices] = 0
         owner.active.write(again)
         assert torch.equal(again, owner.weight)
         assert owner.reactivated() == int(((start == 0) & (owner.weight != 0)).sum())
@@ -251,7 +251,25 @@ def test_gone_on_from_saved_parts_at_any_step_it_ends_in_the_same_bits(*, case: 
     assert torch.equal(owner.weight, stopped.owner.weight)
     for name, tensor in owner.active.tensors().items():
         assert torch.equal(tensor, stopped.owner.active.tensors()[name])
-    assert torch.equal(owner.removed, stopped.owner.removed)
+    assert all(map(torch.equal, owner.removed.tensors().values(), stopped.owner.removed.tensors().values()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases, dtype=st.sampled_from([torch.float32, torch.bfloat16]), data=st.data())
+def test_from_any_state_it_goes_back_to_any_former_one(*, case: Case, dtype: torch.dtype, data: st.DataObject) -> None:
+    owner = case.owner(case.start(dtype))
+
+    def state() -> tuple[dict[str, Tensor], Tensor]:
+        return {name: tensor.clone() for name, tensor in owner.tensors().items()}, owner.weight.clone()
+
+    states = [state(), *(state() for _ in Life(case, owner))]
+    tensors, weight = states[data.draw(st.integers(0, len(states) - 1))]
+    owner.resume(tensors)
+    assert torch.equal(owner.weight, weight)
+    assert owner.tensors().keys() == tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in owner.tensors().items())
+    owner.resume(states[0][0])
+    assert torch.equal(owner.weight, case.start(dtype))
 
 
 def taken_up(case: Case, saved: RepairedLinear) -> RepairedLinear:

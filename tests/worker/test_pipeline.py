@@ -1,6 +1,7 @@
 """A job as the training process does it: what it says, and that an interruption changes no byte of the result."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -157,6 +158,31 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
         run.go()
     assert caught.value.needed > 0
     assert not run.all(Saved)
+
+
+def test_a_run_that_gets_worse_ends_early_with_its_best_state_and_so_does_one_that_was_interrupted(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    repair = {**SPEC["repair"], "learning_rate": 0.1, "evaluate_interval": 2, "patience": 1}
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair).go()
+    rows = {message.step: message.values for message in run.said if isinstance(message, Measured)}
+    losses = {step: values["held_out_loss"] for step, values in rows.items() if "held_out_loss" in values}
+    facts, result = Record.read(run.folder / RESULT).facts, run.said[-1]
+    assert isinstance(result, Finished)
+    assert facts.stopped_at == result.step == max(losses) == max(rows) < 8
+    assert facts.kept_at == min(losses, key=losses.__getitem__) == facts.stopped_at - 2
+    assert result.scores["repaired"] == pytest.approx(math.exp(losses[facts.kept_at]), rel=0.02)
+    said = (run.folder / RESULT / "README.md").read_text()
+    assert f"in {facts.stopped_at} of 8 steps" in said
+    assert f"The state after step {facts.kept_at} did best" in said
+    for stop in (1, facts.stopped_at - 1, facts.stopped_at):
+        first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
+        with pytest.raises(Cancelled):
+            first.go(stopping=lambda run=first, stop=stop: len(run.all(Measured)) == stop)  # type: ignore[misc]
+        second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:40], resume=stop, repair=repair)
+        for step in ("0", str(stop)):
+            shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
+        assert second.go().manifest() == run.manifest()
 
 
 def stopped(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:

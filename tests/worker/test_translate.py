@@ -23,6 +23,8 @@ REPAIR: dict[str, Any] = {
     "clip_norm": 0.5,
     "distill_weight": 0.5,
     "hidden_weight": 2.0,
+    "evaluate_interval": 3,
+    "patience": 2,
 }
 
 
