@@ -23,7 +23,7 @@ from pydantic import (
 
 from core import ids
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Raised with every change of what a request may hold, so that a worker leaves what it cannot know to a newer one."""
 
 
