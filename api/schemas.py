@@ -335,7 +335,7 @@ class Ready(BaseModel):
     model_config = example({"status": "ready", "checks": {"database": "ok", "storage": "ok", "broker": "ok"}})
 
     status: Literal["ready", "degraded"] = Field(
-        description="`degraded` while the broker is down: jobs still run, but start up to one sweep later."
+        description="`degraded` while the broker is down: running jobs go on, and new ones start when it is back."
     )
     checks: dict[str, str]
 

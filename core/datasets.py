@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core import ids
@@ -60,6 +60,15 @@ def check(stream: BinaryIO) -> Content:
     if flaws or not distinct or parse.format is None:
         raise _refused(flaws, records)
     return Content(digest.hexdigest(), size, records, parse.format)
+
+
+def earlier(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
+    """The tenant's dataset of this name and content, or None. Holds both until the transaction ends."""
+    shown = clean_name(name)
+    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{shown}", 0))
+    session.execute(select(lock))
+    same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == shown)
+    return session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1)).first()
 
 
 def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:

@@ -77,7 +77,8 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
     """End a key at once; again is no error. NOT_FOUND, or CONFLICT when a key would revoke itself.
 
-    So the key that revokes the others stays, and no tenant locks itself out.
+    So the key that revokes the others stays, and a tenant does not lock itself out, unless two of its keys revoke each
+    other at one moment.
     """
     query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant == tenant).with_for_update()
     key = session.scalar(query) if ids.is_id("key", key_id) else None

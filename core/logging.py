@@ -1,6 +1,6 @@
 """Logging: structlog for our lines and those of the libraries alike, one JSON object a line, or colours for a person.
 
-What is bound with `structlog.contextvars.bind_contextvars` (request_id, job_id, attempt) stands in every line.
+What is bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt) stands in every line.
 """
 
 import logging

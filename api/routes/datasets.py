@@ -47,6 +47,8 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
     """Upload a JSONL file, one record a line. Broken lines are named, and nothing is stored then.
 
+    The same file under the same name again is answered with the dataset that it made first.
+
     The form is read here and not by a parameter, so that nobody without a key can fill the disk.
     """
     async with request.form(max_files=1, max_fields=1) as form:
@@ -93,6 +95,9 @@ def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
     file.file.seek(0)
     services.storage.upload(file.file, content.object_key)
     with services.sessions.begin() as session:
-        row = datasets.add(session, caller.tenant, file.filename or "", content)
-        audit.note(session, caller, "create_dataset", row.id)
+        name = file.filename or ""
+        row = datasets.earlier(session, caller.tenant, name, content)
+        if row is None:
+            row = datasets.add(session, caller.tenant, name, content)
+            audit.note(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

@@ -17,7 +17,7 @@ from core.errors import Code, Flaw, ProblemError
 
 CHECK_SECONDS = 3.0
 NEEDED = ("database", "storage")
-"""Without the broker the service works on: the workers' sweep finds every job."""
+"""Without the broker running jobs go on and new ones are taken in; the sweep hints at them when it is back."""
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])

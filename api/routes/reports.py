@@ -32,6 +32,8 @@ from core.states import Status
 from core.tables import Checkpoint, JobMetric
 
 LOOK_SECONDS = 1.0
+STREAM_SECONDS = 300.0
+"""A stream ends after so long. Its reader goes on with `Last-Event-ID`, and shows its key again."""
 QUIET_SECONDS = 15.0
 """Proxies cut connections that are silent for longer."""
 STREAM_PAGE = 100
@@ -68,7 +70,7 @@ def list_job_events(
     after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Id of an event: those behind it.")] = 0,
     limit: Limit = 100,
 ) -> Response:
-    """What happened to a job. With `Accept: text/event-stream`, live until the job has ended."""
+    """What happened to a job. With `Accept: text/event-stream`, live until the job has ended, or for five minutes."""
     if "text/event-stream" in accept:
         return _stream(services, caller.tenant, job_id, after if last_event_id is None else last_event_id)
     with services.sessions.begin() as session:
@@ -160,9 +162,9 @@ def _stream(services: Services, tenant: str, job_id: str, after: int) -> Respons
 
 
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Events as they come, until the job's last one; no transaction is open in between."""
-    spoken = time.monotonic()
-    while True:
+    """Events as they come, until the job's last one or for a while; no transaction is open in between."""
+    began = spoken = time.monotonic()
+    while time.monotonic() - began < STREAM_SECONDS:
         rows, ended = await run_sync(_look, services, tenant, job_id, after)
         for row in rows:
             after = row.id

@@ -50,6 +50,14 @@ def test_equal_files_share_one_object_and_have_two_rows(app: FastAPI, client: Te
     assert ([row["id"] for row in rest["data"]], rest["has_more"]) == ([one["id"]], False)
 
 
+def test_an_upload_that_is_sent_again_makes_no_second_dataset(client: TestClient, new_client: NewClient) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = {answer.json()["id"] for answer in pool.map(lambda _: upload(client, RIGHT), range(8))}
+    assert [row["id"] for row in client.get("/datasets").json()["data"]] == list(made)
+    assert [entry["target"] for entry in client.get("/audit").json()["data"]] == list(made)
+    assert upload(new_client("theirs"), RIGHT).json()["id"] not in made
+
+
 @pytest.mark.parametrize(
     ("content", "param"),
     [(b'{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n', "line 3"), (b"", "file"), (b"PAR1\x00\xff", "line 1")],

@@ -85,6 +85,14 @@ def test_a_stream_of_one_server_tells_what_another_one_did(live: Client, other_l
     assert "event: job.cancelled" in seen
 
 
+def test_a_stream_ends_after_a_while_and_its_reader_shows_the_key_again(
+    live: Client, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.routes.reports.STREAM_SECONDS", 0.1)
+    answer = live.get(f"/jobs/{attempt.job_id}/events", headers=STREAM)
+    assert (answer.status_code, answer.text.count("event: ")) == (200, 2)
+
+
 def test_a_stream_holds_no_transaction_open(live: Client, attempt: Attempt, sessions: Sessions, app: FastAPI) -> None:
     with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
         lines = answer.iter_lines()
