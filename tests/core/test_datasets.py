@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -94,6 +97,21 @@ def test_a_line_of_boundless_length_is_refused_without_being_held(monkeypatch: p
 )
 def test_a_file_name_is_fit_to_be_shown(given: str, kept: str) -> None:
     assert datasets.clean_name(given) == kept
+
+
+def test_equal_uploads_at_once_make_one_dataset(sessions: Sessions) -> None:
+    content = datasets.Content("0" * 64, 30, 2, Format.TEXT)
+    start = threading.Barrier(4)
+
+    def store(_: int) -> str:
+        start.wait()
+        with sessions.begin() as session:
+            row = datasets.earlier(session, "ours", "x.jsonl", content)
+            time.sleep(0.05)  # for the others to look before this one has written
+            return (row or datasets.add(session, "ours", "x.jsonl", content)).id
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(store, range(4)))) == 1
 
 
 def test_datasets_are_their_tenants_own_and_listed_newest_first(sessions: Sessions) -> None:
