@@ -172,7 +172,11 @@ class Supervisor:
                 log.info("training.stopped")
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
-        """A state is stored: point to it, then let go of what it replaces."""
+        """A state is stored: point to it, then let go of what it replaces.
+
+        What was reported before it is written first: who goes on from it will not report that again.
+        """
+        self.ledger.flush()
         self.state |= {file["name"]: file for file in files}
         pointer = {"step": step, "files": list(self.state.values())}
         former = self.ledger.write(lambda session: attempts.save_resume(session, self.attempt, pointer))

@@ -93,6 +93,11 @@ class StandIn:
         self.evolve(6, 9)
         self.finish()
 
+    def report_and_save(self) -> None:
+        self.report()
+        self.save(3, pruned="p", run="r3")
+        time.sleep(60)
+
     def forge(self) -> None:
         (self.folder / RESULT).mkdir()
         (self.folder / RESULT / "manifest.json").write_text("no manifest")

@@ -106,6 +106,15 @@ def test_a_state_replaces_its_namesakes_and_the_next_attempt_gets_all_of_it(hous
     assert "attempt.resumed" in house.events(job_id)
 
 
+def test_what_was_reported_before_a_state_is_written_when_the_state_counts(
+    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.ledger.FLUSH_SECONDS", 1e9)
+    with Running(supervisor(house, "report_and_save")):
+        wait_for(lambda: house.job(job_id).resume is not None)
+        assert list(house.metrics(job_id)) == [1, 2, 3]
+
+
 def test_a_step_that_is_taken_again_tells_its_event_of_the_topology_once(house: House, job_id: str) -> None:
     for _ in range(2):
         supervisor(house, "succeed_when_resumed").run()
