@@ -79,11 +79,17 @@ def by_sparsegpt(
 
 
 def _stripes(weight: Float[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
-    """First column, end, and number of zeros of each block of columns; no group of a pattern is cut in two."""
+    """First column, end, and number of zeros of each block of columns; no group of a pattern is cut in two.
+
+    Each block gets its share of what is left, rounded down, so the last ones take up what rounding has left.
+    """
     cols, width = weight.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
+    left = rule.zeros
     for start in range(0, cols, width):
         end = min(start + width, cols)
-        yield start, end, rule.zeros * end // cols - rule.zeros * start // cols
+        count = left * (end - start) // (cols - start)
+        left -= count
+        yield start, end, count
 
 
 def _eliminate(
