@@ -280,7 +280,10 @@ class WorkerView(BaseModel):
 
     name: str
     host: str
-    device: str
+    device: str = Field(description="Its kind, `cpu` or `cuda`.")
+    device_name: str
+    memory: int = Field(description="Bytes on the device.")
+    disk: int = Field(description="Bytes free for a job's files when it was last seen.")
     versions: dict[str, str]
     busy: bool
     job_id: str | None = Field(description="The job that it runs, where that is one of yours.")
@@ -291,9 +294,9 @@ class WorkerView(BaseModel):
     @classmethod
     def of(cls, worker: Worker, job: Job | None, tenant: str) -> Self:
         """The view of a row, and of the job that it runs."""
-        names = ("name", "host", "device", "versions", "started_at", "seen_at", "consumed_at")
         mine = job.id if job and job.tenant == tenant else None
         more = {"busy": job is not None, "job_id": mine}
+        names = cls.model_fields.keys() - more
         return cls.model_validate({name: getattr(worker, name) for name in names} | more)
 
 
@@ -307,6 +310,9 @@ class WorkerList(BaseModel):
                     "name": "gpu-1:4242:9f86d081",
                     "host": "gpu-1",
                     "device": "cuda",
+                    "device_name": "NVIDIA H100 80GB HBM3",
+                    "memory": 85017493504,
+                    "disk": 512110190592,
                     "versions": {"seft": "0.1.0", "torch": "2.13.0"},
                     "busy": True,
                     "job_id": JOB_ID,

@@ -49,6 +49,9 @@ class Worker(TypedDict):
     name: str
     host: str
     device: str
+    device_name: str
+    memory: int
+    disk: int
     versions: dict[str, str]
     busy: bool
     job_id: str | None

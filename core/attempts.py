@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import fairness, ids
+from core.ability import BOUNDLESS, Ability
 from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
@@ -47,6 +48,8 @@ class Attempt:
     """It is to train no further."""
     micro_batch: int | None
     """Windows on the device at a time, where memory ran out before."""
+    has: Ability
+    """What its worker has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,15 @@ class Wishes:
     """To end training, and publish what there is."""
 
 
-def claim(session: Session, worker: str, lease_seconds: float, tenant_running: int = 0) -> Attempt | None:
-    """The job whose turn it is, now running under a new attempt; None when none waits.
+def claim(
+    session: Session, worker: str, lease_seconds: float, tenant_running: int = 0, has: Ability = BOUNDLESS
+) -> Attempt | None:
+    """The job whose turn it is, now running under a new attempt; None when none waits that this worker can do.
 
     A row that another worker is claiming is skipped, not waited for, and so is one whose request newer software took:
     it waits for a newer worker. One whose request this software refuses fails, and does not keep the others waiting.
     """
-    query = fairness.next_in_turn(session, tenant_running)
+    query = fairness.next_in_turn(session, has, tenant_running)
     while found := session.execute(query).first():
         job, dataset = found
         lease = _lease(lease_seconds)
@@ -80,7 +85,7 @@ def claim(session: Session, worker: str, lease_seconds: float, tenant_running: i
         ):
             raise LeaseLostError(f"{job.id} moved while its row was locked")
         if spec := _understood(session, job):
-            return _attempt(job, spec, dataset)
+            return _attempt(job, spec, dataset, has)
     return None
 
 
@@ -99,7 +104,7 @@ def _understood(session: Session, job: Job) -> JobSpec | None:
         return None
 
 
-def _attempt(job: Job, spec: JobSpec, dataset: Dataset) -> Attempt:
+def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt:
     """As the row was when it was found; its number has been raised since."""
     return Attempt(
         job_id=job.id,
@@ -112,6 +117,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset) -> Attempt:
         scores=job.scores,
         stopping=job.stopping,
         micro_batch=job.micro_batch,
+        has=has,
     )
 
 
@@ -174,11 +180,13 @@ def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None
 def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
     """Make `resume` the state that the next attempt starts from; returns the former one, whose objects may go.
 
-    A state further on forgives the failures before it: what is limited is how often a job fails at one place.
+    A state further on forgives the failures before it: what is limited is how often a job fails at one place. From now
+    on the job needs a device of the same kind.
     """
     former = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
     further = former is None or resume["step"] > former["step"]
-    _write(session, attempt, resume=resume, failures=0 if further else Job.failures)
+    needs = Job.needs.concat({"device": attempt.has.device})
+    _write(session, attempt, resume=resume, needs=needs, failures=0 if further else Job.failures)
     return former
 
 
@@ -225,13 +233,21 @@ def fail(
 
 
 def fail_for_memory(
-    session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, max_failures: int
+    session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, larger: bool, max_failures: int
 ) -> bool:
-    """End the attempt for want of memory: the user's error. Tried again once, with `micro_batch` where there is one.
+    """End the attempt for want of memory: the user's error. Tried again once with `micro_batch`, where there is one.
 
-    True when the job will be tried again.
+    After that, where a `larger` device of the kind is at hand, it is tried there, as it was asked for and with no
+    failure counted yet. True when the job will be tried again.
     """
-    if micro_batch is None or attempt.micro_batch is not None:
+    error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
+    if micro_batch is not None and attempt.micro_batch is None:
+        _requeue(session, attempt, Move.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch)
+    elif larger:
+        needs = {"device": attempt.has.device, "memory": attempt.has.memory + 1}
+        data = {"error": error, "needs": needs}
+        _requeue(session, attempt, Move.RETRIED, data, needs=Job.needs.concat(needs), micro_batch=None, failures=0)
+    else:
         return fail(
             session,
             attempt,
@@ -241,14 +257,15 @@ def fail_for_memory(
             retry=False,
             max_failures=max_failures,
         )
-    error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
-    _requeue(session, attempt, Move.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch)
     return True
 
 
 def set_aside(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
-    """Pause the job until there is room for so many bytes, or as was asked for; the attempt is not charged."""
-    _requeue(session, attempt, Move.RELEASED, {})
+    """Pause the job until there is room for so many bytes, or as was asked for; the attempt is not charged.
+
+    No worker without that room takes it from now on.
+    """
+    _requeue(session, attempt, Move.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
     if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:
         shelve(session, attempt.job_id, reason, message, needs=needs)
 

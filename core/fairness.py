@@ -5,8 +5,10 @@ from typing import Any
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from core import workers
+from core.ability import Ability, fits
 from core.errors import Code, ProblemError
-from core.specs import SPEC_VERSION
+from core.settings import Settings
 from core.states import Status
 from core.tables import Dataset, Job, Json
 
@@ -14,10 +16,10 @@ CLAIM_LOCK = 0x5EF72
 """Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
 
 
-def next_in_turn(session: Session, limit: int) -> Select[Job, Dataset]:
-    """The query of the job that is next, its row locked. No tenant gets more than `limit` running jobs; 0: any.
+def next_in_turn(session: Session, has: Ability, limit: int) -> Select[Job, Dataset]:
+    """The query of the job that is next for a worker who has this, its row locked.
 
-    What newer software took is left to a newer worker.
+    No tenant gets more than `limit` running jobs; 0: any. What newer software took is left to a newer worker.
     """
     running = (
         select(Job.tenant, func.count().label("jobs"))
@@ -30,7 +32,7 @@ def next_in_turn(session: Session, limit: int) -> Select[Job, Dataset]:
         select(Job, Dataset)
         .join(Dataset, Dataset.id == Job.dataset_id)
         .outerjoin(running, running.c.tenant == Job.tenant)
-        .where(Job.status == Status.QUEUED, Job.spec_version <= SPEC_VERSION)
+        .where(Job.status == Status.QUEUED, fits(has))
         .order_by(Job.priority.desc(), have, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
@@ -48,13 +50,28 @@ def check_waiting(session: Session, tenant: str, limit: int) -> None:
         raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of your jobs wait; {limit} may. {way_out}")
 
 
-def reason(session: Session, job: Job, limit: int) -> Json | None:
+def reason(session: Session, job: Job, settings: Settings) -> Json | None:
     """Why the job does not run: as its row says while it is paused, as the queue says while it is queued."""
     if job.status != Status.QUEUED:
         return job.reason
+    limit = settings.tenant_running
     if limit and (running := _count(session, job.tenant, Status.RUNNING)) >= limit:
         return _told("tenant_limit", f"{running} of your jobs run, and no more than {limit} may.")
-    return _told("in_turn", "It waits for a worker, and for the jobs before it.")
+    if workers.one_takes(session, job, settings.sweep_seconds):
+        return _told("in_turn", "It waits for a worker, and for the jobs before it.")
+    if not workers.count(session, settings.sweep_seconds):
+        return _told("no_worker", "No worker runs now.")
+    return _told("no_worker", f"No worker that runs now can take it: it needs {_needs(job)}.")
+
+
+def _needs(job: Job) -> str:
+    told = {
+        "device": "a device of the kind {}",
+        "memory": "{:,} bytes of memory on the device",
+        "disk": "{:,} bytes free on the disk",
+    }
+    needs = [told[name].format(job.needs[name]) for name in told if name in job.needs]
+    return " and ".join([*needs, "software as new as its request"])
 
 
 def _count(session: Session, tenant: str, *statuses: Status) -> int:

@@ -6,15 +6,15 @@ The sweep is a thread of every worker; an advisory lock lets one of them do the 
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import BigInteger, func, or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from core.ability import BOUNDLESS, Ability, fits
 from core.attempts import Fault
 from core.moves import move, requeue
 from core.states import Move, Reason, Status
 from core.tables import Job, JobEvent
 
-LARGEST = 2**63 - 1
 SWEEP_LOCK = 0x5EF7
 """Any number that no other advisory lock of this database uses; those of `core.jobs` are 64-bit hashes."""
 
@@ -32,20 +32,20 @@ def reap(session: Session, max_failures: int) -> list[str]:
     return [job.id for job in session.scalars(silent).all() if _take_back(session, job, max_failures)]
 
 
-def roomless(session: Session, reason: Reason, room: int = LARGEST) -> Sequence[str]:
-    """The jobs that are paused for this reason and need no more than `room` bytes, their rows locked; their ids."""
+def roomless(session: Session, reason: Reason, has: Ability = BOUNDLESS) -> Sequence[str]:
+    """The jobs that are paused for this reason and that such a worker could take, their rows locked; their ids."""
     paused = (
         select(Job.id)
         .where(Job.status == Status.PAUSED, Job.reason.has_key("needs"))
-        .where(Job.reason["code"].astext == reason, Job.reason["needs"].astext.cast(BigInteger) <= room)
+        .where(Job.reason["code"].astext == reason, fits(has))
         .with_for_update(skip_locked=True)
     )
     return session.scalars(paused).all()
 
 
-def resume_roomless(session: Session, reason: Reason, room: int) -> list[str]:
+def resume_roomless(session: Session, reason: Reason, has: Ability) -> list[str]:
     """Queue those jobs again."""
-    return [job_id for job_id in roomless(session, reason, room) if move(session, job_id, Move.RESUMED)]
+    return [job_id for job_id in roomless(session, reason, has) if move(session, job_id, Move.RESUMED)]
 
 
 def to_hint(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:

@@ -125,6 +125,8 @@ class Job(Base):
     """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" where there was no room."""
     micro_batch: Mapped[int | None]
     """Windows on the device at a time after memory ran out; None while it never did."""
+    needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    """What a worker must have to take it, as far as that is known: {"disk", "memory", "device"}, see `core.ability`."""
     lease_expires_at: Mapped[datetime | None]
     hinted_at: Mapped[datetime | None]
     """When a broker message last pointed here."""
@@ -197,6 +199,13 @@ class Worker(Base):
     host: Mapped[str]
     pid: Mapped[int]
     device: Mapped[str]
+    device_name: Mapped[str] = mapped_column(server_default=text("''"))
+    memory: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Bytes on its device."""
+    disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Bytes free for a job's files when it was last seen."""
+    spec_version: Mapped[int] = mapped_column(server_default=text("0"))
+    """The newest requests that it understands."""
     versions: Mapped[Json]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

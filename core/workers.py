@@ -8,13 +8,15 @@ import os
 import platform
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from core.ability import Ability, fits
 from core.settings import Settings
 from core.states import Status
 from core.tables import Job, Worker
@@ -27,17 +29,17 @@ DEAF = timedelta(seconds=600)
 """Nor is one that took no hint for so long while jobs wait; after failures a worker rests for half of it at most."""
 
 
-def seen(session: Session, name: str, settings: Settings) -> None:
+def seen(session: Session, name: str, has: Ability) -> None:
     """The worker's sweep goes round: make its row, or renew it; forget workers that are long gone."""
     row = {
         "name": name,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "device": settings.device,
         "versions": {each: version(each) for each in SOFTWARE} | {"python": platform.python_version()},
+        **asdict(has),
     }
-    made = insert(Worker).values(row)
-    session.execute(made.on_conflict_do_update(index_elements=["name"], set_={"seen_at": func.now()}))
+    fresh = {"seen_at": func.now(), "disk": has.disk}
+    session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["name"], set_=fresh))
     session.execute(delete(Worker).where(Worker.seen_at < func.now() - FORGOTTEN))
 
 
@@ -53,6 +55,27 @@ def all_of_them(session: Session) -> Sequence[tuple[Worker, Job | None]]:
     return [(worker, job) for worker, job in rows]
 
 
+def living(sweep_seconds: float) -> ColumnElement[bool]:
+    """Whether the query's worker was seen of late."""
+    return Worker.seen_at > func.now() - timedelta(seconds=ROUNDS * sweep_seconds)
+
+
+def count(session: Session, sweep_seconds: float) -> int:
+    """How many live."""
+    return session.scalar(select(func.count()).where(living(sweep_seconds))) or 0
+
+
+def one_takes(session: Session, job: Job, sweep_seconds: float) -> bool:
+    """Whether a living worker, were it free, could take the job."""
+    return bool(session.scalar(select(exists().where(Job.id == job.id, living(sweep_seconds), fits(Worker)))))
+
+
+def larger(session: Session, has: Ability, sweep_seconds: float) -> bool:
+    """Whether a worker lives that has a device of this kind with more memory."""
+    more = exists().where(living(sweep_seconds), Worker.device == has.device, Worker.memory > has.memory)
+    return bool(session.scalar(select(more)))
+
+
 def idle_and_deaf(session: Session, name: str) -> bool:
     """Whether jobs have waited for long while this worker, which runs none, took no hint."""
     late = func.now() - DEAF
@@ -64,7 +87,5 @@ def idle_and_deaf(session: Session, name: str) -> bool:
 
 def unwell(session: Session, host: str, settings: Settings) -> list[str]:
     """The workers of this host whose sweep has not been round for long, or that take no hints."""
-    late = timedelta(seconds=ROUNDS * settings.sweep_seconds)
-    names = session.scalars(select(Worker.name).where(Worker.host == host)).all()
-    silent = session.scalars(select(Worker.name).where(Worker.host == host, Worker.seen_at < func.now() - late)).all()
-    return [name for name in names if name in silent or idle_and_deaf(session, name)]
+    names = session.execute(select(Worker.name, living(settings.sweep_seconds)).where(Worker.host == host)).all()
+    return [name for name, lives in names if not lives or idle_and_deaf(session, name)]

@@ -17,6 +17,7 @@ from core.database import make_engine, make_sessions
 from core.logging import configure
 from core.queue import TASK, make_app
 from core.settings import Settings
+from worker import device
 from worker.attempt import TRAINING
 from worker.sweep import Sweep
 from worker.work import Work
@@ -26,6 +27,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
     """Serve until told to end; the exit status. `training` is the command that does a job."""
     settings = Settings()
     configure(settings)
+    device.find(settings.device)
     app = make_app(settings)
     work = Work(settings, app, training)
     app.task(work.__call__, name=TASK)

@@ -19,7 +19,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import attempts
+from core import attempts, workers
+from core.ability import CPU
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
 from core.settings import Settings
@@ -280,12 +281,14 @@ class Supervisor:
         )
 
     def _end_for_memory(self, error: AttemptError, session: Session) -> None:
-        spec, phase = self.attempt.spec, self.watchdog.phase
+        spec, phase, has = self.attempt.spec, self.watchdog.phase, self.attempt.has
+        of_device = not error.by_kernel or has.device == CPU
         attempts.fail_for_memory(
             session,
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
             micro_batch=memory.smaller(spec, phase, by_kernel=error.by_kernel),
+            larger=of_device and workers.larger(session, has, self.settings.sweep_seconds),
             max_failures=self.settings.max_failures,
         )
 

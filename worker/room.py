@@ -20,9 +20,18 @@ class NoRoomError(OSError):
 
 def make_sure(folder: Path, needed: int) -> None:
     """NoRoomError unless `needed` bytes can be written there and a reserve stays."""
-    free = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
-    if free < needed:
-        raise NoRoomError(folder, needed, free)
+    left = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
+    if left < needed:
+        raise NoRoomError(folder, needed, left)
+
+
+def free(folder: Path) -> int:
+    """Bytes free in a folder, which is made; 0 where there can be none, as the attempt that needs it will tell."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def demand(folder: Path, needed: int | None) -> int:

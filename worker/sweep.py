@@ -1,7 +1,6 @@
 """Finds what was lost: jobs whose worker fell silent, jobs whose hint was lost, what ended jobs have left behind."""
 
 import os
-import shutil
 import threading
 
 import structlog
@@ -12,7 +11,7 @@ from core import queue, recovery, workers
 from core.settings import Settings
 from core.states import Reason
 from core.storage import Storage
-from worker import litter
+from worker import device, litter
 
 BATCH = 16
 DEAF = 3
@@ -51,7 +50,7 @@ class Sweep(threading.Thread):
     def show_up(self) -> None:
         """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
         with self.sessions.begin() as session:
-            workers.seen(session, self.worker, self.settings)
+            workers.seen(session, self.worker, device.ability(self.settings))
             deaf = workers.idle_and_deaf(session, self.worker)
         self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
         if self.deaf_rounds > workers.ROUNDS:
@@ -67,22 +66,25 @@ class Sweep(threading.Thread):
 
     def resume_roomless(self) -> None:
         """Queue again what waits for room that is here now."""
-        self.settings.scratch.mkdir(parents=True, exist_ok=True)
-        room = {Reason.DISK_FULL: shutil.disk_usage(self.settings.scratch).free}
+        has, reasons = device.ability(self.settings), [Reason.DISK_FULL]
         with self.sessions.begin() as session:
-            waiting = recovery.roomless(session, Reason.STORAGE_FULL)
+            waiting = recovery.roomless(session, Reason.STORAGE_FULL, has)
         if waiting and self._storage_takes():
-            room[Reason.STORAGE_FULL] = recovery.LARGEST
+            reasons.append(Reason.STORAGE_FULL)
         with self.sessions.begin() as session:
-            resumed = [job for reason, free in room.items() for job in recovery.resume_roomless(session, reason, free)]
+            resumed = [job for reason in reasons for job in recovery.resume_roomless(session, reason, has)]
         for job_id in resumed:
             log.info("job.has_room", job=job_id)
 
     def hint_waiting(self) -> None:
-        """Hint at jobs that have waited for two rounds: their message may be lost."""
+        """Hint at jobs that have waited for two rounds: their message may be lost, or came to one who cannot do them.
+
+        So there are enough of them for all workers, and the broker gives them out in turn.
+        """
         with self.sessions.begin() as session:
             waiting = recovery.to_hint(session, 2 * self.settings.sweep_seconds, BATCH)
-        for _ in waiting:
+            living = workers.count(session, self.settings.sweep_seconds) if waiting else 0
+        for _ in range(max(len(waiting), living)):
             if not queue.hint(self.app):
                 break
 

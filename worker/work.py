@@ -14,6 +14,7 @@ from core.attempts import Attempt
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.storage import Storage
+from worker import device
 from worker.attempt import Supervisor
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
@@ -65,8 +66,8 @@ class Work:
         try:
             with self.sessions.begin() as session:
                 workers.consumed(session, self.name)
-                settings = self.settings
-                return attempts.claim(session, self.name, settings.lease_seconds, settings.tenant_running)
+                settings, has = self.settings, device.ability(self.settings)
+                return attempts.claim(session, self.name, settings.lease_seconds, settings.tenant_running, has)
         except SQLAlchemyError as error:
             log.warning("claim.failed", error=str(error))
             return None

@@ -80,8 +80,9 @@ def story(job: JobView) -> list[str]:
 
 def waiting(job: JobDetail) -> str:
     """Why a job does not run; nothing where it does."""
-    if job.queue_position is not None and (job.reason is None or job.reason.code == "in_turn"):
-        return "next to be taken" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
+    if job.queue_position is not None:
+        place = "next to be taken" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
+        return place if job.reason is None or job.reason.code == "in_turn" else f"{place}. {job.reason.message}"
     if job.reason is None:
         return ""
     return WAITS.get(job.reason.code, job.reason.message)

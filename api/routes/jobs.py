@@ -193,7 +193,7 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
 
 def detail(services: Services, session: Session, job: Job) -> JobDetail:
     """A job as its own page shows it."""
-    reason = fairness.reason(session, job, services.settings.tenant_running)
+    reason = fairness.reason(session, job, services.settings)
     return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason)
 
 

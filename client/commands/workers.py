@@ -10,10 +10,11 @@ def workers(as_json: AsJson = False) -> None:
         rows = (
             [
                 worker["name"],
-                worker["device"],
+                f"{worker['device']} {worker['device_name']}",
+                f"{worker['memory'] / 1e9:.1f} GB",
                 worker["job_id"] or ("busy" if worker["busy"] else ""),
                 worker["seen_at"],
             ]
             for worker in found
         )
-        show_rows(found, as_json, ("worker", "device", "job", "seen"), rows)
+        show_rows(found, as_json, ("worker", "device", "memory", "job", "seen"), rows)

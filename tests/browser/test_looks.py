@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 from core import workers
 from tests.browser.conftest import NewPerson, Person, Site
 from tests.browser.lives import Scores
+from tests.core.conftest import GPU
 
 AXE = (Path(__file__).parent / "vendored" / "axe.min.js").read_text()
 PHONE = {"width": 390, "height": 844}
@@ -31,7 +32,7 @@ def pages(site: Site) -> list[str]:
     site.life().prune(Scores())
     site.add_job(suffix="waiting")
     with site.sessions.begin() as session:
-        workers.seen(session, "gpu-1", site.settings)
+        workers.seen(session, "gpu-1", GPU)
     jobs = [f"/jobs/{job}" for job in (done, failed, running)]
     return [
         "/",

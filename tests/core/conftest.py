@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import datasets, jobs
+from core.ability import Ability
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.specs import JobSpec
@@ -14,6 +15,7 @@ from seft.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
+GPU = Ability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.save_resume(s, a, {"step": 1}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
-    lambda s, a: attempts.fail_for_memory(s, a, message="m", micro_batch=1, max_failures=3),
+    lambda s, a: attempts.fail_for_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
     lambda s, a: attempts.set_aside(s, a, Reason.DISK_FULL, "m", needs=1),
     attempts.release,
 ]

@@ -8,6 +8,7 @@ from sqlalchemy import text
 from core import attempts, datasets, fairness, jobs
 from core.attempts import Attempt
 from core.errors import Code, ProblemError
+from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 from seft.records import Format
@@ -54,17 +55,17 @@ def test_priority_goes_before_fairness(sessions: Sessions, make: Make) -> None:
     assert claims(sessions, 3) == [*ours, theirs]
 
 
-def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make) -> None:
+def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, settings: Settings) -> None:
     ours = [make("ours", 5) for _ in range(3)]
     theirs = make("theirs")
     assert claims(sessions, 4, limit=2) == [ours[0], ours[1], theirs, None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, ours[2])
-        told = fairness.reason(session, waiting, 2)
+        told = fairness.reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))
         assert told is not None
         assert told["code"] == "tenant_limit"
-        assert fairness.reason(session, waiting, 3) != told
-        assert fairness.reason(session, session.get_one(Job, theirs), 2) is None
+        assert fairness.reason(session, waiting, settings) != told
+        assert fairness.reason(session, session.get_one(Job, theirs), settings) is None
 
 
 def test_no_tenant_queues_more_jobs_than_it_may(sessions: Sessions, make: Make) -> None:

@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from core import attempts, jobs, recovery, wishes
+from core.ability import BOUNDLESS
 from core.attempts import Wishes
 from core.errors import Code, ProblemError
 from core.specs import JobSpec
@@ -64,7 +65,7 @@ def test_a_pause_asked_of_a_job_that_waits_for_room_outlasts_the_want_of_room(
         attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert code(ask(sessions, wishes.pause, job_id)) == Reason.ASKED
     with sessions.begin() as session:
-        assert recovery.resume_roomless(session, Reason.DISK_FULL, 2) == []
+        assert recovery.resume_roomless(session, Reason.DISK_FULL, BOUNDLESS) == []
     assert ask(sessions, wishes.resume, job_id).status == Status.QUEUED
 
 

@@ -5,7 +5,7 @@ from sqlalchemy import text
 from core import attempts, figures, workers
 from core.settings import Settings
 from core.tables import Worker
-from tests.core.conftest import MakeJob, Sessions
+from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.test_attempts import LEASE
 
 
@@ -14,9 +14,9 @@ def age(sessions: Sessions, statement: str) -> None:
         session.execute(text(statement))
 
 
-def host(sessions: Sessions, settings: Settings) -> str:
+def host(sessions: Sessions) -> str:
     with sessions.begin() as session:
-        workers.seen(session, "w1", settings)
+        workers.seen(session, "w1", GPU)
         return session.get_one(Worker, "w1").host
 
 
@@ -26,7 +26,7 @@ def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
 
 
 def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings: Settings, make_job: MakeJob) -> None:
-    host(sessions, settings)
+    host(sessions)
     job_id = make_job()
     with sessions.begin() as session:
         ((worker, job),) = workers.all_of_them(session)
@@ -42,7 +42,7 @@ def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings
 def test_a_worker_that_answers_and_takes_no_hint_while_jobs_wait_is_not_well(
     sessions: Sessions, settings: Settings, make_job: MakeJob
 ) -> None:
-    here = host(sessions, settings)
+    here = host(sessions)
     deaf = "UPDATE workers SET consumed_at = now() - interval '1 h'"
     age(sessions, deaf)
     assert unwell(sessions, here, settings) == [], "nothing waits"
@@ -59,7 +59,7 @@ def test_a_worker_that_answers_and_takes_no_hint_while_jobs_wait_is_not_well(
 def test_a_worker_that_runs_a_job_takes_no_hints_and_is_well(
     sessions: Sessions, settings: Settings, make_job: MakeJob
 ) -> None:
-    here = host(sessions, settings)
+    here = host(sessions)
     for _ in range(2):
         make_job()
     with sessions.begin() as session:
@@ -72,12 +72,12 @@ def test_a_worker_that_runs_a_job_takes_no_hints_and_is_well(
 def test_a_worker_whose_sweep_stands_still_is_not_well_and_forgotten_after_a_day(
     sessions: Sessions, settings: Settings
 ) -> None:
-    here = host(sessions, settings)
+    here = host(sessions)
     age(sessions, "UPDATE workers SET seen_at = now() - interval '1 h'")
     assert unwell(sessions, here, settings) == ["w1"]
     age(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
     with sessions.begin() as session:
-        workers.seen(session, "w2", settings)
+        workers.seen(session, "w2", GPU)
         assert [worker.name for worker, _ in workers.all_of_them(session)] == ["w2"]
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,8 @@ from botocore.exceptions import ClientError
 from pydantic import SecretStr
 from sqlalchemy import update
 
-from core import attempts, queue, recovery, wishes
+from core import attempts, queue, recovery, wishes, workers
+from core.ability import BOUNDLESS
 from core.states import Phase, Reason, Status
 from core.storage import Storage
 from core.tables import Job
@@ -274,8 +276,8 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: st
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
     assert job.reason["needs"] >= missing + (1 << 16) + RESERVE_BYTES
     with house.sessions.begin() as session:
-        assert recovery.resume_roomless(session, Reason.DISK_FULL, missing) == []
-        assert recovery.resume_roomless(session, Reason.STORAGE_FULL, recovery.LARGEST) == []
+        assert recovery.resume_roomless(session, Reason.DISK_FULL, replace(BOUNDLESS, disk=missing)) == []
+        assert recovery.resume_roomless(session, Reason.STORAGE_FULL, BOUNDLESS) == []
     sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
     sweep.resume_roomless()
     assert house.job(job_id).status == Status.QUEUED
@@ -295,6 +297,29 @@ def test_a_step_of_the_sweep_that_fails_keeps_no_other_from_being_taken(house: H
     Lame("worker-1", house.settings, app, house.sessions, house.storage).go_round()
     with redis.Redis.from_url(str(house.settings.broker_url)) as client:
         assert client.llen("seft") == 1
+
+
+def test_a_worker_without_the_room_that_a_job_needs_leaves_it_and_hints_reach_every_worker(
+    house: House, job_id: str
+) -> None:
+    supervisor(house, "fill_the_disk").run()
+    house.ask(wishes.resume, job_id)
+    with house.sessions.begin() as session:
+        session.execute(update(Job).values(needs={"disk": BOUNDLESS.disk}))
+        for name in ("worker-1", "worker-2", "worker-3"):
+            workers.seen(session, name, BOUNDLESS)
+    app = queue.make_app(house.settings)
+    work = Work(house.settings, app, (sys.executable, "-m", "tests.worker.stand_in", "succeed"))
+    work.sessions = house.sessions
+    work()
+    assert (house.job(job_id).status, house.job(job_id).attempt) == (Status.QUEUED, 1)
+    Sweep("worker-1", house.settings, app, house.sessions, house.storage).hint_waiting()
+    with redis.Redis.from_url(str(house.settings.broker_url)) as client:
+        assert client.llen("seft") == 3
+    with house.sessions.begin() as session:
+        session.execute(update(Job).values(needs={"disk": 1}))
+    work()
+    assert house.job(job_id).status == Status.SUCCEEDED
 
 
 def test_a_bucket_that_is_away_takes_nothing(house: House) -> None:

@@ -16,6 +16,7 @@ from core.attempts import Attempt
 from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
+from tests.core.conftest import GPU
 
 EVIL = "<script>alert('&')</script>"
 
@@ -51,8 +52,11 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert "No worker is here" in browser.show("/")
     settings = app.state.services.settings
     with sessions.begin() as session:
-        workers.seen(session, "gpu-1", settings)
-    assert ">idle<" in browser.show("/workers")
+        workers.seen(session, "gpu-1", GPU)
+    page = browser.show("/workers")
+    assert ">idle<" in page
+    assert f"{GPU.device_name}<br>" in page
+    assert "85.9 GB of memory, 537 GB of disk free" in page
     assert "No worker is here" not in browser.show("/")
     with sessions.begin() as session:
         assert attempts.claim(session, "gpu-1", 60)

@@ -1,0 +1,72 @@
+"""What this worker has, for its row and its claims.
+
+CUDA never enters the worker's own process: `python -m worker.device NAME` asks torch, once, for what training will get.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from core.ability import CPU, Ability
+from core.settings import Settings
+from worker import room
+
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Where none of these is, torch finds no device, and need not be loaded to say so."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+class Device(NamedTuple):
+    """A device that training runs on."""
+
+    kind: str
+    name: str
+    memory: int
+
+
+def ability(settings: Settings) -> Ability:
+    """What the worker has at this moment."""
+    return Ability(*find(settings.device), disk=room.free(settings.scratch))
+
+
+@cache
+def find(name: str) -> Device:
+    """The device that the setting names; CalledProcessError where it is not there."""
+    if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
+        return processor()
+    return asked(name)
+
+
+def asked(name: str) -> Device:
+    """As torch says."""
+    asking = [sys.executable, "-m", "worker.device", name]
+    return Device(*json.loads(subprocess.run(asking, stdout=subprocess.PIPE, check=True).stdout))
+
+
+def processor() -> Device:
+    """The machine itself, or the part of its memory that the container may use."""
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(CPU, platform.machine(), memory if limit == "max" else min(memory, int(limit)))
+
+
+def main(name: str) -> None:
+    """Print the device as a list in JSON."""
+    import torch
+
+    device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)
+    if device.type == CPU:
+        found = processor()
+    else:
+        properties = torch.cuda.get_device_properties(device)
+        found = Device(device.type, properties.name, properties.total_memory)
+    sys.stdout.write(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
