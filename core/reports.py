@@ -1,13 +1,20 @@
 """What a job has to tell: events, metrics, checkpoints. The caller has made sure that the job is the tenant's."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Double, cast, func, select, true
+from sqlalchemy import BigInteger, ColumnElement, Double, cast, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from core.attempts import TOPOLOGY_EVOLVED
 from core.tables import Checkpoint, JobEvent, JobMetric, Json
+
+CHANGES = ("dropped", "grown", "reactivated", "pruned")
+"""What an event of the topology counts."""
+LAYERS = "layers"
+"""Where it counts them for each layer: the one part of any event that is long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,15 @@ class Thinned:
     values: Json
 
 
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """A run of neighbouring events of the topology: the step of the last, the sums, and one count for each layer."""
+
+    step: int
+    sums: dict[str, int]
+    layers: dict[str, int]
+
+
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
     """Up to `limit` events behind the event `after`, oldest first; and whether there are more."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
@@ -27,9 +43,11 @@ def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Se
 
 
 def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:
-    """The last `limit` events, the newest first."""
-    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc())
-    return session.scalars(query.limit(limit)).all()
+    """The last `limit` events, the newest first, without what they tell of each layer; detached from the session."""
+    short = JobEvent.data.op("-")(LAYERS).label("data")
+    query = select(JobEvent.id, JobEvent.job_id, JobEvent.attempt, JobEvent.type, short, JobEvent.created_at)
+    rows = session.execute(query.where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(limit))
+    return [JobEvent(**row) for row in rows.mappings()]
 
 
 def events_of(session: Session, job_id: str, type: str, *, limit: int) -> Sequence[JobEvent]:  # noqa: A002
@@ -71,6 +89,26 @@ def metrics_thinned(session: Session, job_id: str, *, after_step: int, points: i
         .order_by(ends_of.c.step)
     )
     return [Thinned(*row) for row in session.execute(query)]
+
+
+def evolution(session: Session, job_id: str, *, of: str, most: int) -> list[Evolution]:
+    """The events of the topology in order, as at most `most` runs of one length; `of` is the count told by layer."""
+    run = func.ntile(most).over(order_by=JobEvent.id).label("run")
+    mine = (JobEvent.job_id == job_id, JobEvent.type == TOPOLOGY_EVOLVED)
+    told = select(run, JobEvent.data).where(*mine).cte()
+    layer = func.jsonb_each(told.c.data[LAYERS]).table_valued(column("key"), column("value", JSONB))
+    by_layer = select(told.c.run, layer.c.key, _total(layer.c.value, of)).join(layer, true())
+    layers: dict[int, dict[str, int]] = defaultdict(dict)
+    for number, name, count in session.execute(by_layer.group_by(told.c.run, layer.c.key)):
+        layers[number][name] = count
+    sums = [_total(told.c.data, name) for name in CHANGES]
+    whole = select(told.c.run, func.max(told.c.data["step"].as_integer()), *sums)
+    rows = session.execute(whole.group_by(told.c.run).order_by(told.c.run))
+    return [Evolution(step, dict(zip(CHANGES, counts, strict=True)), layers[number]) for number, step, *counts in rows]
+
+
+def _total(told: ColumnElement[Json], name: str) -> ColumnElement[int]:
+    return cast(func.sum(cast(told[name].astext, BigInteger)), BigInteger)
 
 
 def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:

@@ -39,7 +39,7 @@ from seft.source import ModelSource, find
 from seft.text import beginning, encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
-from worker import room
+from worker import room, usage
 from worker.meter import Stage, progress, stages
 from worker.protocol import (
     DATA,
@@ -192,6 +192,7 @@ class Pipeline:
                 del found["layers"]
             del found["step"]
             values |= found
+        values["memory_bytes"] = usage.taken(self._device)
         self.say(Measured(step=self.step, values=values))
 
     @property

@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import attempts
 from core.attempts import Attempt, Fault
+from core.reports import CHANGES
 from core.states import Phase
 from core.storage import Storage
 
@@ -54,6 +56,9 @@ class Life:
         rows = [(step, dict(self._measured(step))) for step in range(first + 1, last + 1)]
         with self.sessions.begin() as session:
             attempts.metrics(session, self.attempt, rows)
+            for step, values in rows:
+                if "grown" in values:
+                    attempts.evolved(session, self.attempt, self._evolved(step, values))
             share = 0.4 + 0.5 * last / self.steps
             attempts.progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
 
@@ -100,12 +105,27 @@ class Life:
         yield "loss", 3.35 + 1.25 * math.exp(-5 * share) + 0.12 * wave
         yield "learning_rate", 0.003 * min(1.0, step / 20) * (1 - share)
         yield "tokens_per_second", 5210 + 140 * wave - (900 if step % interval == 0 else 0)
+        yield "memory_bytes", 3.1e9 + 4e8 * share + (3e8 if step % interval == 0 else 0)
+        if step % (2 * interval) == 0:
+            yield "held_out_loss", 3.42 + 1.1 * math.exp(-4 * share)
         if step % interval == 0 and share <= 0.75:
             grown = round(106_000 * (1 - share))
             yield "dropped", grown
             yield "grown", grown
             yield "reactivated", round(grown * 0.31)
             yield "pruned", round(grown * 0.3)
+
+    def _evolved(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+        """The sums of a step, spread over the layers: most of it in the middle blocks at first, later in the last."""
+        names = list(self._layers())
+        weights = [1 + math.sin(3 * n / len(names) + 2 * step / self.steps) + n % 7 / 3 for n in range(len(names))]
+        changes = {name: round(values[name]) for name in CHANGES}
+        shares = [weight / sum(weights) for weight in weights]
+        layers = {
+            name: {change: round(count * share) for change, count in changes.items()}
+            for name, share in zip(names, shares, strict=True)
+        }
+        return {"step": step, **changes, "layers": layers}
 
     def _layers(self) -> dict[str, dict[str, int]]:
         """Shares that differ a little from layer to layer."""

@@ -1,5 +1,6 @@
 """A person signs in, uploads, errs, starts, watches, downloads, compares and cancels."""
 
+import re
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -69,12 +70,21 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
         "before => document.querySelector('[data-chart=loss] .plot').getAttribute('aria-label') !== before", arg=before
     )
     expect(page.locator('[data-chart="topology"] canvas')).to_be_visible()
+    expect(page.locator(".map")).to_have_count(7)
+    up = page.locator(".map", has_text="up_proj").locator("canvas")
+    grown = up.get_attribute("aria-label")
+    page.locator(".choice").get_by_text("pruned").click()
+    expect(up).not_to_have_attribute("aria-label", grown or "")
+    up.hover(position={"x": 2, "y": 2})
+    expect(page.locator("[data-pointed]")).to_have_text(re.compile(r"block 0, mlp.up_proj, step 60: \d+ pruned"))
+    page.get_by_text("As tables").click()
+    expect(page.get_by_role("table", name="At each event").get_by_role("row")).to_have_count(2)
     life.finish(Scores())
     expect(page.locator(".badge").first).to_have_text("succeeded")
     expect(page.locator(".story")).to_contain_text(
         "tiny · 60 % · perplexity 20.6 → 90.2 → 31.4 · 71 % of the loss won back"
     )
-    expect(page.locator(".grid .cell")).to_have_count(210)
+    expect(page.locator(".grid .bar")).to_have_count(210)
     assert page.evaluate("window.kept"), "all of it without loading the page anew"
     with page.expect_download() as download:
         page.get_by_role("link", name="config.json").click()

@@ -117,7 +117,9 @@ def test_events_of_the_topology_are_told_for_each_layer_and_their_sums_are_in_th
             assert getattr(event, name) == rows[event.step][name] == total
     assert told[0].reactivated > 0
     assert len({layer.reactivated for layer in told[0].layers.values()}) > 1
-    assert all(set(rows[step]) == {"loss", "learning_rate", "tokens_per_second"} for step in (2, 4, 5, 7, 8))
+    every = {"loss", "learning_rate", "tokens_per_second", "memory_bytes"}
+    assert all(set(rows[step]) == every for step in (2, 4, 5, 7, 8))
+    assert all(1e8 < values["memory_bytes"] < 1e11 for values in rows.values()), "of a process with torch, in bytes"
 
 
 def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(

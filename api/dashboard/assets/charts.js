@@ -3,7 +3,6 @@
 
 (() => {
   const COLOURS = ["#6d66f2", "#14b8a6", "#f59e0b", "#ec4899", "#0ea5e9", "#84a31c"];
-  const CHANGES = ["grown", "reactivated", "dropped", "pruned"];
   const SMOOTHING = 0.9;
   const HEIGHT = 200;
   const drawn = new Map();
@@ -26,19 +25,25 @@
     return size >= 1000 ? Math.round(value).toLocaleString("en").replaceAll(",", "\u202f") : String(Number(value.toPrecision(4)));
   };
 
+  const size = (bytes) => {
+    if (bytes === null || bytes === undefined) return "–";
+    const power = bytes >= 1 ? Math.min(4, Math.floor(Math.log10(bytes) / 3)) : 0;
+    return `${Number((bytes / 1000 ** power).toPrecision(3))} ${["B", "kB", "MB", "GB", "TB"][power]}`;
+  };
+
   const axis = (figure, more) => ({
-    stroke: getComputedStyle(figure.querySelector("figcaption")).color,
+    stroke: getComputedStyle(figure.querySelector("figcaption, .plot")).color,
     grid: { stroke: getComputedStyle(figure).borderTopColor, width: 1 },
     ticks: { show: false },
     font: `11px ${getComputedStyle(document.body).fontFamily}`,
     ...more,
   });
 
-  const draw = (figure, step, series) => {
+  const draw = (figure, step, series, say = told) => {
     const place = figure.querySelector(".plot");
     drawn.get(figure)?.plot?.destroy();
     place.replaceChildren();
-    drawn.set(figure, { step, series, plot: null });
+    drawn.set(figure, { step, series, say, plot: null });
     if (!step.length || !series.some(({ values }) => values.some((value) => value !== null))) {
       const silent = document.createElement("p");
       silent.className = "silent";
@@ -53,21 +58,21 @@
       scales: { x: { time: false } },
       legend: { live: true },
       cursor: { y: false, points: { size: 6 } },
-      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, bars, shown }) => ({
+      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, bars, shown, points }) => ({
         label,
         stroke,
         fill: bars ? stroke : undefined,
         width: bars ? 0 : width ?? 1.75,
         spanGaps: true,
-        points: { show: false },
+        points: { show: Boolean(points), size: 6, fill: stroke },
         paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
-        value: (_, value, __, at) => told(shown && at !== null ? shown[at] : value),
+        value: (_, value, __, at) => say(shown && at !== null ? shown[at] : value),
       }))],
-      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => told(mirrored ? Math.abs(tick) : tick)) })],
+      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
     };
     if (mirrored) options.scales.x.range = (_, low, high) => { const gap = (high - low || step[0]) / step.length / 1.5; return [low - gap, high + gap]; };
     drawn.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], place);
-    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${told((shown ?? values).findLast((value) => value !== null))}`).join(", "));
+    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${say((shown ?? values).findLast((value) => value !== null))}`).join(", "));
     figure.querySelector(".plot").setAttribute("role", "img");
   };
 
@@ -84,26 +89,15 @@
 
   const drawJob = (root, { step, values }) => {
     const loss = values.loss ?? [];
+    const heldOut = values.held_out_loss ?? [];
     draw(chart(root, "loss"), step, [
       { label: "Raw", stroke: `${COLOURS[0]}55`, width: 1, values: loss },
       { label: "Smoothed", stroke: COLOURS[0], width: 2, values: smooth(loss) },
+      ...(heldOut.length ? [{ label: "Held out", stroke: COLOURS[1], points: true, values: heldOut }] : []),
     ]);
     draw(chart(root, "learning_rate"), step, [{ label: "Rate", stroke: COLOURS[1], values: values.learning_rate ?? [] }]);
     draw(chart(root, "tokens_per_second"), step, [{ label: "Tokens/s", stroke: COLOURS[4], values: values.tokens_per_second ?? [] }]);
-    drawTopology(chart(root, "topology"), step, values);
-  };
-
-  // What joined the active set goes up, what left it or became zero goes down.
-  const drawTopology = (figure, step, values) => {
-    const at = step.map((_, place) => place).filter((place) => CHANGES.some((name) => (values[name]?.[place] ?? null) !== null));
-    const [grown, reactivated, dropped, pruned] = CHANGES.map((name) => at.map((place) => values[name]?.[place] ?? 0));
-    const bar = (label, stroke, heights, shown) => ({ label, stroke, bars: true, values: heights, shown });
-    draw(figure, at.map((place) => step[place]), [
-      bar("Grown", "#14b8a666", grown, grown),
-      bar("of these from zero", "#14b8a6", reactivated, reactivated),
-      bar("Pruned", "#f59e0b", pruned.map((count, place) => -count - dropped[place]), pruned),
-      bar("Dropped", "#6d66f2", dropped.map((count) => -count), dropped),
-    ]);
+    draw(chart(root, "memory"), step, [{ label: "Memory", stroke: COLOURS[3], values: values.memory_bytes ?? [] }], size);
   };
 
   let drawing = false;
@@ -135,7 +129,9 @@
     draw(chart(root, "learning_rate"), step, over("learning_rate", (values) => values));
   };
 
-  const again = () => { for (const [figure, { step, series }] of drawn) draw(figure, step, series); };
+  const again = () => { for (const [figure, { step, series, say }] of drawn) draw(figure, step, series, say); };
+
+  globalThis.charts = { COLOURS, draw, fetchSeries, told };
 
   document.addEventListener("theme", again);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);

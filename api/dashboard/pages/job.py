@@ -18,13 +18,15 @@ from api.routes.jobs import detail
 from api.routes.wishes import ask
 from api.schemas import EventView
 from core import jobs, reports
-from core.attempts import PHASE_BEGAN
+from core.attempts import PHASE_BEGAN, TOPOLOGY_EVOLVED
 from core.errors import Code, ProblemError
 from core.tables import Checkpoint
 
 EVENTS = 50
 POINTS = 600
 """Of a curve: as many as a wide screen tells apart."""
+RUNS = 60
+"""Of events of the topology, side by side in one picture."""
 PHASES = 200
 
 JobId = Annotated[str, Path()]
@@ -48,6 +50,8 @@ def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refus
         job=job,
         legs=legs(job, began),
         events=[line(event) for event in latest],
+        evolved=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
+        changes=reports.CHANGES,
         checkpoints=checkpoints,
         layers=layers.grid(services.storage, checkpoints[-1]) if checkpoints else None,
         offers=offers(job) if visitor.may_write else [],
@@ -66,6 +70,15 @@ def series(request: Request, services: Here, visitor: Signed, job_id: JobId) -> 
     values = {name: [row.values.get(name) for row in rows] for name in names}
     body = json.dumps({"step": [row.step for row in rows], "values": values})
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
+
+
+@router.get("/topology")
+def topology(request: Request, services: Here, visitor: Signed, job_id: JobId, of: str = "") -> Response:
+    """The job's events of the topology, as `layers.life` puts them; `of` is what is counted by layer."""
+    with services.sessions.begin() as session:
+        job = jobs.get(session, visitor.caller.tenant, job_id)
+        runs = reports.evolution(session, job.id, of=of if of in reports.CHANGES else "grown", most=RUNS)
+    return tagged(json.dumps(layers.life(runs)), request.headers.get("if-none-match", ""), "application/json")
 
 
 @router.get("/checkpoints/{checkpoint_id}/{name:path}")

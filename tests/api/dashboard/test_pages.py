@@ -1,5 +1,6 @@
 """Pages: every one of them, what a stranger sees, what is escaped, what a poller is spared."""
 
+import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,8 +12,10 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from core import attempts, workers
+from api.dashboard.pages.job import RUNS
+from core import attempts, reports, workers
 from core.attempts import Attempt
+from core.reports import CHANGES
 from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
@@ -99,7 +102,11 @@ def test_a_stranger_sees_nothing_of_another_tenant(
             assert ours not in answer.text.replace(f"There is no job &#39;{evil_job}&#39;", ""), path
         if not path.startswith("/jobs?q"):
             assert "alert" not in answer.text, path
-    for path in (f"/jobs/{evil_job}/series", f"/jobs/{evil_job}/checkpoints/ckpt_1/config.json"):
+    for path in (
+        f"/jobs/{evil_job}/series",
+        f"/jobs/{evil_job}/topology",
+        f"/jobs/{evil_job}/checkpoints/ckpt_1/config.json",
+    ):
         assert stranger.get(ROOT + path).status_code == 404
     for wish in ("cancel", "pause", "stop"):
         assert stranger.submit(f"/jobs/{evil_job}/{wish}").status_code == 404
@@ -107,7 +114,7 @@ def test_a_stranger_sees_nothing_of_another_tenant(
 
 
 def test_a_poller_is_spared_a_page_that_has_not_changed(browser: Browser, client: TestClient, attempt: Attempt) -> None:
-    for path in ("/", "/jobs", f"/jobs/{attempt.job_id}", f"/jobs/{attempt.job_id}/series"):
+    for path in ("/", "/jobs", *(f"/jobs/{attempt.job_id}{part}" for part in ("", "/series", "/topology"))):
         first = browser.get(ROOT + path)
         again = browser.get(ROOT + path, headers={"If-None-Match": first.headers["etag"]})
         assert (again.status_code, again.content) == (304, b""), path
@@ -115,6 +122,42 @@ def test_a_poller_is_spared_a_page_that_has_not_changed(browser: Browser, client
     seen = browser.get(f"{ROOT}/jobs/{attempt.job_id}").headers["etag"]
     client.post(f"/jobs/{attempt.job_id}/cancel")
     assert browser.get(f"{ROOT}/jobs/{attempt.job_id}", headers={"If-None-Match": seen}).status_code == 200
+
+
+def test_the_life_of_a_topology_is_every_event_summed_into_runs(
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
+) -> None:
+    names = {
+        "model.layers.0.self_attn.q_proj": ("self_attn.q_proj", 0),
+        "model.layers.0.mlp.experts.up_proj[0]": ("mlp.experts.up_proj", 0),
+        "model.layers.0.mlp.experts.up_proj[11]": ("mlp.experts.up_proj", 0),
+        "model.layers.10.self_attn.q_proj": ("self_attn.q_proj", 10),
+        "model.layers.2.mlp.experts.7.up_proj": ("mlp.experts.up_proj", 2),
+    }
+    events = 2 * RUNS
+    counts = {(event, name): event * 10**7 + at for event in range(events) for at, name in enumerate(names)}
+    with sessions.begin() as session:
+        for event in range(events):
+            layers = {name: {each: n * counts[event, name] for n, each in enumerate(CHANGES)} for name in names}
+            sums = {each: sum(layer[each] for layer in layers.values()) for each in CHANGES}
+            attempts.evolved(session, attempt, {"step": event, **sums, "layers": layers})
+    path = f"/jobs/{attempt.job_id}"
+    for n, of in enumerate(CHANGES):
+        life = json.loads(browser.show(f"{path}/topology?of={of}"))
+        assert life["step"] == list(range(1, events, 2))
+        assert life["blocks"] == [0, 2, 10]
+        assert [part["name"] for part in life["parts"]] == ["self_attn.q_proj", "mlp.experts.up_proj"]
+        whole = {part["name"]: part["cells"] for part in life["parts"]}
+        expected = {part: [[0] * RUNS for _ in range(3)] for part in whole}
+        for (event, name), count in counts.items():
+            part, block = names[name]
+            expected[part][life["blocks"].index(block)][event // 2] += n * count
+        assert whole == expected
+        rows = [row for cells in whole.values() for row in cells]
+        assert life["sums"][of] == [sum(column) for column in zip(*rows, strict=True)]
+    assert f"Topology evolved after step {events - 1}" in visible(browser.show(path))
+    with sessions.begin() as session:
+        assert all("layers" not in event.data for event in reports.latest_events(session, attempt.job_id, limit=9))
 
 
 def test_what_is_not_there_is_told_on_a_page(browser: Browser) -> None:
