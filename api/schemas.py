@@ -200,13 +200,13 @@ class CheckpointView(BaseModel):
     scores: dict[str, float]
     files: list[FileView]
     created_at: datetime
+    expires_at: datetime | None = Field(description="When it is deleted; `null`: never.")
 
     @classmethod
     def of(cls, row: Checkpoint, files: list[FileView]) -> Self:
         """The view of a row, with links."""
-        return cls(
-            id=row.id, step=row.step, sha256=row.sha256, scores=row.scores, files=files, created_at=row.created_at
-        )
+        names = cls.model_fields.keys() - {"files"}
+        return cls.model_validate({name: getattr(row, name) for name in names} | {"files": files})
 
 
 class CheckpointList(BaseModel):
@@ -229,6 +229,7 @@ class CheckpointList(BaseModel):
                         }
                     ],
                     "created_at": TIME,
+                    "expires_at": "2026-03-02T12:00:00Z",
                 }
             ]
         }

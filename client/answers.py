@@ -96,6 +96,7 @@ class Checkpoint(TypedDict):
     scores: dict[str, float]
     files: list[File]
     created_at: str
+    expires_at: str | None
 
 
 class Key(TypedDict):

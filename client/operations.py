@@ -190,7 +190,8 @@ class Operations:
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
             job = yield from self._get(f"/jobs/{job_id}")
-            raise ClientError(f"{job_id} has published no checkpoint; it is {job['status']}.")
+            gone = ", and its checkpoint has expired" if job["status"] == "succeeded" else ""
+            raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}.")
         wanted = checkpoints[-1]
 
         def again() -> Steps[Checkpoint]:

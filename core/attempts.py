@@ -200,10 +200,15 @@ def publish(
     files: list[Json],
     scores: dict[str, float],
     measured: Json,
+    days: int = 0,
 ) -> None:
-    """The job has succeeded with this checkpoint, all of whose objects are in place under `prefix`."""
+    """The job has succeeded with this checkpoint, all of whose objects are in place under `prefix`.
+
+    It is kept for so many days; 0: for good.
+    """
     checkpoint_id = ids.new("ckpt")
-    data = {"checkpoint": checkpoint_id, "sha256": sha256}
+    expires = session.scalars(select(func.now())).one() + timedelta(days=days) if days else None
+    data = {"checkpoint": checkpoint_id, "sha256": sha256, "expires_at": expires and expires.isoformat()}
     _move(session, attempt, Move.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
     session.add(
         Checkpoint(
@@ -215,6 +220,7 @@ def publish(
             sha256=sha256,
             files=files,
             scores=scores,
+            expires_at=expires,
         )
     )
 

@@ -6,6 +6,7 @@ What a record is, `seft.records` says; a refused upload leaves neither object no
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import BinaryIO
 
 from sqlalchemy import func, select
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from core import ids
 from core.errors import Code, Flaw, ProblemError
+from core.storage import Storage
 from core.tables import Dataset
 from seft.errors import RecordError
 from seft.records import WAY_OUT, Format, Parser, Record
@@ -21,6 +23,7 @@ FLAWS = 20
 """Reading ends at so many broken lines."""
 LINE_BYTES = 16 << 20
 NAME_CHARACTERS = 255
+KEPT = Dataset.deleted_at.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ def earlier(session: Session, tenant: str, name: str, content: Content) -> Datas
     shown = clean_name(name)
     lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{shown}", 0))
     session.execute(select(lock))
-    same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == shown)
+    same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == shown, KEPT)
     return session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1)).first()
 
 
@@ -91,7 +94,7 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
 
 def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
     """The tenant's dataset, or NOT_FOUND."""
-    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant)
+    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant, KEPT)
     row = session.scalar(query) if ids.is_id("file", dataset_id) else None
     if row is None:
         raise ProblemError(Code.NOT_FOUND, f"There is no dataset {dataset_id!r}. GET /datasets lists yours.")
@@ -100,11 +103,35 @@ def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
 
 def page(session: Session, tenant: str, *, after: str | None = None, limit: int) -> tuple[Sequence[Dataset], bool]:
     """Up to `limit` datasets, newest first, those older than `after`; and whether there are more."""
-    query = select(Dataset).where(Dataset.tenant == tenant).order_by(Dataset.id.desc()).limit(limit + 1)
+    query = select(Dataset).where(Dataset.tenant == tenant, KEPT).order_by(Dataset.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Dataset.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
+
+
+def must_be_stored(session: Session, storage: Storage, content: Content) -> None:
+    """UNAVAILABLE where the object went in the moment between its upload and its row; from now on the row holds it."""
+    _hold(session, content.object_key)
+    if storage.modified(content.object_key) is None:
+        detail = "An equal file was deleted while this one was sent. Send it again."
+        raise ProblemError(Code.UNAVAILABLE, detail, retry_after=1)
+
+
+def delete_object(session: Session, storage: Storage, key: str, before: datetime) -> bool:
+    """Delete an object that no row names and that is older than `before`; whether it was one."""
+    _hold(session, key)
+    modified = storage.modified(key)
+    named = session.scalar(select(Dataset.id).where(Dataset.object_key == key, KEPT).limit(1))
+    if named or modified is None or modified >= before:
+        return False
+    storage.delete([key])
+    return True
+
+
+def _hold(session: Session, key: str) -> None:
+    """Until the transaction ends nobody else deletes the object, or makes a row that names it."""
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
 def clean_name(name: str) -> str:

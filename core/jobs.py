@@ -146,7 +146,9 @@ def position(session: Session, job: Job) -> int | None:
 
 def check_dataset(session: Session, tenant: str, dataset_id: str) -> None:
     """INVALID_REQUEST when the tenant has no such dataset."""
-    row = session.scalar(select(Dataset.id).where(Dataset.id == dataset_id, Dataset.tenant == tenant))
+    mine = (Dataset.id == dataset_id, Dataset.tenant == tenant, Dataset.deleted_at.is_(None))
+    # Whoever would delete it waits for this transaction, and sees the job then.
+    row = session.scalar(select(Dataset.id).where(*mine).with_for_update(read=True, key_share=True))
     if row is None:
         flaw = Flaw(
             "dataset", "names an uploaded dataset", dataset_id, "Upload one with POST /datasets and give its id."

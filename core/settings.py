@@ -46,6 +46,15 @@ class Settings(BaseSettings):
     tenant_waiting: int = Field(
         default=0, ge=0, description="Jobs of one tenant that wait, queued or paused, at a time; 0: any number."
     )
+    checkpoint_days: int = Field(
+        default=0, ge=0, description="No checkpoint is kept for more days, whatever its job asks for; 0: any number."
+    )
+    dataset_days: int = Field(
+        default=90, ge=0, description="A dataset is deleted when no job has used it for so many days; 0: never."
+    )
+    tidy_seconds: float = Field(
+        default=3600, gt=0, description="How often a worker looks for what has expired and for objects without a row."
+    )
     sweep_seconds: float = Field(
         default=10, gt=0, description="How often workers look for lost jobs and lost messages."
     )

@@ -23,7 +23,7 @@ from pydantic import (
 
 from core import ids
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """Raised with every change of what a request may hold, so that a worker leaves what it cannot know to a newer one."""
 
 
@@ -216,6 +216,9 @@ class OutputSpec(Spec):
     """What the checkpoint looks like."""
 
     format: Literal["dense"] = Field(default="dense", description="A Hugging Face folder with exact zeros.")
+    retention_days: int = Field(
+        default=30, ge=0, le=36500, description="Days after which the checkpoint is deleted; 0: never."
+    )
 
 
 def _describe_job(schema: dict[str, Any]) -> None:

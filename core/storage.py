@@ -5,10 +5,13 @@ Datasets lie at `datasets/<sha256>.jsonl`, what an attempt writes under `jobs/<j
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import boto3
+import structlog
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -16,10 +19,27 @@ from core.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef, ObjectIdentifierTypeDef
 
 DELETE_BATCH = 1000
 """S3 deletes no more objects than this with one request."""
+TORN: "LifecycleRuleUnionTypeDef" = {
+    "ID": "seft-torn-uploads",
+    "Status": "Enabled",
+    "Filter": {"Prefix": ""},
+    "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2},
+}
+"""The parts of an upload that was never completed are no object, so that no list shows them: the server drops them."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object in a list, and when it was written by the storage's clock."""
+
+    key: str
+    modified: datetime
 
 
 class Storage:
@@ -33,15 +53,19 @@ class Storage:
         self._signer = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
 
     def ensure_bucket(self) -> None:
-        """Make the bucket where it is missing."""
+        """Make the bucket where it is missing, with the rule `TORN` where it has none of the kind."""
         try:
             self.ping()
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            if not _missing(error):
                 raise
             # Another process may make it at the same moment.
             with suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
                 self._s3.create_bucket(Bucket=self._bucket)
+        try:
+            self._drop_torn_uploads()
+        except ClientError as error:  # no right to, or a server that knows no such rules
+            log.warning("storage.keeps_torn_uploads", error=str(error))
 
     def ping(self) -> None:
         """Raise when the bucket cannot be reached."""
@@ -69,7 +93,21 @@ class Storage:
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
-        return sorted(self._keys(prefix))
+        return sorted(found.key for page in self.pages(prefix) for found in page)
+
+    def pages(self, prefix: str) -> Iterator[list[Found]]:
+        """All objects whose keys start with `prefix`, up to a thousand at a time."""
+        for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+            yield [Found(each["Key"], each["LastModified"]) for each in page.get("Contents", ())]
+
+    def modified(self, key: str) -> datetime | None:
+        """When an object was written, by the storage's clock; None when there is none."""
+        try:
+            return self._s3.head_object(Bucket=self._bucket, Key=key)["LastModified"]
+        except ClientError as error:
+            if _missing(error):
+                return None
+            raise
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; one that is not there is no error, one that stays is a ClientError."""
@@ -86,11 +124,21 @@ class Storage:
             params["ResponseContentDisposition"] = f'attachment; filename="{saved_as}"'
         return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._link_seconds)
 
-    def _keys(self, prefix: str) -> Iterator[str]:
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        for page in pages:
-            for item in page.get("Contents", ()):
-                yield item["Key"]
+    def _drop_torn_uploads(self) -> None:
+        rules: list[LifecycleRuleUnionTypeDef] = []
+        try:
+            rules += self._s3.get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
+        except ClientError as error:
+            if not _missing(error):
+                raise
+        if not any("AbortIncompleteMultipartUpload" in rule for rule in rules):
+            self._s3.put_bucket_lifecycle_configuration(
+                Bucket=self._bucket, LifecycleConfiguration={"Rules": [*rules, TORN]}
+            )
+
+
+def _missing(error: ClientError) -> bool:
+    return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
 
 
 def _client(settings: Settings, endpoint: str) -> "S3Client":

@@ -73,7 +73,7 @@ class Dataset(Base):
     """An uploaded and validated dataset."""
 
     __tablename__ = "datasets"
-    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"),)
+    __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_object", "object_key"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
@@ -84,6 +84,8 @@ class Dataset(Base):
     records: Mapped[int] = mapped_column(BigInteger)
     object_key: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+    """From then on the row is there for the jobs that name it, and its object goes when no other row names it."""
 
 
 class Job(Base):
@@ -92,6 +94,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("jobs_by_tenant", "tenant", "id"),
+        Index("jobs_by_dataset", "dataset_id"),
         Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
@@ -175,7 +178,7 @@ class Checkpoint(Base):
     """A published checkpoint in object storage."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (Index("checkpoints_by_job", "job_id", "id"),)
+    __table_args__ = (Index("checkpoints_by_job", "job_id", "id"), Index("checkpoints_by_expiry", "expires_at"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -188,6 +191,17 @@ class Checkpoint(Base):
     """[{"name", "size", "sha256"}], the manifest included."""
     scores: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    """When it is deleted; None: never."""
+
+
+class Chore(Base):
+    """Something that one of the workers does now and then."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    done_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Worker(Base):

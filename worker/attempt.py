@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import attempts, workers
+from core import attempts, retention, workers
 from core.ability import CPU
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
@@ -207,6 +207,7 @@ class Supervisor:
                 files=files,
                 scores=result.scores,
                 measured=result.measured,
+                days=retention.days(self.attempt.spec, self.settings),
             )
         )
         self._finish("attempt.succeeded")

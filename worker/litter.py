@@ -1,7 +1,7 @@
 """What jobs leave behind: objects that nobody will ask for again, and scratch folders.
 
 Of a job that has ended only its published checkpoint stays. Of an attempt at one that goes on, only what the next
-attempt starts from.
+attempt starts from. What is left all the same, `worker.orphans` finds.
 """
 
 import shutil

@@ -7,11 +7,11 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import queue, recovery, workers
+from core import queue, recovery, retention, workers
 from core.settings import Settings
 from core.states import Reason
 from core.storage import Storage
-from worker import device, litter
+from worker import device, litter, orphans
 
 BATCH = 16
 DEAF = 3
@@ -41,7 +41,14 @@ class Sweep(threading.Thread):
 
     def go_round(self) -> None:
         """Take every step, whatever becomes of the others."""
-        for step in (self.show_up, self.find_lost, self.resume_roomless, self.hint_waiting, self.clear_litter):
+        for step in (
+            self.show_up,
+            self.find_lost,
+            self.resume_roomless,
+            self.hint_waiting,
+            self.clear_litter,
+            self.tidy,
+        ):
             try:
                 step()
             except Exception as error:
@@ -93,6 +100,17 @@ class Sweep(threading.Thread):
         for job_id, attempt in litter.with_states(self.sessions, BATCH):
             litter.clear(self.sessions, self.storage, job_id, attempt)
         litter.clear_scratch(self.sessions, self.settings.scratch)
+
+    def tidy(self) -> None:
+        """Every now and then, one of the workers: let go of what has expired, and of objects that no row names."""
+        with self.sessions.begin() as session:
+            if not retention.due(session, "tidy", self.settings.tidy_seconds):
+                return
+        with self.sessions.begin() as session:
+            expired = retention.expire_checkpoints(session)
+            expired += retention.expire_datasets(session, self.settings.dataset_days)
+        removed = orphans.remove(self.sessions, self.storage)
+        log.info("storage.tidied", expired=expired, removed=removed)
 
     def _storage_takes(self) -> bool:
         """Whether object storage keeps a small object; how much more it has room for it does not tell."""

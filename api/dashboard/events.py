@@ -76,6 +76,7 @@ SAID: dict[str, tuple[Callable[[Data], tuple[str, str]], Mood]] = {
     "job.succeeded": (_plain("Checkpoint published"), Mood.GOOD),
     "job.failed": (_error("Failed"), Mood.BAD),
     "job.cancelled": (_plain("Cancelled"), Mood.ODD),
+    "checkpoint.expired": (_plain("Checkpoint deleted; its time was over"), Mood.ODD),
     "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Mood.PLAIN),
     "topology.evolved": (_evolved, Mood.PLAIN),
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Mood.PLAIN),

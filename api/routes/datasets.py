@@ -98,6 +98,7 @@ def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
         name = file.filename or ""
         row = datasets.earlier(session, caller.tenant, name, content)
         if row is None:
+            datasets.must_be_stored(session, services.storage, content)
             row = datasets.add(session, caller.tenant, name, content)
             audit.note(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

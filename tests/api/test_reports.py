@@ -3,6 +3,7 @@
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 import pytest
 from fastapi import FastAPI
@@ -160,9 +161,21 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
     files = [{"name": "manifest.json", "size": 2, "sha256": "44"}]
     with sessions.begin() as session:
         attempts.publish(
-            session, attempt, step=9, prefix=prefix, sha256="44", files=files, scores={"dense": 2.0}, measured={}
+            session,
+            attempt,
+            step=9,
+            prefix=prefix,
+            sha256="44",
+            files=files,
+            scores={"dense": 2.0},
+            measured={},
+            days=2,
         )
     (checkpoint,) = client.get(path).json()["data"]
+    expires, made = (datetime.fromisoformat(checkpoint[name]) for name in ("expires_at", "created_at"))
+    assert expires - made == timedelta(days=2)
+    (told,) = [event["data"] for event in client.get(f"/jobs/{attempt.job_id}/events").json()["data"][-1:]]
+    assert datetime.fromisoformat(told["expires_at"]) == expires
     assert (checkpoint["step"], checkpoint["sha256"], checkpoint["scores"]) == (9, "44", {"dense": 2.0})
     (file,) = checkpoint["files"]
     assert {name: file[name] for name in ("name", "size", "sha256")} == files[0]

@@ -52,6 +52,7 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},
         {"evaluate": {"held_out": 1.0}},
+        {"output": {"retention_days": -1}},
         {"prune": {"calibration": {"samples": 0}}},
         {"prune": {"method": "sparsegpt", "compare": "row"}},
         {"prune": {"reconstruct_epochs": 101}},
@@ -103,7 +104,7 @@ def test_a_field_that_a_later_version_adds_changes_no_fingerprint() -> None:
 
 def test_what_a_request_may_hold_is_what_its_version_says() -> None:
     taken = hashlib.sha256(json.dumps(bare(JobSpec.model_json_schema()), sort_keys=True).encode()).hexdigest()
-    assert (SPEC_VERSION, taken[:16]) == (2, "30c6425699c8fda7"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, taken[:16]) == (3, "a579d8071448fca3"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def bare(schema: Any) -> Any:

@@ -5,12 +5,16 @@ import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from core.settings import Settings
-from core.storage import Storage
+from core.storage import TORN, Storage
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef
 
 
 def test_what_is_stored_comes_back_to_the_last_bit(storage: Storage, tmp_path: Path) -> None:
@@ -76,6 +80,25 @@ def test_ensuring_a_bucket_twice_is_no_error(storage: Storage) -> None:
     storage.put("kept", b"1")
     storage.ensure_bucket()
     assert storage.keys("") == ["kept"]
+
+
+def test_parts_of_uploads_that_broke_off_are_dropped_by_a_rule_beside_the_operators_own(
+    storage: Storage, settings: Settings
+) -> None:
+    s3, bucket = storage._s3, settings.s3_bucket
+    (ours,) = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert ours["AbortIncompleteMultipartUpload"] == TORN["AbortIncompleteMultipartUpload"]
+    theirs: LifecycleRuleUnionTypeDef = {
+        "ID": "theirs",
+        "Status": "Enabled",
+        "Filter": {"Prefix": "other/"},
+        "Expiration": {"Days": 9},
+    }
+    s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [theirs]})
+    for _ in range(2):
+        storage.ensure_bucket()
+    rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
+    assert [rule["ID"] for rule in rules] == ["theirs", TORN["ID"]]
 
 
 def test_a_bucket_that_another_process_made_at_the_same_moment_is_no_error(

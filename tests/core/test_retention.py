@@ -1,0 +1,128 @@
+"""What expires, when, and what is in use and stays."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select, text
+
+from core import attempts, datasets, jobs, reports, retention, wishes
+from core.errors import Code, ProblemError
+from core.settings import Settings
+from core.specs import JobSpec
+from core.tables import AuditEntry
+from seft.records import Format
+from tests.core.conftest import MakeJob, Sessions
+from tests.core.test_attempts import claimed, moves
+
+DAYS = 10
+
+
+def run(sessions: Sessions, statement: str) -> None:
+    with sessions.begin() as session:
+        session.execute(text(statement))
+
+
+def expired(sessions: Sessions, days: int = DAYS) -> list[str]:
+    with sessions.begin() as session:
+        return retention.expire_datasets(session, days)
+
+
+def test_a_checkpoint_is_kept_as_long_as_asked_but_no_longer_than_the_operator_allows(
+    spec: JobSpec, settings: Settings
+) -> None:
+    def days(asked: int, allowed: int) -> int:
+        output = spec.output.model_copy(update={"retention_days": asked})
+        limit = settings.model_copy(update={"checkpoint_days": allowed})
+        return retention.days(spec.model_copy(update={"output": output}), limit)
+
+    assert [days(*pair) for pair in ((30, 0), (30, 7), (7, 30), (0, 7), (0, 0))] == [30, 7, 7, 7, 0]
+
+
+def test_a_checkpoint_whose_time_is_over_goes_and_its_job_tells(sessions: Sessions, make_job: MakeJob) -> None:
+    made = []
+    for days in (DAYS, 0):
+        made.append(make_job())
+        with sessions.begin() as session:
+            attempts.publish(
+                session, claimed(sessions), step=1, prefix="p", sha256="0", files=[], scores={}, measured={}, days=days
+            )
+    with sessions.begin() as session:
+        assert retention.expire_checkpoints(session) == []
+    run(sessions, "UPDATE checkpoints SET expires_at = expires_at - interval '10 days'")
+    with sessions.begin() as session:
+        assert len(retention.expire_checkpoints(session)) == 1
+        assert [len(reports.checkpoints(session, job_id)) for job_id in made] == [0, 1]
+        told = reports.latest_events(session, made[0], limit=1)[0]
+    assert (told.type, told.data["sha256"]) == (retention.EXPIRED, "0")
+    assert moves(sessions, made[1])[-1] == "job.succeeded"
+
+
+def test_a_dataset_is_kept_while_a_job_may_need_it_and_for_a_while_after(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    assert expired(sessions) == [], "it is new"
+    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    job_id = make_job()
+    assert expired(sessions) == [], "a job waits"
+    with sessions.begin() as session:
+        wishes.cancel(session, "ours", job_id)
+    assert expired(sessions) == [], "a job has just ended"
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
+    assert expired(sessions, 0) == [], "datasets are kept for good"
+    assert expired(sessions) == [spec.dataset]
+    assert expired(sessions) == []
+    with sessions.begin() as session:
+        assert session.scalars(select(AuditEntry.target)).all() == [spec.dataset]
+
+
+def test_a_dataset_that_has_expired_is_not_there_and_may_be_uploaded_again(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    assert expired(sessions) == [spec.dataset]
+    with pytest.raises(ProblemError) as caught:
+        make_job()
+    assert caught.value.code is Code.INVALID_REQUEST
+    content = datasets.Content("0" * 64, 30, 2, Format.TEXT)
+    with sessions.begin() as session:
+        assert datasets.page(session, "ours", limit=9) == ([], False)
+        with pytest.raises(ProblemError):
+            datasets.get(session, "ours", spec.dataset)
+        assert datasets.earlier(session, "ours", "texts.jsonl", content) is None
+
+
+def test_a_dataset_is_either_taken_by_a_new_job_or_deleted(sessions: Sessions, spec: JobSpec) -> None:
+    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    with sessions.begin() as session:
+        jobs.create(session, "ours", spec, None, "")
+        assert expired(sessions) == [], "the job is being made"
+    assert expired(sessions) == []
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
+    waits = threading.Event()
+
+    def make() -> str:
+        with sessions.begin() as session:
+            waits.set()
+            return jobs.create(session, "ours", spec, None, "")[0].id
+
+    with ThreadPoolExecutor(1) as pool, sessions.begin() as session:
+        assert retention.expire_datasets(session, DAYS) == [spec.dataset]
+        made = pool.submit(make)
+        waits.wait()
+        with pytest.raises(TimeoutError):
+            made.result(0.3)
+        session.commit()
+        with pytest.raises(ProblemError):
+            made.result()
+
+
+def test_a_chore_is_done_by_one_worker_and_again_when_its_time_has_come(sessions: Sessions) -> None:
+    def due(_: int = 0) -> bool:
+        with sessions.begin() as session:
+            return retention.due(session, "tidy", 60)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(due, range(8))) == 1
+    run(sessions, "UPDATE chores SET done_at = now() - interval '61 s'")
+    assert [due(), due()] == [True, False]
