@@ -36,7 +36,7 @@ def admit(
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.check_waiting(session, caller.tenant, waiting_limit)
-        job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body)
+        job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body, request_id=caller.request_id)
         if new:
             audit.note(session, caller, action, job.id)
         return job, new

@@ -40,6 +40,7 @@ class Attempt:
     number: int
     tenant: str
     spec: JobSpec
+    request_id: str | None
     dataset_key: str
     dataset_sha256: str
     resume: Json | None
@@ -111,6 +112,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt
         number=job.attempt + 1,
         tenant=job.tenant,
         spec=spec,
+        request_id=job.request_id,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,
         resume=job.resume,

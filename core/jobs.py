@@ -22,7 +22,13 @@ POSITIONS = 1000
 
 
 def create(
-    session: Session, tenant: str, spec: JobSpec, idempotency_key: str | None, body_sha256: str
+    session: Session,
+    tenant: str,
+    spec: JobSpec,
+    idempotency_key: str | None,
+    body_sha256: str,
+    *,
+    request_id: str | None = None,
 ) -> tuple[Job, bool]:
     """A new job and True; or the job that the same key and body made before, and False.
 
@@ -35,6 +41,7 @@ def create(
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
+        request_id=request_id,
         dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,

@@ -1,6 +1,6 @@
 """Logging: structlog for our lines and those of the libraries alike, one JSON object a line, or colours for a person.
 
-What is bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt) stands in every line.
+What is bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt, worker) stands in every line.
 """
 
 import logging
@@ -30,6 +30,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=common, processors=_rendering(settings.log_format))
     )
+    logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

@@ -108,6 +108,8 @@ class Job(Base):
     tenant: Mapped[str]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[Json]
+    request_id: Mapped[str | None]
+    """Of the request that made it; None where no request did. Every worker's line about it in the log repeats it."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
     """What a worker must understand to run it: `core.specs.SPEC_VERSION` of the software that took it."""
     priority: Mapped[int]

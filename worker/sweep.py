@@ -34,6 +34,7 @@ class Sweep(threading.Thread):
 
     def run(self) -> None:
         """Sweep for ever."""
+        structlog.contextvars.bind_contextvars(worker=self.worker)
         pause = threading.Event()
         while True:
             self.go_round()

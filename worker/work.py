@@ -37,11 +37,15 @@ class Work:
 
     def __call__(self) -> None:
         """Do one job, if one waits; then hint again, since there may be more of them than hints."""
+        with structlog.contextvars.bound_contextvars(worker=self.name):
+            self._work()
+
+    def _work(self) -> None:
         attempt = self._claim()
         if attempt is None:
             return
         with structlog.contextvars.bound_contextvars(
-            job=attempt.job_id, attempt=attempt.number, worker=self.name, tenant=attempt.tenant
+            job=attempt.job_id, attempt=attempt.number, tenant=attempt.tenant, request_id=attempt.request_id
         ):
             log.info("attempt.begun")
             well = Supervisor(

@@ -14,13 +14,14 @@ from core.settings import Settings
 from tests.core.conftest import Sessions
 
 SPEAK = """
-import logging, structlog
+import logging, structlog, warnings
 from core.logging import configure
 from core.settings import Settings
 configure(Settings())
 with structlog.contextvars.bound_contextvars(job_id="job_1", attempt=2):
     structlog.get_logger("ours").info("saved", step=7)
     logging.getLogger("theirs").warning("old %s", "way")
+    warnings.warn("mind")
     try:
         1 / 0
     except ZeroDivisionError:
@@ -40,10 +41,11 @@ def test_every_line_is_one_object_with_what_is_bound() -> None:
         [sys.executable, "-c", SPEAK], env={**os.environ, **values}, check=True, capture_output=True, text=True
     ).stderr
     lines = [json.loads(line) for line in said.splitlines()]
-    assert [line["event"] for line in lines] == ["saved", "old way", "broken"]
+    assert [line["event"] for line in lines] == ["saved", "old way", lines[2]["event"], "broken"]
+    assert "UserWarning: mind" in lines[2]["event"]
     assert all((line["job_id"], line["attempt"]) == ("job_1", 2) for line in lines)
     assert (lines[0]["step"], lines[0]["logger"], lines[0]["level"]) == (7, "ours", "info")
-    assert "ZeroDivisionError" in lines[2]["exception"]
+    assert "ZeroDivisionError" in lines[3]["exception"]
     assert "hush" not in said
 
 

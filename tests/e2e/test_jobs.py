@@ -4,6 +4,7 @@ All processes are real, and so is the training of the tiny model. Starting torch
 test goes through several jobs.
 """
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_jobs_from_post_to_download_whatever_comes_between(service: Service, tmp
     undisturbed = service.post(**SPEC)
     job = end(service, undisturbed)
     check_result(service, job, tmp_path / "checkpoint")
+    check_log(service, undisturbed)
     sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
     check_killed(service, first_worker, sha256)
     check_paused(service, service.workers.started[-1].pid, sha256)
@@ -81,6 +83,16 @@ def check_result(service: Service, job: Job, folder: Path) -> None:
     assert of_folder(folder).linears.zeros == zeros
     assert job["measured"]["grown_zeros"] > 0
     assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 41))
+
+
+def check_log(service: Service, job_id: str) -> None:
+    """Every line of the worker about the job names attempt, worker, and the request that asked for the job."""
+    request = next(entry["request_id"] for entry in service.client.audit() if entry["target"] == job_id)
+    lines = [json.loads(line) for line in service.workers.log.read_text().splitlines()]
+    about = [line for line in lines if line.get("job") == job_id]
+    assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in about}
+    (worker,) = {name for _, name in service.house.claims()}
+    assert {(line["attempt"], line["worker"], line["request_id"]) for line in about} == {(1, worker, request)}
 
 
 def check_killed(service: Service, worker: int, sha256: str) -> None:
