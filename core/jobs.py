@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import and_, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from core import ids
+from core import ids, keys
 from core.errors import Code, Flaw, ProblemError
 from core.moves import record, shelve
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Move, Reason, Status
-from core.tables import Dataset, IdempotencyKey, Job
+from core.tables import Dataset, IdempotencyKey, Job, JobLabel
 
 HEADER = "Idempotency-Key"
 POSITIONS = 1000
@@ -51,6 +51,7 @@ def create(
         hinted_at=func.now(),
     )
     session.add(job)
+    session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pairs(spec.metadata))
     session.flush()
     session.refresh(job)
     record(session, job.id, job.attempt, f"job.{Move.CREATED}", {})
@@ -112,8 +113,9 @@ def page(
         query = query.where(Job.status == status)
     if model is not None:
         query = query.where(Job.spec["model"].astext == model)
-    if metadata:
-        query = query.where(Job.spec["metadata"].contains(dict(metadata)))
+    for pair in _pairs(metadata or {}):
+        label = aliased(JobLabel)
+        query = query.join(label, (label.job_id == Job.id) & (label.tenant == tenant) & (label.pair == pair))
     if since is not None:
         query = query.where(Job.id >= ids.floor("job", since))
     if until is not None:
@@ -122,6 +124,10 @@ def page(
         query = query.where(Job.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
+
+
+def _pairs(metadata: Mapping[str, str]) -> list[str]:
+    return [keys.digest(f"{name}\0{value}") for name, value in metadata.items()]
 
 
 def counts(session: Session, tenant: str) -> dict[Status, int]:

@@ -13,8 +13,8 @@ from core.settings import Settings
 HERE = Path(__file__).parent
 
 
-def upgrade(settings: Settings) -> None:
-    """Bring the database to the newest schema; at the newest one already, do nothing.
+def upgrade(settings: Settings, to: str = "head") -> None:
+    """Bring the database to the newest schema, or up to a step; where it is there already, do nothing.
 
     Without the limits of `core.database` on a statement's time: an index on a large table may take longer.
     """
@@ -23,4 +23,4 @@ def upgrade(settings: Settings) -> None:
     config.set_main_option("script_location", str(HERE))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)

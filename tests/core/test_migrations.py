@@ -7,7 +7,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from core.database import make_engine
+from core import jobs
+from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.tables import Base
 from migrations import upgrade
@@ -29,3 +30,21 @@ def test_migrated_schema_equals_the_tables(settings: Settings, empty: Engine) ->
     with empty.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
+    upgrade(settings, "0100")
+    rows = """
+    INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key)
+    VALUES ('file_1', 'ours', 'x', 'text', '0', 1, 1, 'x');
+    INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
+    VALUES ('job_1', 'ours', 'file_1', '{"model": "x", "metadata": {"ä": "b=c", "team": "a"}}', 0, 'succeeded'),
+           ('job_2', 'ours', 'file_1', '{"model": "x", "metadata": {"team": "b"}}', 0, 'succeeded');
+    """
+    with empty.begin() as connection:
+        connection.exec_driver_sql(rows)
+    upgrade(settings)
+    with make_sessions(empty).begin() as session:
+        for wanted in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
+            found, _ = jobs.page(session, "ours", metadata=wanted, limit=10)
+            assert [job.id for job in found] == ["job_1"]
