@@ -72,6 +72,18 @@ def authenticated(
     request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
 ) -> Caller:
     """The caller; or UNAUTHENTICATED, RATE_LIMITED, or FORBIDDEN where a key that may only read would change things."""
+    return counted(request, services, _shown(services, credentials))
+
+
+def scraping(
+    request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
+) -> Caller:
+    """The caller, who may see figures of the whole service; else the errors of `authenticated`."""
+    return counted(request, services, _shown(services, credentials), Scope.METRICS)
+
+
+def _shown(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
+    """The key that came with the request, or UNAUTHENTICATED."""
     if credentials is None:
         raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
     with services.sessions.begin() as session:
@@ -80,20 +92,24 @@ def authenticated(
         raise ProblemError(
             Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
         )
-    return counted(request, services, key)
+    return key
 
 
-def counted(request: Request, services: Services, key: ApiKey) -> Caller:
-    """Whoever sends a request with this key; or RATE_LIMITED, or FORBIDDEN where the key may only read."""
+def counted(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
+    """Whoever sends a request with this key; or RATE_LIMITED, or FORBIDDEN where its scope is less than `needed`.
+
+    Where nothing is said, reading needs `read` and everything else `write`.
+    """
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
         limit = f"This key may send {services.settings.rate_limit:g} requests a second."
         raise ProblemError(Code.RATE_LIMITED, f"{limit} Try again in {ceil(wait)} s.", retry_after=ceil(wait))
     caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    need(caller, Scope.READ if request.method in READING else Scope.WRITE)
+    need(caller, needed or (Scope.READ if request.method in READING else Scope.WRITE))
     return caller
 
 
+Scraper = Annotated[Caller, Depends(scraping)]
 Auth = Annotated[Caller, Depends(authenticated)]
 
 

@@ -18,7 +18,9 @@ class KeyRequest(Spec):
 
     name: Line = Field(min_length=1, max_length=255, description="Who or what will use it.")
     scope: Scope = Field(
-        default=Scope.WRITE, description="`read` sees, `write` also makes and changes, `admin` also has keys and audit."
+        default=Scope.WRITE,
+        description="`read` sees, `write` also makes and changes, `admin` also has keys and audit;"
+        " `metrics` has `GET /metrics` and nothing else.",
     )
 
 

@@ -14,13 +14,14 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import fairness, ids
+from core import fairness, ids, totals
 from core.ability import BOUNDLESS, Ability
 from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json
+from core.totals import Kind, Sum
 
 PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
 
@@ -39,8 +40,8 @@ class Attempt:
     job_id: str
     number: int
     tenant: str
-    spec: JobSpec
     request_id: str | None
+    spec: JobSpec
     dataset_key: str
     dataset_sha256: str
     resume: Json | None
@@ -111,8 +112,8 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt
         job_id=job.id,
         number=job.attempt + 1,
         tenant=job.tenant,
-        spec=spec,
         request_id=job.request_id,
+        spec=spec,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,
         resume=job.resume,
@@ -135,9 +136,11 @@ def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: floa
 
     Another phase than before leaves the event `phase.began`.
     """
-    former = session.scalar(select(Job.phase).where(Job.id == attempt.job_id).with_for_update())
-    _write(session, attempt, phase=phase, progress=progress, step=step)
-    if phase != former:
+    former, seconds = _phase(session, attempt)
+    begins = {"phase_at": func.now()} if phase != former else {}
+    _write(session, attempt, phase=phase, progress=progress, step=step, **begins)
+    if begins:
+        _passed(session, former, seconds)
         record(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
 
 
@@ -189,6 +192,9 @@ def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None
     further = former is None or resume["step"] > former["step"]
     needs = Job.needs.concat({"device": attempt.has.device})
     _write(session, attempt, resume=resume, needs=needs, failures=0 if further else Job.failures)
+    kept = {file["key"] for file in former["files"]} if former else set()
+    fresh = sum(file["size"] for file in resume["files"] if file["key"] not in kept)
+    totals.add(session, Sum.UPLOADED_BYTES, Kind.STATE, fresh)
     return former
 
 
@@ -211,6 +217,7 @@ def publish(
     checkpoint_id = ids.new("ckpt")
     expires = session.scalars(select(func.now())).one() + timedelta(days=days) if days else None
     data = {"checkpoint": checkpoint_id, "sha256": sha256, "expires_at": expires and expires.isoformat()}
+    phase, seconds = _phase(session, attempt)
     _move(session, attempt, Move.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
     session.add(
         Checkpoint(
@@ -225,6 +232,8 @@ def publish(
             expires_at=expires,
         )
     )
+    _passed(session, phase, seconds)
+    totals.add(session, Sum.UPLOADED_BYTES, Kind.CHECKPOINT, sum(file["size"] for file in files))
 
 
 def fail(
@@ -281,6 +290,19 @@ def set_aside(session: Session, attempt: Attempt, reason: Reason, message: str, 
 def release(session: Session, attempt: Attempt) -> None:
     """Give the job back to the queue, or pause it where that was asked for; the attempt is not charged."""
     _requeue(session, attempt, Move.RELEASED, {})
+
+
+def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
+    """The phase that the job is in, and for how many seconds; its row is locked."""
+    seconds = func.coalesce(func.extract("epoch", func.now() - Job.phase_at), 0)
+    query = select(Job.phase, seconds).where(Job.id == attempt.job_id).with_for_update()
+    phase, lasted = session.execute(query).one()
+    return phase, float(lasted)
+
+
+def _passed(session: Session, phase: str | None, seconds: float) -> None:
+    if phase is not None:
+        totals.add(session, Sum.PHASE_SECONDS, phase, seconds)
 
 
 def _lease(seconds: float) -> Any:

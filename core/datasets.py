@@ -12,10 +12,11 @@ from typing import BinaryIO
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from core import ids
+from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
 from core.storage import Storage
 from core.tables import Dataset
+from core.totals import Kind, Sum
 from seft.errors import RecordError
 from seft.records import WAY_OUT, Format, Parser, Record
 
@@ -89,6 +90,7 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
     session.add(row)
     session.flush()
     session.refresh(row)
+    totals.add(session, Sum.UPLOADED_BYTES, Kind.DATASET, content.bytes)
     return row
 
 

@@ -4,18 +4,20 @@ Read from the database and not counted in a process, they are right whichever pr
 restarted. None has a label by job, tenant or worker: their number is bounded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
-from core.states import Status
+from core import totals
+from core.states import Phase, Status
 from core.tables import Job, JobEvent, Worker
+from core.totals import Kind, Sum
 
 MEDIA_TYPE = "text/plain"
 EXAMPLE = 'seft_jobs{status="queued"} 3.0\n'
@@ -35,11 +37,10 @@ class Figures(Collector):
     def __init__(self, session: Session, lease_seconds: float) -> None:
         self._session, self._lease = session, timedelta(seconds=lease_seconds)
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Gauges alone: what was counted by a process would start anew with it."""
+    def collect(self) -> Iterator[Metric]:
+        """What is now, as gauges; what has been since the service was set up, as sums."""
         yield self._counts()
         yield self._events()
-        yield self._durations()
         waited = func.now() - func.min(Job.updated_at)
         yield self._seconds("seft_oldest_waiting", "Since the oldest queued job came into the queue", waited, "queued")
         beat = func.now() - func.min(Job.lease_expires_at) + self._lease
@@ -47,11 +48,17 @@ class Figures(Collector):
         yield GaugeMetricFamily(
             "seft_workers", "Workers seen within a day", value=self._scalar(select(func.count()).select_from(Worker))
         )
+        yield self._sums("seft_phase_seconds", "Phases gone through to their end", "phase", Sum.PHASE_SECONDS, Phase)
+        ended = [status for status in Status if status.final]
+        yield self._sums("seft_job_seconds", "Ended jobs, from their start", "status", Sum.JOB_SECONDS, ended)
+        yield self._uploads()
 
     def _counts(self) -> GaugeMetricFamily:
-        jobs = GaugeMetricFamily("seft_jobs", "Jobs by status", labels=["status"])
-        counts = dict(self._session.execute(select(Job.status, func.count()).group_by(Job.status)).all())
-        for status in Status:
+        jobs = GaugeMetricFamily("seft_jobs", "Jobs that have not ended, by status", labels=["status"])
+        alive = [status for status in Status if not status.final]
+        query = select(Job.status, func.count()).where(Job.status.in_(alive)).group_by(Job.status)
+        counts = dict(self._session.execute(query).all())
+        for status in alive:
             jobs.add_metric([status], counts.get(status, 0))
         return jobs
 
@@ -64,11 +71,21 @@ class Figures(Collector):
             events.add_metric([kind], count)
         return events
 
-    def _durations(self) -> GaugeMetricFamily:
-        name, told = "seft_job_seconds_last_hour", "Mean seconds from start to end of the jobs that ended lately"
-        seconds = func.avg(func.extract("epoch", Job.finished_at - Job.started_at))
-        value = self._scalar(select(seconds).where(Job.finished_at > func.now() - LATELY))
-        return GaugeMetricFamily(name, told, value=value)
+    def _sums(self, name: str, told: str, label: str, which: Sum, labels: Iterable[str]) -> SummaryMetricFamily:
+        """Each label from the start, so that the first increase is one."""
+        summary = SummaryMetricFamily(name, told, labels=[label])
+        known = totals.of(self._session, which)
+        for each in labels:
+            summary.add_metric([each], *known.get(each, (0, 0.0)))
+        return summary
+
+    def _uploads(self) -> CounterMetricFamily:
+        uploads = CounterMetricFamily("seft_uploaded_bytes", "Bytes put into object storage", labels=["kind"])
+        known = totals.of(self._session, Sum.UPLOADED_BYTES)
+        for kind in Kind:
+            _, total = known.get(kind, (0, 0.0))
+            uploads.add_metric([kind], total)
+        return uploads
 
     def _seconds(self, name: str, told: str, duration: ColumnElement[Any], status: str) -> GaugeMetricFamily:
         query = select(func.extract("epoch", duration)).where(Job.status == status)

@@ -18,14 +18,17 @@ USE_SECONDS = 60
 
 
 class Scope(StrEnum):
-    """What a key may do. Each scope holds the one before it."""
+    """What a key may do. `write` holds `read`, `admin` holds all; `metrics` is for a scraper and stands alone."""
 
+    METRICS = "metrics"
     READ = "read"
     WRITE = "write"
     ADMIN = "admin"
 
     def allows(self, needed: "Scope") -> bool:
         """Whether what needs `needed` may be done with this scope."""
+        if Scope.METRICS in {self, needed}:
+            return self in {needed, Scope.ADMIN}
         order = list(Scope)
         return order.index(self) >= order.index(needed)
 

@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
-from core import webhooks
+from core import totals, webhooks
 from core.states import TRANSITIONS, Move, Reason, Status
 from core.tables import Job, JobEvent
+from core.totals import Sum
 
 MOVE = "job."
 """How the types of events begin that tell of a change of a job's status, which is what webhooks want to know."""
@@ -35,12 +36,16 @@ def move(
     if attempt is not None:
         allowed.append(Job.attempt == attempt)
     change = update(Job).where(*allowed).values({**_consequences(move, end), **values})
-    now_at = session.execute(
-        change.returning(Job.attempt), execution_options={"synchronize_session": False}
-    ).scalar_one_or_none()
-    if now_at is None:
+    seconds = func.coalesce(func.extract("epoch", func.now() - Job.started_at), 0)
+    moved = session.execute(
+        change.returning(Job.attempt, seconds), execution_options={"synchronize_session": False}
+    ).first()
+    if moved is None:
         return False
+    now_at, lasted = moved
     record(session, job_id, now_at, f"job.{move}", data or {})
+    if end is not None and end.final:
+        totals.add(session, Sum.JOB_SECONDS, end, float(lasted))
     return True
 
 

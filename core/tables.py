@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Identity, Index, Text, func, text
+from sqlalchemy import BigInteger, DateTime, Double, ForeignKey, Identity, Index, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -100,6 +100,7 @@ class Job(Base):
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
         Index("jobs_without_room", "id", postgresql_where=text("status = 'paused' AND reason ? 'needs'")),
+        Index("jobs_not_ended", "status", postgresql_where=text("status IN ('queued', 'running', 'paused')")),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
     )
 
@@ -114,6 +115,8 @@ class Job(Base):
     priority: Mapped[int]
     status: Mapped[str]
     phase: Mapped[str | None]
+    phase_at: Mapped[datetime | None]
+    """When this phase began."""
     progress: Mapped[float] = mapped_column(server_default=text("0"))
     step: Mapped[int] = mapped_column(server_default=text("0"))
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
@@ -149,9 +152,6 @@ class Job(Base):
     """When a reader would last have seen a change; a renewed lease or a hint is none."""
 
 
-class JobEvent(Base):
-    """Something that happened to a job. Never changed, never deleted before the job."""
-
 class JobLabel(Base):
     """One pair of a job's metadata, by which lists are narrowed. The key keeps a pair's jobs in the order of a list.
 
@@ -168,8 +168,14 @@ class JobLabel(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
+class JobEvent(Base):
+    """Something that happened to a job. Never changed, never deleted before the job."""
+
     __tablename__ = "job_events"
-    __table_args__ = (Index("job_events_by_job", "job_id", "id"),)
+    __table_args__ = (
+        Index("job_events_by_job", "job_id", "id"),
+        Index("job_events_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": True}),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -243,6 +249,17 @@ class Worker(Base):
     """When its sweep last went round."""
     consumed_at: Mapped[datetime] = mapped_column(server_default=func.now())
     """When it last took a hint."""
+
+
+class Total(Base):
+    """A sum that only grows: `core.totals`."""
+
+    __tablename__ = "totals"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
+    sum: Mapped[float] = mapped_column(Double)
 
 
 class Webhook(Base):

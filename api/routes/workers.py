@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from api.deps import Auth, Here
+from api.deps import Auth, Here, Scraper
 from api.errors import responses
 from api.schemas import WorkerList, WorkerView
 from core import figures, workers
@@ -25,7 +25,7 @@ def list_workers(services: Here, caller: Auth) -> WorkerList:
     response_class=Response,
     responses={200: {"description": "Text.", "content": {figures.MEDIA_TYPE: {"example": figures.EXAMPLE}}}},
 )
-def get_metrics(services: Here, _caller: Auth) -> Response:
+def get_metrics(services: Here, _caller: Scraper) -> Response:
     """Figures of the whole service in the text format of Prometheus; never one by job."""
     with services.sessions.begin() as session:
         text = figures.text(session, services.settings.lease_seconds)

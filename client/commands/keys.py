@@ -17,7 +17,7 @@ app = typer.Typer(
 @app.command("create")
 def create_key(
     name: Annotated[str, typer.Option(help="Who or what will use it.")],
-    scope: Annotated[str, typer.Option(help="read, write or admin.")] = "write",
+    scope: Annotated[str, typer.Option(help="read, write, admin or metrics.")] = "write",
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once."""

@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core.keys import Scope
-from core.tables import Base
+from core.tables import Base, Total
 from tests.api.conftest import Json, NewClient, problem
 from tests.api.walk import Operation, World, make_world, operations
 
 PUBLIC = {"livez", "readyz", "version"}
-ADMINISTRATIVE = {"create_key", "list_keys", "revoke_key", "list_audit"}
+ADMINISTRATIVE = {"create_key", "list_keys", "revoke_key", "list_audit", "get_metrics"}
 
 
 @pytest.fixture
@@ -42,15 +42,21 @@ def test_nobody_without_a_key_gets_in(app: FastAPI, walk: list[Operation], world
 def test_a_key_does_what_its_scope_allows_and_no_more(
     client: TestClient, new_client: NewClient, walk: list[Operation]
 ) -> None:
-    for scope in (Scope.READ, Scope.WRITE):
+    for scope in (Scope.METRICS, Scope.READ, Scope.WRITE):
         weak = new_client("ours", scope)
         for operation in filter(lambda operation: operation.guarded, walk):
             answer = operation.send(weak, make_world(client))
-            if operation.name in ADMINISTRATIVE or (scope is Scope.READ and operation.method != "GET"):
+            if forbidden(operation, scope):
                 report = problem(answer, 403, "forbidden")
                 assert f"yours is of scope {scope}" in report["detail"]
             else:
                 assert answer.status_code < 400, (operation.name, answer.text)
+
+
+def forbidden(operation: Operation, scope: Scope) -> bool:
+    if scope is Scope.METRICS:
+        return operation.name != "get_metrics"
+    return operation.name in ADMINISTRATIVE or (scope is Scope.READ and operation.method != "GET")
 
 
 def test_a_stranger_sees_and_touches_nothing(
@@ -115,7 +121,7 @@ def audited(client: TestClient, limit: int) -> list[Json]:
 
 
 def rows_but_of(sessions: sessionmaker[Session], tenant: str) -> dict[str, list[Row[Any]]]:
-    """Everything in the database but what is this tenant's own."""
+    """Everything in the database but what is this tenant's own, and sums over all tenants."""
     with sessions.begin() as session:
         return {
             table.name: list(
@@ -126,4 +132,5 @@ def rows_but_of(sessions: sessionmaker[Session], tenant: str) -> dict[str, list[
                 )
             )
             for table in Base.metadata.sorted_tables
+            if table is not Total.__table__
         }

@@ -121,7 +121,7 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.metrics(s, a, [(1, {"loss": 1.0})]),
     lambda s, a: attempts.event(s, a, "evolved", {}),
     lambda s, a: attempts.scores(s, a, {"dense": 1.0}),
-    lambda s, a: attempts.save_resume(s, a, {"step": 1}),
+    lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
     lambda s, a: attempts.fail_for_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
@@ -155,11 +155,11 @@ def test_a_resumed_attempt_starts_from_what_was_saved(sessions: Sessions, make_j
     with sessions.begin() as session:
         attempts.scores(session, first, {"dense": 20.0})
         attempts.scores(session, first, {"pruned": 50.0})
-        assert attempts.save_resume(session, first, {"step": 10}) is None
-        assert attempts.save_resume(session, first, {"step": 20}) == {"step": 10}
+        assert attempts.save_resume(session, first, {"step": 10, "files": []}) is None
+        assert attempts.save_resume(session, first, {"step": 20, "files": []}) == {"step": 10, "files": []}
         attempts.release(session, first)
     second = claimed(sessions)
-    assert (second.number, second.resume) == (2, {"step": 20})
+    assert (second.number, second.resume) == (2, {"step": 20, "files": []})
     assert second.scores == {"dense": 20.0, "pruned": 50.0}
 
 
@@ -205,7 +205,7 @@ def test_only_failures_at_one_place_add_up(sessions: Sessions, make_job: MakeJob
     for step, failures in ((0, 1), (10, 1), (10, 2), (20, 1), (20, 2)):
         attempt = claimed(sessions)
         with sessions.begin() as session:
-            attempts.save_resume(session, attempt, {"step": step})
+            attempts.save_resume(session, attempt, {"step": step, "files": []})
             attempts.fail(session, attempt, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3)
         assert row(sessions, job_id).failures == failures
     attempt = claimed(sessions)

@@ -1,10 +1,16 @@
 """What workers tell of themselves, and when one of them is not well."""
 
+import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from core import attempts, figures, workers
+from core.attempts import Attempt
+from core.errors import LeaseLostError
 from core.settings import Settings
+from core.states import Phase
 from core.tables import Worker
+from core.totals import Kind
 from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.test_attempts import LEASE
 
@@ -23,6 +29,12 @@ def host(sessions: Sessions) -> str:
 def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
     with sessions.begin() as session:
         return workers.unwell(session, host, settings)
+
+
+def figures_now(sessions: Sessions) -> dict[str, float]:
+    with sessions.begin() as session:
+        lines = figures.text(session, LEASE).decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
 def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings: Settings, make_job: MakeJob) -> None:
@@ -88,11 +100,48 @@ def test_figures_count_the_rows_and_name_no_job(sessions: Sessions, make_job: Ma
         attempts.claim(session, "w1", LEASE)
     age(sessions, "UPDATE jobs SET updated_at = now() - interval '60 s'")
     age(sessions, "UPDATE jobs SET lease_expires_at = lease_expires_at - interval '9 s'")
+    told = figures_now(sessions)
+    assert (told['seft_jobs{status="queued"}'], told['seft_jobs{status="running"}']) == (1, 1)
+    assert told['seft_events_last_hour{type="job.created"}'] == 2
+    assert 60 <= told["seft_oldest_waiting_seconds"] < 90
+    assert 9 <= told["seft_heartbeat_age_seconds"] < 40
+    assert job_id not in str(told)
+
+
+def publish(session: Session, attempt: Attempt, bytes_: int) -> None:
+    files = [{"name": "model", "size": bytes_, "sha256": "0"}]
+    attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
+
+
+def test_sums_outlive_the_jobs_and_count_what_was_kept_alone(sessions: Sessions, make_job: MakeJob) -> None:
+    job_id = make_job()
     with sessions.begin() as session:
-        lines = figures.text(session, LEASE).decode().splitlines()
-    told = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
-    assert (told['seft_jobs{status="queued"}'], told['seft_jobs{status="running"}']) == ("1.0", "1.0")
-    assert told['seft_events_last_hour{type="job.created"}'] == "2.0"
-    assert 60 <= float(told["seft_oldest_waiting_seconds"]) < 90
-    assert 9 <= float(told["seft_heartbeat_age_seconds"]) < 40
+        attempt = attempts.claim(session, "w1", LEASE)
+        assert attempt is not None
+    for phase in (Phase.LOADING, Phase.TRAINING, Phase.TRAINING, Phase.UPLOADING):
+        with sessions.begin() as session:
+            attempts.progress(session, attempt, phase=phase, progress=0.5, step=1)
+        age(
+            sessions, "UPDATE jobs SET phase_at = phase_at - interval '10 s', started_at = started_at - interval '10 s'"
+        )
+    first = {"name": "weights", "key": "a", "size": 100}
+    for files in ([first], [first, {"name": "step", "key": "b", "size": 7}]):
+        with sessions.begin() as session:
+            attempts.save_resume(session, attempt, {"step": 1, "files": files})
+    with sessions.begin() as session:
+        publish(session, attempt, 1000)
+    with pytest.raises(LeaseLostError), sessions.begin() as session:
+        publish(session, attempt, 1000)
+    age(sessions, "DELETE FROM jobs")
+    told = figures_now(sessions)
+    assert told['seft_phase_seconds_count{phase="training"}'] == told['seft_phase_seconds_count{phase="loading"}'] == 1
+    assert (
+        10 <= told['seft_phase_seconds_sum{phase="loading"}'] < 20 <= told['seft_phase_seconds_sum{phase="training"}']
+    )
+    assert told['seft_phase_seconds_count{phase="uploading"}'] == 1
+    assert told['seft_phase_seconds_count{phase="pruning"}'] == 0
+    assert told['seft_job_seconds_count{status="succeeded"}'] == 1
+    assert 40 <= told['seft_job_seconds_sum{status="succeeded"}'] < 60
+    uploaded = {kind: told[f'seft_uploaded_bytes_total{{kind="{kind}"}}'] for kind in Kind}
+    assert uploaded == {Kind.DATASET: 30, Kind.STATE: 107, Kind.CHECKPOINT: 1000}
     assert job_id not in str(told)
