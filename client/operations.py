@@ -249,6 +249,11 @@ class Operations:
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
 
     @operation
+    def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Deliver nothing until it is enabled again."""
+        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/disable"))))
+
+    @operation
     def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
         """Take up deliveries again after they were given up."""
         return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))

@@ -125,6 +125,14 @@ def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
     return row
 
 
+def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
+    """Deliver nothing until it is enabled again, which takes up what is owed now; nothing more is owed till then."""
+    row = get(session, tenant, webhook_id, change=True)
+    row.disabled_at = row.disabled_at or session.scalars(select(func.now())).one()
+    session.flush()
+    return row
+
+
 def test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
     """Owe a webhook a delivery that tells of nothing. CONFLICT when it is disabled."""
     row = get(session, tenant, webhook_id)

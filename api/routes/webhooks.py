@@ -80,9 +80,18 @@ def rotate_webhook_secret(services: Here, caller: Auth, webhook_id: WebhookId, r
         return WebhookSecret.of(row)
 
 
+@router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=REFUSALS)
+def disable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+    """Deliver nothing until it is enabled again, which takes up what is owed now; again is no error."""
+    with services.sessions.begin() as session:
+        row = webhooks.disable(session, caller.tenant, webhook_id)
+        audit.note(session, caller, "disable_webhook", row.id)
+        return WebhookView.of(row)
+
+
 @router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=REFUSALS)
 def enable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Take up deliveries again after a webhook was disabled because it only failed; again is no error."""
+    """Take up deliveries again after a webhook was disabled, by you or because it only failed; again is no error."""
     with services.sessions.begin() as session:
         row = webhooks.enable(session, caller.tenant, webhook_id)
         audit.note(session, caller, "enable_webhook", row.id)

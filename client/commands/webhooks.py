@@ -49,6 +49,14 @@ def rotate(webhook_id: str, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def disable(webhook_id: str, as_json: AsJson = False) -> None:
+    """Deliver nothing until it is enabled again."""
+    with connected(as_json) as service:
+        hook = service.disable_webhook(webhook_id)
+        show(hook, as_json, f"{hook['id']}  disabled")
+
+
+@app.command()
 def enable(webhook_id: str, as_json: AsJson = False) -> None:
     """Take up deliveries again after they were given up."""
     with connected(as_json) as service:

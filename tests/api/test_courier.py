@@ -228,6 +228,21 @@ def test_a_webhook_that_only_fails_is_disabled_and_can_be_enabled(
     assert rounds(sessions) == 1
 
 
+def test_a_webhook_that_is_disabled_is_sent_nothing_until_it_is_enabled(
+    receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt
+) -> None:
+    hook = hooked(client, receiver.url)
+    client.post(f"/webhooks/{hook['id']}/test")
+    since = client.post(f"/webhooks/{hook['id']}/disable").json()["disabled_at"]
+    assert since
+    assert client.post(f"/webhooks/{hook['id']}/disable").json()["disabled_at"] == since
+    finish(sessions, attempt)
+    assert rounds(sessions) == 0
+    client.post(f"/webhooks/{hook['id']}/enable")
+    assert rounds(sessions) == 1
+    assert [json.loads(body)["type"] for _, body in receiver.got] == ["webhook.test"]
+
+
 def test_a_receiver_that_is_gone_is_disabled_at_once(
     receiver: Receiver, client: TestClient, sessions: Sessions
 ) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from core import workers
-from tests.browser.conftest import NewPerson, Person, Site
+from core import webhooks, workers
+from core.webhooks import Answer
+from tests.browser.conftest import TENANT, NewPerson, Person, Site
 from tests.browser.lives import Scores
 from tests.core.conftest import GPU
 
@@ -33,6 +34,9 @@ def pages(site: Site) -> list[str]:
     site.add_job(suffix="waiting")
     with site.sessions.begin() as session:
         workers.seen(session, "gpu-1", GPU)
+        hook = webhooks.create(session, TENANT, "https://example.com/" + "seft/" * 60, ["job.failed"]).id
+        webhooks.test(session, TENANT, hook)
+        webhooks.settle(session, webhooks.claim(session, 1)[0], Answer(503, "busy"))
     jobs = [f"/jobs/{job}" for job in (done, failed, running)]
     return [
         "/",
@@ -42,6 +46,8 @@ def pages(site: Site) -> list[str]:
         f"/compare?job={done}&job={failed}",
         "/datasets",
         "/workers",
+        "/webhooks",
+        f"/webhooks/{hook}",
         "/keys",
         "/nothing",
     ]

@@ -136,6 +136,7 @@ def test_a_webhook_is_made_tried_and_removed(shell: Shell) -> None:
     assert shell.json("webhooks", "test", hook["id"])["type"] == "webhook.test"
     assert "webhook.test" in shell.run("webhooks", "deliveries", hook["id"]).stdout
     assert shell.json("webhooks", "rotate", hook["id"])["secret"] != hook["secret"]
+    assert shell.json("webhooks", "disable", hook["id"])["disabled_at"]
     assert shell.json("webhooks", "enable", hook["id"])["disabled_at"] is None
     assert hook["id"] in shell.run("webhooks", "list").stdout
     assert shell.json("webhooks", "delete", hook["id"])["id"] == hook["id"]

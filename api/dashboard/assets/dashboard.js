@@ -39,7 +39,7 @@
 
   // Polling
 
-  const busy = (element) => element.querySelector("details.menu[open], input:checked, pre:focus");
+  const busy = (element) => element.querySelector("details[open], input:checked, pre:focus");
 
   const poll = () => {
     const waits = document.hidden ? SLOW : Math.min(SLOW, 2 ** missed);

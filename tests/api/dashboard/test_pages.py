@@ -36,6 +36,7 @@ def paths(client: TestClient, body: Json, evil_job: str) -> list[str]:
     """Every page with something of ours on it."""
     client.post("/datasets", files={"file": ("<script>alert('&').jsonl", b'{"text": "a"}\n{"text": "b"}\n')})
     client.post("/keys", json={"name": EVIL})
+    hook = client.post("/webhooks", json={"url": f"https://example.com/{EVIL}"}).json()["id"]
     other = client.post("/jobs", json={**body, "sparsity": 0.7, "suffix": EVIL}).json()["id"]
     return [
         "/",
@@ -45,6 +46,8 @@ def paths(client: TestClient, body: Json, evil_job: str) -> list[str]:
         f"/jobs/new?clone={evil_job}",
         f"/compare?job={evil_job}&job={other}",
         "/datasets",
+        "/webhooks",
+        f"/webhooks/{hook}",
         "/keys",
     ]
 
@@ -97,7 +100,7 @@ def test_a_stranger_sees_nothing_of_another_tenant(
     stranger = new_browser("theirs")
     for path in paths:
         answer = stranger.get(ROOT + path)
-        assert answer.status_code == (404 if "job_" in path else 200), path
+        assert answer.status_code == (404 if "job_" in path or "hook_" in path else 200), path
         for ours in (evil_job, dataset):
             assert ours not in answer.text.replace(f"There is no job &#39;{evil_job}&#39;", ""), path
         if not path.startswith("/jobs?q"):

@@ -128,7 +128,18 @@ def test_a_session_ends_by_itself(
         assert session.scalar(select(func.count()).select_from(SignIn)) == 1, "what has run out is swept away"
 
 
-FORMS = ["/sign-out", "/jobs", "/datasets", "/keys", "/keys/key_1/revoke", "/jobs/job_1/cancel"]
+FORMS = [
+    "/sign-out",
+    "/jobs",
+    "/datasets",
+    "/keys",
+    "/keys/key_1/revoke",
+    "/jobs/job_1/cancel",
+    "/webhooks",
+    "/webhooks/hook_1/rotate",
+    "/webhooks/hook_1/delete",
+    "/webhooks/hook_1/test",
+]
 
 
 @pytest.mark.parametrize("path", FORMS)
@@ -161,7 +172,7 @@ def test_scopes_hold_on_pages_too(new_browser: NewBrowser, job_id: str) -> None:
     reader = new_browser(scope=Scope.READ)
     assert reader.get("/dashboard/keys").status_code == 403
     assert reader.get("/dashboard/jobs/new").status_code == 403
-    for path in ("/jobs", "/datasets", f"/jobs/{job_id}/cancel"):
+    for path in ("/jobs", "/datasets", f"/jobs/{job_id}/cancel", "/webhooks", "/webhooks/hook_1/test"):
         assert reader.submit(path).status_code == 403
     page = reader.show(f"/jobs/{job_id}")
     assert "New job" not in reader.show("/")
