@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import audit, fairness, jobs
 from core.audit import Caller
 from core.models import Door
+from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 
@@ -20,12 +21,12 @@ def admit(
     *,
     idempotency_key: str | None,
     action: str,
-    waiting_limit: int,
+    settings: Settings,
 ) -> tuple[Job, bool]:
     """The new job and True, or the one that the same key and body made before and False. `action` is for the audit.
 
     A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
-    ProblemError where the dataset, the model or the key is refused, or where `waiting_limit` jobs of the tenant wait.
+    ProblemError where the dataset, the model or the key is refused, or where the tenant has as much as it may.
     """
     body = spec.fingerprint()
     with sessions.begin() as session:
@@ -35,7 +36,8 @@ def admit(
     source = door.find(spec.model, spec.revision)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
-        fairness.check_waiting(session, caller.tenant, waiting_limit)
+        fairness.check_waiting(session, caller.tenant, settings.tenant_waiting)
+        fairness.check_stored(session, caller.tenant, settings.tenant_bytes)
         job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body, request_id=caller.request_id)
         if new:
             audit.note(session, caller, action, job.id)

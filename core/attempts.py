@@ -228,6 +228,7 @@ def publish(
             prefix=prefix,
             sha256=sha256,
             files=files,
+            bytes=sum(file["size"] for file in files),
             scores=scores,
             expires_at=expires,
         )

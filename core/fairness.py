@@ -10,7 +10,7 @@ from core.ability import Ability, fits
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status
-from core.tables import Dataset, Job, Json
+from core.tables import Checkpoint, Dataset, Job, Json
 
 CLAIM_LOCK = 0x5EF72
 """Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
@@ -48,6 +48,31 @@ def check_waiting(session: Session, tenant: str, limit: int) -> None:
     if limit and (waiting := _count(session, tenant, Status.QUEUED, Status.PAUSED)) >= limit:
         way_out = "Wait until one of them runs, or cancel one."
         raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of your jobs wait; {limit} may. {way_out}")
+
+
+def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
+    """LIMIT_REACHED where the tenant may not store so many `more` bytes, those of the content with this hash.
+
+    Until the transaction ends nobody else stores anything for the tenant, where that is limited.
+    """
+    if not limit:
+        return
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
+    if (used := stored(session, tenant, besides=sha256)) + more > limit:
+        way_out = "Wait until something expires, or have the operator raise the limit."
+        detail = (
+            f"Your datasets and checkpoints take up {used:,} of {limit:,} bytes; this takes at least {more:,} more."
+        )
+        raise ProblemError(Code.LIMIT_REACHED, f"{detail} {way_out}")
+
+
+def stored(session: Session, tenant: str, *, besides: str = "") -> int:
+    """Bytes of the tenant's datasets, of equal ones once, and of its checkpoints; `besides` is a dataset's hash."""
+    mine = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != besides)
+    each = select(Dataset.sha256, Dataset.bytes).where(*mine).distinct().subquery()
+    datasets = select(func.sum(each.c.bytes))
+    checkpoints = select(func.sum(Checkpoint.bytes)).join(Job, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
+    return sum(int(session.scalar(query) or 0) for query in (datasets, checkpoints))
 
 
 def reason(session: Session, job: Job, settings: Settings) -> Json | None:

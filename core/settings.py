@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     tenant_waiting: int = Field(
         default=0, ge=0, description="Jobs of one tenant that wait, queued or paused, at a time; 0: any number."
     )
+    tenant_bytes: int = Field(
+        default=0, ge=0, description="Bytes of one tenant's datasets and checkpoints, all together; 0: any number."
+    )
     checkpoint_days: int = Field(
         default=0, ge=0, description="No checkpoint is kept for more days, whatever its job asks for; 0: any number."
     )

@@ -212,6 +212,8 @@ class Checkpoint(Base):
     """Of `manifest.json`, which holds the sha256 of every other file: equal means equal to the last bit."""
     files: Mapped[list[Json]] = mapped_column(JSONB)
     """[{"name", "size", "sha256"}], the manifest included."""
+    bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Of all files together."""
     scores: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]

@@ -1,5 +1,6 @@
 """Datasets: uploaded and checked, listed, looked at."""
 
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from starlette.datastructures import UploadFile
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.schemas import FILE_ID, DatasetPage, DatasetView
-from core import audit, datasets, ids
+from core import audit, datasets, fairness, ids
 from core.audit import Caller
 from core.errors import Code, Flaw, ProblemError
 
@@ -42,6 +43,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     responses=responses(
         *BODY,
         Code.INVALID_DATASET,
+        Code.LIMIT_REACHED,
     ),
 )
 async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
@@ -90,14 +92,24 @@ def get_dataset(
 
 
 def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
-    """The dataset that an upload becomes; INVALID_DATASET where it is none."""
+    """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
     content = datasets.check(file.file)
     file.file.seek(0)
+    check = partial(
+        fairness.check_stored,
+        tenant=caller.tenant,
+        limit=services.settings.tenant_bytes,
+        sha256=content.sha256,
+        more=content.bytes,
+    )
+    with services.sessions.begin() as session:
+        check(session)
     services.storage.upload(file.file, content.object_key)
     with services.sessions.begin() as session:
         name = file.filename or ""
         row = datasets.earlier(session, caller.tenant, name, content)
         if row is None:
+            check(session)  # another upload may have come before
             datasets.must_be_stored(session, services.storage, content)
             row = datasets.add(session, caller.tenant, name, content)
             audit.note(session, caller, "create_dataset", row.id)

@@ -173,7 +173,7 @@ def _admitted(
         spec,
         idempotency_key=idempotency_key,
         action=action,
-        waiting_limit=services.settings.tenant_waiting,
+        settings=services.settings,
     )
     if new and job.status == Status.QUEUED:
         queue.hint(services.broker)

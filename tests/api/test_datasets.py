@@ -118,6 +118,24 @@ def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> Non
     assert "3000000" in report["detail"]
 
 
+def test_a_tenant_that_has_stored_as_much_as_it_may_is_told_so_at_both_doors(
+    app: FastAPI, new_client: NewClient
+) -> None:
+    settings = app.state.services.settings.model_copy(update={"tenant_bytes": 3 * len(RIGHT) - 1})
+    key = new_client("ours").headers["Authorization"]
+    with TestClient(make_app(settings), headers={"Authorization": key}) as client:
+        first = upload(client, RIGHT).json()["id"]
+        assert upload(client, RIGHT.replace(b"a", b"c")).status_code == 201
+        report = problem(upload(client, RIGHT.replace(b"a", b"d")), 409, "limit_reached")
+        assert f"{3 * len(RIGHT) - 1} bytes" in report["detail"]
+        assert len(stored(app)) == 2, "what is refused is not stored"
+        assert upload(client, RIGHT).json()["id"] == first
+        body = {"model": "tiny", "dataset": first, "sparsity": 0.5}
+        assert client.post("/jobs", json=body).status_code == 202
+        assert upload(client, RIGHT[:-1]).status_code == 201
+        problem(client.post("/jobs", json=body), 409, "limit_reached")
+
+
 def test_another_tenants_dataset_is_not_there(client: TestClient, new_client: NewClient, dataset: str) -> None:
     stranger = new_client("theirs")
     problem(stranger.get(f"/datasets/{dataset}"), 404, "not_found")

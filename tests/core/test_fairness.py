@@ -1,6 +1,7 @@
 """Whose turn it is, and how much of everything a tenant gets."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -86,3 +87,32 @@ def test_a_job_that_newer_software_refuses_does_not_hide_the_next_one(sessions: 
         session.execute(text("UPDATE jobs SET spec = '{}' WHERE id = :id"), {"id": old})
     assert claims(sessions, 2) == [next_one, None]
     assert row(sessions, old).status == "failed"
+
+
+def test_no_tenant_stores_more_than_it_may_and_equal_files_count_once(sessions: Sessions, make: Make) -> None:
+    """Both tenants have a dataset of 30 bytes; ours gets a checkpoint of 50."""
+    make("ours", 5)
+    attempt = claim(sessions)
+    assert attempt is not None
+    files = [{"name": name, "size": 25, "sha256": ""} for name in "ab"]
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
+        datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
+        assert fairness.stored(session, "ours") == 80
+        assert fairness.stored(session, "theirs") == 30
+
+    def refused(limit: int, **content: Any) -> bool:
+        try:
+            with sessions.begin() as session:
+                fairness.check_stored(session, "ours", limit, **content)
+        except ProblemError as error:
+            return error.code is Code.LIMIT_REACHED
+        return False
+
+    assert [refused(limit) for limit in (0, 80, 81)] == [False, True, False]
+    assert [refused(100, sha256="1" * 64, more=more) for more in (20, 21)] == [False, True]
+    assert [refused(limit, sha256="0" * 64, more=30) for limit in (79, 80)] == [True, False]
+    with sessions.begin() as session:
+        session.execute(text("UPDATE datasets SET deleted_at = now() WHERE tenant = 'ours'"))
+        session.execute(text("DELETE FROM checkpoints"))
+        assert fairness.stored(session, "ours") == 0

@@ -63,7 +63,7 @@ def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, actio
         spec,
         idempotency_key=once,
         action=action,
-        waiting_limit=services.settings.tenant_waiting,
+        settings=services.settings,
     )
     if new and job.status == Status.QUEUED:
         queue.hint(services.broker)
