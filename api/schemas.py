@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from api.estimate_schemas import EstimateView
 from core.reports import Thinned
 from core.specs import JobSpec, shown
 from core.states import Phase, Status
@@ -115,9 +116,12 @@ _JOB = {
 class JobDetail(JobView):
     """A job, as its own page shows it."""
 
-    model_config = example({**_JOB, "queue_position": None})
+    model_config = example({**_JOB, "queue_position": None, "estimate": None})
 
     queue_position: int | None = Field(description="Place in the queue from 1 while queued; 1000 is that or more.")
+    estimate: Annotated[dict[str, Any] | None, Told(EstimateView | None)] = Field(
+        description="Of a job with `auto_start: false`: what it was expected to take when it was made."
+    )
 
 
 class JobPage(BaseModel):

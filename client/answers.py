@@ -21,7 +21,7 @@ class Reason(TypedDict):
 
 
 class Job(TypedDict):
-    """A repair job. `queue_position` stands only in the answer about one job."""
+    """A repair job. `queue_position` and `estimate` stand only in the answer about one job."""
 
     id: str
     status: str
@@ -41,6 +41,44 @@ class Job(TypedDict):
     finished_at: str | None
     updated_at: str
     queue_position: NotRequired[int | None]
+    estimate: NotRequired["Estimate | None"]
+
+
+class StageMemory(TypedDict):
+    """The fullest moment of a phase: bytes on the device, on its host, and where the two are one."""
+
+    phase: str
+    device_bytes: int
+    host_bytes: int
+    together_bytes: int
+
+
+class Fit(TypedDict):
+    """Whether a job fits a worker, what decides that, and the `change` with which it would; None: nothing helps."""
+
+    name: str
+    device: str
+    device_name: str
+    fits: bool
+    phase: str
+    needed_bytes: int
+    memory_bytes: int
+    change: Json | None
+    seconds: float | None
+
+
+class Estimate(TypedDict):
+    """What a job would take. `fits` is None where no worker lives."""
+
+    architecture: str
+    parameters: int
+    target_weights: int
+    steps: int
+    tokens: dict[str, int]
+    memory: list[StageMemory]
+    checkpoint_bytes: int
+    fits: bool | None
+    workers: list[Fit]
 
 
 class Worker(TypedDict):

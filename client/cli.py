@@ -2,7 +2,7 @@
 
 import typer
 
-from client.commands import datasets, jobs, keys, library, webhooks, workers
+from client.commands import datasets, estimates, jobs, keys, library, webhooks, workers
 
 app = typer.Typer(
     help="Make language models sparse, and repair them.",
@@ -18,4 +18,5 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
 app.command()(keys.audit)
 app.command()(workers.workers)
+app.command()(estimates.estimate)
 library.add_verbs(app)

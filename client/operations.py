@@ -14,6 +14,7 @@ from client.answers import (
     Checkpoint,
     Dataset,
     Delivery,
+    Estimate,
     Event,
     Job,
     Json,
@@ -68,6 +69,11 @@ class Operations:
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Steps[Job]:
         """Create a job. The same key with the same spec answers the same job again."""
         return (yield from self._create("/jobs", spec, idempotency_key))
+
+    @operation
+    def estimate_job(self, spec: Mapping[str, Any]) -> Steps[Estimate]:
+        """What a job would take: memory, time, bytes, and on which worker it fits; needs no dataset."""
+        return cast("Estimate", (yield from self._call(Request("POST", "/jobs/estimate", json=dict(spec)))))
 
     @operation
     def clone_job(

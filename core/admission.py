@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import audit, fairness, jobs
 from core.audit import Caller
+from core.estimates import estimate
 from core.models import Door
 from core.settings import Settings
 from core.specs import JobSpec
@@ -27,6 +28,7 @@ def admit(
 
     A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
     ProblemError where the dataset, the model or the key is refused, or where the tenant has as much as it may.
+    A job that is to wait for its start is told what it will take.
     """
     body = spec.fingerprint()
     with sessions.begin() as session:
@@ -34,11 +36,15 @@ def admit(
             return former, False
         jobs.check_dataset(session, caller.tenant, spec.dataset)
     source = door.find(spec.model, spec.revision)
+    anatomy = None if spec.auto_start else door.anatomy(source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.check_waiting(session, caller.tenant, settings.tenant_waiting)
         fairness.check_stored(session, caller.tenant, settings.tenant_bytes)
-        job, new = jobs.create(session, caller.tenant, pinned, idempotency_key, body, request_id=caller.request_id)
+        told = estimate(session, anatomy, pinned, settings) if anatomy else None
+        job, new = jobs.create(
+            session, caller.tenant, pinned, idempotency_key, body, request_id=caller.request_id, estimate=told
+        )
         if new:
             audit.note(session, caller, action, job.id)
         return job, new

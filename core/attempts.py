@@ -81,7 +81,7 @@ def claim(
             job.id,
             Move.CLAIMED,
             attempt=job.attempt,
-            data={"worker": worker},
+            data={"worker": worker, "kind": has.device_name},
             worker=worker,
             lease_expires_at=lease,
         ):

@@ -14,7 +14,7 @@ from core.errors import Code, Flaw, ProblemError
 from core.moves import record, shelve
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Move, Reason, Status
-from core.tables import Dataset, IdempotencyKey, Job, JobLabel
+from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 
 HEADER = "Idempotency-Key"
 POSITIONS = 1000
@@ -29,6 +29,7 @@ def create(
     body_sha256: str,
     *,
     request_id: str | None = None,
+    estimate: Json | None = None,
 ) -> tuple[Job, bool]:
     """A new job and True; or the job that the same key and body made before, and False.
 
@@ -47,6 +48,7 @@ def create(
         spec_version=SPEC_VERSION,
         priority=spec.priority,
         status=Status.QUEUED,
+        estimate=estimate,
         # The creator sends a hint after the commit; the sweep need not send another one at once.
         hinted_at=func.now(),
     )

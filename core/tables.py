@@ -101,6 +101,7 @@ class Job(Base):
         Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
         Index("jobs_without_room", "id", postgresql_where=text("status = 'paused' AND reason ? 'needs'")),
         Index("jobs_not_ended", "status", postgresql_where=text("status IN ('queued', 'running', 'paused')")),
+        Index("jobs_succeeded", "id", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
     )
 
@@ -143,6 +144,8 @@ class Job(Base):
     """Perplexities: {"dense", "pruned", "repaired"}, each once it is known."""
     measured: Mapped[Json | None]
     """Counted from the written file: sparsity of the target linears and of the whole model, zeros grown."""
+    estimate: Mapped[Json | None]
+    """Of a job that was made to wait for its start: what it was expected to take then."""
     error: Mapped[Json | None]
     """{"fault": "user_error" | "system_error", "code", "message"} of a failed job."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

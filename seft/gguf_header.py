@@ -7,12 +7,16 @@ vocabulary. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 
 
 import mmap
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Value = int | float | bool | str
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
+_TYPE_AND_OFFSET = 12
+"""Bytes that a tensor's type and place take behind its shape."""
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
@@ -66,6 +70,20 @@ class _Cursor:
 
 def read_header(path: Path) -> dict[str, Value]:
     """All keys with their scalar values, an array's value being its length; ValueError where it is not readable."""
+    with _opened(path) as (cursor, _):
+        return _values(cursor)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, as torch has it: a linear is (outputs, inputs). ValueError as above."""
+    with _opened(path) as (cursor, tensors):
+        _values(cursor)
+        return dict(_tensor(cursor) for _ in range(tensors))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[_Cursor, int]]:
+    """A cursor at the keys, and how many tensors are told of behind them."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cursor = _Cursor(data)
         if data[: cursor.skip(4) + 4] != _MAGIC:
@@ -73,5 +91,15 @@ def read_header(path: Path) -> dict[str, Value]:
         version = cursor.scalar("<I")
         if version not in _VERSIONS:
             raise ValueError(f"it has version {version}, not 2 or 3")
-        cursor.count()  # of tensors
-        return {cursor.string(): cursor.value(int(cursor.scalar("<I"))) for _ in range(cursor.count())}
+        yield cursor, cursor.count()
+
+
+def _values(cursor: _Cursor) -> dict[str, Value]:
+    return {cursor.string(): cursor.value(int(cursor.scalar("<I"))) for _ in range(cursor.count())}
+
+
+def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...]]:
+    name, dimensions = cursor.string(), int(cursor.scalar("<I"))
+    shape = [cursor.count() for _ in range(dimensions)]
+    cursor.skip(_TYPE_AND_OFFSET)
+    return name, tuple(reversed(shape))

@@ -8,6 +8,7 @@ worker would refuse an hour later. What only the weights tell (missing tensors, 
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -33,9 +34,9 @@ NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unrea
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
-_HUB_SECONDS = 10.0
+HUB_SECONDS = 10.0
 _WANTED = ["*.json", "*.jinja", "model*.safetensors"]
-_INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REFUSED_KEYS = {
@@ -102,7 +103,7 @@ def fetch(source: ModelSource) -> Path:
     try:
         return Path(
             hub.snapshot_download(
-                source.reference, revision=source.revision, allow_patterns=_WANTED, etag_timeout=_HUB_SECONDS
+                source.reference, revision=source.revision, allow_patterns=_WANTED, etag_timeout=HUB_SECONDS
             )
         )
     except (HTTPError, OSError) as error:
@@ -161,16 +162,27 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
 def find_on_hub(reference: str, revision: str | None) -> ModelSource:
     """The hub's model, at a branch, tag or commit; SourceError when the hub has none, or does not answer."""
     try:
-        info = hub.HfApi().model_info(reference, revision=revision, timeout=_HUB_SECONDS)
-        names = {sibling.rfilename for sibling in info.siblings or ()}
+        with answered(reference, revision):
+            info = hub.HfApi().model_info(reference, revision=revision, timeout=HUB_SECONDS)
+            names = {sibling.rfilename for sibling in info.siblings or ()}
 
-        def read(name: str, at: str | None = info.sha) -> bytes:
-            return Path(hub.hf_hub_download(reference, name, revision=at, etag_timeout=_HUB_SECONDS)).read_bytes()
+            def read(name: str, at: str | None = info.sha) -> bytes:
+                return Path(hub.hf_hub_download(reference, name, revision=at, etag_timeout=HUB_SECONDS)).read_bytes()
 
-        config = _checked_config(reference, names, read)
-        read("config.json", revision)  # the cache learns the name of this commit, for days without network
+            config = _checked_config(reference, names, read)
+            read("config.json", revision)  # the cache learns the name of this commit, for days without network
     except OfflineModeIsEnabled:
         return _find_cached(reference, revision)
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, info.card_data.license if info.card_data else None)
+
+
+@contextmanager
+def answered(reference: str, revision: str | None) -> Iterator[None]:
+    """What the hub's client raises in here is a SourceError, but for OfflineModeIsEnabled."""
+    try:
+        yield
+    except OfflineModeIsEnabled:
+        raise
     except GatedRepoError as error:
         raise SourceError(
             REFUSED, f"{reference} is gated. Accept its terms on the hub and set HF_TOKEN to a token that may read it."
@@ -182,7 +194,6 @@ def find_on_hub(reference: str, revision: str | None) -> ModelSource:
         raise SourceError(
             UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later."
         ) from error
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, info.card_data.license if info.card_data else None)
 
 
 def _find_cached(reference: str, revision: str | None) -> ModelSource:
@@ -222,12 +233,12 @@ def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes
 
 
 def _check_weights(reference: str, names: set[str], read: Callable[[str], bytes]) -> None:
-    if _INDEX in names:
-        files = _json_object(reference, _INDEX, read).get("weight_map")
+    if INDEX in names:
+        files = _json_object(reference, INDEX, read).get("weight_map")
         shards = set(map(str, files.values())) if isinstance(files, dict) else set()
         if not shards or shards - names:
             raise SourceError(REFUSED, f"{reference!r} lacks shards that its index names: {sorted(shards - names)}.")
-    elif "model.safetensors" not in names:
+    elif SINGLE not in names:
         pickles = sorted(name for name in names if name.endswith(_PICKLES))
         seen = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
         raise SourceError(REFUSED, f"{reference!r} has {seen}. Save it with save_pretrained, which writes safetensors.")

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Auth, Carries, Here, JobId, Limit, Services
 from api.errors import BODY, responses
+from api.estimate_schemas import EstimateSpec, EstimateView
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
@@ -20,6 +21,7 @@ from core import fairness, ids, jobs, queue
 from core.admission import admit
 from core.audit import Caller
 from core.errors import Code
+from core.estimates import estimate
 from core.overrides import overridden
 from core.specs import JobSpec
 from core.states import Status
@@ -71,6 +73,25 @@ def create_job(
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""
     return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="create_job")
+
+
+@router.post(
+    "/estimate",
+    operation_id="estimate_job",
+    dependencies=[Depends(Carries("application/json"))],
+    responses=responses(
+        *BODY,
+        Code.MODEL_NOT_FOUND,
+        Code.MODEL_REFUSED,
+        Code.HUB_UNREACHABLE,
+        Code.HUB_BUSY,
+    ),
+)
+def estimate_job(services: Here, _caller: Auth, spec: EstimateSpec) -> EstimateView:
+    """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
+    anatomy = services.models.anatomy(services.models.find(spec.model, spec.revision))
+    with services.sessions.begin() as session:
+        return EstimateView.model_validate(estimate(session, anatomy, spec, services.settings))
 
 
 @router.get(
@@ -194,7 +215,7 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
 def detail(services: Services, session: Session, job: Job) -> JobDetail:
     """A job as its own page shows it."""
     reason = fairness.reason(session, job, services.settings)
-    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason)
+    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)
 
 
 def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:

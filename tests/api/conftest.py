@@ -1,6 +1,5 @@
 """A server with one key, a model that passes the door, and what tests send to it."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from core import attempts, keys
 from core.attempts import Attempt
 from core.keys import Scope
 from core.settings import Settings
+from tests.hollow import write_hollow
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
@@ -28,11 +28,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def app(settings: Settings, tmp_path: Path) -> FastAPI:
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").touch()
+    folder = write_hollow(tmp_path / "models" / "tiny")
     return make_app(settings.model_copy(update={"model_roots": [folder.parent]}))
 
 

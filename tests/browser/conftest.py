@@ -1,6 +1,5 @@
 """A running server, a browser, and a person in front of it. Jobs live by `tests.browser.lives`."""
 
-import json
 import os
 import threading
 import time
@@ -24,6 +23,7 @@ from core.storage import Storage
 from seft.records import Format
 from tests.browser import chromium
 from tests.browser.lives import Life
+from tests.hollow import write_hollow
 
 ALWAYS = os.environ.get("CI", "").lower() in {"1", "true"}
 TENANT = "acme"
@@ -54,11 +54,8 @@ class Site:
 
     def add_model(self, name: str) -> str:
         """A model that passes the door."""
-        folder = self.models / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-        (folder / "tokenizer.json").write_text("{}")
-        (folder / "model.safetensors").touch()
+        if not (self.models / name).exists():
+            write_hollow(self.models / name)
         return name
 
     def add_job(self, **spec: object) -> str:

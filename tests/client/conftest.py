@@ -1,6 +1,5 @@
 """A scripted server and a real one; laws of the client are tried on both: who waits and who awaits."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from core.storage import Storage
 from local.folder import FolderLock
 from local.stack import Api
 from tests.client.servers import Script, serving
+from tests.hollow import write_hollow
 from tests.worker.conftest import variables
 
 PAUSES = (0.01, 0.01)
@@ -75,11 +75,7 @@ class Service:
 @pytest.fixture
 def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
     """A running API that knows one model. No worker."""
-    model = tmp_path / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (model / "tokenizer.json").write_text("{}")
-    (model / "model.safetensors").touch()
+    model = write_hollow(tmp_path / "models" / "tiny")
     engine = make_engine(settings)
     sessions = make_sessions(engine)
     with sessions.begin() as session:

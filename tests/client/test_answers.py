@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from api import key_schemas, schemas, webhook_schemas
+from api import estimate_schemas, key_schemas, schemas, webhook_schemas
 from client import answers
 
 
@@ -23,6 +23,9 @@ from client import answers
         (answers.Delivery, webhook_schemas.DeliveryView),
         (answers.AuditEntry, key_schemas.AuditView),
         (answers.Dataset, schemas.DatasetView),
+        (answers.StageMemory, estimate_schemas.StageView),
+        (answers.Fit, estimate_schemas.FitView),
+        (answers.Estimate, estimate_schemas.EstimateView),
     ],
 )
 def test_an_answer_has_the_fields_of_its_schema(ours: type, theirs: type[BaseModel]) -> None:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 from client.cli import app
 from client.downloads import PART_BYTES
 from client.shell import Exit
-from core import attempts
+from core import attempts, workers
+from core.ability import CPU, Ability
 from tests.client.conftest import Service
 from tests.client.servers import Script, Store, serving
 
@@ -119,6 +120,20 @@ def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path
     assert compared["measured model.zeros"] == [5, 5]
     (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
     assert Path(path).read_bytes() == CONTENT
+
+
+def test_an_estimate_is_told_without_a_dataset_and_says_what_would_fit(shell: Shell) -> None:
+    with shell.service.sessions.begin() as session:
+        workers.seen(session, "w1", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
+    words = ("--model", "tiny", "--sparsity", "0.6")
+    found = shell.json("estimate", *words)
+    assert (found["fits"], found["checkpoint_bytes"]) == (True, 2 * found["parameters"])
+    told = shell.run("estimate", *words).stdout
+    assert f"{found['parameters']:,}" in told
+    assert "w1" in told
+    too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
+    more = ("--set", "repair.sequence_tokens=4096")
+    assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout
 
 
 def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shell, data: Path) -> None:

@@ -1,6 +1,5 @@
 """Models at the door."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,16 +7,12 @@ import pytest
 from core.errors import Code, ProblemError
 from core.models import Door
 from core.settings import Settings
+from tests.hollow import write_hollow
 
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Path:
-    folder = tmp_path / "models" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").touch()
-    return folder.parent
+    return write_hollow(tmp_path / "models" / "tiny").parent
 
 
 def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:

@@ -17,6 +17,7 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
 from tests.fuzz.hooks import RIGHT
+from tests.hollow import write_hollow
 from tests.hub import hub
 from tests.worker.conftest import variables
 
@@ -36,11 +37,7 @@ class Fuzzed:
 
 def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = None) -> Fuzzed:
     """Call every operation with up to `examples` generated requests in each phase, right ones and wrong ones."""
-    model = folder / "models" / "tiny"
-    model.mkdir(parents=True)
-    (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    (model / "tokenizer.json").write_text("{}")
-    (model / "model.safetensors").touch()
+    model = write_hollow(folder / "models" / "tiny")
     ours = settings.model_copy(update={"model_roots": [model.parent], "rate_limit": 0.0, "log_format": "json"})
     with _serving(ours, folder / "server") as (api, secret):
         command = [

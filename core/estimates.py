@@ -1,0 +1,60 @@
+"""What a job will take, told before it runs: memory, time, bytes, and on which worker it fits. No weight is read."""
+
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core import fitting, paces, workers
+from core.ability import Ability
+from core.anatomy import Anatomy
+from core.footprint import HALF, stages
+from core.settings import Settings
+from core.specs import JobSpec, RepairMethod
+from core.tables import Json, Worker
+
+
+def estimate(session: Session, model: Anatomy, spec: JobSpec, settings: Settings) -> Json:
+    """What `api.estimate_schemas.EstimateView` shows."""
+    pace = paces.paces(session)
+    query = select(Worker).where(workers.living(settings.sweep_seconds)).order_by(Worker.name)
+    living = [_on(worker, model, spec, pace) for worker in session.scalars(query)]
+    return {
+        "architecture": model.architecture,
+        "parameters": model.parameters,
+        "target_weights": model.targets,
+        "steps": spec.repair.steps if spec.repair.method is not RepairMethod.NONE else 0,
+        "tokens": _tokens(spec),
+        "memory": [
+            {"phase": phase, "device_bytes": held.device, "host_bytes": held.host, "together_bytes": held.together}
+            for phase, held in stages(model, spec).items()
+        ],
+        "checkpoint_bytes": HALF * model.parameters,
+        "fits": any(each["fits"] for each in living) if living else None,
+        "workers": living,
+    }
+
+
+def _tokens(spec: JobSpec) -> dict[str, int]:
+    calibration, repair, judged = spec.prune.calibration, spec.repair, spec.evaluate
+    trains = repair.method is not RepairMethod.NONE
+    return {
+        "calibration": calibration.samples * calibration.tokens,
+        "training": repair.steps * repair.batch_tokens if trains else 0,
+        "evaluation": judged.windows * judged.tokens * (3 if trains else 2),
+    }
+
+
+def _on(worker: Worker, model: Anatomy, spec: JobSpec, pace: paces.Paces) -> dict[str, Any]:
+    has = Ability(worker.device, worker.device_name, worker.memory, worker.disk)
+    found = fitting.want(model, spec, has)
+    return {
+        "name": worker.name,
+        "device": worker.device,
+        "device_name": worker.device_name,
+        "fits": found.met,
+        **asdict(found),
+        "change": {} if found.met else fitting.change(model, spec, has),
+        "seconds": paces.seconds(pace, worker.device_name, paces.work(spec, model.parameters, model.targets)),
+    }

@@ -1,0 +1,79 @@
+"""What a job would take, told before it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from core import workers
+from core.ability import CPU, Ability
+from tests.api.conftest import Json, problem
+from tests.hollow import BLOCKS, LINEARS, SHAPES
+
+MEMORY = 4 << 30
+
+
+@pytest.fixture
+def worker(sessions: sessionmaker[Session]) -> str:
+    with sessions.begin() as session:
+        workers.seen(session, "w1", Ability(CPU, "x86_64", MEMORY, 1 << 40))
+    return "w1"
+
+
+def estimated(client: TestClient, **spec: Any) -> Json:
+    answer = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6, **spec})
+    assert answer.status_code == 200, answer.text
+    found: Json = answer.json()
+    return found
+
+
+def test_an_estimate_counts_the_model_and_asks_every_worker_that_lives(
+    client: TestClient, sessions: sessionmaker[Session], worker: str
+) -> None:
+    found = estimated(client, repair={"steps": 7})
+    sizes = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in SHAPES.items()}
+    assert found["parameters"] == sum(sizes.values())
+    assert found["target_weights"] == BLOCKS * sum(rows * cols for rows, cols in LINEARS.values())
+    assert (found["steps"], found["tokens"]["training"]) == (7, 7 * 16384)
+    assert [held["phase"] for held in found["memory"]] == ["loading", "evaluating", "pruning", "training", "exporting"]
+    assert found["checkpoint_bytes"] == 2 * found["parameters"]
+    assert found["fits"] is True
+    (fit,) = found["workers"]
+    assert (fit["name"], fit["fits"], fit["change"], fit["seconds"]) == (worker, True, {}, None)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE workers SET seen_at = now() - interval '1 h'"))
+    assert (estimated(client)["fits"], estimated(client)["workers"]) == (None, [])
+
+
+def test_a_job_that_fits_nowhere_is_told_what_to_change(
+    client: TestClient, sessions: sessionmaker[Session], worker: str
+) -> None:
+    huge = {"micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
+    found = estimated(client, repair=huge)
+    (fit,) = found["workers"]
+    assert (found["fits"], fit["phase"], fit["memory_bytes"]) == (False, "training", MEMORY)
+    assert fit["needed_bytes"] > MEMORY
+    assert fit["change"]["repair"]["micro_batch"] < 256
+    assert estimated(client, repair={**huge, **fit["change"]["repair"]})["fits"] is True
+
+
+def test_only_a_job_that_waits_for_its_start_keeps_its_estimate(client: TestClient, body: Json, worker: str) -> None:
+    waiting = client.post("/jobs", json={**body, "auto_start": False}).json()
+    without = {name: value for name, value in body.items() if name != "dataset"}
+    assert waiting["estimate"] == estimated(client, **without)
+    assert client.get(f"/jobs/{waiting['id']}").json()["estimate"] == waiting["estimate"]
+    assert client.post(f"/jobs/{waiting['id']}/start").json()["estimate"] == waiting["estimate"]
+    assert client.post("/jobs", json=body).json()["estimate"] is None
+
+
+def test_what_cannot_be_estimated_is_refused(client: TestClient, app: FastAPI) -> None:
+    problem(client.post("/jobs/estimate", json={"model": "tiny"}), 422, "invalid_request")
+    problem(client.post("/jobs/estimate", json={"model": "none", "sparsity": 0.5}), 422, "model_not_found")
+    (root,) = app.state.services.settings.model_roots
+    Path(root / "tiny" / "model.safetensors").write_bytes(b"no header")
+    report = problem(client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.5}), 422, "model_refused")
+    assert report["param"] == "model"

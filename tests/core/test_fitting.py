@@ -1,0 +1,66 @@
+"""Whether a job fits a machine, and the change with which it would."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import fitting, ids
+from core.ability import CPU, LARGEST, Ability
+from core.anatomy import Anatomy, dissect
+from core.footprint import stages
+from core.overrides import overridden
+from core.specs import JobSpec
+from core.states import Phase
+from seft.shapes import shapes
+from seft.source import find
+from tests.hollow import write_hollow
+
+LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Anatomy:
+    write_hollow(tmp_path / "tiny")
+    source = find("tiny", roots=[tmp_path])
+    return dissect(source, shapes(source))
+
+
+def gpu(mebibytes: int) -> Ability:
+    return Ability("cuda", "a small device", fitting.CONTEXT_BYTES + mebibytes * MEBIBYTE, LARGEST)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"repair": {"micro_batch": 8, "batch_tokens": 4096}},
+        {"repair": {"sequence_tokens": 4096}},
+        {"prune": {"calibration": {"samples": 4096, "tokens": 512}}},
+        {"evaluate": {"tokens": 16384}},
+        {"prune": {"calibration": {"samples": 256}, "reconstruct_epochs": 2}},
+    ],
+)
+def test_the_change_makes_the_job_fit_and_is_a_patch_of_it(model: Anatomy, more: dict[str, Any]) -> None:
+    spec, has = JobSpec.model_validate({**LEAST, **more}), gpu(100)
+    assert not fitting.want(model, spec, has).met
+    change = fitting.change(model, spec, has)
+    assert change
+    fitting_spec = overridden(spec.model_dump(mode="json"), change)
+    assert fitting.want(model, fitting_spec, has).met
+    assert fitting.change(model, fitting_spec, has) == {}
+
+
+def test_where_the_weights_alone_are_too_much_no_change_helps(model: Anatomy) -> None:
+    assert fitting.change(model, JobSpec.model_validate(LEAST), gpu(0)) is None
+
+
+def test_a_processor_holds_all_processes_and_another_device_its_tensors(model: Anatomy) -> None:
+    spec = JobSpec.model_validate(LEAST)
+    held = stages(model, spec)
+    fullest = max(each.together for each in held.values())
+    alone = fitting.want(model, spec, Ability(CPU, "x86_64", fullest, LARGEST))
+    assert (alone.phase, alone.needed_bytes, alone.met) == (Phase.EXPORTING, fullest, False)
+    assert fitting.want(model, spec, Ability(CPU, "x86_64", 2 * fullest, LARGEST)).met
+    tensors = max(each.device for each in held.values())
+    assert fitting.want(model, spec, gpu(100)).needed_bytes == tensors + fitting.CONTEXT_BYTES

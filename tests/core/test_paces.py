@@ -1,0 +1,63 @@
+"""How long jobs took tells how long the next ones will."""
+
+import pytest
+from sqlalchemy import text
+
+from core import attempts, paces
+from core.ability import BOUNDLESS, Ability
+from core.specs import JobSpec
+from core.states import Phase
+from tests.core.conftest import GPU, MakeJob, Sessions
+
+MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
+PHASES = [Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING, Phase.EXPORTING, Phase.UPLOADING]
+
+
+def run(sessions: Sessions, has: Ability) -> None:
+    """A job that takes ten seconds in each phase."""
+    with sessions.begin() as session:
+        attempt = attempts.claim(session, "w1", 60, has=has)
+        assert attempt is not None
+    for phase in PHASES:
+        with sessions.begin() as session:
+            attempts.progress(session, attempt, phase=phase, progress=0.5, step=0)
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix="", sha256="", files=[], scores={}, measured=MEASURED)
+        session.execute(
+            text(
+                "UPDATE job_events SET created_at = '2026-01-01'::timestamptz + place * interval '10 s' FROM"
+                " (SELECT id, row_number() OVER (ORDER BY id) AS place FROM job_events WHERE job_id = :job) AS ours"
+                " WHERE ours.id = job_events.id"
+            ),
+            {"job": attempt.job_id},
+        )
+
+
+def test_a_job_takes_as_long_as_one_like_it_took_on_that_kind_of_worker(
+    sessions: Sessions, spec: JobSpec, make_job: MakeJob
+) -> None:
+    make_job()
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        found = paces.paces(session)
+    same = paces.work(spec, 1000, 800)
+    assert paces.seconds(found, GPU.device_name, same) == pytest.approx(70)
+    longer = spec.model_copy(update={"repair": spec.repair.model_copy(update={"steps": 3 * spec.repair.steps})})
+    assert paces.seconds(found, GPU.device_name, paces.work(longer, 1000, 800)) == pytest.approx(70 + 20)
+    assert paces.seconds(found, GPU.device_name, paces.work(spec, 2000, 1600)) == pytest.approx(140)
+    assert paces.seconds(found, "another kind", same) is None
+    other = spec.model_copy(update={"repair": spec.repair.model_copy(update={"method": "spp"})})
+    assert paces.seconds(found, GPU.device_name, paces.work(other, 1000, 800)) is None
+
+
+def test_jobs_of_unknown_machines_and_those_that_were_stopped_tell_nothing(
+    sessions: Sessions, make_job: MakeJob
+) -> None:
+    make_job()
+    run(sessions, BOUNDLESS)
+    make_job()
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET stopping = true WHERE status = 'queued'"))
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        assert paces.paces(session) == {}
