@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -85,7 +86,16 @@ def idle_and_deaf(session: Session, name: str) -> bool:
     return session.scalar(deaf) is not None
 
 
-def unwell(session: Session, host: str, settings: Settings) -> list[str]:
-    """The workers of this host whose sweep has not been round for long, or that take no hints."""
-    names = session.execute(select(Worker.name, living(settings.sweep_seconds)).where(Worker.host == host)).all()
-    return [name for name, lives in names if not lives or idle_and_deaf(session, name)]
+def of_host(session: Session, host: str) -> list[str]:
+    """The workers of this host whose processes live; of those with one process id the last that was seen.
+
+    A container that is started again keeps its host's name, and its worker the process id of the one before.
+    """
+    rows = session.scalars(select(Worker).where(Worker.host == host).order_by(Worker.seen_at))
+    return [name for pid, name in {row.pid: row.name for row in rows}.items() if Path(f"/proc/{pid}").exists()]
+
+
+def unwell(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
+    """Those of these workers whose sweep has not been round for long, or that take no hints."""
+    rows = session.execute(select(Worker.name, living(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
+    return [name for name, lives in rows if not lives or idle_and_deaf(session, name)]

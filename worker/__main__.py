@@ -63,14 +63,16 @@ def serve(app: Celery, name: str) -> int:
 
 
 def health() -> int:
-    """Whether the workers of this host are well, for an orchestrator's health check: exit status 0, or 1 and names."""
-    settings = Settings()
+    """Whether this host has workers, all of them well, for an orchestrator's health check: status 0, or 1 and why."""
+    settings, host = Settings(), socket.gethostname()
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
-        unwell = workers.unwell(session, socket.gethostname(), settings)
+        names = workers.of_host(session, host)
+        flaws = [f"{name} is not well" for name in workers.unwell(session, names, settings)]
     engine.dispose()
-    sys.stdout.writelines(f"{name} is not well\n" for name in unwell)
-    return int(bool(unwell))
+    flaws += [] if names else [f"no worker of {host} has shown itself"]
+    sys.stdout.writelines(f"{flaw}\n" for flaw in flaws)
+    return int(bool(flaws))
 
 
 if __name__ == "__main__":

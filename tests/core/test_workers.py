@@ -1,5 +1,7 @@
 """What workers tell of themselves, and when one of them is not well."""
 
+import os
+
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -28,7 +30,7 @@ def host(sessions: Sessions) -> str:
 
 def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
     with sessions.begin() as session:
-        return workers.unwell(session, host, settings)
+        return workers.unwell(session, workers.of_host(session, host), settings)
 
 
 def figures_now(sessions: Sessions) -> dict[str, float]:
@@ -91,6 +93,19 @@ def test_a_worker_whose_sweep_stands_still_is_not_well_and_forgotten_after_a_day
     with sessions.begin() as session:
         workers.seen(session, "w2", GPU)
         assert [worker.name for worker, _ in workers.all_of_them(session)] == ["w2"]
+
+
+def test_a_worker_that_is_gone_is_not_held_against_the_one_that_came_after_it(
+    sessions: Sessions, settings: Settings
+) -> None:
+    here = host(sessions)
+    age(sessions, "UPDATE workers SET seen_at = now() - interval '1 h', pid = 0")
+    assert unwell(sessions, here, settings) == [], "no process has this number"
+    age(sessions, f"UPDATE workers SET pid = {os.getpid()}")
+    assert unwell(sessions, here, settings) == ["w1"]
+    with sessions.begin() as session:
+        workers.seen(session, "w2", GPU)
+    assert unwell(sessions, here, settings) == [], "it has the process id of the one before"
 
 
 def test_figures_count_the_rows_and_name_no_job(sessions: Sessions, make_job: MakeJob) -> None:
