@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz up down check format lint types imports lock venv clean help
+.PHONY: demo test screenshots faults fuzz containers up down secrets check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -25,11 +25,18 @@ faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on wh
 screenshots: $(READY) ## take the dashboard's pictures, of real jobs of a tiny model: minutes
 	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
 
+containers: $(READY) ## build and start what docker-compose.yml says, kill its worker in mid-job, take it down and up
+	@$(LEASH) $(BIN)/python -m tests.containers
+
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up
 
 down: $(READY) ## stop that stack; its data stay
 	@$(BIN)/python -m local down
+
+secrets: ## write .env with fresh secrets for docker-compose.yml; one that exists stays as it is
+	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; for name in DATABASE BROKER S3 GRAFANA; do \
+		echo "SEFT_$${name}_PASSWORD=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
 check: lint types imports test ## everything that must pass before a change goes in
 
@@ -40,6 +47,8 @@ format: $(READY) ## lay out the code
 lint: $(READY) ## check the code's layout and habits
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/shellcheck .ci/run
 
 types: $(READY) ## check the types
 	@$(BIN)/mypy --no-error-summary

@@ -1,11 +1,14 @@
-"""Laws of `docker-compose.yml`: no secret has a default, nothing is published but on loopback, the commands are right.
+"""Laws of `docker-compose.yml` and of what `deploy/` gives to its services. No engine is asked.
 
-The images are not run here; their commands are, with the same programs out of the wheels.
+The images are not run here; the servers' commands are, with the same programs out of the wheels. `make containers` runs
+all of it where Docker is.
 """
 
+import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,32 +20,127 @@ import pytest
 import redis
 import yaml
 from botocore.exceptions import BotoCoreError
+from sqlalchemy.orm import Session
 
+from core import figures
+from core.database import make_engine, make_sessions
+from core.settings import Settings
 from local import processes
 from local.folder import LOOPBACK, free_port
 from local.servers import package_folder, weed
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docker-compose.yml").read_text()
-SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+ONCE = {"migrate", "metrics-key"}
+LASTING = sorted(set(SERVICES) - ONCE)
+OURS = sorted(name for name in SERVICES if SERVICES[name]["image"].startswith("seft-"))
+MONITORING = {"metrics-key", "prometheus", "grafana"}
 SECRET = "0123456789abcdef"
 
 
-def test_every_secret_has_to_be_made() -> None:
-    variables = re.findall(r"(?<!\$)\$\{([^}]*)\}", yaml.safe_dump(SERVICES))
-    assert len(variables) == len(SERVICES)
-    assert all(re.match(r"SEFT_[A-Z0-9]+_PASSWORD:\?make it", variable) for variable in variables)
+def seconds(duration: str) -> int:
+    return sum(int(number) * {"m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([ms])", duration))
+
+
+def started(*profiles: str) -> set[str]:
+    """The services that `docker compose up` starts with these profiles."""
+    return {name for name, service in SERVICES.items() if set(service.get("profiles", profiles)) & set(profiles)}
+
+
+def test_a_profile_starts_all_that_it_needs_and_no_more() -> None:
+    servers, always = {"postgres", "valkey", "storage"}, {"migrate", "api"}
+    assert started("gpu") == servers | always | {"worker"}
+    assert started("cpu") == servers | always | {"worker-cpu"}
+    assert started("external") == always | {"worker"}
+    assert started("cpu", "monitoring") - started("cpu") == MONITORING
+    assert started("gpu", "tls") - started("gpu") == {"proxy"}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_lasting_service_is_watched_bounded_and_given_time_to_end(name: str) -> None:
+    service = SERVICES[name]
+    assert {"test", "interval", "timeout", "start_period", "start_interval"} <= set(service["healthcheck"])
+    assert service["restart"] == "unless-stopped"
+    assert seconds(service["stop_grace_period"]) >= 10
+    assert service["deploy"]["resources"]["limits"]["memory"]
+
+
+def test_a_worker_has_more_time_to_end_than_a_checkpoint_takes() -> None:
+    assert all(seconds(SERVICES[name]["stop_grace_period"]) >= 120 for name in ("worker", "worker-cpu"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_ports_are_published_on_loopback_only(name: str) -> None:
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+def test_a_service_gains_no_rights_fills_no_disk_with_logs_and_has_a_pinned_image(name: str) -> None:
+    service = SERVICES[name]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
+    assert re.fullmatch(r"seft-[a-z-]+:\$\{SEFT_VERSION:-local\}|[a-z/]+:v?[0-9.]+", service["image"])
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_a_service_has_a_pinned_image_and_tells_its_health(name: str) -> None:
-    assert re.fullmatch(r"[a-z/]+:[0-9.]+", SERVICES[name]["image"])
-    assert SERVICES[name]["healthcheck"]["test"]
+@pytest.mark.parametrize("name", OURS)
+def test_our_images_run_without_rights_and_write_only_where_they_must(name: str) -> None:
+    assert SERVICES[name]["cap_drop"] == ["ALL"]
+    assert SERVICES[name]["read_only"]
+
+
+def test_every_volume_is_named_and_every_named_volume_used() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    used = {mount.split(":")[0] for mount in mounts if not mount.startswith(("./", "$"))}
+    assert used == set(COMPOSE["volumes"])
+
+
+def test_only_what_users_need_is_published_and_on_loopback_unless_told_otherwise() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "api": ["${SEFT_PUBLISH:-127.0.0.1}:8000:8000"],
+        "storage": ["${SEFT_PUBLISH:-127.0.0.1}:8333:8333"],
+        "proxy": ["${SEFT_PUBLISH_TLS:-127.0.0.1}:443:443"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_every_secret_has_to_be_made_and_make_secrets_makes_it(tmp_path: Path) -> None:
+    text = yaml.safe_dump(SERVICES)
+    needed = set(re.findall(r"\$\{(\w+):\?make secrets makes it\}", text))
+    assert all(name in needed for name in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)\}", text))
+    assert not re.search(r"(?:PASSWORD|SECRET_KEY|TOKEN)\w*:-[^}$]", text), "a secret has a default"
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, check=True)
+    made = dict(line.split("=") for line in (tmp_path / ".env").read_text().splitlines())
+    assert made.pop("COMPOSE_PROFILES") == "gpu"
+    assert set(made) == needed
+    assert len({value for value in made.values() if re.fullmatch("[0-9a-f]{64}", value)}) == len(made)
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
+    again = subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, capture_output=True, check=False)
+    assert again.returncode, "secrets that are in use were written anew"
+
+
+def test_every_setting_that_the_file_passes_on_exists() -> None:
+    known = {f"SEFT_{name.upper()}" for name in Settings.model_fields}
+    for name in OURS:
+        passed = {key for key in SERVICES[name]["environment"] if key.startswith("SEFT_")}
+        assert passed <= known
+        assert {
+            f"SEFT_{name.upper()}" for name, field in Settings.model_fields.items() if field.is_required()
+        } <= passed
+
+
+def test_dashboard_and_alerts_ask_for_figures_that_there_are(settings: Settings) -> None:
+    engine = make_engine(settings)
+    with make_sessions(engine).begin() as session:
+        told = set(re.findall(r"^# TYPE (\w+) ", figures_of(session), re.MULTILINE))
+    engine.dispose()
+    board = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
+    rules = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["rules"]
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for rule in rules]
+    named = {re.sub("_(sum|count)$", "", name) for each in asked for name in re.findall(r"\bseft_\w+", each)}
+    assert named == told
+
+
+def figures_of(session: Session) -> str:
+    return figures.text(session, 60).decode()
 
 
 def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:
