@@ -2,7 +2,7 @@
 
 import typer
 
-from client.commands import datasets, estimates, jobs, keys, library, webhooks, workers
+from client.commands import datasets, doctor, estimates, jobs, keys, library, webhooks, workers
 
 app = typer.Typer(
     help="Make language models sparse, and repair them.",
@@ -19,4 +19,5 @@ app.add_typer(webhooks.app, name="webhooks")
 app.command()(keys.audit)
 app.command()(workers.workers)
 app.command()(estimates.estimate)
+app.command()(doctor.doctor)
 library.add_verbs(app)
