@@ -15,6 +15,8 @@ from tests.api.walk import Operation, World, make_world, operations
 
 PUBLIC = {"livez", "readyz", "version"}
 ADMINISTRATIVE = {"create_key", "list_keys", "revoke_key", "list_audit", "get_metrics"}
+ASKING = {"estimate_job"}
+"""They come with a body and change nothing."""
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_every_change_is_written_down_and_nothing_else(
         answer = operation.send(client, world)
         assert answer.status_code < 400, (operation.name, answer.text)
         entry, before = audited(client, 2)
-        if operation.method == "GET":
+        if operation.method == "GET" or operation.name in ASKING:
             assert entry == last, operation.name
             continue
         assert before == last
