@@ -1,6 +1,6 @@
 """Whose turn it is: by priority, then by whose tenant runs the fewest jobs, then by age; and each one's limits."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -58,7 +58,7 @@ def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "",
     if not limit:
         return
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
-    if (used := stored(session, tenant, besides=sha256)) + more > limit:
+    if (used := sum(stored(session, tenant, besides=sha256))) + more > limit:
         way_out = "Wait until something expires, or have the operator raise the limit."
         detail = (
             f"Your datasets and checkpoints take up {used:,} of {limit:,} bytes; this takes at least {more:,} more."
@@ -66,13 +66,20 @@ def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "",
         raise ProblemError(Code.LIMIT_REACHED, f"{detail} {way_out}")
 
 
-def stored(session: Session, tenant: str, *, besides: str = "") -> int:
-    """Bytes of the tenant's datasets, of equal ones once, and of its checkpoints; `besides` is a dataset's hash."""
+class Stored(NamedTuple):
+    """Bytes that a tenant stores, equal datasets once."""
+
+    datasets: int
+    checkpoints: int
+
+
+def stored(session: Session, tenant: str, *, besides: str = "") -> Stored:
+    """What the tenant stores, the dataset with the hash `besides` left out."""
     mine = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != besides)
     each = select(Dataset.sha256, Dataset.bytes).where(*mine).distinct().subquery()
     datasets = select(func.sum(each.c.bytes))
     checkpoints = select(func.sum(Checkpoint.bytes)).join(Job, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
-    return sum(int(session.scalar(query) or 0) for query in (datasets, checkpoints))
+    return Stored(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints)))
 
 
 def reason(session: Session, job: Job, settings: Settings) -> Json | None:

@@ -3,10 +3,12 @@
 What may be asked of them is in `core.wishes`, what a worker does to them in `core.attempts`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, Double, Select, and_, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from core import ids, keys
@@ -19,6 +21,16 @@ from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 HEADER = "Idempotency-Key"
 POSITIONS = 1000
 """Places in the queue are counted up to here, so that a long queue costs no more than a short one."""
+
+
+class Order(StrEnum):
+    """Which jobs a list begins with; equal ones are the newest first."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    SPARSEST = "sparsest"
+    BEST = "best"
+    """By the perplexity of the repaired model; those that have none come last."""
 
 
 def create(
@@ -103,14 +115,15 @@ def page(
     metadata: Mapping[str, str] | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
+    order: Order = Order.NEWEST,
     after: str | None = None,
     limit: int,
 ) -> tuple[Sequence[Job], bool]:
-    """Up to `limit` jobs, newest first, those older than the job `after`; and whether there are more.
+    """Up to `limit` jobs in this order, those behind the job `after`; and whether there are more.
 
     `since` and `until` are of their making; ids sort by it.
     """
-    query = select(Job).where(Job.tenant == tenant).order_by(Job.id.desc()).limit(limit + 1)
+    query = _ordered(select(Job).where(Job.tenant == tenant), tenant, order, after).limit(limit + 1)
     if status is not None:
         query = query.where(Job.status == status)
     if model is not None:
@@ -122,10 +135,25 @@ def page(
         query = query.where(Job.id >= ids.floor("job", since))
     if until is not None:
         query = query.where(Job.id < ids.floor("job", until))
-    if after is not None:
-        query = query.where(Job.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
+
+
+def _ordered(query: Select[Job], tenant: str, order: Order, after: str | None) -> Select[Job]:
+    key: ColumnElement[float]
+    match order:
+        case Order.NEWEST:
+            return query.where(Job.id < after if after else true()).order_by(Job.id.desc())
+        case Order.OLDEST:
+            return query.where(Job.id > after if after else true()).order_by(Job.id)
+        case Order.SPARSEST:
+            key = -cast(Job.spec["sparsity"].astext, Double)
+        case Order.BEST:
+            key = func.coalesce(cast(Job.scores["repaired"].astext, Double), math.inf)
+    if after:
+        last = select(key).where(Job.id == after, Job.tenant == tenant).correlate(None).scalar_subquery()
+        query = query.where(or_(key > last, and_(key == last, Job.id < after)))
+    return query.order_by(key, Job.id.desc())
 
 
 def _pairs(metadata: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,8 @@ from core.states import Reason
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 WAITS: dict[str, str] = {Reason.NOT_STARTED: "waits to be started", Reason.ASKED: "paused by request"}
+IN_TURN = "in_turn"
+"""The reason of a job that nothing but its turn keeps from running."""
 SCORES = ("dense", "pruned", "repaired")
 
 
@@ -39,6 +41,14 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def about(seconds: float) -> str:
+    """A length of time that is a guess: coarse, so that a page with it does not change every second."""
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 1:
+        return "about a minute"
+    return f"about {minutes} min" if minutes < 60 else f"about {duration(600 * math.ceil(minutes / 10))}"
 
 
 def count(number: float) -> str:
@@ -82,7 +92,7 @@ def waiting(job: JobDetail) -> str:
     """Why a job does not run; nothing where it does."""
     if job.queue_position is not None:
         place = "next to be taken" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
-        return place if job.reason is None or job.reason.code == "in_turn" else f"{place}. {job.reason.message}"
+        return place if job.reason is None or job.reason.code == IN_TURN else f"{place}. {job.reason.message}"
     if job.reason is None:
         return ""
     return WAITS.get(job.reason.code, job.reason.message)

@@ -98,8 +98,8 @@ def test_no_tenant_stores_more_than_it_may_and_equal_files_count_once(sessions: 
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
         datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
-        assert fairness.stored(session, "ours") == 80
-        assert fairness.stored(session, "theirs") == 30
+        assert fairness.stored(session, "ours") == (30, 50)
+        assert fairness.stored(session, "theirs") == (30, 0)
 
     def refused(limit: int, **content: Any) -> bool:
         try:
@@ -115,4 +115,4 @@ def test_no_tenant_stores_more_than_it_may_and_equal_files_count_once(sessions: 
     with sessions.begin() as session:
         session.execute(text("UPDATE datasets SET deleted_at = now() WHERE tenant = 'ours'"))
         session.execute(text("DELETE FROM checkpoints"))
-        assert fairness.stored(session, "ours") == 0
+        assert fairness.stored(session, "ours") == (0, 0)

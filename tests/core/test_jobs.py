@@ -1,9 +1,13 @@
 """Jobs as their tenant sees them."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 
 from core import attempts, jobs, wishes
 from core.errors import Code, ProblemError
+from core.jobs import Order
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
@@ -53,6 +57,32 @@ def test_a_key_that_is_being_served_is_refused(sessions: Sessions, spec: JobSpec
 def test_a_key_is_its_tenants_own(sessions: Sessions, spec: JobSpec) -> None:
     create(sessions, spec, "k")
     assert refusal(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
+
+
+@pytest.mark.parametrize("order", Order)
+def test_jobs_come_in_every_order_page_by_page(sessions: Sessions, spec: JobSpec, order: Order) -> None:
+    made = [(0.5, 30.0), (0.7, None), (0.5, 9.5), (0.9, 30.0), (0.7, 101.0), (0.6, None)]
+    sparsity, perplexity, age = {}, {}, {}
+    for number, (share, score) in enumerate(made):
+        job, _ = create(sessions, spec.model_copy(update={"sparsity": share}))
+        sparsity[job.id], perplexity[job.id], age[job.id] = share, score or math.inf, -number
+        with sessions.begin() as session:
+            session.get_one(Job, job.id).scores = {"repaired": score} if score else {"dense": 1.0}
+    keys: dict[Order, Callable[[str], tuple[float, ...]]] = {
+        Order.NEWEST: lambda job: (age[job],),
+        Order.OLDEST: lambda job: (-age[job],),
+        Order.SPARSEST: lambda job: (-sparsity[job], age[job]),
+        Order.BEST: lambda job: (perplexity[job], age[job]),
+    }
+    seen: list[str] = []
+    more = True
+    with sessions.begin() as session:
+        while more:
+            after = seen[-1] if seen else None
+            rows, more = jobs.page(session, "ours", order=order, after=after, limit=2)
+            seen += [row.id for row in rows]
+        assert jobs.page(session, "theirs", order=order, after=seen[0], limit=9)[0] == []
+    assert seen == sorted(age, key=keys[order])
 
 
 def test_an_earlier_spelling_of_the_defaults_is_the_same_body(spec: JobSpec) -> None:

@@ -1,4 +1,4 @@
-"""All jobs: narrowed by status, model, metadata and date, a page at a time, to be picked for a comparison."""
+"""All jobs: narrowed by status, model, metadata and date, in an order, a page at a time, to be picked for comparing."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from urllib.parse import urlencode
@@ -11,6 +11,7 @@ from api.dashboard.visitors import Signed
 from api.deps import Here
 from api.schemas import JobView
 from core import ids, jobs
+from core.jobs import Order
 from core.states import Status
 
 LIMIT = 25
@@ -25,9 +26,10 @@ class Filters(BaseModel):
     q: str = ""
     since: date | None = None
     until: date | None = None
+    order: Order | None = None
     after: str | None = None
 
-    @field_validator("status", "since", "until", "after", mode="before")
+    @field_validator("status", "since", "until", "order", "after", mode="before")
     @classmethod
     def _nothing(cls, value: object) -> object:
         return value or None
@@ -75,12 +77,13 @@ def list_jobs(request: Request, services: Here, visitor: Signed) -> Response:
             metadata=filters.metadata,
             since=_midnight(filters.since),
             until=_midnight(filters.until, later=timedelta(days=1)),
+            order=filters.order or Order.NEWEST,
             after=after,
             limit=LIMIT,
         )
         models = jobs.models(session, visitor.caller.tenant)
     views = [JobView.of(row) for row in rows]
-    return page(request, visitor, "jobs.html", jobs=views, more=more, filters=filters, models=models)
+    return page(request, visitor, "jobs.html", jobs=views, more=more, filters=filters, models=models, Order=Order)
 
 
 def _midnight(day: date | None, later: timedelta = timedelta()) -> datetime | None:

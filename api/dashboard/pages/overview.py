@@ -8,10 +8,12 @@ from sqlalchemy.orm import Session
 from api.dashboard.pages.workers import all_seen
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
+from api.dashboard.words import IN_TURN
 from api.deps import Here, Services
 from api.routes.jobs import detail
 from api.schemas import JobDetail
-from core import jobs
+from core import fairness, jobs
+from core.forecast import Forecast
 from core.states import Status
 
 SHOWN = 6
@@ -31,18 +33,29 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
         failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
         counts = jobs.counts(session, tenant)
         seen = all_seen(services, session, tenant)
+        forecast = Forecast.now(session, services.settings.sweep_seconds)
+        stored = fairness.stored(session, tenant)
+    waiting = sorted(found[Status.QUEUED], key=lambda job: job.queue_position or 0) + found[Status.PAUSED]
     return page(
         request,
         visitor,
         "overview.html",
         running=found[Status.RUNNING],
-        waiting=sorted(found[Status.QUEUED], key=lambda job: job.queue_position or 0) + found[Status.PAUSED],
+        waiting=waiting,
+        starts={job.id: _start(forecast, job) for job in waiting},
+        stored=stored,
+        limit=services.settings.tenant_bytes,
         succeeded=found[Status.SUCCEEDED],
         failed=failed,
         counts=counts,
         workers=seen,
         most=jobs.POSITIONS,
     )
+
+
+def _start(forecast: Forecast, job: JobDetail) -> float | None:
+    in_turn = job.reason is not None and job.reason.code == IN_TURN
+    return forecast.start(job.queue_position) if job.queue_position and in_turn else None
 
 
 def _newest(

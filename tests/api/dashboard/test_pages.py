@@ -64,6 +64,7 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert f"{GPU.device_name}<br>" in page
     assert "85.9 GB of memory, 537 GB of disk free" in page
     assert "No worker is here" not in browser.show("/")
+    assert "next to be taken · starts in about a minute" in visible(browser.show("/"))
     with sessions.begin() as session:
         assert attempts.claim(session, "gpu-1", 60)
     assert f"/jobs/{job_id}" in browser.show("/workers")
@@ -210,6 +211,9 @@ def test_jobs_are_found_by_status_model_metadata_date_and_id(
     assert found("until=2020-01-01") == set()
     assert found("status=nonsense&since=yesterday") == {"one", "two", "three"}
     assert found(f"after={made['two']}") == {"one"}
+    assert found(f"after={made['two']}&order=oldest") == {"three"}
+    assert 'aria-sort="ascending"' in browser.show("/jobs?order=oldest&q=tiny")
+    assert "q=tiny&amp;order=sparsest" in browser.show("/jobs?order=oldest&q=tiny")
     assert browser.get(f"{ROOT}/jobs?q={made['two']}").headers["location"] == f"{ROOT}/jobs/{made['two']}"
 
 
