@@ -252,6 +252,7 @@ class DatasetView(BaseModel):
             "format": "text",
             "bytes": 1048576,
             "records": 812,
+            "skipped": 0,
             "sha256": SHA256,
             "created_at": TIME,
         }
@@ -260,9 +261,10 @@ class DatasetView(BaseModel):
     id: str
     name: str
     format: Format = Field(description="What its records are; the first of them decides it.")
-    bytes: int
+    bytes: int = Field(description="Of the records as plain JSONL.")
     records: int
-    sha256: str
+    skipped: int = Field(description="Broken lines that were left out, as `invalid_sample_skip_percentage` allowed.")
+    sha256: str = Field(description="Of the records as plain JSONL; of a plain file that is right, its own.")
     created_at: datetime
 
     @classmethod

@@ -200,6 +200,7 @@ class Dataset(TypedDict):
     format: str
     bytes: int
     records: int
+    skipped: int
     sha256: str
     created_at: str
 

@@ -50,9 +50,12 @@ class Operations:
         return cast("Version", (yield from self._call(Request("GET", "/version"))))
 
     @operation
-    def upload_dataset(self, path: Path, *, progress: Progress | None = None) -> Steps[Dataset]:
-        """Upload a JSONL file with one record a line, of any format; refused with the number of every wrong line."""
-        request = Request("POST", "/datasets", file=path, progress=progress)
+    def upload_dataset(
+        self, path: Path, *, invalid_sample_skip_percentage: float = 0.0, progress: Progress | None = None
+    ) -> Steps[Dataset]:
+        """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet; refused with every wrong line."""
+        asked = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        request = Request("POST", "/datasets", query=asked, file=path, progress=progress)
         return cast("Dataset", (yield from self._call(request)))
 
     @operation

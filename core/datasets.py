@@ -1,10 +1,10 @@
 """Datasets: an upload is checked line by line in constant memory, then kept under its hash, with a row for each upload.
 
-What a record is, `seft.records` says; a refused upload leaves neither object nor row.
+What a record is and what is kept of a file, `seft.survey` says; a refused upload leaves neither object nor row.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO
@@ -17,24 +17,24 @@ from core.errors import Code, Flaw, ProblemError
 from core.storage import Storage
 from core.tables import Dataset
 from core.totals import Kind, Sum
-from seft.errors import RecordError
-from seft.records import WAY_OUT, Format, Parser, Record
+from seft.errors import FileError
+from seft.records import Format
+from seft.survey import FLAWS, kept, survey
 
-FLAWS = 20
-"""Reading ends at so many broken lines."""
-LINE_BYTES = 16 << 20
 NAME_CHARACTERS = 255
 KEPT = Dataset.deleted_at.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a checked file holds."""
+    """What is kept of a checked file."""
 
     sha256: str
     bytes: int
     records: int
     format: Format
+    skipped: int = 0
+    """Broken lines that are not kept."""
 
     @property
     def object_key(self) -> str:
@@ -42,28 +42,25 @@ class Content:
         return f"datasets/{self.sha256}.jsonl"
 
 
-def check(stream: BinaryIO) -> Content:
-    """Read a JSONL file to its end. INVALID_DATASET with a flaw for each of the first `FLAWS` broken lines."""
-    digest, size, records = hashlib.sha256(), 0, 0
-    parse = Parser()
-    first: Record | None = None
-    distinct = False
-    flaws: list[Flaw] = []
-    for number, (raw, length) in enumerate(_lines(stream, digest), start=1):
-        size += length
-        records += 1
-        try:
-            record = _record(parse, number, raw, length)
-        except RecordError as error:
-            flaws.append(Flaw(f"line {error.line}", error.rule, error.value, error.way_out))
-            if len(flaws) == FLAWS:
-                break
-            continue
-        first = record if first is None else first
-        distinct = distinct or record != first
-    if flaws or not distinct or parse.format is None:
-        raise _refused(flaws, records)
-    return Content(digest.hexdigest(), size, records, parse.format)
+def check(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Content:
+    """Read a file to its end. INVALID_DATASET with a flaw for each of its first broken lines.
+
+    `most` is what it may hold, unpacked.
+    """
+    with _telling():
+        found = survey(file, most, skip_percentage)
+    if found.refused or found.format is None:
+        flaws = tuple(Flaw(f"{found.unit} {e.line}", e.rule, e.value, e.way_out) for e in found.flaws)
+        more = " or more" if found.skipped == FLAWS else f" of {found.lines}"
+        detail = f"{found.skipped}{more} {found.unit}s are no records; the dataset was not stored."
+        raise ProblemError(Code.INVALID_DATASET, detail, flaws)
+    return Content(found.sha256, found.bytes, found.records, found.format, found.skipped)
+
+
+def upload(storage: Storage, file: BinaryIO, most: int, content: Content) -> None:
+    """Store what is kept of a checked file. INVALID_DATASET, and nothing is stored, where it has changed since."""
+    with _telling():
+        storage.upload(kept(file, most, content.sha256, whole=not content.skipped), content.object_key)
 
 
 def earlier(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
@@ -85,6 +82,7 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
         sha256=content.sha256,
         bytes=content.bytes,
         records=content.records,
+        skipped=content.skipped,
         object_key=content.object_key,
     )
     session.add(row)
@@ -142,31 +140,10 @@ def clean_name(name: str) -> str:
     return "".join(filter(str.isprintable, base)).strip()[:NAME_CHARACTERS] or "dataset.jsonl"
 
 
-def _lines(stream: BinaryIO, digest: "hashlib._Hash") -> Iterator[tuple[bytes, int]]:
-    """Each line, cut behind `LINE_BYTES`, with its whole length."""
-    while raw := stream.readline(LINE_BYTES + 1):
-        digest.update(raw)
-        length = len(raw)
-        last = raw
-        while len(last) > LINE_BYTES and not last.endswith(b"\n"):
-            last = stream.readline(LINE_BYTES + 1)
-            digest.update(last)
-            length += len(last)
-        yield raw, length
-
-
-def _record(parse: Parser, number: int, raw: bytes, length: int) -> Record:
-    if length > LINE_BYTES:
-        way_out = "Split the text into several records."
-        raise RecordError(number, f"a line has at most {LINE_BYTES} bytes", f"a line of {length} bytes", way_out)
-    return parse(number, raw)
-
-
-def _refused(flaws: list[Flaw], records: int) -> ProblemError:
-    if flaws:
-        many = f"{FLAWS} or more lines are" if len(flaws) == FLAWS else f"{len(flaws)} of {records} lines are"
-        return ProblemError(Code.INVALID_DATASET, f"{many} no records; the dataset was not stored.", tuple(flaws))
-    seen = f"{records} equal records" if records > 1 else f"{records} records"
-    rule = "holds at least two different records, one to train on and one to judge by"
-    flaw = Flaw("file", rule, seen, WAY_OUT)
-    return ProblemError(Code.INVALID_DATASET, f"The file holds {seen}; the dataset was not stored.", (flaw,))
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        flaw = Flaw("file", error.rule, error.value, error.way_out)
+        raise ProblemError(Code.INVALID_DATASET, f"{error} The dataset was not stored.", (flaw,)) from error

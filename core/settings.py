@@ -30,6 +30,7 @@ class Settings(BaseSettings):
         default=[], description="Folders (a JSON list) whose models may be named by their relative path."
     )
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
+    max_dataset_bytes: int = Field(default=1 << 34, ge=1, description="Largest dataset, unpacked.")
     rate_limit: float = Field(
         default=200, ge=0, description="Requests a second of one API key, ten seconds' worth of them at once; 0: any."
     )

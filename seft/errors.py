@@ -38,6 +38,16 @@ class RecordError(SeftError):
         self.line, self.rule, self.value, self.way_out = line, rule, value, way_out
 
 
+class FileError(SeftError):
+    """A dataset's file cannot be unpacked, or holds more than it may."""
+
+    code = "invalid_file"
+
+    def __init__(self, rule: str, value: str, way_out: str) -> None:
+        super().__init__(f"the file {rule}; it is {value}. {way_out}")
+        self.rule, self.value, self.way_out = rule, value, way_out
+
+
 class DataError(SeftError):
     """There is not enough text for what was asked."""
 

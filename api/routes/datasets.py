@@ -23,13 +23,17 @@ UPLOAD: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
-                    "properties": {"file": {"type": "string", "contentMediaType": "application/jsonl"}},
+                    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}},
                 },
                 "example": {"file": '{"text": "How do I reset my password?"}\n{"text": "Open the settings."}\n'},
             }
         },
     }
 }
+
+Skip = Annotated[
+    float, Query(ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused.")
+]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -46,8 +50,10 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
         Code.LIMIT_REACHED,
     ),
 )
-async def create_dataset(services: Here, caller: Auth, request: Request, response: Response) -> DatasetView:
-    """Upload a JSONL file, one record a line. Broken lines are named, and nothing is stored then.
+async def create_dataset(
+    services: Here, caller: Auth, request: Request, response: Response, invalid_sample_skip_percentage: Skip = 0.0
+) -> DatasetView:
+    """Upload JSONL, plain or by gzip or zstd, or Parquet. Broken lines are named, and nothing is stored then.
 
     The same file under the same name again is answered with the dataset that it made first.
 
@@ -56,9 +62,9 @@ async def create_dataset(services: Here, caller: Auth, request: Request, respons
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            flaw = Flaw("file", "is a part of the form", "nothing", "Send the JSONL file as the form's part `file`.")
+            flaw = Flaw("file", "is a part of the form", "nothing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(store, services, caller, file, limiter=services.uploads)
+        view = await run_sync(store, services, caller, file, invalid_sample_skip_percentage, limiter=services.uploads)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 
@@ -91,10 +97,10 @@ def get_dataset(
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
 
-def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
+def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:
     """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
-    content = datasets.check(file.file)
-    file.file.seek(0)
+    most = services.settings.max_dataset_bytes
+    content = datasets.check(file.file, most, skip_percentage)
     check = partial(
         fairness.check_stored,
         tenant=caller.tenant,
@@ -104,7 +110,7 @@ def store(services: Services, caller: Caller, file: UploadFile) -> DatasetView:
     )
     with services.sessions.begin() as session:
         check(session)
-    services.storage.upload(file.file, content.object_key)
+    datasets.upload(services.storage, file.file, most, content)
     with services.sessions.begin() as session:
         name = file.filename or ""
         row = datasets.earlier(session, caller.tenant, name, content)

@@ -1,5 +1,6 @@
 """Uploads over HTTP."""
 
+import gzip
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +59,27 @@ def test_an_upload_that_is_sent_again_makes_no_second_dataset(client: TestClient
     assert upload(new_client("theirs"), RIGHT).json()["id"] not in made
 
 
+def test_packed_files_are_the_datasets_that_they_hold(app: FastAPI, client: TestClient) -> None:
+    one, other = upload(client, RIGHT).json(), upload(client, gzip.compress(RIGHT), "texts.jsonl.gz").json()
+    assert (other["sha256"], other["bytes"], other["name"]) == (one["sha256"], len(RIGHT), "texts.jsonl.gz")
+    assert len(stored(app)) == 1
+
+
+def test_broken_lines_are_left_out_as_far_as_was_allowed(app: FastAPI, client: TestClient) -> None:
+    def sent(percentage: float) -> Any:
+        asked = {"invalid_sample_skip_percentage": percentage}
+        return client.post("/datasets", params=asked, files={"file": ("x.jsonl", b"broken\n" + RIGHT)})
+
+    assert problem(sent(33), 422, "invalid_dataset")["param"] == "line 1"
+    assert problem(sent(101), 422, "invalid_request")["param"] == "invalid_sample_skip_percentage"
+    made = sent(34).json()
+    assert (made["records"], made["skipped"]) == (2, 1)
+    assert app.state.services.storage.read(*stored(app)) == RIGHT
+
+
 @pytest.mark.parametrize(
     ("content", "param"),
-    [(b'{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n', "line 3"), (b"", "file"), (b"PAR1\x00\xff", "line 1")],
+    [(b'{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n', "line 3"), (b"", "file"), (b"PAR1\x00\xff", "file")],
     ids=["broken line", "empty", "another format"],
 )
 def test_a_wrong_file_is_refused_and_nothing_is_kept(

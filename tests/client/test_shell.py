@@ -72,10 +72,10 @@ def test_a_file_is_checked_here_with_the_number_of_each_broken_line(tmp_path: Pa
     data.write_text(GOOD + '{"tex": 1}\n{"text": 7}\n')
     code, told, _ = run("datasets", "check", str(data), "--json")
     assert code == Exit.FAILED
-    assert [error["line"] for error in json.loads(told)["errors"]] == [3, 4]
+    assert [error["param"] for error in json.loads(told)["errors"]] == ["line 3", "line 4"]
     data.write_text('{"text": "one"}\n' * 3)
     code, told, _ = run("datasets", "check", str(data))
-    assert (code, "two distinct records" in told) == (Exit.FAILED, True)
+    assert (code, "two different records" in told) == (Exit.FAILED, True)
 
 
 def test_the_librarys_verbs_are_offered_and_handed_over_whole(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """What may be a dataset, and what its sender is told otherwise."""
 
+import gzip
 import hashlib
 import io
 import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from core import datasets
 from core.errors import Code, Flaw, ProblemError
+from core.storage import Storage
 from seft.records import Format
 from tests.core.conftest import Sessions
 
@@ -21,16 +24,22 @@ def lines(*texts: str) -> bytes:
 
 def refused(content: bytes) -> tuple[Flaw, ...]:
     with pytest.raises(ProblemError) as caught:
-        datasets.check(io.BytesIO(content))
+        datasets.check(io.BytesIO(content), 1000)
     assert caught.value.code is Code.INVALID_DATASET
     return caught.value.flaws
 
 
-def test_a_right_file_is_counted_and_hashed() -> None:
+def test_a_right_file_is_counted_hashed_and_stored(storage: Storage) -> None:
     content = lines("one", "zwei 🙂", "one")
-    found = datasets.check(io.BytesIO(content))
-    assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3, Format.TEXT)
-    assert found.object_key == f"datasets/{found.sha256}.jsonl"
+    for packed in (content, gzip.compress(content)):
+        found = datasets.check(io.BytesIO(packed), 1000)
+        datasets.upload(storage, io.BytesIO(packed), 1000, found)
+        assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3, Format.TEXT)
+    assert storage.keys("") == [f"datasets/{found.sha256}.jsonl"]
+    assert storage.read(found.object_key) == content
+    with pytest.raises(ProblemError, match="must not change"):
+        datasets.upload(storage, io.BytesIO(content * 2), 1000, replace(found, sha256="0" * 64))
+    assert storage.keys("") == [found.object_key]
 
 
 @pytest.mark.parametrize(
@@ -46,16 +55,12 @@ def test_a_right_file_is_counted_and_hashed() -> None:
 )
 def test_the_first_record_tells_the_format(records: list[object], form: str) -> None:
     content = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-    assert datasets.check(io.BytesIO(content)).format == form
     (flaw,) = refused(content + lines("a"))
     assert flaw.param == "line 3"
     assert form in flaw.rule
     (flaw,) = refused(content[: len(content) // 2] * 2)
     assert "two different records" in flaw.rule
-
-
-def test_the_last_line_needs_no_end() -> None:
-    assert datasets.check(io.BytesIO(lines("a", "b").rstrip())).records == 2
+    assert datasets.check(io.BytesIO(content.rstrip()), 1000).format == form
 
 
 def test_every_broken_line_is_named_with_rule_value_and_way_out() -> None:
@@ -64,23 +69,13 @@ def test_every_broken_line_is_named_with_rule_value_and_way_out() -> None:
     assert "`text`" in flaws[0].rule
     assert "'txt'" in flaws[0].value
     assert all(flaw.way_out for flaw in flaws)
+    assert len(refused(b"x\n" * 100)) == 20
 
 
-def test_reading_ends_at_the_twentieth_broken_line() -> None:
-    assert len(refused(b"x\n" * 1000)) == 20
-
-
-@pytest.mark.parametrize("content", [b"", lines("only one"), lines("same", "same")], ids=["empty", "one", "equal"])
-def test_less_than_two_different_records_are_refused(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", lines("only one"), lines("same", "same"), lines("a", "b" * 1000)])
+def test_a_file_with_too_little_or_too_much_is_refused(content: bytes) -> None:
     (flaw,) = refused(content)
     assert flaw.param == "file"
-
-
-def test_a_line_of_boundless_length_is_refused_without_being_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "LINE_BYTES", 40)
-    content = lines("a", "x" * 500, "b", "y" * 27)
-    (flaw,) = refused(content)
-    assert (flaw.param, flaw.value) == ("line 2", "a line of 513 bytes")
 
 
 @pytest.mark.parametrize(
