@@ -26,6 +26,8 @@ READING = ("GET", "HEAD")
 """Every other method changes something."""
 UPLOADS = 4
 """Datasets that are checked and stored at a time; others wait."""
+PREVIEWS = 2
+"""Tokenizers that are looked through at a time; others wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Services:
     models: Door
     uploads: CapacityLimiter
     """Threads that datasets are checked and stored in: the other requests keep the rest."""
+    previews: CapacityLimiter
 
 
 def make_services(settings: Settings) -> Services:
@@ -55,6 +58,7 @@ def make_services(settings: Settings) -> Services:
         limiter=Limiter(settings),
         models=Door(settings),
         uploads=CapacityLimiter(UPLOADS),
+        previews=CapacityLimiter(PREVIEWS),
     )
 
 

@@ -11,11 +11,11 @@ from api.estimate_schemas import EstimateView
 from core.reports import Thinned
 from core.specs import JobSpec, shown
 from core.states import Phase, Status
-from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Worker
-from seft.records import Format
+from core.tables import Checkpoint, Job, JobEvent, JobMetric, Worker
 
 JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
 FILE_ID = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 TIME = "2026-01-31T12:00:00Z"
 LARGEST_ID = 2**63 - 1
@@ -105,7 +105,7 @@ _JOB = {
     "scores": {"dense": 20.63, "pruned": 51.2},
     "measured": None,
     "error": None,
-    "spec": JobSpec(model="HuggingFaceTB/SmolLM2-135M-Instruct", dataset=FILE_ID, sparsity=0.6).model_dump(mode="json"),
+    "spec": JobSpec(model=MODEL, dataset=FILE_ID, sparsity=0.6).model_dump(mode="json"),
     "created_at": TIME,
     "started_at": TIME,
     "finished_at": None,
@@ -240,46 +240,6 @@ class CheckpointList(BaseModel):
     )
 
     data: list[CheckpointView]
-
-
-class DatasetView(BaseModel):
-    """A dataset that was uploaded and found right."""
-
-    model_config = example(
-        {
-            "id": FILE_ID,
-            "name": "support.jsonl",
-            "format": "text",
-            "bytes": 1048576,
-            "records": 812,
-            "skipped": 0,
-            "sha256": SHA256,
-            "created_at": TIME,
-        }
-    )
-
-    id: str
-    name: str
-    format: Format = Field(description="What its records are; the first of them decides it.")
-    bytes: int = Field(description="Of the records as plain JSONL.")
-    records: int
-    skipped: int = Field(description="Broken lines that were left out, as `invalid_sample_skip_percentage` allowed.")
-    sha256: str = Field(description="Of the records as plain JSONL; of a plain file that is right, its own.")
-    created_at: datetime
-
-    @classmethod
-    def of(cls, row: Dataset) -> Self:
-        """The view of a row."""
-        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
-
-
-class DatasetPage(BaseModel):
-    """Datasets, newest first. The next page is `after` the last one's id."""
-
-    model_config = example({"data": [DatasetView.model_config["json_schema_extra"]["example"]], "has_more": False})  # type: ignore[index]
-
-    data: list[DatasetView]
-    has_more: bool
 
 
 class WorkerView(BaseModel):

@@ -205,6 +205,35 @@ class Dataset(TypedDict):
     created_at: str
 
 
+class Part(TypedDict):
+    """Text of a record, and whether it is trained on."""
+
+    text: str
+    trained: bool
+
+
+class PreviewedRecord(TypedDict):
+    """A record as a model's tokenizer reads it."""
+
+    tokens: int
+    trained_tokens: int
+    parts: list[Part]
+    cut: bool
+
+
+class Preview(TypedDict):
+    """A dataset as a model's tokenizer reads it; `tokens` are an estimate unless `exact`."""
+
+    dataset: str
+    model: str
+    revision: str | None
+    records: list[PreviewedRecord]
+    counted_records: int
+    tokens: int
+    trained_tokens: int
+    exact: bool
+
+
 class Version(TypedDict):
     """What runs there."""
 

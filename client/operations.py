@@ -20,6 +20,7 @@ from client.answers import (
     Json,
     Key,
     Metric,
+    Preview,
     Version,
     Webhook,
     Worker,
@@ -62,6 +63,14 @@ class Operations:
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
         """A dataset."""
         return cast("Dataset", (yield from self._get(f"/datasets/{dataset_id}")))
+
+    @operation
+    def preview_dataset(
+        self, dataset_id: str, model: str, *, revision: str | None = None, limit: int = 5
+    ) -> Steps[Preview]:
+        """The first records as a model's tokenizer reads them, the trained part marked, and the tokens of all."""
+        asked = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
+        return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", asked)))
 
     @flow
     def datasets(self) -> Flow[Dataset]:

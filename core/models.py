@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
 from core.settings import Settings
 from seft.errors import SourceError
 from seft.shapes import shapes
-from seft.source import Kind, ModelSource, find, find_on_hub
+from seft.source import Kind, ModelSource, fetch, find, find_on_hub
 
 HUB_CALLS = 8
 """So many requests at once may wait for the hub: one that does not answer must not take every thread of the server."""
@@ -56,6 +57,12 @@ class Door:
                     self._commits.clear()
                 self._commits[key] = found
             return self._commits[key]
+
+    def tokenizer(self, reference: str, revision: str | None) -> tuple[ModelSource, Path]:
+        """The model, and a folder or GGUF file that its tokenizer is in; errors are those of `find`."""
+        source = self.find(reference, revision)
+        with _telling(reference):
+            return source, fetch(source, weights=False)
 
     def _ask_hub(self, reference: str, revision: str | None) -> ModelSource:
         with self._calling(reference):

@@ -86,10 +86,10 @@ class Storage:
         """Store bytes."""
         self._s3.put_object(Bucket=self._bucket, Key=key, Body=content)
 
-    def read(self, key: str) -> bytes:
-        """A small object's bytes."""
+    def read(self, key: str, most: int | None = None) -> bytes:
+        """A small object's bytes, or the first `most` of any object's."""
         with self._s3.get_object(Bucket=self._bucket, Key=key)["Body"] as body:
-            return body.read()
+            return body.read(most)
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""

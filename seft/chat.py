@@ -3,19 +3,17 @@
 The template runs in the sandbox of transformers and nowhere else. Where it marks what the assistant says, its marks
 count. Elsewhere the template is run on growing beginnings of the conversation: what a message of the assistant adds
 behind the header that invites it, its end mark included, is what is trained on. A template under which that cannot be
-found is refused.
+found is refused. Needs no torch.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from jinja2 import TemplateError
 
 from seft.errors import ConfigError
-from seft.packing import Encoded
 from seft.records import Chat, Message, Role
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -23,13 +21,20 @@ _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 """Before a template that asks for the date: it gets always the same one, or a run would not be the same tomorrow."""
 
 
-def encode_chat(chat: Chat, tokenizer: Any) -> Encoded:
+class Marked(NamedTuple):
+    """Tokens, and which of them are trained on."""
+
+    tokens: list[int]
+    trained: list[bool]
+
+
+def mark_chat(chat: Chat, tokenizer: Any) -> Marked:
     """Tokens of a conversation, those of the assistant trained on. ConfigError where the template does not do."""
     template = _Template(tokenizer)
-    tokens, trained = template.marked(chat.messages) if template.marks else template.searched(chat.messages)
-    if not any(trained):
+    marked = template.marked(chat.messages) if template.marks else template.searched(chat.messages)
+    if not any(marked.trained):
         raise template.refused("must write what the assistant says", template.write(chat.messages))
-    return Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(trained, dtype=torch.bool))
+    return marked
 
 
 class _Template:
@@ -45,12 +50,12 @@ class _Template:
         if "strftime_now" in self._text:
             self._text = _TODAY + self._text
 
-    def marked(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def marked(self, messages: Sequence[Message]) -> Marked:
         """Tokens and mask where the template marks what the assistant says."""
         made = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return made["input_ids"], made["assistant_masks"]
+        return Marked(made["input_ids"], [bool(trained) for trained in made["assistant_masks"]])
 
-    def searched(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def searched(self, messages: Sequence[Message]) -> Marked:
         """Tokens and mask where it does not."""
         whole = self.write(messages)
         spans = [
@@ -65,7 +70,7 @@ class _Template:
         trained = [False] * len(tokens)
         for start, end in zip(places[::2], places[1::2], strict=True):
             trained[start:end] = [True] * (end - start)
-        return tokens, trained
+        return Marked(tokens, trained)
 
     def write(self, messages: Sequence[Message], *, invite: bool = False) -> str:
         """The conversation as text; with the header that invites an answer behind it."""

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
+from seft.marking import beginning, plain_tokens
 from seft.report import Phase, Progress, Reporter, silent
-from seft.text import beginning, must_be_known, plain_tokens
+from seft.text import must_be_known
 
 _WAY_OUT = 'Write one JSON object per line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}.'
 Text = Annotated[str, Field(min_length=1)]

@@ -35,7 +35,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 HUB_SECONDS = 10.0
-_WANTED = ["*.json", "*.jinja", "model*.safetensors"]
+_WORDS = ["*.json", "*.jinja"]
+_WANTED = [*_WORDS, "model*.safetensors"]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -96,14 +97,15 @@ def find(
     )
 
 
-def fetch(source: ModelSource) -> Path:
-    """The local folder or GGUF file with the weights; a hub model's safetensors are downloaded (or cached) now."""
+def fetch(source: ModelSource, *, weights: bool = True) -> Path:
+    """The local folder or GGUF file; a hub model's files are downloaded (or cached) now, weights or not."""
     if source.path is not None:
         return source.path
     try:
+        wanted = _WANTED if weights else _WORDS
         return Path(
             hub.snapshot_download(
-                source.reference, revision=source.revision, allow_patterns=_WANTED, etag_timeout=HUB_SECONDS
+                source.reference, revision=source.revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS
             )
         )
     except (HTTPError, OSError) as error:

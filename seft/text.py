@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.chat import common, encode_chat
 from seft.config import CalibrationOrder
-from seft.errors import ConfigError, SourceError
+from seft.errors import SourceError
+from seft.marking import beginning, end_of_text, mark, plain_tokens
 from seft.packing import Encoded, Packed, fitted, headed, row, side_by_side
 from seft.records import Chat, Completion, Record
 from seft.seeds import generator
@@ -22,12 +22,13 @@ def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
         match record:
             case str():
                 if encoded:
-                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), _end_of_text(tokenizer)], head)
+                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), end_of_text(tokenizer)], head)
                 encoded.append(Encoded.text(plain_tokens(record, tokenizer), head))
-            case Completion():
-                encoded.append(_completion(record, tokenizer, head))
-            case Chat():
-                encoded.append(encode_chat(record, tokenizer))
+            case Completion() | Chat():
+                tokens, trained = mark(record, tokenizer, head)
+                encoded.append(
+                    Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(trained, dtype=torch.bool))
+                )
             case _:
                 assert_never(record)
     return encoded
@@ -84,32 +85,3 @@ def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
             f"every token of the text must have an embedding, of which the model has {known}; the text has token"
             f" {largest}. Put the tokenizer beside the model that was trained with it, or drop that token.",
         )
-
-
-def beginning(tokenizer: Any) -> list[int]:
-    """The token that a tokenizer puts before every text, if it does: its model knows no text without it."""
-    first: int | None = tokenizer.bos_token_id
-    return [first] if first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first] else []
-
-
-def _completion(record: Completion, tokenizer: Any, head: Sequence[int]) -> Encoded:
-    """Prompt and completion one behind the other. A token that lies across both belongs to the completion."""
-    tokens = [*head, *plain_tokens(record.prompt + record.completion, tokenizer), _end_of_text(tokenizer)]
-    trained = torch.ones(len(tokens), dtype=torch.bool)
-    trained[: common(tokens, [*head, *plain_tokens(record.prompt, tokenizer)])] = False
-    return Encoded(torch.tensor(tokens, dtype=torch.int64), trained)
-
-
-def plain_tokens(text: str, tokenizer: Any) -> list[int]:
-    """Those of the text alone, nothing put before or behind it."""
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return tokens
-
-
-def _end_of_text(tokenizer: Any) -> int:
-    token: int | None = tokenizer.eos_token_id
-    if token is None:
-        raise ConfigError(
-            "tokenizer", "must have an end-of-text token", None, "Set eos_token in tokenizer_config.json."
-        )
-    return token

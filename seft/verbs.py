@@ -18,6 +18,7 @@ from seft.evaluate import mean_loss, perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
+from seft.marking import beginning
 from seft.objective import must_go_together
 from seft.packing import packed
 from seft.prune.loop import prune_model
@@ -27,7 +28,7 @@ from seft.repair.best import must_be_judged
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
-from seft.text import beginning, encode, judging, tokenize, windows
+from seft.text import encode, judging, tokenize, windows
 from seft.verify import verify
 
 

@@ -28,6 +28,7 @@ from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
 from seft.load import Loaded, load, load_tokenizer
+from seft.marking import beginning
 from seft.pack import load_pruned, save_pruned
 from seft.packing import Packed, packed, row
 from seft.prune.loop import prune_model
@@ -36,7 +37,7 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.source import ModelSource, find
-from seft.text import beginning, encode, judging, windows
+from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker import room, usage

@@ -8,12 +8,15 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
+from api.dataset_schemas import DatasetPage, DatasetView, PreviewView
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
-from api.schemas import FILE_ID, DatasetPage, DatasetView
+from api.schemas import FILE_ID, MODEL
 from core import audit, datasets, fairness, ids
 from core.audit import Caller
 from core.errors import Code, Flaw, ProblemError
+from core.previews import preview
+from core.specs import Line
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -95,6 +98,43 @@ def get_dataset(
     """One dataset."""
     with services.sessions.begin() as session:
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
+
+
+@router.get(
+    "/{dataset_id}/preview",
+    operation_id="preview_dataset",
+    responses=responses(
+        Code.NOT_FOUND,
+        Code.INVALID_REQUEST,
+        Code.MODEL_NOT_FOUND,
+        Code.MODEL_REFUSED,
+        Code.HUB_UNREACHABLE,
+        Code.HUB_BUSY,
+    ),
+)
+async def preview_dataset(
+    services: Here,
+    caller: Auth,
+    *,
+    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
+    model: Annotated[Line, Query(min_length=1, max_length=512, description="As a job names it.", examples=[MODEL])],
+    revision: Annotated[Line | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")] = None,
+    limit: Annotated[int, Query(ge=1, le=20, description="Records to show, 1 to 20.")] = 5,
+) -> PreviewView:
+    """The first records as that model's tokenizer reads them, the part that is trained on marked; tokens counted."""
+    see = partial(look, services, caller, dataset_id, model=model, revision=revision, limit=limit)
+    return await run_sync(see, limiter=services.previews)
+
+
+def look(
+    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
+) -> PreviewView:
+    """What that model would read of the caller's dataset."""
+    with services.sessions.begin() as session:
+        row = datasets.get(session, caller.tenant, dataset_id)
+        session.expunge(row)
+    source, tokenizer = services.models.tokenizer(model, revision)
+    return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
 
 
 def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:

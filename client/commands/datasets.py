@@ -1,12 +1,13 @@
 """`seft datasets`: upload, look at, and check without a service."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.answers import Json
+from client.answers import Json, PreviewedRecord
 from client.errors import Flaw
 from client.shell import AsJson, Exit, advance, bytes_bar, connected, reporting, show, show_rows
 
@@ -49,6 +50,28 @@ def check(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
     show(found | {"errors": [asdict(flaw) for flaw in flaws]}, as_json, "\n".join(map(str, flaws)) or good)
     if flaws:
         raise typer.Exit(Exit.FAILED)
+
+
+@app.command()
+def preview(
+    dataset_id: str,
+    model: Annotated[str, typer.Option(help="As a job names it.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    records: Annotated[int, typer.Option(min=1, max=20, help="How many to show.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show the first records as a model's tokenizer reads them, what is trained on in green or between [[ and ]]."""
+    with connected(as_json) as service:
+        found = service.preview_dataset(dataset_id, model, revision=revision, limit=records)
+        about = "" if found["exact"] else "about "
+        total = f"{about}{found['tokens']:,} tokens, {about}{found['trained_tokens']:,} of them trained on"
+        show(found, as_json, "\n\n".join([*map(_shown, found["records"]), total]))
+
+
+def _shown(record: PreviewedRecord) -> str:
+    marks = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
+    text = "".join(part["text"].join(marks if part["trained"] else ("", "")) for part in record["parts"])
+    return f"{record['tokens']:,} tokens, {record['trained_tokens']:,} trained on\n{text}{'…' if record['cut'] else ''}"
 
 
 def _checked(path: Path, skip: float) -> tuple[Json, list[Flaw]]:

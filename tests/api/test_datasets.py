@@ -1,6 +1,7 @@
 """Uploads over HTTP."""
 
 import gzip
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -198,3 +199,32 @@ def test_an_upload_that_its_sender_gives_up_is_no_error_of_ours(
     assert client.portal is not None
     client.portal.call(app, scope, receive, send)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_preview_shows_what_a_model_would_be_trained_on(client: TestClient) -> None:
+    content = b"".join(b'{"prompt": "ask a ", "completion": "b %d"}\n' % number for number in range(8000))
+    made = upload(client, content).json()
+    answer = client.get(f"/datasets/{made['id']}/preview", params={"model": "tiny", "limit": 1})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    parts = [{"text": "ask a", "trained": False}, {"text": " b <unk> <eos>", "trained": True}]
+    assert found["records"] == [{"tokens": 5, "trained_tokens": 3, "parts": parts, "cut": False}]
+    assert (found["model"], found["exact"]) == ("tiny", False)
+    assert 5000 < found["counted_records"] < 8000
+    assert found["tokens"] == pytest.approx(5 * 8000, rel=0.02)
+    assert found["trained_tokens"] == pytest.approx(3 * 8000, rel=0.02)
+    few = upload(client, content[:420]).json()
+    found = client.get(f"/datasets/{few['id']}/preview", params={"model": "tiny"}).json()
+    assert (len(found["records"]), found["tokens"], found["exact"]) == (5, 5 * few["records"], True)
+
+
+def test_a_preview_of_what_cannot_be_read_says_so(client: TestClient, dataset: str) -> None:
+    address = f"/datasets/{dataset}/preview"
+    assert problem(client.get(address), 422, "invalid_request")["param"] == "model"
+    assert problem(client.get(address, params={"model": "none"}), 422, "model_not_found")["param"] == "model"
+    assert problem(client.get(address, params={"model": "a\0"}), 422, "invalid_request")["param"] == "model"
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    other = {"messages": [*chat["messages"], *chat["messages"]]}
+    made = upload(client, f"{json.dumps(chat)}\n{json.dumps(other)}\n".encode()).json()
+    report = problem(client.get(f"/datasets/{made['id']}/preview", params={"model": "tiny"}), 422, "model_refused")
+    assert "must have a chat template" in report["detail"]

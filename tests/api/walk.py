@@ -24,12 +24,15 @@ class Operation:
     guarded: bool
     example: Json | None
     uploads: bool
+    query: Json
+    """Examples of the parameters that it needs."""
 
     def send(self, client: TestClient, world: World) -> Any:
         """Call it with the world's ids in the path, and in the example body where that names a dataset or a model."""
         more: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
+        ours = {"dataset": world["dataset_id"], "model": "tiny"}
+        more["params"] = {name: ours.get(name, value) for name, value in self.query.items()}
         if self.example is not None:
-            ours = {"dataset": world["dataset_id"], "model": "tiny"}
             more["json"] = {name: ours.get(name, value) for name, value in self.example.items()}
         return client.request(self.method, self.path.format_map(world), **more)
 
@@ -65,4 +68,9 @@ def _operation(path: str, method: str, described: Json, schemas: Json) -> Operat
         guarded="security" in described,
         example=schema.get("example"),
         uploads="multipart/form-data" in content,
+        query={
+            each["name"]: each["schema"]["examples"][0]
+            for each in described.get("parameters", [])
+            if each["in"] == "query" and each["required"]
+        },
     )

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from api import estimate_schemas, key_schemas, schemas, webhook_schemas
+from api import dataset_schemas, estimate_schemas, key_schemas, schemas, webhook_schemas
 from client import answers
 
 
@@ -22,7 +22,10 @@ from client import answers
         (answers.Try, webhook_schemas.TryView),
         (answers.Delivery, webhook_schemas.DeliveryView),
         (answers.AuditEntry, key_schemas.AuditView),
-        (answers.Dataset, schemas.DatasetView),
+        (answers.Dataset, dataset_schemas.DatasetView),
+        (answers.Preview, dataset_schemas.PreviewView),
+        (answers.PreviewedRecord, dataset_schemas.RecordView),
+        (answers.Part, dataset_schemas.PartView),
         (answers.StageMemory, estimate_schemas.StageView),
         (answers.Fit, estimate_schemas.FitView),
         (answers.Estimate, estimate_schemas.EstimateView),

@@ -1,5 +1,6 @@
 """The command `seft` against a running API."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -88,6 +89,16 @@ def test_who_logs_in_needs_no_environment_and_a_wrong_key_is_not_kept(shell: She
     assert result.exit_code == Exit.REFUSED
     assert "unauthenticated" in result.stderr
     assert path.read_text() == kept
+
+
+def test_a_dataset_is_uploaded_without_its_broken_lines_and_previewed(shell: Shell, tmp_path: Path) -> None:
+    pairs = ['{"prompt": "ask a ", "completion": "b"}', "broken", '{"prompt": "ask b ", "completion": "a"}']
+    (data := tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("\n".join(pairs).encode()))
+    assert shell.run("datasets", "upload", str(data)).exit_code == Exit.REFUSED
+    made = shell.run("datasets", "upload", str(data), "--skip", "34").stdout
+    assert made.endswith("2 records, 1 broken lines left out\n")
+    shown = shell.run("datasets", "preview", made.split()[0], "--model", "tiny", "--records", "1").stdout
+    assert shown == "4 tokens, 2 trained on\nask a[[ b <eos>]]\n\n8 tokens, 4 of them trained on\n"
 
 
 def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:

@@ -27,10 +27,11 @@ def map_body(context: HookContext, body: Any) -> Any:
 
 @schemathesis.hook
 def map_path_parameters(context: HookContext, path_parameters: Any) -> Any:
-    """Of the jobs that are asked for, half shall be there."""
-    if isinstance(path_parameters, dict) and _sometimes(path_parameters.get("job_id")):
-        return {**path_parameters, "job_id": os.environ["FUZZ_JOB"]}
-    return path_parameters
+    """Of the jobs and datasets that are asked for, half shall be there."""
+    if not isinstance(path_parameters, dict):
+        return path_parameters
+    there = {"job_id": os.environ["FUZZ_JOB"], "dataset_id": os.environ["FUZZ_DATASET"]}
+    return {name: there.get(name, it) if _sometimes(it) else it for name, it in path_parameters.items()}
 
 
 @schemathesis.hook

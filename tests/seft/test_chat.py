@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from seft.chat import encode_chat
+from seft.chat import mark_chat
 from seft.errors import ConfigError
 from seft.records import Chat, Message, Role
 from tests.tiny import tiny_tokenizer
@@ -81,9 +81,9 @@ def tokenizer_with(template: str | None, special: list[str] = SPECIAL) -> Any:
 
 def trained_on(tokenizer: Any, chat: Chat = CONVERSATION) -> list[str]:
     """The runs of tokens that are trained on, as text."""
-    encoded = encode_chat(chat, tokenizer)
+    marked = mark_chat(chat, tokenizer)
     runs: list[list[int]] = [[]]
-    for token, trained in zip(encoded.tokens.tolist(), encoded.trained.tolist(), strict=True):
+    for token, trained in zip(marked.tokens, marked.trained, strict=True):
         if trained:
             runs[-1].append(token)
         elif runs[-1]:
@@ -122,7 +122,7 @@ def test_the_tokens_are_those_that_the_tokenizer_makes_of_a_conversation() -> No
     for template in (CHATML, LLAMA3, MISTRAL, GEMMA, MARKED):
         tokenizer = tokenizer_with(template)
         made = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
-        assert encode_chat(CONVERSATION, tokenizer).tokens.tolist() == made
+        assert mark_chat(CONVERSATION, tokenizer).tokens == made
 
 
 def test_a_template_whose_end_comes_once_trains_on_the_end_once() -> None:
@@ -146,7 +146,7 @@ def test_words_that_only_a_later_message_has_are_not_taken_for_those_of_the_assi
     )
     words = zip((Role.USER, Role.ASSISTANT) * 2, ("1?", "yes", "yes?", "no"), strict=True)
     with pytest.raises(ConfigError, match="what the assistant says as it is"):
-        encode_chat(Chat(tuple(Message(role, said) for role, said in words)), tokenizer_with(forgetful))
+        mark_chat(Chat(tuple(Message(role, said) for role, said in words)), tokenizer_with(forgetful))
 
 
 def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
@@ -161,13 +161,13 @@ def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
     )
     tokenizer = tokenizer_with(CHATML)
     assert trained_on(tokenizer, chat) == ["call clock<|im_end|>\n", "Noon.<|im_end|>\n"]
-    assert "Be short." in tokenizer.decode(encode_chat(chat, tokenizer).tokens)
+    assert "Be short." in tokenizer.decode(mark_chat(chat, tokenizer).tokens)
 
 
 def test_a_template_that_asks_for_the_date_gets_always_the_same() -> None:
     dated = "{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
     tokenizer = tokenizer_with(dated)
-    text = tokenizer.decode(encode_chat(CONVERSATION, tokenizer).tokens)
+    text = tokenizer.decode(mark_chat(CONVERSATION, tokenizer).tokens)
     assert text.startswith("26 Jul 2024<|im_start|>user")
 
 
@@ -187,4 +187,4 @@ def test_a_template_that_asks_for_the_date_gets_always_the_same() -> None:
 )
 def test_a_template_that_does_not_do_is_refused(template: str | None, wanted: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(wanted)):
-        encode_chat(CONVERSATION, tokenizer_with(template))
+        mark_chat(CONVERSATION, tokenizer_with(template))

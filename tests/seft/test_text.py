@@ -11,11 +11,12 @@ from torch import Tensor
 from seft.config import CalibrationOrder, PruneConfig
 from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
+from seft.marking import beginning
 from seft.packing import packed, side_by_side
 from seft.prune.loop import prune_model
 from seft.records import Completion
 from seft.repair import Repair
-from seft.text import beginning, encode, judging, tokenize, windows
+from seft.text import encode, judging, tokenize, windows
 from tests.seft.repairing import pruned_tiny, short
 from tests.tiny import VOCABULARY, beginning_tokenizer, tiny_tokenizer
 

@@ -1,17 +1,19 @@
-"""Datasets: uploaded, with every broken line named, and listed."""
+"""Datasets: uploaded, with every broken line named, listed, and shown as a model would read them."""
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
+from api.dataset_schemas import DatasetView
 from api.deps import Here, Services
-from api.routes.datasets import store
-from api.schemas import DatasetView
-from core import datasets, ids
+from api.routes.datasets import look, store
+from core import datasets, ids, jobs
 from core.errors import Code, Flaw, ProblemError
 
 LIMIT = 25
+SHOWN = 10
+"""Records of a preview."""
 
 router = APIRouter()
 
@@ -20,6 +22,31 @@ router = APIRouter()
 def list_datasets(request: Request, services: Here, visitor: Signed, after: str = "", new: str = "") -> Response:
     """The page. `new` names the dataset that was uploaded just now."""
     return _page(request, services, visitor, after=after, new=new)
+
+
+@router.get("/datasets/{dataset_id}")
+def show(request: Request, services: Here, visitor: Signed, dataset_id: str, model: str = "") -> Response:
+    """One dataset; its first records as `model` would be trained on them."""
+    found, problem = None, ""
+    with services.sessions.begin() as session:
+        view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
+        models = jobs.models(session, visitor.caller.tenant)
+    if model:
+        try:
+            found = look(services, visitor.caller, dataset_id, model=model, limit=SHOWN)
+        except ProblemError as error:
+            problem = error.message
+    return page(
+        request,
+        visitor,
+        "dataset.html",
+        status=422 if problem else 200,
+        dataset=view,
+        models=models,
+        model=model,
+        found=found,
+        problem=problem,
+    )
 
 
 @router.post("/datasets")

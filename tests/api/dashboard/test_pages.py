@@ -95,6 +95,21 @@ def test_no_page_needs_what_its_policy_forbids(browser: Browser, paths: list[str
         assert not re.search(r'(src|href|action)="(https?:)?//', answer.text), path
 
 
+def test_a_dataset_is_shown_as_a_model_would_read_it(
+    browser: Browser, new_browser: NewBrowser, client: TestClient
+) -> None:
+    pairs = f'{{"prompt": "ask a ", "completion": "{EVIL}"}}\n{{"prompt": "ask b ", "completion": "b"}}\n'
+    made = client.post("/datasets", files={"file": ("x.jsonl", pairs.encode())}).json()["id"]
+    assert f"/datasets/{made}" in browser.show("/datasets")
+    assert new_browser("theirs").get(f"{ROOT}/datasets/{made}").status_code == 404
+    page = browser.show(f"/datasets/{made}?model=tiny")
+    assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
+    assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)
+    refused = browser.get(f"{ROOT}/datasets/{made}", params={"model": EVIL})
+    assert (refused.status_code, "no local model and no hub id" in refused.text) == (422, True)
+    assert EVIL not in refused.text
+
+
 def test_a_stranger_sees_nothing_of_another_tenant(
     browser: Browser, new_browser: NewBrowser, paths: list[str], evil_job: str, dataset: str
 ) -> None:
