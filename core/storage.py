@@ -15,6 +15,7 @@ import structlog
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from core.clock import Clock
 from core.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Storage:
         self._link_seconds = settings.link_seconds
         self._bucket = settings.s3_bucket
         self._s3 = _client(settings, settings.s3_endpoint)
+        self.clock = Clock(self._s3)
         # Signing needs no connection, but the host that the user will name.
         self._signer = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
 

@@ -3,13 +3,16 @@
 import io
 import threading
 import urllib.request
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import SecretStr
 
+from core.clock import NEAR
 from core.settings import Settings
 from core.storage import TORN, Storage
 
@@ -63,6 +66,31 @@ def test_what_could_not_be_deleted_is_not_taken_as_deleted(settings: Settings) -
         with pytest.raises(ClientError, match="AccessDenied"):
             Storage(here).delete(["a"])
         server.shutdown()
+
+
+def test_a_host_whose_clock_is_off_signs_with_the_time_of_the_storage(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(bytes(9 << 20))
+    for hours in (-30, 1):
+        for act in (
+            lambda: storage.upload(tmp_path / "large", "large"),
+            lambda: storage.put("small", b"1"),
+            lambda: storage.modified("large"),
+            lambda: storage.download("large", tmp_path / "copy"),
+            lambda: storage.keys(""),
+            lambda: storage.delete(["small"]),
+        ):
+            storage.clock.ahead = timedelta(hours=hours)
+            act()
+            assert abs(storage.clock.ahead) < NEAR
+    assert storage.keys("") == ["large"]
+
+
+def test_rights_that_are_missing_are_no_matter_of_time(settings: Settings) -> None:
+    stranger = Storage(settings.model_copy(update={"s3_secret_key": SecretStr("wrong")}))
+    for _ in range(2):
+        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            stranger.put("x", b"1")
+    assert stranger.clock.ahead == timedelta()
 
 
 def test_a_link_opens_its_object_to_whoever_holds_it(storage: Storage) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.drill import SOON, Drill
+from tests.faults.drill import SOON, WORKERS, Drill
 from worker.room import RESERVE_BYTES
 
 Fault = Callable[[Drill, str], bool]
@@ -141,14 +141,16 @@ def fill_disk(drill: Drill, job_id: str) -> bool:
 
 
 def shift_clock(drill: Drill, job_id: str) -> bool:
-    """The clock of one worker's host ahead by an hour."""
+    """The clock of the workers' host ahead by an hour from now on."""
     library = drill.folder / "clock.so"
     if not library.exists():
         source = drill.folder / "clock.c"
         source.write_text(CLOCK)
         subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
-    drill.workers.pop().terminate()
-    drill.start_worker(LD_PRELOAD=str(library))
+    for worker in drill.workers:
+        worker.terminate()
+    for _ in range(WORKERS):
+        drill.start_worker(LD_PRELOAD=str(library))
     return True
 
 
