@@ -39,11 +39,18 @@ def admit(
     anatomy = None if spec.auto_start else door.anatomy(source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
-        fairness.check_waiting(session, caller.tenant, settings.tenant_waiting)
+        fairness.check_waiting(session, caller, settings)
         fairness.check_stored(session, caller.tenant, settings.tenant_bytes)
         told = estimate(session, anatomy, pinned, settings) if anatomy else None
         job, new = jobs.create(
-            session, caller.tenant, pinned, idempotency_key, body, request_id=caller.request_id, estimate=told
+            session,
+            caller.tenant,
+            pinned,
+            idempotency_key,
+            body,
+            key_id=caller.key_id,
+            request_id=caller.request_id,
+            estimate=told,
         )
         if new:
             audit.note(session, caller, action, job.id)

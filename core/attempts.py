@@ -65,14 +65,20 @@ class Wishes:
 
 
 def claim(
-    session: Session, worker: str, lease_seconds: float, tenant_running: int = 0, has: Ability = BOUNDLESS
+    session: Session,
+    worker: str,
+    lease_seconds: float,
+    has: Ability = BOUNDLESS,
+    *,
+    tenant_running: int = 0,
+    key_running: int = 0,
 ) -> Attempt | None:
     """The job whose turn it is, now running under a new attempt; None when none waits that this worker can do.
 
     A row that another worker is claiming is skipped, not waited for, and so is one whose request newer software took:
     it waits for a newer worker. One whose request this software refuses fails, and does not keep the others waiting.
     """
-    query = fairness.next_in_turn(session, has, tenant_running)
+    query = fairness.next_in_turn(session, has, tenant_running, key_running)
     while found := session.execute(query).first():
         job, dataset = found
         lease = _lease(lease_seconds)

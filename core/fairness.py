@@ -1,12 +1,13 @@
-"""Whose turn it is: by priority, then by whose tenant runs the fewest jobs, then by age; and each one's limits."""
+"""Whose turn it is: by priority, then by whose tenant runs the fewest jobs, then by age; and the limits of each."""
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy.orm import Session, aliased
 
 from core import workers
 from core.ability import Ability, fits
+from core.audit import Caller
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status
@@ -16,10 +17,11 @@ CLAIM_LOCK = 0x5EF72
 """Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
 
 
-def next_in_turn(session: Session, has: Ability, limit: int) -> Select[Job, Dataset]:
+def next_in_turn(session: Session, has: Ability, tenant_limit: int, key_limit: int) -> Select[Job, Dataset]:
     """The query of the job that is next for a worker who has this, its row locked.
 
-    No tenant gets more than `limit` running jobs; 0: any. What newer software took is left to a newer worker.
+    No tenant and no key gets more running jobs than its limit; 0: any. What newer software took is left to a newer
+    worker.
     """
     running = (
         select(Job.tenant, func.count().label("jobs"))
@@ -37,17 +39,26 @@ def next_in_turn(session: Session, has: Ability, limit: int) -> Select[Job, Data
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )
-    if not limit:
-        return query
-    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
-    return query.where(have < limit)
+    if tenant_limit or key_limit:
+        session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    if tenant_limit:
+        query = query.where(have < tenant_limit)
+    if key_limit:
+        other = aliased(Job)
+        same = (other.status == Status.RUNNING, other.key_id == Job.key_id)
+        query = query.where(select(func.count()).where(*same).correlate(Job).scalar_subquery() < key_limit)
+    return query
 
 
-def check_waiting(session: Session, tenant: str, limit: int) -> None:
-    """LIMIT_REACHED when so many jobs of the tenant wait already."""
-    if limit and (waiting := _count(session, tenant, Status.QUEUED, Status.PAUSED)) >= limit:
-        way_out = "Wait until one of them runs, or cancel one."
-        raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of your jobs wait; {limit} may. {way_out}")
+def check_waiting(session: Session, caller: Caller, settings: Settings) -> None:
+    """LIMIT_REACHED when as many jobs of the tenant, or of the key, wait already as may."""
+    for whose, mine, limit in (
+        ("your jobs", Job.tenant == caller.tenant, settings.tenant_waiting),
+        ("this key's jobs", Job.key_id == caller.key_id, settings.key_waiting),
+    ):
+        if limit and (waiting := _count(session, mine, Status.QUEUED, Status.PAUSED)) >= limit:
+            way_out = "Wait until one of them runs, or cancel one."
+            raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of {whose} wait; {limit} may. {way_out}")
 
 
 def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
@@ -86,9 +97,12 @@ def reason(session: Session, job: Job, settings: Settings) -> Json | None:
     """Why the job does not run: as its row says while it is paused, as the queue says while it is queued."""
     if job.status != Status.QUEUED:
         return job.reason
-    limit = settings.tenant_running
-    if limit and (running := _count(session, job.tenant, Status.RUNNING)) >= limit:
-        return _told("tenant_limit", f"{running} of your jobs run, and no more than {limit} may.")
+    for code, whose, mine, limit in (
+        ("tenant_limit", "your jobs", Job.tenant == job.tenant, settings.tenant_running),
+        ("key_limit", "the jobs of its key", Job.key_id == job.key_id, settings.key_running),
+    ):
+        if limit and (running := _count(session, mine, Status.RUNNING)) >= limit:
+            return _told(code, f"{running} of {whose} run, and no more than {limit} may.")
     if workers.one_takes(session, job, settings.sweep_seconds):
         return _told("in_turn", "It waits for a worker, and for the jobs before it.")
     if not workers.count(session, settings.sweep_seconds):
@@ -106,8 +120,8 @@ def _needs(job: Job) -> str:
     return " and ".join([*needs, "software as new as its request"])
 
 
-def _count(session: Session, tenant: str, *statuses: Status) -> int:
-    return session.scalar(select(func.count()).where(Job.tenant == tenant, Job.status.in_(statuses))) or 0
+def _count(session: Session, mine: ColumnElement[bool], *statuses: Status) -> int:
+    return session.scalar(select(func.count()).where(mine, Job.status.in_(statuses))) or 0
 
 
 def _told(code: str, message: str) -> dict[str, Any]:

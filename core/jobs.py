@@ -40,6 +40,7 @@ def create(
     idempotency_key: str | None,
     body_sha256: str,
     *,
+    key_id: str | None = None,
     request_id: str | None = None,
     estimate: Json | None = None,
 ) -> tuple[Job, bool]:
@@ -54,6 +55,7 @@ def create(
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
+        key_id=key_id,
         request_id=request_id,
         dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),

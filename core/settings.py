@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     tenant_waiting: int = Field(
         default=0, ge=0, description="Jobs of one tenant that wait, queued or paused, at a time; 0: any number."
     )
+    key_running: int = Field(default=0, ge=0, description="Jobs of one API key that run at a time; 0: any number.")
+    key_waiting: int = Field(default=0, ge=0, description="Jobs of one API key that wait at a time; 0: any number.")
     tenant_bytes: int = Field(
         default=0, ge=0, description="Bytes of one tenant's datasets and checkpoints, all together; 0: any number."
     )

@@ -111,6 +111,8 @@ class Job(Base):
     tenant: Mapped[str]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[Json]
+    key_id: Mapped[str | None]
+    """Of the API key that it was made with; None where none was."""
     request_id: Mapped[str | None]
     """Of the request that made it; None where no request did. Every worker's line about it in the log repeats it."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))

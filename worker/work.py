@@ -71,7 +71,14 @@ class Work:
             with self.sessions.begin() as session:
                 workers.consumed(session, self.name)
                 settings, has = self.settings, device.ability(self.settings)
-                return attempts.claim(session, self.name, settings.lease_seconds, settings.tenant_running, has)
+                return attempts.claim(
+                    session,
+                    self.name,
+                    settings.lease_seconds,
+                    has,
+                    tenant_running=settings.tenant_running,
+                    key_running=settings.key_running,
+                )
         except SQLAlchemyError as error:
             log.warning("claim.failed", error=str(error))
             return None

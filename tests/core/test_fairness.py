@@ -8,7 +8,9 @@ from sqlalchemy import text
 
 from core import attempts, datasets, fairness, jobs
 from core.attempts import Attempt
+from core.audit import Caller
 from core.errors import Code, ProblemError
+from core.keys import Scope
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
@@ -26,21 +28,21 @@ def make(sessions: Sessions, spec: JobSpec) -> Make:
         theirs = datasets.add(session, "theirs", "texts.jsonl", content).id
     data = {"ours": spec.dataset, "theirs": theirs}
 
-    def job(tenant: str, priority: int = 0) -> str:
+    def job(tenant: str, priority: int = 0, key: str | None = None) -> str:
         asked = spec.model_copy(update={"dataset": data[tenant], "priority": priority})
         with sessions.begin() as session:
-            return jobs.create(session, tenant, asked, None, "")[0].id
+            return jobs.create(session, tenant, asked, None, "", key_id=key)[0].id
 
     return job
 
 
-def claim(sessions: Sessions, limit: int = 0) -> Attempt | None:
+def claim(sessions: Sessions, tenant_running: int = 0, key_running: int = 0) -> Attempt | None:
     with sessions.begin() as session:
-        return attempts.claim(session, "w1", LEASE, limit)
+        return attempts.claim(session, "w1", LEASE, tenant_running=tenant_running, key_running=key_running)
 
 
-def claims(sessions: Sessions, count: int, limit: int = 0) -> list[str | None]:
-    taken = [claim(sessions, limit) for _ in range(count)]
+def claims(sessions: Sessions, count: int, **limits: int) -> list[str | None]:
+    taken = [claim(sessions, **limits) for _ in range(count)]
     return [attempt.job_id if attempt else None for attempt in taken]
 
 
@@ -59,7 +61,7 @@ def test_priority_goes_before_fairness(sessions: Sessions, make: Make) -> None:
 def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, settings: Settings) -> None:
     ours = [make("ours", 5) for _ in range(3)]
     theirs = make("theirs")
-    assert claims(sessions, 4, limit=2) == [ours[0], ours[1], theirs, None]
+    assert claims(sessions, 4, tenant_running=2) == [ours[0], ours[1], theirs, None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, ours[2])
         told = fairness.reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))
@@ -69,16 +71,36 @@ def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, se
         assert fairness.reason(session, session.get_one(Job, theirs), settings) is None
 
 
-def test_no_tenant_queues_more_jobs_than_it_may(sessions: Sessions, make: Make) -> None:
-    for _ in range(2):
-        make("ours")
+def test_no_key_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, settings: Settings) -> None:
+    mine = [make("ours", key="key_a") for _ in range(3)]
+    other, nobodys = make("ours", key="key_b"), make("ours")
+    assert claims(sessions, 5, key_running=2) == [*mine[:2], other, nobodys, None]
     with sessions.begin() as session:
-        fairness.check_waiting(session, "ours", 3)
-        fairness.check_waiting(session, "ours", 0)
-        fairness.check_waiting(session, "theirs", 2)
-        with pytest.raises(ProblemError, match="2 of your jobs wait; 2 may") as caught:
-            fairness.check_waiting(session, "ours", 2)
-    assert caught.value.code is Code.LIMIT_REACHED
+        waiting = session.get_one(Job, mine[2])
+        told = fairness.reason(session, waiting, settings.model_copy(update={"key_running": 2}))
+    assert told == {"code": "key_limit", "message": "2 of the jobs of its key run, and no more than 2 may."}
+
+
+def test_neither_tenant_nor_key_queues_more_jobs_than_it_may(
+    sessions: Sessions, make: Make, settings: Settings
+) -> None:
+    make("ours", key="key_a")
+    make("ours", key="key_b")
+
+    def refused(tenant: str, key: str, **limits: int) -> str | None:
+        caller = Caller(tenant, key, Scope.WRITE, "req")
+        try:
+            with sessions.begin() as session:
+                fairness.check_waiting(session, caller, settings.model_copy(update=limits))
+        except ProblemError as error:
+            return error.message if error.code is Code.LIMIT_REACHED else None
+        return None
+
+    assert refused("ours", "key_a") is None
+    assert refused("ours", "key_a", tenant_waiting=3, key_waiting=2) is None
+    assert refused("theirs", "key_c", tenant_waiting=2, key_waiting=1) is None
+    assert "2 of your jobs wait; 2 may" in str(refused("ours", "key_c", tenant_waiting=2))
+    assert "1 of this key's jobs wait; 1 may" in str(refused("ours", "key_a", key_waiting=1))
 
 
 def test_a_job_that_newer_software_refuses_does_not_hide_the_next_one(sessions: Sessions, make: Make) -> None:
