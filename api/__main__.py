@@ -9,7 +9,7 @@ import uvicorn
 from api.app import make_app, routes
 from api.courier import Courier
 from api.protocol import PatientProtocol
-from core import keys, logging
+from core import keys, logging, tracing
 from core.database import make_engine, make_sessions
 from core.keys import Scope
 from core.settings import Settings
@@ -29,6 +29,7 @@ def serve(context: typer.Context) -> None:
         return
     settings = Settings()
     logging.configure(settings)
+    tracing.configure("api")
     app = make_app(settings)
     Courier(app.state.services.sessions, settings.webhook_networks).start()
     uvicorn.run(

@@ -41,6 +41,7 @@ class Attempt:
     number: int
     tenant: str
     request_id: str | None
+    traceparent: str | None
     spec: JobSpec
     dataset_key: str
     dataset_sha256: str
@@ -119,6 +120,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt
         number=job.attempt + 1,
         tenant=job.tenant,
         request_id=job.request_id,
+        traceparent=job.traceparent,
         spec=spec,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,

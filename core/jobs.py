@@ -11,7 +11,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, Double, Select, and_, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
-from core import ids, keys
+from core import ids, keys, tracing
 from core.errors import Code, Flaw, ProblemError
 from core.moves import record, shelve
 from core.specs import SPEC_VERSION, JobSpec
@@ -57,6 +57,7 @@ def create(
         tenant=tenant,
         key_id=key_id,
         request_id=request_id,
+        traceparent=tracing.here(),
         dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,

@@ -115,6 +115,8 @@ class Job(Base):
     """Of the API key that it was made with; None where none was."""
     request_id: Mapped[str | None]
     """Of the request that made it; None where no request did. Every worker's line about it in the log repeats it."""
+    traceparent: Mapped[str | None]
+    """The span of that request, where OpenTelemetry is on; what is done to the job lies below it."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
     """What a worker must understand to run it: `core.specs.SPEC_VERSION` of the software that took it."""
     priority: Mapped[int]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from celery import Celery, signals
 
-from core import workers
+from core import tracing, workers
 from core.database import make_engine, make_sessions
 from core.logging import configure
 from core.queue import TASK, make_app
@@ -27,6 +27,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
     """Serve until told to end; the exit status. `training` is the command that does a job."""
     settings = Settings()
     configure(settings)
+    tracing.configure("worker")
     device.find(settings.device)
     app = make_app(settings)
     work = Work(settings, app, training)

@@ -16,6 +16,8 @@ from queue import Empty, Queue
 
 import structlog
 from botocore.exceptions import BotoCoreError, ClientError
+from opentelemetry import trace
+from opentelemetry.trace import StatusCode
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -27,6 +29,7 @@ from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason
 from core.storage import Storage
 from core.tables import Json
+from core.tracing import TRACER
 from worker import litter, memory, room
 from worker.files import Files
 from worker.ledger import Ledger
@@ -107,6 +110,7 @@ class Supervisor:
         try:
             self._run()
         except LeaseLostError as error:
+            trace.get_current_span().set_status(StatusCode.ERROR, "attempt.lost")
             log.warning("attempt.lost", reason=str(error))
         finally:
             self._end_process()
@@ -197,19 +201,20 @@ class Supervisor:
 
     def _publish(self, result: Finished, files: list[Json]) -> None:
         self.ledger.flush()
-        self.ledger.write(
-            lambda session: attempts.publish(
-                session,
-                self.attempt,
-                step=result.step,
-                prefix=self.files.result_prefix,
-                sha256=files[-1]["sha256"],
-                files=files,
-                scores=result.scores,
-                measured=result.measured,
-                days=retention.days(self.attempt.spec, self.settings),
+        with TRACER.start_as_current_span("publish"):
+            self.ledger.write(
+                lambda session: attempts.publish(
+                    session,
+                    self.attempt,
+                    step=result.step,
+                    prefix=self.files.result_prefix,
+                    sha256=files[-1]["sha256"],
+                    files=files,
+                    scores=result.scores,
+                    measured=result.measured,
+                    days=retention.days(self.attempt.spec, self.settings),
+                )
             )
-        )
         self._finish("attempt.succeeded")
 
     def _process_has_ended(self, code: int) -> None:
@@ -268,6 +273,7 @@ class Supervisor:
         self.ledger.flush()
         end = self._end_for_memory if error.code == OUT_OF_MEMORY else self._end_with
         self.ledger.write(partial(end, error))
+        trace.get_current_span().set_status(StatusCode.ERROR, error.code)
         self._finish("attempt.failed", code=error.code, message=str(error))
 
     def _end_with(self, error: AttemptError, session: Session) -> None:
@@ -306,6 +312,7 @@ class Supervisor:
 
     def _finish(self, event: str, **data: str) -> None:
         self.over = True
+        trace.get_current_span().set_attribute("seft.outcome", event)
         log.info(event, **data)
 
     def _end_process(self) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from core import tracing
 from core.states import OUT_OF_MEMORY, Phase
 from seft.errors import (
     Cancelled,
@@ -23,6 +24,7 @@ from seft.errors import (
     SourceError,
     TrainError,
 )
+from worker.phases import Phases
 from worker.protocol import Failed, Message, NoRoom, Progressed, Stopped, Task, encode
 from worker.tether import tether
 
@@ -34,15 +36,16 @@ def main(folder: Path, pipe: int, owner: int) -> None:
     """Do the job in the folder, and say how it ended."""
     tether(owner)
     os.set_inheritable(pipe, False)
+    tracing.configure("training")
     told_to_stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told_to_stop.append(number))
 
-    def say(message: Message) -> None:
+    def write(message: Message) -> None:
         line = encode(message)
         while line:
             line = line[os.write(pipe, line) :]
 
-    task = Task.read(folder)
+    say, task = Phases(write), Task.read(folder)
     # Loading torch takes seconds, and somebody may be watching.
     say(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
     try:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from core.attempts import Attempt
 from core.settings import Settings
+from core.states import Phase
 from core.tables import Json
+from core.tracing import TRACER
 from worker.protocol import DATA, ENOUGH, RESULT, RESUME, STATE, Task
 from worker.transfers import Transfers, hash_file
 
@@ -76,9 +78,10 @@ class Files:
         folder = self.folder / RESULT
         manifest = folder / MANIFEST
         files: list[Json] = json.loads(manifest.read_bytes())["files"]
-        for file in files:
-            self.transfers.upload(folder / file["name"], self.result_prefix + file["name"])
-        self.transfers.upload(manifest, self.result_prefix + MANIFEST)
+        with TRACER.start_as_current_span(Phase.UPLOADING):
+            for file in files:
+                self.transfers.upload(folder / file["name"], self.result_prefix + file["name"])
+            self.transfers.upload(manifest, self.result_prefix + MANIFEST)
         return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
 
     def remove(self) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from core import tracing
+
 LOG_BYTES = 8000
 """So much of what the process last wrote to its output is kept in memory."""
 LINE_BYTES = 1 << 20
@@ -96,5 +98,6 @@ class Process:
 
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
+    trace = {tracing.VARIABLE: here} if (here := tracing.here()) else {}
     # Threads that spin while they wait for each other are several times slower where other programs want the cores.
-    return {"OMP_WAIT_POLICY": "passive", **inherited}
+    return {"OMP_WAIT_POLICY": "passive", **inherited, **trace}

@@ -4,16 +4,18 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import attempts, queue, workers
+from core import attempts, queue, tracing, workers
 from core.attempts import Attempt
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.storage import Storage
+from core.tracing import TRACER
 from worker import device
 from worker.attempt import Supervisor
 
@@ -41,12 +43,22 @@ class Work:
             self._work()
 
     def _work(self) -> None:
+        asked = time.time_ns()
         attempt = self._claim()
         if attempt is None:
             return
-        with structlog.contextvars.bound_contextvars(
-            job=attempt.job_id, attempt=attempt.number, tenant=attempt.tenant, request_id=attempt.request_id
+        with (
+            structlog.contextvars.bound_contextvars(
+                job=attempt.job_id, attempt=attempt.number, tenant=attempt.tenant, request_id=attempt.request_id
+            ),
+            TRACER.start_as_current_span(
+                "attempt",
+                tracing.from_there(attempt.traceparent),
+                attributes={"seft.job": attempt.job_id, "seft.attempt": attempt.number, "seft.worker": self.name},
+                start_time=asked,
+            ),
         ):
+            TRACER.start_span("claim", start_time=asked).end()
             log.info("attempt.begun")
             well = Supervisor(
                 attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training

@@ -15,6 +15,7 @@ from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
+from tests.e2e.collector import Collector, collecting
 from tests.worker.conftest import House, Workers, open_house, variables, workers
 
 __all__ = ["open_house", "workers"]
@@ -28,6 +29,7 @@ class Service:
     client: Client
     workers: Workers
     dataset: str
+    collector: Collector
 
     def post(self, **spec: Any) -> str:
         asked = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, **spec}
@@ -45,7 +47,18 @@ def house(settings: Settings, open_house: Callable[[Settings], House], tiny_fold
 
 
 @pytest.fixture
-def service(house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path) -> Iterator[Service]:
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Gets the spans of all processes that are started from now on."""
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        yield collector
+
+
+@pytest.fixture
+def service(
+    house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path, collector: Collector
+) -> Iterator[Service]:
     """A running API with a dataset uploaded; workers are started by the test."""
     with house.sessions.begin() as session:
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
@@ -59,4 +72,4 @@ def service(house: House, workers: Workers, tiny_texts: list[str], tmp_path: Pat
         stack.callback(api.stop)
         api.start()
         client = stack.enter_context(Client(api.url, secret))
-        yield Service(house, client, workers, client.upload_dataset(data)["id"])
+        yield Service(house, client, workers, client.upload_dataset(data)["id"], collector)

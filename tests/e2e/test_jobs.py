@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from client.answers import Job
 from seft.sparsity import of_folder
+from tests.e2e.collector import Span
 from tests.e2e.conftest import Service
 from tests.worker.conftest import alive, children_of, wait_for
 
@@ -64,6 +65,7 @@ def test_jobs_from_post_to_download_whatever_comes_between(service: Service, tmp
     job = end(service, undisturbed)
     check_result(service, job, tmp_path / "checkpoint")
     check_log(service, undisturbed)
+    check_trace(service, undisturbed)
     sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
     check_killed(service, first_worker, sha256)
     check_paused(service, service.workers.started[-1].pid, sha256)
@@ -93,6 +95,28 @@ def check_log(service: Service, job_id: str) -> None:
     assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in about}
     (worker,) = {name for _, name in service.house.claims()}
     assert {(line["attempt"], line["worker"], line["request_id"]) for line in about} == {(1, worker, request)}
+
+
+def check_trace(service: Service, job_id: str) -> None:
+    """One trace leads from the request through the attempt, by three processes, to the publishing."""
+
+    def attempts() -> list[Span]:
+        return [span for span in service.collector.spans if span.attributes.get("seft.job") == job_id]
+
+    wait_for(attempts, seconds=10)
+    (attempt,) = attempts()
+    spans = {span.id: span for span in service.collector.spans if span.trace == attempt.trace}
+    below = {(span.process, span.name) for span in spans.values() if span.parent == attempt.id}
+    phases = ("loading", "evaluating", "pruning", "training", "exporting")
+    assert below == {
+        *(("seft-training", phase) for phase in phases),
+        *(("seft-worker", name) for name in ("claim", "uploading", "publish")),
+    }
+    assert attempt.attributes["seft.outcome"] == "attempt.succeeded"
+    top = attempt
+    while top.parent:
+        top = spans[top.parent]
+    assert (top.process, top.name) == ("seft-api", "POST /jobs")
 
 
 def check_killed(service: Service, worker: int, sha256: str) -> None:

@@ -1,0 +1,41 @@
+"""The phases of a training process as spans of its job's trace. See `core.tracing`."""
+
+import os
+from collections.abc import Callable
+
+from opentelemetry.trace import Span, StatusCode
+
+from core import tracing
+from core.states import Phase
+from worker.protocol import Failed, Finished, Message, NoRoom, Progressed, Stopped
+
+
+class Phases:
+    """Passes messages on; a span lasts from the first report of a phase to that of another one, or to the end."""
+
+    def __init__(self, say: Callable[[Message], None]) -> None:
+        self._say = say
+        self._above = tracing.from_there(os.environ.get(tracing.VARIABLE))
+        self._phase: Phase | None = None
+        self._span: Span | None = None
+
+    def __call__(self, message: Message) -> None:
+        """Spans are sent before a message that ends the process, as the worker may kill it then."""
+        match message:
+            case Progressed(phase=phase) if phase != self._phase:
+                self._end()
+                self._phase, self._span = phase, tracing.TRACER.start_span(phase, self._above)
+            case Failed(code=code):
+                self._end(code)
+                tracing.flush()
+            case Finished() | Stopped() | NoRoom():
+                self._end()
+                tracing.flush()
+        self._say(message)
+
+    def _end(self, code: str = "") -> None:
+        if self._span and code:
+            self._span.set_status(StatusCode.ERROR, code)
+        if self._span:
+            self._span.end()
+        self._span = None
