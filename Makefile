@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz containers up down secrets check format lint types imports lock venv clean help
+.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -38,6 +38,13 @@ secrets: ## write .env with fresh secrets for docker-compose.yml; one that exist
 	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; for name in DATABASE BROKER S3 GRAFANA; do \
 		echo "SEFT_$${name}_PASSWORD=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
+backup: ## write database and bucket of the stack in Docker into backup/, or the folder that FOLDER= names
+	@deploy/backup.sh save $(or $(FOLDER),backup)
+
+restore: ## make an empty stack in Docker of that folder, and start it
+	@deploy/backup.sh load $(or $(FOLDER),backup)
+	@docker compose up --detach --wait
+
 check: lint types imports test ## everything that must pass before a change goes in
 
 format: $(READY) ## lay out the code
@@ -48,7 +55,7 @@ lint: $(READY) ## check the code's layout and habits
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/hadolint Dockerfile
-	@$(BIN)/shellcheck .ci/run
+	@$(BIN)/shellcheck .ci/run deploy/*.sh
 
 types: $(READY) ## check the types
 	@$(BIN)/mypy --no-error-summary

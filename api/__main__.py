@@ -1,6 +1,7 @@
-"""`python -m api` serves; `python -m api keys create` prints a new API key; `python -m api schema` the OpenAPI."""
+"""`python -m api` serves. `keys create` behind it prints a new key, `schema` the OpenAPI; `bucket` is for backups."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,10 +10,11 @@ import uvicorn
 from api.app import make_app, routes
 from api.courier import Courier
 from api.protocol import PatientProtocol
-from core import keys, logging, tracing
+from core import bucket, keys, logging, tracing
 from core.database import make_engine, make_sessions
 from core.keys import Scope
 from core.settings import Settings
+from core.storage import Storage
 
 GRACE_SECONDS = 5
 """Streams of events never end by themselves."""
@@ -20,6 +22,9 @@ GRACE_SECONDS = 5
 cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 keys_cli = typer.Typer(help="API keys.")
 cli.add_typer(keys_cli, name="keys")
+bucket_cli = typer.Typer(help="The bucket as a folder.")
+cli.add_typer(bucket_cli, name="bucket")
+Folder = Annotated[Path, typer.Argument(help="Where the objects lie, as files under their keys.")]
 
 
 @cli.callback(invoke_without_command=True)
@@ -56,6 +61,18 @@ def create_key(
         _, secret = keys.issue(session, tenant, name, scope)
     engine.dispose()
     typer.echo(secret)
+
+
+@bucket_cli.command("save")
+def save_bucket(folder: Folder) -> None:
+    """Fetch the objects that the folder lacks."""
+    typer.echo(f"{bucket.save(Storage(Settings()), folder)} objects fetched")
+
+
+@bucket_cli.command("load")
+def load_bucket(folder: Folder) -> None:
+    """Put all files of the folder into the bucket."""
+    typer.echo(f"{bucket.load(Storage(Settings()), folder)} objects put")
 
 
 @cli.command()

@@ -1,6 +1,7 @@
-"""`python -m tests.containers`: a job from POST to download, and one whose worker is killed and whose stack goes down.
+"""`python -m tests.containers`: a job from POST to download, one whose worker is killed and whose stack goes down, and
+one that an empty stack ends, made of a backup.
 
-Both must end in the same bytes. The stack is removed at the end, with its volumes.
+All must end in the same bytes. The stack is removed at the end, with its volumes.
 """
 
 import tempfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from client.http import Client
 from tests.containers.drill import WORKER, Drill, in_mid_repair, post, sha256, wait_for
 
 
@@ -38,7 +40,20 @@ def go_through(drill: Drill, target: Path) -> None:
     typer.echo(f"killed at step {client.job(job_id)['step']}")
     drill.compose("down")
     drill.compose("up", "--detach", "--wait")
-    assert sha256(client, job_id) == undisturbed, "the bytes differ"
+    check(client, job_id, undisturbed)
+
+    job_id = post(client, dataset)
+    wait_for(lambda: in_mid_repair(client, job_id))
+    drill.backup("save")
+    drill.compose("down", "--volumes")
+    drill.backup("load")
+    drill.compose("up", "--detach", "--wait")
+    check(client, job_id, undisturbed)
+
+
+def check(client: Client, job_id: str, wanted: str) -> None:
+    """The job ends with these bytes; show its way."""
+    assert sha256(client, job_id) == wanted, "the bytes differ"
     told = [event["type"] for event in client.events(job_id) if event["type"].startswith(("job.", "attempt."))]
     typer.echo(f"{', '.join(told)}: the same bytes")
 

@@ -16,6 +16,7 @@ from tests.tiny import tiny_texts, train_tiny
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.77"
 WORKER = "worker-cpu"
+COMPOSE = ("docker", "compose", "--project-name=seft-drill", "--profile=cpu")
 SPEC = {
     "model": "tiny",
     "sparsity": 0.6,
@@ -38,6 +39,7 @@ class Drill:
         self.environment = {
             **os.environ,
             **passwords,
+            "COMPOSE": " ".join(COMPOSE),
             "SEFT_PUBLISH": ADDRESS,
             "SEFT_S3_PUBLIC_ENDPOINT": f"http://{ADDRESS}:8333",
             "SEFT_MODELS": str(folder / "models"),
@@ -49,7 +51,15 @@ class Drill:
     def compose(self, *words: str, quiet: bool = True) -> str:
         """`docker compose` with the profile `cpu`; what it prints."""
         typer.echo(f"$ docker compose --profile cpu {' '.join(words)}")
-        command = ["docker", "compose", "--project-name=seft-drill", "--profile=cpu", *words]
+        return self.run([*COMPOSE, *words], quiet=quiet)
+
+    def backup(self, verb: str) -> None:
+        """What `make backup` and `make restore` do, to this stack."""
+        typer.echo(f"$ deploy/backup.sh {verb}")
+        typer.echo(self.run(["deploy/backup.sh", verb, str(self.folder / "backup")]))
+
+    def run(self, command: list[str], *, quiet: bool = True) -> str:
+        """Run it in the stack's environment; SystemExit where it fails."""
         output = subprocess.PIPE if quiet else None
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, stdout=output, stderr=output, text=True, check=False

@@ -1,0 +1,42 @@
+"""The bucket as a folder: what a backup keeps of it, and the way back.
+
+Objects never change under their keys, and what is in the folder already is not fetched again. So a folder that is
+filled before and after the database is written down has all that its rows name, though jobs run meanwhile.
+"""
+
+from pathlib import Path
+
+from botocore.exceptions import ClientError
+
+from core.storage import Storage
+
+PART = ".part"
+
+
+def save(storage: Storage, folder: Path) -> int:
+    """Fetch what the folder lacks; how many objects that was. One that is deleted meanwhile is wanted by no row."""
+    fetched = 0
+    for key in storage.keys(""):
+        path = folder / key
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + PART)
+        try:
+            storage.download(key, part)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            continue
+        part.rename(path)
+        fetched += 1
+    return fetched
+
+
+def load(storage: Storage, folder: Path) -> int:
+    """Put everything from the folder into the bucket, which is made where it is missing; how many objects."""
+    storage.ensure_bucket()
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PART]
+    for path in files:
+        storage.upload(path, path.relative_to(folder).as_posix())
+    return len(files)
