@@ -1,10 +1,13 @@
 """Alembic migrations: the steps that build the tables of `core.tables`. Configured here; there is no `alembic.ini`."""
 
+import time
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from core.database import url
@@ -13,12 +16,32 @@ from core.settings import Settings
 HERE = Path(__file__).parent
 
 
-def upgrade(settings: Settings, to: str = "head") -> None:
-    """Bring the database to the newest schema, or up to a step; where it is there already, do nothing.
+LOCK_SECONDS, TRIES, PAUSE_SECONDS = 3, 20, 1.0
+"""A migration that waits for a table has all others wait behind it, heartbeats too. Rather let it begin anew."""
 
-    Without the limits of `core.database` on a statement's time: an index on a large table may take longer.
+
+LOCK_SECONDS, TRIES, PAUSE_SECONDS = 3, 20, 1.0
+"""A migration that waits for a table has all others wait behind it, heartbeats too. Rather let it begin anew."""
+
+
+def upgrade(settings: Settings, to: str = "head") -> None:
+    """Bring the database to the newest schema, or up to a step; all the way or not at all; there already, do nothing.
+
+    Without the limits of `core.database` on a statement's time: an index on a large table may take longer. A lock that
+    is not to be had within seconds is asked for again; OperationalError where somebody holds it for good.
     """
     engine = create_engine(url(settings), poolclass=NullPool)
+    for tries_left in reversed(range(TRIES)):
+        try:
+            _upgrade(engine, to)
+            break
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable) or not tries_left:
+                raise
+        time.sleep(PAUSE_SECONDS)
+
+
+def _upgrade(engine: Engine, to: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(HERE))
     with engine.begin() as connection:

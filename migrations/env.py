@@ -4,12 +4,14 @@ from alembic import context
 from sqlalchemy import Connection, func, select
 
 from core.tables import Base
+from migrations import LOCK_SECONDS
 
 MIGRATION_LOCK = 0x5EF71
 """Two processes that start together must not migrate together; the second one then finds nothing to do."""
 
 connection: Connection = context.config.attributes["connection"]
 connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+connection.execute(select(func.set_config("lock_timeout", f"{LOCK_SECONDS}s", True)))
 context.configure(connection=connection, target_metadata=Base.metadata)
 with context.begin_transaction():
     context.run_migrations()

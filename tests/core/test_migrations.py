@@ -1,6 +1,7 @@
-"""The migrations build exactly the tables that the code believes in."""
+"""The migrations build exactly the tables that the code believes in, and get in nobody's way."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -12,6 +13,7 @@ from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.tables import Base
 from migrations import upgrade
+from tests.worker.conftest import wait_for
 
 
 @pytest.fixture
@@ -48,3 +50,18 @@ def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty:
         for wanted in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
             found, _ = jobs.page(session, "ours", metadata=wanted, limit=10)
             assert [job.id for job in found] == ["job_1"]
+
+
+def test_a_migration_that_waits_for_a_table_lets_others_pass(settings: Settings, empty: Engine) -> None:
+    upgrade(settings, "0101")
+    waiting, read = "SELECT 1 FROM pg_locks WHERE NOT granted", "SELECT count(*) FROM jobs"
+    with ThreadPoolExecutor() as pool, empty.connect() as reader, empty.connect() as other:
+        reader.exec_driver_sql(read)
+        done = pool.submit(upgrade, settings)
+        wait_for(lambda: other.exec_driver_sql(waiting).scalar())
+        other.exec_driver_sql("SET statement_timeout = '20s'")
+        assert other.exec_driver_sql(read).scalar() == 0, "it waited behind the migration"
+        assert not done.done()
+        for connection in (other, reader):
+            connection.rollback()
+        done.result(60)
