@@ -102,6 +102,13 @@ class Job(Base):
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
         Index("jobs_without_room", "id", postgresql_where=text("status = 'paused' AND reason ? 'needs'")),
+        Index("jobs_by_sparsity", "tenant", text("(- ((spec ->> 'sparsity')::double precision))"), text("id DESC")),
+        Index(
+            "jobs_by_score",
+            "tenant",
+            text("COALESCE((scores ->> 'repaired')::double precision, 'Infinity'::double precision)"),
+            text("id DESC"),
+        ),
         Index("jobs_not_ended", "status", postgresql_where=text("status IN ('queued', 'running', 'paused')")),
         Index("jobs_succeeded", "id", postgresql_where=text("status = 'succeeded'")),
         Index("jobs_with_states", "id", postgresql_where=text("resume IS NOT NULL")),
