@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore check format lint types imports lock venv clean help
+.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -44,6 +44,12 @@ backup: ## write database and bucket of the stack in Docker into backup/, or the
 restore: ## make an empty stack in Docker of that folder, and start it
 	@deploy/backup.sh load $(or $(FOLDER),backup)
 	@docker compose up --detach --wait
+
+bundle: ## put images, files and models for a machine without a network into seft-bundle.tar, or what FILE= names
+	@deploy/bundle.sh save $(or $(FILE),seft-bundle.tar)
+
+load: ## take what such a file holds, once its checksums are right
+	@deploy/bundle.sh load $(or $(FILE),seft-bundle.tar)
 
 check: lint types imports test ## everything that must pass before a change goes in
 

@@ -33,6 +33,7 @@ class Drill:
         self.folder = folder
         train_tiny(folder / "models" / "tiny")
         (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts()[:60]))
+        (folder / "settings.env").write_text("SEFT_LEASE_SECONDS=10\nSEFT_CHECKPOINT_SECONDS=1\nSEFT_THREADS=1\n")
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755)
         passwords = {f"SEFT_{name}_PASSWORD": secrets.token_hex(16) for name in ("DATABASE", "BROKER", "S3", "GRAFANA")}
@@ -43,9 +44,7 @@ class Drill:
             "SEFT_PUBLISH": ADDRESS,
             "SEFT_S3_PUBLIC_ENDPOINT": f"http://{ADDRESS}:8333",
             "SEFT_MODELS": str(folder / "models"),
-            "SEFT_LEASE_SECONDS": "10",
-            "SEFT_CHECKPOINT_SECONDS": "1",
-            "SEFT_THREADS": "1",
+            "SEFT_SETTINGS": str(folder / "settings.env"),
         }
 
     def compose(self, *words: str, quiet: bool = True) -> str:

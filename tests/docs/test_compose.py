@@ -116,6 +116,11 @@ def test_every_secret_has_to_be_made_and_make_secrets_makes_it(tmp_path: Path) -
     assert again.returncode, "secrets that are in use were written anew"
 
 
+def test_what_lasts_of_ours_reads_the_settings_that_an_operator_adds() -> None:
+    for name in {*OURS} - ONCE:
+        assert SERVICES[name]["env_file"] == [{"path": "${SEFT_SETTINGS:-settings.env}", "required": False}]
+
+
 def test_every_setting_that_the_file_passes_on_exists() -> None:
     known = {f"SEFT_{name.upper()}" for name in Settings.model_fields}
     for name in OURS:
