@@ -54,6 +54,7 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
     expect(page.locator("#sparsity-wrong")).to_contain_text("less than or equal to 0.99")
     assert page.get_by_label("Sparsity", exact=True).get_attribute("aria-invalid") == "true"
     page.get_by_label("Sparsity", exact=True).fill("0.6")
+    expect(page.locator(".estimate")).to_contain_text("No worker is here to tell by")
     page.get_by_role("button", name="Start the job").click()
 
     expect(page.locator("#job .note")).to_contain_text("Next to be taken")

@@ -1,4 +1,4 @@
-"""A new job: the form, and the job that it makes by the rules of `POST /jobs`."""
+"""A new job: the form, what it would take, and the job that it makes by the rules of `POST /jobs`."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from api.dashboard import forms
+from api.dashboard import forms, words
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import Here, Services, need
+from api.estimate_schemas import EstimateSpec
 from api.flaws import flaws_of_model
+from api.routes.jobs import estimate_job
 from core import datasets, jobs, queue
 from core.admission import admit
 from core.errors import Flaw, ProblemError
@@ -51,6 +53,25 @@ def create(request: Request, services: Here, visitor: Signed, form: Submitted) -
         except ProblemError as error:
             flaws, message = list(error.flaws), error.message
     return _page(request, services, visitor, values, clone=clone, flaws=flaws, message=message, status=422)
+
+
+@router.post("/jobs/estimate")
+def estimate(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+    """What the job in the form would take, or what the form still lacks: a part of its page."""
+    body, _ = forms.body(forms.entered(form))
+    if not body.get("model"):
+        return page(request, visitor, "estimate.html", lacks="Name a model to see what the job will take.")
+    try:
+        found = estimate_job(services, visitor.caller, EstimateSpec.model_validate(body))
+    except ValidationError as error:
+        flaw = flaws_of_model(EstimateSpec, error)[0]
+        return page(request, visitor, "estimate.html", lacks=f"{flaw.param}: {flaw.rule}")
+    except ProblemError as error:
+        return page(request, visitor, "estimate.html", lacks=error.message)
+    fitting = [fit for fit in found.workers if fit.fits]
+    best = min(fitting, key=lambda fit: (fit.seconds is None, fit.seconds or 0.0, fit.name), default=None)
+    change = words.flat(next((fit.change for fit in found.workers if fit.change), {}))
+    return page(request, visitor, "estimate.html", lacks="", found=found, best=best, change=change)
 
 
 def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:

@@ -4,9 +4,13 @@ import re
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.dashboard import forms
+from api.dashboard.words import size
+from core import workers
+from core.ability import CPU, Ability
 from core.specs import JobSpec
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
@@ -113,6 +117,29 @@ def test_a_form_sent_twice_makes_one_job_and_a_changed_one_another(
         made(client, browser.post(f"{ROOT}/jobs", data={**filled, **more}))["id"] for more in ({}, {}, {"seed": "3"})
     ]
     assert jobs[0] == jobs[1] != jobs[2]
+
+
+def test_the_form_tells_what_the_job_would_take_and_what_it_lacks(
+    browser: Browser, client: TestClient, filled: Json, sessions: sessionmaker[Session]
+) -> None:
+    def told(**change: str) -> str:
+        answer = browser.post(f"{ROOT}/jobs/estimate", data={**filled, **change})
+        assert answer.status_code == 200
+        return " ".join(visible(answer.text).split())
+
+    assert told(model="") == "Name a model to see what the job will take."
+    assert told(sparsity="7").startswith("sparsity: ")
+    assert "nowhere" in told(model="nowhere", dataset="")
+    assert "No worker is here" in told()
+    asked = {"micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
+    with sessions.begin() as session:
+        workers.seen(session, "gpu-1:7:x", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
+    (fit,) = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6}).json()["workers"]
+    assert told().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, most in {fit['phase']}")
+    large = told(**{f"repair.{name}": str(value) for name, value in asked.items()})
+    assert large.startswith("Fits no worker : training takes")
+    assert "It would with repair.micro_batch = " in large
+    assert client.get("/jobs").json()["data"] == []
 
 
 def test_a_clone_asks_for_the_same_but_for_what_was_changed(browser: Browser, client: TestClient, body: Json) -> None:

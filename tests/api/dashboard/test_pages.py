@@ -64,7 +64,7 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert f"{GPU.device_name}<br>" in page
     assert "85.9 GB of memory, 537 GB of disk free" in page
     assert "No worker is here" not in browser.show("/")
-    assert "next to be taken · starts in about a minute" in visible(browser.show("/"))
+    assert "next to be taken, in about a minute" in visible(browser.show("/"))
     with sessions.begin() as session:
         assert attempts.claim(session, "gpu-1", 60)
     assert f"/jobs/{job_id}" in browser.show("/workers")

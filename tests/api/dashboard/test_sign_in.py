@@ -131,6 +131,7 @@ def test_a_session_ends_by_itself(
 FORMS = [
     "/sign-out",
     "/jobs",
+    "/jobs/estimate",
     "/datasets",
     "/keys",
     "/keys/key_1/revoke",
