@@ -22,17 +22,23 @@ ACTIVE, CANDIDATE, LISTED = 26, 12, 4
 of these a window lists for growth and for removal each, for every position that an event chooses."""
 GATED = 1.5
 """A block whose linears raise the hidden state to more than so many times what they lower again has a gate."""
+HOLES = 0.45
+"""Of what is kept for backward, as glibc lays it between what is not kept: tests/worker/test_footprint.py."""
 VECTOR = 16
 """Bytes of a value that is trained in a vector: it, its moments and its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """On the device, on its host beside that, and there on the way to or from a device that is not the processor."""
+    """On the device, on its host beside that, and there on the way to or from a device that is not the processor.
+
+    `holes` are what the C library's heap cannot use again where the processor is the device.
+    """
 
     device: int
     beside: int = 0
     passing: int = 0
+    holes: int = 0
 
     @property
     def host(self) -> int:
@@ -42,7 +48,7 @@ class Bytes:
     @property
     def together(self) -> int:
         """Where they are one."""
-        return self.device + self.beside
+        return self.device + self.beside + self.holes
 
 
 def stages(model: Anatomy, spec: JobSpec) -> dict[Phase, Bytes]:
@@ -140,8 +146,9 @@ def _training(model: Anatomy, spec: JobSpec) -> Bytes:
     taught = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
     turn = max(head * _logits(model, tokens), _widest(model, tokens))
     state, copied = _method(model, spec)
-    device = models * FLOAT * model.parameters + state + _kept(model, tokens) + turn + taught
-    return Bytes(device, copied if repair.evaluate_interval else 0)
+    kept = _kept(model, tokens)
+    device = models * FLOAT * model.parameters + state + kept + turn + taught
+    return Bytes(device, copied if repair.evaluate_interval else 0, holes=round(HOLES * kept))
 
 
 def _kept(model: Anatomy, tokens: int) -> int:

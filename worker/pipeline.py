@@ -5,6 +5,7 @@ whatever a later step needs of an earlier one, scores included, is in the resuma
 worker says that it is enough, training ends after the step that is being taken, and what comes after goes on.
 """
 
+import ctypes
 import json
 import math
 import os
@@ -83,6 +84,7 @@ class Pipeline:
         self.stages = stages(reconstructs=self.prune.reconstruct_epochs > 0, repairs=self.repair is not None)
         self.scores: dict[str, float] = {}
         self.step = self.kept = task.resume or 0
+        self.stage: Stage | None = None
         self.state_bytes = 0
         """Of the newest state of training."""
 
@@ -160,6 +162,7 @@ class Pipeline:
         work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher, judge=judge)
         if self.task.resume:
             work.load(self.folder / STATE)
+        self._progress(Stage.TRAINING, work.step / config.steps)
         self._train(work, config.steps)
         work.finish(self._live)
         self.kept = work.kept
@@ -268,7 +271,16 @@ class Pipeline:
         self._progress(Stage.TRAINING, self.step / self.repair.steps)
 
     def _progress(self, stage: Stage, share: float) -> None:
+        if stage is not self.stage:
+            self.stage = stage
+            give_back()
         self.say(Progressed(phase=stage.phase, progress=progress(self.stages, stage, share), step=self.step))
+
+
+def give_back() -> None:
+    """Have the C library give freed memory back: what a stage held must not stand beside what the next one holds."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def settle_torch(threads: int) -> None:

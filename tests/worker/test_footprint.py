@@ -1,0 +1,85 @@
+"""What a job is expected to hold is what its process holds, on a model large enough for that to be more than itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core import ids
+from core.anatomy import dissect
+from core.footprint import PROCESS_BYTES, stages
+from core.specs import JobSpec
+from core.states import Phase
+from seft.shapes import shapes
+from seft.source import find
+from worker.process import _environment
+from worker.protocol import DATA, Task
+
+SPEC = JobSpec.model_validate(
+    {
+        "model": "model",
+        "dataset": ids.new("file"),
+        "sparsity": 0.6,
+        "prune": {"method": "wanda", "calibration": {"samples": 2, "tokens": 256}},
+        "repair": {"steps": 2, "batch_tokens": 1024, "sequence_tokens": 512, "micro_batch": 2},
+        "evaluate": {"windows": 1, "tokens": 256},
+    }
+)
+
+
+def write_model(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.tiny import tiny_tokenizer
+
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Path, tiny_texts: list[str]) -> None:
+    write_model(tmp_path / "model")
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts))
+    Task(
+        spec=SPEC,
+        dataset_sha256="0" * 64,
+        resume=None,
+        model_roots=[tmp_path],
+        device="cpu",
+        threads=1,
+        checkpoint_seconds=1000,
+        micro_batch=None,
+    ).write(job)
+    command = [sys.executable, "-m", "tests.worker.peaks", str(job)]
+    done = subprocess.run(
+        command, env=_environment(), stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[2]
+    )
+    held = json.loads(done.stdout)
+    source = find("model", roots=[tmp_path])
+    expected = stages(dissect(source, shapes(source)), SPEC)
+    told = {phase: (held[phase] // 10**6, each.together // 10**6) for phase, each in expected.items()}
+    for phase, each in expected.items():
+        assert each.together == pytest.approx(held[phase], rel=0.15), told
+    # The process itself is a good part of that. In training its tensors are the larger one, and as near.
+    process = held[Phase.LOADING] - expected[Phase.LOADING].device
+    tensors = held[Phase.TRAINING] - process
+    assert tensors > process
+    assert expected[Phase.TRAINING].together - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), told
+    written = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
+    assert 2 * dissect(source, shapes(source)).parameters == pytest.approx(written, rel=0.01)
