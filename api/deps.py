@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import keys
 from core.audit import Caller
+from core.catalogue import Catalogue
 from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
 from core.keys import Scope
@@ -41,6 +42,7 @@ class Services:
     broker: Broker
     limiter: Limiter
     models: Door
+    catalogue: Catalogue
     uploads: CapacityLimiter
     """Threads that datasets are checked and stored in: the other requests keep the rest."""
     previews: CapacityLimiter
@@ -49,14 +51,17 @@ class Services:
 def make_services(settings: Settings) -> Services:
     """The parts that these settings describe."""
     engine = make_engine(settings)
+    sessions, storage = make_sessions(engine), Storage(settings)
+    door = Door(settings, sessions, storage)
     return Services(
         settings=settings,
         engine=engine,
-        sessions=make_sessions(engine),
-        storage=Storage(settings),
+        sessions=sessions,
+        storage=storage,
         broker=make_app(settings),
         limiter=Limiter(settings),
-        models=Door(settings),
+        models=door,
+        catalogue=Catalogue(door, sessions, settings),
         uploads=CapacityLimiter(UPLOADS),
         previews=CapacityLimiter(PREVIEWS),
     )

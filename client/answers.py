@@ -98,6 +98,20 @@ class Worker(TypedDict):
     consumed_at: str
 
 
+class Model(TypedDict):
+    """A model that a job may name."""
+
+    id: str
+    kind: str
+    revision: str | None
+    architecture: str
+    licence: str | None
+    context: int | None
+    parameters: int
+    target_weights: int
+    fits_on: list[str]
+
+
 class Event(TypedDict):
     """Something that happened to a job."""
 

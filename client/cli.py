@@ -2,7 +2,7 @@
 
 import typer
 
-from client.commands import datasets, doctor, estimates, jobs, keys, library, webhooks, workers
+from client.commands import datasets, doctor, estimates, jobs, keys, library, models, webhooks, workers
 
 app = typer.Typer(
     help="Make language models sparse, and repair them.",
@@ -18,6 +18,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
 app.command()(keys.audit)
 app.command()(workers.workers)
+app.command()(models.models)
 app.command()(estimates.estimate)
 app.command()(doctor.doctor)
 library.add_verbs(app)

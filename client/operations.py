@@ -7,6 +7,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from client import downloads
 from client.answers import (
@@ -20,6 +21,7 @@ from client.answers import (
     Json,
     Key,
     Metric,
+    Model,
     Preview,
     Version,
     Webhook,
@@ -76,6 +78,17 @@ class Operations:
     def datasets(self) -> Flow[Dataset]:
         """The caller's datasets, newest first."""
         yield from self._pages("/datasets", "id", {})
+
+    @operation
+    def model(self, model_id: str, *, revision: str | None = None) -> Steps[Model]:
+        """A model: one that is listed, or any of the hub."""
+        query = {} if revision is None else {"revision": revision}
+        return cast("Model", (yield from self._get(f"/models/{quote(model_id)}", query)))
+
+    @flow
+    def models(self) -> Flow[Model]:
+        """What can be repaired there: local models, those in the hub's cache, and what the caller's jobs published."""
+        yield from self._pages("/models", "id", {})
 
     @operation
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Steps[Job]:

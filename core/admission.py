@@ -35,8 +35,8 @@ def admit(
         if idempotency_key is not None and (former := jobs.earlier(session, caller.tenant, idempotency_key, body)):
             return former, False
         jobs.check_dataset(session, caller.tenant, spec.dataset)
-    source = door.find(spec.model, spec.revision)
-    anatomy = None if spec.auto_start else door.anatomy(source)
+    source = door.find(caller.tenant, spec.model, spec.revision)
+    anatomy = None if spec.auto_start else door.anatomy(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.check_waiting(session, caller, settings)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import fairness, ids, totals
+from core import fairness, ids, results, totals
 from core.ability import BOUNDLESS, Ability
 from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
@@ -53,6 +53,8 @@ class Attempt:
     """Windows on the device at a time, where memory ran out before."""
     has: Ability
     """What its worker has."""
+    model_files: list[Json]
+    """Where the model is another job's result: its files, with the keys of their objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} moved while its row was locked")
         if spec := _understood(session, job):
-            return _attempt(job, spec, dataset, has)
+            return _attempt(job, spec, dataset, has, _model_files(session, job))
     return None
 
 
@@ -113,7 +115,14 @@ def _understood(session: Session, job: Job) -> JobSpec | None:
         return None
 
 
-def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt:
+def _model_files(session: Session, job: Job) -> list[Json]:
+    """None where the model is no result, or where that is gone: then the training process finds no such model."""
+    reference = job.spec["model"]
+    result = results.find(session, job.tenant, reference) if results.is_result(reference) else None
+    return results.files(result) if result else []
+
+
+def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability, model_files: list[Json]) -> Attempt:
     """As the row was when it was found; its number has been raised since."""
     return Attempt(
         job_id=job.id,
@@ -129,6 +138,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability) -> Attempt
         stopping=job.stopping,
         micro_batch=job.micro_batch,
         has=has,
+        model_files=model_files,
     )
 
 

@@ -7,7 +7,6 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import fitting, paces, workers
-from core.ability import Ability
 from core.anatomy import Anatomy
 from core.footprint import HALF, stages
 from core.settings import Settings
@@ -47,14 +46,13 @@ def _tokens(spec: JobSpec) -> dict[str, int]:
 
 
 def _on(worker: Worker, model: Anatomy, spec: JobSpec, pace: paces.Paces) -> dict[str, Any]:
-    has = Ability(worker.device, worker.device_name, worker.memory, worker.disk)
-    found = fitting.want(model, spec, has)
+    found = fitting.want(model, spec, worker)
     return {
         "name": worker.name,
         "device": worker.device,
         "device_name": worker.device_name,
         "fits": found.met,
         **asdict(found),
-        "change": {} if found.met else fitting.change(model, spec, has),
+        "change": {} if found.met else fitting.change(model, spec, worker),
         "seconds": paces.seconds(pace, worker.device_name, paces.work(spec, model.parameters, model.targets)),
     }

@@ -8,6 +8,7 @@ from core.anatomy import Anatomy
 from core.footprint import Bytes, stages
 from core.specs import JobSpec
 from core.states import Phase
+from core.tables import Worker
 
 ROOM = 0.9
 """The share of a memory that a job may be expected to fill: estimates are not exact, and others use the machine."""
@@ -31,14 +32,14 @@ class Want:
         return self.needed_bytes <= ROOM * self.memory_bytes
 
 
-def want(model: Anatomy, spec: JobSpec, has: Ability) -> Want:
+def want(model: Anatomy, spec: JobSpec, has: Ability | Worker) -> Want:
     """What decides whether the job fits. The host of a device that is not the processor is not looked at."""
     needed = {phase: _needed(held, has) for phase, held in stages(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])
     return Want(phase, needed[phase], has.memory)
 
 
-def change(model: Anatomy, spec: JobSpec, has: Ability) -> dict[str, Any] | None:
+def change(model: Anatomy, spec: JobSpec, has: Ability | Worker) -> dict[str, Any] | None:
     """The fields, as `POST /jobs/{job_id}/clone` takes them, with which the job fits; None where nothing here helps."""
     fitting: JobSpec | None = spec
     while fitting and not (found := want(model, fitting, has)).met:
@@ -46,7 +47,7 @@ def change(model: Anatomy, spec: JobSpec, has: Ability) -> dict[str, Any] | None
     return None if fitting is None else _differences(spec.model_dump(mode="json"), fitting.model_dump(mode="json"))
 
 
-def _needed(held: Bytes, has: Ability) -> int:
+def _needed(held: Bytes, has: Ability | Worker) -> int:
     return held.together if has.device == CPU else held.device + CONTEXT_BYTES
 
 

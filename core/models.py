@@ -5,19 +5,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy.orm import Session, sessionmaker
+
+from core import results
 from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
+from core.results import is_result
 from core.settings import Settings
+from core.storage import Storage
+from core.tables import Checkpoint
 from seft.errors import SourceError
-from seft.shapes import shapes
-from seft.source import Kind, ModelSource, fetch, find, find_on_hub
+from seft.shapes import Shapes, shapes
+from seft.source import NOT_FOUND, Kind, ModelSource, fetch, find, find_cached, find_on_hub
 
 HUB_CALLS = 8
 """So many requests at once may wait for the hub: one that does not answer must not take every thread of the server."""
 COMMITS = 256
-"""Models of the hub whose sizes are remembered; a commit never changes."""
+"""Models whose sizes are remembered, of the hub and results; neither ever changes."""
 WAYS_OUT = {
-    Code.MODEL_NOT_FOUND: "Give a hub id, or a folder or GGUF file under one of the model roots.",
+    Code.MODEL_NOT_FOUND: "Give a hub id, a folder or GGUF file under one of the model roots, or a job that succeeded.",
     Code.MODEL_REFUSED: "Give a decoder-only model with its tokenizer and safetensors weights.",
     Code.HUB_UNREACHABLE: "Send the same request again later, or name a model under one of the model roots.",
 }
@@ -26,43 +32,62 @@ WAYS_OUT = {
 class Door:
     """What models may come in. Safe to share between threads."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._roots = settings.model_roots
+    def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
+        self._roots, self._sessions, self._storage = settings.model_roots, sessions, storage
         self._hub_calls = threading.BoundedSemaphore(HUB_CALLS)
         self._commits: dict[tuple[str, str | None], Anatomy] = {}
 
-    def find(self, reference: str, revision: str | None) -> ModelSource:
+    def find(self, tenant: str, reference: str, revision: str | None, *, cached: bool = False) -> ModelSource:
         """The model; a ProblemError with the param `model` or `revision` when it is none that may be loaded here.
 
-        HUB_BUSY, at once, when too many others wait for the hub already.
+        HUB_BUSY, at once, when too many others wait for the hub already. Where `cached` is true, no hub is asked.
         """
         with _telling(reference):
-            source = find(reference, roots=self._roots, revision=revision, ask_hub=self._ask_hub)
-        if revision is not None and source.kind is not Kind.HUB:
-            way_out = "Leave it out: a local model has no revisions."
+            if is_result(reference):
+                source = results.source(self._storage, self._result(tenant, reference))
+            else:
+                ask_hub = find_cached if cached else self._ask_hub
+                source = find(reference, roots=self._roots, revision=revision, ask_hub=ask_hub)
+        if revision not in {None, source.revision} and source.kind is not Kind.HUB:
+            way_out = "Leave it out: only a model of the hub has revisions."
             flaw = Flaw("revision", "is for hub models", repr(revision), way_out)
-            raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} is a local model and has no revisions.", (flaw,))
+            raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} has no revision {revision!r}.", (flaw,))
         return source
 
-    def anatomy(self, source: ModelSource) -> Anatomy:
-        """The sizes of a model that was found; what a commit of the hub holds is asked once. Errors as above."""
+    def anatomy(self, tenant: str, source: ModelSource) -> Anatomy:
+        """The sizes of a model that was found; what a commit or a result holds is read once. Errors as above."""
         with _telling(source.reference):
-            if source.kind is not Kind.HUB:
+            if source.revision is None:
                 return dissect(source, shapes(source))
             key = (source.reference, source.revision)
             if key not in self._commits:
-                with self._calling(source.reference):
-                    found = dissect(source, shapes(source))
+                found = dissect(source, self._shapes(tenant, source))
                 if len(self._commits) >= COMMITS:
                     self._commits.clear()
                 self._commits[key] = found
             return self._commits[key]
 
-    def tokenizer(self, reference: str, revision: str | None) -> tuple[ModelSource, Path]:
+    def tokenizer(self, tenant: str, reference: str, revision: str | None) -> tuple[ModelSource, Path]:
         """The model, and a folder or GGUF file that its tokenizer is in; errors are those of `find`."""
-        source = self.find(reference, revision)
+        source = self.find(tenant, reference, revision)
         with _telling(reference):
+            if is_result(reference):
+                return source, results.words(self._storage, self._result(tenant, reference))
             return source, fetch(source, weights=False)
+
+    def _shapes(self, tenant: str, source: ModelSource) -> Shapes:
+        if is_result(source.reference):
+            return results.shapes(self._storage, self._result(tenant, source.reference))
+        with self._calling(source.reference):
+            return shapes(source)
+
+    def _result(self, tenant: str, reference: str) -> Checkpoint:
+        with self._sessions.begin() as session:
+            found = results.find(session, tenant, reference)
+        if found is None:
+            told = f"your job {reference} has published nothing that is still kept. GET /models lists what there is."
+            raise SourceError(NOT_FOUND, told)
+        return found
 
     def _ask_hub(self, reference: str, revision: str | None) -> ModelSource:
         with self._calling(reference):

@@ -38,8 +38,14 @@ def due(session: Session, chore: str, seconds: float) -> bool:
 
 
 def expire_checkpoints(session: Session) -> list[str]:
-    """Delete the rows of those whose time is over, and tell it to their jobs' readers; their ids."""
-    late = select(Checkpoint).where(Checkpoint.expires_at < func.now()).order_by(Checkpoint.expires_at).limit(BATCH)
+    """Delete the rows of those whose time is over and that no other job is to repair; tell their jobs' readers. Ids."""
+    wanted = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.finished_at.is_(None))
+    late = (
+        select(Checkpoint)
+        .where(Checkpoint.expires_at < func.now(), ~wanted)
+        .order_by(Checkpoint.expires_at)
+        .limit(BATCH)
+    )
     rows = session.scalars(late.with_for_update(skip_locked=True)).all()
     for row in rows:
         session.execute(update(Job).where(Job.id == row.job_id).values(updated_at=func.now()))

@@ -23,7 +23,7 @@ from pydantic import (
 
 from core import ids
 
-SPEC_VERSION = 3
+SPEC_VERSION = 4
 """Raised with every change of what a request may hold, so that a worker leaves what it cannot know to a newer one."""
 
 
@@ -242,7 +242,9 @@ class JobSpec(Spec):
     model_config = ConfigDict(json_schema_extra=_describe_job)
 
     model: Line = Field(
-        min_length=1, max_length=512, description="A hub id, or a folder or GGUF file under one of the model roots."
+        min_length=1,
+        max_length=512,
+        description="A hub id, a folder or GGUF file under one of the model roots, or a job: what it has published.",
     )
     revision: Line | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
     dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")

@@ -93,6 +93,12 @@ class Storage:
         with self._s3.get_object(Bucket=self._bucket, Key=key)["Body"] as body:
             return body.read(most)
 
+    def part(self, key: str, start: int, size: int) -> bytes:
+        """So many bytes of an object from `start` on, or as many as there are."""
+        asked = f"bytes={start}-{start + size - 1}"
+        with self._s3.get_object(Bucket=self._bucket, Key=key, Range=asked)["Body"] as body:
+            return body.read()
+
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
         return sorted(found.key for page in self.pages(prefix) for found in page)

@@ -1,8 +1,9 @@
 """The tensors of a model by name and shape, out of the headers of its files: no weight is read, and no torch needed."""
 
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,13 +56,18 @@ def _files(folder: Path) -> set[str]:
     return {SINGLE} if (folder / SINGLE).exists() else set()
 
 
+def of_header(read: Callable[[int, int], bytes]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of one safetensors file. `read` gives so many bytes from a place on, or as many as there are."""
+    (size,) = struct.unpack("<Q", read(0, 8).ljust(8, b"\0"))
+    if not 0 < size <= MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, not 1 to {MOST_BYTES}")
+    header = json.loads(read(8, size))
+    return {name: tuple(map(int, value["shape"])) for name, value in header.items() if name != "__metadata__"}
+
+
 def _of_file(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
-        if not 0 < size <= MOST_BYTES:
-            raise ValueError(f"the header of {path.name} has {size} bytes, not 1 to {MOST_BYTES}")
-        header = json.loads(file.read(size))
-    return {name: tuple(map(int, value["shape"])) for name, value in header.items() if name != "__metadata__"}
+        return of_header(lambda start, size: os.pread(file.fileno(), size, start))
 
 
 def _on_hub(source: ModelSource) -> Shapes:

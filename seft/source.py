@@ -37,6 +37,7 @@ _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 HUB_SECONDS = 10.0
 _WORDS = ["*.json", "*.jinja"]
 _WANTED = [*_WORDS, "model*.safetensors"]
+CONFIG, CARD = "config.json", "README.md"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -140,7 +141,7 @@ def _find_local(reference: str, path: Path) -> ModelSource:
         return _find_gguf(reference, path)
     names = {file.name for file in path.iterdir()}
     config = _checked_config(reference, names, lambda name: (path / name).read_bytes())
-    return ModelSource(reference, Kind.FOLDER, path, None, config, _card_licence(path / "README.md"))
+    return ModelSource(reference, Kind.FOLDER, path, None, config, card_licence(_card(path / CARD)))
 
 
 def _find_gguf(reference: str, path: Path) -> ModelSource:
@@ -172,9 +173,9 @@ def find_on_hub(reference: str, revision: str | None) -> ModelSource:
                 return Path(hub.hf_hub_download(reference, name, revision=at, etag_timeout=HUB_SECONDS)).read_bytes()
 
             config = _checked_config(reference, names, read)
-            read("config.json", revision)  # the cache learns the name of this commit, for days without network
+            read(CONFIG, revision)  # the cache learns the name of this commit, for days without network
     except OfflineModeIsEnabled:
-        return _find_cached(reference, revision)
+        return find_cached(reference, revision)
     return ModelSource(reference, Kind.HUB, None, info.sha, config, info.card_data.license if info.card_data else None)
 
 
@@ -198,7 +199,13 @@ def answered(reference: str, revision: str | None) -> Iterator[None]:
         ) from error
 
 
-def _find_cached(reference: str, revision: str | None) -> ModelSource:
+def cached() -> list[str]:
+    """The models of the hub that the cache has a folder for."""
+    folders = Path(hub.constants.HF_HUB_CACHE).glob("models--*--*")
+    return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
+
+
+def find_cached(reference: str, revision: str | None) -> ModelSource:
     """A hub model while HF_HUB_OFFLINE is set: what an earlier download left, by its commit."""
     try:
         folder = Path(
@@ -214,10 +221,10 @@ def _find_cached(reference: str, revision: str | None) -> ModelSource:
 
 def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:
     """config.json of a folder with these file names, whose content `read` gives, after all checks."""
-    if "config.json" not in names:
+    if CONFIG not in names:
         raise SourceError(NOT_FOUND, f"{reference!r} has no config.json. Name a model's folder or a GGUF file.")
-    config = _json_object(reference, "config.json", read)
-    for name in ("config.json", "tokenizer_config.json"):
+    config = _json_object(reference, CONFIG, read)
+    for name in (CONFIG, "tokenizer_config.json"):
         if name in names:
             _refuse_code(reference, name, _json_object(reference, name, read))
     named = config.get("architectures")
@@ -280,10 +287,12 @@ def _not_decoder(reference: str, seen: str) -> SourceError:
     )
 
 
-def _card_licence(card: Path) -> str | None:
-    """The licence that the front matter of a model card states; a card that cannot be read states none."""
-    if not card.is_file():
-        return None
-    head = _FRONT_MATTER.match(card.read_text("utf-8", errors="replace"))
+def _card(path: Path) -> str:
+    return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+
+
+def card_licence(card: str) -> str | None:
+    """The licence that the front matter of a model card states."""
+    head = _FRONT_MATTER.match(card)
     licence = _LICENCE.search(head.group()) if head else None
     return licence.group(1) if licence else None

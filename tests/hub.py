@@ -5,6 +5,7 @@ It answers model info, file trees and files of one commit, with the error codes 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -46,6 +50,13 @@ def hub(repos: dict[str, Repo]) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def look_there(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    """Have this process take the endpoint for the hub, as HF_ENDPOINT and HF_HUB_CACHE would have when it started."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,7 +112,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._error(404, "EntryNotFound")
             return
-        self._send(200, file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT})
+        content, about = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self._send(206, content[int(asked[1]) : int(asked[2]) + 1], about)
+        else:
+            self._send(200, content, about)
 
     def _repo(self, repo_id: str, revision: str) -> Repo | None:
         repo = self.repos.get(repo_id)

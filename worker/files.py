@@ -13,7 +13,7 @@ from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
 from core.tracing import TRACER
-from worker.protocol import DATA, ENOUGH, RESULT, RESUME, STATE, Task
+from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
 from worker.transfers import Transfers, hash_file
 
 MANIFEST = "manifest.json"
@@ -41,11 +41,14 @@ class Files:
         self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
         for file in (self.attempt.resume or {"files": []})["files"]:
             self.transfers.download(file["key"], self.folder / STATE / file["name"], file["sha256"])
+        for file in self.attempt.model_files:
+            path = self.folder / MODELS / self.attempt.spec.model / file["name"]
+            self.transfers.download(file["key"], path, file["sha256"])
         Task(
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
             resume=self.attempt.resume["step"] if self.attempt.resume else None,
-            model_roots=self.settings.model_roots,
+            model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,

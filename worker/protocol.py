@@ -6,6 +6,7 @@ output, the file `enough` to train no further and to go on with what comes after
 the pipe closes when the worker is gone. Nothing here needs torch.
 
     job.json, data.jsonl    what to do, and the text
+    models/                 the result of another job under that job's id, where it is what the job repairs
     state/                  the resumable state to go on from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
     enough                  made by the worker, empty, when training is to end early
@@ -20,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from core.specs import JobSpec
 from core.states import Phase
 
-TASK, DATA, STATE, RESUME, ENOUGH, RESULT = "job.json", "data.jsonl", "state", "resume", "enough", "result"
+TASK, DATA, MODELS, STATE = "job.json", "data.jsonl", "models", "state"
+RESUME, ENOUGH, RESULT = "resume", "enough", "result"
 
 
 class _Part(BaseModel):

@@ -133,7 +133,7 @@ def look(
     with services.sessions.begin() as session:
         row = datasets.get(session, caller.tenant, dataset_id)
         session.expunge(row)
-    source, tokenizer = services.models.tokenizer(model, revision)
+    source, tokenizer = services.models.tokenizer(caller.tenant, model, revision)
     return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
 
 

@@ -87,9 +87,10 @@ def create_job(
         Code.HUB_BUSY,
     ),
 )
-def estimate_job(services: Here, _caller: Auth, spec: EstimateSpec) -> EstimateView:
+def estimate_job(services: Here, caller: Auth, spec: EstimateSpec) -> EstimateView:
     """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
-    anatomy = services.models.anatomy(services.models.find(spec.model, spec.revision))
+    source = services.models.find(caller.tenant, spec.model, spec.revision)
+    anatomy = services.models.anatomy(caller.tenant, source)
     with services.sessions.begin() as session:
         return EstimateView.model_validate(estimate(session, anatomy, spec, services.settings))
 

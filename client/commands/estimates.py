@@ -13,7 +13,7 @@ GIGABYTE = 1e9
 
 
 def estimate(
-    model: Annotated[str, typer.Option(help="A hub id, or a name under the service's model roots.")],
+    model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Share of zeros, such as 0.6; an N:M pattern has its own.")
     ] = None,

@@ -27,7 +27,7 @@ app = typer.Typer(help="Repair jobs.", no_args_is_help=True, rich_markup_mode=No
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Option(help="A hub id, or a name under the service's model roots.")],
+    model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
     dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Share of zeros, such as 0.6; an N:M pattern has its own.")

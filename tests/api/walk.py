@@ -54,7 +54,7 @@ def make_world(client: TestClient) -> World:
     job = client.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.6}).json()["id"]
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
-    return {"dataset_id": dataset, "job_id": job, "key_id": key, "webhook_id": webhook}
+    return {"dataset_id": dataset, "job_id": job, "key_id": key, "webhook_id": webhook, "model_id": "tiny"}
 
 
 def _operation(path: str, method: str, described: Json, schemas: Json) -> Operation:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import BaseModel
 
-from api import dataset_schemas, estimate_schemas, key_schemas, schemas, webhook_schemas
+from api import dataset_schemas, estimate_schemas, key_schemas, model_schemas, schemas, webhook_schemas
 from client import answers
 
 
@@ -26,6 +26,7 @@ from client import answers
         (answers.Preview, dataset_schemas.PreviewView),
         (answers.PreviewedRecord, dataset_schemas.RecordView),
         (answers.Part, dataset_schemas.PartView),
+        (answers.Model, model_schemas.ModelView),
         (answers.StageMemory, estimate_schemas.StageView),
         (answers.Fit, estimate_schemas.FitView),
         (answers.Estimate, estimate_schemas.EstimateView),

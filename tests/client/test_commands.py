@@ -133,7 +133,7 @@ def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_an_estimate_is_told_without_a_dataset_and_says_what_would_fit(shell: Shell) -> None:
+def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_fit(shell: Shell) -> None:
     with shell.service.sessions.begin() as session:
         workers.seen(session, "w1", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
     words = ("--model", "tiny", "--sparsity", "0.6")
@@ -142,6 +142,10 @@ def test_an_estimate_is_told_without_a_dataset_and_says_what_would_fit(shell: Sh
     told = shell.run("estimate", *words).stdout
     assert f"{found['parameters']:,}" in told
     assert "w1" in told
+    (listed,) = shell.json("models")
+    assert (listed["id"], listed["parameters"]) == ("tiny", found["parameters"])
+    assert shell.json("models", "tiny") == listed
+    assert f"{listed['parameters']:,}" in shell.run("models", "tiny").stdout
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     more = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout

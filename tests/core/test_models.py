@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from core.database import make_engine, make_sessions
 from core.errors import Code, ProblemError
 from core.models import Door
 from core.settings import Settings
+from core.storage import Storage
 from tests.hollow import write_hollow
 
 
@@ -15,15 +17,20 @@ def roots(tmp_path: Path) -> Path:
     return write_hollow(tmp_path / "models" / "tiny").parent
 
 
+def door(settings: Settings) -> Door:
+    """Nothing is connected before it is used."""
+    return Door(settings, make_sessions(make_engine(settings)), Storage(settings))
+
+
 def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:
     with pytest.raises(ProblemError) as caught:
-        Door(settings).find(reference, revision)
+        door(settings).find("ours", reference, revision)
     return caught.value
 
 
 def test_a_model_is_found_under_a_root_and_nowhere_else(settings: Settings, roots: Path) -> None:
     ours = settings.model_copy(update={"model_roots": [roots]})
-    assert Door(ours).find("tiny", None).path == roots / "tiny"
+    assert door(ours).find("ours", "tiny", None).path == roots / "tiny"
     for outside in (str(roots / "tiny"), "../models/tiny", "nothing"):
         error = refusal(ours, outside)
         assert error.code in {Code.MODEL_REFUSED, Code.MODEL_NOT_FOUND}

@@ -1,0 +1,32 @@
+"""`seft models`: what can be repaired."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from client.answers import Model
+from client.shell import AsJson, connected, show_rows
+
+HEAD = ("model", "kind", "architecture", "parameters", "context", "licence", "fits on")
+
+
+def models(
+    model: Annotated[str | None, typer.Argument(help="Only this one; it may be any of the hub.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List models that a job may name: local ones, those in the hub's cache, results of your jobs."""
+    with connected(as_json) as service:
+        if model is None:
+            found = service.models()
+            show_rows(found, as_json, HEAD, map(_row, found))
+        elif as_json:
+            typer.echo(json.dumps(service.model(model)))
+        else:
+            show_rows((), as_json, HEAD, [_row(service.model(model))])
+
+
+def _row(model: Model) -> list[str]:
+    size, context = f"{model['parameters']:,}", "" if model["context"] is None else f"{model['context']:,}"
+    workers = ", ".join(model["fits_on"])
+    return [model["id"], model["kind"], model["architecture"], size, context, model["licence"] or "", workers]

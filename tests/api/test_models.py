@@ -1,0 +1,120 @@
+"""Models: what can be repaired here, and what an earlier job has published among it."""
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from core import attempts, workers
+from core.ability import CPU, Ability
+from core.attempts import Attempt
+from core.tables import Job
+from tests.api.conftest import Json, NewClient, problem
+from tests.hollow import SHAPES, write_hollow
+from tests.hub import COMMIT, Repo, hub, look_there
+
+SHA256 = "ab" * 32
+
+
+@pytest.fixture
+def root(app: FastAPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The model root. Nothing is in the hub's cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (found,) = app.state.services.settings.model_roots
+    return Path(found)
+
+
+@pytest.fixture
+def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_path: Path) -> str:
+    """What a job has published: a model of headers, and a card."""
+    folder, prefix = write_hollow(tmp_path / "published"), f"jobs/{attempt.job_id}/1/result/"
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    files = [{"name": path.name, "size": path.stat().st_size, "sha256": SHA256} for path in folder.iterdir()]
+    for file in files:
+        app.state.services.storage.upload(folder / str(file["name"]), f"{prefix}{file['name']}")
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix=prefix, sha256=SHA256, files=files, scores={}, measured={})
+    return attempt.job_id
+
+
+def listed(client: TestClient, **params: str | int) -> list[Json]:
+    answer = client.get("/models", params=params)
+    assert answer.status_code == 200, answer.text
+    data: list[Json] = answer.json()["data"]
+    return data
+
+
+def test_local_models_are_listed_by_name_and_then_ones_own_results(
+    client: TestClient, new_client: NewClient, root: Path, result: str, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as session:
+        workers.seen(session, "small", Ability(CPU, "x86_64", 1 << 20, 1 << 40))
+        workers.seen(session, "large", Ability(CPU, "x86_64", 1 << 40, 1 << 40))
+    write_hollow(root / "deep" / "owner" / "model")
+    (write_hollow(root / "broken") / "model.safetensors").write_bytes(b"")
+    (root / "empty").mkdir()
+    found = listed(client)
+    assert [(each["id"], each["kind"]) for each in found] == [
+        ("deep/owner/model", "folder"),
+        ("tiny", "folder"),
+        (result, "result"),
+    ]
+    assert [each["revision"] for each in found] == [None, None, SHA256]
+    assert found[2]["licence"] == "mit"
+    for each in found:
+        assert each["parameters"] == sum(shape[0] * (shape[1:] or (1,))[0] for shape in SHAPES.values())
+        assert (each["architecture"], each["context"], each["fits_on"]) == ("LlamaForCausalLM", 512, ["large"])
+        assert client.get(f"/models/{each['id']}").json() == each
+    stranger = new_client("theirs")
+    assert [each["id"] for each in listed(stranger)] == ["deep/owner/model", "tiny"]
+    problem(stranger.get(f"/models/{result}"), 404, "not_found")
+
+
+def test_pages_join_without_a_gap(client: TestClient, root: Path, result: str) -> None:
+    names = [write_hollow(root / f"model-{number}").name for number in range(4)]
+    seen, after = list[str](), ""
+    while page := listed(client, limit=2, **({"after": after} if after else {})):
+        seen += [each["id"] for each in page]
+        after = seen[-1]
+    assert seen == [*names, "tiny", result]
+
+
+def test_a_job_repairs_what_another_one_of_its_tenant_has_published(
+    client: TestClient, new_client: NewClient, body: Json, result: str, sessions: sessionmaker[Session]
+) -> None:
+    made = client.post("/jobs", json={**body, "model": result}).json()
+    assert made["spec"]["revision"] == SHA256
+    again = client.post(f"/jobs/{made['id']}/clone", json={})
+    assert again.status_code == 202, again.text
+    wrong = client.post("/jobs", json={**body, "model": result, "revision": "main"})
+    assert problem(wrong, 422, "invalid_request")["param"] == "revision"
+    with sessions.begin() as session:
+        claimed = attempts.claim(session, "gpu-1", 60)
+        assert claimed is not None
+        names = {file["name"] for file in claimed.model_files}
+        assert {"config.json", "model.safetensors"} <= names
+        assert all(file["key"].startswith(f"jobs/{result}/1/result/") for file in claimed.model_files)
+        job = session.get_one(Job, made["id"])
+        assert job.id == claimed.job_id
+    stranger = new_client("theirs")
+    dataset = stranger.post("/datasets", files={"file": ("a.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
+    refused = stranger.post("/jobs", json={**body, "dataset": dataset, "model": result})
+    assert problem(refused, 422, "model_not_found")["param"] == "model"
+
+
+def test_a_model_of_the_hub_is_told_of_without_its_weights(
+    client: TestClient, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = Repo(write_hollow(tmp_path / "repo"))
+    with hub({"owner/name": repo}) as endpoint:
+        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        found = client.get("/models/owner/name", params={"revision": "main"}).json()
+        assert (found["kind"], found["revision"], found["licence"]) == ("hub", COMMIT, "apache-2.0")
+        assert found["parameters"] == client.get("/models/tiny").json()["parameters"]
+        problem(client.get("/models/owner/none"), 404, "not_found")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    problem(client.get("/models/nothing"), 404, "not_found")
+    problem(client.get("/models/tiny", params={"revision": "main"}), 422, "invalid_request")
