@@ -67,8 +67,8 @@ def make_services(settings: Settings) -> Services:
     )
 
 
-def here(request: Request) -> Services:
-    """The services of the app that serves this request."""
+async def here(request: Request) -> Services:
+    """The services of the app that serves this request. Asynchronous, so that no thread is needed for it."""
     services: Services = request.app.state.services
     return services
 
@@ -146,7 +146,7 @@ class Carries:
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type
 
-    def __call__(self, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
+    async def __call__(self, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
         """Refuse every other type."""
         seen = content_type.partition(";")[0].strip().lower()
         if seen != self.media_type:
