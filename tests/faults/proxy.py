@@ -8,13 +8,13 @@ BLOCK = 1 << 16
 
 
 class Wire:
-    """Listens on a loopback port and passes every byte on to another one."""
+    """Listens at an address and passes every byte on to a loopback port."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._to = port
         self._open: set[socket.socket] = set()
         self._cut = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self.bytes_up = 0
         threading.Thread(target=self._accept, daemon=True).start()
