@@ -9,6 +9,7 @@ import uvicorn
 
 from api.app import make_app, routes
 from api.courier import Courier
+from api.importer import Importer
 from api.protocol import PatientProtocol
 from core import bucket, keys, logging, tracing
 from core.database import make_engine, make_sessions
@@ -37,6 +38,7 @@ def serve(context: typer.Context) -> None:
     tracing.configure("api")
     app = make_app(settings)
     Courier(app.state.services.sessions, settings.webhook_networks).start()
+    Importer(app.state.services).start()
     uvicorn.run(
         app,
         host=settings.api_host,

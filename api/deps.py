@@ -15,6 +15,7 @@ from core.audit import Caller
 from core.catalogue import Catalogue
 from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
+from core.intake import Intake
 from core.keys import Scope
 from core.models import Door
 from core.queue import Broker, make_app
@@ -43,6 +44,7 @@ class Services:
     limiter: Limiter
     models: Door
     catalogue: Catalogue
+    intake: Intake
     uploads: CapacityLimiter
     """Threads that datasets are checked and stored in: the other requests keep the rest."""
     previews: CapacityLimiter
@@ -58,6 +60,7 @@ def make_services(settings: Settings) -> Services:
         engine=engine,
         sessions=sessions,
         storage=storage,
+        intake=Intake(settings, sessions, storage),
         broker=make_app(settings),
         limiter=Limiter(settings),
         models=door,

@@ -219,6 +219,47 @@ class Dataset(TypedDict):
     created_at: str
 
 
+class Flaw(TypedDict):
+    """One thing that is wrong: the field or line, the rule, the value seen, the way out."""
+
+    param: str
+    rule: str
+    value: str
+    way_out: str
+
+
+class ImportFailure(TypedDict):
+    """Why an import failed."""
+
+    code: str
+    message: str
+    errors: list[Flaw]
+
+
+class Import(TypedDict):
+    """A dataset on its way: `receiving` parts, `checking`, `done` or `failed`."""
+
+    id: str
+    name: str
+    status: str
+    source: str | None
+    bytes: int | None
+    part_bytes: int | None
+    parts: int | None
+    dataset_id: str | None
+    error: ImportFailure | None
+    created_at: str
+
+
+class ImportPart(TypedDict):
+    """A part of a file that is sent, and where to PUT it unless it is there."""
+
+    number: int
+    bytes: int
+    received: bool
+    url: str | None
+
+
 class Part(TypedDict):
     """Text of a record, and whether it is trained on."""
 

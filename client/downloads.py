@@ -36,7 +36,7 @@ def fetch(
 ) -> Steps[list[Path]]:
     """Fetch what `folder` lacks of a checkpoint; the paths of all its files. `again` asks for links that are fresh."""
     targets = [_Target.of(file, folder) for file in checkpoint["files"]]
-    session = _Session(again, pauses, _Meter(progress, sum(target.size for target in targets)))
+    session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
     session.renew(checkpoint)
     for target in targets:
         if not (yield Work(target.is_there)):
@@ -139,7 +139,7 @@ class _Part:
 class _Session:
     """What all parts share: links, patience, the meter."""
 
-    def __init__(self, again: Again, pauses: Sequence[float], meter: "_Meter") -> None:
+    def __init__(self, again: Again, pauses: Sequence[float], meter: "Meter") -> None:
         self.again, self.pauses, self.meter = again, pauses, meter
         self.links: dict[str, str] = {}
 
@@ -187,7 +187,7 @@ class _Session:
                 self.meter.add(len(kept))
 
 
-class _Meter:
+class Meter:
     """Counts bytes for somebody who looks."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:

@@ -211,7 +211,7 @@ class _Counted(io.FileIO):
 def _content(request: Request) -> Iterator[dict[str, Any]]:
     """The request in httpx's words, as long as its file is open."""
     if request.file is None:
-        yield {**_words(request), "json": request.json}
+        yield {**_words(request), "json": request.json, "content": request.content}
         return
     with _Counted(request.file, request.progress) as file:
         yield {**_words(request), "files": {"file": (request.file.name, file)}}

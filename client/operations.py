@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from client import downloads
+from client import downloads, uploads
 from client.answers import (
     AuditEntry,
     Checkpoint,
@@ -17,6 +17,7 @@ from client.answers import (
     Delivery,
     Estimate,
     Event,
+    Import,
     Job,
     Json,
     Key,
@@ -27,10 +28,10 @@ from client.answers import (
     Webhook,
     Worker,
 )
-from client.errors import ApiProblem, ClientError, Unreachable
+from client.errors import ApiProblem, ClientError, Flaw, Unreachable
 from client.events import EventReader
 from client.retries import tried
-from client.steps import Flow, Open, Pause, Progress, Read, Reply, Request, Row, Send, Steps, flow, operation
+from client.steps import Flow, Open, Pause, Progress, Read, Reply, Request, Row, Send, Steps, Work, flow, operation
 
 FINAL = ("succeeded", "failed", "cancelled")
 WAIT_SECONDS = 30
@@ -54,12 +55,37 @@ class Operations:
 
     @operation
     def upload_dataset(
-        self, path: Path, *, invalid_sample_skip_percentage: float = 0.0, progress: Progress | None = None
+        self,
+        path: Path,
+        *,
+        invalid_sample_skip_percentage: float = 0.0,
+        at_once: int = 4,
+        progress: Progress | None = None,
     ) -> Steps[Dataset]:
-        """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet; refused with every wrong line."""
-        asked = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
-        request = Request("POST", "/datasets", query=asked, file=path, progress=progress)
-        return cast("Dataset", (yield from self._call(request)))
+        """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet; refused with every wrong line.
+
+        A large one is sent in parts, so many at once; after anything that ended it early, call it again to go on.
+        """
+        skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        if (size := path.stat().st_size) <= uploads.PARTS_FROM:
+            request = Request("POST", "/datasets", query=skip, file=path, progress=progress)
+            return cast("Dataset", (yield from self._call(request)))
+        resume_key = yield Work(lambda: uploads.identity(path))
+        asked = {"name": path.name, "bytes": size, "resume_key": resume_key, **skip}
+        begun = cast("Import", (yield from self._call(Request("POST", "/imports", json=asked))))
+        yield from uploads.send(begun, path, call=self._call, at_once=at_once, progress=progress, pauses=self.pauses)
+        yield from self._call(Request("POST", f"/imports/{begun['id']}/complete"))
+        return (yield from self._imported(begun["id"]))
+
+    @operation
+    def import_dataset(
+        self, source: str, *, name: str | None = None, invalid_sample_skip_percentage: float = 0.0
+    ) -> Steps[Dataset]:
+        """Have the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`; what it became, once it has."""
+        asked = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        # Sent once: a call that was lost on its way back has begun an import that would be begun again.
+        begun = _answer((yield from tried(Send(Request("POST", "/imports", json=asked)), ())))
+        return (yield from self._imported(begun["id"]))
 
     @operation
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
@@ -314,6 +340,17 @@ class Operations:
 
     def _ask(self, job_id: str, wish: str) -> Steps[Job]:
         return cast("Job", (yield from self._call(Request("POST", f"/jobs/{job_id}/{wish}"))))
+
+    def _imported(self, import_id: str) -> Steps[Dataset]:
+        """What an import becomes, once it has."""
+        while True:
+            found = cast("Import", (yield from self._get(f"/imports/{import_id}")))
+            if error := found["error"]:
+                flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
+                raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
+            if found["dataset_id"]:
+                return cast("Dataset", (yield from self._get(f"/datasets/{found['dataset_id']}")))
+            yield Pause(QUIET_SECONDS)
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])

@@ -27,6 +27,8 @@ class Request:
     json: Any = None
     file: Path | None = None
     """Sent as the form's part `file`."""
+    content: bytes | None = None
+    """Sent as it is."""
     progress: Progress | None = None
 
     @property

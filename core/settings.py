@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
     max_dataset_bytes: int = Field(default=1 << 34, ge=1, description="Largest dataset, unpacked.")
+    dataset_buckets: list[str] = Field(
+        default=[], description="Buckets (a JSON list), or `bucket/prefix`, whose objects every tenant may take."
+    )
     rate_limit: float = Field(
         default=200, ge=0, description="Requests a second of one API key, ten seconds' worth of them at once; 0: any."
     )
@@ -77,6 +80,14 @@ class Settings(BaseSettings):
         default=300, gt=0, description="A resumable state is saved when the last one is older than this."
     )
     log_format: Literal["json", "console"] = Field(default="json", description="How log lines look.")
+
+    @model_validator(mode="after")
+    def _own_bucket_is_not_open(self) -> Self:
+        if any(place.partition("/")[0] == self.s3_bucket for place in self.dataset_buckets):
+            raise ValueError(
+                f"dataset_buckets must not hold s3_bucket ({self.s3_bucket}), where every tenant's data lie"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> Self:

@@ -1,29 +1,34 @@
 """Object storage: any server that speaks S3. Keys are ours, so none of them needs escaping.
 
-Datasets lie at `datasets/<sha256>.jsonl`, what an attempt writes under `jobs/<job id>/<attempt>/`.
+Datasets lie at `datasets/<sha256>.jsonl`, uploads in parts at `imports/<import id>` until they are checked, what an
+attempt writes under `jobs/<job id>/<attempt>/`.
 """
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import boto3
 import structlog
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from typing_extensions import override
 
 from core.clock import Clock
 from core.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef, ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, LifecycleRuleUnionTypeDef, ObjectIdentifierTypeDef
 
 DELETE_BATCH = 1000
 """S3 deletes no more objects than this with one request."""
+READ_BYTES = 4 << 20
+"""Of an object that is read here and there, fetched at a time."""
 TORN: "LifecycleRuleUnionTypeDef" = {
     "ID": "seft-torn-uploads",
     "Status": "Enabled",
@@ -41,6 +46,13 @@ class Found:
 
     key: str
     modified: datetime
+
+
+class Part(NamedTuple):
+    """A part of an upload that is there."""
+
+    bytes: int
+    etag: str
 
 
 class Storage:
@@ -99,6 +111,40 @@ class Storage:
         with self._s3.get_object(Bucket=self._bucket, Key=key, Range=asked)["Body"] as body:
             return body.read()
 
+    def open(self, key: str, bucket: str | None = None) -> BinaryIO:
+        """An object, of this bucket or another one, as a file that can be sought in."""
+        return cast("BinaryIO", io.BufferedReader(_Object(self._s3, bucket or self._bucket, key), READ_BYTES))
+
+    def begin(self, key: str) -> str:
+        """Begin an upload in parts; its id. It is no object before it is finished."""
+        return self._s3.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
+
+    def part_link(self, key: str, upload: str, number: int, length: int) -> str:
+        """A URL that lets its holder PUT one part, of this many bytes, for `link_seconds`."""
+        params = {"Bucket": self._bucket, "Key": key, "UploadId": upload, "PartNumber": number, "ContentLength": length}
+        return self._signer.generate_presigned_url("upload_part", Params=params, ExpiresIn=self._link_seconds)
+
+    def parts(self, key: str, upload: str) -> dict[int, Part]:
+        """The parts that are there, by their numbers; none of an upload that is finished or was aborted."""
+        pages = self._s3.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload)
+        try:
+            found = [part for page in pages for part in page.get("Parts", ())]
+        except self._s3.exceptions.NoSuchUpload:
+            return {}
+        return {part["PartNumber"]: Part(part["Size"], part["ETag"]) for part in found}
+
+    def finish(self, key: str, upload: str, parts: Mapping[int, Part]) -> None:
+        """Make the parts an object."""
+        made: list[CompletedPartTypeDef] = [{"PartNumber": n, "ETag": parts[n].etag} for n in sorted(parts)]
+        self._s3.complete_multipart_upload(
+            Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": made}
+        )
+
+    def abort(self, key: str, upload: str) -> None:
+        """Forget the parts; that there are none is no error."""
+        with suppress(self._s3.exceptions.NoSuchUpload):
+            self._s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
+
     def keys(self, prefix: str) -> list[str]:
         """All keys that start with `prefix`, sorted."""
         return sorted(found.key for page in self.pages(prefix) for found in page)
@@ -147,6 +193,40 @@ class Storage:
 
 def _missing(error: ClientError) -> bool:
     return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+
+
+class _Object(io.RawIOBase):
+    """An object's bytes, each read a request of its own: nothing stays open while somebody thinks."""
+
+    def __init__(self, s3: "S3Client", bucket: str, key: str) -> None:
+        self._s3, self._where, self._at = s3, (bucket, key), 0
+        self._size = s3.head_object(Bucket=bucket, Key=key)["ContentLength"]
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    @override
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # BufferedReader gives one
+        end = min(self._at + len(buffer), self._size)
+        if self._at >= end:
+            return 0
+        bucket, key = self._where
+        reply = self._s3.get_object(Bucket=bucket, Key=key, Range=f"bytes={self._at}-{end - 1}")
+        with reply["Body"] as body:
+            content = body.read()
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
 
 
 def _client(settings: Settings, endpoint: str) -> "S3Client":

@@ -90,6 +90,34 @@ class Dataset(Base):
     """From then on the row is there for the jobs that name it, and its object goes when no other row names it."""
 
 
+class Import(Base):
+    """A dataset on its way here: an upload in parts, or a source that is fetched."""
+
+    __tablename__ = "imports"
+    __table_args__ = (
+        Index("imports_by_tenant", "tenant", "id"),
+        Index("imports_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    state: Mapped[str]
+    source: Mapped[str | None]
+    upload: Mapped[str | None]
+    """Id of the upload in parts, as the object storage knows it."""
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    resume_key: Mapped[str | None]
+    skip_percentage: Mapped[float]
+    tries: Mapped[int] = mapped_column(server_default=text("0"))
+    """Made or being made; the newest one may settle the row."""
+    due_at: Mapped[datetime | None]
+    """When an importer may take it; None while parts come and when it is settled."""
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"))
+    error: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Job(Base):
     """A repair job. This row is the truth about it."""
 

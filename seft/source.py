@@ -16,6 +16,7 @@ from typing import Any
 
 import huggingface_hub as hub
 from httpx2 import HTTPError
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -201,7 +202,7 @@ def answered(reference: str, revision: str | None) -> Iterator[None]:
 
 def cached() -> list[str]:
     """The models of the hub that the cache has a folder for."""
-    folders = Path(hub.constants.HF_HUB_CACHE).glob("models--*--*")
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 

@@ -1,4 +1,4 @@
-"""A small model hub on loopback: enough of the Hugging Face HTTP API for the real `huggingface_hub` client.
+"""A small hub on loopback, of models and datasets: enough for the real `huggingface_hub` client.
 
 It answers model info, file trees and files of one commit, with the error codes that the client tells apart.
 """
@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repo:
-    """A model: its files lie in a folder; a gated one gives none of them away."""
+    """A model or a dataset: its files lie in a folder; a gated one gives none of them away."""
 
     folder: Path
     licence: str = "apache-2.0"
@@ -75,9 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         parts = urlsplit(self.path).path.strip("/").split("/")
         match parts:
-            case ["api", "models", owner, name, *rest]:
+            case ["api", "models" | "datasets", owner, name, *rest]:
                 self._answer_about(f"{owner}/{name}", rest)
-            case [owner, name, "resolve", revision, file]:
+            case [owner, name, "resolve", revision, file] | ["datasets", owner, name, "resolve", revision, file]:
                 self._answer_file(f"{owner}/{name}", revision, file)
             case _:
                 self._error(404, "EntryNotFound")
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _ if repo is None:
                 return
             case [] | ["revision", _]:
-                siblings = [{"rfilename": file.name} for file in repo.files()]
+                siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in repo.files()]
                 card = {"license": repo.licence}
                 self._json({"id": repo_id, "sha": COMMIT, "siblings": siblings, "cardData": card})
             case ["tree", _]:

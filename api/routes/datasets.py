@@ -12,7 +12,7 @@ from api.dataset_schemas import DatasetPage, DatasetView, PreviewView
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.schemas import FILE_ID, MODEL
-from core import audit, datasets, fairness, ids
+from core import audit, datasets, ids
 from core.audit import Caller
 from core.errors import Code, Flaw, ProblemError
 from core.previews import preview
@@ -139,24 +139,9 @@ def look(
 
 def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:
     """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
-    most = services.settings.max_dataset_bytes
-    content = datasets.check(file.file, most, skip_percentage)
-    check = partial(
-        fairness.check_stored,
-        tenant=caller.tenant,
-        limit=services.settings.tenant_bytes,
-        sha256=content.sha256,
-        more=content.bytes,
-    )
+    content = services.intake.store(caller.tenant, file.file, skip_percentage)
     with services.sessions.begin() as session:
-        check(session)
-    datasets.upload(services.storage, file.file, most, content)
-    with services.sessions.begin() as session:
-        name = file.filename or ""
-        row = datasets.earlier(session, caller.tenant, name, content)
-        if row is None:
-            check(session)  # another upload may have come before
-            datasets.must_be_stored(session, services.storage, content)
-            row = datasets.add(session, caller.tenant, name, content)
+        row, new = services.intake.keep(session, caller.tenant, file.filename or "", content)
+        if new:
             audit.note(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.answers import Json, PreviewedRecord
+from client.answers import Dataset, Json, PreviewedRecord
 from client.errors import Flaw
 from client.shell import AsJson, Exit, advance, bytes_bar, connected, reporting, show, show_rows
 
@@ -19,14 +19,30 @@ app = typer.Typer(help="Datasets to repair on.", no_args_is_help=True, rich_mark
 
 @app.command()
 def upload(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
-    """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet."""
+    """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet. What was ended early goes on."""
     with connected(as_json) as service:
         with bytes_bar(path.name) as bar:
             dataset = service.upload_dataset(
                 path, invalid_sample_skip_percentage=skip, progress=lambda done, total: advance(bar, done, total)
             )
-        skipped = f", {dataset['skipped']} broken lines left out" if dataset["skipped"] else ""
-        show(dataset, as_json, f"{dataset['id']}  {dataset['records']} records{skipped}")
+        show(dataset, as_json, _told(dataset))
+
+
+@app.command("import")
+def import_dataset(
+    source: Annotated[str, typer.Argument(help="s3://bucket/key, or hf://datasets/owner/name@revision/file.")],
+    skip: Skip = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Have the service fetch a dataset from a bucket or from the Hugging Face hub."""
+    with connected(as_json) as service:
+        dataset = service.import_dataset(source, invalid_sample_skip_percentage=skip)
+        show(dataset, as_json, _told(dataset))
+
+
+def _told(dataset: Dataset) -> str:
+    skipped = f", {dataset['skipped']} broken lines left out" if dataset["skipped"] else ""
+    return f"{dataset['id']}  {dataset['records']} records{skipped}"
 
 
 @app.command("list")

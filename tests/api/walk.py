@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -54,7 +55,17 @@ def make_world(client: TestClient) -> World:
     job = client.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.6}).json()["id"]
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
-    return {"dataset_id": dataset, "job_id": job, "key_id": key, "webhook_id": webhook, "model_id": "tiny"}
+    coming = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]
+    (part,) = client.get(f"/imports/{coming}/parts").json()["data"]
+    assert httpx2.put(part["url"], content=RIGHT).status_code == 200
+    return {
+        "dataset_id": dataset,
+        "job_id": job,
+        "key_id": key,
+        "webhook_id": webhook,
+        "model_id": "tiny",
+        "import_id": coming,
+    }
 
 
 def _operation(path: str, method: str, described: Json, schemas: Json) -> Operation:

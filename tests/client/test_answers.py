@@ -3,7 +3,16 @@
 import pytest
 from pydantic import BaseModel
 
-from api import dataset_schemas, estimate_schemas, key_schemas, model_schemas, schemas, webhook_schemas
+from api import (
+    dataset_schemas,
+    errors,
+    estimate_schemas,
+    import_schemas,
+    key_schemas,
+    model_schemas,
+    schemas,
+    webhook_schemas,
+)
 from client import answers
 
 
@@ -23,6 +32,10 @@ from client import answers
         (answers.Delivery, webhook_schemas.DeliveryView),
         (answers.AuditEntry, key_schemas.AuditView),
         (answers.Dataset, dataset_schemas.DatasetView),
+        (answers.Import, import_schemas.ImportView),
+        (answers.ImportPart, import_schemas.PartView),
+        (answers.ImportFailure, import_schemas.ImportFailure),
+        (answers.Flaw, errors.FlawView),
         (answers.Preview, dataset_schemas.PreviewView),
         (answers.PreviewedRecord, dataset_schemas.RecordView),
         (answers.Part, dataset_schemas.PartView),

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from client import uploads
 from client.cli import app
 from client.downloads import PART_BYTES
+from client.http import Client
 from client.shell import Exit
 from core import attempts, workers
 from core.ability import CPU, Ability
@@ -99,6 +101,34 @@ def test_a_dataset_is_uploaded_without_its_broken_lines_and_previewed(shell: She
     assert made.endswith("2 records, 1 broken lines left out\n")
     shown = shell.run("datasets", "preview", made.split()[0], "--model", "tiny", "--records", "1").stdout
     assert shown == "4 tokens, 2 trained on\nask a[[ b <eos>]]\n\n8 tokens, 4 of them trained on\n"
+
+
+def test_a_large_file_is_sent_in_parts_and_goes_on_where_it_was_ended(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PARTS_FROM", 1 << 20)
+    line = b'{"text": "%09d' + b"x" * 9988 + b'"}\n'
+    content = b"".join(line % number for number in range(2000))
+    (data := tmp_path / "large.jsonl").write_bytes(content)
+    told: list[int] = []
+
+    def look(done: int, total: int) -> None:
+        told.append(done)
+        if told == [16 << 20]:
+            raise OSError("the lid was shut")
+
+    with Client(shell.service.url, shell.service.api_key) as client:
+        with pytest.raises(OSError, match="lid"):
+            client.upload_dataset(data, at_once=1, progress=look)
+        (begun,) = client._service.get("/imports").json()["data"]
+        made = client.upload_dataset(data, at_once=1, progress=look)
+        assert [row["id"] for row in client._service.get("/imports").json()["data"]] == [begun["id"]]
+    assert told == [16 << 20, 16 << 20, len(content)]
+    assert (made["name"], made["records"], made["sha256"]) == ("large.jsonl", 2000, hashlib.sha256(content).hexdigest())
+    data.write_bytes(content + b"broken\n")
+    assert "line 2001" in shell.run("datasets", "upload", str(data)).stderr
+    refused = shell.run("datasets", "import", "s3://nobodys/x.jsonl")
+    assert (refused.exit_code, "open to you" in refused.stderr) == (Exit.REFUSED, True)
 
 
 def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:

@@ -1,0 +1,125 @@
+"""What the API takes and answers about datasets on their way."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from api.errors import FlawView
+from api.schemas import FILE_ID, SHA256, TIME, example
+from core import imports
+from core.errors import Code
+from core.imports import State
+from core.specs import Line, Spec
+from core.tables import Import
+
+IMPORT_ID = "imp_01jz5h4c8m2v9q7w3t6x0y1b2d"
+
+
+class ImportRequest(Spec):
+    """A dataset to be brought here: `bytes` of a file that you send in parts, or a `source` that is fetched."""
+
+    model_config = example({"name": "support.jsonl.gz", "bytes": 24, "resume_key": SHA256})
+
+    name: Annotated[Line, Field(max_length=255)] | None = Field(
+        default=None, description="Of the dataset; the file name of the source unless it is given."
+    )
+    bytes: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Size of the file to be sent.")
+    resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Stands for the file's bytes, such as their SHA-256; the same again goes on."
+    )
+    source: Annotated[Line, Field(max_length=1024)] | None = Field(
+        default=None,
+        description="`s3://bucket/key` or `hf://datasets/owner/name@revision/file`, less what is not needed.",
+    )
+    invalid_sample_skip_percentage: float = Field(
+        default=0.0, ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.bytes is None) == (self.source is None):
+            raise ValueError("must have either bytes, of a file to be sent in parts, or a source")
+        return self
+
+
+class ImportFailure(BaseModel):
+    """Why an import failed; the words are those of a problem report."""
+
+    code: Code
+    message: str
+    errors: list[FlawView]
+
+
+_IMPORT = {
+    "id": IMPORT_ID,
+    "name": "support.jsonl.gz",
+    "status": "done",
+    "source": None,
+    "bytes": 24,
+    "part_bytes": 16777216,
+    "parts": 1,
+    "dataset_id": FILE_ID,
+    "error": None,
+    "created_at": TIME,
+}
+
+
+class ImportView(BaseModel):
+    """A dataset on its way."""
+
+    model_config = example(_IMPORT)
+
+    id: str
+    name: str
+    status: State = Field(description="`receiving` parts, `checking` the file or fetching it, `done` or `failed`.")
+    source: str | None
+    bytes: int | None
+    part_bytes: int | None = Field(description="Of each part but the last one.")
+    parts: int | None = Field(description="How many there are to be.")
+    dataset_id: str | None = Field(description="What it became.")
+    error: ImportFailure | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: Import) -> Self:
+        """The view of a row."""
+        names = ("id", "name", "source", "bytes", "dataset_id", "error", "created_at")
+        size = row.bytes
+        parts = (None, None) if size is None else (imports.part_bytes(size), imports.part_count(size))
+        more = {"status": row.state, "part_bytes": parts[0], "parts": parts[1]}
+        return cls.model_validate({name: getattr(row, name) for name in names} | more)
+
+
+class ImportPage(BaseModel):
+    """Imports, newest first. The next page is `after` the last one's id."""
+
+    model_config = example({"data": [_IMPORT], "has_more": False})
+
+    data: list[ImportView]
+    has_more: bool
+
+
+class PartView(BaseModel):
+    """A part of a file that is sent."""
+
+    number: int
+    bytes: int
+    received: bool
+    url: str | None = Field(description="Where to PUT exactly these bytes, for a while; none where they are there.")
+
+
+class PartPage(BaseModel):
+    """Parts in the order of the file. The next page is `after` the last one's number."""
+
+    model_config = example(
+        {
+            "data": [
+                {"number": 1, "bytes": 24, "received": False, "url": "https://storage.example.com/seft/imports/imp_…"}
+            ],
+            "has_more": False,
+        }
+    )
+
+    data: list[PartView]
+    has_more: bool
