@@ -93,6 +93,11 @@ class Operations:
         return cast("Dataset", (yield from self._get(f"/datasets/{dataset_id}")))
 
     @operation
+    def delete_dataset(self, dataset_id: str) -> Steps[Dataset]:
+        """Delete a dataset that no job needs any more."""
+        return cast("Dataset", (yield from self._call(Request("DELETE", f"/datasets/{dataset_id}"))))
+
+    @operation
     def preview_dataset(
         self, dataset_id: str, model: str, *, revision: str | None = None, limit: int = 5
     ) -> Steps[Preview]:

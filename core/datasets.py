@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
 from core.storage import Storage
-from core.tables import Dataset
+from core.tables import Dataset, Job
 from core.totals import Kind, Sum
 from seft.errors import FileError
 from seft.records import Format
@@ -108,6 +108,19 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
         query = query.where(Dataset.id < after)
     rows = session.scalars(query).all()
     return rows[:limit], len(rows) > limit
+
+
+def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
+    """Mark it as deleted; CONFLICT while a job that has not ended names it, NOT_FOUND where there is none."""
+    row = get(session, tenant, dataset_id)
+    # A job that is being made now is waited for, and seen by the query after this one.
+    session.refresh(row, with_for_update=True)
+    live = select(Job.id).where(Job.dataset_id == row.id, Job.finished_at.is_(None)).limit(1)
+    if job_id := session.scalar(live):
+        detail = f"{job_id} needs the dataset and has not ended. Cancel it, or wait for its end."
+        raise ProblemError(Code.CONFLICT, detail)
+    row.deleted_at = func.now()
+    return row
 
 
 def must_be_stored(session: Session, storage: Storage, content: Content) -> None:

@@ -70,7 +70,7 @@ def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "",
         return
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
     if (used := sum(stored(session, tenant, besides=sha256))) + more > limit:
-        way_out = "Wait until something expires, or have the operator raise the limit."
+        way_out = "Delete a dataset, wait until something expires, or have the operator raise the limit."
         detail = (
             f"Your datasets and checkpoints take up {used:,} of {limit:,} bytes; this takes at least {more:,} more."
         )

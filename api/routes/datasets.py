@@ -137,6 +137,21 @@ def look(
     return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
 
 
+@router.delete(
+    "/{dataset_id}",
+    operation_id="delete_dataset",
+    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
+)
+def delete_dataset(
+    services: Here, caller: Auth, dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])]
+) -> DatasetView:
+    """Delete a dataset that no job needs any more; its file is gone within two days."""
+    with services.sessions.begin() as session:
+        row = datasets.delete(session, caller.tenant, dataset_id)
+        audit.note(session, caller, "delete_dataset", row.id)
+        return DatasetView.of(row)
+
+
 def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:
     """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
     content = services.intake.store(caller.tenant, file.file, skip_percentage)

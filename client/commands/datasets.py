@@ -58,6 +58,13 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def delete(dataset_id: str, as_json: AsJson = False) -> None:
+    """Delete a dataset that no job needs any more."""
+    with connected(as_json) as service:
+        show(service.delete_dataset(dataset_id), as_json, f"{dataset_id}  deleted")
+
+
+@app.command()
 def check(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
     """Read a file as the service would, here and without sending it; exit code 1 when it would be refused."""
     with reporting(as_json):

@@ -118,7 +118,7 @@ def test_the_audit_is_paged_newest_first(client: TestClient, world: World) -> No
     rest = client.get("/audit", params={"after": page["data"][-1]["id"]}).json()
     actions = [entry["action"] for entry in page["data"] + rest["data"]]
     assert (actions, page["has_more"], rest["has_more"]) == (
-        ["create_import", "create_webhook", "create_key", "create_job", "create_dataset"],
+        ["create_import", "create_webhook", "create_key", "create_job", "create_dataset", "create_dataset"],
         True,
         False,
     )

@@ -140,6 +140,16 @@ def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> Non
     assert "3000000" in report["detail"]
 
 
+def test_a_dataset_is_deleted_once_no_job_needs_it(client: TestClient, dataset: str, job_id: str) -> None:
+    path = f"/datasets/{dataset}"
+    assert job_id in problem(client.delete(path), 409, "conflict")["detail"]
+    client.post(f"/jobs/{job_id}/cancel")
+    assert client.delete(path).json()["id"] == dataset
+    for answer in (client.get(path), client.delete(path)):
+        problem(answer, 404, "not_found")
+    assert client.get(f"/jobs/{job_id}").json()["spec"]["dataset"] == dataset
+
+
 def test_a_tenant_that_has_stored_as_much_as_it_may_is_told_so_at_both_doors(
     app: FastAPI, new_client: NewClient
 ) -> None:

@@ -7,6 +7,7 @@ import httpx2
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from core import ids
 from tests.api.conftest import Json
 from tests.api.documents import METHODS
 
@@ -51,8 +52,10 @@ def operations(app: FastAPI) -> list[Operation]:
 
 def make_world(client: TestClient) -> World:
     """One of everything, made over HTTP."""
-    dataset = client.post("/datasets", files={"file": ("ours.jsonl", RIGHT)}).json()["id"]
-    job = client.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.6}).json()["id"]
+    # Under a new name each time: an upload that is sent again makes no dataset, and a job may need the former one.
+    dataset = client.post("/datasets", files={"file": (ids.new("file"), RIGHT)}).json()["id"]
+    used = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
+    job = client.post("/jobs", json={"model": "tiny", "dataset": used, "sparsity": 0.6}).json()["id"]
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
     coming = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]

@@ -207,6 +207,8 @@ def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
     dataset = shell.json("datasets", "upload", str(data))
     assert [one["id"] for one in shell.json("datasets", "list")] == [dataset["id"]]
     assert dataset["id"] in shell.run("datasets", "list").stdout
+    assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
+    assert shell.json("datasets", "list") == []
     key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")
     assert key["id"] in shell.run("keys", "list").stdout
     assert shell.json("keys", "revoke", key["id"])["revoked_at"]

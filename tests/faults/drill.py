@@ -43,7 +43,7 @@ SPEC: dict[str, Any] = {
     },
     "evaluate": {"windows": 3, "tokens": 96},
 }
-SOON = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1}
+SOON = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1, "TIDY": 1}
 WORKERS = 2
 PATIENCE = 180.0
 
