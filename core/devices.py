@@ -13,6 +13,7 @@ memory = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_co
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "there": there, "memory": memory}))
 """
 SECONDS = 120
+MIB = 1 << 20
 
 
 def driver() -> str | None:
@@ -24,6 +25,16 @@ def driver() -> str | None:
     if done.returncode:
         raise OSError(f"nvidia-smi says: {(done.stdout + done.stderr).strip()}")
     return "; ".join(done.stdout.split("\n")).strip("; ")
+
+
+def used(uuid: str) -> int | None:
+    """Bytes in use on the device of this UUID, whoever uses them, as NVML counts; None where it cannot tell."""
+    asking = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=SECONDS, check=True)
+        return int(done.stdout) * MIB
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
 
 
 def torch() -> dict[str, Any] | None:

@@ -8,16 +8,20 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from core import devices
 from core.ability import CPU, Ability
 from core.settings import Settings
 from worker import room
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where none of these is, torch finds no device, and need not be loaded to say so."""
+FREEING_SECONDS = 20.0
+DRIVERS_OWN = 256 << 20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -27,11 +31,33 @@ class Device(NamedTuple):
     kind: str
     name: str
     memory: int
+    uuid: str = ""
+    """By which NVML knows it."""
 
 
 def ability(settings: Settings) -> Ability:
     """What the worker has at this moment."""
-    return Ability(*find(settings.device), disk=room.free(settings.scratch))
+    has = find(settings.device)
+    return Ability(has.kind, has.name, has.memory, disk=room.free(settings.scratch))
+
+
+def used(settings: Settings) -> int | None:
+    """Bytes in use on its device; None where NVML is not there to tell, and on the processor."""
+    uuid = find(settings.device).uuid
+    return devices.used(uuid) if uuid else None
+
+
+def held(settings: Settings, before: int | None) -> int:
+    """Bytes that an ended training process has left behind on the device, after a time for the driver to free them.
+
+    `before` is what `used` told before that process started. What the driver takes for itself does not count.
+    """
+    until = time.monotonic() + FREEING_SECONDS
+    while before is not None and (now := used(settings)) is not None and now > before + DRIVERS_OWN:
+        if time.monotonic() > until:
+            return now - before
+        time.sleep(0.5)
+    return 0
 
 
 @cache
@@ -64,7 +90,7 @@ def main(name: str) -> None:
         found = processor()
     else:
         properties = torch.cuda.get_device_properties(device)
-        found = Device(device.type, properties.name, properties.total_memory)
+        found = Device(device.type, properties.name, properties.total_memory, str(properties.uuid))
     sys.stdout.write(json.dumps(found))
 
 

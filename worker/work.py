@@ -60,13 +60,22 @@ class Work:
         ):
             TRACER.start_span("claim", start_time=asked).end()
             log.info("attempt.begun")
+            used = device.used(self.settings)
             well = Supervisor(
                 attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
             ).run()
+            well = self._left_nothing(used) and well
         self._consumed()
         queue.hint(self.app)
         self.pause = 0.0 if well else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
         self.draining.wait(self.pause)
+
+    def _left_nothing(self, used: int | None) -> bool:
+        """The device's memory is as free as it was: else the next job would fail for what is not its fault."""
+        held = 0 if self.draining.is_set() else device.held(self.settings, used)
+        if held:
+            log.error("device.memory_held", bytes=held)
+        return not held
 
     def _consumed(self) -> None:
         """It hears again, after a job that may have taken hours."""

@@ -175,6 +175,20 @@ def test_a_worker_that_cannot_work_rests_and_leaves_the_queue_to_others(
     assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
 
 
+def test_a_worker_rests_where_its_device_is_not_free_again(
+    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
+    monkeypatch.setattr("worker.device.used", lambda settings: 100)
+    monkeypatch.setattr("worker.device.held", lambda settings, before: before)
+    work = Work(
+        house.settings, queue.make_app(house.settings), (sys.executable, "-m", "tests.worker.stand_in", "succeed")
+    )
+    work.sessions = house.sessions
+    work()
+    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.2)
+
+
 def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: str) -> None:
     with Running(supervisor(house, "hang_with_child")) as attempt:
         wait_for(lambda: house.job(job_id).progress == 0.5)

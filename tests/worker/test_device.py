@@ -1,5 +1,7 @@
 """What a worker finds that it has."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from core.ability import CPU
 from core.settings import Settings
 from worker import device
+from worker.device import Device
 
 
 def test_torch_is_asked_in_a_process_of_its_own_and_finds_what_is_there() -> None:
@@ -31,3 +34,38 @@ def test_room_is_what_the_disk_has_now_and_none_where_there_can_be_no_folder(set
     assert (has.device, has.disk > 0) == (CPU, True)
     (settings.scratch / "file").touch()
     assert device.ability(here.model_copy(update={"scratch": settings.scratch / "file" / "x"})).disk == 0
+
+
+@pytest.fixture
+def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the MiB in use on the settings' device, which `nvidia-smi` reads out."""
+    told, tool = tmp_path / "used", tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-of-ours ] && exec cat {told}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(device, "find", lambda name: Device("cuda", "H100", 80 << 30, "of-ours"))
+    told.write_text("500\n")
+    return told
+
+
+def test_memory_that_a_process_leaves_behind_is_waited_for_and_then_told(
+    card: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = device.used(settings)
+    assert before == 500 << 20
+    assert device.held(settings, before) == 0
+    card.write_text("9000\n")
+    freed = threading.Timer(1.0, lambda: card.write_text("600\n"))
+    freed.start()
+    assert device.held(settings, before) == 0
+    assert freed.finished.is_set()
+    card.write_text("9000\n")
+    monkeypatch.setattr(device, "FREEING_SECONDS", 0.1)
+    assert device.held(settings, before) == 8500 << 20
+
+
+def test_a_device_that_nvml_knows_nothing_of_is_not_waited_for(card: Path, settings: Settings) -> None:
+    card.unlink()
+    assert device.used(settings) is None
+    assert device.held(settings, None) == device.held(settings, 0) == 0
