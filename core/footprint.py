@@ -16,7 +16,8 @@ WHOLE_LOGITS = 1 << 24
 """Logits that exist at a time: `seft.loss`."""
 PROCESS_BYTES = 350_000_000
 """Of a process that has loaded torch and transformers, a tokenizer and the text. The two processes that are there while
-a checkpoint is verified have one each."""
+a checkpoint is verified have one each. Torch built for CUDA takes 130 MB more, which is left out: there, the device is
+seldom the processor."""
 ACTIVE, CANDIDATE, LISTED = 26, 12, 4
 """Bytes of a trained position (index, base, value, moments, age, gradient) and of a candidate of a window, and how many
 of these a window lists for growth and for removal each, for every position that an event chooses."""

@@ -42,7 +42,7 @@ def aged(house: House) -> Aged:
 
 def test_of_jobs_only_what_is_running_saved_or_published_stays(house: House, job_id: str) -> None:
     released = house.claim()
-    saved = {"step": 4, "files": [{"name": "run", "key": f"jobs/{job_id}/1/resume/4/run"}]}
+    saved = {"step": 4, "files": [{"name": "run", "key": f"jobs/{job_id}/1/resume/4/run", "size": 1}]}
     with house.sessions.begin() as session:
         attempts.save_resume(session, released, saved)
         attempts.release(session, released)
