@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import select
@@ -73,6 +74,10 @@ class Catalogue:
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit
+
+    def names(self, tenant: str, most: int) -> list[str]:
+        """The first of them by name alone, whether or not they can be loaded."""
+        return list(islice(self._names(tenant, None, most), most))
 
     def _names(self, tenant: str, after: str | None, limit: int) -> Iterator[str]:
         """Results are asked for only where the others do not do."""

@@ -31,10 +31,15 @@ def write_hollow(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     _write_tokenizer(folder)
+    (folder / "model.safetensors").write_bytes(weights())
+    return folder
+
+
+def weights() -> bytes:
+    """The file of its tensors, without the tensors."""
     entries = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in SHAPES.items()}
     header = json.dumps(entries).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    return folder
+    return struct.pack("<Q", len(header)) + header
 
 
 def _write_tokenizer(folder: Path) -> None:

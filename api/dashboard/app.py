@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard import sign_in
-from api.dashboard.pages import compare, datasets, job, jobs, keys, new_job, overview, webhooks, workers
+from api.dashboard.pages import compare, datasets, job, jobs, keys, models, new_job, overview, webhooks, workers
 from api.dashboard.render import ASSETS, ROOT, page
 from api.dashboard.visitors import SignInNeededError
 from api.deps import Services
@@ -45,7 +45,7 @@ def make_dashboard(services: Services) -> ASGIApp:
     """The application over these services."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.services = services
-    for module in (sign_in, overview, jobs, new_job, compare, job, datasets, workers, webhooks, keys):
+    for module in (sign_in, overview, jobs, new_job, compare, job, datasets, models, workers, webhooks, keys):
         app.include_router(module.router)
     app.mount("/assets", Assets(directory=ASSETS))
     app.add_exception_handler(SignInNeededError, _to_sign_in)

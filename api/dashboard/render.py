@@ -19,7 +19,21 @@ ROOT = "/dashboard"
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
 THEMES = ("light", "dark")
-WORDS = ("size", "percent", "score", "duration", "about", "count", "short", "title", "story", "won_back", "waiting")
+WORDS = (
+    "size",
+    "many",
+    "percent",
+    "score",
+    "duration",
+    "about",
+    "count",
+    "hosts",
+    "short",
+    "title",
+    "story",
+    "won_back",
+    "waiting",
+)
 
 
 def page(request: Request, visitor: Visitor | None, name: str, *, status: int = 200, **values: Any) -> Response:

@@ -1,13 +1,14 @@
 """How pages put things: sizes, shares, perplexities, and a job's story in one line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api.schemas import JobDetail, JobView
 from core.states import Reason
 
-UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
+WEIGHTS = ("", "k", "M", "B", "T")
 WAITS: dict[str, str] = {Reason.NOT_STARTED: "waits to be started", Reason.ASKED: "paused by request"}
 IN_TURN = "in_turn"
 """The reason of a job that nothing but its turn keeps from running."""
@@ -16,9 +17,12 @@ SCORES = ("dense", "pruned", "repaired")
 
 def size(count: float) -> str:
     """Bytes, in powers of a thousand."""
-    power = min(int(math.log10(count) // 3), len(UNITS) - 1) if count >= 1 else 0
-    number = count / 1000**power
-    return f"{number:.0f} {UNITS[power]}" if power == 0 or number >= 100 else f"{number:.1f} {UNITS[power]}"
+    return _in_units(count, BYTES)
+
+
+def many(count: float) -> str:
+    """Weights, as a model's name gives them: 135 M."""
+    return _in_units(count, WEIGHTS)
 
 
 def percent(share: float) -> str:
@@ -54,6 +58,11 @@ def about(seconds: float) -> str:
 def count(number: float) -> str:
     """A whole number, in groups of three."""
     return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def hosts(workers: Sequence[str]) -> str:
+    """Where workers of these names run, each host once."""
+    return ", ".join(dict.fromkeys(name.partition(":")[0] for name in workers))
 
 
 def short(model: str) -> str:
@@ -108,3 +117,10 @@ def flat(spec: Mapping[str, Any], before: str = "") -> dict[str, str]:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             out[before + name] = "" if value is None else shown
     return out
+
+
+def _in_units(count: float, units: Sequence[str]) -> str:
+    power = min(int(math.log10(count) // 3), len(units) - 1) if count >= 1 else 0
+    number = count / 1000**power
+    told = f"{number:.0f}" if power == 0 or number >= 100 else f"{number:.1f}"
+    return f"{told} {units[power]}".rstrip()

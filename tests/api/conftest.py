@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from tests.hollow import write_hollow
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
+SHA256 = "ab" * 32
 
 
 @pytest.fixture
@@ -83,6 +85,27 @@ def attempt(job_id: str, sessions: sessionmaker[Session]) -> Attempt:
         claimed = attempts.claim(session, "gpu-1", 60)
     assert claimed is not None
     return claimed
+
+
+@pytest.fixture
+def root(app: FastAPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The model root. Nothing is in the hub's cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    (found,) = app.state.services.settings.model_roots
+    return Path(found)
+
+
+@pytest.fixture
+def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_path: Path) -> str:
+    """What a job has published: a model of headers, and a card."""
+    folder, prefix = write_hollow(tmp_path / "published"), f"jobs/{attempt.job_id}/1/result/"
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    files = [{"name": path.name, "size": path.stat().st_size, "sha256": SHA256} for path in folder.iterdir()]
+    for file in files:
+        app.state.services.storage.upload(folder / str(file["name"]), f"{prefix}{file['name']}")
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=1, prefix=prefix, sha256=SHA256, files=files, scores={}, measured={})
+    return attempt.job_id
 
 
 @contextmanager

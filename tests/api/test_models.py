@@ -2,42 +2,16 @@
 
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-from fastapi import FastAPI
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core import attempts, workers
 from core.ability import CPU, Ability
-from core.attempts import Attempt
 from core.tables import Job
-from tests.api.conftest import Json, NewClient, problem
+from tests.api.conftest import SHA256, Json, NewClient, problem
 from tests.hollow import SHAPES, write_hollow
 from tests.hub import COMMIT, Repo, hub, look_there
-
-SHA256 = "ab" * 32
-
-
-@pytest.fixture
-def root(app: FastAPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The model root. Nothing is in the hub's cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    (found,) = app.state.services.settings.model_roots
-    return Path(found)
-
-
-@pytest.fixture
-def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_path: Path) -> str:
-    """What a job has published: a model of headers, and a card."""
-    folder, prefix = write_hollow(tmp_path / "published"), f"jobs/{attempt.job_id}/1/result/"
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    files = [{"name": path.name, "size": path.stat().st_size, "sha256": SHA256} for path in folder.iterdir()]
-    for file in files:
-        app.state.services.storage.upload(folder / str(file["name"]), f"{prefix}{file['name']}")
-    with sessions.begin() as session:
-        attempts.publish(session, attempt, step=1, prefix=prefix, sha256=SHA256, files=files, scores={}, measured={})
-    return attempt.job_id
 
 
 def listed(client: TestClient, **params: str | int) -> list[Json]:

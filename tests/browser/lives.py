@@ -13,6 +13,7 @@ from core.attempts import Attempt, Fault
 from core.reports import CHANGES
 from core.states import Phase
 from core.storage import Storage
+from tests import hollow
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
@@ -63,20 +64,21 @@ class Life:
             attempts.progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
 
     def finish(self, scores: Scores) -> None:
-        """Judge and publish; the small files of the checkpoint are really there."""
+        """Judge and publish; the files of the checkpoint are there, the weights without tensors."""
         self._phase(Phase.EVALUATING, 0.92, self.steps)
         self._phase(Phase.EXPORTING, 0.96, self.steps)
         self._phase(Phase.UPLOADING, 0.99, self.steps)
         prefix = f"jobs/{self.attempt.job_id}/{self.attempt.number}/"
         files = {
-            "config.json": b'{"model_type": "llama"}\n',
+            "README.md": b"---\nlicense: apache-2.0\n---\n",
+            "config.json": json.dumps(hollow.CONFIG).encode(),
+            "model.safetensors": hollow.weights(),
             "sparsity.json": json.dumps({"sparsity": {"layers": self._layers()}}).encode(),
             "manifest.json": b"{}\n",
         }
         for name, content in files.items():
             self.storage.put(prefix + name, content)
-        listed = [{"name": name, "size": len(content), "sha256": "0" * 64} for name, content in files.items()]
-        weights = {"name": "model.safetensors", "size": 269_060_552, "sha256": "1" * 64}
+        sizes = {name: len(content) for name, content in files.items()} | {"model.safetensors": 269_060_552}
         zeros = round(self.attempt.spec.sparsity * 106_168_320)
         with self.sessions.begin() as session:
             attempts.publish(
@@ -85,7 +87,7 @@ class Life:
                 step=self.steps,
                 prefix=prefix,
                 sha256="9f86d081884c7d65" * 4,
-                files=[listed[0], weights, *listed[1:]],
+                files=[{"name": name, "size": size, "sha256": "0" * 64} for name, size in sizes.items()],
                 scores=vars(scores),
                 measured={
                     "linears": {"zeros": zeros, "weights": 106_168_320, "share": zeros / 106_168_320},

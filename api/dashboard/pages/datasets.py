@@ -3,12 +3,13 @@
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
+from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.dataset_schemas import DatasetView
 from api.deps import Here, Services
 from api.routes.datasets import look, store
-from core import datasets, ids, jobs
+from core import datasets, ids
 from core.errors import Code, Flaw, ProblemError
 
 LIMIT = 25
@@ -30,7 +31,6 @@ def show(request: Request, services: Here, visitor: Signed, dataset_id: str, mod
     found, problem = None, ""
     with services.sessions.begin() as session:
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
-        models = jobs.models(session, visitor.caller.tenant)
     if model:
         try:
             found = look(services, visitor.caller, dataset_id, model=model, limit=SHOWN)
@@ -42,7 +42,7 @@ def show(request: Request, services: Here, visitor: Signed, dataset_id: str, mod
         "dataset.html",
         status=422 if problem else 200,
         dataset=view,
-        models=models,
+        models=offered(services, visitor.caller.tenant),
         model=model,
         found=found,
         problem=problem,

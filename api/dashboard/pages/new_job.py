@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from api.dashboard import forms, words
+from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import Here, Services, need
@@ -22,15 +23,17 @@ from core.states import Status
 
 CHOICES = 100
 """Datasets to pick from; the id of an older one can be typed."""
+PICKED = ("model", "revision", "dataset")
+"""What other pages fill in."""
 
 router = APIRouter()
 
 
 @router.get("/jobs/new")
-def ask(request: Request, services: Here, visitor: Signed, clone: str = "", dataset: str = "") -> Response:
-    """The form with all defaults, or with what another job asked for."""
+def ask(request: Request, services: Here, visitor: Signed, clone: str = "") -> Response:
+    """The form with all defaults but for what the query says by name, or with what another job asked for."""
     need(visitor.caller, Scope.WRITE)
-    values: dict[str, str] = {"dataset": dataset} if dataset else {}
+    values = {name: value for name, value in request.query_params.items() if name in PICKED}
     if clone:
         with services.sessions.begin() as session:
             former = jobs.get(session, visitor.caller.tenant, clone)
@@ -104,7 +107,6 @@ def _page(
 ) -> Response:
     with services.sessions.begin() as session:
         rows, _ = datasets.page(session, visitor.caller.tenant, limit=CHOICES)
-        models = jobs.models(session, visitor.caller.tenant)
     fields = list(forms.inputs(values))
     names = {field.name for field in fields}
     return page(
@@ -117,7 +119,7 @@ def _page(
             for group in dict.fromkeys(f.group for f in fields)
         },
         datasets=rows,
-        models=models,
+        models=offered(services, visitor.caller.tenant),
         clone=clone,
         nonce=secrets.token_urlsafe(12),
         wrong={flaw.param: flaw for flaw in flaws},
