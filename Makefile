@@ -35,8 +35,9 @@ down: $(READY) ## stop that stack; its data stay
 	@$(BIN)/python -m local down
 
 secrets: ## write .env with fresh secrets for docker-compose.yml; one that exists stays as it is
-	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; for name in DATABASE BROKER S3 GRAFANA; do \
-		echo "SEFT_$${name}_PASSWORD=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
+	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; \
+		for name in DATABASE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
+		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
 backup: ## write database and bucket of the stack in Docker into backup/, or the folder that FOLDER= names
 	@deploy/backup.sh save $(or $(FOLDER),backup)

@@ -15,11 +15,13 @@ from core.audit import Caller
 from core.catalogue import Catalogue
 from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
+from core.hub_tokens import HubTokens
 from core.intake import Intake
 from core.keys import Scope
 from core.models import Door
 from core.queue import Broker, make_app
 from core.rates import Limiter
+from core.seals import Seals
 from core.settings import Settings
 from core.storage import Storage
 from core.tables import ApiKey
@@ -42,6 +44,8 @@ class Services:
     storage: Storage
     broker: Broker
     limiter: Limiter
+    seals: Seals
+    hub_tokens: HubTokens
     models: Door
     catalogue: Catalogue
     intake: Intake
@@ -54,7 +58,9 @@ def make_services(settings: Settings) -> Services:
     """The parts that these settings describe."""
     engine = make_engine(settings)
     sessions, storage = make_sessions(engine), Storage(settings)
-    door = Door(settings, sessions, storage)
+    seals = Seals(settings)
+    hub_tokens = HubTokens(seals, sessions)
+    door = Door(settings, sessions, storage, hub_tokens)
     return Services(
         settings=settings,
         engine=engine,
@@ -63,6 +69,8 @@ def make_services(settings: Settings) -> Services:
         intake=Intake(settings, sessions, storage),
         broker=make_app(settings),
         limiter=Limiter(settings),
+        seals=seals,
+        hub_tokens=hub_tokens,
         models=door,
         catalogue=Catalogue(door, sessions, settings),
         uploads=CapacityLimiter(UPLOADS),

@@ -7,7 +7,7 @@ from typing import Any, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from core.errors import Flaw
@@ -71,7 +71,8 @@ def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[st
     if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
         names = [*names, *rest[:1]]
     way_out = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
-    return Flaw(_dotted(names) or "body", rule, _value(entry), way_out)
+    value = "(not repeated)" if field is not None and field.annotation is SecretStr else _value(entry)
+    return Flaw(_dotted(names) or "body", rule, value, way_out)
 
 
 def _body_model(request: Request) -> type[BaseModel]:

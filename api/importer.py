@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import BinaryIO
 
 import structlog
@@ -80,7 +81,8 @@ class Importer(threading.Thread):
         if row.source is None:
             yield self.services.storage.open(imports.key(row.id))
             return
-        with sources.opened(self.services.storage, row.source, self.services.settings.max_dataset_bytes) as file:
+        services, token = self.services, partial(self.services.hub_tokens.of, row.tenant)
+        with sources.opened(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 
     @contextmanager

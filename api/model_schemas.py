@@ -1,10 +1,13 @@
-"""What is answered about models."""
+"""What is answered about models, and about the hub token that opens private ones."""
 
-from typing import Literal
+from datetime import datetime
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
-from api.schemas import example
+from api.schemas import TIME, example
+from core.specs import Spec
+from core.tables import HubToken
 
 _MODEL = {
     "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -44,3 +47,35 @@ class ModelPage(BaseModel):
 
     data: list[ModelView]
     has_more: bool
+
+
+def _sendable(token: SecretStr) -> SecretStr:
+    """What a header can carry; spaces and line ends come of copying."""
+    if not all("!" <= character <= "~" for character in token.get_secret_value()):
+        raise ValueError("It must be of printable ASCII without spaces")
+    return token
+
+
+class HubTokenRequest(Spec):
+    """A token of the model hub."""
+
+    model_config = example({"token": "hf_example"})
+
+    token: Annotated[SecretStr, AfterValidator(_sendable)] = Field(
+        min_length=1, max_length=512, description="As the hub shows it in its settings; one that may read does."
+    )
+
+
+class HubTokenView(BaseModel):
+    """Your tenant's token of the model hub, without the token."""
+
+    model_config = example({"id": "hub_01jz5h4c8m2v9q7w3t6x0y1b2d", "name": "acme", "created_at": TIME})
+
+    id: str
+    name: str = Field(description="Whose it is, as the hub said when it was given.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, row: HubToken) -> Self:
+        """The view of a row."""
+        return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})

@@ -206,6 +206,14 @@ class AuditEntry(TypedDict):
     created_at: str
 
 
+class HubToken(TypedDict):
+    """The tenant's token of the model hub, without the token."""
+
+    id: str
+    name: str
+    created_at: str
+
+
 class Dataset(TypedDict):
     """An uploaded dataset."""
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from client.commands import datasets, doctor, estimates, jobs, keys, library, models, webhooks, workers
+from client.commands import datasets, doctor, estimates, hub_token, jobs, keys, library, models, webhooks, workers
 
 app = typer.Typer(
     help="Make language models sparse, and repair them.",
@@ -15,6 +15,7 @@ app.command()(keys.login)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(keys.app, name="keys")
+app.add_typer(hub_token.app, name="hub-token")
 app.add_typer(webhooks.app, name="webhooks")
 app.command()(keys.audit)
 app.command()(workers.workers)

@@ -17,6 +17,7 @@ from client.answers import (
     Delivery,
     Estimate,
     Event,
+    HubToken,
     Import,
     Job,
     Json,
@@ -286,6 +287,21 @@ class Operations:
     def audit(self) -> Flow[AuditEntry]:
         """Every change made with one of the tenant's keys, newest first."""
         yield from self._pages("/audit", "id", {})
+
+    @operation
+    def hub_token(self) -> Steps[HubToken]:
+        """Whose token of the model hub the tenant has given, and when; ApiProblem `not_found` where it has none."""
+        return cast("HubToken", (yield from self._get("/hub-token")))
+
+    @operation
+    def give_hub_token(self, token: str) -> Steps[HubToken]:
+        """Give the tenant's token of the model hub, which opens private models and datasets; nothing shows it again."""
+        return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
+
+    @operation
+    def delete_hub_token(self) -> Steps[HubToken]:
+        """Have the service forget the tenant's token of the model hub."""
+        return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
 
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:

@@ -72,6 +72,13 @@ def connected(as_json: bool = False, *, patient: bool = False) -> Iterator["Clie
         yield client
 
 
+def asked(what: str) -> str:
+    """A secret, typed unseen by a person or read from a pipe: no list of processes and no history shows it."""
+    if sys.stdin.isatty():
+        return str(typer.prompt(what, hide_input=True, err=True))
+    return sys.stdin.readline().strip()
+
+
 def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
     """Print an answer for a program or for a person."""
     typer.echo(json.dumps(answer) if as_json else line)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import fairness, ids, results, totals
+from core import fairness, hub_tokens, ids, results, totals
 from core.ability import BOUNDLESS, Ability
 from core.errors import LeaseLostError
 from core.moves import move, record, requeue, shelve
@@ -55,6 +55,8 @@ class Attempt:
     """What its worker has."""
     model_files: list[Json]
     """Where the model is another job's result: its files, with the keys of their objects."""
+    hub_token: str | None
+    """The tenant's own, sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} moved while its row was locked")
         if spec := _understood(session, job):
-            return _attempt(job, spec, dataset, has, _model_files(session, job))
+            token = hub_tokens.sealed(session, job.tenant)
+            return _attempt(job, spec, dataset, has, _model_files(session, job), hub_token=token)
     return None
 
 
@@ -122,7 +125,9 @@ def _model_files(session: Session, job: Job) -> list[Json]:
     return results.files(result) if result else []
 
 
-def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability, model_files: list[Json]) -> Attempt:
+def _attempt(
+    job: Job, spec: JobSpec, dataset: Dataset, has: Ability, model_files: list[Json], *, hub_token: str | None
+) -> Attempt:
     """As the row was when it was found; its number has been raised since."""
     return Attempt(
         job_id=job.id,
@@ -139,6 +144,7 @@ def _attempt(job: Job, spec: JobSpec, dataset: Dataset, has: Ability, model_file
         micro_batch=job.micro_batch,
         has=has,
         model_files=model_files,
+        hub_token=hub_token,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
-Prefix = Literal["job", "file", "ckpt", "key", "req", "hook", "msg", "imp"]
+Prefix = Literal["job", "file", "ckpt", "key", "req", "hook", "msg", "imp", "hub"]
 
 
 def new(prefix: Prefix) -> str:

@@ -34,6 +34,8 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # It tells each address that it asks, and the hub's links to files are signed.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def _rendering(log_format: str) -> list[Processor]:

@@ -3,28 +3,33 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import results
 from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
+from core.hub_tokens import HubTokens, whose
 from core.results import is_result
 from core.settings import Settings
 from core.storage import Storage
 from core.tables import Checkpoint
 from seft.errors import SourceError
 from seft.shapes import Shapes, shapes
-from seft.source import NOT_FOUND, Kind, ModelSource, fetch, find, find_cached, find_on_hub
+from seft.source import NOT_FOUND, Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
 
 HUB_CALLS = 8
 """So many requests at once may wait for the hub: one that does not answer must not take every thread of the server."""
 COMMITS = 256
 """Models whose sizes are remembered, of the hub and results; neither ever changes."""
+PRIVATE = "A private or gated model needs your tenant's hub token: PUT /hub-token."
 WAYS_OUT = {
-    Code.MODEL_NOT_FOUND: "Give a hub id, a folder or GGUF file under one of the model roots, or a job that succeeded.",
-    Code.MODEL_REFUSED: "Give a decoder-only model with its tokenizer and safetensors weights.",
+    Code.MODEL_NOT_FOUND: "Give a hub id, a folder or GGUF file under one of the model roots, or a job that succeeded. "
+    + PRIVATE,
+    Code.MODEL_REFUSED: f"Give a decoder-only model with its tokenizer and safetensors weights. {PRIVATE}",
     Code.HUB_UNREACHABLE: "Send the same request again later, or name a model under one of the model roots.",
 }
 
@@ -32,8 +37,10 @@ WAYS_OUT = {
 class Door:
     """What models may come in. Safe to share between threads."""
 
-    def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
-        self._roots, self._sessions, self._storage = settings.model_roots, sessions, storage
+    def __init__(
+        self, settings: Settings, sessions: sessionmaker[Session], storage: Storage, tokens: HubTokens
+    ) -> None:
+        self._roots, self._sessions, self._storage, self._tokens = settings.model_roots, sessions, storage, tokens
         self._hub_calls = threading.BoundedSemaphore(HUB_CALLS)
         self._commits: dict[tuple[str, str | None], Anatomy] = {}
 
@@ -46,7 +53,7 @@ class Door:
             if is_result(reference):
                 source = results.source(self._storage, self._result(tenant, reference))
             else:
-                ask_hub = find_cached if cached else self._ask_hub
+                ask_hub = find_cached if cached else partial(self._ask_hub, tenant)
                 source = find(reference, roots=self._roots, revision=revision, ask_hub=ask_hub)
         if revision not in {None, source.revision} and source.kind is not Kind.HUB:
             way_out = "Leave it out: only a model of the hub has revisions."
@@ -67,18 +74,28 @@ class Door:
                 self._commits[key] = found
             return self._commits[key]
 
-    def tokenizer(self, tenant: str, reference: str, revision: str | None) -> tuple[ModelSource, Path]:
-        """The model, and a folder or GGUF file that its tokenizer is in; errors are those of `find`."""
+    @contextmanager
+    def tokenizer(self, tenant: str, reference: str, revision: str | None) -> Iterator[tuple[ModelSource, Path]]:
+        """The model, and a folder or GGUF file that its tokenizer is in; errors are those of `find`.
+
+        Of a model that needs the tenant's token, nothing stays here.
+        """
         source = self.find(tenant, reference, revision)
-        with _telling(reference):
-            if is_result(reference):
-                return source, results.words(self._storage, self._result(tenant, reference))
-            return source, fetch(source, weights=False)
+        with TemporaryDirectory() as private:
+            with _telling(reference):
+                if is_result(reference):
+                    path = results.words(self._storage, self._result(tenant, reference))
+                elif source.token is None:
+                    path = fetch(source, weights=False)
+                else:
+                    path = Path(private)
+                    fetch_into(path, source, weights=False)
+            yield source, path
 
     def _shapes(self, tenant: str, source: ModelSource) -> Shapes:
         if is_result(source.reference):
             return results.shapes(self._storage, self._result(tenant, source.reference))
-        with self._calling(source.reference):
+        with self._calling("model", repr(source.reference)):
             return shapes(source)
 
     def _result(self, tenant: str, reference: str) -> Checkpoint:
@@ -89,15 +106,20 @@ class Door:
             raise SourceError(NOT_FOUND, told)
         return found
 
-    def _ask_hub(self, reference: str, revision: str | None) -> ModelSource:
-        with self._calling(reference):
-            return find_on_hub(reference, revision)
+    def owner(self, token: str) -> str:
+        """Whose token of the hub it is: `core.hub_tokens.whose`; or HUB_BUSY."""
+        with self._calling("token", "(not repeated)"):
+            return whose(token)
+
+    def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
+        with self._calling("model", repr(reference)):
+            return find_on_hub(reference, revision, token=partial(self._tokens.of, tenant))
 
     @contextmanager
-    def _calling(self, reference: str) -> Iterator[None]:
+    def _calling(self, param: str, value: str) -> Iterator[None]:
         if not self._hub_calls.acquire(blocking=False):
             way_out = "Send the same request again in a few seconds."
-            flaw = Flaw("model", f"at most {HUB_CALLS} requests wait for the hub at once", repr(reference), way_out)
+            flaw = Flaw(param, f"at most {HUB_CALLS} requests wait for the hub at once", value, way_out)
             raise ProblemError(Code.HUB_BUSY, "Too many requests wait for the model hub. Try again soon.", (flaw,))
         try:
             yield

@@ -2,7 +2,7 @@
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PostgresDsn, RedisDsn, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     s3_bucket: str = Field(default="seft", description="Bucket of datasets and checkpoints; made when missing.")
     s3_access_key: SecretStr = Field(description="Access key of the object storage.")
     s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")
+    secret_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
+        default=None, description="Encrypts the hub tokens that tenants give; without it none is taken."
+    )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens at.")
     api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens at.")

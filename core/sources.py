@@ -5,8 +5,9 @@ beside it. What is fetched is checked like any upload.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -16,6 +17,7 @@ from botocore.exceptions import ClientError
 from httpx2 import HTTPError
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -47,16 +49,27 @@ def check(source: str, buckets: Sequence[str]) -> str:
 
 
 @contextmanager
-def opened(storage: Storage, source: str, most: int) -> Iterator[BinaryIO]:
-    """A source that was checked, as a file; ProblemError where it is not there or larger than `most`."""
+def opened(storage: Storage, source: str, most: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
+    """A source that was checked, as a file; ProblemError where it is not there or larger than `most`.
+
+    Where the hub refuses it to the service, `token` is called, and what it gives is shown.
+    """
     if found := _S3.fullmatch(source):
         with _object(storage, *found.groups()) as file:
             yield file
         return
     found = _HUB.fullmatch(source)
     assert found
-    with TemporaryDirectory() as folder, _fetched(found[1], found[2], found[3], most, Path(folder)).open("rb") as file:
-        yield file
+    with TemporaryDirectory() as folder:
+        fetched = partial(_fetched, found[1], found[2], found[3], most, Path(folder))
+        try:
+            path = fetched(token=None)
+        except ProblemError as problem:
+            if problem.code is not Code.NOT_FOUND or (another := token()) is None:
+                raise
+            path = fetched(token=another)
+        with path.open("rb") as file:
+            yield file
 
 
 def _object(storage: Storage, bucket: str, key: str) -> BinaryIO:
@@ -68,10 +81,10 @@ def _object(storage: Storage, bucket: str, key: str) -> BinaryIO:
         raise _missing(f"s3://{bucket}/{key}", "The service finds no such object, or may not read it.") from error
 
 
-def _fetched(name: str, revision: str | None, path: str | None, most: int, folder: Path) -> Path:
-    """A file of a hub dataset, downloaded."""
+def _fetched(name: str, revision: str | None, path: str | None, most: int, folder: Path, *, token: str | None) -> Path:
+    """A file of a hub dataset, downloaded with this token, or the process's own."""
     try:
-        api = hub.HfApi()
+        api = hub.HfApi(token=token)
         info = api.dataset_info(name, revision=revision, timeout=_HUB_SECONDS, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         chosen = _chosen(name, path, list(sizes))
@@ -87,8 +100,13 @@ def _fetched(name: str, revision: str | None, path: str | None, most: int, folde
     except LocalEntryNotFoundError as error:  # one of the errors below to its class, and none to its meaning
         raise _unreachable(name, error) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
-        raise _missing(name, "The hub has no such dataset here, or does not give it to this service.") from error
+        told = "The hub shows no such dataset. A private or gated one needs your tenant's hub token: PUT /hub-token."
+        raise _missing(name, told) from error
     except (HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSALS:
+            raise _missing(
+                name, "The hub does not let the service read it. Is your tenant's hub token good?"
+            ) from error
         raise _unreachable(name, error) from error
 
 

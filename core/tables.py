@@ -36,6 +36,21 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class HubToken(Base):
+    """A tenant's token of the model hub."""
+
+    __tablename__ = "hub_tokens"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[str]
+    """Another one for each token that is given."""
+    name: Mapped[str]
+    """Whose it is, as the hub said when it was given."""
+    sealed: Mapped[str]
+    """The token, encrypted by `core.seals`."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class SignIn(Base):
     """A browser that somebody signed in with a key. Its token is in the browser's cookie; here are hashes alone."""
 

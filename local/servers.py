@@ -232,6 +232,7 @@ class Servers:
             "SEFT_S3_ENDPOINT": self.storage.endpoint,
             "SEFT_S3_ACCESS_KEY": self.storage.access_key,
             "SEFT_S3_SECRET_KEY": self.storage.secret,
+            "SEFT_SECRET_KEY": kept_secret(self.lock.folder / "secret-key"),
         }
 
     def __enter__(self) -> Self:

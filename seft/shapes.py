@@ -77,7 +77,7 @@ def _on_hub(source: ModelSource) -> Shapes:
             return _of_folder(folder)
     with answered(source.reference, source.revision):
         try:
-            found = hub.HfApi().get_safetensors_metadata(
+            found = hub.HfApi(token=source.token).get_safetensors_metadata(
                 source.reference, revision=source.revision, timeout=HUB_SECONDS
             )
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:

@@ -5,13 +5,17 @@ worker would refuse an hour later. What only the weights tell (missing tensors, 
 `seft.load`.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import huggingface_hub as hub
@@ -20,6 +24,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -36,6 +41,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 HUB_SECONDS = 10.0
+SHUT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+"""What the hub answers to who may not see, or shows a token that it does not know."""
+_GIVING = "by HF_TOKEN on a machine of yours, by PUT /hub-token to the service"
 _WORDS = ["*.json", "*.jinja"]
 _WANTED = [*_WORDS, "model*.safetensors"]
 CONFIG, CARD = "config.json", "README.md"
@@ -61,8 +69,8 @@ class Kind(StrEnum):
 class ModelSource:
     """A model that may be loaded.
 
-    `path` is a folder or a GGUF file, None for the hub; `revision` is a hub commit; `config` is config.json, for a
-    GGUF file its header.
+    `path` is a folder or a GGUF file, None while it is on the hub; `revision` is a hub commit; `config` is config.json,
+    for a GGUF file its header.
     """
 
     reference: str
@@ -71,6 +79,12 @@ class ModelSource:
     revision: str | None
     config: dict[str, Any]
     licence: str | None
+    token: str | None = field(default=None, repr=False)
+    """What opens it, where the hub gives it to nobody without one. Its files belong into no cache that others read."""
+
+
+class ClosedError(SourceError):
+    """The hub does not show this model, or not its files, to who asked; with another token it may."""
 
 
 def find(
@@ -163,21 +177,59 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
     return ModelSource(reference, Kind.GGUF, path, None, dict(header), None if licence is None else str(licence))
 
 
-def find_on_hub(reference: str, revision: str | None) -> ModelSource:
-    """The hub's model, at a branch, tag or commit; SourceError when the hub has none, or does not answer."""
+def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
+    """The hub's model, at a branch, tag or commit; SourceError when the hub has none, or does not answer.
+
+    Where the hub refuses it to this process, `token` is called, and what it gives is shown.
+    """
     try:
-        with answered(reference, revision):
-            info = hub.HfApi().model_info(reference, revision=revision, timeout=HUB_SECONDS)
-            names = {sibling.rfilename for sibling in info.siblings or ()}
-
-            def read(name: str, at: str | None = info.sha) -> bytes:
-                return Path(hub.hf_hub_download(reference, name, revision=at, etag_timeout=HUB_SECONDS)).read_bytes()
-
-            config = _checked_config(reference, names, read)
-            read(CONFIG, revision)  # the cache learns the name of this commit, for days without network
+        try:
+            return _asked(reference, revision, None)
+        except ClosedError:
+            if (another := token()) is None:
+                raise
+            return _asked(reference, revision, another)
     except OfflineModeIsEnabled:
         return find_cached(reference, revision)
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, info.card_data.license if info.card_data else None)
+
+
+def _asked(reference: str, revision: str | None, token: str | None) -> ModelSource:
+    """What the hub says to who shows this token, or the process's own."""
+    shared = nullcontext(None) if token is None else TemporaryDirectory()
+    with answered(reference, revision), shared as cache:
+        info = hub.HfApi(token=token).model_info(reference, revision=revision, timeout=HUB_SECONDS)
+        names = {sibling.rfilename for sibling in info.siblings or ()}
+
+        def read(name: str, at: str | None = info.sha) -> bytes:
+            path = hub.hf_hub_download(
+                reference, name, revision=at, etag_timeout=HUB_SECONDS, token=token, cache_dir=cache
+            )
+            return Path(path).read_bytes()
+
+        config = _checked_config(reference, names, read)
+        read(CONFIG, revision)  # the cache learns the name of this commit, for days without network
+    licence = info.card_data.license if info.card_data else None
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token)
+
+
+def fetch_into(
+    folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
+) -> None:
+    """Download a hub model's files and its card, one after the other; before each, `alive` is called and may raise."""
+    api, wanted = hub.HfApi(token=source.token), [*(_WANTED if weights else _WORDS), CARD]
+    with answered(source.reference, source.revision):
+        names = api.list_repo_files(source.reference, revision=source.revision)
+        for name in (name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)):
+            alive()
+            api.hf_hub_download(
+                source.reference, name, revision=source.revision, local_dir=folder, etag_timeout=HUB_SECONDS
+            )
+
+
+def fetched(reference: str, folder: Path) -> ModelSource:
+    """A hub model whose files lie in a folder that has the name of its commit."""
+    found = _find_local(reference, folder)
+    return ModelSource(reference, Kind.HUB, folder, folder.name, found.config, found.licence)
 
 
 @contextmanager
@@ -187,17 +239,28 @@ def answered(reference: str, revision: str | None) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled:
         raise
+    except LocalEntryNotFoundError as error:  # one of the errors below to its class, and none to its meaning
+        raise _unreachable(reference, error) from error
     except GatedRepoError as error:
-        raise SourceError(
-            REFUSED, f"{reference} is gated. Accept its terms on the hub and set HF_TOKEN to a token that may read it."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
+        told = f"{reference} is gated. Accept its terms on the hub, and give a token that may read it, {_GIVING}."
+        raise ClosedError(REFUSED, told) from error
+    except RepositoryNotFoundError as error:
+        told = f"the hub shows no model {reference!r}. Check the name; for a private one give a token, {_GIVING}."
+        raise ClosedError(NOT_FOUND, told) from error
+    except (RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise SourceError(NOT_FOUND, f"the hub has no model {reference!r}{at}. Check the name.") from error
     except (HTTPError, OSError) as error:
-        raise SourceError(
-            UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later."
-        ) from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in SHUT:
+            told = f"the hub refuses {reference} to who asks for it so. Give a token that may read it, {_GIVING}."
+            raise ClosedError(REFUSED, told) from error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise _unreachable(reference, error) from error
+
+
+def _unreachable(reference: str, error: Exception) -> SourceError:
+    return SourceError(UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later.")
 
 
 def cached() -> list[str]:
@@ -216,8 +279,7 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
         raise SourceError(
             UNREACHABLE, f"HF_HUB_OFFLINE is set and {reference} is not in the cache. Unset it or download the model."
         ) from error
-    found = _find_local(reference, folder)
-    return ModelSource(reference, Kind.HUB, None, folder.name, found.config, found.licence)
+    return fetched(reference, folder)
 
 
 def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:

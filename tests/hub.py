@@ -1,12 +1,13 @@
 """A small hub on loopback, of models and datasets: enough for the real `huggingface_hub` client.
 
-It answers model info, file trees and files of one commit, with the error codes that the client tells apart.
+It answers model info, file trees and files of one commit, and whose a token is, with the error codes that the client
+tells apart.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,24 +24,34 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repo:
-    """A model or a dataset: its files lie in a folder; a gated one gives none of them away."""
+    """A model or a dataset: its files lie in a folder.
+
+    Without a token of its readers, a gated one gives none of them away, and a private one is not even there.
+    """
 
     folder: Path
     licence: str = "apache-2.0"
     gated: bool = False
+    private: bool = False
+    readers: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.is_file())
 
 
 @contextmanager
-def hub(repos: dict[str, Repo]) -> Iterator[str]:
-    """Serve these models by their ids; the value is what HF_ENDPOINT has to be."""
+def hub(
+    repos: dict[str, Repo], owners: Mapping[str, str] | None = None, seen: list[tuple[str, str | None]] | None = None
+) -> Iterator[str]:
+    """Serve these models by their ids; the value is what HF_ENDPOINT has to be.
+
+    `owners` are the tokens that it knows, each with its owner's name; each request leaves its path and token in `seen`.
+    """
 
     class Handler(_Handler):
         pass
 
-    Handler.repos = repos
+    Handler.repos, Handler.owners, Handler.seen = repos, owners or {}, [] if seen is None else seen
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -62,6 +73,8 @@ def look_there(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> N
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repos: dict[str, Repo]
+    owners: Mapping[str, str]
+    seen: list[tuple[str, str | None]]
 
     def do_GET(self) -> None:
         self._answer()
@@ -73,8 +86,14 @@ class _Handler(BaseHTTPRequestHandler):
         """A test's output is its own."""
 
     def _answer(self) -> None:
-        parts = urlsplit(self.path).path.strip("/").split("/")
-        match parts:
+        self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        path = urlsplit(self.path).path
+        self.seen.append((path, self.token))
+        match path.strip("/").split("/"):
+            case _ if self.token is not None and self.token not in self.owners:
+                self._error(401, "", "Invalid credentials in Authorization header")
+            case ["api", "whoami-v2"]:
+                self._json({"name": self.owners[self.token]} if self.token else {})
             case ["api", "models" | "datasets", owner, name, *rest]:
                 self._answer_about(f"{owner}/{name}", rest)
             case [owner, name, "resolve", revision, file] | ["datasets", owner, name, "resolve", revision, file]:
@@ -105,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(repo_id, revision)
         if repo is None:
             return
-        if repo.gated:
+        if repo.gated and self.token not in repo.readers:
             self._error(403, "GatedRepo")
             return
         file = repo.folder / name
@@ -120,9 +139,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, repo_id: str, revision: str) -> Repo | None:
         repo = self.repos.get(repo_id)
-        if repo is None:
-            self._error(404, "RepoNotFound")
-        elif revision not in ("main", COMMIT):
+        if repo is None or (repo.private and self.token not in repo.readers):
+            self._error(404 if self.token else 401, "RepoNotFound")
+            return None
+        if revision not in ("main", COMMIT):
             self._error(404, "RevisionNotFound")
             return None
         return repo
@@ -130,8 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _error(self, status: int, code: str) -> None:
-        self._send(status, b"{}", {"X-Error-Code": code, "Content-Type": "application/json"})
+    def _error(self, status: int, code: str, message: str = "") -> None:
+        about = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(status, b"{}", {**about, "Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

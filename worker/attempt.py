@@ -24,12 +24,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import attempts, retention, workers
 from core.ability import CPU
 from core.attempts import Attempt, Fault
-from core.errors import LeaseLostError
+from core.errors import LeaseLostError, ProblemError
 from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason
 from core.storage import Storage
 from core.tables import Json
 from core.tracing import TRACER
+from seft.errors import SourceError
+from seft.source import UNREACHABLE
 from worker import litter, memory, room
 from worker.files import Files
 from worker.ledger import Ledger
@@ -119,7 +121,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self.transfers.submit(self.files.fetch, lambda _: self._start())
+            self.transfers.submit(self._fetch, lambda _: self._start())
             while not self.over:
                 self.ledger.tick()
                 self._mind_leaving()
@@ -145,6 +147,16 @@ class Supervisor:
             log.exception("attempt.broken")
             told = "Something unforeseen happened in the worker; its log has the rest."
             self._fail(AttemptError("internal_error", told))
+
+    def _fetch(self) -> None:
+        """In the thread of the transfers."""
+        try:
+            self.files.fetch()
+        except SourceError as error:
+            raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
+        except ProblemError as error:
+            told = f"{error.message} Look at SEFT_SECRET_KEY of this worker."
+            raise AttemptError("hub_token_sealed", told) from error
 
     def _start(self) -> None:
         if self.attempt.resume:

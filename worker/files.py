@@ -6,13 +6,16 @@ All that takes long is called in the thread of `worker.transfers`, and none of i
 import json
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from core.attempts import Attempt
+from core.seals import Seals
 from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
 from core.tracing import TRACER
+from seft.source import fetch_into, find, find_on_hub
 from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
 from worker.transfers import Transfers, hash_file
 
@@ -53,9 +56,27 @@ class Files:
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             micro_batch=self.attempt.micro_batch,
+            private=self._private(),
         ).write(self.folder)
         if self.attempt.stopping:
             self.tell_enough()
+
+    def _private(self) -> Path | None:
+        """The model, where only the tenant's hub token opens it: fetched here, as the training process knows no secret.
+
+        It goes with the job's folder, so that no other tenant's job finds it.
+        """
+        attempt, sealed = self.attempt, self.attempt.hub_token
+        if sealed is None or attempt.model_files:
+            return None
+        spec, roots = attempt.spec, self.settings.model_roots
+        ask_hub = partial(find_on_hub, token=lambda: Seals(self.settings).open(sealed))
+        source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
+        if source.token is None:
+            return None
+        folder = self.folder / MODELS / str(source.revision)
+        fetch_into(folder, source, alive=self.transfers.check)
+        return folder
 
     def tell_enough(self) -> None:
         """Have the training process train no further."""

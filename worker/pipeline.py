@@ -37,7 +37,7 @@ from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
-from seft.source import ModelSource, find
+from seft.source import ModelSource, fetched, find
 from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
@@ -92,7 +92,7 @@ class Pipeline:
         """Through all stages. Cancelled when it was asked to stop; SeftError where the job cannot be done."""
         settle_torch(self.task.threads)
         self._progress(Stage.LOADING, 0.0)
-        source = find(self.task.spec.model, roots=self.task.model_roots, revision=self.task.spec.revision)
+        source = self._source()
         text = self._read(source)
         loaded = load(source, device=self._device)
         self._progress(Stage.LOADING, 1.0)
@@ -104,6 +104,11 @@ class Pipeline:
             self.repair = None
         grown = self._repair(loaded, text, text.training, self.repair) if text.training and self.repair else 0
         self._export(loaded, text, grown)
+
+    def _source(self) -> ModelSource:
+        spec, private = self.task.spec, self.task.private
+        ask_hub = None if private is None else lambda reference, _: fetched(reference, private)
+        return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:
         """Text that is too short is refused here, before the weights are loaded."""

@@ -6,7 +6,8 @@ output, the file `enough` to train no further and to go on with what comes after
 the pipe closes when the worker is gone. Nothing here needs torch.
 
     job.json, data.jsonl    what to do, and the text
-    models/                 the result of another job under that job's id, where it is what the job repairs
+    models/                 what the job repairs, where it is the tenant's alone: the result of another job under that
+                            job's id, or a model that the tenant's hub token opened, under its commit
     state/                  the resumable state to go on from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
     enough                  made by the worker, empty, when training is to end early
@@ -44,6 +45,8 @@ class Task(_Part):
     checkpoint_seconds: float
     micro_batch: int | None
     """Windows on the device at a time; None: as the request says."""
+    private: Path | None = None
+    """The folder of a hub model that the worker has fetched, since the hub gives it to nobody without a token."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":

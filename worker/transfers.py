@@ -99,11 +99,15 @@ class Transfers:
         while (work := self._work.get()) is not None:
             work()
 
+    def check(self) -> None:
+        """TransferError once it is closed: what is begun now would be for nobody."""
+        if self._closed.is_set():
+            raise TransferError("the attempt has ended")
+
     def _patiently(self, action: Callable[[], None]) -> None:
         deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.2
         while True:
-            if self._closed.is_set():
-                raise TransferError("the attempt has ended")
+            self.check()
             try:
                 return action()
             except (BotoCoreError, Boto3Error, ClientError) as error:

@@ -133,8 +133,8 @@ def look(
     with services.sessions.begin() as session:
         row = datasets.get(session, caller.tenant, dataset_id)
         session.expunge(row)
-    source, tokenizer = services.models.tokenizer(caller.tenant, model, revision)
-    return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
+    with services.models.tokenizer(caller.tenant, model, revision) as (source, tokenizer):
+        return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
 
 
 @router.delete(

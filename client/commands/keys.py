@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from client.shell import AsJson, connected, reporting, show, show_rows
+from client.shell import AsJson, asked, connected, reporting, show, show_rows
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -62,10 +62,9 @@ def login(
     from client.config import Address, checked
     from client.http import Client
 
-    asked = sys.stdin.isatty()
     if url is None:
-        url = typer.prompt("Address of the service", default=LOCAL, err=True) if asked else LOCAL
-    key = typer.prompt("API key", hide_input=True, err=True) if asked else sys.stdin.readline().strip()
+        url = typer.prompt("Address of the service", default=LOCAL, err=True) if sys.stdin.isatty() else LOCAL
+    key = asked("API key")
     with reporting(as_json):
         address = Address(checked(url), key)
         with Client(address.url, address.api_key) as service:

@@ -22,6 +22,7 @@ from core.attempts import Attempt
 from core.keys import Scope
 from core.settings import Settings
 from tests.hollow import write_hollow
+from tests.hub import hub, look_there
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
@@ -53,6 +54,14 @@ def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewCli
             return client
 
         yield make
+
+
+@pytest.fixture
+def known_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that has nothing and knows the token of the example."""
+    with hub({}, {"hf_example": "acme"}) as endpoint:
+        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        yield
 
 
 @pytest.fixture

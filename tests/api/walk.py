@@ -12,6 +12,7 @@ from tests.api.conftest import Json
 from tests.api.documents import METHODS
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
+HUB_TOKEN = "hf_example"
 World = dict[str, str]
 """A tenant's things: the path parameter -> the id of one."""
 
@@ -51,7 +52,8 @@ def operations(app: FastAPI) -> list[Operation]:
 
 
 def make_world(client: TestClient) -> World:
-    """One of everything, made over HTTP."""
+    """One of everything, made over HTTP. The hub must know the token of the example."""
+    hub_token = client.put("/hub-token", json={"token": HUB_TOKEN}).json()["id"]
     # Under a new name each time: an upload that is sent again makes no dataset, and a job may need the former one.
     dataset = client.post("/datasets", files={"file": (ids.new("file"), RIGHT)}).json()["id"]
     used = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
@@ -68,6 +70,7 @@ def make_world(client: TestClient) -> World:
         "webhook_id": webhook,
         "model_id": "tiny",
         "import_id": coming,
+        "hub_token_id": hub_token,
     }
 
 

@@ -40,6 +40,7 @@ from client import answers
         (answers.PreviewedRecord, dataset_schemas.RecordView),
         (answers.Part, dataset_schemas.PartView),
         (answers.Model, model_schemas.ModelView),
+        (answers.HubToken, model_schemas.HubTokenView),
         (answers.StageMemory, estimate_schemas.StageView),
         (answers.Fit, estimate_schemas.FitView),
         (answers.Estimate, estimate_schemas.EstimateView),

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from core import attempts, workers
 from core.ability import CPU, Ability
 from tests.client.conftest import Service
 from tests.client.servers import Script, Store, serving
+from tests.hub import hub
 
 CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
 
@@ -179,6 +181,26 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     more = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout
+
+
+@pytest.fixture
+def known_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that knows one token, for services that are started from now on."""
+    with hub({}, {"hf_example": "acme"}) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+
+
+def test_a_hub_token_is_read_from_a_pipe_told_of_and_forgotten(known_hub: None, shell: Shell) -> None:
+    assert shell.run("hub-token", "set", typed="hf_wrong").exit_code == Exit.REFUSED
+    given = shell.run("hub-token", "set", typed="hf_example")
+    assert (given.exit_code, given.stdout.split()[0]) == (0, "acme")
+    assert "hf_example" not in given.output
+    found = shell.json("hub-token", "show")
+    assert (found["name"], "token" in found) == ("acme", False)
+    assert shell.json("hub-token", "delete") == found
+    assert shell.run("hub-token", "show").exit_code == Exit.REFUSED
 
 
 def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shell, data: Path) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from core.database import make_engine, make_sessions
 from core.errors import Code, ProblemError
+from core.hub_tokens import HubTokens
 from core.models import Door
+from core.seals import Seals
 from core.settings import Settings
 from core.storage import Storage
 from tests.hollow import write_hollow
@@ -19,7 +21,8 @@ def roots(tmp_path: Path) -> Path:
 
 def door(settings: Settings) -> Door:
     """Nothing is connected before it is used."""
-    return Door(settings, make_sessions(make_engine(settings)), Storage(settings))
+    sessions = make_sessions(make_engine(settings))
+    return Door(settings, sessions, Storage(settings), HubTokens(Seals(settings), sessions))
 
 
 def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:

@@ -1,0 +1,197 @@
+"""A tenant's own token of the hub: what it opens, for whom, and that nobody sees it again."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api.app import make_app
+from api.importer import Importer
+from core.tables import HubToken
+from tests.api.conftest import Json, NewClient, problem
+from tests.hollow import write_hollow
+from tests.hub import COMMIT, Repo, hub, look_there
+
+OURS, THEIRS = "hf_ours", "hf_theirs"
+RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
+
+
+@dataclass
+class Hub:
+    """A hub with a private model, a gated one, an open one and a private dataset. Only `OURS` opens what is shut."""
+
+    cache: Path
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def tokens(self) -> set[str | None]:
+        """What was shown since this was last asked."""
+        shown = {token for _, token in self.seen}
+        self.seen.clear()
+        return shown
+
+    def cached(self) -> list[str]:
+        return [path.name for path in self.cache.glob("models--*")]
+
+
+@pytest.fixture
+def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    model, data = write_hollow(tmp_path / "repo"), tmp_path / "data"
+    data.mkdir()
+    (data / "texts.jsonl").write_bytes(RIGHT)
+    repos = {
+        "acme/private": Repo(model, private=True, readers=(OURS,)),
+        "acme/gated": Repo(model, gated=True, readers=(OURS,)),
+        "acme/open": Repo(model),
+        "acme/texts": Repo(data, private=True, readers=(OURS,)),
+    }
+    made = Hub(tmp_path / "cache")
+    with hub(repos, {OURS: "acme", THEIRS: "stranger"}, made.seen) as endpoint:
+        look_there(monkeypatch, endpoint, made.cache)
+        yield made
+
+
+def give(client: TestClient, token: str) -> Json:
+    answer = client.put("/hub-token", json={"token": token})
+    assert answer.status_code == 200, answer.text
+    given: Json = answer.json()
+    return given
+
+
+@pytest.fixture
+def stranger(new_client: NewClient, shut: Hub) -> TestClient:
+    """Of another tenant, with a token that opens nothing of ours."""
+    made = new_client("theirs")
+    give(made, THEIRS)
+    return made
+
+
+def dataset_of(client: TestClient) -> str:
+    made: str = client.post("/datasets", files={"file": ("texts.jsonl", RIGHT)}).json()["id"]
+    return made
+
+
+def test_a_token_is_told_of_and_never_shown(client: TestClient, shut: Hub, sessions: sessionmaker[Session]) -> None:
+    problem(client.get("/hub-token"), 404, "not_found")
+    first = give(client, THEIRS)
+    given = give(client, OURS)
+    assert (given["name"], given["id"] != first["id"]) == ("acme", True)
+    answers = [client.get("/hub-token"), client.get("/audit"), client.delete("/hub-token")]
+    assert answers[0].json() == answers[2].json() == given
+    assert [entry["action"] for entry in client.get("/audit", params={"limit": 3}).json()["data"]] == [
+        "delete_hub_token",
+        "put_hub_token",
+        "put_hub_token",
+    ]
+    assert not [answer for answer in answers if OURS in answer.text]
+    problem(client.get("/hub-token"), 404, "not_found")
+    problem(client.delete("/hub-token"), 404, "not_found")
+
+
+def test_a_token_is_kept_encrypted(client: TestClient, shut: Hub, sessions: sessionmaker[Session]) -> None:
+    give(client, OURS)
+    with sessions.begin() as session:
+        row = session.scalars(select(HubToken)).one()
+    assert OURS not in repr(vars(row))
+
+
+@pytest.mark.parametrize("token", ["hf_nobody", "hf_with a space", "hf_of\nlines", "x" * 513, "", 40417])
+def test_a_token_that_cannot_be_one_is_refused_and_not_repeated(
+    client: TestClient, shut: Hub, token: str | int
+) -> None:
+    answer = client.put("/hub-token", json={"token": token})
+    report = problem(answer, 422, "invalid_request")
+    assert (report["param"], report["errors"][0]["value"]) == ("token", "(not repeated)")
+    assert not token or str(token) not in answer.text
+    problem(client.get("/hub-token"), 404, "not_found")
+
+
+def test_without_a_key_to_encrypt_with_no_token_is_taken(app: FastAPI, client: TestClient, shut: Hub) -> None:
+    bare = make_app(app.state.services.settings.model_copy(update={"secret_key": None}))
+    with TestClient(bare, headers=dict(client.headers)) as there:
+        report = problem(there.put("/hub-token", json={"token": OURS}), 409, "conflict")
+    assert report["param"] == "SEFT_SECRET_KEY"
+
+
+def test_a_token_whose_key_is_gone_is_told_and_open_models_need_none(
+    app: FastAPI, client: TestClient, shut: Hub
+) -> None:
+    give(client, OURS)
+    bare = make_app(app.state.services.settings.model_copy(update={"secret_key": None}))
+    with TestClient(bare, headers=dict(client.headers)) as there:
+        report = problem(there.get("/models/acme/private"), 422, "invalid_request")
+        assert "PUT /hub-token" in report["errors"][0]["way_out"]
+        assert there.get("/models/acme/open").status_code == 200
+
+
+def test_a_hub_that_is_away_takes_no_token(client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    problem(client.put("/hub-token", json={"token": OURS}), 502, "hub_unreachable")
+
+
+@pytest.mark.parametrize("model", ["acme/private", "acme/gated"])
+def test_a_token_opens_a_model_for_its_own_tenant_everywhere_and_for_no_other(
+    client: TestClient, stranger: TestClient, shut: Hub, model: str
+) -> None:
+    give(client, OURS)
+    body = {"model": model, "dataset": dataset_of(client), "sparsity": 0.6}
+    preview = f"/datasets/{body['dataset']}/preview"
+    shut.seen.clear()
+    assert client.get(f"/models/{model}").json()["revision"] == COMMIT
+    assert client.post("/jobs/estimate", json=body).status_code == 200
+    assert client.post("/jobs", json=body).json()["spec"]["revision"] == COMMIT
+    seen = client.get(preview, params={"model": model})
+    assert seen.status_code == 200, seen.text
+    assert shut.tokens() == {None, OURS}
+
+    theirs = body | {"dataset": dataset_of(stranger)}
+    code = "model_refused" if model == "acme/gated" else "model_not_found"
+    for answer in (
+        stranger.post("/jobs/estimate", json=theirs),
+        stranger.post("/jobs", json=theirs),
+        stranger.get(f"/datasets/{theirs['dataset']}/preview", params={"model": model}),
+    ):
+        report = problem(answer, 422, code)
+        assert "PUT /hub-token" in report["errors"][0]["way_out"]
+    assert stranger.get(f"/models/{model}").status_code in {404, 422}
+    assert shut.tokens() == {None, THEIRS}
+    assert shut.cached() == []
+    for one in (client, stranger):
+        assert model not in one.get("/models").text
+
+    client.delete("/hub-token")
+    problem(client.post("/jobs", json=body), 422, code)
+    assert shut.tokens() == {None}
+
+
+def test_an_open_model_is_asked_for_without_the_token(client: TestClient, shut: Hub) -> None:
+    give(client, OURS)
+    shut.seen.clear()
+    assert client.get("/models/acme/open").status_code == 200
+    assert (shut.tokens(), shut.cached()) == ({None}, ["models--acme--open"])
+
+
+def test_a_token_that_the_hub_has_forgotten_is_told(
+    client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(client, OURS)
+    with hub({"acme/private": Repo(shut.cache, private=True)}) as endpoint:
+        look_there(monkeypatch, endpoint, shut.cache)
+        report = problem(client.get("/models/acme/private"), 422, "model_refused")
+    assert "PUT /hub-token" in report["errors"][0]["way_out"]
+
+
+def test_a_private_dataset_is_imported_by_its_own_tenant_alone(
+    app: FastAPI, client: TestClient, stranger: TestClient, shut: Hub
+) -> None:
+    give(client, OURS)
+    for one, status in ((client, "done"), (stranger, "failed")):
+        begun = one.post("/imports", json={"source": "hf://datasets/acme/texts"}).json()
+        assert Importer(app.state.services).round()
+        found = one.get(f"/imports/{begun['id']}").json()
+        assert found["status"] == status, found
+    assert (found["error"]["code"], "PUT /hub-token" in found["error"]["message"]) == ("not_found", True)
