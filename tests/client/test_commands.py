@@ -177,7 +177,11 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_
     (listed,) = shell.json("models")
     assert (listed["id"], listed["parameters"]) == ("tiny", found["parameters"])
     assert shell.json("models", "tiny") == listed
-    assert f"{listed['parameters']:,}" in shell.run("models", "tiny").stdout
+    assert listed["fits_on"] == ["w1"]
+    for words_of_models in (["models"], ["models", "tiny"]):
+        (row,) = shell.run(*words_of_models).stdout.splitlines()[1:]
+        assert f"{listed['parameters']:,}" in row
+        assert row.rstrip().endswith("w1")
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     more = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout

@@ -218,6 +218,26 @@ def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -
     assert [json.loads(body) for _, _, _, body in script.requests] == [{"name": "nightly", "scope": "read"}] * 2
 
 
+def test_models_estimates_and_previews_are_asked_for(script: Script, client: Client) -> None:
+    script.will_answer({"id": "owner/a name", "fits_on": ["w1"]})
+    script.will_answer({"data": [{"id": "a"}], "has_more": True})
+    script.will_answer({"data": [{"id": "b"}], "has_more": False})
+    script.will_answer({"fits": True})
+    script.will_answer({"tokens": 4})
+    assert client.model("owner/a name", revision="main")["fits_on"] == ["w1"]
+    assert [model["id"] for model in client.models()] == ["a", "b"]
+    assert client.estimate_job({"model": "a", "sparsity": 0.6})["fits"]
+    assert client.preview_dataset("file_1", "owner/name", limit=2)["tokens"] == 4
+    assert [(method, path) for method, path, _, _ in script.requests] == [
+        ("GET", "/models/owner/a%20name?revision=main"),
+        ("GET", "/models"),
+        ("GET", "/models?after=a"),
+        ("POST", "/jobs/estimate"),
+        ("GET", "/datasets/file_1/preview?model=owner%2Fname&limit=2"),
+    ]
+    assert script.requests[3][3] == b'{"model":"a","sparsity":0.6}'
+
+
 def test_a_key_is_revoked_by_its_id(script: Script, client: Client) -> None:
     script.will_answer({"id": "key_1", "revoked_at": "now"})
     assert client.revoke_key("key_1")["revoked_at"] == "now"
