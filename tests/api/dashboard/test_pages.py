@@ -1,5 +1,6 @@
 """Pages: every one of them, what a stranger sees, what is escaped, what a poller is spared."""
 
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -8,15 +9,15 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import func, update
+from sqlalchemy import func, insert, literal, select, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api.dashboard.pages.job import RUNS
+from api.dashboard.pages.job import POINTS, RUNS
 from core import attempts, reports, workers
 from core.attempts import Attempt
 from core.reports import CHANGES
-from core.tables import Worker
+from core.tables import JobMetric, Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.core.conftest import GPU
@@ -177,6 +178,28 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
     assert f"Topology evolved after step {events - 1}" in visible(browser.show(path))
     with sessions.begin() as session:
         assert all("layers" not in event.data for event in reports.latest_events(session, attempt.job_id, limit=9))
+
+
+def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
+    browser: Browser, client: TestClient, sessions: sessionmaker[Session], attempt: Attempt
+) -> None:
+    steps, path = 100_000, f"/jobs/{attempt.job_id}"
+    step = func.generate_series(1, steps).column_valued("step")
+    values = func.jsonb_build_object("loss", step, "speed", -step, "rate", 0.5, "memory", 2**33)
+    with sessions.begin() as session:
+        columns = ["job_id", "step", "attempt", "values"]
+        session.execute(insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, 1, values)))
+    answer = browser.show(f"{path}/series")
+    curve = json.loads(answer)
+    assert len(answer) < 40_000
+    assert POINTS / 2 < len(curve["step"]) <= POINTS
+    assert curve["step"][-1] == steps
+    middles = [(last + before + 1) / 2 for before, last in itertools.pairwise([0, *curve["step"]])]
+    assert curve["values"]["loss"] == middles
+    assert curve["values"]["speed"] == [-middle for middle in middles]
+    rows = client.get(f"{path}/metrics", params={"points": POINTS}).json()["data"]
+    assert [row["step"] for row in rows] == curve["step"]
+    assert [row["values"]["loss"] for row in rows] == middles
 
 
 def test_what_is_not_there_is_told_on_a_page(browser: Browser) -> None:
