@@ -13,6 +13,8 @@ from core.imports import State
 from core.specs import Line, Spec
 from core.tables import Import
 
+LARGEST = 5 << 40
+"""Bytes of an object, as S3 takes them."""
 IMPORT_ID = "imp_01jz5h4c8m2v9q7w3t6x0y1b2d"
 
 
@@ -24,7 +26,9 @@ class ImportRequest(Spec):
     name: Annotated[Line, Field(max_length=255)] | None = Field(
         default=None, description="Of the dataset; the file name of the source unless it is given."
     )
-    bytes: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Size of the file to be sent.")
+    bytes: Annotated[int, Field(ge=1, le=LARGEST)] | None = Field(
+        default=None, description="Size of the file to be sent."
+    )
     resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(
         default=None, description="Stands for the file's bytes, such as their SHA-256; the same again goes on."
     )

@@ -169,6 +169,7 @@ def test_a_request_that_cannot_work_is_refused(app: FastAPI, client: TestClient)
         ({}, "body"),
         ({"bytes": 9, "source": "s3://a-bucket/x.jsonl"}, "body"),
         ({"bytes": most + 1}, "bytes"),
+        ({"bytes": 1 << 63, "resume_key": "k"}, "bytes"),
         ({"source": "s3://another/x.jsonl"}, "source"),
         ({"source": f"s3://{app.state.services.settings.s3_bucket}/datasets/x.jsonl"}, "source"),
         ({"source": "file:///etc/passwd"}, "source"),
