@@ -13,17 +13,20 @@ HEAD = ("model", "kind", "architecture", "parameters", "context", "licence", "fi
 
 def models(
     model: Annotated[str | None, typer.Argument(help="Only this one; it may be any of the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List models that a job may name: local ones, those in the hub's cache, results of your jobs."""
+    if revision is not None and model is None:
+        raise typer.BadParameter("Name the model that it is of.", param_hint="--revision")
     with connected(as_json) as service:
         if model is None:
             found = service.models()
             show_rows(found, as_json, HEAD, map(_row, found))
         elif as_json:
-            typer.echo(json.dumps(service.model(model)))
+            typer.echo(json.dumps(service.model(model, revision=revision)))
         else:
-            show_rows((), as_json, HEAD, [_row(service.model(model))])
+            show_rows((), as_json, HEAD, [_row(service.model(model, revision=revision))])
 
 
 def _row(model: Model) -> list[str]:

@@ -182,6 +182,9 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_
         (row,) = shell.run(*words_of_models).stdout.splitlines()[1:]
         assert f"{listed['parameters']:,}" in row
         assert row.rstrip().endswith("w1")
+    assert shell.run("models", "--revision", "main").exit_code == Exit.USAGE
+    refused = shell.run("models", "tiny", "--revision", "main")
+    assert (refused.exit_code, "only a model of the hub has revisions" in refused.stderr) == (Exit.REFUSED, True)
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     more = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout
