@@ -16,3 +16,7 @@ def upgrade() -> None:
         sa.Column("sealed", sa.Text, nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
     )
+
+
+def downgrade() -> None:
+    op.drop_table("hub_tokens")

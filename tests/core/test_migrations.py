@@ -5,14 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
 
 from core import jobs
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.tables import Base
-from migrations import upgrade
+from migrations import HERE, downgrade, upgrade
 from tests.worker.conftest import wait_for
 
 
@@ -32,6 +34,37 @@ def test_migrated_schema_equals_the_tables(settings: Settings, empty: Engine) ->
     with empty.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def columns(engine: Engine) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
+    """Type, whether NULL is taken, and default of every column."""
+    inspector = inspect(engine)
+    return {
+        (table, column["name"]): (str(column["type"]), column["nullable"], column["default"])
+        for table in inspector.get_table_names()
+        for column in inspector.get_columns(table)
+    }
+
+
+def test_the_last_step_can_be_taken_back_and_leaves_older_software_what_it_knows(
+    settings: Settings, empty: Engine
+) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(HERE))
+    newest = ScriptDirectory.from_config(config).get_revision("head")
+    assert newest and isinstance(newest.down_revision, str)
+    upgrade(settings, newest.down_revision)
+    older = columns(empty)
+    upgrade(settings)
+    newer = columns(empty)
+    assert {name: newer.get(name) for name in older} == older
+    tables = {table for table, _ in older}
+    required = {name for name, (_, null, default) in newer.items() if not null and default is None}
+    assert not {name for name in required - set(older) if name[0] in tables}, "older software cannot write its rows"
+    downgrade(settings)
+    assert columns(empty) == older
+    upgrade(settings)
+    assert columns(empty) == newer
 
 
 def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
