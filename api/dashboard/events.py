@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from api.dashboard import words
 from api.schemas import EventView
 
 Data = dict[str, Any]
@@ -56,7 +57,7 @@ def _reason(text: str) -> Callable[[Data], tuple[str, str]]:
 
 
 def _evolved(data: Data) -> tuple[str, str]:
-    count = {name: f"{data.get(name, 0):,}" for name in ("dropped", "grown", "reactivated", "pruned")}
+    count = {name: words.count(data.get(name, 0)) for name in ("dropped", "grown", "reactivated", "pruned")}
     changes = "{dropped} dropped, {grown} grown, {reactivated} of them zeros, {pruned} pruned".format(**count)
     return f"Topology evolved after step {data.get('step')}", changes
 

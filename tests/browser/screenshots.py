@@ -85,8 +85,11 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
         "failed": f"/jobs/{failed['id']}",
         "new": f"/jobs/new?clone={done[0]}",
         "compare": f"/compare?job={done[0]}&job={done[1]}",
+        "models": f"/models?model={done[0]}",
         "datasets": "/datasets",
+        "dataset": f"/datasets/{dataset}?model={MODEL}",
         "workers": "/workers",
+        "webhooks": "/webhooks",
         "keys": "/keys",
     }
 

@@ -70,7 +70,12 @@
       }))],
       axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
     };
-    if (mirrored) options.scales.x.range = (_, low, high) => { const gap = (high - low || step[0]) / step.length / 1.5; return [low - gap, high + gap]; };
+    // Bars need room at both ends. Around a single one the chart would make up a range of its own.
+    if (mirrored) options.scales.x.range = (_, low, high) => {
+      if (step.length === 1) return [0, 2 * step[0]];
+      const gap = (high - low) / step.length / 1.5;
+      return [low - gap, high + gap];
+    };
     drawn.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], place);
     figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${say((shown ?? values).findLast((value) => value !== null))}`).join(", "));
     figure.querySelector(".plot").setAttribute("role", "img");
