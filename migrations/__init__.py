@@ -22,7 +22,7 @@ LOCK_SECONDS, TRIES, PAUSE_SECONDS = 3, 20, 1.0
 
 
 def upgrade(settings: Settings, to: str = "head") -> None:
-    """Bring the database to the newest schema, or up to a step; all the way or not at all; there already, do nothing."""
+    """Bring the database to the newest schema, or up to a step: all the way or not at all. There already: nothing."""
     _walk(settings, command.upgrade, to)
 
 

@@ -1,4 +1,4 @@
-"""`python -m migrations` brings the database to the newest schema; `python -m migrations back` takes the last step back."""
+"""`python -m migrations` brings the database to the newest schema; `python -m migrations back` undoes the last step."""
 
 import sys
 

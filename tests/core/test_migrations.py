@@ -52,7 +52,8 @@ def test_the_last_step_can_be_taken_back_and_leaves_older_software_what_it_knows
     config = Config()
     config.set_main_option("script_location", str(HERE))
     newest = ScriptDirectory.from_config(config).get_revision("head")
-    assert newest and isinstance(newest.down_revision, str)
+    assert newest
+    assert isinstance(newest.down_revision, str)
     upgrade(settings, newest.down_revision)
     older = columns(empty)
     upgrade(settings)
