@@ -31,10 +31,10 @@ def admit(
     A job that is to wait for its start is told what it will take.
     """
     body = spec.fingerprint()
-    with sessions.begin() as session:
-        if idempotency_key is not None and (former := jobs.earlier(session, caller.tenant, idempotency_key, body)):
-            return former, False
-        jobs.check_dataset(session, caller.tenant, spec.dataset)
+    if idempotency_key is not None:
+        with sessions.begin() as session:
+            if former := jobs.earlier(session, caller.tenant, idempotency_key, body):
+                return former, False
     source = door.find(caller.tenant, spec.model, spec.revision)
     anatomy = None if spec.auto_start else door.anatomy(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})

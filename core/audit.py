@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from core.keys import Scope
@@ -22,11 +22,8 @@ class Caller:
 
 def note(session: Session, caller: Caller, action: str, target: str) -> None:
     """Write down that the caller did `action`, an operation's name, to the thing whose id is `target`."""
-    entry = AuditEntry(
-        tenant=caller.tenant, key_id=caller.key_id, request_id=caller.request_id, action=action, target=target
-    )
-    session.add(entry)
-    session.flush()
+    who = {"tenant": caller.tenant, "key_id": caller.key_id, "request_id": caller.request_id}
+    session.execute(insert(AuditEntry), {**who, "action": action, "target": target})
 
 
 def page(session: Session, tenant: str, *, before: int | None, limit: int) -> tuple[Sequence[AuditEntry], bool]:

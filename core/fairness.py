@@ -103,9 +103,10 @@ def reason(session: Session, job: Job, settings: Settings) -> Json | None:
     ):
         if limit and (running := _count(session, mine, Status.RUNNING)) >= limit:
             return _told(code, f"{running} of {whose} run, and no more than {limit} may.")
-    if workers.one_takes(session, job, settings.sweep_seconds):
+    living, able = workers.who_takes(session, job, settings.sweep_seconds)
+    if able:
         return _told("in_turn", "It waits for a worker, and for the jobs before it.")
-    if not workers.count(session, settings.sweep_seconds):
+    if not living:
         return _told("no_worker", "No worker runs now.")
     return _told("no_worker", f"No worker that runs now can take it: it needs {_needs(job)}.")
 

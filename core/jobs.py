@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import ColumnElement, Double, Select, and_, cast, func, or_, select, true
+from sqlalchemy import BindParameter, ColumnElement, Double, Select, and_, bindparam, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
 from core import ids, keys, tracing
@@ -70,7 +71,6 @@ def create(
     session.add(job)
     session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pairs(spec.metadata))
     session.flush()
-    session.refresh(job)
     record(session, job.id, job.attempt, f"job.{Move.CREATED}", {})
     if not spec.auto_start:
         shelve(session, job.id, Reason.NOT_STARTED, f"auto_start is false; POST /jobs/{job.id}/start starts the job.")
@@ -185,18 +185,28 @@ def position(session: Session, job: Job) -> int | None:
     """Place in the queue, from 1; `POSITIONS` stands for that many or more. None when the job is not queued."""
     if job.status != Status.QUEUED:
         return None
-    before = or_(Job.priority > job.priority, and_(Job.priority == job.priority, Job.id < job.id))
-    ahead = select(Job.id).where(Job.status == Status.QUEUED, before).limit(POSITIONS - 1)
-    return 1 + (session.scalar(select(func.count()).select_from(ahead.subquery())) or 0)
+    return 1 + (session.scalar(_ahead(), {"id": job.id, "priority": job.priority}) or 0)
+
+
+@cache
+def _ahead() -> Select[int]:
+    priority: BindParameter[int] = bindparam("priority")
+    before = or_(Job.priority > priority, and_(Job.priority == priority, Job.id < bindparam("id")))
+    some = select(Job.id).where(Job.status == Status.QUEUED, before).limit(POSITIONS - 1)
+    return select(func.count()).select_from(some.subquery())
 
 
 def check_dataset(session: Session, tenant: str, dataset_id: str) -> None:
     """INVALID_REQUEST when the tenant has no such dataset."""
-    mine = (Dataset.id == dataset_id, Dataset.tenant == tenant, Dataset.deleted_at.is_(None))
-    # Whoever would delete it waits for this transaction, and sees the job then.
-    row = session.scalar(select(Dataset.id).where(*mine).with_for_update(read=True, key_share=True))
-    if row is None:
+    if session.scalar(_held_dataset(), {"id": dataset_id, "tenant": tenant}) is None:
         flaw = Flaw(
             "dataset", "names an uploaded dataset", dataset_id, "Upload one with POST /datasets and give its id."
         )
         raise ProblemError(Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}.", (flaw,))
+
+
+@cache
+def _held_dataset() -> Select[str]:
+    mine = (Dataset.id == bindparam("id"), Dataset.tenant == bindparam("tenant"), Dataset.deleted_at.is_(None))
+    # Whoever would delete it waits for this transaction, and sees the job then.
+    return select(Dataset.id).where(*mine).with_for_update(read=True, key_share=True)

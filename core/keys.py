@@ -5,9 +5,10 @@ import secrets
 from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, bindparam, func, or_, select, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core import ids
 from core.errors import Code, ProblemError
@@ -45,18 +46,23 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
 
 def verify(session: Session, secret: str) -> ApiKey | None:
     """The row of a key that was issued and not revoked; its use is noted."""
-    return _used(session, ApiKey.sha256 == digest(secret))
+    return _used(session, _valid(ApiKey.sha256), digest(secret))
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
     """The same by the id, for those who have shown the key before."""
-    return _used(session, ApiKey.id == key_id)
+    return _used(session, _valid(ApiKey.id), key_id)
 
 
-def _used(session: Session, which: ColumnElement[bool]) -> ApiKey | None:
+@cache
+def _valid(named: InstrumentedAttribute[str]) -> Select[ApiKey, bool]:
+    """The query of the key whose column `named` has the value `name`, and whether its use is to be noted."""
     old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
-    query = select(ApiKey, old).where(which, ApiKey.revoked_at.is_(None))
-    found = session.execute(query).first()
+    return select(ApiKey, old).where(named == bindparam("name"), ApiKey.revoked_at.is_(None))
+
+
+def _used(session: Session, query: Select[ApiKey, bool], name: str) -> ApiKey | None:
+    found = session.execute(query, {"name": name}).first()
     if found is None:
         return None
     key, due = found

@@ -3,10 +3,13 @@
 Who may do what is not decided here; `core.wishes`, `core.attempts` and `core.recovery` call `move`.
 """
 
+from datetime import datetime
+from functools import cache
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from core import totals, webhooks
 from core.states import TRANSITIONS, Move, Reason, Status
@@ -70,10 +73,15 @@ def record(session: Session, job_id: str, attempt: int, type: str, data: dict[st
     The caller's transaction has changed the job's row before: the row's lock makes the events of a job commit in the
     order of their ids, so a reader that goes on after the last id it saw misses none.
     """
-    event = insert(JobEvent).values(job_id=job_id, attempt=attempt, type=type, data=data)
-    event_id, at = session.execute(event.returning(JobEvent.id, JobEvent.created_at)).one()
+    event = {"job_id": job_id, "attempt": attempt, "type": type, "data": data}
+    event_id, at = session.execute(_noted(), event).one()
     if type.startswith(MOVE):
         webhooks.tell(session, job_id, type, {"attempt": attempt, **data}, event_id=event_id, at=at)
+
+
+@cache
+def _noted() -> ReturningInsert[int, datetime]:
+    return insert(JobEvent).returning(JobEvent.id, JobEvent.created_at)
 
 
 def _consequences(move: Move, end: Status | None) -> dict[str, Any]:

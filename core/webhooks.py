@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cache
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import Select, bindparam, delete, func, or_, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from core import ids
@@ -149,13 +151,19 @@ def test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
 
 def tell(session: Session, job_id: str, type: str, news: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
     """Owe the news of a job's event to every webhook of the tenant that wants it and is enabled."""
-    wanted = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains([type]))
-    tenant = select(Job.tenant).where(Job.id == job_id).scalar_subquery()
+    data = {"job_id": job_id, "event_id": event_id, **news}
+    wanting = session.scalars(_wanting(), {"job_id": job_id, "types": [type]})
+    session.add_all([_owe(webhook_id, type, at, data) for webhook_id in wanting.all()])
+
+
+@cache
+def _wanting() -> Select[str]:
+    types = bindparam("types", type_=JSONB)
+    wanted = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains(types))
+    tenant = select(Job.tenant).where(Job.id == bindparam("job_id")).scalar_subquery()
     query = select(Webhook.id).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), wanted)
     # Held, so that a webhook that is deleted at this moment cannot fail the transaction that tells of a job.
-    held = query.with_for_update(read=True, key_share=True)
-    data = {"job_id": job_id, "event_id": event_id, **news}
-    session.add_all([_owe(webhook_id, type, at, data) for webhook_id in session.scalars(held).all()])
+    return query.with_for_update(read=True, key_share=True)
 
 
 def deliveries(

@@ -10,10 +10,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, delete, exists, func, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -66,9 +67,16 @@ def count(session: Session, sweep_seconds: float) -> int:
     return session.scalar(select(func.count()).where(living(sweep_seconds))) or 0
 
 
-def one_takes(session: Session, job: Job, sweep_seconds: float) -> bool:
-    """Whether a living worker, were it free, could take the job."""
-    return bool(session.scalar(select(exists().where(Job.id == job.id, living(sweep_seconds), fits(Worker)))))
+def who_takes(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
+    """How many live, and how many of them, were they free, could take the job."""
+    return session.execute(_who_takes(sweep_seconds), {"job_id": job.id}).one().tuple()
+
+
+@cache
+def _who_takes(sweep_seconds: float) -> Select[int, int]:
+    able = func.count().filter(fits(Worker))
+    query = select(func.count(), able).select_from(Worker).join(Job, Job.id == bindparam("job_id"))
+    return query.where(living(sweep_seconds))
 
 
 def larger(session: Session, has: Ability, sweep_seconds: float) -> bool:

@@ -53,7 +53,7 @@ def test_a_worker_takes_what_it_can_do_and_is_counted_on_for_nothing_else(
     need(sessions, needs=needs)
     with sessions.begin() as session:
         workers.seen(session, "w1", GPU)
-        assert workers.one_takes(session, row(sessions, job_id), SWEEP) is able
+        assert workers.who_takes(session, row(sessions, job_id), SWEEP) == (1, int(able))
     assert (take(sessions, GPU) is not None) is able
 
 
