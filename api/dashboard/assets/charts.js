@@ -28,7 +28,7 @@
   const size = (bytes) => {
     if (bytes === null || bytes === undefined) return "–";
     const power = bytes >= 1 ? Math.min(4, Math.floor(Math.log10(bytes) / 3)) : 0;
-    return `${Number((bytes / 1000 ** power).toPrecision(3))} ${["B", "kB", "MB", "GB", "TB"][power]}`;
+    return `${Number((bytes / 1000 ** power).toPrecision(4))} ${["B", "kB", "MB", "GB", "TB"][power]}`;
   };
 
   const axis = (figure, more) => ({
@@ -68,7 +68,7 @@
         paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
         value: (_, value, __, at) => say(shown && at !== null ? shown[at] : value),
       }))],
-      axes: [axis(figure, { size: 28 }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
+      axes: [axis(figure, { size: 28, values: (_, ticks) => ticks.map((tick) => (tick < 0 ? "" : told(tick))) }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
     };
     // Bars need room at both ends. Around a single one the chart would make up a range of its own.
     if (mirrored) options.scales.x.range = (_, low, high) => {

@@ -38,7 +38,7 @@ def test_models_are_listed_with_what_is_known_of_them_and_a_result_leads_to_its_
     assert rows_of(page) == [
         f"deep/{EVIL} local {told} {DASH} large New job",
         f"tiny local {told} {DASH} large New job",
-        f"tiny result · {result} {told} mit large Its job New job",
+        f"tiny result · {result} {told} mit large Job New job",
     ]
     assert f'href="{ROOT}/jobs/{result}"' in page
     assert f'href="{ROOT}/jobs/new?model=tiny"' in page
