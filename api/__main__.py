@@ -7,11 +7,9 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from api.app import make_app, routes
-from api.courier import Courier
-from api.importer import Importer
+from api.app import routes
 from api.protocol import PatientProtocol
-from core import bucket, keys, logging, tracing
+from core import bucket, keys, logging
 from core.database import make_engine, make_sessions
 from core.keys import Scope
 from core.settings import Settings
@@ -19,6 +17,8 @@ from core.storage import Storage
 
 GRACE_SECONDS = 5
 """Streams of events never end by themselves."""
+HUNG_SECONDS = 15
+"""One of several processes that says nothing for so long is replaced."""
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 keys_cli = typer.Typer(help="API keys.")
@@ -34,13 +34,12 @@ def serve(context: typer.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = Settings()
-    logging.configure(settings)
-    tracing.configure("api")
-    app = make_app(settings)
-    Courier(app.state.services.sessions, settings.webhook_networks).start()
-    Importer(app.state.services).start()
+    if settings.api_processes > 1:
+        logging.configure(settings)  # of the supervisor
     uvicorn.run(
-        app,
+        "api.process:serving",
+        factory=True,
+        workers=settings.api_processes,
         host=settings.api_host,
         port=settings.api_port,
         log_config=None,
@@ -48,6 +47,7 @@ def serve(context: typer.Context) -> None:
         server_header=False,
         http=PatientProtocol,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=HUNG_SECONDS,
     )
 
 

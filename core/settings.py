@@ -29,6 +29,9 @@ class Settings(BaseSettings):
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens at.")
     api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens at.")
+    api_processes: int = Field(
+        default=1, ge=1, description="Processes that serve the API, each with up to 20 connections to Postgres."
+    )
     model_roots: list[Path] = Field(
         default=[], description="Folders (a JSON list) whose models may be named by their relative path."
     )

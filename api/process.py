@@ -1,0 +1,34 @@
+"""One process of the API: the application, and the threads beside it. Where there are several, all are alike."""
+
+import os
+import signal
+import threading
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
+
+from fastapi import FastAPI
+
+from api.app import make_app
+from api.courier import Courier
+from api.importer import Importer
+from core import logging, tracing
+from core.settings import Settings
+
+
+def serving() -> FastAPI:
+    """The application as a process serves it, which ends with its supervisor if it has one."""
+    settings = Settings()
+    logging.configure(settings)
+    tracing.configure("api")
+    if supervisor := parent_process():
+        threading.Thread(target=_end_with, args=(supervisor,), name="tether", daemon=True).start()
+    app = make_app(settings)
+    Courier(app.state.services.sessions, settings.webhook_networks).start()
+    Importer(app.state.services).start()
+    return app
+
+
+def _end_with(supervisor: BaseProcess) -> None:
+    """A supervisor that was killed tells nobody; without it the port would stay taken."""
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGTERM)

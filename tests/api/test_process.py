@@ -1,0 +1,104 @@
+"""The API as processes: several serve one address, are replaced, and leave nothing behind."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from core import keys
+from core.database import make_engine, make_sessions
+from core.keys import Scope
+from core.settings import Settings
+from local.servers import Servers
+from local.stack import Api
+from tests.api.conftest import Json
+from tests.hollow import write_hollow
+from tests.worker.conftest import alive, children_of, variables, wait_for
+
+Call = httpx2.Response
+
+
+@pytest.fixture
+def api(servers: Servers, settings: Settings, tmp_path: Path) -> Iterator[Api]:
+    """Two processes and their supervisor."""
+    roots = json.dumps([str(write_hollow(tmp_path / "models" / "tiny").parent)])
+    more = {"SEFT_API_PROCESSES": "2", "SEFT_MODEL_ROOTS": roots}
+    started = Api(servers.lock, {**os.environ, **variables(settings), **more})
+    before = starts(started)
+    started.start()
+    wait_for(lambda: starts(started) == before + 2, 120)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def key(settings: Settings) -> str:
+    engine = make_engine(settings)
+    with make_sessions(engine).begin() as session:
+        _, secret = keys.issue(session, "ours", "test", Scope.ADMIN)
+    engine.dispose()
+    return secret
+
+
+def serving(api: Api) -> list[int]:
+    """Ids of the processes that serve; beside them the supervisor has one that sees to what they share."""
+    assert api.process is not None
+    return [pid for pid in children_of(api.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def starts(api: Api) -> int:
+    """How often a process of it has begun to serve."""
+    return api.log.read_text().count("Application startup complete") if api.log.exists() else 0
+
+
+@contextmanager
+def alone(api: Api, pid: int) -> Iterator[None]:
+    """All the others are held up meanwhile: what is answered, this process has answered."""
+    others = [each for each in serving(api) if each != pid]
+    for each in others:
+        os.kill(each, signal.SIGSTOP)
+    yield
+    for each in others:
+        os.kill(each, signal.SIGCONT)
+
+
+def test_each_process_serves_and_knows_what_the_others_did(api: Api, key: str) -> None:
+    def send(method: str, path: str, **more: object) -> Call:
+        answer = httpx2.request(method, f"{api.url}{path}", headers=headers, timeout=30, **more)  # type: ignore[arg-type]
+        assert answer.status_code < 400, answer.text
+        return answer
+
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once"}
+    upload = {"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}
+    body: Json = {"model": "tiny", "dataset": send("POST", "/datasets", files=upload).json()["id"], "sparsity": 0.6}
+    made, counted = set(), set()
+    for pid in serving(api):
+        with alone(api, pid):
+            made.add(send("POST", "/jobs", json=body).json()["id"])
+            counted |= {line for line in send("GET", "/metrics").text.splitlines() if 'status="queued"' in line}
+    assert len(made) == 1
+    assert counted == {'seft_jobs{status="queued"} 1.0'}
+
+
+def test_a_process_that_was_killed_is_replaced(api: Api) -> None:
+    (first, second), before = serving(api), starts(api)
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: starts(api) == before + 1, 120)
+    (new,) = set(serving(api)) - {second}
+    with alone(api, new):
+        assert httpx2.get(f"{api.url}/livez", timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_when_the_supervisor_ends(api: Api, end: signal.Signals) -> None:
+    assert api.process is not None
+    all_of_them = children_of(api.process.pid)
+    assert len(all_of_them) >= 2
+    api.process.send_signal(end)
+    api.process.wait(30)
+    wait_for(lambda: not any(map(alive, all_of_them)))
