@@ -2,8 +2,8 @@
 
     python -m benchmarks.uploads --gigabytes 5
 
-Real servers in a temporary folder, and the real client, which sends the file in parts; the disk has to hold it three
-times: the file, its parts, the dataset.
+Each is sent in parts by our client, and as a form in one request. Real servers in a temporary folder; the disk has to
+hold the large file five times: the file, what came of it on its way, both datasets, parts whose room is not yet free.
 """
 
 import argparse
@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
 
 from client import uploads
 from client.http import Client
@@ -26,7 +29,7 @@ from local.stack import Api
 from migrations import upgrade
 
 SMALL = 1 << 20
-LINE = '{"prompt": "What does entry %d of the register say? ", "completion": "%s"}\n'
+LINE = '{"prompt": "What does entry %d of the register of %s say? ", "completion": "%s"}\n'
 WORDS = "The quick brown fox jumps over the lazy dog, and the register keeps the score of it. " * 12
 
 
@@ -37,23 +40,41 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
     chosen = parser.parse_args()
     with TemporaryDirectory(dir=chosen.folder) as name, _api(Path(name)) as (api, secret):
-        uploads.PARTS_FROM = 0
         for size in (SMALL, int(chosen.gigabytes * 1e9)):
-            path = Path(name) / f"{size}.jsonl"
-            _write(path, size)
-            began = time.perf_counter()
-            with Client(api.url, secret) as client:
-                dataset = client.upload_dataset(path)
-            path.unlink()
-            told = {"bytes": dataset["bytes"], "records": dataset["records"], "api_peak_mb": round(_peak(api) / 1e3, 1)}
-            print(json.dumps(told | {"seconds": round(time.perf_counter() - began, 1)}), flush=True)
+            for way, send in WAYS.items():
+                path = Path(name) / f"{way}.jsonl"
+                _write(path, size, way)
+                _forget_peak(api)
+                began = time.perf_counter()
+                dataset = send(api.url, secret, path)
+                seconds = round(time.perf_counter() - began, 1)
+                path.unlink()
+                told = {"way": way, "bytes": dataset["bytes"], "records": dataset["records"]}
+                print(json.dumps(told | {"api_peak_mb": round(_peak(api) / 1e3, 1), "seconds": seconds}), flush=True)
+
+
+def _in_parts(url: str, secret: str, path: Path) -> Any:
+    uploads.PARTS_FROM = 0
+    with Client(url, secret) as client:
+        return client.upload_dataset(path)
+
+
+def _as_a_form(url: str, secret: str, path: Path) -> Any:
+    """As curl would. The answer comes when all is checked and stored, later than our client waits for one."""
+    with path.open("rb") as file:
+        headers = {"Authorization": f"Bearer {secret}"}
+        return httpx2.post(f"{url}/datasets", files={"file": file}, headers=headers, timeout=None).json()
+
+
+WAYS = {"parts": _in_parts, "form": _as_a_form}
 
 
 @contextmanager
 def _api(folder: Path) -> Iterator[tuple[Api, str]]:
     """A running API and a key to it."""
     with Servers(folder / "servers") as servers:
-        variables = {**servers.environment(), "SEFT_MAX_DATASET_BYTES": str(1 << 40)}
+        most = str(1 << 40)
+        variables = {**servers.environment(), "SEFT_MAX_DATASET_BYTES": most, "SEFT_MAX_UPLOAD_BYTES": most}
         settings = make_settings(variables)
         upgrade(settings)
         api = Api(servers.lock, {**os.environ, **variables})
@@ -72,17 +93,23 @@ def _key(settings: Settings) -> str:
     return secret
 
 
-def _write(path: Path, size: int) -> None:
-    """Different records of about a kilobyte, until the file has this size."""
+def _write(path: Path, size: int, way: str) -> None:
+    """Different records of about a kilobyte, until the file has this size; for each way others."""
     with path.open("w") as file:
         number = 0
         while file.tell() < size:
-            file.writelines(LINE % (each, WORDS) for each in range(number, number + 1000))
+            file.writelines(LINE % (each, way, WORDS) for each in range(number, number + 1000))
             number += 1000
 
 
+def _forget_peak(api: Api) -> None:
+    """Linux counts the peak anew from now on."""
+    assert api.process is not None
+    Path(f"/proc/{api.process.pid}/clear_refs").write_text("5")
+
+
 def _peak(api: Api) -> int:
-    """The largest resident set that the API's process ever had, in kB: VmHWM of Linux."""
+    """The largest resident set of the API's process since then, in kB: VmHWM of Linux."""
     assert api.process is not None
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{api.process.pid}/status").read_text())
     assert found is not None
