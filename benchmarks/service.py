@@ -3,9 +3,9 @@
     python -m benchmarks.service
     python -m benchmarks.service --seconds 10 --jobs 100000
 
-It starts servers and APIs of its own in a folder that it removes. No worker runs: it would take the cores. First jobs
-are asked for at moments that do not wait for answers. Then two databases, one of 100 jobs and one of many, are asked
-the same in turn, and the medians compared.
+It starts servers and APIs of its own in a folder that it removes, each of as many processes as SEFT_API_PROCESSES says.
+No worker runs: it would take the cores. First jobs are asked for at moments that do not wait for answers. Then two
+databases, one of 100 jobs and one of many, are asked the same in turn, and the medians compared.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from core.database import make_engine, make_sessions
 from core.keys import Scope
 from core.settings import Settings
 from local.folder import FolderLock
+from local.processes import children_of
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
@@ -44,6 +45,8 @@ class Site:
     """A running API over a database of its own."""
 
     port: int
+    process: int
+    """Id of the API's process, or of the supervisor of several."""
     database: str
     key: str
     settings: Settings
@@ -124,7 +127,8 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
             "sparsity": 0.6,
             "metadata": {"team": "a"},
         }
-        yield Site(api.port, servers.postgres.url(name), key, settings, job)
+        assert api.process is not None
+        yield Site(api.port, api.process.pid, servers.postgres.url(name), key, settings, job)
     finally:
         api.stop()
         lock.release()
@@ -144,7 +148,9 @@ def _arrivals(servers: Servers, arguments: argparse.Namespace) -> Json:
     with _site(servers, "arrivals") as site:
         asking = Request("POST", "/jobs", site.headers, json.dumps(site.job).encode())
         arrive(site.port, asking, rate=20, seconds=3)
+        before = _cpu_seconds(site.process)
         answers = arrive(site.port, asking, rate=arguments.rate, seconds=arguments.seconds)
+        spent = _cpu_seconds(site.process) - before
         made = {json.loads(each.body)["id"] for each in answers if each.status == 202}
         with psycopg.connect(site.database) as connection:
             kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
@@ -157,10 +163,18 @@ def _arrivals(servers: Servers, arguments: argparse.Namespace) -> Json:
         "p50_ms": quantile(milliseconds, 0.5),
         "p99_ms": quantile(milliseconds, 0.99),
         "longest_ms": max(milliseconds),
+        "api_cpu_ms": 1000 * spent / len(answers),
         "load_after": os.getloadavg(),
     }
     print(f"POST /jobs, {arguments.rate:g} a second for {arguments.seconds:g} s: {found}", flush=True)
     return found
+
+
+def _cpu_seconds(process: int) -> float:
+    """What a process and its children have taken of the processor."""
+    stats = [Path(f"/proc/{each}/stat").read_text() for each in (process, *children_of(process))]
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def _growth(servers: Servers, arguments: argparse.Namespace) -> list[Json]:
