@@ -20,6 +20,9 @@ def main() -> None:
         drill.compose("build", quiet=False)
         try:
             go_through(drill, Path(folder) / "checkpoint")
+        except BaseException:
+            typer.echo(drill.compose("logs", "--no-color", "--tail=40"))
+            raise
         finally:
             drill.compose("down", "--volumes", "--remove-orphans")
 
