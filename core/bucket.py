@@ -1,7 +1,8 @@
 """The bucket as a folder: what a backup keeps of it, and the way back.
 
 Objects never change under their keys, and what is in the folder already is not fetched again. So a folder that is
-filled before and after the database is written down has all that its rows name, though jobs run meanwhile.
+filled before and after the database is written down has all that its rows name, but for the state of a job that ran:
+it may be made after the first time and replaced before the second.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ PART = ".part"
 
 
 def save(storage: Storage, folder: Path) -> int:
-    """Fetch what the folder lacks; how many objects that was. One that is deleted meanwhile is wanted by no row."""
+    """Fetch what the folder lacks; how many objects that was. One that is deleted meanwhile is left out."""
     fetched = 0
     for key in storage.keys(""):
         path = folder / key
