@@ -75,7 +75,7 @@ def test_what_a_request_may_hold_the_library_takes(
         (lambda value: RepairConfig(steps=1, clip_norm=value), "clip_norm", 0.0),
         (lambda value: EvaluateConfig(windows=value), "windows", 0),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 def test_a_refusal_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float) -> None:
     with pytest.raises(ConfigError) as refused:

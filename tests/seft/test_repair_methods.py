@@ -164,7 +164,7 @@ def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smalle
     assert all(map(torch.equal, first_gradients(norm * 1.01), free))
 
 
-@pytest.mark.parametrize("method", set(RepairMethod) - {RepairMethod.MASKED_FULL})
+@pytest.mark.parametrize("method", [each for each in RepairMethod if each is not RepairMethod.MASKED_FULL])
 def test_another_seed_trains_others(method: RepairMethod) -> None:
     first, second = (outcome(short(method=method, seed=seed), steps=2) for seed in (0, 1))
     assert not same_bits(first, second)

@@ -98,6 +98,7 @@ def test_reading_ends_at_the_twentieth_broken_line_unless_some_may_be_broken() -
         b"PAR1 no Parquet",
         table([{"text": "a"}, {"text": "b"}])[:-20],
     ],
+    ids=["gzip cut", "zstd cut", "no gzip", "no zstd", "no Parquet", "Parquet cut"],
 )
 def test_what_cannot_be_unpacked_is_refused(content: bytes) -> None:
     with pytest.raises(FileError, match="must be whole and unpack"):
