@@ -16,7 +16,8 @@ demo: $(READY) ## prune a real language model to 60 %, repair it, through the wh
 	@$(LEASH) $(BIN)/python -m local demo
 
 test: $(READY) ## run every test, on real Postgres, Valkey and S3
-	@$(LEASH) $(BIN)/python -m pytest
+	@# Most tests wait for processes, so three at once take two cores. Files stay whole, for what their tests share.
+	@$(LEASH) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 fuzz: $(READY) ## call every operation of the API thousands of times, rightly and wrongly
 	@$(LEASH) $(BIN)/python -m tests.fuzz
