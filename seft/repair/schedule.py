@@ -23,7 +23,7 @@ WINDOW = 2
 
 RATES = {
     RepairMethod.SEFT: 3e-3,
-    RepairMethod.FIXED_MASK: 3e-3,
+    RepairMethod.FIXED_MASK: 3e-2,
     RepairMethod.MASKED_FULL: 1e-4,
     RepairMethod.MASKED_LORA: 1e-2,
     RepairMethod.SPP: 1e-2,
