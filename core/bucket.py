@@ -2,7 +2,7 @@
 
 Objects never change under their keys, and what is in the folder already is not fetched again. So a folder that is
 filled before and after the database is written down has all that its rows name, but for the state of a job that ran:
-it may be made after the first time and replaced before the second.
+it may be made after the first time and replaced before the second, and then the job begins anew.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Writes database and bucket of docker-compose.yml's stack into a folder, or makes an empty stack of what is there.
 #   deploy/backup.sh save|load FOLDER
-# The bucket is saved before and after the database. Workers should be stopped meanwhile: a state that is replaced in
-# between is in neither copy. COMPOSE, `docker compose` unless set, is how that stack is spoken to.
+# The bucket is saved before and after the database. A job whose state was made and replaced in between begins anew.
+# COMPOSE, `docker compose` unless set, is how that stack is spoken to.
 set -eu
 umask 077
 verb=$1

@@ -49,7 +49,7 @@ from worker.protocol import (
     TopologyEvolved,
     decode,
 )
-from worker.transfers import StorageFullError, TransferError, Transfers
+from worker.transfers import GoneError, StorageFullError, TransferError, Transfers
 from worker.watchdog import Watchdog
 
 TRAINING = (sys.executable, "-m", "worker.child")
@@ -91,7 +91,7 @@ class Supervisor:
     ) -> None:
         self.attempt, self.sessions, self.storage, self.settings = attempt, sessions, storage, settings
         self.draining, self.training = draining, training
-        self.state: dict[str, Json] = {file["name"]: file for file in (attempt.resume or {"files": []})["files"]}
+        self.state: dict[str, Json] = {}
         self.mailbox: Queue[Callable[[], None]] = Queue()
         self.ledger = Ledger(sessions, attempt, settings)
         self.transfers = Transfers(storage, self.mailbox.put)
@@ -121,7 +121,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self.transfers.submit(self._fetch, lambda _: self._start())
+            self.transfers.submit(self._fetch, self._start)
             while not self.over:
                 self.ledger.tick()
                 self._mind_leaving()
@@ -148,19 +148,23 @@ class Supervisor:
             told = "Something unforeseen happened in the worker; its log has the rest."
             self._fail(AttemptError("internal_error", told))
 
-    def _fetch(self) -> None:
+    def _fetch(self) -> GoneError | None:
         """In the thread of the transfers."""
         try:
-            self.files.fetch()
+            return self.files.fetch()
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
             told = f"{error.message} Look at SEFT_SECRET_KEY of this worker."
             raise AttemptError("hub_token_sealed", told) from error
 
-    def _start(self) -> None:
-        if self.attempt.resume:
-            self._tell("attempt.resumed", {"step": self.attempt.resume["step"]})
+    def _start(self, gone: GoneError | None) -> None:
+        """A state that is gone costs the steps that were taken and not the job: the same steps come again."""
+        if gone:
+            self._tell("state.missing", {"message": str(gone)})
+        elif resume := self.attempt.resume:
+            self.state = {file["name"]: file for file in resume["files"]}
+            self._tell("attempt.resumed", {"step": resume["step"]})
         self.process = Process(
             self.training,
             self.files.folder,

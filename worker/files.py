@@ -17,7 +17,7 @@ from core.tables import Json
 from core.tracing import TRACER
 from seft.source import fetch_into, find, find_on_hub
 from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
-from worker.transfers import Transfers, hash_file
+from worker.transfers import GoneError, Transfers, hash_file
 
 MANIFEST = "manifest.json"
 
@@ -35,22 +35,30 @@ class Files:
         """Of the checkpoint's objects."""
         return f"{self.prefix}{RESULT}/"
 
-    def fetch(self) -> None:
-        """Everything that the training process needs, into a fresh folder."""
+    def fetch(self) -> GoneError | None:
+        """Everything that the training process needs, into a fresh folder.
+
+        What is wrong with the state that it was to go on from, where the process has to begin anew.
+        """
         self.folder.mkdir(parents=True)
         for other in self.folder.parent.iterdir():
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
         self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
-        for file in (self.attempt.resume or {"files": []})["files"]:
-            self.transfers.download(file["key"], self.folder / STATE / file["name"], file["sha256"])
+        resume, gone = self.attempt.resume, None
+        try:
+            for file in (resume or {"files": []})["files"]:
+                self.transfers.download(file["key"], self.folder / STATE / file["name"], file["sha256"])
+        except GoneError as error:
+            shutil.rmtree(self.folder / STATE)
+            resume, gone = None, error
         for file in self.attempt.model_files:
             path = self.folder / MODELS / self.attempt.spec.model / file["name"]
             self.transfers.download(file["key"], path, file["sha256"])
         Task(
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
-            resume=self.attempt.resume["step"] if self.attempt.resume else None,
+            resume=resume["step"] if resume else None,
             model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,
             threads=self.settings.threads,
@@ -60,6 +68,7 @@ class Files:
         ).write(self.folder)
         if self.attempt.stopping:
             self.tell_enough()
+        return gone
 
     def _private(self) -> Path | None:
         """The model, where only the tenant's hub token opens it: fetched here, as the training process knows no secret.

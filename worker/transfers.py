@@ -8,6 +8,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from queue import Queue
 from typing import TypeVar
@@ -21,7 +22,7 @@ from core.storage import Storage
 PATIENCE_SECONDS = 600.0
 """An object is tried again for so long while the storage does not answer."""
 LONGEST_PAUSE = 10.0
-REFUSALS = frozenset({400, 401, 403, 404, 413})
+REFUSALS = frozenset({400, 401, 403, 413})
 FULL_STATUS, FULL = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
 """How servers that speak S3 say that there is no room; Amazon's always has some."""
 
@@ -31,6 +32,10 @@ T = TypeVar("T")
 
 class TransferError(Exception):
     """Object storage refused, stayed away too long, or gave other bytes than it was given."""
+
+
+class GoneError(TransferError):
+    """What was stored is not there any more, or damaged."""
 
 
 class StorageFullError(TransferError):
@@ -82,7 +87,7 @@ class Transfers:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._patiently(lambda: self._storage.download(key, path))
         if (found := hash_file(path)) != sha256:
-            raise TransferError(f"{key} must have the sha256 {sha256}; it has {found}. The stored object is damaged.")
+            raise GoneError(f"{key} must have the sha256 {sha256}; it has {found}. The stored object is damaged.")
 
     def upload(self, path: Path, key: str) -> None:
         """A file into an object."""
@@ -113,7 +118,9 @@ class Transfers:
             except (BotoCoreError, Boto3Error, ClientError) as error:
                 if _full(error):
                     raise StorageFullError(f"object storage: {error}") from error
-                if _refused(error) or time.monotonic() > deadline:
+                if _status(error) == HTTPStatus.NOT_FOUND:
+                    raise GoneError(f"object storage: {error}") from error
+                if _status(error) in REFUSALS or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
             self._closed.wait(pause)
@@ -126,18 +133,16 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refused(error: Exception) -> bool:
-    """Whether the storage answered, and meant it: no rights, no bucket, no such object."""
+def _status(error: Exception) -> int | None:
+    """Of what the storage answered; None where it did not."""
     answer = _answer(error)
-    return answer is not None and answer.response["ResponseMetadata"]["HTTPStatusCode"] in REFUSALS
+    return None if answer is None else answer.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def _full(error: Exception) -> bool:
     answer = _answer(error)
-    if answer is None:
-        return False
-    status = answer.response["ResponseMetadata"]["HTTPStatusCode"]
-    return status == FULL_STATUS or answer.response.get("Error", {}).get("Code") in FULL
+    code = answer.response.get("Error", {}).get("Code") if answer else None
+    return _status(error) == FULL_STATUS or code in FULL
 
 
 def _answer(error: Exception) -> ClientError | None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -106,6 +107,24 @@ def test_a_state_replaces_its_namesakes_and_the_next_attempt_gets_all_of_it(hous
     supervisor(house, "succeed_when_resumed").run()
     assert house.job(job_id).status == Status.SUCCEEDED
     assert "attempt.resumed" in house.events(job_id)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda storage, key: storage.delete([key]), lambda storage, key: storage.put(key, b"x")]
+)
+def test_a_state_that_is_gone_or_damaged_costs_its_steps_and_not_the_job(
+    house: House, job_id: str, damage: Callable[[Storage, str], None]
+) -> None:
+    supervisor(house, "succeed_when_resumed").run()
+    resume = house.job(job_id).resume
+    assert resume is not None
+    damage(house.storage, resume["files"][0]["key"])
+    supervisor(house, "succeed_when_resumed").run()
+    assert "state.missing" in house.events(job_id)
+    assert "attempt.resumed" not in house.events(job_id)
+    supervisor(house, "succeed_when_resumed").run()
+    assert house.job(job_id).status == Status.SUCCEEDED
+    assert all("/result/" in key for key in house.storage.keys(f"jobs/{job_id}/"))
 
 
 def test_what_was_reported_before_a_state_is_written_when_the_state_counts(
