@@ -69,7 +69,8 @@ def count(session: Session, sweep_seconds: float) -> int:
 
 def who_takes(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
     """How many live, and how many of them, were they free, could take the job."""
-    return session.execute(_who_takes(sweep_seconds), {"job_id": job.id}).one().tuple()
+    live, able = session.execute(_who_takes(sweep_seconds), {"job_id": job.id}).one()
+    return live, able
 
 
 @cache
