@@ -9,7 +9,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from core.storage import Storage
+from core.storage import Storage, missing
 
 PART = ".part"
 
@@ -26,7 +26,7 @@ def save(storage: Storage, folder: Path) -> int:
         try:
             storage.download(key, part)
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            if not missing(error):
                 raise
             continue
         part.rename(path)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import results
@@ -15,7 +16,7 @@ from core.errors import Code, Flaw, ProblemError
 from core.hub_tokens import HubTokens, whose
 from core.results import is_result
 from core.settings import Settings
-from core.storage import Storage
+from core.storage import Storage, missing
 from core.tables import Checkpoint
 from seft.errors import SourceError
 from seft.shapes import Shapes, shapes
@@ -136,3 +137,9 @@ def _telling(reference: str) -> Iterator[None]:
         code = Code(error.code)
         flaw = Flaw("model", str(error), repr(reference), WAYS_OUT[code])
         raise ProblemError(code, str(error), (flaw,)) from error
+    except ClientError as error:
+        if not missing(error):
+            raise
+        told = f"What {reference} has published is gone from the storage."
+        flaw = Flaw("model", told, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
+        raise ProblemError(Code.MODEL_NOT_FOUND, told, (flaw,)) from error

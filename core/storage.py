@@ -71,7 +71,7 @@ class Storage:
         try:
             self.ping()
         except ClientError as error:
-            if not _missing(error):
+            if not missing(error):
                 raise
             # Another process may make it at the same moment.
             with suppress(self._s3.exceptions.BucketAlreadyOwnedByYou):
@@ -159,7 +159,7 @@ class Storage:
         try:
             return self._s3.head_object(Bucket=self._bucket, Key=key)["LastModified"]
         except ClientError as error:
-            if _missing(error):
+            if missing(error):
                 return None
             raise
 
@@ -183,7 +183,7 @@ class Storage:
         try:
             rules += self._s3.get_bucket_lifecycle_configuration(Bucket=self._bucket)["Rules"]
         except ClientError as error:
-            if not _missing(error):
+            if not missing(error):
                 raise
         if not any("AbortIncompleteMultipartUpload" in rule for rule in rules):
             self._s3.put_bucket_lifecycle_configuration(
@@ -191,7 +191,8 @@ class Storage:
             )
 
 
-def _missing(error: ClientError) -> bool:
+def missing(error: ClientError) -> bool:
+    """Whether the storage answered that there is no such thing."""
     return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
 
 

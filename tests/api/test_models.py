@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -45,6 +46,15 @@ def test_local_models_are_listed_by_name_and_then_ones_own_results(
     stranger = new_client("theirs")
     assert [each["id"] for each in listed(stranger)] == ["deep/owner/model", "tiny"]
     problem(stranger.get(f"/models/{result}"), 404, "not_found")
+
+
+def test_a_result_whose_files_are_gone_is_left_out_and_refused(
+    client: TestClient, app: FastAPI, body: Json, result: str
+) -> None:
+    app.state.services.storage.delete([f"jobs/{result}/1/result/config.json"])
+    assert [each["id"] for each in listed(client)] == ["tiny"]
+    refused = problem(client.post("/jobs", json={**body, "model": result}), 422, "model_not_found")
+    assert "gone from the storage" in refused["detail"]
 
 
 def test_pages_join_without_a_gap(client: TestClient, root: Path, result: str) -> None:
