@@ -51,13 +51,13 @@ QWEN3 = (  # what of its template writes answers: empty thoughts in the last one
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
 LAST_ENDS = (  # only the last message ends the text
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}"
+    "{% for message in messages %}{{ message['role'] + ':\n' + message['content'] + '\n' }}"
     "{% if loop.last and message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 MARKED = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-    "{{ 'A: ' }}{%- generation -%}{{ message['content'] }}{%- endgeneration %}{{ '\n' }}"
+    "{{ 'A:\n' }}{%- generation -%}{{ message['content'] }}{%- endgeneration %}{{ '\n' }}"
     "{% else %}{{ 'Q: ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
 )
 
