@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from core.specs import JobSpec
 from core.storage import Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
+from worker.attempt import Supervisor
 
 TENANT = "default"
 
@@ -181,6 +183,17 @@ def house(settings: Settings, open_house: Callable[[Settings], House]) -> House:
     """A house in which everything happens soon."""
     soon = {"lease_seconds": 3, "heartbeat_seconds": 0.3, "sweep_seconds": 0.5, "checkpoint_seconds": 0.5}
     return open_house(settings.model_copy(update=soon))
+
+
+def supervisor(house: House, scenario: str, draining: threading.Event | None = None) -> Supervisor:
+    return Supervisor(
+        house.claim(),
+        house.sessions,
+        house.storage,
+        house.settings,
+        draining=draining or threading.Event(),
+        training=(sys.executable, "-m", "tests.worker.stand_in", scenario),
+    )
 
 
 @pytest.fixture

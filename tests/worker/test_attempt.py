@@ -2,42 +2,22 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import redis
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
-from sqlalchemy import update
 
-from core import attempts, queue, recovery, wishes, workers
-from core.ability import BOUNDLESS
-from core.states import Phase, Reason, Status
+from core import attempts, wishes
+from core.states import Phase, Status
 from core.storage import Storage
-from core.tables import Job
-from tests.worker.conftest import House, alive, wait_for
+from tests.worker.conftest import House, alive, supervisor, wait_for
 from worker import litter
 from worker.attempt import Supervisor
-from worker.room import RESERVE_BYTES
-from worker.sweep import Sweep
-from worker.work import Work
-
-
-def supervisor(house: House, scenario: str, draining: threading.Event | None = None) -> Supervisor:
-    return Supervisor(
-        house.claim(),
-        house.sessions,
-        house.storage,
-        house.settings,
-        draining=draining or threading.Event(),
-        training=(sys.executable, "-m", "tests.worker.stand_in", scenario),
-    )
 
 
 class Running:
@@ -176,38 +156,6 @@ def test_what_nobody_foresaw_is_a_failure_like_another(house: House, job_id: str
     assert house.events(job_id)[-1] == "job.retried"
 
 
-def test_a_worker_that_cannot_work_rests_and_leaves_the_queue_to_others(
-    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
-    command = (sys.executable, "-m", "tests.worker.stand_in", "succeed")
-    work = Work(house.settings, queue.make_app(house.settings), command)
-    work.sessions = house.sessions
-    house.settings.scratch.write_text("no folder")
-    for pause in (0.2, 0.4):
-        began = time.monotonic()
-        work()
-        assert time.monotonic() - began > pause
-        assert house.job(job_id).status == Status.QUEUED
-    house.settings.scratch.unlink()
-    work()
-    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
-
-
-def test_a_worker_rests_where_its_device_is_not_free_again(
-    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
-    monkeypatch.setattr("worker.device.used", lambda settings: 100)
-    monkeypatch.setattr("worker.device.held", lambda settings, before: before)
-    work = Work(
-        house.settings, queue.make_app(house.settings), (sys.executable, "-m", "tests.worker.stand_in", "succeed")
-    )
-    work.sessions = house.sessions
-    work()
-    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.2)
-
-
 def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: str) -> None:
     with Running(supervisor(house, "hang_with_child")) as attempt:
         wait_for(lambda: house.job(job_id).progress == 0.5)
@@ -299,84 +247,6 @@ def test_training_that_takes_no_more_steps_is_ended(house: House, job_id: str, m
     assert "job.retried" in house.events(job_id)
     (told,) = [event for event in house.told(job_id) if event.type == "attempt.hung"]
     assert "No step came for" in told.data["message"]
-
-
-def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: str) -> None:
-    missing = 1 << 20
-    supervisor(house, "fill_the_disk").run()
-    job = house.job(job_id)
-    assert job.reason is not None
-    assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
-    assert job.reason["needs"] >= missing + (1 << 16) + RESERVE_BYTES
-    with house.sessions.begin() as session:
-        assert recovery.resume_roomless(session, Reason.DISK_FULL, replace(BOUNDLESS, disk=missing)) == []
-        assert recovery.resume_roomless(session, Reason.STORAGE_FULL, BOUNDLESS) == []
-    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
-    sweep.resume_roomless()
-    assert house.job(job_id).status == Status.QUEUED
-    supervisor(house, "succeed").run()
-    assert house.job(job_id).status == Status.SUCCEEDED
-    assert house.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
-
-
-def test_a_step_of_the_sweep_that_fails_keeps_no_other_from_being_taken(house: House, job_id: str) -> None:
-    class Lame(Sweep):
-        def find_lost(self) -> None:
-            raise RuntimeError("It fails in every round.")
-
-    with house.sessions.begin() as session:
-        session.execute(update(Job).values(hinted_at=None))
-    app = queue.make_app(house.settings)
-    Lame("worker-1", house.settings, app, house.sessions, house.storage).go_round()
-    with redis.Redis.from_url(str(house.settings.broker_url)) as client:
-        assert client.llen("seft") == 1
-
-
-def test_a_worker_without_the_room_that_a_job_needs_leaves_it_and_hints_reach_every_worker(
-    house: House, job_id: str
-) -> None:
-    supervisor(house, "fill_the_disk").run()
-    house.ask(wishes.resume, job_id)
-    with house.sessions.begin() as session:
-        session.execute(update(Job).values(needs={"disk": BOUNDLESS.disk}))
-        for name in ("worker-1", "worker-2", "worker-3"):
-            workers.seen(session, name, BOUNDLESS)
-    app = queue.make_app(house.settings)
-    work = Work(house.settings, app, (sys.executable, "-m", "tests.worker.stand_in", "succeed"))
-    work.sessions = house.sessions
-    work()
-    assert (house.job(job_id).status, house.job(job_id).attempt) == (Status.QUEUED, 1)
-    Sweep("worker-1", house.settings, app, house.sessions, house.storage).hint_waiting()
-    with redis.Redis.from_url(str(house.settings.broker_url)) as client:
-        assert client.llen("seft") == 3
-    with house.sessions.begin() as session:
-        session.execute(update(Job).values(needs={"disk": 1}))
-    work()
-    assert house.job(job_id).status == Status.SUCCEEDED
-
-
-def test_a_bucket_that_is_away_takes_nothing(house: House) -> None:
-    away = Storage(house.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
-    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, away)
-    assert not sweep._storage_takes()
-
-
-def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House, job_id: str) -> None:
-    class Full(Storage):
-        def upload(self, source: Path | BinaryIO, key: str) -> None:
-            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 507}}, "PutObject")  # type: ignore[typeddict-item]
-
-        def put(self, key: str, content: bytes) -> None:
-            raise ClientError({}, "PutObject")
-
-    full = Full(house.settings)
-    supervisor(House(house.settings, house.sessions, full), "succeed").run()
-    job = house.job(job_id)
-    assert job.reason is not None
-    assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
-    for storage, status in ((full, Status.PAUSED), (house.storage, Status.QUEUED)):
-        Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, storage).resume_roomless()
-        assert house.job(job_id).status == status
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
