@@ -27,11 +27,11 @@ from huggingface_hub.errors import (
 
 from core.errors import Code, Flaw, ProblemError
 from core.storage import Storage
+from seft.source import HUB_SECONDS
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
 _DATA = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
-_HUB_SECONDS = 10.0
 REFUSALS = (401, 403, 404)
 
 
@@ -85,14 +85,14 @@ def _fetched(name: str, revision: str | None, path: str | None, most: int, folde
     """A file of a hub dataset, downloaded with this token, or the process's own."""
     try:
         api = hub.HfApi(token=token)
-        info = api.dataset_info(name, revision=revision, timeout=_HUB_SECONDS, files_metadata=True)
+        info = api.dataset_info(name, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         chosen = _chosen(name, path, list(sizes))
         if sizes[chosen] > most:
             raise _invalid(f"has at most {most} bytes", f"{sizes[chosen]} bytes", "Split it, or have the limit raised.")
         return Path(
             api.hf_hub_download(
-                name, chosen, repo_type="dataset", revision=info.sha, local_dir=folder, etag_timeout=_HUB_SECONDS
+                name, chosen, repo_type="dataset", revision=info.sha, local_dir=folder, etag_timeout=HUB_SECONDS
             )
         )
     except OfflineModeIsEnabled as error:
