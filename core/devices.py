@@ -13,6 +13,8 @@ memory = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_co
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "there": there, "memory": memory}))
 """
 SECONDS = 120
+USED_SECONDS = 10
+"""A worker asks before it renews its first lease."""
 MIB = 1 << 20
 
 
@@ -31,7 +33,7 @@ def used(uuid: str) -> int | None:
     """Bytes in use on the device of this UUID, whoever uses them, as NVML counts; None where it cannot tell."""
     asking = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=SECONDS, check=True)
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=USED_SECONDS, check=True)
         return int(done.stdout) * MIB
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
