@@ -7,7 +7,6 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,31 +78,40 @@ class FolderLock:
         return True
 
 
-def free_port(taken: Mapping[str, int]) -> int:
-    """A loopback port that nobody listens on and that is not among `taken`."""
-    return next(port for port in random.sample(PORTS, len(PORTS)) if port not in taken.values() and is_free(port))
+def reserve(port: int, *, returning: bool = False) -> socket.socket | None:
+    """Holds a loopback port while it is open, though a server may listen there; None if somebody else has the port.
+
+    Bound alone, so that a second reservation fails; then made shareable with a server, which binds its port so.
+    `returning` also takes a port on which connections of a server before it are still dying.
+    """
+    reservation = socket.socket()
+    for shareable in (False, True)[: 1 + returning]:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shareable)
+        with suppress(OSError):
+            reservation.bind((LOOPBACK, port))
+            reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            return reservation
+    reservation.close()
+    return None
 
 
-def is_free(port: int) -> bool:
-    """Whether a server could listen there now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+def reserve_any() -> socket.socket:
+    """Holds a port that nobody else has."""
+    return next(filter(None, map(reserve, random.sample(PORTS, len(PORTS)))))
 
 
-def kept_ports(folder: Path, names: tuple[str, ...]) -> dict[str, int]:
-    """The ports of last time, each replaced by a fresh one if somebody else has taken it."""
+def port_of(reservation: socket.socket) -> int:
+    """The number of a reserved port."""
+    port: int = reservation.getsockname()[1]
+    return port
+
+
+def kept_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.socket]:
+    """Reservations of the ports of last time, each replaced by a fresh one if somebody else has taken it."""
     path = folder / "ports.json"
     before: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    ports: dict[str, int] = {}
-    for name in names:
-        kept = before.get(name)
-        ports[name] = kept if kept and kept not in ports.values() and is_free(kept) else free_port(ports)
-    path.write_text(json.dumps(ports))
+    ports = {name: (name in before and reserve(before[name], returning=True)) or reserve_any() for name in names}
+    path.write_text(json.dumps({name: port_of(reservation) for name, reservation in ports.items()}))
     return ports
 
 

@@ -1,13 +1,14 @@
 """One long-running program of the stack: started, watched, stopped. What it is, its subclasses say."""
 
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from typing import ClassVar
 
 from local import processes
-from local.folder import FolderLock, kept_ports
+from local.folder import FolderLock, kept_ports, port_of
 from local.processes import LocalError
 
 START_SECONDS = 60.0
@@ -35,6 +36,7 @@ class Program:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.log = self.folder / "log"
         self.ports: dict[str, int] = {}
+        self.reservations: list[socket.socket] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.launched = 0.0
         self.pause = SHORTEST_PAUSE
@@ -56,7 +58,10 @@ class Program:
 
     def launch(self) -> None:
         """Start the process without waiting for it. Its ports stay as they are once they were chosen."""
-        self.ports = self.ports or kept_ports(self.folder, self.port_names)
+        if not self.ports:
+            reserved = kept_ports(self.folder, self.port_names)
+            self.ports = {name: port_of(reservation) for name, reservation in reserved.items()}
+            self.reservations = list(reserved.values())
         self.tidy()
         self.process = self.spawn(self.command())
         self.launched = time.monotonic()
@@ -87,6 +92,8 @@ class Program:
         if self.process is not None:
             processes.stop(self.process, self.farewell, self.patience)
         self.process = None
+        while self.reservations:
+            self.reservations.pop().close()
         self.tidy()
 
     def kill(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from core.doctor import Finding, State, examine, look_at
 from core.settings import Settings
-from local.folder import LOOPBACK, free_port
+from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
 from tests.worker.conftest import variables
 
@@ -44,8 +44,9 @@ def test_a_setting_that_is_missing_is_named(settings: Settings, monkeypatch: pyt
 
 def test_a_database_that_is_away_or_refuses_or_is_older_is_named(settings: Settings, servers: Servers) -> None:
     url = servers.postgres.url
-    away = f"postgresql://seft:{servers.postgres.secret}@{LOOPBACK}:{free_port({})}/seft"
-    assert_wrong(look("database", settings, database_url=away), "refused", "SEFT_DATABASE_URL")
+    with reserve_any() as silent:
+        away = f"postgresql://seft:{servers.postgres.secret}@{LOOPBACK}:{port_of(silent)}/seft"
+        assert_wrong(look("database", settings, database_url=away), "refused", "SEFT_DATABASE_URL")
     wrong = look("database", settings, database_url=url().replace(servers.postgres.secret, "guessed"))
     assert_wrong(wrong, "password", "SEFT_DATABASE_URL")
     assert servers.postgres.secret not in str(wrong)
@@ -67,10 +68,11 @@ def test_a_broker_that_refuses_is_named(settings: Settings, servers: Servers) ->
 
 
 def test_a_storage_that_is_away_or_refuses_or_whose_links_lead_nowhere_is_named(settings: Settings) -> None:
-    nowhere = f"http://{LOOPBACK}:{free_port({})}"
-    assert_wrong(look("bucket", settings, s3_endpoint=nowhere), nowhere, "SEFT_S3_ENDPOINT")
     assert_wrong(look("bucket", settings, s3_secret_key="guessed"), "403", "_SECRET_KEY")
-    lost = look("bucket", settings, s3_public_endpoint=nowhere)
+    with reserve_any() as silent:
+        nowhere = f"http://{LOOPBACK}:{port_of(silent)}"
+        assert_wrong(look("bucket", settings, s3_endpoint=nowhere), nowhere, "SEFT_S3_ENDPOINT")
+        lost = look("bucket", settings, s3_public_endpoint=nowhere)
     assert_wrong(lost, nowhere.removeprefix("http://"), "SEFT_S3_PUBLIC_ENDPOINT", state=State.NOTE)
 
 

