@@ -10,7 +10,7 @@ AUDIT := .audit
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks bom lock venv clean help
+.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
@@ -78,6 +78,9 @@ leaks: $(AUDIT)/ready ## look for keys and tokens in what git keeps
 	@git ls-files -z | xargs -0 $(AUDIT)/bin/detect-secrets-hook $(addprefix --disable-plugin ,Base64HighEntropyString \
 		HexHighEntropyString KeywordDetector BasicAuthDetector)
 
+audit: $(AUDIT)/ready ## look up known flaws of what is installed; asks PyPI
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 bom: $(READY) $(AUDIT)/ready ## write what is installed, with versions and licences, into build/bom.json (CycloneDX)
 	@mkdir -p build
 	@$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/bom.json
@@ -90,7 +93,7 @@ lock: $(READY) ## write down the versions that are installed now
 
 $(AUDIT)/ready: Makefile
 	@$(PYTHON) -m venv $(AUDIT)
-	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 cyclonedx-bom==7.5.0
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 cyclonedx-bom==7.5.0 pip-audit==2.10.1
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt

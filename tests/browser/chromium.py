@@ -1,7 +1,5 @@
 """A browser to test with: the one that is there, else Debian's, else Playwright's own download."""
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from playwright.sync_api import Browser, Error, Playwright, sync_playwright
+
+from tests.debian import program
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -20,7 +20,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-APT_SECONDS, DOWNLOAD_SECONDS = 600, 300
+DOWNLOAD_SECONDS = 300
 
 
 @contextmanager
@@ -34,27 +34,8 @@ def opened() -> Iterator[Browser | None]:
 
 
 def _launched(playwright: Playwright) -> Browser | None:
-    for find in (_installed, _from_debian, lambda: _from_playwright(playwright)):
-        path = find()
-        if path:
-            return playwright.chromium.launch(executable_path=path, args=[*FLAGS])
-    return None
-
-
-def _installed() -> str | None:
-    return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-def _from_debian() -> str | None:
-    """Only root can install, and only where there is apt-get."""
-    if os.geteuid() or not shutil.which("apt-get"):
-        return None
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
-    with suppress(subprocess.SubprocessError, OSError):
-        for command in (["apt-get", "update", "-qq"], install):
-            subprocess.run(command, check=True, env=environment, capture_output=True, timeout=APT_SECONDS)
-    return _installed()
+    path = program(*NAMES, package="chromium") or _from_playwright(playwright)
+    return playwright.chromium.launch(executable_path=path, args=[*FLAGS]) if path else None
 
 
 def _from_playwright(playwright: Playwright) -> str | None:

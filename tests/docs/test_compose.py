@@ -28,6 +28,7 @@ from core.settings import Settings
 from local import processes
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import package_folder, weed
+from tests.debian import program
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -55,6 +56,25 @@ def test_a_profile_starts_all_that_it_needs_and_no_more() -> None:
     assert started("external") == always | {"worker"}
     assert started("cpu", "monitoring") - started("cpu") == MONITORING
     assert started("gpu", "tls") - started("gpu") == {"proxy"}
+
+
+@pytest.mark.parametrize("profiles", ["gpu", "cpu", "external", "gpu,tls,monitoring", "cpu,tls,monitoring"])
+def test_docker_compose_reads_the_file_and_insists_on_secrets(tmp_path: Path, profiles: str) -> None:
+    # Beside a user's own Docker it may be a plug-in of that alone; the drill in tests/containers asks it there.
+    compose = program("docker-compose", package="docker-compose")
+    if not compose:
+        pytest.skip("Docker's compose is not installed, and apt-get brought none.")
+    asked = [compose, f"--env-file={tmp_path / 'env'}", f"--file={ROOT / 'docker-compose.yml'}", "config", "--quiet"]
+    secrets = [f"SEFT_{name}_PASSWORD={SECRET}\n" for name in ("DATABASE", "BROKER", "S3", "GRAFANA")]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COMPOSE_PROFILES": profiles}
+    for given in range(len(secrets) + 1):
+        (tmp_path / "env").write_text("".join(secrets[:given]))
+        ran = subprocess.run(asked, check=False, capture_output=True, text=True, env=environment)
+        if given < len(secrets):
+            assert ran.returncode
+            assert "make secrets makes it" in ran.stderr
+        else:
+            assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", LASTING)
