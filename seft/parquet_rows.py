@@ -18,11 +18,9 @@ ROWS = 256
 def main(memory: int) -> None:
     """Write all rows; what goes wrong ends the process with a line on standard error."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        sys.exit("Parquet, which needs pyarrow: pip install pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         with open(0, "rb") as file:
             for row in _rows(pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20)):

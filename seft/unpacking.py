@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -86,7 +87,7 @@ def _zstd(file: BinaryIO) -> Read:
             from backports import zstd
     except ImportError as error:
         raise FileError(
-            "can be unpacked", "packed by zstd", "pip install backports.zstd, or pack it by gzip."
+            "must be one that can be read here", "packed by zstd", "pip install backports.zstd, or pack it by gzip."
         ) from error
     packed = zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
 
@@ -129,6 +130,8 @@ class _Bounded(io.RawIOBase):
 @contextmanager
 def _parquet_rows(file: BinaryIO) -> Iterator[tuple[Read, int]]:
     """A way to read the rows as JSON lines, and the file's size. The process is told no secret."""
+    if find_spec("pyarrow") is None:
+        raise FileError("must be one that can be read here", "Parquet", "pip install pyarrow, or give JSONL.")
     with TemporaryFile() as spool, TemporaryFile() as told:
         shutil.copyfileobj(file, spool, _BUFFER)
         size = spool.tell()

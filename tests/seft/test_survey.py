@@ -112,6 +112,16 @@ def test_a_zstd_file_that_asks_for_gigabytes_to_be_unpacked_is_refused() -> None
         found(wide)
 
 
+@pytest.mark.parametrize(("pack", "name"), [(zstd.compress, "backports.zstd"), (parquet, "pyarrow")])
+def test_what_cannot_be_read_for_want_of_a_package_says_which(
+    pack: Pack, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("backports", "compression", "pyarrow"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FileError, match=f"must be one that can be read here; .* pip install {name}, or"):
+        found(pack(lines("a", "b")))
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zstd.compress, one_value])
 def test_a_file_that_unpacks_to_too_much_is_given_up(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "SMALL_BYTES", 1 << 20)
