@@ -52,7 +52,7 @@ def config_file() -> Path:
 def checked(url: str) -> str:
     """The address, if it can be one."""
     if not url.startswith(("http://", "https://")):
-        raise SetupError(f"The address must begin with http:// or https://; it is {url!r}. Check SEFT_URL.")
+        raise SetupError(f"The address must begin with http:// or https://; it is {url!r}.")
     return url.rstrip("/")
 
 

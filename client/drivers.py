@@ -231,8 +231,10 @@ def _head(response: httpx2.Response) -> Reply:
 
 
 def _unreachable(error: httpx2.TransportError) -> Unreachable:
+    # Of a link only the host: what is behind it is a permission.
+    asked = error.request.url.copy_with(raw_path=b"/", username="", password="")
     return Unreachable(
-        f"The service does not answer: {error or type(error).__name__}. Is SEFT_URL right, and does it run?"
+        f"{str(asked).rstrip('/')} does not answer: {error or type(error).__name__}. Is the address right, does it run?"
     )
 
 

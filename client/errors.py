@@ -34,14 +34,20 @@ class Flaw:
     way_out: str
 
     def __str__(self) -> str:
-        return f"{self.param}: {self.rule}; it is {self.value}. {self.way_out}"
+        # A whole sentence has told the value already.
+        told = self.rule if self.rule.endswith(".") else f"{self.rule}; it is {self.value}."
+        return f"{self.param}: {told} {self.way_out}"
 
 
 class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
     """A refusal by the service (`application/problem+json`)."""
 
-    def __init__(self, status: int, code: str, message: str, flaws: tuple[Flaw, ...], request_id: str | None) -> None:
-        super().__init__("\n".join([f"{code}: {message}", *(f"  {flaw}" for flaw in flaws)]))
+    def __init__(
+        self, status: int, code: str, message: str, flaws: tuple[Flaw, ...], request_id: str | None, *, title: str = ""
+    ) -> None:
+        # What the flaws say again, in more words, is said once.
+        head = title if title and flaws and all(flaw.rule in message for flaw in flaws) else message
+        super().__init__("\n".join([f"{code}: {head}", *(f"  {flaw}" for flaw in flaws)]))
         self.status, self.code, self.message, self.flaws, self.request_id = status, code, message, flaws, request_id
 
     @classmethod
@@ -55,6 +61,5 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
             body = {}
         flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in body.get("errors", []))
         stranger = f"HTTP {reply.status} from {reply.url}, and not in the service's words. Is that its address?"
-        return cls(
-            reply.status, body.get("code", "unknown"), body.get("detail") or stranger, flaws, body.get("request_id")
-        )
+        code, message = body.get("code", "unknown"), body.get("detail") or stranger
+        return cls(reply.status, code, message, flaws, body.get("request_id"), title=body.get("title", ""))

@@ -395,7 +395,7 @@ def _answer(reply: Reply) -> Json:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise Unreachable(f"{reply.url} answers no JSON object. Is SEFT_URL the address of the service?")
+        raise Unreachable(f"{reply.url} answers no JSON object. Is that the address of the service?")
     return answer
 
 

@@ -94,7 +94,7 @@ def show_rows(
     from rich.table import Column, Table
 
     first, *others = head
-    table = Table(Column(first, no_wrap=True, min_width=30), *others, box=None, pad_edge=False)
+    table = Table(Column(first, no_wrap=True, min_width=30), *others, box=None, pad_edge=False, show_header=any(head))
     for row in rows:
         table.add_row(*row)
     console().print(table)

@@ -136,13 +136,13 @@ def _check_url(url: str, allowed: Sequence[Network]) -> None:
         parts = urlsplit(url)
         address = spelt_out(parts.hostname or "")
         if not parts.hostname or parts.port == 0:
-            rule = "names a host, and no port 0"
+            rule = "must name a host, and no port 0"
         elif parts.username is not None or parts.fragment:
-            rule = "has neither a user nor a fragment"
+            rule = "must have neither a user nor a fragment"
         elif address is not None and not open_to_all(address, allowed):
-            rule = f"is public; it leads to {address}"
+            rule = f"must be public, and leads to {address}"
     except ValueError as error:
-        rule = f"is a URL: {error}"
+        rule = f"must be a URL: {error}"
     if rule is not None:
         flaw = Flaw("url", rule, repr(url), "Give an address that can be reached from everywhere, by http or https.")
         raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))

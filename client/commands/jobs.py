@@ -42,8 +42,12 @@ def create(
 ) -> None:
     """Create a job."""
     spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
+    is_file = Path(dataset).is_file()
+    if not is_file and not dataset.startswith("file_"):
+        told = f"{dataset!r} is neither a file nor the id of a dataset, which begins with file_."
+        raise typer.BadParameter(told, param_hint="--dataset")
     with connected(as_json, patient=watch) as service:
-        if Path(dataset).is_file():
+        if is_file:
             dataset = service.upload_dataset(Path(dataset))["id"]
         job = service.create_job({**spec, "dataset": dataset}, idempotency_key=idempotency_key)
         _tell(job, as_json)
@@ -164,8 +168,8 @@ def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], 
 
 
 def _tell(job: Job, as_json: bool) -> None:
-    """Print where a job stands."""
-    coming = [word for word in ("pausing", "stopping") if job[word]]
+    """Print where a job stands, and what it still has to do."""
+    coming = [word for word in ("pausing", "stopping") if job[word] and not job["finished_at"]]
     show(job, as_json, "  ".join([job["id"], job["status"], *coming]))
 
 
@@ -191,7 +195,8 @@ def _row(job: Job) -> list[str]:
 
 
 def _line(event: Event) -> str:
-    data = "  ".join(f"{name}={_word(value)}" for name, value in event["data"].items())
+    # What a topology's event did to each layer takes a screen; it is for --json.
+    data = "  ".join(f"{name}={_word(value)}" for name, value in event["data"].items() if name != "layers")
     return f"{event['created_at'][:19]}  {event['type']:<16}  attempt {event['attempt']}  {data}".rstrip()
 
 

@@ -32,7 +32,13 @@ def list_keys(as_json: AsJson = False) -> None:
     with connected(as_json) as service:
         found = service.api_keys()
         rows = (
-            [key["id"], key["name"], key["scope"], key["last_used_at"] or "never", key["revoked_at"] or ""]
+            [
+                key["id"],
+                key["name"],
+                key["scope"],
+                (key["last_used_at"] or "never")[:16],
+                (key["revoked_at"] or "")[:16],
+            ]
             for key in found
         )
         show_rows(found, as_json, ("key", "name", "scope", "last used", "revoked"), rows)

@@ -13,7 +13,7 @@ def workers(as_json: AsJson = False) -> None:
                 f"{worker['device']} {worker['device_name']}",
                 f"{worker['memory'] / 1e9:.1f} GB",
                 worker["job_id"] or ("busy" if worker["busy"] else ""),
-                worker["seen_at"],
+                worker["seen_at"][:19],
             ]
             for worker in found
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from client import uploads
@@ -22,6 +23,7 @@ from client.http import Client
 from client.shell import Exit
 from core import attempts, workers
 from core.ability import CPU, Ability
+from core.tables import JobEvent
 from tests.client.conftest import Service
 from tests.client.servers import Script, Store, serving
 from tests.hub import hub
@@ -150,6 +152,22 @@ def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
 
 
+def test_a_dataset_that_is_no_file_and_no_id_is_told_before_anything_is_asked(shell: Shell) -> None:
+    refused = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
+    assert refused.exit_code == Exit.USAGE
+    assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(refused.stderr.split())
+
+
+def test_a_job_that_was_stopped_is_done_and_its_log_fits_a_line(shell: Shell, data: Path) -> None:
+    job_id = create(shell, data)["id"]
+    with shell.service.sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET stopping = true"))
+        event = {"step": 1, "grown": 9, "layers": {f"layer_{number}": {"grown": 1} for number in range(9)}}
+        session.add(JobEvent(job_id=job_id, attempt=1, type="topology.evolved", data=event))
+    assert shell.run("jobs", "cancel", job_id).stdout == f"{job_id}  cancelled\n"
+    assert shell.run("jobs", "logs", job_id).stdout.splitlines()[1].endswith("attempt 1  step=1  grown=9")
+
+
 def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path: Path) -> None:
     job_id = create(shell, data)["id"]
     assert succeed(shell.service, CONTENT) == job_id
@@ -247,7 +265,8 @@ def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
     assert (refused.exit_code, "line 1" in refused.stderr) == (Exit.REFUSED, True)
 
 
-def test_a_killed_download_goes_on(script: Script, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
+def test_a_download_that_was_ended_goes_on(script: Script, tmp_path: Path, told: signal.Signals, code: int) -> None:
     environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
     words = ["-m", "client", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
     with serving(store := Store(CONTENT)):
@@ -255,9 +274,9 @@ def test_a_killed_download_goes_on(script: Script, tmp_path: Path) -> None:
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
         process = subprocess.Popen([sys.executable, *words], env=environment)
         assert store.stalled.wait(60)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(told)
         store.go_on.set()
+        assert process.wait() == code
         store.stall_at = None
         store.ranges.clear()
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.commands.library import VERBS
+from client.errors import ApiProblem, Flaw
 from client.shell import Exit, assigned
 from tests.client.servers import Script
 
@@ -56,7 +57,7 @@ def test_each_way_of_going_wrong_has_its_exit_code(script: Script) -> None:
     script.will_answer(b"<h1>It works!</h1>")
     code, told, said = run(*words, url=script.url, key="k")
     assert (code, json.loads(told)["error"]["code"]) == (Exit.UNREACHABLE, "unreachable")
-    assert "Is SEFT_URL the address of the service?" in said
+    assert "Is that the address of the service?" in said
     script.will_answer(b"<h1>Nothing here</h1>", status=404)
     assert run(*words, url=script.url, key="k")[0] == Exit.UNREACHABLE
     flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}
@@ -66,6 +67,21 @@ def test_each_way_of_going_wrong_has_its_exit_code(script: Script) -> None:
     assert json.loads(told) == {
         "error": {"code": "conflict", "message": "No.", "errors": [flaw], "request_id": "req_1"}
     }
+
+
+def test_what_is_wrong_is_said_once() -> None:
+    flaws = (
+        Flaw("sparsity", "at most 0.99", "1.2", "0.6 is usual."),
+        Flaw("model", "The hub has no 'm'.", "'m'", "Look."),
+    )
+    refused = ApiProblem(
+        422, "invalid_request", "sparsity: at most 0.99; The hub has no 'm'.", flaws, None, title="Wrong"
+    )
+    assert str(refused).splitlines() == [
+        "invalid_request: Wrong",
+        "  sparsity: at most 0.99; it is 1.2. 0.6 is usual.",
+        "  model: The hub has no 'm'. Look.",
+    ]
 
 
 def test_a_file_is_checked_here_with_the_number_of_each_broken_line(tmp_path: Path) -> None:
