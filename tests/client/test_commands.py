@@ -4,11 +4,15 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import runpy
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from tests.client.conftest import Service
 from tests.client.servers import Script, Store, serving
 from tests.hub import hub
 
+README = Path(__file__).parents[2] / "README.md"
 CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
 
 
@@ -150,12 +155,41 @@ def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
     assert "model" not in compared
     result = shell.run("jobs", "resume", job["id"], "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
+    waiting = shell.json("jobs", "clone", other["id"], "--set", "auto_start=false")
+    for word, status in (("start", "queued"), ("stop", "cancelled")):
+        assert shell.run("jobs", word, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
 
 
 def test_a_dataset_that_is_no_file_and_no_id_is_told_before_anything_is_asked(shell: Shell) -> None:
     refused = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
     assert refused.exit_code == Exit.USAGE
     assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(refused.stderr.split())
+
+
+def test_the_script_of_the_readme_does_the_whole_job(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block
+    script = block[1].replace("HuggingFaceTB/SmolLM2-135M", "tiny")
+    assert len(script.split("\n\n")[1].splitlines()) < 10
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEFT_URL", service.url)
+    monkeypatch.setenv("SEFT_API_KEY", service.api_key)
+
+    def work() -> None:
+        with Client() as client:
+            while not list(client.jobs()):
+                time.sleep(0.05)
+        succeed(service, CONTENT)
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(work)
+        runpy.run_path("script.py")
+        worker.result()
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == CONTENT
 
 
 def test_a_job_that_was_stopped_is_done_and_its_log_fits_a_line(shell: Shell, data: Path) -> None:
@@ -196,6 +230,9 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_
     assert (listed["id"], listed["parameters"]) == ("tiny", found["parameters"])
     assert shell.json("models", "tiny") == listed
     assert listed["fits_on"] == ["w1"]
+    (worker,) = shell.json("workers")
+    assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
+    assert shell.run("workers").stdout.splitlines()[1].split()[:5] == ["w1", "cpu", "x86_64", "4.3", "GB"]
     for words_of_models in (["models"], ["models", "tiny"]):
         (row,) = shell.run(*words_of_models).stdout.splitlines()[1:]
         assert f"{listed['parameters']:,}" in row

@@ -104,6 +104,13 @@ def test_the_librarys_verbs_are_offered_and_handed_over_whole(tmp_path: Path) ->
     assert json.loads(told)["error"]["message"].endswith("Name a model's folder or a GGUF file.")
 
 
+def test_the_shell_completes_words_and_options() -> None:
+    for typed, offered in (("seft jobs c", ["cancel", "clone", "compare", "create"]), ("seft login --u", ["--url"])):
+        words = {"_SEFT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        told = CliRunner().invoke(app, [], prog_name="seft", env=words)
+        assert sorted(told.stdout.split()) == offered
+
+
 @pytest.mark.parametrize("words", [["--help"], ["jobs", "--help"], ["datasets", "upload", "--help"]])
 def test_help_loads_nothing_that_only_work_needs(words: list[str]) -> None:
     slow = {"torch", "httpx2", "rich", "seft", "sqlalchemy", "asyncio", "pydantic"}
