@@ -251,6 +251,7 @@ class WorkerView(BaseModel):
     device_name: str
     memory: int = Field(description="Bytes on the device.")
     disk: int = Field(description="Bytes free for a job's files when it was last seen.")
+    temperature: int | None = Field(description="Degrees Celsius of the device then, where NVML tells.")
     versions: dict[str, str]
     busy: bool
     job_id: str | None = Field(description="The job that it runs, where that is one of yours.")
@@ -280,6 +281,7 @@ class WorkerList(BaseModel):
                     "device_name": "NVIDIA H100 80GB HBM3",
                     "memory": 85017493504,
                     "disk": 512110190592,
+                    "temperature": 61,
                     "versions": {"seft": "0.1.0", "torch": "2.13.0"},
                     "busy": True,
                     "job_id": JOB_ID,

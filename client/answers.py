@@ -90,6 +90,7 @@ class Worker(TypedDict):
     device_name: str
     memory: int
     disk: int
+    temperature: int | None
     versions: dict[str, str]
     busy: bool
     job_id: str | None

@@ -13,7 +13,7 @@ memory = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_co
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "there": there, "memory": memory}))
 """
 SECONDS = 120
-USED_SECONDS = 10
+TOLD_SECONDS = 10
 """A worker asks before it renews its first lease."""
 MIB = 1 << 20
 
@@ -31,10 +31,20 @@ def driver() -> str | None:
 
 def used(uuid: str) -> int | None:
     """Bytes in use on the device of this UUID, whoever uses them, as NVML counts; None where it cannot tell."""
-    asking = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    mebibytes = _told("memory.used", uuid)
+    return None if mebibytes is None else mebibytes * MIB
+
+
+def temperature(uuid: str) -> int | None:
+    """Degrees Celsius of the device of this UUID; None where NVML cannot tell."""
+    return _told("temperature.gpu", uuid)
+
+
+def _told(figure: str, uuid: str) -> int | None:
+    asking = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={figure}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=USED_SECONDS, check=True)
-        return int(done.stdout) * MIB
+        done = subprocess.run(asking, capture_output=True, text=True, timeout=TOLD_SECONDS, check=True)
+        return int(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 

@@ -302,6 +302,8 @@ class Worker(Base):
     """Bytes on its device."""
     disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """Bytes free for a job's files when it was last seen."""
+    temperature: Mapped[int | None]
+    """Degrees Celsius of its device then; None where nothing tells."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
     """The newest requests that it understands."""
     versions: Mapped[Json]

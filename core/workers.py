@@ -31,7 +31,7 @@ DEAF = timedelta(seconds=600)
 """Nor is one that took no hint for so long while jobs wait; after failures a worker rests for half of it at most."""
 
 
-def seen(session: Session, name: str, has: Ability) -> None:
+def seen(session: Session, name: str, has: Ability, temperature: int | None = None) -> None:
     """The worker's sweep goes round: make its row, or renew it; forget workers that are long gone."""
     row = {
         "name": name,
@@ -40,8 +40,8 @@ def seen(session: Session, name: str, has: Ability) -> None:
         "versions": {each: version(each) for each in SOFTWARE} | {"python": platform.python_version()},
         **asdict(has),
     }
-    fresh = {"seen_at": func.now(), "disk": has.disk}
-    session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["name"], set_=fresh))
+    now = {"disk": has.disk, "temperature": temperature, "seen_at": func.now()}
+    session.execute(insert(Worker).values(row | now).on_conflict_do_update(index_elements=["name"], set_=now))
     session.execute(delete(Worker).where(Worker.seen_at < func.now() - FORGOTTEN))
 
 

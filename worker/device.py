@@ -47,6 +47,12 @@ def used(settings: Settings) -> int | None:
     return devices.used(uuid) if uuid else None
 
 
+def temperature(settings: Settings) -> int | None:
+    """Degrees Celsius of its device; None where NVML is not there to tell, and on the processor."""
+    uuid = find(settings.device).uuid
+    return devices.temperature(uuid) if uuid else None
+
+
 def held(settings: Settings, before: int | None) -> int:
     """Bytes that an ended training process has left behind on the device, after a time for the driver to free them.
 

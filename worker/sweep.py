@@ -57,8 +57,9 @@ class Sweep(threading.Thread):
 
     def show_up(self) -> None:
         """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
+        has, temperature = device.ability(self.settings), device.temperature(self.settings)
         with self.sessions.begin() as session:
-            workers.seen(session, self.worker, device.ability(self.settings))
+            workers.seen(session, self.worker, has, temperature)
             deaf = workers.idle_and_deaf(session, self.worker)
         self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
         if self.deaf_rounds > workers.ROUNDS:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from core import queue
 from core.ability import CPU
 from core.settings import Settings
+from core.tables import Worker
+from tests.worker.conftest import House
 from worker import device
 from worker.device import Device
+from worker.sweep import Sweep
 
 
 def test_torch_is_asked_in_a_process_of_its_own_and_finds_what_is_there() -> None:
@@ -38,7 +42,7 @@ def test_room_is_what_the_disk_has_now_and_none_where_there_can_be_no_folder(set
 
 @pytest.fixture
 def card(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with the MiB in use on the settings' device, which `nvidia-smi` reads out."""
+    """A file with the figure that `nvidia-smi` reads out of the settings' device."""
     told, tool = tmp_path / "used", tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-of-ours ] && exec cat {told}\n')
@@ -65,7 +69,17 @@ def test_memory_that_a_process_leaves_behind_is_waited_for_and_then_told(
     assert device.held(settings, before) == 8500 << 20
 
 
+def test_a_sweep_tells_how_warm_the_device_is_where_nvml_knows(card: Path, house: House) -> None:
+    sweep = Sweep("gpu-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
+    for told, temperature in (("61\n", 61), ("63\n", 63), ("[N/A]\n", None)):
+        card.write_text(told)
+        sweep.show_up()
+        with house.sessions.begin() as session:
+            assert session.get_one(Worker, "gpu-1").temperature == temperature
+
+
 def test_a_device_that_nvml_knows_nothing_of_is_not_waited_for(card: Path, settings: Settings) -> None:
     card.unlink()
+    assert device.temperature(settings) is None
     assert device.used(settings) is None
     assert device.held(settings, None) == device.held(settings, 0) == 0

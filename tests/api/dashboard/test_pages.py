@@ -59,8 +59,10 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert "No worker is here" in browser.show("/")
     settings = app.state.services.settings
     with sessions.begin() as session:
-        workers.seen(session, "gpu-1", GPU)
+        workers.seen(session, "gpu-1", GPU, temperature=61)
+    assert "61 °C" in browser.show("/")
     page = browser.show("/workers")
+    assert "61 °C" in page
     assert ">idle<" in page
     assert f"{GPU.device_name}<br>" in page
     assert "85.9 GB of memory, 537 GB of disk free" in page
