@@ -11,7 +11,7 @@ from core.audit import Caller
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status
-from core.tables import Checkpoint, Dataset, Job, Json
+from core.tables import Dataset, Holding, Job, Json
 
 CLAIM_LOCK = 0x5EF72
 """Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
@@ -89,7 +89,7 @@ def stored(session: Session, tenant: str, *, besides: str = "") -> Stored:
     mine = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != besides)
     each = select(Dataset.sha256, Dataset.bytes).where(*mine).distinct().subquery()
     datasets = select(func.sum(each.c.bytes))
-    checkpoints = select(func.sum(Checkpoint.bytes)).join(Job, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
+    checkpoints = select(Holding.checkpoints).where(Holding.tenant == tenant)
     return Stored(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints)))
 
 

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from core import jobs
+from core import fairness, jobs
 from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.tables import Base
@@ -84,6 +84,25 @@ def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty:
         for wanted in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
             found, _ = jobs.page(session, "ours", metadata=wanted, limit=10)
             assert [job.id for job in found] == ["job_1"]
+
+
+def test_checkpoints_from_before_are_counted(settings: Settings, empty: Engine) -> None:
+    upgrade(settings, "0210")
+    rows = """
+    INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key)
+    VALUES ('file_1', 'ours', 'x', 'text', '0', 1, 1, 'x');
+    INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
+    VALUES ('job_1', 'ours', 'file_1', '{}', 0, 'succeeded'), ('job_2', 'theirs', 'file_1', '{}', 0, 'succeeded');
+    INSERT INTO checkpoints (id, job_id, attempt, step, prefix, sha256, files, bytes, scores)
+    SELECT 'ckpt_' || n, 'job_' || 1 + mod(n, 2), 1, 1, '', '', '[]', n, '{}' FROM generate_series(1, 4) AS n;
+    """
+    with empty.begin() as connection:
+        connection.exec_driver_sql(rows)
+    upgrade(settings)
+    with make_sessions(empty).begin() as session:
+        assert [fairness.stored(session, tenant).checkpoints for tenant in ("ours", "theirs", "nobody")] == [6, 4, 0]
+        session.execute(text("DELETE FROM checkpoints WHERE id IN ('ckpt_1', 'ckpt_2')"))
+        assert [fairness.stored(session, tenant).checkpoints for tenant in ("ours", "theirs")] == [4, 3]
 
 
 def test_a_migration_that_waits_for_a_table_lets_others_pass(settings: Settings, empty: Engine) -> None:
