@@ -181,6 +181,12 @@ def models(session: Session, tenant: str) -> list[str]:
     return list(session.scalars(query))
 
 
+def next_up(session: Session, tenant: str, *, limit: int) -> Sequence[Job]:
+    """The tenant's queued jobs that come first, in the order of the queue."""
+    queued = select(Job).where(Job.tenant == tenant, Job.status == Status.QUEUED)
+    return session.scalars(queued.order_by(Job.priority.desc(), Job.id).limit(limit)).all()
+
+
 def position(session: Session, job: Job) -> int | None:
     """Place in the queue, from 1; `POSITIONS` stands for that many or more. None when the job is not queued."""
     if job.status != Status.QUEUED:

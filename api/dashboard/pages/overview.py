@@ -29,23 +29,26 @@ def overview(request: Request, services: Here, visitor: Signed) -> Response:
     """The page."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
-        found = {status: _newest(services, session, tenant, status) for status in Status if status is not Status.FAILED}
+        running, paused, succeeded = (
+            _newest(services, session, tenant, status) for status in (Status.RUNNING, Status.PAUSED, Status.SUCCEEDED)
+        )
+        queued = [detail(services, session, row) for row in jobs.next_up(session, tenant, limit=SHOWN)]
         failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
         counts = jobs.counts(session, tenant)
         seen = all_seen(services, session, tenant)
         forecast = Forecast.now(session, services.settings.sweep_seconds)
         stored = fairness.stored(session, tenant)
-    waiting = sorted(found[Status.QUEUED], key=lambda job: job.queue_position or 0) + found[Status.PAUSED]
+    waiting = queued + paused
     return page(
         request,
         visitor,
         "overview.html",
-        running=found[Status.RUNNING],
+        running=running,
         waiting=waiting,
         starts={job.id: _start(forecast, job) for job in waiting},
         stored=stored,
         limit=services.settings.tenant_bytes,
-        succeeded=found[Status.SUCCEEDED],
+        succeeded=succeeded,
         failed=failed,
         counts=counts,
         workers=seen,

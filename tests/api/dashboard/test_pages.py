@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.dashboard.pages.job import POINTS, RUNS
+from api.dashboard.pages.overview import SHOWN
 from core import attempts, reports, workers
 from core.attempts import Attempt
 from core.reports import CHANGES
@@ -202,6 +203,15 @@ def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
     rows = client.get(f"{path}/metrics", params={"points": POINTS}).json()["data"]
     assert [row["step"] for row in rows] == curve["step"]
     assert [row["values"]["loss"] for row in rows] == middles
+
+
+def test_the_overview_shows_those_jobs_first_that_are_taken_first(
+    browser: Browser, client: TestClient, body: Json
+) -> None:
+    made = [client.post("/jobs", json={**body, "seed": seed}).json()["id"] for seed in range(SHOWN + 1)]
+    urgent = client.post("/jobs", json={**body, "priority": 1}).json()["id"]
+    shown = re.findall(r'href="/dashboard/jobs/(job_\w+)"', browser.show("/"))
+    assert shown == [urgent, *made[: SHOWN - 1]]
 
 
 def test_what_is_not_there_is_told_on_a_page(browser: Browser) -> None:
