@@ -1,10 +1,11 @@
 """What a job has to tell: events, metrics, checkpoints. The caller has made sure that the job is the tenant's."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, ColumnElement, Double, cast, column, func, select, true
+from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, column, func, select, true
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
@@ -71,7 +72,26 @@ def metrics_thinned(session: Session, job_id: str, *, after_step: int, points: i
     mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)
     bounds = select(func.min(JobMetric.step).label("low"), func.max(JobMetric.step).label("high")).where(*mine).cte()
     span = func.width_bucket(JobMetric.step, bounds.c.low, bounds.c.high + 1, points).label("span")
-    rows = select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).join(bounds, true()).where(*mine).cte()
+    rows = select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).join(bounds, true()).where(*mine)
+    return _thinned(session, rows)
+
+
+def span_length(session: Session, job_id: str, points: int) -> int:
+    """The least power of two so that `points` spans of so many steps hold all: it seldom changes while steps come."""
+    high = session.scalar(select(func.max(JobMetric.step)).where(JobMetric.job_id == job_id)) or 0
+    return 1 << max(0, math.ceil(high / points) - 1).bit_length()
+
+
+def metrics_in_spans(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[Thinned]:
+    """As `metrics_thinned`, in spans of so many steps counted from the first: those that are full stay as they are."""
+    mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)
+    span = ((JobMetric.step - 1) // length).label("span")
+    return _thinned(session, select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).where(*mine))
+
+
+def _thinned(session: Session, spans: Select[int, int, int, Json]) -> Sequence[Thinned]:
+    """A row for each span, by step."""
+    rows = spans.cte()
     entry = func.jsonb_each_text(rows.c["values"]).table_valued("key", "value")
     means = (
         select(rows.c.span, entry.c.key, func.avg(entry.c.value.cast(Double)).label("mean"))

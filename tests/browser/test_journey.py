@@ -98,6 +98,25 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
 
 
 def test_two_jobs_are_compared_and_a_third_is_cancelled(person: Person) -> None:
+def test_a_curve_that_grew_before_ones_eyes_is_the_one_that_is_fetched_anew(person: Person) -> None:
+    page, site = person.page, person.site
+    job = site.add_job(repair={"steps": 2000, "update_interval": 500})
+    life = site.life()
+    life.prune(Scores())
+    life.train(0, 590)
+    person.go(f"/jobs/{job}")
+    loss = page.locator('[data-chart="loss"]')
+    for first, last in ((590, 650), (650, 651), (651, 700)):  # spans become longer, then one is half full
+        expect(loss.locator(".u-value").first).to_have_text(str(first))
+        life.train(first, last)
+    expect(loss.locator(".u-value").first).to_have_text("700")
+    drawn = "canvas => canvas.toDataURL()"
+    grown = loss.locator("canvas").evaluate(drawn)
+    page.reload()
+    expect(loss.locator(".u-value").first).to_have_text("700")
+    assert loss.locator("canvas").evaluate(drawn) == grown
+
+
     page, site = person.page, person.site
     for name, sparsity, scores in (("mild", 0.5, Scores(pruned=39, repaired=24.6)), ("bold", 0.7, Scores())):
         site.add_job(suffix=name, sparsity=sparsity)

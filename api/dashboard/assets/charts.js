@@ -1,4 +1,4 @@
-// Curves of one job, or of several over each other. The server has thinned them; a change of the page fetches them anew.
+// Curves of one job, or of several over each other. The server has thinned them; a change of the page fetches what is new.
 "use strict";
 
 (() => {
@@ -110,8 +110,21 @@
     const root = document.querySelector("[data-charts]");
     if (!root || drawing) return;
     drawing = true;
+  // What is known already, up to the end of its last full span, and what the server has added to it.
+  const joined = (known, added) => {
+    const kept = known.step.filter((step) => step <= added.after).length;
+    const column = ({ step, values }, name) => values[name] ?? step.map(() => null);
+    const names = Object.keys({ ...known.values, ...added.values });
+    const values = names.map((name) => [name, [...column(known, name).slice(0, kept), ...column(added, name)]]);
+    return { length: added.length, step: [...known.step.slice(0, kept), ...added.step], values: Object.fromEntries(values) };
+  };
+
+  let curves = { length: 1, step: [], values: {} };
     try {
-      drawJob(root, await fetchSeries(root.dataset.charts));
+      const last = curves.step.at(-1) ?? -1;
+      const after = last - (last % curves.length);
+      curves = joined(curves, await fetchSeries(`${root.dataset.charts}?after=${after}&length=${curves.length}`));
+      drawJob(root, curves);
     } catch {
       // The page's own poll says that the connection is lost, and brings the next try.
     } finally {

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.dashboard import layers, recipes
@@ -15,6 +15,7 @@ from api.dashboard.wishes import ALL, offers
 from api.deps import Here
 from api.etags import tagged
 from api.routes.jobs import detail
+from api.routes.reports import LARGEST_STEP
 from api.routes.wishes import ask
 from api.schemas import EventView
 from core import jobs, reports
@@ -30,6 +31,7 @@ RUNS = 60
 PHASES = 200
 
 JobId = Annotated[str, Path()]
+Step = Annotated[int, Query(ge=-1, le=LARGEST_STEP)]
 
 router = APIRouter(prefix="/jobs/{job_id}")
 
@@ -61,14 +63,22 @@ def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refus
 
 
 @router.get("/series")
-def series(request: Request, services: Here, visitor: Signed, job_id: JobId) -> Response:
-    """The job's metrics by name, thinned: {"step": [...], "values": {"loss": [...], ...}}."""
+def series(
+    request: Request, services: Here, visitor: Signed, job_id: JobId, *, after: Step = -1, length: int = 0
+) -> Response:
+    """The job's metrics by name, as means of spans of `length` steps: {"step": [...], "values": {"loss": [...], ...}}.
+
+    Whoever has those up to the step `after` is given those behind it; and all, as "after" says, where spans are longer
+    by now than `length`.
+    """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        rows = reports.metrics_thinned(session, job.id, after_step=-1, points=POINTS)
+        now = reports.span_length(session, job.id, POINTS)
+        after = after if length == now else -1
+        rows = reports.metrics_in_spans(session, job.id, after_step=after, length=now)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
-    body = json.dumps({"step": [row.step for row in rows], "values": values})
+    body = json.dumps({"after": after, "length": now, "step": [row.step for row in rows], "values": values})
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 

@@ -183,16 +183,26 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
         assert all("layers" not in event.data for event in reports.latest_events(session, attempt.job_id, limit=9))
 
 
-def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
-    browser: Browser, client: TestClient, sessions: sessionmaker[Session], attempt: Attempt
-) -> None:
-    steps, path = 100_000, f"/jobs/{attempt.job_id}"
-    step = func.generate_series(1, steps).column_valued("step")
-    values = func.jsonb_build_object("loss", step, "speed", -step, "rate", 0.5, "memory", 2**33)
-    with sessions.begin() as session:
+@pytest.fixture
+def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[[int, int], None]:
+    """Writes what was measured at the steps from the one to the other."""
+
+    def write(first: int, last: int) -> None:
+        step = func.generate_series(first, last).column_valued("step")
+        values = func.jsonb_build_object("loss", step, "speed", -step, "rate", 0.5, "memory", 2**33)
         columns = ["job_id", "step", "attempt", "values"]
-        session.execute(insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, 1, values)))
-    answer = browser.show(f"{path}/series")
+        with sessions.begin() as session:
+            session.execute(insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, 1, values)))
+
+    return write
+
+
+def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
+    browser: Browser, attempt: Attempt, measure: Callable[[int, int], None]
+) -> None:
+    steps = 100_000
+    measure(1, steps)
+    answer = browser.show(f"/jobs/{attempt.job_id}/series")
     curve = json.loads(answer)
     assert len(answer) < 40_000
     assert POINTS / 2 < len(curve["step"]) <= POINTS
@@ -200,9 +210,31 @@ def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
     middles = [(last + before + 1) / 2 for before, last in itertools.pairwise([0, *curve["step"]])]
     assert curve["values"]["loss"] == middles
     assert curve["values"]["speed"] == [-middle for middle in middles]
-    rows = client.get(f"{path}/metrics", params={"points": POINTS}).json()["data"]
-    assert [row["step"] for row in rows] == curve["step"]
-    assert [row["values"]["loss"] for row in rows] == middles
+
+
+def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have_grown(
+    browser: Browser, attempt: Attempt, measure: Callable[[int, int], None]
+) -> None:
+    def series(query: str = "") -> Json:
+        found: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
+        return found
+
+    assert series() == {"after": -1, "length": 1, "step": [], "values": {}}
+    measure(1, 4 * POINTS - 5)
+    first = series()
+    assert (first["length"], first["step"][:2], first["step"][-1]) == (4, [4, 8], 4 * POINTS - 5)
+    measure(4 * POINTS - 4, 4 * POINTS)
+    full = 4 * POINTS - 8
+    added, whole = series(f"?after={full}&length=4"), series()
+    assert (added["after"], added["step"]) == (full, [4 * POINTS - 4, 4 * POINTS])
+    kept = first["step"].index(full) + 1
+    assert first["step"][:kept] + added["step"] == whole["step"]
+    for name, values in whole["values"].items():
+        assert first["values"][name][:kept] + added["values"][name] == values
+    measure(4 * POINTS + 1, 4 * POINTS + 1)
+    grown = series(f"?after={4 * POINTS}&length=4")
+    assert grown == series()
+    assert (grown["after"], grown["length"], grown["step"][0]) == (-1, 8, 8)
 
 
 def test_the_overview_shows_those_jobs_first_that_are_taken_first(
