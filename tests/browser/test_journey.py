@@ -74,6 +74,7 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
     life.train(40, 120)
     for at in range(4):
         expect(page.locator(CHARTS).nth(at)).not_to_have_attribute("aria-label", before[at])
+        expect(page.locator(CHARTS).nth(at).locator(".u-value").first).to_have_text("120")
     expect(page.locator('[data-chart="topology"] canvas')).to_be_visible()
     expect(page.locator(".map")).to_have_count(7)
     up = page.locator(".map", has_text="up_proj").locator("canvas")
@@ -97,7 +98,6 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
     assert download.value.suggested_filename == "model.safetensors"
 
 
-def test_two_jobs_are_compared_and_a_third_is_cancelled(person: Person) -> None:
 def test_a_curve_that_grew_before_ones_eyes_is_the_one_that_is_fetched_anew(person: Person) -> None:
     page, site = person.page, person.site
     job = site.add_job(repair={"steps": 2000, "update_interval": 500})
@@ -117,6 +117,7 @@ def test_a_curve_that_grew_before_ones_eyes_is_the_one_that_is_fetched_anew(pers
     assert loss.locator("canvas").evaluate(drawn) == grown
 
 
+def test_two_jobs_are_compared_and_a_third_is_cancelled(person: Person) -> None:
     page, site = person.page, person.site
     for name, sparsity, scores in (("mild", 0.5, Scores(pruned=39, repaired=24.6)), ("bold", 0.7, Scores())):
         site.add_job(suffix=name, sparsity=sparsity)

@@ -18,6 +18,8 @@
     });
   };
 
+  const last = (values) => values.findLast((value) => value !== null);
+
   const told = (value) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
@@ -30,6 +32,9 @@
     const power = bytes >= 1 ? Math.min(4, Math.floor(Math.log10(bytes) / 3)) : 0;
     return `${Number((bytes / 1000 ** power).toPrecision(4))} ${["B", "kB", "MB", "GB", "TB"][power]}`;
   };
+
+  // Wide enough for the longest label; before there are any, for most.
+  const room = (_, labels) => 16 + 6.5 * Math.max(5, ...(labels ?? []).map((label) => label.length));
 
   const axis = (figure, more) => ({
     stroke: getComputedStyle(figure.querySelector("figcaption, .plot")).color,
@@ -58,7 +63,7 @@
       scales: { x: { time: false } },
       legend: { live: true },
       cursor: { y: false, points: { size: 6 } },
-      series: [{ label: "Step", value: (_, value) => told(value) }, ...series.map(({ label, stroke, width, bars, shown, points }) => ({
+      series: [{ label: "Step", value: (_, value) => told(value ?? step.at(-1)) }, ...series.map(({ label, stroke, width, bars, shown, points, values }) => ({
         label,
         stroke,
         fill: bars ? stroke : undefined,
@@ -66,9 +71,9 @@
         spanGaps: true,
         points: { show: Boolean(points), size: 6, fill: stroke },
         paths: bars ? uPlot.paths.bars({ size: [0.7, 22], radius: 0.15 }) : undefined,
-        value: (_, value, __, at) => say(shown && at !== null ? shown[at] : value),
+        value: (_, __, ___, at) => say(at === null ? last(shown ?? values) : (shown ?? values)[at]),
       }))],
-      axes: [axis(figure, { size: 28, values: (_, ticks) => ticks.map((tick) => (tick < 0 ? "" : told(tick))) }), axis(figure, { size: 54, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
+      axes: [axis(figure, { size: 28, values: (_, ticks) => ticks.map((tick) => (tick < 0 ? "" : told(tick))) }), axis(figure, { size: room, values: (_, ticks) => ticks.map((tick) => say(mirrored ? Math.abs(tick) : tick)) })],
     };
     // Bars need room at both ends. Around a single one the chart would make up a range of its own.
     if (mirrored) options.scales.x.range = (_, low, high) => {
@@ -77,7 +82,7 @@
       return [low - gap, high + gap];
     };
     drawn.get(figure).plot = new uPlot(options, [step, ...series.map(({ values }) => values)], place);
-    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${say((shown ?? values).findLast((value) => value !== null))}`).join(", "));
+    figure.querySelector(".plot").setAttribute("aria-label", series.map(({ label, values, shown }) => `${label}: last ${say(last(shown ?? values))}`).join(", "));
     figure.querySelector(".plot").setAttribute("role", "img");
   };
 
@@ -105,11 +110,6 @@
     draw(chart(root, "memory"), step, [{ label: "Memory", stroke: COLOURS[3], values: values.memory_bytes ?? [] }], size);
   };
 
-  let drawing = false;
-  const refresh = async () => {
-    const root = document.querySelector("[data-charts]");
-    if (!root || drawing) return;
-    drawing = true;
   // What is known already, up to the end of its last full span, and what the server has added to it.
   const joined = (known, added) => {
     const kept = known.step.filter((step) => step <= added.after).length;
@@ -120,6 +120,11 @@
   };
 
   let curves = { length: 1, step: [], values: {} };
+  let drawing = false;
+  const refresh = async () => {
+    const root = document.querySelector("[data-charts]");
+    if (!root || drawing) return;
+    drawing = true;
     try {
       const last = curves.step.at(-1) ?? -1;
       const after = last - (last % curves.length);
