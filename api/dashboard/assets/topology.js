@@ -26,7 +26,8 @@
     ]);
   };
 
-  // One map for each part: a row for a block, a column for an event; the shade is a share of the most in that part.
+  // One map for each part: a row for a block, a column for an event; the shade grows with the root
+  // of the share of the most in that part: the first event is far larger than all that follow.
   const paint = ({ canvas, cells, most }) => {
     const [wide, high] = [canvas.clientWidth, canvas.clientHeight];
     const scale = devicePixelRatio || 1;
@@ -38,7 +39,7 @@
     const gap = Math.min(1, column / 4);
     cells.forEach((counts, block) => counts.forEach((count, event) => {
       if (!count) return;
-      pen.globalAlpha = Math.ceil(LEVELS * count / most) / LEVELS;
+      pen.globalAlpha = Math.ceil(LEVELS * Math.sqrt(count / most)) / LEVELS;
       pen.fillRect(event * column, block * row, column - gap, row - Math.min(1, row / 4));
     }));
   };
