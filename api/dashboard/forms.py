@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from api.dashboard import words
 from core.errors import Flaw
 from core.specs import JobSpec
 from core.tables import Json
@@ -113,14 +114,18 @@ def _input(path: str, field: FieldInfo, given: str | None) -> Input:
         value=_text(default) if given is None else given,
         help=(field.description or "").replace("`", ""),
         choices=tuple(_choices(field.annotation)),
-        least=next((str(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
-        most=next((str(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
+        least=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
+        most=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
         required=field.is_required(),
     )
 
 
 def _rules(field: FieldInfo) -> list[Any]:
     return list(field.metadata)
+
+
+def _bound(value: Any) -> str:
+    return words.count(value) if value == int(value) else f"{value:.6f}".rstrip("0")
 
 
 def _kind(annotation: Any) -> Kind:

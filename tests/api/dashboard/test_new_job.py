@@ -60,6 +60,12 @@ def test_every_setting_of_a_job_has_a_field(browser: Browser, dataset: str) -> N
     assert {field.name for field in forms.inputs({})} == names(spec)
 
 
+def test_ranges_are_told_in_numbers_that_a_person_reads(browser: Browser) -> None:
+    page = browser.show("/jobs/new")
+    for least, most in (("1", "1\u202f000\u202f000"), ("0.000001", "1")):
+        assert f'<span class="num">{least} \N{EN DASH} {most}</span>' in page
+
+
 def test_what_is_entered_is_asked_for(browser: Browser, client: TestClient, filled: Json) -> None:
     del filled["auto_start"]
     changes = {
