@@ -28,6 +28,7 @@ WORDS = (
     "about",
     "count",
     "hosts",
+    "sentence",
     "short",
     "title",
     "story",

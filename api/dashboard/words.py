@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
     """A length of time, in its two largest units."""
     whole = int(seconds)
     if whole < 60:
-        return f"{max(seconds, 0):.1f} s" if seconds < 10 else f"{whole} s"
+        return "under 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
@@ -53,6 +53,11 @@ def about(seconds: float) -> str:
     if minutes <= 1:
         return "about a minute"
     return f"about {minutes} min" if minutes < 60 else f"about {duration(600 * math.ceil(minutes / 10))}"
+
+
+def sentence(text: str) -> str:
+    """A text that begins like a sentence; one that begins with a name, such as `repair.steps`, is left as it is."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
 def count(number: float) -> str:

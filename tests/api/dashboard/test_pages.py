@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from api.dashboard.pages.job import POINTS, RUNS
 from api.dashboard.pages.overview import SHOWN
 from core import attempts, reports, workers
-from core.attempts import Attempt
+from core.attempts import Attempt, Fault
 from core.reports import CHANGES
 from core.tables import JobMetric, Worker
 from tests.api.conftest import Json, NewClient
@@ -244,6 +244,18 @@ def test_the_overview_shows_those_jobs_first_that_are_taken_first(
     urgent = client.post("/jobs", json={**body, "priority": 1}).json()["id"]
     shown = re.findall(r'href="/dashboard/jobs/(job_\w+)"', browser.show("/"))
     assert shown == [urgent, *made[: SHOWN - 1]]
+
+
+def test_a_job_that_ended_before_anything_was_measured_shows_why_and_no_empty_charts(
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
+) -> None:
+    path, empty = f"/jobs/{attempt.job_id}", ("data-charts", "data-topology", 'id="scores"')
+    assert all(part in browser.show(path) for part in empty)
+    with sessions.begin() as session:
+        attempts.fail(session, attempt, fault=Fault.USER, code="x", message="too short", retry=False, max_failures=1)
+    page = browser.show(path)
+    assert "Too short" in page
+    assert not any(part in page for part in empty)
 
 
 def test_what_is_not_there_is_told_on_a_page(browser: Browser) -> None:
