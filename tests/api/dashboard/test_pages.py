@@ -15,7 +15,9 @@ from starlette.testclient import TestClient
 
 from api.dashboard.pages.job import POINTS, RUNS
 from api.dashboard.pages.overview import SHOWN
-from core import attempts, reports, workers
+from api.dashboard.render import ASSETS
+from api.dashboard.words import size
+from core import attempts, fairness, reports, workers
 from core.attempts import Attempt, Fault
 from core.reports import CHANGES
 from core.tables import JobMetric, Worker
@@ -246,6 +248,20 @@ def test_the_overview_shows_those_jobs_first_that_are_taken_first(
     assert shown == [urgent, *made[: SHOWN - 1]]
 
 
+def test_the_overview_tells_trouble_first_and_what_is_stored(
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
+) -> None:
+    assert "Trouble" not in browser.show("/")
+    with sessions.begin() as session:
+        stored = sum(fairness.stored(session, "ours"))
+        attempts.fail(
+            session, attempt, fault=Fault.SYSTEM, code="x", message="disk is away", retry=False, max_failures=1
+        )
+    text = " ".join(visible(browser.show("/")).split())
+    assert text.index("Trouble") < text.index("Disk is away the service's fault") < text.index("Running")
+    assert f"Storage {size(stored)} in use" in text
+
+
 def test_a_job_that_ended_before_anything_was_measured_shows_why_and_no_empty_charts(
     browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
 ) -> None:
@@ -281,6 +297,12 @@ def test_assets_are_kept_for_good_and_named_by_their_content(browser: Browser) -
         assert re.search(r"\?v=[0-9a-f]{12}$", url)
         total += len(answer.content)
     assert total < 100_000, "the first page weighs too much"
+
+
+def test_what_others_wrote_lies_here_with_its_licence() -> None:
+    names = {path.name for path in (ASSETS / "vendored").iterdir()}
+    assert {name.partition(".")[0] for name in names} == {"htmx", "uPlot"}
+    assert {"htmx.LICENSE.txt", "uPlot.LICENSE.txt"} <= names
 
 
 def test_jobs_are_found_by_status_model_metadata_date_and_id(
