@@ -3,8 +3,12 @@
 They go to `build/screenshots`; those of the README, to `docs/screenshots`.
 """
 
+import os
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from playwright.sync_api import Browser, Page
 from client.http import Client
 from local.demo import write_topics
 from local.stack import Stack
+from tests.api.test_courier import Receiver
 from tests.browser import chromium
 from tests.tiny import train_tiny
 
@@ -38,6 +43,7 @@ SPEC: dict[str, Any] = {
         "sequence_tokens": 96,
         "learning_rate": 0.01,
         "density": 0.02,
+        "evaluate_interval": 30,
     },
     "evaluate": {"windows": 40, "tokens": 96},
 }
@@ -51,15 +57,26 @@ def main() -> None:
         if browser is None:
             raise SystemExit("No browser: Chromium is not installed, apt-get and Playwright's download brought none.")
         train_tiny(Path(folder) / "models" / MODEL)
-        with Stack(Path(folder)) as stack, Client(stack.api.url, stack.key) as service:
-            pages = _lived(service, Path(folder))
+        with _listening() as hook, Stack(Path(folder)) as stack, Client(stack.api.url, stack.key) as service:
+            pages = _lived(service, Path(folder), hook)
             for scheme in ("light", "dark"):
                 for size in SIZES:
                     _pictures(browser, stack, pages, scheme, size)
 
 
-def _lived(service: Client, folder: Path) -> dict[str, str]:
+@contextmanager
+def _listening() -> Iterator[str]:
+    """The address of a server that takes what webhooks send."""
+    os.environ["SEFT_WEBHOOK_NETWORKS"] = '["127.0.0.0/8"]'
+    with Receiver() as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{receiver.server_address[1]}/seft"
+        receiver.shutdown()
+
+
+def _lived(service: Client, folder: Path, address: str) -> dict[str, str]:
     """The addresses of all pages, after two jobs have succeeded, one has failed, and while one runs."""
+    hook = service.create_webhook(address, events=["job.succeeded", "job.failed"])["id"]
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))["id"]
     spec = {**SPEC, "dataset": dataset}
     done = [service.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.7, 0.6)]
@@ -90,6 +107,7 @@ def _lived(service: Client, folder: Path) -> dict[str, str]:
         "dataset": f"/datasets/{dataset}?model={MODEL}",
         "workers": "/workers",
         "webhooks": "/webhooks",
+        "webhook": f"/webhooks/{hook}",
         "keys": "/keys",
     }
 
@@ -115,9 +133,14 @@ def _pictures(browser: Browser, stack: Stack, pages: dict[str, str], scheme: str
 
 def _picture(page: Page, name: str) -> None:
     page.wait_for_timeout(SETTLED_MS)
-    page.screenshot(path=ALL / f"{name}.png", full_page=True)
     if name in CHOSEN:
         page.screenshot(path=README / f"{CHOSEN[name]}.png")
+    seen = page.viewport_size
+    assert seen
+    # As on a screen that shows all of it at once: what sticks to the screen's edges would lie across the page.
+    page.set_viewport_size({**seen, "height": page.evaluate("document.documentElement.scrollHeight")})
+    page.screenshot(path=ALL / f"{name}.png")
+    page.set_viewport_size(seen)
 
 
 if __name__ == "__main__":
