@@ -34,7 +34,7 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.location = 200, ""
+        self.status, self.location, self.text = 200, "", b"so so"
         self.got: list[tuple[dict[str, str], str]] = []
 
     @property
@@ -50,9 +50,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.got.append(({**dict(self.headers), "path": self.path}, body))
         self.send_response(self.server.status)
         self.send_header("Location", self.server.location)
-        self.send_header("Content-Length", "5")
+        self.send_header("Content-Length", str(len(self.server.text)))
         self.end_headers()
-        self.wfile.write(b"so so")
+        self.wfile.write(self.server.text)
 
     do_GET = do_POST  # noqa: N815
 

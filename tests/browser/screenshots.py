@@ -69,6 +69,7 @@ def _listening() -> Iterator[str]:
     """The address of a server that takes what webhooks send."""
     os.environ["SEFT_WEBHOOK_NETWORKS"] = '["127.0.0.0/8"]'
     with Receiver() as receiver:
+        receiver.text = b"taken"
         threading.Thread(target=receiver.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{receiver.server_address[1]}/seft"
         receiver.shutdown()
