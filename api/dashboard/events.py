@@ -49,11 +49,11 @@ def _unknown(name: str) -> Callable[[Data], tuple[str, str]]:
 
 
 def _error(text: str) -> Callable[[Data], tuple[str, str]]:
-    return lambda data: (text, str(data.get("error", {}).get("message", "")))
+    return lambda data: (text, words.sentence(str(data.get("error", {}).get("message", ""))))
 
 
 def _reason(text: str) -> Callable[[Data], tuple[str, str]]:
-    return lambda data: (text, str(data.get("reason", {}).get("message", "")))
+    return lambda data: (text, words.sentence(str(data.get("reason", {}).get("message", ""))))
 
 
 def _evolved(data: Data) -> tuple[str, str]:

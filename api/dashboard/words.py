@@ -39,7 +39,7 @@ def duration(seconds: float) -> str:
     """A length of time, in its two largest units."""
     whole = int(seconds)
     if whole < 60:
-        return "under 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+        return "under 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

@@ -10,6 +10,7 @@ from api.dashboard.words import duration, sentence
     [
         (0.04, "under 0.1 s"),
         (2.44, "2.4 s"),
+        (9.96, "9 s"),
         (59.9, "59 s"),
         (61, "1 min 01 s"),
         (3 * 3600 + 61, "3 h 01 min"),
