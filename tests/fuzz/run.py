@@ -49,7 +49,6 @@ def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = 
             "--checks=all",
             f"--max-examples={examples}",
             "--continue-on-failure",
-            "--request-timeout=60",  # a preview starts a process, which takes a while where others want the cores
             "--generation-database=none",
             "--no-color",
             *([] if seed is None else [f"--seed={seed}"]),
