@@ -5,7 +5,7 @@ import hashlib
 import torch
 
 
-def generator(seed: int, name: str) -> torch.Generator:
-    """The generator for `name`, for instance a layer's; on the CPU, so that it gives the same on every device."""
+def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator for `name`, for instance a layer's; on the CPU it gives the same whatever the model is on."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))

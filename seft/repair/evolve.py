@@ -51,7 +51,7 @@ def choose(
     budget: int,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Grow as many positions as were dropped, by largest gradient; remove the least sensitive until the law holds.
+    """Grow as many positions as were dropped, by best score; remove the least sensitive until the law holds.
 
     `weight` has the dropped positions at their bases. A removed position that was active is replaced by the next best
     candidate for growth. Where there are too few of these, no active position is removed; and where groups then have
@@ -59,7 +59,7 @@ def choose(
     """
     spare = budget - int(weight.count_nonzero()) - int((entries(weight, kept.indices) == 0).sum())
     adapt = _Adapt(weight, _queue(weight, kept, dropped, removal), growth.indices, spare, pattern)
-    best = growth.indices[growth.sums.abs().argsort(descending=True, stable=True)]
+    best = growth.indices[growth.scores.argsort(descending=True, stable=True)]
     able = best[_rank(best // pattern.of) < pattern.kept]
     count, replaced = len(dropped), -1
     removed, leaving = best[:0], 0

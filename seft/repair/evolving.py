@@ -35,7 +35,7 @@ class Evolving(FixedMask):
         for linear in self.linears.values():
             count = schedule.dropped(self.config, event, len(linear.active))
             if linear.window is None and count:
-                linear.open_window(count)
+                linear.open_window(count, event)
 
     def evolve(self, step: int, /) -> Evolved | None:
         """Drop, grow and adapt in every linear, where an event follows this step."""

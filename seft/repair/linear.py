@@ -47,6 +47,8 @@ class RepairedLinear:
         self.adopt(Active.start(self.weight, spread(self.weight, count, generator)))
         self.removed = Former(self.active.indices[:0], self.active.bases[:0])
         self.window: Window | None = None
+        self._seed = int(torch.randint(1 << 62, (), generator=generator))
+        self._typical = self.active.values.new_tensor(torch.inf)
 
     def adopt(self, active: Active) -> None:
         """Train another active set from now on."""
@@ -65,8 +67,8 @@ class RepairedLinear:
             {"growth": window.growth, "removal": window.removal} if window else {}
         )
         parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
-        counts = {"window": torch.tensor([window.count, window.observed])} if window else {}
-        return {**parts, **counts}
+        counts = {"window": torch.tensor([window.count, self._event, window.observed])} if window else {}
+        return {**parts, **counts, "typical": self._typical}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved state instead of the present one, which is undone first."""
@@ -76,15 +78,15 @@ class RepairedLinear:
         self.removed = Former(**_fields(tensors, "removed"))
         put(self.weight, self.removed.indices, self.weight.new_zeros(len(self.removed)))
         self.active.write(self.weight)
-        self.window = None
+        self.window, self._typical = None, tensors["typical"]
         if "window" in tensors:
-            count, observed = tensors["window"].tolist()
+            count, event, observed = tensors["window"].tolist()
             growth, removal = (Candidates(**_fields(tensors, name)) for name in ("growth", "removal"))
-            self.open_window(count).resume(growth, removal, observed)
+            self.open_window(count, event).resume(growth, removal, observed)
 
-    def open_window(self, count: int) -> Window:
-        """From now on look for candidates for an event that chooses `count` positions."""
-        self.window = Window(self.weight, count, self.pattern)
+    def open_window(self, count: int, event: int) -> Window:
+        """From now on look for candidates for an event that chooses `count` positions; `event` numbers it."""
+        self.window, self._event = Window(self.weight, count, self.pattern, self._seed + event), event
         return self.window
 
     def take_gradient(self) -> Float[Tensor, "positions"]:
@@ -94,7 +96,7 @@ class RepairedLinear:
 
     def update(self, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
         """Step the values, and write them into the weight."""
-        optimizer.step(self.active, gradient, rate, weight_decay)
+        optimizer.step(self.active, gradient, rate, weight_decay, self._typical)
         self.active.write(self.weight)
 
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
@@ -102,6 +104,8 @@ class RepairedLinear:
         window, self.window = self.window, None
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
+        if self._typical.isinf():  # the active set is still the one that was drawn evenly
+            self._typical = optimizer.typical(self.active)
         kept, dropped = evolve.drop(self.active, min(count, len(window.growth)))
         dropped.restore(self.weight)
         choice = evolve.choose(

@@ -3,6 +3,11 @@
 Weight decay pulls an active value to its base, so the delta to 0 and never the weight. A grown position does not start
 from nothing: its moments come from the gradients that its window saw (as in SpIEL, arXiv 2401.16405, section 3.2),
 since a first step from empty moments has full size whatever the gradient was worth.
+
+[ours] Its mean is not corrected for its youth: what a window of two steps saw of a position that was chosen for it is
+no reason for a step of full size either, and momentum comes with the steps that confirm it. [ours] Where gradients are
+larger than is typical of the linear, steps are smaller in proportion: a position that moves the loss more needs to
+move less, and one rate serves those that growth prefers and those that it draws by luck.
 """
 
 import math
@@ -18,6 +23,8 @@ from seft.repair.window import Candidates
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 OLDEST = torch.iinfo(torch.int16).max
 """Ages stop here; bias correction has long become 1."""
+GROWN = 50
+"""The age that grown positions start with: the mean is corrected no more, a gradient weighs 2 % in the square."""
 
 
 class Trained(Protocol):
@@ -44,27 +51,43 @@ class Trained(Protocol):
         """The number of gradients in the moments."""
 
 
-def step(trained: Trained, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-    """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay of the deltas)."""
+def step(
+    trained: Trained,
+    gradient: Float[Tensor, "values"],
+    rate: float,
+    weight_decay: float,
+    typical: Float[Tensor, ""] | float = math.inf,
+) -> None:
+    """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay of the deltas).
+
+    Where the root mean square of a value's gradient is above `typical`, its step is smaller by that ratio.
+    """
     trained.ages.add_(1).clamp_(max=OLDEST - 1)
     trained.means.lerp_(gradient, 1 - MEAN_DECAY)
     trained.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
     mean = trained.means / _gathered(trained.ages, MEAN_DECAY, gradient.dtype)
-    square = trained.squares / _gathered(trained.ages, SQUARE_DECAY, gradient.dtype)
+    root = (trained.squares / _gathered(trained.ages, SQUARE_DECAY, gradient.dtype)).sqrt_().add_(EPSILON)
+    mean *= (typical / root).clamp_(max=1)
     trained.values.sub_(trained.deltas, alpha=rate * weight_decay)
-    trained.values.addcdiv_(mean, square.sqrt_().add_(EPSILON), value=-rate)
+    trained.values.addcdiv_(mean, root, value=-rate)
+
+
+def typical(trained: Trained) -> Float[Tensor, ""]:
+    """The root mean square of the gradients of all values; infinite where there were none."""
+    root = (trained.squares / _gathered(trained.ages, SQUARE_DECAY, trained.squares.dtype)).mean().sqrt()
+    return torch.where(root > 0, root, torch.inf)
 
 
 def seed(grown: Active, candidates: Candidates, steps: int, pieces: int) -> None:
     """Moments of grown positions, in place, from a window of `steps` steps, each of `pieces` micro-batches.
 
     A step's gradient is the sum of its micro-batches' gradients, zero in those that sent an expert no token, so its
-    mean square is the mean squared plus `pieces` variances. Bias correction by age gives exactly these two.
+    mean square is the mean squared plus `pieces` variances. Bias correction by age gives exactly this mean square.
     """
     mean = candidates.sums / steps
     variance = (candidates.squares / steps - mean**2 / pieces).clamp_(min=0)
-    grown.ages.fill_(steps)
-    grown.means.copy_(mean * _gathered(grown.ages, MEAN_DECAY, mean.dtype))
+    grown.ages.fill_(GROWN)
+    grown.means.copy_(mean * (1 - MEAN_DECAY**steps))
     grown.squares.copy_((mean**2 + variance) * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
 
 

@@ -22,12 +22,12 @@ WINDOW = 2
 """Steps before an event whose gradients decide it."""
 
 RATES = {
-    RepairMethod.SEFT: 3e-3,
+    RepairMethod.SEFT: 3e-2,
     RepairMethod.FIXED_MASK: 3e-2,
-    RepairMethod.MASKED_FULL: 1e-4,
+    RepairMethod.MASKED_FULL: 3e-4,
     RepairMethod.MASKED_LORA: 1e-2,
-    RepairMethod.SPP: 1e-2,
-    RepairMethod.LORA_REPRUNE: 3e-3,
+    RepairMethod.SPP: 3e-2,
+    RepairMethod.LORA_REPRUNE: 1e-2,
 }
 """Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
 

@@ -99,7 +99,7 @@ def look(repaired: RepairedLinear, count: int, generator: torch.Generator, batch
     """Open a window and let it see random micro-batches."""
     rows, cols = repaired.weight.shape
     dtype = repaired.weight.dtype
-    window = repaired.open_window(count)
+    window = repaired.open_window(count, 1)
     for _ in range(batches):
         left, right = (torch.randn(5, size, generator=generator).to(dtype) for size in (rows, cols))
         window.observe(left, right, repaired.weight, repaired.active.indices)

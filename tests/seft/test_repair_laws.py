@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.repair import optimizer
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
 
@@ -113,12 +112,12 @@ class Life:
     def __iter__(self) -> Iterator[Event | None]:
         """None after every step, the event after every event."""
         generator = torch.Generator().manual_seed(self.case.seed + 1)
-        for event in self.case.events:
+        for number, event in enumerate(self.case.events):
             for _ in range(event.steps):
                 self._step(generator)
                 yield None
             count = round(event.share * len(self.owner.active))
-            self.owner.open_window(count)
+            self.owner.open_window(count, number)
             for _ in range(event.watched):
                 self._step(generator)
                 yield None
@@ -135,7 +134,7 @@ class Life:
         self.gradient = left.double().T @ right.detach().double()
         if self.owner.window:
             self.seen.append(self.gradient.flatten())
-        optimizer.step(self.owner.active, self.owner.take_gradient(), RATE, weight_decay=0.1)
+        self.owner.update(self.owner.take_gradient(), RATE, weight_decay=0.1)
         vanished = torch.rand(len(self.owner.active), generator=generator) < self.case.vanishing
         self.owner.active.values[vanished] = 0.0
         self.vanished = self.owner.active.indices[vanished].tolist()
@@ -169,13 +168,15 @@ def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero
     owner = case.owner(case.start(torch.float64))
     life = Life(case, owner)
     expected = {index: Traced(float(owner.weight.flatten()[index])) for index in owner.active.indices.tolist()}
-    before = owner.weight.flatten().clone()
+    before, typical = owner.weight.flatten().clone(), math.inf
     for event in life:
         if event is None:
             for index, traced in expected.items():
-                traced.step(float(life.gradient.flatten()[index]))
+                traced.step(float(life.gradient.flatten()[index]), typical)
                 traced.value = 0.0 if index in life.vanished else traced.value
         else:
+            if math.isinf(typical) and expected:
+                typical = math.sqrt(sum(traced.mean_square for traced in expected.values()) / len(expected)) or math.inf
             present = owner.weight.flatten()
             for index in set(expected) - set(owner.active.indices.tolist()):
                 assert present[index] in (expected.pop(index).base, 0.0)
@@ -215,19 +216,24 @@ class Traced:
             variance = max(0.0, sum(gradient**2 for gradient in gradients) / count - mean**2)
             seeded = cls(value)
             seeded.mean = mean * pieces * (1 - 0.9**age)
-            seeded.square = ((mean * pieces) ** 2 + variance * pieces) * (1 - 0.999**age)
-            seeded.age = age
+            seeded.square = ((mean * pieces) ** 2 + variance * pieces) * (1 - 0.999**50)
+            seeded.age = 50
             if found == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
                 fitting.append(seeded)
         assert fitting
         return fitting[0]
 
-    def step(self, gradient: float) -> None:
+    @property
+    def mean_square(self) -> float:
+        return self.square / (1 - 0.999**self.age)
+
+    def step(self, gradient: float, typical: float) -> None:
         self.age += 1
         self.mean += 0.1 * (gradient - self.mean)
         self.square += 0.001 * (gradient**2 - self.square)
-        rate = self.mean / (1 - 0.9**self.age) / (math.sqrt(self.square / (1 - 0.999**self.age)) + 1e-8)
-        self.value -= RATE * (0.1 * (self.value - self.base) + rate)
+        root = math.sqrt(self.mean_square) + 1e-8
+        rate = self.mean / (1 - 0.9**self.age) / root
+        self.value -= RATE * (0.1 * (self.value - self.base) + rate * min(1.0, typical / root))
 
     def must_be(self, active: Active, place: int) -> None:
         assert float(active.bases[place]) == self.base

@@ -33,7 +33,7 @@ from tests.seft.repairing import (
 every = pytest.mark.parametrize("method", RepairMethod)
 
 RATES = {
-    RepairMethod.SEFT: 1e-2,
+    RepairMethod.SEFT: 3e-2,
     RepairMethod.FIXED_MASK: 1e-2,
     RepairMethod.MASKED_FULL: 1e-3,
     RepairMethod.MASKED_LORA: 3e-2,

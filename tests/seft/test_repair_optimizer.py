@@ -33,18 +33,39 @@ def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> Non
     gradients = torch.tensor(
         [[1.0, -2.0, 3.0, 0.5], [3.0, -2.0, 1.0, 0.5], [2.0, -2.0, 5.0, 0.5], [2.0, -2.0, 3.0, 0.5]]
     )
-    candidates = Candidates(INDICES, gradients.sum(0), (gradients**2).sum(0))
+    candidates = Candidates(INDICES, gradients.sum(0), (gradients**2).sum(0), torch.ones(4))
     grown = Active.start(WEIGHT, INDICES)
     optimizer.seed(grown, candidates, steps=2, pieces=2)
-    assert grown.ages.tolist() == [2, 2, 2, 2]
+    assert grown.ages.tolist() == [50, 50, 50, 50]
     mean, variance = 2 * gradients.mean(0), 2 * gradients.var(0, unbiased=False)
     torch.testing.assert_close(grown.means / (1 - 0.9**2), mean)
-    torch.testing.assert_close(grown.squares / (1 - 0.999**2), mean**2 + variance)
+    torch.testing.assert_close(grown.squares / (1 - 0.999**50), mean**2 + variance)
+
+
+def test_a_grown_position_starts_slowly_and_a_steady_gradient_gives_it_steps_of_full_size() -> None:
+    grown = Active.start(WEIGHT, INDICES)
+    optimizer.seed(grown, Candidates.newcomers(INDICES, torch.ones(4)), steps=1, pieces=1)
+    sizes = []
+    for _ in range(40):
+        before = grown.values.clone()
+        optimizer.step(grown, torch.ones(4), rate=0.1, weight_decay=0.0)
+        sizes.append(float((before - grown.values)[0]))
+    assert sizes == sorted(sizes)
+    assert 0 < sizes[0] < 0.2 * 0.1
+    assert 0.98 * 0.1 < sizes[-1] <= 0.1
+
+
+def test_steps_are_smaller_where_gradients_are_larger_than_typical() -> None:
+    active = Active.start(WEIGHT, INDICES)
+    gradient = torch.tensor([0.5, -1.0, 2.0, -8.0])
+    optimizer.step(active, gradient, rate=0.1, weight_decay=0.0, typical=1.0)
+    torch.testing.assert_close(active.deltas, -0.1 * torch.tensor([1.0, -1.0, 0.5, -0.125]))
+    torch.testing.assert_close(optimizer.typical(active), gradient.square().mean().sqrt())
 
 
 def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -> None:
     gradients = torch.tensor([[1.0, 9.0], [1.0, -7.0]])
-    candidates = Candidates(INDICES[:2], gradients.sum(0), (gradients**2).sum(0))
+    candidates = Candidates(INDICES[:2], gradients.sum(0), (gradients**2).sum(0), torch.ones(2))
     grown = Active.start(WEIGHT, INDICES[:2])
     optimizer.seed(grown, candidates, steps=2, pieces=1)
     optimizer.step(grown, gradients.mean(0), rate=0.1, weight_decay=0.0)

@@ -105,6 +105,39 @@ def test_in_a_pattern_the_rivals_of_listed_zeros_have_sums_over_the_same_micro_b
         assert any(map(operator.and_, rival_sums, zero_sums))
 
 
+@pytest.mark.parametrize("chunk", [5 * COLS, 1 << 20])
+def test_chances_to_grow_are_in_proportion_to_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    left, right = torch.ones(1, 10), torch.linspace(1, 2, 50)[None]
+    weight, none = torch.ones(10, 50), torch.zeros(0, dtype=torch.int32)
+    grown = torch.zeros(500)
+    for seed in range(3000):
+        window = Window(weight, 1, seed=seed)
+        window.observe(left, right, weight, none)
+        grown[window.growth.indices[window.growth.scores.argmax()]] += 1
+    by_column = grown.view(10, 50).sum(0)
+    assert by_column[25:].sum() / by_column[:25].sum() == pytest.approx(
+        float(right[0, 25:].sum() / right[0, :25].sum()), rel=0.1
+    )
+    by_row = grown.view(10, 50).sum(1)
+    assert by_row.min() > 220
+    assert by_row.max() < 380
+
+
+def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
+    pairs = batches(3)
+    one, other = (Window(WEIGHT, COUNT, seed=3) for _ in range(2))
+    for left, right in pairs:
+        one.observe(left, right, WEIGHT, ACTIVE)
+    other.observe(*pairs[0], WEIGHT, ACTIVE)
+    listed = dict(zip(other.growth.indices.tolist(), other.growth.draws.tolist(), strict=True))
+    both = [index for index in one.growth.indices.tolist() if index in listed]
+    assert both
+    assert {index: listed[index] for index in both}.items() <= dict(
+        zip(one.growth.indices.tolist(), one.growth.draws.tolist(), strict=True)
+    ).items()
+
+
 def test_a_position_without_gradient_is_no_candidate_for_growth() -> None:
     left, right = torch.zeros(3, ROWS), torch.ones(3, COLS)
     left[:, 0] = 1
