@@ -61,7 +61,7 @@ class RepairedLinear:
         return len(self.active)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The active set, the removed positions, and the open window's lists and counts."""
+        """The active set, the removed positions, the typical gradient, and the open window's lists and counts."""
         window = self.window
         lists = {"active": self.active, "removed": self.removed} | (
             {"growth": window.growth, "removal": window.removal} if window else {}

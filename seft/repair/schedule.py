@@ -1,8 +1,8 @@
 """What happens at which step, counted from 1: the rate, the events, the windows of text. Pure functions of the step.
 
 [ours] Training opens with an event of its own. The active set starts as an arbitrary one among the nonzeros; after the
-first step it is replaced whole by the positions with the largest gradients. What that step changed is undone, what it
-saw is not.
+first step it is replaced whole by positions drawn in proportion to their gradients. What that step changed is undone,
+what it saw is not.
 """
 
 import functools

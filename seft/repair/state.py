@@ -22,6 +22,8 @@ from seft.packing import Packed
 from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
+KIND = 2
+"""One more whenever training would not go on from the states of before to the same bits."""
 SAMPLED = 1024
 _FREE = {"micro_batch": None}
 """What may change between a state and those who go on from it: it decides about memory, and in a window of seft about
@@ -42,7 +44,7 @@ def fingerprint(
     """Names a repair: its text with what is trained on and where records begin, how it was pruned, and of each weight
     of the pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
     """
-    digest = hashlib.sha256(str(pruned).encode())
+    digest = hashlib.sha256(f"{KIND} {pruned}".encode())
     for part in (text.tokens, text.trained, text.positions):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in (*targets.items(), *taught_by.items()):
