@@ -18,7 +18,6 @@ from client.answers import (
     Estimate,
     Event,
     HubToken,
-    Import,
     Job,
     Json,
     Key,
@@ -29,16 +28,28 @@ from client.answers import (
     Webhook,
     Worker,
 )
-from client.errors import ApiProblem, ClientError, Flaw, Unreachable
+from client.errors import ApiProblem, ClientError, Unreachable
 from client.events import EventReader
 from client.retries import tried
-from client.steps import Flow, Open, Pause, Progress, Read, Reply, Request, Row, Send, Steps, Work, flow, operation
+from client.steps import (
+    QUIET_SECONDS,
+    Flow,
+    Open,
+    Pause,
+    Progress,
+    Read,
+    Reply,
+    Request,
+    Row,
+    Send,
+    Steps,
+    flow,
+    operation,
+)
 
 FINAL = ("succeeded", "failed", "cancelled")
 WAIT_SECONDS = 30
 """How long the service may hold an answer back; proxies cut what is silent for a minute."""
-QUIET_SECONDS = 1.0
-"""Between two questions with the same answer."""
 
 
 class Operations:
@@ -68,15 +79,12 @@ class Operations:
         A large one is sent in parts, so many at once; after anything that ended it early, call it again to go on.
         """
         skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
-        if (size := path.stat().st_size) <= uploads.PARTS_FROM:
+        if path.stat().st_size <= uploads.PARTS_FROM:
             request = Request("POST", "/datasets", query=skip, file=path, progress=progress)
             return cast("Dataset", (yield from self._call(request)))
-        resume_key = yield Work(lambda: uploads.identity(path))
-        asked = {"name": path.name, "bytes": size, "resume_key": resume_key, **skip}
-        begun = cast("Import", (yield from self._call(Request("POST", "/imports", json=asked))))
-        yield from uploads.send(begun, path, call=self._call, at_once=at_once, progress=progress, pauses=self.pauses)
-        yield from self._call(Request("POST", f"/imports/{begun['id']}/complete"))
-        return (yield from self._imported(begun["id"]))
+        return (
+            yield from uploads.send(path, skip, call=self._call, at_once=at_once, progress=progress, pauses=self.pauses)
+        )
 
     @operation
     def import_dataset(
@@ -86,7 +94,7 @@ class Operations:
         asked = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         # Sent once: a call that was lost on its way back has begun an import that would be begun again.
         begun = _answer((yield from tried(Send(Request("POST", "/imports", json=asked)), ())))
-        return (yield from self._imported(begun["id"]))
+        return (yield from uploads.imported(begun["id"], self._call))
 
     @operation
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
@@ -361,17 +369,6 @@ class Operations:
 
     def _ask(self, job_id: str, wish: str) -> Steps[Job]:
         return cast("Job", (yield from self._call(Request("POST", f"/jobs/{job_id}/{wish}"))))
-
-    def _imported(self, import_id: str) -> Steps[Dataset]:
-        """What an import becomes, once it has."""
-        while True:
-            found = cast("Import", (yield from self._get(f"/imports/{import_id}")))
-            if error := found["error"]:
-                flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
-                raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
-            if found["dataset_id"]:
-                return cast("Dataset", (yield from self._get(f"/datasets/{found['dataset_id']}")))
-            yield Pause(QUIET_SECONDS)
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])

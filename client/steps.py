@@ -71,6 +71,10 @@ class Read:
     """The next bytes of what is open; none at its end."""
 
 
+QUIET_SECONDS = 1.0
+"""Between two questions with the same answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pause:
     """Let time go by."""

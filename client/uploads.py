@@ -4,14 +4,16 @@ What the storage has is not sent again: after anything that ended it early, the 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
+from typing import cast
 
-from client.answers import Import, ImportPart, Json
+from client.answers import Dataset, Import, ImportPart, Json
 from client.downloads import Meter
-from client.errors import ApiProblem, ClientError
+from client.errors import ApiProblem, ClientError, Flaw
 from client.retries import tried
-from client.steps import Progress, Request, Send, Steps, Together, Work
+from client.steps import QUIET_SECONDS, Pause, Progress, Request, Send, Steps, Together, Work
 
 PARTS_FROM = 100 << 20
 """Files up to this size are sent with one request."""
@@ -19,14 +21,41 @@ Call = Callable[[Request], Steps[Json]]
 
 
 def send(
-    begun: Import, path: Path, *, call: Call, at_once: int, progress: Progress | None, pauses: Sequence[float]
-) -> Steps[None]:
-    """Send the parts of a begun import that are not there; `call` asks the service."""
-    session = _Session(path, f"/imports/{begun['id']}/parts", call, pauses, Meter(progress, path.stat().st_size))
+    path: Path,
+    skip: Mapping[str, float],
+    *,
+    call: Call,
+    at_once: int,
+    progress: Progress | None,
+    pauses: Sequence[float],
+) -> Steps[Dataset]:
+    """Begin an import of a file or go on with it, send the parts that are not there, and wait for what it becomes.
+
+    `call` asks the service; `skip` says how much of the file may be wrong.
+    """
+    size = path.stat().st_size
+    asked = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: _identity(path))), **skip}
+    begun = cast("Import", (yield from call(Request("POST", "/imports", json=asked))))
+    address = f"/imports/{begun['id']}"
+    session = _Session(path, f"{address}/parts", call, pauses, Meter(progress, size))
     yield Together([session.part(number, begun["part_bytes"] or 0) for number in range(begun["parts"] or 0)], at_once)
+    yield from call(Request("POST", f"{address}/complete"))
+    return (yield from imported(begun["id"], call))
 
 
-def identity(path: Path) -> str:
+def imported(import_id: str, call: Call) -> Steps[Dataset]:
+    """What an import becomes, once it has; ApiProblem with its flaws where it was refused."""
+    while True:
+        found = cast("Import", (yield from call(Request("GET", f"/imports/{import_id}"))))
+        if error := found["error"]:
+            flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
+            raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
+        if found["dataset_id"]:
+            return cast("Dataset", (yield from call(Request("GET", f"/datasets/{found['dataset_id']}"))))
+        yield Pause(QUIET_SECONDS)
+
+
+def _identity(path: Path) -> str:
     """What stands for the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
