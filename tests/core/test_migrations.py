@@ -68,18 +68,25 @@ def test_the_last_step_can_be_taken_back_and_leaves_older_software_what_it_knows
     assert columns(empty) == newer
 
 
-def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
-    upgrade(settings, "0100")
-    rows = """
+def carry_over(settings: Settings, empty: Engine, revision: str, rows: str) -> None:
+    """Rows of jobs, of a dataset "file_1", written into the tables of an older revision and upgraded."""
+    dataset = """
     INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key)
     VALUES ('file_1', 'ours', 'x', 'text', '0', 1, 1, 'x');
+    """
+    upgrade(settings, revision)
+    with empty.begin() as connection:
+        connection.exec_driver_sql(dataset + rows)
+    upgrade(settings)
+
+
+def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
+    rows = """
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
     VALUES ('job_1', 'ours', 'file_1', '{"model": "x", "metadata": {"ä": "b=c", "team": "a"}}', 0, 'succeeded'),
            ('job_2', 'ours', 'file_1', '{"model": "x", "metadata": {"team": "b"}}', 0, 'succeeded');
     """
-    with empty.begin() as connection:
-        connection.exec_driver_sql(rows)
-    upgrade(settings)
+    carry_over(settings, empty, "0100", rows)
     with make_sessions(empty).begin() as session:
         for wanted in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
             found, _ = jobs.page(session, "ours", metadata=wanted, limit=10)
@@ -87,18 +94,13 @@ def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty:
 
 
 def test_checkpoints_from_before_are_counted(settings: Settings, empty: Engine) -> None:
-    upgrade(settings, "0210")
     rows = """
-    INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key)
-    VALUES ('file_1', 'ours', 'x', 'text', '0', 1, 1, 'x');
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
     VALUES ('job_1', 'ours', 'file_1', '{}', 0, 'succeeded'), ('job_2', 'theirs', 'file_1', '{}', 0, 'succeeded');
     INSERT INTO checkpoints (id, job_id, attempt, step, prefix, sha256, files, bytes, scores)
     SELECT 'ckpt_' || n, 'job_' || 1 + mod(n, 2), 1, 1, '', '', '[]', n, '{}' FROM generate_series(1, 4) AS n;
     """
-    with empty.begin() as connection:
-        connection.exec_driver_sql(rows)
-    upgrade(settings)
+    carry_over(settings, empty, "0210", rows)
     with make_sessions(empty).begin() as session:
         assert [fairness.stored(session, tenant).checkpoints for tenant in ("ours", "theirs", "nobody")] == [6, 4, 0]
         session.execute(text("DELETE FROM checkpoints WHERE id IN ('ckpt_1', 'ckpt_2')"))
