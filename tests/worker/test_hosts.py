@@ -35,6 +35,8 @@ class Host:
     def __init__(self, number: int, settings: Settings, log: Path, stack: ExitStack) -> None:
         self.name, self.cable, self.log = f"seft-{os.getpid()}-{number}", f"seft{os.getpid()}-{number}"[:15], log
         here, self.address = f"10.197.{number}.1", f"10.197.{number}.2"
+        self.mend()  # what a run that was killed has left
+        stack.callback(self.mend)
         ip("netns", "add", self.name)
         stack.callback(ip, "netns", "delete", self.name)
         ip("link", "add", self.cable, "type", "veth", "peer", "name", "cable", "netns", self.name)
@@ -75,7 +77,8 @@ class Host:
         ip("route", "add", "blackhole", self.address)
 
     def mend(self) -> None:
-        ip("route", "delete", "blackhole", self.address)
+        """Nothing happens where it is not cut off."""
+        ip("route", "flush", "type", "blackhole", "exact", self.address)
 
 
 @pytest.fixture
