@@ -18,7 +18,7 @@ PROCESS_BYTES = 350_000_000
 """Of a process that has loaded torch and transformers, a tokenizer and the text. The two processes that are there while
 a checkpoint is verified have one each. Torch built for CUDA takes 130 MB more, which is left out: there, the device is
 seldom the processor."""
-ACTIVE, CANDIDATE, LISTED = 26, 12, 4
+ACTIVE, CANDIDATE, LISTED = 26, 16, 4
 """Bytes of a trained position (index, base, value, moments, age, gradient) and of a candidate of a window, and how many
 of these a window lists for growth and for removal each, for every position that an event chooses."""
 GATED = 1.5
