@@ -10,7 +10,7 @@ from api.schemas import FILE_ID, SHA256, TIME, example
 from core import imports
 from core.errors import Code
 from core.imports import State
-from core.specs import Line, Spec
+from core.specs import Integer, Line, Number, Spec
 from core.tables import Import
 
 LARGEST = 5 << 40
@@ -26,7 +26,7 @@ class ImportRequest(Spec):
     name: Annotated[Line, Field(max_length=255)] | None = Field(
         default=None, description="Of the dataset; the file name of the source unless it is given."
     )
-    bytes: Annotated[int, Field(ge=1, le=LARGEST)] | None = Field(
+    bytes: Annotated[Integer, Field(ge=1, le=LARGEST)] | None = Field(
         default=None, description="Size of the file to be sent."
     )
     resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(
@@ -36,7 +36,7 @@ class ImportRequest(Spec):
         default=None,
         description="`s3://bucket/key` or `hf://datasets/owner/name@revision/file`, less what is not needed.",
     )
-    invalid_sample_skip_percentage: float = Field(
+    invalid_sample_skip_percentage: Number = Field(
         default=0.0, ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused."
     )
 

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -36,6 +37,10 @@ def _storable(value: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_storable)]
+# As JSON has them: no text is read for a number or a truth value, and none of the two for the other.
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Boolean = Annotated[bool, Strict()]
 
 
 class Spec(BaseModel):
@@ -87,8 +92,8 @@ class SparsityOf(StrEnum):
 class CalibrationSpec(Spec):
     """The text that the pruner looks at."""
 
-    samples: int = Field(default=128, ge=1, le=4096, description="Windows of calibration text.")
-    tokens: int = Field(default=2048, ge=2, le=131072, description="Tokens in each window.")
+    samples: Integer = Field(default=128, ge=1, le=4096, description="Windows of calibration text.")
+    tokens: Integer = Field(default=2048, ge=2, le=131072, description="Tokens in each window.")
 
 
 class PruneSpec(Spec):
@@ -99,10 +104,10 @@ class PruneSpec(Spec):
         default=Compare.AUTO, description="Importance is compared within `row` or `layer`; `auto` is the method's way."
     )
     refine: Refinement = Field(default=Refinement.NONE, description="`dsnot` improves the mask that the method chose.")
-    reconstruct_epochs: int = Field(
+    reconstruct_epochs: Integer = Field(
         default=0, ge=0, le=100, description="How often each block is tuned on that text, to do what the dense one did."
     )
-    reconstruct_learning_rate: float = Field(default=2e-4, ge=1e-8, le=1.0, description="Of that tuning.")
+    reconstruct_learning_rate: Number = Field(default=2e-4, ge=1e-8, le=1.0, description="Of that tuning.")
     calibration: CalibrationSpec = Field(default_factory=CalibrationSpec, description="The text the pruner looks at.")
 
     @field_validator("compare")
@@ -138,44 +143,44 @@ class RepairSpec(Spec):
     method: RepairMethod = Field(
         default=RepairMethod.SEFT, description="What is trained; `none` prunes only, all but `seft` keep the zeros."
     )
-    density: float = Field(
+    density: Number = Field(
         default=0.005, ge=1e-6, le=1.0, description="Values trained, as a share of the target weights."
     )
-    steps: int = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
-    learning_rate: Annotated[float, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
+    steps: Integer = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
+    learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
         default="auto", description="Peak learning rate; `auto` chooses by density."
     )
-    update_interval: int = Field(
+    update_interval: Integer = Field(
         default=60, ge=1, le=1_000_000, description="Steps between two events of the topology."
     )
-    drop_rate: float = Field(default=0.2, ge=0.0, le=1.0, description="Share of the active set replaced at an event.")
+    drop_rate: Number = Field(default=0.2, ge=0.0, le=1.0, description="Share of the active set replaced at an event.")
     drop_decay: DropDecay = Field(
         default=DropDecay.LINEAR, description="How that share falls to none at the last step."
     )
-    batch_tokens: int = Field(default=16384, ge=2, le=1 << 24, description="Tokens of one optimizer step.")
-    sequence_tokens: int = Field(
+    batch_tokens: Integer = Field(default=16384, ge=2, le=1 << 24, description="Tokens of one optimizer step.")
+    sequence_tokens: Integer = Field(
         default=512, ge=2, le=131072, description="Tokens of one window; divides `batch_tokens`."
     )
-    micro_batch: int = Field(
+    micro_batch: Integer = Field(
         default=1, ge=1, le=4096, description="Windows on the device at a time: memory and speed, not what is learnt."
     )
-    clip_norm: Annotated[float, Field(ge=1e-4, le=1e4)] | None = Field(
+    clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
         default=None, description="Largest norm of a step's gradient over all trained values; `null` sets no limit."
     )
-    distill_weight: float = Field(
+    distill_weight: Number = Field(
         default=0.0, ge=0.0, le=1.0, description="Share of the dense model's predictions in what is learnt; 0 is none."
     )
-    hidden_weight: float = Field(
+    hidden_weight: Number = Field(
         default=0.0, ge=0.0, le=100.0, description="Weight of the dense model's hidden states; 0 switches them off."
     )
 
-    evaluate_interval: int = Field(
+    evaluate_interval: Integer = Field(
         default=0,
         ge=0,
         le=1_000_000,
         description="Steps between two evaluations on the held-out text, of which the best state is kept; 0 is none.",
     )
-    patience: int = Field(
+    patience: Integer = Field(
         default=0,
         ge=0,
         le=1_000_000,
@@ -200,23 +205,23 @@ class RepairSpec(Spec):
 class EvaluateSpec(Spec):
     """How the dense, the pruned and the repaired model are judged."""
 
-    held_out: float = Field(
+    held_out: Number = Field(
         default=0.1, gt=0.0, lt=1.0, description="Share of the dataset's records kept from training and judged on."
     )
     tasks: tuple[Literal["perplexity"], ...] = Field(
         default=("perplexity",), min_length=1, max_length=1, description="What is measured."
     )
-    windows: int = Field(
+    windows: Integer = Field(
         default=20, ge=1, le=4096, description="Held-out windows; fewer are taken where there are fewer."
     )
-    tokens: int = Field(default=1024, ge=2, le=131072, description="Tokens in each held-out window.")
+    tokens: Integer = Field(default=1024, ge=2, le=131072, description="Tokens in each held-out window.")
 
 
 class OutputSpec(Spec):
     """What the checkpoint looks like."""
 
     format: Literal["dense"] = Field(default="dense", description="A Hugging Face folder with exact zeros.")
-    retention_days: int = Field(
+    retention_days: Integer = Field(
         default=30, ge=0, le=36500, description="Days after which the checkpoint is deleted; 0: never."
     )
 
@@ -248,7 +253,7 @@ class JobSpec(Spec):
     )
     revision: Line | None = Field(default=None, max_length=128, description="Branch, tag or commit of a hub model.")
     dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")
-    sparsity: float = Field(
+    sparsity: Number = Field(
         ge=0.0, le=0.99, description="Share of zeros. It follows from an N:M `pattern`, and may be left out then."
     )
     pattern: str = Field(
@@ -268,9 +273,9 @@ class JobSpec(Spec):
     repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are judged.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="What the checkpoint looks like.")
-    auto_start: bool = Field(default=True, description="`false`: the job waits for `POST /jobs/{job_id}/start`.")
-    priority: int = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Everything random follows from it.")
+    auto_start: Boolean = Field(default=True, description="`false`: the job waits for `POST /jobs/{job_id}/start`.")
+    priority: Integer = Field(default=0, ge=-100, le=100, description="Higher is taken first.")
+    seed: Integer = Field(default=0, ge=0, lt=2**63, description="Everything random follows from it.")
     suffix: Line | None = Field(default=None, max_length=64, description="Name of the result, for people.")
     metadata: dict[Annotated[Line, Field(max_length=64)], Annotated[Line, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16, description="Up to 16 names and values of yours, kept with the job."

@@ -1,6 +1,7 @@
 """The form of a new job, made from the request's own model: its fields, defaults, ranges and what they mean."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, Literal, get_args, get_origin
@@ -40,6 +41,8 @@ class Input:
     least: str
     most: str
     required: bool
+    numeric: bool
+    """Whether what is filled in may be a number: it may be one of few words, too."""
 
 
 def inputs(given: Mapping[str, str], model: type[BaseModel] = JobSpec, before: str = "") -> Iterator[Input]:
@@ -83,8 +86,10 @@ def body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
                 place[last] = dict(line.split("=", 1) for line in lines if "=" in line)
             case Kind.LIST:
                 place[last] = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
+            case Kind.SWITCH:
+                place[last] = {"true": True, "false": False}.get(text, text)
             case _:
-                place[last] = text
+                place[last] = _number(text) if field.numeric else text
     return made, flaws
 
 
@@ -117,6 +122,7 @@ def _input(path: str, field: FieldInfo, given: str | None) -> Input:
         least=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
         most=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
         required=field.is_required(),
+        numeric=_numeric(field.annotation),
     )
 
 
@@ -141,6 +147,18 @@ def _kind(annotation: Any) -> Kind:
     if origin in (list, tuple):
         return Kind.LIST
     return Kind.TEXT
+
+
+def _numeric(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_numeric(part) for part in get_args(annotation))
+
+
+def _number(text: str) -> int | float | str:
+    """The number that a text is; any other text stays, for the model to refuse."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _choices(annotation: Any) -> list[str]:
