@@ -19,7 +19,7 @@ from benchmarks.trial import BATCH, LENGTH, Cell, Cells, Trial, parser
 from seft.config import RepairConfig
 from seft.repair import evolve, optimizer
 from seft.repair.positions import entries
-from seft.repair.window import Candidates, Window
+from seft.repair.window import Window
 
 BASE = RepairConfig(
     steps=40, update_interval=10, batch_tokens=BATCH * LENGTH, sequence_tokens=LENGTH, micro_batch=BATCH
@@ -55,20 +55,26 @@ def _at_nonzeros(*arguments: Any, **named: Any) -> evolve.Choice:
     return CHOOSE(weight, kept, dropped, growth[entries(weight, growth.indices) != 0], removal, **named)
 
 
-def _size(candidates: Candidates, weight: torch.Tensor) -> torch.Tensor:
-    return entries(weight, candidates.indices).abs()
+def _size(_: Window, weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return entries(weight, places).abs()
 
 
-def _smallest(window: Window, gradient: torch.Tensor, offset: int, weights: torch.Tensor) -> Candidates:
-    return IDLE(window, torch.ones_like(gradient), offset, weights)
+def _alike(_: Window, gradient: torch.Tensor, __: int) -> torch.Tensor:
+    return torch.ones_like(gradient)
 
 
-CHOOSE, IDLE = evolve.choose, Window._idle
+def _unscaled(*_: object) -> torch.Tensor:
+    return torch.tensor(0.0)
+
+
+CHOOSE = evolve.choose
 RUNS: dict[str, tuple[RepairConfig, dict[tuple[Any, str], Callable[..., Any]]]] = {
     "as built": (BASE, {}),
     "growth at nonzeros only": (BASE, {(evolve, "choose"): _at_nonzeros}),
     "grown entries start with empty moments": (BASE, {(optimizer, "seed"): lambda *_: None}),
-    "adapt by magnitude": (BASE, {(Candidates, "sensitivity"): _size, (Window, "_idle"): _smallest}),
+    "the largest gradients grow": (BASE, {(Window, "_draws"): _alike}),
+    "steps of full size everywhere": (BASE, {(optimizer, "typical"): _unscaled}),
+    "adapt by magnitude": (BASE, {(Window, "_sensitivity"): _size}),
     **{f"an event every {interval} steps": (replace(BASE, update_interval=interval), {}) for interval in INTERVALS},
 }
 

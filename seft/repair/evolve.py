@@ -46,12 +46,12 @@ def choose(
     kept: Active,
     dropped: Active,
     growth: Candidates,
-    removal: Candidates,
+    removal: Int[Tensor, "removal"],
     *,
     budget: int,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Grow as many positions as were dropped, by best score; remove the least sensitive until the law holds.
+    """Grow as many positions as were dropped, by best score; remove the first of `removal` until the law holds.
 
     `weight` has the dropped positions at their bases. A removed position that was active is replaced by the next best
     candidate for growth. Where there are too few of these, no active position is removed; and where groups then have
@@ -105,15 +105,14 @@ class _Adapt:
 
 
 def _queue(
-    weight: Float[Tensor, "rows cols"], kept: Active, dropped: Active, removal: Candidates
+    weight: Float[Tensor, "rows cols"], kept: Active, dropped: Active, removal: Int[Tensor, "removal"]
 ) -> Int[Tensor, "queue"]:
     """Used positions that may become zero, the least sensitive first; the dropped ones that no window listed come last.
 
     It cannot run dry: an event grows at most as many zeros more as it has dropped nonzeros.
     """
-    listed = removal.indices[removal.sensitivity(weight).argsort(stable=True)]
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
-    queue = torch.cat([listed, rest[~torch.isin(rest, listed)]])
+    queue = torch.cat([removal, rest[~torch.isin(rest, removal)]])
     return queue[(entries(weight, queue) != 0) | torch.isin(queue, kept.indices)]
 
 

@@ -17,10 +17,10 @@ from seft.products import Product
 from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
-from seft.repair.positions import Former, entries, put
+from seft.repair.positions import Former, Positions, entries, put
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
-from seft.repair.window import Candidates, Window
+from seft.repair.window import Candidates, Watched, Window
 from seft.report import Change
 
 
@@ -48,7 +48,7 @@ class RepairedLinear:
         self.removed = Former(self.active.indices[:0], self.active.bases[:0])
         self.window: Window | None = None
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
-        self._typical = self.active.values.new_tensor(torch.inf)
+        self._typical = self.active.values.new_zeros(())
 
     def adopt(self, active: Active) -> None:
         """Train another active set from now on."""
@@ -61,14 +61,15 @@ class RepairedLinear:
         return len(self.active)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The active set, the removed positions, the typical gradient, and the open window's lists and counts."""
-        window = self.window
-        lists = {"active": self.active, "removed": self.removed} | (
-            {"growth": window.growth, "removal": window.removal} if window else {}
-        )
+        """The active set, the removed positions, the typical gradient, and the open window with its counts."""
+        lists: dict[str, Positions] = {"active": self.active, "removed": self.removed}
+        if (window := self.window) is not None:
+            lists |= {"growth": window.growth, "sample": window.sample}
         parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
-        counts = {"window": torch.tensor([window.count, self._event, window.observed])} if window else {}
-        return {**parts, **counts, "typical": self._typical}
+        if window is not None:
+            counts = torch.tensor([window.count, self._event, window.observed])
+            parts |= {"window": counts, "outputs": window.outputs, "inputs": window.inputs}
+        return {**parts, "typical": self._typical}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved state instead of the present one, which is undone first."""
@@ -81,8 +82,8 @@ class RepairedLinear:
         self.window, self._typical = None, tensors["typical"]
         if "window" in tensors:
             count, event, observed = tensors["window"].tolist()
-            growth, removal = (Candidates(**_fields(tensors, name)) for name in ("growth", "removal"))
-            self.open_window(count, event).resume(growth, removal, observed)
+            growth, sample = Candidates(**_fields(tensors, "growth")), Watched(**_fields(tensors, "sample"))
+            self.open_window(count, event).resume(growth, sample, tensors["outputs"], tensors["inputs"], observed)
 
     def open_window(self, count: int, event: int) -> Window:
         """From now on look for candidates for an event that chooses `count` positions; `event` numbers it."""
@@ -104,12 +105,13 @@ class RepairedLinear:
         window, self.window = self.window, None
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
-        if self._typical.isinf():  # the active set is still the one that was drawn evenly
-            self._typical = optimizer.typical(self.active)
+        # An expert may have had few tokens until now; all others have had their largest gradients at the start.
+        self._typical = self._typical.maximum(optimizer.typical(window.sample, steps, pieces))
         kept, dropped = evolve.drop(self.active, min(count, len(window.growth)))
         dropped.restore(self.weight)
+        removal = window.removal(self.weight, kept.indices)
         choice = evolve.choose(
-            self.weight, kept, dropped, window.growth, window.removal, budget=self.budget, pattern=self.pattern
+            self.weight, kept, dropped, window.growth, removal, budget=self.budget, pattern=self.pattern
         )
         grown = Active.start(self.weight, choice.grown.indices)
         optimizer.seed(grown, choice.grown, steps, pieces)
@@ -133,7 +135,7 @@ class RepairedLinear:
     ) -> Float[Tensor, "positions"]:
         """Of the active values; an open window looks on."""
         if self.window is not None:
-            self.window.observe(left, right, self.weight, self.active.indices)
+            self.window.observe(left, right, self.active.indices)
         return sampled_product(left, right, self.active.indices)
 
     def _remove(self, removed: Int[Tensor, "removed"], kept: Active) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.repair.active import Active
-from seft.repair.window import Candidates
+from seft.repair.window import Watched
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 OLDEST = torch.iinfo(torch.int16).max
@@ -56,39 +56,45 @@ def step(
     gradient: Float[Tensor, "values"],
     rate: float,
     weight_decay: float,
-    typical: Float[Tensor, ""] | float = math.inf,
+    typical: Float[Tensor, ""] | float = 0.0,
 ) -> None:
     """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay of the deltas).
 
-    Where the root mean square of a value's gradient is above `typical`, its step is smaller by that ratio.
+    Where the root mean square of a value's gradient is above `typical`, unless that is 0, its step is smaller by that
+    ratio.
     """
     trained.ages.add_(1).clamp_(max=OLDEST - 1)
     trained.means.lerp_(gradient, 1 - MEAN_DECAY)
     trained.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
     mean = trained.means / _gathered(trained.ages, MEAN_DECAY, gradient.dtype)
     root = (trained.squares / _gathered(trained.ages, SQUARE_DECAY, gradient.dtype)).sqrt_().add_(EPSILON)
-    mean *= (typical / root).clamp_(max=1)
+    ratio = typical / root
+    mean *= ratio.where(ratio > 0, 1).clamp_(max=1)
     trained.values.sub_(trained.deltas, alpha=rate * weight_decay)
     trained.values.addcdiv_(mean, root, value=-rate)
 
 
-def typical(trained: Trained) -> Float[Tensor, ""]:
-    """The root mean square of the gradients of all values; infinite where there were none."""
-    root = (trained.squares / _gathered(trained.ages, SQUARE_DECAY, trained.squares.dtype)).mean().sqrt()
-    return torch.where(root > 0, root, torch.inf)
+def typical(sample: Watched, steps: int, pieces: int) -> Float[Tensor, ""]:
+    """The root mean square of a step's gradient over a sample; 0 where there was none."""
+    return _mean_square(sample, steps, pieces).sum().div(max(1, len(sample))).sqrt()
 
 
-def seed(grown: Active, candidates: Candidates, steps: int, pieces: int) -> None:
-    """Moments of grown positions, in place, from a window of `steps` steps, each of `pieces` micro-batches.
+def seed(grown: Active, watched: Watched, steps: int, pieces: int) -> None:
+    """Moments of grown positions, in place. Bias correction by age gives exactly the mean square that was seen."""
+    grown.ages.fill_(GROWN)
+    grown.means.copy_(watched.sums / steps * (1 - MEAN_DECAY**steps))
+    mean_square = _mean_square(watched, steps, pieces)
+    grown.squares.copy_(mean_square * _gathered(grown.ages, SQUARE_DECAY, mean_square.dtype))
+
+
+def _mean_square(watched: Watched, steps: int, pieces: int) -> Float[Tensor, "positions"]:
+    """Of a step's gradient, from a window of `steps` steps, each of `pieces` micro-batches.
 
     A step's gradient is the sum of its micro-batches' gradients, zero in those that sent an expert no token, so its
-    mean square is the mean squared plus `pieces` variances. Bias correction by age gives exactly this mean square.
+    mean square is the mean squared plus `pieces` variances.
     """
-    mean = candidates.sums / steps
-    variance = (candidates.squares / steps - mean**2 / pieces).clamp_(min=0)
-    grown.ages.fill_(GROWN)
-    grown.means.copy_(mean * (1 - MEAN_DECAY**steps))
-    grown.squares.copy_((mean**2 + variance) * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
+    mean = watched.sums / steps
+    return mean**2 + (watched.squares / steps - mean**2 / pieces).clamp_(min=0)
 
 
 def _gathered(ages: Tensor, decay: float, dtype: torch.dtype) -> Float[Tensor, "ages"]:

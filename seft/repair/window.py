@@ -1,4 +1,5 @@
-"""What a window learns about one linear: fixed lists of candidates and the gradients they had, summed in float32.
+"""What a window learns about one linear: a fixed list of candidates for growth, with the gradients they had, summed in
+float32, and how large inputs and output gradients are, by which the others are judged.
 
 A window is the last few steps before an event. Each backward of it makes the gradient of the whole weight one row
 chunk at a time, looks for candidates in it, and forgets it. Nothing here decides: `seft.repair.evolve` does.
@@ -7,36 +8,49 @@ chunk at a time, looks for candidates in it, and forgets it. Nothing here decide
 exponential draw for each, the same in all micro-batches of a window, makes that a list of the largest |gradient| / draw
 (Efraimidis & Spirakis 2006). The largest gradients alone lie in few rows and columns, where steps add up.
 
-[ours] Growth candidates come from every micro-batch: those listed add its gradient to their sums, its best newcomers
-join with theirs, and the largest scores stay. A newcomer's missing past counts as zero, which can only make it look
-worse. Removal candidates are the least sensitive of the first micro-batch, judged by all: a list of least sums must
-not be open to newcomers, whose missing past would look like merit. In an N:M pattern they are the rivals of the zeros
-listed for growth instead: all that is nonzero or active in the groups of these, so that members of one group have
-sums over the same micro-batches.
+[ours] Candidates come from every micro-batch: those listed add its gradient to their sums, its best newcomers join with
+theirs, and the largest scores stay. A newcomer's missing past counts as zero, which can only make it look worse.
+
+[ours] How large gradients typically are, a sample tells: nonzeros drawn evenly before any gradient was seen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
+from seft.repair.active import spread
 from seft.repair.positions import Positions, entries, master_dtype
 from seft.repair.processes import summed
 from seft.repair.sampled import row_chunks, sampled_product
 from seft.seeds import generator
+
+W = TypeVar("W", bound="Watched")
+"""A kind of list, as in `seft.repair.positions`."""
 
 LISTED = 4
 """Candidates listed for each position that the event will choose."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates(Positions):
-    """Positions with the sum and the sum of squares of their micro-batch gradients, and their draws in the lottery."""
+class Watched(Positions):
+    """Positions with the sum and the sum of squares of their micro-batch gradients."""
 
     sums: Float[Tensor, "positions"]
     squares: Float[Tensor, "positions"]
+
+    def updated(self: W, gradients: Float[Tensor, "positions"]) -> W:
+        """The same after one more micro-batch."""
+        return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates(Watched):
+    """Positions that may grow, each with its draw in the lottery."""
+
     draws: Float[Tensor, "positions"]
 
     @classmethod
@@ -44,11 +58,10 @@ class Candidates(Positions):
         cls,
         indices: Int[Tensor, "positions"],
         gradients: Float[Tensor, "positions"],
-        draws: Float[Tensor, "positions"] | None = None,
+        draws: Float[Tensor, "positions"],
     ) -> "Candidates":
-        """Candidates seen in one micro-batch; without draws none has better luck than another."""
+        """Candidates seen in one micro-batch."""
         order = indices.argsort()
-        draws = torch.ones_like(gradients) if draws is None else draws
         return cls(indices[order].int(), gradients[order], gradients[order] ** 2, draws[order])
 
     @property
@@ -56,23 +69,16 @@ class Candidates(Positions):
         """The largest grow first."""
         return self.sums.abs() / self.draws
 
-    def updated(self, gradients: Float[Tensor, "positions"]) -> "Candidates":
-        """The candidates after one more micro-batch."""
-        return Candidates(self.indices, self.sums + gradients, self.squares + gradients**2, self.draws)
-
-    def best(self, count: int, scores: Float[Tensor, "positions"]) -> "Candidates":
+    def best(self, count: int) -> "Candidates":
         """The `count` of them with the largest scores."""
-        return self[scores.topk(min(count, len(self))).indices.sort().values]
-
-    def sensitivity(self, weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "positions"]:
-        """|W * dL/dW|: how much the loss would change, to first order, if the weight became zero."""
-        return (entries(weight, self.indices) * self.sums).abs()
+        return self[self.scores.topk(min(count, len(self))).indices.sort().values]
 
 
 class Window:
-    """Candidates of one linear for an event that chooses `count` positions and keeps to `pattern`.
+    """What is known of one linear for an event that chooses `count` positions and keeps to `pattern`.
 
-    `seed` decides the draws; without one the largest gradients grow.
+    `outputs` and `inputs` are sums of squares over tokens: of each output's gradient, and of each input. `seed` decides
+    the draws and the sample; without one the largest gradients grow, and no sample is drawn.
     """
 
     def __init__(
@@ -86,47 +92,79 @@ class Window:
         self.count, self._seed = count, seed
         self._pattern = pattern
         self.observed = 0
-        self.growth = self.removal = Candidates(nothing.int(), nothing, nothing, nothing)
+        self.growth = Candidates(nothing.int(), nothing, nothing, nothing)
+        size = 0 if seed is None else min(count * LISTED, int(weight.count_nonzero()))
+        none = nothing.new_zeros(size)
+        self.sample = Watched(spread(weight, size, generator(seed or 0, "sample")), none, none)
+        self.outputs, self.inputs = (nothing.new_zeros(size) for size in weight.shape)
 
-    def resume(self, growth: Candidates, removal: Candidates, observed: int) -> None:
-        """Go on from saved lists."""
-        self.growth, self.removal, self.observed = growth, removal, observed
+    def resume(
+        self,
+        growth: Candidates,
+        sample: Watched,
+        outputs: Float[Tensor, "rows"],
+        inputs: Float[Tensor, "cols"],
+        observed: int,
+    ) -> None:
+        """Go on from what was saved."""
+        self.growth, self.sample, self.outputs, self.inputs = growth, sample, outputs, inputs
+        self.observed = observed
 
     def observe(
         self,
         left: Float[Tensor, "tokens rows"],
         right: Float[Tensor, "tokens cols"],
-        weight: Float[Tensor, "rows cols"],
         active: Int[Tensor, "positions"],
     ) -> None:
         """Learn from one micro-batch: `left` is the gradient of the outputs, `right` the inputs."""
-        left, right = left.to(self.growth.sums.dtype), right.to(self.growth.sums.dtype)
+        left, right = left.to(self.outputs.dtype), right.to(self.inputs.dtype)
+        self.outputs = self.outputs + summed(left.square().sum(0))
+        self.inputs = self.inputs + summed(right.square().sum(0))
+        self.sample = self.sample.updated(summed(sampled_product(left, right, self.sample.indices)))
         growth = self.growth.updated(summed(sampled_product(left, right, self.growth.indices)))
-        removal = self.removal.updated(summed(sampled_product(left, right, self.removal.indices)))
         taken = torch.cat([active, growth.indices]).sort().values
-        for rows in row_chunks(weight.shape):
+        for rows in row_chunks((left.shape[1], right.shape[1])):
             gradient = summed((left[:, rows].t() @ right).flatten())
-            offset = rows.start * weight.shape[1]
-            growth = growth.joined(self._promising(gradient, offset, taken))
-            growth = growth.best(self.count * LISTED, growth.scores)
-            if not self.observed and not self._pattern.grouped:
-                removal = removal.joined(self._idle(gradient, offset, weight[rows].flatten()))
-                removal = removal.best(self.count * LISTED, -removal.sensitivity(weight))
-        if self._pattern.grouped:
-            rivals = self._rivals(growth.indices, weight, active)
-            new = rivals[~torch.isin(rivals, removal.indices)]
-            removal = removal[torch.isin(removal.indices, rivals)]
-            removal = removal.joined(Candidates.newcomers(new, summed(sampled_product(left, right, new))))
-        self.growth, self.removal, self.observed = growth, removal, self.observed + 1
+            growth = growth.joined(self._promising(gradient, rows.start * right.shape[1], taken))
+            growth = growth.best(self.count * LISTED)
+        self.growth, self.observed = growth, self.observed + 1
 
-    def _rivals(
-        self, growth: Int[Tensor, "growth"], weight: Float[Tensor, "rows cols"], active: Int[Tensor, "positions"]
-    ) -> Int[Tensor, "rivals"]:
+    def removal(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
+        """What may become zero, the least sensitive first. In an N:M pattern that is all that is nonzero or `kept`
+        active in the groups of the zeros listed for growth; else as many nonzeros as may be listed for growth.
+        """
+        places = self._rivals(weight, kept) if self._pattern.grouped else self._idle(weight)
+        return places[self._sensitivity(weight, places).argsort(stable=True)]
+
+    def _sensitivity(
+        self, weight: Float[Tensor, "rows cols"], places: Int[Tensor, "positions"]
+    ) -> Float[Tensor, "positions"]:
+        """Root of how much the loss would grow if a weight became zero, but for a factor that all share.
+
+        [ours] That is W^2 times the curvature there (LeCun et al. 1990, Optimal Brain Damage), here the product of
+        the mean squares of the output's gradient and of the input (Martens & Grosse 2015, section 3). The paper's
+        |W * gradient| is small by chance in more places than by right.
+        """
+        rows, cols = places // weight.shape[1], places % weight.shape[1]
+        return entries(weight, places).abs() * self.outputs.sqrt()[rows] * self.inputs.sqrt()[cols]
+
+    def _idle(self, weight: Float[Tensor, "rows cols"]) -> Int[Tensor, "idle"]:
+        """The least sensitive nonzeros, found chunk by chunk."""
+        least = torch.zeros(0, dtype=torch.int64, device=weight.device)
+        for rows in row_chunks(weight.shape):
+            nonzeros = weight[rows].flatten().nonzero().squeeze(1) + rows.start * weight.shape[1]
+            least = torch.cat([least, nonzeros])
+            count = min(self.count * LISTED, len(least))
+            least = least[self._sensitivity(weight, least).topk(count, largest=False).indices]
+        return least.sort().values
+
+    def _rivals(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "rivals"]:
         """What is nonzero or active in the groups of the zeros that may grow."""
+        growth = self.growth.indices
         groups = torch.unique(growth[entries(weight, growth) == 0] // self._pattern.of)
         members = torch.arange(self._pattern.of, device=groups.device, dtype=groups.dtype)
         places: Tensor = (groups[:, None] * self._pattern.of + members).flatten()
-        return places[(entries(weight, places) != 0) | torch.isin(places, active)]
+        return places[(entries(weight, places) != 0) | torch.isin(places, kept)]
 
     def _promising(self, gradient: Float[Tensor, "chunk"], offset: int, taken: Int[Tensor, "taken"]) -> Candidates:
         """The entries of a chunk with the best scores that are neither active nor listed."""
@@ -144,10 +182,3 @@ class Window:
         if self._seed is None:
             return torch.ones_like(gradient)
         return torch.empty_like(gradient).exponential_(generator=generator(self._seed, str(offset), gradient.device))
-
-    def _idle(self, gradient: Float[Tensor, "chunk"], offset: int, weights: Float[Tensor, "chunk"]) -> Candidates:
-        """The nonzeros of a chunk with the least sensitivity."""
-        sensitivity = (weights * gradient).abs().masked_fill_(weights == 0, torch.inf)
-        places = sensitivity.topk(min(self.count * LISTED, len(sensitivity)), largest=False).indices
-        places = places[weights[places] != 0]
-        return Candidates.newcomers(places + offset, gradient[places])

@@ -102,7 +102,7 @@ def look(repaired: RepairedLinear, count: int, generator: torch.Generator, batch
     window = repaired.open_window(count, 1)
     for _ in range(batches):
         left, right = (torch.randn(5, size, generator=generator).to(dtype) for size in (rows, cols))
-        window.observe(left, right, repaired.weight, repaired.active.indices)
+        window.observe(left, right, repaired.active.indices)
     return window
 
 

@@ -13,7 +13,11 @@ from seft.repair.window import Candidates
 
 def candidates(*pairs: tuple[int, float]) -> Candidates:
     indices, sums = zip(*pairs, strict=True)
-    return Candidates.newcomers(torch.tensor(indices), torch.tensor(sums))
+    return Candidates.newcomers(torch.tensor(indices), torch.tensor(sums), torch.ones(len(sums)))
+
+
+def removal(*indices: int) -> Tensor:
+    return torch.tensor(indices)
 
 
 def active_at(weight: Tensor, *indices: int) -> Active:
@@ -37,8 +41,7 @@ def test_adapt_removes_the_least_sensitive_that_did_not_grow() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 0.0]])
     kept, dropped = active_at(weight, 6), active_at(weight, 3)
     growth = candidates((2, 9.0), (0, 0.1))
-    removal = candidates((0, 0.1), (1, 0.3), (5, 0.2), (6, 1.0))
-    choice = choose(weight, kept, dropped, growth, removal, budget=5)
+    choice = choose(weight, kept, dropped, growth, removal(0, 1, 5, 6), budget=5)
     assert choice.grown.indices.tolist() == [2]
     assert choice.removed.tolist() == [1]
 
@@ -47,8 +50,7 @@ def test_a_removed_active_position_is_replaced_by_the_next_best_candidate() -> N
     weight = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 0.0]])
     kept, dropped = active_at(weight, 6), active_at(weight, 3)
     growth = candidates((2, 9.0), (4, 8.0), (7, 7.0))
-    removal = candidates((6, 0.01), (5, 0.2))
-    choice = choose(weight, kept, dropped, growth, removal, budget=5)
+    choice = choose(weight, kept, dropped, growth, removal(6, 5), budget=5)
     assert choice.removed.tolist() == [6, 5]
     assert choice.grown.indices.tolist() == [2, 4]
 
@@ -56,7 +58,7 @@ def test_a_removed_active_position_is_replaced_by_the_next_best_candidate() -> N
 def test_an_active_position_stays_when_nothing_can_replace_it() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 0.0]])
     kept, dropped = active_at(weight, 6), active_at(weight, 3)
-    choice = choose(weight, kept, dropped, candidates((2, 9.0)), candidates((6, 0.01), (5, 0.2)), budget=5)
+    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal(6, 5), budget=5)
     assert choice.removed.tolist() == [5]
 
 
@@ -66,16 +68,15 @@ GROUPS = torch.tensor([[1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
 
 def test_a_grown_zero_takes_the_place_of_the_least_sensitive_of_its_own_group() -> None:
     kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
-    removal = candidates((0, 0.5), (1, 0.3), (4, 0.01), (5, 0.01))
-    choice = choose(GROUPS, kept, dropped, candidates((2, 9.0)), removal, budget=4, pattern=PAIR)
+    choice = choose(GROUPS, kept, dropped, candidates((2, 9.0)), removal(5, 4, 0, 1), budget=4, pattern=PAIR)
     assert choice.grown.indices.tolist() == [2]
     assert choice.removed.tolist() == [0]
 
 
 def test_an_active_position_gives_way_too_and_the_next_best_candidate_takes_its_slot() -> None:
     kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
-    removal = candidates((0, 0.5), (1, 0.01), (4, 0.2), (5, 0.1))
-    choice = choose(GROUPS, kept, dropped, candidates((2, 9.0), (6, 8.0)), removal, budget=4, pattern=PAIR)
+    growth = candidates((2, 9.0), (6, 8.0))
+    choice = choose(GROUPS, kept, dropped, growth, removal(1, 5, 0, 4), budget=4, pattern=PAIR)
     assert choice.grown.indices.tolist() == [2, 6]
     assert choice.removed.tolist() == [1, 5]
 
@@ -84,7 +85,7 @@ def test_a_group_grows_at_most_as_many_as_it_may_have_and_others_take_the_slots(
     weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0]])
     kept, dropped = active_at(weight), active_at(weight, 0, 4)
     growth = candidates((1, 9.0), (2, 8.0), (3, 7.0), (6, 6.0))
-    choice = choose(weight, kept, dropped, growth, candidates((0, 0.5), (4, 0.5)), budget=2, pattern=Pattern(1, 4))
+    choice = choose(weight, kept, dropped, growth, removal(0, 4), budget=2, pattern=Pattern(1, 4))
     assert choice.grown.indices.tolist() == [1, 6]
     assert sorted(choice.removed.tolist()) == [0, 4]
 
@@ -92,10 +93,9 @@ def test_a_group_grows_at_most_as_many_as_it_may_have_and_others_take_the_slots(
 def test_a_grown_zero_takes_no_place_where_its_group_has_room() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
     kept, dropped = active_at(weight), active_at(weight, 5)
-    removal = candidates((0, 0.01))
-    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal, budget=4, pattern=PAIR)
+    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal(0), budget=4, pattern=PAIR)
     assert choice.removed.tolist() == []
-    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal, budget=3, pattern=PAIR)
+    choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal(0), budget=3, pattern=PAIR)
     assert choice.removed.tolist() == [0]
 
 
@@ -103,8 +103,7 @@ def test_what_moved_most_stays_where_its_group_has_no_room_for_another() -> None
     weight = GROUPS.clone()
     kept, dropped = active_at(weight, 4, 5), active_at(weight, 0, 1)
     dropped.values.copy_(torch.tensor([1.5, 2.1]))
-    removal = candidates((4, 0.1), (5, 0.1))
-    choice = choose(weight, kept, dropped, candidates((6, 9.0)), removal, budget=4, pattern=PAIR)
+    choice = choose(weight, kept, dropped, candidates((6, 9.0)), removal(4, 5), budget=4, pattern=PAIR)
     assert choice.spared.tolist() == [0, 1]
     assert len(choice.grown) == len(choice.removed) == 0
 
@@ -127,9 +126,18 @@ def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
     active.values.add_(torch.randn(len(active), generator=generator))
     kept, dropped = drop(active, round(share * len(active)))
     kept.write(weight)
-    everything = Candidates.newcomers(torch.arange(len(sums)), sums)
+    everything = Candidates.newcomers(torch.arange(len(sums)), sums, torch.ones(len(sums)))
+    sensitivity = (weight.flatten() * sums).abs()
     outside = everything[~torch.isin(everything.indices, active.indices)]
-    choice = choose(weight, kept, dropped, outside, everything, budget=int(weight.count_nonzero()), pattern=pattern)
+    choice = choose(
+        weight,
+        kept,
+        dropped,
+        outside,
+        sensitivity.argsort(),
+        budget=int(weight.count_nonzero()),
+        pattern=pattern,
+    )
 
     grown, removed = set(choice.grown.indices.tolist()), set(choice.removed.tolist())
     left = [index for index in removed if index in kept.indices.tolist()]
@@ -138,9 +146,8 @@ def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
     groups = [index // pattern.of for index in ranked]
     fit = [index for place, index in enumerate(ranked) if groups[:place].count(groups[place]) < pattern.kept]
     assert grown == set(fit[: len(grown)])
-    sensitivity = (weight.flatten() * sums).abs().tolist()
     for start in range(0, len(sums), pattern.of):
         members = range(start, start + pattern.of)
         rivals = [index for index in members if weight.flatten()[index] != 0 and index not in grown]
         zeros = [index for index in members if weight.flatten()[index] == 0 and index in grown]
-        assert removed & set(members) == set(sorted(rivals, key=sensitivity.__getitem__)[: len(zeros)])
+        assert removed & set(members) == set(sorted(rivals, key=sensitivity.tolist().__getitem__)[: len(zeros)])

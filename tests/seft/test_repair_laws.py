@@ -100,7 +100,8 @@ cases = st.builds(
 class Life:
     """A linear going through a case, step by step.
 
-    `seen` has the micro-batch gradients of the open window, whole; `vanished` are the values that the last step lost.
+    `seen` has the micro-batch gradients of the open window, whole, and `sampled` the positions of its sample;
+    `vanished` are the values that the last step lost.
     """
 
     case: Case
@@ -108,6 +109,7 @@ class Life:
     seen: list[Tensor] = field(default_factory=list)
     gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
     vanished: list[int] = field(default_factory=list)
+    sampled: list[int] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Event | None]:
         """None after every step, the event after every event."""
@@ -117,7 +119,7 @@ class Life:
                 self._step(generator)
                 yield None
             count = round(event.share * len(self.owner.active))
-            self.owner.open_window(count, number)
+            self.sampled = self.owner.open_window(count, number).sample.indices.tolist()
             for _ in range(event.watched):
                 self._step(generator)
                 yield None
@@ -168,15 +170,14 @@ def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero
     owner = case.owner(case.start(torch.float64))
     life = Life(case, owner)
     expected = {index: Traced(float(owner.weight.flatten()[index])) for index in owner.active.indices.tolist()}
-    before, typical = owner.weight.flatten().clone(), math.inf
+    before, typical = owner.weight.flatten().clone(), 0.0
     for event in life:
         if event is None:
             for index, traced in expected.items():
                 traced.step(float(life.gradient.flatten()[index]), typical)
                 traced.value = 0.0 if index in life.vanished else traced.value
         else:
-            if math.isinf(typical) and expected:
-                typical = math.sqrt(sum(traced.mean_square for traced in expected.values()) / len(expected)) or math.inf
+            typical = max(typical, root_mean_square(life.seen, life.sampled, event.pieces))
             present = owner.weight.flatten()
             for index in set(expected) - set(owner.active.indices.tolist()):
                 assert present[index] in (expected.pop(index).base, 0.0)
@@ -187,6 +188,18 @@ def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero
             expected[index].must_be(owner.active, place)
         assert len(expected) == len(owner.active)
         before = owner.weight.flatten().clone()
+
+
+def root_mean_square(seen: list[Tensor], sampled: list[int], pieces: int) -> float:
+    """Of a step's gradient at some positions: the mean's square and as many variances as it has pieces."""
+    steps = math.ceil(len(seen) / pieces)
+    total = 0.0
+    for index in sampled:
+        gradients = [float(gradient[index]) for gradient in seen]
+        mean = sum(gradients) / (steps * pieces)
+        variance = max(0.0, sum(gradient**2 for gradient in gradients) / (steps * pieces) - mean**2)
+        total += (mean * pieces) ** 2 + variance * pieces
+    return math.sqrt(total / max(1, len(sampled)))
 
 
 @dataclass
@@ -233,7 +246,7 @@ class Traced:
         self.square += 0.001 * (gradient**2 - self.square)
         root = math.sqrt(self.mean_square) + 1e-8
         rate = self.mean / (1 - 0.9**self.age) / root
-        self.value -= RATE * (0.1 * (self.value - self.base) + rate * min(1.0, typical / root))
+        self.value -= RATE * (0.1 * (self.value - self.base) + rate * min(1.0, typical / root if typical else 1.0))
 
     def must_be(self, active: Active, place: int) -> None:
         assert float(active.bases[place]) == self.base

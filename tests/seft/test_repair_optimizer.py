@@ -4,7 +4,7 @@ import torch
 
 from seft.repair import optimizer
 from seft.repair.active import Active
-from seft.repair.window import Candidates
+from seft.repair.window import Watched
 
 WEIGHT = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 INDICES = torch.tensor([1, 4, 9, 13], dtype=torch.int32)
@@ -33,9 +33,9 @@ def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> Non
     gradients = torch.tensor(
         [[1.0, -2.0, 3.0, 0.5], [3.0, -2.0, 1.0, 0.5], [2.0, -2.0, 5.0, 0.5], [2.0, -2.0, 3.0, 0.5]]
     )
-    candidates = Candidates(INDICES, gradients.sum(0), (gradients**2).sum(0), torch.ones(4))
+    watched = Watched(INDICES, gradients.sum(0), (gradients**2).sum(0))
     grown = Active.start(WEIGHT, INDICES)
-    optimizer.seed(grown, candidates, steps=2, pieces=2)
+    optimizer.seed(grown, watched, steps=2, pieces=2)
     assert grown.ages.tolist() == [50, 50, 50, 50]
     mean, variance = 2 * gradients.mean(0), 2 * gradients.var(0, unbiased=False)
     torch.testing.assert_close(grown.means / (1 - 0.9**2), mean)
@@ -44,7 +44,7 @@ def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> Non
 
 def test_a_grown_position_starts_slowly_and_a_steady_gradient_gives_it_steps_of_full_size() -> None:
     grown = Active.start(WEIGHT, INDICES)
-    optimizer.seed(grown, Candidates.newcomers(INDICES, torch.ones(4)), steps=1, pieces=1)
+    optimizer.seed(grown, Watched(INDICES, torch.ones(4), torch.ones(4)), steps=1, pieces=1)
     sizes = []
     for _ in range(40):
         before = grown.values.clone()
@@ -60,14 +60,23 @@ def test_steps_are_smaller_where_gradients_are_larger_than_typical() -> None:
     gradient = torch.tensor([0.5, -1.0, 2.0, -8.0])
     optimizer.step(active, gradient, rate=0.1, weight_decay=0.0, typical=1.0)
     torch.testing.assert_close(active.deltas, -0.1 * torch.tensor([1.0, -1.0, 0.5, -0.125]))
-    torch.testing.assert_close(optimizer.typical(active), gradient.square().mean().sqrt())
+
+
+def test_a_typical_gradient_is_the_root_mean_square_of_a_steps_gradient_over_the_sample() -> None:
+    gradients = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sample = Watched(INDICES, gradients.sum(0), (gradients**2).sum(0))
+    whole = optimizer.typical(sample, steps=6, pieces=1)
+    torch.testing.assert_close(whole, gradients.square().mean().sqrt())
+    mean, variance = 2 * gradients.mean(0), 2 * gradients.var(0, unbiased=False)
+    torch.testing.assert_close(optimizer.typical(sample, steps=3, pieces=2), (mean**2 + variance).mean().sqrt())
+    assert optimizer.typical(sample[torch.zeros(4, dtype=torch.bool)], steps=3, pieces=2) == 0
 
 
 def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -> None:
     gradients = torch.tensor([[1.0, 9.0], [1.0, -7.0]])
-    candidates = Candidates(INDICES[:2], gradients.sum(0), (gradients**2).sum(0), torch.ones(2))
+    watched = Watched(INDICES[:2], gradients.sum(0), (gradients**2).sum(0))
     grown = Active.start(WEIGHT, INDICES[:2])
-    optimizer.seed(grown, candidates, steps=2, pieces=1)
+    optimizer.seed(grown, watched, steps=2, pieces=1)
     optimizer.step(grown, gradients.mean(0), rate=0.1, weight_decay=0.0)
     steady, noisy = grown.deltas.abs().tolist()
     assert noisy < 0.2 * steady
