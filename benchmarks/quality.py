@@ -24,7 +24,7 @@ RATES: dict[RepairMethod, tuple[float, ...]] = {
     RepairMethod.SEFT: (1e-2, 3e-2, 1e-1),
     RepairMethod.MASKED_LORA: (3e-3, 1e-2, 3e-2),
     RepairMethod.FIXED_MASK: (1e-2, 3e-2, 1e-1),
-    RepairMethod.MASKED_FULL: (1e-4, 3e-4, 1e-3),
+    RepairMethod.MASKED_FULL: (3e-4, 1e-3, 3e-3),
     RepairMethod.SPP: (1e-2, 3e-2, 1e-1),
     RepairMethod.LORA_REPRUNE: (3e-3, 1e-2, 3e-2),
 }
