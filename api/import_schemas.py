@@ -3,14 +3,14 @@
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
 from api.schemas import FILE_ID, SHA256, TIME, example
 from core import imports
 from core.errors import Code
 from core.imports import State
-from core.specs import Integer, Line, Number, Spec
+from core.specs import WHOLE, Line, Number, Spec
 from core.tables import Import
 
 LARGEST = 5 << 40
@@ -26,7 +26,7 @@ class ImportRequest(Spec):
     name: Annotated[Line, Field(max_length=255)] | None = Field(
         default=None, description="Of the dataset; the file name of the source unless it is given."
     )
-    bytes: Annotated[Integer, Field(ge=1, le=LARGEST)] | None = Field(
+    bytes: Annotated[int, Strict(), Field(ge=1, le=LARGEST), WHOLE] | None = Field(
         default=None, description="Size of the file to be sent."
     )
     resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(

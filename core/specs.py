@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -37,8 +38,15 @@ def _storable(value: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_storable)]
-# As JSON has them: no text is read for a number or a truth value, and none of the two for the other.
-Integer = Annotated[int, Strict()]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# As JSON Schema has them: no text is read for a number or a truth value, none of the two for the other; 5.0 is whole.
+WHOLE = BeforeValidator(_whole)
+Integer = Annotated[int, Strict(), WHOLE]
 Number = Annotated[float, Strict()]
 Boolean = Annotated[bool, Strict()]
 
