@@ -18,9 +18,9 @@ PROCESS_BYTES = 350_000_000
 """Of a process that has loaded torch and transformers, a tokenizer and the text. The two processes that are there while
 a checkpoint is verified have one each. Torch built for CUDA takes 130 MB more, which is left out: there, the device is
 seldom the processor."""
-ACTIVE, CANDIDATE, WATCHED, LISTED = 26, 16, 12, 4
-"""Bytes of a trained position (index, base, value, moments, age, gradient), of a candidate of a window and of a place
-in its sample, and how many of each of these two a window has for every position that an event chooses."""
+ACTIVE, CANDIDATE, LISTED = 26, 16, 4
+"""Bytes of a trained position (index, base, value, moments, age, gradient) and of a candidate of a window, and how many
+of these a window lists for every position that an event chooses."""
 GATED = 1.5
 """A block whose linears raise the hidden state to more than so many times what they lower again has a gate."""
 HOLES = 0.45
@@ -176,7 +176,7 @@ def _method(model: Anatomy, spec: JobSpec) -> tuple[int, int]:
     match repair.method:
         case RepairMethod.SEFT:
             # The opening event replaces all of the active set.
-            window = LISTED * (CANDIDATE + WATCHED) if repair.steps > 1 else 0
+            window = LISTED * CANDIDATE if repair.steps > 1 else 0
             return count * (ACTIVE + window), count * ACTIVE
         case RepairMethod.FIXED_MASK:
             return count * ACTIVE, count * ACTIVE

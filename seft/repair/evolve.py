@@ -51,14 +51,18 @@ def choose(
     budget: int,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Grow as many positions as were dropped, by best score; remove the first of `removal` until the law holds.
+    """Grow as many positions as were dropped, by best score; remove the first of `removal` that do not grow, until
+    the law holds.
 
-    `weight` has the dropped positions at their bases. A removed position that was active is replaced by the next best
-    candidate for growth. Where there are too few of these, no active position is removed; and where groups then have
-    no room for as many as were dropped, those dropped that moved most are spared.
+    `weight` has the dropped positions at their bases, and all in `removal` are used. A removed position that was active
+    is replaced by the next best candidate for growth. Where there are too few of these, no active position is removed;
+    and where groups then have no room for as many as were dropped, those dropped that moved most are spared.
     """
     spare = budget - int(weight.count_nonzero()) - int((entries(weight, kept.indices) == 0).sum())
-    adapt = _Adapt(weight, _queue(weight, kept, dropped, removal), growth.indices, spare, pattern)
+    # No event runs out of what may go: it grows at most as many zeros more as it has dropped nonzeros.
+    rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
+    rest = rest[(entries(weight, rest) != 0) & ~torch.isin(rest, removal)]
+    adapt = _Adapt(weight, torch.cat([removal, rest]), spare, pattern)
     best = growth.indices[growth.scores.argsort(descending=True, stable=True)]
     able = best[_rank(best // pattern.of) < pattern.kept]
     count, replaced = len(dropped), -1
@@ -81,13 +85,11 @@ def choose(
 class _Adapt:
     """Which positions become zero once others have grown.
 
-    `queue` has those that may, the least sensitive first; candidates for growth among them only for their group's sake.
-    `spare` is what the budget leaves before anything grows.
+    `queue` has those that may, the least sensitive first. `spare` is what the budget leaves before anything grows.
     """
 
     weight: Float[Tensor, "rows cols"]
     queue: Int[Tensor, "queue"]
-    growth: Int[Tensor, "growth"]
     spare: int
     pattern: Pattern
 
@@ -97,23 +99,11 @@ class _Adapt:
         groups = queue // self.pattern.of
         too_many = _tally(groups, groups) + _tally(groups, staying // self.pattern.of) - self.pattern.kept
         crowded = _rank(groups) < too_many
-        others = queue[~crowded & (entries(self.weight, queue) != 0) & ~torch.isin(queue, self.growth)]
+        others = queue[~crowded & (entries(self.weight, queue) != 0)]
         excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(crowded.sum())
         if excess > len(others):
             raise TrainError(f"a linear must keep its budget of nonzeros; {excess} must go and {len(others)} can.")
         return torch.cat([queue[crowded], others[: max(0, excess)]])
-
-
-def _queue(
-    weight: Float[Tensor, "rows cols"], kept: Active, dropped: Active, removal: Int[Tensor, "removal"]
-) -> Int[Tensor, "queue"]:
-    """Used positions that may become zero, the least sensitive first; the dropped ones that no window listed come last.
-
-    It cannot run dry: an event grows at most as many zeros more as it has dropped nonzeros.
-    """
-    rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
-    queue = torch.cat([removal, rest[~torch.isin(rest, removal)]])
-    return queue[(entries(weight, queue) != 0) | torch.isin(queue, kept.indices)]
 
 
 def _among(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:

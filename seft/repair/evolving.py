@@ -4,6 +4,9 @@ Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. What an eve
 """
 
 import math
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from seft.errors import ConfigError
 from seft.repair import schedule
@@ -36,6 +39,13 @@ class Evolving(FixedMask):
             count = schedule.dropped(self.config, event, len(linear.active))
             if linear.window is None and count:
                 linear.open_window(count, event)
+
+    def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
+        """One optimizer step in each linear; its window is told of clipping, which it does not see."""
+        super().update(gradients, rate, scale)
+        for linear in self.linears.values():
+            if linear.window is not None:
+                linear.window.scales.append(scale)
 
     def evolve(self, step: int, /) -> Evolved | None:
         """Drop, grow and adapt in every linear, where an event follows this step."""

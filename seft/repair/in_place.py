@@ -65,7 +65,7 @@ class InPlace:
         """One for each linear."""
         return [linear.take_gradient() for linear in self._all.values()]
 
-    def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+    def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
         """One optimizer step in each linear."""
         for linear, gradient in zip(self._all.values(), gradients, strict=True):
             linear.update(gradient, rate, self.config.weight_decay)

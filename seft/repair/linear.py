@@ -17,10 +17,10 @@ from seft.products import Product
 from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
-from seft.repair.positions import Former, Positions, entries, put
+from seft.repair.positions import Former, entries, fields_of, put
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
-from seft.repair.window import Candidates, Watched, Window
+from seft.repair.window import Window
 from seft.report import Change
 
 
@@ -62,32 +62,29 @@ class RepairedLinear:
 
     def tensors(self) -> dict[str, Tensor]:
         """The active set, the removed positions, the typical gradient, and the open window with its counts."""
-        lists: dict[str, Positions] = {"active": self.active, "removed": self.removed}
-        if (window := self.window) is not None:
-            lists |= {"growth": window.growth, "sample": window.sample}
+        lists = {"active": self.active, "removed": self.removed}
         parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
-        if window is not None:
+        if (window := self.window) is not None:
             counts = torch.tensor([window.count, self._event, window.observed])
-            parts |= {"window": counts, "outputs": window.outputs, "inputs": window.inputs}
+            parts |= {"window": counts, **window.tensors()}
         return {**parts, "typical": self._typical}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a saved state instead of the present one, which is undone first."""
         self.active.restore(self.weight)
         self.removed.restore(self.weight)  # of what is active again, too: its base was the zero it had become
-        self.adopt(Active(**_fields(tensors, "active")))
-        self.removed = Former(**_fields(tensors, "removed"))
+        self.adopt(Active(**fields_of(tensors, "active")))
+        self.removed = Former(**fields_of(tensors, "removed"))
         put(self.weight, self.removed.indices, self.weight.new_zeros(len(self.removed)))
         self.active.write(self.weight)
         self.window, self._typical = None, tensors["typical"]
         if "window" in tensors:
             count, event, observed = tensors["window"].tolist()
-            growth, sample = Candidates(**_fields(tensors, "growth")), Watched(**_fields(tensors, "sample"))
-            self.open_window(count, event).resume(growth, sample, tensors["outputs"], tensors["inputs"], observed)
+            self.open_window(count, event).resume(tensors, observed)
 
     def open_window(self, count: int, event: int) -> Window:
         """From now on look for candidates for an event that chooses `count` positions; `event` numbers it."""
-        self.window, self._event = Window(self.weight, count, self.pattern, self._seed + event), event
+        self.window, self._event = Window(self.weight, count, self._seed + event, self.pattern), event
         return self.window
 
     def take_gradient(self) -> Float[Tensor, "positions"]:
@@ -97,7 +94,8 @@ class RepairedLinear:
 
     def update(self, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
         """Step the values, and write them into the weight."""
-        optimizer.step(self.active, gradient, rate, weight_decay, self._typical)
+        known = self._typical.where(self._typical != 0, torch.inf)
+        optimizer.step(self.active, gradient, rate, weight_decay, known)
         self.active.write(self.weight)
 
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
@@ -105,14 +103,13 @@ class RepairedLinear:
         window, self.window = self.window, None
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
+        growth, sample = window.clipped()
         # An expert may have had few tokens until now; all others have had their largest gradients at the start.
-        self._typical = self._typical.maximum(optimizer.typical(window.sample, steps, pieces))
-        kept, dropped = evolve.drop(self.active, min(count, len(window.growth)))
+        self._typical = self._typical.maximum(optimizer.typical(sample, steps, pieces))
+        kept, dropped = evolve.drop(self.active, min(count, len(growth)))
         dropped.restore(self.weight)
         removal = window.removal(self.weight, kept.indices)
-        choice = evolve.choose(
-            self.weight, kept, dropped, window.growth, removal, budget=self.budget, pattern=self.pattern
-        )
+        choice = evolve.choose(self.weight, kept, dropped, growth, removal, budget=self.budget, pattern=self.pattern)
         grown = Active.start(self.weight, choice.grown.indices)
         optimizer.seed(grown, choice.grown, steps, pieces)
         spared = dropped[torch.isin(dropped.indices, choice.spared)]
@@ -145,7 +142,3 @@ class RepairedLinear:
         put(self.weight, removed, self.weight.new_zeros(len(removed)))
         # What was a zero is one again, or is among the removed already.
         self.removed = self.removed.joined(former[former.bases != 0])
-
-
-def _fields(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}

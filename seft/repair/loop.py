@@ -159,6 +159,8 @@ class Repair:
                 f"loss and gradient must stay finite; step {step} has loss {loss} and gradient norm {float(norm)}."
                 " Lower the learning rate, or train in bfloat16 or float32."
             )
+        scale = 1.0
         if self.config.clip_norm is not None and norm > self.config.clip_norm:
-            gradients = [gradient * (self.config.clip_norm / norm) for gradient in gradients]
-        self._method.update(gradients, rate)
+            scale = self.config.clip_norm / float(norm)
+            gradients = [gradient * scale for gradient in gradients]
+        self._method.update(gradients, rate, scale)

@@ -64,7 +64,7 @@ class LoraReprune:
             gradients.append((torch.zeros_like(parameter) if gradient is None else gradient).view(-1))
         return gradients
 
-    def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+    def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
         """One optimizer step in each."""
         for vector, gradient in zip(self._vectors.values(), gradients, strict=True):
             optimizer.step(vector, gradient, rate, self._work.config.weight_decay)

@@ -50,8 +50,8 @@ class Method(Protocol):
     def take_gradients(self) -> list[Tensor]:
         """Those of the trained values that have come together since the last call, always in the same order."""
 
-    def update(self, gradients: Sequence[Tensor], rate: float) -> None:
-        """One optimizer step with these gradients."""
+    def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
+        """One optimizer step with these gradients, which clipping has multiplied by `scale`."""
 
     def evolve(self, step: int, /) -> Evolved | None:
         """After a step: the event of the topology that is due, if there is one."""

@@ -56,20 +56,18 @@ def step(
     gradient: Float[Tensor, "values"],
     rate: float,
     weight_decay: float,
-    typical: Float[Tensor, ""] | float = 0.0,
+    typical: Float[Tensor, ""] | float = math.inf,
 ) -> None:
     """One step, in place (Loshchilov & Hutter 2019, algorithm 2, the decay of the deltas).
 
-    Where the root mean square of a value's gradient is above `typical`, unless that is 0, its step is smaller by that
-    ratio.
+    Where the root mean square of a value's gradient is above `typical`, its step is smaller by that ratio.
     """
     trained.ages.add_(1).clamp_(max=OLDEST - 1)
     trained.means.lerp_(gradient, 1 - MEAN_DECAY)
     trained.squares.lerp_(gradient**2, 1 - SQUARE_DECAY)
     mean = trained.means / _gathered(trained.ages, MEAN_DECAY, gradient.dtype)
     root = (trained.squares / _gathered(trained.ages, SQUARE_DECAY, gradient.dtype)).sqrt_().add_(EPSILON)
-    ratio = typical / root
-    mean *= ratio.where(ratio > 0, 1).clamp_(max=1)
+    mean *= (typical / root).clamp_(max=1)
     trained.values.sub_(trained.deltas, alpha=rate * weight_decay)
     trained.values.addcdiv_(mean, root, value=-rate)
 

@@ -3,6 +3,7 @@
 A position is flat, `row * cols + col`, and int32: that bounds a linear to 2^31 - 1 weights.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
@@ -59,6 +60,11 @@ def put(
 ) -> None:
     """Give a weight values at some positions, in place."""
     weight[indices // weight.shape[1], indices % weight.shape[1]] = values
+
+
+def fields_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The fields of a saved list, where each tensor is called `list.field`."""
+    return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ theirs, and the largest scores stay. A newcomer's missing past counts as zero, w
 [ours] How large gradients typically are, a sample tells: nonzeros drawn evenly before any gradient was seen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -22,8 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.repair.active import spread
-from seft.repair.positions import Positions, entries, master_dtype
+from seft.repair.positions import Positions, entries, fields_of, master_dtype
 from seft.repair.processes import summed
 from seft.repair.sampled import row_chunks, sampled_product
 from seft.seeds import generator
@@ -32,7 +32,10 @@ W = TypeVar("W", bound="Watched")
 """A kind of list, as in `seft.repair.positions`."""
 
 LISTED = 4
-"""Candidates listed for each position that the event will choose."""
+"""Candidates for growth, and for removal, for each position that the event will choose."""
+
+SAMPLE = 4096
+"""Most nonzeros whose gradients tell what is typical, however few positions the event will choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,10 @@ class Watched(Positions):
     def updated(self: W, gradients: Float[Tensor, "positions"]) -> W:
         """The same after one more micro-batch."""
         return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)
+
+    def scaled(self: W, scale: float) -> W:
+        """The same had every gradient been so many times what it was."""
+        return replace(self, sums=self.sums * scale, squares=self.squares * scale**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +84,40 @@ class Candidates(Watched):
 class Window:
     """What is known of one linear for an event that chooses `count` positions and keeps to `pattern`.
 
-    `outputs` and `inputs` are sums of squares over tokens: of each output's gradient, and of each input. `seed` decides
-    the draws and the sample; without one the largest gradients grow, and no sample is drawn.
+    `outputs` and `inputs` are sums of squares over tokens: of each output's gradient, and of each input. `scales` are
+    what clipping has multiplied the steps' gradients by. `seed` decides the draws and the sample.
     """
 
     def __init__(
-        self,
-        weight: Float[Tensor, "rows cols"],
-        count: int,
-        pattern: Pattern = UNSTRUCTURED,
-        seed: int | None = None,
+        self, weight: Float[Tensor, "rows cols"], count: int, seed: int, pattern: Pattern = UNSTRUCTURED
     ) -> None:
         nothing = torch.zeros(0, dtype=master_dtype(weight.dtype), device=weight.device)
         self.count, self._seed = count, seed
         self._pattern = pattern
         self.observed = 0
         self.growth = Candidates(nothing.int(), nothing, nothing, nothing)
-        size = 0 if seed is None else min(count * LISTED, int(weight.count_nonzero()))
-        none = nothing.new_zeros(size)
-        self.sample = Watched(spread(weight, size, generator(seed or 0, "sample")), none, none)
+        sampled = _sample(weight, generator(seed, "sample"))
+        self.sample = Watched(sampled, nothing.new_zeros(len(sampled)), nothing.new_zeros(len(sampled)))
         self.outputs, self.inputs = (nothing.new_zeros(size) for size in weight.shape)
+        self.scales: list[float] = []
 
-    def resume(
-        self,
-        growth: Candidates,
-        sample: Watched,
-        outputs: Float[Tensor, "rows"],
-        inputs: Float[Tensor, "cols"],
-        observed: int,
-    ) -> None:
-        """Go on from what was saved."""
-        self.growth, self.sample, self.outputs, self.inputs = growth, sample, outputs, inputs
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was learnt."""
+        lists = {"growth": self.growth, "sample": self.sample}
+        parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
+        scales = torch.tensor(self.scales, dtype=torch.float64)
+        return {**parts, "outputs": self.outputs, "inputs": self.inputs, "scales": scales}
+
+    def resume(self, tensors: Mapping[str, Tensor], observed: int) -> None:
+        """Go on from what was learnt before."""
+        self.growth, self.sample = Candidates(**fields_of(tensors, "growth")), Watched(**fields_of(tensors, "sample"))
+        self.outputs, self.inputs, self.scales = tensors["outputs"], tensors["inputs"], tensors["scales"].tolist()
         self.observed = observed
+
+    def clipped(self) -> tuple[Candidates, Watched]:
+        """The candidates and the sample, had they seen gradients as clipping left them, which moments are made of."""
+        scale = sum(self.scales) / len(self.scales) if self.scales else 1.0
+        return self.growth.scaled(scale), self.sample.scaled(scale)
 
     def observe(
         self,
@@ -179,6 +188,11 @@ class Window:
 
     def _draws(self, gradient: Float[Tensor, "chunk"], offset: int) -> Float[Tensor, "chunk"]:
         """Those of a chunk's positions, the same whenever they are asked for."""
-        if self._seed is None:
-            return torch.ones_like(gradient)
         return torch.empty_like(gradient).exponential_(generator=generator(self._seed, str(offset), gradient.device))
+
+
+def _sample(weight: Float[Tensor, "rows cols"], generator: torch.Generator) -> Int[Tensor, "sampled"]:
+    """Some nonzeros, sorted, any as likely as any other: of places drawn evenly those that are no zeros."""
+    places = torch.randint(weight.numel(), (4 * SAMPLE,), generator=generator).to(weight.device)
+    sampled: Tensor = torch.unique(places[entries(weight, places) != 0][:SAMPLE])
+    return sampled.int()

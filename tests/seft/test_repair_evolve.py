@@ -41,9 +41,10 @@ def test_adapt_removes_the_least_sensitive_that_did_not_grow() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 0.0]])
     kept, dropped = active_at(weight, 6), active_at(weight, 3)
     growth = candidates((2, 9.0), (0, 0.1))
-    choice = choose(weight, kept, dropped, growth, removal(0, 1, 5, 6), budget=5)
-    assert choice.grown.indices.tolist() == [2]
-    assert choice.removed.tolist() == [1]
+    for least_first, least in ((removal(0, 1, 5, 6), 0), (removal(1, 0, 5, 6), 1), (removal(5, 1, 6), 5)):
+        choice = choose(weight, kept, dropped, growth, least_first, budget=5)
+        assert choice.grown.indices.tolist() == [2]
+        assert choice.removed.tolist() == [least]
 
 
 def test_a_removed_active_position_is_replaced_by_the_next_best_candidate() -> None:
@@ -128,13 +129,15 @@ def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
     kept.write(weight)
     everything = Candidates.newcomers(torch.arange(len(sums)), sums, torch.ones(len(sums)))
     sensitivity = (weight.flatten() * sums).abs()
+    order = sensitivity.argsort()
+    used = order[(weight.flatten() != 0)[order] | torch.isin(order, kept.indices)]
     outside = everything[~torch.isin(everything.indices, active.indices)]
     choice = choose(
         weight,
         kept,
         dropped,
         outside,
-        sensitivity.argsort(),
+        used,
         budget=int(weight.count_nonzero()),
         pattern=pattern,
     )

@@ -120,6 +120,7 @@ class Life:
                 yield None
             count = round(event.share * len(self.owner.active))
             self.sampled = self.owner.open_window(count, number).sample.indices.tolist()
+            assert len(self.sampled) >= 0.9 * int(self.owner.weight.count_nonzero()), "all of it is sampled, or nearly"
             for _ in range(event.watched):
                 self._step(generator)
                 yield None

@@ -11,7 +11,7 @@ from seft.products import take_over
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
-from seft.repair.window import LISTED, Window
+from seft.repair.window import LISTED
 from seft.report import Change
 from seft.targets import Target
 from tests.seft.repairing import Allocated, look, sparse_linear
@@ -96,7 +96,7 @@ def test_called_twice_on_inputs_that_are_not_contiguous_it_has_the_gradient_of_t
 def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: list[int]) -> None:
     linear, owner = repaired()
     before, weight = owner.active, owner.weight.clone()
-    owner.window = Window(owner.weight, 5)
+    owner.open_window(5, 1)
     for count in tokens:
         linear(torch.randn(count, 16, requires_grad=True)).sum().backward()
     assert not owner.take_gradient().any()
@@ -109,10 +109,13 @@ def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: lis
 def test_no_dense_gradient_exists_and_what_must_see_it_sees_row_chunks(density: float, windowed: bool) -> None:
     rows, cols = 2048, 1024
     linear, owner = repaired(rows, cols, density)
-    owner.window = Window(owner.weight, 100) if windowed else None
     outputs = linear(torch.randn(4, cols, requires_grad=True))
     with Allocated() as allocated:
+        if windowed:
+            owner.open_window(100, 1)
         outputs.sum().backward()
+        change = owner.evolve(100, steps=1, pieces=1)
+    assert change.dropped == (100 if windowed else 0)
     few = not windowed and density < 1
     assert allocated.elements <= (4 * rows + len(owner.active) if few else CHUNK)
     assert allocated.elements < rows * cols
@@ -163,3 +166,26 @@ def test_an_expert_that_few_micro_batches_reached_grows_with_the_gradient_of_the
     assert len(grown)
     torch.testing.assert_close(grown.means / (1 - 0.9), 32 * mean)
     torch.testing.assert_close(grown.squares / (1 - 0.999**50), (32 * mean) ** 2 + 32 * (mean_square - mean**2))
+
+
+def test_steady_clipping_changes_nothing_that_seft_does() -> None:
+    """Adam heeds no scale, so neither what is typical nor the moments of grown positions may."""
+
+    def trained(scale: float) -> RepairedLinear:
+        linear, owner = repaired(dtype=torch.float64, bias=False)
+        generator = torch.Generator().manual_seed(1)
+        for step in range(1, 13):
+            window = owner.open_window(10, step) if step % 4 == 1 else owner.window
+            inputs = torch.randn(5, 16, dtype=torch.float64, generator=generator)
+            linear(inputs).square().sum().backward()
+            owner.update(owner.take_gradient() * scale, 0.03, 0.0)
+            if window is not None:
+                window.scales.append(scale)
+            if step % 4 == 2:
+                owner.evolve(10, steps=2, pieces=1)
+        return owner
+
+    free, clipped = trained(1.0), trained(0.01)
+    assert torch.equal(free.active.indices, clipped.active.indices)
+    torch.testing.assert_close(free.weight, clipped.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(0.01 * free._typical, clipped._typical)

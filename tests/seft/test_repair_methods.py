@@ -147,9 +147,9 @@ def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smalle
         kind = METHODS[method]
 
         class Watched(kind):  # type: ignore[misc,valid-type]
-            def update(self, gradients: Sequence[Tensor], rate: float) -> None:
+            def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
                 seen.extend(gradient.clone() for gradient in gradients)
-                super().update(gradients, rate)
+                super().update(gradients, rate, scale)
 
         monkeypatch.setitem(METHODS, method, Watched)
         repaired(short(method=method, clip_norm=clip_norm), 1)
@@ -162,6 +162,13 @@ def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smalle
     for clipped, gradient in zip(first_gradients(norm / 3), free, strict=True):
         torch.testing.assert_close(clipped, gradient / 3)
     assert all(map(torch.equal, first_gradients(norm * 1.01), free))
+
+
+def test_an_open_window_is_told_what_clipping_leaves_of_a_step() -> None:
+    _, repair = repaired(short(steps=8, update_interval=4, clip_norm=1e-3), 3)
+    scales = [tensor for name, tensor in repair._method.tensors().items() if name.endswith("/scales")]
+    assert len(scales) == len(target_linears(pruned_tiny()))
+    assert all(len(each) == 1 and 0 < float(each) < 1 for each in scales)
 
 
 @pytest.mark.parametrize("method", [each for each in RepairMethod if each is not RepairMethod.MASKED_FULL])

@@ -7,6 +7,7 @@ from torch import Tensor
 from seft.config import Pattern
 from seft.prune.mask import in_groups
 from seft.repair import sampled as module
+from seft.repair import window as window_module
 from seft.repair.window import LISTED, Window
 from tests.seft.repairing import sparse_linear
 
@@ -26,15 +27,18 @@ def batches(number: int, tokens: int = 7) -> list[Pair]:
 
 
 def watched(pairs: list[Pair]) -> Window:
-    window = Window(WEIGHT, COUNT)
+    window = Window(WEIGHT, COUNT, seed=0)
     for left, right in pairs:
         window.observe(left, right, ACTIVE)
     return window
 
 
 @pytest.mark.parametrize("chunk", [1, 5 * COLS, 1 << 20])
-def test_growth_lists_the_largest_gradients_outside_the_active_set(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_with_equal_luck_the_largest_gradients_outside_the_active_set_are_listed(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(Window, "_draws", lambda _, gradient, __: torch.ones_like(gradient))
     ((left, right),) = batches(1)
     gradient = (left.T @ right).flatten()
     gradient[ACTIVE] = 0
@@ -88,7 +92,7 @@ def test_in_a_pattern_the_rivals_of_listed_zeros_may_go() -> None:
     pattern = Pattern(2, 4)
     weight = WEIGHT.masked_fill(in_groups(WEIGHT.abs(), pattern), 0.0)
     active = torch.cat([weight.flatten().nonzero()[::9, 0], (weight == 0).flatten().nonzero()[::50, 0]]).sort().values
-    window, pairs = Window(weight, 2, pattern), batches(4)
+    window, pairs = Window(weight, 2, 0, pattern), batches(4)
     for left, right in pairs:
         window.observe(left, right, active.int())
     grow_here = {int(index) // 4 for index in window.growth.indices if weight.flatten()[index] == 0}
@@ -132,19 +136,33 @@ def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
     ).items()
 
 
-def test_the_sample_is_drawn_evenly_from_the_nonzeros_and_sums_all_micro_batches() -> None:
-    pairs, drawn = batches(3), torch.zeros(ROWS * COLS)
+def test_the_sample_is_drawn_evenly_from_the_nonzeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_module, "SAMPLE", 8)
+    drawn = torch.zeros(ROWS * COLS)
+    for seed in range(2000):
+        sample = Window(WEIGHT, COUNT, seed).sample
+        assert 0 < len(sample) <= 8
+        assert sample.indices.diff().gt(0).all()
+        drawn[sample.indices] += 1
+    nonzeros = WEIGHT.flatten() != 0
+    expected = float(drawn.sum()) / int(nonzeros.sum())
+    assert not drawn[~nonzeros].any()
+    assert 0.6 * expected < drawn[nonzeros].min()
+    assert drawn[nonzeros].max() < 1.5 * expected
+
+
+def test_the_sample_sums_all_micro_batches_and_clipping_scales_what_moments_are_made_of() -> None:
+    pairs = batches(3)
     gradients = torch.stack([(left.T @ right).flatten() for left, right in pairs])
-    for seed in range(200):
-        window = Window(WEIGHT, COUNT, seed=seed)
-        drawn[window.sample.indices] += 1
-        assert len(window.sample) == COUNT * LISTED
-    assert not drawn[WEIGHT.flatten() == 0].any()
-    assert drawn[WEIGHT.flatten() != 0].min() > 0
-    for left, right in pairs:
-        window.observe(left, right, ACTIVE)
-    torch.testing.assert_close(window.sample.sums, gradients.sum(0)[window.sample.indices])
-    torch.testing.assert_close(window.sample.squares, (gradients**2).sum(0)[window.sample.indices])
+    window = watched(pairs)
+    window.scales += [0.5, 0.1, 0.3]
+    here = window.sample.indices
+    torch.testing.assert_close(window.sample.sums, gradients.sum(0)[here])
+    torch.testing.assert_close(window.sample.squares, (gradients**2).sum(0)[here])
+    growth, sample = window.clipped()
+    torch.testing.assert_close(sample.sums, 0.3 * gradients.sum(0)[here])
+    torch.testing.assert_close(sample.squares, 0.09 * (gradients**2).sum(0)[here])
+    assert torch.equal(growth.scores.argsort(), window.growth.scores.argsort())
 
 
 def test_a_position_without_gradient_is_no_candidate_for_growth() -> None:
