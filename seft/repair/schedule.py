@@ -24,7 +24,7 @@ WINDOW = 2
 RATES = {
     RepairMethod.SEFT: 3e-2,
     RepairMethod.FIXED_MASK: 3e-2,
-    RepairMethod.MASKED_FULL: 3e-4,
+    RepairMethod.MASKED_FULL: 1e-3,
     RepairMethod.MASKED_LORA: 1e-2,
     RepairMethod.SPP: 3e-2,
     RepairMethod.LORA_REPRUNE: 1e-2,
