@@ -61,7 +61,7 @@ def test_auto_trains_a_larger_active_set_more_slowly() -> None:
 def test_auto_knows_a_rate_for_every_method_and_no_density_where_all_is_trained() -> None:
     assert all(schedule.peak(RepairConfig(steps=1, method=method)) > 0 for method in RepairMethod)
     full = [schedule.peak(RepairConfig(1, RepairMethod.MASKED_FULL, density=density)) for density in (0.005, 0.5)]
-    assert full == [3e-4, 3e-4]
+    assert full == [1e-3, 1e-3]
 
 
 def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
