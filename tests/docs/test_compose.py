@@ -104,6 +104,11 @@ def test_our_images_run_without_rights_and_write_only_where_they_must(name: str)
     assert SERVICES[name]["read_only"]
 
 
+def test_prometheus_reads_the_key_and_writes_where_its_image_lets_a_group_write() -> None:
+    users = re.findall(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text())
+    assert SERVICES["prometheus"]["user"] == f"{users[0]}:65534"
+
+
 def test_every_volume_is_named_and_every_named_volume_used() -> None:
     mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
     used = {mount.split(":")[0] for mount in mounts if not mount.startswith(("./", "$"))}
