@@ -104,6 +104,11 @@ def test_our_images_run_without_rights_and_write_only_where_they_must(name: str)
     assert SERVICES[name]["read_only"]
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_no_registry_is_asked_for_our_images(name: str) -> None:
+    assert "build" in SERVICES[name] or SERVICES[name]["pull_policy"] == "never"
+
+
 def test_prometheus_reads_the_key_and_writes_where_its_image_lets_a_group_write() -> None:
     users = re.findall(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text())
     assert SERVICES["prometheus"]["user"] == f"{users[0]}:65534"
