@@ -57,7 +57,8 @@ def go_through(drill: Drill, target: Path) -> None:
 def check(client: Client, job_id: str, wanted: str) -> None:
     """The job ends with these bytes; show its way."""
     assert sha256(client, job_id) == wanted, "the bytes differ"
-    told = [event["type"] for event in client.events(job_id) if event["type"].startswith(("job.", "attempt."))]
+    ways = "job.", "attempt.", "state.missing"
+    told = [event["type"] for event in client.events(job_id) if event["type"].startswith(ways)]
     typer.echo(f"{', '.join(told)}: the same bytes")
 
 
