@@ -4,31 +4,21 @@ one that an empty stack ends, made of a backup.
 All must end in the same bytes. The stack is removed at the end, with its volumes.
 """
 
-import tempfile
-from pathlib import Path
-
 import typer
 
-from client.http import Client
-from tests.containers.drill import WORKER, Drill, in_mid_repair, post, sha256, wait_for
+from tests.containers.drill import WORKER, Drill, begin, check, post, sha256, stack
 
 
 def main() -> None:
-    """Build, start, do both jobs, remove."""
-    with tempfile.TemporaryDirectory() as folder:
-        drill = Drill(Path(folder))
+    """Build, start, do the jobs, remove."""
+    with stack() as drill:
         drill.compose("build", quiet=False)
-        try:
-            go_through(drill, Path(folder) / "checkpoint")
-        except BaseException:
-            typer.echo(drill.compose("logs", "--no-color", "--tail=40"))
-            raise
-        finally:
-            drill.compose("down", "--volumes", "--remove-orphans")
+        go_through(drill)
 
 
-def go_through(drill: Drill, target: Path) -> None:
+def go_through(drill: Drill) -> None:
     """What the drill is about."""
+    target = drill.folder / "checkpoint"
     drill.compose("up", "--detach", "--wait")
     typer.echo(drill.compose("ps", "--all", "--format=table {{.Service}}\t{{.Status}}\t{{.Ports}}"))
     client = drill.sign_in()
@@ -37,29 +27,18 @@ def go_through(drill: Drill, target: Path) -> None:
     client.download(first, target)
     typer.echo(f"downloaded {sorted(path.name for path in target.iterdir())}")
 
-    job_id = post(client, dataset)
-    wait_for(lambda: in_mid_repair(client, job_id))
+    job_id = begin(client, dataset)
     drill.compose("kill", WORKER)
-    typer.echo(f"killed at step {client.job(job_id)['step']}")
     drill.compose("down")
     drill.compose("up", "--detach", "--wait")
     check(client, job_id, undisturbed)
 
-    job_id = post(client, dataset)
-    wait_for(lambda: in_mid_repair(client, job_id))
+    job_id = begin(client, dataset)
     drill.backup("save")
     drill.compose("down", "--volumes")
     drill.backup("load")
     drill.compose("up", "--detach", "--wait")
     check(client, job_id, undisturbed)
-
-
-def check(client: Client, job_id: str, wanted: str) -> None:
-    """The job ends with these bytes; show its way."""
-    assert sha256(client, job_id) == wanted, "the bytes differ"
-    ways = "job.", "attempt.", "state.missing"
-    told = [event["type"] for event in client.events(job_id) if event["type"].startswith(ways)]
-    typer.echo(f"{', '.join(told)}: the same bytes")
 
 
 if __name__ == "__main__":

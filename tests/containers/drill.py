@@ -4,8 +4,10 @@ import json
 import os
 import secrets
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -73,9 +75,31 @@ class Drill:
         return Client(f"http://{ADDRESS}:8000", key)
 
 
+@contextmanager
+def stack() -> Iterator[Drill]:
+    """For a block that starts it. In the end it goes, volumes too; where the block fails, what it said is shown."""
+    with tempfile.TemporaryDirectory() as folder:
+        drill = Drill(Path(folder))
+        try:
+            yield drill
+        except BaseException:
+            typer.echo(drill.compose("logs", "--no-color", "--tail=40"))
+            raise
+        finally:
+            drill.compose("down", "--volumes", "--remove-orphans")
+
+
 def post(client: Client, dataset: str) -> str:
     """A job that trains for a while."""
     return client.create_job({**SPEC, "dataset": dataset})["id"]
+
+
+def begin(client: Client, dataset: str) -> str:
+    """Such a job, in the middle of its repair."""
+    job_id = post(client, dataset)
+    wait_for(lambda: in_mid_repair(client, job_id))
+    typer.echo(f"{job_id} is at step {client.job(job_id)['step']}")
+    return job_id
 
 
 def sha256(client: Client, job_id: str) -> str:
@@ -85,6 +109,14 @@ def sha256(client: Client, job_id: str) -> str:
         raise SystemExit(f"the job did not succeed: {job}")
     typer.echo(f"{job_id} {job['status']} after {job['attempt']} attempts")
     return client.checkpoints(job_id)[0]["sha256"]
+
+
+def check(client: Client, job_id: str, wanted: str) -> None:
+    """The job ends with these bytes; show its way."""
+    assert sha256(client, job_id) == wanted, "the bytes differ"
+    ways = "job.", "attempt.", "state.missing"
+    told = [event["type"] for event in client.events(job_id) if event["type"].startswith(ways)]
+    typer.echo(f"{', '.join(told)}: the same bytes")
 
 
 def wait_for(truth: Callable[[], object], seconds: float = 300) -> None:
