@@ -3,6 +3,7 @@
 # models. Each is checked by its SHA-256 before anything is loaded.
 #   deploy/bundle.sh save|load FILE
 set -eu
+trap 'exit 130' HUP INT TERM # runs what is trapped at EXIT
 verb=$1
 file=$(realpath "$2")
 mkdir -p "${SEFT_MODELS:=models}"
