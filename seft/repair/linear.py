@@ -17,7 +17,7 @@ from seft.products import Product
 from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
-from seft.repair.positions import Former, entries, fields_of, put
+from seft.repair.positions import Former, entries, fields_of, named, put
 from seft.repair.product import trained_product
 from seft.repair.sampled import sampled_product
 from seft.repair.window import Window
@@ -62,8 +62,7 @@ class RepairedLinear:
 
     def tensors(self) -> dict[str, Tensor]:
         """The active set, the removed positions, the typical gradient, and the open window with its counts."""
-        lists = {"active": self.active, "removed": self.removed}
-        parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
+        parts = named({"active": self.active, "removed": self.removed})
         if (window := self.window) is not None:
             counts = torch.tensor([window.count, self._event, window.observed])
             parts |= {"window": counts, **window.tensors()}

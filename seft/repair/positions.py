@@ -62,8 +62,13 @@ def put(
     weight[indices // weight.shape[1], indices % weight.shape[1]] = values
 
 
+def named(lists: Mapping[str, Positions]) -> dict[str, Tensor]:
+    """The fields of lists, as they are saved: each tensor is called `list.field`."""
+    return {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
+
+
 def fields_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The fields of a saved list, where each tensor is called `list.field`."""
+    """Those of one list, out of what `named` made."""
     return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.repair.positions import Positions, entries, fields_of, master_dtype
+from seft.repair.positions import Positions, entries, fields_of, master_dtype, named
 from seft.repair.processes import summed
 from seft.repair.sampled import row_chunks, sampled_product
 from seft.seeds import generator
@@ -103,10 +103,9 @@ class Window:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was learnt."""
-        lists = {"growth": self.growth, "sample": self.sample}
-        parts = {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
+        lists = named({"growth": self.growth, "sample": self.sample})
         scales = torch.tensor(self.scales, dtype=torch.float64)
-        return {**parts, "outputs": self.outputs, "inputs": self.inputs, "scales": scales}
+        return {**lists, "outputs": self.outputs, "inputs": self.inputs, "scales": scales}
 
     def resume(self, tensors: Mapping[str, Tensor], observed: int) -> None:
         """Go on from what was learnt before."""

@@ -191,16 +191,18 @@ def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero
         before = owner.weight.flatten().clone()
 
 
+def moments(gradients: list[float], steps: int, pieces: int) -> tuple[float, float]:
+    """Mean and mean square of a step's gradient, from micro-batches: the mean squared and a variance for each piece."""
+    mean = sum(gradients) / (steps * pieces)
+    variance = max(0.0, sum(gradient**2 for gradient in gradients) / (steps * pieces) - mean**2)
+    return mean * pieces, (mean * pieces) ** 2 + variance * pieces
+
+
 def root_mean_square(seen: list[Tensor], sampled: list[int], pieces: int) -> float:
-    """Of a step's gradient at some positions: the mean's square and as many variances as it has pieces."""
+    """Of a step's gradient, over some positions."""
     steps = math.ceil(len(seen) / pieces)
-    total = 0.0
-    for index in sampled:
-        gradients = [float(gradient[index]) for gradient in seen]
-        mean = sum(gradients) / (steps * pieces)
-        variance = max(0.0, sum(gradient**2 for gradient in gradients) / (steps * pieces) - mean**2)
-        total += (mean * pieces) ** 2 + variance * pieces
-    return math.sqrt(total / max(1, len(sampled)))
+    squares = [moments([float(gradient[index]) for gradient in seen], steps, pieces)[1] for index in sampled]
+    return math.sqrt(sum(squares) / max(1, len(squares)))
 
 
 @dataclass
@@ -223,15 +225,10 @@ class Traced:
         found = float(active.means[place]), float(active.squares[place])
         fitting = []
         for first in range(len(seen)):
-            age = math.ceil(len(seen) / pieces)
-            count = age * pieces
-            gradients = [float(gradient[index]) for gradient in seen[first:]]
-            mean = sum(gradients) / count
-            variance = max(0.0, sum(gradient**2 for gradient in gradients) / count - mean**2)
+            steps = math.ceil(len(seen) / pieces)
+            mean, square = moments([float(gradient[index]) for gradient in seen[first:]], steps, pieces)
             seeded = cls(value)
-            seeded.mean = mean * pieces * (1 - 0.9**age)
-            seeded.square = ((mean * pieces) ** 2 + variance * pieces) * (1 - 0.999**50)
-            seeded.age = 50
+            seeded.mean, seeded.square, seeded.age = mean * (1 - 0.9**steps), square * (1 - 0.999**50), 50
             if found == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
                 fitting.append(seeded)
         assert fitting
