@@ -72,14 +72,16 @@ def slow(app: FastAPI, client: TestClient) -> Iterator[TestClient]:
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(slow: TestClient, new_client: NewClient) -> None:
-    statuses = [slow.get("/jobs").status_code for _ in range(60)]
+    answers = [slow.get("/jobs") for _ in range(60)]
+    statuses = [answer.status_code for answer in answers]
     assert statuses[:20] == [200] * 20
-    answer = slow.get("/jobs")
+    answer = next(answer for answer in answers if answer.status_code != 200)
     report = problem(answer, 429, "rate_limited")
     assert "2 requests a second" in report["detail"]
     other = {"Authorization": new_client("ours").headers["Authorization"]}
     assert slow.get("/jobs", headers=other).status_code == 200
-    time.sleep(int(answer.headers["retry-after"]))
+    assert answer.headers["retry-after"] == "1"
+    time.sleep(1)
     assert slow.get("/jobs").status_code == 200
 
 
