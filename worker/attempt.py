@@ -43,6 +43,7 @@ from worker.protocol import (
     Measured,
     NoRoom,
     Progressed,
+    Refused,
     Saved,
     Scored,
     Stopped,
@@ -183,6 +184,8 @@ class Supervisor:
                 self.ledger.note(message)
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
+            case Refused():
+                self._tell("state.refused", {"message": message.message})
             case Finished():
                 self._take_result(message)
             case Failed():

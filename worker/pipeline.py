@@ -24,7 +24,7 @@ from torch import Tensor
 
 from seft import records
 from seft.config import RepairConfig
-from seft.errors import Cancelled, EvaluateError
+from seft.errors import Cancelled, EvaluateError, StateError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
@@ -53,6 +53,7 @@ from worker.protocol import (
     Measured,
     Message,
     Progressed,
+    Refused,
     Saved,
     Scored,
     Task,
@@ -166,7 +167,7 @@ class Pipeline:
         judge = partial(mean_loss, loaded.model, text.held_out, self._alive) if config.evaluate_interval else None
         work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher, judge=judge)
         if self.task.resume:
-            work.load(self.folder / STATE)
+            self._go_on(work)
         self._progress(Stage.TRAINING, work.step / config.steps)
         self._train(work, config.steps)
         work.finish(self._live)
@@ -175,6 +176,16 @@ class Pipeline:
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)
         return grown
+
+    def _go_on(self, work: Repair) -> None:
+        """From the state of training. One that other software left, and would not go on to the same bits, costs the
+        steps that were taken and not the job: training begins anew, from the same pruned weights.
+        """
+        try:
+            work.load(self.folder / STATE)
+        except StateError as error:
+            self.step = self.kept = 0
+            self.say(Refused(message=str(error)))
 
     def _train(self, work: Repair, steps: int) -> None:
         saved, enough = time.monotonic(), self._enough

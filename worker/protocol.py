@@ -106,6 +106,13 @@ class Saved(_Part):
     step: int
 
 
+class Refused(_Part):
+    """The state of training does not fit, which other software may have left: training begins anew."""
+
+    type: Literal["refused"] = "refused"
+    message: str
+
+
 class Finished(_Part):
     """`result` is complete and verified. `scores` are final; `measured` was counted from the written file."""
 
@@ -138,7 +145,7 @@ class Failed(_Part):
     message: str
 
 
-Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Finished | Stopped | NoRoom | Failed
+Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Refused | Finished | Stopped | NoRoom | Failed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

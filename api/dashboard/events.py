@@ -80,7 +80,8 @@ SAID: dict[str, tuple[Callable[[Data], tuple[str, str]], Mood]] = {
     "checkpoint.expired": (_plain("Checkpoint deleted; its time was over"), Mood.ODD),
     "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Mood.PLAIN),
     "topology.evolved": (_evolved, Mood.PLAIN),
-    "state.missing": (lambda _: ("The saved state is gone from the storage; training begins anew", ""), Mood.BAD),
+    "state.missing": (_plain("The saved state is gone from the storage; training begins anew"), Mood.BAD),
+    "state.refused": (_plain("The saved state is of other software; training begins anew"), Mood.BAD),
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Mood.PLAIN),
     "attempt.resumed": (lambda data: (f"Going on from step {data.get('step')}", ""), Mood.PLAIN),
 }

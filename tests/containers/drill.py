@@ -114,7 +114,7 @@ def sha256(client: Client, job_id: str) -> str:
 def check(client: Client, job_id: str, wanted: str) -> None:
     """The job ends with these bytes; show its way."""
     assert sha256(client, job_id) == wanted, "the bytes differ"
-    ways = "job.", "attempt.", "state.missing"
+    ways = "job.", "attempt.", "state.missing", "state.refused"
     told = [event["type"] for event in client.events(job_id) if event["type"].startswith(ways)]
     typer.echo(f"{', '.join(told)}: the same bytes")
 

@@ -23,6 +23,7 @@ from worker.protocol import (
     Message,
     NoRoom,
     Progressed,
+    Refused,
     Saved,
     Scored,
     Stopped,
@@ -80,6 +81,14 @@ class StandIn:
     def succeed_slowly(self) -> None:
         time.sleep(0.3)
         self.finish()
+
+    def refuse_the_state(self) -> None:
+        if self.task.resume is None:
+            self.succeed_when_resumed()
+        self.say(Refused(message="it is of other software"))
+        self.save(1, run="r1")
+        self.wait_until_taken(1)
+        sys.exit("power cut")
 
     def succeed_when_resumed(self) -> None:
         if self.task.resume is None:

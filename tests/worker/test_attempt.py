@@ -107,6 +107,20 @@ def test_a_state_that_is_gone_or_damaged_costs_its_steps_and_not_the_job(
     assert all("/result/" in key for key in house.storage.keys(f"jobs/{job_id}/"))
 
 
+def test_a_state_that_other_software_left_is_replaced_by_one_of_an_earlier_step(house: House, job_id: str) -> None:
+    for _ in range(2):
+        supervisor(house, "refuse_the_state").run()
+    job = house.job(job_id)
+    assert "state.refused" in house.events(job_id)
+    assert job.resume is not None
+    assert {file["name"]: file["key"] for file in job.resume["files"]} == {
+        "pruned": f"jobs/{job_id}/1/resume/0/pruned",
+        "run": f"jobs/{job_id}/2/resume/1/run",
+    }
+    assert house.storage.keys(f"jobs/{job_id}/") == sorted(file["key"] for file in job.resume["files"])
+    assert (job.resume["step"], job.failures) == (1, 2)
+
+
 def test_what_was_reported_before_a_state_is_written_when_the_state_counts(
     house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from core.specs import JobSpec
+from core.states import Phase
 from seft.config import RepairConfig
 from seft.errors import Cancelled, ConfigError, DataError
 from seft.facts import Record
+from seft.repair import state
 from worker.pipeline import Pipeline
 from worker.protocol import (
     DATA,
@@ -26,6 +28,7 @@ from worker.protocol import (
     Measured,
     Message,
     Progressed,
+    Refused,
     Saved,
     Scored,
     Task,
@@ -134,6 +137,25 @@ def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(
         shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
     second.go()
     assert second.all(Scored)[0] == first.all(Scored)[-1]
+    assert second.manifest() == undisturbed.manifest()
+
+
+def test_a_state_that_other_software_left_costs_its_steps_and_not_the_job(
+    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
+    with monkeypatch.context() as older:
+        older.setattr(state, "KIND", state.KIND - 1)
+        with pytest.raises(Cancelled):
+            first.go(stopping=lambda: len(first.all(Measured)) == 4)
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4)
+    for step in ("0", "4"):
+        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
+    second.go()
+    (refused,) = second.all(Refused)
+    assert "must have the fingerprint of this repair" in refused.message  # type: ignore[union-attr]
+    assert [message.step for message in second.said if isinstance(message, Measured)] == list(range(1, 9))
+    assert not any(message.phase == Phase.PRUNING for message in second.said if isinstance(message, Progressed))
     assert second.manifest() == undisturbed.manifest()
 
 
