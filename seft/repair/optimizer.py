@@ -4,10 +4,8 @@ Weight decay pulls an active value to its base, so the delta to 0 and never the 
 from nothing: its moments come from the gradients that its window saw (as in SpIEL, arXiv 2401.16405, section 3.2),
 since a first step from empty moments has full size whatever the gradient was worth.
 
-[ours] Its mean is not corrected for its youth: what a window of two steps saw of a position that was chosen for it is
-no reason for a step of full size either, and momentum comes with the steps that confirm it. [ours] Where gradients are
-larger than is typical of the linear, steps are smaller in proportion: a position that moves the loss more needs to
-move less, and one rate serves those that growth prefers and those that it draws by luck.
+[ours] Where gradients are larger than is typical of the linear, steps are smaller in proportion: a position that moves
+the loss more needs to move less, and one rate serves those that growth prefers and those that it draws by luck.
 """
 
 import math
@@ -23,8 +21,6 @@ from seft.repair.window import Watched
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 OLDEST = torch.iinfo(torch.int16).max
 """Ages stop here; bias correction has long become 1."""
-GROWN = 50
-"""The age that grown positions start with: the mean is corrected no more, a gradient weighs 2 % in the square."""
 
 
 class Trained(Protocol):
@@ -78,11 +74,11 @@ def typical(sample: Watched, steps: int, pieces: int) -> Float[Tensor, ""]:
 
 
 def seed(grown: Active, watched: Watched, steps: int, pieces: int) -> None:
-    """Moments of grown positions, in place. Bias correction by age gives exactly the mean square that was seen."""
-    grown.ages.fill_(GROWN)
-    grown.means.copy_(watched.sums / steps * (1 - MEAN_DECAY**steps))
-    mean_square = _mean_square(watched, steps, pieces)
-    grown.squares.copy_(mean_square * _gathered(grown.ages, SQUARE_DECAY, mean_square.dtype))
+    """Moments of grown positions, in place: bias correction by age gives the mean and mean square that were seen."""
+    grown.ages.fill_(steps)
+    mean, mean_square = watched.sums / steps, _mean_square(watched, steps, pieces)
+    grown.means.copy_(mean * _gathered(grown.ages, MEAN_DECAY, mean.dtype))
+    grown.squares.copy_(mean_square * _gathered(grown.ages, SQUARE_DECAY, mean.dtype))
 
 
 def _mean_square(watched: Watched, steps: int, pieces: int) -> Float[Tensor, "positions"]:

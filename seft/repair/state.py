@@ -22,7 +22,7 @@ from seft.packing import Packed
 from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
-KIND = 3
+KIND = 4
 """One more whenever training would not go on from the states of before to the same bits."""
 SAMPLED = 1024
 _FREE = {"micro_batch": None}

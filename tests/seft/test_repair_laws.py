@@ -228,7 +228,7 @@ class Traced:
             steps = math.ceil(len(seen) / pieces)
             mean, square = moments([float(gradient[index]) for gradient in seen[first:]], steps, pieces)
             seeded = cls(value)
-            seeded.mean, seeded.square, seeded.age = mean * (1 - 0.9**steps), square * (1 - 0.999**50), 50
+            seeded.mean, seeded.square, seeded.age = mean * (1 - 0.9**steps), square * (1 - 0.999**steps), steps
             if found == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
                 fitting.append(seeded)
         assert fitting
