@@ -1,80 +1,18 @@
-"""`python -m worker`: a Celery worker with one thread for jobs and one for sweeping. Loads no torch.
+"""`python -m worker` takes jobs; `python -m worker health` tells whether the workers of this host are well."""
 
-`python -m worker health` tells whether the workers of this host are well.
-
-SIGTERM or Ctrl-C lets the job in hand save itself and go back to the queue; the second one ends everything at once.
-"""
-
-import os
-import socket
 import sys
-from collections.abc import Sequence
-
-from celery import Celery, signals
-
-from core import tracing, workers
-from core.database import make_engine, make_sessions
-from core.logging import configure
-from core.queue import TASK, make_app
-from core.settings import Settings
-from worker import device
-from worker.attempt import TRAINING
-from worker.sweep import Sweep
-from worker.work import Work
 
 
-def main(training: Sequence[str] = TRAINING) -> int:
-    """Serve until told to end; the exit status. `training` is the command that does a job."""
-    settings = Settings()
-    configure(settings)
-    tracing.configure("worker")
-    device.find(settings.device)
-    app = make_app(settings)
-    work = Work(settings, app, training)
-    app.task(work.__call__, name=TASK)
-    Sweep(work.name, settings, app, work.sessions, work.storage).start()
+def main() -> int:
+    """Each loads its own alone: the exit status."""
+    if sys.argv[1:] == ["health"]:
+        from worker.health import health
 
-    def leave(**_: object) -> None:
-        if work.draining.is_set():
-            os._exit(1)
-        work.draining.set()
+        return health()
+    from worker import service
 
-    def keep_our_logging(**_: object) -> None:
-        """Celery sets up its own logging only where nobody listens to this signal."""
-
-    signals.worker_shutting_down.connect(leave, weak=False)
-    signals.setup_logging.connect(keep_our_logging, weak=False)
-    return serve(app, work.name)
-
-
-def serve(app: Celery, name: str) -> int:
-    """Consume hints, one at a time. Workers need not know of each other, so they do not talk."""
-    app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: for ever
-    worker = app.Worker(
-        hostname=name,
-        pool="threads",
-        concurrency=1,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
-
-
-def health() -> int:
-    """Whether this host has workers, all of them well, for an orchestrator's health check: status 0, or 1 and why."""
-    settings, host = Settings(), socket.gethostname()
-    engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
-        names = workers.of_host(session, host)
-        flaws = [f"{name} is not well" for name in workers.unwell(session, names, settings)]
-    engine.dispose()
-    flaws += [] if names else [f"no worker of {host} has shown itself"]
-    sys.stdout.writelines(f"{flaw}\n" for flaw in flaws)
-    return int(bool(flaws))
+    return service.main()
 
 
 if __name__ == "__main__":
-    sys.exit(health() if sys.argv[1:] == ["health"] else main())
+    sys.exit(main())

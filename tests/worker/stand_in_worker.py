@@ -2,7 +2,7 @@
 
 import sys
 
-from worker.__main__ import main
+from worker.service import main
 
 if __name__ == "__main__":
     sys.exit(main((sys.executable, "-m", "tests.worker.stand_in", sys.argv[1])))

@@ -21,8 +21,17 @@ STAND_IN = "tests.worker.stand_in_worker"
 
 
 def test_the_process_that_holds_the_secrets_loads_no_torch() -> None:
-    look = "import sys, worker.__main__; sys.exit('torch' in sys.modules)"
+    look = "import sys, worker.service; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
+
+
+def test_the_health_check_tells_of_this_hosts_workers_and_loads_no_celery(house: House, workers: Workers) -> None:
+    look = "import sys, worker.health; sys.exit('celery' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
+    assert workers.start(house, "worker", "health").wait(30) == 1
+    assert "has shown itself" in workers.log.read_text()
+    workers.start(house, STAND_IN, "succeed")
+    wait_for(lambda: workers.start(house, "worker", "health").wait(30) == 0)
 
 
 def ended(house: House, jobs: list[str]) -> bool:
