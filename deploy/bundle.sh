@@ -6,8 +6,13 @@ set -eu
 trap 'exit 130' HUP INT TERM # runs what is trapped at EXIT
 verb=$1
 file=$(realpath "$2")
+# As docker compose does: what the environment says, else .env.
+: "${SEFT_MODELS:=$(test ! -e .env || sed -n 's/^SEFT_MODELS=//p' .env | tail -n 1)}"
 mkdir -p "${SEFT_MODELS:=models}"
 models=$(realpath "$SEFT_MODELS")
+
+# One of its parts, which is never unpacked beside it: images take gigabytes, and /tmp may be memory.
+part() { tar --extract --to-stdout --file "$file" "./$1"; }
 
 case $verb in
 save)
@@ -21,13 +26,13 @@ save)
     tar --create --file "$file" --directory "$work" .
     ;;
 load)
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    tar --extract --file "$file" --directory "$work"
-    (cd "$work" && sha256sum --check --strict --quiet SHA256SUMS)
-    tar --extract --file "$work/files.tar"
-    tar --extract --file "$work/models.tar" --directory "$models"
-    docker load --input "$work/images.tar"
+    for name in files models images; do
+        sum=$(part "$name.tar" | sha256sum | cut -d ' ' -f 1)
+        part SHA256SUMS | grep -qx "$sum  ./$name.tar" || { echo "./$name.tar: FAILED" >&2 && exit 1; }
+    done
+    part files.tar | tar --extract
+    part models.tar | tar --extract --directory "$models"
+    part images.tar | docker load
     ;;
 *)
     echo "save or load, and not '$verb'" >&2
