@@ -7,15 +7,15 @@ trap 'exit 130' HUP INT TERM # runs what is trapped at EXIT
 verb=$1
 file=$(realpath "$2")
 # As docker compose does: what the environment says, else .env.
-: "${SEFT_MODELS:=$(test ! -e .env || sed -n 's/^SEFT_MODELS=//p' .env | tail -n 1)}"
-mkdir -p "${SEFT_MODELS:=models}"
-models=$(realpath "$SEFT_MODELS")
+models=${SEFT_MODELS:-$(test ! -e .env || sed -n "s/^SEFT_MODELS=//p" .env | tail -n 1 | sed "s/ #.*//; s/[\"'\r]//g")}
+models=${models:-./models}
 
 # One of its parts, which is never unpacked beside it: images take gigabytes, and /tmp may be memory.
 part() { tar --extract --to-stdout --file "$file" "./$1"; }
 
 case $verb in
 save)
+    test -d "$models" || { echo "there is no folder of models $models: make it, or set SEFT_MODELS" >&2 && exit 1; }
     work=$(mktemp -d "$file.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     # shellcheck disable=SC2046 # a word for each image
@@ -26,12 +26,13 @@ save)
     tar --create --file "$file" --directory "$work" .
     ;;
 load)
+    mkdir -p "$models"
     for name in files models images; do
         sum=$(part "$name.tar" | sha256sum | cut -d ' ' -f 1)
-        part SHA256SUMS | grep -qx "$sum  ./$name.tar" || { echo "./$name.tar: FAILED" >&2 && exit 1; }
+        part SHA256SUMS | grep -Fqx "$sum  ./$name.tar" || { echo "./$name.tar: FAILED" >&2 && exit 1; }
     done
-    part files.tar | tar --extract
-    part models.tar | tar --extract --directory "$models"
+    part files.tar | tar --extract --file -
+    part models.tar | tar --extract --file - --directory "$models"
     part images.tar | docker load
     ;;
 *)
