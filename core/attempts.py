@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -199,6 +199,14 @@ def evolved(session: Session, attempt: Attempt, data: Json) -> None:
     )
     if session.scalar(told.limit(1)) is None:
         record(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
+
+
+def begin_anew(session: Session, attempt: Attempt, why: str) -> None:
+    """Leave the event `state.refused`; what the lost steps reported goes, as other steps take their place."""
+    event(session, attempt, "state.refused", {"message": why})
+    session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
+    mine = JobEvent.job_id == attempt.job_id
+    session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
 
 
 def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:

@@ -185,7 +185,7 @@ class Supervisor:
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Refused():
-                self._tell("state.refused", {"message": message.message})
+                self.ledger.write(partial(attempts.begin_anew, attempt=self.attempt, why=message.message))
             case Finished():
                 self._take_result(message)
             case Failed():

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from seft import records
 from seft.config import RepairConfig
-from seft.errors import Cancelled, EvaluateError, StateError
+from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
@@ -36,6 +36,7 @@ from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
+from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.source import ModelSource, fetched, find
 from seft.text import encode, judging, windows
@@ -155,19 +156,25 @@ class Pipeline:
         self.say(Saved(step=self.step))
 
     def _take_up(self, loaded: Loaded) -> None:
-        """The pruned weights and the scores out of a state."""
+        """The pruned weights and the scores out of a state.
+
+        A state of training that other software left costs its steps and not the job: training begins anew.
+        """
         load_pruned(loaded.model, self.folder / STATE / PRUNED)
         round_weights(loaded.model)
         self.scores = json.loads((self.folder / STATE / SCORES).read_bytes())
         self.say(Scored(scores=self.scores))
+        if self.repair and self.step and (flaw := outdated(self.folder / STATE, self.repair)):
+            self.step = self.kept = 0
+            self.say(Refused(message=flaw))
 
     def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> int:
         """Train to the end and judge the best state; returns how many zeros have grown."""
         teacher = load(loaded.source, device=self._device).model if config.distills else None
         judge = partial(mean_loss, loaded.model, text.held_out, self._alive) if config.evaluate_interval else None
         work = Repair(loaded.model, training, config, pruned=self.prune, teacher=teacher, judge=judge)
-        if self.task.resume:
-            self._go_on(work)
+        if self.step:
+            work.load(self.folder / STATE)
         self._progress(Stage.TRAINING, work.step / config.steps)
         self._train(work, config.steps)
         work.finish(self._live)
@@ -176,16 +183,6 @@ class Pipeline:
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)
         return grown
-
-    def _go_on(self, work: Repair) -> None:
-        """From the state of training. One that other software left, and would not go on to the same bits, costs the
-        steps that were taken and not the job: training begins anew, from the same pruned weights.
-        """
-        try:
-            work.load(self.folder / STATE)
-        except StateError as error:
-            self.step = self.kept = 0
-            self.say(Refused(message=str(error)))
 
     def _train(self, work: Repair, steps: int) -> None:
         saved, enough = time.monotonic(), self._enough

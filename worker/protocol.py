@@ -107,7 +107,7 @@ class Saved(_Part):
 
 
 class Refused(_Part):
-    """The state of training does not fit, which other software may have left: training begins anew."""
+    """Other software left the state of training: it begins anew."""
 
     type: Literal["refused"] = "refused"
     message: str

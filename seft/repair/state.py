@@ -23,7 +23,8 @@ from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 KIND = 4
-"""One more whenever training would not go on from the states of before to the same bits."""
+"""One more whenever training would not go on from the states of before to the same bits, a field more in `PruneConfig`
+included, which is part of the fingerprint."""
 SAMPLED = 1024
 _FREE = {"micro_batch": None}
 """What may change between a state and those who go on from it: it decides about memory, and in a window of seft about
@@ -44,7 +45,7 @@ def fingerprint(
     """Names a repair: its text with what is trained on and where records begin, how it was pruned, and of each weight
     of the pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
     """
-    digest = hashlib.sha256(f"{KIND} {pruned}".encode())
+    digest = hashlib.sha256(str(pruned).encode())
     for part in (text.tokens, text.trained, text.positions):
         digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in (*targets.items(), *taught_by.items()):
@@ -58,7 +59,7 @@ def fingerprint(
 def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> None:
     """Write a state into `folder`, which is made when missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**state.facts, "config": asdict(config), "fingerprint": fingerprint}
+    facts = {**state.facts, "kind": KIND, "config": asdict(config), "fingerprint": fingerprint}
     save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     for path in (folder / TENSORS, folder / FACTS, folder):
@@ -67,21 +68,33 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
     """Read a state, its tensors on the host; StateError when it is of another repair."""
+    if flaw := outdated(folder, config):
+        raise StateError(flaw)
     facts = _read_facts(folder)
-    config_facts = {**json.loads(json.dumps(asdict(config))), **_FREE}
-    facts["config"] = {**facts.get("config", {}), **_FREE}
-    for field, seen in {"fingerprint": fingerprint, "config": config_facts}.items():
-        if facts.get(field) != seen:
-            raise StateError(
-                f"a state must have the {field} of this repair; {folder} has {facts.get(field)!r} instead of {seen!r}."
-                " Go on with the same pruned weights, text and configuration, or start again without the state."
-            )
+    if facts.get("fingerprint") != fingerprint:
+        raise StateError(_flaw(folder, "fingerprint", facts, fingerprint))
     try:
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError) as error:
         raise StateError(
             f"a state must have a readable {TENSORS}; {folder}: {error}. Start again without it."
         ) from error
+
+
+def outdated(folder: Path, config: RepairConfig) -> str | None:
+    """What is wrong with a state of the same job that other software left: it would not go on to the same bits."""
+    facts = _read_facts(folder)
+    wanted = {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}}
+    facts["config"] = {**facts.get("config", {}), **_FREE}
+    flaws = (_flaw(folder, field, facts, seen) for field, seen in wanted.items() if facts.get(field) != seen)
+    return next(flaws, None)
+
+
+def _flaw(folder: Path, field: str, facts: Mapping[str, Any], seen: object) -> str:
+    return (
+        f"a state must have the {field} of this repair; {folder} has {facts.get(field)!r} instead of {seen!r}."
+        " Go on with the same software, pruned weights, text and configuration, or start again without the state."
+    )
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

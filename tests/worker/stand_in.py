@@ -84,8 +84,11 @@ class StandIn:
 
     def refuse_the_state(self) -> None:
         if self.task.resume is None:
+            self.report()
             self.succeed_when_resumed()
         self.say(Refused(message="it is of other software"))
+        self.evolve(1)
+        self.say(Measured(step=1, values={"loss": 3.0}))
         self.save(1, run="r1")
         self.wait_until_taken(1)
         sys.exit("power cut")

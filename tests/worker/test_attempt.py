@@ -112,6 +112,8 @@ def test_a_state_that_other_software_left_is_replaced_by_one_of_an_earlier_step(
         supervisor(house, "refuse_the_state").run()
     job = house.job(job_id)
     assert "state.refused" in house.events(job_id)
+    assert [event.data["step"] for event in house.told(job_id) if event.type == "topology.evolved"] == [1]
+    assert house.metrics(job_id) == {1: {"loss": 3.0}}, "what the lost steps reported is gone"
     assert job.resume is not None
     assert {file["name"]: file["key"] for file in job.resume["files"]} == {
         "pruned": f"jobs/{job_id}/1/resume/0/pruned",

@@ -153,10 +153,15 @@ def test_a_state_that_other_software_left_costs_its_steps_and_not_the_job(
         shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
     second.go()
     (refused,) = second.all(Refused)
-    assert "must have the fingerprint of this repair" in refused.message  # type: ignore[union-attr]
+    assert "must have the kind of this repair" in refused.message  # type: ignore[union-attr]
     assert [message.step for message in second.said if isinstance(message, Measured)] == list(range(1, 9))
     assert not any(message.phase == Phase.PRUNING for message in second.said if isinstance(message, Progressed))
     assert second.manifest() == undisturbed.manifest()
+    third = Run(tmp_path / "third", tiny_folder.parent, tiny_texts[:40], resume=4)
+    shutil.copytree(second.folder / STATE, third.folder / STATE)
+    (third.folder / ENOUGH).touch()
+    result, repair, stopped_at = stopped(third.go())
+    assert (result.step, repair, stopped_at) == (0, None, None), "as one that was stopped before its first step"
 
 
 def test_a_run_goes_on_with_another_micro_batch_and_learns_the_same(
