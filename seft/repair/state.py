@@ -59,7 +59,7 @@ def fingerprint(
 def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> None:
     """Write a state into `folder`, which is made when missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**state.facts, "kind": KIND, "config": asdict(config), "fingerprint": fingerprint}
+    facts = {**state.facts, **_made_by(config), "fingerprint": fingerprint}
     save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     for path in (folder / TENSORS, folder / FACTS, folder):
@@ -68,11 +68,9 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
     """Read a state, its tensors on the host; StateError when it is of another repair."""
-    if flaw := outdated(folder, config):
-        raise StateError(flaw)
     facts = _read_facts(folder)
-    if facts.get("fingerprint") != fingerprint:
-        raise StateError(_flaw(folder, "fingerprint", facts, fingerprint))
+    if flaw := _flaw(folder, facts, {**_made_by(config), "fingerprint": fingerprint}):
+        raise StateError(flaw)
     try:
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError) as error:
@@ -83,18 +81,22 @@ def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
 
 def outdated(folder: Path, config: RepairConfig) -> str | None:
     """What is wrong with a state of the same job that other software left: it would not go on to the same bits."""
-    facts = _read_facts(folder)
-    wanted = {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}}
-    facts["config"] = {**facts.get("config", {}), **_FREE}
-    flaws = (_flaw(folder, field, facts, seen) for field, seen in wanted.items() if facts.get(field) != seen)
-    return next(flaws, None)
+    return _flaw(folder, _read_facts(folder), _made_by(config))
 
 
-def _flaw(folder: Path, field: str, facts: Mapping[str, Any], seen: object) -> str:
-    return (
-        f"a state must have the {field} of this repair; {folder} has {facts.get(field)!r} instead of {seen!r}."
-        " Go on with the same software, pruned weights, text and configuration, or start again without the state."
-    )
+def _made_by(config: RepairConfig) -> dict[str, Any]:
+    """What tells a state's software, as JSON gives it back."""
+    return {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}}
+
+
+def _flaw(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    for field, seen in wanted.items():
+        if (found := facts.get(field)) != seen:
+            return (
+                f"a state must have the {field} of this repair; {folder} has {found!r} instead of {seen!r}."
+                " Go on with the same software, pruned weights, text and configuration, or start again without it."
+            )
+    return None
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
