@@ -126,7 +126,7 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
     family = children_of(worker)
     assert family
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not any(alive(process) for process in family))
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
     service.start_worker()
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
@@ -153,8 +153,8 @@ def check_paused(service: Service, worker: int, sha256: str) -> None:
     family = children_of(worker)
     assert family
     assert service.client.pause(job_id)["pausing"]
-    wait_for(lambda: not any(alive(process) for process in family))
-    wait_for(lambda: service.client.job(job_id)["status"] == "paused")
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    wait_for(lambda: service.client.job(job_id)["status"] == "paused", seconds=5)
     assert service.client.resume(job_id)["status"] in {"queued", "running"}
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
@@ -179,6 +179,6 @@ def check_cancelled(service: Service, worker: int) -> None:
     family = children_of(worker)
     assert family
     assert service.client.cancel(job_id)["status"] == "cancelled"
-    wait_for(lambda: not any(alive(process) for process in family))
+    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
     wait_for(lambda: not service.house.storage.keys(f"jobs/{job_id}/"))
     assert alive(worker)
