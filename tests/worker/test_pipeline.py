@@ -192,7 +192,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 def test_a_run_that_gets_worse_ends_early_with_its_best_state_and_so_does_one_that_was_interrupted(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    repair = {**SPEC["repair"], "learning_rate": 1.0, "evaluate_interval": 2, "patience": 1}
+    repair = {**SPEC["repair"], "learning_rate": 0.3, "evaluate_interval": 2, "patience": 1}
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair).go()
     rows = {message.step: message.values for message in run.said if isinstance(message, Measured)}
     losses = {step: values["held_out_loss"] for step, values in rows.items() if "held_out_loss" in values}
