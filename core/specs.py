@@ -156,7 +156,7 @@ class RepairSpec(Spec):
     )
     steps: Integer = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
     learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
-        default="auto", description="Peak learning rate; `auto` chooses by density."
+        default="auto", description="Peak learning rate; `auto` chooses by method and density."
     )
     update_interval: Integer = Field(
         default=60, ge=1, le=1_000_000, description="Steps between two events of the topology."

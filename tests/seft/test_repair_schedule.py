@@ -53,15 +53,12 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
     assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
 
 
-def test_auto_trains_a_larger_active_set_more_slowly() -> None:
-    rates = [schedule.peak(RepairConfig(steps=1, density=density)) for density in (0.0005, 0.005, 0.05)]
-    assert rates == pytest.approx([3e-2, 3e-2, 3e-2 / 10**0.5])
-
-
-def test_auto_knows_a_rate_for_every_method_and_no_density_where_all_is_trained() -> None:
-    assert all(schedule.peak(RepairConfig(steps=1, method=method)) > 0 for method in RepairMethod)
-    full = [schedule.peak(RepairConfig(1, RepairMethod.MASKED_FULL, density=density)) for density in (0.005, 0.5)]
-    assert full == [1e-3, 1e-3]
+@pytest.mark.parametrize("method", RepairMethod)
+def test_auto_trains_a_larger_active_set_more_slowly_where_a_step_then_goes_further(method: RepairMethod) -> None:
+    rates = [schedule.peak(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
+    further = method not in (RepairMethod.SPP, RepairMethod.MASKED_FULL)
+    assert rates == pytest.approx([rates[1], rates[1], rates[1] / (10**0.5 if further else 1)])
+    assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
 def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
