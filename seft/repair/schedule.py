@@ -31,8 +31,8 @@ RATES = {
 }
 """Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
 
-DENSER = {RepairMethod.SEFT, RepairMethod.FIXED_MASK, RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE}
-"""Methods that move a linear further in one step the more values they train. SPP's rank says how many rows share a
+UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
+"""Methods whose steps move a linear no further the more values they train. SPP's rank says how many rows share a
 vector, and each row has one number at every rank; `masked_full` trains everything."""
 
 
@@ -51,11 +51,11 @@ def learning_rate(config: RepairConfig, step: int) -> float:
 
 
 def peak(config: RepairConfig) -> float:
-    """The rate asked for; "auto" takes the method's, a `DENSER` one lower with the root of the density above 0.5 %."""
+    """The rate asked for; "auto" takes the method's, and lowers it with the root of the density above 0.5 %."""
     if config.learning_rate != "auto":
         return config.learning_rate
     rate = RATES[config.method]
-    return rate * min(1.0, math.sqrt(0.005 / config.density)) if config.method in DENSER else rate
+    return rate if config.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / config.density))
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:

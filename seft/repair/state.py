@@ -19,10 +19,11 @@ from torch import Tensor
 from seft.config import PruneConfig, RepairConfig
 from seft.errors import StateError
 from seft.packing import Packed
+from seft.repair.schedule import peak
 from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
-KIND = 4
+KIND = 5
 """One more whenever training would not go on from the states of before to the same bits, a field more in `PruneConfig`
 included, which is part of the fingerprint."""
 SAMPLED = 1024
@@ -85,8 +86,8 @@ def outdated(folder: Path, config: RepairConfig) -> str | None:
 
 
 def _made_by(config: RepairConfig) -> dict[str, Any]:
-    """What tells a state's software, as JSON gives it back."""
-    return {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}}
+    """What tells a state's software, as JSON gives it back; what `auto` stands for is part of it."""
+    return {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}, "rate": peak(config)}
 
 
 def _flaw(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:

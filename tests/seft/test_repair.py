@@ -9,7 +9,8 @@ import torch
 from seft.config import RepairMethod
 from seft.errors import Cancelled, DataError, StateError, TrainError
 from seft.packing import Packed, side_by_side
-from seft.repair import Repair
+from seft.repair import Repair, schedule
+from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
 from seft.targets import target_linears
 from tests.seft.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
@@ -73,6 +74,18 @@ def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
             stranger.load(tmp_path)
     with pytest.raises(StateError, match="readable"):
         Repair(pruned_tiny(), TOKENS, short()).load(tmp_path / "nothing")
+
+
+def test_a_state_of_software_for_which_auto_is_another_rate_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short(learning_rate="auto")
+    repaired(config, 3)[1].save(tmp_path)
+    assert outdated(tmp_path, config) is None
+    monkeypatch.setitem(schedule.RATES, RepairMethod.SEFT, 7e-3)
+    assert "must have the rate of this repair" in str(outdated(tmp_path, config))
+    with pytest.raises(StateError, match="must have the rate"):
+        Repair(pruned_tiny(), TOKENS, config, pruned=PRUNED).load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"half of a file"])
