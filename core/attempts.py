@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Text, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -47,8 +47,8 @@ class Attempt:
     dataset_sha256: str
     resume: Json | None
     scores: dict[str, float]
-    stopping: bool
-    """It is to train no further."""
+    stop_step: int | None
+    """The step from which on it is to train no further; None: to its end."""
     micro_batch: int | None
     """Windows on the device at a time, where memory ran out before."""
     has: Ability
@@ -65,8 +65,8 @@ class Wishes:
 
     pausing: bool
     """To save its state and give the job back."""
-    stopping: bool
-    """To end training, and publish what there is."""
+    stop_step: int | None
+    """To end training at this step, or the next one, and publish what there is."""
 
 
 def claim(
@@ -140,7 +140,7 @@ def _attempt(
         dataset_sha256=dataset.sha256,
         resume=job.resume,
         scores=job.scores,
-        stopping=job.stopping,
+        stop_step=_stop_step(job.stopping, job.stop_step),
         micro_batch=job.micro_batch,
         has=has,
         model_files=model_files,
@@ -151,8 +151,9 @@ def _attempt(
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Wishes:
     """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
-    wishes = select(Job.pausing, Job.stopping).where(Job.id == attempt.job_id)
-    return Wishes(*session.execute(wishes).one())
+    query = select(Job.pausing, Job.stopping, Job.stop_step).where(Job.id == attempt.job_id)
+    pausing, stopping, step = session.execute(query).one()
+    return Wishes(pausing, _stop_step(stopping, step))
 
 
 def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
@@ -189,7 +190,7 @@ def event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -
 def evolved(session: Session, attempt: Attempt, data: Json) -> None:
     """Leave the event `topology.evolved` of `data["step"]`.
 
-    An attempt that goes on from a state takes some steps again; what such a step did is told already and stays.
+    An attempt that goes on from a state takes some steps again: what such a step did is told already.
     """
     _write(session, attempt)
     told = select(JobEvent.id).where(
@@ -201,9 +202,14 @@ def evolved(session: Session, attempt: Attempt, data: Json) -> None:
         record(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
 
 
-def begin_anew(session: Session, attempt: Attempt, why: str) -> None:
-    """Leave the event `state.refused`; what the lost steps reported goes, as other steps take their place."""
-    event(session, attempt, "state.refused", {"message": why})
+def begin_anew(session: Session, attempt: Attempt, type: str, why: str) -> None:  # noqa: A002
+    """The job's state of training is lost, as an event of this type says: its steps count no more.
+
+    What they reported goes, as other steps take their place; so does the score of what they trained.
+    """
+    event(session, attempt, type, {"message": why})
+    trained = cast("repaired", Text)
+    _write(session, attempt, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
     mine = JobEvent.job_id == attempt.job_id
     session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
@@ -336,6 +342,10 @@ def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
 def _passed(session: Session, phase: str | None, seconds: float) -> None:
     if phase is not None:
         totals.add(session, Sum.PHASE_SECONDS, phase, seconds)
+
+
+def _stop_step(stopping: bool, step: int | None) -> int | None:
+    return (step or 0) if stopping else None
 
 
 def _lease(seconds: float) -> Any:

@@ -185,6 +185,8 @@ class Job(Base):
     """A pause was asked for while it ran: it becomes paused when this attempt is over."""
     stopping: Mapped[bool] = mapped_column(server_default=text("false"))
     """It is to train no further: to judge and publish what there is."""
+    stop_step: Mapped[int | None]
+    """The step that it had when that was asked; None also where older software was asked."""
     reason: Mapped[Json | None]
     """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" where there was no room."""
     micro_batch: Mapped[int | None]
@@ -228,7 +230,7 @@ class JobLabel(Base):
 
 
 class JobEvent(Base):
-    """Something that happened to a job. Never changed, never deleted before the job."""
+    """Something that happened to a job. Never changed; deleted with the job, and what steps told that were lost."""
 
     __tablename__ = "job_events"
     __table_args__ = (

@@ -64,6 +64,7 @@ def start(session: Session, tenant: str, job_id: str) -> Job:
 def stop(session: Session, tenant: str, job_id: str) -> Job:
     """Train no further, and publish what there is. A job that no worker runs and that has saved nothing is cancelled.
 
+    Steps that are lost after this are taken again first.
     CONFLICT when it has ended without having been told to stop.
     """
     job = _held(session, tenant, job_id)
@@ -73,7 +74,7 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     if job.status != Status.RUNNING and job.resume is None:
         move(session, job.id, Move.CANCELLED, data={"stopped": True})
         return _fresh(session, job)
-    move(session, job.id, Move.STOPPING, stopping=True, pausing=False)
+    move(session, job.id, Move.STOPPING, stopping=True, stop_step=job.step, pausing=False)
     if job.status == Status.PAUSED:
         move(session, job.id, Move.RESUMED)
     return _fresh(session, job)

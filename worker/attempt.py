@@ -103,7 +103,7 @@ class Supervisor:
         self.watchdog, self.hung, self.stacks_by = Watchdog(), "", float("inf")
         self.kills_before = memory.kills()
         self.leave_by = float("inf")
-        self.told_enough = attempt.stopping
+        self.told_enough = attempt.stop_step is not None
 
     def run(self) -> bool:
         """Until the job has moved on; whatever happens, the process group is gone afterwards.
@@ -160,9 +160,9 @@ class Supervisor:
             raise AttemptError("hub_token_sealed", told) from error
 
     def _start(self, gone: GoneError | None) -> None:
-        """A state that is gone costs the steps that were taken and not the job: the same steps come again."""
+        """A state that is gone costs the steps that were taken and not the job."""
         if gone:
-            self._tell("state.missing", {"message": str(gone)})
+            self._begin_anew("state.missing", str(gone))
         elif resume := self.attempt.resume:
             self.state = {file["name"]: file for file in resume["files"]}
             self._tell("attempt.resumed", {"step": resume["step"]})
@@ -185,7 +185,7 @@ class Supervisor:
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Refused():
-                self.ledger.write(partial(attempts.begin_anew, attempt=self.attempt, why=message.message))
+                self._begin_anew("state.refused", message.message)
             case Finished():
                 self._take_result(message)
             case Failed():
@@ -282,8 +282,9 @@ class Supervisor:
             self._finish("attempt.released")
 
     def _mind_stopping(self) -> None:
-        if self.ledger.wishes.stopping and not self.told_enough and self.process:
-            self.files.tell_enough()
+        step = self.ledger.wishes.stop_step
+        if step is not None and not self.told_enough and self.process:
+            self.files.tell_enough(step)
             self.told_enough = True
 
     def _fail(self, error: AttemptError) -> None:
@@ -328,6 +329,9 @@ class Supervisor:
 
     def _tell(self, type: str, data: Json) -> None:  # noqa: A002
         self.ledger.write(lambda session: attempts.event(session, self.attempt, type, data))
+
+    def _begin_anew(self, type: str, why: str) -> None:  # noqa: A002
+        self.ledger.write(lambda session: attempts.begin_anew(session, self.attempt, type, why))
 
     def _finish(self, event: str, **data: str) -> None:
         self.over = True

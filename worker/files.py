@@ -66,8 +66,8 @@ class Files:
             micro_batch=self.attempt.micro_batch,
             private=self._private(),
         ).write(self.folder)
-        if self.attempt.stopping:
-            self.tell_enough()
+        if self.attempt.stop_step is not None:
+            self.tell_enough(self.attempt.stop_step)
         return gone
 
     def _private(self) -> Path | None:
@@ -87,9 +87,11 @@ class Files:
         fetch_into(folder, source, alive=self.transfers.check)
         return folder
 
-    def tell_enough(self) -> None:
-        """Have the training process train no further."""
-        (self.folder / ENOUGH).touch()
+    def tell_enough(self, step: int) -> None:
+        """Have the training process train no further, once it has come to a step."""
+        fresh = self.folder / f"{ENOUGH}.new"
+        fresh.write_text(str(step))
+        fresh.rename(self.folder / ENOUGH)
 
     def upload_state(self, step: int) -> list[Json]:
         """The files of a resumable state, as the job's row points to them."""

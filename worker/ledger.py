@@ -36,7 +36,7 @@ class Ledger:
         """What makes events, in its order; of reports of progress that follow one another in a phase, the newest."""
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
-        self.wishes = Wishes(pausing=False, stopping=attempt.stopping)
+        self.wishes = Wishes(pausing=False, stop_step=attempt.stop_step)
         """As of the newest heartbeat."""
 
     def note(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:

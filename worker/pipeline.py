@@ -214,7 +214,9 @@ class Pipeline:
 
     @property
     def _enough(self) -> bool:
-        return (self.folder / ENOUGH).exists()
+        """It was asked to stop, and has the steps again that it had then."""
+        told = self.folder / ENOUGH
+        return told.exists() and self.step >= int(told.read_text())
 
     @property
     def _all_taken(self) -> bool:

@@ -2,15 +2,15 @@
 
 The worker writes `job.json` into a folder and starts the process on it; the process answers with JSON lines on a pipe
 and with files in the same folder. SIGTERM asks it to save and end, SIGUSR2 to write the stacks of its threads to its
-output, the file `enough` to train no further and to go on with what comes after. Its standard input is its lifeline:
-the pipe closes when the worker is gone. Nothing here needs torch.
+output, the file `enough` to train no further than it says and to go on with what comes after. Its standard input is its
+lifeline: the pipe closes when the worker is gone. Nothing here needs torch.
 
     job.json, data.jsonl    what to do, and the text
     models/                 what the job repairs, where it is the tenant's alone: the result of another job under that
                             job's id, or a model that the tenant's hub token opened, under its commit
     state/                  the resumable state to go on from, if there is one
     resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
-    enough                  made by the worker, empty, when training is to end early
+    enough                  made by the worker when training is to end early: at the step in it, or the next one
     result/                 the checkpoint, announced by `Finished`
 """
 

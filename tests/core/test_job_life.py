@@ -187,7 +187,7 @@ class JobLife(RuleBasedStateMachine):
             job = self.believed[attempt.job_id]
             assert job.status is Status.QUEUED
             job.attempt += 1
-            assert (attempt.number, attempt.stopping) == (job.attempt, job.stopping)
+            assert (attempt.number, attempt.stop_step is not None) == (job.attempt, job.stopping)
             job.go(Move.CLAIMED, Status.RUNNING)
         return attempt
 

@@ -10,7 +10,7 @@ from core.ability import BOUNDLESS
 from core.attempts import Wishes
 from core.errors import Code, ProblemError
 from core.specs import JobSpec
-from core.states import Reason, Status
+from core.states import Phase, Reason, Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.test_attempts import LEASE, claimed, expire, moves, row
@@ -84,7 +84,7 @@ def test_a_running_job_pauses_when_its_worker_gives_it_back(sessions: Sessions, 
     job = ask(sessions, wishes.pause, job_id)
     assert (job.status, job.pausing) == (Status.RUNNING, True)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=True, stopping=False)
+        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=True, stop_step=None)
         attempts.release(session, attempt)
     job = row(sessions, job_id)
     assert (job.status, job.pausing, code(job), job.failures) == (Status.PAUSED, False, Reason.ASKED, 0)
@@ -127,14 +127,20 @@ def test_a_job_may_be_made_to_wait_for_its_start(sessions: Sessions, spec: JobSp
 def test_a_stopped_job_trains_no_further_whoever_takes_it_up(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
-    assert not attempt.stopping
+    assert attempt.stop_step is None
+    with sessions.begin() as session:
+        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
     ask(sessions, wishes.pause, job_id)
     job = ask(sessions, wishes.stop, job_id)
     assert (job.status, job.stopping, job.pausing) == (Status.RUNNING, True, False)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=False, stopping=True)
+        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=False, stop_step=7)
         attempts.release(session, attempt)
-    assert claimed(sessions).stopping
+    assert claimed(sessions).stop_step == 7
+    with sessions.begin() as session:
+        job = session.get_one(Job, job_id)
+        job.status, job.stop_step = Status.QUEUED, None
+    assert claimed(sessions).stop_step == 0, "older software, which was asked, kept no step"
 
 
 def test_of_a_waiting_job_what_it_has_saved_is_published(sessions: Sessions, make_job: MakeJob) -> None:

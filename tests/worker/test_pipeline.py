@@ -157,11 +157,22 @@ def test_a_state_that_other_software_left_costs_its_steps_and_not_the_job(
     assert [message.step for message in second.said if isinstance(message, Measured)] == list(range(1, 9))
     assert not any(message.phase == Phase.PRUNING for message in second.said if isinstance(message, Progressed))
     assert second.manifest() == undisturbed.manifest()
-    third = Run(tmp_path / "third", tiny_folder.parent, tiny_texts[:40], resume=4)
-    shutil.copytree(second.folder / STATE, third.folder / STATE)
-    (third.folder / ENOUGH).touch()
-    result, repair, stopped_at = stopped(third.go())
-    assert (result.step, repair, stopped_at) == (0, None, None), "as one that was stopped before its first step"
+
+
+def test_a_stopped_run_whose_steps_are_lost_takes_them_again(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    first, second, third = (Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40]) for name in "abc")
+    (first.folder / ENOUGH).write_text("4")
+    result, repair, stopped_at = stopped(first.go())
+    assert (result.step, repair is None, stopped_at) == (4, False, 4)
+    (second.folder / ENOUGH).write_text("4")
+    with pytest.raises(Cancelled):
+        second.go(stopping=lambda: len(second.all(Measured)) == 2)
+    third.task = third.task.model_copy(update={"resume": 0})
+    shutil.copytree(second.folder / RESUME / "0", third.folder / STATE)
+    (third.folder / ENOUGH).write_text("4")
+    assert third.go().manifest() == first.manifest()
 
 
 def test_a_run_goes_on_with_another_micro_batch_and_learns_the_same(
@@ -228,7 +239,7 @@ def test_a_run_that_is_told_to_stop_judges_and_exports_what_it_has(
 
     def never() -> bool:
         if len(run.all(Measured)) == 4:
-            (run.folder / ENOUGH).touch()
+            (run.folder / ENOUGH).write_text("0")
         return False
 
     shutil.rmtree(run.folder / RESUME, ignore_errors=True)
@@ -244,7 +255,7 @@ def test_a_run_that_is_told_to_stop_judges_and_exports_what_it_has(
     resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40], resume=4)
     for step in ("0", "4"):
         shutil.copytree(again.folder / RESUME / step, resumed.folder / STATE, dirs_exist_ok=True)
-    (resumed.folder / ENOUGH).touch()
+    (resumed.folder / ENOUGH).write_text("4")
     assert resumed.go().manifest() == run.manifest() != undisturbed.manifest()
 
 
@@ -252,7 +263,7 @@ def test_a_run_that_is_told_to_stop_before_its_first_step_publishes_the_pruned_m
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
-    (run.folder / ENOUGH).touch()
+    (run.folder / ENOUGH).write_text("0")
     result, repair, stopped_at = stopped(run.go())
     assert (result.step, repair, stopped_at) == (0, None, None)
     assert set(result.scores) == {"dense", "pruned"}
