@@ -38,6 +38,8 @@ def follow(service: Watchable, job_id: str, console: Console) -> Job:
     step, values = -1, dict[str, float]()
     with (_bar if console.is_terminal else _lines)(console) as tell:
         for job in service.watch(job_id):
+            if job["step"] < step:  # those behind it are taken again, or others in their place
+                step, values = job["step"], {}
             for metric in service.metrics(job_id, after_step=step):
                 step, values = metric["step"], values | metric["values"]
             tell(job, _words(job, values))

@@ -39,8 +39,21 @@ class Scripted:
         yield from self.jobs_to_come
 
     def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
-        if after_step < 3:
-            yield {"step": 3, "attempt": 1, "values": {"loss": 3.5, "tokens_per_second": 201.4}}
+        rows: list[Metric] = [{"step": 3, "attempt": 1, "values": {"loss": 3.5, "tokens_per_second": 201.4}}]
+        yield from (row for row in rows if row["step"] > after_step)
+
+
+class Anew(Scripted):
+    """Its third answer is of a training that was begun anew and has measured one step."""
+
+    asked = 0
+
+    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
+        self.asked += 1
+        if self.asked < 3:
+            yield from super().metrics(job_id, after_step=after_step)
+        elif self.asked > 3 and after_step < 1:
+            yield {"step": 1, "attempt": 2, "values": {"loss": 9.5}}
 
 
 def followed(console: Console, *jobs: Job) -> str:
@@ -61,3 +74,13 @@ def test_nobody_looking_gets_a_line_for_each_phase() -> None:
     last: Job = {**JOB, "status": "succeeded", "phase": None, "progress": 1.0}
     shown = followed(console, JOB, JOB, JOB, last)
     assert [line.split()[:2] for line in shown.splitlines()] == [["50%", "training"], ["100%", "succeeded"]]
+
+
+def test_of_a_training_that_began_anew_nothing_of_the_lost_one_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    anew: Job = {**JOB, "attempt": 2, "step": 0, "phase": "loading"}
+    first: Job = {**anew, "step": 1, "phase": "training"}
+    follow(Anew(JOB, JOB, anew, first), "job_1", console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert [("loss" in line, "loss 9.500" in line) for line in shown] == [(True, False), (False, False), (True, True)]

@@ -69,12 +69,12 @@ def series(
     """The job's metrics by name, as means of spans of `length` steps: {"step": [...], "values": {"loss": [...], ...}}.
 
     Whoever has those up to the step `after` is given those behind it; and all, as "after" says, where spans are longer
-    by now than `length`.
+    by now than `length`, or where the job has fewer steps by now.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
         now = reports.span_length(session, job.id, POINTS)
-        after = after if length == now else -1
+        after = after if length == now and after <= job.step else -1
         rows = reports.metrics_in_spans(session, job.id, after_step=after, length=now)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}

@@ -12,6 +12,7 @@ from api.dashboard.pages.job import POINTS, RUNS
 from core import attempts, reports
 from core.attempts import Attempt
 from core.reports import CHANGES
+from core.states import Phase
 from core.tables import JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible
@@ -83,13 +84,15 @@ def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
 
 
 def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have_grown(
-    browser: Browser, attempt: Attempt, measure: Callable[[int, int], None]
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt, measure: Callable[[int, int], None]
 ) -> None:
     def series(query: str = "") -> Json:
         found: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
         return found
 
     assert series() == {"after": -1, "length": 1, "step": [], "values": {}}
+    with sessions.begin() as session:
+        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=8 * POINTS)
     measure(1, 4 * POINTS - 5)
     first = series()
     assert (first["length"], first["step"][:2], first["step"][-1]) == (4, [4, 8], 4 * POINTS - 5)
@@ -105,3 +108,9 @@ def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have
     grown = series(f"?after={4 * POINTS}&length=4")
     assert grown == series()
     assert (grown["after"], grown["length"], grown["step"][0]) == (-1, 8, 8)
+    with sessions.begin() as session:
+        attempts.begin_anew(session, attempt, "state.refused", "other software")
+        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.1, step=2)
+    measure(1, 2)
+    anew = series(f"?after={4 * POINTS}&length=1")
+    assert (anew["after"], anew["step"]) == (-1, [1, 2]), "a page that shows the lost training shows it no more"
