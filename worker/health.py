@@ -6,6 +6,8 @@ It is asked again and again beside a job that takes the machine: it loads what i
 import socket
 import sys
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from core import workers
 from core.database import make_engine, make_sessions
 from core.settings import Settings
@@ -15,10 +17,13 @@ def health() -> int:
     """Whether this host has workers, all of them well, for an orchestrator's health check: status 0, or 1 and why."""
     settings, host = Settings(), socket.gethostname()
     engine = make_engine(settings)
-    with make_sessions(engine).begin() as session:
-        names = workers.of_host(session, host)
-        flaws = [f"{name} is not well" for name in workers.unwell(session, names, settings)]
+    try:
+        with make_sessions(engine).begin() as session:
+            names = workers.of_host(session, host)
+            flaws = [f"{name} is not well" for name in workers.unwell(session, names, settings)]
+        flaws += [] if names else [f"no worker of {host} has shown itself"]
+    except SQLAlchemyError as error:  # a line of it: Docker keeps the beginning only of what is said
+        flaws = [f"the database does not answer: {str(error).splitlines()[0]}"]
     engine.dispose()
-    flaws += [] if names else [f"no worker of {host} has shown itself"]
     sys.stdout.writelines(f"{flaw}\n" for flaw in flaws)
     return int(bool(flaws))

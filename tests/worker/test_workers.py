@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import redis
+from pydantic import PostgresDsn
 
 from core import queue
 from core.states import Status
@@ -32,6 +34,15 @@ def test_the_health_check_tells_of_this_hosts_workers_and_loads_no_celery(house:
     assert "has shown itself" in workers.log.read_text()
     workers.start(house, STAND_IN, "succeed")
     wait_for(lambda: workers.start(house, "worker", "health").wait(30) == 0)
+
+
+def test_the_health_check_says_in_one_line_that_the_database_is_away(house: House, workers: Workers) -> None:
+    nowhere = PostgresDsn(f"{str(house.settings.database_url).rpartition('/')[0]}/nowhere")
+    lost = replace(house, settings=house.settings.model_copy(update={"database_url": nowhere}))
+    assert workers.start(lost, "worker", "health").wait(30) == 1
+    [line] = workers.log.read_text().splitlines()
+    assert line.startswith("the database does not answer: ")
+    assert '"nowhere"' in line
 
 
 def ended(house: House, jobs: list[str]) -> bool:
