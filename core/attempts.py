@@ -140,7 +140,7 @@ def _attempt(
         dataset_sha256=dataset.sha256,
         resume=job.resume,
         scores=job.scores,
-        stop_step=_stop_step(job.stopping, job.stop_step),
+        stop_step=_stop_step(job.stopping, job.stop_step, job.step),
         micro_batch=job.micro_batch,
         has=has,
         model_files=model_files,
@@ -151,9 +151,9 @@ def _attempt(
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Wishes:
     """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
-    query = select(Job.pausing, Job.stopping, Job.stop_step).where(Job.id == attempt.job_id)
-    pausing, stopping, step = session.execute(query).one()
-    return Wishes(pausing, _stop_step(stopping, step))
+    query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step).where(Job.id == attempt.job_id)
+    pausing, stopping, asked, step = session.execute(query).one()
+    return Wishes(pausing, _stop_step(stopping, asked, step))
 
 
 def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
@@ -209,7 +209,7 @@ def begin_anew(session: Session, attempt: Attempt, type: str, why: str) -> None:
     """
     event(session, attempt, type, {"message": why})
     trained = cast("repaired", Text)
-    _write(session, attempt, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
+    _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
     mine = JobEvent.job_id == attempt.job_id
     session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
@@ -344,8 +344,11 @@ def _passed(session: Session, phase: str | None, seconds: float) -> None:
         totals.add(session, Sum.PHASE_SECONDS, phase, seconds)
 
 
-def _stop_step(stopping: bool, step: int | None) -> int | None:
-    return (step or 0) if stopping else None
+def _stop_step(stopping: bool, asked: int | None, step: int) -> int | None:
+    """Older software, when asked to stop, keeps no step: the present one then."""
+    if not stopping:
+        return None
+    return step if asked is None else asked
 
 
 def _lease(seconds: float) -> Any:
