@@ -82,6 +82,12 @@ def span_length(session: Session, job_id: str, points: int) -> int:
     return 1 << max(0, math.ceil(high / points) - 1).bit_length()
 
 
+def began(session: Session, job_id: str) -> int:
+    """The attempt that took the first step: another one from the moment on that training begins anew. 0: none has."""
+    first = select(JobMetric.attempt).where(JobMetric.job_id == job_id).order_by(JobMetric.step).limit(1)
+    return session.scalar(first) or 0
+
+
 def metrics_in_spans(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[Thinned]:
     """As `metrics_thinned`, in spans of so many steps counted from the first: those that are full stay as they are."""
     mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)

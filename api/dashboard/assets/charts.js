@@ -116,10 +116,10 @@
     const column = ({ step, values }, name) => values[name] ?? step.map(() => null);
     const names = Object.keys({ ...known.values, ...added.values });
     const values = names.map((name) => [name, [...column(known, name).slice(0, kept), ...column(added, name)]]);
-    return { length: added.length, step: [...known.step.slice(0, kept), ...added.step], values: Object.fromEntries(values) };
+    return { length: added.length, began: added.began, step: [...known.step.slice(0, kept), ...added.step], values: Object.fromEntries(values) };
   };
 
-  let curves = { length: 1, step: [], values: {} };
+  let curves = { length: 1, began: 0, step: [], values: {} };
   let drawing = false;
   const refresh = async () => {
     const root = document.querySelector("[data-charts]");
@@ -128,7 +128,8 @@
     try {
       const last = curves.step.at(-1) ?? -1;
       const after = last - (last % curves.length);
-      curves = joined(curves, await fetchSeries(`${root.dataset.charts}?after=${after}&length=${curves.length}`));
+      const known = `after=${after}&length=${curves.length}&began=${curves.began}`;
+      curves = joined(curves, await fetchSeries(`${root.dataset.charts}?${known}`));
       drawJob(root, curves);
     } catch {
       // The page's own poll says that the connection is lost, and brings the next try.

@@ -64,21 +64,29 @@ def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refus
 
 @router.get("/series")
 def series(
-    request: Request, services: Here, visitor: Signed, job_id: JobId, *, after: Step = -1, length: int = 0
+    request: Request,
+    services: Here,
+    visitor: Signed,
+    job_id: JobId,
+    *,
+    after: Step = -1,
+    length: int = 0,
+    began: int = 0,
 ) -> Response:
     """The job's metrics by name, as means of spans of `length` steps: {"step": [...], "values": {"loss": [...], ...}}.
 
     Whoever has those up to the step `after` is given those behind it; and all, as "after" says, where spans are longer
-    by now than `length`, or where the job has fewer steps by now.
+    by now than `length`, or where another attempt than `began` has taken the first step: others follow it.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        now = reports.span_length(session, job.id, POINTS)
-        after = after if length == now and after <= job.step else -1
+        now, first = reports.span_length(session, job.id, POINTS), reports.began(session, job.id)
+        after = after if (length, began) == (now, first) else -1
         rows = reports.metrics_in_spans(session, job.id, after_step=after, length=now)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
-    body = json.dumps({"after": after, "length": now, "step": [row.step for row in rows], "values": values})
+    steps = [row.step for row in rows]
+    body = json.dumps({"after": after, "length": now, "began": first, "step": steps, "values": values})
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 

@@ -12,7 +12,6 @@ from api.dashboard.pages.job import POINTS, RUNS
 from core import attempts, reports
 from core.attempts import Attempt
 from core.reports import CHANGES
-from core.states import Phase
 from core.tables import JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible
@@ -55,21 +54,23 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
 
 
 @pytest.fixture
-def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[[int, int], None]:
+def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[..., None]:
     """Writes what was measured at the steps from the one to the other."""
 
-    def write(first: int, last: int) -> None:
+    def write(first: int, last: int, *, number: int = 1) -> None:
         step = func.generate_series(first, last).column_valued("step")
         values = func.jsonb_build_object("loss", step, "speed", -step, "rate", 0.5, "memory", 2**33)
         columns = ["job_id", "step", "attempt", "values"]
         with sessions.begin() as session:
-            session.execute(insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, 1, values)))
+            session.execute(
+                insert(JobMetric).from_select(columns, select(literal(attempt.job_id), step, literal(number), values))
+            )
 
     return write
 
 
 def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
-    browser: Browser, attempt: Attempt, measure: Callable[[int, int], None]
+    browser: Browser, attempt: Attempt, measure: Callable[..., None]
 ) -> None:
     steps = 100_000
     measure(1, steps)
@@ -84,33 +85,33 @@ def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
 
 
 def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have_grown(
-    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt, measure: Callable[[int, int], None]
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt, measure: Callable[..., None]
 ) -> None:
     def series(query: str = "") -> Json:
         found: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
         return found
 
-    assert series() == {"after": -1, "length": 1, "step": [], "values": {}}
-    with sessions.begin() as session:
-        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=8 * POINTS)
+    assert series() == {"after": -1, "length": 1, "began": 0, "step": [], "values": {}}
     measure(1, 4 * POINTS - 5)
     first = series()
     assert (first["length"], first["step"][:2], first["step"][-1]) == (4, [4, 8], 4 * POINTS - 5)
     measure(4 * POINTS - 4, 4 * POINTS)
     full = 4 * POINTS - 8
-    added, whole = series(f"?after={full}&length=4"), series()
+    added, whole = series(f"?after={full}&length=4&began=1"), series()
     assert (added["after"], added["step"]) == (full, [4 * POINTS - 4, 4 * POINTS])
     kept = first["step"].index(full) + 1
     assert first["step"][:kept] + added["step"] == whole["step"]
     for name, values in whole["values"].items():
         assert first["values"][name][:kept] + added["values"][name] == values
     measure(4 * POINTS + 1, 4 * POINTS + 1)
-    grown = series(f"?after={4 * POINTS}&length=4")
+    grown = series(f"?after={4 * POINTS}&length=4&began=1")
     assert grown == series()
     assert (grown["after"], grown["length"], grown["step"][0]) == (-1, 8, 8)
     with sessions.begin() as session:
         attempts.begin_anew(session, attempt, "state.refused", "other software")
-        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.1, step=2)
-    measure(1, 2)
-    anew = series(f"?after={4 * POINTS}&length=1")
-    assert (anew["after"], anew["step"]) == (-1, [1, 2]), "a page that shows the lost training shows it no more"
+    assert series(f"?after={4 * POINTS}&length=8&began=1")["began"] == 0
+    measure(1, 4 * POINTS + 2, number=2)
+    anew = series(f"?after={4 * POINTS}&length=8&began=1")
+    assert (anew["after"], anew["began"], anew["step"][0]) == (-1, 2, 8), (
+        "a page that shows the lost training shows it no more"
+    )
