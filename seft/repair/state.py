@@ -70,8 +70,11 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
     """Read a state, its tensors on the host; StateError when it is of another repair."""
     facts = _read_facts(folder)
-    if flaw := _flaw(folder, facts, {**_made_by(config), "fingerprint": fingerprint}):
-        raise StateError(flaw)
+    if flaw := _flaw(facts, {**_made_by(config), "fingerprint": fingerprint}):
+        raise StateError(
+            f"{flaw}. It is in {folder}: go on with the same software, pruned weights, text and configuration, or start"
+            " again without it."
+        )
     try:
         return State(load_file(folder / TENSORS), facts)
     except (OSError, SafetensorError) as error:
@@ -82,7 +85,7 @@ def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
 
 def outdated(folder: Path, config: RepairConfig) -> str | None:
     """What is wrong with a state of the same job that other software left: it would not go on to the same bits."""
-    return _flaw(folder, _read_facts(folder), _made_by(config))
+    return _flaw(_read_facts(folder), _made_by(config))
 
 
 def _made_by(config: RepairConfig) -> dict[str, Any]:
@@ -90,20 +93,17 @@ def _made_by(config: RepairConfig) -> dict[str, Any]:
     return {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}, "rate": peak(config)}
 
 
-def _flaw(folder: Path, facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+def _flaw(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     for field, seen in wanted.items():
         if (found := facts.get(field)) != seen:
-            return (
-                f"a state must have the {field} of this repair; {folder} has {found!r} instead of {seen!r}."
-                " Go on with the same software, pruned weights, text and configuration, or start again without it."
-            )
+            return f"a state must have the {field} of this repair; it has {found!r} instead of {seen!r}"
     return None
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-    except (OSError, ValueError) as error:
+        facts: dict[str, Any] = dict(json.loads((folder / FACTS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise StateError(f"a state must have a readable {FACTS}; {folder}: {error}. Start again without it.") from error
     return facts
 
