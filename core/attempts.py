@@ -207,9 +207,9 @@ def begin_anew(session: Session, attempt: Attempt, type: str, why: str) -> None:
 
     What they reported goes, as other steps take their place; so does the score of what they trained.
     """
-    event(session, attempt, type, {"message": why})
     trained = cast("repaired", Text)
     _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
+    record(session, attempt.job_id, attempt.number, type, {"message": why})
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
     mine = JobEvent.job_id == attempt.job_id
     session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
