@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from api.schemas import FILE_ID, MODEL, SHA256, TIME, example
 from core.previews import Preview
 from core.tables import Dataset
-from seft.records import Format
+from seft.data.records import Format
 from seft.source import ModelSource
 
 

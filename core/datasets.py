@@ -1,6 +1,6 @@
 """Datasets: an upload is checked line by line in constant memory, then kept under its hash, with a row for each upload.
 
-What a record is and what is kept of a file, `seft.survey` says; a refused upload leaves neither object nor row.
+What a record is and what is kept of a file, `seft.data.survey` says; a refused upload leaves neither object nor row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from core.errors import Code, Flaw, ProblemError
 from core.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
+from seft.data.records import Format
+from seft.data.survey import FLAWS, kept, survey
 from seft.errors import FileError
-from seft.records import Format
-from seft.survey import FLAWS, kept, survey
 
 NAME_CHARACTERS = 255
 KEPT = Dataset.deleted_at.is_(None)

@@ -18,7 +18,7 @@ SECONDS = 60
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The first `records` as `seft.preview` shows them, and the tokens of all: an estimate unless all were counted."""
+    """The first `records` as `seft.data.preview` shows them, and the tokens of all: an estimate unless all were counted."""
 
     records: list[Json]
     counted_records: int
@@ -52,7 +52,7 @@ def _asked(tokenizer: Path, lines: list[bytes], show: int) -> Json:
     environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "seft.preview"],
+            [sys.executable, "-m", "seft.data.preview"],
             check=False,
             input=question,
             env=environment,

@@ -16,11 +16,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
+from seft.data.marking import beginning, plain_tokens
+from seft.data.text import must_be_known
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
-from seft.marking import beginning, plain_tokens
 from seft.report import Phase, Progress, Reporter, silent
-from seft.text import must_be_known
 
 _WAY_OUT = 'Write one JSON object per line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}.'
 Text = Annotated[str, Field(min_length=1)]

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import RepairConfig
+from seft.data.packing import Packed
 from seft.errors import ConfigError
 from seft.loss import Criterion, cross_entropy, losses
-from seft.packing import Packed
 from seft.predictor import Predictor
 
 TOP = 64

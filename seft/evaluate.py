@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from seft.data.packing import Packed
+from seft.data.text import must_be_known
 from seft.errors import EvaluateError
 from seft.loss import TokenLoss
-from seft.packing import Packed
 from seft.report import Phase, Progress, Reporter, silent
-from seft.text import must_be_known
 
 
 def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:

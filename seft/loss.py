@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seft.packing import Packed
+from seft.data.packing import Packed
 from seft.predictor import Predictor
 
 LOGITS_AT_ONCE = 1 << 24

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
+from seft.data.packing import Packed
 from seft.distill import Distillation
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
-from seft.packing import Packed
 
 
 class Objective(Protocol):

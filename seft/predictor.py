@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from seft.packing import Packed
+from seft.data.packing import Packed
 from seft.prune.capture import first
 from seft.targets import decoder_blocks
 

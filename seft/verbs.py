@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from seft import harness, records, sparsity
+from seft import harness, sparsity
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.data import records
+from seft.data.marking import beginning
+from seft.data.packing import packed
+from seft.data.text import encode, judging, tokenize, windows
 from seft.errors import ConfigError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.load import Loaded, load
-from seft.marking import beginning
 from seft.objective import must_go_together
-from seft.packing import packed
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
@@ -28,7 +30,6 @@ from seft.repair.best import must_be_judged
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 from seft.source import ModelSource, find
-from seft.text import encode, judging, tokenize, windows
 from seft.verify import verify
 
 

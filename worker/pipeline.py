@@ -22,16 +22,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft import records
 from seft.config import RepairConfig
+from seft.data import records
+from seft.data.marking import beginning
+from seft.data.packing import Packed, packed, row
+from seft.data.text import encode, judging, windows
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
 from seft.load import Loaded, load, load_tokenizer
-from seft.marking import beginning
 from seft.pack import load_pruned, save_pruned
-from seft.packing import Packed, packed, row
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
@@ -39,7 +40,6 @@ from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.source import ModelSource, fetched, find
-from seft.text import encode, judging, windows
 from seft.verbs import Place
 from seft.verify import verify
 from worker import room, usage

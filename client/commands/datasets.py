@@ -99,8 +99,8 @@ def _shown(record: PreviewedRecord) -> str:
 
 def _checked(path: Path, skip: float) -> tuple[Json, list[Flaw]]:
     """What a file holds and why it would be refused, by the same lines of code that the service reads it with."""
+    from seft.data.survey import survey
     from seft.errors import FileError
-    from seft.survey import survey
 
     told: Json = {"file": str(path), "format": None, "records": 0, "skipped": 0}
     with path.open("rb") as file:

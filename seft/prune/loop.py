@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
+from seft.data.text import must_be_known
 from seft.errors import ConfigError, PruneError
 from seft.products import Handler, Inputs, Outputs, Product, taken_over
 from seft.prune import allocation, alphapruning, owl
@@ -21,7 +22,6 @@ from seft.prune.statistics import Norms
 from seft.prune.walk import Runs, Walk, Windows
 from seft.report import Phase, Reporter, Unseen, silent
 from seft.targets import Target, block_linears, decoder_blocks
-from seft.text import must_be_known
 
 
 @torch.no_grad()

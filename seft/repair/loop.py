@@ -14,9 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import PruneConfig, RepairConfig
+from seft.data.packing import Packed, side_by_side
+from seft.data.text import must_be_known
 from seft.errors import StateError, TrainError
 from seft.objective import make_objective
-from seft.packing import Packed, side_by_side
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Method, Work
@@ -24,7 +25,6 @@ from seft.repair.methods import METHODS
 from seft.repair.processes import mine, must_share, processes, summed
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 from seft.targets import target_linears
-from seft.text import must_be_known
 
 
 class Repair:

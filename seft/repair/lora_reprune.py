@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seft.config import RepairConfig
+from seft.data.text import windows
 from seft.errors import ConfigError
 from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_of_all, zeros_first
@@ -24,7 +25,6 @@ from seft.repair.ranks import ranks
 from seft.report import Evolved, Reporter
 from seft.seeds import generator
 from seft.targets import Target, block_linears, decoder_blocks
-from seft.text import windows
 
 
 class LoraReprune:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seft.config import PruneConfig, RepairConfig
+from seft.data.packing import Packed
 from seft.errors import StateError
-from seft.packing import Packed
 from seft.repair.schedule import peak
 from seft.targets import Target
 

@@ -20,7 +20,7 @@ from core.keys import Scope
 from core.settings import Settings
 from core.specs import JobSpec
 from core.storage import Storage
-from seft.records import Format
+from seft.data.records import Format
 from tests.browser import chromium
 from tests.browser.lives import Life
 from tests.hollow import write_hollow

@@ -11,7 +11,7 @@ from core.database import make_engine, make_sessions
 from core.settings import Settings
 from core.specs import JobSpec
 from core.storage import Storage
-from seft.records import Format
+from seft.data.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]

@@ -14,7 +14,7 @@ from core.keys import Scope
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
-from seft.records import Format
+from seft.data.records import Format
 from tests.core.conftest import Sessions
 from tests.core.test_attempts import LEASE, row
 

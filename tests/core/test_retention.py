@@ -11,7 +11,7 @@ from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry
-from seft.records import Format
+from seft.data.records import Format
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.test_attempts import claimed, moves
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from seft import distill, loss
 from seft.config import RepairConfig
+from seft.data.packing import Packed
 from seft.distill import Distillation, top_divergence
 from seft.errors import ConfigError, StateError
-from seft.packing import Packed
 from seft.repair import Repair
 from seft.report import Step
 from seft.targets import decoder_blocks, target_linears

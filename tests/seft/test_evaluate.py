@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from seft.config import CalibrationOrder
+from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.load import load
 from seft.report import Phase, Progress, Report
 from seft.source import find
-from seft.text import tokenize, windows
 from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from seft.data.text import tokenize
 from seft.errors import SourceError
 from seft.load import load
 from seft.source import find
-from seft.text import tokenize
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
 TEXT = "Pruned, and mended: 'ünïcode' too.\n"

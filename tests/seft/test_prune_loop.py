@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from seft.config import CalibrationOrder, PruneConfig, PruneMethod
+from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
 from seft.load import load
@@ -27,7 +28,6 @@ from seft.prune.methods import make_pruner
 from seft.report import Phase, Progress, Report, Unseen
 from seft.source import find
 from seft.targets import block_linears, decoder_blocks, target_linears
-from seft.text import tokenize, windows
 from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
 
 SMALL = {

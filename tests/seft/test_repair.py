@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from seft.config import RepairMethod
+from seft.data.packing import Packed, side_by_side
 from seft.errors import Cancelled, DataError, StateError, TrainError
-from seft.packing import Packed, side_by_side
 from seft.repair import Repair, schedule
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step

@@ -11,7 +11,7 @@ from core import attempts, datasets, ids, keys, queue
 from core.errors import ProblemError
 from core.keys import Scope
 from core.storage import Found, Storage
-from seft.records import Format
+from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
 from worker import orphans
 from worker.sweep import Sweep

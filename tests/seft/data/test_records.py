@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seft.data.records import Chat, Completion, Format, Message, Parser, Record, Role, read, split
 from seft.errors import ConfigError, DataError, RecordError
-from seft.records import Chat, Completion, Format, Message, Parser, Record, Role, read, split
 
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 

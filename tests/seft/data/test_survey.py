@@ -14,10 +14,10 @@ import pyarrow.parquet
 import pytest
 from backports import zstd
 
-from seft import unpacking
+from seft.data import unpacking
+from seft.data.records import Format
+from seft.data.survey import Survey, kept, survey
 from seft.errors import FileError
-from seft.records import Format
-from seft.survey import Survey, kept, survey
 
 Pack = Callable[[bytes], bytes]
 
@@ -159,7 +159,7 @@ def test_a_file_that_changes_between_two_readings_is_not_kept() -> None:
 def test_memory_does_not_grow_with_the_file() -> None:
     script = """
 import gzip, io, json, resource, sys
-from seft.survey import kept, survey
+from seft.data.survey import kept, survey
 
 class Endless(io.RawIOBase):
     def __init__(self, size): self.size, self.at = size, 0

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from seft.chat import mark_chat
+from seft.data.chat import mark_chat
+from seft.data.records import Chat, Message, Role
 from seft.errors import ConfigError
-from seft.records import Chat, Message, Role
 from tests.tiny import tiny_tokenizer
 
 CHATML = (

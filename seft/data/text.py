@@ -8,10 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import CalibrationOrder
+from seft.data.marking import beginning, end_of_text, mark, plain_tokens
+from seft.data.packing import Encoded, Packed, fitted, headed, row, side_by_side
+from seft.data.records import Chat, Completion, Record
 from seft.errors import SourceError
-from seft.marking import beginning, end_of_text, mark, plain_tokens
-from seft.packing import Encoded, Packed, fitted, headed, row, side_by_side
-from seft.records import Chat, Completion, Record
 from seft.seeds import generator
 
 

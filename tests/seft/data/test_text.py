@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from seft.config import CalibrationOrder, PruneConfig
+from seft.data.marking import beginning
+from seft.data.packing import packed, side_by_side
+from seft.data.records import Completion
+from seft.data.text import encode, judging, tokenize, windows
 from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
-from seft.marking import beginning
-from seft.packing import packed, side_by_side
 from seft.prune.loop import prune_model
-from seft.records import Completion
 from seft.repair import Repair
-from seft.text import encode, judging, tokenize, windows
 from tests.seft.repairing import pruned_tiny, short
 from tests.tiny import VOCABULARY, beginning_tokenizer, tiny_tokenizer
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from seft.chat import Marked, common, mark_chat
+from seft.data.chat import Marked, common, mark_chat
+from seft.data.records import Chat, Completion, Record
 from seft.errors import ConfigError
-from seft.records import Chat, Completion, Record
 
 
 def mark(record: Record, tokenizer: Any, head: Sequence[int]) -> Marked:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seft.config import RepairConfig
+from seft.data.packing import Encoded, Packed, fitted, packed
+from seft.data.text import encode, judging
 from seft.errors import DataError
 from seft.evaluate import perplexity
 from seft.loss import TokenLoss
-from seft.packing import Encoded, Packed, fitted, packed
 from seft.repair import Repair
 from seft.report import Step
 from seft.targets import target_linears
-from seft.text import encode, judging
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import tiny_tokenizer, untrained_tiny
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from seft.data.records import Chat, Message, Role
 from seft.errors import ConfigError
-from seft.records import Chat, Message, Role
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from seft.marking import beginning, mark
-from seft.preview import SHOWN_TOKENS, look
-from seft.records import Parser
-from seft.text import encode
-from tests.seft.test_chat import CHATML, LLAMA3, MARKED, tokenizer_with
+from seft.data.marking import beginning, mark
+from seft.data.preview import SHOWN_TOKENS, look
+from seft.data.records import Parser
+from seft.data.text import encode
+from tests.seft.data.test_chat import CHATML, LLAMA3, MARKED, tokenizer_with
 from tests.tiny import beginning_tokenizer, tiny_tokenizer
 
 CHAT = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4 🙂"}]}
@@ -73,7 +73,7 @@ def test_the_process_needs_no_torch_and_ends_a_template_that_never_does(tmp_path
     for template, wanted in ((CHATML, 0), (forever, -9)):
         tokenizer_with(template).save_pretrained(tmp_path)
         script = (
-            "import sys, seft.preview as preview; preview.SECONDS = int(sys.argv[1]); preview.main();"
+            "import sys, seft.data.preview as preview; preview.SECONDS = int(sys.argv[1]); preview.main();"
             "assert sys.modules['torch'] is None"
         )
         question = json.dumps({"path": str(tmp_path), "lines": [json.dumps(CHAT)], "show": 1})

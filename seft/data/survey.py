@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 from typing_extensions import override
 
+from seft.data.records import WAY_OUT, Format, Parser, Record
+from seft.data.unpacking import LINE_BYTES, Lines, unpacked
 from seft.errors import FileError, RecordError
-from seft.records import WAY_OUT, Format, Parser, Record
-from seft.unpacking import LINE_BYTES, Lines, unpacked
 
 FLAWS = 20
 """So many broken lines are told."""

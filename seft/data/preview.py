@@ -1,4 +1,4 @@
-"""The beginning of a dataset as a model's tokenizer reads it: `python -m seft.preview`, a process of its own.
+"""The beginning of a dataset as a model's tokenizer reads it: `python -m seft.data.preview`, a process of its own.
 
 A tokenizer and the template beside it are foreign, and transformers is large: this process is given little time and
 memory, no secret and no network. It reads `{"path", "lines", "show"}` as JSON from standard input and writes a `Seen`.
@@ -14,10 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from seft.chat import Marked, common
+from seft.data.chat import Marked, common
+from seft.data.marking import beginning, mark
+from seft.data.records import Parser
 from seft.errors import SeftError, SourceError
-from seft.marking import beginning, mark
-from seft.records import Parser
 
 SECONDS, BYTES = 30, 4 << 30
 SHOWN_TOKENS = 2000
