@@ -10,7 +10,7 @@ from api.schemas import FILE_ID, MODEL, SHA256, TIME, example
 from core.previews import Preview
 from core.tables import Dataset
 from seft.data.records import Format
-from seft.source import ModelSource
+from seft.models.source import ModelSource
 
 
 class DatasetView(BaseModel):

@@ -21,10 +21,10 @@ from seft.config import Allocation, CalibrationOrder, Pattern, PruneConfig, Prun
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
-from seft.load import Loaded, load
+from seft.models.load import Loaded, load
+from seft.models.source import find
+from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
-from seft.source import find
-from seft.targets import target_linears
 
 PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
 

@@ -24,14 +24,14 @@ from seft.config import CalibrationOrder, PruneConfig, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
-from seft.load import Loaded, load
 from seft.loss import TokenLoss
+from seft.models.load import Loaded, load
+from seft.models.source import find
+from seft.models.targets import target_linears
 from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Judged, Progress, Report, Step
-from seft.source import find
-from seft.targets import target_linears
 
 BATCH, LENGTH = 2, 512
 WARM_UP = 3

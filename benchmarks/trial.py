@@ -19,12 +19,12 @@ from seft.config import CalibrationOrder, PruneConfig, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
-from seft.load import load
+from seft.models.load import load
+from seft.models.source import find
 from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Report, Step
-from seft.source import find
 
 PRUNE = PruneConfig(0.6, samples=48, tokens=512)
 BATCH, LENGTH = 2, 512

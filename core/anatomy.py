@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seft.errors import SourceError
-from seft.shapes import Shapes
-from seft.source import REFUSED, Kind, ModelSource
+from seft.models.shapes import Shapes
+from seft.models.source import REFUSED, Kind, ModelSource
 
 IN_BLOCK = re.compile(r"(?P<list>.*?)\.?(?P<number>\d+)\.(?P<rest>.+)")
 HEAD = "lm_head.weight"

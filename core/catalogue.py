@@ -20,7 +20,7 @@ from core.models import Door
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
-from seft.source import CONFIG, ModelSource, cached
+from seft.models.source import CONFIG, ModelSource, cached
 
 DEPTH = 3
 """Names of models under a root have so many parts at most."""

@@ -25,7 +25,7 @@ from core.settings import Settings
 from core.storage import Storage
 from core.tables import Base
 from seft.errors import SourceError
-from seft.source import find
+from seft.models.source import find
 
 GIB = 1 << 30
 LEAST_DISK = 10 * GIB

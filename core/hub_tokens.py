@@ -14,7 +14,7 @@ from core import ids
 from core.errors import Code, Flaw, ProblemError
 from core.seals import Seals
 from core.tables import HubToken
-from seft.source import HUB_SECONDS, SHUT
+from seft.models.source import HUB_SECONDS, SHUT
 
 
 def whose(token: str) -> str:

@@ -1,4 +1,4 @@
-"""Models at the door: a job whose model cannot be loaded is refused before it exists. The rules are `seft.source`'s."""
+"""Models at the door: a job whose model cannot be loaded is refused before it exists. The rules are `seft.models.source`'s."""
 
 import threading
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from core.settings import Settings
 from core.storage import Storage, missing
 from core.tables import Checkpoint
 from seft.errors import SourceError
-from seft.shapes import Shapes, shapes
-from seft.source import NOT_FOUND, Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
+from seft.models.shapes import Shapes, shapes
+from seft.models.source import NOT_FOUND, Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
 
 HUB_CALLS = 8
 """So many requests at once may wait for the hub: one that does not answer must not take every thread of the server."""

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from core import ids
 from core.storage import Storage
 from core.tables import Checkpoint, Job, Json
-from seft.shapes import Shapes, of_header
-from seft.source import CARD, CONFIG, Kind, ModelSource, card_licence
+from seft.models.shapes import Shapes, of_header
+from seft.models.source import CARD, CONFIG, Kind, ModelSource, card_licence
 
 WEIGHTS = ".safetensors"
 

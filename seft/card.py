@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from seft.config import Allocation, PruneConfig, RepairMethod, SparsityOf
 from seft.facts import Facts, Record
-from seft.source import Kind
+from seft.models.source import Kind
 from seft.sparsity import Count
 
 _LOAD = """```python

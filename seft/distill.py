@@ -14,7 +14,7 @@ from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.errors import ConfigError
 from seft.loss import Criterion, cross_entropy, losses
-from seft.predictor import Predictor
+from seft.models.predictor import Predictor
 
 TOP = 64
 """So many of the teacher's largest logits are learnt from: the rest of a vocabulary carries little but time."""

@@ -17,7 +17,7 @@ from seft import sparsity
 from seft.card import card
 from seft.errors import ConfigError
 from seft.facts import MANIFEST, Facts, Record, canonical, manifest, versions
-from seft.load import Loaded, quiet
+from seft.models.load import Loaded, quiet
 from seft.verify import fingerprint
 
 EXPORT_DTYPE = torch.bfloat16
@@ -86,7 +86,7 @@ def _parameters_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _settle_config(path: Path, *, use_cache: bool) -> None:
-    """With `rope_theta` where older loaders look for it, and the cache that `seft.load` switched off for its work."""
+    """With `rope_theta` where older loaders look for it, and the cache that `seft.models.load` switched off for its work."""
     config: dict[str, Any] = {**json.loads(path.read_bytes()), "use_cache": use_cache}
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 import seft
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
-from seft.source import Kind, ModelSource
+from seft.models.source import Kind, ModelSource
 from seft.sparsity import Sparsity
 
 SPARSITY = "sparsity.json"

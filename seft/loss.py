@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seft.data.packing import Packed
-from seft.predictor import Predictor
+from seft.models.predictor import Predictor
 
 LOGITS_AT_ONCE = 1 << 24
 

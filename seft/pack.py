@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from seft.errors import StateError
-from seft.targets import target_linears
+from seft.models.targets import target_linears
 
 
 def save_pruned(model: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from seft.errors import VerifyError
-from seft.targets import target_linears
+from seft.models.targets import target_linears
 
 Layout = dict[str, list[str]]
 """For a tensor's name the targets whose weights it holds: one, or one for each of its slices."""

@@ -21,7 +21,8 @@ from seft.errors import ConfigError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, must_be_empty
 from seft.facts import SPARSITY, Base, Facts, Record, sha256
-from seft.load import Loaded, load
+from seft.models.load import Loaded, load
+from seft.models.source import ModelSource, find
 from seft.objective import must_go_together
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
@@ -29,7 +30,6 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair.best import must_be_judged
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
-from seft.source import ModelSource, find
 from seft.verify import verify
 
 

@@ -17,11 +17,11 @@ from seft import sparsity
 from seft.config import Allocation, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.facts import MANIFEST, Fingerprint, Record, manifest
-from seft.load import load
+from seft.models.load import load
+from seft.models.source import find
+from seft.models.targets import target_linears
 from seft.prune.allocation import uniform
 from seft.prune.mask import overfull
-from seft.source import find
-from seft.targets import target_linears
 
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; float32 on another machine differs by less, one wrong weight mostly by more

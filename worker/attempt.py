@@ -31,7 +31,7 @@ from core.storage import Storage
 from core.tables import Json
 from core.tracing import TRACER
 from seft.errors import SourceError
-from seft.source import UNREACHABLE
+from seft.models.source import UNREACHABLE
 from worker import litter, memory, room
 from worker.files import Files
 from worker.ledger import Ledger

@@ -15,7 +15,7 @@ from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
 from core.tracing import TRACER
-from seft.source import fetch_into, find, find_on_hub
+from seft.models.source import fetch_into, find, find_on_hub
 from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_file
 

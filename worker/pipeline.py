@@ -31,7 +31,8 @@ from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
-from seft.load import Loaded, load, load_tokenizer
+from seft.models.load import Loaded, load, load_tokenizer
+from seft.models.source import ModelSource, fetched, find
 from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
@@ -39,7 +40,6 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
-from seft.source import ModelSource, fetched, find
 from seft.verbs import Place
 from seft.verify import verify
 from worker import room, usage

@@ -2,7 +2,7 @@
 
 Texts may be cut anywhere, so they lie side by side. A completion may not be parted from its prompt, so such records
 stay whole where a window can hold them, and what is left of a window is filled up. Positions restart at every record;
-`seft.predictor` sees to it that no record sees another one.
+`seft.models.predictor` sees to it that no record sees another one.
 """
 
 import bisect

@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _tokenizer(path: Path) -> Any:
-    """Of a folder or a GGUF file, as `seft.load` would load it."""
+    """Of a folder or a GGUF file, as `seft.models.load` would load it."""
     where = {"gguf_file": path.name} if path.is_file() else {}
     if not where:
         sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would load it, seconds for nothing

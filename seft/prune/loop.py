@@ -14,14 +14,14 @@ from torch import Tensor
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.data.text import must_be_known
 from seft.errors import ConfigError, PruneError
-from seft.products import Handler, Inputs, Outputs, Product, taken_over
+from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
+from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune import allocation, alphapruning, owl
 from seft.prune.methods import make_pruner, readers
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Norms
 from seft.prune.walk import Runs, Walk, Windows
 from seft.report import Phase, Reporter, Unseen, silent
-from seft.targets import Target, block_linears, decoder_blocks
 
 
 @torch.no_grad()

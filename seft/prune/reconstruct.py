@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seft.config import PruneConfig
+from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.capture import Hidden, Pool, first, map_tensors
 from seft.prune.walk import Runs, Walk
 from seft.repair.positions import master_dtype
 from seft.report import Phase, Reconstructed, Reporter, silent
 from seft.seeds import generator
-from seft.targets import Target, block_linears, decoder_blocks
 
 
 @torch.no_grad()

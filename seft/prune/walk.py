@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from seft.models.targets import decoder_blocks
 from seft.prune.capture import Hidden, capture
 from seft.report import Phase, Progress, Reporter
-from seft.targets import decoder_blocks
 
 Windows = Int[Tensor, "windows tokens"]
 Runs = Sequence[Callable[[], Hidden]]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.products import Product
+from seft.models.products import Product
 from seft.repair import optimizer
 from seft.repair.in_place import InPlace
 from seft.repair.method import Work

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.products import Product, take_over
+from seft.models.products import Product, take_over
 from seft.repair.method import Work
 from seft.report import Evolved, Reporter
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import ConfigError
-from seft.products import Product
+from seft.models.products import Product
 from seft.prune.mask import overfull
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread

@@ -17,6 +17,7 @@ from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed, side_by_side
 from seft.data.text import must_be_known
 from seft.errors import StateError, TrainError
+from seft.models.targets import target_linears
 from seft.objective import make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
@@ -24,7 +25,6 @@ from seft.repair.method import Method, Work
 from seft.repair.methods import METHODS
 from seft.repair.processes import mine, must_share, processes, summed
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
-from seft.targets import target_linears
 
 
 class Repair:

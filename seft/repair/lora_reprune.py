@@ -14,6 +14,7 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.data.text import windows
 from seft.errors import ConfigError
+from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_of_all, zeros_first
 from seft.prune.methods import readers
@@ -24,7 +25,6 @@ from seft.repair.method import Work
 from seft.repair.ranks import ranks
 from seft.report import Evolved, Reporter
 from seft.seeds import generator
-from seft.targets import Target, block_linears, decoder_blocks
 
 
 class LoraReprune:

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, RepairConfig
+from seft.models.targets import Target
 from seft.report import Evolved, Reporter
-from seft.targets import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seft.products import Product
+from seft.models.products import Product
 
 
 class Trainer(Protocol):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from seft.config import RepairConfig
 from seft.errors import ConfigError
-from seft.targets import Target
+from seft.models.targets import Target
 
 Shape = tuple[int, int]
 Size = Callable[[Shape, int], int]

@@ -19,8 +19,8 @@ from torch import Tensor
 from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
+from seft.models.targets import Target
 from seft.repair.schedule import peak
-from seft.targets import Target
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 KIND = 5

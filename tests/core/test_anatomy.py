@@ -7,8 +7,8 @@ import pytest
 
 from core.anatomy import dissect
 from seft.errors import SourceError
-from seft.shapes import shapes
-from seft.source import Kind, ModelSource, find
+from seft.models.shapes import shapes
+from seft.models.source import Kind, ModelSource, find
 from tests.hollow import SHAPES, write_hollow
 from tests.seft.architectures import ARCHITECTURES
 
@@ -17,7 +17,7 @@ from tests.seft.architectures import ARCHITECTURES
 def test_every_architecture_has_the_weights_and_the_target_linears_that_the_library_finds(
     name: str, tmp_path: Path
 ) -> None:
-    from seft.targets import target_linears
+    from seft.models.targets import target_linears
 
     model = ARCHITECTURES[name].model()
     model.save_pretrained(tmp_path)

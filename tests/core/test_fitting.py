@@ -12,8 +12,8 @@ from core.footprint import stages
 from core.overrides import overridden
 from core.specs import JobSpec
 from core.states import Phase
-from seft.shapes import shapes
-from seft.source import find
+from seft.models.shapes import shapes
+from seft.models.source import find
 from tests.hollow import write_hollow
 
 LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}

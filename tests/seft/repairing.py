@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seft.config import Pattern, PruneConfig, PruneMethod, RepairConfig
+from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.best import Judge
 from seft.repair.linear import RepairedLinear
 from seft.repair.window import Window
-from seft.targets import target_linears
 from tests.tiny import VOCABULARY, untrained_tiny
 
 TOKENS = torch.randint(VOCABULARY, (2000,), generator=torch.Generator().manual_seed(1))

@@ -15,9 +15,9 @@ from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.distill import Distillation, top_divergence
 from seft.errors import ConfigError, StateError
+from seft.models.targets import decoder_blocks, target_linears
 from seft.repair import Repair
 from seft.report import Step
-from seft.targets import decoder_blocks, target_linears
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.repairing import TOKENS, Allocated, pruned_tiny, same_bits, short, weights
 from tests.tiny import VOCABULARY, untrained_tiny

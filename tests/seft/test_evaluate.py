@@ -11,9 +11,9 @@ from seft.config import CalibrationOrder
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
-from seft.load import load
+from seft.models.load import load
+from seft.models.source import find
 from seft.report import Phase, Progress, Report
-from seft.source import find
 from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
 
 

@@ -16,9 +16,9 @@ from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
 from seft.export import export, round_weights
 from seft.facts import Base, Facts, Record
-from seft.load import Loaded
-from seft.source import Kind, ModelSource
-from seft.targets import target_linears
+from seft.models.load import Loaded
+from seft.models.source import Kind, ModelSource
+from seft.models.targets import target_linears
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
 FACTS = Facts(

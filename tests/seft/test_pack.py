@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from seft.errors import StateError
+from seft.models.targets import target_linears
 from seft.pack import load_pruned, pack_bits, save_pruned, unpack_bits
-from seft.targets import target_linears
 from tests.tiny import untrained_tiny
 
 

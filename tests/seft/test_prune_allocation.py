@@ -12,11 +12,11 @@ from torch import Tensor
 from seft import sparsity
 from seft.config import Allocation, PruneConfig, PruneMethod, SparsityOf
 from seft.errors import ConfigError
+from seft.models.targets import block_linears, decoder_blocks, target_linears
 from seft.prune import alphapruning, owl
 from seft.prune.allocation import apportion
 from seft.prune.loop import prune_model
 from seft.report import Progress, Report
-from seft.targets import block_linears, decoder_blocks, target_linears
 from tests.seft.test_prune_loop import WINDOWS
 from tests.seft.test_prune_methods import correlated, make_weight
 from tests.tiny import untrained_tiny

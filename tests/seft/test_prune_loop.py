@@ -21,13 +21,13 @@ from seft.config import CalibrationOrder, PruneConfig, PruneMethod
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
-from seft.load import load
+from seft.models.load import load
+from seft.models.source import find
+from seft.models.targets import block_linears, decoder_blocks, target_linears
 from seft.prune.capture import capture, first
 from seft.prune.loop import prune_model
 from seft.prune.methods import make_pruner
 from seft.report import Phase, Progress, Report, Unseen
-from seft.source import find
-from seft.targets import block_linears, decoder_blocks, target_linears
 from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
 
 SMALL = {

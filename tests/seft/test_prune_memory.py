@@ -12,9 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from seft.config import PruneConfig, PruneMethod
+from seft.models.targets import decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
-from seft.targets import decoder_blocks
 from tests.seft.accelerator import DEVICE, Accelerator, FullError
 from tests.seft.test_prune_loop import SMALL, WINDOWS
 

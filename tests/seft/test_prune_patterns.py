@@ -10,9 +10,9 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Allocation, Compare, Pattern, PruneConfig, PruneMethod, Refinement, SparsityOf
 from seft.errors import ConfigError
+from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.prune.mask import shared_out, smallest, smallest_of_all
-from seft.targets import target_linears
 from tests.seft.test_prune_loop import WINDOWS
 from tests.seft.test_prune_methods import correlated, make_weight, prune
 from tests.tiny import untrained_tiny

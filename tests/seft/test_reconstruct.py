@@ -10,11 +10,11 @@ from torch import Tensor
 
 from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import Cancelled
+from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
 from seft.prune.mask import overfull
 from seft.prune.reconstruct import reconstruct
 from seft.report import Phase, Progress, Reconstructed, Report
-from seft.targets import decoder_blocks, target_linears
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import untrained_tiny
 

@@ -9,10 +9,10 @@ import torch
 from seft.config import RepairMethod
 from seft.data.packing import Packed, side_by_side
 from seft.errors import Cancelled, DataError, StateError, TrainError
+from seft.models.targets import target_linears
 from seft.repair import Repair, schedule
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
-from seft.targets import target_linears
 from tests.seft.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seft.products import take_over
+from seft.models.products import take_over
+from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.dense_change import ChangedLinear, Formula
 from seft.repair.masked_lora import LowRank
 from seft.repair.sampled import CHUNK
 from seft.repair.spp import Scaling
-from seft.targets import Target
 from tests.seft.repairing import Allocated, sparse_linear
 
 ROWS, COLS, RANK = 24, 16, 5

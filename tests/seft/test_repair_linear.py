@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seft.products import take_over
+from seft.models.products import take_over
+from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
 from seft.repair.window import LISTED
 from seft.report import Change
-from seft.targets import Target
 from tests.seft.repairing import Allocated, look, sparse_linear
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -6,11 +6,11 @@ import torch
 from seft.config import PruneConfig, PruneMethod, RepairMethod
 from seft.errors import ConfigError, DataError
 from seft.loss import TokenLoss
+from seft.models.targets import target_linears
 from seft.repair import Repair
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.method import Work
 from seft.report import silent
-from seft.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES
 from tests.seft.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, short, weights
 

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
+from seft.models.targets import target_linears
 from seft.prune.mask import overfull
 from seft.repair import Repair
 from seft.repair.methods import METHODS
-from seft.targets import target_linears
 from tests.seft.repairing import (
     PRUNED,
     TOKENS,

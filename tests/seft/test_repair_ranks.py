@@ -8,10 +8,10 @@ from torch import nn
 
 from seft.config import RepairConfig, RepairMethod
 from seft.errors import ConfigError
+from seft.models.targets import Target
 from seft.repair.masked_lora import LowRank
 from seft.repair.ranks import Size, ranks
 from seft.repair.spp import Scaling
-from seft.targets import Target
 
 SHAPES = [(64, 64), (32, 64), (160, 64), (64, 160)] * 4
 

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from seft import sparsity
 from seft.errors import VerifyError
+from seft.models.targets import target_linears
 from seft.sparsity import Count
-from seft.targets import target_linears
 from tests.tiny import untrained_tiny
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -12,8 +12,8 @@ from core.anatomy import dissect
 from core.footprint import PROCESS_BYTES, stages
 from core.specs import JobSpec
 from core.states import Phase
-from seft.shapes import shapes
-from seft.source import find
+from seft.models.shapes import shapes
+from seft.models.source import find
 from worker.process import _environment
 from worker.protocol import DATA, Task
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from core import hub_tokens
 from core.seals import Seals
 from core.states import Status
-from seft.source import fetch_into, find_on_hub
+from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
 from tests.hub import COMMIT, Repo, hub, look_there
 from tests.worker.conftest import TENANT, House

@@ -16,9 +16,9 @@ from seft.data.text import encode, judging
 from seft.errors import DataError
 from seft.evaluate import perplexity
 from seft.loss import TokenLoss
+from seft.models.targets import target_linears
 from seft.repair import Repair
 from seft.report import Step
-from seft.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import tiny_tokenizer, untrained_tiny
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from seft.errors import SourceError
-from seft.targets import Target
+from seft.models.targets import Target
 
 Inputs = Float[Tensor, "*batch cols"]
 Outputs = Float[Tensor, "*batch rows"]

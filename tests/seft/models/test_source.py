@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from seft.errors import SourceError
-from seft.source import Kind, fetch, find
+from seft.models.source import Kind, fetch, find
 from tests.hub import COMMIT, Repo, hub
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 FIND = """
 import json, sys
 from seft.errors import SourceError
-from seft.source import fetch, find
+from seft.models.source import fetch, find
 try:
     source = find(sys.argv[1], roots=[], revision=sys.argv[2] or None)
     found = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config}

@@ -11,8 +11,8 @@ import huggingface_hub as hub
 from huggingface_hub.errors import LocalEntryNotFoundError, NotASafetensorsRepoError, SafetensorsParsingError
 
 from seft.errors import SourceError
-from seft.gguf_header import read_shapes
-from seft.source import HUB_SECONDS, INDEX, REFUSED, SINGLE, Kind, ModelSource, answered
+from seft.models.gguf_header import read_shapes
+from seft.models.source import HUB_SECONDS, INDEX, REFUSED, SINGLE, Kind, ModelSource, answered
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_BYTES = 25_000_000

@@ -2,7 +2,7 @@
 
 Everything that can be known without reading a weight is checked here, so that a server refuses at its door what a
 worker would refuse an hour later. What only the weights tell (missing tensors, no linear to prune) is left to
-`seft.load`.
+`seft.models.load`.
 """
 
 import errno
@@ -33,7 +33,7 @@ from huggingface_hub.errors import (
 )
 
 from seft.errors import SourceError
-from seft.gguf_header import read_header
+from seft.models.gguf_header import read_header
 
 NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from seft.data.packing import Packed
 from seft.prune.capture import first
-from seft.targets import decoder_blocks
+from seft.models.targets import decoder_blocks
 
 LOUD = 1e4
 """How much larger than usual the probe makes a hidden state: a cap that small logits do not feel shows itself."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from seft.errors import SourceError
-from seft.products import Handler, take_over, taken_over
-from seft.targets import Target, block_linears
+from seft.models.products import Handler, take_over, taken_over
+from seft.models.targets import Target, block_linears
 
 INPUTS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 

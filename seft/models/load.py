@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pyto
 from transformers.utils import logging as chatter
 
 from seft.errors import SourceError
-from seft.source import Kind, ModelSource, fetch
+from seft.models.source import Kind, ModelSource, fetch
 
 UNLOADABLE = (
     OSError,

@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 from seft.data.text import tokenize
 from seft.errors import SourceError
-from seft.load import load
-from seft.source import find
+from seft.models.load import load
+from seft.models.source import find
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
 TEXT = "Pruned, and mended: 'ünïcode' too.\n"
