@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.trial import BATCH, LENGTH, Cell, Cells, Trial, parser
+from seft.checkpoint.pack import load_pruned
 from seft.choices import Question, accuracy
 from seft.config import RepairConfig, RepairMethod
-from seft.pack import load_pruned
 
 STEPS = 100
 QUESTIONS = 500

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.config import CalibrationOrder, PruneConfig, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
@@ -28,7 +29,6 @@ from seft.loss import TokenLoss
 from seft.models.load import Loaded, load
 from seft.models.source import find
 from seft.models.targets import target_linears
-from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Judged, Progress, Report, Step

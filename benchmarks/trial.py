@@ -15,13 +15,13 @@ from typing import Any
 import torch
 import transformers
 
+from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.config import CalibrationOrder, PruneConfig, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
 from seft.models.load import load
 from seft.models.source import find
-from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Report, Step

@@ -19,7 +19,7 @@ from seft.errors import SeftError
 from seft.report import Reporter
 
 if TYPE_CHECKING:
-    from seft.facts import Record
+    from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from seft.report import Evolved, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
-    from seft.facts import Record
-    from seft.sparsity import Count, Sparsity
+    from seft.checkpoint.facts import Record
+    from seft.checkpoint.sparsity import Count, Sparsity
 
 
 @contextmanager

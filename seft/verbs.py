@@ -10,7 +10,11 @@ from pathlib import Path
 
 import torch
 
-from seft import harness, sparsity
+from seft import harness
+from seft.checkpoint import sparsity
+from seft.checkpoint.export import export, must_be_empty
+from seft.checkpoint.facts import SPARSITY, Base, Facts, Record, sha256
+from seft.checkpoint.verify import verify
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.data import records
@@ -19,8 +23,6 @@ from seft.data.packing import packed
 from seft.data.text import encode, judging, tokenize, windows
 from seft.errors import ConfigError
 from seft.evaluate import mean_loss, perplexity
-from seft.export import export, must_be_empty
-from seft.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.models.load import Loaded, load
 from seft.models.source import ModelSource, find
 from seft.objective import must_go_together
@@ -30,7 +32,6 @@ from seft.prune.reconstruct import reconstruct
 from seft.repair.best import must_be_judged
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
-from seft.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

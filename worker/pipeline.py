@@ -22,6 +22,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from seft.checkpoint.export import export, round_weights
+from seft.checkpoint.facts import Base, Facts, Record
+from seft.checkpoint.pack import load_pruned, save_pruned
+from seft.checkpoint.verify import verify
 from seft.config import RepairConfig
 from seft.data import records
 from seft.data.marking import beginning
@@ -29,11 +33,8 @@ from seft.data.packing import Packed, packed, row
 from seft.data.text import encode, judging, windows
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
-from seft.export import export, round_weights
-from seft.facts import Base, Facts, Record
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource, fetched, find
-from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
@@ -41,7 +42,6 @@ from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.verbs import Place
-from seft.verify import verify
 from worker import room, usage
 from worker.meter import Stage, progress, stages
 from worker.protocol import (

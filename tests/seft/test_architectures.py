@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from seft import sparsity
+from seft.checkpoint import sparsity
+from seft.checkpoint.export import export
+from seft.checkpoint.facts import Base, Facts
+from seft.checkpoint.pack import load_pruned, save_pruned
+from seft.checkpoint.verify import check
 from seft.config import PruneConfig, PruneMethod, RepairConfig, RepairMethod
-from seft.export import export
-from seft.facts import Base, Facts
 from seft.loss import TokenLoss
 from seft.models.load import Loaded, load
 from seft.models.products import taken_over
 from seft.models.source import Kind, ModelSource, find
 from seft.models.targets import decoder_blocks, target_linears
-from seft.pack import load_pruned, save_pruned
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
-from seft.verify import check
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import tiny_tokenizer
 

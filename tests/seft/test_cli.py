@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft import sparsity
+from seft.checkpoint import sparsity
+from seft.checkpoint.facts import Record, sha256
 from seft.cli import main
 from seft.config import Pattern, RateSchedule
-from seft.facts import Record, sha256
 
 
 @pytest.fixture(scope="module")

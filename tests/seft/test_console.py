@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
+from seft.checkpoint.sparsity import Count, Sparsity
 from seft.console import Lines, Moving, inspection
 from seft.report import Evolved, Phase, Progress, Reporter, Step, Unseen
-from seft.sparsity import Count, Sparsity
 
 STEPS = 200
 

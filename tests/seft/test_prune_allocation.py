@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seft import sparsity
+from seft.checkpoint import sparsity
 from seft.config import Allocation, PruneConfig, PruneMethod, SparsityOf
 from seft.errors import ConfigError
 from seft.models.targets import block_linears, decoder_blocks, target_linears

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from core.specs import JobSpec
 from core.states import Phase
+from seft.checkpoint.facts import Record
 from seft.config import RepairConfig
 from seft.errors import Cancelled, ConfigError, DataError
-from seft.facts import Record
 from seft.repair import state
 from worker.pipeline import Pipeline
 from worker.protocol import (

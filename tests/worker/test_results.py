@@ -7,7 +7,7 @@ from core import attempts
 from core.attempts import Attempt
 from core.storage import Storage
 from core.tables import Json
-from seft.facts import Record
+from seft.checkpoint.facts import Record
 from tests.worker.conftest import House
 from worker.files import MANIFEST, Files
 from worker.pipeline import Pipeline

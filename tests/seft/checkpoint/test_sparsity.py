@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seft import sparsity
+from seft.checkpoint import sparsity
+from seft.checkpoint.sparsity import Count
 from seft.errors import VerifyError
 from seft.models.targets import target_linears
-from seft.sparsity import Count
 from tests.tiny import untrained_tiny
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft import sparsity
+from seft.checkpoint import sparsity
+from seft.checkpoint.export import export, round_weights
+from seft.checkpoint.facts import Base, Facts, Record
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError
-from seft.export import export, round_weights
-from seft.facts import Base, Facts, Record
 from seft.models.load import Loaded
 from seft.models.source import Kind, ModelSource
 from seft.models.targets import target_linears
@@ -163,7 +163,7 @@ def test_the_loading_lines_of_the_card_work(folder: Path) -> None:
 
 
 def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seft.export.MAX_SHARD", "100KB")
+    monkeypatch.setattr("seft.checkpoint.export.MAX_SHARD", "100KB")
     export(half_sparse(), tmp_path / "out", FACTS)
     shards = list((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 2

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from seft.checkpoint.pack import load_pruned, pack_bits, save_pruned, unpack_bits
 from seft.errors import StateError
 from seft.models.targets import target_linears
-from seft.pack import load_pruned, pack_bits, save_pruned, unpack_bits
 from tests.tiny import untrained_tiny
 
 

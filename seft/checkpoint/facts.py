@@ -14,10 +14,10 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 import seft
+from seft.checkpoint.sparsity import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
 from seft.models.source import Kind, ModelSource
-from seft.sparsity import Sparsity
 
 SPARSITY = "sparsity.json"
 MANIFEST = "manifest.json"

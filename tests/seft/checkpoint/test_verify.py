@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from seft.checkpoint.facts import MANIFEST, canonical, manifest
+from seft.checkpoint.verify import check, verify
 from seft.errors import VerifyError
-from seft.facts import MANIFEST, canonical, manifest
-from seft.verify import check, verify
-from tests.seft.test_export import export_half_sparse
+from tests.seft.checkpoint.test_export import export_half_sparse
 
 WEIGHTS = "model.safetensors"
 Q = "model.layers.2.self_attn.q_proj.weight"

@@ -1,7 +1,7 @@
 """Write the sparse checkpoint: a Hugging Face folder in bfloat16 with exact zeros, which loads everywhere.
 
 Its bytes depend on the weights and the facts alone, so a run that was killed and went on ends in the same sha256. Zeros
-are not packed: the packed formats that loaders once knew are gone. `seft.verify` reads the folder again.
+are not packed: the packed formats that loaders once knew are gone. `seft.checkpoint.verify` reads the folder again.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from seft import sparsity
-from seft.card import card
+from seft.checkpoint import sparsity
+from seft.checkpoint.card import card
+from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical, manifest, versions
+from seft.checkpoint.verify import fingerprint
 from seft.errors import ConfigError
-from seft.facts import MANIFEST, Facts, Record, canonical, manifest, versions
 from seft.models.load import Loaded, quiet
-from seft.verify import fingerprint
 
 EXPORT_DTYPE = torch.bfloat16
 MAX_SHARD = "5GB"

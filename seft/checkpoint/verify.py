@@ -1,6 +1,6 @@
 """Read an exported folder again, trusting nothing: files, counts, loading, logits.
 
-`verify` does it in a clean process, `python -m seft.verify FOLDER`, so that nothing which the exporting process has in
+`verify` does it in a clean process, `python -m seft.checkpoint.verify FOLDER`, so that nothing which the exporting process has in
 memory or has patched can make a broken folder look whole. It judges what was written, not whether the model is good.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from seft import sparsity
+from seft.checkpoint import sparsity
+from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
 from seft.config import Allocation, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
-from seft.facts import MANIFEST, Fingerprint, Record, manifest
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
@@ -31,7 +31,7 @@ def verify(folder: Path) -> None:
     """Check an exported folder in a process of its own; VerifyError names the first thing that is wrong."""
     package_root = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "seft.verify", str(folder)],
+        [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
         env={**os.environ, "PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

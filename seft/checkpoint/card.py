@@ -5,10 +5,10 @@ It says nothing that `sparsity.json` does not hold.
 
 from dataclasses import asdict, fields
 
+from seft.checkpoint.facts import Facts, Record
+from seft.checkpoint.sparsity import Count
 from seft.config import Allocation, PruneConfig, RepairMethod, SparsityOf
-from seft.facts import Facts, Record
 from seft.models.source import Kind
-from seft.sparsity import Count
 
 _LOAD = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,7 +1,7 @@
 """The pruned state in one small file: a bitmask and the nonzero values of every target linear, bit for bit.
 
 It is what a run goes on from instead of pruning again. It holds nothing that pruning leaves alone (embeddings, norms,
-biases), and it is no format for users: `seft.export` writes that.
+biases), and it is no format for users: `seft.checkpoint.export` writes that.
 """
 
 from pathlib import Path
