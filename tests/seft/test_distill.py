@@ -19,7 +19,7 @@ from seft.models.targets import decoder_blocks, target_linears
 from seft.repair import Repair
 from seft.report import Step
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repairing import TOKENS, Allocated, pruned_tiny, same_bits, short, weights
+from tests.seft.repair.repairing import TOKENS, Allocated, pruned_tiny, same_bits, short, weights
 from tests.tiny import VOCABULARY, untrained_tiny
 
 WINDOWS = Packed.plain(TOKENS[:120].view(3, 40))

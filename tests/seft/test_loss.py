@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from seft import loss
 from seft.loss import TokenLoss
-from tests.seft.repairing import Allocated
+from tests.seft.repair.repairing import Allocated
 from tests.tiny import untrained_tiny
 
 WINDOWS = torch.randint(384, (3, 40), generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from tests.seft.repairing import pruned_tiny, short
+from tests.seft.repair.repairing import pruned_tiny, short
 from tests.tiny import VOCABULARY, beginning_tokenizer, tiny_tokenizer
 
 SEQUENTIAL, RANDOM = CalibrationOrder.SEQUENTIAL, CalibrationOrder.RANDOM

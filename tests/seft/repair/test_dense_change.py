@@ -14,7 +14,7 @@ from seft.repair.dense_change import ChangedLinear, Formula
 from seft.repair.masked_lora import LowRank
 from seft.repair.sampled import CHUNK
 from seft.repair.spp import Scaling
-from tests.seft.repairing import Allocated, sparse_linear
+from tests.seft.repair.repairing import Allocated, sparse_linear
 
 ROWS, COLS, RANK = 24, 16, 5
 FORMULAS = [LowRank, Scaling]

@@ -16,7 +16,7 @@ from seft.models.targets import decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from tests.seft.accelerator import DEVICE, Accelerator, FullError
-from tests.seft.test_prune_loop import SMALL, WINDOWS
+from tests.seft.prune.test_loop import SMALL, WINDOWS
 
 BLOCKS = 48
 ROOM = {PruneMethod.WANDA: 2.5, PruneMethod.SPARSEGPT: 3.5}

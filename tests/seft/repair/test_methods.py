@@ -15,7 +15,7 @@ from seft.models.targets import target_linears
 from seft.prune.mask import overfull
 from seft.repair import Repair
 from seft.repair.methods import METHODS
-from tests.seft.repairing import (
+from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
     by_magnitude,

@@ -13,7 +13,7 @@ from seft.models.targets import target_linears
 from seft.repair import Repair, schedule
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
-from tests.seft.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
 
 
 def test_grown_zeros_are_counted_against_the_pruned_weights() -> None:

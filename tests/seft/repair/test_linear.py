@@ -14,7 +14,7 @@ from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
 from seft.repair.window import LISTED
 from seft.report import Change
-from tests.seft.repairing import Allocated, look, sparse_linear
+from tests.seft.repair.repairing import Allocated, look, sparse_linear
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 

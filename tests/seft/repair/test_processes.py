@@ -17,8 +17,8 @@ from seft.config import UNSTRUCTURED, Pattern, RepairMethod
 from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
-from tests.seft.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short
-from tests.seft.test_prune_loop import SMALL
+from tests.seft.prune.test_loop import SMALL
+from tests.seft.repair.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short
 
 STEPS = 8
 CASES = {

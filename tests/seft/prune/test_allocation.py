@@ -17,8 +17,8 @@ from seft.prune import alphapruning, owl
 from seft.prune.allocation import apportion
 from seft.prune.loop import prune_model
 from seft.report import Progress, Report
-from tests.seft.test_prune_loop import WINDOWS
-from tests.seft.test_prune_methods import correlated, make_weight
+from tests.seft.prune.test_loop import WINDOWS
+from tests.seft.prune.test_methods import correlated, make_weight
 from tests.tiny import untrained_tiny
 
 

@@ -9,7 +9,7 @@ from seft.prune.mask import in_groups
 from seft.repair import sampled as module
 from seft.repair import window as window_module
 from seft.repair.window import LISTED, Window
-from tests.seft.repairing import sparse_linear
+from tests.seft.repair.repairing import sparse_linear
 
 ROWS, COLS, COUNT = 24, 16, 6
 WEIGHT = sparse_linear(ROWS, COLS, 0.6).weight.detach()

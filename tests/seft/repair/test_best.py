@@ -11,7 +11,7 @@ from seft.config import RepairConfig, RepairMethod
 from seft.errors import ConfigError, TrainError
 from seft.repair import Repair
 from seft.report import Judged, Report
-from tests.seft.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
 
 every = pytest.mark.parametrize("method", RepairMethod)
 LOSSES = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}

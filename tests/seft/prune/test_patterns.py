@@ -13,8 +13,8 @@ from seft.errors import ConfigError
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.prune.mask import shared_out, smallest, smallest_of_all
-from tests.seft.test_prune_loop import WINDOWS
-from tests.seft.test_prune_methods import correlated, make_weight, prune
+from tests.seft.prune.test_loop import WINDOWS
+from tests.seft.prune.test_methods import correlated, make_weight, prune
 from tests.tiny import untrained_tiny
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 3)]

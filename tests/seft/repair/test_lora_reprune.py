@@ -12,7 +12,7 @@ from seft.repair.lora_reprune import LoraReprune
 from seft.repair.method import Work
 from seft.report import silent
 from tests.seft.architectures import ARCHITECTURES
-from tests.seft.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, short, weights
+from tests.seft.repair.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, short, weights
 
 CONFIG = short(method=RepairMethod.LORA_REPRUNE, density=0.05)
 
