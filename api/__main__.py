@@ -9,11 +9,12 @@ import uvicorn
 
 from api.app import routes
 from api.protocol import PatientProtocol
-from core import bucket, keys, logging
-from core.database import make_engine, make_sessions
+from core import keys
+from core.infra import bucket, logging
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
 from core.keys import Scope
 from core.settings import Settings
-from core.storage import Storage
 
 GRACE_SECONDS = 5
 """Streams of events never end by themselves."""

@@ -13,17 +13,17 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import keys
 from core.audit import Caller
 from core.catalogue import Catalogue
-from core.database import make_engine, make_sessions
 from core.errors import Code, Flaw, ProblemError
 from core.hub_tokens import HubTokens
+from core.infra.database import make_engine, make_sessions
+from core.infra.queue import Broker, make_app
+from core.infra.storage import Storage
 from core.intake import Intake
 from core.keys import Scope
 from core.models import Door
-from core.queue import Broker, make_app
 from core.rates import Limiter
 from core.seals import Seals
 from core.settings import Settings
-from core.storage import Storage
 from core.tables import ApiKey
 
 READING = ("GET", "HEAD")

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from api.app import make_app
 from api.courier import Courier
 from api.importer import Importer
-from core import logging, tracing
+from core.infra import logging, tracing
 from core.settings import Settings
 
 

@@ -21,7 +21,7 @@ import httpx2
 
 from client import uploads
 from client.http import Client
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.keys import Scope, issue
 from core.settings import Settings
 from local.servers import Servers, make_settings

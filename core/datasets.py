@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from core import ids, totals
 from core.errors import Code, Flaw, ProblemError
-from core.storage import Storage
+from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
 from seft.data.records import Format

@@ -19,10 +19,11 @@ import redis
 from pydantic import ValidationError
 from sqlalchemy import Connection, func, inspect, select
 
-from core import devices, ids
-from core.database import make_engine
+from core import ids
+from core.infra import devices
+from core.infra.database import make_engine
+from core.infra.storage import Storage
 from core.settings import Settings
-from core.storage import Storage
 from core.tables import Base
 from seft.errors import SourceError
 from seft.models.source import find

@@ -20,7 +20,7 @@ MOST = 100
 LEASE = timedelta(seconds=60)
 TRIES = 5
 UNFINISHED = timedelta(days=2)
-"""An upload whose parts do not come is given up after so long, as `core.storage.TORN` has the storage do."""
+"""An upload whose parts do not come is given up after so long, as `core.infra.storage.TORN` has the storage do."""
 KEPT = timedelta(days=30)
 PART_BYTES, PARTS = 16 << 20, 10_000
 """The least of a part, and the most that S3 takes of them."""

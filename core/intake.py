@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import datasets, fairness
 from core.datasets import Content
+from core.infra.storage import Storage
 from core.settings import Settings
-from core.storage import Storage
 from core.tables import Dataset
 
 

@@ -12,8 +12,9 @@ from functools import cache
 from sqlalchemy import BindParameter, ColumnElement, Double, Select, and_, bindparam, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
-from core import ids, keys, tracing
+from core import ids, keys
 from core.errors import Code, Flaw, ProblemError
+from core.infra import tracing
 from core.moves import record, shelve
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Move, Reason, Status

@@ -14,9 +14,9 @@ from core import results
 from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
 from core.hub_tokens import HubTokens, whose
+from core.infra.storage import Storage, missing
 from core.results import is_result
 from core.settings import Settings
-from core.storage import Storage, missing
 from core.tables import Checkpoint
 from seft.errors import SourceError
 from seft.models.shapes import Shapes, shapes

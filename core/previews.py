@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import Code, Flaw, ProblemError
-from core.storage import Storage
+from core.infra.storage import Storage
 from core.tables import Dataset, Json
 
 SAMPLE_BYTES = 256 << 10

@@ -8,7 +8,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core.outage import Outage
+from core.infra.outage import Outage
 from core.settings import Settings
 
 BURST_SECONDS = 10.0

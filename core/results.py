@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import ids
-from core.storage import Storage
+from core.infra.storage import Storage
 from core.tables import Checkpoint, Job, Json
 from seft.models.shapes import Shapes, of_header
 from seft.models.source import CARD, CONFIG, Kind, ModelSource, card_licence

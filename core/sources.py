@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from core.errors import Code, Flaw, ProblemError
-from core.storage import Storage
+from core.infra.storage import Storage
 from seft.models.source import HUB_SECONDS
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")

@@ -15,7 +15,7 @@ from typing import Self
 import httpx2
 from typing_extensions import override
 
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, write_private

@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from core.database import url
+from core.infra.database import url
 from core.settings import Settings
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def downgrade(settings: Settings) -> None:
 
 
 def _walk(settings: Settings, direction: Callable[[Config, str], None], to: str) -> None:
-    """Without the limits of `core.database` on a statement's time: an index on a large table may take longer.
+    """Without the limits of `core.infra.database` on a statement's time: an index on a large table may take longer.
 
     A lock that is not to be had within seconds is asked for again; OperationalError where somebody holds it for good.
     """

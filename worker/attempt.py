@@ -25,11 +25,11 @@ from core import attempts, retention, workers
 from core.ability import CPU
 from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError, ProblemError
+from core.infra.storage import Storage
+from core.infra.tracing import TRACER
 from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason
-from core.storage import Storage
 from core.tables import Json
-from core.tracing import TRACER
 from seft.errors import SourceError
 from seft.models.source import UNREACHABLE
 from worker import litter, memory, room

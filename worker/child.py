@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from core import tracing
+from core.infra import tracing
 from core.states import OUT_OF_MEMORY, Phase
 from seft.errors import (
     Cancelled,

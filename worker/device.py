@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from core import devices
 from core.ability import CPU, Ability
+from core.infra import devices
 from core.settings import Settings
 from worker import room
 

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from core.attempts import Attempt
+from core.infra.tracing import TRACER
 from core.seals import Seals
 from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
-from core.tracing import TRACER
 from seft.models.source import fetch_into, find, find_on_hub
 from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_file

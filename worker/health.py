@@ -9,7 +9,7 @@ import sys
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import workers
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 
 

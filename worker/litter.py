@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.infra.storage import Storage
 from core.states import Status
-from core.storage import Storage
 from core.tables import Checkpoint, Job
 
 ENDED = tuple(status for status in Status if status.final)

@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import datasets
+from core.infra.storage import Found, Storage
 from core.states import Status
-from core.storage import Found, Storage
 from core.tables import ApiKey, Checkpoint, Dataset, Job
 
 YOUNG = timedelta(days=1)

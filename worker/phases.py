@@ -1,11 +1,11 @@
-"""The phases of a training process as spans of its job's trace. See `core.tracing`."""
+"""The phases of a training process as spans of its job's trace. See `core.infra.tracing`."""
 
 import os
 from collections.abc import Callable
 
 from opentelemetry.trace import Span, StatusCode
 
-from core import tracing
+from core.infra import tracing
 from core.states import Phase
 from worker.protocol import Failed, Finished, Message, NoRoom, Progressed, Stopped
 

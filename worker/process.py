@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from core import tracing
+from core.infra import tracing
 
 LOG_BYTES = 8000
 """So much of what the process last wrote to its output is kept in memory."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from celery import Celery, signals
 
-from core import tracing
-from core.logging import configure
-from core.queue import TASK, make_app
+from core.infra import tracing
+from core.infra.logging import configure
+from core.infra.queue import TASK, make_app
 from core.settings import Settings
 from worker import device
 from worker.attempt import TRAINING

@@ -7,10 +7,11 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import queue, recovery, retention, workers
+from core import recovery, retention, workers
+from core.infra import queue
+from core.infra.storage import Storage
 from core.settings import Settings
 from core.states import Reason
-from core.storage import Storage
 from worker import device, litter, orphans
 
 BATCH = 16

@@ -17,7 +17,7 @@ import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from core.storage import Storage
+from core.infra.storage import Storage
 
 PATIENCE_SECONDS = 600.0
 """An object is tried again for so long while the storage does not answer."""

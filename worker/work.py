@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import attempts, queue, tracing, workers
+from core import attempts, workers
 from core.attempts import Attempt
-from core.database import make_engine, make_sessions
+from core.infra import queue, tracing
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
+from core.infra.tracing import TRACER
 from core.settings import Settings
-from core.storage import Storage
-from core.tracing import TRACER
 from worker import device
 from worker.attempt import Supervisor
 

@@ -17,11 +17,12 @@ from api.estimate_schemas import EstimateSpec, EstimateView
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
-from core import fairness, ids, jobs, queue
+from core import fairness, ids, jobs
 from core.admission import admit
 from core.audit import Caller
 from core.errors import Code
 from core.estimates import estimate
+from core.infra import queue
 from core.overrides import overridden
 from core.specs import JobSpec
 from core.states import Status

@@ -12,8 +12,8 @@ import core
 from api.deps import Here, Services
 from api.errors import responses
 from api.schemas import Alive, Ready, Version
-from core import queue
 from core.errors import Code, Flaw, ProblemError
+from core.infra import queue
 
 CHECK_SECONDS = 3.0
 NEEDED = ("database", "storage")

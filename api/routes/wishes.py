@@ -9,9 +9,10 @@ from api.deps import Auth, Here, JobId, Services
 from api.errors import responses
 from api.routes.jobs import detail
 from api.schemas import JobDetail
-from core import audit, queue, wishes
+from core import audit, wishes
 from core.audit import Caller
 from core.errors import Code
+from core.infra import queue
 from core.states import Status
 from core.tables import Job
 

@@ -15,8 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from core import attempts, jobs, queue
+from core import attempts, jobs
 from core.attempts import Attempt
+from core.infra import queue
 from core.models import HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec

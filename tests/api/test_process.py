@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from core import keys
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.keys import Scope
 from core.settings import Settings
 from local.servers import Servers

@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import make_app
 from core import datasets, jobs, keys
+from core.infra.storage import Storage
 from core.keys import Scope
 from core.settings import Settings
 from core.specs import JobSpec
-from core.storage import Storage
 from seft.data.records import Format
 from tests.browser import chromium
 from tests.browser.lives import Life

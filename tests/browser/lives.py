@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import attempts
 from core.attempts import Attempt, Fault
+from core.infra.storage import Storage
 from core.reports import CHANGES
 from core.states import Phase
-from core.storage import Storage
 from tests import hollow
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

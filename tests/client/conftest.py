@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from client.http import AsyncClient, Client
 from client.steps import flow
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
 from core.keys import Scope, issue
 from core.settings import Settings
-from core.storage import Storage
 from local.folder import FolderLock
 from local.stack import Api
 from tests.client.servers import Script, serving

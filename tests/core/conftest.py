@@ -7,10 +7,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import datasets, jobs
 from core.ability import Ability
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
 from core.settings import Settings
 from core.specs import JobSpec
-from core.storage import Storage
 from seft.data.records import Format
 
 Sessions = sessionmaker[Session]

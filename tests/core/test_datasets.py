@@ -13,7 +13,7 @@ import pytest
 
 from core import datasets
 from core.errors import Code, Flaw, ProblemError
-from core.storage import Storage
+from core.infra.storage import Storage
 from seft.data.records import Format
 from tests.core.conftest import Sessions
 

@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from core import fairness, jobs
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from core.tables import Base
 from migrations import HERE, downgrade, upgrade

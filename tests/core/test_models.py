@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from core.database import make_engine, make_sessions
 from core.errors import Code, ProblemError
 from core.hub_tokens import HubTokens
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
 from core.models import Door
 from core.seals import Seals
 from core.settings import Settings
-from core.storage import Storage
 from tests.hollow import write_hollow
 
 

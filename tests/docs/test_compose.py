@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError
 from sqlalchemy.orm import Session
 
 from core import figures
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from local import processes
 from local.folder import LOOPBACK, port_of, reserve_any

@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import attempts, ids, jobs
 from core.attempts import Attempt
-from core.database import make_engine, make_sessions
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
 from core.settings import Settings
 from core.specs import JobSpec
-from core.storage import Storage
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
 from worker.attempt import Supervisor

@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from core import attempts, wishes
+from core.infra.storage import Storage
 from core.states import Phase, Status
-from core.storage import Storage
 from core.tables import Job
 from tests.worker.conftest import House, alive, supervisor, wait_for
 from worker import litter

@@ -9,10 +9,10 @@ import psycopg
 import pytest
 from pydantic import PostgresDsn
 
-from core import bucket
+from core.infra import bucket
+from core.infra.storage import Storage
 from core.settings import Settings
 from core.states import Status
-from core.storage import Storage
 from local.servers import Servers
 from tests.worker.conftest import House, Workers, wait_for
 from tests.worker.test_workers import STAND_IN

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core import queue
 from core.ability import CPU
+from core.infra import queue
 from core.settings import Settings
 from core.tables import Worker
 from tests.worker.conftest import House

@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from core import attempts, datasets, ids, keys, queue
+from core import attempts, datasets, ids, keys
 from core.errors import ProblemError
+from core.infra import queue
+from core.infra.storage import Found, Storage
 from core.keys import Scope
-from core.storage import Found, Storage
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
 from worker import orphans

@@ -5,7 +5,7 @@ from typing import Any
 
 from core import attempts
 from core.attempts import Attempt
-from core.storage import Storage
+from core.infra.storage import Storage
 from core.tables import Json
 from seft.checkpoint.facts import Record
 from tests.worker.conftest import House

@@ -8,10 +8,11 @@ import redis
 from botocore.exceptions import ClientError
 from sqlalchemy import update
 
-from core import queue, recovery
+from core import recovery
 from core.ability import BOUNDLESS
+from core.infra import queue
+from core.infra.storage import Storage
 from core.states import Reason, Status
-from core.storage import Storage
 from core.tables import Job
 from tests.worker.conftest import House, supervisor
 from worker.room import RESERVE_BYTES

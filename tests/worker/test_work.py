@@ -7,8 +7,9 @@ import pytest
 import redis
 from sqlalchemy import update
 
-from core import queue, wishes, workers
+from core import wishes, workers
 from core.ability import BOUNDLESS
+from core.infra import queue
 from core.states import Status
 from core.tables import Job
 from tests.worker.conftest import House, supervisor

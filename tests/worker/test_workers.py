@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 from pydantic import PostgresDsn
 
-from core import queue
+from core.infra import queue
 from core.states import Status
 from local.servers import Servers
 from tests.worker.conftest import House, Workers, alive, children_of, wait_for

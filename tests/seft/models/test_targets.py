@@ -21,8 +21,8 @@ from transformers import (
 
 from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import SourceError
-from seft.prune.loop import prune_model
 from seft.models.targets import block_linears, decoder_blocks, target_linears
+from seft.prune.loop import prune_model
 from tests.tiny import untrained_tiny
 
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import redis
 
-from core import queue
+from core.infra import queue
 from core.settings import Settings
 
 

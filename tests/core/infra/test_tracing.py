@@ -3,7 +3,8 @@
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from core import attempts, tracing
+from core import attempts
+from core.infra import tracing
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.test_attempts import LEASE
 

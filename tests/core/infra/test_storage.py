@@ -12,9 +12,9 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
 
-from core.clock import NEAR
+from core.infra.clock import NEAR
+from core.infra.storage import TORN, Storage
 from core.settings import Settings
-from core.storage import TORN, Storage
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef

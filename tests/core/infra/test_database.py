@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from core.database import make_engine
+from core.infra.database import make_engine
 from core.settings import Settings
 
 

@@ -18,7 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from typing_extensions import override
 
-from core.clock import Clock
+from core.infra.clock import Clock
 from core.settings import Settings
 
 if TYPE_CHECKING:

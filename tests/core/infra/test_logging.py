@@ -15,7 +15,7 @@ from tests.core.conftest import Sessions
 
 SPEAK = """
 import logging, structlog, warnings
-from core.logging import configure
+from core.infra.logging import configure
 from core.settings import Settings
 configure(Settings())
 with structlog.contextvars.bound_contextvars(job_id="job_1", attempt=2):

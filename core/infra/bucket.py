@@ -9,7 +9,7 @@ from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from core.storage import Storage, missing
+from core.infra.storage import Storage, missing
 
 PART = ".part"
 

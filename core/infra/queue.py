@@ -7,7 +7,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import KombuError
 
-from core.outage import Outage
+from core.infra.outage import Outage
 from core.settings import Settings
 
 QUEUE, TASK = "seft", "seft.work"
