@@ -9,11 +9,11 @@ import uvicorn
 
 from api.app import routes
 from api.protocol import PatientProtocol
-from core import keys
+from core.access import keys
+from core.access.keys import Scope
 from core.infra import bucket, logging
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.keys import Scope
 from core.settings import Settings
 
 GRACE_SECONDS = 5

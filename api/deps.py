@@ -10,19 +10,19 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import keys
-from core.audit import Caller
+from core.access import keys
+from core.access.audit import Caller
+from core.access.hub_tokens import HubTokens
+from core.access.keys import Scope
+from core.access.rates import Limiter
+from core.access.seals import Seals
 from core.catalogue import Catalogue
 from core.errors import Code, Flaw, ProblemError
-from core.hub_tokens import HubTokens
 from core.infra.database import make_engine, make_sessions
 from core.infra.queue import Broker, make_app
 from core.infra.storage import Storage
 from core.intake import Intake
-from core.keys import Scope
 from core.models import Door
-from core.rates import Limiter
-from core.seals import Seals
 from core.settings import Settings
 from core.tables import ApiKey
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field
 
 from api.schemas import JOB_ID, TIME, example
-from core.keys import Scope
+from core.access.keys import Scope
 from core.specs import Line, Spec
 from core.tables import ApiKey, AuditEntry
 

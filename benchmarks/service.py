@@ -26,9 +26,9 @@ import psycopg
 
 from benchmarks.arrivals import Answer, Caller, Request, arrive, quantile
 from benchmarks.crowd import RARE, STEPS, fill
-from core import keys, sign_ins
+from core.access import keys, sign_ins
+from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
-from core.keys import Scope
 from core.settings import Settings
 from local.folder import FolderLock
 from local.processes import children_of

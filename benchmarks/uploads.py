@@ -21,8 +21,8 @@ import httpx2
 
 from client import uploads
 from client.http import Client
+from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
-from core.keys import Scope, issue
 from core.settings import Settings
 from local.servers import Servers, make_settings
 from local.stack import Api

@@ -5,8 +5,9 @@ No transaction is open while the hub is asked about a model.
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import audit, fairness, jobs
-from core.audit import Caller
+from core import fairness, jobs
+from core.access import audit
+from core.access.audit import Caller
 from core.estimates import estimate
 from core.models import Door
 from core.settings import Settings

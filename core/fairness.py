@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session, aliased
 
 from core import workers
 from core.ability import Ability, fits
-from core.audit import Caller
+from core.access.audit import Caller
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status

@@ -12,7 +12,8 @@ from functools import cache
 from sqlalchemy import BindParameter, ColumnElement, Double, Select, and_, bindparam, cast, func, or_, select, true
 from sqlalchemy.orm import Session, aliased
 
-from core import ids, keys
+from core import ids
+from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
 from core.moves import record, shelve

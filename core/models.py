@@ -11,9 +11,9 @@ from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import results
+from core.access.hub_tokens import HubTokens, whose
 from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
-from core.hub_tokens import HubTokens, whose
 from core.infra.storage import Storage, missing
 from core.results import is_result
 from core.settings import Settings
@@ -108,7 +108,7 @@ class Door:
         return found
 
     def owner(self, token: str) -> str:
-        """Whose token of the hub it is: `core.hub_tokens.whose`; or HUB_BUSY."""
+        """Whose token of the hub it is: `core.access.hub_tokens.whose`; or HUB_BUSY."""
         with self._calling("token", "(not repeated)"):
             return whose(token)
 

@@ -47,7 +47,7 @@ class HubToken(Base):
     name: Mapped[str]
     """Whose it is, as the hub said when it was given."""
     sealed: Mapped[str]
-    """The token, encrypted by `core.seals`."""
+    """The token, encrypted by `core.access.seals`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

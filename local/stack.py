@@ -15,8 +15,8 @@ from typing import Self
 import httpx2
 from typing_extensions import override
 
+from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
-from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, write_private
 from local.processes import LocalError

@@ -9,9 +9,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from core.access.seals import Seals
 from core.attempts import Attempt
 from core.infra.tracing import TRACER
-from core.seals import Seals
 from core.settings import Settings
 from core.states import Phase
 from core.tables import Json

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 from api.dashboard.render import ROOT, go, page
 from api.dashboard.visitors import COOKIE, Submitted, same_origin
 from api.deps import Here
-from core import sign_ins
+from core.access import sign_ins
 
 router = APIRouter()
 

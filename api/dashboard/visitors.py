@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
 from api.deps import READING, Here, counted, need
-from core import sign_ins
-from core.audit import Caller
+from core.access import sign_ins
+from core.access.audit import Caller
+from core.access.keys import Scope
 from core.errors import Code, ProblemError
-from core.keys import Scope
 
 COOKIE = "seft_session"
 FIELDS = 100

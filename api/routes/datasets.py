@@ -12,8 +12,9 @@ from api.dataset_schemas import DatasetPage, DatasetView, PreviewView
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.schemas import FILE_ID, MODEL
-from core import audit, datasets, ids
-from core.audit import Caller
+from core import datasets, ids
+from core.access import audit
+from core.access.audit import Caller
 from core.errors import Code, Flaw, ProblemError
 from core.previews import preview
 from core.specs import Line

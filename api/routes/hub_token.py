@@ -6,7 +6,7 @@ from api.deps import Admin, Auth, Carries, Here
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.model_schemas import HubTokenRequest, HubTokenView
-from core import audit, hub_tokens
+from core.access import audit, hub_tokens
 from core.errors import Code
 
 router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)

@@ -9,8 +9,9 @@ from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.import_schemas import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage, PartView
 from api.limits import JsonRoute
-from core import audit, fairness, ids, imports, sources
-from core.audit import Caller
+from core import fairness, ids, imports, sources
+from core.access import audit
+from core.access.audit import Caller
 from core.datasets import clean_name
 from core.errors import Code, Flaw, ProblemError
 from core.imports import State

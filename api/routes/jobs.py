@@ -18,8 +18,8 @@ from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
 from core import fairness, ids, jobs
+from core.access.audit import Caller
 from core.admission import admit
-from core.audit import Caller
 from core.errors import Code
 from core.estimates import estimate
 from core.infra import queue

@@ -10,7 +10,8 @@ from api.errors import BODY, responses
 from api.key_schemas import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from api.limits import JsonRoute
 from api.schemas import LARGEST_ID
-from core import audit, ids, keys
+from core import ids
+from core.access import audit, keys
 from core.errors import Code
 
 router = APIRouter(tags=["keys"], route_class=JsonRoute)

@@ -19,7 +19,8 @@ from api.webhook_schemas import (
     WebhookSecret,
     WebhookView,
 )
-from core import audit, ids, webhooks
+from core import ids, webhooks
+from core.access import audit
 from core.addresses import Network, open_to_all, spelt_out
 from core.errors import Code, Flaw, ProblemError
 

@@ -9,8 +9,9 @@ from api.deps import Auth, Here, JobId, Services
 from api.errors import responses
 from api.routes.jobs import detail
 from api.schemas import JobDetail
-from core import audit, wishes
-from core.audit import Caller
+from core import wishes
+from core.access import audit
+from core.access.audit import Caller
 from core.errors import Code
 from core.infra import queue
 from core.states import Status

@@ -17,9 +17,10 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.protocol import PatientProtocol
-from core import attempts, keys
+from core import attempts
+from core.access import keys
+from core.access.keys import Scope
 from core.attempts import Attempt
-from core.keys import Scope
 from core.settings import Settings
 from tests.hollow import write_hollow
 from tests.hub import hub, look_there

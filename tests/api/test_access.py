@@ -8,7 +8,7 @@ from sqlalchemy import Row, select
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from core.keys import Scope
+from core.access.keys import Scope
 from core.tables import Base, Total
 from tests.api.conftest import Json, NewClient, problem
 from tests.api.walk import Operation, World, make_world, operations

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from core import keys
+from core.access import keys
+from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
-from core.keys import Scope
 from core.settings import Settings
 from local.servers import Servers
 from local.stack import Api

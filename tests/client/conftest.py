@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from client.http import AsyncClient, Client
 from client.steps import flow
+from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api

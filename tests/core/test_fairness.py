@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import text
 
 from core import attempts, datasets, fairness, jobs
+from core.access.audit import Caller
+from core.access.keys import Scope
 from core.attempts import Attempt
-from core.audit import Caller
 from core.errors import Code, ProblemError
-from core.keys import Scope
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from core.access.hub_tokens import HubTokens
+from core.access.seals import Seals
 from core.errors import Code, ProblemError
-from core.hub_tokens import HubTokens
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.models import Door
-from core.seals import Seals
 from core.settings import Settings
 from tests.hollow import write_hollow
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from client.http import Client
-from core.keys import Scope, issue
+from core.access.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api

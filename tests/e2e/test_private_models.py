@@ -15,7 +15,7 @@ from sqlalchemy import text
 from client.errors import ApiProblem
 from client.http import Client
 from core import jobs
-from core.keys import Scope, issue
+from core.access.keys import Scope, issue
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base

@@ -17,9 +17,9 @@ from sqlalchemy import select
 
 from client.answers import Job as JobAnswer
 from client.http import Client
+from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.keys import Scope, issue
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric
 from local import processes
 from local.folder import LOOPBACK

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.http import Client
+from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
-from core.keys import Scope, issue
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api

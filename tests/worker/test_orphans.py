@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from core import attempts, datasets, ids, keys
+from core import attempts, datasets, ids
+from core.access import keys
+from core.access.keys import Scope
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Found, Storage
-from core.keys import Scope
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
 from worker import orphans

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from core import hub_tokens
-from core.seals import Seals
+from core.access import hub_tokens
+from core.access.seals import Seals
 from core.states import Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow

@@ -8,9 +8,9 @@ from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import Here, Services
 from api.flaws import flaws_of_model
 from api.key_schemas import AuditView, KeyRequest, KeyView
-from core import audit, keys
+from core.access import audit, keys
+from core.access.keys import Scope
 from core.errors import ProblemError
-from core.keys import Scope
 
 LIMIT = 100
 CHANGES = 20

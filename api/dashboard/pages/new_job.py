@@ -15,10 +15,10 @@ from api.estimate_schemas import EstimateSpec
 from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
 from core import datasets, jobs
+from core.access.keys import Scope
 from core.admission import admit
 from core.errors import Flaw, ProblemError
 from core.infra import queue
-from core.keys import Scope
 from core.specs import JobSpec
 from core.states import Status
 

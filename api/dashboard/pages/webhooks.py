@@ -13,7 +13,7 @@ from api.flaws import flaws_of_model
 from api.routes import webhooks as routes
 from api.webhook_schemas import DeliveryView, WebhookRequest, WebhookView
 from core import ids, webhooks
-from core.audit import Caller
+from core.access.audit import Caller
 from core.errors import Code, ProblemError
 from core.moves import MOVE
 from core.states import Move

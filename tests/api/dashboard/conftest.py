@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from core import keys
-from core.keys import Scope
+from core.access import keys
+from core.access.keys import Scope
 from tests.api.conftest import Json, NewClient
 
 ROOT = "/dashboard"

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from api.dashboard.words import count
 from core import workers
 from core.ability import CPU, Ability
-from core.keys import Scope
+from core.access.keys import Scope
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.api.dashboard.test_new_job import fields_of

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.dashboard.visitors import COOKIE
-from core import sign_ins
-from core.keys import Scope
-from core.rates import Limiter
+from core.access import sign_ins
+from core.access.keys import Scope
+from core.access.rates import Limiter
 from core.settings import Settings
 from core.tables import ApiKey, SignIn
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser

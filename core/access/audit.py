@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from core.keys import Scope
+from core.access.keys import Scope
 from core.tables import AuditEntry
 
 

@@ -10,8 +10,8 @@ from datetime import timedelta
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from core import keys
-from core.keys import digest
+from core.access import keys
+from core.access.keys import digest
 from core.tables import ApiKey, SignIn
 
 LIFE = timedelta(days=7)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from core.access.seals import Seals
 from core.errors import Code, ProblemError
-from core.seals import Seals
 from core.settings import Settings
 
 TEXT = "hf_secret"

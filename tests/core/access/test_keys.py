@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from sqlalchemy import func, select, text, update
 
-from core import keys
-from core.keys import Scope
+from core.access import keys
+from core.access.keys import Scope
 from core.tables import ApiKey
 from tests.core.conftest import Sessions
 

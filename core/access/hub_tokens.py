@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
+from core.access.seals import Seals
 from core.errors import Code, Flaw, ProblemError
-from core.seals import Seals
 from core.tables import HubToken
 from seft.models.source import HUB_SECONDS, SHUT
 
