@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import fairness, jobs
 from core.access import audit
 from core.access.audit import Caller
-from core.estimates import estimate
+from core.estimate.estimates import estimate
 from core.models import Door
 from core.settings import Settings
 from core.specs import JobSpec

@@ -13,9 +13,10 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import fitting, ids, results, workers
-from core.anatomy import Anatomy
+from core import ids, results, workers
 from core.errors import ProblemError
+from core.estimate import fitting
+from core.estimate.anatomy import Anatomy
 from core.models import Door
 from core.settings import Settings
 from core.specs import JobSpec

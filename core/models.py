@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core import results
 from core.access.hub_tokens import HubTokens, whose
-from core.anatomy import Anatomy, dissect
 from core.errors import Code, Flaw, ProblemError
+from core.estimate.anatomy import Anatomy, dissect
 from core.infra.storage import Storage, missing
 from core.results import is_result
 from core.settings import Settings

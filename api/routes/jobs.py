@@ -21,7 +21,7 @@ from core import fairness, ids, jobs
 from core.access.audit import Caller
 from core.admission import admit
 from core.errors import Code
-from core.estimates import estimate
+from core.estimate.estimates import estimate
 from core.infra import queue
 from core.overrides import overridden
 from core.specs import JobSpec

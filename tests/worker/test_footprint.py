@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core import ids
-from core.anatomy import dissect
-from core.footprint import PROCESS_BYTES, stages
+from core.estimate.anatomy import dissect
+from core.estimate.footprint import PROCESS_BYTES, stages
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.shapes import shapes

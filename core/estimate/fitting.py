@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.ability import CPU, Ability
-from core.anatomy import Anatomy
-from core.footprint import Bytes, stages
+from core.estimate.anatomy import Anatomy
+from core.estimate.footprint import Bytes, stages
 from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Worker

@@ -7,7 +7,7 @@ Counted are tensors in float32, which is how a worker holds a model. What a proc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from core.anatomy import Anatomy, Matrix
+from core.estimate.anatomy import Anatomy, Matrix
 from core.specs import Allocation, JobSpec, PruneMethod, Refinement, RepairMethod
 from core.states import Phase
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.anatomy import dissect
+from core.estimate.anatomy import dissect
 from seft.errors import SourceError
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find

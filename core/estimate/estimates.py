@@ -6,9 +6,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import fitting, paces, workers
-from core.anatomy import Anatomy
-from core.footprint import HALF, stages
+from core import workers
+from core.estimate import fitting, paces
+from core.estimate.anatomy import Anatomy
+from core.estimate.footprint import HALF, stages
 from core.settings import Settings
 from core.specs import JobSpec, RepairMethod
 from core.tables import Json, Worker

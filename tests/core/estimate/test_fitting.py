@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from core import fitting, ids
+from core import ids
 from core.ability import CPU, LARGEST, Ability
-from core.anatomy import Anatomy, dissect
-from core.footprint import stages
+from core.estimate import fitting
+from core.estimate.anatomy import Anatomy, dissect
+from core.estimate.footprint import stages
 from core.overrides import overridden
 from core.specs import JobSpec
 from core.states import Phase
