@@ -9,7 +9,7 @@ from core import fairness, jobs
 from core.access import audit
 from core.access.audit import Caller
 from core.estimate.estimates import estimate
-from core.models import Door
+from core.models.resolver import Door
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job

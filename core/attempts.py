@@ -14,10 +14,11 @@ from sqlalchemy import Text, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import fairness, ids, results, totals
+from core import fairness, ids, totals
 from core.ability import BOUNDLESS, Ability
 from core.access import hub_tokens
 from core.errors import LeaseLostError
+from core.models import results as results
 from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status

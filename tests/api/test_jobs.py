@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from core import attempts, jobs
 from core.attempts import Attempt
 from core.infra import queue
-from core.models import HUB_CALLS
+from core.models.resolver import HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec
 from core.states import Phase

@@ -12,7 +12,7 @@ from api.routes import models as routes
 from api.schemas import JobView
 from core import jobs
 from core.errors import ProblemError
-from core.results import is_result
+from core.models.results import is_result
 
 LIMIT = 25
 OFFERED = 50

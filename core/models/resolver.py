@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import results
 from core.access.hub_tokens import HubTokens, whose
 from core.errors import Code, Flaw, ProblemError
 from core.estimate.anatomy import Anatomy, dissect
 from core.infra.storage import Storage, missing
-from core.results import is_result
+from core.models import results as results
+from core.models.results import is_result
 from core.settings import Settings
 from core.tables import Checkpoint
 from seft.errors import SourceError

@@ -9,7 +9,7 @@ from core.access.seals import Seals
 from core.errors import Code, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.models import Door
+from core.models.resolver import Door
 from core.settings import Settings
 from tests.hollow import write_hollow
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import ids, results, workers
+from core import ids, workers
 from core.errors import ProblemError
 from core.estimate import fitting
 from core.estimate.anatomy import Anatomy
-from core.models import Door
+from core.models import results as results
+from core.models.resolver import Door
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
