@@ -16,11 +16,11 @@ from core.access.hub_tokens import HubTokens
 from core.access.keys import Scope
 from core.access.rates import Limiter
 from core.access.seals import Seals
+from core.datasets.intake import Intake
 from core.errors import Code, Flaw, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.queue import Broker, make_app
 from core.infra.storage import Storage
-from core.intake import Intake
 from core.models.catalogue import Catalogue
 from core.models.resolver import Door
 from core.settings import Settings

@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
 from api.schemas import FILE_ID, SHA256, TIME, example
-from core import imports
+from core.datasets import imports as imports
+from core.datasets.imports import State
 from core.errors import Code
-from core.imports import State
 from core.specs import WHOLE, Line, Number, Spec
 from core.tables import Import
 

@@ -12,11 +12,12 @@ from api.dataset_schemas import DatasetPage, DatasetView, PreviewView
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.schemas import FILE_ID, MODEL
-from core import datasets, ids
+from core import ids
 from core.access import audit
 from core.access.audit import Caller
+from core.datasets import datasets as datasets
+from core.datasets.previews import preview
 from core.errors import Code, Flaw, ProblemError
-from core.previews import preview
 from core.specs import Line
 
 UPLOAD: dict[str, Any] = {

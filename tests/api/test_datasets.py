@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.deps import UPLOADS
+from core.datasets.intake import Intake
 from core.infra.storage import Storage
-from core.intake import Intake
 from tests.api.conftest import NewClient, problem
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'

@@ -15,9 +15,10 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import make_app
-from core import datasets, jobs
+from core import jobs
 from core.access import keys
 from core.access.keys import Scope
+from core.datasets import datasets as datasets
 from core.infra.storage import Storage
 from core.settings import Settings
 from core.specs import JobSpec

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import datasets, jobs
+from core import jobs
 from core.ability import Ability
+from core.datasets import datasets as datasets
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from core import attempts, datasets, fairness, jobs
+from core import attempts, fairness, jobs
 from core.access.audit import Caller
 from core.access.keys import Scope
 from core.attempts import Attempt
+from core.datasets import datasets as datasets
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.specs import JobSpec

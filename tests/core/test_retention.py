@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, text
 
-from core import attempts, datasets, jobs, reports, retention, wishes
+from core import attempts, jobs, reports, retention, wishes
+from core.datasets import datasets as datasets
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.specs import JobSpec

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from core import attempts, datasets, ids
+from core import attempts, ids
 from core.access import keys
 from core.access.keys import Scope
+from core.datasets import datasets as datasets
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Found, Storage

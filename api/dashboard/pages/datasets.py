@@ -9,7 +9,8 @@ from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.dataset_schemas import DatasetView
 from api.deps import Here, Services
 from api.routes.datasets import look, store
-from core import datasets, ids
+from core import ids
+from core.datasets import datasets as datasets
 from core.errors import Code, Flaw, ProblemError
 
 LIMIT = 25

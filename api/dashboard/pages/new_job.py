@@ -14,9 +14,10 @@ from api.deps import Here, Services, need
 from api.estimate_schemas import EstimateSpec
 from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
-from core import datasets, jobs
+from core import jobs
 from core.access.keys import Scope
 from core.admission import admit
+from core.datasets import datasets as datasets
 from core.errors import Flaw, ProblemError
 from core.infra import queue
 from core.specs import JobSpec

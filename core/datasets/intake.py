@@ -5,8 +5,9 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import datasets, fairness
-from core.datasets import Content
+from core import fairness
+from core.datasets import datasets as datasets
+from core.datasets.datasets import Content
 from core.infra.storage import Storage
 from core.settings import Settings
 from core.tables import Dataset
