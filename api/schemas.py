@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from api.estimate_schemas import EstimateView
-from core.reports import Thinned
+from core.jobs.reports import Thinned
 from core.specs import JobSpec, shown
 from core.states import Phase, Status
 from core.tables import Checkpoint, Job, JobEvent, JobMetric, Worker

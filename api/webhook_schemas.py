@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field
 
 from api.schemas import JOB_ID, TIME, example
-from core.moves import MOVE
+from core.jobs.transitions import MOVE
 from core.specs import Spec
 from core.states import Move
 from core.tables import Webhook, WebhookDelivery

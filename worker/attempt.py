@@ -21,12 +21,14 @@ from opentelemetry.trace import StatusCode
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import attempts, retention, workers
+from core import workers
 from core.ability import CPU
-from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError, ProblemError
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
+from core.jobs import attempts as attempts
+from core.jobs import retention
+from core.jobs.attempts import Attempt, Fault
 from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason
 from core.tables import Json

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from core.access.seals import Seals
-from core.attempts import Attempt
 from core.infra.tracing import TRACER
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.states import Phase
 from core.tables import Json

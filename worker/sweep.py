@@ -7,9 +7,10 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import recovery, retention, workers
+from core import workers
 from core.infra import queue
 from core.infra.storage import Storage
+from core.jobs import recovery, retention
 from core.settings import Settings
 from core.states import Reason
 from worker import device, litter, orphans

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from core import attempts, workers
-from core.attempts import Attempt
+from core import workers
 from core.infra import queue, tracing
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from worker import device
 from worker.attempt import Supervisor

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from core.infra.storage import Storage
-from core.reports import CHANGES, Evolution
+from core.jobs.reports import CHANGES, Evolution
 from core.tables import Checkpoint, Json
 
 RECORD = "sparsity.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from api.schemas import JobView
-from core import wishes
+from core.jobs import actions as wishes
 from core.states import Reason, Status
 from core.tables import Job
 

@@ -9,7 +9,7 @@ from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
 from api.import_schemas import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage, PartView
 from api.limits import JsonRoute
-from core import fairness, ids
+from core import ids
 from core.access import audit
 from core.access.audit import Caller
 from core.datasets import imports as imports
@@ -17,6 +17,7 @@ from core.datasets import sources as sources
 from core.datasets.datasets import clean_name
 from core.datasets.imports import State
 from core.errors import Code, Flaw, ProblemError
+from core.jobs import fairness
 from core.tables import Import
 
 ImportId = Annotated[str, Path(description="Id of an import.", examples=[IMPORT_ID])]

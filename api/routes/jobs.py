@@ -17,13 +17,15 @@ from api.estimate_schemas import EstimateSpec, EstimateView
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas import JobDetail, JobPage, JobView
-from core import fairness, ids, jobs
+from core import ids
 from core.access.audit import Caller
-from core.admission import admit
 from core.errors import Code
 from core.estimate.estimates import estimate
 from core.infra import queue
-from core.overrides import overridden
+from core.jobs import fairness
+from core.jobs import jobs as jobs
+from core.jobs.admission import admit
+from core.jobs.overrides import overridden
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job, Json

@@ -25,9 +25,10 @@ from api.schemas import (
     MetricPage,
     MetricView,
 )
-from core import jobs, reports
 from core.errors import Code
-from core.reports import Thinned
+from core.jobs import jobs as jobs
+from core.jobs import reports
+from core.jobs.reports import Thinned
 from core.states import Status
 from core.tables import Checkpoint, JobMetric
 

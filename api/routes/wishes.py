@@ -9,11 +9,11 @@ from api.deps import Auth, Here, JobId, Services
 from api.errors import responses
 from api.routes.jobs import detail
 from api.schemas import JobDetail
-from core import wishes
 from core.access import audit
 from core.access.audit import Caller
 from core.errors import Code
 from core.infra import queue
+from core.jobs import actions as wishes
 from core.states import Status
 from core.tables import Job
 

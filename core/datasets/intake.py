@@ -5,10 +5,10 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import fairness
 from core.datasets import datasets as datasets
 from core.datasets.datasets import Content
 from core.infra.storage import Storage
+from core.jobs import fairness
 from core.settings import Settings
 from core.tables import Dataset
 

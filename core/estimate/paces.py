@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.attempts import PHASE_BEGAN
+from core.jobs.attempts import PHASE_BEGAN
 from core.specs import JobSpec, RepairMethod
 from core.states import Move, Phase, Status
 from core.tables import Job, JobEvent

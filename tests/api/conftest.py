@@ -17,10 +17,10 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.protocol import PatientProtocol
-from core import attempts
 from core.access import keys
 from core.access.keys import Scope
-from core.attempts import Attempt
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from tests.hollow import write_hollow
 from tests.hub import hub, look_there

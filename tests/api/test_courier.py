@@ -18,9 +18,10 @@ from starlette.testclient import TestClient
 
 from api import courier
 from api.courier import Courier
-from core import attempts, webhooks
+from core import webhooks
 from core.addresses import Network, resolved
-from core.attempts import Attempt
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import PAUSES
 from tests.api.conftest import Json, NewClient, problem

@@ -15,9 +15,10 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from core import attempts, jobs
-from core.attempts import Attempt
 from core.infra import queue
+from core.jobs import attempts as attempts
+from core.jobs import jobs as jobs
+from core.jobs.attempts import Attempt
 from core.models.resolver import HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec

@@ -82,9 +82,7 @@ def test_a_key_made_from_the_shell_opens_the_api(app: FastAPI, client: TestClien
 
 
 def test_the_server_needs_no_torch() -> None:
-    code = (
-        "from api.app import routes; routes().openapi(); import api.__main__, api.process, core.recovery, core.attempts"
-    )
+    code = "from api.app import routes; routes().openapi(); import api.__main__, api.process, core.jobs.recovery, core.jobs.attempts"
     seen = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], check=True, capture_output=True, text=True
     ).stderr

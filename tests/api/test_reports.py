@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.app import make_app
-from core import attempts
-from core.attempts import Attempt
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from tests.api.conftest import problem, serving
 
 Sessions = sessionmaker[Session]

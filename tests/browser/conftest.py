@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.app import make_app
-from core import jobs
 from core.access import keys
 from core.access.keys import Scope
 from core.datasets import datasets as datasets
 from core.infra.storage import Storage
+from core.jobs import jobs as jobs
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.data.records import Format

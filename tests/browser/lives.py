@@ -1,4 +1,4 @@
-"""Jobs that live through their phases in a moment: what a worker writes, written by `core.attempts` without one."""
+"""Jobs that live through their phases in a moment: what a worker writes, written by `core.jobs.attempts` without one."""
 
 import json
 import math
@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import attempts
-from core.attempts import Attempt, Fault
 from core.infra.storage import Storage
-from core.reports import CHANGES
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt, Fault
+from core.jobs.reports import CHANGES
 from core.states import Phase
 from tests import hollow
 

@@ -25,8 +25,9 @@ from client.cli import app
 from client.downloads import PART_BYTES
 from client.http import Client
 from client.shell import Exit
-from core import attempts, workers
+from core import workers
 from core.ability import CPU, Ability
+from core.jobs import attempts as attempts
 from core.tables import JobEvent
 from tests.client.conftest import Service
 from tests.client.servers import Script, Store, serving

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import jobs
 from core.ability import Ability
 from core.datasets import datasets as datasets
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
+from core.jobs import jobs as jobs
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.data.records import Format

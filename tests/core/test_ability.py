@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from core import attempts, fairness, workers
+from core import workers
 from core.ability import BOUNDLESS, Ability
-from core.attempts import Attempt
+from core.jobs import attempts as attempts
+from core.jobs import fairness
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import SPEC_VERSION
 from core.states import Reason, Status
 from core.tables import Job, Worker
 from tests.core.conftest import GPU, MakeJob, Sessions
-from tests.core.test_attempts import LEASE, row
+from tests.core.jobs.test_attempts import LEASE, row
 
 SWEEP = 10.0
 

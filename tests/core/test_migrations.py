@@ -10,8 +10,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from core import fairness, jobs
 from core.infra.database import make_engine, make_sessions
+from core.jobs import fairness
+from core.jobs import jobs as jobs
 from core.settings import Settings
 from core.tables import Base
 from migrations import HERE, downgrade, upgrade

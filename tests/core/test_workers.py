@@ -6,15 +6,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from core import attempts, figures, workers
-from core.attempts import Attempt
+from core import figures, workers
 from core.errors import LeaseLostError
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.states import Phase
 from core.tables import Worker
 from core.totals import Kind
 from tests.core.conftest import GPU, MakeJob, Sessions
-from tests.core.test_attempts import LEASE
+from tests.core.jobs.test_attempts import LEASE
 
 
 def age(sessions: Sessions, statement: str) -> None:

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from client.errors import ApiProblem
 from client.http import Client
-from core import jobs
 from core.access.keys import Scope, issue
+from core.jobs import jobs as jobs
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base

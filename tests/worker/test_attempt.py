@@ -12,8 +12,9 @@ import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
-from core import attempts, wishes
 from core.infra.storage import Storage
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
 from core.states import Phase, Status
 from core.tables import Job
 from tests.worker.conftest import House, alive, supervisor, wait_for

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from core import attempts
-from core.attempts import Attempt
 from core.infra.storage import Storage
+from core.jobs import attempts as attempts
+from core.jobs.attempts import Attempt
 from core.tables import Json
 from seft.checkpoint.facts import Record
 from tests.worker.conftest import House

@@ -8,10 +8,10 @@ import redis
 from botocore.exceptions import ClientError
 from sqlalchemy import update
 
-from core import recovery
 from core.ability import BOUNDLESS
 from core.infra import queue
 from core.infra.storage import Storage
+from core.jobs import recovery
 from core.states import Reason, Status
 from core.tables import Job
 from tests.worker.conftest import House, supervisor

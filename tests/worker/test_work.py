@@ -7,9 +7,10 @@ import pytest
 import redis
 from sqlalchemy import update
 
-from core import wishes, workers
+from core import workers
 from core.ability import BOUNDLESS
 from core.infra import queue
+from core.jobs import actions as wishes
 from core.states import Status
 from core.tables import Job
 from tests.worker.conftest import House, supervisor

@@ -18,9 +18,10 @@ from api.routes.jobs import detail
 from api.routes.reports import LARGEST_STEP
 from api.routes.wishes import ask
 from api.schemas import EventView
-from core import jobs, reports
-from core.attempts import PHASE_BEGAN, TOPOLOGY_EVOLVED
 from core.errors import Code, ProblemError
+from core.jobs import jobs as jobs
+from core.jobs import reports
+from core.jobs.attempts import PHASE_BEGAN, TOPOLOGY_EVOLVED
 from core.tables import Checkpoint
 
 EVENTS = 50

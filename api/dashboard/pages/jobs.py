@@ -10,8 +10,9 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed
 from api.deps import Here
 from api.schemas import JobView
-from core import ids, jobs
-from core.jobs import Order
+from core import ids
+from core.jobs import jobs as jobs
+from core.jobs.jobs import Order
 from core.states import Status
 
 LIMIT = 25

@@ -10,8 +10,8 @@ from api.dashboard.visitors import Signed
 from api.deps import Here, Services
 from api.routes import models as routes
 from api.schemas import JobView
-from core import jobs
 from core.errors import ProblemError
+from core.jobs import jobs as jobs
 from core.models.results import is_result
 
 LIMIT = 25

@@ -14,12 +14,12 @@ from api.deps import Here, Services, need
 from api.estimate_schemas import EstimateSpec
 from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
-from core import jobs
 from core.access.keys import Scope
-from core.admission import admit
 from core.datasets import datasets as datasets
 from core.errors import Flaw, ProblemError
 from core.infra import queue
+from core.jobs import jobs as jobs
+from core.jobs.admission import admit
 from core.specs import JobSpec
 from core.states import Status
 

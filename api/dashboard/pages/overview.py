@@ -12,8 +12,9 @@ from api.dashboard.words import IN_TURN
 from api.deps import Here, Services
 from api.routes.jobs import detail
 from api.schemas import JobDetail
-from core import fairness, jobs
-from core.forecast import Forecast
+from core.jobs import fairness
+from core.jobs import jobs as jobs
+from core.jobs.forecast import Forecast
 from core.states import Status
 
 SHOWN = 6

@@ -15,7 +15,7 @@ from api.webhook_schemas import DeliveryView, WebhookRequest, WebhookView
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
-from core.moves import MOVE
+from core.jobs.transitions import MOVE
 from core.states import Move
 
 LIMIT = 25

@@ -9,9 +9,10 @@ from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.pages.job import POINTS, RUNS
-from core import attempts, reports
-from core.attempts import Attempt
-from core.reports import CHANGES
+from core.jobs import attempts as attempts
+from core.jobs import reports
+from core.jobs.attempts import Attempt
+from core.jobs.reports import CHANGES
 from core.tables import JobMetric
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible

@@ -14,8 +14,10 @@ from starlette.testclient import TestClient
 from api.dashboard.pages.overview import SHOWN
 from api.dashboard.render import ASSETS
 from api.dashboard.words import size
-from core import attempts, fairness, workers
-from core.attempts import Attempt, Fault
+from core import workers
+from core.jobs import attempts as attempts
+from core.jobs import fairness
+from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible

@@ -10,7 +10,7 @@ from core.ability import CPU, LARGEST, Ability
 from core.estimate import fitting
 from core.estimate.anatomy import Anatomy, dissect
 from core.estimate.footprint import stages
-from core.overrides import overridden
+from core.jobs.overrides import overridden
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.shapes import shapes

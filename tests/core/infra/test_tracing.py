@@ -3,10 +3,10 @@
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from core import attempts
 from core.infra import tracing
+from core.jobs import attempts as attempts
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.test_attempts import LEASE
+from tests.core.jobs.test_attempts import LEASE
 
 ASKING = SpanContext(trace_id=0xA1, span_id=0xB2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 

@@ -10,13 +10,13 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.ability import BOUNDLESS, Ability, fits
-from core.attempts import Fault
-from core.moves import move, requeue
+from core.jobs.attempts import Fault
+from core.jobs.transitions import move, requeue
 from core.states import Move, Reason, Status
 from core.tables import Job, JobEvent
 
 SWEEP_LOCK = 0x5EF7
-"""Any number that no other advisory lock of this database uses; those of `core.jobs` are 64-bit hashes."""
+"""Any number that no other advisory lock of this database uses; those of `core.jobs.jobs` are 64-bit hashes."""
 
 
 def reap(session: Session, max_failures: int) -> list[str]:

@@ -14,12 +14,13 @@ from sqlalchemy import Text, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core import fairness, ids, totals
+from core import ids, totals
 from core.ability import BOUNDLESS, Ability
 from core.access import hub_tokens
 from core.errors import LeaseLostError
+from core.jobs import fairness
+from core.jobs.transitions import move, record, requeue, shelve
 from core.models import results as results
-from core.moves import move, record, requeue, shelve
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json

@@ -1,6 +1,6 @@
 """Jobs as their tenant sees them: made, found, listed.
 
-What may be asked of them is in `core.wishes`, what a worker does to them in `core.attempts`.
+What may be asked of them is in `core.jobs.actions`, what a worker does to them in `core.jobs.attempts`.
 """
 
 import math
@@ -16,7 +16,7 @@ from core import ids
 from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
-from core.moves import record, shelve
+from core.jobs.transitions import record, shelve
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Move, Reason, Status
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json

@@ -5,14 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from core import attempts, jobs, wishes
 from core.errors import Code, ProblemError
-from core.jobs import Order
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
+from core.jobs import jobs as jobs
+from core.jobs.jobs import Order
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.test_attempts import claimed, moves
+from tests.core.jobs.test_attempts import claimed, moves
 
 
 def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> tuple[Job, bool]:

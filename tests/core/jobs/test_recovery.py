@@ -2,11 +2,12 @@
 
 from sqlalchemy import text
 
-from core import attempts, recovery
+from core.jobs import attempts as attempts
+from core.jobs import recovery
 from core.states import Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.test_attempts import claimed, expire, moves, row
+from tests.core.jobs.test_attempts import claimed, expire, moves, row
 
 
 def reap(sessions: Sessions, max_failures: int = 3) -> list[str]:

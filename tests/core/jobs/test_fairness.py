@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from core import attempts, fairness, jobs
 from core.access.audit import Caller
 from core.access.keys import Scope
-from core.attempts import Attempt
 from core.datasets import datasets as datasets
 from core.errors import Code, ProblemError
+from core.jobs import attempts as attempts
+from core.jobs import fairness
+from core.jobs import jobs as jobs
+from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 from seft.data.records import Format
 from tests.core.conftest import Sessions
-from tests.core.test_attempts import LEASE, row
+from tests.core.jobs.test_attempts import LEASE, row
 
 Make = Callable[..., str]
 

@@ -5,10 +5,11 @@ No transaction is open while the hub is asked about a model.
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import fairness, jobs
 from core.access import audit
 from core.access.audit import Caller
 from core.estimate.estimates import estimate
+from core.jobs import fairness
+from core.jobs import jobs as jobs
 from core.models.resolver import Door
 from core.settings import Settings
 from core.specs import JobSpec

@@ -5,16 +5,19 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from core import attempts, jobs, recovery, wishes
 from core.ability import BOUNDLESS
-from core.attempts import Wishes
 from core.errors import Code, ProblemError
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
+from core.jobs import jobs as jobs
+from core.jobs import recovery
+from core.jobs.attempts import Wishes
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.test_attempts import LEASE, claimed, expire, moves, row
-from tests.core.test_recovery import reap
+from tests.core.jobs.test_attempts import LEASE, claimed, expire, moves, row
+from tests.core.jobs.test_recovery import reap
 
 Wish = Callable[[Session, str, str], Job]
 STATE = {"step": 4, "files": []}

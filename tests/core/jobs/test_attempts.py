@@ -9,9 +9,11 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from core import attempts, recovery, reports, wishes
-from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
+from core.jobs import recovery, reports
+from core.jobs.attempts import Attempt, Fault
 from core.specs import SPEC_VERSION
 from core.states import Phase, Reason, Status
 from core.tables import Base, Job, JobEvent

@@ -4,9 +4,9 @@ import pytest
 from sqlalchemy import text
 
 from core import workers
-from core.forecast import Forecast
+from core.jobs.forecast import Forecast
 from tests.core.conftest import GPU, MakeJob, Sessions
-from tests.core.test_attempts import claimed
+from tests.core.jobs.test_attempts import claimed
 
 
 @pytest.mark.parametrize(

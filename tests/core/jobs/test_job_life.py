@@ -13,14 +13,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from core import attempts, jobs, recovery, wishes
-from core.attempts import Attempt, Fault
 from core.errors import LeaseLostError, ProblemError
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
+from core.jobs import jobs as jobs
+from core.jobs import recovery
+from core.jobs.attempts import Attempt, Fault
 from core.specs import JobSpec
 from core.states import Move, Phase, Reason, Status
 from core.tables import Job, JobEvent
 from tests.core.conftest import Sessions
-from tests.core.test_attempts import expire
+from tests.core.jobs.test_attempts import expire
 
 MAX_FAILURES = 3
 WISHES = ("cancel", "pause", "resume", "start", "stop")

@@ -7,9 +7,9 @@ except of a cancel, which is the fence itself: the worker finds that the job is 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core import jobs
 from core.errors import Code, ProblemError
-from core.moves import move, shelve
+from core.jobs import jobs as jobs
+from core.jobs.transitions import move, shelve
 from core.states import Move, Reason, Status
 from core.tables import Job
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from core.overrides import overridden
+from core.jobs.overrides import overridden
 from core.specs import JobSpec
 
 SPEC = JobSpec.model_validate(

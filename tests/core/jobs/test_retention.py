@@ -6,15 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, text
 
-from core import attempts, jobs, reports, retention, wishes
 from core.datasets import datasets as datasets
 from core.errors import Code, ProblemError
+from core.jobs import actions as wishes
+from core.jobs import attempts as attempts
+from core.jobs import jobs as jobs
+from core.jobs import reports, retention
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry
 from seft.data.records import Format
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.test_attempts import claimed, moves
+from tests.core.jobs.test_attempts import claimed, moves
 
 DAYS = 10
 

@@ -1,6 +1,6 @@
 """The one place where a job's status changes: by compare-and-swap, with its event in the same transaction.
 
-Who may do what is not decided here; `core.wishes`, `core.attempts` and `core.recovery` call `move`.
+Who may do what is not decided here; `core.jobs.actions`, `core.jobs.attempts` and `core.jobs.recovery` call `move`.
 """
 
 from datetime import datetime

@@ -9,7 +9,7 @@ from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core.moves import record
+from core.jobs.transitions import record
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job
