@@ -19,14 +19,14 @@ from typing import Any
 
 import httpx2
 
-from client import uploads
-from client.http import Client
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
+from seft.client import uploads
+from seft.client.http import Client
 
 SMALL = 1 << 20
 LINE = '{"prompt": "What does entry %d of the register of %s say? ", "completion": "%s"}\n'

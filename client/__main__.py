@@ -1,5 +1,5 @@
 """`python -m client` is `seft`."""
 
-from client.cli import app
+from seft.client.cli import app
 
 app(prog_name="seft")

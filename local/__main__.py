@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from client.errors import ClientError
 from local import background
 from local.demo import demonstrate
 from local.folder import LOOPBACK
 from local.processes import LocalError
+from seft.client.errors import ClientError
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and secrets.")]

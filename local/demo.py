@@ -15,12 +15,12 @@ from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 
-from client.answers import Job, Json
-from client.http import Client
-from client.progress import follow
 from local.processes import LocalError
 from local.servers import package_folder
 from local.zeros import Seen
+from seft.client.answers import Job, Json
+from seft.client.http import Client
+from seft.client.progress import follow
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SPARSITY = 0.6

@@ -11,11 +11,11 @@ from typer.main import get_command
 
 from api.app import routes
 from api.errors import TABLE
-from client.cli import app
-from client.operations import Operations
-from client.shell import Exit
-from client.steps import flow, operation
 from core.settings import Settings
+from seft.client.cli import app
+from seft.client.operations import Operations
+from seft.client.shell import Exit
+from seft.client.steps import flow, operation
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made from the code -->", "<!-- end -->"

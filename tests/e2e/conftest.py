@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from client.http import Client
 from core.access.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
+from seft.client.http import Client
 from tests.e2e.collector import Collector, collecting
 from tests.worker.conftest import House, Workers, open_house, variables, workers
 

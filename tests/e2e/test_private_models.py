@@ -12,13 +12,13 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from client.errors import ApiProblem
-from client.http import Client
 from core.access.keys import Scope, issue
 from core.jobs import jobs as jobs
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base
+from seft.client.errors import ApiProblem
+from seft.client.http import Client
 from tests.e2e.conftest import Service
 from tests.hub import COMMIT, Repo, hub
 from tests.worker.conftest import children_of

@@ -15,8 +15,6 @@ from typing import Any, Self
 
 from sqlalchemy import select
 
-from client.answers import Job as JobAnswer
-from client.http import Client
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
@@ -26,6 +24,8 @@ from local.folder import LOOPBACK
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
+from seft.client.answers import Job as JobAnswer
+from seft.client.http import Client
 from tests.faults.proxy import Wire
 from tests.worker.conftest import children_of
 

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.http import Client
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
+from seft.client.http import Client
 from tests.fuzz.hooks import RIGHT
 from tests.hollow import write_hollow
 from tests.hub import hub

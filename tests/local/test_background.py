@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from client.errors import ApiProblem
-from client.http import Client
 from local import background
 from local.background import Running
 from local.folder import FolderLock
+from seft.client.errors import ApiProblem
+from seft.client.http import Client
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from client.answers import Job
 from local import background, demo
 from local.processes import LocalError
 from local.zeros import Count, Seen, count_zeros, deflated
+from seft.client.answers import Job
 
 ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from client import http as client_module
+from seft.client import http as client_module
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser
 

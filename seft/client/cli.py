@@ -1,0 +1,25 @@
+"""The command `seft`. It adds nothing to `seft.client.http` but words, tables and bars."""
+
+import typer
+
+from seft.client.commands import datasets, doctor, estimates, hub_token, jobs, keys, library, models, webhooks, workers
+
+app = typer.Typer(
+    help="Make language models sparse, and repair them.",
+    no_args_is_help=True,
+    # Plain help: what lays it out in colours takes longer to load than all the rest.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(keys.login)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(keys.app, name="keys")
+app.add_typer(hub_token.app, name="hub-token")
+app.add_typer(webhooks.app, name="webhooks")
+app.command()(keys.audit)
+app.command()(workers.workers)
+app.command()(models.models)
+app.command()(estimates.estimate)
+app.command()(doctor.doctor)
+library.add_verbs(app)

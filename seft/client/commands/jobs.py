@@ -1,0 +1,227 @@
+"""`seft jobs`: make a job, look at it, follow it, say what shall become of it, fetch what it made."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seft.client.answers import Event, Job
+from seft.client.shell import (
+    AsJson,
+    Exit,
+    Set,
+    advance,
+    assigned,
+    bytes_bar,
+    connected,
+    console,
+    show,
+    show_rows,
+    split,
+)
+
+app = typer.Typer(help="Repair jobs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def create(
+    model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
+    dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of zeros, such as 0.6; an N:M pattern has its own.")
+    ] = None,
+    *,
+    settings: Set = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Sent again with the same request, it answers with the same job.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a job."""
+    spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
+    is_file = Path(dataset).is_file()
+    if not is_file and not dataset.startswith("file_"):
+        told = f"{dataset!r} is neither a file nor the id of a dataset, which begins with file_."
+        raise typer.BadParameter(told, param_hint="--dataset")
+    with connected(as_json, patient=watch) as service:
+        if is_file:
+            dataset = service.upload_dataset(Path(dataset))["id"]
+        job = service.create_job({**spec, "dataset": dataset}, idempotency_key=idempotency_key)
+        _tell(job, as_json)
+        if watch:
+            _follow(service, job["id"], as_json)
+
+
+@app.command()
+def clone(job_id: str, settings: Set = None, as_json: AsJson = False) -> None:
+    """Create a job like another one, but for the fields that --set names; null stands for the default."""
+    overrides = assigned(settings)
+    with connected(as_json) as service:
+        _tell(service.clone_job(job_id, overrides), as_json)
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this in their metadata.", metavar="NAME=VALUE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    pairs = dict(split(pair, "--metadata", "team=x") for pair in metadata or [])
+    with connected(as_json) as service:
+        found = service.jobs(status=status, model=model, metadata=pairs)
+        head = ("job", "status", "phase", "progress", "model", "sparsity", "created")
+        show_rows(found, as_json, head, (_row(job) for job in found))
+
+
+@app.command("show")
+def show_job(job_id: str) -> None:
+    """Print a job as the API tells it."""
+    with connected() as service:
+        typer.echo(json.dumps(service.job(job_id), indent=2))
+
+
+@app.command()
+def watch(job_id: str, as_json: AsJson = False) -> None:
+    """Follow a job to its end; exit code 1 when it does not succeed."""
+    with connected(as_json, patient=True) as service:
+        _follow(service, job_id, as_json)
+
+
+@app.command()
+def logs(
+    job_id: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens, until it ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print what happened to a job, oldest first."""
+    with connected(as_json, patient=True) as service:
+        for event in service.live_events(job_id) if follow else service.events(job_id):
+            show(event, as_json, _line(event))
+
+
+@app.command()
+def cancel(job_id: str, as_json: AsJson = False) -> None:
+    """End a job and keep nothing of it."""
+    with connected(as_json) as service:
+        _tell(service.cancel(job_id), as_json)
+
+
+@app.command()
+def pause(job_id: str, as_json: AsJson = False) -> None:
+    """Keep a job from running until it is resumed."""
+    with connected(as_json) as service:
+        _tell(service.pause(job_id), as_json)
+
+
+@app.command()
+def resume(job_id: str, as_json: AsJson = False) -> None:
+    """Let a paused job go on."""
+    with connected(as_json) as service:
+        _tell(service.resume(job_id), as_json)
+
+
+@app.command()
+def stop(job_id: str, as_json: AsJson = False) -> None:
+    """End a job's training early and publish what there is."""
+    with connected(as_json) as service:
+        _tell(service.stop(job_id), as_json)
+
+
+@app.command()
+def start(job_id: str, as_json: AsJson = False) -> None:
+    """Start a job that was made with auto_start=false."""
+    with connected(as_json) as service:
+        _tell(service.start(job_id), as_json)
+
+
+@app.command()
+def download(
+    job_id: str,
+    folder: Path,
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Parts that are fetched at a time.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the newest checkpoint and check every file's SHA-256; what was ended early goes on."""
+    with connected(as_json, patient=True) as service:
+        with bytes_bar("checkpoint") as bar:
+            paths = service.download(
+                job_id, folder, at_once=at_once, progress=lambda done, total: advance(bar, done, total)
+            )
+        show({"files": [str(path) for path in paths]}, as_json, "\n".join(map(str, paths)))
+
+
+@app.command()
+def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], as_json: AsJson = False) -> None:
+    """Put jobs side by side: what they ask for where they differ, and what came out."""
+    with connected(as_json) as service:
+        jobs = [service.job(job_id) for job_id in job_ids]
+        rows = list(_differences(jobs))
+        answers = [{"field": name, "values": values} for name, values in rows]
+        show_rows(answers, as_json, ("", *job_ids), ([name, *map(_word, values)] for name, values in rows))
+
+
+def _tell(job: Job, as_json: bool) -> None:
+    """Print where a job stands, and what it still has to do."""
+    coming = [word for word in ("pausing", "stopping") if job[word] and not job["finished_at"]]
+    show(job, as_json, "  ".join([job["id"], job["status"], *coming]))
+
+
+def _follow(service: Any, job_id: str, as_json: bool) -> None:
+    if as_json:
+        for job in service.watch(job_id):
+            typer.echo(json.dumps(job))
+    else:
+        from seft.client.progress import follow
+
+        job = follow(service, job_id, console())
+        _tell(job, as_json)
+    if job["status"] != "succeeded":
+        if error := job["error"]:
+            typer.echo(f"{error['code']}: {error['message']}", err=True)
+        raise typer.Exit(Exit.FAILED)
+
+
+def _row(job: Job) -> list[str]:
+    spec, progress = job["spec"], f"{job['progress']:.0%}"
+    words = [job["id"], job["status"], job["phase"] or "", progress, spec["model"], str(spec["sparsity"])]
+    return [*words, job["created_at"][:16]]
+
+
+def _line(event: Event) -> str:
+    # What a topology's event did to each layer takes a screen; it is for --json.
+    data = "  ".join(f"{name}={_word(value)}" for name, value in event["data"].items() if name != "layers")
+    return f"{event['created_at'][:19]}  {event['type']:<16}  attempt {event['attempt']}  {data}".rstrip()
+
+
+def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
+    """Status, what is not equal in the specs, the scores, and the sparsity that was counted."""
+    yield "status", [job["status"] for job in jobs]
+    specs = [_flat(job["spec"]) for job in jobs]
+    for name in sorted(set().union(*specs)):
+        values = [spec.get(name) for spec in specs]
+        if any(value != values[0] for value in values):
+            yield name, values
+    for name in ("dense", "pruned", "repaired"):
+        yield f"perplexity {name}", [job["scores"].get(name) for job in jobs]
+    measured = [_flat(job["measured"] or {}) for job in jobs]
+    for name in sorted(set().union(*measured)):
+        yield f"measured {name}", [each.get(name) for each in measured]
+
+
+def _flat(spec: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(spec, dict):
+        return {prefix.removesuffix("."): spec}
+    return {name: value for key, inner in spec.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,35 @@
+"""`seft models`: what can be repaired."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from seft.client.answers import Model
+from seft.client.shell import AsJson, connected, show_rows
+
+HEAD = ("model", "kind", "architecture", "parameters", "context", "licence", "fits on")
+
+
+def models(
+    model: Annotated[str | None, typer.Argument(help="Only this one; it may be any of the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List models that a job may name: local ones, those in the hub's cache, results of your jobs."""
+    if revision is not None and model is None:
+        raise typer.BadParameter("Name the model that it is of.", param_hint="--revision")
+    with connected(as_json) as service:
+        if model is None:
+            found = service.models()
+            show_rows(found, as_json, HEAD, map(_row, found))
+        elif as_json:
+            typer.echo(json.dumps(service.model(model, revision=revision)))
+        else:
+            show_rows((), as_json, HEAD, [_row(service.model(model, revision=revision))])
+
+
+def _row(model: Model) -> list[str]:
+    size, context = f"{model['parameters']:,}", "" if model["context"] is None else f"{model['context']:,}"
+    workers = ", ".join(model["fits_on"])
+    return [model["id"], model["kind"], model["architecture"], size, context, model["licence"] or "", workers]

@@ -1,0 +1,219 @@
+"""Fetch a checkpoint's files: in parts, several at once, each part going on where it broke.
+
+Beside an unfinished file lies a journal of its finished parts, so a download that was killed fetches only what is not
+there. The file takes its name when all parts are in and the SHA-256 is right; with a wrong one all of it is thrown
+away.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+
+from seft.client.answers import Checkpoint, File
+from seft.client.errors import ApiProblem, ClientError, IntegrityError, Unreachable
+from seft.client.retries import tried
+from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Together, Work
+
+PART_BYTES = 8 << 20
+EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+Again = Callable[[], Steps[Checkpoint]]
+
+
+def fetch(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    again: Again,
+    at_once: int,
+    progress: Progress | None,
+    pauses: Sequence[float],
+) -> Steps[list[Path]]:
+    """Fetch what `folder` lacks of a checkpoint; the paths of all its files. `again` asks for links that are fresh."""
+    targets = [_Target.of(file, folder) for file in checkpoint["files"]]
+    session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
+    session.renew(checkpoint)
+    for target in targets:
+        if not (yield Work(target.is_there)):
+            target.prepare()
+    missing = [part for target in targets for part in target.missing()]
+    _check_room(folder, missing)
+    session.meter.add(session.meter.total - sum(part.end - part.start for part in missing))
+    yield Together([session.part(part) for part in missing], at_once)
+    yield Together([_finish(target) for target in targets if not target.done], at_once)
+    return [target.path for target in targets]
+
+
+@dataclass(slots=True)
+class _Target:
+    """A file to be, its unfinished bytes, and the journal of their finished parts."""
+
+    name: str
+    size: int
+    sha256: str
+    path: Path
+    done: bool = False
+    parts: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, file: File, folder: Path) -> "_Target":
+        name = PurePosixPath(file["name"])
+        if name.is_absolute() or ".." in name.parts or "\\" in file["name"]:
+            raise IntegrityError(f"The service names a file outside of the folder: {file['name']!r}.")
+        return cls(file["name"], file["size"], file["sha256"], folder / name)
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    @property
+    def journal(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.parts")
+
+    @property
+    def _head(self) -> str:
+        return json.dumps({"sha256": self.sha256, "size": self.size, "part_bytes": PART_BYTES})
+
+    def is_there(self) -> bool:
+        """Whether the file is finished: then nothing is to do."""
+        self.done = self.path.is_file() and self.path.stat().st_size == self.size and _sha256(self.path) == self.sha256
+        return self.done
+
+    def prepare(self) -> None:
+        """Take up what an earlier download of the same bytes has left, or begin anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.journal.read_text().splitlines() if self.journal.exists() and self.partial.exists() else []
+        if lines[:1] == [self._head]:
+            self.parts = {int(line) for line in lines[1:] if line.isdecimal()}
+            return
+        self.partial.write_bytes(b"")
+        self.journal.write_text(f"{self._head}\n")
+
+    def missing(self) -> "Iterator[_Part]":
+        """The parts that are still to come."""
+        if not self.done:
+            for number, start in enumerate(range(0, self.size, PART_BYTES)):
+                if number not in self.parts:
+                    yield _Part(self, number, start, min(start + PART_BYTES, self.size))
+
+    def finish(self) -> None:
+        """Give the file its name, if its bytes are right."""
+        if (found := _sha256(self.partial)) != self.sha256:
+            self.drop()
+            raise IntegrityError(
+                f"{self.name} has the SHA-256 {found}; published was {self.sha256}. What was fetched is thrown away."
+            )
+        self.partial.replace(self.path)
+        self.journal.unlink()
+
+    def drop(self) -> None:
+        """Forget what was fetched."""
+        self.partial.unlink()
+        self.journal.unlink()
+
+
+@dataclass(slots=True)
+class _Part:
+    """Bytes of a file from `start` to before `end`; `at` is the next one to fetch."""
+
+    target: _Target
+    number: int
+    start: int
+    end: int
+    at: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.at = self.start
+
+    def note(self) -> None:
+        """Write into the journal that it is all there."""
+        with self.target.journal.open("a") as journal:
+            journal.write(f"{self.number}\n")
+
+
+class _Session:
+    """What all parts share: links, patience, the meter."""
+
+    def __init__(self, again: Again, pauses: Sequence[float], meter: "Meter") -> None:
+        self.again, self.pauses, self.meter = again, pauses, meter
+        self.links: dict[str, str] = {}
+
+    def renew(self, checkpoint: Checkpoint) -> None:
+        """Use these links from now on."""
+        self.links = {file["name"]: file["url"] for file in checkpoint["files"]}
+
+    def part(self, part: _Part) -> Steps[None]:
+        """Fetch a part. Only tries that bring nothing are counted."""
+        failures = 0
+        while part.at < part.end:
+            before, error = part.at, "the answer ended early"
+            try:
+                yield from self._more(part)
+            except Unreachable as broken:
+                error = str(broken)
+            failures = 0 if part.at > before else failures + 1
+            if failures > len(self.pauses):
+                raise ClientError(f"{part.target.name} cannot be fetched: {error}. Fetch again to go on from here.")
+            if failures:
+                yield Pause(self.pauses[failures - 1])
+        part.note()
+
+    def _more(self, part: _Part) -> Steps[None]:
+        """Write what one request brings of a part."""
+        link = self.links[part.target.name]
+        headers = {"Range": f"bytes={part.at}-{part.end - 1}", "Accept-Encoding": "identity"}
+        reply = yield from tried(Open(Request("GET", link, headers=headers)), self.pauses)
+        if reply.status in EXPIRED and link == self.links[part.target.name]:
+            self.renew((yield from self.again()))
+            return
+        if reply.status in EXPIRED:
+            return
+        if reply.status == HTTPStatus.OK:
+            raise ClientError(f"{part.target.name} cannot be fetched in parts: its storage takes no range of bytes.")
+        if reply.status != HTTPStatus.PARTIAL_CONTENT:
+            problem = ApiProblem.read(reply)
+            raise ClientError(f"{part.target.name} cannot be fetched: {problem.message}")
+        with part.target.partial.open("r+b", buffering=0) as file:
+            file.seek(part.at)
+            while part.at < part.end and (chunk := (yield Read())):
+                kept = chunk[: part.end - part.at]
+                file.write(kept)
+                part.at += len(kept)
+                self.meter.add(len(kept))
+
+
+class Meter:
+    """Counts bytes for somebody who looks."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """So many more are here."""
+        with self._lock:
+            self.done += count
+            if self.progress:
+                self.progress(self.done, self.total)
+
+
+def _finish(target: _Target) -> Steps[None]:
+    yield Work(target.finish)
+
+
+def _check_room(folder: Path, missing: Sequence[_Part]) -> None:
+    if not missing:
+        return
+    wanted, free = sum(part.end - part.start for part in missing), shutil.disk_usage(folder).free
+    if wanted > free:
+        raise OSError(errno.ENOSPC, f"{wanted:,} bytes are still to be fetched and {free:,} are free", str(folder))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

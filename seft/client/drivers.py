@@ -1,0 +1,243 @@
+"""Take the steps of an operation: two drivers that do the same, one waiting, one awaiting. They decide nothing."""
+
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self, TypeVar, assert_never
+
+import anyio
+import anyio.to_thread
+import httpx2
+from typing_extensions import override
+
+from seft.client.errors import ClientError, Unreachable
+from seft.client.steps import Open, Pause, Progress, Read, Reply, Request, Send, Step, Steps, Together, Walk, Work
+
+T = TypeVar("T")
+
+
+class _Stopped(Exception):  # noqa: N818 (no error)
+    """Another part has failed."""
+
+
+class Taker:
+    """Takes the steps of one generator, and holds what it has opened."""
+
+    def __init__(self, service: httpx2.Client, links: httpx2.Client, stopped: threading.Event | None = None) -> None:
+        self.service, self.links, self.stopped = service, links, stopped
+        self.opened = ExitStack()
+        self.chunks: Iterator[bytes] = iter(())
+
+    def all(self, steps: Steps[T]) -> T:
+        """Take all steps."""
+        walk = Walk(steps)
+        while (step := walk.step()) is not None:
+            self.one(walk, step)
+        return walk.result
+
+    def one(self, walk: Walk[Any], step: Step) -> None:
+        """Take a step and tell the walk what came of it."""
+        if self.stopped and self.stopped.is_set():
+            raise _Stopped
+        try:
+            answer = self._taken(step)
+        except httpx2.TransportError as error:
+            walk.fail(_unreachable(error))
+        except ClientError as error:
+            walk.fail(error)
+        else:
+            walk.answer(answer)
+
+    def _taken(self, step: Step) -> Any:
+        match step:
+            case Send(request):
+                with _content(request) as content:
+                    return _reply(self._web(request).request(request.method, request.path, **content))
+            case Open(request):
+                return self._open(request)
+            case Read():
+                return next(self.chunks, b"")
+            case Pause(seconds):
+                time.sleep(seconds)
+            case Work(call):
+                return call()
+            case Together(parts, at_once):
+                self._together(parts, at_once)
+            case _:
+                assert_never(step)
+        return None
+
+    def _open(self, request: Request) -> Reply:
+        self.opened.close()
+        stream = self._web(request).stream(request.method, request.path, **_words(request))
+        response = self.opened.enter_context(stream)
+        if not response.is_success:
+            response.read()
+            return _reply(response)
+        self.chunks = response.iter_raw()
+        return _head(response)
+
+    def _together(self, parts: Sequence[Steps[None]], at_once: int) -> None:
+        stopped = threading.Event()
+
+        def run(steps: Steps[None]) -> None:
+            with Taker(self.service, self.links, stopped) as take:
+                take.all(steps)
+
+        with ThreadPoolExecutor(at_once) as pool:
+            futures = [pool.submit(run, steps) for steps in parts]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        errors = [error for future in done if (error := future.exception())]
+        for error in errors:
+            if not isinstance(error, _Stopped):
+                raise error
+
+    def _web(self, request: Request) -> httpx2.Client:
+        return self.links if request.is_link else self.service
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()
+
+
+class AsyncTaker:
+    """The same, awaiting."""
+
+    def __init__(self, service: httpx2.AsyncClient, links: httpx2.AsyncClient) -> None:
+        self.service, self.links = service, links
+        self.opened = AsyncExitStack()
+        self.chunks: AsyncIterator[bytes] = _nothing()
+
+    async def all(self, steps: Steps[T]) -> T:
+        """Take all steps."""
+        walk = Walk(steps)
+        while (step := walk.step()) is not None:
+            await self.one(walk, step)
+        return walk.result
+
+    async def one(self, walk: Walk[Any], step: Step) -> None:
+        """Take a step and tell the walk what came of it."""
+        try:
+            answer = await self._taken(step)
+        except httpx2.TransportError as error:
+            walk.fail(_unreachable(error))
+        except ClientError as error:
+            walk.fail(error)
+        else:
+            walk.answer(answer)
+
+    async def _taken(self, step: Step) -> Any:
+        match step:
+            case Send(request):
+                with _content(request) as content:
+                    return _reply(await self._web(request).request(request.method, request.path, **content))
+            case Open(request):
+                return await self._open(request)
+            case Read():
+                return await anext(self.chunks, b"")
+            case Pause(seconds):
+                await anyio.sleep(seconds)
+            case Work(call):
+                return await anyio.to_thread.run_sync(call)
+            case Together(parts, at_once):
+                await self._together(parts, at_once)
+            case _:
+                assert_never(step)
+        return None
+
+    async def _open(self, request: Request) -> Reply:
+        await self.opened.aclose()
+        stream = self._web(request).stream(request.method, request.path, **_words(request))
+        response = await self.opened.enter_async_context(stream)
+        if not response.is_success:
+            await response.aread()
+            return _reply(response)
+        self.chunks = response.aiter_raw()
+        return _head(response)
+
+    async def _together(self, parts: Sequence[Steps[None]], at_once: int) -> None:
+        limit, errors = anyio.Semaphore(at_once), list[ClientError | OSError]()
+
+        async def run(steps: Steps[None]) -> None:
+            async with limit, AsyncTaker(self.service, self.links) as take:
+                try:
+                    await take.all(steps)
+                except (ClientError, OSError) as error:
+                    errors.append(error)
+                    group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for steps in parts:
+                group.start_soon(run, steps)
+        if errors:
+            raise errors[0]
+
+    def _web(self, request: Request) -> httpx2.AsyncClient:
+        return self.links if request.is_link else self.service
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.opened.aclose()
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, progress: Progress | None) -> None:
+        super().__init__(path)
+        self._progress, self._size = progress, path.stat().st_size
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = super().read(size)
+        if self._progress:
+            self._progress(self.tell(), self._size)
+        return content
+
+
+@contextmanager
+def _content(request: Request) -> Iterator[dict[str, Any]]:
+    """The request in httpx's words, as long as its file is open."""
+    if request.file is None:
+        yield {**_words(request), "json": request.json, "content": request.content}
+        return
+    with _Counted(request.file, request.progress) as file:
+        yield {**_words(request), "files": {"file": (request.file.name, file)}}
+
+
+def _words(request: Request) -> dict[str, Any]:
+    # An empty query would cut off the link's own.
+    return {"params": dict(request.query) or None, "headers": dict(request.headers)}
+
+
+def _reply(response: httpx2.Response) -> Reply:
+    return Reply(response.status_code, response.headers, response.content, str(response.request.url))
+
+
+def _head(response: httpx2.Response) -> Reply:
+    return Reply(response.status_code, response.headers, b"", str(response.request.url))
+
+
+def _unreachable(error: httpx2.TransportError) -> Unreachable:
+    # Of a link only the host: what is behind it is a permission.
+    asked = error.request.url.copy_with(raw_path=b"/", username="", password="")
+    return Unreachable(
+        f"{str(asked).rstrip('/')} does not answer: {error or type(error).__name__}. Is the address right, does it run?"
+    )
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""

@@ -1,0 +1,101 @@
+"""The service from Python: upload a dataset, create a job, watch it, fetch what it made.
+
+No torch, nothing of the server.
+
+What each method does stands in `seft.client.operations`; here are the two that take its steps: `Client` waits, `AsyncClient`
+awaits (on asyncio or trio). Calls are sent again when the connection breaks or the service is busy (`seft.client.retries`).
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Self, TypeVar
+
+import httpx2
+from typing_extensions import override
+
+from seft.client.config import Address
+from seft.client.drivers import AsyncTaker, Taker
+from seft.client.operations import Operations
+from seft.client.retries import PAUSES
+from seft.client.steps import Awaiting, Blocking, Flow, Row, Steps, Walk
+
+T = TypeVar("T")
+TIMEOUT = httpx2.Timeout(30.0, read=120.0)
+
+
+class Client(Operations, Blocking):
+    """One caller of one service. What is not given is taken from SEFT_URL, SEFT_API_KEY, or what `seft login` kept."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
+        address = Address.found(url, api_key)
+        self.url, self.pauses = address.url, pauses
+        self._service = httpx2.Client(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
+        # A presigned link is its own permission; the key is none of the object storage's business.
+        self._links = httpx2.Client(timeout=TIMEOUT)
+
+    @override
+    def run(self, steps: Steps[T]) -> T:
+        with Taker(self._service, self._links) as take:
+            return take.all(steps)
+
+    @override
+    def rows(self, flow: Flow[T]) -> Iterator[T]:
+        walk = Walk(flow)
+        with Taker(self._service, self._links) as take:
+            while (step := walk.step()) is not None:
+                if isinstance(step, Row):
+                    yield step.value
+                    walk.answer(None)
+                else:
+                    take.one(walk, step)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._service.close()
+        self._links.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(Operations, Awaiting):
+    """The same for who awaits: `await client.job(…)`, `async for job in client.watch(…)`."""
+
+    def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
+        address = Address.found(url, api_key)
+        self.url, self.pauses = address.url, pauses
+        self._service = httpx2.AsyncClient(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
+        self._links = httpx2.AsyncClient(timeout=TIMEOUT)
+
+    @override
+    async def run(self, steps: Steps[T]) -> T:
+        async with AsyncTaker(self._service, self._links) as take:
+            return await take.all(steps)
+
+    @override
+    async def rows(self, flow: Flow[T]) -> AsyncIterator[T]:
+        walk = Walk(flow)
+        async with AsyncTaker(self._service, self._links) as take:
+            while (step := walk.step()) is not None:
+                if isinstance(step, Row):
+                    yield step.value
+                    walk.answer(None)
+                else:
+                    await take.one(walk, step)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._service.aclose()
+        await self._links.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _headers(address: Address) -> dict[str, str]:
+    return {"Authorization": f"Bearer {address.api_key}"}

@@ -1,0 +1,92 @@
+"""A scripted server and a real one; laws of the client are tried on both: who waits and who awaits."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from sqlalchemy.orm import Session, sessionmaker
+
+from core.access.keys import Scope, issue
+from core.infra.database import make_engine, make_sessions
+from core.infra.storage import Storage
+from core.settings import Settings
+from local.folder import FolderLock
+from local.stack import Api
+from seft.client.http import AsyncClient, Client
+from seft.client.steps import flow
+from tests.hollow import write_hollow
+from tests.seft.client.servers import Script, serving
+from tests.worker.conftest import variables
+
+PAUSES = (0.01, 0.01)
+
+
+class Awaited:
+    """An AsyncClient that looks like a Client."""
+
+    def __init__(self, portal: BlockingPortal, client: AsyncClient) -> None:
+        self.portal, self.client = portal, client
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def answered(*arguments: Any, **named: Any) -> Any:
+            made = getattr(self.client, name)(*arguments, **named)
+            return [row async for row in made] if isinstance(getattr(AsyncClient, name), flow) else await made
+
+        return lambda *arguments, **named: self.portal.call(lambda: answered(*arguments, **named))
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    server = Script()
+    with serving(server):
+        yield server
+
+
+@pytest.fixture(params=["waiting", "awaiting"])
+def client(script: Script, request: pytest.FixtureRequest) -> Iterator[Client]:
+    if request.param == "waiting":
+        with Client(script.url, "seft_key", pauses=PAUSES) as client:
+            yield client
+        return
+    with start_blocking_portal() as portal:
+        awaiting = portal.call(lambda: made(script.url))
+        yield cast("Client", Awaited(portal, awaiting))
+        portal.call(awaiting.close)
+
+
+async def made(url: str) -> AsyncClient:
+    return AsyncClient(url, "seft_key", pauses=PAUSES)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running API process, what is behind it, and a key to it."""
+
+    url: str
+    api_key: str
+    sessions: sessionmaker[Session]
+    storage: Storage
+
+
+@pytest.fixture
+def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
+    """A running API that knows one model. No worker."""
+    model = write_hollow(tmp_path / "models" / "tiny")
+    engine = make_engine(settings)
+    sessions = make_sessions(engine)
+    with sessions.begin() as session:
+        _, secret = issue(session, "default", "tests", Scope.ADMIN)
+    lock = FolderLock(tmp_path / "api")
+    lock.acquire()
+    api = Api(lock, {**os.environ, **variables(settings.model_copy(update={"model_roots": [model.parent]}))})
+    try:
+        api.start()
+        yield Service(api.url, secret, sessions, Storage(settings))
+    finally:
+        api.stop()
+        lock.release()
+        engine.dispose()

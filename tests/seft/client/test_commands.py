@@ -1,0 +1,324 @@
+"""The command `seft` against a running API."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import runpy
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner, Result
+
+from core import workers
+from core.ability import CPU, Ability
+from core.jobs import attempts as attempts
+from core.tables import JobEvent
+from seft.client import uploads
+from seft.client.cli import app
+from seft.client.downloads import PART_BYTES
+from seft.client.http import Client
+from seft.client.shell import Exit
+from tests.hub import hub
+from tests.seft.client.conftest import Service
+from tests.seft.client.servers import Script, Store, serving
+
+README = Path(__file__).parents[2] / "README.md"
+CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
+
+
+class Shell:
+    """Somebody who has logged in."""
+
+    def __init__(self, service: Service, home: Path) -> None:
+        self.service = service
+        self.environment = {"XDG_CONFIG_HOME": str(home), "SEFT_URL": "", "SEFT_API_KEY": ""}
+        result = self.run("login", "--url", service.url, typed=service.api_key)
+        assert result.exit_code == 0, result.stderr
+
+    def run(self, *words: str, typed: str = "") -> Result:
+        return CliRunner().invoke(app, words, input=f"{typed}\n", env=self.environment)
+
+    def json(self, *words: str) -> Any:
+        result = self.run(*words, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(service: Service, tmp_path: Path) -> Shell:
+    return Shell(service, tmp_path / "home")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (path := tmp_path / "data.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    return path
+
+
+def create(shell: Shell, data: Path, *more: str) -> Any:
+    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *more)
+    return shell.json("jobs", "create", *words)
+
+
+def succeed(service: Service, content: bytes) -> str:
+    """What a worker would do with the next job; its id."""
+    with service.sessions.begin() as session:
+        attempt = attempts.claim(session, "gpu-1", 60)
+    assert attempt
+    service.storage.put(f"{attempt.job_id}/model.safetensors", content)
+    file = {"name": "model.safetensors", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    with service.sessions.begin() as session:
+        attempts.publish(
+            session,
+            attempt,
+            step=9,
+            prefix=f"{attempt.job_id}/",
+            sha256="0",
+            files=[file],
+            scores={"dense": 2.0, "pruned": 9.5},
+            measured={"model": {"zeros": 5}},
+        )
+    return attempt.job_id
+
+
+def test_who_logs_in_needs_no_environment_and_a_wrong_key_is_not_kept(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "home" / "seft" / "config.json"
+    kept = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert shell.json("jobs", "list") == []
+    result = shell.run("login", "--url", shell.service.url, typed="seft_wrong")
+    assert result.exit_code == Exit.REFUSED
+    assert "unauthenticated" in result.stderr
+    assert path.read_text() == kept
+
+
+def test_a_dataset_is_uploaded_without_its_broken_lines_and_previewed(shell: Shell, tmp_path: Path) -> None:
+    pairs = ['{"prompt": "ask a ", "completion": "b"}', "broken", '{"prompt": "ask b ", "completion": "a"}']
+    (data := tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("\n".join(pairs).encode()))
+    assert shell.run("datasets", "upload", str(data)).exit_code == Exit.REFUSED
+    made = shell.run("datasets", "upload", str(data), "--skip", "34").stdout
+    assert made.endswith("2 records, 1 broken lines left out\n")
+    shown = shell.run("datasets", "preview", made.split()[0], "--model", "tiny", "--records", "1").stdout
+    assert shown == "4 tokens, 2 trained on\nask a[[ b <eos>]]\n\n8 tokens, 4 of them trained on\n"
+
+
+def test_a_large_file_is_sent_in_parts_and_goes_on_where_it_was_ended(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "PARTS_FROM", 1 << 20)
+    line = b'{"text": "%09d' + b"x" * 9988 + b'"}\n'
+    content = b"".join(line % number for number in range(2000))
+    (data := tmp_path / "large.jsonl").write_bytes(content)
+    told: list[int] = []
+
+    def look(done: int, total: int) -> None:
+        told.append(done)
+        if told == [16 << 20]:
+            raise OSError("the lid was shut")
+
+    with Client(shell.service.url, shell.service.api_key) as client:
+        with pytest.raises(OSError, match="lid"):
+            client.upload_dataset(data, at_once=1, progress=look)
+        (begun,) = client._service.get("/imports").json()["data"]
+        made = client.upload_dataset(data, at_once=1, progress=look)
+        assert [row["id"] for row in client._service.get("/imports").json()["data"]] == [begun["id"]]
+    assert told == [16 << 20, 16 << 20, len(content)]
+    assert (made["name"], made["records"], made["sha256"]) == ("large.jsonl", 2000, hashlib.sha256(content).hexdigest())
+    data.write_bytes(content + b"broken\n")
+    assert "line 2001" in shell.run("datasets", "upload", str(data)).stderr
+    refused = shell.run("datasets", "import", "s3://nobodys/x.jsonl")
+    assert (refused.exit_code, "open to you" in refused.stderr) == (Exit.REFUSED, True)
+
+
+def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
+    job = create(shell, data, "--set", "repair.steps=7", "--idempotency-key", "mine")
+    assert job["spec"]["repair"]["steps"] == 7
+    for word, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert shell.json("jobs", word, job["id"])["status"] == status
+    other = shell.json("jobs", "clone", job["id"], "--set", "repair.steps=8")
+    listed = [one["id"] for one in shell.json("jobs", "list")]
+    assert listed == [other["id"], job["id"]]
+    assert other["id"] in shell.run("jobs", "list", "--status", "queued").stdout
+    compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", *listed)}
+    assert compared["repair.steps"] == [8, 7]
+    assert compared["status"] == ["queued", "cancelled"]
+    assert "model" not in compared
+    result = shell.run("jobs", "resume", job["id"], "--json")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
+    waiting = shell.json("jobs", "clone", other["id"], "--set", "auto_start=false")
+    for word, status in (("start", "queued"), ("stop", "cancelled")):
+        assert shell.run("jobs", word, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
+
+
+def test_a_dataset_that_is_no_file_and_no_id_is_told_before_anything_is_asked(shell: Shell) -> None:
+    refused = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
+    assert refused.exit_code == Exit.USAGE
+    assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(refused.stderr.split())
+
+
+def test_the_script_of_the_readme_does_the_whole_job(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert block
+    script = block[1].replace("HuggingFaceTB/SmolLM2-135M", "tiny")
+    assert len(script.split("\n\n")[1].splitlines()) < 10
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SEFT_URL", service.url)
+    monkeypatch.setenv("SEFT_API_KEY", service.api_key)
+
+    def work() -> None:
+        with Client() as client:
+            while not list(client.jobs()):
+                time.sleep(0.05)
+        succeed(service, CONTENT)
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(work)
+        runpy.run_path("script.py")
+        worker.result()
+    assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == CONTENT
+
+
+def test_a_job_that_was_stopped_is_done_and_its_log_fits_a_line(shell: Shell, data: Path) -> None:
+    job_id = create(shell, data)["id"]
+    with shell.service.sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET stopping = true"))
+        event = {"step": 1, "grown": 9, "layers": {f"layer_{number}": {"grown": 1} for number in range(9)}}
+        session.add(JobEvent(job_id=job_id, attempt=1, type="topology.evolved", data=event))
+    assert shell.run("jobs", "cancel", job_id).stdout == f"{job_id}  cancelled\n"
+    assert shell.run("jobs", "logs", job_id).stdout.splitlines()[1].endswith("attempt 1  step=1  grown=9")
+
+
+def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path: Path) -> None:
+    job_id = create(shell, data)["id"]
+    assert succeed(shell.service, CONTENT) == job_id
+    watched = shell.run("jobs", "watch", job_id)
+    assert (watched.exit_code, watched.stdout.splitlines()[-1]) == (0, f"{job_id}  succeeded")
+    told = [json.loads(line)["type"] for line in shell.run("jobs", "logs", "-f", job_id, "--json").stdout.splitlines()]
+    assert told == ["job.created", "job.claimed", "job.succeeded"]
+    assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == told
+    compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", job_id, job_id)}
+    assert compared["perplexity pruned"] == [9.5, 9.5]
+    assert compared["measured model.zeros"] == [5, 5]
+    (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
+    assert Path(path).read_bytes() == CONTENT
+
+
+def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_fit(shell: Shell) -> None:
+    with shell.service.sessions.begin() as session:
+        workers.seen(session, "w1", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
+    words = ("--model", "tiny", "--sparsity", "0.6")
+    found = shell.json("estimate", *words)
+    assert (found["fits"], found["checkpoint_bytes"]) == (True, 2 * found["parameters"])
+    told = shell.run("estimate", *words).stdout
+    assert f"{found['parameters']:,}" in told
+    assert "w1" in told
+    (listed,) = shell.json("models")
+    assert (listed["id"], listed["parameters"]) == ("tiny", found["parameters"])
+    assert shell.json("models", "tiny") == listed
+    assert listed["fits_on"] == ["w1"]
+    (worker,) = shell.json("workers")
+    assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
+    assert shell.run("workers").stdout.splitlines()[1].split()[:5] == ["w1", "cpu", "x86_64", "4.3", "GB"]
+    for words_of_models in (["models"], ["models", "tiny"]):
+        (row,) = shell.run(*words_of_models).stdout.splitlines()[1:]
+        assert f"{listed['parameters']:,}" in row
+        assert row.rstrip().endswith("w1")
+    assert shell.run("models", "--revision", "main").exit_code == Exit.USAGE
+    refused = shell.run("models", "tiny", "--revision", "main")
+    assert (refused.exit_code, "only a model of the hub has revisions" in refused.stderr) == (Exit.REFUSED, True)
+    too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
+    more = ("--set", "repair.sequence_tokens=4096")
+    assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout
+
+
+@pytest.fixture
+def known_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that knows one token, for services that are started from now on."""
+    with hub({}, {"hf_example": "acme"}) as endpoint:
+        monkeypatch.setenv("HF_ENDPOINT", endpoint)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+
+
+def test_a_hub_token_is_read_from_a_pipe_told_of_and_forgotten(known_hub: None, shell: Shell) -> None:
+    assert shell.run("hub-token", "set", typed="hf_wrong").exit_code == Exit.REFUSED
+    given = shell.run("hub-token", "set", typed="hf_example")
+    assert (given.exit_code, given.stdout.split()[0]) == (0, "acme")
+    assert "hf_example" not in given.output
+    found = shell.json("hub-token", "show")
+    assert (found["name"], "token" in found) == ("acme", False)
+    assert shell.json("hub-token", "delete") == found
+    assert shell.run("hub-token", "show").exit_code == Exit.REFUSED
+
+
+def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shell, data: Path) -> None:
+    job_id = create(shell, data)["id"]
+    shell.run("jobs", "cancel", job_id)
+    assert shell.run("jobs", "watch", job_id).exit_code == Exit.FAILED
+    result = shell.run("jobs", "watch", job_id, "--json")
+    assert result.exit_code == Exit.FAILED
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["cancelled"]
+
+
+def test_a_webhook_is_made_tried_and_removed(shell: Shell) -> None:
+    hook = shell.json("webhooks", "create", "https://example.invalid/", "--event", "job.failed")
+    assert (hook["events"], hook["secret"][:6]) == (["job.failed"], "whsec_")
+    assert shell.json("webhooks", "test", hook["id"])["type"] == "webhook.test"
+    assert "webhook.test" in shell.run("webhooks", "deliveries", hook["id"]).stdout
+    assert shell.json("webhooks", "rotate", hook["id"])["secret"] != hook["secret"]
+    assert shell.json("webhooks", "disable", hook["id"])["disabled_at"]
+    assert shell.json("webhooks", "enable", hook["id"])["disabled_at"] is None
+    assert hook["id"] in shell.run("webhooks", "list").stdout
+    assert shell.json("webhooks", "delete", hook["id"])["id"] == hook["id"]
+    assert hook["id"] not in shell.run("webhooks", "list").stdout
+
+
+def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
+    dataset = shell.json("datasets", "upload", str(data))
+    assert [one["id"] for one in shell.json("datasets", "list")] == [dataset["id"]]
+    assert dataset["id"] in shell.run("datasets", "list").stdout
+    assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
+    assert shell.json("datasets", "list") == []
+    key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")
+    assert key["id"] in shell.run("keys", "list").stdout
+    assert shell.json("keys", "revoke", key["id"])["revoked_at"]
+    assert "create_key" in shell.run("audit").stdout
+    data.write_text('{"tex": 1}\n')
+    refused = shell.run("datasets", "upload", str(data))
+    assert (refused.exit_code, "line 1" in refused.stderr) == (Exit.REFUSED, True)
+
+
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
+def test_a_download_that_was_ended_goes_on(script: Script, tmp_path: Path, told: signal.Signals, code: int) -> None:
+    environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
+    words = ["-m", "client", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
+    with serving(store := Store(CONTENT)):
+        store.stall_at = PART_BYTES
+        script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
+        process = subprocess.Popen([sys.executable, *words], env=environment)
+        assert store.stalled.wait(60)
+        process.send_signal(told)
+        store.go_on.set()
+        assert process.wait() == code
+        store.stall_at = None
+        store.ranges.clear()
+        script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
+        subprocess.run([sys.executable, *words], env=environment, check=True)
+        assert sorted(store.ranges) == [(PART_BYTES, 2 * PART_BYTES), (2 * PART_BYTES, len(CONTENT))]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]

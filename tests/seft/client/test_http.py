@@ -1,0 +1,244 @@
+"""Laws of both clients, against a small HTTP server that does what each test tells it."""
+
+import json
+from pathlib import Path
+from typing import assert_type
+
+import pytest
+
+from seft.client.answers import Dataset, Job
+from seft.client.errors import ApiProblem, ClientError
+from seft.client.events import EventReader
+from seft.client.http import AsyncClient, Client
+from tests.seft.client.servers import Script
+
+SPEC = {"model": "m", "dataset": "file_x", "sparsity": 0.6}
+
+
+def test_a_call_is_repeated_when_the_connection_breaks_or_the_server_is_busy(script: Script, client: Client) -> None:
+    script.answers.append(None)
+    script.will_answer({"code": "unavailable"}, status=503, Retry_After="0")
+    script.will_answer({"id": "job_1"}, status=202)
+    assert client.create_job(SPEC)["id"] == "job_1"
+    keys = {headers["Idempotency-Key"] for _, _, headers, _ in script.requests}
+    assert len(script.requests) == 3
+    assert len(keys) == 1
+
+
+def test_two_calls_make_two_jobs_unless_they_share_a_key(script: Script, client: Client) -> None:
+    for _ in range(4):
+        script.will_answer({"id": "job_1"})
+    client.create_job(SPEC)
+    client.create_job(SPEC)
+    client.create_job(SPEC, idempotency_key="mine")
+    client.create_job(SPEC, idempotency_key="mine")
+    keys = [headers["Idempotency-Key"] for _, _, headers, _ in script.requests]
+    assert keys[0] != keys[1]
+    assert keys[2:] == ["mine", "mine"]
+
+
+def test_an_upload_is_whole_again_when_it_is_repeated(script: Script, client: Client, tmp_path: Path) -> None:
+    (data := tmp_path / "data.jsonl").write_text('{"text": "all of it"}\n')
+    script.will_answer({}, status=503)
+    script.will_answer({"id": "file_1"})
+    client.upload_dataset(data)
+    assert all(b"all of it" in body for _, _, _, body in script.requests)
+
+
+def test_a_refusal_names_each_flaw(script: Script, client: Client) -> None:
+    flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}
+    body = {"code": "invalid_request", "detail": "It is wrong.", "request_id": "req_1", "errors": [flaw]}
+    script.will_answer(body, status=422)
+    with pytest.raises(ApiProblem) as caught:
+        client.create_job(SPEC)
+    problem = caught.value
+    assert (problem.status, problem.code, problem.request_id) == (422, "invalid_request", "req_1")
+    assert str(problem) == "invalid_request: It is wrong.\n  sparsity: at most 0.99; it is 1.2. 0.6 is usual."
+    assert len(script.requests) == 1
+
+
+def test_a_call_whose_twin_is_still_being_served_is_repeated(script: Script, client: Client) -> None:
+    script.will_answer({"code": "idempotency_in_flight"}, status=409, Retry_After="0")
+    script.will_answer({"id": "job_1"}, status=202)
+    assert client.create_job(SPEC)["id"] == "job_1"
+    script.will_answer({"code": "conflict"}, status=409)
+    with pytest.raises(ApiProblem, match="conflict"):
+        client.cancel("job_1")
+
+
+def test_what_is_asked_of_a_job_is_a_post_to_the_word(script: Script, client: Client) -> None:
+    for ask in (client.cancel, client.pause, client.resume, client.stop, client.start):
+        script.will_answer({"id": "job_1"})
+        ask("job_1")
+    words = [f"/jobs/job_1/{word}" for word in ("cancel", "pause", "resume", "stop", "start")]
+    assert [(method, path) for method, path, _, _ in script.requests] == [("POST", word) for word in words]
+
+
+def test_an_address_that_is_not_the_services_is_told(script: Script, client: Client) -> None:
+    script.will_answer(b"", status=301, Location="https://other.example/")
+    with pytest.raises(ApiProblem, match="HTTP 301"):
+        client.job("job_1")
+    script.will_answer(b"<h1>It works!</h1>")
+    with pytest.raises(ClientError, match="Is that the address of the service"):
+        client.job("job_1")
+
+
+def test_a_refusal_by_a_proxy_is_told_too(script: Script, client: Client) -> None:
+    for _ in range(3):
+        script.will_answer(b"<h1>Bad gateway</h1>", status=502)
+    with pytest.raises(ApiProblem, match="HTTP 502"):
+        client.job("job_1")
+
+
+def test_a_server_that_stays_away_is_told_with_the_way_out(script: Script, client: Client) -> None:
+    script.answers += [None] * 3
+    with pytest.raises(ClientError, match=f"^{script.url} does not answer: .* Is the address right"):
+        client.job("job_1")
+
+
+def test_pages_are_followed_by_the_last_row(script: Script, client: Client) -> None:
+    script.will_answer({"data": [{"id": "job_3"}, {"id": "job_2"}], "has_more": True})
+    script.will_answer({"data": [{"id": "job_1"}], "has_more": False})
+    assert [job["id"] for job in client.jobs(status="queued")] == ["job_3", "job_2", "job_1"]
+    assert [path for _, path, _, _ in script.requests] == ["/jobs?status=queued", "/jobs?status=queued&after=job_2"]
+
+
+def test_jobs_are_narrowed_by_model_and_metadata(script: Script, client: Client) -> None:
+    script.will_answer({"data": [], "has_more": False})
+    assert list(client.jobs(model="m", metadata={"team": "a", "run": "x=1"})) == []
+    assert script.requests[0][1] == "/jobs?model=m&metadata=team%3Da&metadata=run%3Dx%3D1"
+
+
+def test_a_clone_carries_its_overrides_and_a_key(script: Script, client: Client) -> None:
+    script.will_answer({"code": "unavailable"}, status=503, Retry_After="0")
+    script.will_answer({"id": "job_2"}, status=202)
+    assert client.clone_job("job_1", {"sparsity": 0.5})["id"] == "job_2"
+    assert {path for _, path, _, _ in script.requests} == {"/jobs/job_1/clone"}
+    assert {body for _, _, _, body in script.requests} == {b'{"sparsity":0.5}'}
+    assert len({headers["Idempotency-Key"] for _, _, headers, _ in script.requests}) == 1
+
+
+def test_metrics_go_on_behind_a_step(script: Script, client: Client) -> None:
+    script.will_answer({"data": [{"step": 5}], "has_more": True})
+    script.will_answer({"data": [{"step": 6}], "has_more": False})
+    assert [metric["step"] for metric in client.metrics("job_1", after_step=4)] == [5, 6]
+    assert [path.partition("?")[2] for _, path, _, _ in script.requests] == ["after_step=4", "after_step=5"]
+
+
+def test_watching_waits_for_changes_and_ends_with_the_final_state(script: Script, client: Client) -> None:
+    script.will_answer({"status": "queued"}, ETag='"a"')
+    script.will_answer({"status": "running"}, ETag='"b"')
+    script.will_answer(b"", status=304, ETag='"b"')
+    script.will_answer({"status": "succeeded"}, ETag='"c"')
+    assert [job["status"] for job in client.watch("job_1")] == ["queued", "running", "succeeded"]
+    assert [path for _, path, _, _ in script.requests] == ["/jobs/job_1", *["/jobs/job_1?wait=30"] * 3]
+    assert [headers.get("If-None-Match") for _, _, headers, _ in script.requests] == [None, '"a"', '"b"', '"b"']
+
+
+def stream(*events: int) -> bytes:
+    return b": hello\n\n" + b"".join(b'id: %d\nevent: job.x\ndata: {"id": %d}\n\n' % (n, n) for n in events)
+
+
+def test_a_stream_of_events_goes_on_where_it_broke_until_the_service_says_that_all_is_told(
+    script: Script, client: Client
+) -> None:
+    script.will_answer(stream(3, 5))
+    script.will_answer({}, status=503, Retry_After="0")
+    script.will_answer(stream(8) + b'data: {"id": 9, "cut')
+    script.will_answer(b"", status=204)
+    assert [event["id"] for event in client.live_events("job_1", after=2)] == [3, 5, 8]
+    assert [headers["Last-Event-ID"] for _, _, headers, _ in script.requests] == ["2", "5", "5", "8"]
+    assert {headers["Accept"] for _, _, headers, _ in script.requests} == {"text/event-stream"}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_events_are_whole_however_the_bytes_are_cut(end: str) -> None:
+    text = f"id: 1{end}data: a{end}data:b{end}{end}: still here{end}{end}data: ä{end}{end}".encode()
+    for size in (1, 2, 3, 1000):
+        reader = EventReader()
+        chunks = [text[start : start + size] for start in range(0, len(text), size)]
+        assert [data for chunk in chunks for data in reader.feed(chunk)] == ["a\nb", "ä"]
+
+
+def test_a_time_to_try_again_may_be_a_date(script: Script, client: Client) -> None:
+    script.will_answer({}, status=429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
+    script.will_answer({"id": "job_1"})
+    assert client.job("job_1")["id"] == "job_1"
+
+
+def test_a_server_that_asks_for_too_much_patience_is_told_at_once(script: Script, client: Client) -> None:
+    script.will_answer({"code": "rate_limited", "detail": "Too many."}, status=429, Retry_After="3600")
+    with pytest.raises(ApiProblem, match="rate_limited: Too many"):
+        client.job("job_1")
+
+
+def test_a_proxy_that_speaks_for_a_service_that_starts_is_asked_again(script: Script, client: Client) -> None:
+    script.will_answer(b"<h1>Bad gateway</h1>", status=502)
+    script.will_answer({"id": "job_1"})
+    assert client.job("job_1")["id"] == "job_1"
+    script.will_answer({"code": "hub_unreachable"}, status=502, Content_Type="application/problem+json")
+    with pytest.raises(ApiProblem, match="hub_unreachable"):
+        client.create_job(SPEC)
+
+
+def test_an_upload_tells_how_far_it_is(script: Script, client: Client, tmp_path: Path) -> None:
+    (data := tmp_path / "data.jsonl").write_bytes(b"x" * 200_000)
+    script.will_answer({"id": "file_1"})
+    told: list[tuple[int, int]] = []
+    client.upload_dataset(data, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert told[-1] == (200_000, 200_000)
+
+
+async def types(waiting: Client, awaiting: AsyncClient) -> None:
+    """Never run: mypy reads it. One description has the right types for who waits and for who awaits."""
+    assert_type(waiting.job("job_1"), Job)
+    assert_type(await awaiting.job("job_1"), Job)
+    assert_type(next(waiting.watch("job_1")), Job)
+    assert_type(await anext(aiter(awaiting.watch("job_1"))), Job)
+    assert_type(await awaiting.upload_dataset(Path()), Dataset)
+    waiting.job()  # type: ignore[call-arg]
+    awaiting.download("job_1", "folder")  # type: ignore[arg-type]
+
+
+def test_a_job_without_a_checkpoint_is_told(script: Script, client: Client, tmp_path: Path) -> None:
+    script.will_answer({"data": []})
+    script.will_answer({"status": "running"})
+    with pytest.raises(ClientError, match="no checkpoint; it is running"):
+        client.download("job_1", tmp_path)
+
+
+def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -> None:
+    script.answers.append(None)
+    with pytest.raises(ClientError):
+        client.create_key("nightly", "read")
+    script.will_answer({"id": "key_1", "secret": "seft_x"}, status=201)
+    assert client.create_key("nightly", "read")["secret"] == "seft_x"
+    assert [json.loads(body) for _, _, _, body in script.requests] == [{"name": "nightly", "scope": "read"}] * 2
+
+
+def test_models_estimates_and_previews_are_asked_for(script: Script, client: Client) -> None:
+    script.will_answer({"id": "owner/a name", "fits_on": ["w1"]})
+    script.will_answer({"data": [{"id": "a"}], "has_more": True})
+    script.will_answer({"data": [{"id": "b"}], "has_more": False})
+    script.will_answer({"fits": True})
+    script.will_answer({"tokens": 4})
+    assert client.model("owner/a name", revision="main")["fits_on"] == ["w1"]
+    assert [model["id"] for model in client.models()] == ["a", "b"]
+    assert client.estimate_job({"model": "a", "sparsity": 0.6})["fits"]
+    assert client.preview_dataset("file_1", "owner/name", limit=2)["tokens"] == 4
+    assert [(method, path) for method, path, _, _ in script.requests] == [
+        ("GET", "/models/owner/a%20name?revision=main"),
+        ("GET", "/models"),
+        ("GET", "/models?after=a"),
+        ("POST", "/jobs/estimate"),
+        ("GET", "/datasets/file_1/preview?model=owner%2Fname&limit=2"),
+    ]
+    assert script.requests[3][3] == b'{"model":"a","sparsity":0.6}'
+
+
+def test_a_key_is_revoked_by_its_id(script: Script, client: Client) -> None:
+    script.will_answer({"id": "key_1", "revoked_at": "now"})
+    assert client.revoke_key("key_1")["revoked_at"] == "now"
+    assert script.requests[0][:2] == ("DELETE", "/keys/key_1")

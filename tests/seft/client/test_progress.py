@@ -1,0 +1,86 @@
+"""What a person sees while a job runs."""
+
+import io
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from seft.client.answers import Job, Metric
+from seft.client.progress import follow
+
+JOB: Job = {
+    "id": "job_1",
+    "status": "running",
+    "reason": None,
+    "pausing": False,
+    "stopping": False,
+    "phase": "training",
+    "progress": 0.5,
+    "step": 3,
+    "attempt": 1,
+    "scores": {},
+    "measured": None,
+    "error": None,
+    "spec": {"repair": {"steps": 24}},
+    "created_at": "",
+    "started_at": None,
+    "finished_at": None,
+    "updated_at": "",
+}
+
+
+class Scripted:
+    """A service with one job and its metrics."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs_to_come = jobs
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        yield from self.jobs_to_come
+
+    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
+        rows: list[Metric] = [{"step": 3, "attempt": 1, "values": {"loss": 3.5, "tokens_per_second": 201.4}}]
+        yield from (row for row in rows if row["step"] > after_step)
+
+
+class Anew(Scripted):
+    """Its third answer is of a training that was begun anew and has measured one step."""
+
+    asked = 0
+
+    def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
+        self.asked += 1
+        if self.asked < 3:
+            yield from super().metrics(job_id, after_step=after_step)
+        elif self.asked > 3 and after_step < 1:
+            yield {"step": 1, "attempt": 2, "values": {"loss": 9.5}}
+
+
+def followed(console: Console, *jobs: Job) -> str:
+    assert follow(Scripted(*jobs), "job_1", console)["status"] == jobs[-1]["status"]
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_terminal_shows_phase_step_loss_speed_and_time_left() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=140)
+    shown = followed(console, JOB, {**JOB, "status": "succeeded", "progress": 1.0})
+    for word in ("training", "step 3/24", "loss 3.500", "201 tokens/s", "50%", "left"):
+        assert word in shown
+
+
+def test_nobody_looking_gets_a_line_for_each_phase() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    last: Job = {**JOB, "status": "succeeded", "phase": None, "progress": 1.0}
+    shown = followed(console, JOB, JOB, JOB, last)
+    assert [line.split()[:2] for line in shown.splitlines()] == [["50%", "training"], ["100%", "succeeded"]]
+
+
+def test_of_a_training_that_began_anew_nothing_of_the_lost_one_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    anew: Job = {**JOB, "attempt": 2, "step": 0, "phase": "loading"}
+    first: Job = {**anew, "step": 1, "phase": "training"}
+    follow(Anew(JOB, JOB, anew, first), "job_1", console)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue().splitlines()
+    assert [("loss" in line, "loss 9.500" in line) for line in shown] == [(True, False), (False, False), (True, True)]

@@ -1,0 +1,139 @@
+"""The words of the command line, without a service."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer import BadParameter
+from typer.testing import CliRunner
+
+from seft.client.cli import app
+from seft.client.commands.library import VERBS
+from seft.client.errors import ApiProblem, Flaw
+from seft.client.shell import Exit, assigned
+from tests.seft.client.servers import Script
+
+GOOD = '{"text": "one"}\n{"text": "two"}\n'
+
+
+def run(*words: str, url: str = "", key: str = "") -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, words, env={"SEFT_URL": url, "SEFT_API_KEY": key, "XDG_CONFIG_HOME": "/nowhere"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_a_setting_reaches_any_depth_and_is_json_or_a_word() -> None:
+    settings = ["repair.steps=100", "prune.method=wanda", "prune.calibration.samples=8", 'metadata={"a": "b"}']
+    assert assigned(settings) == {
+        "repair": {"steps": 100},
+        "prune": {"method": "wanda", "calibration": {"samples": 8}},
+        "metadata": {"a": "b"},
+    }
+
+
+def test_a_setting_that_cannot_be_understood_is_refused() -> None:
+    with pytest.raises(BadParameter, match=r"repair\.steps=100"):
+        assigned(["repair.steps"])
+    with pytest.raises(BadParameter, match="repair is set to a value and to fields"):
+        assigned(["repair=1", "repair.steps=100"])
+
+
+def test_a_missing_file_is_told_in_the_commands_words() -> None:
+    code, _, said = run("datasets", "upload", "nothing.jsonl")
+    assert code == Exit.USAGE
+    assert "does not exist" in said
+
+
+def test_a_missing_address_is_one_clear_line() -> None:
+    said = "SEFT_URL is not set. Run `seft login`, or set it as `make up` prints it.\n"
+    assert run("jobs", "list") == (Exit.USAGE, "", said)
+
+
+def test_each_way_of_going_wrong_has_its_exit_code(script: Script) -> None:
+    words = ("jobs", "cancel", "job_1", "--json")
+    script.will_answer(b"<h1>It works!</h1>")
+    code, told, said = run(*words, url=script.url, key="k")
+    assert (code, json.loads(told)["error"]["code"]) == (Exit.UNREACHABLE, "unreachable")
+    assert "Is that the address of the service?" in said
+    script.will_answer(b"<h1>Nothing here</h1>", status=404)
+    assert run(*words, url=script.url, key="k")[0] == Exit.UNREACHABLE
+    flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}
+    script.will_answer({"code": "conflict", "detail": "No.", "request_id": "req_1", "errors": [flaw]}, status=409)
+    code, told, said = run(*words, url=script.url, key="k")
+    assert (code, said.splitlines()[0]) == (Exit.REFUSED, "conflict: No.")
+    assert json.loads(told) == {
+        "error": {"code": "conflict", "message": "No.", "errors": [flaw], "request_id": "req_1"}
+    }
+
+
+def test_what_is_wrong_is_said_once() -> None:
+    flaws = (
+        Flaw("sparsity", "at most 0.99", "1.2", "0.6 is usual."),
+        Flaw("model", "The hub has no 'm'.", "'m'", "Look."),
+    )
+    refused = ApiProblem(
+        422, "invalid_request", "sparsity: at most 0.99; The hub has no 'm'.", flaws, None, title="Wrong"
+    )
+    assert str(refused).splitlines() == [
+        "invalid_request: Wrong",
+        "  sparsity: at most 0.99; it is 1.2. 0.6 is usual.",
+        "  model: The hub has no 'm'. Look.",
+    ]
+
+
+def test_a_file_is_checked_here_with_the_number_of_each_broken_line(tmp_path: Path) -> None:
+    (data := tmp_path / "data.jsonl").write_text(GOOD)
+    assert run("datasets", "check", str(data)) == (Exit.DONE, f"{data}  text  2 records\n", "")
+    data.write_text(GOOD + '{"tex": 1}\n{"text": 7}\n')
+    code, told, _ = run("datasets", "check", str(data), "--json")
+    assert code == Exit.FAILED
+    assert [error["param"] for error in json.loads(told)["errors"]] == ["line 3", "line 4"]
+    data.write_text('{"text": "one"}\n' * 3)
+    code, told, _ = run("datasets", "check", str(data))
+    assert (code, "two different records" in told) == (Exit.FAILED, True)
+
+
+def test_the_librarys_verbs_are_offered_and_handed_over_whole(tmp_path: Path) -> None:
+    for verb in VERBS:
+        assert run(verb, "--help")[0] == 0
+    code, told, _ = run("inspect", str(tmp_path), "--json")
+    assert code == Exit.USAGE
+    assert json.loads(told)["error"]["message"].endswith("Name a model's folder or a GGUF file.")
+
+
+def test_the_shell_completes_words_and_options() -> None:
+    for typed, offered in (("seft jobs c", ["cancel", "clone", "compare", "create"]), ("seft login --u", ["--url"])):
+        words = {"_SEFT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        told = CliRunner().invoke(app, [], prog_name="seft", env=words)
+        assert sorted(told.stdout.split()) == offered
+
+
+@pytest.mark.parametrize("words", [["--help"], ["jobs", "--help"], ["datasets", "upload", "--help"]])
+def test_help_loads_nothing_that_only_work_needs(words: list[str]) -> None:
+    slow = {"torch", "httpx2", "rich", "seft", "sqlalchemy", "asyncio", "pydantic"}
+    script = f"""
+import sys
+from seft.client.cli import app
+try: app({words})
+except SystemExit: pass
+print(sorted({slow} & set(sys.modules)))
+"""
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("Usage")
+    assert shown.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["jobs", "create", "--help"]])
+def test_help_takes_less_than_150_ms(words: list[str], tmp_path: Path) -> None:
+    """Of a processor: what else the machine does in the meantime is not the command's. The best of a few."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    spent = []
+    for _ in range(6):  # the first one compiles
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "client", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.15
