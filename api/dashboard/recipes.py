@@ -6,7 +6,7 @@ import shlex
 
 from pydantic import ValidationError
 
-from api.schemas import JobView
+from api.schemas.jobs import JobView
 from core.specs import JobSpec
 from core.tables import Json
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from api.schemas import EventView, JobView
+from api.schemas.jobs import EventView, JobView
 from core.states import Phase, Status
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from api.schemas import JobView
+from api.schemas.jobs import JobView
 from core.jobs import actions as wishes
 from core.states import Reason, Status
 from core.tables import Job

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api.schemas import JobDetail, JobView
+from api.schemas.jobs import JobDetail, JobView
 from core.states import Reason
 
 BYTES = ("B", "kB", "MB", "GB", "TB", "PB")

@@ -8,10 +8,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.dataset_schemas import DatasetPage, DatasetView, PreviewView
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
-from api.schemas import FILE_ID, MODEL
+from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
+from api.schemas.jobs import FILE_ID, MODEL
 from core import ids
 from core.access import audit
 from core.access.audit import Caller

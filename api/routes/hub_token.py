@@ -5,7 +5,7 @@ from fastapi import APIRouter, Depends
 from api.deps import Admin, Auth, Carries, Here
 from api.errors import BODY, responses
 from api.limits import JsonRoute
-from api.model_schemas import HubTokenRequest, HubTokenView
+from api.schemas.models import HubTokenRequest, HubTokenView
 from core.access import audit, hub_tokens
 from core.errors import Code
 

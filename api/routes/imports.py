@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from api.deps import Auth, Carries, Here, Limit, Services
 from api.errors import BODY, responses
-from api.import_schemas import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage, PartView
 from api.limits import JsonRoute
+from api.schemas.imports import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage, PartView
 from core import ids
 from core.access import audit
 from core.access.audit import Caller

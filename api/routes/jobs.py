@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from api.deps import Auth, Carries, Here, JobId, Limit, Services
 from api.errors import BODY, responses
-from api.estimate_schemas import EstimateSpec, EstimateView
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
-from api.schemas import JobDetail, JobPage, JobView
+from api.schemas.estimates import EstimateSpec, EstimateView
+from api.schemas.jobs import JobDetail, JobPage, JobView
 from core import ids
 from core.access.audit import Caller
 from core.errors import Code

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from api.deps import Admin, Carries, Here, Limit
 from api.errors import BODY, responses
-from api.key_schemas import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from api.limits import JsonRoute
-from api.schemas import LARGEST_ID
+from api.schemas.jobs import LARGEST_ID
+from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from core import ids
 from core.access import audit, keys
 from core.errors import Code

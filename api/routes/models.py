@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query
 
 from api.deps import Auth, Here, Limit
 from api.errors import responses
-from api.model_schemas import ModelPage, ModelView
+from api.schemas.models import ModelPage, ModelView
 from core.errors import Code, ProblemError
 
 ID = r"^[^\x00]*$"

@@ -11,7 +11,7 @@ from sqlalchemy import text
 import core
 from api.deps import Here, Services
 from api.errors import responses
-from api.schemas import Alive, Ready, Version
+from api.schemas.jobs import Alive, Ready, Version
 from core.errors import Code, Flaw, ProblemError
 from core.infra import queue
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import Auth, Here, JobId, Limit, Services
 from api.errors import responses
-from api.schemas import (
+from api.schemas.jobs import (
     LARGEST_ID,
     CheckpointList,
     CheckpointView,

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 from api.deps import Auth, Carries, Here, Limit
 from api.errors import BODY, responses
 from api.limits import JsonRoute
-from api.webhook_schemas import (
+from api.schemas.webhooks import (
     HOOK_ID,
     DeliveryPage,
     DeliveryView,

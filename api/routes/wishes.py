@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.deps import Auth, Here, JobId, Services
 from api.errors import responses
 from api.routes.jobs import detail
-from api.schemas import JobDetail
+from api.schemas.jobs import JobDetail
 from core.access import audit
 from core.access.audit import Caller
 from core.errors import Code

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 
 from api.deps import Auth, Here, Scraper
 from api.errors import responses
-from api.schemas import WorkerList, WorkerView
+from api.schemas.jobs import WorkerList, WorkerView
 from core import figures, workers
 from core.errors import Code
 

@@ -16,7 +16,7 @@ from core.tables import Json, Worker
 
 
 def estimate(session: Session, model: Anatomy, spec: JobSpec, settings: Settings) -> Json:
-    """What `api.estimate_schemas.EstimateView` shows."""
+    """What `api.schemas.estimates.EstimateView` shows."""
     pace = paces.paces(session)
     query = select(Worker).where(workers.living(settings.sweep_seconds)).order_by(Worker.name)
     living = [_on(worker, model, spec, pace) for worker in session.scalars(query)]

@@ -39,7 +39,7 @@ class Entry:
     fits_on: Sequence[str]
 
     def shown(self) -> Json:
-        """As `api.model_schemas.ModelView` shows it."""
+        """As `api.schemas.models.ModelView` shows it."""
         return {
             "id": self.source.reference,
             "kind": "result" if results.is_result(self.source.reference) else self.source.kind,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from api.import_schemas import ImportRequest
+from api.schemas.imports import ImportRequest
 from core import ids
 from core.specs import SPEC_VERSION, JobSpec, RepairMethod
 

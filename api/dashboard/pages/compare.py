@@ -8,7 +8,7 @@ from api.dashboard import words
 from api.dashboard.render import ROOT, page
 from api.dashboard.visitors import Signed
 from api.deps import Here
-from api.schemas import JobView
+from api.schemas.jobs import JobView
 from core.jobs import jobs as jobs
 
 FEWEST, MOST = 2, 6

@@ -6,9 +6,9 @@ from starlette.datastructures import UploadFile
 from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
-from api.dataset_schemas import DatasetView
 from api.deps import Here, Services
 from api.routes.datasets import look, store
+from api.schemas.datasets import DatasetView
 from core import ids
 from core.datasets import datasets as datasets
 from core.errors import Code, Flaw, ProblemError

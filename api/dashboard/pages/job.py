@@ -17,7 +17,7 @@ from api.etags import tagged
 from api.routes.jobs import detail
 from api.routes.reports import LARGEST_STEP
 from api.routes.wishes import ask
-from api.schemas import EventView
+from api.schemas.jobs import EventView
 from core.errors import Code, ProblemError
 from core.jobs import jobs as jobs
 from core.jobs import reports

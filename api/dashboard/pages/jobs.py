@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed
 from api.deps import Here
-from api.schemas import JobView
+from api.schemas.jobs import JobView
 from core import ids
 from core.jobs import jobs as jobs
 from core.jobs.jobs import Order

@@ -7,7 +7,7 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import Here, Services
 from api.flaws import flaws_of_model
-from api.key_schemas import AuditView, KeyRequest, KeyView
+from api.schemas.keys import AuditView, KeyRequest, KeyView
 from core.access import audit, keys
 from core.access.keys import Scope
 from core.errors import ProblemError

@@ -9,7 +9,7 @@ from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import Here, Services
 from api.routes import models as routes
-from api.schemas import JobView
+from api.schemas.jobs import JobView
 from core.errors import ProblemError
 from core.jobs import jobs as jobs
 from core.models.results import is_result

@@ -11,9 +11,9 @@ from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import Here, Services, need
-from api.estimate_schemas import EstimateSpec
 from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
+from api.schemas.estimates import EstimateSpec
 from core.access.keys import Scope
 from core.datasets import datasets as datasets
 from core.errors import Flaw, ProblemError

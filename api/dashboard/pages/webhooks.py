@@ -11,7 +11,7 @@ from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import Here, Services
 from api.flaws import flaws_of_model
 from api.routes import webhooks as routes
-from api.webhook_schemas import DeliveryView, WebhookRequest, WebhookView
+from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError

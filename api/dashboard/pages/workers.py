@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import Here, Services
-from api.schemas import WorkerView
+from api.schemas.jobs import WorkerView
 from core import workers
 
 router = APIRouter()

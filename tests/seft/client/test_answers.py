@@ -3,16 +3,14 @@
 import pytest
 from pydantic import BaseModel
 
-from api import (
-    dataset_schemas,
-    errors,
-    estimate_schemas,
-    import_schemas,
-    key_schemas,
-    model_schemas,
-    schemas,
-    webhook_schemas,
-)
+from api import errors
+from api.schemas import datasets as dataset_schemas
+from api.schemas import estimates as estimate_schemas
+from api.schemas import imports as import_schemas
+from api.schemas import jobs as schemas
+from api.schemas import keys as key_schemas
+from api.schemas import models as model_schemas
+from api.schemas import webhooks as webhook_schemas
 from seft.client import answers
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from api.estimate_schemas import EstimateView
+from api.schemas.estimates import EstimateView
 from core.jobs.reports import Thinned
 from core.specs import JobSpec, shown
 from core.states import Phase, Status

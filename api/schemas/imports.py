@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
-from api.schemas import FILE_ID, SHA256, TIME, example
+from api.schemas.jobs import FILE_ID, SHA256, TIME, example
 from core.datasets import imports as imports
 from core.datasets.imports import State
 from core.errors import Code

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas import JOB_ID, TIME, example
+from api.schemas.jobs import JOB_ID, TIME, example
 from core.jobs.transitions import MOVE
 from core.specs import Spec
 from core.states import Move
