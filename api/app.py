@@ -14,7 +14,7 @@ from api.dashboard.app import make_dashboard
 from api.dashboard.render import ROOT
 from api.deps import make_services
 from api.envelope import Envelope
-from api.routes import datasets, hub_token, imports, jobs, keys, models, operations, reports, webhooks, wishes, workers
+from api.routes import actions, datasets, hub_token, imports, jobs, keys, models, operations, reports, webhooks, workers
 from core.errors import Code
 from core.settings import Settings
 
@@ -47,7 +47,7 @@ def routes() -> FastAPI:
         lifespan=_lifespan,
     )
     errors.install(app)
-    for module in (jobs, wishes, reports, datasets, imports, models, hub_token, keys, webhooks, workers):
+    for module in (jobs, actions, reports, datasets, imports, models, hub_token, keys, webhooks, workers):
         app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
     app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
     app.add_api_route("/docs", _docs, include_in_schema=False)

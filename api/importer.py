@@ -11,8 +11,7 @@ import structlog
 from typing_extensions import override
 
 from api.deps import Services
-from core.datasets import imports as imports
-from core.datasets import sources as sources
+from core.datasets import imports, sources
 from core.errors import Code, ProblemError
 from core.tables import Import
 

@@ -26,8 +26,7 @@ from core.ability import CPU
 from core.errors import LeaseLostError, ProblemError
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
-from core.jobs import attempts as attempts
-from core.jobs import retention
+from core.jobs import attempts, retention
 from core.jobs.attempts import Attempt, Fault
 from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import LeaseLostError
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt, Wishes
 from core.settings import Settings
 from worker.protocol import Measured, Progressed, Scored, TopologyEvolved

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.infra.storage import Found, Storage
 from core.states import Status
 from core.tables import ApiKey, Checkpoint, Dataset, Job

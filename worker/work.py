@@ -15,7 +15,7 @@ from core.infra import queue, tracing
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from worker import device

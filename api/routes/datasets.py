@@ -15,7 +15,7 @@ from api.schemas.jobs import FILE_ID, MODEL
 from core import ids
 from core.access import audit
 from core.access.audit import Caller
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.datasets.previews import preview
 from core.errors import Code, Flaw, ProblemError
 from core.specs import Line

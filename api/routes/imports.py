@@ -12,8 +12,7 @@ from api.schemas.imports import IMPORT_ID, ImportPage, ImportRequest, ImportView
 from core import ids
 from core.access import audit
 from core.access.audit import Caller
-from core.datasets import imports as imports
-from core.datasets import sources as sources
+from core.datasets import imports, sources
 from core.datasets.datasets import clean_name
 from core.datasets.imports import State
 from core.errors import Code, Flaw, ProblemError

@@ -1,4 +1,4 @@
-"""Jobs: made, cloned, listed, looked at. What is asked of one is in `api.routes.wishes`."""
+"""Jobs: made, cloned, listed, looked at. What is asked of one is in `api.routes.actions`."""
 
 import time
 from http import HTTPStatus
@@ -22,8 +22,7 @@ from core.access.audit import Caller
 from core.errors import Code
 from core.estimate.estimates import estimate
 from core.infra import queue
-from core.jobs import fairness
-from core.jobs import jobs as jobs
+from core.jobs import fairness, jobs
 from core.jobs.admission import admit
 from core.jobs.overrides import overridden
 from core.specs import JobSpec

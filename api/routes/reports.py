@@ -26,8 +26,7 @@ from api.schemas.jobs import (
     MetricView,
 )
 from core.errors import Code
-from core.jobs import jobs as jobs
-from core.jobs import reports
+from core.jobs import jobs, reports
 from core.jobs.reports import Thinned
 from core.states import Status
 from core.tables import Checkpoint, JobMetric

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
 from api.schemas.jobs import FILE_ID, SHA256, TIME, example
-from core.datasets import imports as imports
+from core.datasets import imports
 from core.datasets.imports import State
 from core.errors import Code
 from core.specs import WHOLE, Line, Number, Spec

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.datasets.datasets import Content
 from core.infra.storage import Storage
 from core.jobs import fairness

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.jobs.transitions import move, shelve
 from core.states import Move, Reason, Status
 from core.tables import Job

@@ -8,8 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core.access import audit
 from core.access.audit import Caller
 from core.estimate.estimates import estimate
-from core.jobs import fairness
-from core.jobs import jobs as jobs
+from core.jobs import fairness, jobs
 from core.models.resolver import Door
 from core.settings import Settings
 from core.specs import JobSpec

@@ -20,7 +20,7 @@ from core.access import hub_tokens
 from core.errors import LeaseLostError
 from core.jobs import fairness
 from core.jobs.transitions import move, record, requeue, shelve
-from core.models import results as results
+from core.models import results
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json

@@ -17,7 +17,7 @@ from core import ids, workers
 from core.errors import ProblemError
 from core.estimate import fitting
 from core.estimate.anatomy import Anatomy
-from core.models import results as results
+from core.models import results
 from core.models.resolver import Door
 from core.settings import Settings
 from core.specs import JobSpec

@@ -14,7 +14,7 @@ from core.access.hub_tokens import HubTokens, whose
 from core.errors import Code, Flaw, ProblemError
 from core.estimate.anatomy import Anatomy, dissect
 from core.infra.storage import Storage, missing
-from core.models import results as results
+from core.models import results
 from core.models.results import is_result
 from core.settings import Settings
 from core.tables import Checkpoint

@@ -19,7 +19,7 @@ from api.app import make_app
 from api.protocol import PatientProtocol
 from core.access import keys
 from core.access.keys import Scope
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from tests.hollow import write_hollow

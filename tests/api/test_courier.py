@@ -20,7 +20,7 @@ from api import courier
 from api.courier import Courier
 from core import webhooks
 from core.addresses import Network, resolved
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import PAUSES

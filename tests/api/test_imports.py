@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.importer import Importer
-from core.datasets import imports as imports
+from core.datasets import imports
 from core.settings import Settings
 from core.tables import Import
 from local.servers import Servers

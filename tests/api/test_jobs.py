@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core.infra import queue
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
+from core.jobs import attempts, jobs
 from core.jobs.attempts import Attempt
 from core.models.resolver import HUB_CALLS
 from core.settings import Settings

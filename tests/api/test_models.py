@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from core import workers
 from core.ability import CPU, Ability
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.tables import Job
 from tests.api.conftest import SHA256, Json, NewClient, problem
 from tests.hollow import SHAPES, write_hollow

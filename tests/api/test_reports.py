@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.app import make_app
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from tests.api.conftest import problem, serving
 

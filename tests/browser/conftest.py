@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.app import make_app
 from core.access import keys
 from core.access.keys import Scope
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.infra.storage import Storage
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.data.records import Format

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.infra.storage import Storage
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt, Fault
 from core.jobs.reports import CHANGES
 from core.states import Phase

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.ability import Ability
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.data.records import Format

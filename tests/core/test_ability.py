@@ -8,8 +8,7 @@ from sqlalchemy import text, update
 
 from core import workers
 from core.ability import BOUNDLESS, Ability
-from core.jobs import attempts as attempts
-from core.jobs import fairness
+from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import SPEC_VERSION

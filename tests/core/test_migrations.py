@@ -11,8 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
 from core.infra.database import make_engine, make_sessions
-from core.jobs import fairness
-from core.jobs import jobs as jobs
+from core.jobs import fairness, jobs
 from core.settings import Settings
 from core.tables import Base
 from migrations import HERE, downgrade, upgrade

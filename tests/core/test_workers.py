@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from core import figures, workers
 from core.errors import LeaseLostError
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.states import Phase

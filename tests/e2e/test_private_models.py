@@ -13,7 +13,7 @@ import redis
 from sqlalchemy import text
 
 from core.access.keys import Scope, issue
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base

@@ -21,8 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
+from core.jobs import attempts, jobs
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import JobSpec

@@ -13,8 +13,7 @@ from botocore.exceptions import ClientError
 from pydantic import SecretStr
 
 from core.infra.storage import Storage
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
+from core.jobs import actions, attempts
 from core.states import Phase, Status
 from core.tables import Job
 from tests.worker.conftest import House, alive, supervisor, wait_for
@@ -183,7 +182,7 @@ def test_a_cancel_ends_the_whole_group_and_leaves_nothing(house: House, job_id: 
         wait_for(lambda: house.job(job_id).progress == 0.5)
         processes = [int(pid) for pid in (attempt.files.folder / "pids").read_text().split()]
         assert all(alive(process) for process in processes)
-        house.ask(wishes.cancel, job_id)
+        house.ask(actions.cancel, job_id)
         wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
     assert house.job(job_id).status == Status.CANCELLED
     assert house.storage.keys(f"jobs/{job_id}/") == []
@@ -204,14 +203,14 @@ def test_a_shutdown_saves_the_state_and_charges_nothing(house: House, job_id: st
 def test_a_pause_saves_the_state_and_the_job_goes_on_from_it(house: House, job_id: str) -> None:
     with Running(supervisor(house, "save_when_told")) as attempt:
         wait_for(lambda: house.job(job_id).step == 4)
-        house.ask(wishes.pause, job_id)
+        house.ask(actions.pause, job_id)
         wait_for(lambda: house.job(job_id).status == Status.PAUSED, seconds=5)
         assert attempt.process_ended
     job = house.job(job_id)
     assert job.resume is not None
     assert (job.resume["step"], job.failures) == (5, 0)
     assert house.events(job_id)[-4:] == ["job.pausing", "state.saved", "job.released", "job.paused"]
-    house.ask(wishes.resume, job_id)
+    house.ask(actions.resume, job_id)
     supervisor(house, "save_when_told").run()
     assert house.job(job_id).status == Status.SUCCEEDED
 
@@ -223,7 +222,7 @@ def test_a_pause_ends_the_whole_group_of_a_process_that_is_deaf(
     with Running(supervisor(house, "hang_with_child")) as attempt:
         wait_for(lambda: house.job(job_id).progress == 0.5)
         processes = [int(pid) for pid in (attempt.files.folder / "pids").read_text().split()]
-        house.ask(wishes.pause, job_id)
+        house.ask(actions.pause, job_id)
         wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
         wait_for(lambda: house.job(job_id).status == Status.PAUSED)
     assert house.job(job_id).failures == 0
@@ -232,13 +231,13 @@ def test_a_pause_ends_the_whole_group_of_a_process_that_is_deaf(
 def test_a_stop_ends_training_and_publishes(house: House, job_id: str) -> None:
     with Running(supervisor(house, "stop_when_told")):
         wait_for(lambda: house.job(job_id).step == 4)
-        house.ask(wishes.stop, job_id)
+        house.ask(actions.stop, job_id)
         wait_for(lambda: house.job(job_id).status == Status.SUCCEEDED, seconds=5)
 
 
 def test_an_attempt_at_a_stopped_job_is_told_from_the_start(house: House, job_id: str) -> None:
     attempt = house.claim()
-    house.ask(wishes.stop, job_id)
+    house.ask(actions.stop, job_id)
     with house.sessions.begin() as session:
         attempts.release(session, attempt)
     supervisor(house, "stop_when_told").run()

@@ -10,11 +10,11 @@ from sqlalchemy import text
 from core import ids
 from core.access import keys
 from core.access.keys import Scope
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Found, Storage
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
 from worker import orphans

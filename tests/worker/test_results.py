@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from core.infra.storage import Storage
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.tables import Json
 from seft.checkpoint.facts import Record

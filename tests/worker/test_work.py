@@ -10,7 +10,7 @@ from sqlalchemy import update
 from core import workers
 from core.ability import BOUNDLESS
 from core.infra import queue
-from core.jobs import actions as wishes
+from core.jobs import actions
 from core.states import Status
 from core.tables import Job
 from tests.worker.conftest import House, supervisor
@@ -54,7 +54,7 @@ def test_a_worker_without_the_room_that_a_job_needs_leaves_it_and_hints_reach_ev
     house: House, job_id: str
 ) -> None:
     supervisor(house, "fill_the_disk").run()
-    house.ask(wishes.resume, job_id)
+    house.ask(actions.resume, job_id)
     with house.sessions.begin() as session:
         session.execute(update(Job).values(needs={"disk": BOUNDLESS.disk}))
         for name in ("worker-1", "worker-2", "worker-3"):

@@ -9,7 +9,7 @@ from api.dashboard.render import ROOT, page
 from api.dashboard.visitors import Signed
 from api.deps import Here
 from api.schemas.jobs import JobView
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 
 FEWEST, MOST = 2, 6
 

@@ -10,7 +10,7 @@ from api.deps import Here, Services
 from api.routes.datasets import look, store
 from api.schemas.datasets import DatasetView
 from core import ids
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
 
 LIMIT = 25

@@ -7,20 +7,19 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.dashboard import layers, recipes
+from api.dashboard.actions import ALL, offers
 from api.dashboard.events import line
 from api.dashboard.render import go, page
 from api.dashboard.track import legs
 from api.dashboard.visitors import Signed, Submitted
-from api.dashboard.wishes import ALL, offers
 from api.deps import Here
 from api.etags import tagged
+from api.routes.actions import ask
 from api.routes.jobs import detail
 from api.routes.reports import LARGEST_STEP
-from api.routes.wishes import ask
 from api.schemas.jobs import EventView
 from core.errors import Code, ProblemError
-from core.jobs import jobs as jobs
-from core.jobs import reports
+from core.jobs import jobs, reports
 from core.jobs.attempts import PHASE_BEGAN, TOPOLOGY_EVOLVED
 from core.tables import Checkpoint
 

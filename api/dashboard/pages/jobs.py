@@ -11,7 +11,7 @@ from api.dashboard.visitors import Signed
 from api.deps import Here
 from api.schemas.jobs import JobView
 from core import ids
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.jobs.jobs import Order
 from core.states import Status
 

@@ -11,7 +11,7 @@ from api.deps import Here, Services
 from api.routes import models as routes
 from api.schemas.jobs import JobView
 from core.errors import ProblemError
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.models.results import is_result
 
 LIMIT = 25

@@ -15,10 +15,10 @@ from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
 from api.schemas.estimates import EstimateSpec
 from core.access.keys import Scope
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import Flaw, ProblemError
 from core.infra import queue
-from core.jobs import jobs as jobs
+from core.jobs import jobs
 from core.jobs.admission import admit
 from core.specs import JobSpec
 from core.states import Status

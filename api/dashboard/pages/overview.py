@@ -12,8 +12,7 @@ from api.dashboard.words import IN_TURN
 from api.deps import Here, Services
 from api.routes.jobs import detail
 from api.schemas.jobs import JobDetail
-from core.jobs import fairness
-from core.jobs import jobs as jobs
+from core.jobs import fairness, jobs
 from core.jobs.forecast import Forecast
 from core.states import Status
 

@@ -9,8 +9,7 @@ from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.dashboard.pages.job import POINTS, RUNS
-from core.jobs import attempts as attempts
-from core.jobs import reports
+from core.jobs import attempts, reports
 from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
 from core.tables import JobMetric

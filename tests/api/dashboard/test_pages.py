@@ -15,8 +15,7 @@ from api.dashboard.pages.overview import SHOWN
 from api.dashboard.render import ASSETS
 from api.dashboard.words import size
 from core import workers
-from core.jobs import attempts as attempts
-from core.jobs import fairness
+from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
 from tests.api.conftest import Json, NewClient

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage
 from seft.data.records import Format

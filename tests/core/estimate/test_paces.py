@@ -5,7 +5,7 @@ from sqlalchemy import text
 
 from core.ability import BOUNDLESS, Ability
 from core.estimate import paces
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.specs import JobSpec
 from core.states import Phase
 from tests.core.conftest import GPU, MakeJob, Sessions

@@ -4,7 +4,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from core.infra import tracing
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE
 

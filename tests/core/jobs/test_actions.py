@@ -7,10 +7,7 @@ from sqlalchemy.orm import Session
 
 from core.ability import BOUNDLESS
 from core.errors import Code, ProblemError
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
-from core.jobs import recovery
+from core.jobs import actions, attempts, jobs, recovery
 from core.jobs.attempts import Wishes
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status
@@ -48,12 +45,12 @@ def code(job: Job) -> str | None:
 
 def test_a_queued_job_is_paused_at_once_and_no_worker_takes_it(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
-    job = ask(sessions, wishes.pause, job_id)
+    job = ask(sessions, actions.pause, job_id)
     assert (job.status, code(job)) == (Status.PAUSED, Reason.ASKED)
     with sessions.begin() as session:
         assert attempts.claim(session, "w1", LEASE) is None
         assert jobs.position(session, job) is None
-    job = ask(sessions, wishes.resume, job_id)
+    job = ask(sessions, actions.resume, job_id)
     assert (job.status, job.reason) == (Status.QUEUED, None)
     assert claimed(sessions).job_id == job_id
     assert moves(sessions, job_id) == ["job.created", "job.paused", "job.resumed", "job.claimed"]
@@ -66,16 +63,16 @@ def test_a_pause_asked_of_a_job_that_waits_for_room_outlasts_the_want_of_room(
     attempt = claimed(sessions)
     with sessions.begin() as session:
         attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
-    assert code(ask(sessions, wishes.pause, job_id)) == Reason.ASKED
+    assert code(ask(sessions, actions.pause, job_id)) == Reason.ASKED
     with sessions.begin() as session:
         assert recovery.resume_roomless(session, Reason.DISK_FULL, BOUNDLESS) == []
-    assert ask(sessions, wishes.resume, job_id).status == Status.QUEUED
+    assert ask(sessions, actions.resume, job_id).status == Status.QUEUED
 
 
 def test_a_pause_asked_of_a_running_job_outlasts_the_want_of_room(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
-    ask(sessions, wishes.pause, job_id)
+    ask(sessions, actions.pause, job_id)
     with sessions.begin() as session:
         attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert code(row(sessions, job_id)) == Reason.ASKED
@@ -84,7 +81,7 @@ def test_a_pause_asked_of_a_running_job_outlasts_the_want_of_room(sessions: Sess
 def test_a_running_job_pauses_when_its_worker_gives_it_back(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
-    job = ask(sessions, wishes.pause, job_id)
+    job = ask(sessions, actions.pause, job_id)
     assert (job.status, job.pausing) == (Status.RUNNING, True)
     with sessions.begin() as session:
         assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=True, stop_step=None)
@@ -97,7 +94,7 @@ def test_a_running_job_pauses_when_its_worker_gives_it_back(sessions: Sessions, 
 def test_a_pause_survives_the_death_of_the_worker(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     claimed(sessions)
-    ask(sessions, wishes.pause, job_id)
+    ask(sessions, actions.pause, job_id)
     expire(sessions, job_id)
     assert reap(sessions) == [job_id]
     job = row(sessions, job_id)
@@ -108,8 +105,8 @@ def test_a_pause_survives_the_death_of_the_worker(sessions: Sessions, make_job: 
 def test_a_pause_may_be_taken_back_before_it_has_come_about(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
-    ask(sessions, wishes.pause, job_id)
-    assert not ask(sessions, wishes.resume, job_id).pausing
+    ask(sessions, actions.pause, job_id)
+    assert not ask(sessions, actions.resume, job_id).pausing
     with sessions.begin() as session:
         attempts.release(session, attempt)
     assert row(sessions, job_id).status == Status.QUEUED
@@ -120,11 +117,11 @@ def test_a_job_may_be_made_to_wait_for_its_start(sessions: Sessions, spec: JobSp
     with sessions.begin() as session:
         job, _ = jobs.create(session, "ours", waiting, None, "")
     assert (job.status, code(job)) == (Status.PAUSED, Reason.NOT_STARTED)
-    assert ask(sessions, wishes.pause, job.id).status == Status.PAUSED
-    assert ask(sessions, wishes.start, job.id).status == Status.QUEUED
+    assert ask(sessions, actions.pause, job.id).status == Status.PAUSED
+    assert ask(sessions, actions.start, job.id).status == Status.QUEUED
     assert moves(sessions, job.id) == ["job.created", "job.paused", "job.started"]
-    ask(sessions, wishes.pause, job.id)
-    assert refused(sessions, wishes.start, job.id), "it was started before"
+    ask(sessions, actions.pause, job.id)
+    assert refused(sessions, actions.start, job.id), "it was started before"
 
 
 def test_a_stopped_job_trains_no_further_whoever_takes_it_up(sessions: Sessions, make_job: MakeJob) -> None:
@@ -133,8 +130,8 @@ def test_a_stopped_job_trains_no_further_whoever_takes_it_up(sessions: Sessions,
     assert attempt.stop_step is None
     with sessions.begin() as session:
         attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
-    ask(sessions, wishes.pause, job_id)
-    job = ask(sessions, wishes.stop, job_id)
+    ask(sessions, actions.pause, job_id)
+    job = ask(sessions, actions.stop, job_id)
     assert (job.status, job.stopping, job.pausing) == (Status.RUNNING, True, False)
     with sessions.begin() as session:
         assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=False, stop_step=7)
@@ -153,15 +150,15 @@ def test_of_a_waiting_job_what_it_has_saved_is_published(sessions: Sessions, mak
     with sessions.begin() as session:
         attempts.save_resume(session, attempt, STATE)
         attempts.release(session, attempt)
-    ask(sessions, wishes.pause, job_id)
-    job = ask(sessions, wishes.stop, job_id)
+    ask(sessions, actions.pause, job_id)
+    job = ask(sessions, actions.stop, job_id)
     assert (job.status, job.stopping) == (Status.QUEUED, True)
     assert moves(sessions, job_id)[-3:] == ["job.paused", "job.stopping", "job.resumed"]
 
 
 def test_a_waiting_job_that_has_saved_nothing_is_cancelled_by_a_stop(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
-    assert ask(sessions, wishes.stop, job_id).status == Status.CANCELLED
+    assert ask(sessions, actions.stop, job_id).status == Status.CANCELLED
 
 
 def test_of_a_job_that_has_ended_nothing_more_can_be_asked(sessions: Sessions, make_job: MakeJob) -> None:
@@ -169,21 +166,21 @@ def test_of_a_job_that_has_ended_nothing_more_can_be_asked(sessions: Sessions, m
     attempt = claimed(sessions)
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
-    for wish in (wishes.cancel, wishes.pause, wishes.resume, wishes.start, wishes.stop):
+    for wish in (actions.cancel, actions.pause, actions.resume, actions.start, actions.stop):
         assert refused(sessions, wish, job_id)
 
 
 def test_a_stop_may_be_repeated_after_what_it_led_to(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
-    ask(sessions, wishes.stop, job_id)
+    ask(sessions, actions.stop, job_id)
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
-    assert ask(sessions, wishes.stop, job_id).status == Status.SUCCEEDED
+    assert ask(sessions, actions.stop, job_id).status == Status.SUCCEEDED
 
 
 def test_a_paused_job_can_be_cancelled(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
-    ask(sessions, wishes.pause, job_id)
-    job = ask(sessions, wishes.cancel, job_id)
+    ask(sessions, actions.pause, job_id)
+    job = ask(sessions, actions.cancel, job_id)
     assert (job.status, job.reason) == (Status.CANCELLED, None)

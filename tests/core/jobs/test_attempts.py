@@ -10,9 +10,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLostError
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
-from core.jobs import recovery, reports
+from core.jobs import actions, attempts, recovery, reports
 from core.jobs.attempts import Attempt, Fault
 from core.specs import SPEC_VERSION
 from core.states import Phase, Reason, Status
@@ -137,7 +135,7 @@ def test_a_worker_that_lost_its_job_can_change_nothing(sessions: Sessions, make_
         cancelled, taken_over = make_job(), make_job()
         stale = [claimed(sessions, "dead"), claimed(sessions, "dead")]
         with sessions.begin() as session:
-            wishes.cancel(session, "ours", cancelled)
+            actions.cancel(session, "ours", cancelled)
         expire(sessions, taken_over)
         with sessions.begin() as session:
             assert recovery.reap(session, 3) == [taken_over]

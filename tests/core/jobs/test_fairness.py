@@ -8,11 +8,9 @@ from sqlalchemy import text
 
 from core.access.audit import Caller
 from core.access.keys import Scope
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import Code, ProblemError
-from core.jobs import attempts as attempts
-from core.jobs import fairness
-from core.jobs import jobs as jobs
+from core.jobs import attempts, fairness, jobs
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.specs import JobSpec

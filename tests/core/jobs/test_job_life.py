@@ -14,10 +14,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLostError, ProblemError
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
-from core.jobs import recovery
+from core.jobs import actions, attempts, jobs, recovery
 from core.jobs.attempts import Attempt, Fault
 from core.specs import JobSpec
 from core.states import Move, Phase, Reason, Status
@@ -157,7 +154,7 @@ class JobLife(RuleBasedStateMachine):
         """Ask for it in a connection of its own; whether it was granted."""
         try:
             with self.sessions.begin() as session:
-                getattr(wishes, wish)(session, "ours", job_id)
+                getattr(actions, wish)(session, "ours", job_id)
         except ProblemError:
             return False
         return True

@@ -6,9 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from core.errors import Code, ProblemError
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
+from core.jobs import actions, attempts, jobs
 from core.jobs.jobs import Order
 from core.specs import JobSpec
 from core.states import Status
@@ -115,7 +113,7 @@ def test_another_tenant_sees_nothing(sessions: Sessions, make_job: MakeJob) -> N
     job_id = make_job()
     with sessions.begin() as session:
         assert jobs.page(session, "theirs", limit=5) == ([], False)
-        for call in (jobs.get, wishes.cancel):
+        for call in (jobs.get, actions.cancel):
             with pytest.raises(ProblemError) as caught:
                 call(session, "theirs", job_id)
             assert caught.value.code is Code.NOT_FOUND
@@ -135,7 +133,7 @@ def test_cancelling_is_at_once_and_may_be_repeated(sessions: Sessions, make_job:
     claimed(sessions)
     for job_id in (running, queued, running):
         with sessions.begin() as session:
-            job = wishes.cancel(session, "ours", job_id)
+            job = actions.cancel(session, "ours", job_id)
         assert job.status == Status.CANCELLED
         assert job.finished_at is not None
     assert moves(sessions, running) == ["job.created", "job.claimed", "job.cancelled"]
@@ -147,5 +145,5 @@ def test_a_finished_job_cannot_be_cancelled(sessions: Sessions, make_job: MakeJo
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
     with pytest.raises(ProblemError, match="succeeded") as caught, sessions.begin() as session:
-        wishes.cancel(session, "ours", job_id)
+        actions.cancel(session, "ours", job_id)
     assert caught.value.code is Code.CONFLICT

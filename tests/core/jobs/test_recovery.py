@@ -2,8 +2,7 @@
 
 from sqlalchemy import text
 
-from core.jobs import attempts as attempts
-from core.jobs import recovery
+from core.jobs import attempts, recovery
 from core.states import Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions

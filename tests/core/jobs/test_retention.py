@@ -6,12 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, text
 
-from core.datasets import datasets as datasets
+from core.datasets import datasets
 from core.errors import Code, ProblemError
-from core.jobs import actions as wishes
-from core.jobs import attempts as attempts
-from core.jobs import jobs as jobs
-from core.jobs import reports, retention
+from core.jobs import actions, attempts, jobs, reports, retention
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry
@@ -70,7 +67,7 @@ def test_a_dataset_is_kept_while_a_job_may_need_it_and_for_a_while_after(
     job_id = make_job()
     assert expired(sessions) == [], "a job waits"
     with sessions.begin() as session:
-        wishes.cancel(session, "ours", job_id)
+        actions.cancel(session, "ours", job_id)
     assert expired(sessions) == [], "a job has just ended"
     run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
     assert expired(sessions, 0) == [], "datasets are kept for good"

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 from core import workers
 from core.ability import CPU, Ability
-from core.jobs import attempts as attempts
+from core.jobs import attempts
 from core.tables import JobEvent
 from seft.client import uploads
 from seft.client.cli import app

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from api.schemas.jobs import JobView
-from core.jobs import actions as wishes
+from core.jobs import actions
 from core.states import Reason, Status
 from core.tables import Job
 
@@ -22,14 +22,14 @@ class Offer:
     harsh: bool = False
 
 
-START = Offer("start", "Start", "Puts the job into the queue.", wishes.start)
-RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.", wishes.resume)
-PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.", wishes.pause)
-STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.", wishes.stop)
+START = Offer("start", "Start", "Puts the job into the queue.", actions.start)
+RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.", actions.resume)
+PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.", actions.pause)
+STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.", actions.stop)
 STOP_UNSAVED = Offer(
-    "stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.", wishes.stop
+    "stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.", actions.stop
 )
-CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", wishes.cancel, harsh=True)
+CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", actions.cancel, harsh=True)
 ALL = {offer.name: offer for offer in (START, RESUME, PAUSE, STOP, CANCEL)}
 
 

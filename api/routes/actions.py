@@ -13,7 +13,7 @@ from core.access import audit
 from core.access.audit import Caller
 from core.errors import Code
 from core.infra import queue
-from core.jobs import actions as wishes
+from core.jobs import actions
 from core.states import Status
 from core.tables import Job
 
@@ -25,19 +25,19 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 @router.post("/cancel", operation_id="cancel_job", responses=REFUSALS)
 def cancel_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """End a job at once and keep nothing of it; again is no error. Its device may be busy for one more heartbeat."""
-    return ask(services, caller, job_id, wishes.cancel, "cancel_job")
+    return ask(services, caller, job_id, actions.cancel, "cancel_job")
 
 
 @router.post("/pause", operation_id="pause_job", responses=REFUSALS)
 def pause_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Keep a job from running until it is resumed; again is no error. A running one saves its state first."""
-    return ask(services, caller, job_id, wishes.pause, "pause_job")
+    return ask(services, caller, job_id, actions.pause, "pause_job")
 
 
 @router.post("/resume", operation_id="resume_job", responses=REFUSALS)
 def resume_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Let a paused job go on from its newest state; again is no error."""
-    return ask(services, caller, job_id, wishes.resume, "resume_job")
+    return ask(services, caller, job_id, actions.resume, "resume_job")
 
 
 @router.post("/stop", operation_id="stop_job", responses=REFUSALS)
@@ -46,13 +46,13 @@ def stop_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
 
     Of a job that has saved nothing and does not run there is nothing to publish: it is cancelled.
     """
-    return ask(services, caller, job_id, wishes.stop, "stop_job")
+    return ask(services, caller, job_id, actions.stop, "stop_job")
 
 
 @router.post("/start", operation_id="start_job", responses=REFUSALS)
 def start_job(services: Here, caller: Auth, job_id: JobId) -> JobDetail:
     """Queue a job that was made with `auto_start: false`; again is no error."""
-    return ask(services, caller, job_id, wishes.start, "start_job")
+    return ask(services, caller, job_id, actions.start, "start_job")
 
 
 def ask(

@@ -1,5 +1,0 @@
-"""`python -m client` is `seft`."""
-
-from seft.client.cli import app
-
-app(prog_name="seft")
