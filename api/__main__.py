@@ -11,7 +11,7 @@ from api.app import routes
 from api.protocol import PatientProtocol
 from core.access import keys
 from core.access.keys import Scope
-from core.infra import bucket, logging
+from core.infra import bucket_backup, logging
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
@@ -69,13 +69,13 @@ def create_key(
 @bucket_cli.command("save")
 def save_bucket(folder: Folder) -> None:
     """Fetch the objects that the folder lacks."""
-    typer.echo(f"{bucket.save(Storage(Settings()), folder)} objects fetched")
+    typer.echo(f"{bucket_backup.save(Storage(Settings()), folder)} objects fetched")
 
 
 @bucket_cli.command("load")
 def load_bucket(folder: Folder) -> None:
     """Put all files of the folder into the bucket."""
-    typer.echo(f"{bucket.load(Storage(Settings()), folder)} objects put")
+    typer.echo(f"{bucket_backup.load(Storage(Settings()), folder)} objects put")
 
 
 @cli.command()

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from core import __version__, webhooks
 from core.addresses import AddressError, Network, Resolve, reachable, resolved
-from core.webhooks import Answer, Owed
+from core.webhooks import Answer, PendingDelivery
 
 LOOK_SECONDS = 1.0
 CALL_SECONDS = 15.0
@@ -68,17 +68,17 @@ class Courier(threading.Thread):
 
     def _tidy(self) -> float:
         with self.sessions.begin() as session:
-            webhooks.forget(session)
+            webhooks.delete_old(session)
         return time.monotonic()
 
-    def _deliver(self, owed: Owed) -> None:
+    def _deliver(self, owed: PendingDelivery) -> None:
         answer = call(owed, self.allowed, self.resolve)
         with self.sessions.begin() as session:
-            webhooks.settle(session, owed, answer)
+            webhooks.record_result(session, owed, answer)
         log.info("webhook.called", webhook=owed.webhook_id, delivery=owed.id, number=owed.number, status=answer.status)
 
 
-def call(owed: Owed, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
+def call(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
     """Make a delivery. Whatever goes wrong is an answer."""
     try:
         return _post(owed, allowed, resolve)
@@ -95,7 +95,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _post(owed: Owed, allowed: Sequence[Network], resolve: Resolve) -> Answer:
+def _post(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -> Answer:
     url = urlsplit(owed.url)
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     address = reachable(host, allowed, resolve)
@@ -113,7 +113,7 @@ def _post(owed: Owed, allowed: Sequence[Network], resolve: Resolve) -> Answer:
         connection.close()
 
 
-def _headers(owed: Owed) -> dict[str, str]:
+def _headers(owed: PendingDelivery) -> dict[str, str]:
     now = int(time.time())
     return {
         "Content-Type": "application/json",

@@ -12,17 +12,17 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.access import keys
 from core.access.audit import Caller
+from core.access.encryption import Encryption
 from core.access.hub_tokens import HubTokens
 from core.access.keys import Scope
 from core.access.rates import Limiter
-from core.access.seals import Seals
-from core.datasets.intake import Intake
+from core.datasets.uploads import DatasetStore
 from core.errors import Code, Flaw, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.queue import Broker, make_app
 from core.infra.storage import Storage
 from core.models.catalogue import Catalogue
-from core.models.resolver import Door
+from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.tables import ApiKey
 
@@ -44,11 +44,11 @@ class Services:
     storage: Storage
     broker: Broker
     limiter: Limiter
-    seals: Seals
+    seals: Encryption
     hub_tokens: HubTokens
-    models: Door
+    models: ModelResolver
     catalogue: Catalogue
-    intake: Intake
+    intake: DatasetStore
     uploads: CapacityLimiter
     """Threads that datasets are checked and stored in: the other requests keep the rest."""
     previews: CapacityLimiter
@@ -58,15 +58,15 @@ def make_services(settings: Settings) -> Services:
     """The parts that these settings describe."""
     engine = make_engine(settings)
     sessions, storage = make_sessions(engine), Storage(settings)
-    seals = Seals(settings)
+    seals = Encryption(settings)
     hub_tokens = HubTokens(seals, sessions)
-    door = Door(settings, sessions, storage, hub_tokens)
+    door = ModelResolver(settings, sessions, storage, hub_tokens)
     return Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         storage=storage,
-        intake=Intake(settings, sessions, storage),
+        intake=DatasetStore(settings, sessions, storage),
         broker=make_app(settings),
         limiter=Limiter(settings),
         seals=seals,
@@ -78,25 +78,29 @@ def make_services(settings: Settings) -> Services:
     )
 
 
-async def here(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The services of the app that serves this request. Asynchronous, so that no thread is needed for it."""
     services: Services = request.app.state.services
     return services
 
 
-Here = Annotated[Services, Depends(here)]
+CurrentServices = Annotated[Services, Depends(get_services)]
 Bearer = HTTPBearer(auto_error=False, description="An API key, as `python -m api keys create` prints it.")
 
 
 def authenticated(
-    request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
+    request: Request,
+    services: CurrentServices,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
     """The caller; or UNAUTHENTICATED, RATE_LIMITED, or FORBIDDEN where a key that may only read would change things."""
     return counted(request, services, _shown(services, credentials))
 
 
 def scraping(
-    request: Request, services: Here, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)]
+    request: Request,
+    services: CurrentServices,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
     """The caller, who may see figures of the whole service; else the errors of `authenticated`."""
     return counted(request, services, _shown(services, credentials), Scope.METRICS)
@@ -125,7 +129,7 @@ def counted(request: Request, services: Services, key: ApiKey, needed: Scope | N
         limit = f"This key may send {services.settings.rate_limit:g} requests a second."
         raise ProblemError(Code.RATE_LIMITED, f"{limit} Try again in {ceil(wait)} s.", retry_after=ceil(wait))
     caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    need(caller, needed or (Scope.READ if request.method in READING else Scope.WRITE))
+    require_scope(caller, needed or (Scope.READ if request.method in READING else Scope.WRITE))
     return caller
 
 
@@ -135,14 +139,14 @@ Auth = Annotated[Caller, Depends(authenticated)]
 
 def administrator(caller: Auth) -> Caller:
     """The caller, or FORBIDDEN."""
-    need(caller, Scope.ADMIN)
+    require_scope(caller, Scope.ADMIN)
     return caller
 
 
 Admin = Annotated[Caller, Depends(administrator)]
 
 
-def need(caller: Caller, needed: Scope) -> None:
+def require_scope(caller: Caller, needed: Scope) -> None:
     """FORBIDDEN where the caller's scope is less than `needed`."""
     if not caller.scope.allows(needed):
         raise ProblemError(
@@ -151,7 +155,7 @@ def need(caller: Caller, needed: Scope) -> None:
         )
 
 
-class Carries:
+class RequireContentType:
     """A dependency: the body must have this media type, else UNSUPPORTED_MEDIA_TYPE."""
 
     def __init__(self, media_type: str) -> None:

@@ -82,7 +82,7 @@ class Importer(threading.Thread):
             yield self.services.storage.open(imports.key(row.id))
             return
         services, token = self.services, partial(self.services.hub_tokens.of, row.tenant)
-        with sources.opened(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
+        with sources.open_source(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 
     @contextmanager

@@ -41,7 +41,7 @@ def reachable(host: str, allowed: Sequence[Network], resolve: Resolve = resolved
     return addresses[0]
 
 
-def spelt_out(host: str) -> Address | None:
+def resolve_literal(host: str) -> Address | None:
     """The address that is written down as one (decimal, octal, ... as the system reads it); None for a name."""
     try:
         return ip_address(resolved(host, socket.AI_NUMERICHOST)[0])

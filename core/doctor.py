@@ -54,7 +54,7 @@ class Finding:
     mend: str = ""
 
 
-class Complaint(Exception):  # noqa: N818 (it is no error of ours)
+class CheckFailed(Exception):  # noqa: N818 (it is no error of ours)
     """What a check found, where its usual way out would not do."""
 
     def __init__(self, seen: str, mend: str, state: State = State.WRONG) -> None:
@@ -73,15 +73,15 @@ def examine() -> Iterator[Finding]:
         return
     yield Finding("settings", State.OK, "all are there and fit each other")
     for name in CHECKS:
-        yield look_at(name, settings)
+        yield run_check(name, settings)
 
 
-def look_at(name: str, settings: Settings) -> Finding:
+def run_check(name: str, settings: Settings) -> Finding:
     """One of the `CHECKS`."""
     check, mend = CHECKS[name]
     try:
         return Finding(name, State.OK, check(settings))
-    except Complaint as complaint:
+    except CheckFailed as complaint:
         return Finding(name, complaint.state, complaint.seen, complaint.mend)
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
@@ -109,7 +109,7 @@ def database(settings: Settings) -> str:
     wanted = {(table.name, column.name) for table in Base.metadata.tables.values() for column in table.columns}
     if missing := sorted(wanted - there):
         seen = f"Postgres {server} lacks {len(missing)} columns of this software, such as {'.'.join(missing[0])}"
-        raise Complaint(seen, "Bring it to the newest schema: python -m migrations")
+        raise CheckFailed(seen, "Bring it to the newest schema: python -m migrations")
     return f"Postgres {server}, with all that this software knows"
 
 
@@ -122,7 +122,7 @@ def clock(settings: Settings) -> str:
     off = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0)
     if off > CLOCK_SECONDS:
         seen = f"this machine and the database disagree by {off:.0f} s"
-        raise Complaint(seen, "Let both follow a time server (chrony, systemd-timesyncd).")
+        raise CheckFailed(seen, "Let both follow a time server (chrony, systemd-timesyncd).")
     return "agrees with the database's"
 
 
@@ -157,7 +157,7 @@ def _linked(settings: Settings, link: str) -> str:
     inside = urlunsplit((inner.scheme, inner.netloc, public.path, public.query, ""))
     reply = httpx2.get(inside, headers={"Host": public.netloc}, timeout=10)
     if reply.content != b"kept":
-        raise Complaint(
+        raise CheckFailed(
             f"a download link is refused with {reply.status_code}: {reply.text[:200]}",
             "A proxy between here and the storage must not change host or path; look at SEFT_S3_PUBLIC_ENDPOINT.",
         )
@@ -168,7 +168,7 @@ def _linked(settings: Settings, link: str) -> str:
     except httpx2.HTTPError as error:
         seen = f"not from here ({error})"
     mend = "Open it on a user's machine; where it does not answer there, mend SEFT_S3_PUBLIC_ENDPOINT."
-    raise Complaint(f"takes objects; links are signed well and lead to {public.netloc}: {seen}", mend, State.NOTE)
+    raise CheckFailed(f"takes objects; links are signed well and lead to {public.netloc}: {seen}", mend, State.NOTE)
 
 
 def disk(settings: Settings) -> str:
@@ -179,7 +179,7 @@ def disk(settings: Settings) -> str:
     free = disk_usage(settings.scratch).free
     if free < LEAST_DISK:
         seen = f"{settings.scratch} has {free / GIB:.1f} GiB free"
-        raise Complaint(seen, f"Give SEFT_SCRATCH a disk with {LEAST_DISK // GIB} GiB at least.")
+        raise CheckFailed(seen, f"Give SEFT_SCRATCH a disk with {LEAST_DISK // GIB} GiB at least.")
     return f"{settings.scratch} can be written and has {free / GIB:.0f} GiB free"
 
 
@@ -195,12 +195,12 @@ def models(settings: Settings) -> str:
                 refused.append(str(error))
     if refused:
         seen = f"{found} models, and {len(refused)} that would be refused: {refused[0]}"
-        raise Complaint(seen, "Mend or remove it; whoever runs the worker must be able to read it.")
+        raise CheckFailed(seen, "Mend or remove it; whoever runs the worker must be able to read it.")
     if not found:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
         seen = "no local models" + (", and HF_HUB_OFFLINE keeps the hub away" if offline else "; jobs name hub models")
         mend = "Put folders into a folder that SEFT_MODEL_ROOTS names."
-        raise Complaint(seen, mend, State.WRONG if offline else State.NOTE)
+        raise CheckFailed(seen, mend, State.WRONG if offline else State.NOTE)
     return f"{found} that would be taken"
 
 
@@ -209,7 +209,7 @@ def device(settings: Settings) -> str:
     driver, torch = devices.driver(), devices.torch()
     if torch is None:
         seen = "torch is not installed here: this is no worker"
-        raise Complaint(seen, "Call it where a worker runs, too.", State.NOTE)
+        raise CheckFailed(seen, "Call it where a worker runs, too.", State.NOTE)
     build = f"torch {torch['version']}"
     if not torch["there"] and (driver or settings.device.startswith("cuda")):
         if driver is None:
@@ -219,13 +219,13 @@ def device(settings: Settings) -> str:
         else:
             seen = f"{driver}; {build} for CUDA {torch['cuda']} finds no device"
             mend = "Install a driver that knows this CUDA, or torch for an older one; see that the device is passed on."
-        raise Complaint(seen, mend)
+        raise CheckFailed(seen, mend)
     if not torch["there"] or settings.device == "cpu":
         return f"{build}, on the CPU"
     for index, (free, total) in enumerate(torch["memory"]):
         if free < total / 2:
             seen = f"cuda:{index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-            raise Complaint(seen, "nvidia-smi tells who has the rest; a job of ours may be running.", State.NOTE)
+            raise CheckFailed(seen, "nvidia-smi tells who has the rest; a job of ours may be running.", State.NOTE)
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
 
 

@@ -6,6 +6,10 @@ OUT_OF_MEMORY = "out_of_memory"
 """The code of a failure for want of memory, on the device or on its machine."""
 
 
+PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
+"""Types of events that change no status."""
+
+
 class Status(StrEnum):
     """Where a job stands."""
 
@@ -34,7 +38,7 @@ class Phase(StrEnum):
     UPLOADING = "uploading"
 
 
-class Move(StrEnum):
+class Transition(StrEnum):
     """Everything that can happen to a job; the event that it leaves is named `job.<move>`."""
 
     CREATED = "created"
@@ -62,19 +66,19 @@ class Reason(StrEnum):
     STORAGE_FULL = "storage_full"  # until the bucket has
 
 
-TRANSITIONS: dict[Move, tuple[frozenset[Status], Status | None]] = {
-    Move.CLAIMED: (frozenset({Status.QUEUED}), Status.RUNNING),
-    Move.RELEASED: (frozenset({Status.RUNNING}), Status.QUEUED),
-    Move.LOST: (frozenset({Status.RUNNING}), Status.QUEUED),
-    Move.RETRIED: (frozenset({Status.RUNNING}), Status.QUEUED),
-    Move.PAUSING: (frozenset({Status.RUNNING}), None),
-    Move.UNPAUSED: (frozenset({Status.RUNNING}), None),
-    Move.PAUSED: (frozenset({Status.QUEUED, Status.PAUSED}), Status.PAUSED),
-    Move.STARTED: (frozenset({Status.PAUSED}), Status.QUEUED),
-    Move.RESUMED: (frozenset({Status.PAUSED}), Status.QUEUED),
-    Move.STOPPING: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), None),
-    Move.SUCCEEDED: (frozenset({Status.RUNNING}), Status.SUCCEEDED),
-    Move.FAILED: (frozenset({Status.RUNNING}), Status.FAILED),
-    Move.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), Status.CANCELLED),
+TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
+    Transition.CLAIMED: (frozenset({Status.QUEUED}), Status.RUNNING),
+    Transition.RELEASED: (frozenset({Status.RUNNING}), Status.QUEUED),
+    Transition.LOST: (frozenset({Status.RUNNING}), Status.QUEUED),
+    Transition.RETRIED: (frozenset({Status.RUNNING}), Status.QUEUED),
+    Transition.PAUSING: (frozenset({Status.RUNNING}), None),
+    Transition.UNPAUSED: (frozenset({Status.RUNNING}), None),
+    Transition.PAUSED: (frozenset({Status.QUEUED, Status.PAUSED}), Status.PAUSED),
+    Transition.STARTED: (frozenset({Status.PAUSED}), Status.QUEUED),
+    Transition.RESUMED: (frozenset({Status.PAUSED}), Status.QUEUED),
+    Transition.STOPPING: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), None),
+    Transition.SUCCEEDED: (frozenset({Status.RUNNING}), Status.SUCCEEDED),
+    Transition.FAILED: (frozenset({Status.RUNNING}), Status.FAILED),
+    Transition.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), Status.CANCELLED),
 }
 """Move -> (the states it may start from, the state it ends in; None where it stays). CREATED has no row before it."""

@@ -47,7 +47,7 @@ class HubToken(Base):
     name: Mapped[str]
     """Whose it is, as the hub said when it was given."""
     sealed: Mapped[str]
-    """The token, encrypted by `core.access.seals`."""
+    """The token, encrypted by `core.access.encryption`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -192,9 +192,9 @@ class Job(Base):
     micro_batch: Mapped[int | None]
     """Windows on the device at a time after memory ran out; None while it never did."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """What a worker must have to take it, as far as that is known: {"disk", "memory", "device"}, see `core.ability`."""
+    """What a worker must have to take it, as far as that is known: {"disk", "memory", "device"}, see `core.capability`."""
     lease_expires_at: Mapped[datetime | None]
-    hinted_at: Mapped[datetime | None]
+    notified_at: Mapped[datetime | None] = mapped_column("hinted_at")
     """When a broker message last pointed here."""
     resume: Mapped[Json | None]
     """The newest resumable state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""

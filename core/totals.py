@@ -38,7 +38,7 @@ def add(session: Session, to: Sum, label: str, value: Any) -> None:
     session.execute(one.on_conflict_do_update(index_elements=["name", "label"], set_=more))
 
 
-def of(session: Session, name: Sum) -> dict[str, tuple[int, float]]:
+def read(session: Session, name: Sum) -> dict[str, tuple[int, float]]:
     """Count and sum of every label that was counted."""
     rows = select(Total.label, Total.count, Total.sum).where(Total.name == name)
     return {label: (count, total) for label, count, total in session.execute(rows)}

@@ -37,7 +37,7 @@ OLD_SECRET = timedelta(hours=24)
 CLAIM_SECONDS = 60
 
 
-class Delivered(StrEnum):
+class FinishedDelivery(StrEnum):
     """Where a delivery stands."""
 
     PENDING = "pending"
@@ -46,7 +46,7 @@ class Delivered(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Owed:
+class PendingDelivery:
     """A claimed delivery: everything that is needed to make it."""
 
     id: str
@@ -96,7 +96,7 @@ def get(session: Session, tenant: str, webhook_id: str, *, change: bool = False)
     return row
 
 
-def all_of(session: Session, tenant: str) -> Sequence[Webhook]:
+def list_all(session: Session, tenant: str) -> Sequence[Webhook]:
     """The tenant's webhooks, newest first."""
     return session.scalars(select(Webhook).where(Webhook.tenant == tenant).order_by(Webhook.id.desc())).all()
 
@@ -149,7 +149,7 @@ def test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
     return delivery
 
 
-def tell(session: Session, job_id: str, type: str, news: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
+def enqueue(session: Session, job_id: str, type: str, news: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
     """Owe the news of a job's event to every webhook of the tenant that wants it and is enabled."""
     data = {"job_id": job_id, "event_id": event_id, **news}
     wanting = session.scalars(_wanting(), {"job_id": job_id, "types": [type]})
@@ -178,7 +178,7 @@ def deliveries(
     return rows[:limit], len(rows) > limit
 
 
-def claim(session: Session, limit: int) -> list[Owed]:
+def claim(session: Session, limit: int) -> list[PendingDelivery]:
     """Take up to `limit` deliveries that are due, the oldest of each webhook, for `CLAIM_SECONDS`.
 
     One of each: a receiver that is slow, and has much to get, keeps nobody else waiting.
@@ -203,12 +203,14 @@ def claim(session: Session, limit: int) -> list[Owed]:
     for delivery, webhook in session.execute(query):
         delivery.tries += 1
         delivery.due_at = now + timedelta(seconds=CLAIM_SECONDS)
-        owed.append(Owed(delivery.id, webhook.id, delivery.tries, webhook.url, delivery.body, _secrets(webhook, now)))
+        owed.append(
+            PendingDelivery(delivery.id, webhook.id, delivery.tries, webhook.url, delivery.body, _secrets(webhook, now))
+        )
     session.flush()
     return owed
 
 
-def settle(session: Session, owed: Owed, answer: Answer) -> None:
+def record_result(session: Session, owed: PendingDelivery, answer: Answer) -> None:
     """Write down what came of a try: done, or due again, or given up; a webhook that only fails is disabled.
 
     Nothing, when the webhook was deleted, or another courier has claimed the delivery since.
@@ -221,11 +223,11 @@ def settle(session: Session, owed: Owed, answer: Answer) -> None:
     now: datetime = session.scalars(select(func.now())).one()
     delivery.log = [*delivery.log, {"at": now.isoformat(), "status": answer.status, "text": answer.text}]
     if answer.accepted:
-        delivery.state, delivery.due_at = Delivered.SUCCEEDED, None
+        delivery.state, delivery.due_at = FinishedDelivery.SUCCEEDED, None
         webhook.failing_since = None
         return
     if owed.number > len(PAUSES):
-        delivery.state, delivery.due_at = Delivered.FAILED, None
+        delivery.state, delivery.due_at = FinishedDelivery.FAILED, None
     else:
         delivery.due_at = now + timedelta(seconds=PAUSES[owed.number - 1] * secrets.choice(SPREAD))
     webhook.failing_since = webhook.failing_since or now
@@ -233,7 +235,7 @@ def settle(session: Session, owed: Owed, answer: Answer) -> None:
         webhook.disabled_at = webhook.disabled_at or now
 
 
-def forget(session: Session) -> None:
+def delete_old(session: Session) -> None:
     """Remove deliveries that were settled and are old."""
     old = WebhookDelivery.created_at < func.now() - KEPT
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), old))
@@ -242,7 +244,7 @@ def forget(session: Session) -> None:
 def _owe(webhook_id: str, type: str, at: datetime, data: Json) -> WebhookDelivery:  # noqa: A002
     body = json.dumps({"type": type, "timestamp": at.isoformat(), "data": data})
     return WebhookDelivery(
-        id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, state=Delivered.PENDING, due_at=at
+        id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, state=FinishedDelivery.PENDING, due_at=at
     )
 
 

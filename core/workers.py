@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, s
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core.ability import Ability, fits
+from core.capability import Capability, fits
 from core.settings import Settings
 from core.states import Status
 from core.tables import Job, Worker
@@ -31,7 +31,7 @@ DEAF = timedelta(seconds=600)
 """Nor is one that took no hint for so long while jobs wait; after failures a worker rests for half of it at most."""
 
 
-def seen(session: Session, name: str, has: Ability, temperature: int | None = None) -> None:
+def record_heartbeat(session: Session, name: str, has: Capability, temperature: int | None = None) -> None:
     """The worker's sweep goes round: make its row, or renew it; forget workers that are long gone."""
     row = {
         "name": name,
@@ -45,29 +45,29 @@ def seen(session: Session, name: str, has: Ability, temperature: int | None = No
     session.execute(delete(Worker).where(Worker.seen_at < func.now() - FORGOTTEN))
 
 
-def consumed(session: Session, name: str) -> None:
+def record_notification(session: Session, name: str) -> None:
     """The worker took a hint."""
     session.execute(update(Worker).where(Worker.name == name).values(consumed_at=func.now()))
 
 
-def all_of_them(session: Session) -> Sequence[tuple[Worker, Job | None]]:
+def list_with_jobs(session: Session) -> Sequence[tuple[Worker, Job | None]]:
     """Every worker with the job that it runs, by name."""
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
     rows = session.execute(select(Worker, Job).outerjoin(Job, running).order_by(Worker.name)).all()
     return [(worker, job) for worker, job in rows]
 
 
-def living(sweep_seconds: float) -> ColumnElement[bool]:
+def is_alive(sweep_seconds: float) -> ColumnElement[bool]:
     """Whether the query's worker was seen of late."""
     return Worker.seen_at > func.now() - timedelta(seconds=ROUNDS * sweep_seconds)
 
 
 def count(session: Session, sweep_seconds: float) -> int:
     """How many live."""
-    return session.scalar(select(func.count()).where(living(sweep_seconds))) or 0
+    return session.scalar(select(func.count()).where(is_alive(sweep_seconds))) or 0
 
 
-def who_takes(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
+def count_able(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
     """How many live, and how many of them, were they free, could take the job."""
     live, able = session.execute(_who_takes(sweep_seconds), {"job_id": job.id}).one()
     return live, able
@@ -77,16 +77,16 @@ def who_takes(session: Session, job: Job, sweep_seconds: float) -> tuple[int, in
 def _who_takes(sweep_seconds: float) -> Select[int, int]:
     able = func.count().filter(fits(Worker))
     query = select(func.count(), able).select_from(Worker).join(Job, Job.id == bindparam("job_id"))
-    return query.where(living(sweep_seconds))
+    return query.where(is_alive(sweep_seconds))
 
 
-def larger(session: Session, has: Ability, sweep_seconds: float) -> bool:
+def has_larger(session: Session, has: Capability, sweep_seconds: float) -> bool:
     """Whether a worker lives that has a device of this kind with more memory."""
-    more = exists().where(living(sweep_seconds), Worker.device == has.device, Worker.memory > has.memory)
+    more = exists().where(is_alive(sweep_seconds), Worker.device == has.device, Worker.memory > has.memory)
     return bool(session.scalar(select(more)))
 
 
-def idle_and_deaf(session: Session, name: str) -> bool:
+def is_not_consuming(session: Session, name: str) -> bool:
     """Whether jobs have waited for long while this worker, which runs none, took no hint."""
     late = func.now() - DEAF
     waiting = exists().where(Job.status == Status.QUEUED, Job.updated_at < late)
@@ -104,7 +104,7 @@ def of_host(session: Session, host: str) -> list[str]:
     return [name for pid, name in {row.pid: row.name for row in rows}.items() if Path(f"/proc/{pid}").exists()]
 
 
-def unwell(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
+def unhealthy(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
     """Those of these workers whose sweep has not been round for long, or that take no hints."""
-    rows = session.execute(select(Worker.name, living(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
-    return [name for name, lives in rows if not lives or idle_and_deaf(session, name)]
+    rows = session.execute(select(Worker.name, is_alive(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
+    return [name for name, lives in rows if not lives or is_not_consuming(session, name)]

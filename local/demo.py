@@ -18,9 +18,9 @@ from rich.table import Table
 from local.processes import LocalError
 from local.servers import package_folder
 from local.zeros import Seen
-from seft.client.answers import Job, Json
 from seft.client.http import Client
 from seft.client.progress import follow
+from seft.client.responses import Job, Json
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SPARSITY = 0.6

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
 from seft.data.marking import beginning, plain_tokens
-from seft.data.text import must_be_known
+from seft.data.text import require_known_tokens
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
 from seft.report import Phase, Progress, Reporter, silent
@@ -89,7 +89,7 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
     length = max(map(len, rows))
     # What stands behind a choice is not seen by it, so any token will do there.
     padded = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
-    must_be_known(padded, model)
+    require_known_tokens(padded, model)
     of_tokens = losses(padded.to(model.device)).double().cpu().view(len(rows), length - 1)
     return torch.stack(
         [-of_tokens[place, start - 1 : len(rows[place]) - 1].sum() for place, start in enumerate(starts)]

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.data.packing import Packed
-from seft.data.text import must_be_known
+from seft.data.text import require_known_tokens
 from seft.errors import EvaluateError
 from seft.loss import TokenLoss
 from seft.report import Phase, Progress, Reporter, silent
@@ -29,7 +29,7 @@ def mean_loss(model: Any, windows: Packed | Int[Tensor, "windows tokens"], repor
     EvaluateError where a loss is not finite.
     """
     windows = Packed.of(windows)
-    must_be_known(windows.tokens, model)
+    require_known_tokens(windows.tokens, model)
     loss = TokenLoss(model)
     total = 0.0
     for done, window in enumerate(windows.split(1), start=1):

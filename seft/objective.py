@@ -33,11 +33,11 @@ class CrossEntropy:
 
 def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Objective:
     """What `config` asks for."""
-    must_go_together(config, teacher)
+    require_teacher(config, teacher)
     return CrossEntropy(model) if teacher is None else Distillation(model, teacher, config)
 
 
-def must_go_together(config: RepairConfig, teacher: object | None) -> None:
+def require_teacher(config: RepairConfig, teacher: object | None) -> None:
     """ConfigError where `config` wants a teacher and there is none, or the other way round."""
     if config.distills and teacher is None:
         way_out = "Name the dense model, or set distill_weight and hidden_weight to 0."

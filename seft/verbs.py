@@ -12,7 +12,7 @@ import torch
 
 from seft import harness
 from seft.checkpoint import sparsity
-from seft.checkpoint.export import export, must_be_empty
+from seft.checkpoint.export import export, require_empty
 from seft.checkpoint.facts import SPARSITY, Base, Facts, Record, sha256
 from seft.checkpoint.verify import verify
 from seft.choices import Accuracy, accuracy, read_questions
@@ -25,11 +25,11 @@ from seft.errors import ConfigError
 from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load
 from seft.models.source import ModelSource, find
-from seft.objective import must_go_together
+from seft.objective import require_teacher
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
-from seft.repair.best import must_be_judged
+from seft.repair.best import require_held_out
 from seft.repair.loop import Repair
 from seft.report import Phase, Progress, Reporter, silent
 
@@ -73,7 +73,7 @@ def prune(
     report: Reporter = silent,
 ) -> Record:
     """Prune a model and write it to the folder `out`, verified. The device holds one block at a time."""
-    must_be_empty(out)
+    require_empty(out)
     source = find(reference, revision=revision)
     texts = _calibration(config, calibration)
     loaded = _load(source, replace(place, device="cpu"), report)
@@ -115,9 +115,9 @@ def repair(
     `teacher` is a reference to the dense model, where `config` wants to learn from it; `held_out` is a text like `data`
     to judge by, all of it, where `config` wants evaluations.
     """
-    must_be_empty(out)
-    must_go_together(config, teacher)
-    must_be_judged(config, held_out)
+    require_empty(out)
+    require_teacher(config, teacher)
+    require_held_out(config, held_out)
     source, teaching = _folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:

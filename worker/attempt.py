@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import workers
-from core.ability import CPU
+from core.capability import CPU
 from core.errors import LeaseLostError, ProblemError
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
@@ -33,7 +33,7 @@ from core.states import OUT_OF_MEMORY, Reason
 from core.tables import Json
 from seft.errors import SourceError
 from seft.models.source import UNREACHABLE
-from worker import litter, memory, room
+from worker import cleanup, disk_space, memory
 from worker.files import Files
 from worker.ledger import Ledger
 from worker.meter import WHOLE, Stage, progress
@@ -42,7 +42,7 @@ from worker.protocol import (
     Failed,
     Finished,
     Measured,
-    NoRoom,
+    NoDiskSpace,
     Progressed,
     Refused,
     Saved,
@@ -191,7 +191,7 @@ class Supervisor:
                 self._take_result(message)
             case Failed():
                 raise AttemptError(message.code, message.message, user_error=message.user_error)
-            case NoRoom():
+            case NoDiskSpace():
                 self._set_aside(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
@@ -315,24 +315,24 @@ class Supervisor:
             session,
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",
-            micro_batch=memory.smaller(spec, phase, by_kernel=error.by_kernel),
-            larger=of_device and workers.larger(session, has, self.settings.sweep_seconds),
+            micro_batch=memory.smaller_micro_batch(spec, phase, by_kernel=error.by_kernel),
+            larger=of_device and workers.has_larger(session, has, self.settings.sweep_seconds),
             max_failures=self.settings.max_failures,
         )
 
     def _set_aside(self, reason: Reason, message: str, needed: int | None) -> None:
         """Pause the job until there is room for what its folder holds and for what was to be written beside it."""
         self._end_process()
-        needs = room.demand(self.files.folder, needed)
+        needs = disk_space.required_space(self.files.folder, needed)
         self.ledger.flush()
-        self.ledger.write(lambda session: attempts.set_aside(session, self.attempt, reason, message, needs))
+        self.ledger.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
         self._finish("attempt.set_aside", code=reason, message=message)
 
     def _tell(self, type: str, data: Json) -> None:  # noqa: A002
-        self.ledger.write(lambda session: attempts.event(session, self.attempt, type, data))
+        self.ledger.write(lambda session: attempts.add_event(session, self.attempt, type, data))
 
     def _begin_anew(self, type: str, why: str) -> None:  # noqa: A002
-        self.ledger.write(lambda session: attempts.begin_anew(session, self.attempt, type, why))
+        self.ledger.write(lambda session: attempts.restart_training(session, self.attempt, type, why))
 
     def _finish(self, event: str, **data: str) -> None:
         self.over = True
@@ -347,6 +347,6 @@ class Supervisor:
         """In the thread of the transfers, after the last of them."""
         self.files.remove()
         try:
-            litter.clear(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
+            cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)
         except (SQLAlchemyError, BotoCoreError, ClientError) as error:
-            log.warning("litter.left", error=str(error))
+            log.warning("cleanup.failed", error=str(error))

@@ -25,7 +25,7 @@ from seft.errors import (
     TrainError,
 )
 from worker.phases import Phases
-from worker.protocol import Failed, Message, NoRoom, Progressed, Stopped, Task, encode
+from worker.protocol import Failed, Message, NoDiskSpace, Progressed, Stopped, Task, encode
 from worker.tether import tether
 
 HOPELESS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
@@ -60,7 +60,7 @@ def main(folder: Path, pipe: int, owner: int) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        say(NoRoom(message=str(error), needed=getattr(error, "needed", None)))
+        say(NoDiskSpace(message=str(error), needed=getattr(error, "needed", None)))
 
 
 def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:

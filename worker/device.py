@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from core.ability import CPU, Ability
+from core.capability import CPU, Capability
 from core.infra import devices
 from core.settings import Settings
-from worker import room
+from worker import disk_space
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Where none of these is, torch finds no device, and need not be loaded to say so."""
@@ -35,10 +35,10 @@ class Device(NamedTuple):
     """By which NVML knows it."""
 
 
-def ability(settings: Settings) -> Ability:
+def ability(settings: Settings) -> Capability:
     """What the worker has at this moment."""
     has = find(settings.device)
-    return Ability(has.kind, has.name, has.memory, disk=room.free(settings.scratch))
+    return Capability(has.kind, has.name, has.memory, disk=disk_space.free(settings.scratch))
 
 
 def used(settings: Settings) -> int | None:

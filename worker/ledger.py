@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import LeaseLostError
 from core.jobs import attempts
-from core.jobs.attempts import Attempt, Wishes
+from core.jobs.attempts import Attempt, Requests
 from core.settings import Settings
 from worker.protocol import Measured, Progressed, Scored, TopologyEvolved
 
@@ -36,7 +36,7 @@ class Ledger:
         """What makes events, in its order; of reports of progress that follow one another in a phase, the newest."""
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
-        self.wishes = Wishes(pausing=False, stop_step=attempt.stop_step)
+        self.wishes = Requests(pausing=False, stop_step=attempt.stop_step)
         """As of the newest heartbeat."""
 
     def note(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:
@@ -69,17 +69,17 @@ class Ledger:
         self._flushed = time.monotonic()
 
         def change(session: Session) -> None:
-            attempts.metrics(session, self._attempt, rows)
+            attempts.add_metrics(session, self._attempt, rows)
             if scores:
-                attempts.scores(session, self._attempt, scores)
+                attempts.add_scores(session, self._attempt, scores)
             for each in course:
                 match each:
                     case Progressed():
-                        attempts.progress(
+                        attempts.set_progress(
                             session, self._attempt, phase=each.phase, progress=each.progress, step=each.step
                         )
                     case TopologyEvolved():
-                        attempts.evolved(session, self._attempt, each.model_dump(exclude={"type"}))
+                        attempts.record_evolution(session, self._attempt, each.model_dump(exclude={"type"}))
 
         if course or rows or scores:
             self.write(change)

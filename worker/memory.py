@@ -19,7 +19,7 @@ def kills() -> int:
     return int(counts.get("oom_kill", 0))
 
 
-def smaller(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
+def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
     """The micro-batch to try once more with; None where another try would be like this one.
 
     A machine's memory is shared: what the kernel ended may fit the next time even when it takes no less.

@@ -7,7 +7,7 @@ from opentelemetry.trace import Span, StatusCode
 
 from core.infra import tracing
 from core.states import Phase
-from worker.protocol import Failed, Finished, Message, NoRoom, Progressed, Stopped
+from worker.protocol import Failed, Finished, Message, NoDiskSpace, Progressed, Stopped
 
 
 class Phases:
@@ -28,7 +28,7 @@ class Phases:
             case Failed(code=code):
                 self._end(code)
                 tracing.flush()
-            case Finished() | Stopped() | NoRoom():
+            case Finished() | Stopped() | NoDiskSpace():
                 self._end()
                 tracing.flush()
         self._say(message)

@@ -42,7 +42,7 @@ from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.verbs import Place
-from worker import room, usage
+from worker import disk_space, usage
 from worker.meter import Stage, progress, stages
 from worker.protocol import (
     DATA,
@@ -150,7 +150,7 @@ class Pipeline:
         round_weights(loaded.model)
         self._judge("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
-        room.make_sure(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
+        disk_space.require_space(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
         save_pruned(loaded.model, folder / PRUNED)
         (folder / SCORES).write_text(json.dumps(self.scores))
         self.say(Saved(step=self.step))
@@ -209,7 +209,7 @@ class Pipeline:
                 del found["layers"]
             del found["step"]
             values |= found
-        values["memory_bytes"] = usage.taken(self._device)
+        values["memory_bytes"] = usage.peak_usage(self._device)
         self.say(Measured(step=self.step, values=values))
 
     @property
@@ -228,9 +228,9 @@ class Pipeline:
         return self.folder / RESUME / str(self.step)
 
     def _save(self, work: Repair) -> None:
-        room.make_sure(self.folder, self.state_bytes)
+        disk_space.require_space(self.folder, self.state_bytes)
         work.save(self._state_folder)
-        self.state_bytes = room.size(self._state_folder)
+        self.state_bytes = disk_space.size(self._state_folder)
         self.say(Saved(step=self.step))
 
     def _judge(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
@@ -243,7 +243,7 @@ class Pipeline:
     def _export(self, loaded: Loaded, text: Text, grown: int) -> None:
         self._progress(Stage.EXPORTING, 0.0)
         folder, data = self.folder / RESULT, self.task.dataset_sha256
-        room.make_sure(self.folder, EXPORTED_BYTES * _weights(loaded))
+        disk_space.require_space(self.folder, EXPORTED_BYTES * _weights(loaded))
         facts = Facts(
             base=Base.of(loaded.source),
             prune=self.prune,

@@ -128,7 +128,7 @@ class Stopped(_Part):
     type: Literal["stopped"] = "stopped"
 
 
-class NoRoom(_Part):
+class NoDiskSpace(_Part):
     """The process ends because the disk has no room; it was to write `needed` bytes, where that is known."""
 
     type: Literal["no_room"] = "no_room"
@@ -145,7 +145,7 @@ class Failed(_Part):
     message: str
 
 
-Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Refused | Finished | Stopped | NoRoom | Failed
+Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Refused | Finished | Stopped | NoDiskSpace | Failed
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

@@ -13,7 +13,7 @@ from core.infra.storage import Storage
 from core.jobs import recovery, retention
 from core.settings import Settings
 from core.states import Reason
-from worker import device, litter, orphans
+from worker import cleanup, device
 
 BATCH = 16
 DEAF = 3
@@ -39,17 +39,17 @@ class Sweep(threading.Thread):
         structlog.contextvars.bind_contextvars(worker=self.worker)
         pause = threading.Event()
         while True:
-            self.go_round()
+            self.sweep_once()
             pause.wait(self.settings.sweep_seconds)
 
-    def go_round(self) -> None:
+    def sweep_once(self) -> None:
         """Take every step, whatever becomes of the others."""
         for step in (
-            self.show_up,
-            self.find_lost,
-            self.resume_roomless,
-            self.hint_waiting,
-            self.clear_litter,
+            self.send_heartbeat,
+            self.requeue_lost,
+            self.resume_waiting_for_space,
+            self.notify_waiting,
+            self.clean_up,
             self.tidy,
         ):
             try:
@@ -57,53 +57,53 @@ class Sweep(threading.Thread):
             except Exception as error:
                 log.warning("sweep.failed", step=step.__name__, error=str(error))
 
-    def show_up(self) -> None:
+    def send_heartbeat(self) -> None:
         """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
         has, temperature = device.ability(self.settings), device.temperature(self.settings)
         with self.sessions.begin() as session:
-            workers.seen(session, self.worker, has, temperature)
-            deaf = workers.idle_and_deaf(session, self.worker)
+            workers.record_heartbeat(session, self.worker, has, temperature)
+            deaf = workers.is_not_consuming(session, self.worker)
         self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
         if self.deaf_rounds > workers.ROUNDS:
             log.error("worker.deaf")
             os._exit(DEAF)
 
-    def find_lost(self) -> None:
+    def requeue_lost(self) -> None:
         """Take back the jobs of silent workers."""
         with self.sessions.begin() as session:
-            lost = recovery.reap(session, self.settings.max_failures)
+            lost = recovery.requeue_lost(session, self.settings.max_failures)
         for job_id in lost:
             log.warning("job.lost", job=job_id)
 
-    def resume_roomless(self) -> None:
+    def resume_waiting_for_space(self) -> None:
         """Queue again what waits for room that is here now."""
         has, reasons = device.ability(self.settings), [Reason.DISK_FULL]
         with self.sessions.begin() as session:
-            waiting = recovery.roomless(session, Reason.STORAGE_FULL, has)
+            waiting = recovery.waiting_for_space(session, Reason.STORAGE_FULL, has)
         if waiting and self._storage_takes():
             reasons.append(Reason.STORAGE_FULL)
         with self.sessions.begin() as session:
-            resumed = [job for reason in reasons for job in recovery.resume_roomless(session, reason, has)]
+            resumed = [job for reason in reasons for job in recovery.resume_waiting_for_space(session, reason, has)]
         for job_id in resumed:
             log.info("job.has_room", job=job_id)
 
-    def hint_waiting(self) -> None:
+    def notify_waiting(self) -> None:
         """Hint at jobs that have waited for two rounds: their message may be lost, or came to one who cannot do them.
 
         So there are enough of them for all workers, and the broker gives them out in turn.
         """
         with self.sessions.begin() as session:
-            waiting = recovery.to_hint(session, 2 * self.settings.sweep_seconds, BATCH)
+            waiting = recovery.mark_for_notification(session, 2 * self.settings.sweep_seconds, BATCH)
             living = workers.count(session, self.settings.sweep_seconds) if waiting else 0
         for _ in range(max(len(waiting), living)):
-            if not queue.hint(self.app):
+            if not queue.notify(self.app):
                 break
 
-    def clear_litter(self) -> None:
+    def clean_up(self) -> None:
         """Remove what ended jobs have left in object storage and in the scratch folder."""
-        for job_id, attempt in litter.with_states(self.sessions, BATCH):
-            litter.clear(self.sessions, self.storage, job_id, attempt)
-        litter.clear_scratch(self.sessions, self.settings.scratch)
+        for job_id, attempt in cleanup.ended_with_states(self.sessions, BATCH):
+            cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
+        cleanup.clear_scratch(self.sessions, self.settings.scratch)
 
     def tidy(self) -> None:
         """Every now and then, one of the workers: let go of what has expired, and of objects that no row names."""
@@ -113,7 +113,7 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             expired = retention.expire_checkpoints(session)
             expired += retention.expire_datasets(session, self.settings.dataset_days)
-        removed = orphans.remove(self.sessions, self.storage)
+        removed = cleanup.delete_unreferenced(self.sessions, self.storage)
         log.info("storage.tidied", expired=expired, removed=removed)
 
     def _storage_takes(self) -> bool:

@@ -9,7 +9,7 @@ PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes, in which `ru_maxrss` counts."""
 
 
-def taken(device: str) -> int:
+def peak_usage(device: str) -> int:
     """On CUDA, bytes of tensors at their peak since the last call; else of the whole process, at its peak so far."""
     if device.startswith("cuda"):
         most = torch.cuda.max_memory_allocated(device)

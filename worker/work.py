@@ -68,7 +68,7 @@ class Work:
             ).run()
             well = self._left_nothing(used) and well
         self._consumed()
-        queue.hint(self.app)
+        queue.notify(self.app)
         self.pause = 0.0 if well else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
         self.draining.wait(self.pause)
 
@@ -83,7 +83,7 @@ class Work:
         """It hears again, after a job that may have taken hours."""
         try:
             with self.sessions.begin() as session:
-                workers.consumed(session, self.name)
+                workers.record_notification(session, self.name)
         except SQLAlchemyError as error:
             log.warning("worker.unseen", error=str(error))
 
@@ -92,7 +92,7 @@ class Work:
             return None
         try:
             with self.sessions.begin() as session:
-                workers.consumed(session, self.name)
+                workers.record_notification(session, self.name)
                 settings, has = self.settings, device.ability(self.settings)
                 return attempts.claim(
                     session,

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from api.dashboard import words
-from api.schemas.jobs import EventView
+from api.schemas.reports import EventView
 
 Data = dict[str, Any]
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 
 from api.dashboard.render import ROOT, go, page
 from api.dashboard.visitors import COOKIE, Submitted, same_origin
-from api.deps import Here
+from api.deps import CurrentServices
 from core.access import sign_ins
 
 router = APIRouter()
@@ -21,7 +21,7 @@ def ask(request: Request, back: str = "") -> Response:
 
 @router.post("/sign-in", dependencies=[Depends(same_origin)])
 def sign_in(
-    request: Request, services: Here, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
+    request: Request, services: CurrentServices, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
 ) -> Response:
     """Open a session for this browser, in place of the one that it may have."""
     with services.sessions.begin() as session:
@@ -36,7 +36,7 @@ def sign_in(
 
 
 @router.post("/sign-out")
-def sign_out(request: Request, services: Here, _: Submitted) -> Response:
+def sign_out(request: Request, services: CurrentServices, _: Submitted) -> Response:
     """Close this browser's session."""
     with services.sessions.begin() as session:
         sign_ins.end(session, request.cookies[COOKIE])

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from api.schemas.jobs import EventView, JobView
+from api.schemas.jobs import JobView
+from api.schemas.reports import EventView
 from core.states import Phase, Status
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
-from api.deps import READING, Here, counted, need
+from api.deps import READING, CurrentServices, counted, require_scope
 from core.access import sign_ins
 from core.access.audit import Caller
 from core.access.keys import Scope
@@ -54,7 +54,7 @@ def same_origin(request: Request) -> None:
         raise ProblemError(Code.FORBIDDEN, "This was sent by a page of another site, and was not done.")
 
 
-def signed_in(request: Request, services: Here) -> Visitor:
+def signed_in(request: Request, services: CurrentServices) -> Visitor:
     """The visitor, or SignInNeededError; FORBIDDEN, RATE_LIMITED as for the JSON routes."""
     token = request.cookies.get(COOKIE, "")
     with services.sessions.begin() as session:
@@ -74,7 +74,7 @@ Signed = Annotated[Visitor, Depends(signed_in)]
 
 def administrator(visitor: Signed) -> Visitor:
     """The visitor, or FORBIDDEN."""
-    need(visitor.caller, Scope.ADMIN)
+    require_scope(visitor.caller, Scope.ADMIN)
     return visitor
 
 

@@ -8,10 +8,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.deps import Auth, Carries, Here, Limit, Services
+from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
-from api.schemas.jobs import FILE_ID, MODEL
+from api.schemas.shared import FILE_ID, MODEL
 from core import ids
 from core.access import audit
 from core.access.audit import Caller
@@ -47,7 +47,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     "",
     operation_id="create_dataset",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(Carries("multipart/form-data"))],
+    dependencies=[Depends(RequireContentType("multipart/form-data"))],
     openapi_extra=UPLOAD,
     responses=responses(
         *BODY,
@@ -56,7 +56,11 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
     ),
 )
 async def create_dataset(
-    services: Here, caller: Auth, request: Request, response: Response, invalid_sample_skip_percentage: Skip = 0.0
+    services: CurrentServices,
+    caller: Auth,
+    request: Request,
+    response: Response,
+    invalid_sample_skip_percentage: Skip = 0.0,
 ) -> DatasetView:
     """Upload JSONL, plain or by gzip or zstd, or Parquet. Broken lines are named, and nothing is stored then.
 
@@ -76,7 +80,7 @@ async def create_dataset(
 
 @router.get("", operation_id="list_datasets", responses=responses(Code.INVALID_REQUEST))
 def list_datasets(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     after: Annotated[
         str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset: those uploaded before it.")
@@ -95,7 +99,9 @@ def list_datasets(
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
 )
 def get_dataset(
-    services: Here, caller: Auth, dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])]
+    services: CurrentServices,
+    caller: Auth,
+    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
 ) -> DatasetView:
     """One dataset."""
     with services.sessions.begin() as session:
@@ -115,7 +121,7 @@ def get_dataset(
     ),
 )
 async def preview_dataset(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     *,
     dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
@@ -145,12 +151,14 @@ def look(
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
 )
 def delete_dataset(
-    services: Here, caller: Auth, dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])]
+    services: CurrentServices,
+    caller: Auth,
+    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
 ) -> DatasetView:
     """Delete a dataset that no job needs any more; its file is gone within two days."""
     with services.sessions.begin() as session:
         row = datasets.delete(session, caller.tenant, dataset_id)
-        audit.note(session, caller, "delete_dataset", row.id)
+        audit.record(session, caller, "delete_dataset", row.id)
         return DatasetView.of(row)
 
 
@@ -160,5 +168,5 @@ def store(services: Services, caller: Caller, file: UploadFile, skip_percentage:
     with services.sessions.begin() as session:
         row, new = services.intake.keep(session, caller.tenant, file.filename or "", content)
         if new:
-            audit.note(session, caller, "create_dataset", row.id)
+            audit.record(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

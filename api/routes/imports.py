@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.deps import Auth, Carries, Here, Limit, Services
+from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.imports import IMPORT_ID, ImportPage, ImportRequest, ImportView, PartPage, PartView
@@ -29,10 +29,10 @@ router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
     "",
     operation_id="create_import",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.LIMIT_REACHED),
 )
-def create_import(services: Here, caller: Auth, body: ImportRequest, response: Response) -> ImportView:
+def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, response: Response) -> ImportView:
     """Begin to send a file in parts, or have a source fetched. An unfinished one with the same `resume_key` goes on."""
     view = _resumed(services, caller, body) or _begun(services, caller, body)
     response.headers["Location"] = f"/imports/{view.id}"
@@ -41,7 +41,7 @@ def create_import(services: Here, caller: Auth, body: ImportRequest, response: R
 
 @router.get("", operation_id="list_imports", responses=responses(Code.INVALID_REQUEST))
 def list_imports(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     after: Annotated[
         str | None, Query(pattern=ids.pattern("imp"), description="Id of an import: those begun before it.")
@@ -55,7 +55,7 @@ def list_imports(
 
 
 @router.get("/{import_id}", operation_id="get_import", responses=REFUSALS)
-def get_import(services: Here, caller: Auth, import_id: ImportId) -> ImportView:
+def get_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """One import: what it became, or what is wrong with it."""
     with services.sessions.begin() as session:
         return ImportView.of(imports.get(session, caller.tenant, import_id))
@@ -63,7 +63,7 @@ def get_import(services: Here, caller: Auth, import_id: ImportId) -> ImportView:
 
 @router.get("/{import_id}/parts", operation_id="list_import_parts", responses=REFUSALS)
 def list_import_parts(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     import_id: ImportId,
     after: Annotated[int, Query(ge=0, le=imports.PARTS, description="Number of a part: those behind it.")] = 0,
@@ -92,7 +92,7 @@ def list_import_parts(
     status_code=HTTPStatus.ACCEPTED,
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
 )
-def complete_import(services: Here, caller: Auth, import_id: ImportId) -> ImportView:
+def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Say that all parts are there: the file is checked as every upload is. Again is no error."""
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
@@ -102,19 +102,19 @@ def complete_import(services: Here, caller: Auth, import_id: ImportId) -> Import
         row = imports.get(session, caller.tenant, import_id, change=True)
         if row.state == State.RECEIVING:
             imports.arrived(row)
-            audit.note(session, caller, "complete_import", row.id)
+            audit.record(session, caller, "complete_import", row.id)
             session.flush()
         return ImportView.of(row)
 
 
 @router.delete("/{import_id}", operation_id="delete_import", responses=REFUSALS)
-def delete_import(services: Here, caller: Auth, import_id: ImportId) -> ImportView:
+def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
     """Give an import up and forget its parts; the dataset that it became stays."""
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
         view, upload = ImportView.of(row), row.upload
         session.delete(row)
-        audit.note(session, caller, "delete_import", view.id)
+        audit.record(session, caller, "delete_import", view.id)
     if upload is not None:
         services.storage.abort(imports.key(view.id), upload)
         services.storage.delete([imports.key(view.id)])
@@ -133,7 +133,7 @@ def _resumed(services: Services, caller: Caller, body: ImportRequest) -> ImportV
 def _begun(services: Services, caller: Caller, body: ImportRequest) -> ImportView:
     settings = services.settings
     if body.source is not None:
-        given = sources.check(body.source, settings.dataset_buckets)
+        given = sources.require_allowed(body.source, settings.dataset_buckets)
     elif body.bytes is not None and body.bytes > settings.max_dataset_bytes:
         way_out = "Split it, or have the operator raise the limit."
         flaw = Flaw("bytes", f"is at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
@@ -150,8 +150,8 @@ def _begun(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         skip_percentage=body.invalid_sample_skip_percentage,
     )
     with services.sessions.begin() as session:
-        fairness.check_stored(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
-        imports.check_count(session, caller.tenant)
+        fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
+        imports.require_import_quota(session, caller.tenant)
         if body.source is None:
             row.state, row.upload = State.RECEIVING, services.storage.begin(imports.key(row.id))
         else:
@@ -159,7 +159,7 @@ def _begun(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         session.add(row)
         session.flush()
         session.refresh(row)
-        audit.note(session, caller, "create_import", row.id)
+        audit.record(session, caller, "create_import", row.id)
         return ImportView.of(row)
 
 

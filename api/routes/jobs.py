@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 
-from api.deps import Auth, Carries, Here, JobId, Limit, Services
+from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
@@ -24,7 +24,7 @@ from core.estimate.estimates import estimate
 from core.infra import queue
 from core.jobs import fairness, jobs
 from core.jobs.admission import admit
-from core.jobs.overrides import overridden
+from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job, Json
@@ -67,11 +67,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
     "",
     operation_id="create_job",
     status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*CREATING),
 )
 def create_job(
-    services: Here, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
+    services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""
     return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="create_job")
@@ -80,7 +80,7 @@ def create_job(
 @router.post(
     "/estimate",
     operation_id="estimate_job",
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(
         *BODY,
         Code.MODEL_NOT_FOUND,
@@ -89,7 +89,7 @@ def create_job(
         Code.HUB_BUSY,
     ),
 )
-def estimate_job(services: Here, caller: Auth, spec: EstimateSpec) -> EstimateView:
+def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
     """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
     source = services.models.find(caller.tenant, spec.model, spec.revision)
     anatomy = services.models.anatomy(caller.tenant, source)
@@ -104,7 +104,7 @@ def estimate_job(services: Here, caller: Auth, spec: EstimateSpec) -> EstimateVi
     responses={**TAGGED, **responses(Code.INVALID_REQUEST)},
 )
 def list_jobs(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     *,
     status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
@@ -138,7 +138,7 @@ def list_jobs(
     responses={**TAGGED, **responses(Code.NOT_FOUND, Code.INVALID_REQUEST)},
 )
 async def get_job(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     request: Request,
     job_id: JobId,
@@ -165,11 +165,11 @@ async def get_job(
     "/{job_id}/clone",
     operation_id="clone_job",
     status_code=HTTPStatus.ACCEPTED,
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(Code.NOT_FOUND, *CREATING),
 )
 def clone_job(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     job_id: JobId,
     overrides: Overrides,
@@ -200,7 +200,7 @@ def _admitted(
         settings=services.settings,
     )
     if new and job.status == Status.QUEUED:
-        queue.hint(services.broker)
+        queue.notify(services.broker)
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_SECONDS
     with services.sessions.begin() as session:
@@ -209,7 +209,7 @@ def _admitted(
 
 def _overridden(former: Json, overrides: Json) -> JobSpec:
     try:
-        return overridden(former, overrides)
+        return apply_overrides(former, overrides)
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
         raise RequestValidationError(entries) from error
@@ -217,7 +217,7 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
 
 def detail(services: Services, session: Session, job: Job) -> JobDetail:
     """A job as its own page shows it."""
-    reason = fairness.reason(session, job, services.settings)
+    reason = fairness.waiting_reason(session, job, services.settings)
     return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)
 
 

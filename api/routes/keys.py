@@ -5,11 +5,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.deps import Admin, Carries, Here, Limit
+from api.deps import Admin, CurrentServices, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.limits import JsonRoute
-from api.schemas.jobs import LARGEST_ID
 from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
+from api.schemas.shared import LARGEST_ID
 from core import ids
 from core.access import audit, keys
 from core.errors import Code
@@ -21,21 +21,21 @@ router = APIRouter(tags=["keys"], route_class=JsonRoute)
     "/keys",
     operation_id="create_key",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY),
 )
-def create_key(services: Here, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
+def create_key(services: CurrentServices, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
     """Make a key of your tenant. The answer is the only one that shows it."""
     with services.sessions.begin() as session:
         row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
-        audit.note(session, caller, "create_key", row.id)
+        audit.record(session, caller, "create_key", row.id)
         response.headers["Cache-Control"] = "no-store"
         return KeySecret.of(row, secret=secret)
 
 
 @router.get("/keys", operation_id="list_keys", responses=responses(Code.INVALID_REQUEST))
 def list_keys(
-    services: Here,
+    services: CurrentServices,
     caller: Admin,
     after: Annotated[
         str | None, Query(pattern=ids.pattern("key"), description="Id of a key: those made before it.")
@@ -54,20 +54,20 @@ def list_keys(
     responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
 )
 def revoke_key(
-    services: Here,
+    services: CurrentServices,
     caller: Admin,
     key_id: Annotated[str, Path(description="Id of a key.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
     """End a key at once and for ever; again is no error. A key cannot revoke itself."""
     with services.sessions.begin() as session:
         row = keys.revoke(session, caller.tenant, key_id, by=caller.key_id)
-        audit.note(session, caller, "revoke_key", row.id)
+        audit.record(session, caller, "revoke_key", row.id)
         return KeyView.of(row)
 
 
 @router.get("/audit", operation_id="list_audit", responses=responses(Code.INVALID_REQUEST))
 def list_audit(
-    services: Here,
+    services: CurrentServices,
     caller: Admin,
     after: Annotated[
         int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry: those written before it.")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from api.deps import Auth, Here, Limit
+from api.deps import Auth, CurrentServices, Limit
 from api.errors import responses
 from api.schemas.models import ModelPage, ModelView
 from core.errors import Code, ProblemError
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 @router.get("", operation_id="list_models", responses=responses(Code.INVALID_REQUEST))
 def list_models(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     after: Annotated[
         str | None, Query(max_length=512, pattern=ID, description="Id of a model: those behind it.")
@@ -34,7 +34,7 @@ def list_models(
     responses=responses(Code.NOT_FOUND, Code.MODEL_REFUSED, Code.HUB_UNREACHABLE, Code.HUB_BUSY, Code.INVALID_REQUEST),
 )
 def get_model(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     model_id: Annotated[
         str, Path(max_length=512, pattern=ID, description="Id of a model; of the hub, any.", examples=["tiny"])

@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from sqlalchemy import text
 
 import core
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.errors import responses
-from api.schemas.jobs import Alive, Ready, Version
+from api.schemas.operations import Alive, Ready, Version
 from core.errors import Code, Flaw, ProblemError
 from core.infra import queue
 
@@ -30,7 +30,7 @@ async def livez() -> Alive:
 
 
 @router.get("/readyz", operation_id="readyz", responses=responses(Code.UNAVAILABLE))
-async def readyz(services: Here) -> Ready:
+async def readyz(services: CurrentServices) -> Ready:
     """Database, object storage and broker are asked, all at once and for three seconds at most."""
     found: dict[str, str] = {}
     async with anyio.create_task_group() as group:

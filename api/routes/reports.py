@@ -13,18 +13,10 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from sqlalchemy.orm import Session
 
-from api.deps import Auth, Here, JobId, Limit, Services
+from api.deps import Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
-from api.schemas.jobs import (
-    LARGEST_ID,
-    CheckpointList,
-    CheckpointView,
-    EventPage,
-    EventView,
-    FileView,
-    MetricPage,
-    MetricView,
-)
+from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
+from api.schemas.shared import LARGEST_ID
 from core.errors import Code
 from core.jobs import jobs, reports
 from core.jobs.reports import Thinned
@@ -59,7 +51,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
     },
 )
 def list_job_events(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     job_id: JobId,
     *,
@@ -92,7 +84,7 @@ def list_job_events(
     },
 )
 def list_job_metrics(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     job_id: JobId,
     *,
@@ -119,7 +111,7 @@ def list_job_metrics(
 
 
 @router.get("/checkpoints", operation_id="list_job_checkpoints", responses=REFUSALS)
-def list_job_checkpoints(services: Here, caller: Auth, job_id: JobId) -> CheckpointList:
+def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId) -> CheckpointList:
     """What the job handed over, each file with its size, sha256 and a link."""
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from api.deps import Auth, Carries, Here, Limit
+from api.deps import Auth, CurrentServices, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.webhooks import (
@@ -21,7 +21,7 @@ from api.schemas.webhooks import (
 )
 from core import ids, webhooks
 from core.access import audit
-from core.addresses import Network, open_to_all, spelt_out
+from core.addresses import Network, open_to_all, resolve_literal
 from core.errors import Code, Flaw, ProblemError
 
 WebhookId = Annotated[str, Path(description="Id of a webhook.", examples=[HOOK_ID])]
@@ -34,68 +34,70 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
     "",
     operation_id="create_webhook",
     status_code=HTTPStatus.CREATED,
-    dependencies=[Depends(Carries("application/json"))],
+    dependencies=[Depends(RequireContentType("application/json"))],
     responses=responses(*BODY, Code.CONFLICT),
 )
-def create_webhook(services: Here, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
+def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
     """Have an address told what happens to your jobs. The answer shows the secret, this once."""
     _check_url(body.url, services.settings.webhook_networks)
     with services.sessions.begin() as session:
         row = webhooks.create(session, caller.tenant, body.url, body.events)
-        audit.note(session, caller, "create_webhook", row.id)
+        audit.record(session, caller, "create_webhook", row.id)
     response.headers["Location"] = f"/webhooks/{row.id}"
     response.headers["Cache-Control"] = "no-store"
     return WebhookSecret.of(row)
 
 
 @router.get("", operation_id="list_webhooks")
-def list_webhooks(services: Here, caller: Auth) -> WebhookList:
+def list_webhooks(services: CurrentServices, caller: Auth) -> WebhookList:
     """Your webhooks, newest first."""
     with services.sessions.begin() as session:
-        return WebhookList(data=[WebhookView.of(row) for row in webhooks.all_of(session, caller.tenant)])
+        return WebhookList(data=[WebhookView.of(row) for row in webhooks.list_all(session, caller.tenant)])
 
 
 @router.get("/{webhook_id}", operation_id="get_webhook", responses=REFUSALS)
-def get_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+def get_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """One webhook."""
     with services.sessions.begin() as session:
         return WebhookView.of(webhooks.get(session, caller.tenant, webhook_id))
 
 
 @router.delete("/{webhook_id}", operation_id="delete_webhook", responses=REFUSALS)
-def delete_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Remove a webhook and its deliveries; what is being sent at this moment may still arrive."""
     with services.sessions.begin() as session:
         row = webhooks.remove(session, caller.tenant, webhook_id)
-        audit.note(session, caller, "delete_webhook", row.id)
+        audit.record(session, caller, "delete_webhook", row.id)
         return WebhookView.of(row)
 
 
 @router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=REFUSALS)
-def rotate_webhook_secret(services: Here, caller: Auth, webhook_id: WebhookId, response: Response) -> WebhookSecret:
+def rotate_webhook_secret(
+    services: CurrentServices, caller: Auth, webhook_id: WebhookId, response: Response
+) -> WebhookSecret:
     """Get a new secret. For a day the one before signs as well, in the same header."""
     response.headers["Cache-Control"] = "no-store"
     with services.sessions.begin() as session:
         row = webhooks.rotate(session, caller.tenant, webhook_id)
-        audit.note(session, caller, "rotate_webhook_secret", row.id)
+        audit.record(session, caller, "rotate_webhook_secret", row.id)
         return WebhookSecret.of(row)
 
 
 @router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=REFUSALS)
-def disable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+def disable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Deliver nothing until it is enabled again, which takes up what is owed now; again is no error."""
     with services.sessions.begin() as session:
         row = webhooks.disable(session, caller.tenant, webhook_id)
-        audit.note(session, caller, "disable_webhook", row.id)
+        audit.record(session, caller, "disable_webhook", row.id)
         return WebhookView.of(row)
 
 
 @router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=REFUSALS)
-def enable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> WebhookView:
+def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Take up deliveries again after a webhook was disabled, by you or because it only failed; again is no error."""
     with services.sessions.begin() as session:
         row = webhooks.enable(session, caller.tenant, webhook_id)
-        audit.note(session, caller, "enable_webhook", row.id)
+        audit.record(session, caller, "enable_webhook", row.id)
         return WebhookView.of(row)
 
 
@@ -105,17 +107,17 @@ def enable_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> Webho
     status_code=HTTPStatus.ACCEPTED,
     responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
 )
-def test_webhook(services: Here, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
+def test_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
     """Send a message that tells of nothing, of type `webhook.test`. What came of it stands in the deliveries."""
     with services.sessions.begin() as session:
         row = webhooks.test(session, caller.tenant, webhook_id)
-        audit.note(session, caller, "test_webhook", row.id)
+        audit.record(session, caller, "test_webhook", row.id)
         return DeliveryView.of(row)
 
 
 @router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=REFUSALS)
 def list_webhook_deliveries(
-    services: Here,
+    services: CurrentServices,
     caller: Auth,
     webhook_id: WebhookId,
     after: Annotated[
@@ -135,7 +137,7 @@ def _check_url(url: str, allowed: Sequence[Network]) -> None:
     rule = None
     try:
         parts = urlsplit(url)
-        address = spelt_out(parts.hostname or "")
+        address = resolve_literal(parts.hostname or "")
         if not parts.hostname or parts.port == 0:
             rule = "must name a host, and no port 0"
         elif parts.username is not None or parts.fragment:

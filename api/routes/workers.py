@@ -2,20 +2,20 @@
 
 from fastapi import APIRouter, Response
 
-from api.deps import Auth, Here, Scraper
+from api.deps import Auth, CurrentServices, Scraper
 from api.errors import responses
-from api.schemas.jobs import WorkerList, WorkerView
-from core import figures, workers
+from api.schemas.workers import WorkerList, WorkerView
+from core import prometheus, workers
 from core.errors import Code
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
-def list_workers(services: Here, caller: Auth) -> WorkerList:
+def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
     """Every worker: host, device, versions, job, last sign of life."""
     with services.sessions.begin() as session:
-        rows = workers.all_of_them(session)
+        rows = workers.list_with_jobs(session)
     return WorkerList(data=[WorkerView.of(worker, job, caller.tenant) for worker, job in rows])
 
 
@@ -23,10 +23,10 @@ def list_workers(services: Here, caller: Auth) -> WorkerList:
     "/metrics",
     operation_id="get_metrics",
     response_class=Response,
-    responses={200: {"description": "Text.", "content": {figures.MEDIA_TYPE: {"example": figures.EXAMPLE}}}},
+    responses={200: {"description": "Text.", "content": {prometheus.MEDIA_TYPE: {"example": prometheus.EXAMPLE}}}},
 )
-def get_metrics(services: Here, _caller: Scraper) -> Response:
+def get_metrics(services: CurrentServices, _caller: Scraper) -> Response:
     """Figures of the whole service in the text format of Prometheus; never one by job."""
     with services.sessions.begin() as session:
-        text = figures.text(session, services.settings.lease_seconds)
-    return Response(text, media_type=figures.MEDIA_TYPE)
+        text = prometheus.render(session, services.settings.lease_seconds)
+    return Response(text, media_type=prometheus.MEDIA_TYPE)

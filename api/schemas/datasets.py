@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.jobs import FILE_ID, MODEL, SHA256, TIME, example
+from api.schemas.shared import FILE_ID, MODEL, SHA256, TIME, example
 from core.datasets.previews import Preview
 from core.tables import Dataset
 from seft.data.records import Format

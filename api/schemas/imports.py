@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, Field, Strict, model_validator
 
 from api.errors import FlawView
-from api.schemas.jobs import FILE_ID, SHA256, TIME, example
+from api.schemas.shared import FILE_ID, SHA256, TIME, example
 from core.datasets import imports
 from core.datasets.imports import State
 from core.errors import Code

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.jobs import JOB_ID, TIME, example
+from api.schemas.shared import JOB_ID, TIME, example
 from core.access.keys import Scope
 from core.specs import Line, Spec
 from core.tables import ApiKey, AuditEntry

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
-from api.schemas.jobs import TIME, example
+from api.schemas.shared import TIME, example
 from core.specs import Spec
 from core.tables import HubToken
 

@@ -5,16 +5,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.jobs import JOB_ID, TIME, example
+from api.schemas.shared import JOB_ID, TIME, example
 from core.jobs.transitions import MOVE
 from core.specs import Spec
-from core.states import Move
+from core.states import Transition
 from core.tables import Webhook, WebhookDelivery
-from core.webhooks import Delivered
+from core.webhooks import FinishedDelivery
 
 HOOK_ID = "hook_01jz5h4c8m2v9q7w3t6x0y1b2d"
 MESSAGE_ID = "msg_01jz5h4c8m2v9q7w3t6x0y1b2d"
-TYPE = rf"^{MOVE.replace('.', '[.]')}({'|'.join(Move)})$"
+TYPE = rf"^{MOVE.replace('.', '[.]')}({'|'.join(Transition)})$"
 
 EventType = Annotated[str, Field(pattern=TYPE)]
 
@@ -28,7 +28,9 @@ class WebhookRequest(Spec):
         pattern=r"^https?://[!-~]+$", max_length=2048, description="Where news is sent by POST; http or https."
     )
     events: list[EventType] = Field(
-        default_factory=list, max_length=len(Move), description="Types of the events that are sent; none: all of them."
+        default_factory=list,
+        max_length=len(Transition),
+        description="Types of the events that are sent; none: all of them.",
     )
 
 
@@ -102,7 +104,7 @@ class DeliveryView(BaseModel):
 
     id: str = Field(description="The header `webhook-id`, the same at every try.")
     type: str
-    state: Delivered
+    state: FinishedDelivery
     body: str
     log: list[TryView] = Field(description="Every try.")
     due_at: datetime | None = Field(description="Time of the next try; none when there will be no other.")

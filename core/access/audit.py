@@ -20,7 +20,7 @@ class Caller:
     request_id: str
 
 
-def note(session: Session, caller: Caller, action: str, target: str) -> None:
+def record(session: Session, caller: Caller, action: str, target: str) -> None:
     """Write down that the caller did `action`, an operation's name, to the thing whose id is `target`."""
     who = {"tenant": caller.tenant, "key_id": caller.key_id, "request_id": caller.request_id}
     session.execute(insert(AuditEntry), {**who, "action": action, "target": target})

@@ -11,13 +11,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, sessionmaker
 
 from core import ids
-from core.access.seals import Seals
+from core.access.encryption import Encryption
 from core.errors import Code, Flaw, ProblemError
 from core.tables import HubToken
 from seft.models.source import HUB_SECONDS, SHUT
 
 
-def whose(token: str) -> str:
+def account_name(token: str) -> str:
     """The name that the hub knows its owner by; INVALID_REQUEST where it knows none, HUB_UNREACHABLE."""
     address, headers = f"{constants.ENDPOINT}/api/whoami-v2", {"Authorization": f"Bearer {token}"}
     try:
@@ -31,7 +31,7 @@ def whose(token: str) -> str:
     raise ProblemError(Code.INVALID_REQUEST, "The hub does not know this token.", (flaw,))
 
 
-def give(session: Session, tenant: str, sealed: str, name: str) -> HubToken:
+def put(session: Session, tenant: str, sealed: str, name: str) -> HubToken:
     """The tenant's token is this one from now on."""
     values = {"id": ids.new("hub"), "name": name, "sealed": sealed, "created_at": func.now()}
     row = insert(HubToken).values(tenant=tenant, **values)
@@ -55,7 +55,7 @@ def remove(session: Session, tenant: str) -> HubToken:
     return row
 
 
-def sealed(session: Session, tenant: str) -> str | None:
+def encrypted(session: Session, tenant: str) -> str | None:
     """The tenant's token as it is kept; None where there is none."""
     return session.scalar(select(HubToken.sealed).where(HubToken.tenant == tenant))
 
@@ -63,11 +63,11 @@ def sealed(session: Session, tenant: str) -> str | None:
 class HubTokens:
     """Opens them. Safe to share between threads."""
 
-    def __init__(self, seals: Seals, sessions: sessionmaker[Session]) -> None:
+    def __init__(self, seals: Encryption, sessions: sessionmaker[Session]) -> None:
         self._seals, self._sessions = seals, sessions
 
     def of(self, tenant: str) -> str | None:
         """The tenant's token; None where there is none, the error of `Seals.open` where it cannot be read."""
         with self._sessions.begin() as session:
-            kept = sealed(session, tenant)
+            kept = encrypted(session, tenant)
         return None if kept is None else self._seals.open(kept)

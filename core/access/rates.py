@@ -8,7 +8,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from core.infra.outage import Outage
+from core.infra.circuit_breaker import CircuitBreaker
 from core.settings import Settings
 
 BURST_SECONDS = 10.0
@@ -42,7 +42,7 @@ class Limiter:
             retry=Retry(NoBackoff(), 0),
         )
         self._take = self._server.register_script(TAKE)
-        self._outage = Outage()
+        self._outage = CircuitBreaker()
 
     def take(self, key_id: str) -> float:
         """Count one request of this key; the seconds after which it may come again, 0 when it may pass now."""

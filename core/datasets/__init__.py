@@ -1,0 +1,1 @@
+"""Datasets: uploads, resumable imports, sources to fetch from, previews."""

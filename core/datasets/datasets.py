@@ -42,7 +42,7 @@ class Content:
         return f"datasets/{self.sha256}.jsonl"
 
 
-def check(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Content:
+def read_content(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Content:
     """Read a file to its end. INVALID_DATASET with a flaw for each of its first broken lines.
 
     `most` is what it may hold, unpacked.
@@ -63,7 +63,7 @@ def upload(storage: Storage, file: BinaryIO, most: int, content: Content) -> Non
         storage.upload(kept(file, most, content.sha256, whole=not content.skipped), content.object_key)
 
 
-def earlier(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
+def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
     """The tenant's dataset of this name and content, or None. Holds both until the transaction ends."""
     shown = clean_name(name)
     lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{shown}", 0))
@@ -123,7 +123,7 @@ def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
     return row
 
 
-def must_be_stored(session: Session, storage: Storage, content: Content) -> None:
+def require_stored(session: Session, storage: Storage, content: Content) -> None:
     """UNAVAILABLE where the object went in the moment between its upload and its row; from now on the row holds it."""
     _hold(session, content.object_key)
     if storage.modified(content.object_key) is None:

@@ -55,7 +55,7 @@ def part_length(size: int, number: int) -> int:
     return min(part_bytes(size), size - (number - 1) * part_bytes(size))
 
 
-def check_count(session: Session, tenant: str) -> None:
+def require_import_quota(session: Session, tenant: str) -> None:
     """LIMIT_REACHED when the tenant has `MOST` unsettled imports. Until the transaction ends it begins no other one."""
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"imports\n{tenant}", 0))))
     under_way = (Import.tenant == tenant, Import.state.in_((State.RECEIVING, State.CHECKING)))

@@ -35,7 +35,7 @@ _DATA = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
 REFUSALS = (401, 403, 404)
 
 
-def check(source: str, buckets: Sequence[str]) -> str:
+def require_allowed(source: str, buckets: Sequence[str]) -> str:
     """The file name that a source ends in; INVALID_REQUEST where it may be none."""
     if found := _S3.fullmatch(source):
         bucket, key = found.groups()
@@ -49,7 +49,7 @@ def check(source: str, buckets: Sequence[str]) -> str:
 
 
 @contextmanager
-def opened(storage: Storage, source: str, most: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
+def open_source(storage: Storage, source: str, most: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
     """A source that was checked, as a file; ProblemError where it is not there or larger than `most`.
 
     Where the hub refuses it to the service, `token` is called, and what it gives is shown.

@@ -7,18 +7,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core import workers
-from core.estimate import fitting, paces
-from core.estimate.anatomy import Anatomy
-from core.estimate.footprint import HALF, stages
+from core.estimate import fitting, timings
+from core.estimate.dimensions import Dimensions
+from core.estimate.footprint import HALF, memory_by_phase
 from core.settings import Settings
 from core.specs import JobSpec, RepairMethod
 from core.tables import Json, Worker
 
 
-def estimate(session: Session, model: Anatomy, spec: JobSpec, settings: Settings) -> Json:
+def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Settings) -> Json:
     """What `api.schemas.estimates.EstimateView` shows."""
-    pace = paces.paces(session)
-    query = select(Worker).where(workers.living(settings.sweep_seconds)).order_by(Worker.name)
+    pace = timings.timings(session)
+    query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
     living = [_on(worker, model, spec, pace) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
@@ -28,7 +28,7 @@ def estimate(session: Session, model: Anatomy, spec: JobSpec, settings: Settings
         "tokens": _tokens(spec),
         "memory": [
             {"phase": phase, "device_bytes": held.device, "host_bytes": held.host, "together_bytes": held.together}
-            for phase, held in stages(model, spec).items()
+            for phase, held in memory_by_phase(model, spec).items()
         ],
         "checkpoint_bytes": HALF * model.parameters,
         "fits": any(each["fits"] for each in living) if living else None,
@@ -46,14 +46,14 @@ def _tokens(spec: JobSpec) -> dict[str, int]:
     }
 
 
-def _on(worker: Worker, model: Anatomy, spec: JobSpec, pace: paces.Paces) -> dict[str, Any]:
-    found = fitting.want(model, spec, worker)
+def _on(worker: Worker, model: Dimensions, spec: JobSpec, pace: timings.Timings) -> dict[str, Any]:
+    found = fitting.fit(model, spec, worker)
     return {
         "name": worker.name,
         "device": worker.device,
         "device_name": worker.device_name,
         "fits": found.met,
         **asdict(found),
-        "change": {} if found.met else fitting.change(model, spec, worker),
-        "seconds": paces.seconds(pace, worker.device_name, paces.work(spec, model.parameters, model.targets)),
+        "change": {} if found.met else fitting.suggest_change(model, spec, worker),
+        "seconds": timings.seconds(pace, worker.device_name, timings.work(spec, model.parameters, model.targets)),
     }

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from core.ability import CPU, Ability
-from core.estimate.anatomy import Anatomy
-from core.estimate.footprint import Bytes, stages
+from core.capability import CPU, Capability
+from core.estimate.dimensions import Dimensions
+from core.estimate.footprint import Bytes, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Worker
@@ -19,7 +19,7 @@ LEAST_TOKENS, LEAST_SAMPLES = 128, 16
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class Fit:
     """The fullest phase of a job on a worker, and what its device has."""
 
     phase: Phase
@@ -32,22 +32,22 @@ class Want:
         return self.needed_bytes <= ROOM * self.memory_bytes
 
 
-def want(model: Anatomy, spec: JobSpec, has: Ability | Worker) -> Want:
+def fit(model: Dimensions, spec: JobSpec, has: Capability | Worker) -> Fit:
     """What decides whether the job fits. The host of a device that is not the processor is not looked at."""
-    needed = {phase: _needed(held, has) for phase, held in stages(model, spec).items()}
+    needed = {phase: _needed(held, has) for phase, held in memory_by_phase(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])
-    return Want(phase, needed[phase], has.memory)
+    return Fit(phase, needed[phase], has.memory)
 
 
-def change(model: Anatomy, spec: JobSpec, has: Ability | Worker) -> dict[str, Any] | None:
+def suggest_change(model: Dimensions, spec: JobSpec, has: Capability | Worker) -> dict[str, Any] | None:
     """The fields, as `POST /jobs/{job_id}/clone` takes them, with which the job fits; None where nothing here helps."""
     fitting: JobSpec | None = spec
-    while fitting and not (found := want(model, fitting, has)).met:
+    while fitting and not (found := fit(model, fitting, has)).met:
         fitting = _smaller(fitting, found.phase)
     return None if fitting is None else _differences(spec.model_dump(mode="json"), fitting.model_dump(mode="json"))
 
 
-def _needed(held: Bytes, has: Ability | Worker) -> int:
+def _needed(held: Bytes, has: Capability | Worker) -> int:
     return held.together if has.device == CPU else held.device + CONTEXT_BYTES
 
 

@@ -7,7 +7,7 @@ Counted are tensors in float32, which is how a worker holds a model. What a proc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from core.estimate.anatomy import Anatomy, Matrix
+from core.estimate.dimensions import Dimensions, Matrix
 from core.specs import Allocation, JobSpec, PruneMethod, Refinement, RepairMethod
 from core.states import Phase
 
@@ -52,7 +52,7 @@ class Bytes:
         return self.device + self.beside + self.holes
 
 
-def stages(model: Anatomy, spec: JobSpec) -> dict[Phase, Bytes]:
+def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Bytes]:
     """The fullest moment of each phase of a job, in their order."""
     weights, written = FLOAT * model.parameters, HALF * model.parameters
     found = {
@@ -69,22 +69,22 @@ def stages(model: Anatomy, spec: JobSpec) -> dict[Phase, Bytes]:
     return {phase: replace(held, beside=held.beside + PROCESS_BYTES) for phase, held in found.items()}
 
 
-def _logits(model: Anatomy, tokens: int) -> int:
+def _logits(model: Dimensions, tokens: int) -> int:
     """Bytes of the logits that exist at a time."""
     return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
 
 
-def _forward(model: Anatomy, tokens: int) -> int:
+def _forward(model: Dimensions, tokens: int) -> int:
     """One window without gradients: the widest moment of a block, or logits and their logarithms."""
     return max(2 * _logits(model, tokens) + FLOAT * tokens * model.hidden, _widest(model, tokens))
 
 
-def _widest(model: Anatomy, tokens: int) -> int:
+def _widest(model: Dimensions, tokens: int) -> int:
     wide = max(each.cols for block in model.blocks for each in block)
     return FLOAT * tokens * (3 * model.hidden + 3 * wide)
 
 
-def _pruning(model: Anatomy, spec: JobSpec) -> int:
+def _pruning(model: Dimensions, spec: JobSpec) -> int:
     """Hidden states of all calibration windows, twice where a block hands them on; else the statistics of a block."""
     if not _reads(spec):
         return max(_choosing(matrix) for matrix in _all(model))
@@ -95,7 +95,7 @@ def _pruning(model: Anatomy, spec: JobSpec) -> int:
     return states + max(states + run, choosing + run)
 
 
-def _states(model: Anatomy, spec: JobSpec) -> int:
+def _states(model: Dimensions, spec: JobSpec) -> int:
     calibration = spec.prune.calibration
     return FLOAT * calibration.samples * calibration.tokens * model.hidden
 
@@ -128,7 +128,7 @@ def _choosing(matrix: Matrix) -> int:
     return 21 * matrix.weights
 
 
-def _reconstructing(model: Anatomy, spec: JobSpec) -> Bytes:
+def _reconstructing(model: Dimensions, spec: JobSpec) -> Bytes:
     """The dense twin and what every window gives a part lie on the host, one block of the twin on the device."""
     states, tokens = _states(model, spec), spec.prune.calibration.tokens
     block = max(sum(each.weights for each in block) for block in model.blocks)
@@ -137,7 +137,7 @@ def _reconstructing(model: Anatomy, spec: JobSpec) -> Bytes:
     return Bytes(device, FLOAT * model.parameters + 2 * states)
 
 
-def _training(model: Anatomy, spec: JobSpec) -> Bytes:
+def _training(model: Dimensions, spec: JobSpec) -> Bytes:
     """Weights, the method's state, and a micro-batch at the turn from forward to backward."""
     repair = spec.repair
     tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens)
@@ -152,12 +152,12 @@ def _training(model: Anatomy, spec: JobSpec) -> Bytes:
     return Bytes(device, copied if repair.evaluate_interval else 0, holes=round(HOLES * kept))
 
 
-def _kept(model: Anatomy, tokens: int) -> int:
+def _kept(model: Dimensions, tokens: int) -> int:
     """What backward needs of the forward pass: of every linear the outputs, of every group of them the inputs."""
     return round(FLOAT * tokens * sum(_kept_of_block(model, block) for block in model.blocks))
 
 
-def _kept_of_block(model: Anatomy, block: tuple[Matrix, ...]) -> float:
+def _kept_of_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
     """Entries for each token. Two norms and the attention's result come to the outputs of the linears; so does what
     the activation gives, and its product with the gate where there is one.
     """
@@ -169,7 +169,7 @@ def _kept_of_block(model: Anatomy, block: tuple[Matrix, ...]) -> float:
     return outputs + 2 * model.hidden + model.attention + (2 if raised > GATED * inner else 1) * inner
 
 
-def _method(model: Anatomy, spec: JobSpec) -> tuple[int, int]:
+def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     """Bytes of a method's state at its fullest, and of what is copied to the host where the best one is kept."""
     repair = spec.repair
     count = round(repair.density * model.targets)
@@ -189,5 +189,5 @@ def _method(model: Anatomy, spec: JobSpec) -> tuple[int, int]:
             return FLOAT * model.targets + count * VECTOR, count * VECTOR
 
 
-def _all(model: Anatomy) -> Iterator[Matrix]:
+def _all(model: Dimensions) -> Iterator[Matrix]:
     return (matrix for block in model.blocks for matrix in block)

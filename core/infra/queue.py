@@ -7,7 +7,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import KombuError
 
-from core.infra.outage import Outage
+from core.infra.circuit_breaker import CircuitBreaker
 from core.settings import Settings
 
 QUEUE, TASK = "seft", "seft.work"
@@ -22,7 +22,7 @@ class Broker(Celery):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.outage = Outage()
+        self.outage = CircuitBreaker()
 
 
 def make_app(settings: Settings) -> Broker:
@@ -44,7 +44,7 @@ def make_app(settings: Settings) -> Broker:
     return app
 
 
-def hint(app: Broker) -> bool:
+def notify(app: Broker) -> bool:
     """Say that a job waits. False where the broker is away, which is logged and no error: the sweep finds the job."""
     if app.outage.lasts:
         return False

@@ -1,0 +1,1 @@
+"""The life of a job: admission, queue, attempts, transitions, actions, recovery, reports, retention."""

@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
 from core.jobs import jobs
-from core.jobs.transitions import move, shelve
-from core.states import Move, Reason, Status
+from core.jobs.transitions import hold, transition
+from core.states import Reason, Status, Transition
 from core.tables import Job
 
 WAITS = "The job was paused by POST /jobs/{}/pause; POST /jobs/{}/resume lets it go on."
@@ -21,7 +21,7 @@ def cancel(session: Session, tenant: str, job_id: str) -> Job:
     job = _held(session, tenant, job_id)
     if job.status != Status.CANCELLED:
         _refuse_ended(job, "cancelled")
-        move(session, job.id, Move.CANCELLED)
+        transition(session, job.id, Transition.CANCELLED)
     return _fresh(session, job)
 
 
@@ -33,9 +33,9 @@ def pause(session: Session, tenant: str, job_id: str) -> Job:
     job = _held(session, tenant, job_id)
     _refuse_ended(job, "paused")
     if job.status == Status.QUEUED or (job.reason and "needs" in job.reason):
-        shelve(session, job.id, Reason.ASKED, WAITS.format(job.id, job.id))
+        hold(session, job.id, Reason.ASKED, WAITS.format(job.id, job.id))
     elif job.status == Status.RUNNING and not job.pausing:
-        move(session, job.id, Move.PAUSING, pausing=True)
+        transition(session, job.id, Transition.PAUSING, pausing=True)
     return _fresh(session, job)
 
 
@@ -44,9 +44,9 @@ def resume(session: Session, tenant: str, job_id: str) -> Job:
     job = _held(session, tenant, job_id)
     _refuse_ended(job, "resumed")
     if job.status == Status.PAUSED:
-        move(session, job.id, Move.RESUMED)
+        transition(session, job.id, Transition.RESUMED)
     elif job.pausing:
-        move(session, job.id, Move.UNPAUSED, pausing=False)
+        transition(session, job.id, Transition.UNPAUSED, pausing=False)
     return _fresh(session, job)
 
 
@@ -55,7 +55,7 @@ def start(session: Session, tenant: str, job_id: str) -> Job:
     job = _held(session, tenant, job_id)
     _refuse_ended(job, "started")
     if job.reason and job.reason["code"] == Reason.NOT_STARTED:
-        move(session, job.id, Move.STARTED)
+        transition(session, job.id, Transition.STARTED)
     elif job.status == Status.PAUSED:
         raise ProblemError(Code.CONFLICT, f"{job.id} was started before, and is paused. POST /jobs/{job.id}/resume.")
     return _fresh(session, job)
@@ -72,11 +72,11 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
         return job
     _refuse_ended(job, "stopped")
     if job.status != Status.RUNNING and job.resume is None:
-        move(session, job.id, Move.CANCELLED, data={"stopped": True})
+        transition(session, job.id, Transition.CANCELLED, data={"stopped": True})
         return _fresh(session, job)
-    move(session, job.id, Move.STOPPING, stopping=True, stop_step=job.step, pausing=False)
+    transition(session, job.id, Transition.STOPPING, stopping=True, stop_step=job.step, pausing=False)
     if job.status == Status.PAUSED:
-        move(session, job.id, Move.RESUMED)
+        transition(session, job.id, Transition.RESUMED)
     return _fresh(session, job)
 
 

@@ -9,14 +9,14 @@ from core.access import audit
 from core.access.audit import Caller
 from core.estimate.estimates import estimate
 from core.jobs import fairness, jobs
-from core.models.resolver import Door
+from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
 
 
 def admit(
-    door: Door,
+    door: ModelResolver,
     sessions: sessionmaker[Session],
     caller: Caller,
     spec: JobSpec,
@@ -34,14 +34,14 @@ def admit(
     body = spec.fingerprint()
     if idempotency_key is not None:
         with sessions.begin() as session:
-            if former := jobs.earlier(session, caller.tenant, idempotency_key, body):
+            if former := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
                 return former, False
     source = door.find(caller.tenant, spec.model, spec.revision)
     anatomy = None if spec.auto_start else door.anatomy(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
-        fairness.check_waiting(session, caller, settings)
-        fairness.check_stored(session, caller.tenant, settings.tenant_bytes)
+        fairness.require_waiting_quota(session, caller, settings)
+        fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
         told = estimate(session, anatomy, pinned, settings) if anatomy else None
         job, new = jobs.create(
             session,
@@ -54,5 +54,5 @@ def admit(
             estimate=told,
         )
         if new:
-            audit.note(session, caller, action, job.id)
+            audit.record(session, caller, action, job.id)
         return job, new

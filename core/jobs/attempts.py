@@ -15,18 +15,16 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from core import ids, totals
-from core.ability import BOUNDLESS, Ability
 from core.access import hub_tokens
+from core.capability import UNLIMITED, Capability
 from core.errors import LeaseLostError
 from core.jobs import fairness
-from core.jobs.transitions import move, record, requeue, shelve
+from core.jobs.transitions import hold, record_event, requeue, transition
 from core.models import results
 from core.specs import JobSpec
-from core.states import OUT_OF_MEMORY, Move, Phase, Reason, Status
+from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Reason, Status, Transition
 from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json
 from core.totals import Kind, Sum
-
-PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
 
 
 class Fault(StrEnum):
@@ -54,7 +52,7 @@ class Attempt:
     """The step from which on it is to train no further; None: to its end."""
     micro_batch: int | None
     """Windows on the device at a time, where memory ran out before."""
-    has: Ability
+    has: Capability
     """What its worker has."""
     model_files: list[Json]
     """Where the model is another job's result: its files, with the keys of their objects."""
@@ -63,7 +61,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class Requests:
     """What the tenant wants of the running attempt."""
 
     pausing: bool
@@ -76,7 +74,7 @@ def claim(
     session: Session,
     worker: str,
     lease_seconds: float,
-    has: Ability = BOUNDLESS,
+    has: Capability = UNLIMITED,
     *,
     tenant_running: int = 0,
     key_running: int = 0,
@@ -86,14 +84,14 @@ def claim(
     A row that another worker is claiming is skipped, not waited for, and so is one whose request newer software took:
     it waits for a newer worker. One whose request this software refuses fails, and does not keep the others waiting.
     """
-    query = fairness.next_in_turn(session, has, tenant_running, key_running)
+    query = fairness.next_job(session, has, tenant_running, key_running)
     while found := session.execute(query).first():
         job, dataset = found
         lease = _lease(lease_seconds)
-        if not move(
+        if not transition(
             session,
             job.id,
-            Move.CLAIMED,
+            Transition.CLAIMED,
             attempt=job.attempt,
             data={"worker": worker, "kind": has.device_name},
             worker=worker,
@@ -101,7 +99,7 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} moved while its row was locked")
         if spec := _understood(session, job):
-            token = hub_tokens.sealed(session, job.tenant)
+            token = hub_tokens.encrypted(session, job.tenant)
             return _attempt(job, spec, dataset, has, _model_files(session, job), hub_token=token)
     return None
 
@@ -117,7 +115,7 @@ def _understood(session: Session, job: Job) -> JobSpec | None:
             "code": "request_outdated",
             "message": f"The software that runs now refuses the request, which older one took: {flaws}. Make it anew.",
         }
-        move(session, job.id, Move.FAILED, attempt=job.attempt + 1, data={"error": told}, error=told)
+        transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": told}, error=told)
         return None
 
 
@@ -129,7 +127,7 @@ def _model_files(session: Session, job: Job) -> list[Json]:
 
 
 def _attempt(
-    job: Job, spec: JobSpec, dataset: Dataset, has: Ability, model_files: list[Json], *, hub_token: str | None
+    job: Job, spec: JobSpec, dataset: Dataset, has: Capability, model_files: list[Json], *, hub_token: str | None
 ) -> Attempt:
     """As the row was when it was found; its number has been raised since."""
     return Attempt(
@@ -151,15 +149,15 @@ def _attempt(
     )
 
 
-def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Wishes:
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Requests:
     """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
     query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step).where(Job.id == attempt.job_id)
     pausing, stopping, asked, step = session.execute(query).one()
-    return Wishes(pausing, _stop_step(stopping, asked, step))
+    return Requests(pausing, _stop_step(stopping, asked, step))
 
 
-def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
+def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
     """Where the attempt is: its phase, the share 0..1 of the whole job that is done, the optimizer step.
 
     Another phase than before leaves the event `phase.began`.
@@ -169,10 +167,10 @@ def progress(session: Session, attempt: Attempt, *, phase: Phase, progress: floa
     _write(session, attempt, phase=phase, progress=progress, step=step, **begins)
     if begins:
         _passed(session, former, seconds)
-        record(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
+        record_event(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
 
 
-def metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:
+def add_metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:
     """Write (step, values) rows; a step that is there already is replaced."""
     if not rows:
         return
@@ -184,13 +182,13 @@ def metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, 
     session.execute(news.on_conflict_do_update(index_elements=["job_id", "step"], set_=fresh))
 
 
-def event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+def add_event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Tell the job's readers something that is no change of its status."""
     _write(session, attempt)
-    record(session, attempt.job_id, attempt.number, type, data)
+    record_event(session, attempt.job_id, attempt.number, type, data)
 
 
-def evolved(session: Session, attempt: Attempt, data: Json) -> None:
+def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
     """Leave the event `topology.evolved` of `data["step"]`.
 
     An attempt that goes on from a state takes some steps again: what such a step did is told already.
@@ -202,23 +200,23 @@ def evolved(session: Session, attempt: Attempt, data: Json) -> None:
         JobEvent.data["step"].as_integer() == data["step"],
     )
     if session.scalar(told.limit(1)) is None:
-        record(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
+        record_event(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
 
 
-def begin_anew(session: Session, attempt: Attempt, type: str, why: str) -> None:  # noqa: A002
+def restart_training(session: Session, attempt: Attempt, type: str, why: str) -> None:  # noqa: A002
     """The job's state of training is lost, as an event of this type says: its steps count no more.
 
     What they reported goes, as other steps take their place; so does the score of what they trained.
     """
     trained = cast("repaired", Text)
     _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
-    record(session, attempt.job_id, attempt.number, type, {"message": why})
+    record_event(session, attempt.job_id, attempt.number, type, {"message": why})
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
     mine = JobEvent.job_id == attempt.job_id
     session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
 
 
-def scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:
+def add_scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:
     """Add scores to those that are known."""
     _write(session, attempt, scores=Job.scores.concat(values))
 
@@ -259,7 +257,7 @@ def publish(
     expires = session.scalars(select(func.now())).one() + timedelta(days=days) if days else None
     data = {"checkpoint": checkpoint_id, "sha256": sha256, "expires_at": expires and expires.isoformat()}
     phase, seconds = _phase(session, attempt)
-    _move(session, attempt, Move.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
+    _move(session, attempt, Transition.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
     session.add(
         Checkpoint(
             id=checkpoint_id,
@@ -285,9 +283,9 @@ def fail(
     error = {"fault": fault, "code": code, "message": message}
     failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
     if retry and failures < max_failures:
-        _requeue(session, attempt, Move.RETRIED, {"error": error})
+        _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
-    _move(session, attempt, Move.FAILED, {"error": error}, error=error, failures=failures)
+    _move(session, attempt, Transition.FAILED, {"error": error}, error=error, failures=failures)
     return False
 
 
@@ -301,11 +299,15 @@ def fail_for_memory(
     """
     error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
     if micro_batch is not None and attempt.micro_batch is None:
-        _requeue(session, attempt, Move.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch)
+        _requeue(
+            session, attempt, Transition.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch
+        )
     elif larger:
         needs = {"device": attempt.has.device, "memory": attempt.has.memory + 1}
         data = {"error": error, "needs": needs}
-        _requeue(session, attempt, Move.RETRIED, data, needs=Job.needs.concat(needs), micro_batch=None, failures=0)
+        _requeue(
+            session, attempt, Transition.RETRIED, data, needs=Job.needs.concat(needs), micro_batch=None, failures=0
+        )
     else:
         return fail(
             session,
@@ -319,19 +321,19 @@ def fail_for_memory(
     return True
 
 
-def set_aside(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
+def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
     """Pause the job until there is room for so many bytes, or as was asked for; the attempt is not charged.
 
     No worker without that room takes it from now on.
     """
-    _requeue(session, attempt, Move.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
+    _requeue(session, attempt, Transition.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
     if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:
-        shelve(session, attempt.job_id, reason, message, needs=needs)
+        hold(session, attempt.job_id, reason, message, needs=needs)
 
 
 def release(session: Session, attempt: Attempt) -> None:
     """Give the job back to the queue, or pause it where that was asked for; the attempt is not charged."""
-    _requeue(session, attempt, Move.RELEASED, {})
+    _requeue(session, attempt, Transition.RELEASED, {})
 
 
 def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
@@ -366,12 +368,12 @@ def _write(session: Session, attempt: Attempt, **values: Any) -> None:
         raise _lost(attempt)
 
 
-def _move(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **values: Any) -> None:
-    if not move(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
+def _move(session: Session, attempt: Attempt, to: Transition, data: dict[str, Any], **values: Any) -> None:
+    if not transition(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
         raise _lost(attempt)
 
 
-def _requeue(session: Session, attempt: Attempt, to: Move, data: dict[str, Any], **values: Any) -> None:
+def _requeue(session: Session, attempt: Attempt, to: Transition, data: dict[str, Any], **values: Any) -> None:
     if not requeue(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
         raise _lost(attempt)
 

@@ -6,8 +6,8 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session, aliased
 
 from core import workers
-from core.ability import Ability, fits
 from core.access.audit import Caller
+from core.capability import Capability, fits
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status
@@ -17,7 +17,7 @@ CLAIM_LOCK = 0x5EF72
 """Held while a claim counts what runs, where that is limited; any number that no other advisory lock uses."""
 
 
-def next_in_turn(session: Session, has: Ability, tenant_limit: int, key_limit: int) -> Select[Job, Dataset]:
+def next_job(session: Session, has: Capability, tenant_limit: int, key_limit: int) -> Select[Job, Dataset]:
     """The query of the job that is next for a worker who has this, its row locked.
 
     No tenant and no key gets more running jobs than its limit; 0: any. What newer software took is left to a newer
@@ -50,7 +50,7 @@ def next_in_turn(session: Session, has: Ability, tenant_limit: int, key_limit: i
     return query
 
 
-def check_waiting(session: Session, caller: Caller, settings: Settings) -> None:
+def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:
     """LIMIT_REACHED when as many jobs of the tenant, or of the key, wait already as may."""
     for whose, mine, limit in (
         ("your jobs", Job.tenant == caller.tenant, settings.tenant_waiting),
@@ -61,7 +61,7 @@ def check_waiting(session: Session, caller: Caller, settings: Settings) -> None:
             raise ProblemError(Code.LIMIT_REACHED, f"{waiting} of {whose} wait; {limit} may. {way_out}")
 
 
-def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
+def require_storage_quota(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
     """LIMIT_REACHED where the tenant may not store so many `more` bytes, those of the content with this hash.
 
     Until the transaction ends nobody else stores anything for the tenant, where that is limited.
@@ -69,7 +69,7 @@ def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "",
     if not limit:
         return
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
-    if (used := sum(stored(session, tenant, besides=sha256))) + more > limit:
+    if (used := sum(stored_bytes(session, tenant, besides=sha256))) + more > limit:
         way_out = "Delete a dataset, wait until something expires, or have the operator raise the limit."
         detail = (
             f"Your datasets and checkpoints take up {used:,} of {limit:,} bytes; this takes at least {more:,} more."
@@ -77,23 +77,23 @@ def check_stored(session: Session, tenant: str, limit: int, *, sha256: str = "",
         raise ProblemError(Code.LIMIT_REACHED, f"{detail} {way_out}")
 
 
-class Stored(NamedTuple):
+class StoredBytes(NamedTuple):
     """Bytes that a tenant stores, equal datasets once."""
 
     datasets: int
     checkpoints: int
 
 
-def stored(session: Session, tenant: str, *, besides: str = "") -> Stored:
+def stored_bytes(session: Session, tenant: str, *, besides: str = "") -> StoredBytes:
     """What the tenant stores, the dataset with the hash `besides` left out."""
     mine = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != besides)
     each = select(Dataset.sha256, Dataset.bytes).where(*mine).distinct().subquery()
     datasets = select(func.sum(each.c.bytes))
     checkpoints = select(Holding.checkpoints).where(Holding.tenant == tenant)
-    return Stored(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints)))
+    return StoredBytes(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints)))
 
 
-def reason(session: Session, job: Job, settings: Settings) -> Json | None:
+def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | None:
     """Why the job does not run: as its row says while it is paused, as the queue says while it is queued."""
     if job.status != Status.QUEUED:
         return job.reason
@@ -103,7 +103,7 @@ def reason(session: Session, job: Job, settings: Settings) -> Json | None:
     ):
         if limit and (running := _count(session, mine, Status.RUNNING)) >= limit:
             return _told(code, f"{running} of {whose} run, and no more than {limit} may.")
-    living, able = workers.who_takes(session, job, settings.sweep_seconds)
+    living, able = workers.count_able(session, job, settings.sweep_seconds)
     if able:
         return _told("in_turn", "It waits for a worker, and for the jobs before it.")
     if not living:

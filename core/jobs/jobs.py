@@ -16,9 +16,9 @@ from core import ids
 from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
-from core.jobs.transitions import record, shelve
+from core.jobs.transitions import hold, record_event
 from core.specs import SPEC_VERSION, JobSpec
-from core.states import Move, Reason, Status
+from core.states import Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 
 HEADER = "Idempotency-Key"
@@ -52,9 +52,11 @@ def create(
     It is queued, or paused where it is to wait for its start. INVALID_REQUEST when the dataset is none of the tenant's;
     else the errors of `earlier`.
     """
-    if idempotency_key is not None and (former := earlier(session, tenant, idempotency_key, body_sha256)):
+    if idempotency_key is not None and (
+        former := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
+    ):
         return former, False
-    check_dataset(session, tenant, spec.dataset)
+    require_dataset(session, tenant, spec.dataset)
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
@@ -68,21 +70,21 @@ def create(
         status=Status.QUEUED,
         estimate=estimate,
         # The creator sends a hint after the commit; the sweep need not send another one at once.
-        hinted_at=func.now(),
+        notified_at=func.now(),
     )
     session.add(job)
     session.add_all(JobLabel(tenant=tenant, pair=pair, job_id=job.id) for pair in _pairs(spec.metadata))
     session.flush()
-    record(session, job.id, job.attempt, f"job.{Move.CREATED}", {})
+    record_event(session, job.id, job.attempt, f"job.{Transition.CREATED}", {})
     if not spec.auto_start:
-        shelve(session, job.id, Reason.NOT_STARTED, f"auto_start is false; POST /jobs/{job.id}/start starts the job.")
+        hold(session, job.id, Reason.NOT_STARTED, f"auto_start is false; POST /jobs/{job.id}/start starts the job.")
         session.refresh(job)
     if idempotency_key is not None:
         session.add(IdempotencyKey(tenant=tenant, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
     return job, True
 
 
-def earlier(session: Session, tenant: str, key: str, body_sha256: str) -> Job | None:
+def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256: str) -> Job | None:
     """The job that this key made before, or None. Holds the key until the transaction ends.
 
     IDEMPOTENCY_CONFLICT when the key came with another body, IDEMPOTENCY_IN_FLIGHT when another request holds it.
@@ -183,7 +185,7 @@ def models(session: Session, tenant: str) -> list[str]:
     return list(session.scalars(query))
 
 
-def next_up(session: Session, tenant: str, *, limit: int) -> Sequence[Job]:
+def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job]:
     """The tenant's queued jobs that come first, in the order of the queue."""
     queued = select(Job).where(Job.tenant == tenant, Job.status == Status.QUEUED)
     return session.scalars(queued.order_by(Job.priority.desc(), Job.id).limit(limit)).all()
@@ -204,7 +206,7 @@ def _ahead() -> Select[int]:
     return select(func.count()).select_from(some.subquery())
 
 
-def check_dataset(session: Session, tenant: str, dataset_id: str) -> None:
+def require_dataset(session: Session, tenant: str, dataset_id: str) -> None:
     """INVALID_REQUEST when the tenant has no such dataset."""
     if session.scalar(_held_dataset(), {"id": dataset_id, "tenant": tenant}) is None:
         flaw = Flaw(

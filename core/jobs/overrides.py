@@ -4,7 +4,7 @@ from core.specs import JobSpec
 from core.tables import Json
 
 
-def overridden(former: Json, patch: Json) -> JobSpec:
+def apply_overrides(former: Json, patch: Json) -> JobSpec:
     """The former request with a merge patch applied (RFC 7396): null stands for the default. ValidationError.
 
     Another model does not keep the revision, which is a commit of the former one.

@@ -9,17 +9,17 @@ from datetime import timedelta
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from core.ability import BOUNDLESS, Ability, fits
+from core.capability import UNLIMITED, Capability, fits
 from core.jobs.attempts import Fault
-from core.jobs.transitions import move, requeue
-from core.states import Move, Reason, Status
+from core.jobs.transitions import requeue, transition
+from core.states import Reason, Status, Transition
 from core.tables import Job, JobEvent
 
 SWEEP_LOCK = 0x5EF7
 """Any number that no other advisory lock of this database uses; those of `core.jobs.jobs` are 64-bit hashes."""
 
 
-def reap(session: Session, max_failures: int) -> list[str]:
+def requeue_lost(session: Session, max_failures: int) -> list[str]:
     """Take back running jobs whose lease ran out: queued again or paused, or failed at `max_failures`. Their ids."""
     if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
         return []
@@ -32,7 +32,7 @@ def reap(session: Session, max_failures: int) -> list[str]:
     return [job.id for job in session.scalars(silent).all() if _take_back(session, job, max_failures)]
 
 
-def roomless(session: Session, reason: Reason, has: Ability = BOUNDLESS) -> Sequence[str]:
+def waiting_for_space(session: Session, reason: Reason, has: Capability = UNLIMITED) -> Sequence[str]:
     """The jobs that are paused for this reason and that such a worker could take, their rows locked; their ids."""
     paused = (
         select(Job.id)
@@ -43,17 +43,19 @@ def roomless(session: Session, reason: Reason, has: Ability = BOUNDLESS) -> Sequ
     return session.scalars(paused).all()
 
 
-def resume_roomless(session: Session, reason: Reason, has: Ability) -> list[str]:
+def resume_waiting_for_space(session: Session, reason: Reason, has: Capability) -> list[str]:
     """Queue those jobs again."""
-    return [job_id for job_id in roomless(session, reason, has) if move(session, job_id, Move.RESUMED)]
+    return [
+        job_id for job_id in waiting_for_space(session, reason, has) if transition(session, job_id, Transition.RESUMED)
+    ]
 
 
-def to_hint(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
+def mark_for_notification(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
     """Mark up to `limit` queued jobs that no message has pointed at for so long, the next to run first; their ids."""
     old = func.now() - timedelta(seconds=older_than_seconds)
     waiting = (
         select(Job.id)
-        .where(Job.status == Status.QUEUED, or_(Job.hinted_at.is_(None), Job.hinted_at < old))
+        .where(Job.status == Status.QUEUED, or_(Job.notified_at.is_(None), Job.notified_at < old))
         .order_by(Job.priority.desc(), Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -61,7 +63,7 @@ def to_hint(session: Session, older_than_seconds: float, limit: int) -> Sequence
     mark = (
         update(Job)
         .where(Job.id.in_(waiting.scalar_subquery()))
-        .values(hinted_at=func.now(), updated_at=Job.updated_at)
+        .values(notified_at=func.now(), updated_at=Job.updated_at)
         .returning(Job.id)
     )
     return session.scalars(mark, execution_options={"synchronize_session": False}).all()
@@ -71,17 +73,23 @@ def _take_back(session: Session, job: Job, max_failures: int) -> bool:
     failures = job.failures + 1
     data = {"worker": job.worker}
     if failures < max_failures:
-        return requeue(session, job.id, Move.LOST, attempt=job.attempt, data=data)
+        return requeue(session, job.id, Transition.LOST, attempt=job.attempt, data=data)
     message = f"The worker of attempt {job.attempt} fell silent; after {failures} failures no more attempts are made."
     before = (
         select(JobEvent.data["error"]["message"].astext)
-        .where(JobEvent.job_id == job.id, JobEvent.type == f"job.{Move.RETRIED}")
+        .where(JobEvent.job_id == job.id, JobEvent.type == f"job.{Transition.RETRIED}")
         .order_by(JobEvent.id.desc())
         .limit(1)
     )
     if told := session.scalar(before):
         message += f" The last one that could still tell said: {told}"
     error = {"fault": Fault.SYSTEM, "code": "worker_lost", "message": message}
-    return move(
-        session, job.id, Move.FAILED, attempt=job.attempt, data={**data, "error": error}, error=error, failures=failures
+    return transition(
+        session,
+        job.id,
+        Transition.FAILED,
+        attempt=job.attempt,
+        data={**data, "error": error},
+        error=error,
+        failures=failures,
     )

@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, column, 
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from core.jobs.attempts import TOPOLOGY_EVOLVED
+from core.states import TOPOLOGY_EVOLVED
 from core.tables import Checkpoint, JobEvent, JobMetric, Json
 
 CHANGES = ("dropped", "grown", "reactivated", "pruned")

@@ -1,6 +1,6 @@
 """How long things are kept: a checkpoint for as long as its job asked for, a dataset until no job has used it for long.
 
-Here rows go; `worker.orphans` removes the objects that no row names any more.
+Here rows go; `worker.cleanup` removes the objects that no row names any more.
 """
 
 from datetime import timedelta
@@ -9,7 +9,7 @@ from sqlalchemy import exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core.jobs.transitions import record
+from core.jobs.transitions import record_event
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job
@@ -49,7 +49,7 @@ def expire_checkpoints(session: Session) -> list[str]:
     rows = session.scalars(late.with_for_update(skip_locked=True)).all()
     for row in rows:
         session.execute(update(Job).where(Job.id == row.job_id).values(updated_at=func.now()))
-        record(session, row.job_id, row.attempt, EXPIRED, {"checkpoint": row.id, "sha256": row.sha256})
+        record_event(session, row.job_id, row.attempt, EXPIRED, {"checkpoint": row.id, "sha256": row.sha256})
         session.delete(row)
     return [row.id for row in rows]
 

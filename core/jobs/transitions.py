@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert
 
 from core import totals, webhooks
-from core.states import TRANSITIONS, Move, Reason, Status
+from core.states import TRANSITIONS, Reason, Status, Transition
 from core.tables import Job, JobEvent
 from core.totals import Sum
 
@@ -20,10 +20,10 @@ MOVE = "job."
 """How the types of events begin that tell of a change of a job's status, which is what webhooks want to know."""
 
 
-def move(
+def transition(
     session: Session,
     job_id: str,
-    move: Move,
+    move: Transition,
     *,
     attempt: int | None = None,
     data: dict[str, Any] | None = None,
@@ -46,28 +46,30 @@ def move(
     if moved is None:
         return False
     now_at, lasted = moved
-    record(session, job_id, now_at, f"job.{move}", data or {})
+    record_event(session, job_id, now_at, f"job.{move}", data or {})
     if end is not None and end.final:
         totals.add(session, Sum.JOB_SECONDS, end, float(lasted))
     return True
 
 
-def requeue(session: Session, job_id: str, to: Move, *, attempt: int, data: dict[str, Any], **values: Any) -> bool:
+def requeue(
+    session: Session, job_id: str, to: Transition, *, attempt: int, data: dict[str, Any], **values: Any
+) -> bool:
     """An attempt is over and the job is not: it waits for the next one, or pauses where that was asked for."""
-    if not move(session, job_id, to, attempt=attempt, data=data, **values):
+    if not transition(session, job_id, to, attempt=attempt, data=data, **values):
         return False
     if session.scalar(select(Job.pausing).where(Job.id == job_id)):
-        shelve(session, job_id, Reason.ASKED, "A pause was asked for.")
+        hold(session, job_id, Reason.ASKED, "A pause was asked for.")
     return True
 
 
-def shelve(session: Session, job_id: str, reason: Reason, message: str, **more: Any) -> bool:
+def hold(session: Session, job_id: str, reason: Reason, message: str, **more: Any) -> bool:
     """Keep a job that waits from all workers, and say why now; `more` is kept with the reason."""
     told = {"code": reason, "message": message, **more}
-    return move(session, job_id, Move.PAUSED, data={"reason": told}, reason=told)
+    return transition(session, job_id, Transition.PAUSED, data={"reason": told}, reason=told)
 
 
-def record(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
+def record_event(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
     """Write an event.
 
     The caller's transaction has changed the job's row before: the row's lock makes the events of a job commit in the
@@ -76,7 +78,7 @@ def record(session: Session, job_id: str, attempt: int, type: str, data: dict[st
     event = {"job_id": job_id, "attempt": attempt, "type": type, "data": data}
     event_id, at = session.execute(_noted(), event).one()
     if type.startswith(MOVE):
-        webhooks.tell(session, job_id, type, {"attempt": attempt, **data}, event_id=event_id, at=at)
+        webhooks.enqueue(session, job_id, type, {"attempt": attempt, **data}, event_id=event_id, at=at)
 
 
 @cache
@@ -84,19 +86,19 @@ def _noted() -> ReturningInsert[int, datetime]:
     return insert(JobEvent).returning(JobEvent.id, JobEvent.created_at)
 
 
-def _consequences(move: Move, end: Status | None) -> dict[str, Any]:
+def _consequences(move: Transition, end: Status | None) -> dict[str, Any]:
     """What a move means for the columns, always."""
     if end is None:
         return {}
     values: dict[str, Any] = {"status": end}
-    if move is Move.CLAIMED:
+    if move is Transition.CLAIMED:
         values |= {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, func.now())}
     else:
         values |= {"lease_expires_at": None, "phase": None}
-    if move in {Move.LOST, Move.RETRIED}:
+    if move in {Transition.LOST, Transition.RETRIED}:
         values["failures"] = Job.failures + 1
     if end is Status.QUEUED:
-        values |= {"worker": None, "hinted_at": None, "reason": None}
+        values |= {"worker": None, "notified_at": None, "reason": None}
     if end is Status.PAUSED or end.final:
         values |= {"pausing": False, "reason": None}
     if end.final:

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids, workers
 from core.errors import ProblemError
 from core.estimate import fitting
-from core.estimate.anatomy import Anatomy
+from core.estimate.dimensions import Dimensions
 from core.models import results
-from core.models.resolver import Door
+from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
@@ -31,11 +31,11 @@ USUAL = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CatalogueEntry:
     """A model that a job may name, and the workers that it fits."""
 
     source: ModelSource
-    anatomy: Anatomy
+    anatomy: Dimensions
     fits_on: Sequence[str]
 
     def shown(self) -> Json:
@@ -56,20 +56,20 @@ class Entry:
 class Catalogue:
     """All that a tenant may name."""
 
-    def __init__(self, door: Door, sessions: sessionmaker[Session], settings: Settings) -> None:
+    def __init__(self, door: ModelResolver, sessions: sessionmaker[Session], settings: Settings) -> None:
         self._door, self._sessions, self._settings = door, sessions, settings
 
-    def look(self, tenant: str, reference: str, revision: str | None) -> Entry:
+    def look(self, tenant: str, reference: str, revision: str | None) -> CatalogueEntry:
         """One model, wherever it lies; the errors of `Door.find`."""
         return self._entry(tenant, self._door.find(tenant, reference, revision), self._living())
 
-    def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[Entry], bool]:
+    def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[CatalogueEntry], bool]:
         """Up to `limit` models behind the one named `after`, and whether there are more.
 
         First those that are everybody's, by name, then the tenant's own results, newest first. What cannot be loaded
         is left out.
         """
-        living, found = self._living(), list[Entry]()
+        living, found = self._living(), list[CatalogueEntry]()
         for reference in self._names(tenant, after, limit + 1):
             with suppress(ProblemError):
                 found.append(self._entry(tenant, self._door.find(tenant, reference, None, cached=True), living))
@@ -91,12 +91,12 @@ class Catalogue:
             newest = results.page(session, tenant, after=after, limit=limit)
         yield from newest
 
-    def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> Entry:
+    def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> CatalogueEntry:
         model = self._door.anatomy(tenant, source)
-        return Entry(source, model, [each.name for each in living if fitting.want(model, USUAL, each).met])
+        return CatalogueEntry(source, model, [each.name for each in living if fitting.fit(model, USUAL, each).met])
 
     def _living(self) -> Sequence[Worker]:
-        lately = workers.living(self._settings.sweep_seconds)
+        lately = workers.is_alive(self._settings.sweep_seconds)
         with self._sessions.begin() as session:
             return session.scalars(select(Worker).where(lately).order_by(Worker.name)).all()
 

@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.access.hub_tokens import HubTokens, whose
+from core.access.hub_tokens import HubTokens, account_name
 from core.errors import Code, Flaw, ProblemError
-from core.estimate.anatomy import Anatomy, dissect
+from core.estimate.dimensions import Dimensions, read_dimensions
 from core.infra.storage import Storage, missing
 from core.models import results
 from core.models.results import is_result
@@ -35,7 +35,7 @@ WAYS_OUT = {
 }
 
 
-class Door:
+class ModelResolver:
     """What models may come in. Safe to share between threads."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Door:
     ) -> None:
         self._roots, self._sessions, self._storage, self._tokens = settings.model_roots, sessions, storage, tokens
         self._hub_calls = threading.BoundedSemaphore(HUB_CALLS)
-        self._commits: dict[tuple[str, str | None], Anatomy] = {}
+        self._commits: dict[tuple[str, str | None], Dimensions] = {}
 
     def find(self, tenant: str, reference: str, revision: str | None, *, cached: bool = False) -> ModelSource:
         """The model; a ProblemError with the param `model` or `revision` when it is none that may be loaded here.
@@ -62,14 +62,14 @@ class Door:
             raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} has no revision {revision!r}.", (flaw,))
         return source
 
-    def anatomy(self, tenant: str, source: ModelSource) -> Anatomy:
+    def anatomy(self, tenant: str, source: ModelSource) -> Dimensions:
         """The sizes of a model that was found; what a commit or a result holds is read once. Errors as above."""
         with _telling(source.reference):
             if source.revision is None:
-                return dissect(source, shapes(source))
+                return read_dimensions(source, shapes(source))
             key = (source.reference, source.revision)
             if key not in self._commits:
-                found = dissect(source, self._shapes(tenant, source))
+                found = read_dimensions(source, self._shapes(tenant, source))
                 if len(self._commits) >= COMMITS:
                     self._commits.clear()
                 self._commits[key] = found
@@ -85,7 +85,7 @@ class Door:
         with TemporaryDirectory() as private:
             with _telling(reference):
                 if is_result(reference):
-                    path = results.words(self._storage, self._result(tenant, reference))
+                    path = results.download_tokenizer(self._storage, self._result(tenant, reference))
                 elif source.token is None:
                     path = fetch(source, weights=False)
                 else:
@@ -108,9 +108,9 @@ class Door:
         return found
 
     def owner(self, token: str) -> str:
-        """Whose token of the hub it is: `core.access.hub_tokens.whose`; or HUB_BUSY."""
+        """Whose token of the hub it is: `core.access.hub_tokens.account_name`; or HUB_BUSY."""
         with self._calling("token", "(not repeated)"):
-            return whose(token)
+            return account_name(token)
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
         with self._calling("model", repr(reference)):

@@ -50,7 +50,7 @@ def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
     return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence)
 
 
-def words(storage: Storage, checkpoint: Checkpoint) -> Path:
+def download_tokenizer(storage: Storage, checkpoint: Checkpoint) -> Path:
     """A folder here with all of its files but the weights, named by their hash: they are fetched once."""
     folder = Path(tempfile.gettempdir()) / "seft-results" / checkpoint.sha256
     if not folder.exists():

@@ -1,0 +1,1 @@
+"""Checkpoint folders: export, model card, facts, counted zeros, verification, packed state."""

@@ -38,7 +38,7 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     The model is left with the rounded weights that were written, in the dtype it had. ConfigError when `out` is not
     empty. What this does not do: look whether the folder is good.
     """
-    must_be_empty(out)
+    require_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     model: Any = loaded.model
     round_weights(model)
@@ -55,7 +55,7 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     (out / MANIFEST).write_bytes(manifest(out))
 
 
-def must_be_empty(out: Path) -> None:
+def require_empty(out: Path) -> None:
     """ConfigError unless `out` is a new or an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("out", "must be a new or an empty folder", str(out), "Name another one, or empty it.")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
-from seft.client.answers import Checkpoint, File
 from seft.client.errors import ApiProblem, ClientError, IntegrityError, Unreachable
+from seft.client.responses import Checkpoint, File
 from seft.client.retries import tried
 from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Together, Work
 

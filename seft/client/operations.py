@@ -10,7 +10,9 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from seft.client import downloads, uploads
-from seft.client.answers import (
+from seft.client.errors import ApiProblem, ClientError, Unreachable
+from seft.client.events import EventReader
+from seft.client.responses import (
     AuditEntry,
     Checkpoint,
     Dataset,
@@ -28,8 +30,6 @@ from seft.client.answers import (
     Webhook,
     Worker,
 )
-from seft.client.errors import ApiProblem, ClientError, Unreachable
-from seft.client.events import EventReader
 from seft.client.retries import tried
 from seft.client.steps import (
     QUIET_SECONDS,

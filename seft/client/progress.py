@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from seft.client.answers import Job, Metric
+from seft.client.responses import Job, Metric
 
 LINE_SECONDS = 15.0
 SPEED_SECONDS = 60.0

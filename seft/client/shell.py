@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seft.client.answers import Json
 from seft.client.errors import ApiProblem, ClientError, IntegrityError, SetupError, Unreachable
+from seft.client.responses import Json
 
 if TYPE_CHECKING:
     from rich.console import Console

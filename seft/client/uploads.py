@@ -9,9 +9,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
-from seft.client.answers import Dataset, Import, ImportPart, Json
 from seft.client.downloads import Meter
 from seft.client.errors import ApiProblem, ClientError, Flaw
+from seft.client.responses import Dataset, Import, ImportPart, Json
 from seft.client.retries import tried
 from seft.client.steps import QUIET_SECONDS, Pause, Progress, Request, Send, Steps, Together, Work
 

@@ -1,0 +1,1 @@
+"""Training text: records, dataset files, chat templates, tokenizing, packing, previews."""

@@ -73,7 +73,7 @@ def judging(records: Sequence[Encoded], length: int, count: int) -> Packed:
     return fitted(records, length)[:count]
 
 
-def must_be_known(tokens: Int[Tensor, "..."], model: Any) -> None:
+def require_known_tokens(tokens: Int[Tensor, "..."], model: Any) -> None:
     """SourceError where a token has no embedding: some tokenizers know more tokens than the model beside them.
 
     On CUDA such a token would end the whole process with a message that names neither.

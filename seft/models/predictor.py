@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seft.data.packing import Packed
+from seft.models.blocks import first
 from seft.models.targets import decoder_blocks
-from seft.prune.capture import first
 
 LOUD = 1e4
 """How much larger than usual the probe makes a hidden state: a cap that small logits do not feel shows itself."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-Hidden = Float[Tensor, "batch tokens cols"]
+from seft.models.blocks import Hidden, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,6 @@ class Call:
         """The block's hidden output, computed on `device` and brought back to where `hidden` was."""
         args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
         return first(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
-
-
-def first(output: Any) -> Hidden:
-    """The hidden state in what a block returns, which is a tuple in some architectures."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 class _AllSeenError(Exception):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
-from seft.data.text import must_be_known
+from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
 from seft.models.targets import Target, block_linears, decoder_blocks
@@ -42,7 +42,7 @@ def prune_model(
     names the target whose statistics do not let it go on; the blocks before it are pruned then. An expert that no
     calibration token reached is pruned by magnitude [ours].
     """
-    must_be_known(calibration, model)
+    require_known_tokens(calibration, model)
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
     _must_fit(targets, config.pattern)

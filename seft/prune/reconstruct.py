@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seft.config import PruneConfig
+from seft.dtypes import master_dtype
+from seft.models.blocks import Hidden, first
 from seft.models.targets import Target, block_linears, decoder_blocks
-from seft.prune.capture import Hidden, Pool, first, map_tensors
+from seft.prune.capture import Pool, map_tensors
 from seft.prune.walk import Runs, Walk
-from seft.repair.positions import master_dtype
 from seft.report import Phase, Reconstructed, Reporter, silent
 from seft.seeds import generator
 

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from seft.models.blocks import Hidden
 from seft.models.targets import decoder_blocks
-from seft.prune.capture import Hidden, capture
+from seft.prune.capture import capture
 from seft.report import Phase, Progress, Reporter
 
 Windows = Int[Tensor, "windows tokens"]

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seft.dtypes import master_dtype
 from seft.errors import ConfigError
-from seft.repair.positions import Former, entries, master_dtype, put
+from seft.repair.positions import Former, entries, put
 
 LARGEST_POSITION = torch.iinfo(torch.int32).max
 

@@ -25,7 +25,7 @@ class Best:
     """What has been judged. ConfigError where a judge is wanted and there is none, or the other way round."""
 
     def __init__(self, config: RepairConfig, judge: Judge | None) -> None:
-        must_be_judged(config, judge)
+        require_held_out(config, judge)
         self._config, self._judge = config, judge
         self.step: int | None = None
         """After which the best state was; None before the first evaluation."""
@@ -67,7 +67,7 @@ class Best:
         return {name: tensor for name, tensor in state.tensors.items() if name not in marked}
 
 
-def must_be_judged(config: RepairConfig, held_out: object | None) -> None:
+def require_held_out(config: RepairConfig, held_out: object | None) -> None:
     """ConfigError where `config` wants evaluations and there is nothing to judge by, or the other way round."""
     if config.evaluate_interval and held_out is None:
         way_out = "Name a text that is not trained on, or set evaluate_interval to 0."

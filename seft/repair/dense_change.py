@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from seft.dtypes import master_dtype
 from seft.models.products import Product
 from seft.repair import optimizer
 from seft.repair.in_place import InPlace
 from seft.repair.method import Work
-from seft.repair.positions import master_dtype
 from seft.repair.product import trained_product
 from seft.repair.ranks import Shape, ranks
 from seft.repair.sampled import row_chunks

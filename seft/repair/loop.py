@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed, side_by_side
-from seft.data.text import must_be_known
+from seft.data.text import require_known_tokens
 from seft.errors import StateError, TrainError
 from seft.models.targets import target_linears
 from seft.objective import make_objective
@@ -23,7 +23,7 @@ from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Method, Work
 from seft.repair.methods import METHODS
-from seft.repair.processes import mine, must_share, processes, summed
+from seft.repair.processes import mine, processes, require_same_config, summed
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
 
@@ -49,12 +49,12 @@ class Repair:
         teacher: Any | None = None,
         judge: Judge | None = None,
     ) -> None:
-        must_share(config)
+        require_same_config(config)
         self._best = Best(config, judge)
         self.config = config
         self.step = 0
         self._windows = Packed.of(side_by_side(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
-        must_be_known(self._windows.tokens, model)
+        require_known_tokens(self._windows.tokens, model)
         self._device: torch.device = model.device
         targets = target_linears(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -70,8 +70,3 @@ def named(lists: Mapping[str, Positions]) -> dict[str, Tensor]:
 def fields_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Those of one list, out of what `named` made."""
     return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}
-
-
-def master_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which values of a weight of `dtype` are kept and its gradients are summed: float32 or wider."""
-    return torch.promote_types(dtype, torch.float32)

@@ -18,7 +18,7 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def must_share(config: RepairConfig) -> None:
+def require_same_config(config: RepairConfig) -> None:
     """ConfigError unless every process gets as many windows of each micro-batch as every other."""
     sizes = {"batch_tokens": config.batch_tokens // config.sequence_tokens, "micro_batch": config.micro_batch}
     for field, windows in sizes.items():

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from seft.repair.positions import master_dtype
+from seft.dtypes import master_dtype
 
 TOKENS_AT_ONCE = 256
 """The kernel copies its operands to lie token by token; copies of so many tokens stay in a processor's cache."""

@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.repair.positions import Positions, entries, fields_of, master_dtype, named
+from seft.dtypes import master_dtype
+from seft.repair.positions import Positions, entries, fields_of, named
 from seft.repair.processes import summed
 from seft.repair.sampled import row_chunks, sampled_product
 from seft.seeds import generator

@@ -119,7 +119,7 @@ def test_news_of_a_job_come_signed_and_once(
 ) -> None:
     hook = hooked(client, receiver.url, ["job.succeeded", "job.failed"])
     with sessions.begin() as session:
-        attempts.event(session, attempt, "evolved", {"grown": 5})
+        attempts.add_event(session, attempt, "evolved", {"grown": 5})
     assert rounds(sessions) == 0
     finish(sessions, attempt)
     assert rounds(sessions) == 1
@@ -192,7 +192,7 @@ def test_a_courier_that_dies_has_only_delayed_it(receiver: Receiver, client: Tes
     make_due(sessions)
     assert rounds(sessions) == 1
     with sessions.begin() as session:
-        webhooks.settle(session, dead, webhooks.Answer(500, "late"))
+        webhooks.record_result(session, dead, webhooks.Answer(500, "late"))
     (delivery,) = deliveries(client, hook)
     assert (delivery["state"], len(delivery["log"])) == ("succeeded", 1)
 
@@ -291,7 +291,7 @@ def test_a_name_that_leads_inside_is_never_called(receiver: Receiver, client: Te
 
 def test_a_name_is_asked_for_once_and_the_judged_address_is_called(receiver: Receiver) -> None:
     meanings = iter(["127.0.0.1"])
-    owed = webhooks.Owed("msg_1", "hook_1", 1, receiver.url, "{}", ("whsec_AAAA",))
+    owed = webhooks.PendingDelivery("msg_1", "hook_1", 1, receiver.url, "{}", ("whsec_AAAA",))
     assert courier.call(owed, LOOPBACK, lambda _: [next(meanings)]).status == 200
     assert len(receiver.got) == 1
     with socket.create_server(("127.0.0.2", receiver.server_address[1])):
@@ -317,7 +317,7 @@ def test_a_receiver_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         thread = threading.Thread(target=drip)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        answer = courier.call(webhooks.Owed("msg_1", "hook_1", 1, url, "{}", ("whsec_AAAA",)), LOOPBACK)
+        answer = courier.call(webhooks.PendingDelivery("msg_1", "hook_1", 1, url, "{}", ("whsec_AAAA",)), LOOPBACK)
         end.set()
         thread.join()
     assert answer.status is None
@@ -361,7 +361,7 @@ def test_a_deleted_webhook_is_gone_with_what_it_was_owed(
     assert client.delete(f"/webhooks/{hook['id']}").json()["id"] == hook["id"]
     problem(client.get(f"/webhooks/{hook['id']}"), 404, "not_found")
     with sessions.begin() as session:
-        webhooks.settle(session, owed, webhooks.Answer(200, ""))
+        webhooks.record_result(session, owed, webhooks.Answer(200, ""))
     assert rounds(sessions) == 0
 
 
@@ -374,7 +374,7 @@ def test_old_deliveries_are_forgotten_once_they_are_settled(
     with ThreadPoolExecutor(1) as pool:
         assert Courier(sessions, LOOPBACK, known).round(pool) == 1
     with sessions.begin() as session:
-        webhooks.forget(session)
+        webhooks.delete_old(session)
         session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.KEPT))
-        webhooks.forget(session)
+        webhooks.delete_old(session)
     assert [delivery["state"] for delivery in deliveries(client, hook)] == ["pending"]

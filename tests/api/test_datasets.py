@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from api.app import make_app
 from api.deps import UPLOADS
-from core.datasets.intake import Intake
+from core.datasets.uploads import DatasetStore
 from core.infra.storage import Storage
 from tests.api.conftest import NewClient, problem
 
@@ -118,7 +118,7 @@ def test_uploads_leave_threads_to_the_other_requests(app: FastAPI, client: TestC
             super().upload(source, key)
 
     services = app.state.services
-    slow = Intake(services.settings, services.sessions, Slow(services.settings))
+    slow = DatasetStore(services.settings, services.sessions, Slow(services.settings))
     app.state.services = replace(services, intake=slow)
     with ThreadPoolExecutor(50) as pool:
         sent = [pool.submit(upload, client, RIGHT) for _ in range(50)]

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core import workers
-from core.ability import CPU, Ability
+from core.capability import CPU, Capability
 from tests.api.conftest import Json, problem
 from tests.hollow import BLOCKS, LINEARS, SHAPES
 
@@ -20,7 +20,7 @@ MEMORY = 4 << 30
 @pytest.fixture
 def worker(sessions: sessionmaker[Session]) -> str:
     with sessions.begin() as session:
-        workers.seen(session, "w1", Ability(CPU, "x86_64", MEMORY, 1 << 40))
+        workers.record_heartbeat(session, "w1", Capability(CPU, "x86_64", MEMORY, 1 << 40))
     return "w1"
 
 

@@ -67,7 +67,7 @@ def test_one_key_and_body_make_one_job_and_one_answer(client: TestClient, body: 
 
 def test_a_key_in_flight_is_a_conflict(client: TestClient, body: Json, sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
-        jobs.earlier(session, "ours", "k", "")
+        jobs.find_by_idempotency_key(session, "ours", "k", "")
         answer = client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
     assert problem(answer, 409, "idempotency_in_flight")["param"] == "Idempotency-Key"
     assert answer.headers["retry-after"]
@@ -153,7 +153,7 @@ def test_a_poller_is_told_when_nothing_changed(
         attempts.heartbeat(session, attempt, 60)
     assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
     with sessions.begin() as session:
-        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+        attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
     fresh = client.get(path, headers={"If-None-Match": etag})
     assert fresh.status_code == 200
     assert (fresh.json()["phase"], fresh.json()["progress"], fresh.json()["step"]) == ("training", 0.5, 7)
@@ -171,7 +171,7 @@ def test_a_list_that_did_not_change_is_not_sent_again(client: TestClient, body: 
 def change_soon(sessions: sessionmaker[Session], attempt: Attempt) -> threading.Timer:
     def change() -> None:
         with sessions.begin() as session:
-            attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+            attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
 
     timer = threading.Timer(0.5, change)
     timer.start()

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core import workers
-from core.ability import CPU, Ability
+from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import Job
 from tests.api.conftest import SHA256, Json, NewClient, problem
@@ -27,8 +27,8 @@ def test_local_models_are_listed_by_name_and_then_ones_own_results(
     client: TestClient, new_client: NewClient, root: Path, result: str, sessions: sessionmaker[Session]
 ) -> None:
     with sessions.begin() as session:
-        workers.seen(session, "small", Ability(CPU, "x86_64", 1 << 20, 1 << 40))
-        workers.seen(session, "large", Ability(CPU, "x86_64", 1 << 40, 1 << 40))
+        workers.record_heartbeat(session, "small", Capability(CPU, "x86_64", 1 << 20, 1 << 40))
+        workers.record_heartbeat(session, "large", Capability(CPU, "x86_64", 1 << 40, 1 << 40))
     write_hollow(root / "deep" / "owner" / "model")
     (write_hollow(root / "broken") / "model.safetensors").write_bytes(b"")
     (root / "empty").mkdir()

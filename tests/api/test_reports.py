@@ -43,7 +43,7 @@ def finish(sessions: Sessions, attempt: Attempt) -> None:
 
 def test_events_come_in_order_and_in_pages(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:
     with sessions.begin() as session:
-        attempts.event(session, attempt, "evolved", {"grown": 5})
+        attempts.add_event(session, attempt, "evolved", {"grown": 5})
     path = f"/jobs/{attempt.job_id}/events"
     page = client.get(path).json()
     assert [event["type"] for event in page["data"]] == ["job.created", "job.claimed", "evolved"]
@@ -115,7 +115,9 @@ def test_a_stream_behind_the_last_event_of_an_ended_job_is_not_opened_again(
 
 def test_metrics_come_as_json_and_as_a_table(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:
     with sessions.begin() as session:
-        attempts.metrics(session, attempt, [(1, {"loss": 3.5}), (2, {"loss": 3.25, "rate": 0.5}), (4, {"loss": 3.0})])
+        attempts.add_metrics(
+            session, attempt, [(1, {"loss": 3.5}), (2, {"loss": 3.25, "rate": 0.5}), (4, {"loss": 3.0})]
+        )
     path = f"/jobs/{attempt.job_id}/metrics"
     page = client.get(path, params={"limit": 2}).json()
     assert page["data"][1] == {"step": 2, "attempt": 1, "values": {"loss": 3.25, "rate": 0.5}}
@@ -133,7 +135,7 @@ def test_metrics_are_thinned_by_the_mean_of_neighbours(
     values: list[tuple[int, dict[str, float]]] = [(step, {"loss": step / 4}) for step in range(1, 101)]
     values[6][1]["grown"] = 3.0
     with sessions.begin() as session:
-        attempts.metrics(session, attempt, values)
+        attempts.add_metrics(session, attempt, values)
     path = f"/jobs/{attempt.job_id}/metrics"
     page = client.get(path, params={"points": 10}).json()
     assert [row["step"] for row in page["data"]] == list(range(10, 101, 10))

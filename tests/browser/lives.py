@@ -56,12 +56,12 @@ class Life:
         """The steps behind `first` up to `last`, with what was measured at each."""
         rows = [(step, dict(self._measured(step))) for step in range(first + 1, last + 1)]
         with self.sessions.begin() as session:
-            attempts.metrics(session, self.attempt, rows)
+            attempts.add_metrics(session, self.attempt, rows)
             for step, values in rows:
                 if "grown" in values:
-                    attempts.evolved(session, self.attempt, self._evolved(step, values))
+                    attempts.record_evolution(session, self.attempt, self._evolved(step, values))
             share = 0.4 + 0.5 * last / self.steps
-            attempts.progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
+            attempts.set_progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
 
     def finish(self, scores: Scores) -> None:
         """Judge and publish; the files of the checkpoint are there, the weights without tensors."""
@@ -140,12 +140,12 @@ class Life:
 
     def _phase(self, phase: Phase, progress: float, step: int) -> None:
         with self.sessions.begin() as session:
-            attempts.progress(session, self.attempt, phase=phase, progress=progress, step=step)
+            attempts.set_progress(session, self.attempt, phase=phase, progress=progress, step=step)
 
     def _scores(self, **values: float) -> None:
         with self.sessions.begin() as session:
-            attempts.scores(session, self.attempt, values)
+            attempts.add_scores(session, self.attempt, values)
 
     def _event(self, kind: str, data: dict[str, int]) -> None:
         with self.sessions.begin() as session:
-            attempts.event(session, self.attempt, kind, data)
+            attempts.add_event(session, self.attempt, kind, data)

@@ -36,10 +36,10 @@ def pages(site: Site) -> list[str]:
     site.add_job(suffix="waiting")
     site.add_job(suffix="tonight", auto_start=False)
     with site.sessions.begin() as session:
-        workers.seen(session, "gpu-1", GPU)
+        workers.record_heartbeat(session, "gpu-1", GPU)
         hook = webhooks.create(session, TENANT, "https://example.com/" + "seft/" * 60, ["job.failed"]).id
         webhooks.test(session, TENANT, hook)
-        webhooks.settle(session, webhooks.claim(session, 1)[0], Answer(503, "busy"))
+        webhooks.record_result(session, webhooks.claim(session, 1)[0], Answer(503, "busy"))
     jobs = [f"/jobs/{job}" for job in (done, failed, running)]
     return [
         "/",

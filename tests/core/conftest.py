@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.ability import Ability
+from core.capability import Capability
 from core.datasets import datasets
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
@@ -16,7 +16,7 @@ from seft.data.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
-GPU = Ability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
+GPU = Capability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
 
 
 @pytest.fixture

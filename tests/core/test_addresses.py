@@ -4,7 +4,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from core.addresses import AddressError, open_to_all, reachable, spelt_out
+from core.addresses import AddressError, open_to_all, reachable, resolve_literal
 
 LOOPBACK = [
     "127.0.0.1",
@@ -52,14 +52,14 @@ PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff
 def test_what_lies_inside_is_refused_in_every_spelling(host: str) -> None:
     with pytest.raises(AddressError, match="not a public address"):
         reachable(host, [])
-    found = spelt_out(host)
+    found = resolve_literal(host)
     assert found is not None
     assert not open_to_all(found, [])
 
 
 @pytest.mark.parametrize("host", PUBLIC)
 def test_what_is_public_is_let_through_as_an_address(host: str) -> None:
-    assert ip_address(reachable(host, [])) == spelt_out(host)
+    assert ip_address(reachable(host, [])) == resolve_literal(host)
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
@@ -77,7 +77,7 @@ def test_a_name_is_judged_by_all_that_it_stands_for() -> None:
 
 
 def test_a_name_is_no_address_and_one_that_nobody_knows_is_told() -> None:
-    assert spelt_out("example.com") is None
+    assert resolve_literal("example.com") is None
     for name in ("nothing.invalid", "a" * 64 + ".com", "", "a..b"):
         with pytest.raises(AddressError):
             reachable(name, [])

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from core.doctor import Finding, State, examine, look_at
+from core.doctor import Finding, State, examine, run_check
 from core.settings import Settings
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
@@ -16,7 +16,7 @@ DRIVER = "#!/bin/sh\necho 'NVIDIA H100, 570.1, 81559 MiB'\n"
 
 def look(name: str, settings: Settings, **broken: object) -> Finding:
     """At a thing, with settings that are valid and wrong."""
-    return look_at(name, Settings.model_validate({**settings.model_dump(), **broken}))
+    return run_check(name, Settings.model_validate({**settings.model_dump(), **broken}))
 
 
 def assert_wrong(finding: Finding, *words: str, state: State = State.WRONG) -> None:

@@ -102,9 +102,13 @@ def test_checkpoints_from_before_are_counted(settings: Settings, empty: Engine) 
     """
     carry_over(settings, empty, "0210", rows)
     with make_sessions(empty).begin() as session:
-        assert [fairness.stored(session, tenant).checkpoints for tenant in ("ours", "theirs", "nobody")] == [6, 4, 0]
+        assert [fairness.stored_bytes(session, tenant).checkpoints for tenant in ("ours", "theirs", "nobody")] == [
+            6,
+            4,
+            0,
+        ]
         session.execute(text("DELETE FROM checkpoints WHERE id IN ('ckpt_1', 'ckpt_2')"))
-        assert [fairness.stored(session, tenant).checkpoints for tenant in ("ours", "theirs")] == [4, 3]
+        assert [fairness.stored_bytes(session, tenant).checkpoints for tenant in ("ours", "theirs")] == [4, 3]
 
 
 def test_a_migration_that_waits_for_a_table_lets_others_pass(settings: Settings, empty: Engine) -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from core import figures, workers
+from core import prometheus, workers
 from core.errors import LeaseLostError
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
@@ -25,18 +25,18 @@ def age(sessions: Sessions, statement: str) -> None:
 
 def host(sessions: Sessions) -> str:
     with sessions.begin() as session:
-        workers.seen(session, "w1", GPU)
+        workers.record_heartbeat(session, "w1", GPU)
         return session.get_one(Worker, "w1").host
 
 
 def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
     with sessions.begin() as session:
-        return workers.unwell(session, workers.of_host(session, host), settings)
+        return workers.unhealthy(session, workers.of_host(session, host), settings)
 
 
 def figures_now(sessions: Sessions) -> dict[str, float]:
     with sessions.begin() as session:
-        lines = figures.text(session, LEASE).decode().splitlines()
+        lines = prometheus.render(session, LEASE).decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
@@ -44,12 +44,12 @@ def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings
     host(sessions)
     job_id = make_job()
     with sessions.begin() as session:
-        ((worker, job),) = workers.all_of_them(session)
+        ((worker, job),) = workers.list_with_jobs(session)
         assert job is None
         assert {"torch", "seft", "python"} <= set(worker.versions)
         attempts.claim(session, "w1", LEASE)
     with sessions.begin() as session:
-        ((_, job),) = workers.all_of_them(session)
+        ((_, job),) = workers.list_with_jobs(session)
     assert job is not None
     assert job.id == job_id
 
@@ -67,7 +67,7 @@ def test_a_worker_that_answers_and_takes_no_hint_while_jobs_wait_is_not_well(
     assert unwell(sessions, here, settings) == ["w1"]
     assert unwell(sessions, "elsewhere", settings) == []
     with sessions.begin() as session:
-        workers.consumed(session, "w1")
+        workers.record_notification(session, "w1")
     assert unwell(sessions, here, settings) == []
 
 
@@ -92,8 +92,8 @@ def test_a_worker_whose_sweep_stands_still_is_not_well_and_forgotten_after_a_day
     assert unwell(sessions, here, settings) == ["w1"]
     age(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
     with sessions.begin() as session:
-        workers.seen(session, "w2", GPU)
-        assert [worker.name for worker, _ in workers.all_of_them(session)] == ["w2"]
+        workers.record_heartbeat(session, "w2", GPU)
+        assert [worker.name for worker, _ in workers.list_with_jobs(session)] == ["w2"]
 
 
 def test_a_worker_that_is_gone_is_not_held_against_the_one_that_came_after_it(
@@ -105,7 +105,7 @@ def test_a_worker_that_is_gone_is_not_held_against_the_one_that_came_after_it(
     age(sessions, f"UPDATE workers SET pid = {os.getpid()}")
     assert unwell(sessions, here, settings) == ["w1"]
     with sessions.begin() as session:
-        workers.seen(session, "w2", GPU)
+        workers.record_heartbeat(session, "w2", GPU)
     assert unwell(sessions, here, settings) == [], "it has the process id of the one before"
 
 
@@ -136,7 +136,7 @@ def test_sums_outlive_the_jobs_and_count_what_was_kept_alone(sessions: Sessions,
         assert attempt is not None
     for phase in (Phase.LOADING, Phase.TRAINING, Phase.TRAINING, Phase.UPLOADING):
         with sessions.begin() as session:
-            attempts.progress(session, attempt, phase=phase, progress=0.5, step=1)
+            attempts.set_progress(session, attempt, phase=phase, progress=0.5, step=1)
         age(
             sessions, "UPDATE jobs SET phase_at = phase_at - interval '10 s', started_at = started_at - interval '10 s'"
         )

@@ -22,7 +22,7 @@ import yaml
 from botocore.exceptions import BotoCoreError
 from sqlalchemy.orm import Session
 
-from core import figures
+from core import prometheus
 from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from local import processes
@@ -175,7 +175,7 @@ def test_dashboard_and_alerts_ask_for_figures_that_there_are(settings: Settings)
 
 
 def figures_of(session: Session) -> str:
-    return figures.text(session, 60).decode()
+    return prometheus.render(session, 60).decode()
 
 
 def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:

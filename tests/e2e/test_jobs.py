@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from seft.checkpoint.sparsity import of_folder
-from seft.client.answers import Job
+from seft.client.responses import Job
 from tests.e2e.collector import Span
 from tests.e2e.conftest import Service
 from tests.worker.conftest import alive, children_of, wait_for

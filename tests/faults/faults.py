@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.drill import SOON, WORKERS, Drill
-from worker.room import RESERVE_BYTES
+from worker.disk_space import RESERVE_BYTES
 
 Fault = Callable[[Drill, str], bool]
 AWAY_SECONDS = 2.0

@@ -11,7 +11,7 @@ import pytest
 from local import background, demo
 from local.processes import LocalError
 from local.zeros import Count, Seen, count_zeros, deflated
-from seft.client.answers import Job
+from seft.client.responses import Job
 
 ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
 

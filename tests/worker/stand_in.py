@@ -21,7 +21,7 @@ from worker.protocol import (
     LayerChange,
     Measured,
     Message,
-    NoRoom,
+    NoDiskSpace,
     Progressed,
     Refused,
     Saved,
@@ -158,7 +158,7 @@ class StandIn:
 
     def fill_the_disk(self) -> None:
         (self.folder / "half").write_bytes(bytes(1 << 16))
-        self.say(NoRoom(message="1048576 bytes are missing.", needed=1 << 20))
+        self.say(NoDiskSpace(message="1048576 bytes are missing.", needed=1 << 20))
 
     def run_out_of_memory(self) -> None:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))

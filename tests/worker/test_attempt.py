@@ -17,7 +17,7 @@ from core.jobs import actions, attempts
 from core.states import Phase, Status
 from core.tables import Job
 from tests.worker.conftest import House, alive, supervisor, wait_for
-from worker import litter
+from worker import cleanup
 from worker.attempt import Supervisor
 
 
@@ -57,7 +57,7 @@ def test_after_success_only_the_checkpoint_is_left(house: House, job_id: str) ->
     supervisor(house, "succeed").run()
     prefix = f"jobs/{job_id}/1/result/"
     assert house.storage.keys(f"jobs/{job_id}/") == [f"{prefix}manifest.json", f"{prefix}model.safetensors"]
-    assert litter.with_states(house.sessions, 1) == []
+    assert cleanup.ended_with_states(house.sessions, 1) == []
     assert list(house.settings.scratch.iterdir()) == []
 
 

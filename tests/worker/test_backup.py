@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from pydantic import PostgresDsn
 
-from core.infra import bucket
+from core.infra import bucket_backup
 from core.infra.storage import Storage
 from core.settings import Settings
 from core.states import Status
@@ -28,9 +28,9 @@ def test_an_empty_service_made_of_a_backup_ends_the_job_that_was_half_done(
     job = house.add_job(house.add_dataset(["one", "two"]))
     first = workers.start(house, STAND_IN, "report_and_save")
     wait_for(lambda: house.job(job).resume)
-    assert bucket.save(house.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"
+    assert bucket_backup.save(house.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"
     dump(servers, house.settings, tmp_path / "database")
-    assert bucket.save(house.storage, tmp_path / "bucket") == 0, "it was all there"
+    assert bucket_backup.save(house.storage, tmp_path / "bucket") == 0, "it was all there"
     first.send_signal(signal.SIGKILL)
 
     url = servers.postgres.url("restored")
@@ -40,7 +40,7 @@ def test_an_empty_service_made_of_a_backup_ends_the_job_that_was_half_done(
     restore(servers, restored, tmp_path / "database")
     with pytest.raises(subprocess.CalledProcessError):
         restore(servers, restored, tmp_path / "database")
-    assert bucket.load(Storage(restored), tmp_path / "bucket") == 3
+    assert bucket_backup.load(Storage(restored), tmp_path / "bucket") == 3
     second = open_house(restored)
     workers.start(second, STAND_IN, "succeed_when_resumed")
     wait_for(lambda: Status(second.job(job).status).final)

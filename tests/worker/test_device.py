@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.ability import CPU
+from core.capability import CPU
 from core.infra import queue
 from core.settings import Settings
 from core.tables import Worker
@@ -73,7 +73,7 @@ def test_a_sweep_tells_how_warm_the_device_is_where_nvml_knows(card: Path, house
     sweep = Sweep("gpu-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
     for told, temperature in (("61\n", 61), ("63\n", 63), ("[N/A]\n", None)):
         card.write_text(told)
-        sweep.show_up()
+        sweep.send_heartbeat()
         with house.sessions.begin() as session:
             assert session.get_one(Worker, "gpu-1").temperature == temperature
 

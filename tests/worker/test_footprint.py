@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from core import ids
-from core.estimate.anatomy import dissect
-from core.estimate.footprint import PROCESS_BYTES, stages
+from core.estimate.dimensions import read_dimensions
+from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.shapes import shapes
@@ -76,7 +76,7 @@ def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Pa
     )
     held = json.loads(done.stdout)
     source = find("model", roots=[tmp_path])
-    expected = stages(dissect(source, shapes(source)), SPEC)
+    expected = memory_by_phase(read_dimensions(source, shapes(source)), SPEC)
     if torch.version.cuda:
         for phase in held:
             held[phase] -= CUDA_BUILD_BYTES * (2 if phase == Phase.EXPORTING else 1)
@@ -89,4 +89,4 @@ def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Pa
     assert tensors > process
     assert expected[Phase.TRAINING].together - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), told
     written = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
-    assert 2 * dissect(source, shapes(source)).parameters == pytest.approx(written, rel=0.01)
+    assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(written, rel=0.01)

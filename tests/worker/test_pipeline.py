@@ -17,6 +17,7 @@ from seft.checkpoint.facts import Record
 from seft.config import RepairConfig
 from seft.errors import Cancelled, ConfigError, DataError
 from seft.repair import state
+from worker.disk_space import NoDiskSpaceError
 from worker.pipeline import Pipeline
 from worker.protocol import (
     DATA,
@@ -34,7 +35,6 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.room import NoRoomError
 
 SPEC: dict[str, Any] = {
     "model": "tiny",
@@ -192,9 +192,9 @@ def test_a_run_goes_on_with_another_micro_batch_and_learns_the_same(
 def test_a_disk_without_room_is_told_before_anything_is_written(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.room.RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr("worker.disk_space.RESERVE_BYTES", 1 << 62)
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
-    with pytest.raises(NoRoomError, match="bytes are to be written") as caught:
+    with pytest.raises(NoDiskSpaceError, match="bytes are to be written") as caught:
         run.go()
     assert caught.value.needed > 0
     assert not run.all(Saved)

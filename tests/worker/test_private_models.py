@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from core.access import hub_tokens
-from core.access.seals import Seals
+from core.access.encryption import Encryption
 from core.states import Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
@@ -37,7 +37,7 @@ def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def add_job(house: House, model: str) -> str:
     with house.sessions.begin() as session:
-        hub_tokens.give(session, TENANT, Seals(house.settings).close(TOKEN), "acme")
+        hub_tokens.put(session, TENANT, Encryption(house.settings).close(TOKEN), "acme")
     return house.add_job(house.add_dataset(["one", "two"]), model=model, revision=COMMIT)
 
 

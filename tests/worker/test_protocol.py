@@ -10,7 +10,7 @@ from worker.protocol import (
     LayerChange,
     Measured,
     Message,
-    NoRoom,
+    NoDiskSpace,
     Progressed,
     Saved,
     Scored,
@@ -35,7 +35,7 @@ MESSAGES: list[Message] = [
     Saved(step=7),
     Finished(step=7, scores={"dense": 2 / 3}, measured={"linears": {"zeros": 6}}),
     Stopped(),
-    NoRoom(message="Three bytes are missing.", needed=3),
+    NoDiskSpace(message="Three bytes are missing.", needed=3),
     Failed(user_error=True, code="not_enough_text", message="Two\nlines, and “quotes”."),
 ]
 

@@ -8,14 +8,14 @@ import redis
 from botocore.exceptions import ClientError
 from sqlalchemy import update
 
-from core.ability import BOUNDLESS
+from core.capability import UNLIMITED
 from core.infra import queue
 from core.infra.storage import Storage
 from core.jobs import recovery
 from core.states import Reason, Status
 from core.tables import Job
 from tests.worker.conftest import House, supervisor
-from worker.room import RESERVE_BYTES
+from worker.disk_space import RESERVE_BYTES
 from worker.sweep import Sweep
 
 
@@ -27,10 +27,10 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: st
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
     assert job.reason["needs"] >= missing + (1 << 16) + RESERVE_BYTES
     with house.sessions.begin() as session:
-        assert recovery.resume_roomless(session, Reason.DISK_FULL, replace(BOUNDLESS, disk=missing)) == []
-        assert recovery.resume_roomless(session, Reason.STORAGE_FULL, BOUNDLESS) == []
+        assert recovery.resume_waiting_for_space(session, Reason.DISK_FULL, replace(UNLIMITED, disk=missing)) == []
+        assert recovery.resume_waiting_for_space(session, Reason.STORAGE_FULL, UNLIMITED) == []
     sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
-    sweep.resume_roomless()
+    sweep.resume_waiting_for_space()
     assert house.job(job_id).status == Status.QUEUED
     supervisor(house, "succeed").run()
     assert house.job(job_id).status == Status.SUCCEEDED
@@ -39,13 +39,13 @@ def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: st
 
 def test_a_step_of_the_sweep_that_fails_keeps_no_other_from_being_taken(house: House, job_id: str) -> None:
     class Lame(Sweep):
-        def find_lost(self) -> None:
+        def requeue_lost(self) -> None:
             raise RuntimeError("It fails in every round.")
 
     with house.sessions.begin() as session:
-        session.execute(update(Job).values(hinted_at=None))
+        session.execute(update(Job).values(notified_at=None))
     app = queue.make_app(house.settings)
-    Lame("worker-1", house.settings, app, house.sessions, house.storage).go_round()
+    Lame("worker-1", house.settings, app, house.sessions, house.storage).sweep_once()
     with redis.Redis.from_url(str(house.settings.broker_url)) as client:
         assert client.llen("seft") == 1
 
@@ -70,5 +70,7 @@ def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House,
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
     for storage, status in ((full, Status.PAUSED), (house.storage, Status.QUEUED)):
-        Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, storage).resume_roomless()
+        Sweep(
+            "worker-1", house.settings, queue.make_app(house.settings), house.sessions, storage
+        ).resume_waiting_for_space()
         assert house.job(job_id).status == status

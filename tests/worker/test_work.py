@@ -8,7 +8,7 @@ import redis
 from sqlalchemy import update
 
 from core import workers
-from core.ability import BOUNDLESS
+from core.capability import UNLIMITED
 from core.infra import queue
 from core.jobs import actions
 from core.states import Status
@@ -56,15 +56,15 @@ def test_a_worker_without_the_room_that_a_job_needs_leaves_it_and_hints_reach_ev
     supervisor(house, "fill_the_disk").run()
     house.ask(actions.resume, job_id)
     with house.sessions.begin() as session:
-        session.execute(update(Job).values(needs={"disk": BOUNDLESS.disk}))
+        session.execute(update(Job).values(needs={"disk": UNLIMITED.disk}))
         for name in ("worker-1", "worker-2", "worker-3"):
-            workers.seen(session, name, BOUNDLESS)
+            workers.record_heartbeat(session, name, UNLIMITED)
     app = queue.make_app(house.settings)
     work = Work(house.settings, app, (sys.executable, "-m", "tests.worker.stand_in", "succeed"))
     work.sessions = house.sessions
     work()
     assert (house.job(job_id).status, house.job(job_id).attempt) == (Status.QUEUED, 1)
-    Sweep("worker-1", house.settings, app, house.sessions, house.storage).hint_waiting()
+    Sweep("worker-1", house.settings, app, house.sessions, house.storage).notify_waiting()
     with redis.Redis.from_url(str(house.settings.broker_url)) as client:
         assert client.llen("seft") == 3
     with house.sessions.begin() as session:

@@ -54,7 +54,7 @@ def test_two_workers_do_every_job_once_though_all_messages_are_lost(house: House
     jobs = [house.add_job(dataset) for _ in range(50)]
     app = queue.make_app(house.settings)
     for _ in jobs:
-        queue.hint(app)
+        queue.notify(app)
     with redis.Redis.from_url(str(house.settings.broker_url)) as client:
         assert client.dbsize()
         client.flushall()

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from api.dashboard import words
 from api.dashboard.render import ROOT, page
 from api.dashboard.visitors import Signed
-from api.deps import Here
+from api.deps import CurrentServices
 from api.schemas.jobs import JobView
 from core.jobs import jobs
 
@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.get("/compare")
 def compare(
-    request: Request, services: Here, visitor: Signed, job: Annotated[list[str] | None, Query()] = None
+    request: Request, services: CurrentServices, visitor: Signed, job: Annotated[list[str] | None, Query()] = None
 ) -> Response:
     """The page; with too few or too many jobs, a word on how to pick them."""
     chosen = list(dict.fromkeys(job or []))

@@ -6,7 +6,7 @@ from starlette.datastructures import UploadFile
 from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.routes.datasets import look, store
 from api.schemas.datasets import DatasetView
 from core import ids
@@ -21,13 +21,15 @@ router = APIRouter()
 
 
 @router.get("/datasets")
-def list_datasets(request: Request, services: Here, visitor: Signed, after: str = "", new: str = "") -> Response:
+def list_datasets(
+    request: Request, services: CurrentServices, visitor: Signed, after: str = "", new: str = ""
+) -> Response:
     """The page. `new` names the dataset that was uploaded just now."""
     return _page(request, services, visitor, after=after, new=new)
 
 
 @router.get("/datasets/{dataset_id}")
-def show(request: Request, services: Here, visitor: Signed, dataset_id: str, model: str = "") -> Response:
+def show(request: Request, services: CurrentServices, visitor: Signed, dataset_id: str, model: str = "") -> Response:
     """One dataset; its first records as `model` would be trained on them."""
     found, problem = None, ""
     with services.sessions.begin() as session:
@@ -51,7 +53,7 @@ def show(request: Request, services: Here, visitor: Signed, dataset_id: str, mod
 
 
 @router.post("/datasets")
-def upload(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+def upload(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
     """Take a file, or say what is wrong with it, line by line."""
     file = form.get("file")
     try:

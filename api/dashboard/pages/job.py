@@ -12,15 +12,15 @@ from api.dashboard.events import line
 from api.dashboard.render import go, page
 from api.dashboard.track import legs
 from api.dashboard.visitors import Signed, Submitted
-from api.deps import Here
+from api.deps import CurrentServices
 from api.etags import tagged
 from api.routes.actions import ask
 from api.routes.jobs import detail
 from api.routes.reports import LARGEST_STEP
-from api.schemas.jobs import EventView
+from api.schemas.reports import EventView
 from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
-from core.jobs.attempts import PHASE_BEGAN, TOPOLOGY_EVOLVED
+from core.states import PHASE_BEGAN, TOPOLOGY_EVOLVED
 from core.tables import Checkpoint
 
 EVENTS = 50
@@ -37,7 +37,7 @@ router = APIRouter(prefix="/jobs/{job_id}")
 
 
 @router.get("")
-def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
+def show(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
     """The page. `refused` names a wish that came too late."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
@@ -65,7 +65,7 @@ def show(request: Request, services: Here, visitor: Signed, job_id: JobId, refus
 @router.get("/series")
 def series(
     request: Request,
-    services: Here,
+    services: CurrentServices,
     visitor: Signed,
     job_id: JobId,
     *,
@@ -91,7 +91,7 @@ def series(
 
 
 @router.get("/topology")
-def topology(request: Request, services: Here, visitor: Signed, job_id: JobId, of: str = "") -> Response:
+def topology(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, of: str = "") -> Response:
     """The job's events of the topology, as `layers.life` puts them; `of` is what is counted by layer."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
@@ -100,7 +100,7 @@ def topology(request: Request, services: Here, visitor: Signed, job_id: JobId, o
 
 
 @router.get("/checkpoints/{checkpoint_id}/{name:path}")
-def download(services: Here, visitor: Signed, job_id: JobId, checkpoint_id: str, name: str) -> Response:
+def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoint_id: str, name: str) -> Response:
     """To a fresh link of a checkpoint's file, so that the page need not change with every link."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
@@ -112,7 +112,7 @@ def download(services: Here, visitor: Signed, job_id: JobId, checkpoint_id: str,
 
 
 @router.post("/{wish}")
-def wish(services: Here, visitor: Signed, _: Submitted, job_id: JobId, wish: str) -> Response:
+def wish(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, wish: str) -> Response:
     """Ask something of the job, and show it again."""
     if wish not in ALL:
         raise ProblemError(Code.NOT_FOUND, "There is no such wish.")

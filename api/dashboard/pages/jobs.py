@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed
-from api.deps import Here
+from api.deps import CurrentServices
 from api.schemas.jobs import JobView
 from core import ids
 from core.jobs import jobs
@@ -63,7 +63,7 @@ def _filters(request: Request) -> Filters:
 
 
 @router.get("/jobs")
-def list_jobs(request: Request, services: Here, visitor: Signed) -> Response:
+def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> Response:
     """The page."""
     filters = _filters(request)
     if ids.is_id("job", filters.q.strip()):

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView
 from core.access import audit, keys
@@ -19,13 +19,13 @@ router = APIRouter(prefix="/keys")
 
 
 @router.get("")
-def list_keys(request: Request, services: Here, visitor: Administrator) -> Response:
+def list_keys(request: Request, services: CurrentServices, visitor: Administrator) -> Response:
     """The page."""
     return _page(request, services, visitor)
 
 
 @router.post("")
-def create_key(request: Request, services: Here, visitor: Administrator, form: Submitted) -> Response:
+def create_key(request: Request, services: CurrentServices, visitor: Administrator, form: Submitted) -> Response:
     """Make a key; this answer alone shows it."""
     try:
         asked = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
@@ -34,19 +34,21 @@ def create_key(request: Request, services: Here, visitor: Administrator, form: S
         return _page(request, services, visitor, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}", status=422)
     with services.sessions.begin() as session:
         row, secret = keys.issue(session, visitor.caller.tenant, asked.name, asked.scope)
-        audit.note(session, visitor.caller, "create_key", row.id)
+        audit.record(session, visitor.caller, "create_key", row.id)
     answer = _page(request, services, visitor, secret=secret)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
 
 @router.post("/{key_id}/revoke")
-def revoke_key(request: Request, services: Here, visitor: Administrator, _: Submitted, key_id: str) -> Response:
+def revoke_key(
+    request: Request, services: CurrentServices, visitor: Administrator, _: Submitted, key_id: str
+) -> Response:
     """End a key."""
     try:
         with services.sessions.begin() as session:
             row = keys.revoke(session, visitor.caller.tenant, key_id, by=visitor.caller.key_id)
-            audit.note(session, visitor.caller, "revoke_key", row.id)
+            audit.record(session, visitor.caller, "revoke_key", row.id)
     except ProblemError as error:
         return _page(request, services, visitor, problem=error.message, status=409)
     return go("/keys")

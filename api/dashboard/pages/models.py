@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from api.dashboard import words
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.routes import models as routes
 from api.schemas.jobs import JobView
 from core.errors import ProblemError
@@ -23,7 +23,13 @@ router = APIRouter()
 
 @router.get("/models")
 def list_models(
-    request: Request, services: Here, visitor: Signed, *, model: str = "", revision: str = "", after: str = ""
+    request: Request,
+    services: CurrentServices,
+    visitor: Signed,
+    *,
+    model: str = "",
+    revision: str = "",
+    after: str = "",
 ) -> Response:
     """The page. `model` and `revision` are what is looked up."""
     asked = {"model": model.strip(), "revision": revision.strip()}

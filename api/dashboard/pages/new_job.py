@@ -10,7 +10,7 @@ from api.dashboard import forms, words
 from api.dashboard.pages.models import offered
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
-from api.deps import Here, Services, need
+from api.deps import CurrentServices, Services, require_scope
 from api.flaws import flaws_of_model
 from api.routes.jobs import estimate_job
 from api.schemas.estimates import EstimateSpec
@@ -32,9 +32,9 @@ router = APIRouter()
 
 
 @router.get("/jobs/new")
-def ask(request: Request, services: Here, visitor: Signed, clone: str = "") -> Response:
+def ask(request: Request, services: CurrentServices, visitor: Signed, clone: str = "") -> Response:
     """The form with all defaults but for what the query says by name, or with what another job asked for."""
-    need(visitor.caller, Scope.WRITE)
+    require_scope(visitor.caller, Scope.WRITE)
     values = {name: value for name, value in request.query_params.items() if name in PICKED}
     if clone:
         with services.sessions.begin() as session:
@@ -44,7 +44,7 @@ def ask(request: Request, services: Here, visitor: Signed, clone: str = "") -> R
 
 
 @router.post("/jobs")
-def create(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
     """Make the job, or show the form again with what is wrong beside its fields."""
     values, clone, nonce = forms.entered(form), str(form.get("clone") or ""), str(form.get("nonce") or "")
     body, flaws = forms.body(values)
@@ -61,7 +61,7 @@ def create(request: Request, services: Here, visitor: Signed, form: Submitted) -
 
 
 @router.post("/jobs/estimate")
-def estimate(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+def estimate(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
     """What the job in the form would take, or what the form still lacks: a part of its page."""
     body, _ = forms.body(forms.entered(form))
     if not body.get("model"):
@@ -92,7 +92,7 @@ def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, actio
         settings=services.settings,
     )
     if new and job.status == Status.QUEUED:
-        queue.hint(services.broker)
+        queue.notify(services.broker)
     return go(f"/jobs/{job.id}")
 
 

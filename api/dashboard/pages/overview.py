@@ -9,7 +9,7 @@ from api.dashboard.pages.workers import all_seen
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.dashboard.words import IN_TURN
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.routes.jobs import detail
 from api.schemas.jobs import JobDetail
 from core.jobs import fairness, jobs
@@ -25,19 +25,19 @@ router = APIRouter()
 
 
 @router.get("/")
-def overview(request: Request, services: Here, visitor: Signed) -> Response:
+def overview(request: Request, services: CurrentServices, visitor: Signed) -> Response:
     """The page."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
         running, paused, succeeded = (
             _newest(services, session, tenant, status) for status in (Status.RUNNING, Status.PAUSED, Status.SUCCEEDED)
         )
-        queued = [detail(services, session, row) for row in jobs.next_up(session, tenant, limit=SHOWN)]
+        queued = [detail(services, session, row) for row in jobs.first_in_queue(session, tenant, limit=SHOWN)]
         failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
         counts = jobs.counts(session, tenant)
         seen = all_seen(services, session, tenant)
         forecast = Forecast.now(session, services.settings.sweep_seconds)
-        stored = fairness.stored(session, tenant)
+        stored = fairness.stored_bytes(session, tenant)
     waiting = queued + paused
     return page(
         request,

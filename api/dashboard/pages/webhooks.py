@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
-from api.deps import Here, Services
+from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
 from api.routes import webhooks as routes
 from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
@@ -16,10 +16,10 @@ from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
 from core.jobs.transitions import MOVE
-from core.states import Move
+from core.states import Transition
 
 LIMIT = 25
-EVENTS = [f"{MOVE}{move}" for move in Move]
+EVENTS = [f"{MOVE}{move}" for move in Transition]
 NOTHING: Mapping[str, object] = {"url": "", "events": []}
 """What the form holds at first."""
 DEEDS: dict[str, Callable[[Services, Caller, str], object]] = {
@@ -35,13 +35,13 @@ router = APIRouter(prefix="/webhooks")
 
 
 @router.get("")
-def list_webhooks(request: Request, services: Here, visitor: Signed) -> Response:
+def list_webhooks(request: Request, services: CurrentServices, visitor: Signed) -> Response:
     """The page."""
     return _list(request, services, visitor)
 
 
 @router.post("")
-def create(request: Request, services: Here, visitor: Signed, form: Submitted) -> Response:
+def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
     """Make a webhook and show its secret, this once."""
     asked = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
     try:
@@ -57,28 +57,36 @@ def create(request: Request, services: Here, visitor: Signed, form: Submitted) -
 
 @router.get("/{webhook_id}")
 def show(
-    request: Request, services: Here, visitor: Signed, webhook_id: WebhookId, *, after: str = "", refused: str = ""
+    request: Request,
+    services: CurrentServices,
+    visitor: Signed,
+    webhook_id: WebhookId,
+    *,
+    after: str = "",
+    refused: str = "",
 ) -> Response:
     """A webhook and what was delivered to it. `refused` names a deed that came too late."""
     return _one(request, services, visitor, webhook_id, after=after, refused=refused)
 
 
 @router.post("/{webhook_id}/rotate")
-def rotate(request: Request, services: Here, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
+def rotate(
+    request: Request, services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId
+) -> Response:
     """Give it a new secret, shown this once."""
     rotated = routes.rotate_webhook_secret(services, visitor.caller, webhook_id, Response())
     return _one(request, services, visitor, webhook_id, secret=rotated.secret)
 
 
 @router.post("/{webhook_id}/delete")
-def delete(services: Here, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
+def delete(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
     """Remove it with its deliveries."""
     routes.delete_webhook(services, visitor.caller, webhook_id)
     return go("/webhooks")
 
 
 @router.post("/{webhook_id}/{deed}")
-def do(services: Here, visitor: Signed, _: Submitted, webhook_id: WebhookId, deed: str) -> Response:
+def do(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId, deed: str) -> Response:
     """Test, enable or disable it, and show it again."""
     if deed not in DEEDS:
         raise ProblemError(Code.NOT_FOUND, "There is no such wish.")
@@ -100,7 +108,7 @@ def _list(
     problem: str = "",
 ) -> Response:
     with services.sessions.begin() as session:
-        hooks = [WebhookView.of(row) for row in webhooks.all_of(session, visitor.caller.tenant)]
+        hooks = [WebhookView.of(row) for row in webhooks.list_all(session, visitor.caller.tenant)]
     return page(
         request,
         visitor,

@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
-from api.deps import Here, Services
-from api.schemas.jobs import WorkerView
+from api.deps import CurrentServices, Services
+from api.schemas.workers import WorkerView
 from core import workers
 
 router = APIRouter()
@@ -24,7 +24,7 @@ class Seen:
 
 
 @router.get("/workers")
-def list_workers(request: Request, services: Here, visitor: Signed) -> Response:
+def list_workers(request: Request, services: CurrentServices, visitor: Signed) -> Response:
     """The page."""
     with services.sessions.begin() as session:
         found = all_seen(services, session, visitor.caller.tenant)
@@ -33,6 +33,6 @@ def list_workers(request: Request, services: Here, visitor: Signed) -> Response:
 
 def all_seen(services: Services, session: Session, tenant: str) -> list[Seen]:
     """Every worker that was there within a day; only the tenant's own jobs are named."""
-    views = [WorkerView.of(worker, job, tenant) for worker, job in workers.all_of_them(session)]
+    views = [WorkerView.of(worker, job, tenant) for worker, job in workers.list_with_jobs(session)]
     late = datetime.now(UTC) - timedelta(seconds=workers.ROUNDS * services.settings.sweep_seconds)
     return [Seen(view, view.seen_at < late) for view in views]

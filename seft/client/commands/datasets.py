@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from seft.client.answers import Dataset, Json, PreviewedRecord
 from seft.client.errors import Flaw
+from seft.client.responses import Dataset, Json, PreviewedRecord
 from seft.client.shell import AsJson, Exit, advance, bytes_bar, connected, reporting, show, show_rows
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]

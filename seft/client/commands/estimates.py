@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seft.client.answers import Estimate, Fit
+from seft.client.responses import Estimate, Fit
 from seft.client.shell import AsJson, Set, assigned, connected, show_rows
 
 GIGABYTE = 1e9

@@ -2,7 +2,7 @@
 
 import typer
 
-from seft.client.answers import HubToken
+from seft.client.responses import HubToken
 from seft.client.shell import AsJson, asked, connected, show
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seft.client.answers import Event, Job
+from seft.client.responses import Event, Job
 from seft.client.shell import (
     AsJson,
     Exit,

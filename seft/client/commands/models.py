@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from seft.client.answers import Model
+from seft.client.responses import Model
 from seft.client.shell import AsJson, connected, show_rows
 
 HEAD = ("model", "kind", "architecture", "parameters", "context", "licence", "fits on")

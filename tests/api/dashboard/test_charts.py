@@ -33,7 +33,7 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
         for event in range(events):
             layers = {name: {each: n * counts[event, name] for n, each in enumerate(CHANGES)} for name in names}
             sums = {each: sum(layer[each] for layer in layers.values()) for each in CHANGES}
-            attempts.evolved(session, attempt, {"step": event, **sums, "layers": layers})
+            attempts.record_evolution(session, attempt, {"step": event, **sums, "layers": layers})
     path = f"/jobs/{attempt.job_id}"
     for n, of in enumerate(CHANGES):
         life = json.loads(browser.show(f"{path}/topology?of={of}"))
@@ -108,7 +108,7 @@ def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have
     assert grown == series()
     assert (grown["after"], grown["length"], grown["step"][0]) == (-1, 8, 8)
     with sessions.begin() as session:
-        attempts.begin_anew(session, attempt, "state.refused", "other software")
+        attempts.restart_training(session, attempt, "state.refused", "other software")
     assert series(f"?after={4 * POINTS}&length=8&began=1")["began"] == 0
     measure(1, 4 * POINTS + 2, number=2)
     anew = series(f"?after={4 * POINTS}&length=8&began=1")

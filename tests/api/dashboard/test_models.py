@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from api.dashboard.words import count
 from core import workers
-from core.ability import CPU, Ability
 from core.access.keys import Scope
+from core.capability import CPU, Capability
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.api.dashboard.test_new_job import fields_of
@@ -32,7 +32,7 @@ def test_models_are_listed_with_what_is_known_of_them_and_a_result_leads_to_its_
     write_hollow(root / "deep" / EVIL)
     with sessions.begin() as session:
         for name, memory in (("small:1:a", 1 << 20), ("large:1:a", 1 << 40), ("large:2:b", 1 << 40)):
-            workers.seen(session, name, Ability(CPU, "x86_64", memory, 1 << 40))
+            workers.record_heartbeat(session, name, Capability(CPU, "x86_64", memory, 1 << 40))
     page = browser.show("/models")
     told = "LlamaForCausalLM 197 k 172 k 512"
     assert rows_of(page) == [

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from api.dashboard import forms
 from api.dashboard.words import size
 from core import workers
-from core.ability import CPU, Ability
+from core.capability import CPU, Capability
 from core.specs import JobSpec
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
@@ -139,7 +139,7 @@ def test_the_form_tells_what_the_job_would_take_and_what_it_lacks(
     assert "No worker is here" in told()
     asked = {"micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
     with sessions.begin() as session:
-        workers.seen(session, "gpu-1:7:x", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
+        workers.record_heartbeat(session, "gpu-1:7:x", Capability(CPU, "x86_64", 4 << 30, 1 << 40))
     (fit,) = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6}).json()["workers"]
     assert told().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, most in {fit['phase']}")
     large = told(**{f"repair.{name}": str(value) for name, value in asked.items()})

@@ -59,7 +59,7 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert "No worker is here" in browser.show("/")
     settings = app.state.services.settings
     with sessions.begin() as session:
-        workers.seen(session, "gpu-1", GPU, temperature=61)
+        workers.record_heartbeat(session, "gpu-1", GPU, temperature=61)
     assert "61 °C" in browser.show("/")
     page = browser.show("/workers")
     assert "61 °C" in page
@@ -160,7 +160,7 @@ def test_the_overview_tells_trouble_first_and_what_is_stored(
 ) -> None:
     assert "Trouble" not in browser.show("/")
     with sessions.begin() as session:
-        stored = sum(fairness.stored(session, "ours"))
+        stored = sum(fairness.stored_bytes(session, "ours"))
         attempts.fail(
             session, attempt, fault=Fault.SYSTEM, code="x", message="disk is away", retry=False, max_failures=1
         )

@@ -19,7 +19,7 @@ def training(sessions: sessionmaker[Session], attempt: Attempt) -> Attempt:
     """Has been in each phase for ten seconds, and twice in one."""
     with sessions.begin() as session:
         for phase in BEGUN:
-            attempts.progress(session, attempt, phase=phase, progress=0.4, step=0)
+            attempts.set_progress(session, attempt, phase=phase, progress=0.4, step=0)
         session.execute(
             text(
                 "UPDATE job_events SET created_at = now() - (SELECT count(*) FROM job_events AS later"

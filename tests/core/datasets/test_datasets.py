@@ -24,7 +24,7 @@ def lines(*texts: str) -> bytes:
 
 def refused(content: bytes) -> tuple[Flaw, ...]:
     with pytest.raises(ProblemError) as caught:
-        datasets.check(io.BytesIO(content), 1000)
+        datasets.read_content(io.BytesIO(content), 1000)
     assert caught.value.code is Code.INVALID_DATASET
     return caught.value.flaws
 
@@ -32,7 +32,7 @@ def refused(content: bytes) -> tuple[Flaw, ...]:
 def test_a_right_file_is_counted_hashed_and_stored(storage: Storage) -> None:
     content = lines("one", "zwei 🙂", "one")
     for packed in (content, gzip.compress(content)):
-        found = datasets.check(io.BytesIO(packed), 1000)
+        found = datasets.read_content(io.BytesIO(packed), 1000)
         datasets.upload(storage, io.BytesIO(packed), 1000, found)
         assert found == datasets.Content(hashlib.sha256(content).hexdigest(), len(content), 3, Format.TEXT)
     assert storage.keys("") == [f"datasets/{found.sha256}.jsonl"]
@@ -60,7 +60,7 @@ def test_the_first_record_tells_the_format(records: list[object], form: str) -> 
     assert form in flaw.rule
     (flaw,) = refused(content[: len(content) // 2] * 2)
     assert "two different records" in flaw.rule
-    assert datasets.check(io.BytesIO(content.rstrip()), 1000).format == form
+    assert datasets.read_content(io.BytesIO(content.rstrip()), 1000).format == form
 
 
 def test_every_broken_line_is_named_with_rule_value_and_way_out() -> None:
@@ -101,7 +101,7 @@ def test_equal_uploads_at_once_make_one_dataset(sessions: Sessions) -> None:
     def store(_: int) -> str:
         start.wait()
         with sessions.begin() as session:
-            row = datasets.earlier(session, "ours", "x.jsonl", content)
+            row = datasets.find_equal(session, "ours", "x.jsonl", content)
             time.sleep(0.05)  # for the others to look before this one has written
             return (row or datasets.add(session, "ours", "x.jsonl", content)).id
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from core import ids
-from core.ability import CPU, LARGEST, Ability
+from core.capability import CPU, LARGEST, Capability
 from core.estimate import fitting
-from core.estimate.anatomy import Anatomy, dissect
-from core.estimate.footprint import stages
-from core.jobs.overrides import overridden
+from core.estimate.dimensions import Dimensions, read_dimensions
+from core.estimate.footprint import memory_by_phase
+from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Phase
 from seft.models.shapes import shapes
@@ -22,14 +22,14 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Anatomy:
+def model(tmp_path: Path) -> Dimensions:
     write_hollow(tmp_path / "tiny")
     source = find("tiny", roots=[tmp_path])
-    return dissect(source, shapes(source))
+    return read_dimensions(source, shapes(source))
 
 
-def gpu(mebibytes: int) -> Ability:
-    return Ability("cuda", "a small device", fitting.CONTEXT_BYTES + mebibytes * MEBIBYTE, LARGEST)
+def gpu(mebibytes: int) -> Capability:
+    return Capability("cuda", "a small device", fitting.CONTEXT_BYTES + mebibytes * MEBIBYTE, LARGEST)
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,26 @@ def gpu(mebibytes: int) -> Ability:
         {"prune": {"calibration": {"samples": 256}, "reconstruct_epochs": 2}},
     ],
 )
-def test_the_change_makes_the_job_fit_and_is_a_patch_of_it(model: Anatomy, more: dict[str, Any]) -> None:
+def test_the_change_makes_the_job_fit_and_is_a_patch_of_it(model: Dimensions, more: dict[str, Any]) -> None:
     spec, has = JobSpec.model_validate({**LEAST, **more}), gpu(100)
-    assert not fitting.want(model, spec, has).met
-    change = fitting.change(model, spec, has)
+    assert not fitting.fit(model, spec, has).met
+    change = fitting.suggest_change(model, spec, has)
     assert change
-    fitting_spec = overridden(spec.model_dump(mode="json"), change)
-    assert fitting.want(model, fitting_spec, has).met
-    assert fitting.change(model, fitting_spec, has) == {}
+    fitting_spec = apply_overrides(spec.model_dump(mode="json"), change)
+    assert fitting.fit(model, fitting_spec, has).met
+    assert fitting.suggest_change(model, fitting_spec, has) == {}
 
 
-def test_where_the_weights_alone_are_too_much_no_change_helps(model: Anatomy) -> None:
-    assert fitting.change(model, JobSpec.model_validate(LEAST), gpu(0)) is None
+def test_where_the_weights_alone_are_too_much_no_change_helps(model: Dimensions) -> None:
+    assert fitting.suggest_change(model, JobSpec.model_validate(LEAST), gpu(0)) is None
 
 
-def test_a_processor_holds_all_processes_and_another_device_its_tensors(model: Anatomy) -> None:
+def test_a_processor_holds_all_processes_and_another_device_its_tensors(model: Dimensions) -> None:
     spec = JobSpec.model_validate(LEAST)
-    held = stages(model, spec)
+    held = memory_by_phase(model, spec)
     fullest = max(each.together for each in held.values())
-    alone = fitting.want(model, spec, Ability(CPU, "x86_64", fullest, LARGEST))
+    alone = fitting.fit(model, spec, Capability(CPU, "x86_64", fullest, LARGEST))
     assert (alone.phase, alone.needed_bytes, alone.met) == (Phase.EXPORTING, fullest, False)
-    assert fitting.want(model, spec, Ability(CPU, "x86_64", 2 * fullest, LARGEST)).met
+    assert fitting.fit(model, spec, Capability(CPU, "x86_64", 2 * fullest, LARGEST)).met
     tensors = max(each.device for each in held.values())
-    assert fitting.want(model, spec, gpu(100)).needed_bytes == tensors + fitting.CONTEXT_BYTES
+    assert fitting.fit(model, spec, gpu(100)).needed_bytes == tensors + fitting.CONTEXT_BYTES

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy.orm import Session
 
-from core.ability import BOUNDLESS
+from core.capability import UNLIMITED
 from core.errors import Code, ProblemError
 from core.jobs import actions, attempts, jobs, recovery
-from core.jobs.attempts import Wishes
+from core.jobs.attempts import Requests
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status
 from core.tables import Job
@@ -62,10 +62,10 @@ def test_a_pause_asked_of_a_job_that_waits_for_room_outlasts_the_want_of_room(
     job_id = make_job()
     attempt = claimed(sessions)
     with sessions.begin() as session:
-        attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
+        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert code(ask(sessions, actions.pause, job_id)) == Reason.ASKED
     with sessions.begin() as session:
-        assert recovery.resume_roomless(session, Reason.DISK_FULL, BOUNDLESS) == []
+        assert recovery.resume_waiting_for_space(session, Reason.DISK_FULL, UNLIMITED) == []
     assert ask(sessions, actions.resume, job_id).status == Status.QUEUED
 
 
@@ -74,7 +74,7 @@ def test_a_pause_asked_of_a_running_job_outlasts_the_want_of_room(sessions: Sess
     attempt = claimed(sessions)
     ask(sessions, actions.pause, job_id)
     with sessions.begin() as session:
-        attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=1)
+        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=1)
     assert code(row(sessions, job_id)) == Reason.ASKED
 
 
@@ -84,7 +84,7 @@ def test_a_running_job_pauses_when_its_worker_gives_it_back(sessions: Sessions, 
     job = ask(sessions, actions.pause, job_id)
     assert (job.status, job.pausing) == (Status.RUNNING, True)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=True, stop_step=None)
+        assert attempts.heartbeat(session, attempt, LEASE) == Requests(pausing=True, stop_step=None)
         attempts.release(session, attempt)
     job = row(sessions, job_id)
     assert (job.status, job.pausing, code(job), job.failures) == (Status.PAUSED, False, Reason.ASKED, 0)
@@ -129,12 +129,12 @@ def test_a_stopped_job_trains_no_further_whoever_takes_it_up(sessions: Sessions,
     attempt = claimed(sessions)
     assert attempt.stop_step is None
     with sessions.begin() as session:
-        attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+        attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
     ask(sessions, actions.pause, job_id)
     job = ask(sessions, actions.stop, job_id)
     assert (job.status, job.stopping, job.pausing) == (Status.RUNNING, True, False)
     with sessions.begin() as session:
-        assert attempts.heartbeat(session, attempt, LEASE) == Wishes(pausing=False, stop_step=7)
+        assert attempts.heartbeat(session, attempt, LEASE) == Requests(pausing=False, stop_step=7)
         attempts.release(session, attempt)
     assert claimed(sessions).stop_step == 7
     with sessions.begin() as session:

@@ -117,15 +117,15 @@ def everything(sessions: Sessions) -> list[object]:
 
 WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.heartbeat(s, a, LEASE),
-    lambda s, a: attempts.progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
-    lambda s, a: attempts.metrics(s, a, [(1, {"loss": 1.0})]),
-    lambda s, a: attempts.event(s, a, "evolved", {}),
-    lambda s, a: attempts.scores(s, a, {"dense": 1.0}),
+    lambda s, a: attempts.set_progress(s, a, phase=Phase.TRAINING, progress=0.5, step=3),
+    lambda s, a: attempts.add_metrics(s, a, [(1, {"loss": 1.0})]),
+    lambda s, a: attempts.add_event(s, a, "evolved", {}),
+    lambda s, a: attempts.add_scores(s, a, {"dense": 1.0}),
     lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
     lambda s, a: attempts.fail_for_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
-    lambda s, a: attempts.set_aside(s, a, Reason.DISK_FULL, "m", needs=1),
+    lambda s, a: attempts.hold_for_space(s, a, Reason.DISK_FULL, "m", needs=1),
     attempts.release,
 ]
 
@@ -138,7 +138,7 @@ def test_a_worker_that_lost_its_job_can_change_nothing(sessions: Sessions, make_
             actions.cancel(session, "ours", cancelled)
         expire(sessions, taken_over)
         with sessions.begin() as session:
-            assert recovery.reap(session, 3) == [taken_over]
+            assert recovery.requeue_lost(session, 3) == [taken_over]
         assert claimed(sessions, "living").job_id == taken_over
         before = everything(sessions)
         for attempt in stale:
@@ -153,8 +153,8 @@ def test_a_resumed_attempt_starts_from_what_was_saved(sessions: Sessions, make_j
     assert first.number == 1
     assert first.resume is None
     with sessions.begin() as session:
-        attempts.scores(session, first, {"dense": 20.0})
-        attempts.scores(session, first, {"pruned": 50.0})
+        attempts.add_scores(session, first, {"dense": 20.0})
+        attempts.add_scores(session, first, {"pruned": 50.0})
         assert attempts.save_resume(session, first, {"step": 10, "files": []}) is None
         assert attempts.save_resume(session, first, {"step": 20, "files": []}) == {"step": 10, "files": []}
         attempts.release(session, first)
@@ -167,9 +167,9 @@ def test_metrics_of_a_repeated_step_are_replaced(sessions: Sessions, make_job: M
     job_id = make_job()
     attempt = claimed(sessions)
     with sessions.begin() as session:
-        attempts.metrics(session, attempt, [(1, {"loss": 3.0}), (2, {"loss": 2.5})])
-        attempts.metrics(session, attempt, [(2, {"loss": 2.0}), (3, {"loss": 1.0})])
-        attempts.metrics(session, attempt, [])
+        attempts.add_metrics(session, attempt, [(1, {"loss": 3.0}), (2, {"loss": 2.5})])
+        attempts.add_metrics(session, attempt, [(2, {"loss": 2.0}), (3, {"loss": 1.0})])
+        attempts.add_metrics(session, attempt, [])
         rows, more = reports.metrics(session, job_id, after_step=-1, limit=10)
     assert [(m.step, m.values["loss"]) for m in rows] == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert not more
@@ -259,7 +259,7 @@ def test_events_of_a_job_commit_in_the_order_of_their_ids(sessions: Sessions, ma
 
     def tell(number: int) -> None:
         with sessions.begin() as session:
-            attempts.event(session, attempt, "evolved", {"number": number})
+            attempts.add_event(session, attempt, "evolved", {"number": number})
 
     seen: list[int] = []
     with ThreadPoolExecutor(6) as pool:

@@ -65,11 +65,11 @@ def test_no_tenant_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, se
     assert claims(sessions, 4, tenant_running=2) == [ours[0], ours[1], theirs, None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, ours[2])
-        told = fairness.reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))
+        told = fairness.waiting_reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))
         assert told is not None
         assert told["code"] == "tenant_limit"
-        assert fairness.reason(session, waiting, settings) != told
-        assert fairness.reason(session, session.get_one(Job, theirs), settings) is None
+        assert fairness.waiting_reason(session, waiting, settings) != told
+        assert fairness.waiting_reason(session, session.get_one(Job, theirs), settings) is None
 
 
 def test_no_key_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, settings: Settings) -> None:
@@ -78,7 +78,7 @@ def test_no_key_runs_more_jobs_than_it_may(sessions: Sessions, make: Make, setti
     assert claims(sessions, 5, key_running=2) == [*mine[:2], other, nobodys, None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, mine[2])
-        told = fairness.reason(session, waiting, settings.model_copy(update={"key_running": 2}))
+        told = fairness.waiting_reason(session, waiting, settings.model_copy(update={"key_running": 2}))
     assert told == {"code": "key_limit", "message": "2 of the jobs of its key run, and no more than 2 may."}
 
 
@@ -92,7 +92,7 @@ def test_neither_tenant_nor_key_queues_more_jobs_than_it_may(
         caller = Caller(tenant, key, Scope.WRITE, "req")
         try:
             with sessions.begin() as session:
-                fairness.check_waiting(session, caller, settings.model_copy(update=limits))
+                fairness.require_waiting_quota(session, caller, settings.model_copy(update=limits))
         except ProblemError as error:
             return error.message if error.code is Code.LIMIT_REACHED else None
         return None
@@ -121,13 +121,13 @@ def test_no_tenant_stores_more_than_it_may_and_equal_files_count_once(sessions: 
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
         datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
-        assert fairness.stored(session, "ours") == (30, 50)
-        assert fairness.stored(session, "theirs") == (30, 0)
+        assert fairness.stored_bytes(session, "ours") == (30, 50)
+        assert fairness.stored_bytes(session, "theirs") == (30, 0)
 
     def refused(limit: int, **content: Any) -> bool:
         try:
             with sessions.begin() as session:
-                fairness.check_stored(session, "ours", limit, **content)
+                fairness.require_storage_quota(session, "ours", limit, **content)
         except ProblemError as error:
             return error.code is Code.LIMIT_REACHED
         return False
@@ -138,4 +138,4 @@ def test_no_tenant_stores_more_than_it_may_and_equal_files_count_once(sessions: 
     with sessions.begin() as session:
         session.execute(text("UPDATE datasets SET deleted_at = now() WHERE tenant = 'ours'"))
         session.execute(text("DELETE FROM checkpoints"))
-        assert fairness.stored(session, "ours") == (0, 0)
+        assert fairness.stored_bytes(session, "ours") == (0, 0)

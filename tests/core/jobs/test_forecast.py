@@ -37,7 +37,7 @@ def test_running_jobs_go_on_as_they_did_and_others_last_as_jobs_did(sessions: Se
         for job, status, progress, spent in lives:
             session.execute(change, {"id": job, "status": status, "progress": progress, "spent": spent})
         for name in ("one", "two", "three"):
-            workers.seen(session, name, GPU)
+            workers.record_heartbeat(session, name, GPU)
         found = Forecast.now(session, 15)
     assert found.free == pytest.approx((0.0, 80.0, 300.0))
     assert found.lasts == pytest.approx(80.0)

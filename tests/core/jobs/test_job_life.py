@@ -17,7 +17,7 @@ from core.errors import LeaseLostError, ProblemError
 from core.jobs import actions, attempts, jobs, recovery
 from core.jobs.attempts import Attempt, Fault
 from core.specs import JobSpec
-from core.states import Move, Phase, Reason, Status
+from core.states import Phase, Reason, Status, Transition
 from core.tables import Job, JobEvent
 from tests.core.conftest import Sessions
 from tests.core.jobs.test_attempts import expire
@@ -42,7 +42,7 @@ class Believed:
     reason: Reason | None = None
     events: list[str] = field(default_factory=lambda: ["job.created"])
 
-    def go(self, move: Move, status: Status | None = None, reason: Reason | None = None) -> bool:
+    def go(self, move: Transition, status: Status | None = None, reason: Reason | None = None) -> bool:
         self.events.append(f"job.{move}")
         if status is not None:
             self.status, self.reason = status, reason
@@ -50,40 +50,40 @@ class Believed:
         return True
 
     def shelve(self, reason: Reason) -> bool:
-        return self.go(Move.PAUSED, Status.PAUSED, reason)
+        return self.go(Transition.PAUSED, Status.PAUSED, reason)
 
-    def requeue(self, move: Move) -> bool:
+    def requeue(self, move: Transition) -> bool:
         self.go(move, Status.QUEUED)
         return self.shelve(Reason.ASKED) if self.pausing else True
 
-    def charge(self, move: Move) -> bool:
+    def charge(self, move: Transition) -> bool:
         self.failures += 1
-        return self.requeue(move) if self.failures < MAX_FAILURES else self.go(Move.FAILED, Status.FAILED)
+        return self.requeue(move) if self.failures < MAX_FAILURES else self.go(Transition.FAILED, Status.FAILED)
 
     def cancel(self) -> bool:
         if self.status.final:
             return self.status is Status.CANCELLED
-        return self.go(Move.CANCELLED, Status.CANCELLED)
+        return self.go(Transition.CANCELLED, Status.CANCELLED)
 
     def pause(self) -> bool:
         if self.status is Status.QUEUED:
             return self.shelve(Reason.ASKED)
         if self.status is Status.RUNNING and not self.pausing:
             self.pausing = True
-            return self.go(Move.PAUSING)
+            return self.go(Transition.PAUSING)
         return not self.status.final
 
     def resume(self) -> bool:
         if self.status is Status.PAUSED:
-            return self.go(Move.RESUMED, Status.QUEUED)
+            return self.go(Transition.RESUMED, Status.QUEUED)
         if self.pausing:
             self.pausing = False
-            return self.go(Move.UNPAUSED)
+            return self.go(Transition.UNPAUSED)
         return not self.status.final
 
     def start(self) -> bool:
         if self.reason is Reason.NOT_STARTED:
-            return self.go(Move.STARTED, Status.QUEUED)
+            return self.go(Transition.STARTED, Status.QUEUED)
         return self.status in {Status.QUEUED, Status.RUNNING}
 
     def stop(self) -> bool:
@@ -92,10 +92,10 @@ class Believed:
         if self.status.final:
             return False
         if self.status is not Status.RUNNING and not self.saved:
-            return self.go(Move.CANCELLED, Status.CANCELLED)
+            return self.go(Transition.CANCELLED, Status.CANCELLED)
         self.stopping, self.pausing = True, False
-        self.go(Move.STOPPING)
-        return self.go(Move.RESUMED, Status.QUEUED) if self.status is Status.PAUSED else True
+        self.go(Transition.STOPPING)
+        return self.go(Transition.RESUMED, Status.QUEUED) if self.status is Status.PAUSED else True
 
     def work(self, deed: str, number: int) -> bool:
         """What an attempt does, if it is the running one."""
@@ -105,14 +105,14 @@ class Believed:
             case "save":
                 self.failures, self.saved = self.failures if self.saved else 0, True
             case "publish":
-                self.go(Move.SUCCEEDED, Status.SUCCEEDED)
+                self.go(Transition.SUCCEEDED, Status.SUCCEEDED)
             case "retry":
-                self.charge(Move.RETRIED)
+                self.charge(Transition.RETRIED)
             case "user":
                 self.failures += 1
-                self.go(Move.FAILED, Status.FAILED)
+                self.go(Transition.FAILED, Status.FAILED)
             case "release":
-                self.requeue(Move.RELEASED)
+                self.requeue(Transition.RELEASED)
         return True
 
 
@@ -120,7 +120,7 @@ def work(session: Session, attempt: Attempt, deed: str) -> None:
     match deed:
         case "report":
             attempts.heartbeat(session, attempt, 60)
-            attempts.progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
+            attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
         case "save":
             attempts.save_resume(session, attempt, {"step": 0, "files": []})
         case "publish":
@@ -188,7 +188,7 @@ class JobLife(RuleBasedStateMachine):
             assert job.status is Status.QUEUED
             job.attempt += 1
             assert (attempt.number, attempt.stop_step is not None) == (job.attempt, job.stopping)
-            job.go(Move.CLAIMED, Status.RUNNING)
+            job.go(Transition.CLAIMED, Status.RUNNING)
         return attempt
 
     @rule(attempt=held, deed=strategies.sampled_from(DEEDS))
@@ -242,11 +242,11 @@ class JobLife(RuleBasedStateMachine):
     def fall_silent(self, job_id: str) -> None:
         expire(self.sessions, job_id)
         with self.sessions.begin() as session:
-            taken = recovery.reap(session, MAX_FAILURES)
+            taken = recovery.requeue_lost(session, MAX_FAILURES)
         job = self.believed[job_id]
         assert taken == ([job_id] if job.status is Status.RUNNING else [])
         if taken:
-            job.charge(Move.LOST)
+            job.charge(Transition.LOST)
 
     @invariant()
     def rows_are_as_believed(self) -> None:

@@ -48,7 +48,7 @@ def test_the_same_key_with_another_body_is_refused(sessions: Sessions, spec: Job
 
 def test_a_key_that_is_being_served_is_refused(sessions: Sessions, spec: JobSpec) -> None:
     with sessions.begin() as session:
-        assert jobs.earlier(session, "ours", "k", "body") is None
+        assert jobs.find_by_idempotency_key(session, "ours", "k", "body") is None
         assert refusal(sessions, spec, "k") is Code.IDEMPOTENCY_IN_FLIGHT
         assert create(sessions, spec, "another key")[1]
     assert create(sessions, spec, "k")[1]

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from core.jobs.overrides import overridden
+from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 
 SPEC = JobSpec.model_validate(
@@ -20,29 +20,29 @@ FORMER = SPEC.model_dump(mode="json")
 
 
 def test_nothing_changed_is_the_same_request() -> None:
-    assert overridden(FORMER, {}) == SPEC
+    assert apply_overrides(FORMER, {}) == SPEC
 
 
 def test_a_field_is_changed_at_any_depth_and_null_is_its_default() -> None:
-    made = overridden(FORMER, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
+    made = apply_overrides(FORMER, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
     assert (made.seed, made.repair.steps, made.repair.density) == (3, 7, 0.005)
     assert made.metadata == {"team": "a", "of": "1"}
-    assert overridden(FORMER, {"repair": None}).repair.steps == 500
+    assert apply_overrides(FORMER, {"repair": None}).repair.steps == 500
 
 
 def test_another_model_does_not_keep_the_revision() -> None:
-    assert overridden(FORMER, {"sparsity": 0.5}).revision == "0123"
-    assert overridden(FORMER, {"model": "tiny"}).revision is None
-    assert overridden(FORMER, {"model": "a/b", "revision": "main"}).revision == "main"
+    assert apply_overrides(FORMER, {"sparsity": 0.5}).revision == "0123"
+    assert apply_overrides(FORMER, {"model": "tiny"}).revision is None
+    assert apply_overrides(FORMER, {"model": "a/b", "revision": "main"}).revision == "main"
 
 
 def test_what_breaks_a_rule_is_refused() -> None:
     for wrong in ({"sparsity": None}, {"sparsity": 2}, {"repair": 5}, {"repair": {"stepps": 1}}):
         with pytest.raises(ValidationError):
-            overridden(FORMER, wrong)
+            apply_overrides(FORMER, wrong)
 
 
 def test_the_former_request_stays_as_it_was() -> None:
     before = SPEC.model_dump(mode="json")
-    overridden(FORMER, {"repair": {"steps": 9}, "metadata": {"team": None}})
+    apply_overrides(FORMER, {"repair": {"steps": 9}, "metadata": {"team": None}})
     assert before == FORMER

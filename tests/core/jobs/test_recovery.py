@@ -11,7 +11,7 @@ from tests.core.jobs.test_attempts import claimed, expire, moves, row
 
 def reap(sessions: Sessions, max_failures: int = 3) -> list[str]:
     with sessions.begin() as session:
-        return recovery.reap(session, max_failures)
+        return recovery.requeue_lost(session, max_failures)
 
 
 def test_a_silent_workers_job_is_queued_again_and_charged(sessions: Sessions, make_job: MakeJob) -> None:
@@ -21,7 +21,7 @@ def test_a_silent_workers_job_is_queued_again_and_charged(sessions: Sessions, ma
     expire(sessions, job_id)
     assert reap(sessions) == [job_id]
     job = row(sessions, job_id)
-    assert (job.status, job.failures, job.worker, job.hinted_at) == (Status.QUEUED, 1, None, None)
+    assert (job.status, job.failures, job.worker, job.notified_at) == (Status.QUEUED, 1, None, None)
     assert moves(sessions, job_id) == ["job.created", "job.claimed", "job.lost"]
 
 
@@ -67,20 +67,20 @@ def test_one_sweep_works_at_a_time(sessions: Sessions, make_job: MakeJob) -> Non
     claimed(sessions)
     expire(sessions, job_id)
     with sessions.begin() as one:
-        assert recovery.reap(one, 3) == [job_id]
+        assert recovery.requeue_lost(one, 3) == [job_id]
         assert reap(sessions) == []
 
 
 def test_a_waiting_job_is_hinted_again_when_its_hint_is_old(sessions: Sessions, make_job: MakeJob) -> None:
     low, high = make_job(0), make_job(1)
     with sessions.begin() as session:
-        assert recovery.to_hint(session, 30, 10) == []
+        assert recovery.mark_for_notification(session, 30, 10) == []
         session.execute(text("UPDATE jobs SET hinted_at = now() - interval '31 s'"))
     with sessions.begin() as session:
-        assert recovery.to_hint(session, 30, 1) == [high]
+        assert recovery.mark_for_notification(session, 30, 1) == [high]
     with sessions.begin() as session:
-        assert recovery.to_hint(session, 30, 10) == [low]
-        assert recovery.to_hint(session, 30, 10) == []
+        assert recovery.mark_for_notification(session, 30, 10) == [low]
+        assert recovery.mark_for_notification(session, 30, 10) == []
 
 
 def test_a_released_job_is_hinted_at_once_and_a_running_one_never(sessions: Sessions, make_job: MakeJob) -> None:
@@ -89,9 +89,9 @@ def test_a_released_job_is_hinted_at_once_and_a_running_one_never(sessions: Sess
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET hinted_at = now() - interval '1 h'"))
     with sessions.begin() as session:
-        assert recovery.to_hint(session, 30, 10) == []
+        assert recovery.mark_for_notification(session, 30, 10) == []
         attempts.release(session, attempt)
     with sessions.begin() as session:
         before = session.get_one(Job, job_id).updated_at
-        assert recovery.to_hint(session, 30, 10) == [job_id]
+        assert recovery.mark_for_notification(session, 30, 10) == [job_id]
     assert row(sessions, job_id).updated_at == before

@@ -90,7 +90,7 @@ def test_a_dataset_that_has_expired_is_not_there_and_may_be_uploaded_again(
         assert datasets.page(session, "ours", limit=9) == ([], False)
         with pytest.raises(ProblemError):
             datasets.get(session, "ours", spec.dataset)
-        assert datasets.earlier(session, "ours", "texts.jsonl", content) is None
+        assert datasets.find_equal(session, "ours", "texts.jsonl", content) is None
 
 
 def test_a_dataset_is_either_taken_by_a_new_job_or_deleted(sessions: Sessions, spec: JobSpec) -> None:

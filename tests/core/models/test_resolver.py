@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from core.access.encryption import Encryption
 from core.access.hub_tokens import HubTokens
-from core.access.seals import Seals
 from core.errors import Code, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.models.resolver import Door
+from core.models.resolver import ModelResolver
 from core.settings import Settings
 from tests.hollow import write_hollow
 
@@ -19,10 +19,10 @@ def roots(tmp_path: Path) -> Path:
     return write_hollow(tmp_path / "models" / "tiny").parent
 
 
-def door(settings: Settings) -> Door:
+def door(settings: Settings) -> ModelResolver:
     """Nothing is connected before it is used."""
     sessions = make_sessions(make_engine(settings))
-    return Door(settings, sessions, Storage(settings), HubTokens(Seals(settings), sessions))
+    return ModelResolver(settings, sessions, Storage(settings), HubTokens(Encryption(settings), sessions))
 
 
 def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from core import workers
-from core.ability import CPU, Ability
+from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import JobEvent
 from seft.client import uploads
@@ -220,7 +220,7 @@ def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path
 
 def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_fit(shell: Shell) -> None:
     with shell.service.sessions.begin() as session:
-        workers.seen(session, "w1", Ability(CPU, "x86_64", 4 << 30, 1 << 40))
+        workers.record_heartbeat(session, "w1", Capability(CPU, "x86_64", 4 << 30, 1 << 40))
     words = ("--model", "tiny", "--sparsity", "0.6")
     found = shell.json("estimate", *words)
     assert (found["fits"], found["checkpoint_bytes"]) == (True, 2 * found["parameters"])

@@ -6,10 +6,10 @@ from typing import assert_type
 
 import pytest
 
-from seft.client.answers import Dataset, Job
 from seft.client.errors import ApiProblem, ClientError
 from seft.client.events import EventReader
 from seft.client.http import AsyncClient, Client
+from seft.client.responses import Dataset, Job
 from tests.seft.client.servers import Script
 
 SPEC = {"model": "m", "dataset": "file_x", "sparsity": 0.6}

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from seft.client.answers import Job, Metric
 from seft.client.progress import follow
+from seft.client.responses import Job, Metric
 
 JOB: Job = {
     "id": "job_1",

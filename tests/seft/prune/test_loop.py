@@ -21,10 +21,11 @@ from seft.config import CalibrationOrder, PruneConfig, PruneMethod
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
+from seft.models.blocks import first
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import block_linears, decoder_blocks, target_linears
-from seft.prune.capture import capture, first
+from seft.prune.capture import capture
 from seft.prune.loop import prune_model
 from seft.prune.methods import make_pruner
 from seft.report import Phase, Progress, Report, Unseen

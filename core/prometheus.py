@@ -24,14 +24,14 @@ EXAMPLE = 'seft_jobs{status="queued"} 3.0\n'
 LATELY = timedelta(hours=1)
 
 
-def text(session: Session, lease_seconds: float) -> bytes:
+def render(session: Session, lease_seconds: float) -> bytes:
     """All of them, in the text format of Prometheus."""
     registry = CollectorRegistry()
-    registry.register(Figures(session, lease_seconds))
+    registry.register(ServiceCollector(session, lease_seconds))
     return generate_latest(registry)
 
 
-class Figures(Collector):
+class ServiceCollector(Collector):
     """Of what the session sees now."""
 
     def __init__(self, session: Session, lease_seconds: float) -> None:
@@ -74,14 +74,14 @@ class Figures(Collector):
     def _sums(self, name: str, told: str, label: str, which: Sum, labels: Iterable[str]) -> SummaryMetricFamily:
         """Each label from the start, so that the first increase is one."""
         summary = SummaryMetricFamily(name, told, labels=[label])
-        known = totals.of(self._session, which)
+        known = totals.read(self._session, which)
         for each in labels:
             summary.add_metric([each], *known.get(each, (0, 0.0)))
         return summary
 
     def _uploads(self) -> CounterMetricFamily:
         uploads = CounterMetricFamily("seft_uploaded_bytes", "Bytes put into object storage", labels=["kind"])
-        known = totals.of(self._session, Sum.UPLOADED_BYTES)
+        known = totals.read(self._session, Sum.UPLOADED_BYTES)
         for kind in Kind:
             _, total = known.get(kind, (0, 0.0))
             uploads.add_metric([kind], total)

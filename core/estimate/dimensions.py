@@ -32,7 +32,7 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class Dimensions:
     """A decoder. Sizes are counts of weights, tokens or entries of a vector, never bytes."""
 
     architecture: str
@@ -58,7 +58,7 @@ class Anatomy:
         return sum(matrix.use * matrix.weights for block in self.blocks for matrix in block)
 
 
-def dissect(source: ModelSource, shapes: Shapes) -> Anatomy:
+def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     """The anatomy of a model whose files hold tensors of these shapes; SourceError where they make no decoder."""
     said = _Config(source)
     sizes = {name: _product(shape) for name, shape in shapes.items()}
@@ -70,7 +70,7 @@ def dissect(source: ModelSource, shapes: Shapes) -> Anatomy:
         told = f"a decoder has blocks with linears, and an embedding; the files of {source.reference!r} hold none."
         raise SourceError(REFUSED, f"{told} Give a decoder-only language model.")
     vocabulary, hidden = max(tables, key=_product)
-    return Anatomy(
+    return Dimensions(
         architecture=said.architecture,
         context=said.number("max_position_embeddings", "n_positions", "context_length"),
         parameters=sum(sizes.values()),

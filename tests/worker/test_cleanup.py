@@ -17,7 +17,7 @@ from core.infra.storage import Found, Storage
 from core.jobs import attempts
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
-from worker import orphans
+from worker import cleanup
 from worker.sweep import Sweep
 
 
@@ -73,7 +73,7 @@ def test_of_jobs_only_what_is_running_saved_or_published_stays(house: House, job
     ]
     for key in kept + gone:
         house.storage.put(key, b"1")
-    assert orphans.remove(house.sessions, house.storage) == len(gone)
+    assert cleanup.delete_unreferenced(house.sessions, house.storage) == len(gone)
     assert house.storage.keys("jobs/") == sorted(kept)
 
 
@@ -84,11 +84,11 @@ def test_an_object_of_which_nothing_is_known_is_left_for_a_day_and_where_it_is_a
     strange = ["datasets/strange.jsonl", f"jobs/{ids.new('job')}/1/run"]
     for key in strange:
         house.storage.put(key, b"1")
-    assert orphans.remove(house.sessions, house.storage) == 0, "they are new"
+    assert cleanup.delete_unreferenced(house.sessions, house.storage) == 0, "they are new"
     aged.age = timedelta(days=4)
-    assert orphans.remove(house.sessions, aged) == 0, "they are older than the first key"
+    assert cleanup.delete_unreferenced(house.sessions, aged) == 0, "they are older than the first key"
     aged.age = timedelta(days=2)
-    assert orphans.remove(house.sessions, aged) == 2
+    assert cleanup.delete_unreferenced(house.sessions, aged) == 2
     assert house.storage.keys("") == named
 
 
@@ -134,7 +134,7 @@ def test_the_sweep_lets_go_of_what_has_expired_with_all_its_objects(house: House
 def test_an_upload_gets_its_row_only_while_its_object_is_there(house: House) -> None:
     content = datasets.Content("1" * 64, 30, 2, Format.TEXT)
     with house.sessions.begin() as session, pytest.raises(ProblemError, match="Send it again"):
-        datasets.must_be_stored(session, house.storage, content)
+        datasets.require_stored(session, house.storage, content)
     house.storage.put(content.object_key, b"1")
     with house.sessions.begin() as session:
-        datasets.must_be_stored(session, house.storage, content)
+        datasets.require_stored(session, house.storage, content)

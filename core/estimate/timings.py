@@ -12,14 +12,13 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.jobs.attempts import PHASE_BEGAN
 from core.specs import JobSpec, RepairMethod
-from core.states import Move, Phase, Status
+from core.states import PHASE_BEGAN, Phase, Status, Transition
 from core.tables import Job, JobEvent
 
 LATEST = 50
 """Jobs that are looked at."""
-CLAIMED, SUCCEEDED = f"job.{Move.CLAIMED}", f"job.{Move.SUCCEEDED}"
+CLAIMED, SUCCEEDED = f"job.{Transition.CLAIMED}", f"job.{Transition.SUCCEEDED}"
 
 
 class Task(NamedTuple):
@@ -29,11 +28,11 @@ class Task(NamedTuple):
     method: str = ""
 
 
-Paces = Mapping[tuple[str, Task], float]
+Timings = Mapping[tuple[str, Task], float]
 """Seconds for a unit of work, by kind of worker and task."""
 
 
-def paces(session: Session) -> Paces:
+def timings(session: Session) -> Timings:
     """The median of the latest jobs that succeeded in one attempt and were not told to stop."""
     ran = (Job.status == Status.SUCCEEDED, Job.attempt == 1, ~Job.stopping)
     jobs = session.scalars(select(Job).where(*ran).order_by(Job.id.desc()).limit(LATEST)).all()
@@ -49,7 +48,7 @@ def paces(session: Session) -> Paces:
     return {key: median(found) for key, found in seen.items()}
 
 
-def seconds(paces: Paces, kind: str, work: Mapping[Task, float]) -> float | None:
+def seconds(paces: Timings, kind: str, work: Mapping[Task, float]) -> float | None:
     """From the claim to the end, on such a worker; None where a part of the work was never done there."""
     parts = [(paces.get((kind, task)), amount) for task, amount in work.items()]
     return None if any(pace is None for pace, _ in parts) else sum(pace * amount for pace, amount in parts if pace)

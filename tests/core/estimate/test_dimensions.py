@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from core.estimate.anatomy import dissect
+from core.estimate.dimensions import read_dimensions
 from seft.errors import SourceError
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
@@ -23,7 +23,7 @@ def test_every_architecture_has_the_weights_and_the_target_linears_that_the_libr
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_bytes())
     source = ModelSource(name, Kind.FOLDER, tmp_path, None, config, None)
-    found, targets = dissect(source, shapes(source)), target_linears(model)
+    found, targets = read_dimensions(source, shapes(source)), target_linears(model)
     kept = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
     assert found.parameters == sum(kept.values())
     assert found.targets == sum(target.weight.numel() for target in targets.values())
@@ -54,4 +54,4 @@ def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     source = find("model", roots=[tmp_path])
     assert shapes(source) == SHAPES
     with pytest.raises(SourceError, match="has blocks with linears"):
-        dissect(source, {"model.embed_tokens.weight": (8, 4)})
+        read_dimensions(source, {"model.embed_tokens.weight": (8, 4)})

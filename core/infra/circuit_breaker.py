@@ -5,7 +5,7 @@ import time
 AWAY_SECONDS = 5.0
 
 
-class Outage:
+class CircuitBreaker:
     """One server's. Safe to share between threads."""
 
     def __init__(self) -> None:

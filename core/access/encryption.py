@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cryptography.fernet import Fernet
 
 
-class Seals:
+class Encryption:
     """Closes and opens with `secret_key`."""
 
     def __init__(self, settings: Settings) -> None:

@@ -9,7 +9,7 @@ RESERVE_BYTES = 32 << 20
 """Left free always: a log line, a database on the same disk."""
 
 
-class NoRoomError(OSError):
+class NoDiskSpaceError(OSError):
     """The disk has too little room for the `needed` bytes."""
 
     def __init__(self, folder: Path, needed: int, free: int) -> None:
@@ -18,11 +18,11 @@ class NoRoomError(OSError):
         self.needed = needed
 
 
-def make_sure(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int) -> None:
     """NoRoomError unless `needed` bytes can be written there and a reserve stays."""
     left = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
     if left < needed:
-        raise NoRoomError(folder, needed, left)
+        raise NoDiskSpaceError(folder, needed, left)
 
 
 def free(folder: Path) -> int:
@@ -34,7 +34,7 @@ def free(folder: Path) -> int:
         return 0
 
 
-def demand(folder: Path, needed: int | None) -> int:
+def required_space(folder: Path, needed: int | None) -> int:
     """Bytes that must be free before all that is in the folder is made again, and what is to be written beside it.
 
     Where nobody knows how much that is, it is more than is free now.

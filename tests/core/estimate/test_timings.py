@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy import text
 
-from core.ability import BOUNDLESS, Ability
-from core.estimate import paces
+from core.capability import UNLIMITED, Capability
+from core.estimate import timings
 from core.jobs import attempts
 from core.specs import JobSpec
 from core.states import Phase
@@ -14,14 +14,14 @@ MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zero
 PHASES = [Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING, Phase.EXPORTING, Phase.UPLOADING]
 
 
-def run(sessions: Sessions, has: Ability) -> None:
+def run(sessions: Sessions, has: Capability) -> None:
     """A job that takes ten seconds in each phase."""
     with sessions.begin() as session:
         attempt = attempts.claim(session, "w1", 60, has=has)
         assert attempt is not None
     for phase in PHASES:
         with sessions.begin() as session:
-            attempts.progress(session, attempt, phase=phase, progress=0.5, step=0)
+            attempts.set_progress(session, attempt, phase=phase, progress=0.5, step=0)
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="", sha256="", files=[], scores={}, measured=MEASURED)
         session.execute(
@@ -40,25 +40,25 @@ def test_a_job_takes_as_long_as_one_like_it_took_on_that_kind_of_worker(
     make_job()
     run(sessions, GPU)
     with sessions.begin() as session:
-        found = paces.paces(session)
-    same = paces.work(spec, 1000, 800)
-    assert paces.seconds(found, GPU.device_name, same) == pytest.approx(70)
+        found = timings.timings(session)
+    same = timings.work(spec, 1000, 800)
+    assert timings.seconds(found, GPU.device_name, same) == pytest.approx(70)
     longer = spec.model_copy(update={"repair": spec.repair.model_copy(update={"steps": 3 * spec.repair.steps})})
-    assert paces.seconds(found, GPU.device_name, paces.work(longer, 1000, 800)) == pytest.approx(70 + 20)
-    assert paces.seconds(found, GPU.device_name, paces.work(spec, 2000, 1600)) == pytest.approx(140)
-    assert paces.seconds(found, "another kind", same) is None
+    assert timings.seconds(found, GPU.device_name, timings.work(longer, 1000, 800)) == pytest.approx(70 + 20)
+    assert timings.seconds(found, GPU.device_name, timings.work(spec, 2000, 1600)) == pytest.approx(140)
+    assert timings.seconds(found, "another kind", same) is None
     other = spec.model_copy(update={"repair": spec.repair.model_copy(update={"method": "spp"})})
-    assert paces.seconds(found, GPU.device_name, paces.work(other, 1000, 800)) is None
+    assert timings.seconds(found, GPU.device_name, timings.work(other, 1000, 800)) is None
 
 
 def test_jobs_of_unknown_machines_and_those_that_were_stopped_tell_nothing(
     sessions: Sessions, make_job: MakeJob
 ) -> None:
     make_job()
-    run(sessions, BOUNDLESS)
+    run(sessions, UNLIMITED)
     make_job()
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET stopping = true WHERE status = 'queued'"))
     run(sessions, GPU)
     with sessions.begin() as session:
-        assert paces.paces(session) == {}
+        assert timings.timings(session) == {}

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text, update
 
 from core import workers
-from core.ability import BOUNDLESS, Ability
+from core.capability import UNLIMITED, Capability
 from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt
 from core.settings import Settings
@@ -20,12 +20,12 @@ from tests.core.jobs.test_attempts import LEASE, row
 SWEEP = 10.0
 
 
-def take(sessions: Sessions, has: Ability) -> Attempt | None:
+def take(sessions: Sessions, has: Capability) -> Attempt | None:
     with sessions.begin() as session:
         return attempts.claim(session, "w1", LEASE, has=has)
 
 
-def taken(sessions: Sessions, has: Ability) -> Attempt:
+def taken(sessions: Sessions, has: Capability) -> Attempt:
     attempt = take(sessions, has)
     assert attempt is not None
     return attempt
@@ -53,20 +53,20 @@ def test_a_worker_takes_what_it_can_do_and_is_counted_on_for_nothing_else(
     job_id = make_job()
     need(sessions, needs=needs)
     with sessions.begin() as session:
-        workers.seen(session, "w1", GPU)
-        assert workers.who_takes(session, row(sessions, job_id), SWEEP) == (1, int(able))
+        workers.record_heartbeat(session, "w1", GPU)
+        assert workers.count_able(session, row(sessions, job_id), SWEEP) == (1, int(able))
     assert (take(sessions, GPU) is not None) is able
 
 
 def test_a_worker_with_too_little_room_passes_over_to_the_next_job(sessions: Sessions, make_job: MakeJob) -> None:
     large, small = make_job(5), make_job()
-    attempt = taken(sessions, BOUNDLESS)
+    attempt = taken(sessions, UNLIMITED)
     with sessions.begin() as session:
-        attempts.set_aside(session, attempt, Reason.DISK_FULL, "m", needs=100)
+        attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=100)
         session.execute(text("UPDATE jobs SET status = 'queued', reason = NULL WHERE status = 'paused'"))
-    assert taken(sessions, replace(BOUNDLESS, disk=99)).job_id == small
-    assert take(sessions, replace(BOUNDLESS, disk=99)) is None
-    assert taken(sessions, replace(BOUNDLESS, disk=100)).job_id == large
+    assert taken(sessions, replace(UNLIMITED, disk=99)).job_id == small
+    assert take(sessions, replace(UNLIMITED, disk=99)) is None
+    assert taken(sessions, replace(UNLIMITED, disk=100)).job_id == large
 
 
 def test_a_job_goes_on_from_its_state_on_the_kind_of_device_that_made_it(sessions: Sessions, make_job: MakeJob) -> None:
@@ -79,15 +79,15 @@ def test_a_job_goes_on_from_its_state_on_the_kind_of_device_that_made_it(session
             attempts.release(session, attempt)
         if not saves:
             with sessions.begin() as session:
-                attempts.release(session, taken(sessions, BOUNDLESS))
-    assert take(sessions, BOUNDLESS) is None
+                attempts.release(session, taken(sessions, UNLIMITED))
+    assert take(sessions, UNLIMITED) is None
     assert taken(sessions, GPU).job_id == job_id
 
 
 def run_out(sessions: Sessions, attempt: Attempt) -> bool:
     """Memory ends in training, where one window at a time can be tried."""
     with sessions.begin() as session:
-        larger = workers.larger(session, attempt.has, SWEEP)
+        larger = workers.has_larger(session, attempt.has, SWEEP)
         return attempts.fail_for_memory(session, attempt, message="m", micro_batch=1, larger=larger, max_failures=3)
 
 
@@ -97,16 +97,16 @@ def test_memory_that_does_not_do_is_looked_for_on_a_larger_device_until_there_is
     job_id = make_job()
     large = replace(GPU, memory=2 * GPU.memory)
     with sessions.begin() as session:
-        workers.seen(session, "small", GPU)
-        workers.seen(session, "large", large)
-        workers.seen(session, "processor", BOUNDLESS)
+        workers.record_heartbeat(session, "small", GPU)
+        workers.record_heartbeat(session, "large", large)
+        workers.record_heartbeat(session, "processor", UNLIMITED)
     for has, micro_batch in ((GPU, None), (GPU, 1), (large, None)):
         attempt = taken(sessions, has)
         assert attempt.micro_batch == micro_batch
         assert run_out(sessions, attempt)
     assert row(sessions, job_id).failures == 1
     assert take(sessions, GPU) is None
-    assert take(sessions, BOUNDLESS) is None
+    assert take(sessions, UNLIMITED) is None
     assert not run_out(sessions, taken(sessions, large))
     assert row(sessions, job_id).status == Status.FAILED
 
@@ -118,13 +118,13 @@ def test_a_job_that_no_living_worker_can_take_says_so_and_why(
 
     def told() -> tuple[str, str]:
         with sessions.begin() as session:
-            found = fairness.reason(session, session.get_one(Job, job_id), settings)
+            found = fairness.waiting_reason(session, session.get_one(Job, job_id), settings)
         assert found is not None
         return found["code"], found["message"]
 
     assert told() == ("no_worker", "No worker runs now.")
     with sessions.begin() as session:
-        workers.seen(session, "w1", GPU)
+        workers.record_heartbeat(session, "w1", GPU)
     assert told()[0] == "in_turn"
     need(sessions, needs={"device": "cuda", "disk": 600 << 30})
     assert told()[0] == "no_worker"

@@ -17,7 +17,7 @@ LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Ability:
+class Capability:
     """What a worker has, named as the columns of its row."""
 
     device: str
@@ -31,11 +31,11 @@ class Ability:
     """The newest requests that it understands."""
 
 
-BOUNDLESS = Ability(CPU, "", LARGEST, LARGEST)
+UNLIMITED = Capability(CPU, "", LARGEST, LARGEST)
 """Nothing is too large for it."""
 
 
-def fits(has: Ability | type[Worker]) -> ColumnElement[bool]:
+def fits(has: Capability | type[Worker]) -> ColumnElement[bool]:
     """Whether a worker, or the one whose row the query looks at, can do the query's job."""
     return and_(
         Job.spec_version <= has.spec_version,

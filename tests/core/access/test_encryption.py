@@ -2,15 +2,15 @@
 
 import pytest
 
-from core.access.seals import Seals
+from core.access.encryption import Encryption
 from core.errors import Code, ProblemError
 from core.settings import Settings
 
 TEXT = "hf_secret"
 
 
-def seals(settings: Settings, key: str | None) -> Seals:
-    return Seals(Settings.model_validate(settings.model_dump() | {"secret_key": key}))
+def seals(settings: Settings, key: str | None) -> Encryption:
+    return Encryption(Settings.model_validate(settings.model_dump() | {"secret_key": key}))
 
 
 def test_only_the_same_key_opens_what_was_closed(settings: Settings) -> None:

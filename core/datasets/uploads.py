@@ -13,17 +13,17 @@ from core.settings import Settings
 from core.tables import Dataset
 
 
-class Intake:
+class DatasetStore:
     """Of one process. Safe to share between threads."""
 
     def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
         self._sessions, self._storage = sessions, storage
         self._most = settings.max_dataset_bytes
-        self._check_limit = partial(fairness.check_stored, limit=settings.tenant_bytes)
+        self._check_limit = partial(fairness.require_storage_quota, limit=settings.tenant_bytes)
 
     def store(self, tenant: str, file: BinaryIO, skip_percentage: float) -> Content:
         """Check a file and store it; INVALID_DATASET where it is no dataset, LIMIT_REACHED where it is too much."""
-        content = datasets.check(file, self._most, skip_percentage)
+        content = datasets.read_content(file, self._most, skip_percentage)
         with self._sessions.begin() as session:
             self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
         datasets.upload(self._storage, file, self._most, content)
@@ -31,9 +31,9 @@ class Intake:
 
     def keep(self, session: Session, tenant: str, name: str, content: Content) -> tuple[Dataset, bool]:
         """The row of what was stored, and whether it is new: the same content under the same name has one."""
-        if former := datasets.earlier(session, tenant, name, content):
+        if former := datasets.find_equal(session, tenant, name, content):
             return former, False
         # Another upload may have come before.
         self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
-        datasets.must_be_stored(session, self._storage, content)
+        datasets.require_stored(session, self._storage, content)
         return datasets.add(session, tenant, name, content), True
