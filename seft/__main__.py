@@ -1,7 +1,5 @@
-"""`python -m seft`."""
+"""`python -m seft` is the command `seft`."""
 
-import sys
+from seft.client.cli import app
 
-from seft.cli import main
-
-sys.exit(main())
+app(prog_name="seft")

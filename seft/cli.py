@@ -1,4 +1,4 @@
-"""`python -m seft VERB`: the library from a shell, without the service.
+"""`seft VERB`: the library from a shell, without the service.
 
 Results go to stdout, for people or with `--json` as one JSON object; how far the work is goes to stderr. What cannot be
 done ends with exit code 2 and one line that names the rule, the value and the way out. Torch is loaded only to work.
@@ -38,7 +38,7 @@ class UsageError(SeftError):
     code = "usage"
 
 
-def main(arguments: Sequence[str] | None = None, *, program: str = "python -m seft") -> int:
+def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> int:
     """Run one command line; its exit code. `program` is what its usage calls it."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments

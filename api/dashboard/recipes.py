@@ -43,7 +43,7 @@ def _curl(asked: dict[str, object], address: str) -> str:
 def _python(asked: dict[str, object]) -> str:
     body = pprint.pformat(asked, sort_dicts=False, width=80)
     call = f"with Client() as service:\n    job = service.create_job(\n{_indent(body)}\n    )"
-    return f"from seft.client.http import Client\n\n{call}\n"
+    return f"from seft.client import Client\n\n{call}\n"
 
 
 def _indent(text: str) -> str:

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page
 
 from local.demo import write_topics
 from local.stack import Stack
-from seft.client.http import Client
+from seft.client import Client
 from tests.api.test_courier import Receiver
 from tests.browser import chromium
 from tests.tiny import train_tiny

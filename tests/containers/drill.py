@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from seft.client.http import Client
+from seft.client import Client
 from tests.tiny import tiny_texts, train_tiny
 
 ROOT = Path(__file__).parents[2]

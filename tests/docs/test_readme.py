@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seft.client.http import Client
+from seft.client import Client
 
 ROOT = Path(__file__).parents[2]
 IGNORED = (ROOT / ".gitignore").read_text().split()

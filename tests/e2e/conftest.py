@@ -14,7 +14,7 @@ from core.access.keys import Scope, issue
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
-from seft.client.http import Client
+from seft.client import Client
 from tests.e2e.collector import Collector, collecting
 from tests.worker.conftest import House, Workers, open_house, variables, workers
 

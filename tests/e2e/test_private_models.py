@@ -17,8 +17,8 @@ from core.jobs import jobs
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Base
+from seft.client import Client
 from seft.client.errors import ApiProblem
-from seft.client.http import Client
 from tests.e2e.conftest import Service
 from tests.hub import COMMIT, Repo, hub
 from tests.worker.conftest import children_of

@@ -24,7 +24,7 @@ from local.folder import LOOPBACK
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
-from seft.client.http import Client
+from seft.client import Client
 from seft.client.responses import Job as JobAnswer
 from tests.faults.proxy import Wire
 from tests.worker.conftest import children_of

@@ -15,7 +15,7 @@ from core.infra.database import make_engine, make_sessions
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
-from seft.client.http import Client
+from seft.client import Client
 from tests.fuzz.hooks import RIGHT
 from tests.hollow import write_hollow
 from tests.hub import hub

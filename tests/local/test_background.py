@@ -17,8 +17,8 @@ import pytest
 from local import background
 from local.background import Running
 from local.folder import FolderLock
+from seft.client import Client
 from seft.client.errors import ApiProblem
-from seft.client.http import Client
 
 ROOT = Path(__file__).parents[2]
 

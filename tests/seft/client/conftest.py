@@ -16,7 +16,7 @@ from core.infra.storage import Storage
 from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
-from seft.client.http import AsyncClient, Client
+from seft.client import AsyncClient, Client
 from seft.client.steps import flow
 from tests.hollow import write_hollow
 from tests.seft.client.servers import Script, serving

@@ -24,16 +24,15 @@ from core import workers
 from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import JobEvent
-from seft.client import uploads
+from seft.client import Client, uploads
 from seft.client.cli import app
 from seft.client.downloads import PART_BYTES
-from seft.client.http import Client
 from seft.client.shell import Exit
 from tests.hub import hub
 from tests.seft.client.conftest import Service
 from tests.seft.client.servers import Script, Store, serving
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
 
 
@@ -306,7 +305,7 @@ def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
 def test_a_download_that_was_ended_goes_on(script: Script, tmp_path: Path, told: signal.Signals, code: int) -> None:
     environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
-    words = ["-m", "client", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
+    words = ["-m", "seft", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
     with serving(store := Store(CONTENT)):
         store.stall_at = PART_BYTES
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from seft.client import Client
 from seft.client.config import Address, config_file
 from seft.client.errors import ClientError
-from seft.client.http import Client
 
 KEPT = Address("https://seft.example", "seft_kept")
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from seft.client import downloads
+from seft.client import Client, downloads
 from seft.client.errors import ClientError, IntegrityError
-from seft.client.http import Client
 from tests.seft.client.servers import Script, Store, described, serving
 
 PART = downloads.PART_BYTES

@@ -6,9 +6,9 @@ from typing import assert_type
 
 import pytest
 
+from seft.client import AsyncClient, Client
 from seft.client.errors import ApiProblem, ClientError
 from seft.client.events import EventReader
-from seft.client.http import AsyncClient, Client
 from seft.client.responses import Dataset, Job
 from tests.seft.client.servers import Script
 
