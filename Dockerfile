@@ -1,15 +1,16 @@
 # The service's images: `api` (no torch), `worker` (torch for CUDA), `worker-cpu`. docker-compose.yml builds them.
-# What is installed: constraints.txt, and torch as said here. PYTHON may name a mirror's image, or one by its digest.
+# They install the dependencies of constraints.txt, and torch as named below, and run the source from /app.
+# PYTHON may name a mirror's image, or an image by its digest.
 ARG PYTHON=python:3.11-slim-trixie
 
 FROM ${PYTHON} AS base
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/var/lib/seft HF_HOME=/var/lib/seft/hub XDG_CACHE_HOME=/tmp/cache
 WORKDIR /var/lib/seft
 RUN useradd --system --uid 10001 --home-dir /var/lib/seft seft \
     && mkdir hub scratch models && chown seft hub scratch
 
-# All that the API imports, but for the source, which changes more often.
+# What the API imports, without the source, which changes more often.
 FROM base AS service
 ENV PIP_CACHE_DIR=/root/.cache/pip
 WORKDIR /src
@@ -19,17 +20,13 @@ RUN --mount=type=cache,target=/root/.cache/pip touch README.md && python -m venv
     && pip install setuptools==80.9.0 \
     && pip install --no-build-isolation --constraint constraints.txt '.[service,telemetry]'
 
-FROM service AS project
-COPY . .
-RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
-
 FROM service AS cuda
 ARG TORCH_VERSION=2.13.0
 RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "torch==$TORCH_VERSION" \
     && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks,telemetry]'
 
-# PIP_EXTRA_INDEX_URL is the address of PyTorch's index of builds for CPUs. Without it the build for CUDA is installed,
-# which runs on CPUs too and is larger by gigabytes.
+# PIP_EXTRA_INDEX_URL is the address of PyTorch's index of CPU builds. Without it pip installs the CUDA build, which
+# also runs on CPUs and is several gigabytes larger.
 FROM service AS cpu
 ARG TORCH_VERSION=2.13.0
 ARG PIP_EXTRA_INDEX_URL
@@ -38,8 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constrai
 
 FROM base AS api
 COPY --from=service /opt/venv /opt/venv
-RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
+COPY . /app
 USER 10001
 ENV SEFT_API_HOST=0.0.0.0
 EXPOSE 8000
@@ -47,16 +43,14 @@ CMD ["python", "-m", "api"]
 
 FROM base AS worker
 COPY --from=cuda /opt/venv /opt/venv
-RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
+COPY . /app
 USER 10001
 ENV SEFT_SCRATCH=/var/lib/seft/scratch
 CMD ["python", "-m", "worker"]
 
 FROM base AS worker-cpu
 COPY --from=cpu /opt/venv /opt/venv
-RUN --mount=type=bind,from=project,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl
+COPY . /app
 USER 10001
 ENV SEFT_SCRATCH=/var/lib/seft/scratch SEFT_DEVICE=cpu
 CMD ["python", "-m", "worker"]

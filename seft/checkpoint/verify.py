@@ -29,7 +29,7 @@ FINGERPRINT_TOLERANCE = 3e-4  # nats; float32 on another machine differs by less
 
 def verify(folder: Path) -> None:
     """Check an exported folder in a process of its own; VerifyError names the first thing that is wrong."""
-    package_root = str(Path(__file__).parents[1])
+    package_root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
         env={**os.environ, "PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1"},

@@ -14,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 def ignored(path: Path) -> bool:
-    return any(fnmatch(path.name, pattern.rstrip("/")) for pattern in [*IGNORED, ".git"])
+    return any(fnmatch(path.name, pattern.strip("/")) for pattern in [*IGNORED, ".git"])
 
 
 PAGES = [page for page in sorted(ROOT.rglob("*.md")) if not any(map(ignored, [page, *page.relative_to(ROOT).parents]))]

@@ -1,0 +1,93 @@
+"""The wheel holds `seft` alone, and each extra installs what its modules import.
+
+Every case installs the wheel with one extra into an empty environment and imports every module that the extra
+promises. The service is not in the wheel: its modules are imported from the checkout.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HARNESS = "seft.harness"
+"""Needs the extra `tasks`."""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that no former build's files get into it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for package in ("api", "core", "local", "migrations", "seft", "worker"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"seft"}
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "seft").rglob("*.py")}
+    assert {name for name in names if name.startswith("seft/")} == files
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("extra", "promised"),
+    [
+        ("", ["seft", "seft.client"]),
+        ("service", ["api", "core", "migrations"]),
+        ("telemetry", ["api", "core", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk"]),
+        ("local", ["local", "api"]),
+        ("torch", ["seft"]),
+        ("tasks", ["seft", HARNESS, "lm_eval"]),
+    ],
+)
+def test_an_extra_installs_what_its_modules_import(
+    wheel: Path, tmp_path: Path, extra: str, promised: list[str]
+) -> None:
+    environment = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", environment)
+    python = environment / "bin" / "python"
+    constraints = ("--constraint", ROOT / "constraints.txt")
+    what = f"{wheel}[{extra}]" if extra else wheel
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", *constraints, what)
+    names = [name for top in promised for name in modules(top, whole=bool(extra) or top == "seft.client")]
+    script = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    run(python, "-c", script, *names, checkout="seft" not in promised)
+
+
+def modules(top: str, *, whole: bool) -> list[str]:
+    """The module `top` and, if `whole`, all modules below it that the checkout holds."""
+    folder = ROOT / top.replace(".", "/")
+    if not whole or not folder.is_dir():
+        return [top]
+    paths = sorted(folder.rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    runs = (".__main__", ".env")  # programs, not modules
+    return [name.removesuffix(".__init__") for name in names if not name.endswith(runs) and ".versions." not in name]
+
+
+def run(*command: str | Path, checkout: bool = False) -> None:
+    """Run a command, in the checkout or outside of it; its output is the message if it fails."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if checkout:
+        environment["PYTHONPATH"] = str(ROOT)
+    ended = subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        cwd=ROOT if checkout else "/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
