@@ -87,7 +87,7 @@ def documents() -> Iterator[tuple[Path, str]]:
         path = DOCS / name
         text, *parts = path.read_text().split(BEGIN)
         for make, part in zip(makers, parts, strict=True):
-            text += f"{BEGIN}\n{make()}{END}{part.partition(END)[2]}"
+            text += f"{BEGIN}\n\n{make()}\n{END}{part.partition(END)[2]}"
         yield path, text
 
 
@@ -109,7 +109,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
+    lines = [head, ("--",) * len(head), *rows]  # as mdformat --compact-tables writes it
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 

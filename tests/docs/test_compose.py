@@ -1,7 +1,7 @@
-"""Laws of `docker-compose.yml` and of what `deploy/` gives to its services. No engine is asked.
+"""Rules for `docker-compose.yml` and the files in `deploy/`. No container engine is used.
 
-The images are not run here; the servers' commands are, with the same programs out of the wheels. `make containers` runs
-all of it where Docker is.
+The images do not run here. The servers' commands do, with the same programs from wheels. `make containers` runs the
+whole stack on a machine with Docker.
 """
 
 import json
@@ -33,8 +33,8 @@ from tests.debian import program
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-ONCE = {"migrate", "metrics-key"}
-LASTING = sorted(set(SERVICES) - ONCE)
+RUN_ONCE = {"migrate", "metrics-key"}
+LONG_RUNNING = sorted(set(SERVICES) - RUN_ONCE)
 OURS = sorted(name for name in SERVICES if SERVICES[name]["image"].startswith("seft-"))
 MONITORING = {"metrics-key", "prometheus", "grafana"}
 SECRET = "0123456789abcdef"
@@ -45,11 +45,11 @@ def seconds(duration: str) -> int:
 
 
 def started(*profiles: str) -> set[str]:
-    """The services that `docker compose up` starts with these profiles."""
+    """Return the services that `docker compose up` starts with these profiles."""
     return {name for name, service in SERVICES.items() if set(service.get("profiles", profiles)) & set(profiles)}
 
 
-def test_a_profile_starts_all_that_it_needs_and_no_more() -> None:
+def test_a_profile_starts_every_service_it_needs_and_no_other() -> None:
     servers, always = {"postgres", "valkey", "storage"}, {"migrate", "api"}
     assert started("gpu") == servers | always | {"worker"}
     assert started("cpu") == servers | always | {"worker-cpu"}
@@ -59,26 +59,26 @@ def test_a_profile_starts_all_that_it_needs_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("profiles", ["gpu", "cpu", "external", "gpu,tls,monitoring", "cpu,tls,monitoring"])
-def test_docker_compose_reads_the_file_and_insists_on_secrets(tmp_path: Path, profiles: str) -> None:
-    # Beside a user's own Docker it may be a plug-in of that alone; the drill in tests/containers asks it there.
+def test_docker_compose_reads_the_file_and_requires_secrets(tmp_path: Path, profiles: str) -> None:
+    # Where compose is only a plug-in of Docker, the drill in tests/containers checks the file.
     compose = program("docker-compose", package="docker-compose")
     if not compose:
         pytest.skip("Docker's compose is not installed, and apt-get brought none.")
-    asked = [compose, f"--env-file={tmp_path / 'env'}", f"--file={ROOT / 'docker-compose.yml'}", "config", "--quiet"]
+    command = [compose, f"--env-file={tmp_path / 'env'}", f"--file={ROOT / 'docker-compose.yml'}", "config", "--quiet"]
     secrets = [f"SEFT_{name}_PASSWORD={SECRET}\n" for name in ("DATABASE", "BROKER", "S3", "GRAFANA")]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COMPOSE_PROFILES": profiles}
-    for given in range(len(secrets) + 1):
-        (tmp_path / "env").write_text("".join(secrets[:given]))
-        ran = subprocess.run(asked, check=False, capture_output=True, text=True, env=environment)
-        if given < len(secrets):
-            assert ran.returncode
-            assert "make secrets makes it" in ran.stderr
+    for count in range(len(secrets) + 1):
+        (tmp_path / "env").write_text("".join(secrets[:count]))
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if count < len(secrets):
+            assert result.returncode
+            assert "make secrets makes it" in result.stderr
         else:
-            assert (ran.returncode, ran.stderr) == (0, "")
+            assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", LASTING)
-def test_a_lasting_service_is_watched_bounded_and_given_time_to_end(name: str) -> None:
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_a_long_running_service_has_a_health_check_limits_and_time_to_stop(name: str) -> None:
     service = SERVICES[name]
     assert {"test", "interval", "timeout", "start_period", "start_interval"} <= set(service["healthcheck"])
     assert service["restart"] == "unless-stopped"
@@ -86,12 +86,12 @@ def test_a_lasting_service_is_watched_bounded_and_given_time_to_end(name: str) -
     assert service["deploy"]["resources"]["limits"]["memory"]
 
 
-def test_a_worker_has_more_time_to_end_than_a_checkpoint_takes() -> None:
+def test_a_worker_has_more_time_to_stop_than_a_checkpoint_takes() -> None:
     assert all(seconds(SERVICES[name]["stop_grace_period"]) >= 120 for name in ("worker", "worker-cpu"))
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_gains_no_rights_fills_no_disk_with_logs_and_has_a_pinned_image(name: str) -> None:
+def test_a_service_gains_no_privileges_has_bounded_logs_and_a_pinned_image(name: str) -> None:
     service = SERVICES[name]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
@@ -99,28 +99,28 @@ def test_a_service_gains_no_rights_fills_no_disk_with_logs_and_has_a_pinned_imag
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_images_run_without_rights_and_write_only_where_they_must(name: str) -> None:
+def test_our_images_run_without_capabilities_on_a_read_only_file_system(name: str) -> None:
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert SERVICES[name]["read_only"]
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_registry_is_asked_for_our_images(name: str) -> None:
+def test_our_images_are_not_pulled_from_a_registry(name: str) -> None:
     assert "build" in SERVICES[name] or SERVICES[name]["pull_policy"] == "never"
 
 
-def test_prometheus_reads_the_key_and_writes_where_its_image_lets_a_group_write() -> None:
+def test_prometheus_runs_as_the_user_of_our_images_and_the_group_of_its_own() -> None:
     users = re.findall(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text())
     assert SERVICES["prometheus"]["user"] == f"{users[0]}:65534"
 
 
-def test_every_volume_is_named_and_every_named_volume_used() -> None:
+def test_every_volume_is_named_and_every_named_volume_is_used() -> None:
     mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
     used = {mount.split(":")[0] for mount in mounts if not mount.startswith(("./", "$"))}
     assert used == set(COMPOSE["volumes"])
 
 
-def test_only_what_users_need_is_published_and_on_loopback_unless_told_otherwise() -> None:
+def test_only_what_users_need_is_published_on_loopback_by_default() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {
         "api": ["${SEFT_PUBLISH:-127.0.0.1}:8000:8000"],
@@ -130,24 +130,24 @@ def test_only_what_users_need_is_published_and_on_loopback_unless_told_otherwise
     }
 
 
-def test_every_secret_has_to_be_made_and_make_secrets_makes_it(tmp_path: Path) -> None:
+def test_every_secret_is_required_and_make_secrets_writes_it(tmp_path: Path) -> None:
     text = yaml.safe_dump(SERVICES)
     needed = set(re.findall(r"\$\{(\w+):\?make secrets makes it\}", text))
     assert all(name in needed for name in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)\}", text))
     assert not re.search(r"(?:PASSWORD|SECRET_KEY|TOKEN)\w*:-[^}$]", text), "a secret has a default"
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
     subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, check=True)
-    made = dict(line.split("=") for line in (tmp_path / ".env").read_text().splitlines())
-    assert made.pop("COMPOSE_PROFILES") == "gpu"
-    assert set(made) == needed | {"SEFT_SECRET_KEY"}
-    assert len({value for value in made.values() if re.fullmatch("[0-9a-f]{64}", value)}) == len(made)
+    written = dict(line.split("=") for line in (tmp_path / ".env").read_text().splitlines())
+    assert written.pop("COMPOSE_PROFILES") == "gpu"
+    assert set(written) == needed | {"SEFT_SECRET_KEY"}
+    assert len({value for value in written.values() if re.fullmatch("[0-9a-f]{64}", value)}) == len(written)
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
     again = subprocess.run(["make", "--silent", "secrets"], cwd=tmp_path, capture_output=True, check=False)
-    assert again.returncode, "secrets that are in use were written anew"
+    assert again.returncode, "secrets that are in use were overwritten"
 
 
-def test_what_lasts_of_ours_reads_the_settings_that_an_operator_adds() -> None:
-    for name in {*OURS} - ONCE:
+def test_our_long_running_services_read_the_settings_that_an_operator_adds() -> None:
+    for name in {*OURS} - RUN_ONCE:
         assert SERVICES[name]["env_file"] == [{"path": "${SEFT_SETTINGS:-settings.env}", "required": False}]
 
 
@@ -161,24 +161,24 @@ def test_every_setting_that_the_file_passes_on_exists() -> None:
         } <= passed
 
 
-def test_dashboard_and_alerts_ask_for_figures_that_there_are(settings: Settings) -> None:
+def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Settings) -> None:
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
-        told = set(re.findall(r"^# TYPE (\w+) ", figures_of(session), re.MULTILINE))
+        metrics = set(re.findall(r"^# TYPE (\w+) ", render_metrics(session), re.MULTILINE))
     engine.dispose()
     board = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())
     rules = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())["groups"][0]["rules"]
-    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    asked += [rule["expr"] for rule in rules]
-    named = {re.sub("_(sum|count)$", "", name) for each in asked for name in re.findall(r"\bseft_\w+", each)}
-    assert named == told
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    expressions += [rule["expr"] for rule in rules]
+    names = {re.sub("_(sum|count)$", "", name) for each in expressions for name in re.findall(r"\bseft_\w+", each)}
+    assert names == metrics
 
 
-def figures_of(session: Session) -> str:
+def render_metrics(session: Session) -> str:
     return prometheus.render(session, 60).decode()
 
 
-def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:
+def test_the_command_of_valkey_requires_the_password(tmp_path: Path) -> None:
     with reserve_any() as reservation:
         port = port_of(reservation)
         shell, option, script = SERVICES["valkey"]["command"]
@@ -187,12 +187,12 @@ def test_the_command_of_valkey_asks_for_the_password(tmp_path: Path) -> None:
         environment = {"PATH": f"{binary}:{os.environ['PATH']}", "PASSWORD": SECRET}
         with running([shell, option, script], tmp_path / "log", environment):
             with redis.Redis(LOOPBACK, port, password=SECRET) as client:
-                until(redis.RedisError, client.ping)
+                wait_until_ready(redis.RedisError, client.ping)
             with redis.Redis(LOOPBACK, port) as stranger, pytest.raises(redis.AuthenticationError):
                 stranger.ping()
 
 
-def test_the_command_of_the_storage_knows_its_keys_and_sends_no_telemetry(tmp_path: Path) -> None:
+def test_the_command_of_the_storage_accepts_its_keys_and_sends_no_telemetry(tmp_path: Path) -> None:
     names = [f"{name}.port{grpc}" for name in ("s3", "master", "filer", "volume", "admin") for grpc in ("", ".grpc")]
     reservations = {name: reserve_any() for name in names}
     ports = {name: port_of(reservation) for name, reservation in reservations.items()}
@@ -210,17 +210,17 @@ def test_the_command_of_the_storage_knows_its_keys_and_sends_no_telemetry(tmp_pa
         aws_secret_access_key=SECRET,
     )
     with running(command, tmp_path / "log", environment):
-        until(BotoCoreError, client.list_buckets)
+        wait_until_ready(BotoCoreError, client.list_buckets)
         client.create_bucket(Bucket="seft")
     for name, port in ports.items():
         reservations[name].close()
-        for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-            left.unlink()
+        for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            socket.unlink()
 
 
 @contextmanager
 def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[None]:
-    """A server for the length of a block."""
+    """Run a server for the length of a block."""
     process = processes.spawn(command, log=log, orphaned=signal.SIGKILL, environment=environment)
     try:
         yield
@@ -228,11 +228,11 @@ def running(command: list[str], log: Path, environment: dict[str, str]) -> Itera
         processes.stop(process, signal.SIGTERM, patience=10)
 
 
-def until(not_ready: type[Exception], ask: Any) -> None:
-    """Ask until it is answered."""
+def wait_until_ready(not_ready: type[Exception], call: Any) -> None:
+    """Call until no `not_ready` is raised; fail after 20 seconds."""
     for _ in range(200):
         try:
-            ask()
+            call()
         except not_ready:
             time.sleep(0.1)
         else:

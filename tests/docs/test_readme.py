@@ -1,4 +1,4 @@
-"""Documentation that cannot lag: the tree, the make targets, the links."""
+"""Check that the documentation keeps up with the repository: the tree, the make targets, the links, the records."""
 
 import re
 from fnmatch import fnmatch
@@ -18,20 +18,32 @@ def ignored(path: Path) -> bool:
 
 
 PAGES = [page for page in sorted(ROOT.rglob("*.md")) if not any(map(ignored, [page, *page.relative_to(ROOT).parents]))]
+page_names = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def tree() -> dict[str, str]:
-    """The README's tree: entry -> description."""
+    """Return the README's tree: entry -> description."""
     block = re.search(r"```text\n(.*?)```", TEXT, re.DOTALL)
     assert block
     lines = [re.fullmatch(r"(\S+)\s{2,}(\S.*)", line) for line in block[1].splitlines()]
-    assert all(lines), "every line of the tree is an entry, two spaces, and what it is"
+    assert all(lines), "every line of the tree is an entry, two spaces, and its description"
     return {line[1].rstrip("/"): line[2] for line in lines if line}
 
 
 def targets() -> dict[str, str]:
-    """The Makefile's targets that `make help` shows."""
+    """Return the Makefile's targets that `make help` shows."""
     return dict(re.findall(r"^([a-z]+):.*## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def prose(page: Path) -> str:
+    """Return a page without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_tree_describes_every_entry_of_the_repository_and_no_other() -> None:
@@ -40,8 +52,8 @@ def test_the_tree_describes_every_entry_of_the_repository_and_no_other() -> None
 
 def test_every_make_target_that_a_page_names_exists() -> None:
     for page in PAGES:
-        named = re.findall(r"`make ([a-z]+)|^make ([a-z]+)", page.read_text(), re.MULTILINE)
-        assert {a or b for a, b in named} <= set(targets()), page.name
+        matches = re.findall(r"`make ([a-z]+)|^make ([a-z]+)", page.read_text(), re.MULTILINE)
+        assert {a or b for a, b in matches} <= set(targets()), page.name
 
 
 def test_the_readme_names_the_targets_that_people_need() -> None:
@@ -62,8 +74,23 @@ def test_every_target_is_phony_and_explained() -> None:
     assert set(phony[1].split()) == set(targets())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@page_names
 def test_no_relative_link_is_broken(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#\s]+)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    links = re.findall(r"\]\(([^)#\s]+)", prose(page))
     broken = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not broken
+
+
+@page_names
+def test_every_link_to_a_heading_finds_it(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", prose(page))
+    broken = [
+        f"{path}#{anchor}" for path, anchor in links if anchor not in anchors(page.parent / path if path else page)
+    ]
+    assert not broken
+
+
+def test_the_list_of_decision_records_has_every_record() -> None:
+    folder = ROOT / "docs/adr"
+    listed = re.findall(r"\]\((\d{4}-[a-z-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == sorted(path.name for path in folder.glob("[0-9]*.md"))
