@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 # Tools that inspect the project from outside. They have their own environment, so their versions do not bind ours.
 AUDIT := .audit
+# docs/log.md keeps its old entries as they are.
+PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
+MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 # Replaces the shell by a command, and ends the command when make ends, even by kill -9.
 LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
 
@@ -58,13 +61,15 @@ load: ## load such a file, after checking its checksums
 
 check: lint leaks types imports test ## run everything that must pass before a change is merged
 
-format: $(READY) ## format the code
+format: $(READY) ## format code and documents
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
+	@$(MDFORMAT) $(PAGES)
 
-lint: $(READY) ## check formatting and style
+lint: $(READY) ## check formatting and style of code, documents and scripts
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/ruff check --quiet .
+	@$(MDFORMAT) --check $(PAGES)
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/shellcheck .ci/run deploy/*.sh
 
