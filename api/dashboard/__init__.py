@@ -1,1 +1,1 @@
-"""The dashboard: pages for people, rendered here. They call what the JSON routes call, with no query of their own."""
+"""The dashboard: HTML pages for people. Pages call the same functions as the JSON routes and have no queries."""

@@ -1,4 +1,4 @@
-"""What may be asked of a job as it stands, and what each wish keeps, in a word."""
+"""The actions that a job's page offers, and what each one does, in a sentence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,33 +12,40 @@ from core.tables import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A button, and what it keeps."""
+class Action:
+    """A button that changes a job."""
 
     name: str
+    """Last part of the URL that the button posts to."""
     label: str
-    keeps: str
-    wish: Callable[[Session, str, str], Job]
-    harsh: bool = False
+    effect: str
+    """Sentence below the label: what the action does and what it keeps."""
+    run: Callable[[Session, str, str], Job]
+    destructive: bool = False
 
 
-START = Offer("start", "Start", "Puts the job into the queue.", actions.start)
-RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.", actions.resume)
-PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.", actions.pause)
-STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.", actions.stop)
-STOP_UNSAVED = Offer(
-    "stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.", actions.stop
+START = Action("start", "Start", "Adds the job to the queue.", actions.start)
+RESUME = Action("resume", "Resume", "Continues from the newest saved state.", actions.resume)
+PAUSE = Action("pause", "Pause", "Saves the state and frees the device. Resume continues from there.", actions.pause)
+STOP = Action("stop", "Stop early", "Ends training, then evaluates and publishes the model.", actions.stop)
+STOP_WAITING = Action(
+    "stop",
+    "Stop early",
+    "Evaluates and publishes the newest saved state. Cancels the job if no state is saved.",
+    actions.stop,
 )
-CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", actions.cancel, harsh=True)
-ALL = {offer.name: offer for offer in (START, RESUME, PAUSE, STOP, CANCEL)}
+CANCEL = Action(
+    "cancel", "Cancel", "Ends the job immediately. No checkpoint is kept.", actions.cancel, destructive=True
+)
+ACTIONS = {action.name: action for action in (START, RESUME, PAUSE, STOP, CANCEL)}
 
 
-def offers(job: JobView) -> list[Offer]:
-    """What makes sense to ask now."""
+def available_actions(job: JobView) -> list[Action]:
+    """Return the actions that make sense in the job's current status, in display order."""
     if job.status.final:
         return []
-    stop = [] if job.stopping else [STOP if job.status is Status.RUNNING else STOP_UNSAVED]
+    stop = [] if job.stopping else [STOP if job.status is Status.RUNNING else STOP_WAITING]
     if job.status is Status.PAUSED:
-        waits = job.reason is not None and job.reason.code == Reason.NOT_STARTED
-        return [START, CANCEL] if waits else [RESUME, *stop, CANCEL]
+        not_started = job.reason is not None and job.reason.code == Reason.NOT_STARTED
+        return [START, CANCEL] if not_started else [RESUME, *stop, CANCEL]
     return [RESUME if job.pausing else PAUSE, *stop, CANCEL]

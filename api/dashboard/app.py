@@ -1,4 +1,4 @@
-"""The dashboard's application, mounted into the API's: its pages, its errors as pages, its headers."""
+"""The dashboard's application, mounted into the API: its pages, its error pages and its response headers."""
 
 from http import HTTPStatus
 
@@ -36,39 +36,39 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-FRAMEWORK = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
-"""What the framework raises by itself; whatever else it raises is about a body that it cannot read."""
+FRAMEWORK_CODES = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
+"""Error codes for the framework's own errors. Its other errors are about a request body that it cannot read."""
 ASSET_CACHE = "public, max-age=31536000, immutable"
 
 
 def make_dashboard(services: Services) -> ASGIApp:
-    """The application over these services."""
+    """Build the dashboard application on these services."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.services = services
     for module in (sign_in, overview, jobs, new_job, compare, job, datasets, models, workers, webhooks, keys):
         app.include_router(module.router)
     app.mount("/assets", Assets(directory=ASSETS))
-    app.add_exception_handler(SignInNeededError, _to_sign_in)
-    app.add_exception_handler(ProblemError, _told)
-    app.add_exception_handler(HTTPException, _framework)
-    app.add_exception_handler(Exception, _broken)
+    app.add_exception_handler(SignInNeededError, _redirect_to_sign_in)
+    app.add_exception_handler(ProblemError, _problem_page)
+    app.add_exception_handler(HTTPException, _framework_error_page)
+    app.add_exception_handler(Exception, _internal_error_page)
     for error in SERVERS_DOWN:
-        app.add_exception_handler(error, _server_down)
-    return Guarded(app)
+        app.add_exception_handler(error, _unavailable_page)
+    return SecurityHeaders(app)
 
 
 class Assets(StaticFiles):
-    """Files whose address changes with their content."""
+    """Static files whose URL changes with their content."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """The file, to be kept for good."""
-        answer = await super().get_response(path, scope)
-        answer.headers["Cache-Control"] = ASSET_CACHE
-        return answer
+        """Return the file with a header that lets browsers cache it permanently."""
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = ASSET_CACHE
+        return response
 
 
-class Guarded:
-    """ASGI middleware: the headers that every answer has, and the browser's new token where it got one."""
+class SecurityHeaders:
+    """ASGI middleware that adds the security headers, and the session cookie if its token was rotated."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -76,53 +76,55 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                if fresh := scope.get("state", {}).get("fresh_token"):
-                    headers.append("Set-Cookie", sign_in.cookie(Request(scope), fresh))
+                if token := scope.get("state", {}).get("fresh_token"):
+                    headers.append("Set-Cookie", sign_in.cookie(Request(scope), token))
             await send(message)
 
-        await self.app(scope, receive, send_guarded)
+        await self.app(scope, receive, send_with_headers)
 
 
-async def _to_sign_in(request: Request, _: Exception) -> Response:
+async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
     if request.headers.get("hx-request"):
-        # The page that polls is loaded anew, and leads there.
+        # A redirect would replace only a part of the page. A reload of the whole page leads to the sign-in page.
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Refresh": "true"})
     if request.method != "GET" or request.headers.get("accept", "").startswith("application/json"):
         return Response(status_code=HTTPStatus.UNAUTHORIZED)
-    return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_to(request)}", HTTPStatus.SEE_OTHER)
+    return RedirectResponse(f"{ROOT}/sign-in?{sign_in.back_query(request)}", HTTPStatus.SEE_OTHER)
 
 
-def _problem(request: Request, code: Code, detail: str) -> Response:
+def _error_page(request: Request, code: Code, detail: str) -> Response:
     status, title = TABLE[code]
     return page(request, None, "problem.html", status=int(status), title=title, detail=detail, code=code)
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _problem_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
-    answer = _problem(request, error.code, error.message)
+    response = _error_page(request, error.code, error.message)
     if error.retry_after is not None:
-        answer.headers["Retry-After"] = str(error.retry_after)
-    return answer
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
 
 
-async def _framework(request: Request, error: Exception) -> Response:
+async def _framework_error_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error, LimitError):
-        return await _told(request, error.problem)
-    code = FRAMEWORK.get(error.status_code, Code.INVALID_REQUEST)
-    detail = "There is no such page." if code is Code.NOT_FOUND else str(error.detail)
-    return _problem(request, code, detail)
+        return await _problem_page(request, error.problem)
+    code = FRAMEWORK_CODES.get(error.status_code, Code.INVALID_REQUEST)
+    detail = "This page does not exist." if code is Code.NOT_FOUND else str(error.detail)
+    return _error_page(request, code, detail)
 
 
-async def _broken(request: Request, _: Exception) -> Response:
-    return _problem(
-        request, Code.INTERNAL, "Something unforeseen happened. The log has the rest under this request's id."
+async def _internal_error_page(request: Request, _: Exception) -> Response:
+    return _error_page(
+        request, Code.INTERNAL, "An unexpected error occurred. The log has details under this request ID."
     )
 
 
-async def _server_down(request: Request, _: Exception) -> Response:
-    return _problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Try again soon.")
+async def _unavailable_page(request: Request, _: Exception) -> Response:
+    return _error_page(
+        request, Code.UNAVAILABLE, "The database or the object storage does not respond. Try again soon."
+    )

@@ -1,4 +1,4 @@
-"""What a job's events say to a person."""
+"""Texts for a job's events, as its page shows them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,82 +6,83 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from api.dashboard import words
+from api.dashboard import formatting
 from api.schemas.reports import EventView
 
 Data = dict[str, Any]
 
 
-class Mood(StrEnum):
-    """How an event is shown."""
+class Severity(StrEnum):
+    """Importance of an event. The value is the CSS class of its line."""
 
-    PLAIN = "plain"
-    GOOD = "good"
-    ODD = "odd"
-    BAD = "bad"
+    INFO = "info"
+    SUCCESS = "success"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """An event in words."""
+class EventLine:
+    """One line of the event list."""
 
     text: str
-    more: str
-    mood: Mood
+    details: str
+    severity: Severity
     at: datetime
     attempt: int
 
 
-def line(event: EventView) -> Line:
-    """An event in words; one that is not known here by its own name."""
-    say, mood = SAID.get(event.type, (_unknown(event.type), Mood.PLAIN))
-    text, more = say(event.data)
-    return Line(text, more, mood, event.created_at, event.attempt)
+def event_line(event: EventView) -> EventLine:
+    """Describe an event. An event of an unknown type is shown by its type and its data."""
+    describe, severity = DESCRIPTIONS.get(event.type, (_generic(event.type), Severity.INFO))
+    text, details = describe(event.data)
+    return EventLine(text, details, severity, event.created_at, event.attempt)
 
 
-def _plain(text: str) -> Callable[[Data], tuple[str, str]]:
+def _fixed(text: str) -> Callable[[Data], tuple[str, str]]:
     return lambda _: (text, "")
 
 
-def _unknown(name: str) -> Callable[[Data], tuple[str, str]]:
-    text = name.replace(".", " ").replace("_", " ").capitalize()
+def _generic(event_type: str) -> Callable[[Data], tuple[str, str]]:
+    text = event_type.replace(".", " ").replace("_", " ").capitalize()
     return lambda data: (text, ", ".join(f"{key} {value}" for key, value in data.items()))
 
 
-def _error(text: str) -> Callable[[Data], tuple[str, str]]:
-    return lambda data: (text, words.sentence(str(data.get("error", {}).get("message", ""))))
+def _with_error(text: str) -> Callable[[Data], tuple[str, str]]:
+    return lambda data: (text, formatting.sentence(str(data.get("error", {}).get("message", ""))))
 
 
-def _reason(text: str) -> Callable[[Data], tuple[str, str]]:
-    return lambda data: (text, words.sentence(str(data.get("reason", {}).get("message", ""))))
+def _with_reason(text: str) -> Callable[[Data], tuple[str, str]]:
+    return lambda data: (text, formatting.sentence(str(data.get("reason", {}).get("message", ""))))
 
 
 def _evolved(data: Data) -> tuple[str, str]:
-    count = {name: words.count(data.get(name, 0)) for name in ("dropped", "grown", "reactivated", "pruned")}
-    changes = "{dropped} dropped, {grown} grown, {reactivated} of them zeros, {pruned} pruned".format(**count)
-    return f"Topology evolved after step {data.get('step')}", changes
+    counts = {name: formatting.count(data.get(name, 0)) for name in ("dropped", "grown", "reactivated", "pruned")}
+    details = "{dropped} dropped, {grown} grown ({reactivated} from zero), {pruned} pruned".format(**counts)
+    return f"Topology evolved after step {data.get('step')}", details
 
 
-SAID: dict[str, tuple[Callable[[Data], tuple[str, str]], Mood]] = {
-    "job.created": (_plain("Job made"), Mood.PLAIN),
-    "job.claimed": (lambda data: (f"Taken by {data.get('worker')}", ""), Mood.PLAIN),
-    "job.released": (_plain("Given back to the queue"), Mood.ODD),
-    "job.lost": (lambda data: (f"Worker {data.get('worker')} fell silent; back in the queue", ""), Mood.BAD),
-    "job.retried": (_error("Attempt failed; will be tried again"), Mood.BAD),
-    "job.pausing": (_plain("Pause asked for; the worker is saving the state"), Mood.ODD),
-    "job.unpaused": (_plain("Pause taken back"), Mood.PLAIN),
-    "job.paused": (_reason("Paused"), Mood.ODD),
-    "job.started": (_plain("Started"), Mood.PLAIN),
-    "job.resumed": (_plain("Resumed"), Mood.PLAIN),
-    "job.stopping": (_plain("Told to stop training and publish"), Mood.ODD),
-    "job.succeeded": (_plain("Checkpoint published"), Mood.GOOD),
-    "job.failed": (_error("Failed"), Mood.BAD),
-    "job.cancelled": (_plain("Cancelled"), Mood.ODD),
-    "checkpoint.expired": (_plain("Checkpoint deleted; its time was over"), Mood.ODD),
-    "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Mood.PLAIN),
-    "topology.evolved": (_evolved, Mood.PLAIN),
-    "state.missing": (_plain("The saved state is gone from the storage; training begins anew"), Mood.BAD),
-    "state.refused": (_plain("The saved state is of other software; training begins anew"), Mood.BAD),
-    "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Mood.PLAIN),
-    "attempt.resumed": (lambda data: (f"Going on from step {data.get('step')}", ""), Mood.PLAIN),
+DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {
+    "job.created": (_fixed("Job created"), Severity.INFO),
+    "job.claimed": (lambda data: (f"Claimed by {data.get('worker')}", ""), Severity.INFO),
+    "job.released": (_fixed("Returned to the queue"), Severity.WARNING),
+    "job.lost": (lambda data: (f"Worker {data.get('worker')} stopped responding; job requeued", ""), Severity.ERROR),
+    "job.retried": (_with_error("Attempt failed; the job will be retried"), Severity.ERROR),
+    "job.pausing": (_fixed("Pause requested; the worker is saving the state"), Severity.WARNING),
+    "job.unpaused": (_fixed("Pause cancelled"), Severity.INFO),
+    "job.paused": (_with_reason("Paused"), Severity.WARNING),
+    "job.started": (_fixed("Started"), Severity.INFO),
+    "job.resumed": (_fixed("Resumed"), Severity.INFO),
+    "job.stopping": (_fixed("Stop requested; training ends and the model is published"), Severity.WARNING),
+    "job.succeeded": (_fixed("Checkpoint published"), Severity.SUCCESS),
+    "job.failed": (_with_error("Failed"), Severity.ERROR),
+    "job.cancelled": (_fixed("Cancelled"), Severity.WARNING),
+    "checkpoint.expired": (_fixed("Checkpoint expired and was deleted"), Severity.WARNING),
+    "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Severity.INFO),
+    "topology.evolved": (_evolved, Severity.INFO),
+    "state.missing": (_fixed("Saved state is missing from the storage; training restarts"), Severity.ERROR),
+    "state.refused": (_fixed("Saved state is from an incompatible version; training restarts"), Severity.ERROR),
+    "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Severity.INFO),
+    "attempt.resumed": (lambda data: (f"Training resumed from step {data.get('step')}", ""), Severity.INFO),
 }
+"""Event type -> function from the event's data to (text, details), and severity."""

@@ -1,4 +1,4 @@
-"""The form of a new job, made from the request's own model: its fields, defaults, ranges and what they mean."""
+"""The form of a new job, generated from the request model: its fields, defaults, ranges and help texts."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,14 +10,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from api.dashboard import words
+from api.dashboard import formatting
 from core.errors import Flaw
 from core.specs import JobSpec
 from core.tables import Json
 
 
-class Kind(StrEnum):
-    """What a person fills in."""
+class InputKind(StrEnum):
+    """Type of a form field's input."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -28,133 +28,134 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """A field. `name` is its dotted path, `group` the part of the request that it belongs to."""
+class FormField:
+    """A field of the form."""
 
     name: str
+    """Dotted path of the setting in the request."""
     group: str
+    """Part of the request that the setting belongs to; empty for the top level."""
     label: str
-    kind: Kind
+    kind: InputKind
     value: str
     help: str
     choices: tuple[str, ...]
-    least: str
-    most: str
+    minimum: str
+    maximum: str
     required: bool
     numeric: bool
-    """Whether what is filled in may be a number: it may be one of few words, too."""
+    """Whether the value may be a number. A field of kind TEXT may accept a number or one of a few words."""
 
 
-def inputs(given: Mapping[str, str], model: type[BaseModel] = JobSpec, before: str = "") -> Iterator[Input]:
-    """All fields in the model's order, those of its parts included, filled with what was given or the default."""
+def form_fields(values: Mapping[str, str], model: type[BaseModel] = JobSpec, prefix: str = "") -> Iterator[FormField]:
+    """Yield all fields in the model's order, nested ones included. Each holds its value or else its default."""
     for name, field in model.model_fields.items():
-        path = before + name
+        path = prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from inputs(given, field.annotation, f"{path}.")
+            yield from form_fields(values, field.annotation, f"{path}.")
         else:
-            yield _input(path, field, given.get(path))
+            yield _form_field(path, field, values.get(path))
 
 
-def entered(form: Mapping[str, Any]) -> dict[str, str]:
-    """What a form says, by field. A switch that is off says nothing in a form, and `false` here."""
-    found = {}
-    for field in inputs({}):
+def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:
+    """Return a submitted form's values by field. A browser does not send a switch that is off; it is `false` here."""
+    values = {}
+    for field in form_fields({}):
         text = form.get(field.name)
         if isinstance(text, str):
-            found[field.name] = text.strip()
-        elif field.kind is Kind.SWITCH:
-            found[field.name] = "false"
-    return found
+            values[field.name] = text.strip()
+        elif field.kind is InputKind.SWITCH:
+            values[field.name] = "false"
+    return values
 
 
-def body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
-    """The request that the values make; an empty one stands for the default. Flaws are lines that are no pairs."""
-    made: Json = {}
+def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
+    """Return the request for these values, and a flaw per line that is not a name=value pair.
+
+    A field with an empty value is left out, so that it gets its default.
+    """
+    body: Json = {}
     flaws: list[Flaw] = []
-    for field in inputs({}):
+    for field in form_fields({}):
         text = values.get(field.name, "")
         if not text:
             continue
-        place = made
+        target = body
         *parts, last = field.name.split(".")
         for part in parts:
-            place = place.setdefault(part, {})
+            target = target.setdefault(part, {})
         match field.kind:
-            case Kind.PAIRS:
+            case InputKind.PAIRS:
                 lines = [line.strip() for line in text.splitlines() if line.strip()]
-                flaws += [_no_pair(field.name, line) for line in lines if "=" not in line]
-                place[last] = dict(line.split("=", 1) for line in lines if "=" in line)
-            case Kind.LIST:
-                place[last] = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
-            case Kind.SWITCH:
-                place[last] = {"true": True, "false": False}.get(text, text)
+                flaws += [_not_a_pair(field.name, line) for line in lines if "=" not in line]
+                target[last] = dict(line.split("=", 1) for line in lines if "=" in line)
+            case InputKind.LIST:
+                target[last] = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
+            case InputKind.SWITCH:
+                target[last] = {"true": True, "false": False}.get(text, text)
             case _:
-                place[last] = _number(text) if field.numeric else text
-    return made, flaws
+                target[last] = _number(text) if field.numeric else text
+    return body, flaws
 
 
-def filled(spec: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """The values that a former request puts into the form."""
-    out: dict[str, str] = {}
-    pairs = {field.name for field in inputs({}) if field.kind is Kind.PAIRS}
+def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the form values of an earlier job's spec, by field."""
+    values: dict[str, str] = {}
+    pairs = {field.name for field in form_fields({}) if field.kind is InputKind.PAIRS}
     for name, value in spec.items():
-        path = before + name
+        path = prefix + name
         if path in pairs:
-            out[path] = "\n".join(f"{key}={text}" for key, text in value.items())
+            values[path] = "\n".join(f"{key}={text}" for key, text in value.items())
         elif isinstance(value, dict):
-            out |= filled(value, f"{path}.")
+            values |= values_of_spec(value, f"{path}.")
         else:
-            out[path] = _text(value)
-    return out
+            values[path] = _text(value)
+    return values
 
 
-def _input(path: str, field: FieldInfo, given: str | None) -> Input:
-    bounds = [rule for rule in _rules(field) if isinstance(rule, Ge | Gt | Le | Lt)]
+def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
+    bounds = [rule for rule in field.metadata if isinstance(rule, Ge | Gt | Le | Lt)]
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    return Input(
+    return FormField(
         name=path,
         group=path.rpartition(".")[0].partition(".")[0],
         label=path.rpartition(".")[2].replace("_", " ").capitalize(),
         kind=_kind(field.annotation),
-        value=_text(default) if given is None else given,
+        value=_text(default) if value is None else value,
         help=(field.description or "").replace("`", ""),
         choices=tuple(_choices(field.annotation)),
-        least=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
-        most=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
+        minimum=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
+        maximum=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
         required=field.is_required(),
-        numeric=_numeric(field.annotation),
+        numeric=_is_numeric(field.annotation),
     )
 
 
-def _rules(field: FieldInfo) -> list[Any]:
-    return list(field.metadata)
-
-
 def _bound(value: Any) -> str:
-    return words.count(value) if value == int(value) else f"{value:.6f}".rstrip("0")
+    return formatting.count(value) if value == int(value) else f"{value:.6f}".rstrip("0")
 
 
-def _kind(annotation: Any) -> Kind:
+def _kind(annotation: Any) -> InputKind:
     origin = get_origin(annotation)
     if annotation is bool:
-        return Kind.SWITCH
+        return InputKind.SWITCH
     if annotation in (int, float):
-        return Kind.NUMBER
+        return InputKind.NUMBER
     if _choices(annotation):
-        return Kind.CHOICE
+        return InputKind.CHOICE
     if origin is dict:
-        return Kind.PAIRS
+        return InputKind.PAIRS
     if origin in (list, tuple):
-        return Kind.LIST
-    return Kind.TEXT
+        return InputKind.LIST
+    return InputKind.TEXT
 
 
-def _numeric(annotation: Any) -> bool:
-    return annotation in (int, float) or any(_numeric(part) for part in get_args(annotation))
+def _is_numeric(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_is_numeric(part) for part in get_args(annotation))
 
 
 def _number(text: str) -> int | float | str:
-    """The number that a text is; any other text stays, for the model to refuse."""
+    """Return the text as a number. Other text is returned unchanged; the model rejects it."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -183,5 +184,5 @@ def _text(value: object) -> str:
             return str(value)
 
 
-def _no_pair(name: str, line: str) -> Flaw:
-    return Flaw(name, "must have one name=value a line", repr(line), "Write it as team=search, or take it out.")
+def _not_a_pair(name: str, line: str) -> Flaw:
+    return Flaw(name, "must have one name=value pair per line", repr(line), "Write it as team=search, or remove it.")

@@ -1,4 +1,4 @@
-"""The target linears as a table of parts and blocks: how sparse each is written, and where the topology changed."""
+"""The target linears as a table of parts and blocks: the sparsity of each, and where the topology changed."""
 
 import json
 import re
@@ -11,88 +11,83 @@ from core.infra.storage import Storage
 from core.jobs.reports import CHANGES, Evolution
 from core.tables import Checkpoint, Json
 
-RECORD = "sparsity.json"
-ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-KEPT = 64
-"""A checkpoint never changes: so many are remembered."""
+SPARSITY_FILE = "sparsity.json"
+PART_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CACHED_CHECKPOINTS = 64
+"""Number of checkpoints whose table is cached. A checkpoint never changes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a target linear is: its decoder block, and what it is there. The experts of a block have one place."""
+class LayerPosition:
+    """Position of a target linear: its decoder block, and its part of the block. A block's experts share one."""
 
     block: int
     part: str
 
     @classmethod
-    def of(cls, name: str) -> "Place":
-        """Out of the linear's full name."""
-        found = re.search(r"\.(\d+)\.(.+)$", name)
-        part = re.sub(r"\.\d+(?=\.)|\[\d+\]$", "", found[2] if found else name)
-        return cls(int(found[1]) if found else 0, part)
+    def of(cls, name: str) -> "LayerPosition":
+        """Parse the linear's full name."""
+        match = re.search(r"\.(\d+)\.(.+)$", name)
+        part = re.sub(r"\.\d+(?=\.)|\[\d+\]$", "", match[2] if match else name)
+        return cls(int(match[1]) if match else 0, part)
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Shares of zeros: for each part that of each block."""
+class SparsityTable:
+    """Fraction of zeros by part and block."""
 
     parts: dict[str, dict[int, float]]
 
     @property
     def blocks(self) -> list[int]:
-        """All of them, in order."""
-        return sorted({block for shares in self.parts.values() for block in shares})
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The least and the greatest share."""
-        shares = [share for part in self.parts.values() for share in part.values()]
-        return min(shares), max(shares)
+        """All block numbers, in order."""
+        return sorted({block for fractions in self.parts.values() for block in fractions})
 
 
-def grid(storage: Storage, checkpoint: Checkpoint) -> Grid | None:
-    """Of every target linear of a checkpoint, as its `sparsity.json` counted it; None where it does not say."""
-    if all(file["name"] != RECORD for file in checkpoint.files):
+def sparsity_table(storage: Storage, checkpoint: Checkpoint) -> SparsityTable | None:
+    """Return the sparsity of each target linear, from the checkpoint's `sparsity.json`; None if it lists no layers."""
+    if all(file["name"] != SPARSITY_FILE for file in checkpoint.files):
         return None
-    return _read(storage, checkpoint.prefix + RECORD)
+    return _read(storage, checkpoint.prefix + SPARSITY_FILE)
 
 
-@lru_cache(maxsize=KEPT)
-def _read(storage: Storage, key: str) -> Grid | None:
-    zeros, weights = Counter[Place](), Counter[Place]()
+@lru_cache(maxsize=CACHED_CHECKPOINTS)
+def _read(storage: Storage, key: str) -> SparsityTable | None:
+    zeros, weights = Counter[LayerPosition](), Counter[LayerPosition]()
     for name, count in json.loads(storage.read(key))["sparsity"]["layers"].items():
-        zeros[Place.of(name)] += count["zeros"]
-        weights[Place.of(name)] += count["weights"]
+        zeros[LayerPosition.of(name)] += count["zeros"]
+        weights[LayerPosition.of(name)] += count["weights"]
     parts: dict[str, dict[int, float]] = defaultdict(dict)
-    for place, total in weights.items():
-        parts[place.part][place.block] = zeros[place] / max(1, total)
-    return Grid({part: parts[part] for part in sorted(parts, key=_order)}) if parts else None
+    for position, total in weights.items():
+        parts[position.part][position.block] = zeros[position] / max(1, total)
+    return SparsityTable({part: parts[part] for part in sorted(parts, key=_part_order)}) if parts else None
 
 
-def life(runs: Sequence[Evolution]) -> Json:
-    """The topology's events for a picture: {"step": [...], "sums": {"grown": [...], ...}, "blocks": [...],
+def topology_history(runs: Sequence[Evolution]) -> Json:
+    """Return the topology's events as the data of the charts.
 
-    "parts": [{"name": ..., "cells": [[a count for each step] for each block]}]}.
+    {"step": [...], "sums": {"grown": [...], ...}, "blocks": [...],
+    "parts": [{"name": ..., "cells": [[a count per step] per block]}]}.
     """
-    places = {name: Place.of(name) for run in runs for name in run.layers}
-    counts: dict[Place, list[int]] = {place: [0] * len(runs) for place in places.values()}
+    positions = {name: LayerPosition.of(name) for run in runs for name in run.layers}
+    counts: dict[LayerPosition, list[int]] = {position: [0] * len(runs) for position in positions.values()}
     for number, run in enumerate(runs):
         for name, count in run.layers.items():
-            counts[places[name]][number] += count
-    blocks = sorted({place.block for place in counts})
-    nothing = [0] * len(runs)
+            counts[positions[name]][number] += count
+    blocks = sorted({position.block for position in counts})
+    no_changes = [0] * len(runs)
     return {
         "step": [run.step for run in runs],
         "sums": {name: [run.sums[name] for run in runs] for name in CHANGES},
         "blocks": blocks,
         "parts": [
-            {"name": part, "cells": [counts.get(Place(block, part), nothing) for block in blocks]}
-            for part in sorted({place.part for place in counts}, key=_order)
+            {"name": part, "cells": [counts.get(LayerPosition(block, part), no_changes) for block in blocks]}
+            for part in sorted({position.part for position in counts}, key=_part_order)
         ],
     }
 
 
-def _order(part: str) -> tuple[int, str]:
-    """Attention before what follows it, and each in the order in which data pass; other names behind, by the letter."""
-    known = next((place for place, name in enumerate(ORDER) if name in part), len(ORDER))
-    return known, part
+def _part_order(part: str) -> tuple[int, str]:
+    """Sort key: parts in the order in which data pass through a block, then unknown parts by name."""
+    rank = next((rank for rank, name in enumerate(PART_ORDER) if name in part), len(PART_ORDER))
+    return rank, part

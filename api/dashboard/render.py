@@ -1,4 +1,4 @@
-"""From a template and values to an answer, under an ETag, so that a page which polls itself costs little."""
+"""Render a template to a response. Each page has an ETag, so that polling a page that has not changed is cheap."""
 
 import hashlib
 from functools import cache
@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import core
-from api.dashboard import words
+from api.dashboard import formatting
 from api.dashboard.visitors import Visitor
 from api.etags import tagged
 from core.states import Status
@@ -19,26 +19,26 @@ ROOT = "/dashboard"
 HERE = Path(__file__).parent
 ASSETS = HERE / "assets"
 THEMES = ("light", "dark")
-WORDS = (
+FILTERS = (
     "size",
-    "many",
+    "short_count",
     "percent",
-    "score",
+    "perplexity",
     "duration",
-    "about",
+    "rough_duration",
     "count",
     "hosts",
     "sentence",
-    "short",
-    "title",
-    "story",
-    "won_back",
-    "waiting",
+    "job_title",
+    "job_summary",
+    "recovered_fraction",
+    "waiting_reason",
 )
+"""Functions of `formatting` that templates use as filters."""
 
 
 def page(request: Request, visitor: Visitor | None, name: str, *, status: int = 200, **values: Any) -> Response:
-    """The template as a page; 304 where the browser has it."""
+    """Render a template to a page; answer 304 if the browser has the same page already."""
     theme = request.cookies.get("theme")
     html = (
         environment()
@@ -46,39 +46,40 @@ def page(request: Request, visitor: Visitor | None, name: str, *, status: int = 
         .render(
             request=request,
             visitor=visitor,
-            here=request.url.path.removeprefix(ROOT),
+            path=request.url.path.removeprefix(ROOT),
             theme=theme if theme in THEMES else None,
             **values,
         )
     )
-    answer = tagged(html, request.headers.get("if-none-match", "") if status == 200 else "", "text/html; charset=utf-8")
-    if answer.status_code == 200:
-        answer.status_code = status
-    return answer
+    if_none_match = request.headers.get("if-none-match", "") if status == 200 else ""
+    response = tagged(html, if_none_match, "text/html; charset=utf-8")
+    if response.status_code == 200:
+        response.status_code = status
+    return response
 
 
 def go(path: str) -> Response:
-    """To another page of the dashboard."""
+    """Redirect to another page of the dashboard."""
     return RedirectResponse(ROOT + path, 303)
 
 
 @cache
 def environment() -> Environment:
-    """All templates. Whatever they are given is escaped; a name that they lack is an error."""
-    made = Environment(
+    """Return the template environment. It escapes all values; an undefined name is an error."""
+    templates = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {name: getattr(words, name) for name in WORDS}
-    made.globals |= {"root": ROOT, "asset": asset, "version": core.__version__, "Status": Status}
-    return made
+    templates.filters |= {name: getattr(formatting, name) for name in FILTERS}
+    templates.globals |= {"root": ROOT, "asset": asset, "version": core.__version__, "Status": Status}
+    return templates
 
 
 @cache
 def asset(name: str) -> str:
-    """Address of an asset, which changes with its content: browsers may keep it for good."""
+    """Return the URL of an asset. The URL changes with the content, so that browsers may cache it permanently."""
     digest = hashlib.sha256((ASSETS / name).read_bytes()).hexdigest()[:12]
     return f"{ROOT}/assets/{name}?v={digest}"

@@ -1,4 +1,4 @@
-"""Signing in with an API key, and out again."""
+"""Sign in with an API key, and sign out."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Form, Request, Response
 
 from api.dashboard.render import ROOT, go, page
-from api.dashboard.visitors import COOKIE, Submitted, same_origin
+from api.dashboard.visitors import COOKIE, Submitted, require_same_origin
 from api.deps import CurrentServices
 from core.access import sign_ins
 
@@ -14,43 +14,43 @@ router = APIRouter()
 
 
 @router.get("/sign-in")
-def ask(request: Request, back: str = "") -> Response:
-    """The form."""
-    return page(request, None, "sign_in.html", back=back, wrong=False)
+def show_form(request: Request, back: str = "") -> Response:
+    """Show the sign-in form. `back` is the page to return to."""
+    return page(request, None, "sign_in.html", back=back, rejected=False)
 
 
-@router.post("/sign-in", dependencies=[Depends(same_origin)])
+@router.post("/sign-in", dependencies=[Depends(require_same_origin)])
 def sign_in(
     request: Request, services: CurrentServices, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
 ) -> Response:
-    """Open a session for this browser, in place of the one that it may have."""
+    """Open a session for this browser. A session that the browser already has is ended."""
     with services.sessions.begin() as session:
         visit = sign_ins.begin(session, key.strip())
-        if visit and (former := request.cookies.get(COOKIE)):
-            sign_ins.end(session, former)
+        if visit and (old_token := request.cookies.get(COOKIE)):
+            sign_ins.end(session, old_token)
     if visit is None:
-        return page(request, None, "sign_in.html", status=422, back=back, wrong=True)
+        return page(request, None, "sign_in.html", status=422, back=back, rejected=True)
     request.state.fresh_token = visit.token
-    # Only a path of ours; what starts with two slashes would be another host's.
+    # Only a path of the dashboard is allowed. A path that starts with two slashes would lead to another host.
     return go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")
 
 
 @router.post("/sign-out")
 def sign_out(request: Request, services: CurrentServices, _: Submitted) -> Response:
-    """Close this browser's session."""
+    """End this browser's session."""
     with services.sessions.begin() as session:
         sign_ins.end(session, request.cookies[COOKIE])
     request.state.fresh_token = None
-    answer = go("/sign-in")
-    answer.delete_cookie(COOKIE, path=ROOT)
-    answer.headers["Clear-Site-Data"] = '"cache"'
-    return answer
+    response = go("/sign-in")
+    response.delete_cookie(COOKIE, path=ROOT)
+    response.headers["Clear-Site-Data"] = '"cache"'
+    return response
 
 
 def cookie(request: Request, token: str) -> str:
-    """The header that gives a browser its token: out of scripts' reach, and of other sites' requests."""
-    answer = Response()
-    answer.set_cookie(
+    """Return the Set-Cookie header for a session token. Scripts and other sites' requests cannot use the cookie."""
+    response = Response()
+    response.set_cookie(
         COOKIE,
         token,
         max_age=int(sign_ins.LIFE.total_seconds()),
@@ -59,10 +59,10 @@ def cookie(request: Request, token: str) -> str:
         httponly=True,
         samesite="lax",
     )
-    return answer.headers["set-cookie"]
+    return response.headers["set-cookie"]
 
 
-def back_to(request: Request) -> str:
-    """The query that leads back to this page after signing in."""
+def back_query(request: Request) -> str:
+    """Return the query that makes the sign-in page return to this request's page."""
     path = request.url.path.removeprefix(ROOT)
     return urlencode({"back": f"{path}?{request.url.query}" if request.url.query else path})

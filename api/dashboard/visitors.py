@@ -1,4 +1,4 @@
-"""Who looks at a page: the browser's cookie, the guard against forged requests, and what the key's scope allows."""
+"""Who requests a page: the session cookie, the protection against forged requests, and the key's scope."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from core.access.keys import Scope
 from core.errors import Code, ProblemError
 
 COOKIE = "seft_session"
-FIELDS = 100
-"""More than any form of ours has."""
+MAX_FIELDS = 100
+"""Largest number of fields that a submitted form may have. Every form of the dashboard has fewer."""
 
 
 class SignInNeededError(Exception):
-    """Nobody is signed in: the answer is the page where one does."""
+    """No one is signed in. The response redirects to the sign-in page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,29 +33,32 @@ class Visitor:
 
     @property
     def may_write(self) -> bool:
-        """Whether to show what changes things."""
+        """Whether to show controls that change something."""
         return self.caller.scope.allows(Scope.WRITE)
 
     @property
     def may_administer(self) -> bool:
-        """Whether to show keys."""
+        """Whether to show the page of API keys."""
         return self.caller.scope.allows(Scope.ADMIN)
 
 
-def same_origin(request: Request) -> None:
-    """FORBIDDEN where a browser says that another site's page sends this."""
+def require_same_origin(request: Request) -> None:
+    """Raise FORBIDDEN if the browser says that another site's page sent this request."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site is not None:
-        ours = site in {"same-origin", "none"}
+        is_same = site in {"same-origin", "none"}
     else:
-        ours = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    if not ours:
-        raise ProblemError(Code.FORBIDDEN, "This was sent by a page of another site, and was not done.")
+        is_same = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not is_same:
+        raise ProblemError(Code.FORBIDDEN, "The request was rejected because a page of another site sent it.")
 
 
 def signed_in(request: Request, services: CurrentServices) -> Visitor:
-    """The visitor, or SignInNeededError; FORBIDDEN, RATE_LIMITED as for the JSON routes."""
+    """Return the visitor.
+
+    Raises SignInNeededError if no one is signed in, and FORBIDDEN or RATE_LIMITED as the JSON routes do.
+    """
     token = request.cookies.get(COOKIE, "")
     with services.sessions.begin() as session:
         visit = sign_ins.visit(session, token) if token else None
@@ -65,7 +68,7 @@ def signed_in(request: Request, services: CurrentServices) -> Visitor:
         request.state.fresh_token = visit.token
     caller = counted(request, services, visit.key)
     if request.method not in READING:
-        same_origin(request)
+        require_same_origin(request)
     return Visitor(caller, visit.csrf, visit.key.name)
 
 
@@ -73,7 +76,7 @@ Signed = Annotated[Visitor, Depends(signed_in)]
 
 
 def administrator(visitor: Signed) -> Visitor:
-    """The visitor, or FORBIDDEN."""
+    """Return the visitor. Raises FORBIDDEN if the key is not an administrator's."""
     require_scope(visitor.caller, Scope.ADMIN)
     return visitor
 
@@ -82,11 +85,14 @@ Administrator = Annotated[Visitor, Depends(administrator)]
 
 
 async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData]:
-    """The form that a signed-in person sent from a page of ours, or FORBIDDEN. Nobody else can fill the disk."""
-    async with request.form(max_files=1, max_fields=FIELDS) as form:
+    """Return the submitted form. Raises FORBIDDEN if its CSRF token is not the visitor's.
+
+    The form is read only after the sign-in is checked, so that no one else can fill the disk with uploads.
+    """
+    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
         if form.get("csrf") != visitor.csrf:
             raise ProblemError(
-                Code.FORBIDDEN, "This form is from another sign-in. Load the page anew and send it again."
+                Code.FORBIDDEN, "This form belongs to another sign-in. Reload the page and send the form again."
             )
         yield form
 

@@ -1,4 +1,4 @@
-"""A browser to test with: the one that is there, else Debian's, else Playwright's own download."""
+"""The browser for the tests: an installed one, else Debian's package, else Playwright's download."""
 
 import subprocess
 import sys
@@ -24,16 +24,16 @@ DOWNLOAD_SECONDS = 300
 
 
 @contextmanager
-def opened() -> Iterator[Browser | None]:
-    """A headless browser with a fresh profile; None where none can be had."""
+def open_browser() -> Iterator[Browser | None]:
+    """Open a headless browser with an empty profile; yield None if no browser is available."""
     with sync_playwright() as playwright:
-        browser = _launched(playwright)
+        browser = _launch(playwright)
         yield browser
         if browser:
             browser.close()
 
 
-def _launched(playwright: Playwright) -> Browser | None:
+def _launch(playwright: Playwright) -> Browser | None:
     path = program(*NAMES, package="chromium") or _from_playwright(playwright)
     return playwright.chromium.launch(executable_path=path, args=[*FLAGS]) if path else None
 

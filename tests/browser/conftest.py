@@ -1,4 +1,4 @@
-"""A running server, a browser, and a person in front of it. Jobs live by `tests.browser.lives`."""
+"""A running server, a browser and a user. `tests.browser.simulated_jobs` plays the worker."""
 
 import os
 import threading
@@ -24,21 +24,21 @@ from core.settings import Settings
 from core.specs import JobSpec
 from seft.data.records import Format
 from tests.browser import chromium
-from tests.browser.lives import Life
+from tests.browser.simulated_jobs import SimulatedJob
 from tests.hollow import write_hollow
 
-ALWAYS = os.environ.get("CI", "").lower() in {"1", "true"}
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 TENANT = "acme"
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    with chromium.opened() as opened:
+    with chromium.open_browser() as opened:
         if opened is None:
-            words = "No browser: Chromium is not installed, apt-get and Playwright's download brought none."
-            if ALWAYS:
-                pytest.fail(words)
-            pytest.skip(words)
+            message = "No browser: Chromium is not installed, and neither apt-get nor Playwright could install it."
+            if IN_CI:
+                pytest.fail(message)
+            pytest.skip(message)
         yield opened
 
 
@@ -55,20 +55,20 @@ class Site:
     models: Path = field(default_factory=Path)
 
     def add_model(self, name: str) -> str:
-        """A model that passes the door."""
+        """Add a model that the API accepts."""
         if not (self.models / name).exists():
             write_hollow(self.models / name)
         return name
 
     def add_job(self, **spec: object) -> str:
-        asked = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, "repair": {"steps": 100}, **spec}
-        made = JobSpec.model_validate(asked)
+        fields = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, "repair": {"steps": 100}, **spec}
+        job_spec = JobSpec.model_validate(fields)
         with self.sessions.begin() as session:
-            return jobs.create(session, TENANT, made, None, made.fingerprint())[0].id
+            return jobs.create(session, TENANT, job_spec, None, job_spec.fingerprint())[0].id
 
-    def life(self) -> Life:
-        """The job that waits longest, taken up."""
-        return Life(self.sessions, self.storage)
+    def claim_job(self) -> SimulatedJob:
+        """Claim the next job of the queue."""
+        return SimulatedJob(self.sessions, self.storage)
 
 
 @pytest.fixture
@@ -76,19 +76,19 @@ def site(settings: Settings, tmp_path: Path) -> Iterator[Site]:
     models = tmp_path / "models"
     app = make_app(settings.model_copy(update={"model_roots": [models]}))
     services = app.state.services
-    with served(app) as url:
+    with serve(app) as url:
         with services.sessions.begin() as session:
             _, secret = keys.issue(session, TENANT, "laptop", Scope.ADMIN)
             content = datasets.Content(sha256="ab" * 32, bytes=1_048_576, records=812, format=Format.TEXT)
             dataset = datasets.add(session, TENANT, "support.jsonl", content).id
-        made = Site(url, secret, settings, services.sessions, services.storage, dataset, models)
-        made.add_model("tiny")
-        yield made
+        new_site = Site(url, secret, settings, services.sessions, services.storage, dataset, models)
+        new_site.add_model("tiny")
+        yield new_site
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
-    """The app behind a real server, in a thread."""
+def serve(app: FastAPI) -> Iterator[str]:
+    """Serve the app in a thread, and yield its URL."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -100,14 +100,14 @@ def served(app: FastAPI) -> Iterator[str]:
 
 
 @dataclass
-class Person:
-    """Somebody with a browser."""
+class User:
+    """A user with a browser."""
 
     site: Site
     context: BrowserContext
     page: Page
-    complaints: list[str] = field(default_factory=list)
-    """What the browser's console said that it should not: errors, and violations of the policy."""
+    console_errors: list[str] = field(default_factory=list)
+    """Errors in the browser's console, with violations of the content security policy."""
 
     def go(self, path: str) -> Page:
         self.page.goto(f"{self.site.url}/dashboard{path}")
@@ -121,31 +121,33 @@ class Person:
         return page
 
 
-NewPerson = Callable[..., Person]
+NewUser = Callable[..., User]
 
 
 @pytest.fixture
-def new_person(browser: Browser, site: Site) -> Iterator[NewPerson]:
-    """Makes people; at the end nobody's console has an error in it that was not expected."""
-    people: list[Person] = []
+def new_user(browser: Browser, site: Site) -> Iterator[NewUser]:
+    """Return a function that creates users. At the end, fail if a console has an unexpected error."""
+    users: list[User] = []
 
-    def make(**more: object) -> Person:
+    def make(**more: object) -> User:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **more})  # type: ignore[arg-type]
         context.set_default_timeout(15_000)
-        person = Person(site, context, context.new_page())
-        person.page.on("console", lambda said: person.complaints.append(said.text) if said.type == "error" else None)
-        person.page.on("pageerror", lambda error: person.complaints.append(str(error)))
-        people.append(person)
-        return person
+        user = User(site, context, context.new_page())
+        user.page.on(
+            "console", lambda message: user.console_errors.append(message.text) if message.type == "error" else None
+        )
+        user.page.on("pageerror", lambda error: user.console_errors.append(str(error)))
+        users.append(user)
+        return user
 
     yield make
-    for person in people:
-        person.context.close()
-        assert [said for said in person.complaints if "status of 422" not in said] == []
+    for user in users:
+        user.context.close()
+        assert [error for error in user.console_errors if "status of 422" not in error] == []
 
 
 @pytest.fixture
-def person(new_person: NewPerson) -> Person:
-    made = new_person()
-    made.sign_in()
-    return made
+def user(new_user: NewUser) -> User:
+    signed_in = new_user()
+    signed_in.sign_in()
+    return signed_in

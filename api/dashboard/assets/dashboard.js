@@ -1,37 +1,37 @@
-// What every page does beside being read: it polls itself, tells times, and copies. Pages work without it.
+// Behaviour of every page: polling, relative times, copy buttons, menus, theme. Pages also work without this script.
 "use strict";
 
 (() => {
-  const SLOW = 30;
-  const tags = new WeakMap();
-  let missed = 0;
+  const SLOW_SECONDS = 30;
+  const etags = new WeakMap();
+  let failures = 0;
 
   // Times
 
   const UNITS = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
 
-  const span = (seconds) => {
+  const formatDuration = (seconds) => {
     const at = UNITS.findIndex(([, length]) => seconds >= length);
     if (at < 0) return "0 s";
     const [unit, length] = UNITS[at];
-    const whole = `${Math.floor(seconds / length)} ${unit}`;
-    if (at === 3 || at === 0 && seconds >= 7 * 86400) return whole;
+    const first = `${Math.floor(seconds / length)} ${unit}`;
+    if (at === 3 || at === 0 && seconds >= 7 * 86400) return first;
     const [next, part] = UNITS[at + 1];
-    return `${whole} ${String(Math.floor((seconds % length) / part)).padStart(2, "0")} ${next}`;
+    return `${first} ${String(Math.floor((seconds % length) / part)).padStart(2, "0")} ${next}`;
   };
 
-  const ago = (seconds) => {
+  const formatAgo = (seconds) => {
     if (seconds < 10) return "just now";
     const [unit, length] = UNITS.find(([, length]) => seconds >= length);
     return `${Math.floor(seconds / length)} ${unit} ago`;
   };
 
-  const tellTimes = () => {
+  const updateTimes = () => {
     const now = Date.now();
     for (const time of document.querySelectorAll("time[data-ago], time[data-since]")) {
       const at = new Date(time.dateTime);
       const seconds = Math.max(0, (now - at) / 1000);
-      const text = "since" in time.dataset ? span(seconds) : seconds < 7 * 86400 ? ago(seconds) : at.toLocaleDateString();
+      const text = "since" in time.dataset ? formatDuration(seconds) : seconds < 7 * 86400 ? formatAgo(seconds) : at.toLocaleDateString();
       if (time.textContent !== text) time.textContent = text;
       if (!time.title) time.title = at.toLocaleString();
     }
@@ -39,50 +39,50 @@
 
   // Polling
 
-  const busy = (element) => element.querySelector("details[open], input:checked, pre:focus");
+  const isInUse = (element) => element.querySelector("details[open], input:checked, pre:focus");
 
   const poll = () => {
-    const waits = document.hidden ? SLOW : Math.min(SLOW, 2 ** missed);
+    const slow = document.hidden ? SLOW_SECONDS : Math.min(SLOW_SECONDS, 2 ** failures);
     for (const element of document.querySelectorAll("[data-poll]")) {
-      const pause = 1000 * Math.max(Number(element.dataset.poll), document.hidden || missed ? waits : 0);
+      const pause = 1000 * Math.max(Number(element.dataset.poll), document.hidden || failures ? slow : 0);
       const last = Number(element.dataset.polled || performance.timeOrigin + performance.now());
       element.dataset.polled = last;
-      if (Date.now() - last < pause || busy(element)) continue;
+      if (Date.now() - last < pause || isInUse(element)) continue;
       element.dataset.polled = Date.now();
       htmx.trigger(element, "poll");
     }
   };
 
-  const lost = (is) => {
-    document.querySelector("[data-lost]").hidden = !is;
-    missed = is ? missed + 1 : 0;
+  const setConnectionLost = (isLost) => {
+    document.querySelector("[data-connection-lost]").hidden = !isLost;
+    failures = isLost ? failures + 1 : 0;
   };
 
-  document.addEventListener("htmx:sendError", () => lost(true));
-  document.addEventListener("htmx:timeout", () => lost(true));
-  document.addEventListener("htmx:responseError", (event) => lost(event.detail.xhr.status >= 500));
+  document.addEventListener("htmx:sendError", () => setConnectionLost(true));
+  document.addEventListener("htmx:timeout", () => setConnectionLost(true));
+  document.addEventListener("htmx:responseError", (event) => setConnectionLost(event.detail.xhr.status >= 500));
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { xhr, elt } = event.detail;
-    if (xhr.status < 400) lost(false);
+    if (xhr.status < 400) setConnectionLost(false);
     if (!elt.hasAttribute("data-poll")) return;
-    const tag = xhr.getResponseHeader("ETag");
-    const same = tag && tags.get(elt) === tag;
-    tags.set(elt, tag);
-    if (same || busy(elt)) {
-      if (!same) tags.delete(elt);
+    const etag = xhr.getResponseHeader("ETag");
+    const same = etag && etags.get(elt) === etag;
+    etags.set(elt, etag);
+    if (same || isInUse(elt)) {
+      if (!same) etags.delete(elt);
       event.detail.shouldSwap = false;
     }
   });
-  document.addEventListener("htmx:afterSwap", tellTimes);
+  document.addEventListener("htmx:afterSwap", updateTimes);
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
     for (const element of document.querySelectorAll("[data-poll]")) element.dataset.polled = 0;
     poll();
   });
 
-  // Small conveniences
+  // Buttons, menus and forms
 
-  const say = (text) => { document.querySelector("[data-said]").textContent = text; };
+  const announce = (text) => { document.querySelector("[data-announcement]").textContent = text; };
 
   const copy = async (button) => {
     const source = button.parentElement.querySelector("pre");
@@ -90,12 +90,12 @@
     try {
       await navigator.clipboard.writeText(source.textContent);
     } catch {
-      // Without TLS there is no clipboard: the text is selected, and the old command copies it.
+      // Without HTTPS the clipboard API is missing. Select the text and use the old command.
       getSelection().selectAllChildren(source);
       document.execCommand("copy");
     }
     label.textContent = "Copied";
-    say("Copied");
+    announce("Copied");
     setTimeout(() => { label.textContent = "Copy"; }, 1500);
   };
 
@@ -104,7 +104,7 @@
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
     document.cookie = `theme=${root.dataset.theme}; path=/dashboard; max-age=31536000; samesite=lax`;
-    say(`${root.dataset.theme} theme`);
+    announce(`${root.dataset.theme} theme`);
     document.dispatchEvent(new Event("theme"));
   };
 
@@ -135,16 +135,16 @@
     bar.value = event.detail.loaded / event.detail.total;
   });
 
-  // On a phone the pages fold into a menu; on a desk they are always there.
+  // On a small screen the navigation is a menu; on a large screen it is always open.
   const narrow = matchMedia("(max-width: 860px)");
-  const fold = () => { for (const menu of document.querySelectorAll("[data-fold]")) menu.open = !narrow.matches; };
-  narrow.addEventListener("change", fold);
+  const toggleNavigation = () => { for (const menu of document.querySelectorAll("[data-nav-menu]")) menu.open = !narrow.matches; };
+  narrow.addEventListener("change", toggleNavigation);
 
   document.addEventListener("DOMContentLoaded", () => {
-    fold();
-    tellTimes();
-    document.querySelector("#wrong")?.focus();
-    setInterval(tellTimes, 1000);
+    toggleNavigation();
+    updateTimes();
+    document.querySelector("#form-error")?.focus();
+    setInterval(updateTimes, 1000);
     setInterval(poll, 500);
   });
 })();

@@ -1,120 +1,120 @@
-// The life of one job's topology: how much changed at each event, and in which layers.
+// History of a job's topology: how many positions changed at each event, and in which layers.
 "use strict";
 
 (() => {
   const COLOUR = { dropped: "#6d66f2", grown: "#14b8a6", reactivated: "#14b8a6", pruned: "#f59e0b" };
-  const LEVELS = 5;
-  const HEIGHT = 210;
-  const ROW = [3, 16];
-  const { draw, fetchSeries, told } = globalThis.charts;
-  const place = () => document.querySelector("[data-topology]");
-  const chosen = () => place().querySelector("[name=of]:checked").value;
-  let life = null;
+  const SHADES = 5;
+  const MAP_HEIGHT = 210;
+  const [MIN_ROW, MAX_ROW] = [3, 16];
+  const { draw, fetchSeries, formatNumber } = globalThis.charts;
+  const section = () => document.querySelector("[data-topology]");
+  const selectedChange = () => section().querySelector("[name=of]:checked").value;
+  let topology = null;
   let maps = [];
-  let seen = null;
+  let shown = null;
 
-  const make = (name, text = "", more = {}) => Object.assign(document.createElement(name), { textContent: text, ...more });
+  const createElement = (name, text = "", properties = {}) => Object.assign(document.createElement(name), { textContent: text, ...properties });
 
-  // What joined the active set goes up, what left it or became zero goes down.
+  // Bars above zero: positions that joined the active set. Bars below zero: positions that left it or became zero.
   const drawBars = ({ step, sums: { dropped, grown, reactivated, pruned } }) => {
     const bar = (label, stroke, values, shown) => ({ label, stroke, bars: true, values, shown });
-    draw(place().querySelector("[data-chart=topology]"), step, [
+    draw(section().querySelector("[data-chart=topology]"), step, [
       bar("Grown", `${COLOUR.grown}66`, grown, grown),
-      bar("of these from zero", COLOUR.reactivated, reactivated, reactivated),
+      bar("Grown from zero", COLOUR.reactivated, reactivated, reactivated),
       bar("Pruned", COLOUR.pruned, pruned.map((count, at) => -count - dropped[at]), pruned),
       bar("Dropped", COLOUR.dropped, dropped.map((count) => -count), dropped),
     ]);
   };
 
-  // One map for each part: a row for a block, a column for an event; the shade grows with the root
-  // of the share of the most in that part: the first event is far larger than all that follow.
-  const paint = ({ canvas, cells, most }) => {
-    const [wide, high] = [canvas.clientWidth, canvas.clientHeight];
+  // One map per part: a row per block, a column per event. The shade follows the square root of the count relative to
+  // the part's maximum, because the first event is much larger than the others.
+  const paint = ({ canvas, cells, maximum }) => {
+    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
     const scale = devicePixelRatio || 1;
-    Object.assign(canvas, { width: wide * scale, height: high * scale });
-    const pen = canvas.getContext("2d");
-    pen.scale(scale, scale);
-    pen.fillStyle = COLOUR[chosen()];
-    const [column, row] = [wide / cells[0].length, high / cells.length];
+    Object.assign(canvas, { width: width * scale, height: height * scale });
+    const context = canvas.getContext("2d");
+    context.scale(scale, scale);
+    context.fillStyle = COLOUR[selectedChange()];
+    const [column, row] = [width / cells[0].length, height / cells.length];
     const gap = Math.min(1, column / 4);
     cells.forEach((counts, block) => counts.forEach((count, event) => {
       if (!count) return;
-      pen.globalAlpha = Math.ceil(LEVELS * Math.sqrt(count / most)) / LEVELS;
-      pen.fillRect(event * column, block * row, column - gap, row - Math.min(1, row / 4));
+      context.globalAlpha = Math.ceil(SHADES * Math.sqrt(count / maximum)) / SHADES;
+      context.fillRect(event * column, block * row, column - gap, row - Math.min(1, row / 4));
     }));
   };
 
-  const point = (canvas, event, { name, cells }) => {
+  const showCount = (canvas, event, { name, cells }) => {
     const { left, top, width, height } = canvas.getBoundingClientRect();
     const block = Math.floor((event.clientY - top) / height * cells.length);
     const at = Math.floor((event.clientX - left) / width * cells[0].length);
     const count = cells[block]?.[at];
     if (count === undefined) return;
-    place().querySelector("[data-pointed]").textContent = `block ${life.blocks[block]}, ${name}, step ${told(life.step[at])}: ${told(count)} ${chosen()}`;
+    section().querySelector("[data-hover-info]").textContent = `block ${topology.blocks[block]}, ${name}, step ${formatNumber(topology.step[at])}: ${formatNumber(count)} ${selectedChange()}`;
   };
 
   const drawMaps = () => {
-    const height = life.blocks.length * Math.min(ROW[1], Math.max(ROW[0], HEIGHT / life.blocks.length));
-    maps = life.parts.map((part) => {
-      const most = Math.max(1, ...part.cells.flat());
-      const [figure, caption, canvas] = [make("figure", "", { className: "map" }), make("figcaption"), make("canvas")];
-      caption.append(make("b", part.name.replace(/^.*\./, "")), make("span", `≤ ${told(most)}`, { className: "num" }));
+    const height = topology.blocks.length * Math.min(MAX_ROW, Math.max(MIN_ROW, MAP_HEIGHT / topology.blocks.length));
+    maps = topology.parts.map((part) => {
+      const maximum = Math.max(1, ...part.cells.flat());
+      const [figure, caption, canvas] = [createElement("figure", "", { className: "map" }), createElement("figcaption"), createElement("canvas")];
+      caption.append(createElement("b", part.name.replace(/^.*\./, "")), createElement("span", `≤ ${formatNumber(maximum)}`, { className: "num" }));
       canvas.style.height = `${height}px`;
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `${part.name}: at most ${most} ${chosen()} in a layer at an event`);
-      canvas.addEventListener("pointermove", (event) => point(canvas, event, part));
+      canvas.setAttribute("aria-label", `${part.name}: at most ${maximum} ${selectedChange()} per layer and event`);
+      canvas.addEventListener("pointermove", (event) => showCount(canvas, event, part));
       figure.append(caption, canvas);
-      return { figure, canvas, cells: part.cells, most };
+      return { figure, canvas, cells: part.cells, maximum };
     });
-    place().querySelector("[data-maps]").replaceChildren(...maps.map(({ figure }) => figure));
+    section().querySelector("[data-maps]").replaceChildren(...maps.map(({ figure }) => figure));
     maps.forEach(paint);
   };
 
   const table = (name, heads, rows) => {
-    const made = make("table");
-    made.append(make("caption", name));
-    made.createTHead().insertRow().append(...heads.map((head, at) => make("th", head, { scope: "col", className: at ? "end" : "" })));
-    const body = made.createTBody();
-    for (const [head, ...cells] of rows) body.insertRow().append(make("th", head, { scope: "row" }), ...cells.map((cell) => make("td", told(cell), { className: "end num" })));
-    const scroll = make("div", "", { className: "scroll", tabIndex: 0 });
-    scroll.append(made);
+    const element = createElement("table");
+    element.append(createElement("caption", name));
+    element.createTHead().insertRow().append(...heads.map((head, at) => createElement("th", head, { scope: "col", className: at ? "end" : "" })));
+    const body = element.createTBody();
+    for (const [head, ...cells] of rows) body.insertRow().append(createElement("th", head, { scope: "row" }), ...cells.map((cell) => createElement("td", formatNumber(cell), { className: "end num" })));
+    const scroll = createElement("div", "", { className: "scroll", tabIndex: 0 });
+    scroll.append(element);
     return scroll;
   };
 
   const drawTables = () => {
-    const fold = place().querySelector("[data-tables]");
-    fold.replaceChildren(fold.firstElementChild);
-    if (!fold.open || !life) return;
+    const details = section().querySelector("[data-tables]");
+    details.replaceChildren(details.firstElementChild);
+    if (!details.open || !topology) return;
     const total = (counts) => counts.reduce((sum, count) => sum + count, 0);
-    const events = life.step.map((step, at) => [told(step), ...Object.values(life.sums).map((counts) => counts[at])]);
-    const blocks = life.blocks.map((block, at) => [block, ...life.parts.map(({ cells }) => total(cells[at]))]);
-    fold.append(
-      table("At each event", ["After step", ...Object.keys(life.sums)], events),
-      table(`Positions ${chosen()} in each layer, all events together`, ["Block", ...life.parts.map(({ name }) => name)], blocks),
+    const events = topology.step.map((step, at) => [formatNumber(step), ...Object.values(topology.sums).map((counts) => counts[at])]);
+    const blocks = topology.blocks.map((block, at) => [block, ...topology.parts.map(({ cells }) => total(cells[at]))]);
+    details.append(
+      table("Changes per event", ["Step", ...Object.keys(topology.sums)], events),
+      table(`Positions ${selectedChange()} per layer, all events`, ["Block", ...topology.parts.map(({ name }) => name)], blocks),
     );
   };
 
   const refresh = async () => {
-    const now = `${document.querySelector("#job").dataset.evolved} ${chosen()}`;
-    if (seen === now) return;
-    seen = now;
+    const requested = `${document.querySelector("#job").dataset.lastEvolution} ${selectedChange()}`;
+    if (shown === requested) return;
+    shown = requested;
     try {
-      life = await fetchSeries(`${place().dataset.topology}?of=${chosen()}`);
+      topology = await fetchSeries(`${section().dataset.topology}?of=${selectedChange()}`);
     } catch {
-      seen = null; // The page's own poll says that the connection is lost, and brings the next try.
+      shown = null; // The page's own polling reports a lost connection, and triggers the next refresh.
       return;
     }
-    drawBars(life);
+    drawBars(topology);
     drawMaps();
     drawTables();
   };
 
   document.addEventListener("DOMContentLoaded", () => {
-    if (!place()) return;
+    if (!section()) return;
     refresh();
-    place().addEventListener("change", refresh);
-    place().querySelector("[data-tables]").addEventListener("toggle", drawTables);
+    section().addEventListener("change", refresh);
+    section().querySelector("[data-tables]").addEventListener("toggle", drawTables);
     document.addEventListener("htmx:afterSwap", refresh);
-    new ResizeObserver(() => maps.forEach(paint)).observe(place());
+    new ResizeObserver(() => maps.forEach(paint)).observe(section());
   });
 })();

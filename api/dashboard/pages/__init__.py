@@ -1,1 +1,1 @@
-"""A module for each page: what it shows, and what its forms do."""
+"""One module per page: what it shows, and what its forms do."""

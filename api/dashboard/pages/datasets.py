@@ -1,9 +1,9 @@
-"""Datasets: uploaded, with every broken line named, listed, and shown as a model would read them."""
+"""Datasets: upload with an error per invalid line, the list, and a preview as training input of a model."""
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.dashboard.pages.models import offered
+from api.dashboard.pages.models import suggested_models
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
@@ -14,8 +14,7 @@ from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
 
 LIMIT = 25
-SHOWN = 10
-"""Records of a preview."""
+PREVIEW_RECORDS = 10
 
 router = APIRouter()
 
@@ -24,19 +23,19 @@ router = APIRouter()
 def list_datasets(
     request: Request, services: CurrentServices, visitor: Signed, after: str = "", new: str = ""
 ) -> Response:
-    """The page. `new` names the dataset that was uploaded just now."""
+    """Show the list. `new` is the id of a dataset that was just uploaded."""
     return _page(request, services, visitor, after=after, new=new)
 
 
 @router.get("/datasets/{dataset_id}")
 def show(request: Request, services: CurrentServices, visitor: Signed, dataset_id: str, model: str = "") -> Response:
-    """One dataset; its first records as `model` would be trained on them."""
-    found, problem = None, ""
+    """Show one dataset, with a preview of its first records as training input if `model` is given."""
+    preview, problem = None, ""
     with services.sessions.begin() as session:
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
     if model:
         try:
-            found = look(services, visitor.caller, dataset_id, model=model, limit=SHOWN)
+            preview = look(services, visitor.caller, dataset_id, model=model, limit=PREVIEW_RECORDS)
         except ProblemError as error:
             problem = error.message
     return page(
@@ -45,20 +44,20 @@ def show(request: Request, services: CurrentServices, visitor: Signed, dataset_i
         "dataset.html",
         status=422 if problem else 200,
         dataset=view,
-        models=offered(services, visitor.caller.tenant),
+        models=suggested_models(services, visitor.caller.tenant),
         model=model,
-        found=found,
+        preview=preview,
         problem=problem,
     )
 
 
 @router.post("/datasets")
 def upload(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Take a file, or say what is wrong with it, line by line."""
+    """Store a file, or show what is wrong with it, line by line."""
     file = form.get("file")
     try:
         if not isinstance(file, UploadFile) or not file.filename:
-            raise ProblemError(Code.INVALID_REQUEST, "Choose a file first.")
+            raise ProblemError(Code.INVALID_REQUEST, "Select a file.")
         view = store(services, visitor.caller, file)
     except ProblemError as error:
         return _page(request, services, visitor, problem=error.message, flaws=error.flaws, status=422)

@@ -1,4 +1,4 @@
-"""One job: its story, phases, charts, layers, events, checkpoints and request; and what may be asked of it."""
+"""The page of one job: summary, phases, charts, layers, events, checkpoints, request, and the actions on it."""
 
 import json
 from typing import Annotated
@@ -6,11 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from api.dashboard import layers, recipes
-from api.dashboard.actions import ALL, offers
-from api.dashboard.events import line
+from api.dashboard import layers
+from api.dashboard.actions import ACTIONS, available_actions
+from api.dashboard.events import event_line
+from api.dashboard.phases import phase_progress
 from api.dashboard.render import go, page
-from api.dashboard.track import legs
+from api.dashboard.snippets import request_snippets
 from api.dashboard.visitors import Signed, Submitted
 from api.deps import CurrentServices
 from api.etags import tagged
@@ -25,9 +26,9 @@ from core.tables import Checkpoint
 
 EVENTS = 50
 POINTS = 600
-"""Of a curve: as many as a wide screen tells apart."""
+"""Number of points of a curve at most: about as many as a wide screen can show."""
 RUNS = 60
-"""Of events of the topology, side by side in one picture."""
+"""Number of columns of a topology map at most. More events are summed into this many runs."""
 PHASES = 200
 
 JobId = Annotated[str, Path()]
@@ -38,7 +39,7 @@ router = APIRouter(prefix="/jobs/{job_id}")
 
 @router.get("")
 def show(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
-    """The page. `refused` names a wish that came too late."""
+    """Show the page. `refused` is the name of an action that was rejected."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = detail(services, session, row)
@@ -50,15 +51,15 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         visitor,
         "job.html",
         job=job,
-        legs=legs(job, began),
-        events=[line(event) for event in latest],
-        evolved=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
+        phases=phase_progress(job, began),
+        events=[event_line(event) for event in latest],
+        last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,
         checkpoints=checkpoints,
-        layers=layers.grid(services.storage, checkpoints[-1]) if checkpoints else None,
-        offers=offers(job) if visitor.may_write else [],
-        refused=ALL[refused].label if refused in ALL else "",
-        recipes=recipes.recipes(job, f"{request.url.scheme}://{request.url.netloc}"),
+        layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
+        actions=available_actions(job) if visitor.may_write else [],
+        refused=ACTIONS[refused].label if refused in ACTIONS else "",
+        snippets=request_snippets(job, f"{request.url.scheme}://{request.url.netloc}"),
     )
 
 
@@ -73,57 +74,62 @@ def series(
     length: int = 0,
     began: int = 0,
 ) -> Response:
-    """The job's metrics by name, as means of spans of `length` steps: {"step": [...], "values": {"loss": [...], ...}}.
+    """Return the job's metrics as means over spans of steps: {"step": [...], "values": {"loss": [...], ...}}.
 
-    Whoever has those up to the step `after` is given those behind it; and all, as "after" says, where spans are longer
-    by now than `length`, or where another attempt than `began` has taken the first step: others follow it.
+    A page that already has the values up to the step `after` sends the `length` of its spans and the attempt that
+    `began` the training. It gets only the values after that step. It gets all values, and "after" is -1, if the spans
+    are longer by now or training has restarted.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        now, first = reports.span_length(session, job.id, POINTS), reports.began(session, job.id)
-        after = after if (length, began) == (now, first) else -1
-        rows = reports.metrics_in_spans(session, job.id, after_step=after, length=now)
+        span, first = reports.span_length(session, job.id, POINTS), reports.began(session, job.id)
+        after = after if (length, began) == (span, first) else -1
+        rows = reports.metrics_in_spans(session, job.id, after_step=after, length=span)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
     steps = [row.step for row in rows]
-    body = json.dumps({"after": after, "length": now, "began": first, "step": steps, "values": values})
+    body = json.dumps({"after": after, "length": span, "began": first, "step": steps, "values": values})
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 
 @router.get("/topology")
 def topology(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, of: str = "") -> Response:
-    """The job's events of the topology, as `layers.life` puts them; `of` is what is counted by layer."""
+    """Return the history of the job's topology. `of` is the kind of change that is counted per layer."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
         runs = reports.evolution(session, job.id, of=of if of in reports.CHANGES else "grown", most=RUNS)
-    return tagged(json.dumps(layers.life(runs)), request.headers.get("if-none-match", ""), "application/json")
+    return tagged(
+        json.dumps(layers.topology_history(runs)), request.headers.get("if-none-match", ""), "application/json"
+    )
 
 
 @router.get("/checkpoints/{checkpoint_id}/{name:path}")
 def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoint_id: str, name: str) -> Response:
-    """To a fresh link of a checkpoint's file, so that the page need not change with every link."""
+    """Redirect to a new signed link to a checkpoint's file. The page itself has no links that expire."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        found = [row for row in reports.checkpoints(session, job.id) if row.id == checkpoint_id and _has(row, name)]
-    if not found:
+        matches = [
+            row for row in reports.checkpoints(session, job.id) if row.id == checkpoint_id and _has_file(row, name)
+        ]
+    if not matches:
         raise ProblemError(Code.NOT_FOUND, "The job has no such file.")
-    link = services.storage.link(found[0].prefix + name, saved_as=name.rpartition("/")[2])
+    link = services.storage.link(matches[0].prefix + name, saved_as=name.rpartition("/")[2])
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
 
-@router.post("/{wish}")
-def wish(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, wish: str) -> Response:
-    """Ask something of the job, and show it again."""
-    if wish not in ALL:
-        raise ProblemError(Code.NOT_FOUND, "There is no such wish.")
+@router.post("/{action}")
+def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, action: str) -> Response:
+    """Run an action on the job, and show the job again."""
+    if action not in ACTIONS:
+        raise ProblemError(Code.NOT_FOUND, "There is no such action.")
     try:
-        ask(services, visitor.caller, job_id, ALL[wish].wish, f"{wish}_job")
+        ask(services, visitor.caller, job_id, ACTIONS[action].run, f"{action}_job")
     except ProblemError as error:
         if error.code is not Code.CONFLICT:
             raise
-        return go(f"/jobs/{job_id}?refused={wish}")
+        return go(f"/jobs/{job_id}?refused={action}")
     return go(f"/jobs/{job_id}")
 
 
-def _has(row: Checkpoint, name: str) -> bool:
+def _has_file(row: Checkpoint, name: str) -> bool:
     return any(file["name"] == name for file in row.files)

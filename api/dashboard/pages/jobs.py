@@ -1,4 +1,4 @@
-"""All jobs: narrowed by status, model, metadata and date, in an order, a page at a time, to be picked for comparing."""
+"""The list of jobs, with filters, sorting and paging. Jobs can be selected for a comparison."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from urllib.parse import urlencode
@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 class Filters(BaseModel):
-    """What a person asked to see. What cannot be understood is left out: the page shows what it took."""
+    """The filters of the list. An invalid value is ignored, and the page shows only the filters that are in effect."""
 
     status: Status | None = None
     q: str = ""
@@ -32,39 +32,39 @@ class Filters(BaseModel):
 
     @field_validator("status", "since", "until", "order", "after", mode="before")
     @classmethod
-    def _nothing(cls, value: object) -> object:
+    def _empty_to_none(cls, value: object) -> object:
         return value or None
 
     @property
     def metadata(self) -> dict[str, str]:
-        """`name=value`, where that is what was searched for."""
+        """The metadata searched for, if the search text is name=value."""
         name, equals, value = self.q.strip().partition("=")
         return {name: value} if equals and name else {}
 
     @property
     def model(self) -> str | None:
-        """A model's name, where that is what was searched for."""
+        """The model searched for, if the search text is not name=value."""
         text = self.q.strip().replace("\0", "")
         return text if text and not self.metadata else None
 
     def query(self, **changes: object) -> str:
-        """As a link's query, with some of it changed."""
+        """Return the filters as the query of a link, with some of them changed."""
         values = {**self.model_dump(mode="json"), **changes}
         return urlencode({name: value for name, value in values.items() if value})
 
 
 def _filters(request: Request) -> Filters:
-    given = {name: value for name, value in request.query_params.items() if name in Filters.model_fields}
+    params = {name: value for name, value in request.query_params.items() if name in Filters.model_fields}
     try:
-        return Filters.model_validate(given)
+        return Filters.model_validate(params)
     except ValidationError as error:
-        wrong = {entry["loc"][0] for entry in error.errors()}
-        return Filters.model_validate({name: value for name, value in given.items() if name not in wrong})
+        invalid = {entry["loc"][0] for entry in error.errors()}
+        return Filters.model_validate({name: value for name, value in params.items() if name not in invalid})
 
 
 @router.get("/jobs")
 def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """The page."""
+    """Show the list."""
     filters = _filters(request)
     if ids.is_id("job", filters.q.strip()):
         return go(f"/jobs/{filters.q.strip()}")

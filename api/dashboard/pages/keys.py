@@ -1,4 +1,4 @@
-"""API keys, for administrators: made, seen once, revoked; and who changed what."""
+"""API keys, for administrators: create, revoke, list; and the audit log."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -13,27 +13,27 @@ from core.access.keys import Scope
 from core.errors import ProblemError
 
 LIMIT = 100
-CHANGES = 20
+AUDIT_LIMIT = 20
 
 router = APIRouter(prefix="/keys")
 
 
 @router.get("")
 def list_keys(request: Request, services: CurrentServices, visitor: Administrator) -> Response:
-    """The page."""
+    """Show the keys and the audit log."""
     return _page(request, services, visitor)
 
 
 @router.post("")
 def create_key(request: Request, services: CurrentServices, visitor: Administrator, form: Submitted) -> Response:
-    """Make a key; this answer alone shows it."""
+    """Create a key. Only this response shows it."""
     try:
-        asked = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
+        body = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
     except ValidationError as error:
         flaw = flaws_of_model(KeyRequest, error)[0]
         return _page(request, services, visitor, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}", status=422)
     with services.sessions.begin() as session:
-        row, secret = keys.issue(session, visitor.caller.tenant, asked.name, asked.scope)
+        row, secret = keys.issue(session, visitor.caller.tenant, body.name, body.scope)
         audit.record(session, visitor.caller, "create_key", row.id)
     answer = _page(request, services, visitor, secret=secret)
     answer.headers["Cache-Control"] = "no-store"
@@ -44,7 +44,7 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
 def revoke_key(
     request: Request, services: CurrentServices, visitor: Administrator, _: Submitted, key_id: str
 ) -> Response:
-    """End a key."""
+    """Revoke a key."""
     try:
         with services.sessions.begin() as session:
             row = keys.revoke(session, visitor.caller.tenant, key_id, by=visitor.caller.key_id)
@@ -59,7 +59,7 @@ def _page(
 ) -> Response:
     with services.sessions.begin() as session:
         rows, _ = keys.page(session, visitor.caller.tenant, after=None, limit=LIMIT)
-        changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=CHANGES)
+        changes, _ = audit.page(session, visitor.caller.tenant, before=None, limit=AUDIT_LIMIT)
     return page(
         request,
         visitor,

@@ -1,10 +1,10 @@
-"""Models: what can be repaired here, a page at a time; and one looked up, also of the hub where it is not listed."""
+"""The list of available models, and the look-up of one model, local or on the Hugging Face Hub."""
 
 from collections.abc import Iterable
 
 from fastapi import APIRouter, Request, Response
 
-from api.dashboard import words
+from api.dashboard import formatting
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices, Services
@@ -15,8 +15,8 @@ from core.jobs import jobs
 from core.models.results import is_result
 
 LIMIT = 25
-OFFERED = 50
-"""Models that a field suggests; any other one can be typed."""
+SUGGESTIONS = 50
+"""Number of models that a form field suggests at most. Any other model can be typed."""
 
 router = APIRouter()
 
@@ -31,24 +31,24 @@ def list_models(
     revision: str = "",
     after: str = "",
 ) -> Response:
-    """The page. `model` and `revision` are what is looked up."""
-    asked = {"model": model.strip(), "revision": revision.strip()}
-    found, wrong = None, {}
-    if asked["model"]:
+    """Show the list, and the model that is looked up if `model` is given."""
+    query = {"model": model.strip(), "revision": revision.strip()}
+    found, flaws = None, {}
+    if query["model"]:
         try:
-            found = routes.get_model(services, visitor.caller, asked["model"], asked["revision"] or None)
+            found = routes.get_model(services, visitor.caller, query["model"], query["revision"] or None)
         except ProblemError as error:
-            wrong = {flaw.param: flaw for flaw in error.flaws}
+            flaws = {flaw.param: flaw for flaw in error.flaws}
     listed = routes.list_models(services, visitor.caller, after or None, LIMIT)
     shown = [each.id for each in (*listed.data, *([found] if found else []))]
     return page(
         request,
         visitor,
         "models.html",
-        status=422 if wrong else 200,
-        asked=asked,
+        status=422 if flaws else 200,
+        query=query,
         found=found,
-        wrong=wrong,
+        flaws=flaws,
         models=listed.data,
         more=listed.has_more,
         after=after,
@@ -56,17 +56,20 @@ def list_models(
     )
 
 
-def offered(services: Services, tenant: str) -> dict[str, str]:
-    """Models for a field to suggest, what jobs have named first; a result's id with the title of its job."""
+def suggested_models(services: Services, tenant: str) -> dict[str, str]:
+    """Return models for a form field to suggest, by name, those of earlier jobs first.
+
+    The value is the title of the job if the model is a job's result, else empty.
+    """
     with services.sessions.begin() as session:
         named = jobs.models(session, tenant)
-    names = list(dict.fromkeys([*named, *services.catalogue.names(tenant, OFFERED)]))[:OFFERED]
+    names = list(dict.fromkeys([*named, *services.catalogue.names(tenant, SUGGESTIONS)]))[:SUGGESTIONS]
     titles = _titles(services, tenant, names)
     return {name: titles.get(name, "") for name in names}
 
 
 def _titles(services: Services, tenant: str, models: Iterable[str]) -> dict[str, str]:
-    """Of the jobs that have made those of them that are results."""
+    """Return the title of each job whose result is in `models`, by job id."""
     with services.sessions.begin() as session:
-        made = [jobs.get(session, tenant, name) for name in models if is_result(name)]
-    return {row.id: words.title(JobView.of(row)) for row in made}
+        rows = [jobs.get(session, tenant, name) for name in models if is_result(name)]
+    return {row.id: formatting.job_title(JobView.of(row)) for row in rows}

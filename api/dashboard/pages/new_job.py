@@ -1,4 +1,4 @@
-"""A new job: the form, what it would take, and the job that it makes by the rules of `POST /jobs`."""
+"""The form of a new job, its estimate, and the creation of the job by the rules of `POST /jobs`."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
-from api.dashboard import forms, words
-from api.dashboard.pages.models import offered
+from api.dashboard import formatting, forms
+from api.dashboard.pages.models import suggested_models
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services, require_scope
@@ -23,36 +23,36 @@ from core.jobs.admission import admit
 from core.specs import JobSpec
 from core.states import Status
 
-CHOICES = 100
-"""Datasets to pick from; the id of an older one can be typed."""
-PICKED = ("model", "revision", "dataset")
-"""What other pages fill in."""
+DATASET_CHOICES = 100
+"""Number of datasets in the list at most. The newest come first."""
+PREFILLED = ("model", "revision", "dataset")
+"""Fields that a link from another page may fill in."""
 
 router = APIRouter()
 
 
 @router.get("/jobs/new")
-def ask(request: Request, services: CurrentServices, visitor: Signed, clone: str = "") -> Response:
-    """The form with all defaults but for what the query says by name, or with what another job asked for."""
+def show_form(request: Request, services: CurrentServices, visitor: Signed, clone: str = "") -> Response:
+    """Show the form with defaults and the values of the query, or with all settings of the job `clone`."""
     require_scope(visitor.caller, Scope.WRITE)
-    values = {name: value for name, value in request.query_params.items() if name in PICKED}
+    values = {name: value for name, value in request.query_params.items() if name in PREFILLED}
     if clone:
         with services.sessions.begin() as session:
-            former = jobs.get(session, visitor.caller.tenant, clone)
-        values = forms.filled(JobSpec.model_validate(former.spec).model_dump(mode="json"))
+            original = jobs.get(session, visitor.caller.tenant, clone)
+        values = forms.values_of_spec(JobSpec.model_validate(original.spec).model_dump(mode="json"))
     return _page(request, services, visitor, values, clone=clone)
 
 
 @router.post("/jobs")
 def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Make the job, or show the form again with what is wrong beside its fields."""
-    values, clone, nonce = forms.entered(form), str(form.get("clone") or ""), str(form.get("nonce") or "")
-    body, flaws = forms.body(values)
+    """Create the job, or show the form again with an error at each invalid field."""
+    values, clone, nonce = forms.submitted_values(form), str(form.get("clone") or ""), str(form.get("nonce") or "")
+    body, flaws = forms.request_body(values)
     message = ""
     if not flaws:
         try:
             spec = JobSpec.model_validate(body)
-            return _made(services, visitor, spec, nonce, "clone_job" if clone else "create_job")
+            return _create_job(services, visitor, spec, nonce, "clone_job" if clone else "create_job")
         except ValidationError as error:
             flaws = flaws_of_model(JobSpec, error)
         except ProblemError as error:
@@ -62,32 +62,32 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
 
 @router.post("/jobs/estimate")
 def estimate(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """What the job in the form would take, or what the form still lacks: a part of its page."""
-    body, _ = forms.body(forms.entered(form))
+    """Show what the job in the form would need, or what is missing in the form. The result is a part of the page."""
+    body, _ = forms.request_body(forms.submitted_values(form))
     if not body.get("model"):
-        return page(request, visitor, "estimate.html", lacks="Name a model to see what the job will take.")
+        return page(request, visitor, "estimate.html", missing="Enter a model to see what the job needs.")
     try:
-        found = estimate_job(services, visitor.caller, EstimateSpec.model_validate(body))
+        result = estimate_job(services, visitor.caller, EstimateSpec.model_validate(body))
     except ValidationError as error:
         flaw = flaws_of_model(EstimateSpec, error)[0]
-        return page(request, visitor, "estimate.html", lacks=f"{flaw.param}: {flaw.rule}")
+        return page(request, visitor, "estimate.html", missing=f"{flaw.param}: {flaw.rule}")
     except ProblemError as error:
-        return page(request, visitor, "estimate.html", lacks=error.message)
-    fitting = [fit for fit in found.workers if fit.fits]
+        return page(request, visitor, "estimate.html", missing=error.message)
+    fitting = [fit for fit in result.workers if fit.fits]
     best = min(fitting, key=lambda fit: (fit.seconds is None, fit.seconds or 0.0, fit.name), default=None)
-    change = words.flat(next((fit.change for fit in found.workers if fit.change), {}))
-    return page(request, visitor, "estimate.html", lacks="", found=found, best=best, change=change)
+    change = formatting.flatten(next((fit.change for fit in result.workers if fit.change), {}))
+    return page(request, visitor, "estimate.html", missing="", estimate=result, best=best, change=change)
 
 
-def _made(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
-    """The page of the job. The same form sent twice makes one job; with something changed in it, another one."""
-    once = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
+def _create_job(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
+    """Create the job and redirect to its page. The same form sent twice creates one job; a changed form another one."""
+    idempotency_key = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
     job, new = admit(
         services.models,
         services.sessions,
         visitor.caller,
         spec,
-        idempotency_key=once,
+        idempotency_key=idempotency_key,
         action=action,
         settings=services.settings,
     )
@@ -108,8 +108,8 @@ def _page(
     status: int = 200,
 ) -> Response:
     with services.sessions.begin() as session:
-        rows, _ = datasets.page(session, visitor.caller.tenant, limit=CHOICES)
-    fields = list(forms.inputs(values))
+        rows, _ = datasets.page(session, visitor.caller.tenant, limit=DATASET_CHOICES)
+    fields = list(forms.form_fields(values))
     names = {field.name for field in fields}
     return page(
         request,
@@ -121,11 +121,11 @@ def _page(
             for group in dict.fromkeys(f.group for f in fields)
         },
         datasets=rows,
-        models=offered(services, visitor.caller.tenant),
+        models=suggested_models(services, visitor.caller.tenant),
         clone=clone,
         nonce=secrets.token_urlsafe(12),
-        wrong={flaw.param: flaw for flaw in flaws},
-        elsewhere=[flaw for flaw in flaws if flaw.param not in names],
+        flaws_by_field={flaw.param: flaw for flaw in flaws},
+        other_flaws=[flaw for flaw in flaws if flaw.param not in names],
         flaws=flaws,
         message=message,
     )

@@ -1,14 +1,14 @@
-"""The first page: what runs, what waits, what ended, and trouble before all."""
+"""The overview: failed jobs first, then running, waiting and finished jobs, workers and storage."""
 
 from datetime import UTC, datetime, timedelta
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
-from api.dashboard.pages.workers import all_seen
+from api.dashboard.formatting import IN_TURN
+from api.dashboard.pages.workers import list_with_state
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
-from api.dashboard.words import IN_TURN
 from api.deps import CurrentServices, Services
 from api.routes.jobs import detail
 from api.schemas.jobs import JobDetail
@@ -17,25 +17,25 @@ from core.jobs.forecast import Forecast
 from core.states import Status
 
 SHOWN = 6
-"""Jobs of each kind."""
-FRESH = timedelta(days=7)
-"""A failure is trouble for so long."""
+"""Number of jobs in each list at most."""
+FAILED_WITHIN = timedelta(days=7)
+"""Age of a failure until which the overview shows it."""
 
 router = APIRouter()
 
 
 @router.get("/")
 def overview(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """The page."""
+    """Show the page."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
         running, paused, succeeded = (
             _newest(services, session, tenant, status) for status in (Status.RUNNING, Status.PAUSED, Status.SUCCEEDED)
         )
         queued = [detail(services, session, row) for row in jobs.first_in_queue(session, tenant, limit=SHOWN)]
-        failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FRESH)
+        failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FAILED_WITHIN)
         counts = jobs.counts(session, tenant)
-        seen = all_seen(services, session, tenant)
+        worker_states = list_with_state(services, session, tenant)
         forecast = Forecast.now(session, services.settings.sweep_seconds)
         stored = fairness.stored_bytes(session, tenant)
     waiting = queued + paused
@@ -45,18 +45,19 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
         "overview.html",
         running=running,
         waiting=waiting,
-        starts={job.id: _start(forecast, job) for job in waiting},
+        starts_in={job.id: _starts_in(forecast, job) for job in waiting},
         stored=stored,
         limit=services.settings.tenant_bytes,
         succeeded=succeeded,
         failed=failed,
         counts=counts,
-        workers=seen,
-        most=jobs.POSITIONS,
+        workers=worker_states,
+        count_limit=jobs.POSITIONS,
     )
 
 
-def _start(forecast: Forecast, job: JobDetail) -> float | None:
+def _starts_in(forecast: Forecast, job: JobDetail) -> float | None:
+    """Return the estimated seconds until the job starts; None if it is unknown."""
     in_turn = job.reason is not None and job.reason.code == IN_TURN
     return forecast.start(job.queue_position) if job.queue_position and in_turn else None
 

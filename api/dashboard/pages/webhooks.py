@@ -1,4 +1,4 @@
-"""Webhooks: made, with their secret seen once, and changed; and what was delivered to each, and answered."""
+"""Webhooks: create, change, delete; their deliveries with the responses. A secret is shown once."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated
@@ -20,14 +20,13 @@ from core.states import Transition
 
 LIMIT = 25
 EVENTS = [f"{MOVE}{move}" for move in Transition]
-NOTHING: Mapping[str, object] = {"url": "", "events": []}
-"""What the form holds at first."""
-DEEDS: dict[str, Callable[[Services, Caller, str], object]] = {
+EMPTY_FORM: Mapping[str, object] = {"url": "", "events": []}
+ACTIONS: dict[str, Callable[[Services, Caller, str], object]] = {
     "test": routes.test_webhook,
     "enable": routes.enable_webhook,
     "disable": routes.disable_webhook,
 }
-"""What is done to a webhook and shows on its page."""
+"""Actions on a webhook that return to its page, by the last part of their URL."""
 
 WebhookId = Annotated[str, Path()]
 
@@ -36,23 +35,23 @@ router = APIRouter(prefix="/webhooks")
 
 @router.get("")
 def list_webhooks(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """The page."""
+    """Show the list."""
     return _list(request, services, visitor)
 
 
 @router.post("")
 def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Make a webhook and show its secret, this once."""
-    asked = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
+    """Create a webhook and show its secret, once."""
+    values = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
     try:
-        made = routes.create_webhook(services, visitor.caller, WebhookRequest.model_validate(asked), Response())
+        webhook = routes.create_webhook(services, visitor.caller, WebhookRequest.model_validate(values), Response())
     except ValidationError as error:
         flaw = flaws_of_model(WebhookRequest, error)[0]
-        return _list(request, services, visitor, asked=asked, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
+        return _list(request, services, visitor, values=values, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
     except ProblemError as error:
-        ways = " ".join(flaw.way_out for flaw in error.flaws)
-        return _list(request, services, visitor, asked=asked, problem=f"{error.message}. {ways}")
-    return _one(request, services, visitor, made.id, secret=made.secret)
+        fixes = " ".join(flaw.way_out for flaw in error.flaws)
+        return _list(request, services, visitor, values=values, problem=f"{error.message}. {fixes}")
+    return _one(request, services, visitor, webhook.id, secret=webhook.secret)
 
 
 @router.get("/{webhook_id}")
@@ -65,7 +64,7 @@ def show(
     after: str = "",
     refused: str = "",
 ) -> Response:
-    """A webhook and what was delivered to it. `refused` names a deed that came too late."""
+    """Show a webhook and its deliveries. `refused` is the name of an action that was rejected."""
     return _one(request, services, visitor, webhook_id, after=after, refused=refused)
 
 
@@ -73,29 +72,31 @@ def show(
 def rotate(
     request: Request, services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId
 ) -> Response:
-    """Give it a new secret, shown this once."""
+    """Replace the secret, and show the new one once."""
     rotated = routes.rotate_webhook_secret(services, visitor.caller, webhook_id, Response())
     return _one(request, services, visitor, webhook_id, secret=rotated.secret)
 
 
 @router.post("/{webhook_id}/delete")
 def delete(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
-    """Remove it with its deliveries."""
+    """Delete the webhook and its deliveries."""
     routes.delete_webhook(services, visitor.caller, webhook_id)
     return go("/webhooks")
 
 
-@router.post("/{webhook_id}/{deed}")
-def do(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId, deed: str) -> Response:
-    """Test, enable or disable it, and show it again."""
-    if deed not in DEEDS:
-        raise ProblemError(Code.NOT_FOUND, "There is no such wish.")
+@router.post("/{webhook_id}/{action}")
+def run_action(
+    services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId, action: str
+) -> Response:
+    """Test, enable or disable the webhook, and show it again."""
+    if action not in ACTIONS:
+        raise ProblemError(Code.NOT_FOUND, "There is no such action.")
     try:
-        DEEDS[deed](services, visitor.caller, webhook_id)
+        ACTIONS[action](services, visitor.caller, webhook_id)
     except ProblemError as error:
         if error.code is not Code.CONFLICT:
             raise
-        return go(f"/webhooks/{webhook_id}?refused={deed}")
+        return go(f"/webhooks/{webhook_id}?refused={action}")
     return go(f"/webhooks/{webhook_id}")
 
 
@@ -104,7 +105,7 @@ def _list(
     services: Services,
     visitor: Visitor,
     *,
-    asked: Mapping[str, object] = NOTHING,
+    values: Mapping[str, object] = EMPTY_FORM,
     problem: str = "",
 ) -> Response:
     with services.sessions.begin() as session:
@@ -116,7 +117,7 @@ def _list(
         status=422 if problem else 200,
         hooks=hooks,
         events=EVENTS,
-        asked=asked,
+        values=values,
         problem=problem,
     )
 
@@ -144,7 +145,7 @@ def _one(
         deliveries=deliveries,
         more=more,
         after=cursor,
-        refused=refused if refused in DEEDS else "",
+        refused=refused if refused in ACTIONS else "",
         secret=secret,
     )
     if secret:

@@ -1,4 +1,4 @@
-"""The workers: which work, which are idle, which have fallen silent."""
+"""The workers: which are busy, which are idle, and which do not respond."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,23 +16,23 @@ router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A worker, and whether it has fallen silent."""
+class WorkerState:
+    """A worker, and whether its heartbeat is overdue."""
 
     worker: WorkerView
-    silent: bool
+    unresponsive: bool
 
 
 @router.get("/workers")
 def list_workers(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """The page."""
+    """Show the list."""
     with services.sessions.begin() as session:
-        found = all_seen(services, session, visitor.caller.tenant)
-    return page(request, visitor, "workers.html", workers=found)
+        states = list_with_state(services, session, visitor.caller.tenant)
+    return page(request, visitor, "workers.html", workers=states)
 
 
-def all_seen(services: Services, session: Session, tenant: str) -> list[Seen]:
-    """Every worker that was there within a day; only the tenant's own jobs are named."""
+def list_with_state(services: Services, session: Session, tenant: str) -> list[WorkerState]:
+    """Return every worker that sent a heartbeat in the last 24 hours. Only the tenant's own jobs are named."""
     views = [WorkerView.of(worker, job, tenant) for worker, job in workers.list_with_jobs(session)]
-    late = datetime.now(UTC) - timedelta(seconds=workers.ROUNDS * services.settings.sweep_seconds)
-    return [Seen(view, view.seen_at < late) for view in views]
+    overdue = datetime.now(UTC) - timedelta(seconds=workers.ROUNDS * services.settings.sweep_seconds)
+    return [WorkerState(view, view.seen_at < overdue) for view in views]

@@ -1,1 +1,1 @@
-"""Laws of the pages."""
+"""Tests of the dashboard's pages."""

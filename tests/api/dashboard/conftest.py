@@ -1,4 +1,4 @@
-"""Browsers without a browser: clients that keep cookies, and send forms as the pages give them."""
+"""HTTP clients that act as a browser: they keep cookies and submit the forms of the pages."""
 
 import html
 import re
@@ -18,21 +18,22 @@ ROOT = "/dashboard"
 
 
 class Browser(TestClient):
-    """Follows no redirect, so that tests see them; speaks plain HTTP to the host `testserver`."""
+    """A client that does not follow redirects, so that tests see them. It uses plain HTTP to the host `testserver`."""
 
     def show(self, path: str) -> str:
-        """A page's text, which must be there."""
-        answer = self.get(ROOT + path)
-        assert answer.status_code == 200, (path, answer.status_code, answer.headers.get("location"), answer.text)
-        return answer.text
+        """Return the HTML of a page. The page must exist."""
+        response = self.get(ROOT + path)
+        details = (path, response.status_code, response.headers.get("location"), response.text)
+        assert response.status_code == 200, details
+        return response.text
 
     def csrf(self) -> str:
-        found = re.search(r'name="csrf" value="([^"]+)"', self.show("/"))
-        assert found
-        return found[1]
+        match = re.search(r'name="csrf" value="([^"]+)"', self.show("/"))
+        assert match
+        return match[1]
 
     def submit(self, path: str, fields: Json | None = None, **more: Any) -> Any:
-        """A form of a page of ours."""
+        """Submit a form with the CSRF token."""
         return self.post(ROOT + path, data={"csrf": self.csrf(), **(fields or {})}, **more)
 
 
@@ -41,7 +42,7 @@ NewBrowser = Callable[..., Browser]
 
 @pytest.fixture
 def secret(new_client: NewClient, sessions: sessionmaker[Session]) -> Callable[..., str]:
-    """Makes keys. It needs the running app of `new_client`."""
+    """Return a function that creates API keys. Needs the running app of `new_client`."""
 
     def make(tenant: str = "ours", scope: Scope = Scope.ADMIN) -> str:
         with sessions.begin() as session:
@@ -52,13 +53,13 @@ def secret(new_client: NewClient, sessions: sessionmaker[Session]) -> Callable[.
 
 @pytest.fixture
 def new_browser(app: FastAPI, client: TestClient, secret: Callable[..., str]) -> NewBrowser:
-    """Makes browsers that are signed in."""
+    """Return a function that creates signed-in browsers."""
 
     def make(tenant: str = "ours", scope: Scope = Scope.ADMIN) -> Browser:
         browser = Browser(app, follow_redirects=False, raise_server_exceptions=False)
         browser.portal = client.portal
-        answer = browser.post(f"{ROOT}/sign-in", data={"key": secret(tenant, scope)})
-        assert answer.status_code == 303, answer.text
+        response = browser.post(f"{ROOT}/sign-in", data={"key": secret(tenant, scope)})
+        assert response.status_code == 303, response.text
         return browser
 
     return make
@@ -70,5 +71,5 @@ def browser(new_browser: NewBrowser) -> Browser:
 
 
 def visible(page: str) -> str:
-    """A page's text without its tags."""
+    """Return the text of a page without its tags."""
     return html.unescape(re.sub(r"<[^>]+>", " ", page))

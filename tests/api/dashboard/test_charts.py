@@ -1,4 +1,4 @@
-"""What the charts of a job are given: its curves thinned, what is new of them, the life of its topology."""
+"""Data of a job's charts: thinned curves, their new points, and the history of the topology."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible
 
 
-def test_the_life_of_a_topology_is_every_event_summed_into_runs(
+def test_topology_history_sums_all_events_into_runs(
     browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
 ) -> None:
     names = {
@@ -31,23 +31,23 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
     counts = {(event, name): event * 10**7 + at for event in range(events) for at, name in enumerate(names)}
     with sessions.begin() as session:
         for event in range(events):
-            layers = {name: {each: n * counts[event, name] for n, each in enumerate(CHANGES)} for name in names}
-            sums = {each: sum(layer[each] for layer in layers.values()) for each in CHANGES}
+            layers = {name: {change: n * counts[event, name] for n, change in enumerate(CHANGES)} for name in names}
+            sums = {change: sum(layer[change] for layer in layers.values()) for change in CHANGES}
             attempts.record_evolution(session, attempt, {"step": event, **sums, "layers": layers})
     path = f"/jobs/{attempt.job_id}"
-    for n, of in enumerate(CHANGES):
-        life = json.loads(browser.show(f"{path}/topology?of={of}"))
-        assert life["step"] == list(range(1, events, 2))
-        assert life["blocks"] == [0, 2, 10]
-        assert [part["name"] for part in life["parts"]] == ["self_attn.q_proj", "mlp.experts.up_proj"]
-        whole = {part["name"]: part["cells"] for part in life["parts"]}
-        expected = {part: [[0] * RUNS for _ in range(3)] for part in whole}
+    for n, change in enumerate(CHANGES):
+        history = json.loads(browser.show(f"{path}/topology?of={change}"))
+        assert history["step"] == list(range(1, events, 2))
+        assert history["blocks"] == [0, 2, 10]
+        assert [part["name"] for part in history["parts"]] == ["self_attn.q_proj", "mlp.experts.up_proj"]
+        cells = {part["name"]: part["cells"] for part in history["parts"]}
+        expected = {part: [[0] * RUNS for _ in range(3)] for part in cells}
         for (event, name), count in counts.items():
             part, block = names[name]
-            expected[part][life["blocks"].index(block)][event // 2] += n * count
-        assert whole == expected
-        rows = [row for cells in whole.values() for row in cells]
-        assert life["sums"][of] == [sum(column) for column in zip(*rows, strict=True)]
+            expected[part][history["blocks"].index(block)][event // 2] += n * count
+        assert cells == expected
+        rows = [row for part_rows in cells.values() for row in part_rows]
+        assert history["sums"][change] == [sum(column) for column in zip(*rows, strict=True)]
     assert f"Topology evolved after step {events - 1}" in visible(browser.show(path))
     with sessions.begin() as session:
         assert all("layers" not in event.data for event in reports.latest_events(session, attempt.job_id, limit=9))
@@ -55,7 +55,7 @@ def test_the_life_of_a_topology_is_every_event_summed_into_runs(
 
 @pytest.fixture
 def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[..., None]:
-    """Writes what was measured at the steps from the one to the other."""
+    """Return a function that writes metrics for the steps `first` to `last`."""
 
     def write(first: int, last: int, *, number: int = 1) -> None:
         step = func.generate_series(first, last).column_valued("step")
@@ -69,14 +69,14 @@ def measure(sessions: sessionmaker[Session], attempt: Attempt) -> Callable[..., 
     return write
 
 
-def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
+def test_curve_of_100000_steps_is_thinned_to_the_means_of_a_few_hundred_spans(
     browser: Browser, attempt: Attempt, measure: Callable[..., None]
 ) -> None:
     steps = 100_000
     measure(1, steps)
-    answer = browser.show(f"/jobs/{attempt.job_id}/series")
-    curve = json.loads(answer)
-    assert len(answer) < 40_000
+    body = browser.show(f"/jobs/{attempt.job_id}/series")
+    curve = json.loads(body)
+    assert len(body) < 40_000
     assert POINTS / 2 < len(curve["step"]) <= POINTS
     assert curve["step"][-1] == steps
     middles = [(last + before + 1) / 2 for before, last in itertools.pairwise([0, *curve["step"]])]
@@ -84,12 +84,12 @@ def test_a_curve_of_100000_steps_comes_as_the_means_of_a_few_hundred_spans(
     assert curve["values"]["speed"] == [-middle for middle in middles]
 
 
-def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have_grown(
+def test_page_with_a_curve_gets_new_points_and_the_whole_curve_after_its_spans_grew(
     browser: Browser, sessions: sessionmaker[Session], attempt: Attempt, measure: Callable[..., None]
 ) -> None:
     def series(query: str = "") -> Json:
-        found: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
-        return found
+        curve: Json = json.loads(browser.show(f"/jobs/{attempt.job_id}/series{query}"))
+        return curve
 
     assert series() == {"after": -1, "length": 1, "began": 0, "step": [], "values": {}}
     measure(1, 4 * POINTS - 5)
@@ -99,10 +99,10 @@ def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have
     full = 4 * POINTS - 8
     added, whole = series(f"?after={full}&length=4&began=1"), series()
     assert (added["after"], added["step"]) == (full, [4 * POINTS - 4, 4 * POINTS])
-    kept = first["step"].index(full) + 1
-    assert first["step"][:kept] + added["step"] == whole["step"]
+    kept_length = first["step"].index(full) + 1
+    assert first["step"][:kept_length] + added["step"] == whole["step"]
     for name, values in whole["values"].items():
-        assert first["values"][name][:kept] + added["values"][name] == values
+        assert first["values"][name][:kept_length] + added["values"][name] == values
     measure(4 * POINTS + 1, 4 * POINTS + 1)
     grown = series(f"?after={4 * POINTS}&length=4&began=1")
     assert grown == series()
@@ -111,7 +111,7 @@ def test_who_has_a_curve_is_given_what_is_new_and_all_of_it_where_its_spans_have
         attempts.restart_training(session, attempt, "state.refused", "other software")
     assert series(f"?after={4 * POINTS}&length=8&began=1")["began"] == 0
     measure(1, 4 * POINTS + 2, number=2)
-    anew = series(f"?after={4 * POINTS}&length=8&began=1")
-    assert (anew["after"], anew["began"], anew["step"][0]) == (-1, 2, 8), (
-        "a page that shows the lost training shows it no more"
+    restarted = series(f"?after={4 * POINTS}&length=8&began=1")
+    assert (restarted["after"], restarted["began"], restarted["step"][0]) == (-1, 2, 8), (
+        "a page that shows the lost training must replace it"
     )

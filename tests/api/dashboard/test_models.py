@@ -1,4 +1,4 @@
-"""The models on their page, one looked up, and both offered where a model is asked for."""
+"""The page of models, the look-up of a model, and the suggestions in forms."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
-from api.dashboard.words import count
+from api.dashboard.formatting import count
 from core import workers
 from core.access.keys import Scope
 from core.capability import CPU, Capability
@@ -22,11 +22,11 @@ DASH = "\N{EN DASH}"
 
 
 def rows_of(page: str) -> list[str]:
-    """The list's lines, without their tags."""
+    """Return the rows of the list as text."""
     return [" ".join(visible(row).split()) for row in re.findall(r"<tr><td.*?</tr>", page, re.DOTALL)]
 
 
-def test_models_are_listed_with_what_is_known_of_them_and_a_result_leads_to_its_job(
+def test_models_are_listed_with_their_details_and_a_result_links_to_its_job(
     browser: Browser, new_browser: NewBrowser, root: Path, result: str, sessions: sessionmaker[Session]
 ) -> None:
     write_hollow(root / "deep" / EVIL)
@@ -34,11 +34,11 @@ def test_models_are_listed_with_what_is_known_of_them_and_a_result_leads_to_its_
         for name, memory in (("small:1:a", 1 << 20), ("large:1:a", 1 << 40), ("large:2:b", 1 << 40)):
             workers.record_heartbeat(session, name, Capability(CPU, "x86_64", memory, 1 << 40))
     page = browser.show("/models")
-    told = "LlamaForCausalLM 197 k 172 k 512"
+    details = "LlamaForCausalLM 197 k 172 k 512"
     assert rows_of(page) == [
-        f"deep/{EVIL} local {told} {DASH} large New job",
-        f"tiny local {told} {DASH} large New job",
-        f"tiny result · {result} {told} mit large Job New job",
+        f"deep/{EVIL} local {details} {DASH} large New job",
+        f"tiny local {details} {DASH} large New job",
+        f"tiny result · {result} {details} mit large Job New job",
     ]
     assert f'href="{ROOT}/jobs/{result}"' in page
     assert f'href="{ROOT}/jobs/new?model=tiny"' in page
@@ -48,37 +48,39 @@ def test_models_are_listed_with_what_is_known_of_them_and_a_result_leads_to_its_
     assert "/jobs/new?model" not in stranger
 
 
-def test_pages_join_without_a_gap(browser: Browser, root: Path, result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paging_lists_every_model_once(
+    browser: Browser, root: Path, result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("api.dashboard.pages.models.LIMIT", 2)
     names = [write_hollow(root / f"model-{number}").name for number in range(2)]
     first = browser.show("/models")
     assert [row.partition(" ")[0] for row in rows_of(first)] == names
-    following = re.search(r'href="/dashboard(/models\?after=[^"]+)">Next', first)
-    assert following
-    last = browser.show(following[1])
+    link = re.search(r'href="/dashboard(/models\?after=[^"]+)">Next', first)
+    assert link
+    last = browser.show(link[1])
     assert re.findall(r'/models\?model=([^"]+)"><b', last) == ["tiny", result]
     assert ">Next" not in last
 
 
-def test_a_model_of_the_hub_is_looked_up_and_carried_into_a_new_job(
+def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
     browser: Browser, client: TestClient, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hub({"owner/name": Repo(write_hollow(tmp_path / "repo"))}) as endpoint:
         look_there(monkeypatch, endpoint, tmp_path / "cache")
         page = browser.show("/models?model=+owner/name&revision=main")
-        known: Json = client.get("/models/owner/name").json()
+        model: Json = client.get("/models/owner/name").json()
     assert rows_of(page) == rows_of(browser.show("/models"))
     text = " ".join(visible(page).split())
-    assert f"Parameters {' '.join(count(known['parameters']).split())} Target weights" in text
-    assert "Licence apache-2.0 Fits on no worker that is here" in text
-    following = re.search(r'href="/dashboard(/jobs/new\?model=owner/name[^"]+)"', page)
-    assert following
-    form = fields_of(browser.show(following[1].replace("&amp;", "&")))
+    assert f"Parameters {' '.join(count(model['parameters']).split())} Target weights" in text
+    assert "Licence apache-2.0 Fits on no connected worker" in text
+    link = re.search(r'href="/dashboard(/jobs/new\?model=owner/name[^"]+)"', page)
+    assert link
+    form = fields_of(browser.show(link[1].replace("&amp;", "&")))
     assert (form["model"], form["revision"]) == ("owner/name", "main")
 
 
 @pytest.mark.parametrize(
-    ("query", "at", "told"),
+    ("query", "field", "expected"),
     [
         ("model=nothing", "model", "no local model and no hub id"),
         ("model=../tiny", "model", "without '..'"),
@@ -86,17 +88,17 @@ def test_a_model_of_the_hub_is_looked_up_and_carried_into_a_new_job(
         ("model=tiny&revision=main", "revision", "only a model of the hub has revisions"),
     ],
 )
-def test_what_is_wrong_stands_beside_its_field(browser: Browser, root: Path, query: str, at: str, told: str) -> None:
-    answer = browser.get(f"{ROOT}/models?{query}")
-    assert answer.status_code == 422
-    wrong = re.search(rf'<p class="flaw" id="{at}-wrong">(.*?)</p>', answer.text)
-    assert wrong
-    assert told in visible(wrong[1])
-    assert re.search(rf'<input id="{at}"[^>]* aria-invalid="true" aria-describedby="{at}-wrong"', answer.text)
-    assert len(rows_of(answer.text)) == 1
+def test_error_is_shown_at_its_field(browser: Browser, root: Path, query: str, field: str, expected: str) -> None:
+    response = browser.get(f"{ROOT}/models?{query}")
+    assert response.status_code == 422
+    error = re.search(rf'<p class="field-error" id="{field}-error">(.*?)</p>', response.text)
+    assert error
+    assert expected in visible(error[1])
+    assert re.search(rf'<input id="{field}"[^>]* aria-invalid="true" aria-describedby="{field}-error"', response.text)
+    assert len(rows_of(response.text)) == 1
 
 
-def test_fields_suggest_what_there_is(browser: Browser, root: Path, result: str, dataset: str) -> None:
+def test_model_fields_suggest_available_models(browser: Browser, root: Path, result: str, dataset: str) -> None:
     write_hollow(root / "deep" / EVIL)
     for path in ("/jobs/new", f"/datasets/{dataset}"):
         page = browser.show(path)

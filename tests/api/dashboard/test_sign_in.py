@@ -1,4 +1,4 @@
-"""Signing in and out: the cookie, its rotation and its end; requests that other sites forge."""
+"""Sign-in and sign-out: the cookie, its rotation and expiry, and forged requests of other sites."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,38 +22,38 @@ from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser
 Sessions = sessionmaker[Session]
 
 
-def cookie_of(answer: Any) -> Any:
-    return SimpleCookie(answer.headers["set-cookie"])[COOKIE]
+def cookie_of(response: Any) -> Any:
+    return SimpleCookie(response.headers["set-cookie"])[COOKIE]
 
 
 def age(sessions: Sessions, **columns: timedelta) -> None:
-    """Make all sign-ins older."""
+    """Move the times of all sign-ins into the past."""
     with sessions.begin() as session:
         session.execute(update(SignIn).values({name: func.now() - by for name, by in columns.items()}))
 
 
-def test_the_address_of_the_service_leads_to_the_door_and_through_it_back(
+def test_root_url_redirects_to_the_dashboard_and_sign_in_returns_to_the_requested_page(
     app: FastAPI, client: TestClient, secret: Callable[..., str]
 ) -> None:
     browser = Browser(app, follow_redirects=False)
     assert browser.get("/").headers["location"] == "/dashboard/"
-    answer = browser.get("/dashboard/jobs?status=failed")
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "/dashboard/sign-in?back=%2Fjobs%3Fstatus%3Dfailed"
+    response = browser.get("/dashboard/jobs?status=failed")
+    assert response.status_code == 303
+    assert response.headers["location"] == "/dashboard/sign-in?back=%2Fjobs%3Fstatus%3Dfailed"
     form = {"key": f" {secret()} ", "back": "/jobs?status=failed"}
     assert browser.post("/dashboard/sign-in", data=form).headers["location"] == "/dashboard/jobs?status=failed"
     assert browser.get("/dashboard/jobs?status=failed").status_code == 200
 
 
 @pytest.mark.parametrize("back", ["//evil.example", "/\\evil.example", "https://evil.example", ""])
-def test_the_way_back_leads_to_no_other_host(
+def test_sign_in_never_redirects_to_another_host(
     app: FastAPI, client: TestClient, secret: Callable[..., str], back: str
 ) -> None:
-    answer = Browser(app, follow_redirects=False).post("/dashboard/sign-in", data={"key": secret(), "back": back})
-    assert answer.headers["location"] == "/dashboard/"
+    response = Browser(app, follow_redirects=False).post("/dashboard/sign-in", data={"key": secret(), "back": back})
+    assert response.headers["location"] == "/dashboard/"
 
 
-def test_the_cookie_is_out_of_reach_and_is_no_key(
+def test_cookie_is_protected_and_is_not_the_key(
     app: FastAPI, client: TestClient, secret: Callable[..., str], sessions: Sessions
 ) -> None:
     key = secret()
@@ -61,27 +61,27 @@ def test_the_cookie_is_out_of_reach_and_is_no_key(
     secure = Browser(app, base_url="https://testserver", follow_redirects=False).post(
         "/dashboard/sign-in", data={"key": key}
     )
-    for answer, https in ((plain, ""), (secure, True)):
-        cookie = cookie_of(answer)
+    for response, https in ((plain, ""), (secure, True)):
+        cookie = cookie_of(response)
         assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "lax", ROOT)
         assert cookie["secure"] == https
-        assert key not in answer.headers["set-cookie"]
+        assert key not in response.headers["set-cookie"]
     token = cookie_of(plain).value
     with sessions.begin() as session:
         assert token not in {row.sha256 for row in session.scalars(select(SignIn))}
         assert token not in {row.csrf for row in session.scalars(select(SignIn))}
 
 
-def test_a_wrong_key_opens_nothing(app: FastAPI, client: TestClient) -> None:
+def test_wrong_key_is_rejected(app: FastAPI, client: TestClient) -> None:
     browser = Browser(app, follow_redirects=False)
     for wrong in ("seft_wrong", "", "\0", "é"):
-        answer = browser.post("/dashboard/sign-in", data={"key": wrong})
-        assert answer.status_code == 422
-        assert "unknown or revoked" in answer.text
-        assert "set-cookie" not in answer.headers
+        response = browser.post("/dashboard/sign-in", data={"key": wrong})
+        assert response.status_code == 422
+        assert "unknown or revoked" in response.text
+        assert "set-cookie" not in response.headers
 
 
-def test_signing_out_ends_the_session_for_whoever_has_the_cookie(browser: Browser, app: FastAPI) -> None:
+def test_signing_out_ends_the_session_for_every_holder_of_the_cookie(browser: Browser, app: FastAPI) -> None:
     token = browser.cookies[COOKIE]
     assert browser.submit("/sign-out").headers["location"] == "/dashboard/sign-in"
     thief = Browser(app, cookies={COOKIE: token}, follow_redirects=False)
@@ -89,34 +89,30 @@ def test_signing_out_ends_the_session_for_whoever_has_the_cookie(browser: Browse
     assert thief.get("/dashboard/").status_code == 303
 
 
-def test_a_revoked_key_ends_the_sessions_that_it_opened(browser: Browser, sessions: Sessions) -> None:
+def test_revoked_key_ends_its_sessions(browser: Browser, sessions: Sessions) -> None:
     assert browser.get("/dashboard/").status_code == 200
     with sessions.begin() as session:
         session.execute(update(ApiKey).where(ApiKey.name == "a browser").values(revoked_at=func.now()))
     assert browser.get("/dashboard/").status_code == 303
 
 
-def test_the_token_is_replaced_while_it_is_used_and_the_old_one_lives_on_for_a_moment(
-    browser: Browser, sessions: Sessions
-) -> None:
+def test_token_is_rotated_and_the_old_one_stays_valid_for_a_short_time(browser: Browser, sessions: Sessions) -> None:
     old = browser.cookies[COOKIE]
     age(sessions, rotated_at=sign_ins.ROTATION + timedelta(seconds=1))
     new = cookie_of(browser.get("/dashboard/")).value
     assert new != old
     for token in (new, old):
         browser.cookies.clear()
-        answer = browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={token}"})
-        assert answer.status_code == 200
-        assert "set-cookie" not in answer.headers
+        response = browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={token}"})
+        assert response.status_code == 200
+        assert "set-cookie" not in response.headers
     age(sessions, rotated_at=sign_ins.GRACE + timedelta(seconds=1))
     assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={old}"}).status_code == 303
     assert browser.get("/dashboard/", headers={"Cookie": f"{COOKIE}={new}"}).status_code == 200
 
 
 @pytest.mark.parametrize("column", ["rotated_at", "created_at"])
-def test_a_session_ends_by_itself(
-    browser: Browser, sessions: Sessions, secret: Callable[..., str], column: str
-) -> None:
+def test_session_expires(browser: Browser, sessions: Sessions, secret: Callable[..., str], column: str) -> None:
     limit = sign_ins.IDLE if column == "rotated_at" else sign_ins.LIFE
     age(sessions, **{column: limit - timedelta(minutes=1)})
     assert browser.get("/dashboard/").status_code == 200
@@ -125,7 +121,7 @@ def test_a_session_ends_by_itself(
     with sessions.begin() as session:
         assert sign_ins.begin(session, secret())
     with sessions.begin() as session:
-        assert session.scalar(select(func.count()).select_from(SignIn)) == 1, "what has run out is swept away"
+        assert session.scalar(select(func.count()).select_from(SignIn)) == 1, "expired sign-ins are deleted"
 
 
 FORMS = [
@@ -144,32 +140,32 @@ FORMS = [
 
 
 @pytest.mark.parametrize("path", FORMS)
-def test_no_form_is_taken_that_is_not_of_this_sign_in(browser: Browser, new_browser: NewBrowser, path: str) -> None:
+def test_form_of_another_sign_in_is_rejected(browser: Browser, new_browser: NewBrowser, path: str) -> None:
     for csrf in ({}, {"csrf": "x"}, {"csrf": new_browser().csrf()}):
-        answer = browser.post(ROOT + path, data=csrf)
-        assert answer.status_code == 403, path
-        assert "another sign-in" in answer.text
+        response = browser.post(ROOT + path, data=csrf)
+        assert response.status_code == 403, path
+        assert "another sign-in" in response.text
 
 
 @pytest.mark.parametrize("path", [*FORMS, "/sign-in"])
 @pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}])
-def test_what_another_sites_page_sends_is_not_done(browser: Browser, path: str, headers: dict[str, str]) -> None:
-    answer = browser.submit(path, headers=headers)
-    assert answer.status_code == 403
-    assert "another site" in answer.text
+def test_request_of_another_site_is_rejected(browser: Browser, path: str, headers: dict[str, str]) -> None:
+    response = browser.submit(path, headers=headers)
+    assert response.status_code == 403
+    assert "another site" in response.text
 
 
-def test_a_page_that_polls_is_told_to_load_anew_when_nobody_is_signed_in(app: FastAPI) -> None:
+def test_polling_page_is_reloaded_if_no_one_is_signed_in(app: FastAPI) -> None:
     browser = Browser(app, follow_redirects=False)
-    answer = browser.get("/dashboard/jobs", headers={"HX-Request": "true"})
-    assert (answer.status_code, answer.headers["hx-refresh"]) == (401, "true")
+    response = browser.get("/dashboard/jobs", headers={"HX-Request": "true"})
+    assert (response.status_code, response.headers["hx-refresh"]) == (401, "true")
 
 
-def test_a_cookie_opens_the_pages_and_not_the_api(browser: Browser) -> None:
+def test_cookie_does_not_authenticate_api_requests(browser: Browser) -> None:
     assert browser.get("/jobs").status_code == 401
 
 
-def test_scopes_hold_on_pages_too(new_browser: NewBrowser, job_id: str) -> None:
+def test_scopes_apply_to_pages(new_browser: NewBrowser, job_id: str) -> None:
     reader = new_browser(scope=Scope.READ)
     assert reader.get("/dashboard/keys").status_code == 403
     assert reader.get("/dashboard/jobs/new").status_code == 403
@@ -181,14 +177,14 @@ def test_scopes_hold_on_pages_too(new_browser: NewBrowser, job_id: str) -> None:
     assert new_browser(scope=Scope.WRITE).get("/dashboard/keys").status_code == 403
 
 
-def test_requests_of_a_browser_count_like_those_of_its_key(
+def test_browser_requests_count_toward_the_rate_limit_of_the_key(
     browser: Browser, settings: Settings, sessions: Sessions
 ) -> None:
     with sessions.begin() as session:
         key = session.scalars(select(ApiKey).where(ApiKey.name == "a browser")).one()
     slow = Limiter(settings.model_copy(update={"rate_limit": 0.01}))
-    slow.take(key.id)  # as if it had sent a hundred seconds' worth of requests
+    slow.take(key.id)  # one request at this rate uses up a hundred seconds
     slow.close()
-    answer = browser.get("/dashboard/")
-    assert answer.status_code == 429
-    assert int(answer.headers["retry-after"]) > 60
+    response = browser.get("/dashboard/")
+    assert response.status_code == 429
+    assert int(response.headers["retry-after"]) > 60

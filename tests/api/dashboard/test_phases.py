@@ -1,4 +1,4 @@
-"""The phases on a job's page, and how long each took."""
+"""The phases on a job's page, and how long each one took."""
 
 import re
 
@@ -11,14 +11,14 @@ from core.jobs.attempts import Attempt, Fault
 from core.states import Phase
 from tests.api.dashboard.conftest import Browser, visible
 
-BEGUN = (Phase.LOADING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
+PHASES = (Phase.LOADING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
 
 
 @pytest.fixture
 def training(sessions: sessionmaker[Session], attempt: Attempt) -> Attempt:
-    """Has been in each phase for ten seconds, and twice in one."""
+    """Return an attempt that spent ten seconds in each phase, and was in one phase twice."""
     with sessions.begin() as session:
-        for phase in BEGUN:
+        for phase in PHASES:
             attempts.set_progress(session, attempt, phase=phase, progress=0.4, step=0)
         session.execute(
             text(
@@ -30,28 +30,31 @@ def training(sessions: sessionmaker[Session], attempt: Attempt) -> Attempt:
     return attempt
 
 
-def track(browser: Browser, attempt: Attempt) -> list[tuple[str, str, str]]:
-    """Standing, name and time of each phase."""
-    found = re.findall(
-        r'<li class="(\w+)"[^>]*><span class="leg">(\w+)</span>(.*?)</li>', browser.show(f"/jobs/{attempt.job_id}")
+def shown_phases(browser: Browser, attempt: Attempt) -> list[tuple[str, str, str]]:
+    """Return state, name and time of each phase."""
+    matches = re.findall(
+        r'<li class="(\w+)"[^>]*><span class="phase-name">(\w+)</span>(.*?)</li>',
+        browser.show(f"/jobs/{attempt.job_id}"),
     )
-    return [(standing, phase, visible(rest).strip()) for standing, phase, rest in found]
+    return [(state, phase, visible(rest).strip()) for state, phase, rest in matches]
 
 
-def test_phases_are_done_now_or_ahead_and_their_turns_are_added_up(browser: Browser, training: Attempt) -> None:
-    assert track(browser, training) == [
+def test_phases_are_done_current_or_pending_and_repeated_runs_are_added_up(browser: Browser, training: Attempt) -> None:
+    assert shown_phases(browser, training) == [
         ("done", "loading", "10 s"),
         ("done", "pruning", "10 s"),
-        ("now", "training", "…"),
+        ("current", "training", "…"),
         ("done", "evaluating", "20 s"),
-        ("ahead", "exporting", ""),
-        ("ahead", "uploading", ""),
+        ("pending", "exporting", ""),
+        ("pending", "uploading", ""),
     ]
 
 
-def test_the_phase_in_which_a_job_failed_is_marked(
+def test_phase_in_which_a_job_failed_is_marked(
     browser: Browser, training: Attempt, sessions: sessionmaker[Session]
 ) -> None:
     with sessions.begin() as session:
         attempts.fail(session, training, fault=Fault.USER, code="x", message="x", retry=False, max_failures=1)
-    assert [each for each in track(browser, training) if each[0] == "broken"] == [("broken", "training", "10 s")]
+    assert [phase for phase in shown_phases(browser, training) if phase[0] == "failed"] == [
+        ("failed", "training", "10 s")
+    ]

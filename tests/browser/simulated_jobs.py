@@ -1,4 +1,4 @@
-"""Jobs that live through their phases in a moment: what a worker writes, written by `core.jobs.attempts` without one."""
+"""Jobs that run through their phases without a worker: `core.jobs.attempts` writes what a worker would write."""
 
 import json
 import math
@@ -24,26 +24,26 @@ LEASE_SECONDS = 600
 
 @dataclass(frozen=True)
 class Scores:
-    """Perplexities that a life ends with."""
+    """Perplexities of a simulated job."""
 
     dense: float = 20.6
     pruned: float = 90.2
     repaired: float = 31.4
 
 
-class Life:
-    """The next job of the queue, taken up by a worker of this name."""
+class SimulatedJob:
+    """The next job of the queue, claimed by a worker of this name."""
 
     def __init__(self, sessions: sessionmaker[Session], storage: Storage, worker: str = "gpu-1") -> None:
         self.sessions, self.storage = sessions, storage
         with sessions.begin() as session:
             claimed = attempts.claim(session, worker, LEASE_SECONDS)
-        assert claimed is not None, "no job waits"
+        assert claimed is not None, "no job is waiting"
         self.attempt: Attempt = claimed
         self.steps = claimed.spec.repair.steps
 
     def prune(self, scores: Scores) -> None:
-        """Up to the first step of training."""
+        """Run up to the first training step."""
         self._phase(Phase.LOADING, 0.02, 0)
         self._phase(Phase.EVALUATING, 0.08, 0)
         self._scores(dense=scores.dense)
@@ -53,18 +53,18 @@ class Life:
         self._event("state.saved", {"step": 0})
 
     def train(self, first: int, last: int) -> None:
-        """The steps behind `first` up to `last`, with what was measured at each."""
+        """Train the steps after `first` up to `last`, with metrics for each."""
         rows = [(step, dict(self._measured(step))) for step in range(first + 1, last + 1)]
         with self.sessions.begin() as session:
             attempts.add_metrics(session, self.attempt, rows)
             for step, values in rows:
                 if "grown" in values:
                     attempts.record_evolution(session, self.attempt, self._evolved(step, values))
-            share = 0.4 + 0.5 * last / self.steps
-            attempts.set_progress(session, self.attempt, phase=Phase.TRAINING, progress=share, step=last)
+            progress = 0.4 + 0.5 * last / self.steps
+            attempts.set_progress(session, self.attempt, phase=Phase.TRAINING, progress=progress, step=last)
 
     def finish(self, scores: Scores) -> None:
-        """Judge and publish; the files of the checkpoint are there, the weights without tensors."""
+        """Evaluate and publish. The checkpoint's files exist, but the weights file has no tensors."""
         self._phase(Phase.EVALUATING, 0.92, self.steps)
         self._phase(Phase.EXPORTING, 0.96, self.steps)
         self._phase(Phase.UPLOADING, 0.99, self.steps)
@@ -97,46 +97,46 @@ class Life:
             )
 
     def fail(self, message: str, fault: Fault = Fault.USER, code: str = "out_of_memory") -> None:
-        """End for good with an error."""
+        """End the job with an error, without a retry."""
         with self.sessions.begin() as session:
             attempts.fail(session, self.attempt, fault=fault, code=code, message=message, retry=False, max_failures=1)
 
     def _measured(self, step: int) -> Iterator[tuple[str, float]]:
-        share, interval = step / self.steps, self.attempt.spec.repair.update_interval
+        done, interval = step / self.steps, self.attempt.spec.repair.update_interval
         wave = math.sin(12.9898 * step) * 0.5 + math.sin(4.1 * step) * 0.5
-        yield "loss", 3.35 + 1.25 * math.exp(-5 * share) + 0.12 * wave
-        yield "learning_rate", 0.003 * min(1.0, step / 20) * (1 - share)
+        yield "loss", 3.35 + 1.25 * math.exp(-5 * done) + 0.12 * wave
+        yield "learning_rate", 0.003 * min(1.0, step / 20) * (1 - done)
         yield "tokens_per_second", 5210 + 140 * wave - (900 if step % interval == 0 else 0)
-        yield "memory_bytes", 3.1e9 + 4e8 * share + (3e8 if step % interval == 0 else 0)
+        yield "memory_bytes", 3.1e9 + 4e8 * done + (3e8 if step % interval == 0 else 0)
         if step % (2 * interval) == 0:
-            yield "held_out_loss", 3.42 + 1.1 * math.exp(-4 * share)
-        if step % interval == 0 and share <= 0.75:
-            grown = round(106_000 * (1 - share))
+            yield "held_out_loss", 3.42 + 1.1 * math.exp(-4 * done)
+        if step % interval == 0 and done <= 0.75:
+            grown = round(106_000 * (1 - done))
             yield "dropped", grown
             yield "grown", grown
             yield "reactivated", round(grown * 0.31)
             yield "pruned", round(grown * 0.3)
 
     def _evolved(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        """The sums of a step, spread over the layers: most of it in the middle blocks at first, later in the last."""
+        """Spread the sums of a step unevenly over the layers. The weights of the layers change with the step."""
         names = list(self._layers())
         weights = [1 + math.sin(3 * n / len(names) + 2 * step / self.steps) + n % 7 / 3 for n in range(len(names))]
         changes = {name: round(values[name]) for name in CHANGES}
-        shares = [weight / sum(weights) for weight in weights]
+        fractions = [weight / sum(weights) for weight in weights]
         layers = {
-            name: {change: round(count * share) for change, count in changes.items()}
-            for name, share in zip(names, shares, strict=True)
+            name: {change: round(count * fraction) for change, count in changes.items()}
+            for name, fraction in zip(names, fractions, strict=True)
         }
         return {"step": step, **changes, "layers": layers}
 
     def _layers(self) -> dict[str, dict[str, int]]:
-        """Shares that differ a little from layer to layer."""
+        """Return counts of zeros with a sparsity that differs a little between layers."""
         names = [f"model.layers.{block}.{part}" for block in range(BLOCKS) for part in (*PARTS, *MLP)]
-        shares = {
+        fractions = {
             name: self.attempt.spec.sparsity + 0.07 * math.sin(0.9 * n) - 0.1 * math.exp(-n / 20)
             for n, name in enumerate(names)
         }
-        return {name: {"zeros": round(share * WEIGHTS), "weights": WEIGHTS} for name, share in shares.items()}
+        return {name: {"zeros": round(fraction * WEIGHTS), "weights": WEIGHTS} for name, fraction in fractions.items()}
 
     def _phase(self, phase: Phase, progress: float, step: int) -> None:
         with self.sessions.begin() as session:

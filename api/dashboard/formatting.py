@@ -1,0 +1,134 @@
+"""Text for numbers, times and jobs on the dashboard's pages: sizes, percentages, perplexities, summaries."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from api.schemas.jobs import JobDetail, JobView
+from core.states import Reason
+
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+COUNT_UNITS = ("", "k", "M", "B", "T")
+WAITING_REASONS: dict[str, str] = {Reason.NOT_STARTED: "not started yet", Reason.ASKED: "paused on request"}
+IN_TURN = "in_turn"
+"""Reason code of a job that only waits for its turn in the queue."""
+SCORES = ("dense", "pruned", "repaired")
+
+
+def size(count: float) -> str:
+    """Format bytes in decimal units: 1.5 GB."""
+    return _with_unit(count, BYTE_UNITS)
+
+
+def short_count(count: float) -> str:
+    """Format a number of weights as model names do: 135 M."""
+    return _with_unit(count, COUNT_UNITS)
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction as a percentage with three significant digits at most."""
+    return f"{100 * fraction:.3g} %"
+
+
+def perplexity(value: float) -> str:
+    """Format a perplexity with three significant digits."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in its two largest units: 3 h 01 min."""
+    whole = int(seconds)
+    if whole < 60:
+        return "under 0.1 s" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def rough_duration(seconds: float) -> str:
+    """Format an estimated duration. It is rounded, so that a page with it does not change every second."""
+    minutes = math.ceil(seconds / 60)
+    if minutes <= 1:
+        return "about a minute"
+    return f"about {minutes} min" if minutes < 60 else f"about {duration(600 * math.ceil(minutes / 10))}"
+
+
+def sentence(text: str) -> str:
+    """Capitalise the first letter, unless the text starts with a name such as `repair.steps`."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
+
+
+def count(number: float) -> str:
+    """Format a whole number with its digits in groups of three."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
+def hosts(workers: Sequence[str]) -> str:
+    """List the hosts of these workers, each host once."""
+    return ", ".join(dict.fromkeys(name.partition(":")[0] for name in workers))
+
+
+def short_name(model: str) -> str:
+    """Return a model's name without its owner."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def job_title(job: JobView) -> str:
+    """Return the name of a job for people: its suffix, or else its model."""
+    return job.spec["suffix"] or short_name(job.spec["model"])
+
+
+def recovered_fraction(scores: Mapping[str, float]) -> float | None:
+    """Return the fraction of the lost log-perplexity that the repair recovered.
+
+    Returns None if a score is missing or pruning lost nothing.
+    """
+    if not all(scores.get(name, 0) > 0 for name in SCORES) or scores["pruned"] <= scores["dense"]:
+        return None
+    dense, pruned, repaired = (math.log(scores[name]) for name in SCORES)
+    return (pruned - repaired) / (pruned - dense)
+
+
+def job_summary(job: JobView) -> list[str]:
+    """Summarise a job: model, sparsity, perplexities, and how much of the loss was recovered."""
+    parts = [short_name(job.spec["model"]), percent(job.spec["sparsity"])]
+    if job.spec["pattern"] != "unstructured":
+        parts.append(job.spec["pattern"])
+    known = [perplexity(job.scores[name]) for name in SCORES if name in job.scores]
+    if known:
+        parts.append(f"perplexity {' → '.join(known)}")
+    recovered = recovered_fraction(job.scores)
+    if recovered is not None:
+        parts.append(f"{100 * recovered:.0f} % of the loss recovered" if recovered >= 0 else "worse after the repair")
+    return parts
+
+
+def waiting_reason(job: JobDetail) -> str:
+    """Return why a job does not run, or an empty text if it does not wait."""
+    if job.queue_position is not None:
+        position = "next in the queue" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
+        return position if job.reason is None or job.reason.code == IN_TURN else f"{position}. {job.reason.message}"
+    if job.reason is None:
+        return ""
+    return WAITING_REASONS.get(job.reason.code, job.reason.message)
+
+
+def flatten(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as text, by dotted name."""
+    flat: dict[str, str] = {}
+    for name, value in spec.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.") if value else {}
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            flat[prefix + name] = "" if value is None else text
+    return flat
+
+
+def _with_unit(count: float, units: Sequence[str]) -> str:
+    power = min(int(math.log10(count) // 3), len(units) - 1) if count >= 1 else 0
+    number = count / 1000**power
+    text = f"{number:.0f}" if power == 0 or number >= 100 else f"{number:.1f}"
+    return f"{text} {units[power]}".rstrip()
