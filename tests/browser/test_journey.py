@@ -34,8 +34,7 @@ def test_only_a_valid_key_signs_in(new_user: NewUser) -> None:
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-def test_from_a_dataset_to_a_checkpoint(user: User, tmp_path: Path) -> None:
-    page, site = user.page, user.site
+def upload_a_dataset(page: Page, tmp_path: Path) -> None:
     page.get_by_role("link", name="Datasets").click()
     invalid, valid = tmp_path / "invalid.jsonl", tmp_path / "valid.jsonl"
     invalid.write_text('{"text": "a"}\nno json\n{"txet": "b"}\n')
@@ -52,20 +51,27 @@ def test_from_a_dataset_to_a_checkpoint(user: User, tmp_path: Path) -> None:
     expect(page.get_by_role("row", name="line 3")).to_contain_text("txet")
     page.set_input_files("#file", valid)
     page.get_by_role("button", name="Upload").click()
-    page.get_by_role("link", name="Start a job with it").click()
 
+
+def create_a_job(page: Page) -> None:
+    page.get_by_role("link", name="Start a job with it").click()
     expect(page.get_by_label("Dataset", exact=True)).to_contain_text("valid.jsonl")
     page.get_by_label("Model", exact=True).fill("tiny")
     page.get_by_label("Sparsity", exact=True).fill("1.6")
     page.get_by_label("Suffix").fill("first")
     page.get_by_label("Steps").fill("120")
     page.get_by_role("button", name="Start the job").click()
-    expect(page.locator("#sparsity-wrong")).to_contain_text("less than or equal to 0.99")
+    expect(page.locator("#sparsity-error")).to_contain_text("less than or equal to 0.99")
     assert page.get_by_label("Sparsity", exact=True).get_attribute("aria-invalid") == "true"
     page.get_by_label("Sparsity", exact=True).fill("0.6")
     expect(page.locator(".estimate")).to_contain_text("No worker is connected")
     page.get_by_role("button", name="Start the job").click()
 
+
+def test_from_a_dataset_to_a_checkpoint(user: User, tmp_path: Path) -> None:
+    page, site = user.page, user.site
+    upload_a_dataset(page, tmp_path)
+    create_a_job(page)
     expect(page.locator("#job .note")).to_contain_text("Next in the queue")
     expect(page.locator(CHARTS)).to_have_text(["No data yet"] * 4)
     page.evaluate("window.notReloaded = true")
