@@ -1,14 +1,9 @@
 """What may be asked of a job as it stands, and what each wish keeps, in a word."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
-
 from api.schemas.jobs import JobView
-from core.jobs import actions
 from core.states import Reason, Status
-from core.tables import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,18 +13,15 @@ class Offer:
     name: str
     label: str
     keeps: str
-    wish: Callable[[Session, str, str], Job]
     harsh: bool = False
 
 
-START = Offer("start", "Start", "Puts the job into the queue.", actions.start)
-RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.", actions.resume)
-PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.", actions.pause)
-STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.", actions.stop)
-STOP_UNSAVED = Offer(
-    "stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.", actions.stop
-)
-CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", actions.cancel, harsh=True)
+START = Offer("start", "Start", "Puts the job into the queue.")
+RESUME = Offer("resume", "Resume", "Goes on from the newest saved state; nothing was lost.")
+PAUSE = Offer("pause", "Pause", "Saves its state and frees the device. Resume goes on from there.")
+STOP = Offer("stop", "Stop early", "Trains no further, then judges and publishes what there is.")
+STOP_UNSAVED = Offer("stop", "Stop early", "Publishes what there is. If nothing is saved yet, this cancels the job.")
+CANCEL = Offer("cancel", "Cancel", "Ends at once. No checkpoint is kept.", harsh=True)
 ALL = {offer.name: offer for offer in (START, RESUME, PAUSE, STOP, CANCEL)}
 
 

@@ -8,15 +8,13 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
 from api.schemas.shared import FILE_ID, MODEL
+from api.usecases import datasets as usecases
 from core import ids
-from core.access import audit
-from core.access.audit import Caller
 from core.datasets import datasets
-from core.datasets.previews import preview
 from core.errors import Code, Flaw, ProblemError
 from core.specs import Line
 
@@ -73,7 +71,8 @@ async def create_dataset(
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "is a part of the form", "nothing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(store, services, caller, file, invalid_sample_skip_percentage, limiter=services.uploads)
+        upload = partial(usecases.upload, services, caller, file.file, file.filename, invalid_sample_skip_percentage)
+        view = await run_sync(upload, limiter=services.uploads)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 
@@ -130,19 +129,8 @@ async def preview_dataset(
     limit: Annotated[int, Query(ge=1, le=20, description="Records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
     """The first records as that model's tokenizer reads them, the part that is trained on marked; tokens counted."""
-    see = partial(look, services, caller, dataset_id, model=model, revision=revision, limit=limit)
-    return await run_sync(see, limiter=services.previews)
-
-
-def look(
-    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
-) -> PreviewView:
-    """What that model would read of the caller's dataset."""
-    with services.sessions.begin() as session:
-        row = datasets.get(session, caller.tenant, dataset_id)
-        session.expunge(row)
-    with services.models.tokenizer(caller.tenant, model, revision) as (source, tokenizer):
-        return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
+    preview = partial(usecases.preview, services, caller, dataset_id, model=model, revision=revision, limit=limit)
+    return await run_sync(preview, limiter=services.previews)
 
 
 @router.delete(
@@ -156,17 +144,4 @@ def delete_dataset(
     dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
 ) -> DatasetView:
     """Delete a dataset that no job needs any more; its file is gone within two days."""
-    with services.sessions.begin() as session:
-        row = datasets.delete(session, caller.tenant, dataset_id)
-        audit.record(session, caller, "delete_dataset", row.id)
-        return DatasetView.of(row)
-
-
-def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:
-    """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
-    content = services.intake.store(caller.tenant, file.file, skip_percentage)
-    with services.sessions.begin() as session:
-        row, new = services.intake.keep(session, caller.tenant, file.filename or "", content)
-        if new:
-            audit.record(session, caller, "create_dataset", row.id)
-        return DatasetView.of(row)
+    return usecases.delete(services, caller, dataset_id)

@@ -6,7 +6,8 @@ from api.deps import Admin, Auth, CurrentServices, RequireContentType
 from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.models import HubTokenRequest, HubTokenView
-from core.access import audit, hub_tokens
+from api.usecases import hub_tokens as usecases
+from core.access import hub_tokens
 from core.errors import Code
 
 router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
@@ -23,13 +24,7 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
 
     It is kept encrypted and shown to nobody but the hub, where that refuses something to the service itself.
     """
-    token = body.token.get_secret_value()
-    sealed = services.seals.close(token)
-    name = services.models.owner(token)
-    with services.sessions.begin() as session:
-        row = hub_tokens.put(session, caller.tenant, sealed, name)
-        audit.record(session, caller, "put_hub_token", row.id)
-        return HubTokenView.of(row)
+    return usecases.put(services, caller, body.token.get_secret_value())
 
 
 @router.get("", operation_id="get_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
@@ -42,7 +37,4 @@ def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
 @router.delete("", operation_id="delete_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
 def delete_hub_token(services: CurrentServices, caller: Admin) -> HubTokenView:
     """Forget your tenant's token. What jobs have fetched with it goes when they end."""
-    with services.sessions.begin() as session:
-        row = hub_tokens.remove(session, caller.tenant)
-        audit.record(session, caller, "delete_hub_token", row.id)
-        return HubTokenView.of(row)
+    return usecases.delete(services, caller)

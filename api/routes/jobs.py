@@ -9,25 +9,21 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
-from sqlalchemy.orm import Session
 
-from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas.estimates import EstimateSpec, EstimateView
 from api.schemas.jobs import JobDetail, JobPage, JobView
+from api.usecases import jobs as usecases
 from core import ids
-from core.access.audit import Caller
 from core.errors import Code
-from core.estimate.estimates import estimate
-from core.infra import queue
-from core.jobs import fairness, jobs
-from core.jobs.admission import admit
+from core.jobs import jobs
 from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Status
-from core.tables import Job, Json
+from core.tables import Json
 
 POLL_SECONDS = "2"
 
@@ -74,7 +70,7 @@ def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
     """Make a job: prune a model and repair it. What cannot work is refused now."""
-    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="create_job")
+    return _accepted(response, usecases.create(services, caller, spec, idempotency_key=idempotency_key))
 
 
 @router.post(
@@ -91,10 +87,7 @@ def create_job(
 )
 def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
     """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
-    source = services.models.find(caller.tenant, spec.model, spec.revision)
-    anatomy = services.models.anatomy(caller.tenant, source)
-    with services.sessions.begin() as session:
-        return EstimateView.model_validate(estimate(session, anatomy, spec, services.settings))
+    return usecases.estimate(services, caller, spec)
 
 
 @router.get(
@@ -150,13 +143,13 @@ async def get_job(
 ) -> Response:
     """One job: status, progress, scores, error. It waits for what differs from `If-None-Match`, or from what is now."""
     deadline = time.monotonic() + wait
-    first = await run_sync(_look, services, caller, job_id)
+    first = await run_sync(usecases.get, services, caller, job_id)
     view, answer = first, tagged_json(first, if_none_match)
     while _may_wait(view, answer, first, if_none_match) and time.monotonic() < deadline:
         await anyio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         if await request.is_disconnected():
             break
-        view = await run_sync(_look, services, caller, job_id)
+        view = await run_sync(usecases.get, services, caller, job_id)
         answer = tagged_json(view, if_none_match)
     return answer
 
@@ -184,27 +177,14 @@ def clone_job(
     with services.sessions.begin() as session:
         former = jobs.get(session, caller.tenant, job_id).spec
     spec = _overridden(former, overrides)
-    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="clone_job")
+    job = usecases.create(services, caller, spec, idempotency_key=idempotency_key, operation="clone_job")
+    return _accepted(response, job)
 
 
-def _admitted(
-    services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
-) -> JobDetail:
-    job, new = admit(
-        services.models,
-        services.sessions,
-        caller,
-        spec,
-        idempotency_key=idempotency_key,
-        action=action,
-        settings=services.settings,
-    )
-    if new and job.status == Status.QUEUED:
-        queue.notify(services.broker)
+def _accepted(response: Response, job: JobDetail) -> JobDetail:
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_SECONDS
-    with services.sessions.begin() as session:
-        return detail(services, session, job)
+    return job
 
 
 def _overridden(former: Json, overrides: Json) -> JobSpec:
@@ -213,17 +193,6 @@ def _overridden(former: Json, overrides: Json) -> JobSpec:
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
         raise RequestValidationError(entries) from error
-
-
-def detail(services: Services, session: Session, job: Job) -> JobDetail:
-    """A job as its own page shows it."""
-    reason = fairness.waiting_reason(session, job, services.settings)
-    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)
-
-
-def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:
-    with services.sessions.begin() as session:
-        return detail(services, session, jobs.get(session, caller.tenant, job_id))
 
 
 def _may_wait(view: JobDetail, answer: Response, first: JobDetail, if_none_match: str) -> bool:

@@ -10,6 +10,7 @@ from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from api.schemas.shared import LARGEST_ID
+from api.usecases import keys as usecases
 from core import ids
 from core.access import audit, keys
 from core.errors import Code
@@ -26,11 +27,8 @@ router = APIRouter(tags=["keys"], route_class=JsonRoute)
 )
 def create_key(services: CurrentServices, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
     """Make a key of your tenant. The answer is the only one that shows it."""
-    with services.sessions.begin() as session:
-        row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
-        audit.record(session, caller, "create_key", row.id)
-        response.headers["Cache-Control"] = "no-store"
-        return KeySecret.of(row, secret=secret)
+    response.headers["Cache-Control"] = "no-store"
+    return usecases.create(services, caller, body)
 
 
 @router.get("/keys", operation_id="list_keys", responses=responses(Code.INVALID_REQUEST))
@@ -59,10 +57,7 @@ def revoke_key(
     key_id: Annotated[str, Path(description="Id of a key.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
     """End a key at once and for ever; again is no error. A key cannot revoke itself."""
-    with services.sessions.begin() as session:
-        row = keys.revoke(session, caller.tenant, key_id, by=caller.key_id)
-        audit.record(session, caller, "revoke_key", row.id)
-        return KeyView.of(row)
+    return usecases.revoke(services, caller, key_id)
 
 
 @router.get("/audit", operation_id="list_audit", responses=responses(Code.INVALID_REQUEST))

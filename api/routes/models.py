@@ -7,7 +7,8 @@ from fastapi import APIRouter, Path, Query
 from api.deps import Auth, CurrentServices, Limit
 from api.errors import responses
 from api.schemas.models import ModelPage, ModelView
-from core.errors import Code, ProblemError
+from api.usecases import models
+from core.errors import Code
 
 ID = r"^[^\x00]*$"
 
@@ -24,8 +25,7 @@ def list_models(
     limit: Limit = 20,
 ) -> ModelPage:
     """What can be repaired here: local models, those in the hub's cache, and what your jobs have published."""
-    found, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
-    return ModelPage(data=[ModelView.model_validate(each.shown()) for each in found], has_more=more)
+    return models.page(services, caller, after=after, limit=limit)
 
 
 @router.get(
@@ -44,9 +44,4 @@ def get_model(
     ] = None,
 ) -> ModelView:
     """One model, also one of the hub that is not listed: size, architecture, licence, and which workers it fits."""
-    try:
-        return ModelView.model_validate(services.catalogue.look(caller.tenant, model_id, revision).shown())
-    except ProblemError as error:
-        if error.code is not Code.MODEL_NOT_FOUND:
-            raise
-        raise ProblemError(Code.NOT_FOUND, error.message, error.flaws) from error
+    return models.get(services, caller, model_id, revision)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from api.deps import Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
 from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
-from api.schemas.shared import LARGEST_ID
+from api.schemas.shared import LARGEST_ID, LARGEST_STEP
 from core.errors import Code
 from core.jobs import jobs, reports
 from core.jobs.reports import Thinned
@@ -29,7 +29,6 @@ STREAM_SECONDS = 300.0
 QUIET_SECONDS = 15.0
 """Proxies cut connections that are silent for longer."""
 STREAM_PAGE = 100
-LARGEST_STEP = 2**31 - 1
 
 REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 Accept = Annotated[str, Header(include_in_schema=False)]

@@ -1,9 +1,7 @@
 """Webhooks: addresses that are told what happens to jobs."""
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Path, Query, Response
 
@@ -19,10 +17,9 @@ from api.schemas.webhooks import (
     WebhookSecret,
     WebhookView,
 )
+from api.usecases import webhooks as usecases
 from core import ids, webhooks
-from core.access import audit
-from core.addresses import Network, open_to_all, resolve_literal
-from core.errors import Code, Flaw, ProblemError
+from core.errors import Code
 
 WebhookId = Annotated[str, Path(description="Id of a webhook.", examples=[HOOK_ID])]
 REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
@@ -39,13 +36,10 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
 )
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
     """Have an address told what happens to your jobs. The answer shows the secret, this once."""
-    _check_url(body.url, services.settings.webhook_networks)
-    with services.sessions.begin() as session:
-        row = webhooks.create(session, caller.tenant, body.url, body.events)
-        audit.record(session, caller, "create_webhook", row.id)
-    response.headers["Location"] = f"/webhooks/{row.id}"
+    view = usecases.create(services, caller, body)
+    response.headers["Location"] = f"/webhooks/{view.id}"
     response.headers["Cache-Control"] = "no-store"
-    return WebhookSecret.of(row)
+    return view
 
 
 @router.get("", operation_id="list_webhooks")
@@ -65,10 +59,7 @@ def get_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) 
 @router.delete("/{webhook_id}", operation_id="delete_webhook", responses=REFUSALS)
 def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Remove a webhook and its deliveries; what is being sent at this moment may still arrive."""
-    with services.sessions.begin() as session:
-        row = webhooks.remove(session, caller.tenant, webhook_id)
-        audit.record(session, caller, "delete_webhook", row.id)
-        return WebhookView.of(row)
+    return usecases.delete(services, caller, webhook_id)
 
 
 @router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=REFUSALS)
@@ -77,28 +68,19 @@ def rotate_webhook_secret(
 ) -> WebhookSecret:
     """Get a new secret. For a day the one before signs as well, in the same header."""
     response.headers["Cache-Control"] = "no-store"
-    with services.sessions.begin() as session:
-        row = webhooks.rotate(session, caller.tenant, webhook_id)
-        audit.record(session, caller, "rotate_webhook_secret", row.id)
-        return WebhookSecret.of(row)
+    return usecases.rotate(services, caller, webhook_id)
 
 
 @router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=REFUSALS)
 def disable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Deliver nothing until it is enabled again, which takes up what is owed now; again is no error."""
-    with services.sessions.begin() as session:
-        row = webhooks.disable(session, caller.tenant, webhook_id)
-        audit.record(session, caller, "disable_webhook", row.id)
-        return WebhookView.of(row)
+    return usecases.disable(services, caller, webhook_id)
 
 
 @router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=REFUSALS)
 def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
     """Take up deliveries again after a webhook was disabled, by you or because it only failed; again is no error."""
-    with services.sessions.begin() as session:
-        row = webhooks.enable(session, caller.tenant, webhook_id)
-        audit.record(session, caller, "enable_webhook", row.id)
-        return WebhookView.of(row)
+    return usecases.enable(services, caller, webhook_id)
 
 
 @router.post(
@@ -109,10 +91,7 @@ def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookI
 )
 def test_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
     """Send a message that tells of nothing, of type `webhook.test`. What came of it stands in the deliveries."""
-    with services.sessions.begin() as session:
-        row = webhooks.test(session, caller.tenant, webhook_id)
-        audit.record(session, caller, "test_webhook", row.id)
-        return DeliveryView.of(row)
+    return usecases.test(services, caller, webhook_id)
 
 
 @router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=REFUSALS)
@@ -130,22 +109,3 @@ def list_webhook_deliveries(
         hook = webhooks.get(session, caller.tenant, webhook_id)
         rows, more = webhooks.deliveries(session, hook.id, after=after, limit=limit)
     return DeliveryPage(data=[DeliveryView.of(row) for row in rows], has_more=more)
-
-
-def _check_url(url: str, allowed: Sequence[Network]) -> None:
-    """INVALID_REQUEST for an address that will never be called. What a name leads to is judged at every call."""
-    rule = None
-    try:
-        parts = urlsplit(url)
-        address = resolve_literal(parts.hostname or "")
-        if not parts.hostname or parts.port == 0:
-            rule = "must name a host, and no port 0"
-        elif parts.username is not None or parts.fragment:
-            rule = "must have neither a user nor a fragment"
-        elif address is not None and not open_to_all(address, allowed):
-            rule = f"must be public, and leads to {address}"
-    except ValueError as error:
-        rule = f"must be a URL: {error}"
-    if rule is not None:
-        flaw = Flaw("url", rule, repr(url), "Give an address that can be reached from everywhere, by http or https.")
-        raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))

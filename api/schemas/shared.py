@@ -13,6 +13,8 @@ SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 TIME = "2026-01-31T12:00:00Z"
 LARGEST_ID = 2**63 - 1
 """Largest id of a row that the database numbers."""
+LARGEST_STEP = 2**31 - 1
+"""Largest step that the database stores."""
 
 
 def example(value: dict[str, Any]) -> ConfigDict:

@@ -10,8 +10,8 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
-from api.routes import webhooks as routes
 from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
+from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
@@ -23,9 +23,9 @@ EVENTS = [f"{MOVE}{move}" for move in Transition]
 NOTHING: Mapping[str, object] = {"url": "", "events": []}
 """What the form holds at first."""
 DEEDS: dict[str, Callable[[Services, Caller, str], object]] = {
-    "test": routes.test_webhook,
-    "enable": routes.enable_webhook,
-    "disable": routes.disable_webhook,
+    "test": usecases.test,
+    "enable": usecases.enable,
+    "disable": usecases.disable,
 }
 """What is done to a webhook and shows on its page."""
 
@@ -45,7 +45,7 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
     """Make a webhook and show its secret, this once."""
     asked = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
     try:
-        made = routes.create_webhook(services, visitor.caller, WebhookRequest.model_validate(asked), Response())
+        made = usecases.create(services, visitor.caller, WebhookRequest.model_validate(asked))
     except ValidationError as error:
         flaw = flaws_of_model(WebhookRequest, error)[0]
         return _list(request, services, visitor, asked=asked, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
@@ -74,14 +74,14 @@ def rotate(
     request: Request, services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId
 ) -> Response:
     """Give it a new secret, shown this once."""
-    rotated = routes.rotate_webhook_secret(services, visitor.caller, webhook_id, Response())
+    rotated = usecases.rotate(services, visitor.caller, webhook_id)
     return _one(request, services, visitor, webhook_id, secret=rotated.secret)
 
 
 @router.post("/{webhook_id}/delete")
 def delete(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
     """Remove it with its deliveries."""
-    routes.delete_webhook(services, visitor.caller, webhook_id)
+    usecases.delete(services, visitor.caller, webhook_id)
     return go("/webhooks")
 
 
