@@ -191,7 +191,7 @@ def test_a_private_dataset_is_imported_by_its_own_tenant_alone(
     give(client, OURS)
     for one, status in ((client, "done"), (stranger, "failed")):
         begun = one.post("/imports", json={"source": "hf://datasets/acme/texts"}).json()
-        assert Importer(app.state.services).round()
+        assert Importer(app.state.services).poll()
         found = one.get(f"/imports/{begun['id']}").json()
         assert found["status"] == status, found
     assert (found["error"]["code"], "PUT /hub-token" in found["error"]["message"]) == ("not_found", True)

@@ -49,7 +49,7 @@ def send(client: TestClient, begun: Json, content: bytes, *numbers: int) -> None
 
 def settled(app: FastAPI, client: TestClient, begun: Json) -> Json:
     """What an import became, once an importer has gone round."""
-    assert Importer(app.state.services).round()
+    assert Importer(app.state.services).poll()
     found: Json = client.get(f"/imports/{begun['id']}").json()
     return found
 
@@ -116,7 +116,7 @@ def test_an_import_whose_importer_died_is_taken_again_and_the_dead_one_changes_n
         dead = imports.claim(session)
         assert dead is not None
         session.expunge(dead)
-    assert not Importer(app.state.services).round()
+    assert not Importer(app.state.services).poll()
     let_leases_end(sessions)
     assert settled(app, client, begun)["status"] == "done"
     with sessions.begin() as session:
