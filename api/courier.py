@@ -1,7 +1,7 @@
 """Deliver webhooks, in a thread of every API process. A row per pending delivery; the processes claim them.
 
 A delivery is a POST, signed as standardwebhooks.com says. It connects to the address that was checked, follows no
-redirect, and ends after `CALL_SECONDS` whatever the receiver does.
+redirect, and ends after `CALL_SECONDS` even if the receiver is still sending.
 """
 
 import base64

@@ -52,10 +52,10 @@ class Importer(Poller):
         services = self.services
         try:
             with self._file(row) as file:
-                content = services.intake.store(row.tenant, file, row.skip_percentage)
+                content = services.dataset_store.store(row.tenant, file, row.skip_percentage)
             with services.sessions.begin() as session:
                 if held := imports.held(session, row):
-                    dataset, _ = services.intake.keep(session, row.tenant, row.name, content)
+                    dataset, _ = services.dataset_store.keep(session, row.tenant, row.name, content)
                     imports.done(held, dataset)
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)

@@ -1,4 +1,4 @@
-"""What is asked of a job: cancel, pause, resume, stop, start. Each may be asked again, which changes nothing."""
+"""Actions on a job: cancel, pause, resume, stop, start. All are idempotent."""
 
 from fastapi import APIRouter
 
@@ -8,39 +8,42 @@ from api.schemas.jobs import JobDetail
 from api.usecases import jobs
 from core.errors import Code
 
-REFUSALS = responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST)
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 
 
-@router.post("/cancel", operation_id="cancel_job", responses=REFUSALS)
+@router.post("/cancel", operation_id="cancel_job", responses=ERRORS)
 def cancel_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """End a job at once and keep nothing of it; again is no error. Its device may be busy for one more heartbeat."""
+    """Cancel a job at once and keep none of its results. Idempotent.
+
+    The worker learns of it at its next heartbeat; the device is busy until then.
+    """
     return jobs.act(services, caller, job_id, "cancel")
 
 
-@router.post("/pause", operation_id="pause_job", responses=REFUSALS)
+@router.post("/pause", operation_id="pause_job", responses=ERRORS)
 def pause_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """Keep a job from running until it is resumed; again is no error. A running one saves its state first."""
+    """Pause a job until it is resumed. A running job saves its state first. Idempotent."""
     return jobs.act(services, caller, job_id, "pause")
 
 
-@router.post("/resume", operation_id="resume_job", responses=REFUSALS)
+@router.post("/resume", operation_id="resume_job", responses=ERRORS)
 def resume_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """Let a paused job go on from its newest state; again is no error."""
+    """Resume a paused job from its newest saved state. Idempotent."""
     return jobs.act(services, caller, job_id, "resume")
 
 
-@router.post("/stop", operation_id="stop_job", responses=REFUSALS)
+@router.post("/stop", operation_id="stop_job", responses=ERRORS)
 def stop_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """End training early and publish what there is; again is no error.
+    """End training early and publish the result so far. Idempotent.
 
-    Of a job that has saved nothing and does not run there is nothing to publish: it is cancelled.
+    A job that is not running and has no saved state has nothing to publish, so it is cancelled.
     """
     return jobs.act(services, caller, job_id, "stop")
 
 
-@router.post("/start", operation_id="start_job", responses=REFUSALS)
+@router.post("/start", operation_id="start_job", responses=ERRORS)
 def start_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
-    """Queue a job that was made with `auto_start: false`; again is no error."""
+    """Queue a job that was created with `auto_start: false`. Idempotent."""
     return jobs.act(services, caller, job_id, "start")

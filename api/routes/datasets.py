@@ -1,4 +1,4 @@
-"""Datasets: uploaded and checked, listed, looked at."""
+"""Datasets: upload, list, get, preview, delete."""
 
 from functools import partial
 from http import HTTPStatus
@@ -35,7 +35,7 @@ UPLOAD: dict[str, Any] = {
 }
 
 Skip = Annotated[
-    float, Query(ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused.")
+    float, Query(ge=0, le=100, description="Percentage of invalid lines to skip. With more, the file is rejected.")
 ]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -60,16 +60,16 @@ async def create_dataset(
     response: Response,
     invalid_sample_skip_percentage: Skip = 0.0,
 ) -> DatasetView:
-    """Upload JSONL, plain or by gzip or zstd, or Parquet. Broken lines are named, and nothing is stored then.
+    """Upload a dataset: JSONL, plain or compressed with gzip or zstd, or Parquet.
 
-    The same file under the same name again is answered with the dataset that it made first.
-
-    The form is read here and not by a parameter, so that nobody without a key can fill the disk.
+    A file with invalid lines is rejected, and the error names the lines. Uploading the same file under the same name
+    returns the first dataset.
     """
+    # The form is not a parameter: FastAPI would read it before the API key is checked, and anyone could fill the disk.
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            flaw = Flaw("file", "is a part of the form", "nothing", "Send the file as the form's part `file`.")
+            flaw = Flaw("file", "must be a part of the form", "nothing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
         upload = partial(usecases.upload, services, caller, file.file, file.filename, invalid_sample_skip_percentage)
         view = await run_sync(upload, limiter=services.uploads)
@@ -82,11 +82,11 @@ def list_datasets(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset: those uploaded before it.")
+        str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> DatasetPage:
-    """Your datasets, newest first."""
+    """List your datasets, newest first."""
     with services.sessions.begin() as session:
         rows, more = datasets.page(session, caller.tenant, after=after, limit=limit)
     return DatasetPage(data=[DatasetView.of(row) for row in rows], has_more=more)
@@ -100,9 +100,9 @@ def list_datasets(
 def get_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
 ) -> DatasetView:
-    """One dataset."""
+    """Get one dataset."""
     with services.sessions.begin() as session:
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
@@ -123,12 +123,15 @@ async def preview_dataset(
     services: CurrentServices,
     caller: Auth,
     *,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
-    model: Annotated[Line, Query(min_length=1, max_length=512, description="As a job names it.", examples=[MODEL])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    model: Annotated[Line, Query(min_length=1, max_length=512, description="Model, as in a job.", examples=[MODEL])],
     revision: Annotated[Line | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")] = None,
-    limit: Annotated[int, Query(ge=1, le=20, description="Records to show, 1 to 20.")] = 5,
+    limit: Annotated[int, Query(ge=1, le=20, description="Number of records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
-    """The first records as that model's tokenizer reads them, the part that is trained on marked; tokens counted."""
+    """Preview the first records of a dataset as a model's tokenizer reads them, with token counts.
+
+    Each part of a record is marked as trained on or not.
+    """
     preview = partial(usecases.preview, services, caller, dataset_id, model=model, revision=revision, limit=limit)
     return await run_sync(preview, limiter=services.previews)
 
@@ -141,7 +144,7 @@ async def preview_dataset(
 def delete_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
 ) -> DatasetView:
-    """Delete a dataset that no job needs any more; its file is gone within two days."""
+    """Delete a dataset that no unfinished job uses. Its file is deleted within two days."""
     return usecases.delete(services, caller, dataset_id)

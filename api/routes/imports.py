@@ -1,4 +1,4 @@
-"""Datasets on their way: sent in parts straight to the object storage, or fetched from where they lie."""
+"""Imports of datasets: files sent in parts directly to the object storage, or sources that the service fetches."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -14,8 +14,8 @@ from core import ids
 from core.datasets import imports
 from core.errors import Code
 
-ImportId = Annotated[str, Path(description="Id of an import.", examples=[IMPORT_ID])]
-REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+ImportId = Annotated[str, Path(description="Import id.", examples=[IMPORT_ID])]
+ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 
 router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
 
@@ -28,7 +28,10 @@ router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
     responses=responses(*BODY, Code.LIMIT_REACHED),
 )
 def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, response: Response) -> ImportView:
-    """Begin to send a file in parts, or have a source fetched. An unfinished one with the same `resume_key` goes on."""
+    """Begin an import: send a file in parts, or have the service fetch a source.
+
+    Returns the unfinished import with the same name, size and `resume_key` if there is one.
+    """
     view = usecases.create(services, caller, body)
     response.headers["Location"] = f"/imports/{view.id}"
     return view
@@ -39,32 +42,32 @@ def list_imports(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("imp"), description="Id of an import: those begun before it.")
+        str | None, Query(pattern=ids.pattern("imp"), description="Id of an import. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> ImportPage:
-    """Your imports, newest first; a settled one is forgotten after thirty days."""
+    """List your imports, newest first. Those that are done or failed are deleted after 30 days."""
     with services.sessions.begin() as session:
         rows, more = imports.page(session, caller.tenant, after=after, limit=limit)
         return ImportPage(data=[ImportView.of(row) for row in rows], has_more=more)
 
 
-@router.get("/{import_id}", operation_id="get_import", responses=REFUSALS)
+@router.get("/{import_id}", operation_id="get_import", responses=ERRORS)
 def get_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """One import: what it became, or what is wrong with it."""
+    """Get one import: its status, its dataset or its error."""
     with services.sessions.begin() as session:
         return ImportView.of(imports.get(session, caller.tenant, import_id))
 
 
-@router.get("/{import_id}/parts", operation_id="list_import_parts", responses=REFUSALS)
+@router.get("/{import_id}/parts", operation_id="list_import_parts", responses=ERRORS)
 def list_import_parts(
     services: CurrentServices,
     caller: Auth,
     import_id: ImportId,
-    after: Annotated[int, Query(ge=0, le=imports.PARTS, description="Number of a part: those behind it.")] = 0,
+    after: Annotated[int, Query(ge=0, le=imports.PARTS, description="Number of a part. The page starts after it.")] = 0,
     limit: Limit = 20,
 ) -> PartPage:
-    """The parts of a file that is sent: which are there, as the storage knows, and where to PUT those that are not."""
+    """List the parts of a file: which the storage has received, and links to PUT the others to."""
     return usecases.parts(services, caller, import_id, after=after, limit=limit)
 
 
@@ -75,11 +78,11 @@ def list_import_parts(
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
 )
 def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Say that all parts are there: the file is checked as every upload is. Again is no error."""
+    """Complete an import after all parts are sent. The file is then checked like an upload. Idempotent."""
     return usecases.complete(services, caller, import_id)
 
 
-@router.delete("/{import_id}", operation_id="delete_import", responses=REFUSALS)
+@router.delete("/{import_id}", operation_id="delete_import", responses=ERRORS)
 def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Give an import up and forget its parts; the dataset that it became stays."""
+    """Delete an import and its parts. The dataset that it made is kept."""
     return usecases.delete(services, caller, import_id)

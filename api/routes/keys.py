@@ -1,4 +1,4 @@
-"""API keys, and what was done with them. All of it needs a key whose scope is `admin`."""
+"""API keys and the audit log. Every operation here needs a key of scope `admin`."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -26,7 +26,7 @@ router = APIRouter(tags=["keys"], route_class=JsonRoute)
     responses=responses(*BODY),
 )
 def create_key(services: CurrentServices, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
-    """Make a key of your tenant. The answer is the only one that shows it."""
+    """Create an API key for your tenant. Only this response shows the key."""
     response.headers["Cache-Control"] = "no-store"
     return usecases.create(services, caller, body)
 
@@ -36,11 +36,11 @@ def list_keys(
     services: CurrentServices,
     caller: Admin,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("key"), description="Id of a key: those made before it.")
+        str | None, Query(pattern=ids.pattern("key"), description="Id of a key. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> KeyPage:
-    """Your tenant's keys, newest first, revoked ones included; none of them shows its secret."""
+    """List your tenant's API keys, newest first, including revoked ones. No secrets are shown."""
     with services.sessions.begin() as session:
         rows, more = keys.page(session, caller.tenant, after=after, limit=limit)
     return KeyPage(data=[KeyView.of(row) for row in rows], has_more=more)
@@ -54,9 +54,9 @@ def list_keys(
 def revoke_key(
     services: CurrentServices,
     caller: Admin,
-    key_id: Annotated[str, Path(description="Id of a key.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
+    key_id: Annotated[str, Path(description="Key id.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
-    """End a key at once and for ever; again is no error. A key cannot revoke itself."""
+    """Revoke an API key permanently, at once. Idempotent. A key cannot revoke itself."""
     return usecases.revoke(services, caller, key_id)
 
 
@@ -65,11 +65,11 @@ def list_audit(
     services: CurrentServices,
     caller: Admin,
     after: Annotated[
-        int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry: those written before it.")
+        int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> AuditPage:
-    """Every change made with one of your tenant's keys, newest first: who, what, to what, when."""
+    """List all changes made with your tenant's keys, newest first: key, operation, target, time."""
     with services.sessions.begin() as session:
         rows, more = audit.page(session, caller.tenant, before=after, limit=limit)
     return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

@@ -1,4 +1,4 @@
-"""Models: what can be repaired here."""
+"""Models that can be repaired: list, get."""
 
 from typing import Annotated
 
@@ -20,11 +20,11 @@ def list_models(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(max_length=512, pattern=ID, description="Id of a model: those behind it.")
+        str | None, Query(max_length=512, pattern=ID, description="Id of a model. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> ModelPage:
-    """What can be repaired here: local models, those in the hub's cache, and what your jobs have published."""
+    """List models that can be repaired: local models, models in the hub cache, and results of your jobs."""
     return models.page(services, caller, after=after, limit=limit)
 
 
@@ -37,11 +37,11 @@ def get_model(
     services: CurrentServices,
     caller: Auth,
     model_id: Annotated[
-        str, Path(max_length=512, pattern=ID, description="Id of a model; of the hub, any.", examples=["tiny"])
+        str, Path(max_length=512, pattern=ID, description="Model id; any model of the hub.", examples=["tiny"])
     ],
     revision: Annotated[
         str | None, Query(max_length=128, pattern=ID, description="Branch, tag or commit of a hub model.")
     ] = None,
 ) -> ModelView:
-    """One model, also one of the hub that is not listed: size, architecture, licence, and which workers it fits."""
+    """Get one model: size, architecture, licence, and which workers it fits. It can be any model of the hub."""
     return models.get(services, caller, model_id, revision)

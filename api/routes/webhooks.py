@@ -1,4 +1,4 @@
-"""Webhooks: addresses that are told what happens to jobs."""
+"""Webhooks: URLs that receive the events of jobs."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -21,8 +21,8 @@ from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.errors import Code
 
-WebhookId = Annotated[str, Path(description="Id of a webhook.", examples=[HOOK_ID])]
-REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+WebhookId = Annotated[str, Path(description="Webhook id.", examples=[HOOK_ID])]
+ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
 
@@ -35,7 +35,7 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
     responses=responses(*BODY, Code.CONFLICT),
 )
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
-    """Have an address told what happens to your jobs. The answer shows the secret, this once."""
+    """Create a webhook: a URL that receives the events of your jobs. Only this response shows the secret."""
     view = usecases.create(services, caller, body)
     response.headers["Location"] = f"/webhooks/{view.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -44,42 +44,42 @@ def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest
 
 @router.get("", operation_id="list_webhooks")
 def list_webhooks(services: CurrentServices, caller: Auth) -> WebhookList:
-    """Your webhooks, newest first."""
+    """List your webhooks, newest first."""
     with services.sessions.begin() as session:
         return WebhookList(data=[WebhookView.of(row) for row in webhooks.list_all(session, caller.tenant)])
 
 
-@router.get("/{webhook_id}", operation_id="get_webhook", responses=REFUSALS)
+@router.get("/{webhook_id}", operation_id="get_webhook", responses=ERRORS)
 def get_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """One webhook."""
+    """Get one webhook."""
     with services.sessions.begin() as session:
         return WebhookView.of(webhooks.get(session, caller.tenant, webhook_id))
 
 
-@router.delete("/{webhook_id}", operation_id="delete_webhook", responses=REFUSALS)
+@router.delete("/{webhook_id}", operation_id="delete_webhook", responses=ERRORS)
 def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Remove a webhook and its deliveries; what is being sent at this moment may still arrive."""
+    """Delete a webhook and its deliveries. A message that is being sent may still arrive."""
     return usecases.delete(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=REFUSALS)
+@router.post("/{webhook_id}/rotate", operation_id="rotate_webhook_secret", responses=ERRORS)
 def rotate_webhook_secret(
     services: CurrentServices, caller: Auth, webhook_id: WebhookId, response: Response
 ) -> WebhookSecret:
-    """Get a new secret. For a day the one before signs as well, in the same header."""
+    """Create a new secret. For one day, messages are signed with both secrets, in the same header."""
     response.headers["Cache-Control"] = "no-store"
     return usecases.rotate(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=REFUSALS)
+@router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=ERRORS)
 def disable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Deliver nothing until it is enabled again, which takes up what is owed now; again is no error."""
+    """Disable a webhook. Pending messages wait until it is enabled; new events are not queued. Idempotent."""
     return usecases.disable(services, caller, webhook_id)
 
 
-@router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=REFUSALS)
+@router.post("/{webhook_id}/enable", operation_id="enable_webhook", responses=ERRORS)
 def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Take up deliveries again after a webhook was disabled, by you or because it only failed; again is no error."""
+    """Enable a webhook that you disabled, or that was disabled after too many failures. Idempotent."""
     return usecases.enable(services, caller, webhook_id)
 
 
@@ -90,21 +90,21 @@ def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookI
     responses=responses(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_REQUEST),
 )
 def test_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
-    """Send a message that tells of nothing, of type `webhook.test`. What came of it stands in the deliveries."""
+    """Send a test message of type `webhook.test`. The deliveries show the result."""
     return usecases.test(services, caller, webhook_id)
 
 
-@router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=REFUSALS)
+@router.get("/{webhook_id}/deliveries", operation_id="list_webhook_deliveries", responses=ERRORS)
 def list_webhook_deliveries(
     services: CurrentServices,
     caller: Auth,
     webhook_id: WebhookId,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("msg"), description="Id of a delivery: those made before it.")
+        str | None, Query(pattern=ids.pattern("msg"), description="Id of a delivery. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> DeliveryPage:
-    """What was sent to a webhook, what is still owed to it, and what it answered; newest first, for thirty days."""
+    """List sent and pending messages of a webhook with its responses, newest first. They are kept for 30 days."""
     with services.sessions.begin() as session:
         hook = webhooks.get(session, caller.tenant, webhook_id)
         rows, more = webhooks.deliveries(session, hook.id, after=after, limit=limit)

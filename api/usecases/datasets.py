@@ -17,9 +17,9 @@ def upload(
 
     Raises INVALID_DATASET if the file breaks a rule, LIMIT_REACHED if the tenant's storage is full.
     """
-    content = services.intake.store(caller.tenant, file, skip_percentage)
+    content = services.dataset_store.store(caller.tenant, file, skip_percentage)
     with services.sessions.begin() as session:
-        row, new = services.intake.keep(session, caller.tenant, name or "", content)
+        row, new = services.dataset_store.keep(session, caller.tenant, name or "", content)
         if new:
             audit.record(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

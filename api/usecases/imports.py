@@ -81,8 +81,8 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
     if body.source is not None:
         default_name = sources.require_allowed(body.source, settings.dataset_buckets)
     elif body.bytes is not None and body.bytes > settings.max_dataset_bytes:
-        way_out = "Split it, or have the operator raise the limit."
-        flaw = Flaw("bytes", f"is at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
+        way_out = "Split it, or ask the operator to raise the limit."
+        flaw = Flaw("bytes", f"must be at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
         raise ProblemError(Code.INVALID_REQUEST, "The file is too large.", (flaw,))
     else:
         default_name = ""
@@ -120,9 +120,8 @@ def _join(services: Services, row: Import) -> None:
     # The object exists if another request has joined the parts in the meantime.
     if missing and services.storage.modified(key) is None:
         numbers = ", ".join(map(str, missing[:10])) + ("…" if len(missing) > 10 else "")
-        flaw = Flaw(
-            "parts", "are all there and whole", f"without {numbers}", f"GET /imports/{row.id}/parts and PUT them."
-        )
-        raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are still to come.", (flaw,))
+        way_out = f"GET /imports/{row.id}/parts and PUT them to their links."
+        flaw = Flaw("parts", "must all be received completely", f"without {numbers}", way_out)
+        raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are missing or incomplete.", (flaw,))
     if not missing:
         services.storage.finish(key, row.upload, {number: stored[number] for number in lengths})

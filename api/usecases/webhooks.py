@@ -54,9 +54,9 @@ def require_callable(url: str, allowed: Sequence[Network]) -> None:
         elif parts.username is not None or parts.fragment:
             rule = "must have neither a user nor a fragment"
         elif address is not None and not open_to_all(address, allowed):
-            rule = f"must be public, and leads to {address}"
+            rule = f"must have a public address, not {address}"
     except ValueError as error:
         rule = f"must be a URL: {error}"
     if rule is not None:
-        flaw = Flaw("url", rule, repr(url), "Give an address that can be reached from everywhere, by http or https.")
+        flaw = Flaw("url", rule, repr(url), "Give an http or https URL that is reachable from the internet.")
         raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))

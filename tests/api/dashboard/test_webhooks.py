@@ -54,7 +54,7 @@ def test_a_webhook_is_made_rotated_tested_and_disabled_and_its_secret_is_shown_o
 
 def test_an_address_that_will_never_be_called_is_refused_beside_its_field(browser: Browser, client: TestClient) -> None:
     for url, told in (
-        ("http://127.0.0.1/", "must be public, and leads to 127.0.0.1"),
+        ("http://127.0.0.1/", "must have a public address, not 127.0.0.1"),
         ("ftp://example.com", "should match pattern"),
         ("", "should match pattern"),
     ):
