@@ -1,1 +1,1 @@
-"""The HTTP server: routes, authentication, problem reports. All rules of a job live in `core`."""
+"""The HTTP server: JSON routes, dashboard pages, authentication, problem reports. The rules of a job are in `core`."""

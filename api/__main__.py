@@ -1,4 +1,4 @@
-"""`python -m api` serves. `keys create` behind it prints a new key, `schema` the OpenAPI; `bucket` is for backups."""
+"""`python -m api` runs the server. Its commands create API keys, print the OpenAPI document, and back up the bucket."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 import uvicorn
 
 from api.app import routes
-from api.protocol import PatientProtocol
+from api.protocol import HeadTimeoutProtocol
 from core.access import keys
 from core.access.keys import Scope
 from core.infra import bucket_backup, logging
@@ -16,29 +16,29 @@ from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.settings import Settings
 
-GRACE_SECONDS = 5
-"""Streams of events never end by themselves."""
-HUNG_SECONDS = 15
-"""One of several processes that says nothing for so long is replaced."""
+SHUTDOWN_SECONDS = 5
+"""Seconds that open requests get at shutdown. Event streams would never end by themselves."""
+HEALTHCHECK_SECONDS = 15
+"""Seconds without a sign of life after which the supervisor replaces a process."""
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-keys_cli = typer.Typer(help="API keys.")
+keys_cli = typer.Typer(help="Manage API keys.")
 cli.add_typer(keys_cli, name="keys")
-bucket_cli = typer.Typer(help="The bucket as a folder.")
+bucket_cli = typer.Typer(help="Copy the bucket to and from a folder.")
 cli.add_typer(bucket_cli, name="bucket")
-Folder = Annotated[Path, typer.Argument(help="Where the objects lie, as files under their keys.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of the objects: one file per object, at the path of its key.")]
 
 
 @cli.callback(invoke_without_command=True)
 def serve(context: typer.Context) -> None:
-    """Serve the API, as the SEFT_ environment variables say."""
+    """Run the API server. The SEFT_ environment variables configure it."""
     if context.invoked_subcommand is not None:
         return
     settings = Settings()
     if settings.api_processes > 1:
-        logging.configure(settings)  # of the supervisor
+        logging.configure(settings)  # for the supervisor's own log
     uvicorn.run(
-        "api.process:serving",
+        "api.process:make_process_app",
         factory=True,
         workers=settings.api_processes,
         host=settings.api_host,
@@ -46,19 +46,19 @@ def serve(context: typer.Context) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        http=PatientProtocol,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_worker_healthcheck=HUNG_SECONDS,
+        http=HeadTimeoutProtocol,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_worker_healthcheck=HEALTHCHECK_SECONDS,
     )
 
 
 @keys_cli.command("create")
 def create_key(
-    name: Annotated[str, typer.Option(help="Who or what will use it.")],
-    tenant: Annotated[str, typer.Option(help="Whose rows it opens.")] = "default",
-    scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.ADMIN,
+    name: Annotated[str, typer.Option(help="Who or what will use the key.")],
+    tenant: Annotated[str, typer.Option(help="Tenant that the key belongs to.")] = "default",
+    scope: Annotated[Scope, typer.Option(help="What the key may do.")] = Scope.ADMIN,
 ) -> None:
-    """Print a new key, of scope admin unless told otherwise. It is shown this once and kept nowhere."""
+    """Create an API key and print it. The key is shown only once; only its hash is stored."""
     engine = make_engine(Settings())
     with make_sessions(engine).begin() as session:
         _, secret = keys.issue(session, tenant, name, scope)
@@ -68,19 +68,19 @@ def create_key(
 
 @bucket_cli.command("save")
 def save_bucket(folder: Folder) -> None:
-    """Fetch the objects that the folder lacks."""
-    typer.echo(f"{bucket_backup.save(Storage(Settings()), folder)} objects fetched")
+    """Download the objects that the folder does not have yet."""
+    typer.echo(f"{bucket_backup.save(Storage(Settings()), folder)} objects downloaded")
 
 
 @bucket_cli.command("load")
 def load_bucket(folder: Folder) -> None:
-    """Put all files of the folder into the bucket."""
-    typer.echo(f"{bucket_backup.load(Storage(Settings()), folder)} objects put")
+    """Upload all files of the folder to the bucket."""
+    typer.echo(f"{bucket_backup.load(Storage(Settings()), folder)} objects uploaded")
 
 
 @cli.command()
 def schema() -> None:
-    """Print the OpenAPI document, as `docs/openapi.json` holds it."""
+    """Print the OpenAPI document, as in `docs/openapi.json`."""
     typer.echo(json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True))
 
 

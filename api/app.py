@@ -1,4 +1,4 @@
-"""The application: routes, error handlers and the envelope around them."""
+"""The application: routes, error handlers, middleware and the mounted dashboard."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,31 +13,34 @@ from api import errors, reference
 from api.dashboard.app import make_dashboard
 from api.dashboard.render import ROOT
 from api.deps import make_services
-from api.envelope import Envelope
+from api.middleware import RequestMiddleware
 from api.routes import actions, datasets, hub_token, imports, jobs, keys, models, operations, reports, webhooks, workers
 from core.errors import Code
 from core.settings import Settings
 
 DESCRIPTION = """Makes language models sparse and repairs them.
 
-Upload a dataset, `POST /jobs`, follow the job, and download a checkpoint that `transformers` loads with one line.
-Every answer that is no success is a problem report (RFC 9457, `application/problem+json`).
+Upload a dataset, create a job with `POST /jobs`, follow it, and download a checkpoint that `transformers` loads.
+Every error response is a problem report (RFC 9457, `application/problem+json`).
 """
 
 
-class Described(FastAPI):
-    """FastAPI knows of JSON answers only; the problem reports that the routes declare have another media type."""
+class Api(FastAPI):
+    """FastAPI that adds the schemas of problem reports to its OpenAPI document.
+
+    FastAPI adds schemas of JSON responses only, and problem reports have another media type.
+    """
 
     def openapi(self) -> dict[str, Any]:
-        """The document, with the schemas of a problem report."""
+        """Return the OpenAPI document, with the schemas of a problem report."""
         document = super().openapi()
         document["components"]["schemas"] |= errors.schemas()
         return document
 
 
 def routes() -> FastAPI:
-    """All routes and error handlers, without a service behind them: enough to be described."""
-    app = Described(
+    """Make the application without services: enough to describe its API."""
+    app = Api(
         title="SEFT",
         version=core.__version__,
         description=DESCRIPTION,
@@ -61,16 +64,16 @@ def _docs(request: Request) -> HTMLResponse:
 
 
 def _home() -> Response:
-    """People who open the service's address want the dashboard."""
+    """Redirect browsers that open the service's address to the dashboard."""
     return RedirectResponse(f"{ROOT}/")
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """The server for these settings. It starts only when the object storage answers."""
+    """Make the server for these settings. Its startup fails if the object storage does not answer."""
     app = routes()
     app.state.services = make_services(settings)
     app.mount(ROOT, make_dashboard(app.state.services))
-    app.add_middleware(Envelope, upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(RequestMiddleware, upload_bytes=settings.max_upload_bytes)
     return app
 
 

@@ -1,7 +1,7 @@
-"""Delivers webhooks: a thread of every API process. The rows say what is owed; several couriers share the work.
+"""Deliver webhooks, in a thread of every API process. A row per pending delivery; the processes claim them.
 
-A delivery is a POST signed as standardwebhooks.com says. It goes to the address that was judged, follows no redirect,
-and ends after `CALL_SECONDS` whatever the receiver does.
+A delivery is a POST, signed as standardwebhooks.com says. It connects to the address that was checked, follows no
+redirect, and ends after `CALL_SECONDS` even if the receiver is still sending.
 """
 
 import base64
@@ -21,67 +21,61 @@ import structlog
 from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import override
 
+from api.poller import Poller
 from core import __version__, webhooks
 from core.addresses import AddressError, Network, Resolve, reachable, resolved
 from core.webhooks import Answer, PendingDelivery
 
-LOOK_SECONDS = 1.0
 CALL_SECONDS = 15.0
+"""Longest duration of one delivery."""
 CALLS = 8
-TIDY_SECONDS = 3600.0
+"""Deliveries that one process makes at the same time."""
 SHOWN_BYTES = 1024
-"""Of an answer's body, kept for whoever reads the log."""
+"""Bytes of a response body that are kept in the delivery's log."""
 
 log = structlog.get_logger(__name__)
 
 
-class Courier(threading.Thread):
-    """Looks for deliveries that are due, for ever. Nothing that goes wrong ends it."""
+class Courier(Poller):
+    """Makes the deliveries that are due."""
 
     def __init__(
         self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolve: Resolve = resolved
     ) -> None:
-        super().__init__(name="courier", daemon=True)
+        super().__init__("courier")
         self.sessions, self.allowed, self.resolve = sessions, allowed, resolve
+        self.pool = ThreadPoolExecutor(CALLS, "courier")
 
     @override
-    def run(self) -> None:
-        pause, tidied = threading.Event(), time.monotonic()
-        with ThreadPoolExecutor(CALLS, "courier") as pool:
-            while True:
-                try:
-                    found = self.round(pool)
-                    if time.monotonic() > tidied + TIDY_SECONDS:
-                        tidied = self._tidy()
-                except Exception as error:
-                    log.warning("courier.failed", error=str(error))
-                    found = 0
-                if not found:
-                    pause.wait(LOOK_SECONDS)
-
-    def round(self, pool: ThreadPoolExecutor) -> int:
-        """Make the deliveries that are due, one for each webhook; how many there were."""
+    def poll(self) -> int:
+        """Make up to `CALLS` deliveries that are due, at most one per webhook. Return how many there were."""
         with self.sessions.begin() as session:
-            owed = webhooks.claim(session, CALLS)
-        list(pool.map(self._deliver, owed))
-        return len(owed)
+            deliveries = webhooks.claim(session, CALLS)
+        list(self.pool.map(self._deliver, deliveries))
+        return len(deliveries)
 
-    def _tidy(self) -> float:
+    @override
+    def clean_up(self) -> None:
         with self.sessions.begin() as session:
             webhooks.delete_old(session)
-        return time.monotonic()
 
-    def _deliver(self, owed: PendingDelivery) -> None:
-        answer = call(owed, self.allowed, self.resolve)
+    def _deliver(self, delivery: PendingDelivery) -> None:
+        answer = call(delivery, self.allowed, self.resolve)
         with self.sessions.begin() as session:
-            webhooks.record_result(session, owed, answer)
-        log.info("webhook.called", webhook=owed.webhook_id, delivery=owed.id, number=owed.number, status=answer.status)
+            webhooks.record_result(session, delivery, answer)
+        log.info(
+            "webhook.called",
+            webhook=delivery.webhook_id,
+            delivery=delivery.id,
+            number=delivery.number,
+            status=answer.status,
+        )
 
 
-def call(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
-    """Make a delivery. Whatever goes wrong is an answer."""
+def call(delivery: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
+    """Make one delivery. Every failure becomes an answer without a status."""
     try:
-        return _post(owed, allowed, resolve)
+        return _post(delivery, allowed, resolve)
     except AddressError as error:
         return Answer(None, str(error))
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -89,43 +83,43 @@ def call(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = r
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
-    """The signature of Standard Webhooks: HMAC-SHA256 over id, time and body."""
+    """Return the signature of Standard Webhooks: HMAC-SHA256 over id, timestamp and body."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.new(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _post(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -> Answer:
-    url = urlsplit(owed.url)
+def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -> Answer:
+    url = urlsplit(delivery.url)
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     address = reachable(host, allowed, resolve)
     connection = _Connection(host, port, address, secure=url.scheme == "https")
-    # A receiver that sends a byte now and then never runs into the socket's own timeout.
-    end = threading.Timer(CALL_SECONDS, connection.abort)
-    end.start()
+    # The socket's own timeout starts again with every byte; a receiver that drips would never reach it.
+    deadline = threading.Timer(CALL_SECONDS, connection.abort)
+    deadline.start()
     try:
         path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
-        connection.request("POST", path, owed.body.encode(), _headers(owed))
+        connection.request("POST", path, delivery.body.encode(), _headers(delivery))
         response = connection.getresponse()
         return Answer(response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd"))
     finally:
-        end.cancel()
+        deadline.cancel()
         connection.close()
 
 
-def _headers(owed: PendingDelivery) -> dict[str, str]:
+def _headers(delivery: PendingDelivery) -> dict[str, str]:
     now = int(time.time())
     return {
         "Content-Type": "application/json",
         "User-Agent": f"seft/{__version__}",
-        "webhook-id": owed.id,
+        "webhook-id": delivery.id,
         "webhook-timestamp": str(now),
-        "webhook-signature": " ".join(sign(secret, owed.id, now, owed.body) for secret in owed.secrets),
+        "webhook-signature": " ".join(sign(secret, delivery.id, now, delivery.body) for secret in delivery.secrets),
     }
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to one address, whatever the host's name stands for by now; the name is what TLS checks."""
+    """A connection to one checked address, even if the host name now resolves to another. TLS checks the host name."""
 
     def __init__(self, host: str, port: int, address: str, *, secure: bool) -> None:
         super().__init__(host, port, timeout=CALL_SECONDS)
@@ -139,7 +133,7 @@ class _Connection(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
     def abort(self) -> None:
-        """Let whoever waits for this connection find it closed."""
+        """Close the connection; a thread that reads from it gets an error."""
         with suppress(OSError):
             if self.sock is not None:
                 self.sock.shutdown(socket.SHUT_RDWR)

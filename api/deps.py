@@ -1,4 +1,4 @@
-"""What routes are given: the service's parts, and who is calling."""
+"""Dependencies of routes and pages: the services, the authenticated caller, common parameters."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -26,17 +26,17 @@ from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.tables import ApiKey
 
-READING = ("GET", "HEAD")
-"""Every other method changes something."""
+READ_METHODS = ("GET", "HEAD")
+"""Methods that need scope `read`; all others need `write`."""
 UPLOADS = 4
-"""Datasets that are checked and stored at a time; others wait."""
+"""Dataset uploads that are checked and stored at the same time; others wait."""
 PREVIEWS = 2
-"""Tokenizers that are looked through at a time; others wait."""
+"""Previews that are made at the same time; others wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of one running API. Nothing is connected before it is used."""
+    """The services of one API process. They connect when they are first used."""
 
     settings: Settings
     engine: Engine
@@ -44,48 +44,49 @@ class Services:
     storage: Storage
     broker: Broker
     limiter: Limiter
-    seals: Encryption
+    encryption: Encryption
     hub_tokens: HubTokens
     models: ModelResolver
     catalogue: Catalogue
-    intake: DatasetStore
+    dataset_store: DatasetStore
     uploads: CapacityLimiter
-    """Threads that datasets are checked and stored in: the other requests keep the rest."""
+    """Limit of the threads that uploads use; the rest is free for other requests."""
     previews: CapacityLimiter
+    """Limit of the threads that previews use."""
 
 
 def make_services(settings: Settings) -> Services:
-    """The parts that these settings describe."""
+    """Make the services for these settings."""
     engine = make_engine(settings)
     sessions, storage = make_sessions(engine), Storage(settings)
-    seals = Encryption(settings)
-    hub_tokens = HubTokens(seals, sessions)
-    door = ModelResolver(settings, sessions, storage, hub_tokens)
+    encryption = Encryption(settings)
+    hub_tokens = HubTokens(encryption, sessions)
+    models = ModelResolver(settings, sessions, storage, hub_tokens)
     return Services(
         settings=settings,
         engine=engine,
         sessions=sessions,
         storage=storage,
-        intake=DatasetStore(settings, sessions, storage),
+        dataset_store=DatasetStore(settings, sessions, storage),
         broker=make_app(settings),
         limiter=Limiter(settings),
-        seals=seals,
+        encryption=encryption,
         hub_tokens=hub_tokens,
-        models=door,
-        catalogue=Catalogue(door, sessions, settings),
+        models=models,
+        catalogue=Catalogue(models, sessions, settings),
         uploads=CapacityLimiter(UPLOADS),
         previews=CapacityLimiter(PREVIEWS),
     )
 
 
 async def get_services(request: Request) -> Services:
-    """The services of the app that serves this request. Asynchronous, so that no thread is needed for it."""
+    """Return the services of the app that serves this request. Async, because a sync dependency would take a thread."""
     services: Services = request.app.state.services
     return services
 
 
 CurrentServices = Annotated[Services, Depends(get_services)]
-Bearer = HTTPBearer(auto_error=False, description="An API key, as `python -m api keys create` prints it.")
+Bearer = HTTPBearer(auto_error=False, description="API key, as printed by `python -m api keys create`.")
 
 
 def authenticated(
@@ -93,8 +94,11 @@ def authenticated(
     services: CurrentServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
-    """The caller; or UNAUTHENTICATED, RATE_LIMITED, or FORBIDDEN where a key that may only read would change things."""
-    return counted(request, services, _shown(services, credentials))
+    """Return the caller.
+
+    Raises UNAUTHENTICATED without a valid key, RATE_LIMITED, or FORBIDDEN if the method needs a higher scope.
+    """
+    return make_caller(request, services, _verified(services, credentials))
 
 
 def scraping(
@@ -102,34 +106,33 @@ def scraping(
     services: CurrentServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
-    """The caller, who may see figures of the whole service; else the errors of `authenticated`."""
-    return counted(request, services, _shown(services, credentials), Scope.METRICS)
+    """Return the caller if its key may read metrics of the whole service. Raises the errors of `authenticated`."""
+    return make_caller(request, services, _verified(services, credentials), Scope.METRICS)
 
 
-def _shown(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-    """The key that came with the request, or UNAUTHENTICATED."""
+def _verified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
+    """Return the key of the request. Raises UNAUTHENTICATED."""
     if credentials is None:
         raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
     with services.sessions.begin() as session:
         key = keys.verify(session, credentials.credentials)
     if key is None:
-        raise ProblemError(
-            Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for another one."
-        )
+        raise ProblemError(Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for a new one.")
     return key
 
 
-def counted(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
-    """Whoever sends a request with this key; or RATE_LIMITED, or FORBIDDEN where its scope is less than `needed`.
+def make_caller(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
+    """Count the request against the key's rate limit and return its caller.
 
-    Where nothing is said, reading needs `read` and everything else `write`.
+    Raises RATE_LIMITED, or FORBIDDEN if the key's scope does not include `needed`. By default, reads need scope
+    `read` and all other methods `write`.
     """
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
-        limit = f"This key may send {services.settings.rate_limit:g} requests a second."
-        raise ProblemError(Code.RATE_LIMITED, f"{limit} Try again in {ceil(wait)} s.", retry_after=ceil(wait))
+        limit = f"This key may send {services.settings.rate_limit:g} requests per second."
+        raise ProblemError(Code.RATE_LIMITED, f"{limit} Retry in {ceil(wait)} s.", retry_after=ceil(wait))
     caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    require_scope(caller, needed or (Scope.READ if request.method in READING else Scope.WRITE))
+    require_scope(caller, needed or (Scope.READ if request.method in READ_METHODS else Scope.WRITE))
     return caller
 
 
@@ -138,7 +141,7 @@ Auth = Annotated[Caller, Depends(authenticated)]
 
 
 def administrator(caller: Auth) -> Caller:
-    """The caller, or FORBIDDEN."""
+    """Return the caller if it is an administrator. Raises FORBIDDEN."""
     require_scope(caller, Scope.ADMIN)
     return caller
 
@@ -147,29 +150,29 @@ Admin = Annotated[Caller, Depends(administrator)]
 
 
 def require_scope(caller: Caller, needed: Scope) -> None:
-    """FORBIDDEN where the caller's scope is less than `needed`."""
+    """Raise FORBIDDEN if the caller's scope does not include `needed`."""
     if not caller.scope.allows(needed):
         raise ProblemError(
             Code.FORBIDDEN,
-            f"This needs a key of scope {needed}; yours is of scope {caller.scope}. POST /keys makes one.",
+            f"This needs a key of scope {needed}; yours is of scope {caller.scope}. Create one with POST /keys.",
         )
 
 
 class RequireContentType:
-    """A dependency: the body must have this media type, else UNSUPPORTED_MEDIA_TYPE."""
+    """Dependency that raises UNSUPPORTED_MEDIA_TYPE if the body has another media type."""
 
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type
 
     async def __call__(self, content_type: Annotated[str, Header(include_in_schema=False)] = "") -> None:
-        """Refuse every other type."""
-        seen = content_type.partition(";")[0].strip().lower()
-        if seen != self.media_type:
+        """Check the media type of one request."""
+        media_type = content_type.partition(";")[0].strip().lower()
+        if media_type != self.media_type:
             flaw = Flaw(
-                "Content-Type", f"must be {self.media_type}", repr(seen), f"Send the body as {self.media_type}."
+                "Content-Type", f"must be {self.media_type}", repr(media_type), f"Send the body as {self.media_type}."
             )
             raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, f"The body must be {self.media_type}.", (flaw,))
 
 
-JobId = Annotated[str, Path(description="Id of a job.", examples=["job_01jz5h4c8m2v9q7w3t6x0y1b2d"])]
-Limit = Annotated[int, Query(ge=1, le=100, description="Entries of one page, 1 to 100.")]
+JobId = Annotated[str, Path(description="Job id.", examples=["job_01jz5h4c8m2v9q7w3t6x0y1b2d"])]
+Limit = Annotated[int, Query(ge=1, le=100, description="Largest number of rows in the page, 1 to 100.")]

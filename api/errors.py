@@ -1,6 +1,6 @@
-"""Problem reports (RFC 9457): the one table of codes and HTTP statuses, and the handlers that make every error one.
+"""Problem reports (RFC 9457): the table of codes and HTTP statuses, and the handlers that turn every error into one.
 
-What went wrong inside is logged, not told; the request id leads from the report to the log.
+Internal details are logged and not sent. The request id in the report leads to the log.
 """
 
 from collections.abc import Sequence
@@ -31,38 +31,38 @@ GUARDED = (
     Code.INTERNAL,
     Code.UNAVAILABLE,
 )
-"""What every operation that needs a key may answer with."""
+"""Codes that every operation with an API key may return."""
 
 BODY = (Code.TOO_SLOW, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_REQUEST)
-"""What every operation that takes a body may answer with besides."""
+"""Codes that every operation with a body may return in addition."""
 
 MEDIA_TYPE = "application/problem+json"
 
 TABLE: dict[Code, tuple[HTTPStatus, str]] = {
-    Code.INVALID_REQUEST: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request breaks a rule"),
-    Code.UNAUTHENTICATED: (HTTPStatus.UNAUTHORIZED, "A valid API key is needed"),
-    Code.FORBIDDEN: (HTTPStatus.FORBIDDEN, "The API key's scope does not allow it"),
+    Code.INVALID_REQUEST: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not valid"),
+    Code.UNAUTHENTICATED: (HTTPStatus.UNAUTHORIZED, "A valid API key is required"),
+    Code.FORBIDDEN: (HTTPStatus.FORBIDDEN, "The API key's scope does not allow this"),
     Code.RATE_LIMITED: (HTTPStatus.TOO_MANY_REQUESTS, "Too many requests with this API key"),
-    Code.NOT_FOUND: (HTTPStatus.NOT_FOUND, "There is no such thing"),
-    Code.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "This address does not know this method"),
-    Code.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has the wrong type"),
+    Code.NOT_FOUND: (HTTPStatus.NOT_FOUND, "Not found"),
+    Code.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed"),
+    Code.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has the wrong media type"),
     Code.TOO_LARGE: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
-    Code.TOO_SLOW: (HTTPStatus.REQUEST_TIMEOUT, "The body came too slowly"),
-    Code.INVALID_DATASET: (HTTPStatus.UNPROCESSABLE_ENTITY, "The dataset breaks a rule"),
-    Code.MODEL_NOT_FOUND: (HTTPStatus.UNPROCESSABLE_ENTITY, "There is no such model"),
-    Code.MODEL_REFUSED: (HTTPStatus.UNPROCESSABLE_ENTITY, "The model may not be loaded here"),
+    Code.TOO_SLOW: (HTTPStatus.REQUEST_TIMEOUT, "The body arrived too slowly"),
+    Code.INVALID_DATASET: (HTTPStatus.UNPROCESSABLE_ENTITY, "The dataset is not valid"),
+    Code.MODEL_NOT_FOUND: (HTTPStatus.UNPROCESSABLE_ENTITY, "Model not found"),
+    Code.MODEL_REFUSED: (HTTPStatus.UNPROCESSABLE_ENTITY, "The model is not supported"),
     Code.HUB_UNREACHABLE: (HTTPStatus.BAD_GATEWAY, "The model hub does not answer"),
-    Code.HUB_BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests wait for the model hub"),
-    Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The key came with another body before"),
-    Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this key is being served"),
-    Code.LIMIT_REACHED: (HTTPStatus.CONFLICT, "Your tenant has as many as it may"),
-    Code.CONFLICT: (HTTPStatus.CONFLICT, "The state does not allow it"),
-    Code.UNAVAILABLE: (HTTPStatus.SERVICE_UNAVAILABLE, "A part of the service does not answer"),
-    Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "An error on our side"),
+    Code.HUB_BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests are waiting for the model hub"),
+    Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The idempotency key was used with another body"),
+    Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this idempotency key is in progress"),
+    Code.LIMIT_REACHED: (HTTPStatus.CONFLICT, "Your tenant has reached a limit"),
+    Code.CONFLICT: (HTTPStatus.CONFLICT, "The current state does not allow this"),
+    Code.UNAVAILABLE: (HTTPStatus.SERVICE_UNAVAILABLE, "A part of the service is unavailable"),
+    Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error"),
 }
 
 RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
-"""Seconds after which the same request may well succeed."""
+"""Seconds after which a retry is likely to succeed."""
 
 SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, Boto3Error, BotoCoreError, ClientError)
 
@@ -70,23 +70,23 @@ log = structlog.get_logger(__name__)
 
 
 class FlawView(BaseModel):
-    """One thing that is wrong."""
+    """One broken rule."""
 
     param: str = Field(description="Dotted path of the field, name of the parameter or header, or line of the file.")
-    rule: str
-    value: str = Field(description="What was seen, shortened.")
-    way_out: str
+    rule: str = Field(description="The rule that is broken.")
+    value: str = Field(description="The value received, shortened.")
+    way_out: str = Field(description="How to correct the request.")
 
 
 class Problem(BaseModel):
-    """What every answer that is no success looks like."""
+    """The body of every error response."""
 
     type: str
     title: str
     status: int
     detail: str
     code: Code
-    param: str | None = Field(description="The first flaw's.")
+    param: str | None = Field(description="`param` of the first entry of `errors`; `null` if there is none.")
     request_id: str
     errors: list[FlawView]
 
@@ -94,7 +94,7 @@ class Problem(BaseModel):
 def problem(
     request: Request, code: Code, detail: str, flaws: Sequence[Flaw] = (), headers: dict[str, str] | None = None
 ) -> Response:
-    """The report as a response."""
+    """Return a problem report as a response."""
     status, title = TABLE[code]
     body = Problem(
         type=f"urn:seft:problem:{code}",
@@ -111,13 +111,13 @@ def problem(
 
 
 def schemas() -> dict[str, Any]:
-    """The JSON schemas of a problem report, by name."""
-    whole = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {**whole.pop("$defs"), "Problem": whole}
+    """Return the JSON schemas of a problem report, by name."""
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**schema.pop("$defs"), "Problem": schema}
 
 
 def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """How OpenAPI declares that an operation may answer with these codes."""
+    """Return the OpenAPI declaration of an operation that may return these codes."""
     declared: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         status, title = TABLE[code]
@@ -130,15 +130,15 @@ def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error that a route or the framework raises with a problem report."""
-    app.add_exception_handler(ProblemError, _told)
+    """Install handlers that return a problem report for every error that a route or the framework raises."""
+    app.add_exception_handler(ProblemError, _problem_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _framework)
     for error in SERVERS_DOWN:
         app.add_exception_handler(error, _server_down)
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _problem_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     headers = {"WWW-Authenticate": "Bearer"} if error.code is Code.UNAUTHENTICATED else {}
     if error.retry_after is not None:
@@ -154,30 +154,30 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _framework(request: Request, error: Exception) -> Response:
-    """What the framework raises by itself: no such address, no such method, or a body that it cannot read."""
+    """Report errors that the framework raises: unknown path, unknown method, or an unreadable body."""
     assert isinstance(error, HTTPException)
     if isinstance(error, LimitError):
-        answer = await _told(request, error.problem)
-        answer.headers["Connection"] = "close"  # the rest of the body is not waited for
-        return answer
+        response = await _problem_error(request, error.problem)
+        response.headers["Connection"] = "close"  # do not wait for the rest of the body
+        return response
     if error.status_code == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}. GET /docs shows what there is."
+        detail = f"There is no resource at {request.url.path}. GET /docs lists all operations."
         return problem(request, Code.NOT_FOUND, detail)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = _methods(request)
-        detail = f"{request.url.path} does not know {request.method}. Use {allowed}."
+        detail = f"{request.url.path} does not support {request.method}. Use {allowed}."
         return problem(request, Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
-    flaw = Flaw("body", error.detail, "unreadable", "Send what the header Content-Type says, as GET /docs shows it.")
+    flaw = Flaw("body", error.detail, "unreadable", "Send what the header Content-Type says. See GET /docs.")
     return problem(request, Code.INVALID_REQUEST, f"The body cannot be read: {error.detail}", (flaw,))
 
 
 def _methods(request: Request) -> str:
-    """What an address knows; the framework names the first of its routes only."""
+    """Return the methods of a path. The framework knows only those of the first matching route."""
     paths = request.app.openapi()["paths"]
-    here = next((path for path in paths if compile_path(path)[0].match(request.url.path)), None)
-    return ", ".join(sorted(method.upper() for method in paths[here])) if here else "GET"
+    match = next((path for path in paths if compile_path(path)[0].match(request.url.path)), None)
+    return ", ".join(sorted(method.upper() for method in paths[match])) if match else "GET"
 
 
 async def _server_down(request: Request, error: Exception) -> Response:
     log.error("server.down", error=str(error))
-    return problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Try again soon.")
+    return problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Retry soon.")

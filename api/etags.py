@@ -1,4 +1,4 @@
-"""Answers that a poller need not read twice: each under an ETag, and 304 while it is what the poller has."""
+"""Responses with an ETag, and 304 if the client already has the response."""
 
 import hashlib
 from http import HTTPStatus
@@ -7,22 +7,22 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 from pydantic import BaseModel
 
-IfNoneMatch = Annotated[str, Header(description="ETag of the answer that you have: 304 while it still holds.")]
-HEADERS = {"ETag": {"description": "Names this very answer.", "schema": {"type": "string"}}}
+IfNoneMatch = Annotated[str, Header(description="ETag of the response that you have; 304 if nothing has changed.")]
+HEADERS = {"ETag": {"description": "Identifies the content of this response.", "schema": {"type": "string"}}}
 TAGGED: dict[int | str, dict[str, Any]] = {
     200: {"headers": HEADERS},
-    304: {"description": "It is still what `If-None-Match` names.", "headers": HEADERS},
+    304: {"description": "Not changed since the ETag in `If-None-Match`.", "headers": HEADERS},
 }
-"""What an operation with an ETag declares."""
+"""OpenAPI responses of an operation with an ETag."""
 
 
 def tagged_json(view: BaseModel, if_none_match: str) -> Response:
-    """The view as JSON, or 304."""
+    """Return the view as JSON, or 304 if its ETag matches."""
     return tagged(view.model_dump_json(), if_none_match, "application/json")
 
 
 def tagged(body: str, if_none_match: str, media_type: str) -> Response:
-    """The body, or 304."""
+    """Return the body, or 304 if its ETag matches."""
     etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _matches(if_none_match, etag):
@@ -31,6 +31,6 @@ def tagged(body: str, if_none_match: str, media_type: str) -> Response:
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags, compared weakly, or `*`."""
+    """RFC 9110, section 13.1.2: a list of tags, compared weakly, or `*`."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in tags or "*" in tags

@@ -1,4 +1,4 @@
-"""From pydantic's errors to flaws that a person can act on: the field, the rule, the value seen, the way out."""
+"""Turn pydantic's errors into flaws: the field, the rule, the value received, and how to correct it."""
 
 import difflib
 import re
@@ -14,44 +14,44 @@ from core.errors import Flaw
 from core.specs import JobSpec
 
 SHOWN = 80
-"""Characters of a wrong value that are shown."""
+"""Longest part of a wrong value that is shown, in characters."""
 SECRET = re.compile("key|secret|password|credential|authorization|token$", re.IGNORECASE)
-"""Unknown fields of such names carry what must not be repeated."""
+"""Names of unknown fields whose values may be secrets and are not repeated."""
 
 
 def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
-    """One flaw for each field; the branches of a union are one flaw."""
+    """Return one flaw per field. The branches of a union are merged into one."""
     return _merged(_flaw(request, entry) for entry in error.errors())
 
 
 def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]:
-    """The same where a body was read without a request of its own."""
+    """Return the flaws of a body that was validated outside of a route, such as a form."""
     entries: list[dict[str, Any]] = [{**entry} for entry in error.errors()]
     return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
 
 
-def _merged(found: Iterable[Flaw]) -> list[Flaw]:
-    flaws: dict[str, Flaw] = {}
-    for flaw in found:
-        former = flaws.get(flaw.param)
-        flaws[flaw.param] = flaw if former is None else _either(former, flaw)
-    # A list may be called too short because its entries were wrong; the entries say more.
-    return [flaw for flaw in flaws.values() if not any(name.startswith(f"{flaw.param}.") for name in flaws)]
+def _merged(flaws: Iterable[Flaw]) -> list[Flaw]:
+    merged: dict[str, Flaw] = {}
+    for flaw in flaws:
+        first = merged.get(flaw.param)
+        merged[flaw.param] = flaw if first is None else _either(first, flaw)
+    # A list is reported as too short if its entries are wrong; the flaws of the entries say more.
+    return [flaw for flaw in merged.values() if not any(name.startswith(f"{flaw.param}.") for name in merged)]
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, shortened, in characters that print."""
+    """Return a value as Python writes it, in printable characters, shortened to `SHOWN`."""
     text = repr(str(value)) if isinstance(value, str) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
-    place, *path = entry["loc"]
+    location, *path = entry["loc"]
     rule = _rule(entry)
     if entry["type"] == "json_invalid":
         rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
-        return Flaw("body", rule, "no JSON", "Send a JSON object with the header Content-Type: application/json.")
-    if place == "body":
+        return Flaw("body", rule, "invalid JSON", "Send a JSON object with the header Content-Type: application/json.")
+    if location == "body":
         return _body_flaw(_body_model(request), path, entry, rule)
     name = str(path[0])
     return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
@@ -62,8 +62,8 @@ def _rule(entry: dict[str, Any]) -> str:
     return text.removeprefix("Value error, ")
 
 
-def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
-    model, field, names, rest = _walk(whole, path)
+def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
+    model, field, names, rest = _walk(root, path)
     if entry["type"] == "extra_forbidden":
         unknown = str(rest[0])
         value = "(not repeated)" if SECRET.search(unknown) else _value(entry)
@@ -76,16 +76,16 @@ def _body_flaw(whole: type[BaseModel], path: Sequence[str | int], entry: dict[st
 
 
 def _body_model(request: Request) -> type[BaseModel]:
-    """What the operation takes as its body."""
+    """Return the model of the operation's body."""
     model = request.scope["route"].body_field.field_info.annotation
-    # What has no model of its own overrides the fields of a job.
+    # The only body without a model is the overrides of a clone: fields of a job.
     return model if isinstance(model, type) and issubclass(model, BaseModel) else JobSpec
 
 
 def _walk(
     model: type[BaseModel], path: Sequence[str | int]
 ) -> tuple[type[BaseModel], FieldInfo | None, list[str | int], Sequence[str | int]]:
-    """Follow a path into a model: the last model and field met, the names so far, what is no name of a field."""
+    """Follow a path into a model. Return the last model and field, the names so far, and the rest of the path."""
     field: FieldInfo | None = None
     for depth, part in enumerate(path):
         inner = model.model_fields.get(str(part))
@@ -112,8 +112,8 @@ def _dotted(names: Iterable[str | int]) -> str:
 
 def _did_you_mean(unknown: str, model: type[BaseModel]) -> str:
     known = list(model.model_fields)
-    near = difflib.get_close_matches(unknown, known, n=1)
-    guess = f"Did you mean {near[0]!r}? " if near else ""
+    matches = difflib.get_close_matches(unknown, known, n=1)
+    guess = f"Did you mean {matches[0]!r}? " if matches else ""
     return f"{guess}Known fields: {', '.join(known)}."
 
 
@@ -136,7 +136,7 @@ def _range(field: FieldInfo) -> Iterable[str]:
 
 
 def _parameter_way_out(request: Request, name: str) -> str:
-    """What the OpenAPI says about a parameter of this operation."""
+    """Return the description of a parameter of this operation, from the OpenAPI document."""
     operation = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
     for parameter in operation["parameters"]:
         if parameter["name"].lower() == name.lower():

@@ -1,7 +1,9 @@
-"""Checks uploads that came in parts and fetches sources: a thread of every API process. The rows say what is owed."""
+"""Check files that were uploaded in parts, and fetch sources, in a thread of every API process.
+
+A row per import; the processes claim them by a lease.
+"""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,68 +13,57 @@ import structlog
 from typing_extensions import override
 
 from api.deps import Services
+from api.poller import Poller
 from core.datasets import imports, sources
 from core.errors import Code, ProblemError
 from core.tables import Import
 
-LOOK_SECONDS = 1.0
-TIDY_SECONDS = 3600.0
-PASSING = (Code.HUB_UNREACHABLE, Code.UNAVAILABLE)
-"""What may go well at a later try."""
+TRANSIENT = (Code.HUB_UNREACHABLE, Code.UNAVAILABLE)
+"""Errors after which the import is tried again."""
 
 log = structlog.get_logger(__name__)
 
 
-class Importer(threading.Thread):
-    """Looks for imports that are due, for ever. Nothing that goes wrong ends it."""
+class Importer(Poller):
+    """Turns imports that are due into datasets."""
 
     def __init__(self, services: Services) -> None:
-        super().__init__(name="importer", daemon=True)
+        super().__init__("importer")
         self.services = services
 
     @override
-    def run(self) -> None:
-        pause, tidied = threading.Event(), time.monotonic()
-        while True:
-            found = False
-            try:
-                found = self.round()
-                if time.monotonic() > tidied + TIDY_SECONDS:
-                    tidied = time.monotonic()
-                    with self.services.sessions.begin() as session:
-                        imports.expire(session)
-            except Exception as error:
-                log.warning("importer.failed", error=str(error))
-            if not found:
-                pause.wait(LOOK_SECONDS)
-
-    def round(self) -> bool:
-        """Take the import that is due next, if there is one; whether there was."""
+    def poll(self) -> int:
+        """Process the import that is due next. Return 0 if there was none."""
         with self.services.sessions.begin() as session:
             row = imports.claim(session)
             if row is None:
-                return False
+                return 0
             session.expunge(row)
-        with self._held(row.id):
-            self._take(row)
-        return True
+        with self._lease(row.id):
+            self._process(row)
+        return 1
 
-    def _take(self, row: Import) -> None:
+    @override
+    def clean_up(self) -> None:
+        with self.services.sessions.begin() as session:
+            imports.expire(session)
+
+    def _process(self, row: Import) -> None:
         services = self.services
         try:
             with self._file(row) as file:
-                content = services.intake.store(row.tenant, file, row.skip_percentage)
+                content = services.dataset_store.store(row.tenant, file, row.skip_percentage)
             with services.sessions.begin() as session:
-                if mine := imports.held(session, row):
-                    dataset, _ = services.intake.keep(session, row.tenant, row.name, content)
-                    imports.done(mine, dataset)
+                if held := imports.held(session, row):
+                    dataset, _ = services.dataset_store.keep(session, row.tenant, row.name, content)
+                    imports.done(held, dataset)
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
-            if problem.code in PASSING:
+            if problem.code in TRANSIENT:
                 return
             with services.sessions.begin() as session:
-                if mine := imports.held(session, row):
-                    imports.fail(mine, problem)
+                if held := imports.held(session, row):
+                    imports.fail(held, problem)
         if row.upload is not None:
             services.storage.delete([imports.key(row.id)])
 
@@ -86,8 +77,8 @@ class Importer(threading.Thread):
             yield file
 
     @contextmanager
-    def _held(self, import_id: str) -> Iterator[None]:
-        """Renew the lease of an import, however long it takes."""
+    def _lease(self, import_id: str) -> Iterator[None]:
+        """Renew the lease of an import until the block ends."""
         done = threading.Event()
 
         def renew() -> None:

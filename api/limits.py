@@ -1,6 +1,7 @@
-"""What a request may weigh: bytes of its body, how slowly they may come, how deep its JSON may nest.
+"""Limits of a request body: its size, its speed, and how deep its JSON is nested.
 
-The framework answers 400 to whatever else is raised while it reads a body, so a limit is told by its HTTPException.
+While the framework reads a body, it turns every exception except its own HTTPException into status 400. So a limit is
+reported by a subclass of HTTPException.
 """
 
 import json
@@ -19,17 +20,19 @@ from typing_extensions import override
 from core.errors import Code, Flaw, ProblemError
 
 BODY_BYTES = 1 << 20
-"""More than any JSON that this API understands."""
+"""Largest JSON body: larger than any valid one."""
 JSON_DEPTH = 32
+"""Deepest nesting of a JSON body."""
 PATIENCE_SECONDS = 30.0
+"""Seconds before `SLOWEST` applies."""
 SLOWEST = 10_000.0
-"""Bytes a second that a body must bring in the mean, after the first `PATIENCE_SECONDS`."""
+"""Least mean speed of a body, in bytes per second."""
 
 NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[^\[\]{}"]+', re.DOTALL)
 
 
 class LimitError(HTTPException):
-    """A limit was passed; the way for a ProblemError through the framework's reading of a body."""
+    """A body exceeds a limit. Carries a ProblemError through the framework's reading of the body."""
 
     def __init__(self, problem: ProblemError) -> None:
         super().__init__(400)
@@ -37,16 +40,16 @@ class LimitError(HTTPException):
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON body is looked at before it is parsed: what is nested deeply costs more than it weighs."""
+    """A route that checks the nesting of a JSON body before parsing, because deep nesting is expensive to parse."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_shallow(request: Request) -> Response:
+        async def handle_checked(request: Request) -> Response:
             return await handle(_ShallowRequest(request.scope, request.receive))
 
-        return handle_shallow
+        return handle_checked
 
 
 class _ShallowRequest(Request):
@@ -57,24 +60,24 @@ class _ShallowRequest(Request):
 
 
 def limited(scope: Scope, receive: Receive, most: int) -> Receive:
-    """A `receive` that raises LimitError once the body is longer than `most` bytes, or comes too slowly."""
-    stated, seen, ended = Headers(scope=scope).get("content-length", ""), 0, False
+    """Return a `receive` that raises LimitError if the body has more than `most` bytes or arrives too slowly."""
+    length, received, ended = Headers(scope=scope).get("content-length", ""), 0, False
     began = time.monotonic()
 
     async def receive_limited() -> Message:
-        nonlocal seen, ended
+        nonlocal received, ended
         if ended:
             return await receive()
-        if stated.isdecimal() and int(stated) > most:
+        if length.isdecimal() and int(length) > most:
             raise _too_large(most)
         try:
-            with anyio.fail_after(began + PATIENCE_SECONDS + seen / SLOWEST - time.monotonic()):
+            with anyio.fail_after(began + PATIENCE_SECONDS + received / SLOWEST - time.monotonic()):
                 message = await receive()
         except TimeoutError as error:
-            raise _too_slow(seen) from error
-        seen += len(message.get("body", b""))
+            raise _too_slow(received) from error
+        received += len(message.get("body", b""))
         ended = not message.get("more_body", False)
-        if seen > most:
+        if received > most:
             raise _too_large(most)
         return message
 
@@ -90,12 +93,12 @@ def _check_depth(body: bytes) -> None:
 
 
 def _too_large(most: int) -> LimitError:
-    way_out = "Split it, or have the operator raise the limit."
-    flaw = Flaw("body", f"has at most {most} bytes at this address", "more", way_out)
-    return LimitError(ProblemError(Code.TOO_LARGE, f"A body at this address has at most {most} bytes.", (flaw,)))
+    way_out = "Split it, or ask the operator to raise the limit."
+    flaw = Flaw("body", f"must have at most {most} bytes at this address", "more", way_out)
+    return LimitError(ProblemError(Code.TOO_LARGE, f"The body must have at most {most} bytes here.", (flaw,)))
 
 
-def _too_slow(seen: int) -> LimitError:
-    rule = f"brings {SLOWEST:g} bytes a second in the mean, after {PATIENCE_SECONDS:g} seconds"
-    flaw = Flaw("body", rule, f"{seen} bytes so far", "Send it again over a better connection, or in parts.")
-    return LimitError(ProblemError(Code.TOO_SLOW, "The body came too slowly, or not all of it.", (flaw,)))
+def _too_slow(received: int) -> LimitError:
+    rule = f"must arrive with at least {SLOWEST:g} bytes per second on average, after {PATIENCE_SECONDS:g} seconds"
+    flaw = Flaw("body", rule, f"{received} bytes so far", "Retry over a faster connection, or send the file in parts.")
+    return LimitError(ProblemError(Code.TOO_SLOW, "The body arrived too slowly or is incomplete.", (flaw,)))

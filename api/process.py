@@ -1,4 +1,4 @@
-"""One process of the API: the application, and the threads beside it. Where there are several, all are alike."""
+"""One process of the API: the application and its background threads. All processes are the same."""
 
 import os
 import signal
@@ -15,8 +15,8 @@ from core.infra import logging, tracing
 from core.settings import Settings
 
 
-def serving() -> FastAPI:
-    """The application as a process serves it, which ends with its supervisor if it has one."""
+def make_process_app() -> FastAPI:
+    """Make the application and start its threads. The process ends with its supervisor, if it has one."""
     settings = Settings()
     logging.configure(settings)
     tracing.configure("api")
@@ -29,6 +29,6 @@ def serving() -> FastAPI:
 
 
 def _end_with(supervisor: BaseProcess) -> None:
-    """A supervisor that was killed tells nobody; without it the port would stay taken."""
+    # A supervisor that is killed cannot stop its processes, and they would keep the port.
     supervisor.join()
     os.kill(os.getpid(), signal.SIGTERM)

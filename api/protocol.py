@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, and a time by which a request's head must have come: a slow sender holds no connection."""
+"""uvicorn's HTTP protocol with a timeout for the request head, so that a slow sender cannot hold a connection."""
 
 import asyncio
 
@@ -7,8 +7,8 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-class PatientProtocol(H11Protocol):
-    """Closes a connection on which no head of a request came in time; what is idle between two of them is uvicorn's."""
+class HeadTimeoutProtocol(H11Protocol):
+    """Closes a connection if no complete request head arrives in time. uvicorn limits idle time between requests."""
 
     head_seconds = 30.0
     _head: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI document as one page without scripts, which needs no other server than this one."""
+"""The page at `/docs`: the OpenAPI document as HTML, without scripts and without files of other servers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,13 @@ text-align: left; vertical-align: top } pre { background: #8881; padding: .6rem;
 
 
 def page(document: Json) -> str:
-    """The page: every operation with its parameters, body, answers and errors, then every schema."""
-    about = document["info"]
+    """Return the page: every operation with its parameters, body and responses, then every schema."""
+    info = document["info"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
-        f"<title>{escape(about['title'])} API</title><style>{STYLE}</style>",
-        f"<h1>{escape(about['title'])} {escape(about['version'])}</h1>",
-        *(f"<p>{_text(part)}</p>" for part in about["description"].strip().split("\n\n")),
+        f"<title>{escape(info['title'])} API</title><style>{STYLE}</style>",
+        f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
+        *(f"<p>{_text(part)}</p>" for part in info["description"].strip().split("\n\n")),
         '<p>For programs: <a href="/openapi.json">openapi.json</a>.</p>',
         *_operations(document),
         "<h2>Schemas</h2>",
@@ -53,7 +53,7 @@ def _operation(request: str, operation: Json) -> str:
             f"<p>{_text(rest)}</p>" if rest.strip() else "",
             _parameters(operation.get("parameters", [])),
             *(f"<h4>Body, {escape(kind)}</h4>{_content(content)}" for kind, content in body.items()),
-            _answers(operation["responses"]),
+            _responses(operation["responses"]),
             "</details>",
         ]
     )
@@ -69,17 +69,17 @@ def _parameters(parameters: list[Json]) -> str:
         )
         for parameter in parameters
     ]
-    return _table(("parameter", "in", "type", "meaning"), rows)
+    return _table(("parameter", "in", "type", "description"), rows)
 
 
-def _answers(responses: Json) -> str:
+def _responses(responses: Json) -> str:
     rows = []
-    for status, answer in responses.items():
+    for status, response in responses.items():
         kinds = " or ".join(
-            f"{escape(kind)} {_content(content)}" for kind, content in answer.get("content", {}).items()
+            f"{escape(kind)} {_content(content)}" for kind, content in response.get("content", {}).items()
         )
-        rows.append((escape(status), _text(answer["description"]), kinds if status < "400" else ""))
-    return _table(("status", "means", "body"), rows)
+        rows.append((escape(status), _text(response["description"]), kinds if status < "400" else ""))
+    return _table(("status", "description", "body"), rows)
 
 
 def _content(content: Json) -> str:
@@ -89,10 +89,10 @@ def _content(content: Json) -> str:
 
 
 def _schema(name: str, schema: Json) -> str:
-    needed = schema.get("required", [])
+    required = schema.get("required", [])
     rows = [
         (
-            f"<code>{escape(field)}</code>{'' if field in needed else ' (optional)'}",
+            f"<code>{escape(field)}</code>{'' if field in required else ' (optional)'}",
             _type(rule) + (f" = <code>{escape(json.dumps(rule['default']))}</code>" if "default" in rule else ""),
             _text(rule.get("description", "")),
         )
@@ -101,12 +101,12 @@ def _schema(name: str, schema: Json) -> str:
     example = f"<pre>{escape(_pretty(schema['example']))}</pre>" if "example" in schema else ""
     choices = f"<p>{_type(schema)}</p>" if "enum" in schema else ""
     head = f'<details id="schema-{escape(name)}"><summary><code>{escape(name)}</code> '
-    fields = _table(("field", "type", "meaning"), rows)
+    fields = _table(("field", "type", "description"), rows)
     return f"{head}{_text(schema.get('description', ''))}</summary>{choices}{fields}{example}</details>"
 
 
 def _type(schema: Json) -> str:
-    """A schema in a few words, with a link where it has a name."""
+    """Return a schema in a few words, with a link if it has a name."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#schema-{name}">{name}</a>'
@@ -129,7 +129,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Prose with `code` in it."""
+    """Return text as HTML, with `code` in its element."""
     return "".join(
         f"<code>{escape(part)}</code>" if number % 2 else escape(part) for number, part in enumerate(text.split("`"))
     )

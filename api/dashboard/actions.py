@@ -1,14 +1,9 @@
 """The actions that a job's page offers, and what each one does, in a sentence."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy.orm import Session
-
 from api.schemas.jobs import JobView
-from core.jobs import actions
 from core.states import Reason, Status
-from core.tables import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +15,17 @@ class Action:
     label: str
     effect: str
     """Sentence below the label: what the action does and what it keeps."""
-    run: Callable[[Session, str, str], Job]
     destructive: bool = False
 
 
-START = Action("start", "Start", "Adds the job to the queue.", actions.start)
-RESUME = Action("resume", "Resume", "Continues from the newest saved state.", actions.resume)
-PAUSE = Action("pause", "Pause", "Saves the state and frees the device. Resume continues from there.", actions.pause)
-STOP = Action("stop", "Stop early", "Ends training, then evaluates and publishes the model.", actions.stop)
+START = Action("start", "Start", "Adds the job to the queue.")
+RESUME = Action("resume", "Resume", "Continues from the newest saved state.")
+PAUSE = Action("pause", "Pause", "Saves the state and frees the device. Resume continues from there.")
+STOP = Action("stop", "Stop early", "Ends training, then evaluates and publishes the model.")
 STOP_WAITING = Action(
-    "stop",
-    "Stop early",
-    "Evaluates and publishes the newest saved state. Cancels the job if no state is saved.",
-    actions.stop,
+    "stop", "Stop early", "Evaluates and publishes the newest saved state. Cancels the job if no state is saved."
 )
-CANCEL = Action(
-    "cancel", "Cancel", "Ends the job immediately. No checkpoint is kept.", actions.cancel, destructive=True
-)
+CANCEL = Action("cancel", "Cancel", "Ends the job immediately. No checkpoint is kept.", destructive=True)
 ACTIONS = {action.name: action for action in (START, RESUME, PAUSE, STOP, CANCEL)}
 
 

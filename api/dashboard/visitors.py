@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
-from api.deps import READING, CurrentServices, counted, require_scope
+from api.deps import READ_METHODS, CurrentServices, make_caller, require_scope
 from core.access import sign_ins
 from core.access.audit import Caller
 from core.access.keys import Scope
@@ -66,8 +66,8 @@ def signed_in(request: Request, services: CurrentServices) -> Visitor:
         raise SignInNeededError
     if visit.token != token:
         request.state.fresh_token = visit.token
-    caller = counted(request, services, visit.key)
-    if request.method not in READING:
+    caller = make_caller(request, services, visit.key)
+    if request.method not in READ_METHODS:
         require_same_origin(request)
     return Visitor(caller, visit.csrf, visit.key.name)
 

@@ -1,1 +1,1 @@
-"""The routes, one file for each kind of thing."""
+"""The JSON routes, one module per resource."""

@@ -1,4 +1,4 @@
-"""Datasets: uploaded and checked, listed, looked at."""
+"""Datasets: upload, list, get, preview, delete."""
 
 from functools import partial
 from http import HTTPStatus
@@ -8,15 +8,13 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
 from api.schemas.shared import FILE_ID, MODEL
+from api.usecases import datasets as usecases
 from core import ids
-from core.access import audit
-from core.access.audit import Caller
 from core.datasets import datasets
-from core.datasets.previews import preview
 from core.errors import Code, Flaw, ProblemError
 from core.specs import Line
 
@@ -37,7 +35,7 @@ UPLOAD: dict[str, Any] = {
 }
 
 Skip = Annotated[
-    float, Query(ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused.")
+    float, Query(ge=0, le=100, description="Percentage of invalid lines to skip. With more, the file is rejected.")
 ]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -62,18 +60,19 @@ async def create_dataset(
     response: Response,
     invalid_sample_skip_percentage: Skip = 0.0,
 ) -> DatasetView:
-    """Upload JSONL, plain or by gzip or zstd, or Parquet. Broken lines are named, and nothing is stored then.
+    """Upload a dataset: JSONL, plain or compressed with gzip or zstd, or Parquet.
 
-    The same file under the same name again is answered with the dataset that it made first.
-
-    The form is read here and not by a parameter, so that nobody without a key can fill the disk.
+    A file with invalid lines is rejected, and the error names the lines. Uploading the same file under the same name
+    returns the first dataset.
     """
+    # The form is not a parameter: FastAPI would read it before the API key is checked, and anyone could fill the disk.
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            flaw = Flaw("file", "is a part of the form", "nothing", "Send the file as the form's part `file`.")
+            flaw = Flaw("file", "must be a part of the form", "nothing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        view = await run_sync(store, services, caller, file, invalid_sample_skip_percentage, limiter=services.uploads)
+        upload = partial(usecases.upload, services, caller, file.file, file.filename, invalid_sample_skip_percentage)
+        view = await run_sync(upload, limiter=services.uploads)
     response.headers["Location"] = f"/datasets/{view.id}"
     return view
 
@@ -83,11 +82,11 @@ def list_datasets(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset: those uploaded before it.")
+        str | None, Query(pattern=ids.pattern("file"), description="Id of a dataset. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> DatasetPage:
-    """Your datasets, newest first."""
+    """List your datasets, newest first."""
     with services.sessions.begin() as session:
         rows, more = datasets.page(session, caller.tenant, after=after, limit=limit)
     return DatasetPage(data=[DatasetView.of(row) for row in rows], has_more=more)
@@ -101,9 +100,9 @@ def list_datasets(
 def get_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
 ) -> DatasetView:
-    """One dataset."""
+    """Get one dataset."""
     with services.sessions.begin() as session:
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
 
@@ -124,25 +123,17 @@ async def preview_dataset(
     services: CurrentServices,
     caller: Auth,
     *,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
-    model: Annotated[Line, Query(min_length=1, max_length=512, description="As a job names it.", examples=[MODEL])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+    model: Annotated[Line, Query(min_length=1, max_length=512, description="Model, as in a job.", examples=[MODEL])],
     revision: Annotated[Line | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")] = None,
-    limit: Annotated[int, Query(ge=1, le=20, description="Records to show, 1 to 20.")] = 5,
+    limit: Annotated[int, Query(ge=1, le=20, description="Number of records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
-    """The first records as that model's tokenizer reads them, the part that is trained on marked; tokens counted."""
-    see = partial(look, services, caller, dataset_id, model=model, revision=revision, limit=limit)
-    return await run_sync(see, limiter=services.previews)
+    """Preview the first records of a dataset as a model's tokenizer reads them, with token counts.
 
-
-def look(
-    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
-) -> PreviewView:
-    """What that model would read of the caller's dataset."""
-    with services.sessions.begin() as session:
-        row = datasets.get(session, caller.tenant, dataset_id)
-        session.expunge(row)
-    with services.models.tokenizer(caller.tenant, model, revision) as (source, tokenizer):
-        return PreviewView.of(row, source, preview(services.storage, row, tokenizer, limit))
+    Each part of a record is marked as trained on or not.
+    """
+    preview = partial(usecases.preview, services, caller, dataset_id, model=model, revision=revision, limit=limit)
+    return await run_sync(preview, limiter=services.previews)
 
 
 @router.delete(
@@ -153,20 +144,7 @@ def look(
 def delete_dataset(
     services: CurrentServices,
     caller: Auth,
-    dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
 ) -> DatasetView:
-    """Delete a dataset that no job needs any more; its file is gone within two days."""
-    with services.sessions.begin() as session:
-        row = datasets.delete(session, caller.tenant, dataset_id)
-        audit.record(session, caller, "delete_dataset", row.id)
-        return DatasetView.of(row)
-
-
-def store(services: Services, caller: Caller, file: UploadFile, skip_percentage: float = 0.0) -> DatasetView:
-    """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
-    content = services.intake.store(caller.tenant, file.file, skip_percentage)
-    with services.sessions.begin() as session:
-        row, new = services.intake.keep(session, caller.tenant, file.filename or "", content)
-        if new:
-            audit.record(session, caller, "create_dataset", row.id)
-        return DatasetView.of(row)
+    """Delete a dataset that no unfinished job uses. Its file is deleted within two days."""
+    return usecases.delete(services, caller, dataset_id)

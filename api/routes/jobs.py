@@ -1,4 +1,4 @@
-"""Jobs: made, cloned, listed, looked at. What is asked of one is in `api.routes.actions`."""
+"""Jobs: create, clone, estimate, list, get. The actions on a job are in `api.routes.actions`."""
 
 import time
 from http import HTTPStatus
@@ -9,30 +9,27 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
-from sqlalchemy.orm import Session
 
-from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType, Services
+from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
 from api.schemas.estimates import EstimateSpec, EstimateView
 from api.schemas.jobs import JobDetail, JobPage, JobView
+from api.usecases import jobs as usecases
 from core import ids
-from core.access.audit import Caller
 from core.errors import Code
-from core.estimate.estimates import estimate
-from core.infra import queue
-from core.jobs import fairness, jobs
-from core.jobs.admission import admit
+from core.jobs import jobs
 from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Status
-from core.tables import Job, Json
+from core.tables import Json
 
-POLL_SECONDS = "2"
-
-LOOK_SECONDS = 1.0
-CREATING = (
+RETRY_AFTER_SECONDS = "2"
+"""Pause before the first poll of a new job, for the header Retry-After."""
+POLL_SECONDS = 1.0
+"""Seconds between two reads of a job while a request waits for a change."""
+CREATE_ERRORS = (
     *BODY,
     Code.IDEMPOTENCY_IN_FLIGHT,
     Code.MODEL_NOT_FOUND,
@@ -48,14 +45,14 @@ Idempotency = Annotated[
     Header(
         max_length=255,
         pattern=r"^[\x20-\x7e]+$",
-        description="Sent again with the same body, the same job is answered.",
+        description="Key of your choice. A retry with the same key and body returns the same job.",
     ),
 ]
 MetadataPair = Annotated[str, Field(pattern=r"^[^=\x00]{1,64}=[^\x00]{0,512}$")]
 Overrides = Annotated[
     dict[str, Any],
     Body(
-        description="Fields of a job, at any depth (RFC 7396).",
+        description="Fields of a job to change, at any depth (RFC 7396). `null` restores the default.",
         json_schema_extra={"example": {"sparsity": 0.7, "repair": {"steps": 1000}}},
     ),
 ]
@@ -68,13 +65,13 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
     operation_id="create_job",
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(RequireContentType("application/json"))],
-    responses=responses(*CREATING),
+    responses=responses(*CREATE_ERRORS),
 )
 def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
-    """Make a job: prune a model and repair it. What cannot work is refused now."""
-    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="create_job")
+    """Create a job that prunes a model and repairs it. Invalid requests are rejected at once."""
+    return _accepted(response, usecases.create(services, caller, spec, idempotency_key=idempotency_key))
 
 
 @router.post(
@@ -90,11 +87,8 @@ def create_job(
     ),
 )
 def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
-    """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
-    source = services.models.find(caller.tenant, spec.model, spec.revision)
-    anatomy = services.models.anatomy(caller.tenant, source)
-    with services.sessions.begin() as session:
-        return EstimateView.model_validate(estimate(session, anatomy, spec, services.settings))
+    """Estimate memory, time and storage of a job, and which workers it fits. Creates nothing, reads no weights."""
+    return usecases.estimate(services, caller, spec)
 
 
 @router.get(
@@ -107,22 +101,23 @@ def list_jobs(
     services: CurrentServices,
     caller: Auth,
     *,
-    status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
+    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     model: Annotated[
-        str | None,
-        Query(max_length=512, pattern=r"^[^\x00]*$", description="Only jobs of this model, as they named it."),
+        str | None, Query(max_length=512, pattern=r"^[^\x00]*$", description="Only jobs with this value of `model`.")
     ] = None,
     metadata: Annotated[
         list[MetadataPair] | None,
-        Query(max_length=16, description="Only jobs with this `name=value` in their metadata; with all, if repeated."),
+        Query(
+            max_length=16, description="Only jobs with this `name=value` in `metadata`. If repeated, all must match."
+        ),
     ] = None,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("job"), description="Id of a job: those made before it.")
+        str | None, Query(pattern=ids.pattern("job"), description="Id of a job. The page starts after it.")
     ] = None,
     limit: Limit = 20,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
-    """Your jobs, newest first."""
+    """List your jobs, newest first."""
     pairs = dict(pair.split("=", 1) for pair in metadata or [])
     with services.sessions.begin() as session:
         rows, more = jobs.page(
@@ -144,21 +139,24 @@ async def get_job(
     job_id: JobId,
     *,
     wait: Annotated[
-        int, Query(ge=0, le=60, description="Seconds, 0 to 60, for which the answer may wait until the job changes.")
+        int, Query(ge=0, le=60, description="Longest time to wait for a change of the job, in seconds, 0 to 60.")
     ] = 0,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
-    """One job: status, progress, scores, error. It waits for what differs from `If-None-Match`, or from what is now."""
+    """Get one job: status, progress, scores, error.
+
+    With `wait`, blocks until the job differs from the ETag in `If-None-Match`, or from its state now.
+    """
     deadline = time.monotonic() + wait
-    first = await run_sync(_look, services, caller, job_id)
-    view, answer = first, tagged_json(first, if_none_match)
-    while _may_wait(view, answer, first, if_none_match) and time.monotonic() < deadline:
-        await anyio.sleep(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+    first = await run_sync(usecases.get, services, caller, job_id)
+    view, response = first, tagged_json(first, if_none_match)
+    while _may_wait(view, response, first, if_none_match) and time.monotonic() < deadline:
+        await anyio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
         if await request.is_disconnected():
             break
-        view = await run_sync(_look, services, caller, job_id)
-        answer = tagged_json(view, if_none_match)
-    return answer
+        view = await run_sync(usecases.get, services, caller, job_id)
+        response = tagged_json(view, if_none_match)
+    return response
 
 
 @router.post(
@@ -166,7 +164,7 @@ async def get_job(
     operation_id="clone_job",
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(RequireContentType("application/json"))],
-    responses=responses(Code.NOT_FOUND, *CREATING),
+    responses=responses(Code.NOT_FOUND, *CREATE_ERRORS),
 )
 def clone_job(
     services: CurrentServices,
@@ -177,56 +175,32 @@ def clone_job(
     *,
     idempotency_key: Idempotency = None,
 ) -> JobDetail:
-    """Make a job that asks for what another one asked for, but for these fields; `null` stands for the default.
+    """Create a job with the settings of another job, except for the given fields. `null` restores a default.
 
-    It repairs the very commit that the other one did, unless `model` or `revision` is given.
+    It repairs the same commit of the model, unless you give `model` or `revision`.
     """
     with services.sessions.begin() as session:
-        former = jobs.get(session, caller.tenant, job_id).spec
-    spec = _overridden(former, overrides)
-    return _admitted(services, caller, spec, response, idempotency_key=idempotency_key, action="clone_job")
+        original = jobs.get(session, caller.tenant, job_id).spec
+    spec = _overridden(original, overrides)
+    job = usecases.create(services, caller, spec, idempotency_key=idempotency_key, operation="clone_job")
+    return _accepted(response, job)
 
 
-def _admitted(
-    services: Services, caller: Caller, spec: JobSpec, response: Response, *, idempotency_key: str | None, action: str
-) -> JobDetail:
-    job, new = admit(
-        services.models,
-        services.sessions,
-        caller,
-        spec,
-        idempotency_key=idempotency_key,
-        action=action,
-        settings=services.settings,
-    )
-    if new and job.status == Status.QUEUED:
-        queue.notify(services.broker)
+def _accepted(response: Response, job: JobDetail) -> JobDetail:
     response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = POLL_SECONDS
-    with services.sessions.begin() as session:
-        return detail(services, session, job)
+    response.headers["Retry-After"] = RETRY_AFTER_SECONDS
+    return job
 
 
-def _overridden(former: Json, overrides: Json) -> JobSpec:
+def _overridden(original: Json, overrides: Json) -> JobSpec:
     try:
-        return apply_overrides(former, overrides)
+        return apply_overrides(original, overrides)
     except ValidationError as error:
         entries = [{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()]
         raise RequestValidationError(entries) from error
 
 
-def detail(services: Services, session: Session, job: Job) -> JobDetail:
-    """A job as its own page shows it."""
-    reason = fairness.waiting_reason(session, job, services.settings)
-    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)
-
-
-def _look(services: Services, caller: Caller, job_id: str) -> JobDetail:
-    with services.sessions.begin() as session:
-        return detail(services, session, jobs.get(session, caller.tenant, job_id))
-
-
-def _may_wait(view: JobDetail, answer: Response, first: JobDetail, if_none_match: str) -> bool:
-    """Whether this is what the caller knows already and may yet change."""
-    known = answer.status_code == HTTPStatus.NOT_MODIFIED if if_none_match else view == first
-    return known and not view.status.final
+def _may_wait(view: JobDetail, response: Response, first: JobDetail, if_none_match: str) -> bool:
+    """Return True if the client has this state already and the job can still change."""
+    unchanged = response.status_code == HTTPStatus.NOT_MODIFIED if if_none_match else view == first
+    return unchanged and not view.status.final

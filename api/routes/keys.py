@@ -1,4 +1,4 @@
-"""API keys, and what was done with them. All of it needs a key whose scope is `admin`."""
+"""API keys and the audit log. Every operation here needs a key of scope `admin`."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -10,6 +10,7 @@ from api.errors import BODY, responses
 from api.limits import JsonRoute
 from api.schemas.keys import AuditPage, AuditView, KeyPage, KeyRequest, KeySecret, KeyView
 from api.schemas.shared import LARGEST_ID
+from api.usecases import keys as usecases
 from core import ids
 from core.access import audit, keys
 from core.errors import Code
@@ -25,12 +26,9 @@ router = APIRouter(tags=["keys"], route_class=JsonRoute)
     responses=responses(*BODY),
 )
 def create_key(services: CurrentServices, caller: Admin, body: KeyRequest, response: Response) -> KeySecret:
-    """Make a key of your tenant. The answer is the only one that shows it."""
-    with services.sessions.begin() as session:
-        row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
-        audit.record(session, caller, "create_key", row.id)
-        response.headers["Cache-Control"] = "no-store"
-        return KeySecret.of(row, secret=secret)
+    """Create an API key for your tenant. Only this response shows the key."""
+    response.headers["Cache-Control"] = "no-store"
+    return usecases.create(services, caller, body)
 
 
 @router.get("/keys", operation_id="list_keys", responses=responses(Code.INVALID_REQUEST))
@@ -38,11 +36,11 @@ def list_keys(
     services: CurrentServices,
     caller: Admin,
     after: Annotated[
-        str | None, Query(pattern=ids.pattern("key"), description="Id of a key: those made before it.")
+        str | None, Query(pattern=ids.pattern("key"), description="Id of a key. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> KeyPage:
-    """Your tenant's keys, newest first, revoked ones included; none of them shows its secret."""
+    """List your tenant's API keys, newest first, including revoked ones. No secrets are shown."""
     with services.sessions.begin() as session:
         rows, more = keys.page(session, caller.tenant, after=after, limit=limit)
     return KeyPage(data=[KeyView.of(row) for row in rows], has_more=more)
@@ -56,13 +54,10 @@ def list_keys(
 def revoke_key(
     services: CurrentServices,
     caller: Admin,
-    key_id: Annotated[str, Path(description="Id of a key.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
+    key_id: Annotated[str, Path(description="Key id.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
-    """End a key at once and for ever; again is no error. A key cannot revoke itself."""
-    with services.sessions.begin() as session:
-        row = keys.revoke(session, caller.tenant, key_id, by=caller.key_id)
-        audit.record(session, caller, "revoke_key", row.id)
-        return KeyView.of(row)
+    """Revoke an API key permanently, at once. Idempotent. A key cannot revoke itself."""
+    return usecases.revoke(services, caller, key_id)
 
 
 @router.get("/audit", operation_id="list_audit", responses=responses(Code.INVALID_REQUEST))
@@ -70,11 +65,11 @@ def list_audit(
     services: CurrentServices,
     caller: Admin,
     after: Annotated[
-        int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry: those written before it.")
+        int | None, Query(ge=0, le=LARGEST_ID, description="Id of an entry. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> AuditPage:
-    """Every change made with one of your tenant's keys, newest first: who, what, to what, when."""
+    """List all changes made with your tenant's keys, newest first: key, operation, target, time."""
     with services.sessions.begin() as session:
         rows, more = audit.page(session, caller.tenant, before=after, limit=limit)
     return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

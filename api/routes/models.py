@@ -1,4 +1,4 @@
-"""Models: what can be repaired here."""
+"""Models that can be repaired: list, get."""
 
 from typing import Annotated
 
@@ -7,7 +7,8 @@ from fastapi import APIRouter, Path, Query
 from api.deps import Auth, CurrentServices, Limit
 from api.errors import responses
 from api.schemas.models import ModelPage, ModelView
-from core.errors import Code, ProblemError
+from api.usecases import models
+from core.errors import Code
 
 ID = r"^[^\x00]*$"
 
@@ -19,13 +20,12 @@ def list_models(
     services: CurrentServices,
     caller: Auth,
     after: Annotated[
-        str | None, Query(max_length=512, pattern=ID, description="Id of a model: those behind it.")
+        str | None, Query(max_length=512, pattern=ID, description="Id of a model. The page starts after it.")
     ] = None,
     limit: Limit = 20,
 ) -> ModelPage:
-    """What can be repaired here: local models, those in the hub's cache, and what your jobs have published."""
-    found, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
-    return ModelPage(data=[ModelView.model_validate(each.shown()) for each in found], has_more=more)
+    """List models that can be repaired: local models, models in the hub cache, and results of your jobs."""
+    return models.page(services, caller, after=after, limit=limit)
 
 
 @router.get(
@@ -37,16 +37,11 @@ def get_model(
     services: CurrentServices,
     caller: Auth,
     model_id: Annotated[
-        str, Path(max_length=512, pattern=ID, description="Id of a model; of the hub, any.", examples=["tiny"])
+        str, Path(max_length=512, pattern=ID, description="Model id; any model of the hub.", examples=["tiny"])
     ],
     revision: Annotated[
         str | None, Query(max_length=128, pattern=ID, description="Branch, tag or commit of a hub model.")
     ] = None,
 ) -> ModelView:
-    """One model, also one of the hub that is not listed: size, architecture, licence, and which workers it fits."""
-    try:
-        return ModelView.model_validate(services.catalogue.look(caller.tenant, model_id, revision).shown())
-    except ProblemError as error:
-        if error.code is not Code.MODEL_NOT_FOUND:
-            raise
-        raise ProblemError(Code.NOT_FOUND, error.message, error.flaws) from error
+    """Get one model: size, architecture, licence, and which workers it fits. It can be any model of the hub."""
+    return models.get(services, caller, model_id, revision)

@@ -1,4 +1,4 @@
-"""For whoever runs the service: does it live, is it ready, what is it."""
+"""Health checks for operators: liveness, readiness, version."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,9 @@ from core.errors import Code, Flaw, ProblemError
 from core.infra import queue
 
 CHECK_SECONDS = 3.0
-NEEDED = ("database", "storage")
-"""Without the broker running jobs go on and new ones are taken in; the sweep hints at them when it is back."""
+"""Timeout of one check."""
+REQUIRED = ("database", "storage")
+"""Servers without which the service is not ready. Without the broker, jobs run and new ones are accepted."""
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
@@ -25,22 +26,22 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/livez", operation_id="livez")
 async def livez() -> Alive:
-    """The process answers; nothing else is looked at."""
+    """Return that the process is alive. Checks nothing else."""
     return Alive()
 
 
 @router.get("/readyz", operation_id="readyz", responses=responses(Code.UNAVAILABLE))
 async def readyz(services: CurrentServices) -> Ready:
-    """Database, object storage and broker are asked, all at once and for three seconds at most."""
-    found: dict[str, str] = {}
+    """Check database, object storage and broker, all at once, with a timeout of three seconds."""
+    results: dict[str, str] = {}
     async with anyio.create_task_group() as group:
         for name, check in _checks(services).items():
-            group.start_soon(_ask, name, check, found)
-    checks = {name: found[name] for name in _checks(services)}
+            group.start_soon(_run_check, name, check, results)
+    checks = {name: results[name] for name in _checks(services)}
     flaws = tuple(
-        Flaw(name, f"answers within {CHECK_SECONDS:g} s", seen, "Look after this server.")
-        for name, seen in checks.items()
-        if name in NEEDED and seen != "ok"
+        Flaw(name, f"must answer within {CHECK_SECONDS:g} s", result, "Check this server and the connection to it.")
+        for name, result in checks.items()
+        if name in REQUIRED and result != "ok"
     )
     if flaws:
         names = " and ".join(flaw.param for flaw in flaws)
@@ -50,29 +51,29 @@ async def readyz(services: CurrentServices) -> Ready:
 
 @router.get("/version", operation_id="version")
 async def version() -> Version:
-    """The version of the service."""
+    """Return the version of the service."""
     return Version(version=core.__version__)
 
 
 def _checks(services: Services) -> dict[str, Callable[[], object]]:
     return {
-        "database": lambda: _ask_database(services),
+        "database": lambda: _ping_database(services),
         "storage": services.storage.ping,
         "broker": lambda: queue.ping(services.broker),
     }
 
 
-def _ask_database(services: Services) -> None:
+def _ping_database(services: Services) -> None:
     with services.engine.connect() as connection:
         connection.execute(text("SELECT 1"))
 
 
-async def _ask(name: str, check: Callable[[], object], found: dict[str, str]) -> None:
-    """`ok`, or what kind of error it is; the log has the whole of it, which may name hosts and users."""
+async def _run_check(name: str, check: Callable[[], object], results: dict[str, str]) -> None:
+    """Store `ok` or the type of the error. The full error goes only to the log: it may contain hosts and users."""
     try:
         with anyio.fail_after(CHECK_SECONDS):
             await run_sync(check, abandon_on_cancel=True)
-        found[name] = "ok"
+        results[name] = "ok"
     except Exception as error:
         log.warning("check.failed", server=name, error=str(error))
-        found[name] = type(error).__name__
+        results[name] = type(error).__name__

@@ -1,4 +1,4 @@
-"""What a job tells: events (pages or a live stream), metrics (JSON or CSV), checkpoints with links."""
+"""Reports of a job: events (pages or a live stream), metrics (JSON or CSV), checkpoints with links."""
 
 import csv
 import io
@@ -16,22 +16,23 @@ from sqlalchemy.orm import Session
 from api.deps import Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
 from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
-from api.schemas.shared import LARGEST_ID
+from api.schemas.shared import LARGEST_ID, LARGEST_STEP
 from core.errors import Code
 from core.jobs import jobs, reports
 from core.jobs.reports import Thinned
 from core.states import Status
 from core.tables import Checkpoint, JobMetric
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
+"""Seconds between two reads of new events for a stream."""
 STREAM_SECONDS = 300.0
-"""A stream ends after so long. Its reader goes on with `Last-Event-ID`, and shows its key again."""
-QUIET_SECONDS = 15.0
-"""Proxies cut connections that are silent for longer."""
+"""Longest duration of a stream. The client reconnects with `Last-Event-ID`, and its key is checked again."""
+KEEPALIVE_SECONDS = 15.0
+"""Seconds of silence after which a comment is sent, because proxies close silent connections."""
 STREAM_PAGE = 100
-LARGEST_STEP = 2**31 - 1
+"""Events read at a time for a stream."""
 
-REFUSALS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
+ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 Accept = Annotated[str, Header(include_in_schema=False)]
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
@@ -43,11 +44,11 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
     response_model=EventPage,
     responses={
         200: {
-            "description": "A page, or a stream of them.",
+            "description": "A page of events, or a stream.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
-        204: {"description": "To a stream that goes on after the last event of a job that has ended."},
-        **REFUSALS,
+        204: {"description": "To a stream that would start after the last event of a finished job."},
+        **ERRORS,
     },
 )
 def list_job_events(
@@ -57,12 +58,15 @@ def list_job_events(
     *,
     accept: Accept = "",
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=LARGEST_ID, description="Where a stream goes on; stronger than `after`.")
+        int | None, Header(ge=0, le=LARGEST_ID, description="Event after which a stream starts. Overrides `after`.")
     ] = None,
-    after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Id of an event: those behind it.")] = 0,
+    after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Id of an event. The result starts after it.")] = 0,
     limit: Limit = 100,
 ) -> Response:
-    """What happened to a job. With `Accept: text/event-stream`, live until the job has ended, or for five minutes."""
+    """List the events of a job, oldest first.
+
+    With `Accept: text/event-stream`, a live stream that ends with the job or after five minutes.
+    """
     if "text/event-stream" in accept:
         return _stream(services, caller.tenant, job_id, after if last_event_id is None else last_event_id)
     with services.sessions.begin() as session:
@@ -77,10 +81,10 @@ def list_job_events(
     response_model=MetricPage,
     responses={
         200: {
-            "description": "A page.",
+            "description": "A page of metrics.",
             "content": {"text/csv": {"example": "step,learning_rate,loss\r\n1,0.003,3.91\r\n"}},
         },
-        **REFUSALS,
+        **ERRORS,
     },
 )
 def list_job_metrics(
@@ -89,37 +93,36 @@ def list_job_metrics(
     job_id: JobId,
     *,
     accept: Accept = "",
-    after_step: Annotated[int, Query(ge=-1, le=LARGEST_STEP, description="A step: the rows behind it.")] = -1,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Rows of one page, 1 to 10000.")] = 1000,
+    after_step: Annotated[int, Query(ge=-1, le=LARGEST_STEP, description="A step. The page starts after it.")] = -1,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Largest number of rows in the page, 1 to 10000.")] = 1000,
     points: Annotated[
         int | None,
-        Query(ge=2, le=10_000, description="Instead of a page, all steps as so many rows at most, 2 to 10000."),
+        Query(ge=2, le=10_000, description="Return all steps, merged into at most this many rows, 2 to 10000."),
     ] = None,
 ) -> Response:
-    """What was measured, by step. With `Accept: text/csv`, a table with one column for each name.
+    """List the metrics of a job by step. With `Accept: text/csv`, a table with one column per metric.
 
-    With `points`, neighbouring steps are put together: a row then has the last of their steps and the means of their
-    values.
+    With `points`, neighbouring steps are merged: a row has their last step and the means of their values.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
-        rows, more = _measured(session, job.id, after_step, limit, points)
+        rows, more = _metrics(session, job.id, after_step, limit, points)
     views = [MetricView.of(row) for row in rows]
     if "text/csv" in accept:
         return Response(_table(views), media_type="text/csv")
     return _json(MetricPage(data=views, has_more=more).model_dump_json())
 
 
-@router.get("/checkpoints", operation_id="list_job_checkpoints", responses=REFUSALS)
+@router.get("/checkpoints", operation_id="list_job_checkpoints", responses=ERRORS)
 def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId) -> CheckpointList:
-    """What the job handed over, each file with its size, sha256 and a link."""
+    """List the published checkpoints of a job. Each file has its size, SHA-256 and a download link."""
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
         rows = reports.checkpoints(session, job.id)
     return CheckpointList(data=[CheckpointView.of(row, _files(services, row)) for row in rows])
 
 
-def _measured(
+def _metrics(
     session: Session, job_id: str, after_step: int, limit: int, points: int | None
 ) -> tuple[Sequence[JobMetric | Thinned], bool]:
     if points is None:
@@ -145,34 +148,34 @@ def _json(body: str) -> Response:
 
 
 def _stream(services: Services, tenant: str, job_id: str, after: int) -> Response:
-    first, ended = _look(services, tenant, job_id, after)
+    first, ended = _next_events(services, tenant, job_id, after)
     if ended and not first:
-        # The one answer after which an EventSource does not connect again.
+        # The only status after which an EventSource does not reconnect.
         return Response(status_code=HTTPStatus.NO_CONTENT)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return EventSourceResponse(_events(services, tenant, job_id, after), headers=headers)
 
 
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Events as they come, until the job's last one or for a while; no transaction is open in between."""
-    began = spoken = time.monotonic()
+    """Yield events until the job's last one or `STREAM_SECONDS`. No transaction stays open between reads."""
+    began = sent = time.monotonic()
     while time.monotonic() - began < STREAM_SECONDS:
-        rows, ended = await run_sync(_look, services, tenant, job_id, after)
+        rows, ended = await run_sync(_next_events, services, tenant, job_id, after)
         for row in rows:
             after = row.id
             yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))
-            spoken = time.monotonic()
+            sent = time.monotonic()
         if ended and len(rows) < STREAM_PAGE:
             return
-        if time.monotonic() - spoken > QUIET_SECONDS:
+        if time.monotonic() - sent > KEEPALIVE_SECONDS:
             yield KEEPALIVE_COMMENT
-            spoken = time.monotonic()
+            sent = time.monotonic()
         if len(rows) < STREAM_PAGE:
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(POLL_SECONDS)
 
 
-def _look(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:
-    """The next events, and whether the job had ended before they were read: then no other will follow."""
+def _next_events(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:
+    """Return the next events, and whether the job had ended before they were read: then none will follow."""
     with services.sessions.begin() as session:
         ended = Status(jobs.get(session, tenant, job_id).status).final
         rows, _ = reports.events(session, job_id, after=after, limit=STREAM_PAGE)

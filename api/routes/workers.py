@@ -1,4 +1,4 @@
-"""The workers, and figures of the service for Prometheus."""
+"""Workers, and metrics of the service for Prometheus."""
 
 from fastapi import APIRouter, Response
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
 def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
-    """Every worker: host, device, versions, job, last sign of life."""
+    """List all workers seen within the last day: host, device, versions, job, last heartbeat."""
     with services.sessions.begin() as session:
         rows = workers.list_with_jobs(session)
     return WorkerList(data=[WorkerView.of(worker, job, caller.tenant) for worker, job in rows])
@@ -23,10 +23,12 @@ def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
     "/metrics",
     operation_id="get_metrics",
     response_class=Response,
-    responses={200: {"description": "Text.", "content": {prometheus.MEDIA_TYPE: {"example": prometheus.EXAMPLE}}}},
+    responses={
+        200: {"description": "Metrics as text.", "content": {prometheus.MEDIA_TYPE: {"example": prometheus.EXAMPLE}}}
+    },
 )
 def get_metrics(services: CurrentServices, _caller: Scraper) -> Response:
-    """Figures of the whole service in the text format of Prometheus; never one by job."""
+    """Get metrics of the whole service in the text format of Prometheus. None of them is per job."""
     with services.sessions.begin() as session:
         text = prometheus.render(session, services.settings.lease_seconds)
     return Response(text, media_type=prometheus.MEDIA_TYPE)

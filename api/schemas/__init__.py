@@ -1,1 +1,1 @@
-"""Shapes of requests and answers, shaped from rows so that a table may change without its readers noticing."""
+"""Schemas of requests and responses. They are separate from the tables, so that a table can change on its own."""

@@ -1,4 +1,4 @@
-"""Answers about datasets."""
+"""Responses about datasets."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -14,7 +14,7 @@ from seft.models.source import ModelSource
 
 
 class DatasetView(BaseModel):
-    """A dataset that was uploaded and found right."""
+    """A valid dataset."""
 
     model_config = example(
         {
@@ -31,37 +31,37 @@ class DatasetView(BaseModel):
 
     id: str
     name: str
-    format: Format = Field(description="What its records are; the first of them decides it.")
-    bytes: int = Field(description="Of the records as plain JSONL.")
+    format: Format = Field(description="Format of the records, detected from the first one.")
+    bytes: int = Field(description="Size of the records as uncompressed JSONL.")
     records: int
-    skipped: int = Field(description="Broken lines that were left out, as `invalid_sample_skip_percentage` allowed.")
-    sha256: str = Field(description="Of the records as plain JSONL; of a plain file that is right, its own.")
+    skipped: int = Field(description="Invalid lines that were skipped, as `invalid_sample_skip_percentage` allows.")
+    sha256: str = Field(description="SHA-256 of the records as uncompressed JSONL.")
     created_at: datetime
 
     @classmethod
     def of(cls, row: Dataset) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class PartView(BaseModel):
-    """Text of a record."""
+    """A part of a record's text."""
 
     text: str
-    trained: bool
+    trained: bool = Field(description="True if a repair learns to predict this part.")
 
 
 class RecordView(BaseModel):
-    """A record as a model's tokenizer reads it."""
+    """A record as the model's tokenizer reads it."""
 
     tokens: int
-    trained_tokens: int = Field(description="Those that a repair learns to predict.")
+    trained_tokens: int = Field(description="Tokens that a repair learns to predict.")
     parts: list[PartView]
-    cut: bool = Field(description="Whether only its first 2000 tokens are shown.")
+    cut: bool = Field(description="True if only the first 2000 tokens are shown.")
 
 
 class PreviewView(BaseModel):
-    """The first records of a dataset as a model would be trained on them."""
+    """The first records of a dataset as a model would be trained on them, with token counts."""
 
     model_config = example(
         {
@@ -91,19 +91,19 @@ class PreviewView(BaseModel):
     revision: str | None
     records: list[RecordView]
     counted_records: int = Field(description="Records whose tokens were counted: those in the first 256 KiB.")
-    tokens: int = Field(description="Of the whole dataset: an estimate by its bytes unless `exact`.")
-    trained_tokens: int
-    exact: bool = Field(description="Whether the tokens of all records were counted.")
+    tokens: int = Field(description="Tokens of the whole dataset, estimated from its size unless `exact`.")
+    trained_tokens: int = Field(description="Those of them that a repair learns to predict.")
+    exact: bool = Field(description="True if the tokens of all records were counted.")
 
     @classmethod
-    def of(cls, row: Dataset, source: ModelSource, found: Preview) -> Self:
-        """The view of a preview."""
-        about = {"dataset": row.id, "model": source.reference, "revision": source.revision}
-        return cls.model_validate(about | asdict(found) | {"exact": found.counted_records == row.records})
+    def of(cls, row: Dataset, source: ModelSource, preview: Preview) -> Self:
+        """Return the view of a preview."""
+        names = {"dataset": row.id, "model": source.reference, "revision": source.revision}
+        return cls.model_validate(names | asdict(preview) | {"exact": preview.counted_records == row.records})
 
 
 class DatasetPage(BaseModel):
-    """Datasets, newest first. The next page is `after` the last one's id."""
+    """Datasets, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [DatasetView.model_config["json_schema_extra"]["example"]], "has_more": False})  # type: ignore[index]
 

@@ -1,4 +1,4 @@
-"""What is asked and answered about what a job would take."""
+"""The request and the response of an estimate."""
 
 from typing import Any
 
@@ -15,26 +15,26 @@ def _describe(schema: dict[str, Any]) -> None:
 
 
 class EstimateSpec(JobSpec):
-    """A repair job that is only thought of. It may do without its dataset."""
+    """A job to estimate: the fields of a job, with an optional `dataset`."""
 
     model_config = ConfigDict(json_schema_extra=_describe)
 
     dataset: str | None = Field(  # type: ignore[assignment]
-        default=None, pattern=ids.pattern("file"), description="Changes nothing of the estimate."
+        default=None, pattern=ids.pattern("file"), description="Has no effect on the estimate."
     )
 
 
 class StageView(BaseModel):
-    """The fullest moment of a phase, a tenth more or less."""
+    """Peak memory of a phase, to within about 10 %."""
 
     phase: Phase
-    device_bytes: int = Field(description="Tensors on the device.")
-    host_bytes: int = Field(description="All processes of the job on the host of a device that is not the processor.")
-    together_bytes: int = Field(description="All processes of the job where the processor is the device.")
+    device_bytes: int = Field(description="Bytes of tensors on the device.")
+    host_bytes: int = Field(description="Bytes of all processes of the job on the host, if the device is a GPU.")
+    together_bytes: int = Field(description="Bytes of all processes of the job, if the device is the CPU.")
 
 
 class TokensView(BaseModel):
-    """How many tokens are read, at most, counted as often as they are."""
+    """Largest number of tokens that each phase reads. A token that is read twice counts twice."""
 
     calibration: int
     training: int
@@ -42,25 +42,25 @@ class TokensView(BaseModel):
 
 
 class FitView(BaseModel):
-    """A worker that lives, and whether the job fits it."""
+    """A live worker, and whether the job fits it."""
 
     name: str
     device: str
-    device_name: str = Field(description="Equal work takes about as long on equal devices.")
+    device_name: str = Field(description="Model of the device. Equal devices take about the same time for a job.")
     fits: bool
-    phase: Phase = Field(description="The phase that decides it.")
-    needed_bytes: int
-    memory_bytes: int = Field(description="Of its device; a tenth is to be left.")
+    phase: Phase = Field(description="Phase that needs the most memory; it decides whether the job fits.")
+    needed_bytes: int = Field(description="Memory that this phase needs.")
+    memory_bytes: int = Field(description="Memory of the device. A tenth of it must stay free.")
     change: dict[str, Any] | None = Field(
-        description="Fields of the job, at any depth (RFC 7396), with which it fits; `null` where no change would help."
+        description="Changes to the job, at any depth (RFC 7396), that make it fit. `null` if no change helps."
     )
     seconds: float | None = Field(
-        description="From the start to the end, as jobs like it went there; `null` where there were none."
+        description="Duration of the whole job, from similar jobs on such a device. `null` if there were none."
     )
 
 
 class EstimateView(BaseModel):
-    """What a job would take."""
+    """What a job would need."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -99,10 +99,10 @@ class EstimateView(BaseModel):
 
     architecture: str
     parameters: int
-    target_weights: int = Field(description="Weights of the linears that are made sparse.")
+    target_weights: int = Field(description="Number of weights in the linear layers that are made sparse.")
     steps: int = Field(description="Optimizer steps.")
     tokens: TokensView
-    memory: list[StageView] = Field(description="Of each phase, in their order.")
-    checkpoint_bytes: int = Field(description="Of the weights that are handed over.")
-    fits: bool | None = Field(description="Whether it fits a worker that lives; `null` where none does.")
+    memory: list[StageView] = Field(description="Peak memory of each phase, in the order of the phases.")
+    checkpoint_bytes: int = Field(description="Size of the weights in the published checkpoint.")
+    fits: bool | None = Field(description="True if the job fits a live worker. `null` if there is no live worker.")
     workers: list[FitView]

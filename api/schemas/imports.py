@@ -1,4 +1,4 @@
-"""What the API takes and answers about datasets on their way."""
+"""Requests and responses about imports of datasets."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -14,41 +14,44 @@ from core.specs import WHOLE, Line, Number, Spec
 from core.tables import Import
 
 LARGEST = 5 << 40
-"""Bytes of an object, as S3 takes them."""
+"""Largest object that S3 stores, in bytes."""
 IMPORT_ID = "imp_01jz5h4c8m2v9q7w3t6x0y1b2d"
 
 
 class ImportRequest(Spec):
-    """A dataset to be brought here: `bytes` of a file that you send in parts, or a `source` that is fetched."""
+    """A dataset to import: `bytes` of a file that you send in parts, or a `source` that the service fetches."""
 
     model_config = example({"name": "support.jsonl.gz", "bytes": 24, "resume_key": SHA256})
 
     name: Annotated[Line, Field(max_length=255)] | None = Field(
-        default=None, description="Of the dataset; the file name of the source unless it is given."
+        default=None, description="Name of the dataset. The default is the file name of the source."
     )
     bytes: Annotated[int, Strict(), Field(ge=1, le=LARGEST), WHOLE] | None = Field(
-        default=None, description="Size of the file to be sent."
+        default=None, description="Size of the file that you send."
     )
     resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="Stands for the file's bytes, such as their SHA-256; the same again goes on."
+        default=None, description="Identifies the file, such as its SHA-256. The same key resumes an unfinished import."
     )
     source: Annotated[Line, Field(max_length=1024)] | None = Field(
         default=None,
-        description="`s3://bucket/key` or `hf://datasets/owner/name@revision/file`, less what is not needed.",
+        description="`s3://bucket/key`, or `hf://datasets/owner/name[@revision][/file]`.",
     )
     invalid_sample_skip_percentage: Number = Field(
-        default=0.0, ge=0, le=100, description="Broken lines, in percent of all, that are left out and not refused."
+        default=0.0,
+        ge=0,
+        le=100,
+        description="Percentage of invalid lines to skip. With more, the file is rejected.",
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.bytes is None) == (self.source is None):
-            raise ValueError("must have either bytes, of a file to be sent in parts, or a source")
+            raise ValueError("must have either bytes (of a file sent in parts) or a source")
         return self
 
 
 class ImportFailure(BaseModel):
-    """Why an import failed; the words are those of a problem report."""
+    """Why an import failed, as in a problem report."""
 
     code: Code
     message: str
@@ -70,33 +73,33 @@ _IMPORT = {
 
 
 class ImportView(BaseModel):
-    """A dataset on its way."""
+    """An import of a dataset."""
 
     model_config = example(_IMPORT)
 
     id: str
     name: str
-    status: State = Field(description="`receiving` parts, `checking` the file or fetching it, `done` or `failed`.")
+    status: State = Field(description="`receiving` parts, `checking` (or fetching) the file, `done` or `failed`.")
     source: str | None
     bytes: int | None
-    part_bytes: int | None = Field(description="Of each part but the last one.")
-    parts: int | None = Field(description="How many there are to be.")
-    dataset_id: str | None = Field(description="What it became.")
+    part_bytes: int | None = Field(description="Size of every part except the last one, which may be smaller.")
+    parts: int | None = Field(description="Number of parts.")
+    dataset_id: str | None = Field(description="Id of the dataset that it made.")
     error: ImportFailure | None
     created_at: datetime
 
     @classmethod
     def of(cls, row: Import) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         names = ("id", "name", "source", "bytes", "dataset_id", "error", "created_at")
         size = row.bytes
         parts = (None, None) if size is None else (imports.part_bytes(size), imports.part_count(size))
-        more = {"status": row.state, "part_bytes": parts[0], "parts": parts[1]}
-        return cls.model_validate({name: getattr(row, name) for name in names} | more)
+        computed = {"status": row.state, "part_bytes": parts[0], "parts": parts[1]}
+        return cls.model_validate({name: getattr(row, name) for name in names} | computed)
 
 
 class ImportPage(BaseModel):
-    """Imports, newest first. The next page is `after` the last one's id."""
+    """Imports, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_IMPORT], "has_more": False})
 
@@ -105,16 +108,16 @@ class ImportPage(BaseModel):
 
 
 class PartView(BaseModel):
-    """A part of a file that is sent."""
+    """A part of a file that is sent in parts."""
 
     number: int
     bytes: int
     received: bool
-    url: str | None = Field(description="Where to PUT exactly these bytes, for a while; none where they are there.")
+    url: str | None = Field(description="Presigned link to PUT these bytes to. `null` if the part was received.")
 
 
 class PartPage(BaseModel):
-    """Parts in the order of the file. The next page is `after` the last one's number."""
+    """Parts in the order of the file. For the next page, send the last number as `after`."""
 
     model_config = example(
         {

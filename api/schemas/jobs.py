@@ -1,4 +1,4 @@
-"""Jobs, as the API returns them."""
+"""Responses about jobs."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +16,7 @@ class ErrorView(BaseModel):
     """Why a job failed."""
 
     fault: Annotated[str, Passthrough(Literal["user_error", "system_error"])] = Field(
-        description="Whose fault it is: the request's or the service's."
+        description="What caused it: the request or the service."
     )
     code: str
     message: str
@@ -30,33 +30,33 @@ class ReasonView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job, as a list shows it."""
+    """A job in a list."""
 
     id: str
     status: Status
     reason: ReasonView | None = Field(
-        description="Why it does not run: while paused, and in the answer about one job while queued."
+        description="Why the job does not run: while paused, and for a single job also while queued."
     )
-    pausing: bool = Field(description="A pause was asked for; the worker is saving the state.")
-    stopping: bool = Field(description="It was told to train no further; what there is gets published.")
-    phase: Annotated[str | None, Passthrough(Phase | None)] = Field(description="What the running attempt is doing.")
-    progress: float = Field(description="Share of the whole job that is done, 0 to 1.")
+    pausing: bool = Field(description="A pause was requested; the worker is saving the state.")
+    stopping: bool = Field(description="A stop was requested: training ends and the result is published.")
+    phase: Annotated[str | None, Passthrough(Phase | None)] = Field(description="Phase of the running attempt.")
+    progress: float = Field(description="Fraction of the whole job that is done, 0 to 1.")
     step: int = Field(description="Optimizer steps done, of `spec.repair.steps`.")
-    attempt: int = Field(description="Number of the newest attempt; 0 before the first one.")
-    scores: dict[str, float] = Field(description="Perplexities `dense`, `pruned`, `repaired`, each once it is known.")
-    measured: dict[str, Any] | None = Field(description="Sparsity counted from the written file.")
+    attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
+    scores: dict[str, float] = Field(description="Perplexities `dense`, `pruned`, `repaired`, as far as measured.")
+    measured: dict[str, Any] | None = Field(description="Sparsity, counted in the exported file.")
     error: ErrorView | None
-    spec: Annotated[dict[str, Any], Passthrough(JobSpec)] = Field(description="The request with all defaults.")
+    spec: Annotated[dict[str, Any], Passthrough(JobSpec)] = Field(description="The request, with defaults filled in.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     updated_at: datetime
 
     @classmethod
-    def of(cls, job: Job, **more: Any) -> Self:
-        """The view of a row, and what the row does not know."""
+    def of(cls, job: Job, **computed: Any) -> Self:
+        """Return the view of a row, with fields that are not in the row."""
         names = set(JobView.model_fields)
-        return cls.model_validate({name: getattr(job, name) for name in names} | {"spec": shown(job.spec)} | more)
+        return cls.model_validate({name: getattr(job, name) for name in names} | {"spec": shown(job.spec)} | computed)
 
 
 _JOB = {
@@ -81,18 +81,18 @@ _JOB = {
 
 
 class JobDetail(JobView):
-    """A job, as its own page shows it."""
+    """A single job, with its place in the queue."""
 
     model_config = example({**_JOB, "queue_position": None, "estimate": None})
 
-    queue_position: int | None = Field(description="Place in the queue from 1 while queued; 1000 is that or more.")
+    queue_position: int | None = Field(description="Place in the queue while queued, from 1. 1000 means 1000 or more.")
     estimate: Annotated[dict[str, Any] | None, Passthrough(EstimateView | None)] = Field(
-        description="Of a job with `auto_start: false`: what it was expected to take when it was made."
+        description="Estimate from when the job was created, if it was created with `auto_start: false`."
     )
 
 
 class JobPage(BaseModel):
-    """Jobs, newest first. The next page is `after` the last one's id."""
+    """Jobs, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_JOB], "has_more": False})
 

@@ -1,4 +1,4 @@
-"""What the API takes and answers about keys, and about what was done with them."""
+"""Requests and responses about API keys and the audit log."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -12,15 +12,15 @@ from core.tables import ApiKey, AuditEntry
 
 
 class KeyRequest(Spec):
-    """A key to be made."""
+    """A key to create."""
 
     model_config = example({"name": "nightly jobs", "scope": "write"})
 
-    name: Line = Field(min_length=1, max_length=255, description="Who or what will use it.")
+    name: Line = Field(min_length=1, max_length=255, description="Who or what will use the key.")
     scope: Scope = Field(
         default=Scope.WRITE,
-        description="`read` sees, `write` also makes and changes, `admin` also has keys and audit;"
-        " `metrics` has `GET /metrics` and nothing else.",
+        description="`read` may read, `write` may also create and change, `admin` may also manage keys, hub token and"
+        " audit log; `metrics` may only use `GET /metrics`.",
     )
 
 
@@ -43,25 +43,25 @@ class KeyView(BaseModel):
     name: str
     scope: Scope
     created_at: datetime
-    last_used_at: datetime | None = Field(description="To within a minute.")
+    last_used_at: datetime | None = Field(description="Time of the last use, exact to a minute.")
     revoked_at: datetime | None
 
     @classmethod
-    def of(cls, row: ApiKey, **more: Any) -> Self:
-        """The view of a row, and what the row does not know."""
-        return cls.model_validate({name: getattr(row, name) for name in KeyView.model_fields} | more)
+    def of(cls, row: ApiKey, **computed: Any) -> Self:
+        """Return the view of a row, with fields that are not in the row."""
+        return cls.model_validate({name: getattr(row, name) for name in KeyView.model_fields} | computed)
 
 
 class KeySecret(KeyView):
-    """A new API key."""
+    """A new API key with its secret."""
 
     model_config = example({**_KEY, "secret": "seft_…"})
 
-    secret: str = Field(description="Send it as `Authorization: Bearer …`. It is shown this once and kept nowhere.")
+    secret: str = Field(description="Send it as `Authorization: Bearer …`. Shown only once; only its hash is stored.")
 
 
 class KeyPage(BaseModel):
-    """Keys, newest first. The next page is `after` the last one's id."""
+    """Keys, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_KEY], "has_more": False})
 
@@ -70,23 +70,23 @@ class KeyPage(BaseModel):
 
 
 class AuditView(BaseModel):
-    """A change that somebody made."""
+    """An entry of the audit log: one change."""
 
     id: int
-    key_id: str = Field(description="The key that the request came with.")
-    request_id: str = Field(description="As in the answer's `X-Request-Id`, and in the log.")
+    key_id: str = Field(description="Key of the request.")
+    request_id: str = Field(description="Request id, as in the response header `X-Request-Id` and in the log.")
     action: str = Field(description="Name of the operation, such as `create_job`.")
-    target: str = Field(description="Id of what was made or changed.")
+    target: str = Field(description="Id of what was created, changed or deleted.")
     created_at: datetime
 
     @classmethod
     def of(cls, row: AuditEntry) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class AuditPage(BaseModel):
-    """Changes, newest first. The next page is `after` the last one's id."""
+    """Entries, newest first. For the next page, send the last id as `after`."""
 
     model_config = example(
         {

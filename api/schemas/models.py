@@ -1,4 +1,4 @@
-"""What is answered about models, and about the hub token that opens private ones."""
+"""Requests and responses about models, and about the hub token for private ones."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -23,25 +23,25 @@ _MODEL = {
 
 
 class ModelView(BaseModel):
-    """A model that a job may name."""
+    """A model that a job can use."""
 
     model_config = example(_MODEL)
 
-    id: str = Field(description="What a job names as its `model`.")
+    id: str = Field(description="Value for the field `model` of a job.")
     kind: Literal["hub", "folder", "gguf", "result"] = Field(
-        description="Where it lies; a `result` is what one of your jobs has published, under that job's id."
+        description="Where the model is stored. A `result` was published by one of your jobs and has its id."
     )
-    revision: str | None = Field(description="Commit of a hub model; of a result the sha256 of its manifest.")
+    revision: str | None = Field(description="Commit of a hub model, or SHA-256 of a result's manifest.")
     architecture: str
     licence: str | None
-    context: int | None = Field(description="Tokens that it was made for.")
+    context: int | None = Field(description="Context length in tokens.")
     parameters: int
-    target_weights: int = Field(description="Weights of the linears that are made sparse.")
-    fits_on: list[str] = Field(description="Names of workers that live and that a job of its defaults fits.")
+    target_weights: int = Field(description="Number of weights in the linear layers that are made sparse.")
+    fits_on: list[str] = Field(description="Names of live workers that a job with default settings fits.")
 
 
 class ModelPage(BaseModel):
-    """Models: those of all tenants by name, then results, newest first. The next page is `after` the last one's id."""
+    """Shared models by name, then your results, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_MODEL], "has_more": False})
 
@@ -50,19 +50,19 @@ class ModelPage(BaseModel):
 
 
 def _sendable(token: SecretStr) -> SecretStr:
-    """What a header can carry; spaces and line ends come of copying."""
+    """Reject what an HTTP header cannot carry, such as line ends from copying."""
     if not all("!" <= character <= "~" for character in token.get_secret_value()):
-        raise ValueError("It must be of printable ASCII without spaces")
+        raise ValueError("must be printable ASCII without spaces")
     return token
 
 
 class HubTokenRequest(Spec):
-    """A token of the model hub."""
+    """A token of the model hub to store."""
 
     model_config = example({"token": "hf_example"})
 
     token: Annotated[SecretStr, AfterValidator(_sendable)] = Field(
-        min_length=1, max_length=512, description="As the hub shows it in its settings; one that may read does."
+        min_length=1, max_length=512, description="Access token from the settings of the hub. Read access is enough."
     )
 
 
@@ -72,10 +72,10 @@ class HubTokenView(BaseModel):
     model_config = example({"id": "hub_01jz5h4c8m2v9q7w3t6x0y1b2d", "name": "acme", "created_at": TIME})
 
     id: str
-    name: str = Field(description="Whose it is, as the hub said when it was given.")
+    name: str = Field(description="Account of the token, as the hub named it when the token was stored.")
     created_at: datetime
 
     @classmethod
     def of(cls, row: HubToken) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})

@@ -1,4 +1,4 @@
-"""Health, readiness and version of the service."""
+"""Responses about health, readiness and version."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from api.schemas.shared import example
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     model_config = example({"status": "ok"})
 
@@ -16,18 +16,18 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether the service can do its work, and what each server that it needs says."""
+    """Readiness of the service, and the result of each check."""
 
     model_config = example({"status": "ready", "checks": {"database": "ok", "storage": "ok", "broker": "ok"}})
 
     status: Literal["ready", "degraded"] = Field(
-        description="`degraded` while the broker is down: running jobs go on, and new ones start when it is back."
+        description="`degraded` if the broker does not answer: running jobs continue, new ones start when it is back."
     )
-    checks: dict[str, str]
+    checks: dict[str, str] = Field(description="`ok` or the kind of error, per server.")
 
 
 class Version(BaseModel):
-    """What runs here."""
+    """Version of the running software."""
 
     model_config = example({"version": "0.1.0"})
 

@@ -1,4 +1,4 @@
-"""Events, metrics and checkpoints of a job, as the API returns them."""
+"""Responses about events, metrics and checkpoints of a job."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -11,22 +11,22 @@ from core.tables import Checkpoint, JobEvent, JobMetric
 
 
 class EventView(BaseModel):
-    """Something that happened to a job."""
+    """An event of a job."""
 
     id: int
-    type: str = Field(description="`job.<move>` for a change of its status, another word for anything else.")
+    type: str = Field(description="`job.<transition>` for a change of status; other types for other events.")
     attempt: int
     data: dict[str, Any]
     created_at: datetime
 
     @classmethod
     def of(cls, event: JobEvent) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls(id=event.id, type=event.type, attempt=event.attempt, data=event.data, created_at=event.created_at)
 
 
 class EventPage(BaseModel):
-    """Events, oldest first. The next page is `after` the last one's id."""
+    """Events, oldest first. For the next page, send the last id as `after`."""
 
     model_config = example(
         {
@@ -40,7 +40,7 @@ class EventPage(BaseModel):
 
 
 class MetricView(BaseModel):
-    """What was measured at one step."""
+    """Metrics of one step."""
 
     step: int
     attempt: int
@@ -48,12 +48,12 @@ class MetricView(BaseModel):
 
     @classmethod
     def of(cls, row: JobMetric | Thinned) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls(step=row.step, attempt=row.attempt, values=row.values)
 
 
 class MetricPage(BaseModel):
-    """Metrics by step. The next page is `after_step` the last one's."""
+    """Metrics by step. For the next page, send the last step as `after_step`."""
 
     model_config = example(
         {"data": [{"step": 1, "attempt": 1, "values": {"loss": 3.91, "learning_rate": 0.003}}], "has_more": True}
@@ -64,12 +64,12 @@ class MetricPage(BaseModel):
 
 
 class FileView(BaseModel):
-    """A file of a checkpoint, and where to get it."""
+    """A file of a checkpoint, with a link to download it."""
 
     name: str
     size: int
     sha256: str
-    url: str = Field(description="Presigned: whoever has it may GET the file for a while.")
+    url: str = Field(description="Presigned link to GET the file. It expires.")
 
 
 class CheckpointView(BaseModel):
@@ -77,15 +77,15 @@ class CheckpointView(BaseModel):
 
     id: str
     step: int
-    sha256: str = Field(description="Of `manifest.json`, which holds that of every other file.")
+    sha256: str = Field(description="SHA-256 of `manifest.json`, which lists that of every other file.")
     scores: dict[str, float]
     files: list[FileView]
     created_at: datetime
-    expires_at: datetime | None = Field(description="When it is deleted; `null`: never.")
+    expires_at: datetime | None = Field(description="Time at which it is deleted. `null` means never.")
 
     @classmethod
     def of(cls, row: Checkpoint, files: list[FileView]) -> Self:
-        """The view of a row, with links."""
+        """Return the view of a row, with links."""
         names = cls.model_fields.keys() - {"files"}
         return cls.model_validate({name: getattr(row, name) for name in names} | {"files": files})
 

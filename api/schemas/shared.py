@@ -1,4 +1,4 @@
-"""What several schemas share: values for examples, and fields that pass a stored value through."""
+"""Shared parts of schemas: example values, and fields that return a stored value unchanged."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,25 +12,27 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 TIME = "2026-01-31T12:00:00Z"
 LARGEST_ID = 2**63 - 1
-"""Largest id of a row that the database numbers."""
+"""Largest id that the database gives to a numbered row."""
+LARGEST_STEP = 2**31 - 1
+"""Largest step that the database stores."""
 
 
 def example(value: dict[str, Any]) -> ConfigDict:
-    """A model's configuration that gives OpenAPI an example."""
+    """Return a model configuration with an example for OpenAPI."""
     return ConfigDict(json_schema_extra={"example": value})
 
 
 @dataclass(frozen=True, slots=True)
 class Passthrough:
-    """A field that the OpenAPI describes as this type and that is answered as its row has it.
+    """Annotation of a field that OpenAPI describes as `type`, but whose stored value is returned without validation.
 
-    Newer software than this may have written the row.
+    A newer version of the software may have written the row.
     """
 
     type: Any
 
     def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """One that takes and gives whatever is there."""
+        """Return a schema that accepts and returns any value."""
         return core_schema.no_info_wrap_validator_function(
             lambda value, _: value,
             handler.generate_schema(self.type),

@@ -1,4 +1,4 @@
-"""What the API takes and answers about webhooks."""
+"""Requests and responses about webhooks."""
 
 from datetime import datetime
 from typing import Annotated, Any, Self
@@ -20,17 +20,17 @@ EventType = Annotated[str, Field(pattern=TYPE)]
 
 
 class WebhookRequest(Spec):
-    """A webhook to be made."""
+    """A webhook to create."""
 
     model_config = example({"url": "https://example.com/seft", "events": ["job.succeeded", "job.failed"]})
 
     url: str = Field(
-        pattern=r"^https?://[!-~]+$", max_length=2048, description="Where news is sent by POST; http or https."
+        pattern=r"^https?://[!-~]+$", max_length=2048, description="URL that receives events by POST; http or https."
     )
     events: list[EventType] = Field(
         default_factory=list,
         max_length=len(Transition),
-        description="Types of the events that are sent; none: all of them.",
+        description="Types of events to send. An empty list sends all of them.",
     )
 
 
@@ -53,12 +53,12 @@ class WebhookView(BaseModel):
     url: str
     events: list[str]
     created_at: datetime
-    failing_since: datetime | None = Field(description="Time of the first failure after the last success.")
-    disabled_at: datetime | None = Field(description="Nothing is sent since then; `enable` it again.")
+    failing_since: datetime | None = Field(description="Time of the first failure since the last success.")
+    disabled_at: datetime | None = Field(description="Time since which nothing is sent, until you `enable` it.")
 
     @classmethod
     def of(cls, row: Webhook) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
@@ -67,7 +67,7 @@ class WebhookSecret(WebhookView):
 
     model_config = example({**_HOOK, "secret": "whsec_…"})
 
-    secret: str = Field(description="Key of the signatures (standardwebhooks.com); shown this once.")
+    secret: str = Field(description="Key of the signatures (standardwebhooks.com). Shown only once.")
 
 
 class WebhookList(BaseModel):
@@ -79,11 +79,11 @@ class WebhookList(BaseModel):
 
 
 class TryView(BaseModel):
-    """One call of a webhook."""
+    """One attempt at a delivery."""
 
     at: datetime
-    status: int | None = Field(description="HTTP status of the answer; none when there was no answer.")
-    text: str = Field(description="The start of the answer, or why there was none.")
+    status: int | None = Field(description="HTTP status of the response. `null` if there was none.")
+    text: str = Field(description="Start of the response body, or why there was no response.")
 
 
 _DELIVERY: dict[str, Any] = {
@@ -98,26 +98,26 @@ _DELIVERY: dict[str, Any] = {
 
 
 class DeliveryView(BaseModel):
-    """A message to a webhook."""
+    """A delivery: one message to a webhook."""
 
     model_config = example(_DELIVERY)
 
-    id: str = Field(description="The header `webhook-id`, the same at every try.")
+    id: str = Field(description="Value of the header `webhook-id`, the same in every attempt.")
     type: str
     state: FinishedDelivery
     body: str
-    log: list[TryView] = Field(description="Every try.")
-    due_at: datetime | None = Field(description="Time of the next try; none when there will be no other.")
+    log: list[TryView] = Field(description="All attempts so far.")
+    due_at: datetime | None = Field(description="Time of the next attempt. `null` if there will be none.")
     created_at: datetime
 
     @classmethod
     def of(cls, row: WebhookDelivery) -> Self:
-        """The view of a row."""
+        """Return the view of a row."""
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
 class DeliveryPage(BaseModel):
-    """Deliveries, newest first. The next page is `after` the last one's id."""
+    """Deliveries, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_DELIVERY], "has_more": False})
 

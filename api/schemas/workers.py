@@ -1,4 +1,4 @@
-"""Workers, as the API returns them."""
+"""Responses about workers."""
 
 from datetime import datetime
 from typing import Self
@@ -14,29 +14,31 @@ class WorkerView(BaseModel):
 
     name: str
     host: str
-    device: str = Field(description="Its kind, `cpu` or `cuda`.")
+    device: str = Field(description="Kind of device: `cpu` or `cuda`.")
     device_name: str
-    memory: int = Field(description="Bytes on the device.")
-    disk: int = Field(description="Bytes free for a job's files when it was last seen.")
-    temperature: int | None = Field(description="Degrees Celsius of the device then, where NVML tells.")
+    memory: int = Field(description="Memory of the device in bytes.")
+    disk: int = Field(description="Free disk space for the files of jobs, in bytes, at the last heartbeat.")
+    temperature: int | None = Field(
+        description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
+    )
     versions: dict[str, str]
-    busy: bool
-    job_id: str | None = Field(description="The job that it runs, where that is one of yours.")
+    busy: bool = Field(description="True if the worker runs a job.")
+    job_id: str | None = Field(description="The job that it runs, if that is one of yours.")
     started_at: datetime
-    seen_at: datetime = Field(description="Its last sign of life.")
-    consumed_at: datetime = Field(description="When it last took a message from the broker.")
+    seen_at: datetime = Field(description="Time of the last heartbeat.")
+    consumed_at: datetime = Field(description="Time at which it last took a message from the broker.")
 
     @classmethod
     def of(cls, worker: Worker, job: Job | None, tenant: str) -> Self:
-        """The view of a row, and of the job that it runs."""
-        mine = job.id if job and job.tenant == tenant else None
-        more = {"busy": job is not None, "job_id": mine}
-        names = cls.model_fields.keys() - more
-        return cls.model_validate({name: getattr(worker, name) for name in names} | more)
+        """Return the view of a row. The job is shown only to its own tenant."""
+        job_id = job.id if job and job.tenant == tenant else None
+        computed = {"busy": job is not None, "job_id": job_id}
+        names = cls.model_fields.keys() - computed
+        return cls.model_validate({name: getattr(worker, name) for name in names} | computed)
 
 
 class WorkerList(BaseModel):
-    """All workers that were seen within a day."""
+    """All workers seen within the last day."""
 
     model_config = example(
         {

@@ -1,4 +1,4 @@
-"""A server with one key, a model that passes the door, and what tests send to it."""
+"""A server with one API key and one valid model, and helpers for requests to it."""
 
 import threading
 import time
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.app import make_app
-from api.protocol import PatientProtocol
+from api.protocol import HeadTimeoutProtocol
 from core.access import keys
 from core.access.keys import Scope
 from core.jobs import attempts
@@ -38,13 +38,13 @@ def app(settings: Settings, tmp_path: Path) -> FastAPI:
 
 @pytest.fixture
 def sessions(app: FastAPI) -> sessionmaker[Session]:
-    made: sessionmaker[Session] = app.state.services.sessions
-    return made
+    factory: sessionmaker[Session] = app.state.services.sessions
+    return factory
 
 
 @pytest.fixture
 def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewClient]:
-    """Makes clients of tenants, each with a key of its own."""
+    """Return a function that makes clients of tenants, each with its own key."""
     with TestClient(app, raise_server_exceptions=False) as outer:
 
         def make(tenant: str, scope: Scope = Scope.ADMIN) -> TestClient:
@@ -59,7 +59,7 @@ def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewCli
 
 @pytest.fixture
 def known_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that has nothing and knows the token of the example."""
+    """A hub without repositories that accepts the token of the OpenAPI example."""
     with hub({}, {"hf_example": "acme"}) as endpoint:
         look_there(monkeypatch, endpoint, tmp_path / "cache")
         yield
@@ -74,8 +74,8 @@ def client(new_client: NewClient) -> TestClient:
 def dataset(client: TestClient) -> str:
     answer = client.post("/datasets", files={"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')})
     assert answer.status_code == 201, answer.text
-    made: str = answer.json()["id"]
-    return made
+    dataset_id: str = answer.json()["id"]
+    return dataset_id
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def body(dataset: str) -> Json:
 
 @pytest.fixture
 def job_id(client: TestClient, body: Json) -> str:
-    made: str = client.post("/jobs", json=body).json()["id"]
-    return made
+    created_id: str = client.post("/jobs", json=body).json()["id"]
+    return created_id
 
 
 @pytest.fixture
@@ -99,15 +99,15 @@ def attempt(job_id: str, sessions: sessionmaker[Session]) -> Attempt:
 
 @pytest.fixture
 def root(app: FastAPI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The model root. Nothing is in the hub's cache."""
+    """The model root. The hub cache is empty."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    (found,) = app.state.services.settings.model_roots
-    return Path(found)
+    (folder,) = app.state.services.settings.model_roots
+    return Path(folder)
 
 
 @pytest.fixture
 def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_path: Path) -> str:
-    """What a job has published: a model of headers, and a card."""
+    """Id of a job that has published a model (headers only) and a model card."""
     folder, prefix = write_hollow(tmp_path / "published"), f"jobs/{attempt.job_id}/1/result/"
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     files = [{"name": path.name, "size": path.stat().st_size, "sha256": SHA256} for path in folder.iterdir()]
@@ -120,9 +120,11 @@ def result(attempt: Attempt, app: FastAPI, sessions: sessionmaker[Session], tmp_
 
 @contextmanager
 def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
-    """A client, with this one's key, of a real server: for what needs connections."""
+    """Run a real server, for tests that need connections, and yield a client with the same key."""
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http=PatientProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app, port=0, http=HeadTimeoutProtocol, log_config=None, lifespan="off", timeout_graceful_shutdown=1
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -136,7 +138,7 @@ def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
 
 
 def problem(answer: Any, status: int, code: str) -> Json:
-    """The problem report that an answer is, after what is true of each of them."""
+    """Check what is true of every problem report, and return this one."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     report: Json = answer.json()

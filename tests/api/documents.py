@@ -1,4 +1,4 @@
-"""The documents that are made from the code. `python -m tests.api.documents` writes them; a test holds them equal."""
+"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them."""
 
 import inspect
 import json
@@ -23,54 +23,54 @@ METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def openapi() -> str:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     return json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def settings_table() -> str:
-    """All settings: variable, default, meaning."""
+    """Return the table of all settings: variable, default, description."""
     rows = [
         (f"`SEFT_{name.upper()}`", _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
-    return _table(("variable", "default", "what it is"), rows)
+    return _table(("variable", "default", "description"), rows)
 
 
 def routes_table() -> str:
-    """All operations: request, name, first line of what it does."""
+    """Return the table of all operations: request, operation id, first line of the description."""
     rows = [
         (f"`{method.upper()} {path}`", f"`{operation['operationId']}`", operation["description"].splitlines()[0])
         for path, methods in routes().openapi()["paths"].items()
         for method, operation in methods.items()
         if method in METHODS
     ]
-    return _table(("request", "operation", "does"), rows)
+    return _table(("request", "operation", "description"), rows)
 
 
 def codes_table() -> str:
-    """All error codes with their HTTP status."""
-    return _table(("code", "status", "means"), [(f"`{c}`", str(int(s)), title) for c, (s, title) in TABLE.items()])
+    """Return the table of all error codes with their HTTP status."""
+    return _table(("code", "status", "meaning"), [(f"`{c}`", str(int(s)), title) for c, (s, title) in TABLE.items()])
 
 
 def methods_table() -> str:
-    """All methods of the Python client: call, whether it iterates, first line of what it does."""
+    """Return the table of all methods of the Python client: call, what it returns, first line of the description."""
     rows = []
     for name, method in vars(Operations).items():
         if isinstance(method, operation | flow):
             _, *parameters = inspect.signature(method.steps).parameters.values()
             call = f"`{name}({', '.join(each.name for each in parameters)})`"
             rows.append((call, "rows" if isinstance(method, flow) else "", str(method.__doc__).splitlines()[0]))
-    return _table(("call", "gives", "does"), rows)
+    return _table(("call", "returns", "description"), rows)
 
 
 def commands_table() -> str:
-    """All commands of `seft`, with what they say of themselves."""
-    return _table(("command", "does"), list(_commands(get_command(app), "seft")))
+    """Return the table of all commands of `seft` with the first line of their help."""
+    return _table(("command", "description"), list(_commands(get_command(app), "seft")))
 
 
 def exits_table() -> str:
-    """All exit codes of `seft`."""
-    return _table(("exit code", "means"), [(str(int(code)), code.meaning) for code in Exit])
+    """Return the table of all exit codes of `seft`."""
+    return _table(("exit code", "meaning"), [(str(int(code)), code.meaning) for code in Exit])
 
 
 MADE = {
@@ -81,7 +81,7 @@ MADE = {
 
 
 def documents() -> Iterator[tuple[Path, str]]:
-    """Each document, and what it should be."""
+    """Yield each document and its expected text."""
     yield DOCS / "openapi.json", openapi()
     for name, makers in MADE.items():
         path = DOCS / name
@@ -114,5 +114,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    for document, wanted in documents():
-        document.write_text(wanted)
+    for document, expected in documents():
+        document.write_text(expected)

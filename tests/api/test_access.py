@@ -1,4 +1,4 @@
-"""Who may do what: every operation without a key, with a weak key and with a stranger's; and the audit of it all."""
+"""Access control: every operation without a key, with too low a scope and from another tenant; and the audit log."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ ADMINISTRATIVE = {
     "delete_hub_token",
 }
 SHARED = {"get_model"}
-"""A local model is everybody's."""
+"""Operations on resources that all tenants share: local models."""
 SINGLE = {"get_hub_token"}
-"""A tenant has one, or none."""
-ASKING = {"estimate_job"}
-"""They come with a body and change nothing."""
+"""Operations on a resource of which a tenant has one or none."""
+READ_ONLY = {"estimate_job"}
+"""POST operations that change nothing."""
 
 pytestmark = pytest.mark.usefixtures("known_hub")
 
@@ -43,7 +43,7 @@ def world(client: TestClient) -> World:
     return make_world(client)
 
 
-def test_nobody_without_a_key_gets_in(app: FastAPI, walk: list[Operation], world: World) -> None:
+def test_no_operation_is_open_without_a_key(app: FastAPI, walk: list[Operation], world: World) -> None:
     assert {operation.name for operation in walk if not operation.guarded} == PUBLIC
     for operation in walk:
         for value in ("", "Bearer seft_wrong", "Basic YTpi"):
@@ -95,7 +95,7 @@ def test_a_stranger_sees_and_touches_nothing(
     assert rows_but_of(sessions, "theirs") == before
 
 
-def test_every_change_is_written_down_and_nothing_else(
+def test_every_change_is_audited_and_nothing_else(
     client: TestClient, new_client: NewClient, walk: list[Operation], sessions: sessionmaker[Session]
 ) -> None:
     for operation in filter(lambda operation: operation.guarded, walk):
@@ -104,7 +104,7 @@ def test_every_change_is_written_down_and_nothing_else(
         answer = operation.send(client, world)
         assert answer.status_code < 400, (operation.name, answer.text)
         entry, before = audited(client, 2)
-        if operation.method == "GET" or operation.name in ASKING:
+        if operation.method == "GET" or operation.name in READ_ONLY:
             assert entry == last, operation.name
             continue
         assert before == last
@@ -113,7 +113,7 @@ def test_every_change_is_written_down_and_nothing_else(
         assert entry["key_id"] in {key["id"] for key in client.get("/keys", params={"limit": 100}).json()["data"]}
 
 
-def test_a_request_that_changed_nothing_is_not_written_down(client: TestClient, world: World) -> None:
+def test_a_request_that_changed_nothing_is_not_audited(client: TestClient, world: World) -> None:
     (last,) = audited(client, 1)
     body = {"model": "tiny", "dataset": world["dataset_id"], "sparsity": 0.5}
     client.post("/jobs", json=body | {"sparsity": 2})
@@ -150,7 +150,7 @@ def audited(client: TestClient, limit: int) -> list[Json]:
 
 
 def rows_but_of(sessions: sessionmaker[Session], tenant: str) -> dict[str, list[Row[Any]]]:
-    """Everything in the database but what is this tenant's own, and sums over all tenants."""
+    """Return all rows except this tenant's own, and except sums over all tenants."""
     with sessions.begin() as session:
         return {
             table.name: list(

@@ -1,4 +1,4 @@
-"""Deliveries: signed, made until they arrive, and never made where nobody may be sent."""
+"""Webhook deliveries: signed, repeated until they arrive, and never sent to addresses that are not allowed."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ LOOPBACK: list[Network] = [ip_network("127.0.0.0/8")]
 
 
 class Receiver(ThreadingHTTPServer):
-    """Keeps what it is sent and answers with `status`."""
+    """Stores requests and responds with `status`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST  # noqa: N815
 
     def log_message(self, *_: object) -> None:
-        """A test's output is its own."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -72,24 +72,23 @@ def receiver() -> Iterator[Receiver]:
 
 
 def known(host: str) -> list[str]:
-    """The receiver's name leads to loopback, which nobody may be sent to unless it is allowed."""
+    """Resolve the receiver's name to loopback, which is not allowed by default."""
     return ["127.0.0.1"] if host == "receiver.example" else resolved(host)
 
 
 def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
-    """Let a courier work until nothing is due; how many deliveries it made."""
-    work, made = Courier(sessions, allowed, known), 0
-    with ThreadPoolExecutor(2) as pool:
-        while found := work.round(pool):
-            made += found
-    return made
+    """Let a courier work until nothing is due. Return how many deliveries it made."""
+    thread, deliveries = Courier(sessions, allowed, known), 0
+    while count := thread.poll():
+        deliveries += count
+    return deliveries
 
 
 def hooked(client: TestClient, url: str, events: list[str] | None = None) -> Json:
     answer = client.post("/webhooks", json={"url": url, "events": events or []})
     assert answer.status_code == 201, answer.text
-    made: Json = answer.json()
-    return made
+    hook: Json = answer.json()
+    return hook
 
 
 def deliveries(client: TestClient, hook: Json) -> list[Json]:
@@ -108,13 +107,13 @@ def finish(sessions: Sessions, attempt: Attempt) -> None:
 
 
 def signed(secret: str, headers: dict[str, str], body: str) -> str:
-    """As standardwebhooks.com writes it, apart from the code."""
+    """Compute the signature of standardwebhooks.com independently of the code."""
     content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.{body}".encode()
     mac = hmac.new(base64.b64decode(secret[len("whsec_") :]), content, hashlib.sha256)
     return "v1," + base64.b64encode(mac.digest()).decode()
 
 
-def test_news_of_a_job_come_signed_and_once(
+def test_an_event_of_a_job_is_sent_signed_and_once(
     receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt
 ) -> None:
     hook = hooked(client, receiver.url, ["job.succeeded", "job.failed"])
@@ -127,9 +126,9 @@ def test_news_of_a_job_come_signed_and_once(
     assert headers["webhook-signature"] == signed(hook["secret"], headers, body)
     assert (headers["path"], headers["Content-Type"]) == ("/hook?x=1", "application/json")
     assert headers["Host"].startswith("receiver.example:")
-    told = json.loads(body)
+    message = json.loads(body)
     event = client.get(f"/jobs/{attempt.job_id}/events").json()["data"][-1]
-    assert (told["type"], told["data"]["job_id"], told["data"]["event_id"]) == (
+    assert (message["type"], message["data"]["job_id"], message["data"]["event_id"]) == (
         "job.succeeded",
         attempt.job_id,
         event["id"],
@@ -139,7 +138,7 @@ def test_news_of_a_job_come_signed_and_once(
     assert [(entry["status"], entry["text"]) for entry in delivery["log"]] == [(200, "so so")]
 
 
-def test_a_job_that_did_not_happen_is_not_told_of(
+def test_an_event_that_is_rolled_back_is_not_sent(
     receiver: Receiver, client: TestClient, sessions: Sessions, attempt: Attempt
 ) -> None:
     hooked(client, receiver.url)
@@ -149,7 +148,7 @@ def test_a_job_that_did_not_happen_is_not_told_of(
     assert rounds(sessions) == 0
 
 
-def test_another_tenant_is_told_nothing(
+def test_another_tenant_receives_nothing(
     receiver: Receiver, new_client: NewClient, client: TestClient, sessions: Sessions, attempt: Attempt
 ) -> None:
     hooked(new_client("theirs"), receiver.url)
@@ -157,7 +156,7 @@ def test_another_tenant_is_told_nothing(
     assert rounds(sessions) == 0
 
 
-def test_what_does_not_arrive_is_sent_again_for_days_and_then_given_up(
+def test_a_failed_delivery_is_retried_for_days_and_then_fails(
     receiver: Receiver, client: TestClient, sessions: Sessions
 ) -> None:
     hook = hooked(client, receiver.url)
@@ -183,7 +182,7 @@ def test_what_does_not_arrive_is_sent_again_for_days_and_then_given_up(
     assert client.get(f"/webhooks/{hook['id']}").json()["failing_since"] is None
 
 
-def test_a_courier_that_dies_has_only_delayed_it(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+def test_a_courier_that_dies_only_delays_a_delivery(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
     hook = hooked(client, receiver.url)
     client.post(f"/webhooks/{hook['id']}/test")
     with sessions.begin() as session:
@@ -279,7 +278,9 @@ def test_a_redirect_is_not_followed(receiver: Receiver, client: TestClient, sess
     assert deliveries(client, hook)[0]["log"][0]["status"] == 307
 
 
-def test_a_name_that_leads_inside_is_never_called(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
+def test_a_name_of_an_internal_address_is_never_called(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
     hook = hooked(client, receiver.url)
     client.post(f"/webhooks/{hook['id']}/test")
     rounds(sessions, [])
@@ -289,19 +290,19 @@ def test_a_name_that_leads_inside_is_never_called(receiver: Receiver, client: Te
     assert "127.0.0.1, which is not a public address" in entry["text"]
 
 
-def test_a_name_is_asked_for_once_and_the_judged_address_is_called(receiver: Receiver) -> None:
-    meanings = iter(["127.0.0.1"])
-    owed = webhooks.PendingDelivery("msg_1", "hook_1", 1, receiver.url, "{}", ("whsec_AAAA",))
-    assert courier.call(owed, LOOPBACK, lambda _: [next(meanings)]).status == 200
+def test_a_name_is_resolved_once_and_the_checked_address_is_called(receiver: Receiver) -> None:
+    addresses = iter(["127.0.0.1"])
+    delivery = webhooks.PendingDelivery("msg_1", "hook_1", 1, receiver.url, "{}", ("whsec_AAAA",))
+    assert courier.call(delivery, LOOPBACK, lambda _: [next(addresses)]).status == 200
     assert len(receiver.got) == 1
     with socket.create_server(("127.0.0.2", receiver.server_address[1])):
-        # Judged as the first, it would be the second by the time of the call.
-        meanings = iter(["127.0.0.1", "127.0.0.2"])
-        assert courier.call(owed, LOOPBACK, lambda _: [next(meanings)]).status == 200
+        # A second look-up would give the second address.
+        addresses = iter(["127.0.0.1", "127.0.0.2"])
+        assert courier.call(delivery, LOOPBACK, lambda _: [next(addresses)]).status == 200
     assert len(receiver.got) == 2
 
 
-def test_a_receiver_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         end = threading.Event()
@@ -340,39 +341,38 @@ def test_a_receiver_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "http://169.254.169.254/latest/meta-data",
     ],
 )
-def test_an_address_that_will_never_be_called_is_refused_at_once(url: str, client: TestClient) -> None:
+def test_a_url_that_could_never_be_called_is_rejected(url: str, client: TestClient) -> None:
     assert problem(client.post("/webhooks", json={"url": url}), 422, "invalid_request")["param"] == "url"
     assert client.get("/webhooks").json() == {"data": []}
 
 
-def test_an_event_that_never_comes_is_refused(client: TestClient) -> None:
+def test_an_unknown_event_type_is_rejected(client: TestClient) -> None:
     body = {"url": "https://example.com/", "events": ["job.succeeded", "job.exploded"]}
     report = problem(client.post("/webhooks", json=body), 422, "invalid_request")
     assert report["param"] == "events.1"
 
 
-def test_a_deleted_webhook_is_gone_with_what_it_was_owed(
+def test_a_deleted_webhook_is_gone_with_its_deliveries(
     receiver: Receiver, client: TestClient, sessions: Sessions
 ) -> None:
     hook = hooked(client, receiver.url)
     client.post(f"/webhooks/{hook['id']}/test")
     with sessions.begin() as session:
-        (owed,) = webhooks.claim(session, 8)
+        (delivery,) = webhooks.claim(session, 8)
     assert client.delete(f"/webhooks/{hook['id']}").json()["id"] == hook["id"]
     problem(client.get(f"/webhooks/{hook['id']}"), 404, "not_found")
     with sessions.begin() as session:
-        webhooks.record_result(session, owed, webhooks.Answer(200, ""))
+        webhooks.record_result(session, delivery, webhooks.Answer(200, ""))
     assert rounds(sessions) == 0
 
 
-def test_old_deliveries_are_forgotten_once_they_are_settled(
+def test_old_deliveries_are_deleted_once_they_are_finished(
     receiver: Receiver, client: TestClient, sessions: Sessions
 ) -> None:
     hook = hooked(client, receiver.url)
     for _ in range(2):
         client.post(f"/webhooks/{hook['id']}/test")
-    with ThreadPoolExecutor(1) as pool:
-        assert Courier(sessions, LOOPBACK, known).round(pool) == 1
+    assert Courier(sessions, LOOPBACK, known).poll() == 1
     with sessions.begin() as session:
         webhooks.delete_old(session)
         session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.KEPT))

@@ -1,4 +1,4 @@
-"""Uploads over HTTP."""
+"""Datasets over HTTP: upload, list, preview, delete."""
 
 import gzip
 import json
@@ -34,12 +34,12 @@ def stored(app: FastAPI) -> list[str]:
 def test_a_right_file_is_stored_under_its_hash(app: FastAPI, client: TestClient) -> None:
     answer = upload(client, RIGHT)
     assert answer.status_code == 201
-    made = answer.json()
-    assert answer.headers["location"] == f"/datasets/{made['id']}"
-    assert (made["name"], made["format"], made["records"], made["bytes"]) == ("texts.jsonl", "text", 2, len(RIGHT))
-    assert stored(app) == [f"datasets/{made['sha256']}.jsonl"]
+    row = answer.json()
+    assert answer.headers["location"] == f"/datasets/{row['id']}"
+    assert (row["name"], row["format"], row["records"], row["bytes"]) == ("texts.jsonl", "text", 2, len(RIGHT))
+    assert stored(app) == [f"datasets/{row['sha256']}.jsonl"]
     assert app.state.services.storage.read(stored(app)[0]) == RIGHT
-    assert client.get(answer.headers["location"]).json() == made
+    assert client.get(answer.headers["location"]).json() == row
 
 
 def test_equal_files_share_one_object_and_have_two_rows(app: FastAPI, client: TestClient) -> None:
@@ -55,27 +55,27 @@ def test_equal_files_share_one_object_and_have_two_rows(app: FastAPI, client: Te
 
 def test_an_upload_that_is_sent_again_makes_no_second_dataset(client: TestClient, new_client: NewClient) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = {answer.json()["id"] for answer in pool.map(lambda _: upload(client, RIGHT), range(8))}
-    assert [row["id"] for row in client.get("/datasets").json()["data"]] == list(made)
-    assert [entry["target"] for entry in client.get("/audit").json()["data"]] == list(made)
-    assert upload(new_client("theirs"), RIGHT).json()["id"] not in made
+        dataset_ids = {answer.json()["id"] for answer in pool.map(lambda _: upload(client, RIGHT), range(8))}
+    assert [row["id"] for row in client.get("/datasets").json()["data"]] == list(dataset_ids)
+    assert [entry["target"] for entry in client.get("/audit").json()["data"]] == list(dataset_ids)
+    assert upload(new_client("theirs"), RIGHT).json()["id"] not in dataset_ids
 
 
-def test_packed_files_are_the_datasets_that_they_hold(app: FastAPI, client: TestClient) -> None:
+def test_a_compressed_file_is_the_dataset_inside_it(app: FastAPI, client: TestClient) -> None:
     one, other = upload(client, RIGHT).json(), upload(client, gzip.compress(RIGHT), "texts.jsonl.gz").json()
     assert (other["sha256"], other["bytes"], other["name"]) == (one["sha256"], len(RIGHT), "texts.jsonl.gz")
     assert len(stored(app)) == 1
 
 
-def test_broken_lines_are_left_out_as_far_as_was_allowed(app: FastAPI, client: TestClient) -> None:
+def test_invalid_lines_are_skipped_up_to_the_allowed_percentage(app: FastAPI, client: TestClient) -> None:
     def sent(percentage: float) -> Any:
-        asked = {"invalid_sample_skip_percentage": percentage}
-        return client.post("/datasets", params=asked, files={"file": ("x.jsonl", b"broken\n" + RIGHT)})
+        params = {"invalid_sample_skip_percentage": percentage}
+        return client.post("/datasets", params=params, files={"file": ("x.jsonl", b"broken\n" + RIGHT)})
 
     assert problem(sent(33), 422, "invalid_dataset")["param"] == "line 1"
     assert problem(sent(101), 422, "invalid_request")["param"] == "invalid_sample_skip_percentage"
-    made = sent(34).json()
-    assert (made["records"], made["skipped"]) == (2, 1)
+    row = sent(34).json()
+    assert (row["records"], row["skipped"]) == (2, 1)
     assert app.state.services.storage.read(*stored(app)) == RIGHT
 
 
@@ -108,26 +108,26 @@ def test_a_form_without_the_file_is_refused(client: TestClient) -> None:
 
 
 def test_uploads_leave_threads_to_the_other_requests(app: FastAPI, client: TestClient) -> None:
-    enough = threading.Semaphore(0)
-    begun: list[str] = []
+    permits = threading.Semaphore(0)
+    started: list[str] = []
 
     class Slow(Storage):
         def upload(self, source: Path | BinaryIO, key: str) -> None:
-            begun.append(key)
-            assert enough.acquire(timeout=60)
+            started.append(key)
+            assert permits.acquire(timeout=60)
             super().upload(source, key)
 
     services = app.state.services
     slow = DatasetStore(services.settings, services.sessions, Slow(services.settings))
-    app.state.services = replace(services, intake=slow)
+    app.state.services = replace(services, dataset_store=slow)
     with ThreadPoolExecutor(50) as pool:
-        sent = [pool.submit(upload, client, RIGHT) for _ in range(50)]
-        while len(begun) < UPLOADS:
+        uploads = [pool.submit(upload, client, RIGHT) for _ in range(50)]
+        while len(started) < UPLOADS:
             time.sleep(0.01)
         assert client.get("/jobs").status_code == 200
-        assert len(begun) == UPLOADS
-        enough.release(50)
-        assert {future.result().status_code for future in sent} == {201}
+        assert len(started) == UPLOADS
+        permits.release(50)
+        assert {future.result().status_code for future in uploads} == {201}
 
 
 def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> None:
@@ -150,9 +150,7 @@ def test_a_dataset_is_deleted_once_no_job_needs_it(client: TestClient, dataset: 
     assert client.get(f"/jobs/{job_id}").json()["spec"]["dataset"] == dataset
 
 
-def test_a_tenant_that_has_stored_as_much_as_it_may_is_told_so_at_both_doors(
-    app: FastAPI, new_client: NewClient
-) -> None:
+def test_a_full_tenant_can_neither_upload_nor_create_a_job(app: FastAPI, new_client: NewClient) -> None:
     settings = app.state.services.settings.model_copy(update={"tenant_bytes": 3 * len(RIGHT) - 1})
     key = new_client("ours").headers["Authorization"]
     with TestClient(make_app(settings), headers={"Authorization": key}) as client:
@@ -160,7 +158,7 @@ def test_a_tenant_that_has_stored_as_much_as_it_may_is_told_so_at_both_doors(
         assert upload(client, RIGHT.replace(b"a", b"c")).status_code == 201
         report = problem(upload(client, RIGHT.replace(b"a", b"d")), 409, "limit_reached")
         assert f"{3 * len(RIGHT) - 1} bytes" in report["detail"]
-        assert len(stored(app)) == 2, "what is refused is not stored"
+        assert len(stored(app)) == 2, "a rejected file is not stored"
         assert upload(client, RIGHT).json()["id"] == first
         body = {"model": "tiny", "dataset": first, "sparsity": 0.5}
         assert client.post("/jobs", json=body).status_code == 202
@@ -194,7 +192,7 @@ def test_nobody_without_a_key_can_fill_the_disk(app: FastAPI, client: TestClient
     assert read == []
 
 
-def test_an_upload_that_its_sender_gives_up_is_no_error_of_ours(
+def test_an_upload_that_the_client_aborts_logs_no_error(
     app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = iter([{"type": "http.request", "body": b"--b", "more_body": True}, {"type": "http.disconnect"}])
@@ -215,28 +213,28 @@ def test_an_upload_that_its_sender_gives_up_is_no_error_of_ours(
 
 def test_a_preview_shows_what_a_model_would_be_trained_on(client: TestClient) -> None:
     content = b"".join(b'{"prompt": "ask a ", "completion": "b %d"}\n' % number for number in range(8000))
-    made = upload(client, content).json()
-    answer = client.get(f"/datasets/{made['id']}/preview", params={"model": "tiny", "limit": 1})
+    row = upload(client, content).json()
+    answer = client.get(f"/datasets/{row['id']}/preview", params={"model": "tiny", "limit": 1})
     assert answer.status_code == 200, answer.text
-    found = answer.json()
+    preview = answer.json()
     parts = [{"text": "ask a", "trained": False}, {"text": " b <unk> <eos>", "trained": True}]
-    assert found["records"] == [{"tokens": 5, "trained_tokens": 3, "parts": parts, "cut": False}]
-    assert (found["model"], found["exact"]) == ("tiny", False)
-    assert 5000 < found["counted_records"] < 8000
-    assert found["tokens"] == pytest.approx(5 * 8000, rel=0.02)
-    assert found["trained_tokens"] == pytest.approx(3 * 8000, rel=0.02)
-    few = upload(client, content[:420]).json()
-    found = client.get(f"/datasets/{few['id']}/preview", params={"model": "tiny"}).json()
-    assert (len(found["records"]), found["tokens"], found["exact"]) == (5, 5 * few["records"], True)
+    assert preview["records"] == [{"tokens": 5, "trained_tokens": 3, "parts": parts, "cut": False}]
+    assert (preview["model"], preview["exact"]) == ("tiny", False)
+    assert 5000 < preview["counted_records"] < 8000
+    assert preview["tokens"] == pytest.approx(5 * 8000, rel=0.02)
+    assert preview["trained_tokens"] == pytest.approx(3 * 8000, rel=0.02)
+    small = upload(client, content[:420]).json()
+    preview = client.get(f"/datasets/{small['id']}/preview", params={"model": "tiny"}).json()
+    assert (len(preview["records"]), preview["tokens"], preview["exact"]) == (5, 5 * small["records"], True)
 
 
-def test_a_preview_of_what_cannot_be_read_says_so(client: TestClient, dataset: str) -> None:
+def test_a_preview_that_cannot_be_made_is_an_error(client: TestClient, dataset: str) -> None:
     address = f"/datasets/{dataset}/preview"
     assert problem(client.get(address), 422, "invalid_request")["param"] == "model"
     assert problem(client.get(address, params={"model": "none"}), 422, "model_not_found")["param"] == "model"
     assert problem(client.get(address, params={"model": "a\0"}), 422, "invalid_request")["param"] == "model"
     chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     other = {"messages": [*chat["messages"], *chat["messages"]]}
-    made = upload(client, f"{json.dumps(chat)}\n{json.dumps(other)}\n".encode()).json()
-    report = problem(client.get(f"/datasets/{made['id']}/preview", params={"model": "tiny"}), 422, "model_refused")
+    row = upload(client, f"{json.dumps(chat)}\n{json.dumps(other)}\n".encode()).json()
+    report = problem(client.get(f"/datasets/{row['id']}/preview", params={"model": "tiny"}), 422, "model_refused")
     assert "must have a chat template" in report["detail"]

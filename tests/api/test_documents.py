@@ -1,4 +1,4 @@
-"""Documents cannot lag behind the code, and the OpenAPI says all that there is to say."""
+"""The generated documents equal the code, and the OpenAPI document is complete."""
 
 import json
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ def operations() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_documents_equal_the_code() -> None:
-    for path, wanted in documents():
-        assert path.read_text() == wanted, f"{path.name} lags behind. Run: python -m tests.api.documents"
+    for path, expected in documents():
+        assert path.read_text() == expected, f"{path.name} is outdated. Run: python -m tests.api.documents"
 
 
 def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:
@@ -30,20 +30,20 @@ def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:
 
 def test_every_operation_has_a_name_an_example_and_its_errors() -> None:
     schemas = routes().openapi()["components"]["schemas"]
-    seen = set()
+    names = set()
     for name, operation in operations():
-        seen.add(operation["operationId"])
-        answers = operation["responses"]
-        success = next(answers[status] for status in ("200", "201", "202") if status in answers)
+        names.add(operation["operationId"])
+        statuses = operation["responses"]
+        success = next(statuses[status] for status in ("200", "201", "202") if status in statuses)
         contents = [*success["content"].values(), *operation.get("requestBody", {}).get("content", {}).values()]
         assert any(has_example(content, schemas) for content in contents), name
-        for status, answer in answers.items():
+        for status, answer in statuses.items():
             if status >= "400":
                 assert list(answer["content"]) == [MEDIA_TYPE], f"{name} {status}"
         if "security" in operation:
-            assert {"401", "422"} <= set(answers), name
-        assert ("{" in name) <= ("404" in answers), name
-    assert len(seen) == len(list(operations()))
+            assert {"401", "422"} <= set(statuses), name
+        assert ("{" in name) <= ("404" in statuses), name
+    assert len(names) == len(list(operations()))
 
 
 def test_examples_are_right() -> None:

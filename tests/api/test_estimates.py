@@ -1,4 +1,4 @@
-"""What a job would take, told before it runs."""
+"""Estimates of a job before it runs."""
 
 from pathlib import Path
 from typing import Any
@@ -27,35 +27,41 @@ def worker(sessions: sessionmaker[Session]) -> str:
 def estimated(client: TestClient, **spec: Any) -> Json:
     answer = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6, **spec})
     assert answer.status_code == 200, answer.text
-    found: Json = answer.json()
-    return found
+    estimate: Json = answer.json()
+    return estimate
 
 
 def test_an_estimate_counts_the_model_and_asks_every_worker_that_lives(
     client: TestClient, sessions: sessionmaker[Session], worker: str
 ) -> None:
-    found = estimated(client, repair={"steps": 7})
+    estimate = estimated(client, repair={"steps": 7})
     sizes = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in SHAPES.items()}
-    assert found["parameters"] == sum(sizes.values())
-    assert found["target_weights"] == BLOCKS * sum(rows * cols for rows, cols in LINEARS.values())
-    assert (found["steps"], found["tokens"]["training"]) == (7, 7 * 16384)
-    assert [held["phase"] for held in found["memory"]] == ["loading", "evaluating", "pruning", "training", "exporting"]
-    assert found["checkpoint_bytes"] == 2 * found["parameters"]
-    assert found["fits"] is True
-    (fit,) = found["workers"]
+    assert estimate["parameters"] == sum(sizes.values())
+    assert estimate["target_weights"] == BLOCKS * sum(rows * cols for rows, cols in LINEARS.values())
+    assert (estimate["steps"], estimate["tokens"]["training"]) == (7, 7 * 16384)
+    assert [stage["phase"] for stage in estimate["memory"]] == [
+        "loading",
+        "evaluating",
+        "pruning",
+        "training",
+        "exporting",
+    ]
+    assert estimate["checkpoint_bytes"] == 2 * estimate["parameters"]
+    assert estimate["fits"] is True
+    (fit,) = estimate["workers"]
     assert (fit["name"], fit["fits"], fit["change"], fit["seconds"]) == (worker, True, {}, None)
     with sessions.begin() as session:
         session.execute(text("UPDATE workers SET seen_at = now() - interval '1 h'"))
     assert (estimated(client)["fits"], estimated(client)["workers"]) == (None, [])
 
 
-def test_a_job_that_fits_nowhere_is_told_what_to_change(
+def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
     client: TestClient, sessions: sessionmaker[Session], worker: str
 ) -> None:
     huge = {"micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
-    found = estimated(client, repair=huge)
-    (fit,) = found["workers"]
-    assert (found["fits"], fit["phase"], fit["memory_bytes"]) == (False, "training", MEMORY)
+    estimate = estimated(client, repair=huge)
+    (fit,) = estimate["workers"]
+    assert (estimate["fits"], fit["phase"], fit["memory_bytes"]) == (False, "training", MEMORY)
     assert fit["needed_bytes"] > MEMORY
     assert fit["change"]["repair"]["micro_batch"] < 256
     assert estimated(client, repair={**huge, **fit["change"]["repair"]})["fits"] is True

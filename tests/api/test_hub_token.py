@@ -1,4 +1,4 @@
-"""A tenant's own token of the hub: what it opens, for whom, and that nobody sees it again."""
+"""A tenant's hub token: what it gives access to, for whom, and that no response contains it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,13 +23,13 @@ RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 
 @dataclass
 class Hub:
-    """A hub with a private model, a gated one, an open one and a private dataset. Only `OURS` opens what is shut."""
+    """A hub with a private, a gated and an open model and a private dataset. Only `OURS` gives access to all."""
 
     cache: Path
     seen: list[tuple[str, str | None]] = field(default_factory=list)
 
     def tokens(self) -> set[str | None]:
-        """What was shown since this was last asked."""
+        """Return the tokens that the hub received since the last call."""
         shown = {token for _, token in self.seen}
         self.seen.clear()
         return shown
@@ -49,39 +49,39 @@ def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "acme/open": Repo(model),
         "acme/texts": Repo(data, private=True, readers=(OURS,)),
     }
-    made = Hub(tmp_path / "cache")
-    with hub(repos, {OURS: "acme", THEIRS: "stranger"}, made.seen) as endpoint:
-        look_there(monkeypatch, endpoint, made.cache)
-        yield made
+    private_hub = Hub(tmp_path / "cache")
+    with hub(repos, {OURS: "acme", THEIRS: "stranger"}, private_hub.seen) as endpoint:
+        look_there(monkeypatch, endpoint, private_hub.cache)
+        yield private_hub
 
 
 def give(client: TestClient, token: str) -> Json:
     answer = client.put("/hub-token", json={"token": token})
     assert answer.status_code == 200, answer.text
-    given: Json = answer.json()
-    return given
+    row: Json = answer.json()
+    return row
 
 
 @pytest.fixture
 def stranger(new_client: NewClient, shut: Hub) -> TestClient:
-    """Of another tenant, with a token that opens nothing of ours."""
-    made = new_client("theirs")
-    give(made, THEIRS)
-    return made
+    """A client of another tenant, whose token has no access to our repositories."""
+    other_client = new_client("theirs")
+    give(other_client, THEIRS)
+    return other_client
 
 
 def dataset_of(client: TestClient) -> str:
-    made: str = client.post("/datasets", files={"file": ("texts.jsonl", RIGHT)}).json()["id"]
-    return made
+    dataset_id: str = client.post("/datasets", files={"file": ("texts.jsonl", RIGHT)}).json()["id"]
+    return dataset_id
 
 
-def test_a_token_is_told_of_and_never_shown(client: TestClient, shut: Hub, sessions: sessionmaker[Session]) -> None:
+def test_a_token_is_described_and_never_shown(client: TestClient, shut: Hub, sessions: sessionmaker[Session]) -> None:
     problem(client.get("/hub-token"), 404, "not_found")
     first = give(client, THEIRS)
-    given = give(client, OURS)
-    assert (given["name"], given["id"] != first["id"]) == ("acme", True)
+    second = give(client, OURS)
+    assert (second["name"], second["id"] != first["id"]) == ("acme", True)
     answers = [client.get("/hub-token"), client.get("/audit"), client.delete("/hub-token")]
-    assert answers[0].json() == answers[2].json() == given
+    assert answers[0].json() == answers[2].json() == second
     assert [entry["action"] for entry in client.get("/audit", params={"limit": 3}).json()["data"]] == [
         "delete_hub_token",
         "put_hub_token",
@@ -117,7 +117,7 @@ def test_without_a_key_to_encrypt_with_no_token_is_taken(app: FastAPI, client: T
     assert report["param"] == "SEFT_SECRET_KEY"
 
 
-def test_a_token_whose_key_is_gone_is_told_and_open_models_need_none(
+def test_without_the_encryption_key_a_token_is_an_error_and_open_models_need_none(
     app: FastAPI, client: TestClient, shut: Hub
 ) -> None:
     give(client, OURS)
@@ -128,7 +128,7 @@ def test_a_token_whose_key_is_gone_is_told_and_open_models_need_none(
         assert there.get("/models/acme/open").status_code == 200
 
 
-def test_a_hub_that_is_away_takes_no_token(client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_accepts_no_token(client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     problem(client.put("/hub-token", json={"token": OURS}), 502, "hub_unreachable")
 
@@ -175,7 +175,7 @@ def test_an_open_model_is_asked_for_without_the_token(client: TestClient, shut: 
     assert (shut.tokens(), shut.cached()) == ({None}, ["models--acme--open"])
 
 
-def test_a_token_that_the_hub_has_forgotten_is_told(
+def test_a_token_that_the_hub_no_longer_accepts_is_an_error(
     client: TestClient, shut: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give(client, OURS)
@@ -190,8 +190,8 @@ def test_a_private_dataset_is_imported_by_its_own_tenant_alone(
 ) -> None:
     give(client, OURS)
     for one, status in ((client, "done"), (stranger, "failed")):
-        begun = one.post("/imports", json={"source": "hf://datasets/acme/texts"}).json()
-        assert Importer(app.state.services).round()
-        found = one.get(f"/imports/{begun['id']}").json()
-        assert found["status"] == status, found
-    assert (found["error"]["code"], "PUT /hub-token" in found["error"]["message"]) == ("not_found", True)
+        pending = one.post("/imports", json={"source": "hf://datasets/acme/texts"}).json()
+        assert Importer(app.state.services).poll()
+        result = one.get(f"/imports/{pending['id']}").json()
+        assert result["status"] == status, result
+    assert (result["error"]["code"], "PUT /hub-token" in result["error"]["message"]) == ("not_found", True)

@@ -1,4 +1,4 @@
-"""Datasets that come in parts, straight into the object storage, and those that the service fetches."""
+"""Imports: files sent in parts to the object storage, and sources that the service fetches."""
 
 import gzip
 from collections.abc import Iterator
@@ -27,31 +27,31 @@ RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 Sessions = sessionmaker[Session]
 
 
-def begin(client: TestClient, size: int, **more: Any) -> Json:
-    answer = client.post("/imports", json={"name": "texts.jsonl", "bytes": size, **more})
+def begin(client: TestClient, size: int, **fields: Any) -> Json:
+    answer = client.post("/imports", json={"name": "texts.jsonl", "bytes": size, **fields})
     assert answer.status_code == 201, answer.text
-    made: Json = answer.json()
-    assert answer.headers["location"] == f"/imports/{made['id']}"
-    return made
+    row: Json = answer.json()
+    assert answer.headers["location"] == f"/imports/{row['id']}"
+    return row
 
 
-def parts(client: TestClient, begun: Json) -> list[Json]:
-    data: list[Json] = client.get(f"/imports/{begun['id']}/parts").json()["data"]
+def parts(client: TestClient, row: Json) -> list[Json]:
+    data: list[Json] = client.get(f"/imports/{row['id']}/parts").json()["data"]
     return data
 
 
-def send(client: TestClient, begun: Json, content: bytes, *numbers: int) -> None:
-    for part in parts(client, begun):
+def send(client: TestClient, row: Json, content: bytes, *numbers: int) -> None:
+    for part in parts(client, row):
         if part["number"] in numbers:
-            start = (part["number"] - 1) * begun["part_bytes"]
+            start = (part["number"] - 1) * row["part_bytes"]
             assert httpx2.put(part["url"], content=content[start : start + part["bytes"]]).status_code == 200
 
 
-def settled(app: FastAPI, client: TestClient, begun: Json) -> Json:
-    """What an import became, once an importer has gone round."""
-    assert Importer(app.state.services).round()
-    found: Json = client.get(f"/imports/{begun['id']}").json()
-    return found
+def settled(app: FastAPI, client: TestClient, row: Json) -> Json:
+    """Let an importer poll once, and return the import."""
+    assert Importer(app.state.services).poll()
+    result: Json = client.get(f"/imports/{row['id']}").json()
+    return result
 
 
 def stored(app: FastAPI) -> list[str]:
@@ -59,111 +59,109 @@ def stored(app: FastAPI) -> list[str]:
     return keys
 
 
-def test_parts_become_the_dataset_that_one_request_makes_and_go_on_where_they_were(
+def test_parts_become_the_same_dataset_as_one_upload_and_can_be_resumed(
     app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imports, "PART_BYTES", 5 << 20)
     lines = b"".join(b'{"text": "%09d%s"}\n' % (number, b"x" * 990) for number in range(11_000))
-    begun = begin(client, len(lines), resume_key="k")
-    assert (begun["status"], begun["parts"]) == ("receiving", 3)
-    send(client, begun, lines, 1, 3)
-    report = problem(client.post(f"/imports/{begun['id']}/complete"), 409, "conflict")
+    upload = begin(client, len(lines), resume_key="k")
+    assert (upload["status"], upload["parts"]) == ("receiving", 3)
+    send(client, upload, lines, 1, 3)
+    report = problem(client.post(f"/imports/{upload['id']}/complete"), 409, "conflict")
     assert report["errors"][0]["value"] == "without 2"
-    assert begin(client, len(lines), resume_key="k") == begun
-    assert [part["received"] for part in parts(client, begun)] == [True, False, True]
-    send(client, begun, lines, 2)
+    assert begin(client, len(lines), resume_key="k") == upload
+    assert [part["received"] for part in parts(client, upload)] == [True, False, True]
+    send(client, upload, lines, 2)
     for _ in range(2):
-        answer = client.post(f"/imports/{begun['id']}/complete")
+        answer = client.post(f"/imports/{upload['id']}/complete")
         assert (answer.status_code, answer.json()["status"]) == (202, "checking")
-    found = settled(app, client, begun)
-    assert found["status"] == "done"
-    made = client.get(f"/datasets/{found['dataset_id']}").json()
-    assert client.post("/datasets", files={"file": ("texts.jsonl", lines)}).json() == made
-    assert stored(app) == [f"datasets/{made['sha256']}.jsonl"]
-    assert begin(client, len(lines), resume_key="k")["id"] != begun["id"]
+    result = settled(app, client, upload)
+    assert result["status"] == "done"
+    dataset = client.get(f"/datasets/{result['dataset_id']}").json()
+    assert client.post("/datasets", files={"file": ("texts.jsonl", lines)}).json() == dataset
+    assert stored(app) == [f"datasets/{dataset['sha256']}.jsonl"]
+    assert begin(client, len(lines), resume_key="k")["id"] != upload["id"]
 
 
 def test_a_link_takes_its_part_whole_and_nothing_else(app: FastAPI, client: TestClient) -> None:
-    begun = begin(client, len(RIGHT))
-    (part,) = parts(client, begun)
+    upload = begin(client, len(RIGHT))
+    (part,) = parts(client, upload)
     assert httpx2.put(part["url"], content=RIGHT + b"x").status_code == 403
     assert httpx2.put(part["url"].replace("partNumber=1", "partNumber=2"), content=RIGHT).status_code == 403
-    problem(client.post(f"/imports/{begun['id']}/complete"), 409, "conflict")
+    problem(client.post(f"/imports/{upload['id']}/complete"), 409, "conflict")
 
 
-def test_a_file_that_is_no_dataset_is_told_line_by_line_and_nothing_is_kept(app: FastAPI, client: TestClient) -> None:
+def test_the_invalid_lines_of_a_file_are_named_and_nothing_is_stored(app: FastAPI, client: TestClient) -> None:
     content = gzip.compress(RIGHT + b"broken\n")
     for skip, status in ((0, "failed"), (50, "done")):
-        begun = begin(client, len(content), invalid_sample_skip_percentage=skip)
-        send(client, begun, content, 1)
-        client.post(f"/imports/{begun['id']}/complete")
-        found = settled(app, client, begun)
-        assert found["status"] == status
+        upload = begin(client, len(content), invalid_sample_skip_percentage=skip)
+        send(client, upload, content, 1)
+        client.post(f"/imports/{upload['id']}/complete")
+        result = settled(app, client, upload)
+        assert result["status"] == status
         if status == "failed":
-            assert found["error"]["code"] == "invalid_dataset"
-            assert [flaw["param"] for flaw in found["error"]["errors"]] == ["line 3"]
+            assert result["error"]["code"] == "invalid_dataset"
+            assert [flaw["param"] for flaw in result["error"]["errors"]] == ["line 3"]
             assert stored(app) == []
-    assert client.get(f"/datasets/{found['dataset_id']}").json()["skipped"] == 1
+    assert client.get(f"/datasets/{result['dataset_id']}").json()["skipped"] == 1
 
 
-def test_an_import_whose_importer_died_is_taken_again_and_the_dead_one_changes_nothing(
-    app: FastAPI, client: TestClient, sessions: Sessions
-) -> None:
-    begun = begin(client, len(RIGHT))
-    send(client, begun, RIGHT, 1)
-    client.post(f"/imports/{begun['id']}/complete")
+def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
+    upload = begin(client, len(RIGHT))
+    send(client, upload, RIGHT, 1)
+    client.post(f"/imports/{upload['id']}/complete")
     with sessions.begin() as session:
-        dead = imports.claim(session)
-        assert dead is not None
-        session.expunge(dead)
-    assert not Importer(app.state.services).round()
+        claimed = imports.claim(session)
+        assert claimed is not None
+        session.expunge(claimed)
+    assert not Importer(app.state.services).poll()
     let_leases_end(sessions)
-    assert settled(app, client, begun)["status"] == "done"
+    assert settled(app, client, upload)["status"] == "done"
     with sessions.begin() as session:
-        assert imports.held(session, dead) is None
+        assert imports.held(session, claimed) is None
 
 
-def test_what_never_works_is_given_up(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
-    begun = begin(client, len(RIGHT))
-    send(client, begun, RIGHT, 1)
-    client.post(f"/imports/{begun['id']}/complete")
+def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
+    upload = begin(client, len(RIGHT))
+    send(client, upload, RIGHT, 1)
+    client.post(f"/imports/{upload['id']}/complete")
     for _ in range(imports.TRIES):
         with sessions.begin() as session:
             assert imports.claim(session)
         let_leases_end(sessions)
     with sessions.begin() as session:
         assert imports.claim(session) is None
-    found = client.get(f"/imports/{begun['id']}").json()
-    assert (found["status"], found["error"]["code"]) == ("failed", "unavailable")
+    result = client.get(f"/imports/{upload['id']}").json()
+    assert (result["status"], result["error"]["code"]) == ("failed", "unavailable")
 
 
-def test_an_import_that_is_given_up_leaves_no_part(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
-    begun = begin(client, len(RIGHT))
-    send(client, begun, RIGHT, 1)
-    (part,) = parts(client, begun)
+def test_a_deleted_import_leaves_no_part(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
+    pending = begin(client, len(RIGHT))
+    send(client, pending, RIGHT, 1)
+    (part,) = parts(client, pending)
     assert part["url"] is None
     with sessions.begin() as session:
-        row = session.get_one(Import, begun["id"])
+        row = session.get_one(Import, pending["id"])
         key, upload = imports.key(row.id), row.upload
-    assert client.delete(f"/imports/{begun['id']}").json()["id"] == begun["id"]
-    problem(client.get(f"/imports/{begun['id']}"), 404, "not_found")
+    assert client.delete(f"/imports/{pending['id']}").json()["id"] == pending["id"]
+    problem(client.get(f"/imports/{pending['id']}"), 404, "not_found")
     assert app.state.services.storage.parts(key, upload) == {}
 
 
 def test_unfinished_imports_are_bounded_and_expire(client: TestClient, sessions: Sessions) -> None:
-    begun = [begin(client, 9)["id"] for _ in range(imports.MOST)]
+    import_ids = [begin(client, 9)["id"] for _ in range(imports.MOST)]
     problem(client.post("/imports", json={"bytes": 9}), 409, "limit_reached")
     with sessions.begin() as session:
         old = func.now() - imports.UNFINISHED - timedelta(hours=1)
-        session.execute(update(Import).where(Import.id == begun[0]).values(created_at=old))
+        session.execute(update(Import).where(Import.id == import_ids[0]).values(created_at=old))
         imports.expire(session)
-    assert client.get(f"/imports/{begun[0]}").json()["error"]["code"] == "too_slow"
+    assert client.get(f"/imports/{import_ids[0]}").json()["error"]["code"] == "too_slow"
     page = client.get("/imports", params={"limit": 3}).json()
-    assert ([row["id"] for row in page["data"]], page["has_more"]) == (begun[:-4:-1], True)
+    assert ([row["id"] for row in page["data"]], page["has_more"]) == (import_ids[:-4:-1], True)
     assert begin(client, 9)["status"] == "receiving"
 
 
-def test_a_request_that_cannot_work_is_refused(app: FastAPI, client: TestClient) -> None:
+def test_an_invalid_request_is_rejected(app: FastAPI, client: TestClient) -> None:
     most = app.state.services.settings.max_dataset_bytes
     bodies: list[tuple[Json, str]] = [
         ({}, "body"),
@@ -182,7 +180,7 @@ def test_a_request_that_cannot_work_is_refused(app: FastAPI, client: TestClient)
 
 @pytest.fixture
 def opened(app: FastAPI, servers: Servers, new_client: NewClient) -> Iterator[tuple[FastAPI, TestClient, Any]]:
-    """A service that may read a part of another bucket, its client, and a client of that bucket."""
+    """A service that may read a prefix of another bucket, its client, and a client of that bucket."""
     s3 = servers.storage.client()
     s3.create_bucket(Bucket="test-inbox")
     buckets = {"dataset_buckets": ["test-inbox/open/"]}
@@ -201,12 +199,12 @@ def test_an_object_of_an_opened_place_becomes_a_dataset(opened: tuple[FastAPI, T
     for key in ("shut/texts.jsonl", "opened.jsonl"):
         report = problem(client.post("/imports", json={"source": f"s3://test-inbox/{key}"}), 422, "invalid_request")
         assert "test-inbox/open/" in report["errors"][0]["way_out"]
-    begun = client.post("/imports", json={"source": "s3://test-inbox/open/texts.jsonl.gz"}).json()
-    assert (begun["status"], begun["parts"], parts(client, begun)) == ("checking", None, [])
-    made = client.get(f"/datasets/{settled(app, client, begun)['dataset_id']}").json()
-    assert (made["name"], made["bytes"]) == ("texts.jsonl.gz", len(RIGHT))
-    begun = client.post("/imports", json={"source": "s3://test-inbox/open/none.jsonl"}).json()
-    assert settled(app, client, begun)["error"]["code"] == "not_found"
+    row = client.post("/imports", json={"source": "s3://test-inbox/open/texts.jsonl.gz"}).json()
+    assert (row["status"], row["parts"], parts(client, row)) == ("checking", None, [])
+    dataset = client.get(f"/datasets/{settled(app, client, row)['dataset_id']}").json()
+    assert (dataset["name"], dataset["bytes"]) == ("texts.jsonl.gz", len(RIGHT))
+    row = client.post("/imports", json={"source": "s3://test-inbox/open/none.jsonl"}).json()
+    assert settled(app, client, row)["error"]["code"] == "not_found"
 
 
 def test_the_own_bucket_cannot_be_opened(settings: Settings) -> None:
@@ -237,20 +235,20 @@ def test_a_file_of_a_hub_dataset_becomes_a_dataset(
             f"owner/one@{COMMIT}/data.jsonl": "data.jsonl",
             "owner/two/b.jsonl": "b.jsonl",
         }.items():
-            begun = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
-            found = settled(app, client, begun)
-            assert found["error"] is None
-            assert client.get(f"/datasets/{found['dataset_id']}").json()["name"] == name
+            row = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
+            result = settled(app, client, row)
+            assert result["error"] is None
+            assert client.get(f"/datasets/{result['dataset_id']}").json()["name"] == name
         for source, (code, value) in refusals.items():
-            begun = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
-            error = settled(app, client, begun)["error"]
+            row = client.post("/imports", json={"source": f"hf://datasets/{source}"}).json()
+            error = settled(app, client, row)["error"]
             assert (error["code"], error["errors"][0]["value"]) == (code, value)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    begun = client.post("/imports", json={"source": "hf://datasets/owner/one"}).json()
-    assert settled(app, client, begun)["status"] == "checking", "a hub that is away is asked again later"
+    row = client.post("/imports", json={"source": "hf://datasets/owner/one"}).json()
+    assert settled(app, client, row)["status"] == "checking", "an unreachable hub is tried again later"
 
 
 def let_leases_end(sessions: Sessions) -> None:
     with sessions.begin() as session:
-        held = update(Import).where(Import.due_at.is_not(None))
-        session.execute(held.values(due_at=func.now() - timedelta(seconds=1)))
+        leased = update(Import).where(Import.due_at.is_not(None))
+        session.execute(leased.values(due_at=func.now() - timedelta(seconds=1)))

@@ -24,7 +24,7 @@ from core.specs import JobSpec
 from core.states import Phase
 from tests.api.conftest import Json, NewClient, problem
 
-WISHES = ("/cancel", "/pause", "/resume", "/stop", "/start")
+ACTIONS = ("/cancel", "/pause", "/resume", "/stop", "/start")
 
 
 def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient, body: Json) -> None:
@@ -38,7 +38,7 @@ def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient,
     assert client.get(answer.headers["location"]).json() == job
 
 
-def test_a_hint_is_sent_for_a_new_job_and_for_no_other(client: TestClient, body: Json, settings: Settings) -> None:
+def test_a_notification_is_sent_for_a_new_job_only(client: TestClient, body: Json, settings: Settings) -> None:
     with redis.Redis.from_url(str(settings.broker_url)) as broker:
         for _ in range(2):
             client.post("/jobs", json=body, headers={"Idempotency-Key": "k"})
@@ -93,9 +93,7 @@ def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, b
     assert client.get("/jobs").json() == {"data": [], "has_more": False}
 
 
-def test_a_hub_that_does_not_answer_is_told_apart(
-    client: TestClient, body: Json, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_hub_has_its_own_code(client: TestClient, body: Json, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -105,7 +103,7 @@ def test_a_hub_that_does_not_answer_is_told_apart(
 
 @pytest.fixture
 def mute_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """A hub that takes calls and never answers; whoever waits for it is let go at the end."""
+    """A hub that accepts connections and never responds. It is closed at the end of the test."""
     import huggingface_hub.constants
 
     with socket.create_server(("127.0.0.1", 0), backlog=64) as hub:
@@ -115,33 +113,33 @@ def mute_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
 
 def test_a_hub_that_never_answers_stalls_nobody_else(mute_hub: socket.socket, client: TestClient, body: Json) -> None:
     with ThreadPoolExecutor(40) as pool:
-        asked = [pool.submit(client.post, "/jobs", json=body | {"model": "owner/name"}) for _ in range(40)]
+        calls = [pool.submit(client.post, "/jobs", json=body | {"model": "owner/name"}) for _ in range(40)]
         waiting = [mute_hub.accept()[0] for _ in range(HUB_CALLS)]
-        refused = [answer.result() for answer in islice(as_completed(asked), 40 - HUB_CALLS)]
-        for answer in refused:
+        rejected = [answer.result() for answer in islice(as_completed(calls), 40 - HUB_CALLS)]
+        for answer in rejected:
             problem(answer, 503, "hub_busy")
             assert answer.headers["retry-after"]
         assert client.post("/jobs", json=body).status_code == 202
         for connection in waiting:
             connection.close()
         mute_hub.close()
-    assert sorted(answer.result().status_code for answer in asked) == [502] * HUB_CALLS + [503] * (40 - HUB_CALLS)
+    assert sorted(answer.result().status_code for answer in calls) == [502] * HUB_CALLS + [503] * (40 - HUB_CALLS)
 
 
 def test_the_list_is_paged_newest_first_and_narrowed(client: TestClient, body: Json) -> None:
-    made = [client.post("/jobs", json=body).json()["id"] for _ in range(5)]
-    seen: list[str] = []
+    job_ids = [client.post("/jobs", json=body).json()["id"] for _ in range(5)]
+    listed: list[str] = []
     page = client.get("/jobs", params={"limit": 2}).json()
-    seen += [job["id"] for job in page["data"]]
+    listed += [job["id"] for job in page["data"]]
     while page["has_more"]:
-        page = client.get("/jobs", params={"limit": 2, "after": seen[-1]}).json()
-        seen += [job["id"] for job in page["data"]]
-    assert seen == sorted(made, reverse=True)
+        page = client.get("/jobs", params={"limit": 2, "after": listed[-1]}).json()
+        listed += [job["id"] for job in page["data"]]
+    assert listed == sorted(job_ids, reverse=True)
     assert client.get("/jobs", params={"status": "running"}).json()["data"] == []
     assert len(client.get("/jobs", params={"status": "queued"}).json()["data"]) == 5
 
 
-def test_a_poller_is_told_when_nothing_changed(
+def test_a_poller_gets_304_if_nothing_changed(
     client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]
 ) -> None:
     path = f"/jobs/{attempt.job_id}"
@@ -190,7 +188,7 @@ def test_a_waiting_poller_is_answered_when_the_job_changes(
     assert (answer.status_code, answer.json()["step"]) == (200, 7)
 
 
-def test_a_waiting_poller_is_told_at_the_end_that_nothing_changed(client: TestClient, job_id: str) -> None:
+def test_a_waiting_poller_gets_304_at_the_end_if_nothing_changed(client: TestClient, job_id: str) -> None:
     path = f"/jobs/{job_id}"
     etag = client.get(path).headers["etag"]
     began = time.monotonic()
@@ -199,7 +197,7 @@ def test_a_waiting_poller_is_told_at_the_end_that_nothing_changed(client: TestCl
     assert time.monotonic() - began >= 2
 
 
-def test_nobody_waits_for_what_has_ended_or_what_is_news(client: TestClient, job_id: str) -> None:
+def test_no_request_waits_for_a_finished_job_or_a_change_that_has_happened(client: TestClient, job_id: str) -> None:
     path = f"/jobs/{job_id}"
     assert client.get(path, params={"wait": 60}, headers={"If-None-Match": '"old"'}).status_code == 200
     client.post(f"{path}/cancel")
@@ -216,7 +214,7 @@ def test_nothing_is_held_open_while_a_poller_waits(app: FastAPI, client: TestCli
         assert app.state.services.engine.pool.checkedout() == 0
 
 
-def test_a_job_that_newer_software_took_is_shown_as_it_stands(
+def test_a_job_of_newer_software_is_returned_unchanged(
     client: TestClient, job_id: str, attempt: Attempt, sessions: sessionmaker[Session]
 ) -> None:
     newer = "UPDATE jobs SET phase = 'distilling', spec = spec || '{\"invented\": 3}' WHERE id = :id"
@@ -226,7 +224,7 @@ def test_a_job_that_newer_software_took_is_shown_as_it_stands(
         assert (job["phase"], job["spec"]["invented"]) == ("distilling", 3)
 
 
-def test_a_job_that_older_software_took_is_shown_with_all_defaults(
+def test_a_job_of_older_software_is_returned_with_all_defaults(
     client: TestClient, job_id: str, sessions: sessionmaker[Session]
 ) -> None:
     now = client.get(f"/jobs/{job_id}").json()["spec"]
@@ -236,34 +234,34 @@ def test_a_job_that_older_software_took_is_shown_with_all_defaults(
 
 
 def test_jobs_are_found_by_their_model_and_metadata(client: TestClient, body: Json) -> None:
-    mine = [
+    job_ids = [
         client.post("/jobs", json=body | {"metadata": metadata}).json()["id"]
         for metadata in ({}, {"team": "a"}, {"team": "a", "run": "x=1"}, {"team": "b"})
     ]
 
-    def found(query: str) -> set[str]:
+    def search(query: str) -> set[str]:
         return {job["id"] for job in client.get(f"/jobs?{query}").json()["data"]}
 
-    assert found("model=tiny") == set(mine)
-    assert found("model=tin") == set()
-    assert found("metadata=team=a") == set(mine[1:3])
-    assert found("metadata=team=a&metadata=run=x%3D1") == {mine[2]}
-    assert found("metadata=team=a&status=running") == found("metadata=team=") == set()
+    assert search("model=tiny") == set(job_ids)
+    assert search("model=tin") == set()
+    assert search("metadata=team=a") == set(job_ids[1:3])
+    assert search("metadata=team=a&metadata=run=x%3D1") == {job_ids[2]}
+    assert search("metadata=team=a&status=running") == search("metadata=team=") == set()
     for wrong in ("team", "=a", "team=%00"):
         assert problem(client.get(f"/jobs?metadata={wrong}"), 422, "invalid_request")["param"] == "metadata"
 
 
-def test_a_clone_asks_for_the_same_but_for_its_overrides(client: TestClient, body: Json) -> None:
-    former = client.post("/jobs", json=body | {"metadata": {"team": "a", "run": "1"}, "repair": {"steps": 7}}).json()
-    clone = {"seed": 3, "repair": {"density": 0.1}, "metadata": {"run": None, "of": "1"}}
-    answer = client.post(f"/jobs/{former['id']}/clone", json=clone)
+def test_a_clone_has_the_same_settings_except_its_overrides(client: TestClient, body: Json) -> None:
+    original = client.post("/jobs", json=body | {"metadata": {"team": "a", "run": "1"}, "repair": {"steps": 7}}).json()
+    overrides = {"seed": 3, "repair": {"density": 0.1}, "metadata": {"run": None, "of": "1"}}
+    answer = client.post(f"/jobs/{original['id']}/clone", json=overrides)
     assert answer.status_code == 202
-    made = answer.json()
-    assert answer.headers["location"] == f"/jobs/{made['id']}"
-    assert made["id"] != former["id"]
-    repair = {**former["spec"]["repair"], "density": 0.1}
-    assert made["spec"] == {**former["spec"], "seed": 3, "repair": repair, "metadata": {"team": "a", "of": "1"}}
-    again = client.post(f"/jobs/{made['id']}/clone", json={"repair": None}).json()
+    copy = answer.json()
+    assert answer.headers["location"] == f"/jobs/{copy['id']}"
+    assert copy["id"] != original["id"]
+    repair = {**original["spec"]["repair"], "density": 0.1}
+    assert copy["spec"] == {**original["spec"], "seed": 3, "repair": repair, "metadata": {"team": "a", "of": "1"}}
+    again = client.post(f"/jobs/{copy['id']}/clone", json={"repair": None}).json()
     assert again["spec"]["repair"] == client.post("/jobs", json=body).json()["spec"]["repair"]
 
 
@@ -302,24 +300,24 @@ def test_cancelling_is_at_once_and_may_be_repeated(client: TestClient, attempt: 
 def test_a_job_is_made_to_wait_started_paused_and_resumed(
     client: TestClient, body: Json, sessions: sessionmaker[Session], settings: Settings
 ) -> None:
-    def ask(wish: str) -> Json:
-        answers = [client.post(f"/jobs/{job['id']}/{wish}") for _ in range(2)]
+    def act(action: str) -> Json:
+        answers = [client.post(f"/jobs/{job['id']}/{action}") for _ in range(2)]
         assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
         assert answers[0].json() == answers[1].json()
-        asked: Json = answers[0].json()
-        return asked
+        view: Json = answers[0].json()
+        return view
 
     with redis.Redis.from_url(str(settings.broker_url)) as broker:
         job = client.post("/jobs", json=body | {"auto_start": False}).json()
         assert (job["status"], job["reason"]["code"], broker.llen("seft")) == ("paused", "not_started", 0)
-        assert (ask("start")["status"], broker.llen("seft")) == ("queued", 2)
-    assert ask("pause")["reason"]["code"] == "asked"
+        assert (act("start")["status"], broker.llen("seft")) == ("queued", 2)
+    assert act("pause")["reason"]["code"] == "asked"
     problem(client.post(f"/jobs/{job['id']}/start"), 409, "conflict")
-    assert ask("resume")["queue_position"] == 1
+    assert act("resume")["queue_position"] == 1
     with sessions.begin() as session:
         assert attempts.claim(session, "gpu-1", 60)
-    assert ask("pause")["pausing"]
-    stopping = ask("stop")
+    assert act("pause")["pausing"]
+    stopping = act("stop")
     assert (stopping["status"], stopping["pausing"], stopping["stopping"]) == ("running", False, True)
     assert client.get("/jobs", params={"status": "paused"}).json()["data"] == []
 
@@ -331,9 +329,9 @@ def test_a_finished_job_is_not_cancelled(client: TestClient, attempt: Attempt, s
     assert "succeeded" in report["detail"]
 
 
-@pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", *WISHES])
+@pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", *ACTIONS])
 def test_another_tenants_job_is_not_there(path: str, new_client: NewClient, job_id: str, client: TestClient) -> None:
-    stranger, method = new_client("theirs"), "POST" if path in WISHES else "GET"
+    stranger, method = new_client("theirs"), "POST" if path in ACTIONS else "GET"
     for unknown in (job_id, f"job_{'0' * 26}", "nonsense", "a%00b"):
         problem(stranger.request(method, f"/jobs/{unknown}{path}"), 404, "not_found")
     assert stranger.get("/jobs").json()["data"] == []

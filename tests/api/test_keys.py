@@ -1,4 +1,4 @@
-"""API keys over HTTP: made, listed, revoked, and held to their rate."""
+"""API keys over HTTP: create, list, revoke, rate limit."""
 
 import time
 from collections.abc import Iterator
@@ -15,22 +15,22 @@ from tests.api.conftest import NewClient, problem
 def test_a_new_key_opens_the_api_and_shows_its_secret_once(app: FastAPI, client: TestClient) -> None:
     answer = client.post("/keys", json={"name": "nightly", "scope": "read"})
     assert (answer.status_code, answer.headers["cache-control"]) == (201, "no-store")
-    made = answer.json()
-    secret = made.pop("secret")
-    assert made["last_used_at"] is None
+    key = answer.json()
+    secret = key.pop("secret")
+    assert key["last_used_at"] is None
     assert TestClient(app).get("/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
     listed = client.get("/keys")
     assert secret not in listed.text
     newest = listed.json()["data"][0]
     assert newest.pop("last_used_at") is not None
-    assert newest == {name: value for name, value in made.items() if name != "last_used_at"}
+    assert newest == {name: value for name, value in key.items() if name != "last_used_at"}
 
 
-def test_a_revoked_key_is_shut_out_at_once_and_for_ever(app: FastAPI, client: TestClient) -> None:
-    made = client.post("/keys", json={"name": "lost"}).json()
-    with TestClient(app, headers={"Authorization": f"Bearer {made['secret']}"}) as holder:
+def test_a_revoked_key_is_rejected_at_once(app: FastAPI, client: TestClient) -> None:
+    key = client.post("/keys", json={"name": "lost"}).json()
+    with TestClient(app, headers={"Authorization": f"Bearer {key['secret']}"}) as holder:
         assert holder.get("/jobs").status_code == 200
-        first, again = (client.delete(f"/keys/{made['id']}") for _ in range(2))
+        first, again = (client.delete(f"/keys/{key['id']}") for _ in range(2))
         assert first.json() == again.json()
         assert first.json()["revoked_at"]
         problem(holder.get("/jobs"), 401, "unauthenticated")
@@ -43,11 +43,11 @@ def test_no_tenant_locks_itself_out(client: TestClient) -> None:
 
 
 def test_keys_are_paged_newest_first(client: TestClient) -> None:
-    made = [client.post("/keys", json={"name": name}).json()["id"] for name in ("a", "b", "c")]
+    key_ids = [client.post("/keys", json={"name": name}).json()["id"] for name in ("a", "b", "c")]
     page = client.get("/keys", params={"limit": 2}).json()
-    assert ([key["id"] for key in page["data"]], page["has_more"]) == (made[:0:-1], True)
-    rest = client.get("/keys", params={"after": made[1]}).json()
-    assert (rest["data"][0]["id"], len(rest["data"]), rest["has_more"]) == (made[0], 2, False)
+    assert ([key["id"] for key in page["data"]], page["has_more"]) == (key_ids[:0:-1], True)
+    rest = client.get("/keys", params={"after": key_ids[1]}).json()
+    assert (rest["data"][0]["id"], len(rest["data"]), rest["has_more"]) == (key_ids[0], 2, False)
 
 
 @pytest.mark.parametrize(
@@ -58,26 +58,26 @@ def test_a_wrong_field_of_a_key_is_named(body: dict[str, str], param: str, clien
     assert problem(client.post("/keys", json=body), 422, "invalid_request")["param"] == param
 
 
-def test_an_unknown_field_of_a_key_is_met_with_the_fields_of_keys(client: TestClient) -> None:
+def test_the_error_of_an_unknown_field_lists_the_fields_of_keys(client: TestClient) -> None:
     (flaw,) = problem(client.post("/keys", json={"name": "a", "scop": "read"}), 422, "invalid_request")["errors"]
     assert (flaw["param"], flaw["way_out"]) == ("scop", "Did you mean 'scope'? Known fields: name, scope.")
 
 
 @pytest.fixture
 def slow(app: FastAPI, client: TestClient) -> Iterator[TestClient]:
-    """A client of a server that lets a key pass twenty times at once, then twice a second."""
+    """A client of a server that allows a key twenty requests at once, then two per second."""
     limited = make_app(app.state.services.settings.model_copy(update={"rate_limit": 2.0}))
     with TestClient(limited, headers=dict(client.headers)) as connected:
         yield connected
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_come_back(slow: TestClient, new_client: NewClient) -> None:
+def test_a_key_over_its_rate_limit_gets_429_with_retry_after(slow: TestClient, new_client: NewClient) -> None:
     answers = [slow.get("/jobs") for _ in range(60)]
     statuses = [answer.status_code for answer in answers]
     assert statuses[:20] == [200] * 20
     answer = next(answer for answer in answers if answer.status_code != 200)
     report = problem(answer, 429, "rate_limited")
-    assert "2 requests a second" in report["detail"]
+    assert "2 requests per second" in report["detail"]
     other = {"Authorization": new_client("ours").headers["Authorization"]}
     assert slow.get("/jobs", headers=other).status_code == 200
     assert answer.headers["retry-after"] == "1"
@@ -85,7 +85,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(slow: TestClient, n
     assert slow.get("/jobs").status_code == 200
 
 
-def test_nobody_is_held_back_while_the_counts_are_away(settings: Settings, client: TestClient) -> None:
+def test_there_is_no_rate_limit_while_the_counters_are_unreachable(settings: Settings, client: TestClient) -> None:
     lost = make_app(settings.model_copy(update={"rate_limit": 0.1, "broker_url": "redis://127.0.0.1:9/0"}))
     with TestClient(lost, headers=dict(client.headers)) as connected:
         assert {connected.get("/jobs").status_code for _ in range(5)} == {200}

@@ -1,4 +1,4 @@
-"""What a request may weigh, and how long it may take to come."""
+"""Limits of a request: size, nesting and speed."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from api import limits
 from api.limits import BODY_BYTES, JSON_DEPTH
-from api.protocol import PatientProtocol
+from api.protocol import HeadTimeoutProtocol
 from tests.api.conftest import Json, problem, serving
 from tests.api.walk import make_world, operations
 
@@ -63,9 +63,9 @@ def test_a_form_has_one_file_and_one_field_at_most(client: TestClient) -> None:
 
 @pytest.fixture
 def impatient(app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """A client of a real server whose patience ends after half a second."""
+    """A client of a real server whose timeouts are half a second."""
     monkeypatch.setattr(limits, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(PatientProtocol, "head_seconds", 0.5)
+    monkeypatch.setattr(HeadTimeoutProtocol, "head_seconds", 0.5)
     with serving(app, client) as connected:
         yield connected
 
@@ -79,8 +79,8 @@ def test_a_body_that_comes_too_slowly_is_given_up(impatient: Client) -> None:
     for start in ("", '{"mod'):
         with connect(impatient) as slow:
             slow.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{start}".encode())
-            told = b"".join(iter(lambda: slow.recv(65536), b""))
-        status, _, report = told.partition(b"\r\n\r\n")
+            response = b"".join(iter(lambda: slow.recv(65536), b""))
+        status, _, report = response.partition(b"\r\n\r\n")
         assert status.startswith(b"HTTP/1.1 408 ")
         assert (json.loads(report)["code"], json.loads(report)["param"]) == ("too_slow", "body")
 
@@ -92,14 +92,14 @@ def test_a_body_that_drips_is_given_up(impatient: Client) -> None:
         slow.sendall(b'--b\r\nContent-Disposition: form-data; name="')
         began = time.monotonic()
         slow.settimeout(0.1)
-        told = b""
-        while not told and time.monotonic() - began < 20:
+        response = b""
+        while not response and time.monotonic() - began < 20:
             slow.sendall(b"x")
             try:
-                told = slow.recv(65536)
+                response = slow.recv(65536)
             except TimeoutError:
                 continue
-    assert told.startswith(b"HTTP/1.1 408 ")
+    assert response.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> None:
@@ -109,14 +109,14 @@ def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> Non
             assert slow.recv(65536) == b""
     with connect(impatient) as slow:
         slow.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        told = b""
-        while b"}" not in told:
-            told += slow.recv(65536)
+        response = b""
+        while b"}" not in response:
+            response += slow.recv(65536)
         slow.sendall(b"GET /li")
         assert slow.recv(65536) == b""
 
 
-def test_patience_is_for_the_request_and_not_for_the_answer(impatient: Client) -> None:
+def test_the_timeouts_are_for_the_request_and_not_for_the_response(impatient: Client) -> None:
     dataset = impatient.post("/datasets", files={"file": ("x", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
     job = impatient.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.5}).json()["id"]
     assert impatient.get(f"/jobs/{job}", params={"wait": 2}).json()["id"] == job

@@ -1,4 +1,4 @@
-"""Models: what can be repaired here, and what an earlier job has published among it."""
+"""Models that can be repaired, including results of earlier jobs."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def test_local_models_are_listed_by_name_and_then_ones_own_results(
     write_hollow(root / "deep" / "owner" / "model")
     (write_hollow(root / "broken") / "model.safetensors").write_bytes(b"")
     (root / "empty").mkdir()
-    found = listed(client)
-    assert [(each["id"], each["kind"]) for each in found] == [
+    models = listed(client)
+    assert [(each["id"], each["kind"]) for each in models] == [
         ("deep/owner/model", "folder"),
         ("tiny", "folder"),
         (result, "result"),
     ]
-    assert [each["revision"] for each in found] == [None, None, SHA256]
-    assert found[2]["licence"] == "mit"
-    for each in found:
+    assert [each["revision"] for each in models] == [None, None, SHA256]
+    assert models[2]["licence"] == "mit"
+    for each in models:
         assert each["parameters"] == sum(shape[0] * (shape[1:] or (1,))[0] for shape in SHAPES.values())
         assert (each["architecture"], each["context"], each["fits_on"]) == ("LlamaForCausalLM", 512, ["large"])
         assert client.get(f"/models/{each['id']}").json() == each
@@ -49,30 +49,30 @@ def test_local_models_are_listed_by_name_and_then_ones_own_results(
     problem(stranger.get(f"/models/{result}"), 404, "not_found")
 
 
-def test_a_result_whose_files_are_gone_is_left_out_and_refused(
+def test_a_result_without_its_files_is_not_listed_and_rejected(
     client: TestClient, app: FastAPI, body: Json, result: str
 ) -> None:
     app.state.services.storage.delete([f"jobs/{result}/1/result/config.json"])
     assert [each["id"] for each in listed(client)] == ["tiny"]
-    refused = problem(client.post("/jobs", json={**body, "model": result}), 422, "model_not_found")
-    assert "gone from the storage" in refused["detail"]
+    report = problem(client.post("/jobs", json={**body, "model": result}), 422, "model_not_found")
+    assert "gone from the storage" in report["detail"]
 
 
-def test_pages_join_without_a_gap(client: TestClient, root: Path, result: str) -> None:
+def test_pages_have_no_gaps(client: TestClient, root: Path, result: str) -> None:
     names = [write_hollow(root / f"model-{number}").name for number in range(4)]
-    seen, after = list[str](), ""
+    model_ids, after = list[str](), ""
     while page := listed(client, limit=2, **({"after": after} if after else {})):
-        seen += [each["id"] for each in page]
-        after = seen[-1]
-    assert seen == [*names, "tiny", result]
+        model_ids += [each["id"] for each in page]
+        after = model_ids[-1]
+    assert model_ids == [*names, "tiny", result]
 
 
 def test_a_job_repairs_what_another_one_of_its_tenant_has_published(
     client: TestClient, new_client: NewClient, body: Json, result: str, sessions: sessionmaker[Session]
 ) -> None:
-    made = client.post("/jobs", json={**body, "model": result}).json()
-    assert made["spec"]["revision"] == SHA256
-    again = client.post(f"/jobs/{made['id']}/clone", json={})
+    job_view = client.post("/jobs", json={**body, "model": result}).json()
+    assert job_view["spec"]["revision"] == SHA256
+    again = client.post(f"/jobs/{job_view['id']}/clone", json={})
     assert again.status_code == 202, again.text
     wrong = client.post("/jobs", json={**body, "model": result, "revision": "main"})
     assert problem(wrong, 422, "invalid_request")["param"] == "revision"
@@ -82,23 +82,23 @@ def test_a_job_repairs_what_another_one_of_its_tenant_has_published(
         names = {file["name"] for file in claimed.model_files}
         assert {"config.json", "model.safetensors"} <= names
         assert all(file["key"].startswith(f"jobs/{result}/1/result/") for file in claimed.model_files)
-        job = session.get_one(Job, made["id"])
+        job = session.get_one(Job, job_view["id"])
         assert job.id == claimed.job_id
     stranger = new_client("theirs")
     dataset = stranger.post("/datasets", files={"file": ("a.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
-    refused = stranger.post("/jobs", json={**body, "dataset": dataset, "model": result})
-    assert problem(refused, 422, "model_not_found")["param"] == "model"
+    answer = stranger.post("/jobs", json={**body, "dataset": dataset, "model": result})
+    assert problem(answer, 422, "model_not_found")["param"] == "model"
 
 
-def test_a_model_of_the_hub_is_told_of_without_its_weights(
+def test_a_model_of_the_hub_is_described_without_its_weights(
     client: TestClient, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = Repo(write_hollow(tmp_path / "repo"))
     with hub({"owner/name": repo}) as endpoint:
         look_there(monkeypatch, endpoint, tmp_path / "cache")
-        found = client.get("/models/owner/name", params={"revision": "main"}).json()
-        assert (found["kind"], found["revision"], found["licence"]) == ("hub", COMMIT, "apache-2.0")
-        assert found["parameters"] == client.get("/models/tiny").json()["parameters"]
+        model = client.get("/models/owner/name", params={"revision": "main"}).json()
+        assert (model["kind"], model["revision"], model["licence"]) == ("hub", COMMIT, "apache-2.0")
+        assert model["parameters"] == client.get("/models/tiny").json()["parameters"]
         problem(client.get("/models/owner/none"), 404, "not_found")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     problem(client.get("/models/nothing"), 404, "not_found")

@@ -1,4 +1,4 @@
-"""Health, against servers that are there and servers that are not."""
+"""Health checks, with and without the servers behind the service."""
 
 import subprocess
 import sys
@@ -23,13 +23,13 @@ NOWHERE = {
 
 @contextmanager
 def without(server: str, settings: Settings) -> Iterator[TestClient]:
-    """A client of a service that has lost one of its servers since it started."""
+    """Yield a client of a service that cannot reach one of its servers."""
     app = make_app(Settings.model_validate(settings.model_dump() | NOWHERE[server]))
     yield TestClient(app)
     app.state.services.engine.dispose()
 
 
-def test_a_whole_service_is_ready(client: TestClient) -> None:
+def test_a_service_with_all_servers_is_ready(client: TestClient) -> None:
     checks = {"database": "ok", "storage": "ok", "broker": "ok"}
     assert client.get("/readyz").json() == {"status": "ready", "checks": checks}
     assert client.get("/livez").json() == {"status": "ok"}
@@ -52,7 +52,7 @@ def test_without_a_server_that_it_needs_it_is_not_ready_and_says_which(settings:
         assert "127.0.0.1" not in str(report)
 
 
-def test_without_its_database_it_lives_and_says_that_it_cannot_answer(settings: Settings) -> None:
+def test_without_its_database_it_is_alive_and_returns_unavailable(settings: Settings) -> None:
     with without("database", settings) as lost:
         assert lost.get("/livez").status_code == 200
         answer = lost.get("/jobs", headers={"Authorization": "Bearer seft_x"})
@@ -60,7 +60,7 @@ def test_without_its_database_it_lives_and_says_that_it_cannot_answer(settings: 
     assert answer.headers["retry-after"]
 
 
-def test_without_its_storage_an_upload_is_told_to_come_back(settings: Settings, client: TestClient) -> None:
+def test_without_its_storage_an_upload_returns_unavailable(settings: Settings, client: TestClient) -> None:
     content = b'{"text": "a"}\n{"text": "b"}\n'
     key = {"Authorization": client.headers["Authorization"]}
     with without("storage", settings) as lost:
@@ -70,23 +70,24 @@ def test_without_its_storage_an_upload_is_told_to_come_back(settings: Settings, 
 
 def test_a_key_made_from_the_shell_opens_the_api(app: FastAPI, client: TestClient, settings: Settings) -> None:
     environment = {f"SEFT_{name.upper()}": _plain(value) for name, value in settings.model_dump().items() if value}
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "api", "keys", "create", "--tenant", "ours", "--name", "x"],
         env=environment,
         check=True,
         capture_output=True,
         text=True,
     )
-    secret = made.stdout.strip()
+    secret = process.stdout.strip()
     assert TestClient(app).get("/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
 
 
 def test_the_server_needs_no_torch() -> None:
-    code = "from api.app import routes; routes().openapi(); import api.__main__, api.process, core.jobs.recovery, core.jobs.attempts"
-    seen = subprocess.run(
+    modules = "api.__main__, api.process, core.jobs.recovery, core.jobs.attempts"
+    code = f"from api.app import routes; routes().openapi(); import {modules}"
+    import_times = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], check=True, capture_output=True, text=True
     ).stderr
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in seen.splitlines()}
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in import_times.splitlines()}
     assert "fastapi" in loaded
     assert not loaded & {"torch", "transformers", "safetensors", "accelerate", "tokenizers", "numpy"}
 

@@ -1,4 +1,4 @@
-"""Every error is a problem report that names the field, the rule, the value and the way out."""
+"""Every error is a problem report that names the field, the rule, the value and how to correct it."""
 
 import json
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_all_wrong_fields_are_named_at_once(client: TestClient) -> None:
     assert (missing["rule"], missing["value"]) == ("Field required", "nothing")
 
 
-def test_what_looks_like_a_secret_is_not_repeated(client: TestClient, body: Json) -> None:
+def test_a_value_that_may_be_a_secret_is_not_repeated(client: TestClient, body: Json) -> None:
     answer = client.post("/jobs", json=body | {"hf_token": "hf_123", "api_key": "seft_123"})
     problem(answer, 422, "invalid_request")
     assert "123" not in answer.text
@@ -102,7 +102,7 @@ REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
 ]
 
 
-def test_whatever_is_refused_is_refused_with_a_report(client: TestClient) -> None:
+def test_every_error_is_a_problem_report(client: TestClient) -> None:
     for send, status, code in REFUSED:
         problem(send(client), status, code)
     assert client.delete("/jobs").headers["allow"] == "GET, POST"
@@ -110,7 +110,7 @@ def test_whatever_is_refused_is_refused_with_a_report(client: TestClient) -> Non
     assert client.delete("/docs").headers["allow"] == "GET"
 
 
-def test_what_nobody_foresaw_is_told_without_its_insides(
+def test_an_unexpected_error_shows_no_internals(
     app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.get("/broken")
@@ -137,7 +137,7 @@ NAMES = st.sampled_from(["model", "dataset", "sparsity", "repair", "prune", "eva
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(wrong=JSON | st.dictionaries(NAMES, JSON, max_size=4))
-def test_no_json_whatever_breaks_the_server(wrong: object, client: TestClient, body: Json) -> None:
+def test_no_json_breaks_the_server(wrong: object, client: TestClient, body: Json) -> None:
     content = json.dumps({**body, **wrong} if isinstance(wrong, dict) else wrong)
     answer = client.post("/jobs", content=content, headers=AS_JSON)
     assert answer.status_code in {202, 422}, answer.text
@@ -147,5 +147,5 @@ def test_no_json_whatever_breaks_the_server(wrong: object, client: TestClient, b
 
 def test_reports_of_strangers_do_not_differ_from_those_of_nothing(new_client: NewClient, job_id: str) -> None:
     stranger, nothing = new_client("theirs"), f"job_{'0' * 26}"
-    seen = [stranger.get(f"/jobs/{unknown}").json()["detail"].replace(unknown, "") for unknown in (job_id, nothing)]
-    assert seen[0] == seen[1]
+    details = [stranger.get(f"/jobs/{unknown}").json()["detail"].replace(unknown, "") for unknown in (job_id, nothing)]
+    assert details[0] == details[1]

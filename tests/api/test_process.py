@@ -1,4 +1,4 @@
-"""The API as processes: several serve one address, are replaced, and leave nothing behind."""
+"""Several API processes serve one address, are replaced if killed, and end with their supervisor."""
 
 import json
 import os
@@ -46,19 +46,19 @@ def key(settings: Settings) -> str:
 
 
 def serving(api: Api) -> list[int]:
-    """Ids of the processes that serve; beside them the supervisor has one that sees to what they share."""
+    """Return the ids of the serving processes. The supervisor has one more, for shared resources."""
     assert api.process is not None
     return [pid for pid in children_of(api.process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def starts(api: Api) -> int:
-    """How often a process of it has begun to serve."""
+    """Return how many processes have started to serve."""
     return api.log.read_text().count("Application startup complete") if api.log.exists() else 0
 
 
 @contextmanager
 def alone(api: Api, pid: int) -> Iterator[None]:
-    """All the others are held up meanwhile: what is answered, this process has answered."""
+    """Suspend all other processes, so that this one serves every request."""
     others = [each for each in serving(api) if each != pid]
     for each in others:
         os.kill(each, signal.SIGSTOP)
@@ -67,7 +67,7 @@ def alone(api: Api, pid: int) -> Iterator[None]:
         os.kill(each, signal.SIGCONT)
 
 
-def test_each_process_serves_and_knows_what_the_others_did(api: Api, key: str) -> None:
+def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str) -> None:
     def send(method: str, path: str, **more: object) -> Call:
         answer = httpx2.request(method, f"{api.url}{path}", headers=headers, timeout=30, **more)  # type: ignore[arg-type]
         assert answer.status_code < 400, answer.text
@@ -76,13 +76,13 @@ def test_each_process_serves_and_knows_what_the_others_did(api: Api, key: str) -
     headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once"}
     upload = {"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}
     body: Json = {"model": "tiny", "dataset": send("POST", "/datasets", files=upload).json()["id"], "sparsity": 0.6}
-    made, counted = set(), set()
+    job_ids, lines = set(), set()
     for pid in serving(api):
         with alone(api, pid):
-            made.add(send("POST", "/jobs", json=body).json()["id"])
-            counted |= {line for line in send("GET", "/metrics").text.splitlines() if 'status="queued"' in line}
-    assert len(made) == 1
-    assert counted == {'seft_jobs{status="queued"} 1.0'}
+            job_ids.add(send("POST", "/jobs", json=body).json()["id"])
+            lines |= {line for line in send("GET", "/metrics").text.splitlines() if 'status="queued"' in line}
+    assert len(job_ids) == 1
+    assert lines == {'seft_jobs{status="queued"} 1.0'}
 
 
 def test_a_process_that_was_killed_is_replaced(api: Api) -> None:

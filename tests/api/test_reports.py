@@ -22,7 +22,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 def live(app: FastAPI, client: TestClient) -> Iterator[Client]:
-    """A client of a real server: streams need a connection that stays."""
+    """A client of a real server, because streams need an open connection."""
     with serving(app, client) as connected:
         yield connected
 
@@ -55,40 +55,38 @@ def test_events_come_in_order_and_in_pages(client: TestClient, attempt: Attempt,
     assert not rest["has_more"]
 
 
-def test_a_stream_tells_events_as_they_come_and_ends_with_the_job(
+def test_a_stream_sends_events_as_they_happen_and_ends_with_the_job(
     live: Client, attempt: Attempt, sessions: Sessions
 ) -> None:
-    seen: list[str] = []
+    lines: list[str] = []
     with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for line in answer.iter_lines():
-            seen.append(line)
+            lines.append(line)
             if line == "event: job.claimed":
                 finish(sessions, attempt)
-    assert [line for line in seen if line.startswith("event: ")] == [
+    assert [line for line in lines if line.startswith("event: ")] == [
         "event: job.created",
         "event: job.claimed",
         "event: job.succeeded",
     ]
-    last = [line for line in seen if line.startswith("id: ")][1].removeprefix("id: ")
+    last = [line for line in lines if line.startswith("id: ")][1].removeprefix("id: ")
     rest = live.get(f"/jobs/{attempt.job_id}/events", headers={**STREAM, "Last-Event-ID": last})
     assert rest.text.count("event: ") == 1
     assert "job.succeeded" in rest.text
 
 
-def test_a_stream_of_one_server_tells_what_another_one_did(live: Client, other_live: Client, attempt: Attempt) -> None:
+def test_a_stream_of_one_server_shows_what_another_one_did(live: Client, other_live: Client, attempt: Attempt) -> None:
     with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
-        seen = []
+        lines = []
         for line in answer.iter_lines():
-            seen.append(line)
+            lines.append(line)
             if line == "event: job.claimed":
                 assert other_live.post(f"/jobs/{attempt.job_id}/cancel").status_code == 200
-    assert "event: job.cancelled" in seen
+    assert "event: job.cancelled" in lines
 
 
-def test_a_stream_ends_after_a_while_and_its_reader_shows_the_key_again(
-    live: Client, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_ends_after_a_while(live: Client, attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.routes.reports.STREAM_SECONDS", 0.1)
     answer = live.get(f"/jobs/{attempt.job_id}/events", headers=STREAM)
     assert (answer.status_code, answer.text.count("event: ")) == (200, 2)
@@ -174,10 +172,10 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
             days=2,
         )
     (checkpoint,) = client.get(path).json()["data"]
-    expires, made = (datetime.fromisoformat(checkpoint[name]) for name in ("expires_at", "created_at"))
-    assert expires - made == timedelta(days=2)
-    (told,) = [event["data"] for event in client.get(f"/jobs/{attempt.job_id}/events").json()["data"][-1:]]
-    assert datetime.fromisoformat(told["expires_at"]) == expires
+    expires, created = (datetime.fromisoformat(checkpoint[name]) for name in ("expires_at", "created_at"))
+    assert expires - created == timedelta(days=2)
+    (data,) = [event["data"] for event in client.get(f"/jobs/{attempt.job_id}/events").json()["data"][-1:]]
+    assert datetime.fromisoformat(data["expires_at"]) == expires
     assert (checkpoint["step"], checkpoint["sha256"], checkpoint["scores"]) == (9, "44", {"dense": 2.0})
     (file,) = checkpoint["files"]
     assert {name: file[name] for name in ("name", "size", "sha256")} == files[0]

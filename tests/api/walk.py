@@ -1,4 +1,4 @@
-"""Every operation of the OpenAPI as something to be called: for laws that hold for all of them."""
+"""All operations of the OpenAPI document as calls, for tests of rules that apply to all of them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ from tests.api.documents import METHODS
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 HUB_TOKEN = "hf_example"
 World = dict[str, str]
-"""A tenant's things: the path parameter -> the id of one."""
+"""Resources of a tenant: from the name of the path parameter to an id."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation, and the example of its body."""
+    """An operation, with the example of its body."""
 
     name: str
     method: str
@@ -28,20 +28,20 @@ class Operation:
     example: Json | None
     uploads: bool
     query: Json
-    """Examples of the parameters that it needs."""
+    """Examples of the required query parameters."""
 
     def send(self, client: TestClient, world: World) -> Any:
-        """Call it with the world's ids in the path, and in the example body where that names a dataset or a model."""
-        more: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
-        ours = {"dataset": world["dataset_id"], "model": "tiny"}
-        more["params"] = {name: ours.get(name, value) for name, value in self.query.items()}
+        """Call it with the world's ids in the path, and in the body if that has a dataset or a model."""
+        arguments: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
+        own = {"dataset": world["dataset_id"], "model": "tiny"}
+        arguments["params"] = {name: own.get(name, value) for name, value in self.query.items()}
         if self.example is not None:
-            more["json"] = {name: ours.get(name, value) for name, value in self.example.items()}
-        return client.request(self.method, self.path.format_map(world), **more)
+            arguments["json"] = {name: own.get(name, value) for name, value in self.example.items()}
+        return client.request(self.method, self.path.format_map(world), **arguments)
 
 
 def operations(app: FastAPI) -> list[Operation]:
-    """All of them, in the order of the OpenAPI."""
+    """Return all operations, in the order of the document."""
     document = app.openapi()
     return [
         _operation(path, method, methods[method], document["components"]["schemas"])
@@ -52,16 +52,16 @@ def operations(app: FastAPI) -> list[Operation]:
 
 
 def make_world(client: TestClient) -> World:
-    """One of everything, made over HTTP. The hub must know the token of the example."""
+    """Create one of every resource over HTTP. The hub must accept the token of the example."""
     hub_token = client.put("/hub-token", json={"token": HUB_TOKEN}).json()["id"]
-    # Under a new name each time: an upload that is sent again makes no dataset, and a job may need the former one.
+    # A new name each time: the same file under the same name creates no dataset, and a job may use the earlier one.
     dataset = client.post("/datasets", files={"file": (ids.new("file"), RIGHT)}).json()["id"]
-    used = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
-    job = client.post("/jobs", json={"model": "tiny", "dataset": used, "sparsity": 0.6}).json()["id"]
+    used_dataset = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
+    job = client.post("/jobs", json={"model": "tiny", "dataset": used_dataset, "sparsity": 0.6}).json()["id"]
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
-    coming = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]
-    (part,) = client.get(f"/imports/{coming}/parts").json()["data"]
+    import_id = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]
+    (part,) = client.get(f"/imports/{import_id}/parts").json()["data"]
     assert httpx2.put(part["url"], content=RIGHT).status_code == 200
     return {
         "dataset_id": dataset,
@@ -69,7 +69,7 @@ def make_world(client: TestClient) -> World:
         "key_id": key,
         "webhook_id": webhook,
         "model_id": "tiny",
-        "import_id": coming,
+        "import_id": import_id,
         "hub_token_id": hub_token,
     }
 

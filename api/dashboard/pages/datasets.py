@@ -7,8 +7,8 @@ from api.dashboard.pages.models import suggested_models
 from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
-from api.routes.datasets import look, store
 from api.schemas.datasets import DatasetView
+from api.usecases import datasets as usecases
 from core import ids
 from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
@@ -35,7 +35,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, dataset_i
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
     if model:
         try:
-            preview = look(services, visitor.caller, dataset_id, model=model, limit=PREVIEW_RECORDS)
+            preview = usecases.preview(services, visitor.caller, dataset_id, model=model, limit=PREVIEW_RECORDS)
         except ProblemError as error:
             problem = error.message
     return page(
@@ -58,7 +58,7 @@ def upload(request: Request, services: CurrentServices, visitor: Signed, form: S
     try:
         if not isinstance(file, UploadFile) or not file.filename:
             raise ProblemError(Code.INVALID_REQUEST, "Select a file.")
-        view = store(services, visitor.caller, file)
+        view = usecases.upload(services, visitor.caller, file.file, file.filename)
     except ProblemError as error:
         return _page(request, services, visitor, problem=error.message, flaws=error.flaws, status=422)
     return go(f"/datasets?new={view.id}")

@@ -15,10 +15,9 @@ from api.dashboard.snippets import request_snippets
 from api.dashboard.visitors import Signed, Submitted
 from api.deps import CurrentServices
 from api.etags import tagged
-from api.routes.actions import ask
-from api.routes.jobs import detail
-from api.routes.reports import LARGEST_STEP
 from api.schemas.reports import EventView
+from api.schemas.shared import LARGEST_STEP
+from api.usecases import jobs as usecases
 from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.states import PHASE_BEGAN, TOPOLOGY_EVOLVED
@@ -42,7 +41,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
     """Show the page. `refused` is the name of an action that was rejected."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
-        job = detail(services, session, row)
+        job = usecases.detail(services, session, row)
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
         latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
         checkpoints = reports.checkpoints(session, job_id)
@@ -123,7 +122,7 @@ def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id:
     if action not in ACTIONS:
         raise ProblemError(Code.NOT_FOUND, "There is no such action.")
     try:
-        ask(services, visitor.caller, job_id, ACTIONS[action].run, f"{action}_job")
+        usecases.act(services, visitor.caller, job_id, action)
     except ProblemError as error:
         if error.code is not Code.CONFLICT:
             raise

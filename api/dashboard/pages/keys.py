@@ -8,6 +8,7 @@ from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
 from api.schemas.keys import AuditView, KeyRequest, KeyView
+from api.usecases import keys as usecases
 from core.access import audit, keys
 from core.access.keys import Scope
 from core.errors import ProblemError
@@ -32,10 +33,8 @@ def create_key(request: Request, services: CurrentServices, visitor: Administrat
     except ValidationError as error:
         flaw = flaws_of_model(KeyRequest, error)[0]
         return _page(request, services, visitor, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}", status=422)
-    with services.sessions.begin() as session:
-        row, secret = keys.issue(session, visitor.caller.tenant, body.name, body.scope)
-        audit.record(session, visitor.caller, "create_key", row.id)
-    answer = _page(request, services, visitor, secret=secret)
+    key = usecases.create(services, visitor.caller, body)
+    answer = _page(request, services, visitor, secret=key.secret)
     answer.headers["Cache-Control"] = "no-store"
     return answer
 
@@ -46,9 +45,7 @@ def revoke_key(
 ) -> Response:
     """Revoke a key."""
     try:
-        with services.sessions.begin() as session:
-            row = keys.revoke(session, visitor.caller.tenant, key_id, by=visitor.caller.key_id)
-            audit.record(session, visitor.caller, "revoke_key", row.id)
+        usecases.revoke(services, visitor.caller, key_id)
     except ProblemError as error:
         return _page(request, services, visitor, problem=error.message, status=409)
     return go("/keys")

@@ -8,8 +8,8 @@ from api.dashboard import formatting
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices, Services
-from api.routes import models as routes
 from api.schemas.jobs import JobView
+from api.usecases import models as usecases
 from core.errors import ProblemError
 from core.jobs import jobs
 from core.models.results import is_result
@@ -36,10 +36,10 @@ def list_models(
     found, flaws = None, {}
     if query["model"]:
         try:
-            found = routes.get_model(services, visitor.caller, query["model"], query["revision"] or None)
+            found = usecases.get(services, visitor.caller, query["model"], query["revision"] or None)
         except ProblemError as error:
             flaws = {flaw.param: flaw for flaw in error.flaws}
-    listed = routes.list_models(services, visitor.caller, after or None, LIMIT)
+    listed = usecases.page(services, visitor.caller, after=after or None, limit=LIMIT)
     shown = [each.id for each in (*listed.data, *([found] if found else []))]
     return page(
         request,

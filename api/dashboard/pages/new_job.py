@@ -12,16 +12,13 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services, require_scope
 from api.flaws import flaws_of_model
-from api.routes.jobs import estimate_job
 from api.schemas.estimates import EstimateSpec
+from api.usecases import jobs as usecases
 from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Flaw, ProblemError
-from core.infra import queue
 from core.jobs import jobs
-from core.jobs.admission import admit
 from core.specs import JobSpec
-from core.states import Status
 
 DATASET_CHOICES = 100
 """Number of datasets in the list at most. The newest come first."""
@@ -67,7 +64,7 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
     if not body.get("model"):
         return page(request, visitor, "estimate.html", missing="Enter a model to see what the job needs.")
     try:
-        result = estimate_job(services, visitor.caller, EstimateSpec.model_validate(body))
+        result = usecases.estimate(services, visitor.caller, EstimateSpec.model_validate(body))
     except ValidationError as error:
         flaw = flaws_of_model(EstimateSpec, error)[0]
         return page(request, visitor, "estimate.html", missing=f"{flaw.param}: {flaw.rule}")
@@ -82,17 +79,7 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
 def _create_job(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
     """Create the job and redirect to its page. The same form sent twice creates one job; a changed form another one."""
     idempotency_key = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
-    job, new = admit(
-        services.models,
-        services.sessions,
-        visitor.caller,
-        spec,
-        idempotency_key=idempotency_key,
-        action=action,
-        settings=services.settings,
-    )
-    if new and job.status == Status.QUEUED:
-        queue.notify(services.broker)
+    job = usecases.create(services, visitor.caller, spec, idempotency_key=idempotency_key, operation=action)
     return go(f"/jobs/{job.id}")
 
 

@@ -10,8 +10,8 @@ from api.dashboard.pages.workers import list_with_state
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices, Services
-from api.routes.jobs import detail
 from api.schemas.jobs import JobDetail
+from api.usecases.jobs import detail
 from core.jobs import fairness, jobs
 from core.jobs.forecast import Forecast
 from core.states import Status

@@ -10,8 +10,8 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
-from api.routes import webhooks as routes
 from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
+from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
@@ -22,9 +22,9 @@ LIMIT = 25
 EVENTS = [f"{MOVE}{move}" for move in Transition]
 EMPTY_FORM: Mapping[str, object] = {"url": "", "events": []}
 ACTIONS: dict[str, Callable[[Services, Caller, str], object]] = {
-    "test": routes.test_webhook,
-    "enable": routes.enable_webhook,
-    "disable": routes.disable_webhook,
+    "test": usecases.test,
+    "enable": usecases.enable,
+    "disable": usecases.disable,
 }
 """Actions on a webhook that return to its page, by the last part of their URL."""
 
@@ -44,7 +44,7 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
     """Create a webhook and show its secret, once."""
     values = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
     try:
-        webhook = routes.create_webhook(services, visitor.caller, WebhookRequest.model_validate(values), Response())
+        webhook = usecases.create(services, visitor.caller, WebhookRequest.model_validate(values))
     except ValidationError as error:
         flaw = flaws_of_model(WebhookRequest, error)[0]
         return _list(request, services, visitor, values=values, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
@@ -73,14 +73,14 @@ def rotate(
     request: Request, services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId
 ) -> Response:
     """Replace the secret, and show the new one once."""
-    rotated = routes.rotate_webhook_secret(services, visitor.caller, webhook_id, Response())
+    rotated = usecases.rotate(services, visitor.caller, webhook_id)
     return _one(request, services, visitor, webhook_id, secret=rotated.secret)
 
 
 @router.post("/{webhook_id}/delete")
 def delete(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId) -> Response:
     """Delete the webhook and its deliveries."""
-    routes.delete_webhook(services, visitor.caller, webhook_id)
+    usecases.delete(services, visitor.caller, webhook_id)
     return go("/webhooks")
 
 

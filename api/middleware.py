@@ -1,4 +1,4 @@
-"""Around every request: its id, the limit of its body, its line in the log, and the answer when all else failed."""
+"""What happens around every request: its id, the limit of its body, its log line, and the response to a crash."""
 
 import time
 
@@ -14,19 +14,20 @@ from core import ids
 from core.errors import Code
 
 UPLOADS = ("/datasets", f"{ROOT}/datasets")
+"""Paths whose POST carries a dataset."""
 
 log = structlog.get_logger(__name__)
 
 
-class Envelope:
-    """ASGI middleware. A dataset's upload may carry `upload_bytes`, every other request `BODY_BYTES`."""
+class RequestMiddleware:
+    """ASGI middleware. Limits the body of a dataset upload to `upload_bytes`, every other body to `BODY_BYTES`."""
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
         self.app = app
         self.upload_bytes = upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; whatever is no HTTP passes through."""
+        """Serve one request; pass everything else than HTTP through."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -38,7 +39,7 @@ class Envelope:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         began, status = time.perf_counter(), 0
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -46,14 +47,14 @@ class Envelope:
             await send(message)
 
         try:
-            await self.app(scope, self._limited(scope, receive), send_marked)
+            await self.app(scope, self._limited(scope, receive), send_with_id)
         except ClientDisconnect:
             log.info("request.abandoned")
         except Exception:
             log.exception("request.broken")
             if not status:
-                detail = "Something unforeseen happened. Tell the operator this request's id; the log has the rest."
-                await problem(Request(scope), Code.INTERNAL, detail)(scope, receive, send_marked)
+                detail = "An unexpected error occurred. Send the request id to the operator; the log has the details."
+                await problem(Request(scope), Code.INTERNAL, detail)(scope, receive, send_with_id)
         finally:
             log.info(
                 "request",

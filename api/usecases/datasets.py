@@ -1,0 +1,41 @@
+"""Use cases of datasets: upload, preview, delete."""
+
+from typing import BinaryIO
+
+from api.deps import Services
+from api.schemas.datasets import DatasetView, PreviewView
+from api.usecases.audited import audited
+from core.access import audit
+from core.access.audit import Caller
+from core.datasets import datasets, previews
+
+
+def upload(
+    services: Services, caller: Caller, file: BinaryIO, name: str | None, skip_percentage: float = 0.0
+) -> DatasetView:
+    """Check and store an uploaded file. The same content under the same name returns the earlier dataset.
+
+    Raises INVALID_DATASET if the file breaks a rule, LIMIT_REACHED if the tenant's storage is full.
+    """
+    content = services.dataset_store.store(caller.tenant, file, skip_percentage)
+    with services.sessions.begin() as session:
+        row, new = services.dataset_store.keep(session, caller.tenant, name or "", content)
+        if new:
+            audit.record(session, caller, "create_dataset", row.id)
+        return DatasetView.of(row)
+
+
+def preview(
+    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
+) -> PreviewView:
+    """Tokenize the first `limit` records of a dataset with the model's tokenizer."""
+    with services.sessions.begin() as session:
+        row = datasets.get(session, caller.tenant, dataset_id)
+        session.expunge(row)
+    with services.models.tokenizer(caller.tenant, model, revision) as (source, tokenizer):
+        return PreviewView.of(row, source, previews.preview(services.storage, row, tokenizer, limit))
+
+
+def delete(services: Services, caller: Caller, dataset_id: str) -> DatasetView:
+    """Delete a dataset. Raises CONFLICT if an unfinished job uses it."""
+    return audited(services, caller, "delete_dataset", DatasetView.of, datasets.delete, dataset_id)

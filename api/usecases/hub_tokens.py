@@ -1,0 +1,19 @@
+"""Use cases of the tenant's token of the model hub: store and delete."""
+
+from api.deps import Services
+from api.schemas.models import HubTokenView
+from api.usecases.audited import audited
+from core.access import hub_tokens
+from core.access.audit import Caller
+
+
+def put(services: Services, caller: Caller, token: str) -> HubTokenView:
+    """Encrypt and store the tenant's token in place of the one before. Raises INVALID_REQUEST if the hub rejects it."""
+    encrypted = services.encryption.close(token)
+    name = services.models.owner(token)
+    return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
+
+
+def delete(services: Services, caller: Caller) -> HubTokenView:
+    """Delete the tenant's token. Raises NOT_FOUND if there is none."""
+    return audited(services, caller, "delete_hub_token", HubTokenView.of, hub_tokens.remove)

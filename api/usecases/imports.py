@@ -1,0 +1,127 @@
+"""Use cases of imports: begin or resume, list parts, complete, delete."""
+
+from api.deps import Services
+from api.schemas.imports import ImportRequest, ImportView, PartPage, PartView
+from core import ids
+from core.access import audit
+from core.access.audit import Caller
+from core.datasets import imports, sources
+from core.datasets.datasets import clean_name
+from core.datasets.imports import State
+from core.errors import Code, Flaw, ProblemError
+from core.jobs import fairness
+from core.tables import Import
+
+
+def create(services: Services, caller: Caller, body: ImportRequest) -> ImportView:
+    """Begin an import, or return the unfinished one with the same name, size and `resume_key`.
+
+    Raises INVALID_REQUEST if the source is not allowed or the file too large, LIMIT_REACHED if a quota is used up.
+    """
+    return _resume(services, caller, body) or _begin(services, caller, body)
+
+
+def parts(services: Services, caller: Caller, import_id: str, *, after: int, limit: int) -> PartPage:
+    """List up to `limit` parts behind number `after`: whether the storage has each, else a link to PUT it to."""
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id)
+    if row.upload is None or row.bytes is None:
+        return PartPage(data=[], has_more=False)
+    sent = row.state != State.RECEIVING
+    stored = {} if sent else services.storage.parts(imports.key(row.id), row.upload)
+    count = imports.part_count(row.bytes)
+    data = []
+    for number in range(after + 1, min(after + limit, count) + 1):
+        length = imports.part_length(row.bytes, number)
+        received = sent or (number in stored and stored[number].bytes == length)
+        url = None if received else services.storage.part_link(imports.key(row.id), row.upload, number, length)
+        data.append(PartView(number=number, bytes=length, received=received, url=url))
+    return PartPage(data=data, has_more=after + limit < count)
+
+
+def complete(services: Services, caller: Caller, import_id: str) -> ImportView:
+    """Join the parts into one object and hand it to the importer. Idempotent. Raises CONFLICT if parts are missing."""
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id)
+    if row.state == State.RECEIVING:
+        _join(services, row)
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id, change=True)
+        if row.state == State.RECEIVING:
+            imports.arrived(row)
+            audit.record(session, caller, "complete_import", row.id)
+            session.flush()
+        return ImportView.of(row)
+
+
+def delete(services: Services, caller: Caller, import_id: str) -> ImportView:
+    """Delete an import and its parts. The dataset that it made stays."""
+    with services.sessions.begin() as session:
+        row = imports.get(session, caller.tenant, import_id, change=True)
+        view, upload = ImportView.of(row), row.upload
+        session.delete(row)
+        audit.record(session, caller, "delete_import", view.id)
+    if upload is not None:
+        services.storage.abort(imports.key(view.id), upload)
+        services.storage.delete([imports.key(view.id)])
+    return view
+
+
+def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportView | None:
+    if body.resume_key is None or body.bytes is None:
+        return None
+    with services.sessions.begin() as session:
+        name = clean_name(body.name or "")
+        row = imports.unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
+        return ImportView.of(row) if row else None
+
+
+def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportView:
+    settings = services.settings
+    if body.source is not None:
+        default_name = sources.require_allowed(body.source, settings.dataset_buckets)
+    elif body.bytes is not None and body.bytes > settings.max_dataset_bytes:
+        way_out = "Split it, or ask the operator to raise the limit."
+        flaw = Flaw("bytes", f"must be at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
+        raise ProblemError(Code.INVALID_REQUEST, "The file is too large.", (flaw,))
+    else:
+        default_name = ""
+    row = Import(
+        id=ids.new("imp"),
+        tenant=caller.tenant,
+        name=clean_name(body.name or default_name),
+        source=body.source,
+        bytes=body.bytes,
+        resume_key=body.resume_key,
+        skip_percentage=body.invalid_sample_skip_percentage,
+    )
+    with services.sessions.begin() as session:
+        fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
+        imports.require_import_quota(session, caller.tenant)
+        if body.source is None:
+            row.state, row.upload = State.RECEIVING, services.storage.begin(imports.key(row.id))
+        else:
+            imports.arrived(row)
+        session.add(row)
+        session.flush()
+        session.refresh(row)
+        audit.record(session, caller, "create_import", row.id)
+        return ImportView.of(row)
+
+
+def _join(services: Services, row: Import) -> None:
+    """Make one object of the parts. Raises CONFLICT if a part is missing or has the wrong length."""
+    assert row.bytes is not None
+    assert row.upload is not None
+    key, count = imports.key(row.id), imports.part_count(row.bytes)
+    stored = services.storage.parts(key, row.upload)
+    lengths = {number: imports.part_length(row.bytes, number) for number in range(1, count + 1)}
+    missing = [number for number, length in lengths.items() if number not in stored or stored[number].bytes != length]
+    # The object exists if another request has joined the parts in the meantime.
+    if missing and services.storage.modified(key) is None:
+        numbers = ", ".join(map(str, missing[:10])) + ("…" if len(missing) > 10 else "")
+        way_out = f"GET /imports/{row.id}/parts and PUT them to their links."
+        flaw = Flaw("parts", "must all be received completely", f"without {numbers}", way_out)
+        raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are missing or incomplete.", (flaw,))
+    if not missing:
+        services.storage.finish(key, row.upload, {number: stored[number] for number in lengths})

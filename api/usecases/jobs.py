@@ -1,0 +1,84 @@
+"""Use cases of jobs: create, estimate, apply an action, and read one with its place in the queue."""
+
+from collections.abc import Callable, Mapping
+
+from sqlalchemy.orm import Session
+
+from api.deps import Services
+from api.schemas.estimates import EstimateSpec, EstimateView
+from api.schemas.jobs import JobDetail
+from core.access import audit
+from core.access.audit import Caller
+from core.estimate import estimates
+from core.infra import queue
+from core.jobs import actions, fairness, jobs
+from core.jobs.admission import admit
+from core.specs import JobSpec
+from core.states import Status
+from core.tables import Job
+
+ACTIONS: Mapping[str, Callable[[Session, str, str], Job]] = {
+    "cancel": actions.cancel,
+    "pause": actions.pause,
+    "resume": actions.resume,
+    "stop": actions.stop,
+    "start": actions.start,
+}
+
+
+def create(
+    services: Services,
+    caller: Caller,
+    spec: JobSpec,
+    *,
+    idempotency_key: str | None,
+    operation: str = "create_job",
+) -> JobDetail:
+    """Admit a job and notify the workers. Raises the errors of `core.jobs.admission.admit`.
+
+    Returns the earlier job if this key and body have created one before. `operation` is recorded in the audit log.
+    """
+    job, new = admit(
+        services.models,
+        services.sessions,
+        caller,
+        spec,
+        idempotency_key=idempotency_key,
+        action=operation,
+        settings=services.settings,
+    )
+    if new and job.status == Status.QUEUED:
+        queue.notify(services.broker)
+    with services.sessions.begin() as session:
+        return detail(services, session, job)
+
+
+def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> EstimateView:
+    """Estimate memory, time and bytes of a job, and which workers it fits. Reads no weights."""
+    source = services.models.find(caller.tenant, spec.model, spec.revision)
+    dimensions = services.models.anatomy(caller.tenant, source)
+    with services.sessions.begin() as session:
+        return EstimateView.model_validate(estimates.estimate(session, dimensions, spec, services.settings))
+
+
+def act(services: Services, caller: Caller, job_id: str, action: str) -> JobDetail:
+    """Apply one of `ACTIONS` to a job, and notify the workers if it is queued after that."""
+    with services.sessions.begin() as session:
+        job = ACTIONS[action](session, caller.tenant, job_id)
+        audit.record(session, caller, f"{action}_job", job.id)
+        view = detail(services, session, job)
+    if view.status == Status.QUEUED:
+        queue.notify(services.broker)
+    return view
+
+
+def get(services: Services, caller: Caller, job_id: str) -> JobDetail:
+    """Return one job of the caller's tenant. Raises NOT_FOUND."""
+    with services.sessions.begin() as session:
+        return detail(services, session, jobs.get(session, caller.tenant, job_id))
+
+
+def detail(services: Services, session: Session, job: Job) -> JobDetail:
+    """Return the full view of a job, with its position in the queue and why it waits."""
+    reason = fairness.waiting_reason(session, job, services.settings)
+    return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)

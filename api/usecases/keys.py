@@ -1,0 +1,20 @@
+"""Use cases of API keys: create and revoke."""
+
+from api.deps import Services
+from api.schemas.keys import KeyRequest, KeySecret, KeyView
+from api.usecases.audited import audited
+from core.access import audit, keys
+from core.access.audit import Caller
+
+
+def create(services: Services, caller: Caller, body: KeyRequest) -> KeySecret:
+    """Create a key of the caller's tenant. The secret is in this result only."""
+    with services.sessions.begin() as session:
+        row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
+        audit.record(session, caller, "create_key", row.id)
+        return KeySecret.of(row, secret=secret)
+
+
+def revoke(services: Services, caller: Caller, key_id: str) -> KeyView:
+    """Revoke a key. Idempotent. Raises CONFLICT if it is the caller's own."""
+    return audited(services, caller, "revoke_key", KeyView.of, keys.revoke, key_id, by=caller.key_id)

@@ -1,0 +1,22 @@
+"""Use cases of models: list those that can be repaired, look up one."""
+
+from api.deps import Services
+from api.schemas.models import ModelPage, ModelView
+from core.access.audit import Caller
+from core.errors import Code, ProblemError
+
+
+def page(services: Services, caller: Caller, *, after: str | None, limit: int) -> ModelPage:
+    """List local models, models in the hub's cache, and results of the tenant's jobs."""
+    entries, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
+    return ModelPage(data=[ModelView.model_validate(entry.shown()) for entry in entries], has_more=more)
+
+
+def get(services: Services, caller: Caller, model_id: str, revision: str | None = None) -> ModelView:
+    """Look up one model, on the hub too. Raises NOT_FOUND if there is none, as reads do, not MODEL_NOT_FOUND."""
+    try:
+        return ModelView.model_validate(services.catalogue.look(caller.tenant, model_id, revision).shown())
+    except ProblemError as error:
+        if error.code is not Code.MODEL_NOT_FOUND:
+            raise
+        raise ProblemError(Code.NOT_FOUND, error.message, error.flaws) from error

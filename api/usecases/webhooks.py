@@ -1,0 +1,62 @@
+"""Use cases of webhooks: create, delete, rotate the secret, disable, enable, test."""
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from api.deps import Services
+from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookSecret, WebhookView
+from api.usecases.audited import audited
+from core import webhooks
+from core.access.audit import Caller
+from core.addresses import Network, open_to_all, resolve_literal
+from core.errors import Code, Flaw, ProblemError
+
+
+def create(services: Services, caller: Caller, body: WebhookRequest) -> WebhookSecret:
+    """Create a webhook. Raises INVALID_REQUEST if its URL may not be called, CONFLICT if the tenant has too many."""
+    require_callable(body.url, services.settings.webhook_networks)
+    return audited(services, caller, "create_webhook", WebhookSecret.of, webhooks.create, body.url, body.events)
+
+
+def delete(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
+    """Delete a webhook and its deliveries."""
+    return audited(services, caller, "delete_webhook", WebhookView.of, webhooks.remove, webhook_id)
+
+
+def rotate(services: Services, caller: Caller, webhook_id: str) -> WebhookSecret:
+    """Give a webhook a new secret. The old one signs too for a day."""
+    return audited(services, caller, "rotate_webhook_secret", WebhookSecret.of, webhooks.rotate, webhook_id)
+
+
+def disable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
+    """Stop deliveries to a webhook until it is enabled. Idempotent."""
+    return audited(services, caller, "disable_webhook", WebhookView.of, webhooks.disable, webhook_id)
+
+
+def enable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
+    """Continue deliveries to a disabled webhook. Idempotent."""
+    return audited(services, caller, "enable_webhook", WebhookView.of, webhooks.enable, webhook_id)
+
+
+def test(services: Services, caller: Caller, webhook_id: str) -> DeliveryView:
+    """Queue a test message. Raises CONFLICT if the webhook is disabled."""
+    return audited(services, caller, "test_webhook", DeliveryView.of, webhooks.test, webhook_id)
+
+
+def require_callable(url: str, allowed: Sequence[Network]) -> None:
+    """Raise INVALID_REQUEST if this URL could never be called. A host name is resolved and checked at every call."""
+    rule = None
+    try:
+        parts = urlsplit(url)
+        address = resolve_literal(parts.hostname or "")
+        if not parts.hostname or parts.port == 0:
+            rule = "must name a host, and no port 0"
+        elif parts.username is not None or parts.fragment:
+            rule = "must have neither a user nor a fragment"
+        elif address is not None and not open_to_all(address, allowed):
+            rule = f"must have a public address, not {address}"
+    except ValueError as error:
+        rule = f"must be a URL: {error}"
+    if rule is not None:
+        flaw = Flaw("url", rule, repr(url), "Give an http or https URL that is reachable from the internet.")
+        raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))
