@@ -63,15 +63,15 @@ class Importer(threading.Thread):
             with self._file(row) as file:
                 content = services.intake.store(row.tenant, file, row.skip_percentage)
             with services.sessions.begin() as session:
-                if mine := imports.held(session, row):
-                    dataset, _ = services.intake.keep(session, row.tenant, row.name, content)
-                    imports.done(mine, dataset)
+                if mine := imports.lock_claimed(session, row):
+                    dataset, _ = services.intake.find_or_add(session, row.tenant, row.name, content)
+                    imports.complete(mine, dataset)
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
             if problem.code in PASSING:
                 return
             with services.sessions.begin() as session:
-                if mine := imports.held(session, row):
+                if mine := imports.lock_claimed(session, row):
                     imports.fail(mine, problem)
         if row.upload is not None:
             services.storage.delete([imports.key(row.id)])
@@ -81,7 +81,7 @@ class Importer(threading.Thread):
         if row.source is None:
             yield self.services.storage.open(imports.key(row.id))
             return
-        services, token = self.services, partial(self.services.hub_tokens.of, row.tenant)
+        services, token = self.services, partial(self.services.hub_tokens.get, row.tenant)
         with sources.open_source(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 

@@ -166,7 +166,7 @@ def store(services: Services, caller: Caller, file: UploadFile, skip_percentage:
     """The dataset that an upload becomes; INVALID_DATASET where it is none, LIMIT_REACHED where it is too much."""
     content = services.intake.store(caller.tenant, file.file, skip_percentage)
     with services.sessions.begin() as session:
-        row, new = services.intake.keep(session, caller.tenant, file.filename or "", content)
+        row, new = services.intake.find_or_add(session, caller.tenant, file.filename or "", content)
         if new:
             audit.record(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

@@ -24,8 +24,8 @@ def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenReques
     It is kept encrypted and shown to nobody but the hub, where that refuses something to the service itself.
     """
     token = body.token.get_secret_value()
-    sealed = services.seals.close(token)
-    name = services.models.owner(token)
+    sealed = services.seals.encrypt(token)
+    name = services.models.token_owner(token)
     with services.sessions.begin() as session:
         row = hub_tokens.put(session, caller.tenant, sealed, name)
         audit.record(session, caller, "put_hub_token", row.id)

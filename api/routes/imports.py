@@ -101,7 +101,7 @@ def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
         if row.state == State.RECEIVING:
-            imports.arrived(row)
+            imports.start_check(row)
             audit.record(session, caller, "complete_import", row.id)
             session.flush()
         return ImportView.of(row)
@@ -116,7 +116,7 @@ def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) 
         session.delete(row)
         audit.record(session, caller, "delete_import", view.id)
     if upload is not None:
-        services.storage.abort(imports.key(view.id), upload)
+        services.storage.abort_upload(imports.key(view.id), upload)
         services.storage.delete([imports.key(view.id)])
     return view
 
@@ -126,7 +126,7 @@ def _resumed(services: Services, caller: Caller, body: ImportRequest) -> ImportV
         return None
     with services.sessions.begin() as session:
         name = clean_name(body.name or "")
-        row = imports.unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
+        row = imports.find_unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
         return ImportView.of(row) if row else None
 
 
@@ -153,9 +153,9 @@ def _begun(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
         imports.require_import_quota(session, caller.tenant)
         if body.source is None:
-            row.state, row.upload = State.RECEIVING, services.storage.begin(imports.key(row.id))
+            row.state, row.upload = State.RECEIVING, services.storage.begin_upload(imports.key(row.id))
         else:
-            imports.arrived(row)
+            imports.start_check(row)
         session.add(row)
         session.flush()
         session.refresh(row)
@@ -178,4 +178,4 @@ def _finish(services: Services, row: Import) -> None:
         )
         raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are still to come.", (flaw,))
     if not missing:
-        services.storage.finish(key, row.upload, {number: there[number] for number in wanted})
+        services.storage.finish_upload(key, row.upload, {number: there[number] for number in wanted})

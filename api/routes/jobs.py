@@ -92,7 +92,7 @@ def create_job(
 def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
     """What a job would take: memory, time, bytes, and on which worker it fits. Makes nothing, and reads no weight."""
     source = services.models.find(caller.tenant, spec.model, spec.revision)
-    anatomy = services.models.anatomy(caller.tenant, source)
+    anatomy = services.models.dimensions(caller.tenant, source)
     with services.sessions.begin() as session:
         return EstimateView.model_validate(estimate(session, anatomy, spec, services.settings))
 

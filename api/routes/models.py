@@ -25,7 +25,7 @@ def list_models(
 ) -> ModelPage:
     """What can be repaired here: local models, those in the hub's cache, and what your jobs have published."""
     found, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
-    return ModelPage(data=[ModelView.model_validate(each.shown()) for each in found], has_more=more)
+    return ModelPage(data=[ModelView.model_validate(each.to_json()) for each in found], has_more=more)
 
 
 @router.get(
@@ -45,7 +45,7 @@ def get_model(
 ) -> ModelView:
     """One model, also one of the hub that is not listed: size, architecture, licence, and which workers it fits."""
     try:
-        return ModelView.model_validate(services.catalogue.look(caller.tenant, model_id, revision).shown())
+        return ModelView.model_validate(services.catalogue.get(caller.tenant, model_id, revision).to_json())
     except ProblemError as error:
         if error.code is not Code.MODEL_NOT_FOUND:
             raise

@@ -120,7 +120,7 @@ def test_an_import_whose_importer_died_is_taken_again_and_the_dead_one_changes_n
     let_leases_end(sessions)
     assert settled(app, client, begun)["status"] == "done"
     with sessions.begin() as session:
-        assert imports.held(session, dead) is None
+        assert imports.lock_claimed(session, dead) is None
 
 
 def test_what_never_works_is_given_up(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -151,10 +151,10 @@ def test_an_import_that_is_given_up_leaves_no_part(app: FastAPI, client: TestCli
 
 
 def test_unfinished_imports_are_bounded_and_expire(client: TestClient, sessions: Sessions) -> None:
-    begun = [begin(client, 9)["id"] for _ in range(imports.MOST)]
+    begun = [begin(client, 9)["id"] for _ in range(imports.MAX_ACTIVE)]
     problem(client.post("/imports", json={"bytes": 9}), 409, "limit_reached")
     with sessions.begin() as session:
-        old = func.now() - imports.UNFINISHED - timedelta(hours=1)
+        old = func.now() - imports.UPLOAD_EXPIRY - timedelta(hours=1)
         session.execute(update(Import).where(Import.id == begun[0]).values(created_at=old))
         imports.expire(session)
     assert client.get(f"/imports/{begun[0]}").json()["error"]["code"] == "too_slow"
@@ -223,7 +223,7 @@ def test_a_file_of_a_hub_dataset_becomes_a_dataset(
             (folder / file).write_bytes(RIGHT)
     repos = {f"owner/{name}": Repo(tmp_path / name) for name in ("one", "two")}
     refusals = {
-        "owner/two": ("invalid_request", "2: a.jsonl, b.jsonl"),
+        "owner/two": ("invalid_request", "2 data files: a.jsonl, b.jsonl"),
         "owner/two/c.jsonl": ("invalid_request", "c.jsonl"),
         "owner/none": ("not_found", "owner/none"),
         "owner/one@nowhere": ("not_found", "owner/one"),

@@ -44,7 +44,7 @@ def test_from_a_dataset_to_a_checkpoint(person: Person, tmp_path: Path) -> None:
     watch = "bar => new MutationObserver(() => { window.told = bar.value }).observe(bar, {attributes: true})"
     page.locator(".upload-progress").evaluate(watch)
     page.get_by_role("button", name="Upload").click()
-    expect(page.get_by_role("alert")).to_contain_text("2 of 3 lines are no records")
+    expect(page.get_by_role("alert")).to_contain_text("2 of 3 lines are not valid records")
     assert page.evaluate("window.told") == 1, "how far the upload was"
     expect(page.get_by_role("row", name="line 2")).to_contain_text("no json")
     expect(page.get_by_role("row", name="line 3")).to_contain_text("txet")

@@ -37,7 +37,7 @@ def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def add_job(house: House, model: str) -> str:
     with house.sessions.begin() as session:
-        hub_tokens.put(session, TENANT, Encryption(house.settings).close(TOKEN), "acme")
+        hub_tokens.put(session, TENANT, Encryption(house.settings).encrypt(TOKEN), "acme")
     return house.add_job(house.add_dataset(["one", "two"]), model=model, revision=COMMIT)
 
 
