@@ -15,7 +15,7 @@ from api.importer import Importer
 from core.tables import HubToken
 from tests.api.conftest import Json, NewClient, problem
 from tests.hollow import write_hollow
-from tests.hub import COMMIT, Repo, hub, look_there
+from tests.hub import COMMIT, Repo, hub, use_hub
 
 OURS, THEIRS = "hf_ours", "hf_theirs"
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
@@ -51,7 +51,7 @@ def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     }
     made = Hub(tmp_path / "cache")
     with hub(repos, {OURS: "acme", THEIRS: "stranger"}, made.seen) as endpoint:
-        look_there(monkeypatch, endpoint, made.cache)
+        use_hub(monkeypatch, endpoint, made.cache)
         yield made
 
 
@@ -180,7 +180,7 @@ def test_a_token_that_the_hub_has_forgotten_is_told(
 ) -> None:
     give(client, OURS)
     with hub({"acme/private": Repo(shut.cache, private=True)}) as endpoint:
-        look_there(monkeypatch, endpoint, shut.cache)
+        use_hub(monkeypatch, endpoint, shut.cache)
         report = problem(client.get("/models/acme/private"), 422, "model_refused")
     assert "PUT /hub-token" in report["errors"][0]["way_out"]
 
