@@ -122,12 +122,12 @@ def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
     """Return the bytes of the statistics of a block's linears, and of the work on the linear that is being pruned."""
     match method:
         case PruneMethod.SPARSEGPT:
-            factors, copies, kept = 4, 4, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 4, 4, sum(FLOAT * each.cols**2 for each in block)
         case PruneMethod.ALPS:
-            factors, copies, kept = 10, 8, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 10, 8, sum(FLOAT * each.cols**2 for each in block)
         case _:
             return max(map(_mask_selection, block))
-    return kept + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)
+    return hessians + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)
 
 
 def _mask_selection(matrix: Matrix) -> int:
