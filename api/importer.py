@@ -54,15 +54,15 @@ class Importer(Poller):
             with self._file(row) as file:
                 content = services.dataset_store.store(row.tenant, file, row.skip_percentage)
             with services.sessions.begin() as session:
-                if held := imports.held(session, row):
-                    dataset, _ = services.dataset_store.keep(session, row.tenant, row.name, content)
-                    imports.done(held, dataset)
+                if held := imports.lock_claimed(session, row):
+                    dataset, _ = services.dataset_store.find_or_add(session, row.tenant, row.name, content)
+                    imports.complete(held, dataset)
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
             if problem.code in TRANSIENT:
                 return
             with services.sessions.begin() as session:
-                if held := imports.held(session, row):
+                if held := imports.lock_claimed(session, row):
                     imports.fail(held, problem)
         if row.upload is not None:
             services.storage.delete([imports.key(row.id)])
@@ -72,7 +72,7 @@ class Importer(Poller):
         if row.source is None:
             yield self.services.storage.open(imports.key(row.id))
             return
-        services, token = self.services, partial(self.services.hub_tokens.of, row.tenant)
+        services, token = self.services, partial(self.services.hub_tokens.get, row.tenant)
         with sources.open_source(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 

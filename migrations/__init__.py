@@ -1,4 +1,4 @@
-"""Alembic migrations: the steps that build the tables of `core.tables`. Configured here; there is no `alembic.ini`."""
+"""Alembic migrations, which create the tables of `core.tables`. Alembic is configured here, not in an `alembic.ini`."""
 
 import time
 from collections.abc import Callable
@@ -18,23 +18,28 @@ HERE = Path(__file__).parent
 
 
 LOCK_SECONDS, TRIES, PAUSE_SECONDS = 3, 20, 1.0
-"""A migration that waits for a table has all others wait behind it, heartbeats too. Rather let it begin anew."""
+"""Timeout of a table lock, number of tries, and pause between tries. While a migration waits for a lock on a table, all
+other statements on that table wait behind it, including heartbeats. So it gives up soon and retries."""
 
 
 def upgrade(settings: Settings, to: str = "head") -> None:
-    """Bring the database to the newest schema, or up to a step: all the way or not at all. There already: nothing."""
-    _walk(settings, command.upgrade, to)
+    """Upgrade the database to the newest schema, or to a given revision, in one transaction. Idempotent."""
+    _migrate(settings, command.upgrade, to)
 
 
 def downgrade(settings: Settings) -> None:
-    """Take the newest step back, for the software before it; what only that step's columns held is lost."""
-    _walk(settings, command.downgrade, "-1")
+    """Undo the newest migration, so that the previous version of the software can run.
+
+    Data that only the columns of that migration hold is lost.
+    """
+    _migrate(settings, command.downgrade, "-1")
 
 
-def _walk(settings: Settings, direction: Callable[[Config, str], None], to: str) -> None:
-    """Without the limits of `core.infra.database` on a statement's time: an index on a large table may take longer.
+def _migrate(settings: Settings, direction: Callable[[Config, str], None], to: str) -> None:
+    """Run an Alembic command, and retry if a lock times out.
 
-    A lock that is not to be had within seconds is asked for again; OperationalError where somebody holds it for good.
+    Does not use the statement timeout of `core.infra.database`, because an index on a large table may take longer.
+    Raises OperationalError if the lock is still not available after `TRIES` tries.
     """
     engine = create_engine(url(settings), poolclass=NullPool)
     for tries_left in reversed(range(TRIES)):

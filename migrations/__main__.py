@@ -1,4 +1,4 @@
-"""`python -m migrations` brings the database to the newest schema; `python -m migrations back` undoes the last step."""
+"""`python -m migrations` upgrades the database to the newest schema. `python -m migrations back` undoes one step."""
 
 import sys
 
@@ -12,4 +12,4 @@ if __name__ == "__main__":
         case ["back"]:
             downgrade(Settings())
         case words:
-            sys.exit(f"nothing, or `back`, and not {' '.join(words)!r}")
+            sys.exit(f"the only argument allowed is `back`; it is {' '.join(words)!r}. Give no argument to upgrade.")

@@ -1,4 +1,4 @@
-"""What Alembic runs: the migrations, one process at a time, in the transaction of `migrations.upgrade`."""
+"""The script that Alembic runs: all migrations, one process at a time, in the transaction of `migrations.upgrade`."""
 
 from alembic import context
 from sqlalchemy import Connection, func, select
@@ -7,7 +7,7 @@ from core.tables import Base
 from migrations import LOCK_SECONDS
 
 MIGRATION_LOCK = 0x5EF71
-"""Two processes that start together must not migrate together; the second one then finds nothing to do."""
+"""Key of an advisory lock. Of two processes that start together, one migrates, and the other has nothing to do."""
 
 connection: Connection = context.config.attributes["connection"]
 connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))

@@ -1,6 +1,6 @@
-"""What tests of every package share: real servers for the session, a fresh migrated database and bucket for each test.
+"""Fixtures for all tests: real servers per session, and a new migrated database and bucket per test.
 
-A test that asks for no server starts none, and its environment is as it was.
+A test that uses no server fixture starts no server, and its environment is unchanged.
 """
 
 import itertools
@@ -24,9 +24,10 @@ NUMBERS = itertools.count()
 
 
 def pytest_configure() -> None:
-    """One thread: tiny models gain nothing by more, and lose minutes where others use the cores too.
+    """Use one thread, and restore the default handler of SIGINT.
 
-    A shell that starts a command in the background has it ignore Ctrl-C, and all processes that it starts in turn.
+    Tiny models gain nothing from more threads, and lose minutes on a busy machine. A shell makes a background command
+    and its children ignore SIGINT, but some tests send it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +35,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Postgres, Valkey and S3, started once; a test may stop, kill and start them, and must leave them running."""
+    """Postgres, Valkey and S3, started once per session. A test may stop or kill them, but must leave them running."""
     folder = tmp_path_factory.mktemp("servers")
     with Servers(folder) as running:
         yield running
@@ -43,7 +44,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def template(servers: Servers) -> str:
-    """Name of a migrated database that tests are given copies of."""
+    """Name of a migrated database that is copied for each test."""
     name = "template_migrated"
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -53,7 +54,7 @@ def template(servers: Servers) -> str:
 
 @pytest.fixture
 def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings of a service of the test's own: database, bucket, Valkey database, scratch folder."""
+    """Settings with a separate database, bucket, Valkey database and scratch folder for each test."""
     number = next(NUMBERS)
     database, broker = f"test_{number}", servers.valkey.url(number % 16)
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
@@ -71,14 +72,14 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
     )
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {database} WITH (FORCE)")
-    # SeaweedFS gives every bucket volumes of its own, and no more of them than the disk has room for.
+    # SeaweedFS creates separate volumes for each bucket, and their number is limited by the disk space.
     with suppress(ClientError):
         servers.storage.client().delete_bucket(Bucket=f"test-{number}")
 
 
 @pytest.fixture(scope="session")
 def tiny_texts() -> list[str]:
-    """The records that the tiny Llama has learnt."""
+    """The records that the tiny Llama was trained on."""
     from tests.tiny import tiny_texts
 
     return tiny_texts()
@@ -86,7 +87,7 @@ def tiny_texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a tiny trained Llama. Read it, never write into it."""
+    """A Hugging Face folder with the trained tiny Llama. Read only: all tests share it."""
     from tests.tiny import train_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

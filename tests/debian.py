@@ -1,4 +1,4 @@
-"""Programs that tests need and Python's index has not: from Debian, where one may install."""
+"""Find programs that tests need and that PyPI does not have. Install them from Debian if that is possible."""
 
 import fcntl
 import os
@@ -12,18 +12,21 @@ SECONDS = 600
 
 
 def program(*names: str, package: str) -> str | None:
-    """Path of the first of these programs that there is; else root installs the package, where there is apt-get."""
-    if (found := _found(names)) or os.geteuid() or not shutil.which("apt-get"):
-        return found
-    with (Path(tempfile.gettempdir()) / "seft-apt.lock").open("w") as lock:  # apt itself does not wait for another
+    """Return the path of the first of these programs that is installed, or None.
+
+    If none is installed, the process runs as root and apt-get exists, install the package first.
+    """
+    if (path := _find(names)) or os.geteuid() or not shutil.which("apt-get"):
+        return path
+    with (Path(tempfile.gettempdir()) / "seft-apt.lock").open("w") as lock:  # apt does not wait for its own lock
         fcntl.flock(lock, fcntl.LOCK_EX)
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
         with suppress(subprocess.SubprocessError, OSError):
             for command in (["apt-get", "update", "-qq"], install):
                 subprocess.run(command, check=True, env=environment, capture_output=True, timeout=SECONDS)
-    return _found(names)
+    return _find(names)
 
 
-def _found(names: tuple[str, ...]) -> str | None:
+def _find(names: tuple[str, ...]) -> str | None:
     return next(filter(None, map(shutil.which, names)), None)

@@ -1,4 +1,4 @@
-"""A model of headers alone: it passes the door and its sizes can be read, but it has no weights. It knows six words."""
+"""A model without weights: its files pass all checks, and its shapes can be read. Its vocabulary has six words."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def write_hollow(folder: Path) -> Path:
-    """Write it into a new folder."""
+    """Write the model into a new folder, and return the folder."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     _write_tokenizer(folder)
@@ -36,7 +36,7 @@ def write_hollow(folder: Path) -> Path:
 
 
 def weights() -> bytes:
-    """The file of its tensors, without the tensors."""
+    """Return a safetensors file that has only the header."""
     entries = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in SHAPES.items()}
     header = json.dumps(entries).encode()
     return struct.pack("<Q", len(header)) + header
@@ -48,5 +48,5 @@ def _write_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(["<eos>"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -1,7 +1,7 @@
-"""A small hub on loopback, of models and datasets: enough for the real `huggingface_hub` client.
+"""A small model and dataset hub on loopback, sufficient for the real `huggingface_hub` client.
 
-It answers model info, file trees and files of one commit, and whose a token is, with the error codes that the client
-tells apart.
+It serves repository information, file trees and files of one commit, and the owner of a token. It returns the error
+codes that the client distinguishes.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Repo:
-    """A model or a dataset: its files lie in a folder.
+    """A model or a dataset, with its files in a folder.
 
-    Without a token of its readers, a gated one gives none of them away, and a private one is not even there.
+    Without a token in `readers`, the files of a gated repository are denied, and a private repository is not found.
     """
 
     folder: Path
@@ -43,9 +43,9 @@ class Repo:
 def hub(
     repos: dict[str, Repo], owners: Mapping[str, str] | None = None, seen: list[tuple[str, str | None]] | None = None
 ) -> Iterator[str]:
-    """Serve these models by their ids; the value is what HF_ENDPOINT has to be.
+    """Serve these repositories by id, and yield the value for HF_ENDPOINT.
 
-    `owners` are the tokens that it knows, each with its owner's name; each request leaves its path and token in `seen`.
+    `owners` maps each valid token to its owner's name. The path and token of each request are appended to `seen`.
     """
 
     class Handler(_Handler):
@@ -63,8 +63,8 @@ def hub(
         server.server_close()
 
 
-def look_there(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
-    """Have this process take the endpoint for the hub, as HF_ENDPOINT and HF_HUB_CACHE would have when it started."""
+def use_hub(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    """Make this process use the hub at `endpoint`, as if HF_ENDPOINT and HF_HUB_CACHE had been set when it started."""
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, *_: Any) -> None:
-        """A test's output is its own."""
+        """Log nothing, to keep the tests' output clean."""
 
     def _answer(self) -> None:
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
@@ -131,11 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self._error(404, "EntryNotFound")
             return
-        content, about = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            self._send(206, content[int(asked[1]) : int(asked[2]) + 1], about)
+        content, headers = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
+        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self._send(206, content[int(match[1]) : int(match[2]) + 1], headers)
         else:
-            self._send(200, content, about)
+            self._send(200, content, headers)
 
     def _repo(self, repo_id: str, revision: str) -> Repo | None:
         repo = self.repos.get(repo_id)
@@ -151,8 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _error(self, status: int, code: str, message: str = "") -> None:
-        about = {"X-Error-Code": code, "X-Error-Message": message}
-        self._send(status, b"{}", {**about, "Content-Type": "application/json"})
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(status, b"{}", {**headers, "Content-Type": "application/json"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -1,7 +1,7 @@
-"""A Llama so small that a test session trains it: pruning hurts it and repair heals it, measurably.
+"""A Llama that is small enough to train in a test session. Pruning measurably hurts it, and repair measurably helps.
 
-It learns the topics of Python's own documentation, which every machine has. Grouped-query attention, tied embeddings
-and a byte-level tokenizer make it a small copy of the real ones. Same machine, same bits.
+It is trained on the topics of Python's own documentation, which every machine has. Like real models, it has
+grouped-query attention, tied embeddings and a byte-level tokenizer. Training is bit-identical on the same machine.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ WINDOW = 96
 
 
 def tiny_texts() -> list[str]:
-    """The records: one per topic, in the order of their names."""
+    """Return the training records, one per topic, sorted by name."""
     return [str(topics[name]) for name in sorted(topics)]
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained in place, with its own tokens for padding and the end of a record."""
+    """Train a byte-level tokenizer, with special tokens for padding and for the end of a record."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def beginning_tokenizer() -> PreTrainedTokenizerFast:
-    """The same, but it puts its padding token before every text and the end of a record behind it."""
+    """Return the same tokenizer, but it adds the padding token before every text and the end token after it."""
     tokenizer = tiny_tokenizer()
     tokens = [("<pad>", 0), ("<eos>", 1)]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<pad> $A <eos>", special_tokens=tokens)
@@ -47,7 +47,7 @@ def beginning_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config() -> LlamaConfig:
-    """Four blocks, four query heads over two key heads, embeddings tied."""
+    """Return a config with four blocks, four query heads, two key heads, and tied embeddings."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -65,14 +65,14 @@ def tiny_config() -> LlamaConfig:
 
 
 def untrained_tiny(seed: int = 0) -> LlamaForCausalLM:
-    """The same model before it has learnt anything, for tests that only need shapes."""
+    """Return the model without training, for tests that only need shapes."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(tiny_config()).eval()
 
 
 def train_tiny(folder: Path) -> None:
-    """Train for a few seconds from a fixed seed, and save a Hugging Face folder. Leaves torch with one thread."""
-    # Threads that share a model so small mostly wait for each other: minutes, where another process wants the cores.
+    """Train for a few seconds from a fixed seed, and save a Hugging Face folder. Sets torch to one thread."""
+    # With a model this small, several threads mostly wait for each other. On a busy machine that costs minutes.
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
     model = untrained_tiny().train()

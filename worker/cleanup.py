@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.datasets import datasets
-from core.infra.storage import Found, Storage
+from core.infra.storage import Storage, StoredObject
 from core.states import Status
 from core.tables import ApiKey, Checkpoint, Dataset, Job
 
@@ -67,7 +67,7 @@ def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> in
     )
 
 
-def _of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[Found]) -> int:
+def _of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
     places = {found: f"{found.key}/".split("/")[1:3] for found in page}
     ids = {job_id for job_id, _ in places.values()}
     with sessions.begin() as session:
@@ -89,10 +89,12 @@ def _of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[Found
     return len(gone)
 
 
-def _of_datasets(sessions: sessionmaker[Session], storage: Storage, page: list[Found]) -> int:
+def _of_datasets(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
     keys = [found.key for found in page]
     with sessions.begin() as session:
-        named = set(session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.KEPT)))
+        named = set(
+            session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.NOT_DELETED))
+        )
         since, until = _age(session)
     removed = 0
     for found in page:

@@ -44,7 +44,7 @@ def ability(settings: Settings) -> Capability:
 def used(settings: Settings) -> int | None:
     """Bytes in use on its device; None where NVML is not there to tell, and on the processor."""
     uuid = find(settings.device).uuid
-    return devices.used(uuid) if uuid else None
+    return devices.used_memory(uuid) if uuid else None
 
 
 def temperature(settings: Settings) -> int | None:

@@ -79,7 +79,7 @@ class Files:
         if sealed is None or attempt.model_files:
             return None
         spec, roots = attempt.spec, self.settings.model_roots
-        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).open(sealed))
+        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).decrypt(sealed))
         source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
         if source.token is None:
             return None

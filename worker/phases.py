@@ -15,7 +15,7 @@ class Phases:
 
     def __init__(self, say: Callable[[Message], None]) -> None:
         self._say = say
-        self._above = tracing.from_there(os.environ.get(tracing.VARIABLE))
+        self._above = tracing.parent_context(os.environ.get(tracing.VARIABLE))
         self._phase: Phase | None = None
         self._span: Span | None = None
 

@@ -98,6 +98,6 @@ class Process:
 
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
-    trace = {tracing.VARIABLE: here} if (here := tracing.here()) else {}
+    trace = {tracing.VARIABLE: here} if (here := tracing.current_traceparent()) else {}
     # Threads that spin while they wait for each other are several times slower where other programs want the cores.
     return {"OMP_WAIT_POLICY": "passive", **inherited, **trace}

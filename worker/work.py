@@ -55,7 +55,7 @@ class Work:
             ),
             TRACER.start_as_current_span(
                 "attempt",
-                tracing.from_there(attempt.traceparent),
+                tracing.parent_context(attempt.traceparent),
                 attributes={"seft.job": attempt.job_id, "seft.attempt": attempt.number, "seft.worker": self.name},
                 start_time=asked,
             ),

@@ -61,7 +61,7 @@ def signed_in(request: Request, services: CurrentServices) -> Visitor:
     """
     token = request.cookies.get(COOKIE, "")
     with services.sessions.begin() as session:
-        visit = sign_ins.visit(session, token) if token else None
+        visit = sign_ins.authenticate(session, token) if token else None
     if visit is None:
         raise SignInNeededError
     if visit.token != token:

@@ -19,7 +19,7 @@ def upload(
     """
     content = services.dataset_store.store(caller.tenant, file, skip_percentage)
     with services.sessions.begin() as session:
-        row, new = services.dataset_store.keep(session, caller.tenant, name or "", content)
+        row, new = services.dataset_store.find_or_add(session, caller.tenant, name or "", content)
         if new:
             audit.record(session, caller, "create_dataset", row.id)
         return DatasetView.of(row)

@@ -9,8 +9,8 @@ from core.access.audit import Caller
 
 def put(services: Services, caller: Caller, token: str) -> HubTokenView:
     """Encrypt and store the tenant's token in place of the one before. Raises INVALID_REQUEST if the hub rejects it."""
-    encrypted = services.encryption.close(token)
-    name = services.models.owner(token)
+    encrypted = services.encryption.encrypt(token)
+    name = services.models.token_owner(token)
     return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
 
 

@@ -48,7 +48,7 @@ def complete(services: Services, caller: Caller, import_id: str) -> ImportView:
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
         if row.state == State.RECEIVING:
-            imports.arrived(row)
+            imports.start_check(row)
             audit.record(session, caller, "complete_import", row.id)
             session.flush()
         return ImportView.of(row)
@@ -62,7 +62,7 @@ def delete(services: Services, caller: Caller, import_id: str) -> ImportView:
         session.delete(row)
         audit.record(session, caller, "delete_import", view.id)
     if upload is not None:
-        services.storage.abort(imports.key(view.id), upload)
+        services.storage.abort_upload(imports.key(view.id), upload)
         services.storage.delete([imports.key(view.id)])
     return view
 
@@ -72,7 +72,7 @@ def _resume(services: Services, caller: Caller, body: ImportRequest) -> ImportVi
         return None
     with services.sessions.begin() as session:
         name = clean_name(body.name or "")
-        row = imports.unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
+        row = imports.find_unfinished(session, caller.tenant, name, body.bytes, body.resume_key)
         return ImportView.of(row) if row else None
 
 
@@ -99,9 +99,9 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
         imports.require_import_quota(session, caller.tenant)
         if body.source is None:
-            row.state, row.upload = State.RECEIVING, services.storage.begin(imports.key(row.id))
+            row.state, row.upload = State.RECEIVING, services.storage.begin_upload(imports.key(row.id))
         else:
-            imports.arrived(row)
+            imports.start_check(row)
         session.add(row)
         session.flush()
         session.refresh(row)
@@ -124,4 +124,4 @@ def _join(services: Services, row: Import) -> None:
         flaw = Flaw("parts", "must all be received completely", f"without {numbers}", way_out)
         raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are missing or incomplete.", (flaw,))
     if not missing:
-        services.storage.finish(key, row.upload, {number: stored[number] for number in lengths})
+        services.storage.finish_upload(key, row.upload, {number: stored[number] for number in lengths})

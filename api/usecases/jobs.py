@@ -56,7 +56,7 @@ def create(
 def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> EstimateView:
     """Estimate memory, time and bytes of a job, and which workers it fits. Reads no weights."""
     source = services.models.find(caller.tenant, spec.model, spec.revision)
-    dimensions = services.models.anatomy(caller.tenant, source)
+    dimensions = services.models.dimensions(caller.tenant, source)
     with services.sessions.begin() as session:
         return EstimateView.model_validate(estimates.estimate(session, dimensions, spec, services.settings))
 

@@ -9,13 +9,13 @@ from core.errors import Code, ProblemError
 def page(services: Services, caller: Caller, *, after: str | None, limit: int) -> ModelPage:
     """List local models, models in the hub's cache, and results of the tenant's jobs."""
     entries, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
-    return ModelPage(data=[ModelView.model_validate(entry.shown()) for entry in entries], has_more=more)
+    return ModelPage(data=[ModelView.model_validate(entry.to_json()) for entry in entries], has_more=more)
 
 
 def get(services: Services, caller: Caller, model_id: str, revision: str | None = None) -> ModelView:
     """Look up one model, on the hub too. Raises NOT_FOUND if there is none, as reads do, not MODEL_NOT_FOUND."""
     try:
-        return ModelView.model_validate(services.catalogue.look(caller.tenant, model_id, revision).shown())
+        return ModelView.model_validate(services.catalogue.get(caller.tenant, model_id, revision).to_json())
     except ProblemError as error:
         if error.code is not Code.MODEL_NOT_FOUND:
             raise

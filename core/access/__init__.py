@@ -1,1 +1,1 @@
-"""Who may call: API keys, browser sign-ins, rate limits, the audit log, and encrypted hub tokens."""
+"""Access control: API keys, browser sign-ins, rate limits, the audit log and encrypted hub tokens."""

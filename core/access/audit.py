@@ -1,4 +1,4 @@
-"""Who changed what, and when: a row for each change that came over HTTP, written in the change's own transaction."""
+"""The audit log: one row per change made over HTTP, written in the same transaction as the change."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from core.tables import AuditEntry
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose key came with a request. A caller sees the rows of its tenant and no others."""
+    """The owner of the API key sent with a request. A caller sees only the rows of its own tenant."""
 
     tenant: str
     key_id: str
@@ -21,13 +21,13 @@ class Caller:
 
 
 def record(session: Session, caller: Caller, action: str, target: str) -> None:
-    """Write down that the caller did `action`, an operation's name, to the thing whose id is `target`."""
-    who = {"tenant": caller.tenant, "key_id": caller.key_id, "request_id": caller.request_id}
-    session.execute(insert(AuditEntry), {**who, "action": action, "target": target})
+    """Record that the caller ran `action`, the name of an operation, on the object with the id `target`."""
+    identity = {"tenant": caller.tenant, "key_id": caller.key_id, "request_id": caller.request_id}
+    session.execute(insert(AuditEntry), {**identity, "action": action, "target": target})
 
 
 def page(session: Session, tenant: str, *, before: int | None, limit: int) -> tuple[Sequence[AuditEntry], bool]:
-    """Up to `limit` entries, newest first, those older than the entry `before`; and whether there are more."""
+    """Return up to `limit` entries older than the entry `before`, newest first, and whether there are more."""
     query = select(AuditEntry).where(AuditEntry.tenant == tenant).order_by(AuditEntry.id.desc()).limit(limit + 1)
     if before is not None:
         query = query.where(AuditEntry.id < before)

@@ -1,4 +1,4 @@
-"""What a tenant entrusts to the service, encrypted: the database holds it sealed, the settings alone hold the key."""
+"""Encryption of tenants' secrets. The database holds only the encrypted text; only the settings hold the key."""
 
 import base64
 import hashlib
@@ -14,31 +14,32 @@ if TYPE_CHECKING:
 
 
 class Encryption:
-    """Closes and opens with `secret_key`."""
+    """Encrypts and decrypts with the setting `secret_key`."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.secret_key
 
-    def close(self, text: str) -> str:
-        """The text, sealed; CONFLICT where the service has no key to do it with."""
+    def encrypt(self, text: str) -> str:
+        """Return the text encrypted. Raises CONFLICT if the service has no key."""
         if self._secret is None:
-            flaw = Flaw("SEFT_SECRET_KEY", "is set where the service runs", "nothing", "Have the operator set it.")
-            raise ProblemError(Code.CONFLICT, "This service has no key to encrypt a secret with.", (flaw,))
-        sealed: bytes = self._cipher(self._secret).encrypt(text.encode())
-        return sealed.decode()
+            flaw = Flaw("SEFT_SECRET_KEY", "must be set on the server", "not set", "Ask the operator to set it.")
+            raise ProblemError(Code.CONFLICT, "This service has no key to encrypt secrets with.", (flaw,))
+        encrypted: bytes = self._cipher(self._secret).encrypt(text.encode())
+        return encrypted.decode()
 
-    def open(self, sealed: str) -> str:
-        """The text; INVALID_REQUEST where it was sealed with another key than the service has now."""
+    def decrypt(self, encrypted: str) -> str:
+        """Return the plain text. Raises INVALID_REQUEST if it was encrypted with a different key or there is no key."""
         from cryptography.fernet import InvalidToken
 
         try:
             if self._secret is not None:
-                opened: bytes = self._cipher(self._secret).decrypt(sealed)
-                return opened.decode()
+                text: bytes = self._cipher(self._secret).decrypt(encrypted)
+                return text.decode()
         except InvalidToken:
             pass
-        way_out = "PUT /hub-token again, or have the operator set the key of before."
-        flaw = Flaw("SEFT_SECRET_KEY", "is the one that the hub token was encrypted with", "another, or none", way_out)
+        way_out = "PUT /hub-token again, or ask the operator to restore the earlier key."
+        rule = "must be the key that encrypted the hub token"
+        flaw = Flaw("SEFT_SECRET_KEY", rule, "a different key, or not set", way_out)
         raise ProblemError(Code.INVALID_REQUEST, "Your tenant's hub token cannot be decrypted.", (flaw,))
 
     def _cipher(self, secret: SecretStr) -> "Fernet":

@@ -1,6 +1,7 @@
-"""Tokens of the model hub: a tenant's own, for the models and datasets that the hub gives to nobody without one.
+"""Tenants' tokens for the model hub, one per tenant, for private and gated models and datasets.
 
-A token is kept sealed, never shown, and opened only where the hub has refused something to the service itself.
+A token is stored encrypted and never shown. It is decrypted only after the hub has rejected a request that the service
+made without it.
 """
 
 import huggingface_hub as hub
@@ -18,56 +19,59 @@ from seft.models.source import HUB_SECONDS, SHUT
 
 
 def account_name(token: str) -> str:
-    """The name that the hub knows its owner by; INVALID_REQUEST where it knows none, HUB_UNREACHABLE."""
+    """Return the name of the hub account that owns the token.
+
+    Raises INVALID_REQUEST if the hub rejects the token, and HUB_UNREACHABLE if the hub does not answer.
+    """
     address, headers = f"{constants.ENDPOINT}/api/whoami-v2", {"Authorization": f"Bearer {token}"}
     try:
-        answer = hub.get_session().get(address, headers=headers, timeout=HUB_SECONDS)  # `HfApi.whoami` waits for ever
+        answer = hub.get_session().get(address, headers=headers, timeout=HUB_SECONDS)  # `HfApi.whoami` has no timeout
         if answer.status_code not in SHUT:
             return str(answer.raise_for_status().json()["name"])
     except (HTTPError, OSError, ValueError, KeyError) as error:
-        told = f"The hub did not say whose token it is: {type(error).__name__}. Try again later."
-        raise ProblemError(Code.HUB_UNREACHABLE, told) from error
-    flaw = Flaw("token", "is one that the hub knows", "(not repeated)", "Make one that may read, at the hub.")
-    raise ProblemError(Code.INVALID_REQUEST, "The hub does not know this token.", (flaw,))
+        message = f"The hub did not return the owner of this token: {type(error).__name__}. Try again later."
+        raise ProblemError(Code.HUB_UNREACHABLE, message) from error
+    flaw = Flaw("token", "must be valid on the hub", "(not repeated)", "Create a token with read access on the hub.")
+    raise ProblemError(Code.INVALID_REQUEST, "The hub rejected this token.", (flaw,))
 
 
-def put(session: Session, tenant: str, sealed: str, name: str) -> HubToken:
-    """The tenant's token is this one from now on."""
-    values = {"id": ids.new("hub"), "name": name, "sealed": sealed, "created_at": func.now()}
+def put(session: Session, tenant: str, encrypted: str, name: str) -> HubToken:
+    """Set or replace the tenant's token. `name` is the account that owns it."""
+    values = {"id": ids.new("hub"), "name": name, "sealed": encrypted, "created_at": func.now()}
     row = insert(HubToken).values(tenant=tenant, **values)
-    kept = row.on_conflict_do_update(index_elements=["tenant"], set_=values).returning(HubToken)
-    return session.scalars(kept, execution_options={"populate_existing": True}).one()
+    upsert = row.on_conflict_do_update(index_elements=["tenant"], set_=values).returning(HubToken)
+    return session.scalars(upsert, execution_options={"populate_existing": True}).one()
 
 
 def get(session: Session, tenant: str) -> HubToken:
-    """What is known of the tenant's token; or NOT_FOUND."""
+    """Return the row of the tenant's token. Raises NOT_FOUND if the tenant has none."""
     row = session.get(HubToken, tenant)
     if row is None:
-        raise ProblemError(Code.NOT_FOUND, "Your tenant has given no hub token. PUT /hub-token takes one.")
+        raise ProblemError(Code.NOT_FOUND, "Your tenant has no hub token. Set one with PUT /hub-token.")
     return row
 
 
 def remove(session: Session, tenant: str) -> HubToken:
-    """Forget the tenant's token; the row as it was."""
+    """Delete the tenant's token and return the deleted row. Raises NOT_FOUND if the tenant has none."""
     row = get(session, tenant)
     session.delete(row)
     session.flush()
     return row
 
 
-def encrypted(session: Session, tenant: str) -> str | None:
-    """The tenant's token as it is kept; None where there is none."""
+def find_encrypted(session: Session, tenant: str) -> str | None:
+    """Return the tenant's token, still encrypted. Returns None if the tenant has none."""
     return session.scalar(select(HubToken.sealed).where(HubToken.tenant == tenant))
 
 
 class HubTokens:
-    """Opens them. Safe to share between threads."""
+    """Reads and decrypts tenants' tokens. Safe to share between threads."""
 
-    def __init__(self, seals: Encryption, sessions: sessionmaker[Session]) -> None:
-        self._seals, self._sessions = seals, sessions
+    def __init__(self, encryption: Encryption, sessions: sessionmaker[Session]) -> None:
+        self._encryption, self._sessions = encryption, sessions
 
-    def of(self, tenant: str) -> str | None:
-        """The tenant's token; None where there is none, the error of `Seals.open` where it cannot be read."""
+    def get(self, tenant: str) -> str | None:
+        """Return the tenant's token in plain text, or None if there is none. Raises as `Encryption.decrypt`."""
         with self._sessions.begin() as session:
-            kept = encrypted(session, tenant)
-        return None if kept is None else self._seals.open(kept)
+            encrypted = find_encrypted(session, tenant)
+        return None if encrypted is None else self._encryption.decrypt(encrypted)

@@ -1,4 +1,7 @@
-"""API keys. A key is 256 random bits: its SHA-256 needs no salt and no stretching, a look-up by it leaks nothing."""
+"""API keys, stored as SHA-256 hashes.
+
+A key is 256 random bits. So its hash needs no salt and no stretching, and looking it up by hash leaks nothing.
+"""
 
 import hashlib
 import secrets
@@ -15,11 +18,11 @@ from core.errors import Code, ProblemError
 from core.tables import ApiKey
 
 USE_SECONDS = 60
-"""How exact `last_used_at` is: one write in this time, however many requests come."""
+"""Resolution of `last_used_at`: it is written at most once in this many seconds per key."""
 
 
 class Scope(StrEnum):
-    """What a key may do. `write` holds `read`, `admin` holds all; `metrics` is for a scraper and stands alone."""
+    """What a key may do. `write` includes `read`, `admin` includes all; `metrics` allows only scraping of metrics."""
 
     METRICS = "metrics"
     READ = "read"
@@ -27,7 +30,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
     def allows(self, needed: "Scope") -> bool:
-        """Whether what needs `needed` may be done with this scope."""
+        """Return whether this scope is enough for an operation that needs the scope `needed`."""
         if Scope.METRICS in {self, needed}:
             return self in {needed, Scope.ADMIN}
         order = list(Scope)
@@ -35,7 +38,7 @@ class Scope(StrEnum):
 
 
 def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKey, str]:
-    """A new key's row, and the secret, which is kept nowhere."""
+    """Create a key. Return its row and its secret, which is not stored anywhere."""
     secret = f"seft_{secrets.token_urlsafe(32)}"
     key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=digest(secret))
     session.add(key)
@@ -45,37 +48,37 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
 
 
 def verify(session: Session, secret: str) -> ApiKey | None:
-    """The row of a key that was issued and not revoked; its use is noted."""
-    return _used(session, _valid(ApiKey.sha256), digest(secret))
+    """Return the key with this secret and update `last_used_at`. Returns None if the key is unknown or revoked."""
+    return _use(session, _valid_key_query(ApiKey.sha256), digest(secret))
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
-    """The same by the id, for those who have shown the key before."""
-    return _used(session, _valid(ApiKey.id), key_id)
+    """Do the same as `verify` by the key's id, for a caller who has shown the secret before."""
+    return _use(session, _valid_key_query(ApiKey.id), key_id)
 
 
 @cache
-def _valid(named: InstrumentedAttribute[str]) -> Select[ApiKey, bool]:
-    """The query of the key whose column `named` has the value `name`, and whether its use is to be noted."""
-    old = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
-    return select(ApiKey, old).where(named == bindparam("name"), ApiKey.revoked_at.is_(None))
+def _valid_key_query(column: InstrumentedAttribute[str]) -> Select[ApiKey, bool]:
+    """Select the key whose `column` equals the parameter `value`, and whether `last_used_at` is due for an update."""
+    due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
+    return select(ApiKey, due).where(column == bindparam("value"), ApiKey.revoked_at.is_(None))
 
 
-def _used(session: Session, query: Select[ApiKey, bool], name: str) -> ApiKey | None:
-    found = session.execute(query, {"name": name}).first()
-    if found is None:
+def _use(session: Session, query: Select[ApiKey, bool], value: str) -> ApiKey | None:
+    row = session.execute(query, {"value": value}).first()
+    if row is None:
         return None
-    key, due = found
+    key, due = row
     if due:
-        # Whoever holds the row is noting the same, or revokes the key: nothing to wait for.
-        free = select(ApiKey.id).where(ApiKey.id == key.id).with_for_update(skip_locked=True)
-        note = update(ApiKey).where(ApiKey.id.in_(free)).values(last_used_at=func.now())
-        session.execute(note, execution_options={"synchronize_session": False})
+        # If the row is locked, another request is updating it too, or the key is being revoked: do not wait.
+        unlocked = select(ApiKey.id).where(ApiKey.id == key.id).with_for_update(skip_locked=True)
+        change = update(ApiKey).where(ApiKey.id.in_(unlocked)).values(last_used_at=func.now())
+        session.execute(change, execution_options={"synchronize_session": False})
     return key
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tuple[Sequence[ApiKey], bool]:
-    """Up to `limit` keys, revoked ones included, newest first, those older than `after`; and whether there are more."""
+    """Return up to `limit` keys older than `after`, newest first, with revoked ones, and whether there are more."""
     query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(ApiKey.id < after)
@@ -84,17 +87,17 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
 
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
-    """End a key at once; again is no error. NOT_FOUND, or CONFLICT when a key would revoke itself.
+    """Revoke a key immediately. Idempotent.
 
-    So the key that revokes the others stays, and a tenant does not lock itself out, unless two of its keys revoke each
-    other at one moment.
+    Raises NOT_FOUND if the tenant has no such key, and CONFLICT if a key would revoke itself. So a tenant cannot lock
+    itself out, unless two of its keys revoke each other at the same moment.
     """
     query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant == tenant).with_for_update()
     key = session.scalar(query) if ids.is_id("key", key_id) else None
     if key is None:
-        raise ProblemError(Code.NOT_FOUND, f"There is no key {key_id!r}. GET /keys lists yours.")
+        raise ProblemError(Code.NOT_FOUND, f"There is no key {key_id!r}. List your keys with GET /keys.")
     if key.id == by:
-        raise ProblemError(Code.CONFLICT, "A key cannot revoke itself. Make another one and revoke this one with it.")
+        raise ProblemError(Code.CONFLICT, "A key cannot revoke itself. Create another key and revoke this one with it.")
     if key.revoked_at is None:
         key.revoked_at = func.now()
         session.flush()
@@ -103,5 +106,5 @@ def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
 
 
 def digest(secret: str) -> str:
-    """What is kept of a secret."""
+    """Return the SHA-256 of a secret, the only form in which it is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,6 +1,6 @@
-"""How many requests a key may send: so many a second, and ten seconds' worth of them at once.
+"""Rate limit per API key: `rate_limit` requests per second, in bursts of up to ten seconds' worth.
 
-The counts lie beside the broker's messages and may be lost like them: while that server is away, nobody is held back.
+The counts are stored in the broker's server and may be lost. While that server is unreachable, nothing is limited.
 """
 
 import redis
@@ -13,10 +13,10 @@ from core.settings import Settings
 
 BURST_SECONDS = 10.0
 ANSWER_SECONDS = 0.25
-"""A server that is slower than this is away."""
+"""Timeout of a call to the server. A slower server counts as unreachable."""
 
-# The generic cell rate algorithm: a key's one number is the time at which all that it has sent would be paid for.
-# All processes share the server's clock.
+# The generic cell rate algorithm (GCRA). The one number stored per key is the theoretical arrival time: the time at
+# which all requests so far are paid off. All processes use the server's clock.
 TAKE = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 
 class Limiter:
-    """Counts the requests of every key, over all processes that use the same server. Safe to share between threads."""
+    """Limits the requests of each key, across all processes that use the same server. Safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._rate = settings.rate_limit
@@ -42,17 +42,17 @@ class Limiter:
             retry=Retry(NoBackoff(), 0),
         )
         self._take = self._server.register_script(TAKE)
-        self._outage = CircuitBreaker()
+        self._breaker = CircuitBreaker()
 
     def take(self, key_id: str) -> float:
-        """Count one request of this key; the seconds after which it may come again, 0 when it may pass now."""
-        if not self._rate or self._outage.lasts:
+        """Count one request of this key. Return 0 if it is allowed now, else the seconds until the next retry."""
+        if not self._rate or self._breaker.is_open:
             return 0.0
         burst = max(BURST_SECONDS, 1 / self._rate)
         try:
             return float(self._take(keys=[f"seft:rate:{key_id}"], args=[1 / self._rate, burst]))
         except redis.RedisError as error:
-            self._outage.begin()
+            self._breaker.trip()
             log.warning("rates.uncounted", error=str(error))
             return 0.0
 

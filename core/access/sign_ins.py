@@ -1,6 +1,6 @@
-"""Browsers that are signed in. Each holds a random token in a cookie, never the API key; the database holds its hash.
+"""Browsers that are signed in. A browser's cookie holds a random token, never the API key. The database holds its hash.
 
-The token is replaced while it is used, so a stolen one is soon worthless; a revoked key ends all that it opened.
+The token is rotated while it is in use, so a stolen token soon stops working. Revoking an API key ends its sign-ins.
 """
 
 import secrets
@@ -16,22 +16,24 @@ from core.tables import ApiKey, SignIn
 
 LIFE = timedelta(days=7)
 IDLE = timedelta(days=1)
+"""Time without a request after which a sign-in expires."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
+"""Time for which the previous token stays valid after a rotation, for requests sent at the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A signed-in browser's request."""
+class BrowserSession:
+    """The sign-in behind a browser's request."""
 
     key: ApiKey
     csrf: str
     token: str
-    """What the browser's cookie is to hold from now on."""
+    """Token for the browser's cookie from now on."""
 
 
-def begin(session: Session, secret: str) -> Visit | None:
-    """Sign a browser in with an API key; None when the key is none. What has run out is swept away."""
+def begin(session: Session, secret: str) -> BrowserSession | None:
+    """Sign a browser in with an API key. Returns None if the key is unknown or revoked. Deletes expired sign-ins."""
     key = keys.verify(session, secret)
     if key is None:
         return None
@@ -39,34 +41,34 @@ def begin(session: Session, secret: str) -> Visit | None:
     session.execute(delete(SignIn).where(or_(SignIn.created_at < now - LIFE, SignIn.rotated_at < now - IDLE)))
     token, csrf = secrets.token_urlsafe(32), secrets.token_urlsafe(16)
     session.add(SignIn(key_id=key.id, sha256=digest(token), csrf=csrf))
-    return Visit(key, csrf, token)
+    return BrowserSession(key, csrf, token)
 
 
-def visit(session: Session, token: str) -> Visit | None:
-    """The visit of a browser with this token; None when it is signed in no more."""
-    now, mine = func.now(), digest(token)
+def authenticate(session: Session, token: str) -> BrowserSession | None:
+    """Return the sign-in of the browser with this token. Returns None if it has ended or expired."""
+    now, sha256 = func.now(), digest(token)
     due = SignIn.rotated_at < now - ROTATION
     query = select(SignIn, due).where(
-        or_(SignIn.sha256 == mine, (SignIn.former_sha256 == mine) & (SignIn.rotated_at > now - GRACE)),
+        or_(SignIn.sha256 == sha256, (SignIn.former_sha256 == sha256) & (SignIn.rotated_at > now - GRACE)),
         SignIn.created_at > now - LIFE,
         SignIn.rotated_at > now - IDLE,
     )
-    found = session.execute(query).first()
-    key = keys.find(session, found[0].key_id) if found else None
-    if found is None or key is None:
+    match = session.execute(query).first()
+    key = keys.find(session, match[0].key_id) if match else None
+    if match is None or key is None:
         return None
-    row, old = found
-    return Visit(key, row.csrf, _rotated(session, row, token) if old else token)
+    row, rotate = match
+    return BrowserSession(key, row.csrf, _rotate(session, row, token) if rotate else token)
 
 
 def end(session: Session, token: str) -> None:
     """Sign the browser out."""
-    mine = digest(token)
-    session.execute(delete(SignIn).where(or_(SignIn.sha256 == mine, SignIn.former_sha256 == mine)))
+    sha256 = digest(token)
+    session.execute(delete(SignIn).where(or_(SignIn.sha256 == sha256, SignIn.former_sha256 == sha256)))
 
 
-def _rotated(session: Session, row: SignIn, token: str) -> str:
-    """A new token; the old one where another request has just made a new one."""
+def _rotate(session: Session, row: SignIn, token: str) -> str:
+    """Replace the token and return the new one. Return the old one if another request has just replaced it."""
     fresh = secrets.token_urlsafe(32)
     change = (
         update(SignIn)
@@ -74,5 +76,5 @@ def _rotated(session: Session, row: SignIn, token: str) -> str:
         .values(sha256=digest(fresh), former_sha256=SignIn.sha256, rotated_at=func.now())
         .returning(SignIn.id)
     )
-    done = session.execute(change, execution_options={"synchronize_session": False}).first()
-    return fresh if done else token
+    changed = session.execute(change, execution_options={"synchronize_session": False}).first()
+    return fresh if changed else token

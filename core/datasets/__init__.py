@@ -1,1 +1,1 @@
-"""Datasets: uploads, resumable imports, sources to fetch from, previews."""
+"""Datasets: uploads, resumable imports, remote sources and previews."""

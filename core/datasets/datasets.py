@@ -1,6 +1,6 @@
-"""Datasets: an upload is checked line by line in constant memory, then kept under its hash, with a row for each upload.
+"""Datasets: check an upload line by line in constant memory, store it under its hash, and add a row per upload.
 
-What a record is and what is kept of a file, `seft.data.survey` says; a refused upload leaves neither object nor row.
+`seft.data.survey` defines what a record is and what is stored of a file. A rejected upload leaves no object and no row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,58 +22,64 @@ from seft.data.survey import FLAWS, kept, survey
 from seft.errors import FileError
 
 NAME_CHARACTERS = 255
-KEPT = Dataset.deleted_at.is_(None)
+NOT_DELETED = Dataset.deleted_at.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is kept of a checked file."""
+    """The stored content of a checked file."""
 
     sha256: str
     bytes: int
     records: int
     format: Format
     skipped: int = 0
-    """Broken lines that are not kept."""
+    """Number of broken lines that were left out."""
 
     @property
     def object_key(self) -> str:
-        """Where it lies in object storage; equal files lie at the same place."""
+        """Key of the object in storage. Equal files share one object."""
         return f"datasets/{self.sha256}.jsonl"
 
 
-def read_content(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Content:
-    """Read a file to its end. INVALID_DATASET with a flaw for each of its first broken lines.
+def read_content(file: BinaryIO, max_bytes: int, skip_percentage: float = 0.0) -> Content:
+    """Read and check a whole file of up to `max_bytes`, counted after decompression.
 
-    `most` is what it may hold, unpacked.
+    Raises INVALID_DATASET if it is not a dataset, with one flaw for each of the first broken lines.
     """
-    with _telling():
-        found = survey(file, most, skip_percentage)
-    if found.refused or found.format is None:
-        flaws = tuple(Flaw(f"{found.unit} {e.line}", e.rule, e.value, e.way_out) for e in found.flaws)
-        more = " or more" if found.skipped == FLAWS else f" of {found.lines}"
-        detail = f"{found.skipped}{more} {found.unit}s are no records; the dataset was not stored."
+    with _file_errors():
+        result = survey(file, max_bytes, skip_percentage)
+    if result.refused or result.format is None:
+        flaws = tuple(Flaw(f"{result.unit} {e.line}", e.rule, e.value, e.way_out) for e in result.flaws)
+        more = " or more" if result.skipped == FLAWS else f" of {result.lines}"
+        detail = f"{result.skipped}{more} {result.unit}s are not valid records; the dataset was not stored."
         raise ProblemError(Code.INVALID_DATASET, detail, flaws)
-    return Content(found.sha256, found.bytes, found.records, found.format, found.skipped)
+    return Content(result.sha256, result.bytes, result.records, result.format, result.skipped)
 
 
-def upload(storage: Storage, file: BinaryIO, most: int, content: Content) -> None:
-    """Store what is kept of a checked file. INVALID_DATASET, and nothing is stored, where it has changed since."""
-    with _telling():
-        storage.upload(kept(file, most, content.sha256, whole=not content.skipped), content.object_key)
+def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -> None:
+    """Store the content of a checked file.
+
+    Raises INVALID_DATASET, and stores nothing, if the file has changed since it was checked.
+    """
+    with _file_errors():
+        storage.upload(kept(file, max_bytes, content.sha256, whole=not content.skipped), content.object_key)
 
 
 def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
-    """The tenant's dataset of this name and content, or None. Holds both until the transaction ends."""
-    shown = clean_name(name)
-    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{shown}", 0))
+    """Return the tenant's dataset with this name and content, or None.
+
+    Locks the pair of name and content until the transaction ends.
+    """
+    cleaned = clean_name(name)
+    lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{cleaned}", 0))
     session.execute(select(lock))
-    same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == shown, KEPT)
+    same = (Dataset.tenant == tenant, Dataset.sha256 == content.sha256, Dataset.name == cleaned, NOT_DELETED)
     return session.scalars(select(Dataset).where(*same).order_by(Dataset.id).limit(1)).first()
 
 
 def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
-    """The row of an upload whose object is in place."""
+    """Add the row of an upload whose object is already stored."""
     row = Dataset(
         id=ids.new("file"),
         tenant=tenant,
@@ -93,17 +99,17 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
 
 
 def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
-    """The tenant's dataset, or NOT_FOUND."""
-    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant, KEPT)
+    """Return the tenant's dataset. Raises NOT_FOUND if there is none with this id."""
+    query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant, NOT_DELETED)
     row = session.scalar(query) if ids.is_id("file", dataset_id) else None
     if row is None:
-        raise ProblemError(Code.NOT_FOUND, f"There is no dataset {dataset_id!r}. GET /datasets lists yours.")
+        raise ProblemError(Code.NOT_FOUND, f"There is no dataset {dataset_id!r}. List yours with GET /datasets.")
     return row
 
 
 def page(session: Session, tenant: str, *, after: str | None = None, limit: int) -> tuple[Sequence[Dataset], bool]:
-    """Up to `limit` datasets, newest first, those older than `after`; and whether there are more."""
-    query = select(Dataset).where(Dataset.tenant == tenant, KEPT).order_by(Dataset.id.desc()).limit(limit + 1)
+    """Return up to `limit` datasets older than `after`, newest first, and whether there are more."""
+    query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED).order_by(Dataset.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Dataset.id < after)
     rows = session.scalars(query).all()
@@ -111,50 +117,57 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
 
 
 def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
-    """Mark it as deleted; CONFLICT while a job that has not ended names it, NOT_FOUND where there is none."""
+    """Mark a dataset as deleted.
+
+    Raises NOT_FOUND if there is none, and CONFLICT while a job that uses it has not ended.
+    """
     row = get(session, tenant, dataset_id)
-    # A job that is being made now is waited for, and seen by the query after this one.
+    # The lock waits for a job that is being created now, so that the next query sees it.
     session.refresh(row, with_for_update=True)
     live = select(Job.id).where(Job.dataset_id == row.id, Job.finished_at.is_(None)).limit(1)
     if job_id := session.scalar(live):
-        detail = f"{job_id} needs the dataset and has not ended. Cancel it, or wait for its end."
+        detail = f"{job_id} uses this dataset and has not ended. Cancel the job, or wait until it ends."
         raise ProblemError(Code.CONFLICT, detail)
     row.deleted_at = func.now()
     return row
 
 
 def require_stored(session: Session, storage: Storage, content: Content) -> None:
-    """UNAVAILABLE where the object went in the moment between its upload and its row; from now on the row holds it."""
-    _hold(session, content.object_key)
+    """Raise UNAVAILABLE if the object was deleted between its upload and the creation of its row.
+
+    Locks the object until the transaction ends, so that it cannot be deleted before the row is committed.
+    """
+    _lock_object(session, content.object_key)
     if storage.modified(content.object_key) is None:
-        detail = "An equal file was deleted while this one was sent. Send it again."
+        detail = "An equal file was deleted while this one was uploaded. Send it again."
         raise ProblemError(Code.UNAVAILABLE, detail, retry_after=1)
 
 
 def delete_object(session: Session, storage: Storage, key: str, before: datetime) -> bool:
-    """Delete an object that no row names and that is older than `before`; whether it was one."""
-    _hold(session, key)
+    """Delete an object if no row refers to it and it is older than `before`. Return whether it was deleted."""
+    _lock_object(session, key)
     modified = storage.modified(key)
-    named = session.scalar(select(Dataset.id).where(Dataset.object_key == key, KEPT).limit(1))
-    if named or modified is None or modified >= before:
+    referenced = session.scalar(select(Dataset.id).where(Dataset.object_key == key, NOT_DELETED).limit(1))
+    if referenced or modified is None or modified >= before:
         return False
     storage.delete([key])
     return True
 
 
-def _hold(session: Session, key: str) -> None:
-    """Until the transaction ends nobody else deletes the object, or makes a row that names it."""
+def _lock_object(session: Session, key: str) -> None:
+    """Prevent others from deleting the object or adding a row for it, until the transaction ends."""
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
 def clean_name(name: str) -> str:
-    """A file name fit to be shown: no folders, nothing that does not print, of bounded length."""
+    """Return a file name that is safe to display: no folders, no unprintable characters, bounded length."""
     base = name.replace("\\", "/").rpartition("/")[2]
     return "".join(filter(str.isprintable, base)).strip()[:NAME_CHARACTERS] or "dataset.jsonl"
 
 
 @contextmanager
-def _telling() -> Iterator[None]:
+def _file_errors() -> Iterator[None]:
+    """Turn a FileError of the library into INVALID_DATASET."""
     try:
         yield
     except FileError as error:

@@ -1,7 +1,7 @@
-"""Datasets on their way here: uploads in parts, and sources that the service fetches.
+"""Imports: datasets uploaded in parts, or fetched by the service from a remote source.
 
-The row says what is owed. Who checks one holds it by a lease that is renewed, and settles it; an importer that dies in
-between has only delayed it.
+The row holds the state. An importer claims a row with a lease, renews it while it works, and then completes or fails
+the import. If an importer dies, the lease expires and another importer retries.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ from core import ids
 from core.errors import Code, Flaw, ProblemError
 from core.tables import Dataset, Import, Json
 
-MOST = 100
-"""Imports of one tenant that are not settled."""
+MAX_ACTIVE = 100
+"""Maximum number of unfinished imports per tenant."""
 LEASE = timedelta(seconds=60)
 TRIES = 5
-UNFINISHED = timedelta(days=2)
-"""An upload whose parts do not come is given up after so long, as `core.infra.storage.TORN` has the storage do."""
-KEPT = timedelta(days=30)
+UPLOAD_EXPIRY = timedelta(days=2)
+"""Age at which an incomplete upload fails. `core.infra.storage.ABORT_INCOMPLETE_UPLOADS` uses the same time."""
+RETENTION = timedelta(days=30)
+"""Time for which a finished import stays listed."""
 PART_BYTES, PARTS = 16 << 20, 10_000
-"""The least of a part, and the most that S3 takes of them."""
+"""Minimum bytes per part, and the maximum number of parts that S3 accepts."""
 
 
 class State(StrEnum):
-    """Where an import stands."""
+    """State of an import. `receiving` waits for parts; `checking` is queued for an importer."""
 
     RECEIVING = "receiving"
     CHECKING = "checking"
@@ -36,52 +37,58 @@ class State(StrEnum):
 
 
 def key(import_id: str) -> str:
-    """Where the parts become an object."""
+    """Return the key of the object that the parts are assembled into."""
     return f"imports/{import_id}"
 
 
 def part_bytes(size: int) -> int:
-    """Of each part but the last one."""
+    """Return the bytes per part, for every part except the last."""
     return max(PART_BYTES, -(-size // PARTS))
 
 
 def part_count(size: int) -> int:
-    """How many parts make so many bytes."""
+    """Return the number of parts of a file of `size` bytes."""
     return -(-size // part_bytes(size))
 
 
 def part_length(size: int, number: int) -> int:
-    """Bytes of the part of this number, from 1."""
+    """Return the bytes of one part. Part numbers start at 1."""
     return min(part_bytes(size), size - (number - 1) * part_bytes(size))
 
 
 def require_import_quota(session: Session, tenant: str) -> None:
-    """LIMIT_REACHED when the tenant has `MOST` unsettled imports. Until the transaction ends it begins no other one."""
+    """Raise LIMIT_REACHED if the tenant has `MAX_ACTIVE` unfinished imports.
+
+    Locks the tenant's imports, so that it cannot start another one until the transaction ends.
+    """
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"imports\n{tenant}", 0))))
-    under_way = (Import.tenant == tenant, Import.state.in_((State.RECEIVING, State.CHECKING)))
-    if (session.scalar(select(func.count()).where(*under_way)) or 0) >= MOST:
-        detail = f"{MOST} imports are under way. Finish one, or DELETE /imports/{{import_id}}."
+    active = (Import.tenant == tenant, Import.state.in_((State.RECEIVING, State.CHECKING)))
+    if (session.scalar(select(func.count()).where(*active)) or 0) >= MAX_ACTIVE:
+        detail = (
+            f"A tenant may have at most {MAX_ACTIVE} unfinished imports, and you have that many."
+            " Wait until one finishes, or delete one with DELETE /imports/{import_id}."
+        )
         raise ProblemError(Code.LIMIT_REACHED, detail)
 
 
-def unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
-    """The tenant's upload of the same bytes whose parts are still coming."""
+def find_unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
+    """Return the tenant's newest upload of the same file that still waits for parts, or None."""
     same = (Import.name == name, Import.bytes == size, Import.resume_key == resume_key)
     query = select(Import).where(Import.tenant == tenant, Import.state == State.RECEIVING, *same)
     return session.scalars(query.order_by(Import.id.desc()).limit(1)).first()
 
 
 def get(session: Session, tenant: str, import_id: str, *, change: bool = False) -> Import:
-    """The tenant's import, locked where it shall change; or NOT_FOUND."""
+    """Return the tenant's import, locked if `change` is true. Raises NOT_FOUND if there is none with this id."""
     query = select(Import).where(Import.id == import_id, Import.tenant == tenant)
     row = session.scalar(query.with_for_update() if change else query) if ids.is_id("imp", import_id) else None
     if row is None:
-        raise ProblemError(Code.NOT_FOUND, f"There is no import {import_id!r}. GET /imports lists yours.")
+        raise ProblemError(Code.NOT_FOUND, f"There is no import {import_id!r}. List yours with GET /imports.")
     return row
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tuple[Sequence[Import], bool]:
-    """Up to `limit` imports, newest first, those older than `after`; and whether there are more."""
+    """Return up to `limit` imports older than `after`, newest first, and whether there are more."""
     query = select(Import).where(Import.tenant == tenant).order_by(Import.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Import.id < after)
@@ -90,13 +97,16 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
 
 def claim(session: Session) -> Import | None:
-    """An import that is due, under a new try and a lease; None when there is none. After `TRIES` it has failed."""
+    """Claim an import that is due: count a new try and start a lease. Returns None if no import can be claimed.
+
+    An import that has already been tried `TRIES` times fails instead.
+    """
     due = select(Import).where(Import.due_at < func.now()).order_by(Import.due_at)
     row = session.scalars(due.limit(1).with_for_update(skip_locked=True)).first()
     if row is None:
         return None
     if row.tries >= TRIES:
-        fail(row, ProblemError(Code.UNAVAILABLE, f"After {TRIES} tries no more are made. Tell the operator."))
+        fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
         return None
     row.tries, row.due_at = row.tries + 1, func.now() + LEASE
     session.flush()
@@ -105,46 +115,48 @@ def claim(session: Session) -> Import | None:
 
 
 def renew(session: Session, import_id: str) -> None:
-    """Hold a claimed import for another lease."""
-    held = (Import.id == import_id, Import.due_at.is_not(None))
-    session.execute(update(Import).where(*held).values(due_at=func.now() + LEASE))
+    """Extend the lease of a claimed import."""
+    claimed = (Import.id == import_id, Import.due_at.is_not(None))
+    session.execute(update(Import).where(*claimed).values(due_at=func.now() + LEASE))
 
 
-def arrived(row: Import) -> None:
-    """Have the file checked, or the source fetched."""
+def start_check(row: Import) -> None:
+    """Queue the uploaded file for its check, or the source for its download."""
     row.state, row.due_at = State.CHECKING, func.now()
 
 
-def held(session: Session, claimed: Import) -> Import | None:
-    """The row of a claimed import, locked; None where it is no longer the claimer's."""
+def lock_claimed(session: Session, claimed: Import) -> Import | None:
+    """Lock and return the row of a claimed import. Returns None if the claim has been lost."""
     mine = (Import.id == claimed.id, Import.tries == claimed.tries, Import.due_at.is_not(None))
     return session.scalars(select(Import).where(*mine).with_for_update()).first()
 
 
-def done(row: Import, dataset: Dataset) -> None:
-    """It became this dataset."""
+def complete(row: Import, dataset: Dataset) -> None:
+    """Mark the import as done, with the dataset that it created."""
     row.state, row.due_at, row.dataset_id = State.DONE, None, dataset.id
 
 
 def fail(row: Import, problem: ProblemError) -> None:
-    """It became none."""
+    """Mark the import as failed."""
     row.state, row.due_at, row.error = State.FAILED, None, _failure(problem)
 
 
 def expire(session: Session) -> None:
-    """Give up uploads whose parts stayed away, and forget what was settled long ago."""
-    flaw = Flaw("parts", f"come within {UNFINISHED.days} days", "not all of them", "Send the file again.")
-    error = _failure(ProblemError(Code.TOO_SLOW, "Not all parts came in time.", (flaw,)))
-    late = (Import.state == State.RECEIVING, Import.created_at < func.now() - UNFINISHED)
+    """Fail uploads that are still incomplete after `UPLOAD_EXPIRY`. Delete finished imports older than `RETENTION`."""
+    rule, way_out = f"must all arrive within {UPLOAD_EXPIRY.days} days", "Upload the file again."
+    flaw = Flaw("parts", rule, "incomplete", way_out)
+    error = _failure(ProblemError(Code.TOO_SLOW, "Some parts of the file did not arrive in time.", (flaw,)))
+    late = (Import.state == State.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
     session.execute(update(Import).where(*late).values(state=State.FAILED, error=error))
-    settled = Import.state.in_((State.DONE, State.FAILED))
-    session.execute(delete(Import).where(settled, Import.created_at < func.now() - KEPT))
+    finished = Import.state.in_((State.DONE, State.FAILED))
+    session.execute(delete(Import).where(finished, Import.created_at < func.now() - RETENTION))
 
 
 def _failure(problem: ProblemError) -> Json:
-    """A problem as an import's row keeps it."""
-    return {"code": problem.code, "message": problem.message, "errors": [_told(flaw) for flaw in problem.flaws]}
+    """Return a problem as JSON for the import's row."""
+    return {"code": problem.code, "message": problem.message, "errors": [_flaw_json(flaw) for flaw in problem.flaws]}
 
 
-def _told(flaw: Flaw) -> Json:
+def _flaw_json(flaw: Flaw) -> Json:
+    # Postgres cannot store NUL in JSON.
     return {name: getattr(flaw, name).replace("\0", "\ufffd") for name in ("param", "rule", "value", "way_out")}

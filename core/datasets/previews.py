@@ -1,4 +1,4 @@
-"""What a model would read of a dataset: its first records as text and tokens, and how many tokens there are in all."""
+"""Dataset previews: the first records as a model's tokenizer reads them, and the number of tokens in total."""
 
 import io
 import json
@@ -13,13 +13,17 @@ from core.infra.storage import Storage
 from core.tables import Dataset, Json
 
 SAMPLE_BYTES = 256 << 10
-"""Of a dataset, whose tokens are counted; the rest is estimated from them."""
+"""Bytes at the beginning of a dataset whose tokens are counted. The total is extrapolated from them."""
 SECONDS = 60
+"""Timeout of the tokenizer process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The first `records` as `seft.data.preview` shows them, and the tokens of all: an estimate unless all were counted."""
+    """The first `records`, in the form of `seft.data.preview`, and token counts of the whole dataset.
+
+    The counts are exact if `counted_records` covers the whole dataset, and otherwise extrapolated.
+    """
 
     records: list[Json]
     counted_records: int
@@ -28,16 +32,19 @@ class Preview:
 
 
 def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> Preview:
-    """Look at a dataset with the tokenizer in a folder or a GGUF file; MODEL_REFUSED where that cannot be done."""
-    lines = _beginning(storage, dataset)
-    seen = _asked(tokenizer, lines, show)
-    share = sum(map(len, lines)) / dataset.bytes
-    totals = (round(seen[name] / share) for name in ("tokens", "trained_tokens"))
-    return Preview(seen["shown"], seen["lines"], *totals)
+    """Preview a dataset with the tokenizer in a folder or a GGUF file. `show` is the number of records to show.
+
+    Raises MODEL_REFUSED if the tokenizer fails on this dataset.
+    """
+    lines = _first_lines(storage, dataset)
+    answer = _run_tokenizer(tokenizer, lines, show)
+    fraction = sum(map(len, lines)) / dataset.bytes
+    totals = (round(answer[name] / fraction) for name in ("tokens", "trained_tokens"))
+    return Preview(answer["shown"], answer["lines"], *totals)
 
 
-def _beginning(storage: Storage, dataset: Dataset) -> list[bytes]:
-    """The first whole lines; one at least, however long it is."""
+def _first_lines(storage: Storage, dataset: Dataset) -> list[bytes]:
+    """Return the whole lines among the first `SAMPLE_BYTES`. If the first line is longer, read more until it fits."""
     end = SAMPLE_BYTES
     while True:
         content = storage.read(dataset.object_key, end)
@@ -47,31 +54,29 @@ def _beginning(storage: Storage, dataset: Dataset) -> list[bytes]:
         end *= 8
 
 
-def _asked(tokenizer: Path, lines: list[bytes], show: int) -> Json:
-    """The answer of a process of its own, whose environment holds no secret."""
-    question = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
+def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json:
+    """Run `seft.data.preview` in a separate process, without secrets in its environment, and return its answer."""
+    request = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
     package_root = str(Path(seft.__file__).parents[1])
     environment = {"PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     try:
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "seft.data.preview"],
             check=False,
-            input=question,
+            input=request,
             env=environment,
             timeout=SECONDS,
             capture_output=True,
             encoding="utf-8",
         )
     except subprocess.TimeoutExpired as error:
-        raise _refused(f"the tokenizer and its template must be done within {SECONDS} s") from error
-    if ended.returncode:
-        raise _refused((ended.stderr.strip().splitlines() or ["the process that ran the tokenizer died"])[-1])
-    answer: Json = json.loads(ended.stdout)
+        raise _tokenizer_error(f"the tokenizer did not finish within {SECONDS} s") from error
+    if process.returncode:
+        raise _tokenizer_error((process.stderr.strip().splitlines() or ["the tokenizer process crashed"])[-1])
+    answer: Json = json.loads(process.stdout)
     return answer
 
 
-def _refused(detail: str) -> ProblemError:
-    flaw = Flaw("model", "must have a tokenizer that reads this dataset", detail, "Choose another model.")
-    return ProblemError(
-        Code.MODEL_REFUSED, f"This dataset cannot be read with that model's tokenizer: {detail}", (flaw,)
-    )
+def _tokenizer_error(detail: str) -> ProblemError:
+    flaw = Flaw("model", "must have a tokenizer that can read this dataset", detail, "Choose a different model.")
+    return ProblemError(Code.MODEL_REFUSED, f"The model's tokenizer cannot read this dataset: {detail}", (flaw,))

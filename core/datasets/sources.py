@@ -1,7 +1,7 @@
-"""Where a dataset may be fetched from: `s3://bucket/key` of a bucket that the operator opened, or a file of the hub.
+"""Remote sources of datasets: `s3://bucket/key` in a bucket that the operator allows, or a dataset on the hub.
 
-A hub dataset is `hf://datasets/owner/name`, with `/path/of/a/file` behind it where it has several, and a revision
-beside it. What is fetched is checked like any upload.
+A hub dataset is `hf://datasets/owner/name[@revision][/path/to/file]`. The path is required if the dataset has several
+data files. A fetched file is checked like any upload.
 """
 
 import re
@@ -31,110 +31,122 @@ from seft.models.source import HUB_SECONDS
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
-_DATA = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
-REFUSALS = (401, 403, 404)
+_DATA_FILE = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
+DENIED = (401, 403, 404)
 
 
 def require_allowed(source: str, buckets: Sequence[str]) -> str:
-    """The file name that a source ends in; INVALID_REQUEST where it may be none."""
-    if found := _S3.fullmatch(source):
-        bucket, key = found.groups()
-        if not any(_holds(place, bucket, key) for place in buckets):
-            open_ones = ", ".join(buckets) or "none"
-            raise _invalid("lies in a bucket that is open to you", source, f"Open are: {open_ones}.")
+    """Return the name of the file that a source refers to. Raises INVALID_REQUEST if the source is not allowed.
+
+    `buckets` are the allowed buckets, each `bucket` or `bucket/prefix`.
+    """
+    if match := _S3.fullmatch(source):
+        bucket, key = match.groups()
+        if not any(_allows(allowed, bucket, key) for allowed in buckets):
+            way_out = f"Allowed buckets: {', '.join(buckets) or 'none'}."
+            raise _invalid("must be in a bucket that the operator allows", source, way_out)
         return key
-    if found := _HUB.fullmatch(source):
-        return found[3] or found[1]
-    raise _invalid("is s3://bucket/key or hf://datasets/owner/name", source, "Write it like one of them.")
+    if match := _HUB.fullmatch(source):
+        return match[3] or match[1]
+    raise _invalid("must be s3://bucket/key or hf://datasets/owner/name", source, "Use one of these two forms.")
 
 
 @contextmanager
-def open_source(storage: Storage, source: str, most: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
-    """A source that was checked, as a file; ProblemError where it is not there or larger than `most`.
+def open_source(storage: Storage, source: str, max_bytes: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
+    """Open a source that `require_allowed` has accepted, as a file.
 
-    Where the hub refuses it to the service, `token` is called, and what it gives is shown.
+    If the hub rejects a request made without the tenant's token, `token` is called and the download is retried with its
+    result. Raises ProblemError if the source cannot be read or is larger than `max_bytes`.
     """
-    if found := _S3.fullmatch(source):
-        with _object(storage, *found.groups()) as file:
+    if match := _S3.fullmatch(source):
+        with _open_object(storage, *match.groups()) as file:
             yield file
         return
-    found = _HUB.fullmatch(source)
-    assert found
+    match = _HUB.fullmatch(source)
+    assert match
     with TemporaryDirectory() as folder:
-        fetched = partial(_fetched, found[1], found[2], found[3], most, Path(folder))
+        download = partial(_download, match[1], match[2], match[3], max_bytes, Path(folder))
         try:
-            path = fetched(token=None)
+            path = download(token=None)
         except ProblemError as problem:
-            if problem.code is not Code.NOT_FOUND or (another := token()) is None:
+            if problem.code is not Code.NOT_FOUND or (tenant_token := token()) is None:
                 raise
-            path = fetched(token=another)
+            path = download(token=tenant_token)
         with path.open("rb") as file:
             yield file
 
 
-def _object(storage: Storage, bucket: str, key: str) -> BinaryIO:
+def _open_object(storage: Storage, bucket: str, key: str) -> BinaryIO:
     try:
         return storage.open(key, bucket)
     except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in REFUSALS:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] not in DENIED:
             raise
-        raise _missing(f"s3://{bucket}/{key}", "The service finds no such object, or may not read it.") from error
+        message = "The object does not exist, or the service may not read it."
+        raise _missing(f"s3://{bucket}/{key}", message) from error
 
 
-def _fetched(name: str, revision: str | None, path: str | None, most: int, folder: Path, *, token: str | None) -> Path:
-    """A file of a hub dataset, downloaded with this token, or the process's own."""
+def _download(
+    name: str, revision: str | None, path: str | None, max_bytes: int, folder: Path, *, token: str | None
+) -> Path:
+    """Download a file of a hub dataset with this token, or with the process's own if it is None."""
     try:
         api = hub.HfApi(token=token)
         info = api.dataset_info(name, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
-        chosen = _chosen(name, path, list(sizes))
-        if sizes[chosen] > most:
-            raise _invalid(f"has at most {most} bytes", f"{sizes[chosen]} bytes", "Split it, or have the limit raised.")
+        chosen = _choose_file(name, path, list(sizes))
+        if sizes[chosen] > max_bytes:
+            way_out = "Split the file, or ask the operator to raise the limit."
+            raise _invalid(f"must have at most {max_bytes} bytes", f"{sizes[chosen]} bytes", way_out)
         return Path(
             api.hf_hub_download(
                 name, chosen, repo_type="dataset", revision=info.sha, local_dir=folder, etag_timeout=HUB_SECONDS
             )
         )
     except OfflineModeIsEnabled as error:
-        raise _missing(name, "The service works without the hub: HF_HUB_OFFLINE is set.") from error
-    except LocalEntryNotFoundError as error:  # one of the errors below to its class, and none to its meaning
+        raise _missing(name, "The service runs without the hub, because HF_HUB_OFFLINE is set.") from error
+    except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but it means that the hub is down
         raise _unreachable(name, error) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
-        told = "The hub shows no such dataset. A private or gated one needs your tenant's hub token: PUT /hub-token."
-        raise _missing(name, told) from error
+        message = (
+            "The hub has no such dataset. If it is private or gated, set your tenant's hub token with PUT /hub-token."
+        )
+        raise _missing(name, message) from error
     except (HTTPError, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSALS:
-            raise _missing(
-                name, "The hub does not let the service read it. Is your tenant's hub token good?"
-            ) from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED:
+            message = "The hub denied access to the dataset. Check that your tenant's hub token may read it."
+            raise _missing(name, message) from error
         raise _unreachable(name, error) from error
 
 
 def _unreachable(name: str, error: Exception) -> ProblemError:
-    return ProblemError(Code.HUB_UNREACHABLE, f"The hub did not give {name}: {error}")
+    return ProblemError(Code.HUB_UNREACHABLE, f"Downloading {name} from the hub failed: {error}")
 
 
-def _chosen(name: str, path: str | None, names: Sequence[str]) -> str:
-    data = sorted(each for each in names if _DATA.fullmatch(each))
+def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
+    """Return `path`, or the only data file if no path is given. Raises INVALID_REQUEST if that is not one file."""
+    data = sorted(each for each in names if _DATA_FILE.fullmatch(each))
     if path is None and len(data) == 1:
         return data[0]
     if path in names and path is not None:
         return path
-    seen = f"{len(data)}: {', '.join(data[:10])}" if path is None else path
-    way_out = f"Name one: hf://datasets/{name}/{data[0] if data else 'train.jsonl'}"
-    raise _invalid("names one file of records", seen, way_out)
+    value = f"{len(data)} data files: {', '.join(data[:10])}" if path is None else path
+    way_out = f"Name a file: hf://datasets/{name}/{data[0] if data else 'train.jsonl'}"
+    raise _invalid("must name exactly one data file", value, way_out)
 
 
-def _holds(place: str, bucket: str, key: str) -> bool:
-    opened, _, prefix = place.partition("/")
-    return opened == bucket and (not prefix or key.startswith(f"{prefix.rstrip('/')}/"))
+def _allows(allowed: str, bucket: str, key: str) -> bool:
+    """Return whether the setting `allowed`, a bucket with or without a prefix, covers this object."""
+    allowed_bucket, _, prefix = allowed.partition("/")
+    return allowed_bucket == bucket and (not prefix or key.startswith(f"{prefix.rstrip('/')}/"))
 
 
 def _invalid(rule: str, value: str, way_out: str) -> ProblemError:
     flaw = Flaw("source", rule, value, way_out)
-    return ProblemError(Code.INVALID_REQUEST, f"The source must be one that {rule}.", (flaw,))
+    return ProblemError(Code.INVALID_REQUEST, f"The source {rule}.", (flaw,))
 
 
 def _missing(source: str, detail: str) -> ProblemError:
-    flaw = Flaw("source", "names something that the service can read", source, "Check the name and its rights.")
+    rule, way_out = "must exist and be readable by the service", "Check the name and the access rights."
+    flaw = Flaw("source", rule, source, way_out)
     return ProblemError(Code.NOT_FOUND, detail, (flaw,))

@@ -1,4 +1,4 @@
-"""From a file to a dataset: checked, within what its tenant may store, stored, and its row made."""
+"""From an uploaded file to a dataset: check the file and the tenant's storage quota, store it, and add its row."""
 
 from functools import partial
 from typing import BinaryIO
@@ -14,26 +14,29 @@ from core.tables import Dataset
 
 
 class DatasetStore:
-    """Of one process. Safe to share between threads."""
+    """Stores uploads. Safe to share between threads."""
 
     def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
         self._sessions, self._storage = sessions, storage
-        self._most = settings.max_dataset_bytes
+        self._max_bytes = settings.max_dataset_bytes
         self._check_limit = partial(fairness.require_storage_quota, limit=settings.tenant_bytes)
 
     def store(self, tenant: str, file: BinaryIO, skip_percentage: float) -> Content:
-        """Check a file and store it; INVALID_DATASET where it is no dataset, LIMIT_REACHED where it is too much."""
-        content = datasets.read_content(file, self._most, skip_percentage)
+        """Check a file and store it.
+
+        Raises INVALID_DATASET if it is not a dataset, and LIMIT_REACHED if it exceeds the tenant's storage quota.
+        """
+        content = datasets.read_content(file, self._max_bytes, skip_percentage)
         with self._sessions.begin() as session:
             self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
-        datasets.upload(self._storage, file, self._most, content)
+        datasets.upload(self._storage, file, self._max_bytes, content)
         return content
 
-    def keep(self, session: Session, tenant: str, name: str, content: Content) -> tuple[Dataset, bool]:
-        """The row of what was stored, and whether it is new: the same content under the same name has one."""
-        if former := datasets.find_equal(session, tenant, name, content):
-            return former, False
-        # Another upload may have come before.
+    def find_or_add(self, session: Session, tenant: str, name: str, content: Content) -> tuple[Dataset, bool]:
+        """Return the row of stored content, and whether it is new. Equal content under the same name shares a row."""
+        if existing := datasets.find_equal(session, tenant, name, content):
+            return existing, False
+        # Checked again: another upload may have used up the quota since `store`.
         self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
         datasets.require_stored(session, self._storage, content)
         return datasets.add(session, tenant, name, content), True

@@ -1,1 +1,1 @@
-"""What a job needs before it runs: model dimensions, memory, time, and which worker it fits."""
+"""Estimates before a job runs: model dimensions, memory, time, and which workers it fits."""

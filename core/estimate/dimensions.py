@@ -1,4 +1,4 @@
-"""A model's sizes, as far as they decide about memory and time: from its config and the shapes of its tensors."""
+"""The model sizes that determine memory and time, from the config and the shapes of the tensors. No weight is read."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,93 +9,101 @@ from seft.errors import SourceError
 from seft.models.shapes import Shapes
 from seft.models.source import REFUSED, Kind, ModelSource
 
-IN_BLOCK = re.compile(r"(?P<list>.*?)\.?(?P<number>\d+)\.(?P<rest>.+)")
+BLOCK_TENSOR = re.compile(r"(?P<list>.*?)\.?(?P<number>\d+)\.(?P<rest>.+)")
 HEAD = "lm_head.weight"
 ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
-"""What chooses experts, and is left whole."""
+"""Name endings of the tensors that route tokens to experts. They are not pruned."""
 STORED_TRANSPOSED = frozenset({"gpt2"})
-"""Architectures whose linears are stored (inputs, outputs)."""
+"""Model types whose linear weights are stored with the shape (inputs, outputs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A target linear; `use` is the share of tokens that come to it, less than 1 for an expert."""
+    """A target linear: `rows` outputs and `cols` inputs."""
 
     rows: int
     cols: int
     use: float = 1.0
+    """Fraction of the tokens that pass through it. Less than 1 for an expert."""
 
     @property
     def weights(self) -> int:
-        """How many."""
+        """Number of weights."""
         return self.rows * self.cols
 
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """A decoder. Sizes are counts of weights, tokens or entries of a vector, never bytes."""
+    """The sizes of a decoder. All are counts of weights, tokens or vector entries, never bytes."""
 
     architecture: str
     context: int | None
+    """Maximum number of tokens in a sequence, if the config says it."""
     parameters: int
     largest: int
-    """Weights of the largest tensor."""
+    """Number of weights in the largest tensor."""
     hidden: int
     vocabulary: int
     attention: int
-    """Entries of all heads' queries for a token."""
+    """Total width of the queries of all heads, per token."""
     blocks: tuple[tuple[Matrix, ...], ...]
     """The target linears of each decoder block."""
 
     @property
     def targets(self) -> int:
-        """Weights of all target linears, which are what is made sparse."""
+        """Number of weights in all target linears. These are the weights that are pruned."""
         return sum(matrix.weights for block in self.blocks for matrix in block)
 
     @property
-    def used(self) -> float:
-        """Target weights that a token meets."""
+    def active_targets(self) -> float:
+        """Number of target weights that a token passes through, on average."""
         return sum(matrix.use * matrix.weights for block in self.blocks for matrix in block)
 
 
 def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
-    """The anatomy of a model whose files hold tensors of these shapes; SourceError where they make no decoder."""
-    said = _Config(source)
+    """Derive the dimensions of a model from its config and the shapes of its tensors.
+
+    Raises SourceError if the tensors are not those of a decoder.
+    """
+    config = _Config(source)
     sizes = {name: _product(shape) for name, shape in shapes.items()}
-    if said.tied:
+    if config.tied:
         sizes.pop(HEAD, None)
-    blocks, inner = _blocks(shapes, said)
-    tables = [shapes[name] for name in sizes if name not in inner and len(shapes[name]) == 2]
-    if not blocks or not tables:
-        told = f"a decoder has blocks with linears, and an embedding; the files of {source.reference!r} hold none."
-        raise SourceError(REFUSED, f"{told} Give a decoder-only language model.")
-    vocabulary, hidden = max(tables, key=_product)
+    blocks, block_names = _blocks(shapes, config)
+    embeddings = [shapes[name] for name in sizes if name not in block_names and len(shapes[name]) == 2]
+    if not blocks or not embeddings:
+        message = f"a decoder has blocks with linears and an embedding; the files of {source.reference!r} lack them."
+        raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
+    vocabulary, hidden = max(embeddings, key=_product)
     return Dimensions(
-        architecture=said.architecture,
-        context=said.number("max_position_embeddings", "n_positions", "context_length"),
+        architecture=config.architecture,
+        context=config.number("max_position_embeddings", "n_positions", "context_length"),
         parameters=sum(sizes.values()),
         largest=max(sizes.values()),
         hidden=hidden,
         vocabulary=vocabulary,
-        attention=said.attention or hidden,
+        attention=config.attention or hidden,
         blocks=blocks,
     )
 
 
 class _Config:
-    """What a config says, under whichever name; a GGUF file's keys begin with its architecture."""
+    """Values of a model's config, which architectures store under different names.
+
+    The keys of a GGUF file start with the architecture's name; that prefix is removed.
+    """
 
     def __init__(self, source: ModelSource) -> None:
-        said = source.config
+        config = source.config
         if source.kind is Kind.GGUF:
-            self.architecture = str(said["general.architecture"])
+            self.architecture = str(config["general.architecture"])
             self._values: Mapping[str, Any] = {
-                key.removeprefix(f"{self.architecture}."): value for key, value in said.items()
+                key.removeprefix(f"{self.architecture}."): value for key, value in config.items()
             }
         else:
-            self.architecture = str(said["architectures"][0])
-            inner = said.get("text_config")
-            self._values = {**said, **inner} if isinstance(inner, dict) else said
+            self.architecture = str(config["architectures"][0])
+            inner = config.get("text_config")
+            self._values = {**config, **inner} if isinstance(inner, dict) else config
         self.tied = self._values.get("tie_word_embeddings") is True
         self.transposed = self._values.get("model_type") in STORED_TRANSPOSED
         self.experts = self.number("num_experts", "num_local_experts", "n_routed_experts", "expert_count") or 0
@@ -106,38 +114,38 @@ class _Config:
         self.attention = heads * width if heads and width else None
 
     def number(self, *names: str) -> int | None:
-        """The first of these that is a positive whole number."""
-        found = (self._values.get(name) for name in names)
-        return next((value for value in found if type(value) is int and value > 0), None)
+        """Return the first value under these names that is a positive integer, or None."""
+        values = (self._values.get(name) for name in names)
+        return next((value for value in values if type(value) is int and value > 0), None)
 
 
-def _blocks(shapes: Shapes, said: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str]]:
-    """The target linears of the largest numbered list of the model, and the names of all that lies in it."""
+def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str]]:
+    """Return the target linears of the model's largest numbered list of modules, and the names of all its tensors."""
     lists: dict[str, dict[int, list[Matrix]]] = {}
     names: dict[str, set[str]] = {}
     for name, shape in shapes.items():
-        if place := IN_BLOCK.fullmatch(name):
-            names.setdefault(place["list"], set()).add(name)
-            block = lists.setdefault(place["list"], {}).setdefault(int(place["number"]), [])
-            block += _matrices(place["rest"], shape, said)
-    blocks = {key: tuple(tuple(found[number]) for number in sorted(found)) for key, found in lists.items()}
+        if match := BLOCK_TENSOR.fullmatch(name):
+            names.setdefault(match["list"], set()).add(name)
+            block = lists.setdefault(match["list"], {}).setdefault(int(match["number"]), [])
+            block += _matrices(match["rest"], shape, config)
+    blocks = {key: tuple(tuple(numbered[number]) for number in sorted(numbered)) for key, numbered in lists.items()}
     if not blocks:
         return (), set()
     largest = max(blocks, key=lambda key: sum(each.weights for block in blocks[key] for each in block))
     return (blocks[largest] if any(blocks[largest]) else ()), names[largest]
 
 
-def _matrices(name: str, shape: tuple[int, ...], said: _Config) -> Iterator[Matrix]:
-    """The linears that a tensor of a block holds: one, as many as it stacks, or none."""
+def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> Iterator[Matrix]:
+    """Yield the linears in a tensor of a block: none, one, or several if the tensor stacks experts."""
     expert = "expert" in name or "_exps." in name
-    use = said.use if expert and "shared" not in name else 1.0
+    use = config.use if expert and "shared" not in name else 1.0
     if name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
         return
     if len(shape) == 3:
         if min(shape) > 1:
             yield from (Matrix(shape[1], shape[2], use) for _ in range(shape[0]))
-    elif not (said.experts and shape[0] in {1, said.experts} and name.endswith(ROUTERS)):
-        rows, cols = reversed(shape) if said.transposed else shape
+    elif not (config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS)):
+        rows, cols = reversed(shape) if config.transposed else shape
         yield Matrix(rows, cols, use)
 
 

@@ -1,4 +1,4 @@
-"""What a job will take, told before it runs: memory, time, bytes, and on which worker it fits. No weight is read."""
+"""Estimate a job before it runs: memory, time, checkpoint size, and which workers it fits. No weight is read."""
 
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +16,10 @@ from core.tables import Json, Worker
 
 
 def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Settings) -> Json:
-    """What `api.schemas.estimates.EstimateView` shows."""
-    pace = timings.timings(session)
+    """Return the fields of `api.schemas.estimates.EstimateView`."""
+    measured = timings.load(session)
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
-    living = [_on(worker, model, spec, pace) for worker in session.scalars(query)]
+    living = [_on_worker(worker, model, spec, measured) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
         "parameters": model.parameters,
@@ -27,8 +27,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
         "steps": spec.repair.steps if spec.repair.method is not RepairMethod.NONE else 0,
         "tokens": _tokens(spec),
         "memory": [
-            {"phase": phase, "device_bytes": held.device, "host_bytes": held.host, "together_bytes": held.together}
-            for phase, held in memory_by_phase(model, spec).items()
+            {"phase": phase, "device_bytes": need.device, "host_bytes": need.host, "together_bytes": need.combined}
+            for phase, need in memory_by_phase(model, spec).items()
         ],
         "checkpoint_bytes": HALF * model.parameters,
         "fits": any(each["fits"] for each in living) if living else None,
@@ -37,23 +37,24 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
 
 
 def _tokens(spec: JobSpec) -> dict[str, int]:
-    calibration, repair, judged = spec.prune.calibration, spec.repair, spec.evaluate
+    calibration, repair, evaluate = spec.prune.calibration, spec.repair, spec.evaluate
     trains = repair.method is not RepairMethod.NONE
     return {
         "calibration": calibration.samples * calibration.tokens,
         "training": repair.steps * repair.batch_tokens if trains else 0,
-        "evaluation": judged.windows * judged.tokens * (3 if trains else 2),
+        "evaluation": evaluate.windows * evaluate.tokens * (3 if trains else 2),
     }
 
 
-def _on(worker: Worker, model: Dimensions, spec: JobSpec, pace: timings.Timings) -> dict[str, Any]:
-    found = fitting.fit(model, spec, worker)
+def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, measured: timings.Timings) -> dict[str, Any]:
+    fit = fitting.fit(model, spec, worker)
+    work = timings.count_work(spec, model.parameters, model.targets)
     return {
         "name": worker.name,
         "device": worker.device,
         "device_name": worker.device_name,
-        "fits": found.met,
-        **asdict(found),
-        "change": {} if found.met else fitting.suggest_change(model, spec, worker),
-        "seconds": timings.seconds(pace, worker.device_name, timings.work(spec, model.parameters, model.targets)),
+        "fits": fit.fits,
+        **asdict(fit),
+        "change": {} if fit.fits else fitting.suggest_change(model, spec, worker),
+        "seconds": timings.estimate_seconds(measured, worker.device_name, work),
     }

@@ -1,70 +1,76 @@
-"""Whether a job fits a worker, and what to change of it so that it does."""
+"""Decide whether a job fits a worker's device memory, and suggest changes to the job that make it fit."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from core.capability import CPU, Capability
 from core.estimate.dimensions import Dimensions
-from core.estimate.footprint import Bytes, memory_by_phase
+from core.estimate.footprint import Footprint, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Worker
 
-ROOM = 0.9
-"""The share of a memory that a job may be expected to fill: estimates are not exact, and others use the machine."""
+USABLE_FRACTION = 0.9
+"""Fraction of the device memory that a job may need. The rest covers estimation errors and other processes."""
 CONTEXT_BYTES = 600_000_000
-"""What CUDA keeps of a device for each process."""
-LEAST_TOKENS, LEAST_SAMPLES = 128, 16
-"""Windows and calibration are not made smaller than this: what comes out would be worth little."""
+"""Device memory that CUDA reserves per process."""
+MIN_TOKENS, MIN_SAMPLES = 128, 16
+"""Smallest window and smallest calibration set that are suggested. Below these, results would be poor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The fullest phase of a job on a worker, and what its device has."""
+    """The phase of a job that needs the most memory, what it needs, and what the worker's device has."""
 
     phase: Phase
     needed_bytes: int
     memory_bytes: int
 
     @property
-    def met(self) -> bool:
-        """Whether it fits."""
-        return self.needed_bytes <= ROOM * self.memory_bytes
+    def fits(self) -> bool:
+        """Whether the job fits."""
+        return self.needed_bytes <= USABLE_FRACTION * self.memory_bytes
 
 
-def fit(model: Dimensions, spec: JobSpec, has: Capability | Worker) -> Fit:
-    """What decides whether the job fits. The host of a device that is not the processor is not looked at."""
-    needed = {phase: _needed(held, has) for phase, held in memory_by_phase(model, spec).items()}
+def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
+    """Return how a job fits a worker. On a worker with an accelerator, the host's memory is not checked."""
+    needed = {phase: _needed(need, worker) for phase, need in memory_by_phase(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])
-    return Fit(phase, needed[phase], has.memory)
+    return Fit(phase, needed[phase], worker.memory)
 
 
-def suggest_change(model: Dimensions, spec: JobSpec, has: Capability | Worker) -> dict[str, Any] | None:
-    """The fields, as `POST /jobs/{job_id}/clone` takes them, with which the job fits; None where nothing here helps."""
-    fitting: JobSpec | None = spec
-    while fitting and not (found := fit(model, fitting, has)).met:
-        fitting = _smaller(fitting, found.phase)
-    return None if fitting is None else _differences(spec.model_dump(mode="json"), fitting.model_dump(mode="json"))
+def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> dict[str, Any] | None:
+    """Return the fields to change so that the job fits, in the format of `POST /jobs/{job_id}/clone`.
+
+    Returns None if no change of these fields is enough.
+    """
+    changed: JobSpec | None = spec
+    while changed and not (result := fit(model, changed, worker)).fits:
+        changed = _shrink(changed, result.phase)
+    return None if changed is None else _merge_patch(spec.model_dump(mode="json"), changed.model_dump(mode="json"))
 
 
-def _needed(held: Bytes, has: Capability | Worker) -> int:
-    return held.together if has.device == CPU else held.device + CONTEXT_BYTES
+def _needed(need: Footprint, worker: Capability | Worker) -> int:
+    return need.combined if worker.device == CPU else need.device + CONTEXT_BYTES
 
 
-def _smaller(spec: JobSpec, phase: Phase) -> JobSpec | None:
-    """A job that holds less in a phase, changed in what matters least for its result; None where there is none."""
+def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
+    """Return a job that needs less memory in a phase, with the change that affects its result the least.
+
+    Returns None if nothing is left to shrink.
+    """
     repair, calibration = spec.repair, spec.prune.calibration
     match phase:
         case Phase.TRAINING if repair.micro_batch > 1:
             return _with(spec, "repair", micro_batch=repair.micro_batch // 2)
-        case Phase.TRAINING if repair.sequence_tokens >= 2 * LEAST_TOKENS and repair.sequence_tokens % 2 == 0:
+        case Phase.TRAINING if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
             return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
-        case Phase.PRUNING | Phase.RECONSTRUCTING if calibration.samples >= 2 * LEAST_SAMPLES:
+        case Phase.PRUNING | Phase.RECONSTRUCTING if calibration.samples >= 2 * MIN_SAMPLES:
             fewer = calibration.model_copy(update={"samples": calibration.samples // 2})
             return _with(spec, "prune", calibration=fewer)
         case Phase.RECONSTRUCTING:
             return _with(spec, "prune", reconstruct_epochs=0)
-        case Phase.EVALUATING if spec.evaluate.tokens >= 2 * LEAST_TOKENS:
+        case Phase.EVALUATING if spec.evaluate.tokens >= 2 * MIN_TOKENS:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
         case _:
             return None
@@ -74,10 +80,10 @@ def _with(spec: JobSpec, part: str, **values: Any) -> JobSpec:
     return spec.model_copy(update={part: getattr(spec, part).model_copy(update=values)})
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """A merge patch from one to the other."""
+def _merge_patch(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return the merge patch (RFC 7396) that turns `before` into `after`."""
     return {
-        name: _differences(before[name], value) if isinstance(value, dict) else value
+        name: _merge_patch(before[name], value) if isinstance(value, dict) else value
         for name, value in after.items()
         if value != before[name]
     }

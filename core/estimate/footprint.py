@@ -1,7 +1,7 @@
-"""The memory of a job, stage by stage: what the training process holds at its fullest moment, by what its code keeps.
+"""Peak memory of a job in each phase, derived from what the training code keeps in memory.
 
-Counted are tensors in float32, which is how a worker holds a model. What a process takes before it holds any is
-`PROCESS_BYTES`. Where the device is the processor, both sums are of the same memory.
+Counts tensors in float32, the type in which a worker holds a model, plus `PROCESS_BYTES` per process. If the device is
+the CPU, device and host are the same memory. `tests/worker/test_footprint.py` compares these numbers with real runs.
 """
 
 from collections.abc import Iterator
@@ -13,95 +13,102 @@ from core.states import Phase
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
-"""Logits that exist at a time: `seft.loss`."""
+"""Maximum number of logits in memory at a time, as in `seft.loss`."""
 PROCESS_BYTES = 350_000_000
-"""Of a process that has loaded torch and transformers, a tokenizer and the text. The two processes that are there while
-a checkpoint is verified have one each. Torch built for CUDA takes 130 MB more, which is left out: there, the device is
-seldom the processor."""
+"""Bytes of a process that has loaded torch, transformers, a tokenizer and the text. Two such processes run while a
+checkpoint is verified. Torch built for CUDA needs 130 MB more. This is ignored, because with that build the device is
+rarely the CPU."""
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
-"""Bytes of a trained position (index, base, value, moments, age, gradient) and of a candidate of a window, and how many
-of these a window lists for every position that an event chooses."""
+"""Bytes per trained position (index, base, value, moments, age, gradient), bytes per candidate position, and the number
+of candidates kept per position that an event selects."""
 GATED = 1.5
-"""A block whose linears raise the hidden state to more than so many times what they lower again has a gate."""
-HOLES = 0.45
-"""Of what is kept for backward, as glibc lays it between what is not kept: tests/worker/test_footprint.py."""
+"""A block has a gate if its up projections produce more than this many times the values that its down projections
+consume."""
+FRAGMENTATION = 0.45
+"""Heap fragmentation of glibc, as a fraction of the activations saved for backward. Measured in
+`tests/worker/test_footprint.py`."""
 VECTOR = 16
-"""Bytes of a value that is trained in a vector: it, its moments and its gradient."""
+"""Bytes per value that is trained in a dense vector: the value, its moments and its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
-    """On the device, on its host beside that, and there on the way to or from a device that is not the processor.
-
-    `holes` are what the C library's heap cannot use again where the processor is the device.
-    """
+class Footprint:
+    """Bytes that a phase needs at its peak."""
 
     device: int
-    beside: int = 0
-    passing: int = 0
-    holes: int = 0
+    host_resident: int = 0
+    """Bytes on the host in addition to the device, whatever the device is."""
+    host_transfer: int = 0
+    """Bytes on the host only to copy data to or from a device that is not the CPU."""
+    fragmentation: int = 0
+    """Bytes lost to heap fragmentation if the device is the CPU."""
 
     @property
     def host(self) -> int:
-        """Where the device is another."""
-        return self.beside + self.passing
+        """Bytes on the host if the device is not the CPU."""
+        return self.host_resident + self.host_transfer
 
     @property
-    def together(self) -> int:
-        """Where they are one."""
-        return self.device + self.beside + self.holes
+    def combined(self) -> int:
+        """Bytes in total if the device is the CPU."""
+        return self.device + self.host_resident + self.fragmentation
 
 
-def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Bytes]:
-    """The fullest moment of each phase of a job, in their order."""
+def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
+    """Return the peak memory of each phase of a job, in the order of the phases."""
     weights, written = FLOAT * model.parameters, HALF * model.parameters
-    found = {
-        Phase.LOADING: Bytes(weights, passing=weights),
-        Phase.EVALUATING: Bytes(weights + _forward(model, spec.evaluate.tokens)),
-        Phase.PRUNING: Bytes(weights + _pruning(model, spec)),
+    phases = {
+        Phase.LOADING: Footprint(weights, host_transfer=weights),
+        Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens)),
+        Phase.PRUNING: Footprint(weights + _pruning(model, spec)),
     }
     if spec.prune.reconstruct_epochs:
-        found[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
+        phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
-        found[Phase.TRAINING] = _training(model, spec)
-    # A process of its own loads what was written, on the host.
-    found[Phase.EXPORTING] = Bytes(weights, PROCESS_BYTES + weights, passing=written)
-    return {phase: replace(held, beside=held.beside + PROCESS_BYTES) for phase, held in found.items()}
+        phases[Phase.TRAINING] = _training(model, spec)
+    # A separate process loads the written checkpoint, on the host.
+    phases[Phase.EXPORTING] = Footprint(weights, PROCESS_BYTES + weights, host_transfer=written)
+    return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 
 
 def _logits(model: Dimensions, tokens: int) -> int:
-    """Bytes of the logits that exist at a time."""
+    """Return the bytes of the logits that are in memory at a time."""
     return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
 
 
 def _forward(model: Dimensions, tokens: int) -> int:
-    """One window without gradients: the widest moment of a block, or logits and their logarithms."""
-    return max(2 * _logits(model, tokens) + FLOAT * tokens * model.hidden, _widest(model, tokens))
+    """Return the bytes of one window without gradients: the peak in a block, or the logits and their logarithms."""
+    return max(2 * _logits(model, tokens) + FLOAT * tokens * model.hidden, _block_peak(model, tokens))
 
 
-def _widest(model: Dimensions, tokens: int) -> int:
-    wide = max(each.cols for block in model.blocks for each in block)
-    return FLOAT * tokens * (3 * model.hidden + 3 * wide)
+def _block_peak(model: Dimensions, tokens: int) -> int:
+    widest = max(each.cols for block in model.blocks for each in block)
+    return FLOAT * tokens * (3 * model.hidden + 3 * widest)
 
 
 def _pruning(model: Dimensions, spec: JobSpec) -> int:
-    """Hidden states of all calibration windows, twice where a block hands them on; else the statistics of a block."""
-    if not _reads(spec):
-        return max(_choosing(matrix) for matrix in _all(model))
+    """Return the bytes of pruning, in addition to the weights.
+
+    These are the hidden states of all calibration windows, held twice while a block passes them on, or once together
+    with the statistics of a block.
+    """
+    if not _needs_calibration(spec):
+        return max(_mask_selection(matrix) for matrix in _all(model))
     calibration = spec.prune.calibration
     states = _states(model, spec)
-    run = _widest(model, calibration.tokens)
-    choosing = max(_statistics(block, spec.prune.method) for block in model.blocks)
-    return states + max(states + run, choosing + run)
+    forward = _block_peak(model, calibration.tokens)
+    statistics = max(_statistics(block, spec.prune.method) for block in model.blocks)
+    return states + max(states + forward, statistics + forward)
 
 
 def _states(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes of the hidden states of all calibration windows."""
     calibration = spec.prune.calibration
     return FLOAT * calibration.samples * calibration.tokens * model.hidden
 
 
-def _reads(spec: JobSpec) -> bool:
-    """Whether anything looks at calibration text."""
+def _needs_calibration(spec: JobSpec) -> bool:
+    """Return whether any step reads calibration text."""
     prune = spec.prune
     return (
         prune.method is not PruneMethod.MAGNITUDE
@@ -112,70 +119,76 @@ def _reads(spec: JobSpec) -> bool:
 
 
 def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
-    """Of all linears of a block, and what the one needs that is being pruned."""
+    """Return the bytes of the statistics of a block's linears, and of the work on the linear that is being pruned."""
     match method:
         case PruneMethod.SPARSEGPT:
-            factors, copies, kept = 4, 4, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 4, 4, sum(FLOAT * each.cols**2 for each in block)
         case PruneMethod.ALPS:
-            factors, copies, kept = 10, 8, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 10, 8, sum(FLOAT * each.cols**2 for each in block)
         case _:
-            return max(map(_choosing, block))
-    return kept + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)
+            return max(map(_mask_selection, block))
+    return hessians + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)
 
 
-def _choosing(matrix: Matrix) -> int:
-    """Scores, their order and the mask."""
+def _mask_selection(matrix: Matrix) -> int:
+    """Return the bytes of the scores of a linear, their sort order and the mask."""
     return 21 * matrix.weights
 
 
-def _reconstructing(model: Dimensions, spec: JobSpec) -> Bytes:
-    """The dense twin and what every window gives a part lie on the host, one block of the twin on the device."""
+def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
+    """Return the footprint of reconstruction.
+
+    The dense model and its outputs for every window are on the host, and one block of the dense model is on the device.
+    """
     states, tokens = _states(model, spec), spec.prune.calibration.tokens
     block = max(sum(each.weights for each in block) for block in model.blocks)
     tuned = block * (FLOAT + 6 * FLOAT + 1)
-    device = FLOAT * model.parameters + 2 * states + tuned + _kept(model, tokens) // len(model.blocks)
-    return Bytes(device, FLOAT * model.parameters + 2 * states)
+    device = FLOAT * model.parameters + 2 * states + tuned + _saved_for_backward(model, tokens) // len(model.blocks)
+    return Footprint(device, FLOAT * model.parameters + 2 * states)
 
 
-def _training(model: Dimensions, spec: JobSpec) -> Bytes:
-    """Weights, the method's state, and a micro-batch at the turn from forward to backward."""
+def _training(model: Dimensions, spec: JobSpec) -> Footprint:
+    """Return the footprint of training: weights, the method's state, and a micro-batch between forward and backward."""
     repair = spec.repair
     tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens)
     head, models = 3, 1
     if repair.distill_weight or repair.hidden_weight:
         head, models = (5 if repair.distill_weight else 3), 2
-    taught = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
-    turn = max(head * _logits(model, tokens), _widest(model, tokens))
-    state, copied = _method(model, spec)
-    kept = _kept(model, tokens)
-    device = models * FLOAT * model.parameters + state + kept + turn + taught
-    return Bytes(device, copied if repair.evaluate_interval else 0, holes=round(HOLES * kept))
+    teacher = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
+    peak = max(head * _logits(model, tokens), _block_peak(model, tokens))
+    state, best_state = _method(model, spec)
+    saved = _saved_for_backward(model, tokens)
+    device = models * FLOAT * model.parameters + state + saved + peak + teacher
+    host = best_state if repair.evaluate_interval else 0
+    return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
 
 
-def _kept(model: Dimensions, tokens: int) -> int:
-    """What backward needs of the forward pass: of every linear the outputs, of every group of them the inputs."""
-    return round(FLOAT * tokens * sum(_kept_of_block(model, block) for block in model.blocks))
+def _saved_for_backward(model: Dimensions, tokens: int) -> int:
+    """Return the bytes of the activations that the forward pass saves for the backward pass."""
+    return round(FLOAT * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
 
 
-def _kept_of_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
-    """Entries for each token. Two norms and the attention's result come to the outputs of the linears; so does what
-    the activation gives, and its product with the gate where there is one.
+def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
+    """Return the number of values that a block saves per token.
+
+    These are the outputs of the linears, two norms, the attention output, the activation's output, and its product with
+    the gate if there is one.
     """
     outputs = sum(each.use * each.rows for each in block)
-    downs = [each for each in block if each.rows == model.hidden and each.cols not in {model.hidden, model.attention}]
-    widths = {each.cols for each in downs} | {2 * each.cols for each in downs}
-    inner = sum(each.use * each.cols for each in downs)
-    raised = sum(each.use * each.rows for each in block if each.cols == model.hidden and each.rows in widths)
-    return outputs + 2 * model.hidden + model.attention + (2 if raised > GATED * inner else 1) * inner
+    down = [each for each in block if each.rows == model.hidden and each.cols not in {model.hidden, model.attention}]
+    widths = {each.cols for each in down} | {2 * each.cols for each in down}
+    inner = sum(each.use * each.cols for each in down)
+    up = sum(each.use * each.rows for each in block if each.cols == model.hidden and each.rows in widths)
+    return outputs + 2 * model.hidden + model.attention + (2 if up > GATED * inner else 1) * inner
 
 
 def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
-    """Bytes of a method's state at its fullest, and of what is copied to the host where the best one is kept."""
+    """Return the peak bytes of a repair method's state, and the bytes of its copy on the host if the best is kept."""
     repair = spec.repair
     count = round(repair.density * model.targets)
     match repair.method:
         case RepairMethod.SEFT:
-            # The opening event replaces all of the active set.
+            # The first event replaces the whole active set.
             window = LISTED * CANDIDATE if repair.steps > 1 else 0
             return count * (ACTIVE + window), count * ACTIVE
         case RepairMethod.FIXED_MASK:

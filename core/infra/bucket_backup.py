@@ -1,21 +1,21 @@
-"""The bucket as a folder: what a backup keeps of it, and the way back.
+"""Back up the bucket to a folder, and restore it from one.
 
-Objects never change under their keys, and what is in the folder already is not fetched again. So a folder that is
-filled before and after the database is written down has all that its rows name, but for the state of a job that ran:
-it may be made after the first time and replaced before the second, and then the job begins anew.
+An object never changes under its key, so files that the folder already has are not fetched again. Run `save` before and
+after the dump of the database: then the folder has every object that the dump refers to. The only exception is the
+saved state of a running job, which may be created and replaced between the two runs; that job then starts over.
 """
 
 from pathlib import Path
 
 from botocore.exceptions import ClientError
 
-from core.infra.storage import Storage, missing
+from core.infra.storage import Storage, is_missing
 
 PART = ".part"
 
 
 def save(storage: Storage, folder: Path) -> int:
-    """Fetch what the folder lacks; how many objects that was. One that is deleted meanwhile is left out."""
+    """Download the objects that the folder lacks, and return their number. Skip objects deleted in the meantime."""
     fetched = 0
     for key in storage.keys(""):
         path = folder / key
@@ -26,7 +26,7 @@ def save(storage: Storage, folder: Path) -> int:
         try:
             storage.download(key, part)
         except ClientError as error:
-            if not missing(error):
+            if not is_missing(error):
                 raise
             continue
         part.rename(path)
@@ -35,7 +35,7 @@ def save(storage: Storage, folder: Path) -> int:
 
 
 def load(storage: Storage, folder: Path) -> int:
-    """Put everything from the folder into the bucket, which is made where it is missing; how many objects."""
+    """Upload all files of the folder, and return their number. Creates the bucket if it is missing."""
     storage.ensure_bucket()
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PART]
     for path in files:

@@ -1,21 +1,21 @@
-"""A server that was away is left alone for a while, so that not every request waits until it is found away again."""
+"""Circuit breaker: skip calls to a server for a while after it was unreachable, so that requests do not wait for it."""
 
 import time
 
-AWAY_SECONDS = 5.0
+OPEN_SECONDS = 5.0
 
 
 class CircuitBreaker:
-    """One server's. Safe to share between threads."""
+    """The breaker of one server. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
-    def lasts(self) -> bool:
-        """The server was away a moment ago."""
+    def is_open(self) -> bool:
+        """Whether calls should be skipped, because the server was unreachable less than `OPEN_SECONDS` ago."""
         return time.monotonic() < self._until
 
-    def begin(self) -> None:
-        """The server has just been found away."""
-        self._until = time.monotonic() + AWAY_SECONDS
+    def trip(self) -> None:
+        """Open the breaker, because the server is unreachable now."""
+        self._until = time.monotonic() + OPEN_SECONDS

@@ -1,4 +1,4 @@
-"""What this machine has for training: NVIDIA's driver, torch's build, free device memory. Loads no torch itself."""
+"""Inspect the machine's devices: the NVIDIA driver, the torch build, device memory. Does not import torch."""
 
 import json
 import shutil
@@ -6,55 +6,63 @@ import subprocess
 import sys
 from typing import Any
 
-LOOK = """
+TORCH_PROBE = """
 import json, torch
 there = torch.cuda.is_available()
 memory = [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())] if there else []
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "there": there, "memory": memory}))
 """
 SECONDS = 120
-TOLD_SECONDS = 10
-"""A worker asks before it renews its first lease."""
+QUERY_SECONDS = 10
+"""Timeout of a query to nvidia-smi. Short, because a worker runs one before it renews its first lease."""
 MIB = 1 << 20
 
 
 def driver() -> str | None:
-    """NVIDIA's driver and its devices in its own words; None where there is no driver. OSError where it is broken."""
+    """Return the driver version and devices as nvidia-smi prints them. Returns None if there is no driver.
+
+    Raises OSError if nvidia-smi fails.
+    """
     if shutil.which("nvidia-smi") is None:
         return None
-    asking = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    done = subprocess.run(asking, capture_output=True, text=True, timeout=SECONDS, check=False)
-    if done.returncode:
-        raise OSError(f"nvidia-smi says: {(done.stdout + done.stderr).strip()}")
-    return "; ".join(done.stdout.split("\n")).strip("; ")
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if process.returncode:
+        raise OSError(f"nvidia-smi failed: {(process.stdout + process.stderr).strip()}")
+    return "; ".join(process.stdout.split("\n")).strip("; ")
 
 
-def used(uuid: str) -> int | None:
-    """Bytes in use on the device of this UUID, whoever uses them, as NVML counts; None where it cannot tell."""
-    mebibytes = _told("memory.used", uuid)
+def used_memory(uuid: str) -> int | None:
+    """Return the bytes in use on the device by all processes. Returns None if NVML does not report it."""
+    mebibytes = _query("memory.used", uuid)
     return None if mebibytes is None else mebibytes * MIB
 
 
 def temperature(uuid: str) -> int | None:
-    """Degrees Celsius of the device of this UUID; None where NVML cannot tell."""
-    return _told("temperature.gpu", uuid)
+    """Return the device's temperature in degrees Celsius. Returns None if NVML does not report it."""
+    return _query("temperature.gpu", uuid)
 
 
-def _told(figure: str, uuid: str) -> int | None:
-    asking = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={figure}", "--format=csv,noheader,nounits"]
+def _query(field: str, uuid: str) -> int | None:
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(asking, capture_output=True, text=True, timeout=TOLD_SECONDS, check=True)
-        return int(done.stdout)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
+        return int(process.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
 def torch() -> dict[str, Any] | None:
-    """Its version, its CUDA, whether it finds a device, (free, total) bytes of each; None where it is not installed."""
-    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=SECONDS, check=False)
-    if "No module named 'torch'" in done.stderr:
+    """Return torch's `version`, its `cuda` version, whether a device is `there`, and the `memory` of each.
+
+    `memory` has a pair (free, total) in bytes per device. Returns None if torch is not installed, and raises OSError if
+    it cannot be loaded.
+    """
+    command = [sys.executable, "-c", TORCH_PROBE]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if "No module named 'torch'" in process.stderr:
         return None
-    if done.returncode:
-        raise OSError(f"torch cannot be loaded: {done.stderr.strip().splitlines()[-1]}")
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    if process.returncode:
+        raise OSError(f"torch cannot be loaded: {process.stderr.strip().splitlines()[-1]}")
+    answer: dict[str, Any] = json.loads(process.stdout)
+    return answer

@@ -1,6 +1,6 @@
-"""Logging: structlog for our lines and those of the libraries alike, one JSON object a line, or colours for a person.
+"""Logging with structlog, for our own lines and those of libraries: one JSON object per line, or colours for a console.
 
-What is bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt, worker) stands in every line.
+Values bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt, worker) appear in every line.
 """
 
 import logging
@@ -13,7 +13,7 @@ from core.settings import Settings
 
 
 def configure(settings: Settings) -> None:
-    """Set the process's logging; call it once, at the start of a process."""
+    """Configure the logging of this process. Call it once, when the process starts."""
     common: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -34,13 +34,13 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # It tells each address that it asks, and the hub's links to files are signed.
+    # httpx2 logs every URL, and the hub's file URLs are signed.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 def _rendering(log_format: str) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if log_format == "console":
-        # Without the locals of each frame: they hold secrets, and laying them out stops the process for seconds.
+        # No local variables in tracebacks: they may hold secrets, and formatting them blocks the process for seconds.
         return [strip, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

@@ -1,4 +1,4 @@
-"""The broker. A message says "look", names no job, and proves nothing: losing all of them loses no work."""
+"""The message broker. A message only notifies workers that a job waits. It names no job, so losing it loses no work."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from core.infra.circuit_breaker import CircuitBreaker
 from core.settings import Settings
 
 QUEUE, TASK = "seft", "seft.work"
-MOST_WAITING = 100
-"""Where so many hints wait, every worker is busy and will find one; more of them would only fill the broker."""
+MAX_WAITING = 100
+"""Maximum number of notifications in the queue. More are not needed: with this many, every worker finds one."""
 
 log = structlog.get_logger(__name__)
 
 
 class Broker(Celery):  # type: ignore[misc]
-    """Celery, under a name for those who send hints and need not know it. It knows when its server is away."""
+    """A Celery app with a circuit breaker. Modules that only send notifications need not import Celery."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.outage = CircuitBreaker()
+        self.breaker = CircuitBreaker()
 
 
 def make_app(settings: Settings) -> Broker:
-    """Celery over Valkey or Redis: no results, JSON only, early acknowledgement, one message at a time."""
+    """Create the Celery app for Valkey or Redis: no results, JSON only, early acknowledgement, no prefetching."""
     app = Broker("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUE,
@@ -38,28 +38,31 @@ def make_app(settings: Settings) -> Broker:
         worker_disable_prefetch=True,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
-        # A publisher whose broker is down gives up in seconds.
+        # If the broker is down, a publisher fails within seconds.
         broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 5, "max_retries": 0},
     )
     return app
 
 
 def notify(app: Broker) -> bool:
-    """Say that a job waits. False where the broker is away, which is logged and no error: the sweep finds the job."""
-    if app.outage.lasts:
+    """Notify the workers that a job waits. Return whether the broker could be reached.
+
+    An unreachable broker is logged and is not an error, because the sweep finds the job later.
+    """
+    if app.breaker.is_open:
         return False
     try:
         with app.producer_or_acquire() as producer:
-            if producer.channel.queue_declare(QUEUE).message_count < MOST_WAITING:
+            if producer.channel.queue_declare(QUEUE).message_count < MAX_WAITING:
                 app.send_task(TASK, producer=producer, ignore_result=True, retry=False)
     except (KombuError, redis.RedisError, OSError) as error:
-        app.outage.begin()
+        app.breaker.trip()
         log.warning("hint.lost", error=str(error))
         return False
     return True
 
 
 def ping(app: Broker) -> None:
-    """Raise when the broker does not answer within seconds."""
+    """Raise an error if the broker does not answer within seconds."""
     with redis.Redis.from_url(app.conf.broker_url, socket_connect_timeout=2, socket_timeout=2) as client:
         client.ping()

@@ -1,8 +1,8 @@
-"""Traces, where OpenTelemetry is on: one from the request that asks for a job to its checkpoint, through all processes.
+"""OpenTelemetry traces. One trace covers a job from the request that created it to its checkpoint, in all processes.
 
-It is on where `OTEL_EXPORTER_OTLP_ENDPOINT` is set, or the same for traces alone; the other standard variables are the
-SDK's. Requests become spans in FastAPI; what is done to a job becomes spans where `TRACER` is used. The context is kept
-in the job's row, and given to the training process in the variable `TRACEPARENT`. Off, all of this costs nothing.
+Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set. The SDK reads the other
+standard variables. FastAPI creates the spans of requests, and the users of `TRACER` create those of jobs. The trace
+context is stored in the job's row and passed to the training process in the environment variable `TRACEPARENT`.
 """
 
 import os
@@ -19,12 +19,12 @@ _W3C = TraceContextTextMapPropagator()
 
 
 def configure(process: str) -> None:
-    """Send this process's spans to where the variables say; call it once, at the start. Its name is `seft-<process>`.
+    """Export the spans of this process, under the service name `seft-<process>`. Call it once, when the process starts.
 
-    ImportError where the variables ask for it and the packages are not there.
+    Does nothing if tracing is off. Raises ImportError if tracing is on and the packages are not installed.
     """
-    asked = next((name for name in ENDPOINTS if os.environ.get(name)), None)
-    if asked is None or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+    variable = next((name for name in ENDPOINTS if os.environ.get(name)), None)
+    if variable is None or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -32,8 +32,8 @@ def configure(process: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        told = f"{asked} is set, and OpenTelemetry's SDK is not installed. Install the extra `telemetry`."
-        raise ImportError(told) from error
+        message = f"{variable} is set, but OpenTelemetry's SDK is not installed. Install the extra `telemetry`."
+        raise ImportError(message) from error
     name = os.environ.get("OTEL_SERVICE_NAME", f"seft-{process}")
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -41,18 +41,18 @@ def configure(process: str) -> None:
 
 
 def flush() -> None:
-    """Send what is not sent yet, before a process that may be killed says that it is done."""
-    if flushing := getattr(trace.get_tracer_provider(), "force_flush", None):
-        flushing(int(1000 * FLUSH_SECONDS))
+    """Send all pending spans. Call it before a process reports that it is done, because it may then be killed."""
+    if force_flush := getattr(trace.get_tracer_provider(), "force_flush", None):
+        force_flush(int(1000 * FLUSH_SECONDS))
 
 
-def here() -> str | None:
-    """The current span, as a row or a variable keeps it; None where nothing is traced."""
+def current_traceparent() -> str | None:
+    """Return the current span as a W3C `traceparent` string. Returns None if nothing is traced."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return carrier.get("traceparent")
 
 
-def from_there(traceparent: str | None) -> Context:
-    """The context that `here` has written down, for spans that belong below it."""
+def parent_context(traceparent: str | None) -> Context:
+    """Return the context of a `traceparent` string, as the parent of new spans."""
     return _W3C.extract({"traceparent": traceparent} if traceparent else {}, Context())

@@ -37,7 +37,7 @@ def admit(
             if former := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
                 return former, False
     source = door.find(caller.tenant, spec.model, spec.revision)
-    anatomy = None if spec.auto_start else door.anatomy(caller.tenant, source)
+    anatomy = None if spec.auto_start else door.dimensions(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)

@@ -99,7 +99,7 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} moved while its row was locked")
         if spec := _understood(session, job):
-            token = hub_tokens.encrypted(session, job.tenant)
+            token = hub_tokens.find_encrypted(session, job.tenant)
             return _attempt(job, spec, dataset, has, _model_files(session, job), hub_token=token)
     return None
 

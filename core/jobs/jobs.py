@@ -62,7 +62,7 @@ def create(
         tenant=tenant,
         key_id=key_id,
         request_id=request_id,
-        traceparent=tracing.here(),
+        traceparent=tracing.current_traceparent(),
         dataset_id=spec.dataset,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,

@@ -1,1 +1,1 @@
-"""The models that a job may name: resolver, catalogue, results of other jobs."""
+"""The models that a job may use: resolver, catalogue, and results of earlier jobs."""

@@ -1,6 +1,6 @@
-"""What can be repaired here: models under the model roots, those in the hub's cache, and results of earlier jobs.
+"""The catalogue of usable models: models under the model roots, models in the hub's cache, and results of earlier jobs.
 
-Listing asks no server but our own: a model of the hub that is not in the cache is found by its name alone.
+Listing never asks the hub. A hub model that is not in the cache is not listed, but can be looked up by name.
 """
 
 import os
@@ -25,64 +25,64 @@ from core.tables import Json, Worker
 from seft.models.source import CONFIG, ModelSource, cached
 
 DEPTH = 3
-"""Names of models under a root have so many parts at most."""
-USUAL = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
-"""What it is judged by whether a model fits a worker: a job that asks for nothing special."""
+"""Maximum number of parts in the path of a model under a root."""
+TYPICAL_JOB = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
+"""Job with default settings, used to decide whether a model fits a worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """A model that a job may name, and the workers that it fits."""
+    """A model that a job may use, and the names of the workers that it fits."""
 
     source: ModelSource
-    anatomy: Dimensions
+    dimensions: Dimensions
     fits_on: Sequence[str]
 
-    def shown(self) -> Json:
-        """As `api.schemas.models.ModelView` shows it."""
+    def to_json(self) -> Json:
+        """Return the fields of `api.schemas.models.ModelView`."""
         return {
             "id": self.source.reference,
             "kind": "result" if results.is_result(self.source.reference) else self.source.kind,
             "revision": self.source.revision,
-            "architecture": self.anatomy.architecture,
+            "architecture": self.dimensions.architecture,
             "licence": self.source.licence,
-            "context": self.anatomy.context,
-            "parameters": self.anatomy.parameters,
-            "target_weights": self.anatomy.targets,
+            "context": self.dimensions.context,
+            "parameters": self.dimensions.parameters,
+            "target_weights": self.dimensions.targets,
             "fits_on": list(self.fits_on),
         }
 
 
 class Catalogue:
-    """All that a tenant may name."""
+    """The models that a tenant may use."""
 
-    def __init__(self, door: ModelResolver, sessions: sessionmaker[Session], settings: Settings) -> None:
-        self._door, self._sessions, self._settings = door, sessions, settings
+    def __init__(self, resolver: ModelResolver, sessions: sessionmaker[Session], settings: Settings) -> None:
+        self._resolver, self._sessions, self._settings = resolver, sessions, settings
 
-    def look(self, tenant: str, reference: str, revision: str | None) -> CatalogueEntry:
-        """One model, wherever it lies; the errors of `Door.find`."""
-        return self._entry(tenant, self._door.find(tenant, reference, revision), self._living())
+    def get(self, tenant: str, reference: str, revision: str | None) -> CatalogueEntry:
+        """Look up one model, which may be on the hub. Raises as `ModelResolver.find`."""
+        return self._entry(tenant, self._resolver.find(tenant, reference, revision), self._living_workers())
 
     def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[CatalogueEntry], bool]:
-        """Up to `limit` models behind the one named `after`, and whether there are more.
+        """Return up to `limit` models that follow the one named `after`, and whether there are more.
 
-        First those that are everybody's, by name, then the tenant's own results, newest first. What cannot be loaded
-        is left out.
+        Shared models come first, sorted by name; then the tenant's own results, newest first. Models that cannot be
+        loaded are left out.
         """
-        living, found = self._living(), list[CatalogueEntry]()
+        living, entries = self._living_workers(), list[CatalogueEntry]()
         for reference in self._names(tenant, after, limit + 1):
             with suppress(ProblemError):
-                found.append(self._entry(tenant, self._door.find(tenant, reference, None, cached=True), living))
-            if len(found) > limit:
+                entries.append(self._entry(tenant, self._resolver.find(tenant, reference, None, cached=True), living))
+            if len(entries) > limit:
                 break
-        return found[:limit], len(found) > limit
+        return entries[:limit], len(entries) > limit
 
-    def names(self, tenant: str, most: int) -> list[str]:
-        """The first of them by name alone, whether or not they can be loaded."""
-        return list(islice(self._names(tenant, None, most), most))
+    def names(self, tenant: str, limit: int) -> list[str]:
+        """Return the first names, without checking that the models can be loaded."""
+        return list(islice(self._names(tenant, None, limit), limit))
 
     def _names(self, tenant: str, after: str | None, limit: int) -> Iterator[str]:
-        """Results are asked for only where the others do not do."""
+        """Yield names in the order of `page`. Reads the results from the database only if the shared models run out."""
         if after is None or not results.is_result(after):
             names = {*cached(), *(name for root in self._settings.model_roots for name in _under(root))}
             yield from sorted(name for name in names if after is None or name > after)
@@ -92,22 +92,23 @@ class Catalogue:
         yield from newest
 
     def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> CatalogueEntry:
-        model = self._door.anatomy(tenant, source)
-        return CatalogueEntry(source, model, [each.name for each in living if fitting.fit(model, USUAL, each).met])
+        model = self._resolver.dimensions(tenant, source)
+        fits_on = [worker.name for worker in living if fitting.fit(model, TYPICAL_JOB, worker).fits]
+        return CatalogueEntry(source, model, fits_on)
 
-    def _living(self) -> Sequence[Worker]:
-        lately = workers.is_alive(self._settings.sweep_seconds)
+    def _living_workers(self) -> Sequence[Worker]:
+        alive = workers.is_alive(self._settings.sweep_seconds)
         with self._sessions.begin() as session:
-            return session.scalars(select(Worker).where(lately).order_by(Worker.name)).all()
+            return session.scalars(select(Worker).where(alive).order_by(Worker.name)).all()
 
 
 def _under(root: Path) -> Iterator[str]:
-    """Names of what may be models under a root: folders with a config, and GGUF files."""
+    """Yield the names of possible models under a root: folders with a config, and GGUF files."""
     for path, folders, files in os.walk(root):
-        place = Path(path).relative_to(root)
-        if CONFIG in files or len(place.parts) >= DEPTH:
+        relative = Path(path).relative_to(root)
+        if CONFIG in files or len(relative.parts) >= DEPTH:
             folders.clear()
-        if CONFIG in files and place.parts:
-            yield place.as_posix()
+        if CONFIG in files and relative.parts:
+            yield relative.as_posix()
             continue
-        yield from ((place / name).as_posix() for name in files if name.endswith(".gguf"))
+        yield from ((relative / name).as_posix() for name in files if name.endswith(".gguf"))

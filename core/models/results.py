@@ -1,4 +1,4 @@
-"""Results of earlier jobs as models, to be repaired again or pruned further. Such a model goes by its job's id."""
+"""Checkpoints of earlier jobs as models, to repair again or to prune further. The job's id is the model's name."""
 
 import json
 import tempfile
@@ -19,19 +19,19 @@ WEIGHTS = ".safetensors"
 
 
 def is_result(reference: str) -> bool:
-    """Whether a model's name can be that of a job."""
+    """Return whether a model's name has the form of a job id."""
     return ids.is_id("job", reference)
 
 
 def find(session: Session, tenant: str, job_id: str) -> Checkpoint | None:
-    """What the tenant's job has published, as long as it is kept."""
+    """Return the newest stored checkpoint of the tenant's job, or None."""
     mine = (Checkpoint.job_id == job_id, Job.tenant == tenant)
     query = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*mine)
     return session.scalars(query.order_by(Checkpoint.id.desc()).limit(1)).first()
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Sequence[str]:
-    """Up to `limit` of the tenant's jobs that have published something, newest first, those made before `after`."""
+    """Return the ids of up to `limit` of the tenant's jobs with a checkpoint, older than `after`, newest first."""
     query = select(Job.id).join(Checkpoint, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
     if after is not None:
         query = query.where(Job.id < after)
@@ -39,35 +39,35 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Seq
 
 
 def files(checkpoint: Checkpoint) -> list[Json]:
-    """Its files with the keys of their objects."""
+    """Return the files of a checkpoint, each with the key of its object."""
     return [{**file, "key": checkpoint.prefix + file["name"]} for file in checkpoint.files]
 
 
 def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
-    """The model; its revision is the hash of its manifest."""
+    """Return the checkpoint as a model. Its revision is the hash of its manifest."""
     config, card = (storage.read(checkpoint.prefix + name) for name in (CONFIG, CARD))
     licence = card_licence(card.decode(errors="replace"))
     return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence)
 
 
 def download_tokenizer(storage: Storage, checkpoint: Checkpoint) -> Path:
-    """A folder here with all of its files but the weights, named by their hash: they are fetched once."""
+    """Download all files except the weights into a local folder, and return it. The folder is cached by hash."""
     folder = Path(tempfile.gettempdir()) / "seft-results" / checkpoint.sha256
     if not folder.exists():
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        partial = Path(tempfile.mkdtemp(dir=folder.parent))
         for file in files(checkpoint):
             if not file["name"].endswith(WEIGHTS):
-                storage.download(file["key"], made / file["name"])
-        with suppress(OSError):  # somebody else has fetched them meanwhile
-            made.rename(folder)
+                storage.download(file["key"], partial / file["name"])
+        with suppress(OSError):  # another thread or process has downloaded them in the meantime
+            partial.rename(folder)
     return folder
 
 
 def shapes(storage: Storage, checkpoint: Checkpoint) -> Shapes:
-    """Of its tensors, from the headers of its files."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Read the shapes of the checkpoint's tensors from the headers of its files."""
+    merged: dict[str, tuple[int, ...]] = {}
     for file in files(checkpoint):
         if file["name"].endswith(WEIGHTS):
-            found |= of_header(lambda start, size, key=file["key"]: storage.part(key, start, size))  # type: ignore[misc]
-    return found
+            merged |= of_header(lambda start, size, key=file["key"]: storage.read_range(key, start, size))  # type: ignore[misc]
+    return merged

@@ -1,4 +1,4 @@
-"""The first tables: keys, datasets, jobs and what hangs on a job."""
+"""The first tables: keys, datasets, jobs, and the tables that belong to a job."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""An index of the jobs whose states lie in storage: the sweep looks for them every few seconds, and they are few."""
+"""Index of the jobs that have a state in storage. The sweep queries these few jobs every few seconds."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,6 +1,6 @@
-"""Keys have a scope and tell when they were used last; every change is written down.
+"""Scope and time of last use of API keys, and the audit log.
 
-Keys from before could do everything that there was to do: they become `admin`.
+Existing keys get the scope `admin`, because until now every key could do everything.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Indexes for the filters of a list of jobs."""
+"""Indexes for the filters of the job list."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What a tenant may ask of a job beside cancelling: to pause, and to stop training early."""
+"""Two more actions on a job besides cancelling: pause it, and stop its training early."""
 
 import sqlalchemy as sa
 from alembic import op

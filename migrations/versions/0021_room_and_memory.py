@@ -1,4 +1,4 @@
-"""What is known of a job that met its limits: the room that it needs, the micro-batch that may fit."""
+"""What a job that ran into a limit needs: the disk space, and a micro-batch that may fit into memory."""
 
 import sqlalchemy as sa
 from alembic import op

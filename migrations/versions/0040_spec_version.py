@@ -1,4 +1,4 @@
-"""What a worker must understand to run a job."""
+"""Version of the job spec that a worker must understand to run a job."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A row for each worker."""
+"""The table of workers, one row per worker."""
 
 import sqlalchemy as sa
 from alembic import op

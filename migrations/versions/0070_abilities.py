@@ -1,4 +1,4 @@
-"""What workers have and what jobs need."""
+"""Capabilities of workers and needs of jobs."""
 
 import sqlalchemy as sa
 from alembic import op

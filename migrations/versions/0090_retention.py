@@ -1,4 +1,4 @@
-"""When checkpoints and datasets go, and who looks."""
+"""Expiry of checkpoints, deletion of datasets, and the table of periodic chores."""
 
 import sqlalchemy as sa
 from alembic import op

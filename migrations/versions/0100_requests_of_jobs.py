@@ -1,4 +1,4 @@
-"""Which request made a job, so that the log tells its whole way."""
+"""The request that created a job, so that log lines about the job can be traced to it."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The pairs of jobs' metadata, in rows that are found in the order of a list, in place of an index of the JSON."""
+"""A table of the jobs' metadata pairs, which can be read in list order. It replaces an index of the JSON."""
 
 import sqlalchemy as sa
 from alembic import op

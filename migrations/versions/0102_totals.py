@@ -1,4 +1,4 @@
-"""Sums that outlive what they were counted from; when a job's phase began; indexes of what figures look for."""
+"""Totals that outlive the rows they were counted from, the start time of a job's phase, and indexes for metrics."""
 
 import sqlalchemy as sa
 from alembic import op

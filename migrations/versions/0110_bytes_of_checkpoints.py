@@ -1,4 +1,4 @@
-"""How much each checkpoint takes up."""
+"""Size of each checkpoint in bytes."""
 
 import sqlalchemy as sa
 from alembic import op

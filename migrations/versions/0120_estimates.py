@@ -1,4 +1,4 @@
-"""What jobs were expected to take, and the jobs that tell how long others will."""
+"""Estimates of jobs, and an index of the succeeded jobs that time estimates are based on."""
 
 import sqlalchemy as sa
 from alembic import op

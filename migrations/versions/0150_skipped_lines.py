@@ -1,4 +1,4 @@
-"""How many broken lines of an upload were left out."""
+"""Number of broken lines that were left out of an upload."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Which key made a job."""
+"""The API key that created a job."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""The trace that a job belongs to."""
+"""Trace context of a job."""
 
 import sqlalchemy as sa
 from alembic import op

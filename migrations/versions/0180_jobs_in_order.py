@@ -1,4 +1,4 @@
-"""Indexes for the orders of a list of jobs."""
+"""Indexes for the sort orders of the job list."""
 
 import sqlalchemy as sa
 from alembic import op

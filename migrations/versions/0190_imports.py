@@ -1,4 +1,4 @@
-"""Datasets on their way: uploads in parts, and sources that are fetched."""
+"""Imports: datasets uploaded in parts, or fetched from a remote source."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Tokens of the model hub, one of a tenant, encrypted."""
+"""Encrypted tokens for the model hub, one per tenant."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""How warm the device of a worker is."""
+"""Temperature of a worker's device."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,6 +1,6 @@
-"""What the checkpoints of each tenant take up, kept by a trigger.
+"""Bytes of each tenant's checkpoints, updated by a trigger.
 
-Older software, which goes on for a while beside the newer, writes checkpoints too: only the database sees them all.
+During an upgrade, older workers still write checkpoints, so only the database sees all of them.
 """
 
 import sqlalchemy as sa
@@ -37,7 +37,7 @@ def upgrade() -> None:
         sa.Column("checkpoints", sa.BigInteger, nullable=False),
     )
     op.execute(COUNT)
-    for deed, rows in DEEDS.items():  # from here on nobody else writes checkpoints until the commit
+    for deed, rows in DEEDS.items():  # locks out other writers of checkpoints until the commit
         op.execute(TRIGGER.format(deed=deed, rows=rows))
     op.execute(COUNTED)
 

@@ -1,4 +1,4 @@
-"""The step that a job had when it was told to stop."""
+"""The step at which a job was asked to stop."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -23,7 +23,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from tests.hollow import write_hollow
-from tests.hub import hub, look_there
+from tests.hub import hub, use_hub
 
 NewClient = Callable[..., TestClient]
 Json = dict[str, Any]
@@ -61,7 +61,7 @@ def new_client(app: FastAPI, sessions: sessionmaker[Session]) -> Iterator[NewCli
 def known_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A hub without repositories that accepts the token of the OpenAPI example."""
     with hub({}, {"hf_example": "acme"}) as endpoint:
-        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
         yield
 
 

@@ -15,7 +15,7 @@ from api.importer import Importer
 from core.tables import HubToken
 from tests.api.conftest import Json, NewClient, problem
 from tests.hollow import write_hollow
-from tests.hub import COMMIT, Repo, hub, look_there
+from tests.hub import COMMIT, Repo, hub, use_hub
 
 OURS, THEIRS = "hf_ours", "hf_theirs"
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
@@ -51,7 +51,7 @@ def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     }
     private_hub = Hub(tmp_path / "cache")
     with hub(repos, {OURS: "acme", THEIRS: "stranger"}, private_hub.seen) as endpoint:
-        look_there(monkeypatch, endpoint, private_hub.cache)
+        use_hub(monkeypatch, endpoint, private_hub.cache)
         yield private_hub
 
 
@@ -180,7 +180,7 @@ def test_a_token_that_the_hub_no_longer_accepts_is_an_error(
 ) -> None:
     give(client, OURS)
     with hub({"acme/private": Repo(shut.cache, private=True)}) as endpoint:
-        look_there(monkeypatch, endpoint, shut.cache)
+        use_hub(monkeypatch, endpoint, shut.cache)
         report = problem(client.get("/models/acme/private"), 422, "model_refused")
     assert "PUT /hub-token" in report["errors"][0]["way_out"]
 

@@ -118,7 +118,7 @@ def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: Tes
     let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
     with sessions.begin() as session:
-        assert imports.held(session, claimed) is None
+        assert imports.lock_claimed(session, claimed) is None
 
 
 def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -149,10 +149,10 @@ def test_a_deleted_import_leaves_no_part(app: FastAPI, client: TestClient, sessi
 
 
 def test_unfinished_imports_are_bounded_and_expire(client: TestClient, sessions: Sessions) -> None:
-    import_ids = [begin(client, 9)["id"] for _ in range(imports.MOST)]
+    import_ids = [begin(client, 9)["id"] for _ in range(imports.MAX_ACTIVE)]
     problem(client.post("/imports", json={"bytes": 9}), 409, "limit_reached")
     with sessions.begin() as session:
-        old = func.now() - imports.UNFINISHED - timedelta(hours=1)
+        old = func.now() - imports.UPLOAD_EXPIRY - timedelta(hours=1)
         session.execute(update(Import).where(Import.id == import_ids[0]).values(created_at=old))
         imports.expire(session)
     assert client.get(f"/imports/{import_ids[0]}").json()["error"]["code"] == "too_slow"
@@ -221,7 +221,7 @@ def test_a_file_of_a_hub_dataset_becomes_a_dataset(
             (folder / file).write_bytes(RIGHT)
     repos = {f"owner/{name}": Repo(tmp_path / name) for name in ("one", "two")}
     refusals = {
-        "owner/two": ("invalid_request", "2: a.jsonl, b.jsonl"),
+        "owner/two": ("invalid_request", "2 data files: a.jsonl, b.jsonl"),
         "owner/two/c.jsonl": ("invalid_request", "c.jsonl"),
         "owner/none": ("not_found", "owner/none"),
         "owner/one@nowhere": ("not_found", "owner/one"),

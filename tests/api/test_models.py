@@ -13,7 +13,7 @@ from core.jobs import attempts
 from core.tables import Job
 from tests.api.conftest import SHA256, Json, NewClient, problem
 from tests.hollow import SHAPES, write_hollow
-from tests.hub import COMMIT, Repo, hub, look_there
+from tests.hub import COMMIT, Repo, hub, use_hub
 
 
 def listed(client: TestClient, **params: str | int) -> list[Json]:
@@ -95,7 +95,7 @@ def test_a_model_of_the_hub_is_described_without_its_weights(
 ) -> None:
     repo = Repo(write_hollow(tmp_path / "repo"))
     with hub({"owner/name": repo}) as endpoint:
-        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
         model = client.get("/models/owner/name", params={"revision": "main"}).json()
         assert (model["kind"], model["revision"], model["licence"]) == ("hub", COMMIT, "apache-2.0")
         assert model["parameters"] == client.get("/models/tiny").json()["parameters"]

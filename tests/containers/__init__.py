@@ -1,1 +1,1 @@
-"""docker-compose.yml on a Docker engine, with a tiny model. No part of the test suite: it builds images for minutes."""
+"""Tests of docker-compose.yml on a Docker engine with a tiny model. Not in the test suite: building takes minutes."""

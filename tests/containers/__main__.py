@@ -1,7 +1,7 @@
-"""`python -m tests.containers`: a job from POST to download, one whose worker is killed and whose stack goes down, and
-one that an empty stack ends, made of a backup.
+"""`python -m tests.containers`: run three jobs on the Docker stack, which must end in the same bytes.
 
-All must end in the same bytes. The stack is removed at the end, with its volumes.
+The first is undisturbed. The worker of the second is killed, and the stack restarted. The third is continued by a stack
+that was restored from a backup. The stack and its volumes are removed at the end.
 """
 
 import typer
@@ -10,14 +10,14 @@ from tests.containers.drill import WORKER, Drill, begin, check, post, sha256, st
 
 
 def main() -> None:
-    """Build, start, do the jobs, remove."""
+    """Build the images, start the stack, run the jobs, remove the stack."""
     with stack() as drill:
         drill.compose("build", quiet=False)
-        go_through(drill)
+        run_jobs(drill)
 
 
-def go_through(drill: Drill) -> None:
-    """What the drill is about."""
+def run_jobs(drill: Drill) -> None:
+    """Run the three jobs and compare their checkpoints."""
     target = drill.folder / "checkpoint"
     drill.compose("up", "--detach", "--wait")
     typer.echo(drill.compose("ps", "--all", "--format=table {{.Service}}\t{{.Status}}\t{{.Ports}}"))

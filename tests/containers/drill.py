@@ -1,4 +1,4 @@
-"""A stack of containers of its own: its project's name, its address on loopback, its secrets, its tiny model."""
+"""A separate stack of containers, with its own project name, loopback address, secrets and tiny model."""
 
 import json
 import os
@@ -29,7 +29,7 @@ SPEC = {
 
 
 class Drill:
-    """The stack and a client that speaks to it; every command is shown."""
+    """The stack and its client. Prints every command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,34 +50,34 @@ class Drill:
         }
 
     def compose(self, *words: str, quiet: bool = True) -> str:
-        """`docker compose` with the profile `cpu`; what it prints."""
+        """Run `docker compose` with the profile `cpu`, and return its output."""
         typer.echo(f"$ docker compose --profile cpu {' '.join(words)}")
         return self.run([*COMPOSE, *words], quiet=quiet)
 
     def backup(self, verb: str) -> None:
-        """What `make backup` and `make restore` do, to this stack."""
+        """Back up or restore this stack, as `make backup` and `make restore` do."""
         typer.echo(f"$ deploy/backup.sh {verb}")
         typer.echo(self.run(["deploy/backup.sh", verb, str(self.folder / "backup")]))
 
     def run(self, command: list[str], *, quiet: bool = True) -> str:
-        """Run it in the stack's environment; SystemExit where it fails."""
+        """Run a command in the stack's environment, and return its output. Raises SystemExit if it fails."""
         output = subprocess.PIPE if quiet else None
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=ROOT, env=self.environment, stdout=output, stderr=output, text=True, check=False
         )
-        if done.returncode:
-            raise SystemExit(f"it ended with {done.returncode}: {done.stdout}\n{done.stderr}")
-        return done.stdout or ""
+        if process.returncode:
+            raise SystemExit(f"the command failed with {process.returncode}: {process.stdout}\n{process.stderr}")
+        return process.stdout or ""
 
     def sign_in(self) -> Client:
-        """A client with a fresh key."""
+        """Return a client with a new API key."""
         key = self.compose("exec", "--no-TTY", "api", "python", "-m", "api", "keys", "create", "--name=drill").strip()
         return Client(f"http://{ADDRESS}:8000", key)
 
 
 @contextmanager
 def stack() -> Iterator[Drill]:
-    """For a block that starts it. In the end it goes, volumes too; where the block fails, what it said is shown."""
+    """Yield a stack, and remove it and its volumes afterwards. Prints the containers' logs if the block fails."""
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(Path(folder))
         try:
@@ -90,12 +90,12 @@ def stack() -> Iterator[Drill]:
 
 
 def post(client: Client, dataset: str) -> str:
-    """A job that trains for a while."""
+    """Create a job that trains for a while, and return its id."""
     return client.create_job({**SPEC, "dataset": dataset})["id"]
 
 
 def begin(client: Client, dataset: str) -> str:
-    """Such a job, in the middle of its repair."""
+    """Create a job, wait until it is in the middle of its repair, and return its id."""
     job_id = post(client, dataset)
     wait_for(lambda: in_mid_repair(client, job_id))
     typer.echo(f"{job_id} is at step {client.job(job_id)['step']}")
@@ -103,7 +103,7 @@ def begin(client: Client, dataset: str) -> str:
 
 
 def sha256(client: Client, job_id: str) -> str:
-    """Of the published checkpoint, when the job has ended well."""
+    """Wait until the job has succeeded, and return the hash of its checkpoint."""
     *_, job = client.watch(job_id)
     if job["status"] != "succeeded":
         raise SystemExit(f"the job did not succeed: {job}")
@@ -111,24 +111,24 @@ def sha256(client: Client, job_id: str) -> str:
     return client.checkpoints(job_id)[0]["sha256"]
 
 
-def check(client: Client, job_id: str, wanted: str) -> None:
-    """The job ends with these bytes; show its way."""
-    assert sha256(client, job_id) == wanted, "the bytes differ"
-    ways = "job.", "attempt.", "state.missing", "state.refused"
-    told = [event["type"] for event in client.events(job_id) if event["type"].startswith(ways)]
-    typer.echo(f"{', '.join(told)}: the same bytes")
+def check(client: Client, job_id: str, expected: str) -> None:
+    """Check that the job ends with the expected checkpoint. Prints the job's events."""
+    assert sha256(client, job_id) == expected, "the bytes differ"
+    prefixes = "job.", "attempt.", "state.missing", "state.refused"
+    types = [event["type"] for event in client.events(job_id) if event["type"].startswith(prefixes)]
+    typer.echo(f"{', '.join(types)}: the same bytes")
 
 
-def wait_for(truth: Callable[[], object], seconds: float = 300) -> None:
-    """Until it is true."""
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until the condition is true. Raises SystemExit after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not truth():
+    while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit("it did not happen in time")
+            raise SystemExit(f"the condition was not true within {seconds} s")
         time.sleep(0.1)
 
 
 def in_mid_repair(client: Client, job_id: str) -> bool:
-    """It trains, and has saved a state since it began to."""
+    """Return whether the job is training and has saved a state after the first step."""
     states = [event["data"]["step"] for event in client.events(job_id) if event["type"] == "state.saved"]
     return client.job(job_id)["phase"] == "training" and bool(states) and states[-1] > 0

@@ -1,8 +1,8 @@
-"""`python -m tests.containers.upgrade OLD NEW`: from one version to the next over its migration, and back, in mid-job.
+"""`python -m tests.containers.upgrade OLD NEW`: upgrade a stack during a job, and downgrade it again.
 
-OLD and NEW are what SEFT_VERSION says of images that are there, each made in a checkout of its own:
-`SEFT_VERSION=OLD docker compose --profile cpu build`. NEW has one migration more, and the same training: all jobs must
-end in the same bytes.
+OLD and NEW are values of SEFT_VERSION of existing images. Build each in its own checkout with
+`SEFT_VERSION=OLD docker compose --profile cpu build`. NEW must have exactly one more migration, and the same training
+code, so that all jobs end in the same bytes.
 """
 
 import typer
@@ -11,7 +11,7 @@ from tests.containers.drill import WORKER, Drill, begin, check, post, sha256, st
 
 
 def main(old: str, new: str) -> None:
-    """The new migration and API beside the old worker; back; all of it new at once; back."""
+    """Upgrade only the database and the API, downgrade, upgrade everything at once, and downgrade again."""
     with stack() as drill:
         use(drill, old)
         drill.compose("up", "--detach", "--wait")
@@ -37,12 +37,12 @@ def main(old: str, new: str) -> None:
 
 
 def use(drill: Drill, version: str) -> None:
-    """Whose images the next commands take."""
+    """Select the version of the images for the next commands."""
     drill.environment["SEFT_VERSION"] = version
 
 
 def go_back(drill: Drill, old: str) -> None:
-    """As the manual says: the newer software takes its last migration back, then the older one starts."""
+    """Downgrade as the manual says: undo the last migration with the newer software, then start the older one."""
     drill.compose("stop", "api", WORKER)
     drill.compose("run", "--rm", "--no-deps", "migrate", "python", "-m", "migrations", "back")
     use(drill, old)

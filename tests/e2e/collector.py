@@ -1,4 +1,4 @@
-"""A collector of traces: takes OTLP over HTTP as a real one does, and keeps the spans."""
+"""A trace collector for tests: accepts OTLP over HTTP, and stores the spans."""
 
 import gzip
 import threading
@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class Span:
-    """What tests look at."""
+    """The fields of a span that tests check."""
 
     process: str
     name: str
@@ -23,10 +23,10 @@ class Span:
 
 
 class Collector(ThreadingHTTPServer):
-    """Its spans are in the order in which they came."""
+    """Stores spans in the order in which they arrive."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Taking)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.spans: list[Span] = []
 
     @property
@@ -34,7 +34,7 @@ class Collector(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Taking(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Collector
 
     def do_POST(self) -> None:

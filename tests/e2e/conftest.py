@@ -1,4 +1,4 @@
-"""The whole service in processes: the API, workers with real training, and a client that speaks HTTP to them."""
+"""The whole service in separate processes: the API, workers with real training, and a client that uses HTTP."""
 
 import json
 import os
@@ -23,7 +23,7 @@ __all__ = ["open_house", "workers"]
 
 @dataclass(frozen=True)
 class Service:
-    """A running API, its house, and a caller with a key."""
+    """A running API with its servers, and a client with a key."""
 
     house: House
     client: Client
@@ -32,8 +32,8 @@ class Service:
     collector: Collector
 
     def post(self, **spec: Any) -> str:
-        asked = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, **spec}
-        return self.client.create_job(asked)["id"]
+        body = {"model": "tiny", "dataset": self.dataset, "sparsity": 0.6, **spec}
+        return self.client.create_job(body)["id"]
 
     def start_worker(self) -> int:
         return self.workers.start(self.house, "worker").pid
@@ -41,14 +41,20 @@ class Service:
 
 @pytest.fixture
 def house(settings: Settings, open_house: Callable[[Settings], House], tiny_folder: Path) -> House:
-    """A house in which everything happens soon, and that knows the tiny model."""
-    soon = {"lease_seconds": 6, "heartbeat_seconds": 0.5, "sweep_seconds": 1, "checkpoint_seconds": 0.3, "threads": 1}
-    return open_house(settings.model_copy(update={**soon, "model_roots": [tiny_folder.parent]}))
+    """Servers and settings with short intervals, and the tiny model under the model root."""
+    intervals = {
+        "lease_seconds": 6,
+        "heartbeat_seconds": 0.5,
+        "sweep_seconds": 1,
+        "checkpoint_seconds": 0.3,
+        "threads": 1,
+    }
+    return open_house(settings.model_copy(update={**intervals, "model_roots": [tiny_folder.parent]}))
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """Gets the spans of all processes that are started from now on."""
+    """Receives the spans of all processes that are started after it."""
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
@@ -59,7 +65,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 def service(
     house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path, collector: Collector
 ) -> Iterator[Service]:
-    """A running API with a dataset uploaded; workers are started by the test."""
+    """A running API with an uploaded dataset. The test starts the workers."""
     with house.sessions.begin() as session:
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
     data = tmp_path / "data.jsonl"

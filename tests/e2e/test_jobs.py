@@ -1,7 +1,7 @@
-"""A job's whole way from POST to a checkpoint on the caller's disk: undisturbed, killed, paused, stopped, cancelled.
+"""Jobs from POST to a checkpoint on the caller's disk: undisturbed, killed, paused, stopped and cancelled.
 
-All processes are real, and so is the training of the tiny model. Starting torch is what costs the time here, so one
-test goes through several jobs.
+All processes and the training of the tiny model are real. Starting torch takes most of the time, so one test runs
+several jobs.
 """
 
 import json
@@ -40,7 +40,7 @@ def end(service: Service, job_id: str) -> Job:
 
 
 def in_mid_repair(service: Service, job_id: str) -> bool:
-    """Trained for a while, with a state in storage that is not the first one."""
+    """Return whether the job is training and has saved a state after the first step."""
     states = [event["data"]["step"] for event in service.client.events(job_id) if event["type"] == "state.saved"]
     job = service.client.job(job_id)
     assert job["status"] in {"queued", "running"}, job
@@ -48,7 +48,7 @@ def in_mid_repair(service: Service, job_id: str) -> bool:
 
 
 def zeros_of_linears(file: Path) -> tuple[int, int]:
-    """Zeros and weights of the linears in a safetensors file, counted here and not by the library."""
+    """Count the zeros and the weights of the linears in a safetensors file, without using the library."""
     zeros = weights = 0
     with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118
@@ -59,7 +59,7 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
     return zeros, weights
 
 
-def test_jobs_from_post_to_download_whatever_comes_between(service: Service, tmp_path: Path) -> None:
+def test_jobs_from_post_to_download(service: Service, tmp_path: Path) -> None:
     first_worker = service.start_worker()
     undisturbed = service.post(**SPEC)
     job = end(service, undisturbed)
@@ -74,7 +74,7 @@ def test_jobs_from_post_to_download_whatever_comes_between(service: Service, tmp
 
 
 def check_result(service: Service, job: Job, folder: Path) -> None:
-    """The scores make sense, and the downloaded file is as sparse as was asked for and said."""
+    """The scores are plausible, and the downloaded file has the requested and the reported sparsity."""
     assert (job["status"], job["attempt"], job["progress"]) == ("succeeded", 1, 1.0), job
     assert job["scores"]["dense"] < job["scores"]["repaired"] < job["scores"]["pruned"]
     service.client.download(job["id"], folder)
@@ -88,17 +88,17 @@ def check_result(service: Service, job: Job, folder: Path) -> None:
 
 
 def check_log(service: Service, job_id: str) -> None:
-    """Every line of the worker about the job names attempt, worker, and the request that asked for the job."""
+    """Every log line of the worker about the job has the attempt, the worker, and the request that created it."""
     request = next(entry["request_id"] for entry in service.client.audit() if entry["target"] == job_id)
     lines = [json.loads(line) for line in service.workers.log.read_text().splitlines()]
-    about = [line for line in lines if line.get("job") == job_id]
-    assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in about}
+    job_lines = [line for line in lines if line.get("job") == job_id]
+    assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in job_lines}
     (worker,) = {name for _, name in service.house.claims()}
-    assert {(line["attempt"], line["worker"], line["request_id"]) for line in about} == {(1, worker, request)}
+    assert {(line["attempt"], line["worker"], line["request_id"]) for line in job_lines} == {(1, worker, request)}
 
 
 def check_trace(service: Service, job_id: str) -> None:
-    """One trace leads from the request through the attempt, by three processes, to the publishing."""
+    """One trace covers the request, the attempt and the publishing, in three processes."""
 
     def attempts() -> list[Span]:
         return [span for span in service.collector.spans if span.attributes.get("seft.job") == job_id]
@@ -120,7 +120,7 @@ def check_trace(service: Service, job_id: str) -> None:
 
 
 def check_killed(service: Service, worker: int, sha256: str) -> None:
-    """The same request, its worker killed in mid-repair: another one ends it, with the very same bytes."""
+    """If the worker is killed during repair, another one finishes the job with the same bytes."""
     job_id = service.post(**SPEC)
     wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
     family = children_of(worker)
@@ -131,9 +131,9 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
     assert service.client.checkpoints(job_id)[0]["sha256"] == sha256
-    told = list(service.client.events(job_id))
-    assert [each["data"]["step"] for each in told if each["type"] == "topology.evolved"] == [1, *range(5, 31, 5)]
-    types = [event["type"] for event in told]
+    events = list(service.client.events(job_id))
+    assert [each["data"]["step"] for each in events if each["type"] == "topology.evolved"] == [1, *range(5, 31, 5)]
+    types = [event["type"] for event in events]
     assert [kind for kind in types if kind.startswith(("job.", "attempt."))] == [
         "job.created",
         "job.claimed",
@@ -142,12 +142,12 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
         "attempt.resumed",
         "job.succeeded",
     ]
-    kept = {key.split("/")[2] for key in service.house.storage.keys(f"jobs/{job_id}/")}
-    assert kept == {"2"}
+    attempts = {key.split("/")[2] for key in service.house.storage.keys(f"jobs/{job_id}/")}
+    assert attempts == {"2"}
 
 
 def check_paused(service: Service, worker: int, sha256: str) -> None:
-    """A pause in mid-repair ends the training process soon; the job goes on when it is told to, to the same bytes."""
+    """A pause during repair ends the training process soon. After a resume, the job ends with the same bytes."""
     job_id = service.post(**SPEC)
     wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
     family = children_of(worker)
@@ -162,7 +162,7 @@ def check_paused(service: Service, worker: int, sha256: str) -> None:
 
 
 def check_stopped(service: Service) -> None:
-    """A stop in mid-repair publishes what there is."""
+    """A stop during repair publishes the current weights."""
     job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})  # type: ignore[dict-item]
     wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
     assert service.client.stop(job_id)["stopping"]
@@ -173,7 +173,7 @@ def check_stopped(service: Service) -> None:
 
 
 def check_cancelled(service: Service, worker: int) -> None:
-    """A cancel in mid-repair ends the training process soon and leaves no object."""
+    """A cancel during repair ends the training process soon and leaves no object in storage."""
     job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})  # type: ignore[dict-item]
     wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
     family = children_of(worker)

@@ -1,4 +1,4 @@
-"""A private model of the hub, from the tenant's token to the checkpoint: it is used, and it is seen nowhere."""
+"""A private hub model, from the tenant's token to the checkpoint: the token is used and never leaks."""
 
 import json
 import os
@@ -35,7 +35,7 @@ SPEC: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def cache(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The hub's cache of all processes that are started from now on, and a hub that knows the token."""
+    """A hub that accepts the token, and the hub cache of all processes that are started from now on."""
     path = tmp_path / "cache"
     repos = {MODEL: Repo(tiny_folder, private=True, readers=(TOKEN,))}
     with hub(repos, {TOKEN: "acme", "hf_theirs": "stranger"}) as endpoint:
@@ -52,14 +52,17 @@ def processes(pid: int) -> Iterator[int]:
             yield from processes(child)
 
 
-def around(pid: int, scratch: Path) -> bytes:
-    """Command lines and environments of a worker and all that it started, and every small file of its jobs."""
-    shown = [Path(f"/proc/{each}/{name}") for each in processes(pid) for name in ("cmdline", "environ")]
-    found = []
-    for path in [*shown, *scratch.rglob("*")]:
+def visible_bytes(pid: int, scratch: Path) -> bytes:
+    """Read the command lines and environments of a worker and its descendants, and the files in its scratch folder.
+
+    Reads at most 1 MiB per file.
+    """
+    proc = [Path(f"/proc/{each}/{name}") for each in processes(pid) for name in ("cmdline", "environ")]
+    contents = []
+    for path in [*proc, *scratch.rglob("*")]:
         with suppress(OSError):
-            found.append(path.read_bytes()[: 1 << 20])
-    return b"".join(found)
+            contents.append(path.read_bytes()[: 1 << 20])
+    return b"".join(contents)
 
 
 def tables(service: Service) -> str:
@@ -68,58 +71,58 @@ def tables(service: Service) -> str:
         return "\n".join(row for each in rows for row in each)
 
 
-def queued(service: Service) -> bytes:
-    """All that the broker holds."""
+def broker_bytes(service: Service) -> bytes:
+    """Read everything that the broker stores."""
     with redis.Redis.from_url(str(service.house.settings.broker_url)) as client:
         return b"".join(client.dump(key) or b"" for key in client.scan_iter())
 
 
-def test_a_token_opens_its_tenants_model_to_the_worker_and_stands_nowhere(
+def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
     service: Service, cache: Path, tmp_path: Path
 ) -> None:
     service.client.give_hub_token(TOKEN)
     job = service.post(**SPEC)
-    message = queued(service)
+    message = broker_bytes(service)
     assert b"seft" in message
-    worker, seen = service.start_worker(), b""
+    worker, visible = service.start_worker(), b""
     scratch = service.house.settings.scratch
     deadline = time.monotonic() + 200
     while not Status(service.house.job(job).status).final and time.monotonic() < deadline:
-        seen += around(worker, scratch)
+        visible += visible_bytes(worker, scratch)
         time.sleep(0.2)
     row = service.house.job(job)
     assert row.status == Status.SUCCEEDED, row.error
-    assert b"worker.child" in seen
-    assert f'"revision":"{COMMIT}"'.encode() in seen, "its job.json was looked at"
+    assert b"worker.child" in visible
+    assert f'"revision":"{COMMIT}"'.encode() in visible, "its job.json was read"
 
     checkpoint = service.house.checkpoint(job)
-    said = json.loads(service.house.storage.read(checkpoint.prefix + "sparsity.json"))
-    base = said["facts"]["base"]
+    report = json.loads(service.house.storage.read(checkpoint.prefix + "sparsity.json"))
+    base = report["facts"]["base"]
     assert (base["reference"], base["kind"], base["revision"]) == (MODEL, "hub", COMMIT)
     logs = "".join(path.read_text(errors="replace") for path in [service.workers.log, *tmp_path.rglob("log")])
     assert "attempt.succeeded" in logs
     assert "HTTP Request" not in logs, "links to files are signed"
-    for place in (message, seen, logs.encode(), tables(service).encode()):
+    for place in (message, visible, logs.encode(), tables(service).encode()):
         assert TOKEN.encode() not in place
     assert not list(cache.glob("*acme*"))
     assert not list(scratch.rglob("*.safetensors"))
 
-    refused_to_a_stranger(service)
+    check_other_tenant_is_rejected(service)
 
 
-def refused_to_a_stranger(service: Service) -> None:
-    """At the door, and at the worker that has just had the model in hand."""
+def check_other_tenant_is_rejected(service: Service) -> None:
+    """The API and the worker both reject the model for another tenant, even after the worker has just used it."""
     with service.house.sessions.begin() as session:
         _, secret = issue(session, "theirs", "tests", Scope.ADMIN)
     with Client(service.client.url, secret) as stranger:
         stranger.give_hub_token("hf_theirs")
         dataset = stranger.upload_dataset(data(service))["id"]
-        asked = {**SPEC, "dataset": dataset, "sparsity": 0.6}
+        body = {**SPEC, "dataset": dataset, "sparsity": 0.6}
         with pytest.raises(ApiProblem) as caught:
-            stranger.create_job(asked)
+            stranger.create_job(body)
         assert (caught.value.code, "PUT /hub-token" in str(caught.value)) == ("model_not_found", True)
         with service.house.sessions.begin() as session:
-            spec = JobSpec.model_validate({**asked, "revision": COMMIT})
+            spec = JobSpec.model_validate({**body, "revision": COMMIT})
             smuggled = jobs.create(session, "theirs", spec, None, "")[0].id
         last = list(stranger.watch(smuggled))[-1]
     assert last["status"] == "failed"

@@ -1,1 +1,1 @@
-"""`python -m tests.faults`: jobs with a random fault each, and whether one is lost, doubled or changed by it."""
+"""`python -m tests.faults`: jobs with one random fault each. Checks that no job is lost, run twice or changed."""

@@ -1,7 +1,7 @@
-"""`python -m tests.faults [--jobs 200] [--seed 0] [--folder .faults]`: a random fault for each job, a table at the end.
+"""`python -m tests.faults [--jobs 200] [--seed 0] [--folder .faults]`: inject a random fault into each job.
 
-Seeded: job i meets the same fault at the same moment of its life every time. Resumable: results are kept in the folder
-line by line, and a run goes on behind the last of them.
+Prints a table at the end. Seeded: job i gets the same fault at the same time in every run. Resumable: results are
+appended to a file in the folder, and the next run continues after the last one.
 """
 
 import json
@@ -21,34 +21,41 @@ from tests.faults import faults
 from tests.faults.drill import Drill
 from tests.faults.faults import Fault
 
-TIDY_SECONDS = 60.0
+CLEANUP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one job; `hit` says that the fault met it while it ran."""
+    """The outcome of one job."""
 
     number: int
     fault: str
     status: str
     hit: bool
+    """Whether the fault happened while the job was running."""
     attempts: int
     same: bool
-    beside: bool
+    """Whether the checkpoint equals that of the job without a fault."""
+    overlapping: bool
+    """Whether two attempts of the job ran at the same time."""
     damaged: int
+    """Number of files of the checkpoint whose stored bytes do not match their hash."""
     seconds: float
 
     @property
     def good(self) -> bool:
-        return self.status == "succeeded" and self.same and not self.beside and not self.damaged
+        return self.status == "succeeded" and self.same and not self.overlapping and not self.damaged
 
 
-def suffer(drill: Drill, number: int, fault: Fault, moment: float, wanted: str | None) -> tuple[Outcome, str]:
-    """Post a job, do the fault to it `moment` seconds after it began to run, see what becomes of it."""
+def run_job(drill: Drill, number: int, fault: Fault, delay: float, expected: str | None) -> tuple[Outcome, str]:
+    """Create a job, inject the fault `delay` seconds after it started, and wait for its end.
+
+    Return its outcome and the hash of its checkpoint, which is compared with `expected`.
+    """
     began = time.monotonic()
     job_id = drill.post(seed=0)
     drill.wait(lambda: drill.child_of(job_id))
-    time.sleep(moment)
+    time.sleep(delay)
     running = drill.job(job_id).status == "running"
     hit = fault(drill, job_id) and running
     job = drill.end(job_id)
@@ -59,27 +66,27 @@ def suffer(drill: Drill, number: int, fault: Fault, moment: float, wanted: str |
         status=job["status"],
         hit=hit,
         attempts=job["attempt"],
-        same=bool(sha256) and sha256 == (wanted or sha256),
-        beside=drill.beside_another(job_id),
+        same=bool(sha256) and sha256 == (expected or sha256),
+        overlapping=drill.attempts_overlap(job_id),
         damaged=len(drill.damaged(job_id)) if sha256 else 0,
         seconds=round(time.monotonic() - began, 1),
     )
-    drill.tend()
+    drill.replace_workers()
     return outcome, sha256
 
 
-def drilled(drill: Drill, jobs: int, seed: int, kinds: Sequence[Fault], results: Path) -> Iterator[Outcome]:
-    """Outcomes of all jobs: those of earlier runs, then of those that are left. The first one meets no fault."""
+def run_jobs(drill: Drill, jobs: int, seed: int, kinds: Sequence[Fault], results: Path) -> Iterator[Outcome]:
+    """Yield the outcomes of earlier runs, then run the remaining jobs. The first job has no fault."""
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    wanted = lines[0]["sha256"] if lines else None
+    expected = lines[0]["sha256"] if lines else None
     duration = lines[0]["outcome"]["seconds"] if lines else 0.0
     yield from (Outcome(**line["outcome"]) for line in lines)
     for number in range(len(lines), jobs + 1):
-        dice = random.Random(f"{seed}/{number}")
-        fault = dice.choice(kinds) if number else faults.none
-        outcome, sha256 = suffer(drill, number, fault, dice.random() * duration, wanted)
+        rng = random.Random(f"{seed}/{number}")
+        fault = rng.choice(kinds) if number else faults.none
+        outcome, sha256 = run_job(drill, number, fault, rng.random() * duration, expected)
         if not number:
-            wanted, duration = sha256, outcome.seconds * 0.8
+            expected, duration = sha256, outcome.seconds * 0.8
             outcome = Outcome(**{**asdict(outcome), "seconds": duration})
         with results.open("a") as file:
             file.write(json.dumps({"outcome": asdict(outcome), "sha256": sha256}) + "\n")
@@ -87,9 +94,9 @@ def drilled(drill: Drill, jobs: int, seed: int, kinds: Sequence[Fault], results:
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """One row for each kind of fault."""
+    """Return a table with one row per kind of fault."""
     rows = Table(
-        "fault", "jobs", "hit in mid-run", "succeeded", "same bits", "beside another", "most attempts", box=None
+        "fault", "jobs", "hit while running", "succeeded", "same bits", "overlapping", "most attempts", box=None
     )
     for name in sorted({outcome.fault for outcome in outcomes}):
         mine = [outcome for outcome in outcomes if outcome.fault == name]
@@ -98,7 +105,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             sum(each.hit for each in mine),
             sum(each.status == "succeeded" for each in mine),
             sum(each.same for each in mine),
-            sum(each.beside for each in mine),
+            sum(each.overlapping for each in mine),
             max(each.attempts for each in mine),
         )
         rows.add_row(name, *map(str, counts))
@@ -106,12 +113,12 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def run(
-    jobs: Annotated[int, typer.Option(help="Jobs that meet a fault.")] = 200,
+    jobs: Annotated[int, typer.Option(help="Number of jobs with a fault.")] = 200,
     seed: int = 0,
-    folder: Annotated[Path, typer.Option(help="Where data and results stay.")] = Path(".faults"),
-    minutes: Annotated[float, typer.Option(help="Begin no further job after so many.")] = 1e9,
+    folder: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path(".faults"),
+    minutes: Annotated[float, typer.Option(help="Start no more jobs after this many minutes.")] = 1e9,
 ) -> None:
-    """Run what is left of the jobs, print the table; exit status 1 when anything is not as promised."""
+    """Run the remaining jobs and print the table. The exit status is 1 if a job was lost, run twice or changed."""
     from tests.tiny import tiny_texts, train_tiny
 
     console, until = Console(), time.monotonic() + 60 * minutes
@@ -124,21 +131,21 @@ def run(
     outcomes: list[Outcome] = []
     try:
         with Drill(folder, model.parent.resolve(), tiny_texts()[:40], scratch) as drill:
-            for outcome in drilled(drill, jobs, seed, kinds, folder / "results.jsonl"):
+            for outcome in run_jobs(drill, jobs, seed, kinds, folder / "results.jsonl"):
                 outcomes.append(outcome)
                 console.print(outcome)
                 if time.monotonic() > until:
                     break
-            drill.wait(lambda: not drill.orphans(), TIDY_SECONDS)
+            drill.wait(lambda: not drill.orphans(), CLEANUP_SECONDS)
             orphans = drill.orphans()
     finally:
         if small:
             faults.unmount(scratch)
     console.print(table(outcomes))
     if not small:
-        console.print("fill_disk was left out: mounting a small disk needs root")
+        console.print("fill_disk was skipped: mounting a small disk needs root")
     if not faults.has_compiler():
-        console.print("shift_clock was left out: it needs a C compiler")
+        console.print("shift_clock was skipped: it needs a C compiler")
     console.print(f"objects without a row: {len(orphans)} {orphans[:3]}")
     sys.exit(bool(orphans) or not all(outcome.good for outcome in outcomes))
 

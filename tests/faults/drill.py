@@ -1,4 +1,4 @@
-"""The whole service in a folder, made to be hurt: servers, API, two workers with real training, a wire to be cut."""
+"""The whole service in a folder, for fault injection: servers, API, two workers with real training, and a proxy."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from local.stack import Api
 from migrations import upgrade
 from seft.client import Client
 from seft.client.responses import Job as JobAnswer
-from tests.faults.proxy import Wire
+from tests.faults.proxy import Proxy
 from tests.worker.conftest import children_of
 
 SPEC: dict[str, Any] = {
@@ -43,13 +43,13 @@ SPEC: dict[str, Any] = {
     },
     "evaluate": {"windows": 3, "tokens": 96},
 }
-SOON = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1, "TIDY": 1}
+INTERVALS = {"LEASE": 5, "HEARTBEAT": 0.5, "SWEEP": 0.5, "CHECKPOINT": 0.1, "TIDY": 1}
 WORKERS = 2
-PATIENCE = 180.0
+TIMEOUT = 180.0
 
 
 class Drill:
-    """As a context manager. Everything but the workers' scratch stays in the folder for the next time."""
+    """The running service, as a context manager. Everything except the workers' scratch stays in the folder."""
 
     def __init__(self, folder: Path, models: Path, texts: list[str], scratch: Path | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,11 @@ class Drill:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.servers = stack.enter_context(Servers(self.folder / "servers"))
-            self.wire = Wire(self.servers.storage.port)
-            stack.callback(self.wire.close)
-            variables = self.servers.environment() | {f"SEFT_{name}_SECONDS": str(each) for name, each in SOON.items()}
+            self.proxy = Proxy(self.servers.storage.port)
+            stack.callback(self.proxy.close)
+            variables = self.servers.environment() | {
+                f"SEFT_{name}_SECONDS": str(each) for name, each in INTERVALS.items()
+            }
             roots = {"SEFT_MODEL_ROOTS": json.dumps([str(self.models)]), "SEFT_RATE_LIMIT": "1000"}
             variables |= {"SEFT_SCRATCH": str(self.scratch), "SEFT_THREADS": "1", "SEFT_DEVICE": "cpu"}
             self.settings = make_settings(variables)
@@ -75,8 +77,8 @@ class Drill:
             self.api = Api(self.servers.lock, {**os.environ, **variables})
             stack.callback(self.api.stop)
             self.api.start()
-            through_wire = {"SEFT_S3_ENDPOINT": f"http://{LOOPBACK}:{self.wire.port}"}
-            self.environment = {**os.environ, **variables, **through_wire}
+            through_proxy = {"SEFT_S3_ENDPOINT": f"http://{LOOPBACK}:{self.proxy.port}"}
+            self.environment = {**os.environ, **variables, **through_proxy}
             stack.callback(self.end_workers)
             for _ in range(WORKERS):
                 self.start_worker()
@@ -101,8 +103,8 @@ class Drill:
             worker.wait()
         self.workers.clear()
 
-    def tend(self) -> None:
-        """As many workers as there should be."""
+    def replace_workers(self) -> None:
+        """Start a new worker for each that has ended."""
         self.workers = [worker for worker in self.workers if worker.poll() is None]
         for _ in range(WORKERS - len(self.workers)):
             self.start_worker()
@@ -115,7 +117,7 @@ class Drill:
             return session.get_one(Job, job_id)
 
     def worker_of(self, job_id: str) -> subprocess.Popen[bytes] | None:
-        """The worker that runs the job now."""
+        """Return the worker that runs the job now, or None."""
         name = self.job(job_id).worker or "::"
         return next((worker for worker in self.workers if str(worker.pid) == name.split(":")[1]), None)
 
@@ -123,18 +125,18 @@ class Drill:
         worker = self.worker_of(job_id)
         return next(iter(children_of(worker.pid)), None) if worker else None
 
-    def wait(self, truth: Callable[[], object], seconds: float = PATIENCE) -> bool:
-        """Whether it came true in time."""
+    def wait(self, condition: Callable[[], object], seconds: float = TIMEOUT) -> bool:
+        """Wait until the condition is true. Return whether it was true in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if truth():
+            if condition():
                 return True
             time.sleep(0.05)
         return False
 
     def end(self, job_id: str) -> JobAnswer:
-        """The job when it has ended, or as it is when patience has."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until the job has ended or `TIMEOUT` has passed, and return it."""
+        deadline = time.monotonic() + TIMEOUT
         while (job := self.client.job(job_id))["status"] not in {"succeeded", "failed", "cancelled"}:
             if time.monotonic() > deadline:
                 break
@@ -144,8 +146,8 @@ class Drill:
     def sha256(self, job_id: str) -> str:
         return self.client.checkpoints(job_id)[-1]["sha256"]
 
-    def beside_another(self, job_id: str) -> bool:
-        """Whether an attempt wrote anything after a later one had begun, or began before the one before was over."""
+    def attempts_overlap(self, job_id: str) -> bool:
+        """Return whether an attempt wrote after a later one had started, or started before the earlier one ended."""
         with self.sessions.begin() as session:
             query = select(JobEvent.attempt, JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
             events = session.execute(query).all()
@@ -164,19 +166,19 @@ class Drill:
         return attempts != sorted(attempts) or bool(metrics and max(metrics) > attempts[-1])
 
     def orphans(self) -> list[str]:
-        """Objects that no row of a job that has ended, or of a dataset, names."""
+        """Return the keys of objects that no row of a checkpoint or of a dataset refers to."""
         with self.sessions.begin() as session:
-            kept = set(session.scalars(select(Dataset.object_key)))
+            referenced = set(session.scalars(select(Dataset.object_key)))
             for row in session.scalars(select(Checkpoint)):
-                kept |= {row.prefix + file["name"] for file in row.files}
-        return [key for key in self.storage.keys("") if key not in kept]
+                referenced |= {row.prefix + file["name"] for file in row.files}
+        return [key for key in self.storage.keys("") if key not in referenced]
 
     def damaged(self, job_id: str) -> list[str]:
-        """Files of the job's checkpoint whose stored bytes are not those that its row names."""
+        """Return the keys of the checkpoint's files whose stored bytes do not match the hash in the row."""
         with self.sessions.begin() as session:
             row = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id)).one()
-        named = {row.prefix + file["name"]: file["sha256"] for file in row.files}
-        return [key for key, sha in named.items() if hashlib.sha256(self.storage.read(key)).hexdigest() != sha]
+        hashes = {row.prefix + file["name"]: file["sha256"] for file in row.files}
+        return [key for key, sha in hashes.items() if hashlib.sha256(self.storage.read(key)).hexdigest() != sha]
 
     def _client(self) -> Client:
         with self.sessions.begin() as session:

@@ -1,4 +1,4 @@
-"""What can go wrong with a running job, each as a function that does it to a drill and leaves all servers running."""
+"""Faults: functions that disturb a running job. Each leaves all servers running, and returns whether it happened."""
 
 import ctypes.util
 import os
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.drill import SOON, WORKERS, Drill
+from tests.faults.drill import INTERVALS, WORKERS, Drill
 from worker.disk_space import RESERVE_BYTES
 
 Fault = Callable[[Drill, str], bool]
-AWAY_SECONDS = 2.0
+OUTAGE_SECONDS = 2.0
 DISK_BYTES = RESERVE_BYTES + (64 << 20)
 CLOCK = """
 #define _GNU_SOURCE
@@ -43,22 +43,22 @@ int gettimeofday(struct timeval *t, void *zone) {
 
 
 def none(drill: Drill, job_id: str) -> bool:
-    """Nothing."""
+    """Inject no fault."""
     return True
 
 
 def kill_worker(drill: Drill, job_id: str) -> bool:
-    """SIGKILL of the worker."""
+    """Kill the worker with SIGKILL."""
     if (worker := drill.worker_of(job_id)) is None:
         return False
     worker.kill()
     worker.wait()
-    drill.tend()
+    drill.replace_workers()
     return True
 
 
 def kill_child(drill: Drill, job_id: str) -> bool:
-    """SIGKILL of the training process."""
+    """Kill the training process with SIGKILL."""
     if (child := drill.child_of(job_id)) is None:
         return False
     with suppress(ProcessLookupError):
@@ -67,69 +67,69 @@ def kill_child(drill: Drill, job_id: str) -> bool:
 
 
 def drain_worker(drill: Drill, job_id: str) -> bool:
-    """SIGTERM of the worker."""
+    """Stop the worker with SIGTERM."""
     if (worker := drill.worker_of(job_id)) is None:
         return False
     worker.terminate()
     worker.wait(60)
-    drill.tend()
+    drill.replace_workers()
     return True
 
 
 def suspend_worker(drill: Drill, job_id: str) -> bool:
-    """SIGSTOP of the worker for longer than its lease, then SIGCONT."""
+    """Suspend the worker with SIGSTOP for longer than its lease, then send SIGCONT."""
     if (worker := drill.worker_of(job_id)) is None:
         return False
     worker.send_signal(signal.SIGSTOP)
-    time.sleep(1.6 * SOON["LEASE"])
+    time.sleep(1.6 * INTERVALS["LEASE"])
     worker.send_signal(signal.SIGCONT)
     return True
 
 
 def kill_api(drill: Drill, job_id: str) -> bool:
-    """SIGKILL and restart of the API."""
+    """Kill the API with SIGKILL and restart it."""
     drill.api.kill()
-    time.sleep(AWAY_SECONDS)
+    time.sleep(OUTAGE_SECONDS)
     drill.api.start()
     return True
 
 
 def restart_postgres(drill: Drill, job_id: str) -> bool:
-    """Kill and restart of Postgres."""
+    """Kill and restart Postgres."""
     drill.servers.postgres.kill()
-    time.sleep(AWAY_SECONDS)
+    time.sleep(OUTAGE_SECONDS)
     drill.servers.postgres.start()
     return True
 
 
 def restart_valkey(drill: Drill, job_id: str) -> bool:
-    """Kill and restart of Valkey, which forgets everything."""
+    """Kill and restart Valkey, which loses all its data."""
     drill.servers.valkey.kill()
-    time.sleep(AWAY_SECONDS)
+    time.sleep(OUTAGE_SECONDS)
     drill.servers.valkey.start()
     return True
 
 
 def restart_storage(drill: Drill, job_id: str) -> bool:
-    """Kill and restart of the object storage."""
+    """Kill and restart the object storage."""
     drill.servers.storage.kill()
-    time.sleep(AWAY_SECONDS)
+    time.sleep(OUTAGE_SECONDS)
     drill.servers.storage.start()
     return True
 
 
 def cut_upload(drill: Drill, job_id: str) -> bool:
-    """The wire to the storage cut in mid-upload."""
-    before = drill.wire.bytes_up
-    hit = drill.wait(lambda: drill.wire.bytes_up > before + (1 << 15), seconds=20)
-    drill.wire.cut()
-    time.sleep(AWAY_SECONDS)
-    drill.wire.mend()
+    """Cut the connections to the storage during an upload."""
+    before = drill.proxy.bytes_up
+    hit = drill.wait(lambda: drill.proxy.bytes_up > before + (1 << 15), seconds=20)
+    drill.proxy.cut()
+    time.sleep(OUTAGE_SECONDS)
+    drill.proxy.restore()
     return hit
 
 
 def fill_disk(drill: Drill, job_id: str) -> bool:
-    """A full disk, until the job waits for room."""
+    """Fill the disk until the job is paused for lack of disk space, then free it."""
     filler = drill.scratch / "filler"
     with suppress(OSError), filler.open("wb") as file:
         while file.write(bytes(1 << 20)):
@@ -141,7 +141,7 @@ def fill_disk(drill: Drill, job_id: str) -> bool:
 
 
 def shift_clock(drill: Drill, job_id: str) -> bool:
-    """The clock of the workers' host ahead by an hour from now on."""
+    """Restart the workers with a clock that is one hour ahead."""
     library = drill.folder / "clock.so"
     if not library.exists():
         source = drill.folder / "clock.c"
@@ -159,7 +159,7 @@ def has_compiler() -> bool:
 
 
 def mount_small_disk(folder: Path) -> bool:
-    """A file system of its own for the scratch folder, so that filling it hurts nobody else; needs to be root."""
+    """Mount a small file system as the scratch folder, so that only the workers run out of space. Needs root."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0

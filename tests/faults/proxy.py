@@ -1,4 +1,4 @@
-"""A wire to the object storage that can be cut: whatever is on its way is lost, and nobody gets through for a while."""
+"""A TCP proxy to the object storage whose connections can be cut. Data in transit is then lost."""
 
 import socket
 import threading
@@ -7,8 +7,8 @@ from contextlib import suppress
 BLOCK = 1 << 16
 
 
-class Wire:
-    """Listens at an address and passes every byte on to a loopback port."""
+class Proxy:
+    """Listens on an address and forwards every byte to a loopback port."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._to = port
@@ -20,17 +20,17 @@ class Wire:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Break every connection, and every new one until `mend`."""
+        """Break all connections, and every new one until `restore`."""
         self._cut.set()
         for end in list(self._open):
             _break(end)
 
-    def mend(self) -> None:
-        """Let everybody through again."""
+    def restore(self) -> None:
+        """Accept connections again."""
         self._cut.clear()
 
     def close(self) -> None:
-        """For good."""
+        """Break all connections and stop listening."""
         self.cut()
         self._listener.close()
 
@@ -38,9 +38,9 @@ class Wire:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                threading.Thread(target=self._join, args=[near], daemon=True).start()
+                threading.Thread(target=self._connect, args=[near], daemon=True).start()
 
-    def _join(self, near: socket.socket) -> None:
+    def _connect(self, near: socket.socket) -> None:
         if self._cut.is_set():
             _break(near)
             return
@@ -50,15 +50,15 @@ class Wire:
             _break(near)
             return
         self._open |= {near, far}
-        back = threading.Thread(target=self._pass, args=[far, near], daemon=True)
+        back = threading.Thread(target=self._forward, args=[far, near], daemon=True)
         back.start()
-        self._pass(near, far, up=True)
+        self._forward(near, far, up=True)
         back.join()
         self._open -= {near, far}
         near.close()
         far.close()
 
-    def _pass(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
+    def _forward(self, source: socket.socket, target: socket.socket, *, up: bool = False) -> None:
         with suppress(OSError):
             while block := source.recv(BLOCK):
                 self.bytes_up += len(block) if up else 0

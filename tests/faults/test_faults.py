@@ -1,11 +1,11 @@
-"""A handful of jobs with a fault each, whatever the whole drill (`make faults`) does with hundreds."""
+"""A few jobs with a fault each. `make faults` runs hundreds."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.faults import faults
-from tests.faults.__main__ import drilled
+from tests.faults.__main__ import run_jobs
 from tests.faults.drill import Drill
 
 
@@ -13,7 +13,7 @@ from tests.faults.drill import Drill
 def test_jobs_end_in_the_same_bits_whatever_fails(tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]) -> None:
     kinds = (faults.kill_worker, faults.kill_child, faults.cut_upload, faults.restart_postgres)
     with Drill(tmp_path, tiny_folder.parent, tiny_texts[:40]) as drill:
-        outcomes = list(drilled(drill, 4, 3, kinds, tmp_path / "results.jsonl"))
+        outcomes = list(run_jobs(drill, 4, 3, kinds, tmp_path / "results.jsonl"))
         assert all(outcome.good for outcome in outcomes), outcomes
         assert any(outcome.hit and outcome.attempts > 1 for outcome in outcomes), outcomes
         assert drill.wait(lambda: not drill.orphans(), 60), drill.orphans()

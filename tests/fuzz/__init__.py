@@ -1,1 +1,1 @@
-"""Schemathesis against a running API: `make fuzz`."""
+"""Fuzz tests of a running API with schemathesis: `make fuzz`."""

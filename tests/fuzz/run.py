@@ -1,4 +1,4 @@
-"""A run: an API as a process, with a dataset, a model and a job in it, and schemathesis calling all its operations."""
+"""One fuzz run: start an API process with a dataset, a model and a job, and call all its operations by schemathesis."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
 from seft.client import Client
-from tests.fuzz.hooks import RIGHT
+from tests.fuzz.hooks import VALID_DATASET
 from tests.hollow import write_hollow
 from tests.hub import hub
 from tests.worker.conftest import variables
@@ -25,18 +25,18 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Fuzzed:
-    """What came of it."""
+class FuzzResult:
+    """The result of a run."""
 
     broken: bool
-    """Whether an answer broke a promise of the OpenAPI."""
+    """Whether an answer violated the OpenAPI document."""
     output: str
     statuses: Counter[int]
-    """The answers that the API's own log has, by their status."""
+    """Number of answers per HTTP status, from the API's log."""
 
 
-def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = None) -> Fuzzed:
-    """Call every operation with up to `examples` generated requests in each phase, right ones and wrong ones."""
+def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = None) -> FuzzResult:
+    """Call every operation with up to `examples` generated requests per phase, valid and invalid ones."""
     model = write_hollow(folder / "models" / "tiny")
     ours = settings.model_copy(update={"model_roots": [model.parent], "rate_limit": 0.0, "log_format": "json"})
     with _serving(ours, folder / "server") as (api, secret):
@@ -53,15 +53,15 @@ def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = 
             "--no-color",
             *([] if seed is None else [f"--seed={seed}"]),
         ]
-        environment = {**os.environ, **_things(api.url, secret, folder), "NO_PROXY": LOOPBACK}
-        ended = subprocess.run(command, check=False, env=environment, cwd=folder, capture_output=True, text=True)
+        environment = {**os.environ, **_create_objects(api.url, secret, folder), "NO_PROXY": LOOPBACK}
+        process = subprocess.run(command, check=False, env=environment, cwd=folder, capture_output=True, text=True)
         statuses = Counter(_statuses(api.log))
-    return Fuzzed(ended.returncode != 0, ended.stdout + ended.stderr, statuses)
+    return FuzzResult(process.returncode != 0, process.stdout + process.stderr, statuses)
 
 
 @contextmanager
 def _serving(settings: Settings, folder: Path) -> Iterator[tuple[Api, str]]:
-    """A running API and an administrator's key. Its hub knows no model."""
+    """Start an API, and yield it with an administrator's key. Its hub has no models."""
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
         _, secret = issue(session, "default", "fuzz", Scope.ADMIN)
@@ -78,9 +78,9 @@ def _serving(settings: Settings, folder: Path) -> Iterator[tuple[Api, str]]:
             lock.release()
 
 
-def _things(url: str, secret: str, folder: Path) -> dict[str, str]:
-    """What the hooks put in the place of what is generated."""
-    (data := folder / "texts.jsonl").write_bytes(RIGHT)
+def _create_objects(url: str, secret: str, folder: Path) -> dict[str, str]:
+    """Create a dataset and a job. Return the environment variables that tell the hooks about them."""
+    (data := folder / "texts.jsonl").write_bytes(VALID_DATASET)
     with Client(url, secret) as client:
         dataset = client.upload_dataset(data)["id"]
         job = client.create_job({"model": "tiny", "dataset": dataset, "sparsity": 0.6})["id"]

@@ -13,7 +13,7 @@ from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import ProblemError
 from core.infra import queue
-from core.infra.storage import Found, Storage
+from core.infra.storage import Storage, StoredObject
 from core.jobs import attempts
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, House
@@ -26,7 +26,7 @@ class Aged(Storage):
 
     age = timedelta(days=2)
 
-    def pages(self, prefix: str) -> Iterator[list[Found]]:
+    def pages(self, prefix: str) -> Iterator[list[StoredObject]]:
         for page in super().pages(prefix):
             yield [replace(found, modified=found.modified - self.age) for found in page]
 

@@ -80,13 +80,13 @@ def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Pa
     if torch.version.cuda:
         for phase in held:
             held[phase] -= CUDA_BUILD_BYTES * (2 if phase == Phase.EXPORTING else 1)
-    told = {phase: (held[phase] // 10**6, each.together // 10**6) for phase, each in expected.items()}
+    told = {phase: (held[phase] // 10**6, each.combined // 10**6) for phase, each in expected.items()}
     for phase, each in expected.items():
-        assert each.together == pytest.approx(held[phase], rel=0.15), told
+        assert each.combined == pytest.approx(held[phase], rel=0.15), told
     # The process itself is a good part of that. In training its tensors are the larger one, and as near.
     process = held[Phase.LOADING] - expected[Phase.LOADING].device
     tensors = held[Phase.TRAINING] - process
     assert tensors > process
-    assert expected[Phase.TRAINING].together - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), told
+    assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), told
     written = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
     assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(written, rel=0.01)

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from core.settings import Settings
 from core.states import Status
 from local import processes
-from tests.faults.proxy import Wire
+from tests.faults.proxy import Proxy
 from tests.worker.conftest import House, alive, children_of, variables, wait_for
 from tests.worker.test_workers import STAND_IN
 
@@ -49,7 +49,7 @@ class Host:
         ports = {}
         for server in (database, broker, storage):
             assert server.port
-            wire = Wire(server.port, here)
+            wire = Proxy(server.port, here)
             stack.callback(wire.close)
             ports[server] = wire.port
         moved = {server: server.set(host=here, port=port) for server, port in ports.items()}

@@ -13,7 +13,7 @@ from core.access.encryption import Encryption
 from core.states import Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
-from tests.hub import COMMIT, Repo, hub, look_there
+from tests.hub import COMMIT, Repo, hub, use_hub
 from tests.worker.conftest import TENANT, House
 from worker.attempt import Supervisor
 from worker.files import Files
@@ -31,13 +31,13 @@ def repo(tmp_path: Path) -> Repo:
 @pytest.fixture(autouse=True)
 def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with hub({"acme/private": repo, "acme/open": Repo(repo.folder)}, {TOKEN: "acme"}) as endpoint:
-        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
         yield tmp_path / "cache"
 
 
 def add_job(house: House, model: str) -> str:
     with house.sessions.begin() as session:
-        hub_tokens.put(session, TENANT, Encryption(house.settings).close(TOKEN), "acme")
+        hub_tokens.put(session, TENANT, Encryption(house.settings).encrypt(TOKEN), "acme")
     return house.add_job(house.add_dataset(["one", "two"]), model=model, revision=COMMIT)
 
 

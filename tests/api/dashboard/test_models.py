@@ -15,7 +15,7 @@ from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.api.dashboard.test_new_job import fields_of
 from tests.hollow import write_hollow
-from tests.hub import Repo, hub, look_there
+from tests.hub import Repo, hub, use_hub
 
 EVIL = "<b>&'x"
 DASH = "\N{EN DASH}"
@@ -66,7 +66,7 @@ def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
     browser: Browser, client: TestClient, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hub({"owner/name": Repo(write_hollow(tmp_path / "repo"))}) as endpoint:
-        look_there(monkeypatch, endpoint, tmp_path / "cache")
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
         page = browser.show("/models?model=+owner/name&revision=main")
         model: Json = client.get("/models/owner/name").json()
     assert rows_of(page) == rows_of(browser.show("/models"))

@@ -1,4 +1,4 @@
-"""What is entrusted to the service."""
+"""Encryption of secrets."""
 
 import pytest
 
@@ -9,25 +9,25 @@ from core.settings import Settings
 TEXT = "hf_secret"
 
 
-def seals(settings: Settings, key: str | None) -> Encryption:
+def encryption(settings: Settings, key: str | None) -> Encryption:
     return Encryption(Settings.model_validate(settings.model_dump() | {"secret_key": key}))
 
 
-def test_only_the_same_key_opens_what_was_closed(settings: Settings) -> None:
-    ours = seals(settings, "k" * 32)
-    closed = ours.close(TEXT)
-    assert TEXT not in closed
-    assert closed != ours.close(TEXT)
-    assert seals(settings, "k" * 32).open(closed) == TEXT
+def test_only_the_same_key_decrypts(settings: Settings) -> None:
+    original = encryption(settings, "k" * 32)
+    encrypted = original.encrypt(TEXT)
+    assert TEXT not in encrypted
+    assert encrypted != original.encrypt(TEXT)
+    assert encryption(settings, "k" * 32).decrypt(encrypted) == TEXT
     for key in ("l" * 32, None):
         with pytest.raises(ProblemError) as caught:
-            seals(settings, key).open(closed)
+            encryption(settings, key).decrypt(encrypted)
         assert caught.value.code is Code.INVALID_REQUEST
 
 
-def test_without_a_key_nothing_is_closed(settings: Settings) -> None:
+def test_nothing_is_encrypted_without_a_key(settings: Settings) -> None:
     with pytest.raises(ProblemError) as caught:
-        seals(settings, None).close(TEXT)
+        encryption(settings, None).encrypt(TEXT)
     assert caught.value.code is Code.CONFLICT
     with pytest.raises(ValueError, match="secret_key"):
-        seals(settings, "short")
+        encryption(settings, "short")

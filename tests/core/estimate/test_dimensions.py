@@ -1,4 +1,4 @@
-"""A model's sizes out of headers equal what the library counts in the loaded model."""
+"""Dimensions read from file headers equal what the library counts in the loaded model."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.seft.architectures import ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_has_the_weights_and_the_target_linears_that_the_library_finds(
+def test_weights_and_target_linears_equal_those_of_the_library_for_every_architecture(
     name: str, tmp_path: Path
 ) -> None:
     from seft.models.targets import target_linears
@@ -23,15 +23,15 @@ def test_every_architecture_has_the_weights_and_the_target_linears_that_the_libr
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_bytes())
     source = ModelSource(name, Kind.FOLDER, tmp_path, None, config, None)
-    found, targets = read_dimensions(source, shapes(source)), target_linears(model)
-    kept = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
-    assert found.parameters == sum(kept.values())
-    assert found.targets == sum(target.weight.numel() for target in targets.values())
-    assert (found.vocabulary, found.hidden) == model.get_input_embeddings().weight.shape
-    assert 0 < found.used <= found.targets
+    dimensions, targets = read_dimensions(source, shapes(source)), target_linears(model)
+    sizes = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
+    assert dimensions.parameters == sum(sizes.values())
+    assert dimensions.targets == sum(target.weight.numel() for target in targets.values())
+    assert (dimensions.vocabulary, dimensions.hidden) == model.get_input_embeddings().weight.shape
+    assert 0 < dimensions.active_targets <= dimensions.targets
 
 
-def test_a_folder_in_shards_is_read_whole(tmp_path: Path) -> None:
+def test_all_shards_of_a_folder_are_read(tmp_path: Path) -> None:
     model = ARCHITECTURES["llama"].model()
     model.save_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
@@ -43,13 +43,13 @@ def test_a_folder_in_shards_is_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [b"", b"\xff" * 9, b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b'{"'])
-def test_weights_without_a_header_are_refused(header: bytes, tmp_path: Path) -> None:
+def test_weights_without_a_header_are_rejected(header: bytes, tmp_path: Path) -> None:
     (write_hollow(tmp_path / "model") / "model.safetensors").write_bytes(header)
     with pytest.raises(SourceError, match="no readable header"):
         shapes(find("model", roots=[tmp_path]))
 
 
-def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_blocks_is_rejected(tmp_path: Path) -> None:
     write_hollow(tmp_path / "model")
     source = find("model", roots=[tmp_path])
     assert shapes(source) == SHAPES

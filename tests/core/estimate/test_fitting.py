@@ -1,4 +1,4 @@
-"""Whether a job fits a machine, and the change with which it would."""
+"""Whether a job fits a worker, and the suggested change if it does not."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from seft.models.shapes import shapes
 from seft.models.source import find
 from tests.hollow import write_hollow
 
-LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
 MEBIBYTE = 1 << 20
 
 
@@ -42,26 +42,26 @@ def gpu(mebibytes: int) -> Capability:
         {"prune": {"calibration": {"samples": 256}, "reconstruct_epochs": 2}},
     ],
 )
-def test_the_change_makes_the_job_fit_and_is_a_patch_of_it(model: Dimensions, more: dict[str, Any]) -> None:
-    spec, has = JobSpec.model_validate({**LEAST, **more}), gpu(100)
-    assert not fitting.fit(model, spec, has).met
-    change = fitting.suggest_change(model, spec, has)
+def test_the_suggested_change_makes_the_job_fit_and_is_a_merge_patch(model: Dimensions, more: dict[str, Any]) -> None:
+    spec, worker = JobSpec.model_validate({**MINIMAL, **more}), gpu(100)
+    assert not fitting.fit(model, spec, worker).fits
+    change = fitting.suggest_change(model, spec, worker)
     assert change
     fitting_spec = apply_overrides(spec.model_dump(mode="json"), change)
-    assert fitting.fit(model, fitting_spec, has).met
-    assert fitting.suggest_change(model, fitting_spec, has) == {}
+    assert fitting.fit(model, fitting_spec, worker).fits
+    assert fitting.suggest_change(model, fitting_spec, worker) == {}
 
 
-def test_where_the_weights_alone_are_too_much_no_change_helps(model: Dimensions) -> None:
-    assert fitting.suggest_change(model, JobSpec.model_validate(LEAST), gpu(0)) is None
+def test_no_change_is_suggested_if_the_weights_alone_do_not_fit(model: Dimensions) -> None:
+    assert fitting.suggest_change(model, JobSpec.model_validate(MINIMAL), gpu(0)) is None
 
 
-def test_a_processor_holds_all_processes_and_another_device_its_tensors(model: Dimensions) -> None:
-    spec = JobSpec.model_validate(LEAST)
-    held = memory_by_phase(model, spec)
-    fullest = max(each.together for each in held.values())
-    alone = fitting.fit(model, spec, Capability(CPU, "x86_64", fullest, LARGEST))
-    assert (alone.phase, alone.needed_bytes, alone.met) == (Phase.EXPORTING, fullest, False)
-    assert fitting.fit(model, spec, Capability(CPU, "x86_64", 2 * fullest, LARGEST)).met
-    tensors = max(each.device for each in held.values())
+def test_a_cpu_counts_all_processes_and_another_device_only_its_tensors(model: Dimensions) -> None:
+    spec = JobSpec.model_validate(MINIMAL)
+    footprints = memory_by_phase(model, spec)
+    peak = max(each.combined for each in footprints.values())
+    on_cpu = fitting.fit(model, spec, Capability(CPU, "x86_64", peak, LARGEST))
+    assert (on_cpu.phase, on_cpu.needed_bytes, on_cpu.fits) == (Phase.EXPORTING, peak, False)
+    assert fitting.fit(model, spec, Capability(CPU, "x86_64", 2 * peak, LARGEST)).fits
+    tensors = max(each.device for each in footprints.values())
     assert fitting.fit(model, spec, gpu(100)).needed_bytes == tensors + fitting.CONTEXT_BYTES

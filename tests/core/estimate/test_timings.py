@@ -1,4 +1,4 @@
-"""How long jobs took tells how long the next ones will."""
+"""Time estimates from the durations of earlier jobs."""
 
 import pytest
 from sqlalchemy import text
@@ -15,7 +15,7 @@ PHASES = [Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING, Pha
 
 
 def run(sessions: Sessions, has: Capability) -> None:
-    """A job that takes ten seconds in each phase."""
+    """Run a job that takes ten seconds in each phase."""
     with sessions.begin() as session:
         attempt = attempts.claim(session, "w1", 60, has=has)
         assert attempt is not None
@@ -34,26 +34,27 @@ def run(sessions: Sessions, has: Capability) -> None:
         )
 
 
-def test_a_job_takes_as_long_as_one_like_it_took_on_that_kind_of_worker(
+def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_worker(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
     make_job()
     run(sessions, GPU)
     with sessions.begin() as session:
-        found = timings.timings(session)
-    same = timings.work(spec, 1000, 800)
-    assert timings.seconds(found, GPU.device_name, same) == pytest.approx(70)
+        measured = timings.load(session)
+    same = timings.count_work(spec, 1000, 800)
+    assert timings.estimate_seconds(measured, GPU.device_name, same) == pytest.approx(70)
     longer = spec.model_copy(update={"repair": spec.repair.model_copy(update={"steps": 3 * spec.repair.steps})})
-    assert timings.seconds(found, GPU.device_name, timings.work(longer, 1000, 800)) == pytest.approx(70 + 20)
-    assert timings.seconds(found, GPU.device_name, timings.work(spec, 2000, 1600)) == pytest.approx(140)
-    assert timings.seconds(found, "another kind", same) is None
+    work = timings.count_work(longer, 1000, 800)
+    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(70 + 20)
+    work = timings.count_work(spec, 2000, 1600)
+    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(140)
+    assert timings.estimate_seconds(measured, "another kind", same) is None
     other = spec.model_copy(update={"repair": spec.repair.model_copy(update={"method": "spp"})})
-    assert timings.seconds(found, GPU.device_name, timings.work(other, 1000, 800)) is None
+    work = timings.count_work(other, 1000, 800)
+    assert timings.estimate_seconds(measured, GPU.device_name, work) is None
 
 
-def test_jobs_of_unknown_machines_and_those_that_were_stopped_tell_nothing(
-    sessions: Sessions, make_job: MakeJob
-) -> None:
+def test_jobs_on_unknown_machines_and_stopped_jobs_are_not_measured(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     run(sessions, UNLIMITED)
     make_job()
@@ -61,4 +62,4 @@ def test_jobs_of_unknown_machines_and_those_that_were_stopped_tell_nothing(
         session.execute(text("UPDATE jobs SET stopping = true WHERE status = 'queued'"))
     run(sessions, GPU)
     with sessions.begin() as session:
-        assert timings.timings(session) == {}
+        assert timings.load(session) == {}

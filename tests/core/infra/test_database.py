@@ -1,4 +1,4 @@
-"""What the engine makes of a server's errors."""
+"""How the engine handles errors of the server."""
 
 import pytest
 from sqlalchemy import text
@@ -8,7 +8,7 @@ from core.infra.database import make_engine
 from core.settings import Settings
 
 
-def test_a_server_that_has_become_read_only_is_away_and_its_connections_are_given_up(settings: Settings) -> None:
+def test_a_server_that_has_become_read_only_counts_as_disconnected(settings: Settings) -> None:
     engine = make_engine(settings)
     with engine.connect() as connection:
         connection.execute(text("SET TRANSACTION READ ONLY"))

@@ -1,4 +1,4 @@
-"""Hints travel through a real broker, and a broker that is down is nobody's error."""
+"""Notifications go through a real broker, and a broker that is down is not an error."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from core.infra import queue
 from core.settings import Settings
 
 
-def test_a_hint_is_one_message_that_names_no_job(settings: Settings) -> None:
+def test_a_notification_is_one_message_that_names_no_job(settings: Settings) -> None:
     queue.notify(queue.make_app(settings))
     with redis.Redis.from_url(str(settings.broker_url)) as client:
         (raw,) = client.lrange("seft", 0, -1)
@@ -22,15 +22,15 @@ def test_a_hint_is_one_message_that_names_no_job(settings: Settings) -> None:
     assert message["headers"]["argsrepr"] == "()"
 
 
-def test_hints_that_nobody_takes_do_not_pile_up(settings: Settings) -> None:
+def test_unread_notifications_do_not_pile_up(settings: Settings) -> None:
     app = queue.make_app(settings)
-    for _ in range(queue.MOST_WAITING + 5):
+    for _ in range(queue.MAX_WAITING + 5):
         queue.notify(app)
     with redis.Redis.from_url(str(settings.broker_url)) as client:
-        assert client.llen("seft") == queue.MOST_WAITING
+        assert client.llen("seft") == queue.MAX_WAITING
 
 
-def test_a_broker_that_is_down_costs_seconds_and_no_error(settings: Settings) -> None:
+def test_a_broker_that_is_down_delays_for_seconds_and_raises_no_error(settings: Settings) -> None:
     app = queue.make_app(settings.model_copy(update={"broker_url": "redis://127.0.0.1:9/0"}))
     began = time.monotonic()
     queue.notify(app)
@@ -39,19 +39,19 @@ def test_a_broker_that_is_down_costs_seconds_and_no_error(settings: Settings) ->
         queue.ping(app)
 
 
-def test_after_a_mute_broker_the_next_hints_wait_for_nothing(settings: Settings) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        mute.settimeout(0.1)
-        port = mute.getsockname()[1]
+def test_after_a_timeout_the_next_notifications_do_not_wait(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0.1)
+        port = silent.getsockname()[1]
         app = queue.make_app(settings.model_copy(update={"broker_url": f"redis://127.0.0.1:{port}/0"}))
         assert not queue.notify(app)
         with suppress(TimeoutError):
             while True:
-                mute.accept()[0].close()
+                silent.accept()[0].close()
         assert not queue.notify(app)
         with pytest.raises(TimeoutError):
-            mute.accept()
+            silent.accept()
 
 
-def test_a_living_broker_answers(settings: Settings) -> None:
+def test_a_running_broker_answers_a_ping(settings: Settings) -> None:
     queue.ping(queue.make_app(settings))

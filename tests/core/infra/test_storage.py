@@ -1,4 +1,4 @@
-"""Object storage, against a real server."""
+"""Object storage on a real server."""
 
 import io
 import threading
@@ -12,16 +12,16 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
 
-from core.infra.clock import NEAR
-from core.infra.storage import TORN, Storage
+from core.infra.clock import TOLERANCE
+from core.infra.storage import ABORT_INCOMPLETE_UPLOADS, Storage
 from core.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import LifecycleRuleUnionTypeDef
 
 
-def test_what_is_stored_comes_back_to_the_last_bit(storage: Storage, tmp_path: Path) -> None:
-    content = bytes(range(256)) * 40_000  # above the size from which parts are sent
+def test_stored_bytes_are_read_back_unchanged(storage: Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 40_000  # large enough for a multipart upload
     source, copy = tmp_path / "a", tmp_path / "b"
     source.write_bytes(content)
     storage.upload(source, "x/file")
@@ -42,36 +42,36 @@ def test_deleting_a_prefix_leaves_the_rest(storage: Storage) -> None:
     assert storage.keys("") == ["datasets/x", "jobs/1/2/a"]
 
 
-class Refusing(BaseHTTPRequestHandler):
-    """Answers 200 to a deletion, and names in the answer what it has not deleted, as S3 does."""
+class DeniesDeletion(BaseHTTPRequestHandler):
+    """Answers a deletion with 200 and lists the object that was not deleted, as S3 does."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        told = (
+        body = (
             b"<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code><Message>No.</Message></Error></DeleteResult>"
         )
         self.send_response(200)
-        self.send_header("Content-Length", str(len(told)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(told)
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
-def test_what_could_not_be_deleted_is_not_taken_as_deleted(settings: Settings) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+def test_an_object_that_could_not_be_deleted_is_an_error(settings: Settings) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), DeniesDeletion) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        here = settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})
+        local = settings.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{server.server_port}"})
         with pytest.raises(ClientError, match="AccessDenied"):
-            Storage(here).delete(["a"])
+            Storage(local).delete(["a"])
         server.shutdown()
 
 
-def test_a_host_whose_clock_is_off_signs_with_the_time_of_the_storage(storage: Storage, tmp_path: Path) -> None:
+def test_a_host_with_a_wrong_clock_signs_with_the_time_of_the_storage(storage: Storage, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(9 << 20))
     for hours in (-30, 1):
-        for act in (
+        for call in (
             lambda: storage.upload(tmp_path / "large", "large"),
             lambda: storage.put("small", b"1"),
             lambda: storage.modified("large"),
@@ -79,43 +79,43 @@ def test_a_host_whose_clock_is_off_signs_with_the_time_of_the_storage(storage: S
             lambda: storage.keys(""),
             lambda: storage.delete(["small"]),
         ):
-            storage.clock.ahead = timedelta(hours=hours)
-            act()
-            assert abs(storage.clock.ahead) < NEAR
+            storage.clock.offset = timedelta(hours=hours)
+            call()
+            assert abs(storage.clock.offset) < TOLERANCE
     assert storage.keys("") == ["large"]
 
 
-def test_rights_that_are_missing_are_no_matter_of_time(settings: Settings) -> None:
+def test_missing_permissions_do_not_change_the_clock_offset(settings: Settings) -> None:
     stranger = Storage(settings.model_copy(update={"s3_secret_key": SecretStr("wrong")}))
     for _ in range(2):
         with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
             stranger.put("x", b"1")
-    assert stranger.clock.ahead == timedelta()
+    assert stranger.clock.offset == timedelta()
 
 
-def test_a_link_opens_its_object_to_whoever_holds_it(storage: Storage) -> None:
+def test_a_link_gives_access_to_its_object(storage: Storage) -> None:
     storage.put("x/größe.txt", b"hello")
     with urllib.request.urlopen(storage.link("x/größe.txt")) as answer:
         assert answer.read() == b"hello"
 
 
-def test_a_link_names_the_public_address(settings: Settings) -> None:
+def test_a_link_uses_the_public_endpoint(settings: Settings) -> None:
     public = Storage(settings.model_copy(update={"s3_public_endpoint": "https://s3.example"}))
     assert public.link("a/b").startswith(f"https://s3.example/{settings.s3_bucket}/a/b?")
 
 
-def test_ensuring_a_bucket_twice_is_no_error(storage: Storage) -> None:
+def test_ensure_bucket_is_idempotent(storage: Storage) -> None:
     storage.put("kept", b"1")
     storage.ensure_bucket()
     assert storage.keys("") == ["kept"]
 
 
-def test_parts_of_uploads_that_broke_off_are_dropped_by_a_rule_beside_the_operators_own(
+def test_a_rule_for_incomplete_uploads_is_added_and_the_operators_rules_stay(
     storage: Storage, settings: Settings
 ) -> None:
     s3, bucket = storage._s3, settings.s3_bucket
     (ours,) = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
-    assert ours["AbortIncompleteMultipartUpload"] == TORN["AbortIncompleteMultipartUpload"]
+    assert ours["AbortIncompleteMultipartUpload"] == ABORT_INCOMPLETE_UPLOADS["AbortIncompleteMultipartUpload"]
     theirs: LifecycleRuleUnionTypeDef = {
         "ID": "theirs",
         "Status": "Enabled",
@@ -126,14 +126,14 @@ def test_parts_of_uploads_that_broke_off_are_dropped_by_a_rule_beside_the_operat
     for _ in range(2):
         storage.ensure_bucket()
     rules = s3.get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"]
-    assert [rule["ID"] for rule in rules] == ["theirs", TORN["ID"]]
+    assert [rule["ID"] for rule in rules] == ["theirs", ABORT_INCOMPLETE_UPLOADS["ID"]]
 
 
-def test_a_bucket_that_another_process_made_at_the_same_moment_is_no_error(
+def test_a_bucket_that_another_process_creates_at_the_same_moment_is_no_error(
     storage: Storage, settings: Settings
 ) -> None:
     class Late(Storage):
-        """Looks for the bucket before the other process makes it."""
+        """Looks for the bucket before the other process creates it."""
 
         def ping(self) -> None:
             raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 404}}, "HeadBucket")  # type: ignore[typeddict-item]
@@ -141,6 +141,6 @@ def test_a_bucket_that_another_process_made_at_the_same_moment_is_no_error(
     Late(settings).ensure_bucket()
 
 
-def test_a_server_that_is_not_there_is_an_error_within_seconds(settings: Settings) -> None:
+def test_an_unreachable_server_is_an_error_within_seconds(settings: Settings) -> None:
     with pytest.raises(BotoCoreError):
         Storage(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})).ping()

@@ -1,4 +1,4 @@
-"""The span of a request, kept with the job that it asked for."""
+"""The span of a request is stored with the job that the request created."""
 
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
@@ -8,23 +8,23 @@ from core.jobs import attempts
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE
 
-ASKING = SpanContext(trace_id=0xA1, span_id=0xB2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+REQUEST_SPAN = SpanContext(trace_id=0xA1, span_id=0xB2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
-def test_an_attempt_lies_below_the_request_that_asked_for_its_job(sessions: Sessions, make_job: MakeJob) -> None:
-    with trace.use_span(NonRecordingSpan(ASKING)):
+def test_the_request_that_created_a_job_is_the_parent_of_its_attempts(sessions: Sessions, make_job: MakeJob) -> None:
+    with trace.use_span(NonRecordingSpan(REQUEST_SPAN)):
         make_job()
     with sessions.begin() as session:
         attempt = attempts.claim(session, "w1", LEASE)
     assert attempt is not None
-    above = trace.get_current_span(tracing.from_there(attempt.traceparent)).get_span_context()
-    assert (above.trace_id, above.span_id, above.trace_flags) == (0xA1, 0xB2, TraceFlags.SAMPLED)
+    parent = trace.get_current_span(tracing.parent_context(attempt.traceparent)).get_span_context()
+    assert (parent.trace_id, parent.span_id, parent.trace_flags) == (0xA1, 0xB2, TraceFlags.SAMPLED)
 
 
-def test_where_nothing_is_traced_nothing_is_kept(sessions: Sessions, make_job: MakeJob) -> None:
+def test_without_tracing_nothing_is_stored(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     with sessions.begin() as session:
         attempt = attempts.claim(session, "w1", LEASE)
     assert attempt is not None
     assert attempt.traceparent is None
-    assert not trace.get_current_span(tracing.from_there(None)).get_span_context().is_valid
+    assert not trace.get_current_span(tracing.parent_context(None)).get_span_context().is_valid

@@ -1,4 +1,4 @@
-"""Models at the door."""
+"""How model references are resolved, and which models are rejected."""
 
 from pathlib import Path
 
@@ -19,44 +19,42 @@ def roots(tmp_path: Path) -> Path:
     return write_hollow(tmp_path / "models" / "tiny").parent
 
 
-def door(settings: Settings) -> ModelResolver:
-    """Nothing is connected before it is used."""
+def resolver(settings: Settings) -> ModelResolver:
+    """Return a resolver. It connects to nothing until it is used."""
     sessions = make_sessions(make_engine(settings))
     return ModelResolver(settings, sessions, Storage(settings), HubTokens(Encryption(settings), sessions))
 
 
-def refusal(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:
+def rejection(settings: Settings, reference: str, revision: str | None = None) -> ProblemError:
     with pytest.raises(ProblemError) as caught:
-        door(settings).find("ours", reference, revision)
+        resolver(settings).find("ours", reference, revision)
     return caught.value
 
 
-def test_a_model_is_found_under_a_root_and_nowhere_else(settings: Settings, roots: Path) -> None:
+def test_a_local_model_is_found_only_under_a_root(settings: Settings, roots: Path) -> None:
     ours = settings.model_copy(update={"model_roots": [roots]})
-    assert door(ours).find("ours", "tiny", None).path == roots / "tiny"
+    assert resolver(ours).find("ours", "tiny", None).path == roots / "tiny"
     for outside in (str(roots / "tiny"), "../models/tiny", "nothing"):
-        error = refusal(ours, outside)
+        error = rejection(ours, outside)
         assert error.code in {Code.MODEL_REFUSED, Code.MODEL_NOT_FOUND}
         assert error.flaws[0].param == "model"
         assert outside in error.flaws[0].value
 
 
-def test_pickles_are_refused(settings: Settings, roots: Path) -> None:
+def test_pickles_are_rejected(settings: Settings, roots: Path) -> None:
     (roots / "tiny" / "model.safetensors").rename(roots / "tiny" / "pytorch_model.bin")
-    error = refusal(settings.model_copy(update={"model_roots": [roots]}), "tiny")
+    error = rejection(settings.model_copy(update={"model_roots": [roots]}), "tiny")
     assert error.code is Code.MODEL_REFUSED
     assert "pickle" in error.message
 
 
 def test_a_local_model_has_no_revisions(settings: Settings, roots: Path) -> None:
-    error = refusal(settings.model_copy(update={"model_roots": [roots]}), "tiny", "main")
+    error = rejection(settings.model_copy(update={"model_roots": [roots]}), "tiny", "main")
     assert (error.code, error.flaws[0].param) == (Code.INVALID_REQUEST, "revision")
 
 
-def test_a_hub_that_does_not_answer_is_no_fault_of_the_model(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_hub_is_reported_as_such(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert refusal(settings, "owner/name").code is Code.HUB_UNREACHABLE
+    assert rejection(settings, "owner/name").code is Code.HUB_UNREACHABLE
