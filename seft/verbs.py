@@ -27,7 +27,7 @@ from seft.models.load import Loaded, load
 from seft.models.source import ModelSource, find
 from seft.objective import require_teacher
 from seft.prune.loop import prune_model
-from seft.prune.methods import readers
+from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair.best import require_held_out
 from seft.repair.loop import Repair
@@ -203,7 +203,7 @@ def _folder(path: Path) -> ModelSource:
 
 
 def _calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
-    wanting = readers(config)
+    wanting = text_users(config)
     if not wanting:
         return []
     if calibration is None:

@@ -36,7 +36,7 @@ from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource, fetched, find
 from seft.prune.loop import prune_model
-from seft.prune.methods import readers
+from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.repair.state import outdated
@@ -134,7 +134,7 @@ class Pipeline:
 
     @property
     def _needs_text(self) -> bool:
-        return bool(readers(self.prune))
+        return bool(text_users(self.prune))
 
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Judge, prune, reconstruct, round as the checkpoint will be, judge again, save: none of this is done twice.

@@ -10,7 +10,7 @@ from typing import Any
 
 from seft.config import MOST_SPARSE, Compare, PruneConfig, SparsityOf
 from seft.errors import ConfigError
-from seft.prune.methods import compared
+from seft.prune.methods import comparison
 
 Sizes = Sequence[Sequence[int]]
 """Weights of each target of each block."""
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 """Rows and columns of a target."""
 
 
-def target_share(model: Any, sizes: Sizes, config: PruneConfig) -> float:
+def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
     """The share of the targets' weights that the asked share stands for; ConfigError where they cannot give it."""
     if config.sparsity_of is SparsityOf.TARGETS:
         return config.sparsity
@@ -33,18 +33,18 @@ def target_share(model: Any, sizes: Sizes, config: PruneConfig) -> float:
     return share
 
 
-def uniform(shape: Shape, share: float, config: PruneConfig) -> int:
+def uniform_zeros(shape: Shape, share: float, config: PruneConfig) -> int:
     """As many zeros as the share gives in a target, rounded down: in each row, as published, where rows are compared.
 
     A share of the whole model is met more closely: it is rounded once for all rows.
     """
     rows, cols = shape
-    if compared(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
+    if comparison(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
         return rows * int(cols * share)
     return int(rows * cols * share)
 
 
-def by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
+def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
     """So many zeros in all, in proportion to the blocks' weights, and none above the most."""
     flat = [size for block in sizes for size in block]
     wishes = [size * weight for block, weight in zip(sizes, weights, strict=True) for size in block]

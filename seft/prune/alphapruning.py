@@ -31,7 +31,7 @@ def alpha(weight: Float[Tensor, "rows cols"]) -> float:
     return 1 + (len(tail) - 1) / over if over else torch.inf
 
 
-def block_mean(weights: Iterable[Float[Tensor, "rows cols"]]) -> float:
+def block_alpha(weights: Iterable[Float[Tensor, "rows cols"]]) -> float:
     """The exponent of a block: the mean over its weights."""
     exponents = [alpha(weight) for weight in weights]
     return sum(exponents) / len(exponents)

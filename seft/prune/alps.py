@@ -36,11 +36,11 @@ class ALPS:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         """Take some inputs into the Hessian."""
-        self._inputs.see(inputs)
+        self._inputs.observe(inputs)
 
-    def pruned(self) -> Weight:
+    def prune(self) -> Weight:
         """The pruned and corrected weight; PruneError where the inputs were not finite, or there were none."""
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0

@@ -38,19 +38,19 @@ class DSnoT:
         self._gram, self._norms = Gram(weight), Norms(weight)
         self._sum, self._tokens = torch.zeros(weight.shape[1], device=weight.device), 0
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         """Show it to the other pruner too."""
-        self._inner.see(inputs)
-        self._gram.see(inputs)
-        self._norms.see(inputs)
+        self._inner.observe(inputs)
+        self._gram.observe(inputs)
+        self._norms.observe(inputs)
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self._sum += rows.sum(0)
         self._tokens += len(rows)
 
-    def pruned(self) -> Weight:
+    def prune(self) -> Weight:
         """The refined weight; PruneError where the other pruner has one, or the inputs were not finite or none."""
         norms, hessian = self._norms.norms(), self._gram.hessian()
-        dense, pruned = self._weight.float(), self._inner.pruned().float()
+        dense, pruned = self._weight.float(), self._inner.prune().float()
         mean = self._sum / self._tokens
         variance = norms.square() / self._tokens - mean.square()
         refined = refine(dense, pruned, Columns(mean, variance, norms), self._pattern)

@@ -17,7 +17,7 @@ from seft.errors import ConfigError, PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune import allocation, alphapruning, owl
-from seft.prune.methods import make_pruner, readers
+from seft.prune.methods import make_pruner, text_users
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Norms
 from seft.prune.walk import Runs, Walk, Windows
@@ -46,7 +46,7 @@ def prune_model(
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
     _must_fit(targets, config.pattern)
-    text = calibration if readers(config) else _token(targets, calibration)
+    text = calibration if text_users(config) else _token(targets, calibration)
     passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
     counts = zeros or _zeros(model, targets, config, walk, text)
@@ -83,9 +83,10 @@ def _zeros(
 ) -> list[dict[str, int]]:
     """How many zeros each target of each block gets."""
     sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
-    share = allocation.target_share(model, sizes, config)
+    share = allocation.target_sparsity(model, sizes, config)
     counts = [
-        [allocation.uniform(target.weight.shape, share, config) for target in of_block.values()] for of_block in targets
+        [allocation.uniform_zeros(target.weight.shape, share, config) for target in of_block.values()]
+        for of_block in targets
     ]
     total = sum(map(sum, counts))
     found: list[float] = []
@@ -94,21 +95,21 @@ def _zeros(
             pass
         case Allocation.OWL:
             walk(text, lambda number, runs: found.append(_outliers(targets[number], runs)))
-            counts = allocation.by_block(sizes, total, owl.block_shares(found, share))
+            counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(found, share))
         case Allocation.ALPHAPRUNING:
             walk(text[:0], lambda number, _: found.append(_exponent(targets[number])))
-            counts = allocation.by_block(sizes, total, alphapruning.block_weights(found))
+            counts = allocation.allocate_by_block(sizes, total, alphapruning.block_weights(found))
     return [dict(zip(of_block, of_counts, strict=True)) for of_block, of_counts in zip(targets, counts, strict=True)]
 
 
 def _outliers(targets: Mapping[str, Target], runs: Runs) -> float:
     norms = {name: Norms(target.weight) for name, target in targets.items()}
     reached = _look(targets, norms, runs)
-    return owl.outliers([(targets[name].weight, norms[name].norms()) for name in reached])
+    return owl.outlier_ratio([(targets[name].weight, norms[name].norms()) for name in reached])
 
 
 def _exponent(targets: Mapping[str, Target]) -> float:
-    return alphapruning.block_mean(target.weight for target in targets.values())
+    return alphapruning.block_alpha(target.weight for target in targets.values())
 
 
 def _prune_block(
@@ -120,14 +121,14 @@ def _prune_block(
     """
     pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
     reached = _look(targets, pruners, runs)
-    unseen = {name for name, target in targets.items() if readers(config) and target.expert} - set(reached)
+    unseen = {name for name, target in targets.items() if text_users(config) and target.expert} - set(reached)
     for name, target in targets.items():
         # popped: a Hessian is larger than the weight it serves
         pruner = pruners.pop(name)
         if name in unseen:
             pruner = _unseen(target.weight, zeros[name], config)
         try:
-            target.weight.copy_(pruner.pruned())
+            target.weight.copy_(pruner.prune())
         except PruneError as error:
             raise PruneError(f"block {number}, {name}: {error}") from error
     return len(unseen)
@@ -145,7 +146,7 @@ def _look(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms],
         def handle(inputs: Inputs, product: Product) -> Outputs:
             if inputs.numel():
                 reached.add(name)
-                watchers[name].see(inputs)
+                watchers[name].observe(inputs)
             return product(inputs)
 
         return handle

@@ -23,13 +23,13 @@ class Rule:
     def choose(self, score: Float[Tensor, "rows cols"]) -> Bool[Tensor, "rows cols"]:
         """The entries with the smallest scores; of equals the first ones."""
         if self.pattern.grouped:
-            return in_groups(score, self.pattern)
+            return smallest_in_groups(score, self.pattern)
         if self.compare is Compare.ROW:
-            return smallest(score, shared_out(self.zeros, len(score)))
-        return smallest_of_all(score, self.zeros)
+            return smallest_per_row(score, split_evenly(self.zeros, len(score)))
+        return smallest_overall(score, self.zeros)
 
 
-def smallest_of_all(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
+def smallest_overall(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
     """The `count` smallest scores, exactly so many; of equals the first ones."""
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
@@ -41,25 +41,25 @@ def smallest_of_all(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tenso
     return chosen.index_fill(0, equals, value=True).view_as(score)
 
 
-def smallest(score: Float[Tensor, "groups size"], counts: Tensor) -> Bool[Tensor, "groups size"]:
+def smallest_per_row(score: Float[Tensor, "groups size"], counts: Tensor) -> Bool[Tensor, "groups size"]:
     """The `counts` smallest scores of every group, exactly so many; of equals the first ones."""
     order = score.argsort(dim=1, stable=True)
     chosen = torch.arange(score.shape[1], device=score.device) < counts.to(score.device)[:, None]
     return torch.zeros_like(chosen).scatter_(1, order, chosen)
 
 
-def in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> Bool[Tensor, "rows cols"]:
+def smallest_in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> Bool[Tensor, "rows cols"]:
     """All but the `kept` largest of every `of` neighbours in a row."""
     groups = score.reshape(-1, pattern.of)
-    return smallest(groups, torch.full((len(groups),), pattern.of - pattern.kept)).view_as(score)
+    return smallest_per_row(groups, torch.full((len(groups),), pattern.of - pattern.kept)).view_as(score)
 
 
-def overfull(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
+def overfull_groups(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
     """How many groups of a weight have more nonzeros than the pattern allows."""
     return int(((weight != 0).reshape(-1, pattern.of).sum(1) > pattern.kept).sum())
 
 
-def shared_out(count: int, parts: int) -> Tensor:
+def split_evenly(count: int, parts: int) -> Tensor:
     """`count` as evenly over so many parts as whole numbers allow, the larger ones spread over all."""
     ends = torch.arange(parts + 1) * count // parts
     return ends.diff()

@@ -24,16 +24,16 @@ PRUNERS: dict[PruneMethod, type[Method]] = {
 
 def make_pruner(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
     """The pruner that `config` asks for, of a weight that is to have so many zeros."""
-    inner = PRUNERS[config.method](weight, Rule(zeros, compared(config), config.pattern), config)
+    inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern), config)
     return DSnoT(weight, inner, config.pattern) if config.refine is Refinement.DSNOT else inner
 
 
-def compared(config: PruneConfig) -> Compare:
+def comparison(config: PruneConfig) -> Compare:
     """Row or layer: what was asked for, or what the method's paper does."""
     return PRUNERS[config.method].compare if config.compare is Compare.AUTO else config.compare
 
 
-def readers(config: PruneConfig) -> list[str]:
+def text_users(config: PruneConfig) -> list[str]:
     """What of `config` looks at calibration text; nothing where no text is needed."""
     method = [str(config.method)] if PRUNERS[config.method].needs_text else []
     more = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)

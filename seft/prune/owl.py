@@ -18,7 +18,7 @@ Judged = tuple[Float[Tensor, "rows cols"], Float[Tensor, "cols"]]
 """A weight and the norms of its input columns."""
 
 
-def outliers(block: Sequence[Judged]) -> float:
+def outlier_ratio(block: Sequence[Judged]) -> float:
     """The share of outliers among the weights of one block (equation 1)."""
     weights = sum(weight.numel() for weight, _ in block)
     total = sum(importance(weight, norms).double().sum() for weight, norms in block)
@@ -26,7 +26,7 @@ def outliers(block: Sequence[Judged]) -> float:
     return sum(int((importance(weight, norms) > threshold).sum()) for weight, norms in block) / weights
 
 
-def block_shares(ratios: Sequence[float], sparsity: float) -> list[float]:
+def block_sparsities(ratios: Sequence[float], sparsity: float) -> list[float]:
     """The share of zeros of each block, with the asked mean (section 3.3): the more outliers, the fewer zeros."""
     found = torch.tensor(ratios, dtype=torch.float64)
     spread = found.max() - found.min()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seft.config import Compare, PruneConfig
 from seft.errors import PruneError
-from seft.prune.mask import Rule, in_groups, smallest_of_all
+from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
 from seft.prune.statistics import Gram, damped
 
 BLOCK = 128
@@ -31,17 +31,17 @@ class SparseGPT:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
         """Take some inputs into the Hessian."""
-        self._inputs.see(inputs)
+        self._inputs.observe(inputs)
 
-    def pruned(self) -> Float[Tensor, "rows cols"]:
+    def prune(self) -> Float[Tensor, "rows cols"]:
         """The pruned and corrected weight; PruneError where the Hessian is not finite, zero, or without a factor."""
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         hessian.diagonal()[dead] = 1.0
         weight = self._weight.float().masked_fill(dead, 0.0)
-        return by_sparsegpt(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
+        return prune_columns(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
 
 
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
@@ -62,7 +62,7 @@ def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float
     )
 
 
-def by_sparsegpt(
+def prune_columns(
     weight: Float[Tensor, "rows cols"], factor: Float[Tensor, "cols cols"], rule: Rule
 ) -> Float[Tensor, "rows cols"]:
     """Prune every 128 columns (fewer at the end) of their share, and repair.
@@ -114,5 +114,5 @@ def _eliminate(
 
 def _choose(score: Float[Tensor, "rows width"], rule: Rule, count: int) -> Bool[Tensor, "rows width"]:
     if rule.pattern.grouped:
-        return in_groups(score, rule.pattern)
-    return smallest_of_all(score, count)
+        return smallest_in_groups(score, rule.pattern)
+    return smallest_overall(score, count)

@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Pattern
 from seft.errors import ConfigError
 from seft.models.products import Product
-from seft.prune.mask import overfull
+from seft.prune.mask import overfull_groups
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, spread
 from seft.repair.positions import Former, entries, fields_of, named, put
@@ -38,7 +38,7 @@ class RepairedLinear:
         generator: torch.Generator,
         pattern: Pattern = UNSTRUCTURED,
     ) -> None:
-        if weight.shape[1] % pattern.of or overfull(weight, pattern):
+        if weight.shape[1] % pattern.of or overfull_groups(weight, pattern):
             rule = "must be one that the weights are in"
             raise ConfigError("pattern", rule, str(pattern), "Give the one that the model was pruned in.")
         self.weight, self.pattern = weight, pattern

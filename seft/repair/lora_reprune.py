@@ -16,8 +16,8 @@ from seft.data.text import windows
 from seft.errors import ConfigError
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.loop import prune_model
-from seft.prune.mask import smallest_of_all, zeros_first
-from seft.prune.methods import readers
+from seft.prune.mask import smallest_overall, zeros_first
+from seft.prune.methods import text_users
 from seft.repair import optimizer
 from seft.repair.dense_change import Values
 from seft.repair.masked_lora import SCALE, LowRank
@@ -36,7 +36,7 @@ class LoraReprune:
             raise ConfigError("pruned", f"must be given for {work.config.method}, which prunes again", None, way_out)
         _must_be_modules(work.targets, work.config)
         self._work, self._pruned = work, work.pruned
-        length, count = self._pruned.tokens, self._pruned.samples if readers(self._pruned) else 0
+        length, count = self._pruned.tokens, self._pruned.samples if text_users(self._pruned) else 0
         self._windows = (
             windows(work.text, length, count, self._pruned.order, self._pruned.seed) if count else work.text[:0, None]
         )
@@ -93,7 +93,7 @@ class LoraReprune:
         for name, target in targets.items():
             # A pattern alone may leave more nonzeros than there were: the model had zeros of its own.
             score = zeros_first(target.weight.abs(), target.weight)
-            target.weight.masked_fill_(smallest_of_all(score, int(former[name].sum())), 0.0)
+            target.weight.masked_fill_(smallest_overall(score, int(former[name].sum())), 0.0)
             self.grown_zeros += int((former[name] & (target.weight != 0)).sum())
 
 

@@ -84,17 +84,17 @@ def test_outliers_are_counted_over_the_whole_block() -> None:
     block = [(make_weight(8, 30, seed), correlated(50, 30, seed).norm(dim=0)) for seed in (1, 2)]
     scores = [abs(float(w[r, c])) * float(n[c]) for w, n in block for r in range(8) for c in range(30)]
     mean = math.fsum(scores) / len(scores)
-    assert owl.outliers(block) == sum(score > 5 * mean for score in scores) / len(scores)
+    assert owl.outlier_ratio(block) == sum(score > 5 * mean for score in scores) / len(scores)
 
 
 def test_owl_keeps_in_proportion_to_outliers_within_its_reach_of_the_asked_share() -> None:
     ratios, asked = [0.01, 0.03, 0.02, 0.05], 0.7
-    found = owl.block_shares(ratios, asked)
+    found = owl.block_sparsities(ratios, asked)
     assert sum(found) / 4 == pytest.approx(asked)
     assert max(found) - min(found) == pytest.approx(2 * 0.08)
     slopes = [(found[i] - found[0]) / (ratios[i] - ratios[0]) for i in (1, 2, 3)]
     assert slopes == pytest.approx([-0.16 / 0.04] * 3)
-    assert owl.block_shares([0.02] * 3, asked) == [asked] * 3
+    assert owl.block_sparsities([0.02] * 3, asked) == [asked] * 3
 
 
 @torch.no_grad()
@@ -111,11 +111,11 @@ def test_owl_measures_the_dense_model_on_what_each_block_receives() -> None:
     for hook in hooks:
         hook.remove()
     ratios = [
-        owl.outliers([(t.weight, torch.cat(inputs[t.module]).norm(dim=0)) for t in block_linears(block).values()])
+        owl.outlier_ratio([(t.weight, torch.cat(inputs[t.module]).norm(dim=0)) for t in block_linears(block).values()])
         for block in blocks
     ]
     prune_model(model, WINDOWS, PruneConfig(0.6, PruneMethod.MAGNITUDE, allocation=Allocation.OWL))
-    assert shares(model) == pytest.approx(owl.block_shares(ratios, 0.6), abs=1e-3)
+    assert shares(model) == pytest.approx(owl.block_sparsities(ratios, 0.6), abs=1e-3)
 
 
 def hill(weight: Tensor) -> float:

@@ -94,7 +94,7 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
         targets = block_linears(block).values()
         pruners = {target.module: make_pruner(target.weight, target.weight.numel() // 2, config) for target in targets}
         hooks = [
-            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.see(args[0]))
+            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.observe(args[0]))
             for module, pruner in pruners.items()
         ]
         for window in WINDOWS:
@@ -102,7 +102,7 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
         for hook in hooks:
             hook.remove()
         for target in targets:
-            target.weight.copy_(pruners[target.module].pruned())
+            target.weight.copy_(pruners[target.module].prune())
     prune_model(model, WINDOWS, config)
     for (name, linear), other in zip(target_linears(model).items(), target_linears(expected).values(), strict=True):
         assert torch.equal(linear.weight, other.weight), name

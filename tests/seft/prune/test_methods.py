@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
-from seft.prune.allocation import uniform
+from seft.prune.allocation import uniform_zeros
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
 
@@ -42,10 +42,10 @@ def prune(
     **more: Any,
 ) -> Tensor:
     config = PruneConfig(sparsity, method, **more)
-    pruner = make_pruner(weight, uniform(weight.shape, sparsity, config), config)
+    pruner = make_pruner(weight, uniform_zeros(weight.shape, sparsity, config), config)
     for window in inputs.chunk(4):
-        pruner.see(window[None])
-    return pruner.pruned()
+        pruner.observe(window[None])
+    return pruner.prune()
 
 
 def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows: int) -> Tensor:
@@ -191,8 +191,8 @@ def test_as_many_weights_are_zero_as_were_asked_for(method: PruneMethod, rows: i
 def test_rows_share_out_any_number_of_zeros_evenly(rows: int, cols: int, share: float) -> None:
     asked = int(rows * cols * share)
     pruner = make_pruner(make_weight(rows, cols), asked, PruneConfig(0.5, PruneMethod.WANDA))
-    pruner.see(correlated(64, cols))
-    of_rows = (pruner.pruned() == 0).sum(1)
+    pruner.observe(correlated(64, cols))
+    of_rows = (pruner.prune() == 0).sum(1)
     assert of_rows.sum() == asked
     assert of_rows.max() - of_rows.min() <= 1
 

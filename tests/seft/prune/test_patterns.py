@@ -12,7 +12,7 @@ from seft.config import UNSTRUCTURED, Allocation, Compare, Pattern, PruneConfig,
 from seft.errors import ConfigError
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
-from seft.prune.mask import shared_out, smallest, smallest_of_all
+from seft.prune.mask import smallest_overall, smallest_per_row, split_evenly
 from tests.seft.prune.test_loop import WINDOWS
 from tests.seft.prune.test_methods import correlated, make_weight, prune
 from tests.tiny import untrained_tiny
@@ -93,7 +93,7 @@ def test_rows_have_equal_shares_where_rows_are_compared_and_else_not(method: Pru
 
 @given(count=st.integers(0, 1000), parts=st.integers(1, 50))
 def test_what_is_shared_out_is_all_there_and_even(count: int, parts: int) -> None:
-    shares = shared_out(count, parts)
+    shares = split_evenly(count, parts)
     assert len(shares) == parts
     assert int(shares.sum()) == count
     assert int(shares.max() - shares.min()) <= 1
@@ -160,5 +160,5 @@ def test_a_pattern_that_does_not_divide_the_inputs_is_refused_before_anything_is
 def test_of_equal_scores_the_first_go(scores: list[float], share: float) -> None:
     count = int(len(scores) * share)
     first = sorted(range(len(scores)), key=scores.__getitem__)[:count]
-    assert smallest_of_all(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)
-    assert smallest(torch.tensor([scores]), torch.tensor([count])).nonzero()[:, 1].tolist() == sorted(first)
+    assert smallest_overall(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)
+    assert smallest_per_row(torch.tensor([scores]), torch.tensor([count])).nonzero()[:, 1].tolist() == sorted(first)

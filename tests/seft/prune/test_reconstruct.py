@@ -12,7 +12,7 @@ from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import Cancelled
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
-from seft.prune.mask import overfull
+from seft.prune.mask import overfull_groups
 from seft.prune.reconstruct import reconstruct
 from seft.report import Phase, Progress, Reconstructed, Report
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
@@ -104,7 +104,7 @@ def test_same_seed_same_bits_and_another_order_others() -> None:
 
 def test_a_pattern_stays_legal() -> None:
     model, _, _ = reconstructed(untrained_tiny(), replace(CONFIG, pattern=Pattern(2, 4)))
-    assert not any(overfull(target.weight, Pattern(2, 4)) for target in target_linears(model).values())
+    assert not any(overfull_groups(target.weight, Pattern(2, 4)) for target in target_linears(model).values())
 
 
 def test_a_part_that_gets_no_better_keeps_its_pruned_weights() -> None:

@@ -12,7 +12,7 @@ from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
-from seft.prune.mask import overfull
+from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
 from tests.seft.repair.repairing import (
@@ -79,7 +79,7 @@ def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_
     for _ in range(config.steps):
         repair.save(tmp_path / str(repair.step))
         repair.advance()
-        assert not any(overfull(weight, pattern) for weight in weights(model).values())
+        assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
         assert all(count <= budget[name] for name, count in nonzeros(model).items())
     after = weights(model)
     assert 0 < repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
@@ -104,7 +104,7 @@ def test_every_pattern_is_kept_by_every_method_and_zeros_stay_where_they_should(
     repair.run()
     repair.finish()
     after = weights(model)
-    assert not any(overfull(weight, Pattern(2, 4)) for weight in after.values())
+    assert not any(overfull_groups(weight, Pattern(2, 4)) for weight in after.values())
     assert any(after[name][before[name] == 0].any() for name in before) is not method.keeps_zeros
     assert any((after[name] != before[name]).any() for name in before)
 
@@ -223,4 +223,4 @@ def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMe
     assert loss() < pruned - 0.05
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert all(count <= budget[name] for name, count in nonzeros(model).items())
-    assert not any(overfull(weight, pattern) for weight in weights(model).values())
+    assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())

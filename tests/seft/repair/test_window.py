@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from seft.config import Pattern
-from seft.prune.mask import in_groups
+from seft.prune.mask import smallest_in_groups
 from seft.repair import sampled as module
 from seft.repair import window as window_module
 from seft.repair.window import LISTED, Window
@@ -90,7 +90,7 @@ def test_the_list_has_a_fixed_size_and_is_sorted_and_unique() -> None:
 
 def test_in_a_pattern_the_rivals_of_listed_zeros_may_go() -> None:
     pattern = Pattern(2, 4)
-    weight = WEIGHT.masked_fill(in_groups(WEIGHT.abs(), pattern), 0.0)
+    weight = WEIGHT.masked_fill(smallest_in_groups(WEIGHT.abs(), pattern), 0.0)
     active = torch.cat([weight.flatten().nonzero()[::9, 0], (weight == 0).flatten().nonzero()[::50, 0]]).sort().values
     window, pairs = Window(weight, 2, 0, pattern), batches(4)
     for left, right in pairs:
