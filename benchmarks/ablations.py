@@ -71,9 +71,9 @@ CHOOSE = evolve.choose
 RUNS: dict[str, tuple[RepairConfig, dict[tuple[Any, str], Callable[..., Any]]]] = {
     "as built": (BASE, {}),
     "growth at nonzeros only": (BASE, {(evolve, "choose"): _at_nonzeros}),
-    "grown entries start with empty moments": (BASE, {(optimizer, "seed"): lambda *_: None}),
+    "grown entries start with empty moments": (BASE, {(optimizer, "seed_moments"): lambda *_: None}),
     "the largest gradients grow": (BASE, {(Window, "_draws"): _alike}),
-    "steps of full size everywhere": (BASE, {(optimizer, "typical"): _unscaled}),
+    "steps of full size everywhere": (BASE, {(optimizer, "typical_gradient"): _unscaled}),
     "adapt by magnitude": (BASE, {(Window, "_sensitivity"): _size}),
     **{f"an event every {interval} steps": (replace(BASE, update_interval=interval), {}) for interval in INTERVALS},
 }

@@ -51,7 +51,7 @@ class Trial:
         repair = Repair(self.model, self.tokens, config, pruned=PRUNE)
         began = time.perf_counter()
         repair.run(_print)
-        seconds, trained, grown = time.perf_counter() - began, repair.trained, repair.grown_zeros
+        seconds, trained, grown = time.perf_counter() - began, repair.trained_values, repair.grown_zeros
         repair.finish()
         save_pruned(self.model, result)
         score = self.perplexity(result)

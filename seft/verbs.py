@@ -131,7 +131,7 @@ def repair(
     work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense, judge=judge)
     work.run(report)
     work.finish(report)
-    grown, last, kept = work.grown_zeros, work.step, work.kept
+    grown, last, kept = work.grown_zeros, work.step, work.kept_step
     # What comes now needs float32: beside the teacher and the masters the device may have no room for it.
     del work, dense
     loaded.model.to("cpu")

@@ -178,7 +178,7 @@ class Pipeline:
         self._progress(Stage.TRAINING, work.step / config.steps)
         self._train(work, config.steps)
         work.finish(self._live)
-        self.kept = work.kept
+        self.kept = work.kept_step
         grown = work.grown_zeros
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)

@@ -37,7 +37,10 @@ class Gram:
         self._mean.addmm_(rows.T, rows, alpha=2 / self._calls)
 
     def hessian(self) -> Float[Tensor, "cols cols"]:
-        """Return the Hessian, not a copy of it. Raises PruneError if the inputs were missing, all zero, or not finite."""
+        """Return the Hessian; it is not copied.
+
+        Raises PruneError if the inputs were missing, all zero, or not finite.
+        """
         _require_usable(self._mean.diagonal())
         return self._mean
 

@@ -150,7 +150,7 @@ def test_a_whole_model_is_legal_in_every_group(method: PruneMethod) -> None:
 
 def test_a_pattern_that_does_not_divide_the_inputs_is_refused_before_anything_is_pruned() -> None:
     model = untrained_tiny()
-    with pytest.raises(ConfigError, match=r"block 0, self_attn\.q_proj has 64 of them"):
+    with pytest.raises(ConfigError, match=r"block 0, self_attn\.q_proj has 64 inputs"):
         prune_model(model, WINDOWS, PruneConfig(1 - 1 / 3, PruneMethod.WANDA, Pattern(1, 3)))
     assert all((target.weight != 0).all() for target in target_linears(model).values())
 

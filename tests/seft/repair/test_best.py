@@ -37,7 +37,7 @@ def test_the_best_state_is_left_with_the_bits_that_it_had(method: RepairMethod, 
     ended = Judging(short(method=method, evaluate_interval=2), LOSSES, dtype).end()
     model, expected = repaired(short(method=method), 4, dtype)
     expected.finish()
-    assert (ended.repair.step, ended.repair.kept) == (8, 4)
+    assert (ended.repair.step, ended.repair.kept_step) == (8, 4)
     assert same_bits(weights(ended.model), weights(model))
     assert ended.repair.grown_zeros == expected.grown_zeros
     further, last = repaired(short(method=method), dtype=dtype)
@@ -50,7 +50,7 @@ def test_a_last_state_that_is_the_best_is_left_as_without_a_judge(method: Repair
     ended = Judging(short(method=method, evaluate_interval=3), {3: 3.0, 6: 2.0, 8: 1.0}).end()
     model, expected = repaired(short(method=method))
     expected.finish()
-    assert ended.repair.kept == 8
+    assert ended.repair.kept_step == 8
     assert same_bits(weights(ended.model), weights(model))
 
 
@@ -61,7 +61,7 @@ def test_stopped_anywhere_and_gone_on_ends_at_the_same_step_with_the_same_bits(
 ) -> None:
     config = short(method=method, evaluate_interval=2, patience=patience)
     undisturbed = Judging(config, LOSSES).end()
-    assert (undisturbed.repair.step, undisturbed.repair.kept) == (last, 4)
+    assert (undisturbed.repair.step, undisturbed.repair.kept_step) == (last, 4)
     for stop in range(last + 1):
         stopped, again = Judging(config, LOSSES), Judging(config, LOSSES)
         for _ in range(stop):
@@ -70,7 +70,7 @@ def test_stopped_anywhere_and_gone_on_ends_at_the_same_step_with_the_same_bits(
         again.repair.load(tmp_path / str(stop))
         assert again.repair.done is (stop == last)
         again.end()
-        assert (again.repair.step, again.repair.kept) == (last, 4)
+        assert (again.repair.step, again.repair.kept_step) == (last, 4)
         assert same_bits(weights(again.model), weights(undisturbed.model))
         assert again.repair.grown_zeros == undisturbed.repair.grown_zeros
 
@@ -93,13 +93,13 @@ def test_training_ends_after_so_many_evaluations_in_a_row_without_a_better_one(
         short(evaluate_interval=2, patience=patience), dict(zip(itertools.count(2, 2), losses, strict=False))
     )
     judging.repair.run(reports.append)
-    assert (judging.repair.step, judging.repair.kept) == (last, kept)
+    assert (judging.repair.step, judging.repair.kept_step) == (last, kept)
     told = [(report.step, report.held_out_loss) for report in reports if isinstance(report, Judged)]
     assert told == [*zip(range(2, last + 1, 2), losses, strict=False)]
 
 
 def test_a_loss_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(TrainError, match="after step 2 is nan"):
+    with pytest.raises(TrainError, match="after step 2 it is nan"):
         Judging(short(evaluate_interval=2), {2: float("nan")}).repair.run()
 
 

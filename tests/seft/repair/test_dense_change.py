@@ -53,7 +53,7 @@ def test_gradients_and_weights_equal_autograd_through_the_dense_formula(
     monkeypatch.setattr(sampled, "CHUNK", chunk)
     target, owner = changed(formula, dtype=torch.float64)
     base = target.weight.clone()
-    owner.vector.values.add_(torch.randn(owner.trained, generator=torch.Generator().manual_seed(1)))
+    owner.vector.values.add_(torch.randn(owner.trained_values, generator=torch.Generator().manual_seed(1)))
     owner.resume(owner.tensors())
     values = owner.vector.values.clone().requires_grad_()
     dense = REFERENCES[formula](base, values)
@@ -96,7 +96,7 @@ def test_zeros_stay_zero_and_the_vector_is_all_of_the_state(formula: type[Formul
     zeros = target.weight == 0
     twin = copy.deepcopy(target.weight)
     for seed in range(3):
-        gradient = torch.randn(owner.trained, generator=torch.Generator().manual_seed(seed))
+        gradient = torch.randn(owner.trained_values, generator=torch.Generator().manual_seed(seed))
         owner.update(gradient, 0.1, 0.01)
     assert torch.equal(target.weight == 0, zeros)
     again = ChangedLinear(twin, formula((ROWS, COLS), RANK), torch.Generator())
@@ -111,5 +111,5 @@ def test_rank_zero_trains_nothing_and_passes_gradients_on(formula: type[Formula]
     inputs = torch.randn(5, 4, requires_grad=True)
     owner.product(inputs, linear).sum().backward()  # type: ignore[no-untyped-call]
     owner.update(owner.take_gradient(), 0.1, 0.0)
-    assert owner.trained == 0
+    assert owner.trained_values == 0
     torch.testing.assert_close(inputs.grad, linear.weight.sum(0).expand(5, 4))

@@ -13,7 +13,7 @@ from seft.repair.window import Candidates
 
 def candidates(*pairs: tuple[int, float]) -> Candidates:
     indices, sums = zip(*pairs, strict=True)
-    return Candidates.newcomers(torch.tensor(indices), torch.tensor(sums), torch.ones(len(sums)))
+    return Candidates.from_micro_batch(torch.tensor(indices), torch.tensor(sums), torch.ones(len(sums)))
 
 
 def removal(*indices: int) -> Tensor:
@@ -127,7 +127,7 @@ def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
     active.values.add_(torch.randn(len(active), generator=generator))
     kept, dropped = drop(active, round(share * len(active)))
     kept.write(weight)
-    everything = Candidates.newcomers(torch.arange(len(sums)), sums, torch.ones(len(sums)))
+    everything = Candidates.from_micro_batch(torch.arange(len(sums)), sums, torch.ones(len(sums)))
     sensitivity = (weight.flatten() * sums).abs()
     order = sensitivity.argsort()
     used = order[(weight.flatten() != 0)[order] | torch.isin(order, kept.indices)]

@@ -162,7 +162,7 @@ def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.
         again.view(-1)[owner.removed.indices] = 0
         owner.active.write(again)
         assert torch.equal(again, owner.weight)
-        assert owner.reactivated() == int(((start == 0) & (owner.weight != 0)).sum())
+        assert owner.reactivated_count() == int(((start == 0) & (owner.weight != 0)).sum())
 
 
 @settings(max_examples=150, deadline=None)

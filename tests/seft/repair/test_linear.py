@@ -12,7 +12,7 @@ from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
-from seft.repair.window import LISTED
+from seft.repair.window import CANDIDATES_PER_POSITION
 from seft.report import Change
 from tests.seft.repair.repairing import Allocated, look, sparse_linear
 
@@ -155,7 +155,9 @@ def test_grow_changes_no_output() -> None:
 def test_an_expert_that_few_micro_batches_reached_grows_with_the_gradient_of_the_step() -> None:
     linear, owner = repaired(dtype=torch.float64)
     inputs, other = torch.randn(5, 16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
-    owner.open_window(24 * 16 // LISTED, 1)  # whatever its luck, each position is listed from the first on
+    owner.open_window(
+        24 * 16 // CANDIDATES_PER_POSITION, 1
+    )  # whatever its luck, each position is listed from the first on
     for some in (inputs, other):
         linear(some).sum().backward()
     before = owner.active.indices

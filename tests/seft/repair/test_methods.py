@@ -92,7 +92,7 @@ def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_
 
 
 def test_a_pattern_that_the_weights_are_not_in_is_refused() -> None:
-    with pytest.raises(ConfigError, match="pattern must be one that the weights are in; it is '2:4'"):
+    with pytest.raises(ConfigError, match="pattern must be one that the weights follow; it is '2:4'"):
         Repair(pruned_tiny(), TOKENS, short(), pruned=by_magnitude(Pattern(2, 4)))
 
 
@@ -113,7 +113,7 @@ def test_every_pattern_is_kept_by_every_method_and_zeros_stay_where_they_should(
 def test_as_many_values_are_trained_as_the_density_says(method: RepairMethod) -> None:
     model = pruned_tiny()
     sizes = [target.weight.numel() for target in target_linears(model).values()]
-    trained = Repair(model, TOKENS, short(method=method, density=0.02), pruned=PRUNED).trained
+    trained = Repair(model, TOKENS, short(method=method, density=0.02), pruned=PRUNED).trained_values
     match method:
         case RepairMethod.MASKED_FULL:
             assert trained == sum(nonzeros(model).values())

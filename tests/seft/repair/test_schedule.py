@@ -30,11 +30,11 @@ def test_events_open_training_recur_and_leave_the_end_to_settle(options: dict[st
 def test_the_opening_replaces_all_and_later_events_ever_less() -> None:
     for decay, second, half in ((DropDecay.LINEAR, 180, 100), (DropDecay.COSINE, 195, 100)):
         config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2, drop_decay=decay)
-        counts = {event: schedule.dropped(config, event, 1000) for event in events(config)}
+        counts = {event: schedule.drop_count(config, event, 1000) for event in events(config)}
         assert counts[1] == 1000
         assert [*counts.values()] == sorted(counts.values(), reverse=True)
         assert (counts[10], counts[50]) == (second, half)
-        assert schedule.dropped(config, 100, 1000) == 0
+        assert schedule.drop_count(config, 100, 1000) == 0
 
 
 def test_rates_warm_up_and_fall() -> None:
@@ -55,7 +55,7 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
 
 @pytest.mark.parametrize("method", RepairMethod)
 def test_auto_trains_a_larger_active_set_more_slowly_where_a_step_then_goes_further(method: RepairMethod) -> None:
-    rates = [schedule.peak(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
+    rates = [schedule.peak_rate(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
     further = method not in (RepairMethod.SPP, RepairMethod.MASKED_FULL)
     assert rates == pytest.approx([rates[1], rates[1], rates[1] / (10**0.5 if further else 1)])
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
@@ -76,6 +76,6 @@ def test_what_a_step_reads_depends_on_seed_and_step_alone() -> None:
 
 def test_an_event_is_decided_by_the_steps_since_the_one_before_it_but_two_at_most() -> None:
     often, seldom = (RepairConfig(steps=100, update_interval=every) for every in (1, 10))
-    assert [schedule.watched(often, event) for event in (1, 2, 3)] == [1, 1, 1]
-    assert [schedule.watched(seldom, event) for event in (1, 10, 20)] == [1, 2, 2]
-    assert schedule.watched(RepairConfig(steps=100, update_interval=2), 2) == 1
+    assert [schedule.window_steps(often, event) for event in (1, 2, 3)] == [1, 1, 1]
+    assert [schedule.window_steps(seldom, event) for event in (1, 10, 20)] == [1, 2, 2]
+    assert schedule.window_steps(RepairConfig(steps=100, update_interval=2), 2) == 1

@@ -8,7 +8,7 @@ from seft.config import Pattern
 from seft.prune.mask import smallest_in_groups
 from seft.repair import sampled as module
 from seft.repair import window as window_module
-from seft.repair.window import LISTED, Window
+from seft.repair.window import CANDIDATES_PER_POSITION, Window
 from tests.seft.repair.repairing import sparse_linear
 
 ROWS, COLS, COUNT = 24, 16, 6
@@ -43,7 +43,7 @@ def test_with_equal_luck_the_largest_gradients_outside_the_active_set_are_listed
     gradient = (left.T @ right).flatten()
     gradient[ACTIVE] = 0
     window = watched([(left, right)])
-    expected = gradient.abs().topk(COUNT * LISTED).indices.sort().values
+    expected = gradient.abs().topk(COUNT * CANDIDATES_PER_POSITION).indices.sort().values
     assert torch.equal(window.growth.indices.long(), expected)
     torch.testing.assert_close(window.growth.sums, gradient[expected])
 
@@ -61,7 +61,7 @@ def test_removal_takes_the_least_sensitive_nonzeros_of_all_micro_batches(
     monkeypatch.setattr(module, "CHUNK", chunk)
     pairs = batches(3)
     expected = sensitivities(WEIGHT, pairs).masked_fill(WEIGHT.flatten() == 0, torch.inf).argsort()
-    assert torch.equal(watched(pairs).removal(WEIGHT, ACTIVE), expected[: COUNT * LISTED])
+    assert torch.equal(watched(pairs).removal(WEIGHT, ACTIVE), expected[: COUNT * CANDIDATES_PER_POSITION])
 
 
 def test_listed_positions_sum_all_micro_batches_that_they_were_listed_in() -> None:
@@ -83,7 +83,7 @@ def test_candidates_come_from_several_micro_batches() -> None:
 def test_the_list_has_a_fixed_size_and_is_sorted_and_unique() -> None:
     for number in (1, 2, 5):
         growth = watched(batches(number)).growth
-        assert len(growth) == COUNT * LISTED
+        assert len(growth) == COUNT * CANDIDATES_PER_POSITION
         assert growth.indices.diff().gt(0).all()
         assert not torch.isin(growth.indices, ACTIVE).any()
 
@@ -137,7 +137,7 @@ def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
 
 
 def test_the_sample_is_drawn_evenly_from_the_nonzeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_module, "SAMPLE", 8)
+    monkeypatch.setattr(window_module, "SAMPLE_SIZE", 8)
     drawn = torch.zeros(ROWS * COLS)
     for seed in range(2000):
         sample = Window(WEIGHT, COUNT, seed).sample
