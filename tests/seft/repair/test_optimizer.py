@@ -1,4 +1,4 @@
-"""Adam over the active values: equal to torch's without events, seeded with what the window saw after one."""
+"""Adam over the active values: equal to torch's without events, and seeded from the window after an event."""
 
 import torch
 
@@ -42,7 +42,7 @@ def test_grown_moments_are_the_mean_and_mean_square_of_a_steps_gradient() -> Non
     torch.testing.assert_close(grown.squares / (1 - 0.999**2), mean**2 + variance)
 
 
-def test_of_a_steady_gradient_a_grown_position_remembers_what_an_active_one_does() -> None:
+def test_with_a_constant_gradient_a_grown_position_has_the_moments_of_an_active_one() -> None:
     gradient = torch.tensor([0.5, -1.0, 2.0, -8.0])
     active, grown = Active.start(WEIGHT, INDICES), Active.start(WEIGHT, INDICES)
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_of_a_steady_gradient_a_grown_position_remembers_what_an_active_one_does
     torch.testing.assert_close(grown.tensors(), active.tensors())
 
 
-def test_steps_are_smaller_where_gradients_are_larger_than_typical() -> None:
+def test_steps_are_smaller_if_gradients_are_larger_than_typical() -> None:
     active = Active.start(WEIGHT, INDICES)
     gradient = torch.tensor([0.5, -1.0, 2.0, -8.0])
     optimizer.step(active, gradient, rate=0.1, weight_decay=0.0, typical=1.0)
@@ -82,7 +82,7 @@ def test_a_noisy_grown_position_takes_a_smaller_first_step_than_a_steady_one() -
     assert noisy < 0.2 * steady
 
 
-def test_ages_end_where_they_matter_no_more() -> None:
+def test_ages_are_limited() -> None:
     active = Active.start(WEIGHT, INDICES)
     active.ages.fill_(optimizer.MAX_AGE - 1)
     optimizer.step(active, torch.ones(4), rate=0.1, weight_decay=0.0)
