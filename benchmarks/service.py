@@ -1,11 +1,11 @@
-"""How fast does the service answer: 200 requests for a job a second, and lists and reports with a million jobs?
+"""How fast is the service at 200 job creations per second, and with a million jobs in its lists and reports?
 
     python -m benchmarks.service
     python -m benchmarks.service --seconds 10 --jobs 100000
 
-It starts servers and APIs of its own in a folder that it removes, each of as many processes as SEFT_API_PROCESSES says.
-No worker runs: it would take the cores. First jobs are asked for at moments that do not wait for answers. Then two
-databases, one of 100 jobs and one of many, are asked the same in turn, and the medians compared.
+Starts its own servers and APIs in a temporary folder. SEFT_API_PROCESSES sets the number of processes per API. There is
+no worker, because it would use the cores. The first part creates jobs at a given rate without waiting for responses.
+The second part sends the same requests in turn to two databases, with 100 jobs and with many, and compares the medians.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from typing import Any
 import httpx2
 import psycopg
 
-from benchmarks.arrivals import Answer, Caller, Request, arrive, quantile
-from benchmarks.crowd import RARE, STEPS, fill
+from benchmarks.load_generator import Connection, Request, Response, quantile, send_at_rate
+from benchmarks.many_jobs import RARE, STEPS, fill
 from core.access import keys, sign_ins
 from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
@@ -46,20 +46,20 @@ class Site:
 
     port: int
     process: int
-    """Id of the API's process, or of the supervisor of several."""
+    """Process id of the API, or of its supervisor if it has several processes."""
     database: str
     key: str
     settings: Settings
     job: Json
-    """What asks for a job."""
+    """Body of a request that creates a job."""
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of every request."""
+        """Headers of every request."""
         return {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
 
     def signed_in(self) -> dict[str, str]:
-        """The same, and a browser's cookie, which is good for a quarter of an hour."""
+        """Return the headers with a browser's session cookie, which is valid for 15 minutes."""
         engine = make_engine(self.settings)
         with make_sessions(engine).begin() as session:
             visit = sign_ins.begin(session, self.key)
@@ -69,7 +69,7 @@ class Site:
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Run the measurements, print them and save them."""
     arguments = _arguments()
     folder = Path(tempfile.mkdtemp(prefix="seft-benchmark-"))
     made_with: Json = {"machine": platform.machine(), "cores": os.cpu_count(), "load_before": os.getloadavg()}
@@ -88,13 +88,16 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=200, help="requests for a job a second")
-    parser.add_argument("--seconds", type=float, default=60, help="for how long they come; 0: none")
+    parser.add_argument("--rate", type=float, default=200, help="job creations per second")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of that load; 0 skips it")
     parser.add_argument(
-        "--jobs", type=int, default=1_000_000, help=f"in the large database; {STEPS // 100} times the points"
+        "--jobs",
+        type=int,
+        default=1_000_000,
+        help=f"jobs in the large database, which has {STEPS // 100} times as many metric points",
     )
-    parser.add_argument("--rounds", type=int, default=100, help="how often everything is asked of both databases")
-    parser.add_argument("--out", type=Path, default=Path("build/service.json"), help="JSON file of the results")
+    parser.add_argument("--rounds", type=int, default=100, help="times each request is sent to both databases")
+    parser.add_argument("--out", type=Path, default=Path("build/service.json"), help="JSON file for the results")
     return parser.parse_args()
 
 
@@ -111,9 +114,9 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
     lock = FolderLock(servers.lock.folder / name)
     lock.acquire()
     models = _models(lock.folder)
-    # Requests are counted as everywhere, and none is refused.
-    more = {"SEFT_MODEL_ROOTS": json.dumps([str(models)]), "SEFT_RATE_LIMIT": "1000000"}
-    api = Api(lock, {**os.environ, **variables, **more})
+    # The rate limit is checked as usual, but never reached.
+    overrides = {"SEFT_MODEL_ROOTS": json.dumps([str(models)]), "SEFT_RATE_LIMIT": "1000000"}
+    api = Api(lock, {**os.environ, **variables, **overrides})
     try:
         api.start()
         data = httpx2.post(
@@ -135,7 +138,7 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
 
 
 def _models(folder: Path) -> Path:
-    """A folder with what the API looks at of a model."""
+    """Create a folder with the files of a model that the API checks."""
     tiny = folder / "models" / "tiny"
     tiny.mkdir(parents=True)
     (tiny / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
@@ -146,32 +149,32 @@ def _models(folder: Path) -> Path:
 
 def _arrivals(servers: Servers, arguments: argparse.Namespace) -> Json:
     with _site(servers, "arrivals") as site:
-        asking = Request("POST", "/jobs", site.headers, json.dumps(site.job).encode())
-        arrive(site.port, asking, rate=20, seconds=3)
+        request = Request("POST", "/jobs", site.headers, json.dumps(site.job).encode())
+        send_at_rate(site.port, request, rate=20, seconds=3)
         before = _cpu_seconds(site.process)
-        answers = arrive(site.port, asking, rate=arguments.rate, seconds=arguments.seconds)
-        spent = _cpu_seconds(site.process) - before
-        made = {json.loads(each.body)["id"] for each in answers if each.status == 202}
+        responses = send_at_rate(site.port, request, rate=arguments.rate, seconds=arguments.seconds)
+        cpu_seconds = _cpu_seconds(site.process) - before
+        created = {json.loads(each.body)["id"] for each in responses if each.status == 202}
         with psycopg.connect(site.database) as connection:
-            kept = {row[0] for row in connection.execute("SELECT id FROM jobs")}
-    milliseconds = [1000 * each.seconds for each in answers]
-    found = {
-        "requests": len(answers),
-        "errors": sum(each.status != 202 for each in answers),
-        "jobs_made": len(made),
-        "jobs_lost": len(made - kept),
+            stored = {row[0] for row in connection.execute("SELECT id FROM jobs")}
+    milliseconds = [1000 * each.seconds for each in responses]
+    result = {
+        "requests": len(responses),
+        "errors": sum(each.status != 202 for each in responses),
+        "jobs_made": len(created),
+        "jobs_lost": len(created - stored),
         "p50_ms": quantile(milliseconds, 0.5),
         "p99_ms": quantile(milliseconds, 0.99),
         "longest_ms": max(milliseconds),
-        "api_cpu_ms": 1000 * spent / len(answers),
+        "api_cpu_ms": 1000 * cpu_seconds / len(responses),
         "load_after": os.getloadavg(),
     }
-    print(f"POST /jobs, {arguments.rate:g} a second for {arguments.seconds:g} s: {found}", flush=True)
-    return found
+    print(f"POST /jobs, {arguments.rate:g} per second for {arguments.seconds:g} s: {result}", flush=True)
+    return result
 
 
 def _cpu_seconds(process: int) -> float:
-    """What a process and its children have taken of the processor."""
+    """Return the CPU time of a process and its children."""
     stats = [Path(f"/proc/{each}/stat").read_text() for each in (process, *children_of(process))]
     fields = [stat.rpartition(")")[2].split() for stat in stats]
     return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
@@ -180,15 +183,15 @@ def _cpu_seconds(process: int) -> float:
 def _growth(servers: Servers, arguments: argparse.Namespace) -> list[Json]:
     with _site(servers, "few") as few, _site(servers, "many") as many:
         places = [(few, _fill(few, FEW)), (many, _fill(many, arguments.jobs))]
-        callers = [(site, Caller(site.port), job) for site, job in places]
+        connections = [(site, Connection(site.port), job) for site, job in places]
         rows = []
-        print(f"medians with {FEW} jobs, with {arguments.jobs}, ratio", flush=True)
+        print(f"request; median with {FEW} jobs; median with {arguments.jobs} jobs; ratio", flush=True)
         for name, path in PATHS.items():
             seconds: tuple[list[float], list[float]] = ([], [])
-            asking = [Request("GET", path.format(job=job), site.signed_in()) for site, _, job in callers]
+            requests = [Request("GET", path.format(job=job), site.signed_in()) for site, _, job in connections]
             for _ in range(arguments.rounds):
-                for (_, caller, _), request, into in zip(callers, asking, seconds, strict=True):
-                    into.append(_asked(caller, request).seconds)
+                for (_, connection, _), request, times in zip(connections, requests, seconds, strict=True):
+                    times.append(_send(connection, request).seconds)
             small, large = (1000 * statistics.median(each) for each in seconds)
             rows.append({"request": name, "few_ms": small, "many_ms": large, "ratio": large / small})
             print(f"{name:45} {small:8.1f} ms {large:8.1f} ms {large / small:6.2f}", flush=True)
@@ -197,36 +200,36 @@ def _growth(servers: Servers, arguments: argparse.Namespace) -> list[Json]:
 
 PATHS = {
     "GET /jobs": "/jobs",
-    "GET /jobs, 100 of them": "/jobs?limit=100",
-    "GET /jobs, of a status": "/jobs?status=failed",
-    "GET /jobs, of a status that none has": "/jobs?status=paused",
-    "GET /jobs, of a model that one has": f"/jobs?model={RARE}",
-    "GET /jobs, of metadata that one has": "/jobs?metadata=case%3Drare",
-    "GET /jobs, of metadata that all but one have": "/jobs?metadata=team%3Da",
+    "GET /jobs, 100 per page": "/jobs?limit=100",
+    "GET /jobs, by status": "/jobs?status=failed",
+    "GET /jobs, by status, no match": "/jobs?status=paused",
+    "GET /jobs, by model, one match": f"/jobs?model={RARE}",
+    "GET /jobs, by metadata, one match": "/jobs?metadata=case%3Drare",
+    "GET /jobs, by metadata, all but one match": "/jobs?metadata=team%3Da",
     "GET /jobs/{id}": "/jobs/{job}",
     "GET /jobs/{id}/events": "/jobs/{job}/events",
     "GET /jobs/{id}/metrics": "/jobs/{job}/metrics",
-    "GET /jobs/{id}/metrics, thinned": "/jobs/{job}/metrics?points=200",
+    "GET /jobs/{id}/metrics, downsampled": "/jobs/{job}/metrics?points=200",
     "dashboard: overview": "/dashboard/",
     "dashboard: jobs": "/dashboard/jobs",
-    "dashboard: jobs, the sparsest first": "/dashboard/jobs?order=sparsest",
-    "dashboard: jobs, the best first": "/dashboard/jobs?order=best",
+    "dashboard: jobs, sparsest first": "/dashboard/jobs?order=sparsest",
+    "dashboard: jobs, best first": "/dashboard/jobs?order=best",
     "dashboard: a job": "/dashboard/jobs/{job}",
     "GET /metrics": "/metrics",
 }
 
 
 def _fill(site: Site, jobs: int) -> str:
-    asking = Request("POST", "/jobs", site.headers, json.dumps(site.job).encode())
-    like = json.loads(Caller(site.port).send(asking).body)["id"]
+    request = Request("POST", "/jobs", site.headers, json.dumps(site.job).encode())
+    like = json.loads(Connection(site.port).send(request).body)["id"]
     return fill(site.database, like, jobs)
 
 
-def _asked(caller: Caller, request: Request) -> Answer:
-    answer = caller.send(request)
-    if answer.status != 200:
-        raise RuntimeError(f"GET {request.path} was answered {answer.status}: {answer.body[:500]!r}")
-    return answer
+def _send(connection: Connection, request: Request) -> Response:
+    response = connection.send(request)
+    if response.status != 200:
+        raise RuntimeError(f"GET {request.path} returned {response.status}: {response.body[:500]!r}")
+    return response
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What trials of repair share: one pruned model, one way to train it, one way to judge it, cells that are kept.
+"""Common parts of the repair benchmarks: one pruned model, its training and evaluation, and saved results.
 
-The model is pruned by Wanda to 60 % on the first 48 windows of 512 tokens, in float32, and kept in the working folder.
-It is trained in `dtype` and judged in float32: perplexity on the first 20 windows of 1024 tokens.
+The model is pruned by Wanda to 60 % on the first 48 windows of 512 tokens, in float32, and saved in the working folder.
+It is trained in `dtype` and evaluated in float32: perplexity on the first 20 windows of 1024 tokens.
 """
 
 import argparse
@@ -32,13 +32,13 @@ Cell = dict[str, Any]
 
 
 class Trial:
-    """A pruned model to train again and again, each time from the same bits."""
+    """A pruned model that can be trained many times, always from the same bits."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.work: Path = arguments.work
         self.work.mkdir(parents=True, exist_ok=True)
-        judge, trained = (load(find(arguments.model), dtype=dtype) for dtype in (torch.float32, arguments.dtype))
-        self.judge, self.model, self.tokenizer = judge.model, trained.model, judge.tokenizer
+        evaluated, trained = (load(find(arguments.model), dtype=dtype) for dtype in (torch.float32, arguments.dtype))
+        self.evaluated, self.model, self.tokenizer = evaluated.model, trained.model, evaluated.tokenizer
         self.tokens = tokenize(read(arguments.data), self.tokenizer)
         self.test = windows(tokenize(read(arguments.test), self.tokenizer), 1024, 20, CalibrationOrder.SEQUENTIAL, 0)
         self.dense = self.work / "dense.safetensors"
@@ -46,52 +46,52 @@ class Trial:
         self._prepare()
 
     def train(self, config: RepairConfig, result: Path) -> Cell:
-        """Repair, keep the weights in the file `result`, judge."""
+        """Repair the model, save its weights in the file `result`, and evaluate them."""
         load_pruned(self.model, self.pruned)
         repair = Repair(self.model, self.tokens, config, pruned=PRUNE)
         began = time.perf_counter()
         repair.run(_print)
-        seconds, trained, grown = time.perf_counter() - began, repair.trained, repair.grown_zeros
+        seconds, trained, grown = time.perf_counter() - began, repair.trained_values, repair.grown_zeros
         repair.finish()
         save_pruned(self.model, result)
         score = self.perplexity(result)
         return {"perplexity": score, "trained": trained, "grown_zeros": grown, "training_seconds": seconds}
 
     def perplexity(self, weights: Path) -> float:
-        """Of the weights in a file."""
-        return perplexity(self.judging(weights), self.test)
+        """Return the perplexity of the weights in a file."""
+        return perplexity(self.in_float32(weights), self.test)
 
     @torch.no_grad()
-    def judging(self, weights: Path) -> Any:
-        """The model in float32 with the weights of a file, which holds the dtype that is trained."""
+    def in_float32(self, weights: Path) -> Any:
+        """Return the model in float32 with the weights of a file, which are in the dtype of training."""
         load_pruned(self.model, weights)
-        for mine, its in zip(self.judge.parameters(), self.model.parameters(), strict=True):
-            mine.copy_(its)
-        return self.judge
+        for target, source in zip(self.evaluated.parameters(), self.model.parameters(), strict=True):
+            target.copy_(source)
+        return self.evaluated
 
     def _prepare(self) -> None:
         if not self.dense.exists():
             save_pruned(self.model, self.dense)
         if not self.pruned.exists():
             calibration = windows(self.tokens, PRUNE.tokens, PRUNE.samples, CalibrationOrder.SEQUENTIAL, 0)
-            prune_model(self.judge, calibration, PRUNE)
+            prune_model(self.evaluated, calibration, PRUNE)
             with torch.no_grad():
-                for mine, its in zip(self.model.parameters(), self.judge.parameters(), strict=True):
-                    mine.copy_(its)
+                for target, source in zip(self.model.parameters(), self.evaluated.parameters(), strict=True):
+                    target.copy_(source)
             save_pruned(self.model, self.pruned)
 
 
 class Cells:
-    """Results by name, written to a file as each of them comes in, so that a run that was stopped goes on."""
+    """Results by name, saved to a file after each, so that an interrupted run can resume."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.found: dict[str, Cell] = json.loads(path.read_text())["cells"] if path.exists() else {}
+        self.results: dict[str, Cell] = json.loads(path.read_text())["cells"] if path.exists() else {}
 
     def fill(self, name: str, make: Callable[[], Cell]) -> Cell:
-        """The cell, made if it is missing."""
-        if name not in self.found:
-            self.found[name] = make()
+        """Return a result. `make` computes it if it is missing."""
+        if name not in self.results:
+            self.results[name] = make()
             made_with = {
                 "machine": platform.machine(),
                 "threads": torch.get_num_threads(),
@@ -99,21 +99,28 @@ class Cells:
                 "transformers": transformers.__version__,
             }
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"made_with": made_with, "cells": self.found}, indent=1) + "\n")
-            print(name, self.found[name], flush=True)
-        return self.found[name]
+            self._path.write_text(json.dumps({"made_with": made_with, "cells": self.results}, indent=1) + "\n")
+            print(name, self.results[name], flush=True)
+        return self.results[name]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The arguments of every trial."""
-    wanted = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--model", required=True, help="folder, GGUF file or hub id")
-    wanted.add_argument("--data", required=True, type=Path, help="text to prune and repair on")
-    wanted.add_argument("--test", required=True, type=Path, help="text that perplexity is measured on")
-    wanted.add_argument("--work", type=Path, default=Path("build/trial"), help="folder of weights, to go on from")
-    wanted.add_argument("--out", type=Path, required=True, help="JSON file of finished cells, to go on from")
-    wanted.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.float32, help="of training")
-    return wanted
+    """Return a parser with the arguments of every repair benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    options.add_argument("--data", required=True, type=Path, help="text to prune and repair on")
+    options.add_argument("--test", required=True, type=Path, help="text to measure perplexity on")
+    options.add_argument(
+        "--work", type=Path, default=Path("build/trial"), help="folder of weights, used again if present"
+    )
+    options.add_argument("--out", type=Path, required=True, help="JSON file of results; an existing file is resumed")
+    options.add_argument(
+        "--dtype",
+        type=lambda name: getattr(torch, name),
+        default=torch.float32,
+        help="torch dtype of training, such as bfloat16",
+    )
+    return options
 
 
 def _print(report: Report) -> None:

@@ -1,9 +1,10 @@
-"""How much memory does the API take for a large dataset? The peak of its process, for a small file and for a large one.
+"""How much memory does the API use for a large dataset? The peak of its process for a small and for a large file.
 
     python -m benchmarks.uploads --gigabytes 5
 
-Each is sent in parts by our client, and as a form in one request. Real servers in a temporary folder; the disk has to
-hold the large file five times: the file, what came of it on its way, both datasets, parts whose room is not yet free.
+Each file is uploaded in parts by our client, and as a form in one request. Real servers run in a temporary folder. The
+disk needs five times the size of the large file: the file, the upload in progress, both datasets, and parts whose disk
+space is not yet free.
 """
 
 import argparse
@@ -34,23 +35,23 @@ WORDS = "The quick brown fox jumps over the lazy dog, and the register keeps the
 
 
 def main() -> None:
-    """Print a line for each file."""
+    """Upload each file each way, and print a line of JSON for each upload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the large file, in units of 10^9 bytes")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
-    chosen = parser.parse_args()
-    with TemporaryDirectory(dir=chosen.folder) as name, _api(Path(name)) as (api, secret):
-        for size in (SMALL, int(chosen.gigabytes * 1e9)):
+    parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the large file in 10^9 bytes")
+    parser.add_argument("--folder", type=Path, help="where to create the temporary folder")
+    arguments = parser.parse_args()
+    with TemporaryDirectory(dir=arguments.folder) as name, _api(Path(name)) as (api, secret):
+        for size in (SMALL, int(arguments.gigabytes * 1e9)):
             for way, send in WAYS.items():
                 path = Path(name) / f"{way}.jsonl"
                 _write(path, size, way)
-                _forget_peak(api)
+                _reset_peak(api)
                 began = time.perf_counter()
                 dataset = send(api.url, secret, path)
                 seconds = round(time.perf_counter() - began, 1)
                 path.unlink()
-                told = {"way": way, "bytes": dataset["bytes"], "records": dataset["records"]}
-                print(json.dumps(told | {"api_peak_mb": round(_peak(api) / 1e3, 1), "seconds": seconds}), flush=True)
+                result = {"way": way, "bytes": dataset["bytes"], "records": dataset["records"]}
+                print(json.dumps(result | {"api_peak_mb": round(_peak(api) / 1e3, 1), "seconds": seconds}), flush=True)
 
 
 def _in_parts(url: str, secret: str, path: Path) -> Any:
@@ -60,7 +61,7 @@ def _in_parts(url: str, secret: str, path: Path) -> Any:
 
 
 def _as_a_form(url: str, secret: str, path: Path) -> Any:
-    """As curl would. The answer comes when all is checked and stored, later than our client waits for one."""
+    """Upload as curl does. No timeout: the response comes after the file is checked and stored."""
     with path.open("rb") as file:
         headers = {"Authorization": f"Bearer {secret}"}
         return httpx2.post(f"{url}/datasets", files={"file": file}, headers=headers, timeout=None).json()
@@ -71,10 +72,10 @@ WAYS = {"parts": _in_parts, "form": _as_a_form}
 
 @contextmanager
 def _api(folder: Path) -> Iterator[tuple[Api, str]]:
-    """A running API and a key to it."""
+    """Run an API. Yields it with an API key."""
     with Servers(folder / "servers") as servers:
-        most = str(1 << 40)
-        variables = {**servers.environment(), "SEFT_MAX_DATASET_BYTES": most, "SEFT_MAX_UPLOAD_BYTES": most}
+        limit = str(1 << 40)
+        variables = {**servers.environment(), "SEFT_MAX_DATASET_BYTES": limit, "SEFT_MAX_UPLOAD_BYTES": limit}
         settings = make_settings(variables)
         upgrade(settings)
         api = Api(servers.lock, {**os.environ, **variables})
@@ -94,7 +95,7 @@ def _key(settings: Settings) -> str:
 
 
 def _write(path: Path, size: int, way: str) -> None:
-    """Different records of about a kilobyte, until the file has this size; for each way others."""
+    """Write distinct records of about 1 kB until the file has this size. Each way gets different records."""
     with path.open("w") as file:
         number = 0
         while file.tell() < size:
@@ -102,18 +103,18 @@ def _write(path: Path, size: int, way: str) -> None:
             number += 1000
 
 
-def _forget_peak(api: Api) -> None:
-    """Linux counts the peak anew from now on."""
+def _reset_peak(api: Api) -> None:
+    """Reset the peak that Linux counts."""
     assert api.process is not None
     Path(f"/proc/{api.process.pid}/clear_refs").write_text("5")
 
 
 def _peak(api: Api) -> int:
-    """The largest resident set of the API's process since then, in kB: VmHWM of Linux."""
+    """Return the largest resident set of the API's process since the reset, in kB (VmHWM of Linux)."""
     assert api.process is not None
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{api.process.pid}/status").read_text())
-    assert found is not None
-    return int(found[1])
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{api.process.pid}/status").read_text())
+    assert match is not None
+    return int(match[1])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from seft.models.load import Loaded, load
 from seft.models.source import ModelSource, find
 from seft.objective import require_teacher
 from seft.prune.loop import prune_model
-from seft.prune.methods import readers
+from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair.best import require_held_out
 from seft.repair.loop import Repair
@@ -131,7 +131,7 @@ def repair(
     work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense, judge=judge)
     work.run(report)
     work.finish(report)
-    grown, last, kept = work.grown_zeros, work.step, work.kept
+    grown, last, kept = work.grown_zeros, work.step, work.kept_step
     # What comes now needs float32: beside the teacher and the masters the device may have no room for it.
     del work, dense
     loaded.model.to("cpu")
@@ -203,7 +203,7 @@ def _folder(path: Path) -> ModelSource:
 
 
 def _calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
-    wanting = readers(config)
+    wanting = text_users(config)
     if not wanting:
         return []
     if calibration is None:

@@ -36,7 +36,7 @@ from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource, fetched, find
 from seft.prune.loop import prune_model
-from seft.prune.methods import readers
+from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.repair.state import outdated
@@ -134,7 +134,7 @@ class Pipeline:
 
     @property
     def _needs_text(self) -> bool:
-        return bool(readers(self.prune))
+        return bool(text_users(self.prune))
 
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Judge, prune, reconstruct, round as the checkpoint will be, judge again, save: none of this is done twice.
@@ -178,7 +178,7 @@ class Pipeline:
         self._progress(Stage.TRAINING, work.step / config.steps)
         self._train(work, config.steps)
         work.finish(self._live)
-        self.kept = work.kept
+        self.kept = work.kept_step
         grown = work.grown_zeros
         round_weights(loaded.model)
         self._judge("repaired", Stage.REPAIRED, loaded, text)

@@ -20,8 +20,8 @@ from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
-from seft.prune.allocation import uniform
-from seft.prune.mask import overfull
+from seft.prune.allocation import uniform_zeros
+from seft.prune.mask import overfull_groups
 
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; float32 on another machine differs by less, one wrong weight mostly by more
@@ -100,7 +100,8 @@ def _check_budget(model: nn.Module, record: Record) -> None:
     """As many zeros as were asked for: in each layer, or in all where the allocation shared them out."""
     config, layers = record.facts.prune, record.sparsity.layers
     asked = {
-        name: uniform(target.weight.shape, config.sparsity, config) for name, target in target_linears(model).items()
+        name: uniform_zeros(target.weight.shape, config.sparsity, config)
+        for name, target in target_linears(model).items()
     }
     if config.sparsity_of is SparsityOf.MODEL:
         whole = record.sparsity.model
@@ -119,7 +120,7 @@ def _check_budget(model: nn.Module, record: Record) -> None:
 
 def _check_pattern(model: nn.Module, pattern: Pattern) -> None:
     for name, target in target_linears(model).items() if pattern.grouped else ():
-        groups = overfull(target.weight, pattern)
+        groups = overfull_groups(target.weight, pattern)
         if groups:
             raise VerifyError(
                 f"{name} must have at most {pattern.kept} nonzeros in every {pattern.of} inputs; {groups} groups have"

@@ -1,7 +1,8 @@
-"""How many zeros each target gets: the same share for all, or more where a block bears more, never more in all.
+"""Number of zeros of each target: the same sparsity everywhere, or more in blocks that lose less by it.
 
-Shares are made for blocks, as the papers of OWL and AlphaPruning do; all targets of a block have the same. Counts are
-whole, so shares are scaled until the counts fit the uniform total and the last few zeros go where rounding took most.
+The total is the same for every allocation. As in the papers of OWL and AlphaPruning, sparsity is set per block; all
+targets of a block have the same. Counts are whole numbers: the proportions are scaled to the uniform total, and the
+last few zeros go to the targets that rounding reduced most.
 """
 
 import math
@@ -10,77 +11,90 @@ from typing import Any
 
 from seft.config import MOST_SPARSE, Compare, PruneConfig, SparsityOf
 from seft.errors import ConfigError
-from seft.prune.methods import compared
+from seft.prune.methods import comparison
 
 Sizes = Sequence[Sequence[int]]
-"""Weights of each target of each block."""
+"""Number of weights of each target, per block."""
 
 Shape = tuple[int, ...]
 """Rows and columns of a target."""
 
 
-def target_share(model: Any, sizes: Sizes, config: PruneConfig) -> float:
-    """The share of the targets' weights that the asked share stands for; ConfigError where they cannot give it."""
+def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
+    """Return the sparsity of the targets that gives the configured sparsity.
+
+    Raises ConfigError if the targets cannot reach it, which is possible with `sparsity_of: model`.
+    """
     if config.sparsity_of is SparsityOf.TARGETS:
         return config.sparsity
     parameters: int = sum(parameter.numel() for parameter in model.parameters())
     targets = sum(size for block in sizes for size in block)
-    share = config.sparsity * parameters / targets
-    if share > MOST_SPARSE:
+    sparsity = config.sparsity * parameters / targets
+    if sparsity > MOST_SPARSE:
         most = math.floor(MOST_SPARSE * targets / parameters * 1e4) / 1e4
-        rule = f"must be at most {most} of this model, whose linear layers hold {targets / parameters:.1%} of it"
-        raise ConfigError("sparsity", rule, config.sparsity, "Ask for less, or for a share of the targets.")
-    return share
+        rule = (
+            f"must be at most {most} of this model; its target linear layers have {targets / parameters:.1%} of its"
+            " parameters"
+        )
+        way_out = "Lower the sparsity, or set sparsity_of to targets."
+        raise ConfigError("sparsity", rule, config.sparsity, way_out)
+    return sparsity
 
 
-def uniform(shape: Shape, share: float, config: PruneConfig) -> int:
-    """As many zeros as the share gives in a target, rounded down: in each row, as published, where rows are compared.
+def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
+    """Return the number of zeros of a target at this sparsity, rounded down.
 
-    A share of the whole model is met more closely: it is rounded once for all rows.
+    If weights are compared per row, each row is rounded down, as published. With `sparsity_of: model` the target is
+    rounded only once, which comes closer to the requested sparsity.
     """
     rows, cols = shape
-    if compared(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
-        return rows * int(cols * share)
-    return int(rows * cols * share)
+    if comparison(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
+        return rows * int(cols * sparsity)
+    return int(rows * cols * sparsity)
 
 
-def by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
-    """So many zeros in all, in proportion to the blocks' weights, and none above the most."""
+def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
+    """Return the zeros of each target of each block: `total` in all, in proportion to `weights` of the blocks.
+
+    No target gets more than `MOST_SPARSE` of its weights. Raises ConfigError if `total` does not fit.
+    """
     flat = [size for block in sizes for size in block]
-    wishes = [size * weight for block, weight in zip(sizes, weights, strict=True) for size in block]
-    counts = iter(apportion(wishes, [int(size * MOST_SPARSE) for size in flat], total))
+    proportions = [size * weight for block, weight in zip(sizes, weights, strict=True) for size in block]
+    counts = iter(apportion(proportions, [int(size * MOST_SPARSE) for size in flat], total))
     return [[next(counts) for _ in block] for block in sizes]
 
 
-def apportion(wishes: Sequence[float], most: Sequence[int], total: int) -> list[int]:
-    """Whole counts that sum to `total`, in proportion to the wishes but for those that `most` cuts.
+def apportion(proportions: Sequence[float], limits: Sequence[int], total: int) -> list[int]:
+    """Return whole counts that sum to `total`, in proportion to `proportions` and each at most its limit.
 
-    Rounded down first; then the largest remainders get one more each. ConfigError where `most` is too little.
+    Counts are rounded down; then the largest remainders get one more each. Raises ConfigError if `total` is larger
+    than the sum of the limits.
     """
-    if total > sum(most):
-        raise ConfigError("sparsity", f"must leave room for {total} zeros in targets that take {sum(most)}", total, "")
-    scale = _scale(wishes, most, total)
-    exact = [min(max(wish, 0.0) * scale, limit) for wish, limit in zip(wishes, most, strict=True)]
+    if total > sum(limits):
+        rule = f"must give at most {sum(limits)} zeros in the target linear layers"
+        raise ConfigError("sparsity", rule, total, "Lower the sparsity.")
+    scale = _scale(proportions, limits, total)
+    exact = [min(max(part, 0.0) * scale, limit) for part, limit in zip(proportions, limits, strict=True)]
     counts = [int(value) for value in exact]
     missing = total - sum(counts)
     order = sorted(range(len(exact)), key=lambda place: counts[place] - exact[place])
     while missing:
-        for place in [place for place in order if counts[place] < most[place]][:missing]:
+        for place in [place for place in order if counts[place] < limits[place]][:missing]:
             counts[place] += 1
             missing -= 1
     return counts
 
 
-def _scale(wishes: Sequence[float], most: Sequence[int], total: int) -> float:
-    """By bisection: what the wishes are multiplied by, so that with their limits they sum to just under the total."""
+def _scale(proportions: Sequence[float], limits: Sequence[int], total: int) -> float:
+    """Return the factor for which the limited proportions sum to just under `total`. Found by bisection."""
 
-    def reached(scale: float) -> float:
-        return sum(min(max(wish, 0.0) * scale, limit) for wish, limit in zip(wishes, most, strict=True))
+    def scaled_sum(scale: float) -> float:
+        return sum(min(max(part, 0.0) * scale, limit) for part, limit in zip(proportions, limits, strict=True))
 
     low, high = 0.0, 1.0
-    while reached(high) <= total and high < 1e12:
+    while scaled_sum(high) <= total and high < 1e12:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) <= total else (low, middle)
+        low, high = (middle, high) if scaled_sum(middle) <= total else (low, middle)
     return low

@@ -1,7 +1,7 @@
 """AlphaPruning (Lu et al. 2024, arXiv 2410.10912): blocks whose spectra have heavier tails lose fewer weights.
 
-Such blocks are the better trained ones. The tail of a weight's spectrum is fitted by a power law; a small exponent is
-a heavy tail. It looks at no text.
+According to the paper, such blocks are better trained. The tail of a weight's spectrum is fitted by a power law; a
+small exponent means a heavy tail. Needs no text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-REACH = 0.2  # epsilon in the paper: shares lie in 1 - epsilon to 1 + epsilon times the asked one
+REACH = 0.2  # epsilon in the paper: sparsities lie in 1 - epsilon to 1 + epsilon times the requested one
 BINS = 100
 
 
 def alpha(weight: Float[Tensor, "rows cols"]) -> float:
-    """PL_Alpha_Hill: the Hill estimate of the exponent of the eigenvalues of `W^T W` (equation 2).
+    """Return PL_Alpha_Hill: the Hill estimate of the exponent of the eigenvalues of `W^T W` (equation 2).
 
-    The tail begins at the peak of the spectrum's histogram over the logarithm (the "fix-finger" choice). Infinite
-    where no tail is left, as in a matrix of rank one.
+    The tail begins at the peak of the histogram of the eigenvalues' logarithms (the "fix-finger" choice). The result
+    is infinite if there is no tail, as in a matrix of rank one.
     """
     spectrum = torch.linalg.svdvals(weight.float()).cpu().double().square()
     logs = spectrum[spectrum > spectrum.max() * torch.finfo(torch.float32).eps ** 2].log10().sort().values
@@ -27,25 +27,25 @@ def alpha(weight: Float[Tensor, "rows cols"]) -> float:
     edges = torch.linspace(float(logs[0]), float(logs[-1]), BINS + 1, dtype=torch.float64)
     peak = edges[torch.histc(logs, BINS).argmax()]
     tail = logs[logs >= peak] * torch.tensor(10.0, dtype=torch.float64).log()
-    over = float((tail[1:] - tail[0]).sum())
-    return 1 + (len(tail) - 1) / over if over else torch.inf
+    log_ratios = float((tail[1:] - tail[0]).sum())
+    return 1 + (len(tail) - 1) / log_ratios if log_ratios else torch.inf
 
 
-def block_mean(weights: Iterable[Float[Tensor, "rows cols"]]) -> float:
-    """The exponent of a block: the mean over its weights."""
+def block_alpha(weights: Iterable[Float[Tensor, "rows cols"]]) -> float:
+    """Return the exponent of a block: the mean over its weights."""
     exponents = [alpha(weight) for weight in weights]
     return sum(exponents) / len(exponents)
 
 
 def block_weights(alphas: Sequence[float]) -> list[float]:
-    """How many zeros per weight the blocks get in proportion to each other (equation 3): small exponents, few zeros.
+    """Return the sparsities of the blocks relative to each other (equation 3): a small exponent gives few zeros.
 
-    A block without a finite exponent is taken for the one with the largest.
+    A block without a finite exponent counts as the one with the largest.
     """
-    found = torch.tensor(alphas, dtype=torch.float64)
-    finite = found[found.isfinite()]
+    exponents = torch.tensor(alphas, dtype=torch.float64)
+    finite = exponents[exponents.isfinite()]
     if not len(finite) or finite.max() == finite.min():
         return [1.0] * len(alphas)
-    place = (found.clamp(max=finite.max()) - finite.min()) / (finite.max() - finite.min())
+    place = (exponents.clamp(max=finite.max()) - finite.min()) / (finite.max() - finite.min())
     weights: list[float] = (1 - REACH + 2 * REACH * place).tolist()
     return weights

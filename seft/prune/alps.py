@@ -1,8 +1,8 @@
-"""ALPS (Meng et al. 2024, arXiv 2406.07831): support and weights sought together by ADMM, then solved on the support.
+"""ALPS (Meng et al. 2024, arXiv 2406.07831): ADMM finds support and weights together; then the support is solved.
 
-The layer's error is least squares in the Hessian, so it is put into coordinates in which the Hessian has a diagonal
-of ones (section 3.3); plain conjugate gradients there are the paper's preconditioned ones. Its penalty parameter grows
-while the support still changes (appendix B). All in float32 but for the eigenvalues.
+The error of a layer is a least-squares problem in the Hessian. It is scaled so that the Hessian has a diagonal of ones
+(section 3.3); plain conjugate gradients in this scaling are the paper's preconditioned ones. The penalty parameter
+grows while the support still changes (appendix B). All in float32, except the eigenvalues in float64.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,17 @@ from seft.prune.statistics import Gram, damped
 
 FIRST_PENALTY = 0.1
 CHECK_EVERY, MOST_ITERATIONS = 3, 300
-GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # where more than this share of the support changed, grow by this
+GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+"""Pairs (fraction, factor): the penalty grows by the first factor whose fraction of the support has changed."""
 SOLVER_STEPS = 10
 
 Weight = Float[Tensor, "rows cols"]
 Choose = Callable[[Weight], Bool[Tensor, "rows cols"]]
-"""Gives the entries of a candidate that the rule does not allow."""
+"""Returns the entries of a candidate that the rule makes zero."""
 
 
 class ALPS:
-    """Prunes one weight by ADMM on its reconstruction error, and repairs what is left."""
+    """Prunes one weight by ADMM on its reconstruction error, and corrects the remaining weights."""
 
     needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare] = Compare.LAYER
@@ -36,12 +37,12 @@ class ALPS:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Take some inputs into the Hessian."""
-        self._inputs.see(inputs)
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+        """Add some inputs to the Hessian."""
+        self._inputs.observe(inputs)
 
-    def pruned(self) -> Weight:
-        """The pruned and corrected weight; PruneError where the inputs were not finite, or there were none."""
+    def prune(self) -> Weight:
+        """Return the pruned and corrected weight. Raises PruneError if the inputs were missing or not finite."""
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         hessian = damped(hessian, self._damping)
@@ -58,10 +59,10 @@ class ALPS:
 
 
 def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) -> Weight:
-    """A sparse weight with a small error, by algorithm 1; its support has settled or 300 iterations are over.
+    """Return a sparse weight with a small error, by algorithm 1. Stops if the support settles, or at 300 iterations.
 
-    `dense` minimises error and penalty together, `sparse` is the nearest that the rule allows, `dual` pulls the two
-    together.
+    `dense` minimises error and penalty together. `sparse` is the nearest weight that the rule allows. `dual` is the
+    Lagrange multiplier of `dense == sparse`.
     """
     values, vectors = (part.float() for part in torch.linalg.eigh(hessian.double()))
     penalty, target = FIRST_PENALTY, weight @ hessian
@@ -70,8 +71,8 @@ def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) ->
     support = sparse != 0
     for iteration in range(1, MOST_ITERATIONS + 1):
         dense = (target - dual + penalty * sparse) @ inverse
-        wanted = dense + dual / penalty
-        sparse = wanted.masked_fill(choose(wanted), 0.0)
+        candidate = dense + dual / penalty
+        sparse = candidate.masked_fill(choose(candidate), 0.0)
         dual += penalty * (dense - sparse)
         if iteration % CHECK_EVERY:
             continue
@@ -79,7 +80,7 @@ def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) ->
         changed = int((before ^ support).sum())
         if not changed:
             break
-        penalty *= next(factor for share, factor in GROWTH if changed > share * int(support.sum()))
+        penalty *= next(factor for fraction, factor in GROWTH if changed > fraction * int(support.sum()))
         inverse = _shifted_inverse(values, vectors, penalty)
     return sparse
 
@@ -91,15 +92,15 @@ def _shifted_inverse(
 
 
 def solve_on_support(sparse: Weight, weight: Weight, hessian: Float[Tensor, "cols cols"]) -> Weight:
-    """Go towards the least error on the support of `sparse`: conjugate gradients, all rows at once (algorithm 2)."""
+    """Lower the error on the support of `sparse` by conjugate gradients, all rows at once (algorithm 2)."""
     support = sparse != 0
     residual = ((weight - sparse) @ hessian) * support
     direction, square = residual, residual.square().sum(1, keepdim=True)
     for _ in range(SOLVER_STEPS):
-        bent = (direction @ hessian) * support
-        step = square / (direction * bent).sum(1, keepdim=True).clamp_min(1e-30)
+        curved = (direction @ hessian) * support
+        step = square / (direction * curved).sum(1, keepdim=True).clamp_min(1e-30)
         sparse = sparse + step * direction
-        residual = residual - step * bent
+        residual = residual - step * curved
         before, square = square, residual.square().sum(1, keepdim=True)
         direction = residual + square / before.clamp_min(1e-30) * direction
     return sparse

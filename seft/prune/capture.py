@@ -1,9 +1,9 @@
-"""What every decoder block is given when the model runs: hidden states, masks, rotary embeddings, whatever there is.
+"""Record the arguments of every decoder block: hidden states, masks, rotary embeddings and all others.
 
-The model runs once per window with all blocks standing aside, so that their weights cost nothing and each block's own
-arguments are seen (they differ where some blocks look through a sliding window); the first block alone runs, once, to
-show in what form a block answers. Nothing is assumed but this: the hidden state comes first, and the blocks hand on
-nothing else.
+The model runs once per window with every block bypassed, so the blocks cost no compute and no device memory. Each
+block's own arguments are recorded, because they differ if some blocks use a sliding window. Only the first block runs,
+once, to see in what form a block returns. Two things are assumed: the hidden state is the first argument, and it is all
+that a block passes to the next.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,29 +20,29 @@ from seft.models.blocks import Hidden, first
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a block but for its hidden state."""
+    """The arguments of one call of a block, without the hidden state."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, hidden: Hidden, device: torch.device) -> Hidden:
-        """The block's hidden output, computed on `device` and brought back to where `hidden` was."""
+        """Return the block's hidden state, computed on `device` and moved back to the device of `hidden`."""
         args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
         return first(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
 
 
-class _AllSeenError(Exception):
-    """Ends a forward pass behind the last block: the head would cost more than all before it."""
+class _LastBlockError(Exception):
+    """Ends a forward pass after the last block: the head would cost more than everything before it."""
 
 
 def capture(
     model: Any, blocks: nn.ModuleList, windows: Int[Tensor, "windows tokens"]
 ) -> tuple[list[Hidden], list[list[Call]]]:
-    """For every window the hidden state before the first block, and the call of every block.
+    """Return for each window the hidden state before the first block, and the call of every block.
 
-    Equal tensors are held once: masks and rotary embeddings are the same in every window.
+    Equal tensors are stored once: masks and rotary embeddings are the same in every window.
     """
-    share = Pool()
+    pool = Pool()
     hidden: list[Hidden] = []
     calls: list[list[Call]] = []
 
@@ -50,36 +50,36 @@ def capture(
         if number == 0:
             hidden.append(state)
             calls.append([])
-        calls[-1].append(Call(*map_tensors((call.args, call.kwargs), share)))
+        calls[-1].append(Call(*map_tensors((call.args, call.kwargs), pool)))
         if number == len(blocks) - 1:
-            raise _AllSeenError
+            raise _LastBlockError
 
-    with _standing_aside(blocks, record):
+    with _bypassed(blocks, record):
         for window in windows[:, None]:
             try:
                 model(input_ids=window.to(model.device), use_cache=False)
-            except _AllSeenError:
+            except _LastBlockError:
                 continue
     return hidden, calls
 
 
 @contextmanager
-def _standing_aside(blocks: nn.ModuleList, record: Callable[[int, Hidden, Call], None]) -> Iterator[None]:
-    """Blocks hand their hidden state on unchanged, in the form that a true block returns."""
-    shape: list[Any] = []
+def _bypassed(blocks: nn.ModuleList, record: Callable[[int, Hidden, Call], None]) -> Iterator[None]:
+    """Make every block return its hidden state unchanged, in the form that a real block returns it."""
+    sample: list[Any] = []
 
-    def stand_in(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def pass_on(*args: Any, **kwargs: Any) -> Any:
+    def bypass(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def forward_unchanged(*args: Any, **kwargs: Any) -> Any:
             state, rest, named = _split(args, kwargs)
-            if not shape:
-                shape.append(forward(*args, **kwargs))
+            if not sample:
+                sample.append(forward(*args, **kwargs))
             record(number, state, Call(rest, named))
-            return (state, *shape[0][1:]) if isinstance(shape[0], tuple) else state
+            return (state, *sample[0][1:]) if isinstance(sample[0], tuple) else state
 
-        return pass_on
+        return forward_unchanged
 
     for number, block in enumerate(blocks):
-        block.forward = stand_in(number, block.forward)
+        block.forward = bypass(number, block.forward)
     try:
         yield
     finally:
@@ -95,22 +95,22 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Hidden, tuple
 
 
 class Pool:
-    """Holds equal tensors once."""
+    """Stores equal tensors once."""
 
     def __init__(self) -> None:
-        self._held: list[Tensor] = []
+        self._tensors: list[Tensor] = []
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The first equal one that it was given."""
-        for held in self._held:
-            if held is tensor or (held.dtype == tensor.dtype and torch.equal(held, tensor)):
-                return held
-        self._held.append(tensor)
+        """Return the first tensor equal to `tensor`, which is stored if there is none."""
+        for stored in self._tensors:
+            if stored is tensor or (stored.dtype == tensor.dtype and torch.equal(stored, tensor)):
+                return stored
+        self._tensors.append(tensor)
         return tensor
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of tuples, lists and dictionaries with every tensor changed."""
+    """Return the same nested tuples, lists and dictionaries, with `change` applied to every tensor."""
     match value:
         case Tensor():
             return change(value)

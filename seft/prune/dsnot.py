@@ -1,8 +1,8 @@
-"""DSnoT (Zhang et al. 2024, arXiv 2310.08915): entries change places with pruned ones until rows err less on average.
+"""DSnoT (Zhang et al. 2024, arXiv 2310.08915): swap kept and pruned entries until the mean error of a row is smaller.
 
-It goes over the mask of any pruner, without training. Two things are ours: where a pruner has also corrected weights,
-they keep their corrections; and since the mean error alone can fall while the squared error grows, a swap must lower
-the former, and a row whose squared error over the calibration tokens has grown is given back as it was.
+Refines the mask of any pruner, without training. Two things are ours. If the pruner also corrected weights, they keep
+their corrections. And because the squared error can grow while the mean error falls, every swap must lower the mean
+error, and a row whose squared error over the calibration tokens grew is restored.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PerColumn = Float[Tensor, "cols"]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Of each input column over all tokens: mean, variance, l2 norm."""
+    """Mean, variance and l2 norm of each input column over all tokens."""
 
     mean: PerColumn
     variance: PerColumn
@@ -31,26 +31,29 @@ class Columns:
 
 
 class DSnoT:
-    """Lets another pruner prune, and refines its mask."""
+    """Runs another pruner and refines its mask."""
 
     def __init__(self, weight: Weight, inner: Pruner, pattern: Pattern) -> None:
         self._weight, self._inner, self._pattern = weight, inner, pattern
         self._gram, self._norms = Gram(weight), Norms(weight)
         self._sum, self._tokens = torch.zeros(weight.shape[1], device=weight.device), 0
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Show it to the other pruner too."""
-        self._inner.see(inputs)
-        self._gram.see(inputs)
-        self._norms.see(inputs)
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+        """Add some inputs, also to the other pruner."""
+        self._inner.observe(inputs)
+        self._gram.observe(inputs)
+        self._norms.observe(inputs)
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self._sum += rows.sum(0)
         self._tokens += len(rows)
 
-    def pruned(self) -> Weight:
-        """The refined weight; PruneError where the other pruner has one, or the inputs were not finite or none."""
+    def prune(self) -> Weight:
+        """Return the refined weight.
+
+        Raises PruneError if the other pruner does, or if the inputs were missing or not finite.
+        """
         norms, hessian = self._norms.norms(), self._gram.hessian()
-        dense, pruned = self._weight.float(), self._inner.pruned().float()
+        dense, pruned = self._weight.float(), self._inner.prune().float()
         mean = self._sum / self._tokens
         variance = norms.square() / self._tokens - mean.square()
         refined = refine(dense, pruned, Columns(mean, variance, norms), self._pattern)
@@ -59,34 +62,34 @@ class DSnoT:
 
 
 def refine(dense: Weight, pruned: Weight, columns: Columns, pattern: Pattern = UNSTRUCTURED) -> Weight:
-    """At most 50 swaps in every row, each with a smaller mean error of the row than before (sections 3.2 and 3.3).
+    """Swap at most 50 pairs in every row; each swap lowers the mean error of the row (sections 3.2 and 3.3).
 
-    Grown is what lowers it most for the variance that it brings; pruned is what lowers it and has the least
-    `|W| * norm`, or in an N:M pattern the least of the grown one's group. What was zero in `dense` is never grown,
-    and no entry moves twice.
+    The grown entry lowers the mean error most relative to the variance of its input. The pruned entry lowers the error
+    and has the smallest `|W| * norm`; in an N:M pattern it has the smallest of the grown entry's group. Zeros of
+    `dense` never grow, and no entry moves twice. Returns the refined weight.
     """
     mean, refined = columns.mean, pruned.clone()
     gain_of, error = mean / columns.variance.clamp_min(1e-12), ((pruned - dense) @ mean)[:, None]
-    free, going = dense != 0, torch.ones_like(error, dtype=torch.bool)
+    free, active = dense != 0, torch.ones_like(error, dtype=torch.bool)
     for _ in range(CYCLES):
-        wanted = -error.sign()
-        grow = (wanted * dense * gain_of).masked_fill(~free | (refined != 0), -torch.inf)
+        direction = -error.sign()
+        grow = (direction * dense * gain_of).masked_fill(~free | (refined != 0), -torch.inf)
         gain, grown = grow.max(1, keepdim=True)
         loss = (refined.abs() * columns.norms).masked_fill(~free | (refined == 0), torch.inf)
         if pattern.grouped:
             loss = loss.masked_fill(~_same_group(grown, pattern, loss), torch.inf)
         else:
-            loss = loss.masked_fill(wanted * refined * mean >= 0, torch.inf)
+            loss = loss.masked_fill(direction * refined * mean >= 0, torch.inf)
         least, lost = loss.min(1, keepdim=True)
         after = error + _at(dense, grown) * mean[grown] - _at(refined, lost) * mean[lost]
-        going = going & (gain > 0) & least.isfinite() & (after.abs() < error.abs())
-        if not going.any():
+        active = active & (gain > 0) & least.isfinite() & (after.abs() < error.abs())
+        if not active.any():
             break
-        _put(refined, lost, torch.zeros_like(error), going)
-        _put(refined, grown, _at(dense, grown), going)
+        _put(refined, lost, torch.zeros_like(error), active)
+        _put(refined, grown, _at(dense, grown), active)
         for moved in (lost, grown):
-            free.scatter_(1, moved, free.gather(1, moved) & ~going)
-        error = torch.where(going, after, error)
+            free.scatter_(1, moved, free.gather(1, moved) & ~active)
+        error = torch.where(active, after, error)
     return refined
 
 

@@ -1,7 +1,7 @@
 """Prune a model block by block, each on the outputs of the pruned blocks before it.
 
-Statistics live for one block and are float32. How a weight is judged is each pruner's own affair, and how many zeros
-it gets is `seft.prune.allocation`'s.
+Statistics are float32 and kept for one block at a time. The pruners decide which weights become zero;
+`seft.prune.allocation` decides how many.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from seft.errors import ConfigError, PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune import allocation, alphapruning, owl
-from seft.prune.methods import make_pruner, readers
+from seft.prune.methods import make_pruner, text_users
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Norms
 from seft.prune.walk import Runs, Walk, Windows
@@ -36,17 +36,18 @@ def prune_model(
 ) -> None:
     """Prune every target of `model` in place, one block at a time on `device` (None: the model's own).
 
-    `zeros` says for each block how many each of its targets gets, where that is not to follow from `config`.
+    `calibration` has the token ids of the windows. `zeros` gives the number of zeros of each target per block, instead
+    of the numbers that follow from `config`. Existing zeros stay. An expert that no calibration token reached is pruned
+    by magnitude [ours].
 
-    Zeros that are there stay. ConfigError where the pattern or the asked share does not suit the model. PruneError
-    names the target whose statistics do not let it go on; the blocks before it are pruned then. An expert that no
-    calibration token reached is pruned by magnitude [ours].
+    Raises ConfigError if the pattern or the sparsity does not fit the model. Raises PruneError with the name of the
+    target whose statistics cannot be used; the blocks before it are then already pruned.
     """
     require_known_tokens(calibration, model)
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
-    _must_fit(targets, config.pattern)
-    text = calibration if readers(config) else _token(targets, calibration)
+    _require_divisible(targets, config.pattern)
+    text = calibration if text_users(config) else _token(targets, calibration)
     passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
     counts = zeros or _zeros(model, targets, config, walk, text)
@@ -57,100 +58,102 @@ def prune_model(
             report(Unseen(number, unseen))
 
     walk(text, prune)
-    walk.tell()
+    walk.report_progress()
 
 
 def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Windows:
-    """What a model is run on for pruners that read no text: one token where experts lie in one parameter, else nothing.
+    """Return the input for pruners that need no text: one token if a parameter stacks several experts, else none.
 
-    Only their products tell whether its matrices are the ones that they are taken for: SourceError where not.
+    Stacked experts must run once, because only their products show whether the matrices are laid out as assumed. If
+    not, the run raises SourceError.
     """
     stacked = any(target.number is not None for of_block in targets for target in of_block.values())
     return calibration.new_zeros(int(stacked), 1)
 
 
-def _must_fit(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
+def _require_divisible(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
     for number, of_block in enumerate(targets):
         for name, target in of_block.items():
             cols = target.weight.shape[1]
             if cols % pattern.of:
-                rule = f"must divide the inputs of every linear layer; block {number}, {name} has {cols} of them"
-                raise ConfigError("pattern", rule, str(pattern), "Take another pattern, or unstructured.")
+                rule = f"must divide the inputs of every linear layer; block {number}, {name} has {cols} inputs"
+                raise ConfigError("pattern", rule, str(pattern), "Choose another pattern, or unstructured.")
 
 
 def _zeros(
     model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: Walk, text: Windows
 ) -> list[dict[str, int]]:
-    """How many zeros each target of each block gets."""
+    """Return the number of zeros of each target, per block."""
     sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
-    share = allocation.target_share(model, sizes, config)
+    sparsity = allocation.target_sparsity(model, sizes, config)
     counts = [
-        [allocation.uniform(target.weight.shape, share, config) for target in of_block.values()] for of_block in targets
+        [allocation.uniform_zeros(target.weight.shape, sparsity, config) for target in of_block.values()]
+        for of_block in targets
     ]
     total = sum(map(sum, counts))
-    found: list[float] = []
+    measures: list[float] = []
     match config.allocation:
         case Allocation.UNIFORM:
             pass
         case Allocation.OWL:
-            walk(text, lambda number, runs: found.append(_outliers(targets[number], runs)))
-            counts = allocation.by_block(sizes, total, owl.block_shares(found, share))
+            walk(text, lambda number, runs: measures.append(_outlier_ratio(targets[number], runs)))
+            counts = allocation.allocate_by_block(sizes, total, owl.block_sparsities(measures, sparsity))
         case Allocation.ALPHAPRUNING:
-            walk(text[:0], lambda number, _: found.append(_exponent(targets[number])))
-            counts = allocation.by_block(sizes, total, alphapruning.block_weights(found))
+            walk(text[:0], lambda number, _: measures.append(_exponent(targets[number])))
+            counts = allocation.allocate_by_block(sizes, total, alphapruning.block_weights(measures))
     return [dict(zip(of_block, of_counts, strict=True)) for of_block, of_counts in zip(targets, counts, strict=True)]
 
 
-def _outliers(targets: Mapping[str, Target], runs: Runs) -> float:
+def _outlier_ratio(targets: Mapping[str, Target], runs: Runs) -> float:
     norms = {name: Norms(target.weight) for name, target in targets.items()}
-    reached = _look(targets, norms, runs)
-    return owl.outliers([(targets[name].weight, norms[name].norms()) for name in reached])
+    reached = _observe(targets, norms, runs)
+    return owl.outlier_ratio([(targets[name].weight, norms[name].norms()) for name in reached])
 
 
 def _exponent(targets: Mapping[str, Target]) -> float:
-    return alphapruning.block_mean(target.weight for target in targets.values())
+    return alphapruning.block_alpha(target.weight for target in targets.values())
 
 
 def _prune_block(
     number: int, targets: Mapping[str, Target], zeros: Mapping[str, int], config: PruneConfig, runs: Runs
 ) -> int:
-    """Show the block's inputs to one pruner per target, then let each of them prune its own.
+    """Feed the block's inputs to one pruner per target, then prune each target.
 
-    Returns how many had to do without, because they belong to experts that no token came to.
+    Returns how many targets had no inputs because they belong to experts that no token reached.
     """
     pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
-    reached = _look(targets, pruners, runs)
-    unseen = {name for name, target in targets.items() if readers(config) and target.expert} - set(reached)
+    reached = _observe(targets, pruners, runs)
+    unseen = {name for name, target in targets.items() if text_users(config) and target.expert} - set(reached)
     for name, target in targets.items():
-        # popped: a Hessian is larger than the weight it serves
+        # Free each pruner after use: its Hessian may be larger than the weight.
         pruner = pruners.pop(name)
         if name in unseen:
-            pruner = _unseen(target.weight, zeros[name], config)
+            pruner = _by_magnitude(target.weight, zeros[name], config)
         try:
-            target.weight.copy_(pruner.pruned())
+            target.weight.copy_(pruner.prune())
         except PruneError as error:
             raise PruneError(f"block {number}, {name}: {error}") from error
     return len(unseen)
 
 
-def _unseen(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
+def _by_magnitude(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
     return make_pruner(weight, zeros, PruneConfig(config.sparsity, PruneMethod.MAGNITUDE, config.pattern))
 
 
-def _look(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:
-    """Run a block with a watcher at each target; the names of those that tokens came to, in the block's order."""
+def _observe(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:
+    """Run a block with a watcher at each target. Returns the targets that tokens reached, in the block's order."""
     reached: set[str] = set()
 
-    def showing(name: str) -> Handler:
+    def handler(name: str) -> Handler:
         def handle(inputs: Inputs, product: Product) -> Outputs:
             if inputs.numel():
                 reached.add(name)
-                watchers[name].see(inputs)
+                watchers[name].observe(inputs)
             return product(inputs)
 
         return handle
 
-    with taken_over({target: showing(name) for name, target in targets.items()}):
+    with taken_over({target: handler(name) for name, target in targets.items()}):
         for run in runs:
             run()
     return [name for name in targets if name in reached]

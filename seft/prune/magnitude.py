@@ -1,27 +1,25 @@
-"""Magnitude pruning: the smallest weights become zero, compared in the whole linear. It looks at no text."""
+"""Magnitude pruning: the smallest weights become zero, compared over the whole linear. Needs no text."""
 
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.config import Compare, PruneConfig
-from seft.prune.mask import Rule
+from seft.config import Compare
+from seft.prune.pruner import Scored
+from seft.prune.statistics import Norms
 
 
-class Magnitude:
-    """Prunes one weight by `|W|`."""
+class Magnitude(Scored):
+    """Scores a weight by `|W|`."""
 
     needs_text: ClassVar[bool] = False
     compare: ClassVar[Compare] = Compare.LAYER
 
-    def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, _: PruneConfig) -> None:
-        self._weight, self._rule = weight, rule
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+        """Do nothing: the score does not depend on the inputs."""
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Nothing to learn from inputs."""
-
-    def pruned(self) -> Float[Tensor, "rows cols"]:
-        """The pruned weight."""
-        mask = self._rule.choose(self._weight.abs())
-        return self._weight.masked_fill(mask | (self._weight == 0), 0.0)
+    @staticmethod
+    def score(weight: Float[Tensor, "rows cols"], _: Norms) -> Float[Tensor, "rows cols"]:
+        """Return `|W|`, in the weight's dtype."""
+        return weight.abs()

@@ -1,4 +1,4 @@
-"""The pruners by name, and how one is made for a weight. Adding a pruner is one file and one line here."""
+"""The pruners by name, and a factory. A new pruner needs one file and one line here."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,19 +23,19 @@ PRUNERS: dict[PruneMethod, type[Method]] = {
 
 
 def make_pruner(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
-    """The pruner that `config` asks for, of a weight that is to have so many zeros."""
-    inner = PRUNERS[config.method](weight, Rule(zeros, compared(config), config.pattern), config)
+    """Return the configured pruner for a weight that gets `zeros` zeros."""
+    inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern), config)
     return DSnoT(weight, inner, config.pattern) if config.refine is Refinement.DSNOT else inner
 
 
-def compared(config: PruneConfig) -> Compare:
-    """Row or layer: what was asked for, or what the method's paper does."""
+def comparison(config: PruneConfig) -> Compare:
+    """Return the configured comparison, row or layer; for `auto`, that of the method's paper."""
     return PRUNERS[config.method].compare if config.compare is Compare.AUTO else config.compare
 
 
-def readers(config: PruneConfig) -> list[str]:
-    """What of `config` looks at calibration text; nothing where no text is needed."""
+def text_users(config: PruneConfig) -> list[str]:
+    """Return the names of the parts of `config` that need calibration text; empty if none does."""
     method = [str(config.method)] if PRUNERS[config.method].needs_text else []
-    more = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
-    after = ["reconstruction"] if config.reconstruct_epochs else []
-    return method + [str(reader) for reader, chosen in more if chosen is reader] + after
+    options = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
+    reconstruction = ["reconstruction"] if config.reconstruct_epochs else []
+    return method + [str(user) for user, option in options if option is user] + reconstruction

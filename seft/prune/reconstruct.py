@@ -1,9 +1,9 @@
-"""Block reconstruction after pruning: what is left of a block learns to do what the dense block did.
+"""Block reconstruction after pruning: tune the remaining weights of a block to give the outputs of the dense block.
 
-Attention and MLP apart, in this order; a block that does not part into two modules is taken whole. Each runs on what it
-is given in the pruned model, behind the blocks that were reconstructed before, and is tuned by Adam until it gives
-what the dense weights make of the same inputs. Only the nonzeros of the pruned weights move, so every zero stays.
-Sources: EBFT, Guo et al., arXiv 2402.12419; attention and MLP apart: arXiv 2510.14444.
+Attention is tuned first, then the MLP; a block that does not consist of these two modules is tuned as a whole. The
+inputs are those of the pruned model, after the blocks before were reconstructed. Adam minimises the distance to the
+outputs of the dense weights for the same inputs. Only nonzeros of the pruned weights move, so every zero stays.
+Sources: EBFT, Guo et al., arXiv 2402.12419; separate attention and MLP: arXiv 2510.14444.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,10 @@ def reconstruct(
     *,
     device: str | None = None,
 ) -> None:
-    """Tune the pruned `model` in place, one block at a time on `device` (None: the model's own) beside its dense twin.
+    """Tune the pruned `model` in place, one block at a time on `device` (None: the model's own).
 
-    `config` says how long. A part whose error did not fall gets its pruned weights back [ours].
+    `dense` is the same model before pruning. `config` gives the epochs and the learning rate. A part whose error did
+    not fall gets its pruned weights back [ours].
     """
     place = torch.device(device) if device else model.device
     blocks, twins, home = decoder_blocks(model), decoder_blocks(dense), dense.device
@@ -44,49 +45,54 @@ def reconstruct(
         block, twin = blocks[number], twins[number].to(place)
         for name in _parts(block, runs):
             part = _Part(block.get_submodule(name), twin.get_submodule(name), runs, place, home)
-            before, after = part.tune(config, generator(config.seed, f"reconstruct {number} {name}"), walk.tell)
+            before, after = part.tune(
+                config, generator(config.seed, f"reconstruct {number} {name}"), walk.report_progress
+            )
             report(Reconstructed(number, name or "block", before, after))
         twin.to(home)
 
     walk = Walk(model, place, report, Phase.RECONSTRUCTING)
     walk(calibration, visit)
-    walk.tell()
+    walk.report_progress()
 
 
 class _Part:
-    """A module of a pruned block, what it is given in each window, and what its dense twin makes of that.
+    """A module of a pruned block, its inputs for each window, and the outputs of its dense twin for these inputs.
 
-    Those of all windows lie in `home`; one window is brought to `place` at a time.
+    Inputs and outputs are stored on `home`; one window at a time moves to `place`.
     """
 
     def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs, place: torch.device, home: torch.device) -> None:
         self._module, self._place = module, place
-        share = Pool()
-        self._inputs = _inputs(module, runs, lambda tensor: share(tensor.to(home)))
-        self._wanted = [self._output(number, twin).to(home) for number in range(len(self._inputs))]
-        self._size = sum(float(wanted.double().square().sum()) for wanted in self._wanted)
+        pool = Pool()
+        self._inputs = _inputs(module, runs, lambda tensor: pool(tensor.to(home)))
+        self._expected = [self._output(number, twin).to(home) for number in range(len(self._inputs))]
+        self._size = sum(float(expected.double().square().sum()) for expected in self._expected)
         self._weights = list({id(target.parameter): target.parameter for target in _targets(module)}.values())
 
     def error(self) -> float:
-        """The squared distance to what is wanted, as a share of that."""
+        """Return the squared distance to the expected outputs, divided by their squared norm."""
         distance = sum(
-            float((self._output(number, self._module) - wanted.to(self._place)).double().square().sum())
-            for number, wanted in enumerate(self._wanted)
+            float((self._output(number, self._module) - expected.to(self._place)).double().square().sum())
+            for number, expected in enumerate(self._expected)
         )
         return distance / self._size if self._size else 0.0
 
     def tune(self, config: PruneConfig, order: torch.Generator, alive: Callable[[], None]) -> tuple[float, float]:
-        """Tune the nonzeros; the errors before and after. `alive` is called now and then, and may end the work."""
+        """Tune the nonzeros. Returns the errors before and after.
+
+        `order` draws the order of the windows. `alive` is called after each step; an exception from it passes through.
+        """
         pruned = [weight.clone() for weight in self._weights]
-        kept = [weight != 0 for weight in pruned]
+        masks = [weight != 0 for weight in pruned]
         masters = [weight.to(master_dtype(weight.dtype), copy=True) for weight in pruned]
         before = self.error()
         adam = torch.optim.Adam(masters, lr=config.reconstruct_learning_rate)
-        steps = config.reconstruct_epochs * len(self._wanted)
+        steps = config.reconstruct_epochs * len(self._expected)
         rate = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, steps)
         for _ in range(config.reconstruct_epochs):
-            for number in torch.randperm(len(self._wanted), generator=order).tolist():
-                for master, gradient, mask in zip(masters, self._gradients(number), kept, strict=True):
+            for number in torch.randperm(len(self._expected), generator=order).tolist():
+                for master, gradient, mask in zip(masters, self._gradients(number), masks, strict=True):
                     master.grad = gradient.to(master.dtype) * mask
                 adam.step()
                 rate.step()
@@ -103,8 +109,8 @@ class _Part:
         trainable = [weight.requires_grad for weight in self._weights]
         for weight in self._weights:
             weight.requires_grad_(True)
-        wanted = self._wanted[number].to(self._place)
-        distance = (self._output(number, self._module) - wanted).float().square().sum() / self._size
+        expected = self._expected[number].to(self._place)
+        distance = (self._output(number, self._module) - expected).float().square().sum() / self._size
         gradients = torch.autograd.grad(distance, self._weights, materialize_grads=True)
         for weight, before in zip(self._weights, trainable, strict=True):
             weight.requires_grad_(before)
@@ -120,7 +126,10 @@ def _targets(module: nn.Module) -> Sequence[Target]:
 
 
 def _parts(block: nn.Module, runs: Runs) -> list[str]:
-    """Attention and MLP: the two modules of a block that hold its targets, each called once; else the block as such."""
+    """Return the names of attention and MLP: the two modules that contain the block's targets, each called once.
+
+    Returns [""], which means the block itself, if the block does not have this form.
+    """
     holders = {name: child for name, child in block.named_children() if _targets(child)}
     single = any(target.module is child for child in holders.values() for target in _targets(child))
     if (
@@ -135,15 +144,17 @@ def _parts(block: nn.Module, runs: Runs) -> list[str]:
 def _inputs(
     module: nn.Module, runs: Runs, keep: Callable[[Tensor], Tensor]
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """What a module is given while its block runs, each tensor as `keep` keeps it."""
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    hook = module.register_forward_pre_hook(lambda _, *given: seen.append(map_tensors(given, keep)), with_kwargs=True)
+    """Return the arguments of a module for each run of its block, with `keep` applied to every tensor."""
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = module.register_forward_pre_hook(
+        lambda _, *arguments: inputs.append(map_tensors(arguments, keep)), with_kwargs=True
+    )
     try:
         for run in runs:
             run()
     finally:
         hook.remove()
-    return seen
+    return inputs
 
 
 def _write(weights: Sequence[Tensor], values: Sequence[Float[Tensor, "..."]]) -> None:

@@ -1,8 +1,8 @@
-"""SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1): prune, and let later columns take up the error.
+"""SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1): prune, and correct later columns for the error.
 
-As in the published code: a mask is chosen within all rows for 128 columns at a time, or for one group of an N:M
-pattern, on the weights as the columns before have left them, all in float32. Two things differ on purpose: exactly the
-asked number of entries is pruned (the published threshold takes one more), and zeros that were there before stay.
+As in the published code, the mask is chosen over all rows for 128 columns at a time, or for one group of an N:M
+pattern, on the weights as earlier columns have corrected them, all in float32. Two things differ on purpose: exactly
+the requested number of entries is pruned (the published threshold prunes one more), and existing zeros stay.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seft.config import Compare, PruneConfig
 from seft.errors import PruneError
-from seft.prune.mask import Rule, in_groups, smallest_of_all
+from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
 from seft.prune.statistics import Gram, damped
 
 BLOCK = 128
@@ -22,7 +22,7 @@ DAMPING_TRIES = (1, 10, 100)
 
 
 class SparseGPT:
-    """Prunes one weight by `W^2 / diag(H^-1)^2`, with error pushed to later columns."""
+    """Prunes one weight by `W^2 / diag(H^-1)^2`, and corrects later columns for the error."""
 
     needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare] = Compare.LAYER
@@ -31,57 +31,60 @@ class SparseGPT:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def see(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Take some inputs into the Hessian."""
-        self._inputs.see(inputs)
+    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+        """Add some inputs to the Hessian."""
+        self._inputs.observe(inputs)
 
-    def pruned(self) -> Float[Tensor, "rows cols"]:
-        """The pruned and corrected weight; PruneError where the Hessian is not finite, zero, or without a factor."""
+    def prune(self) -> Float[Tensor, "rows cols"]:
+        """Return the pruned and corrected weight.
+
+        Raises PruneError if the Hessian is not finite, is zero, or has no Cholesky factor.
+        """
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         hessian.diagonal()[dead] = 1.0
         weight = self._weight.float().masked_fill(dead, 0.0)
-        return by_sparsegpt(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
+        return prune_columns(weight, inverse_factor(hessian, self._damping), self._rule).to(self._weight.dtype)
 
 
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
-    """Upper Cholesky factor of the inverse of the damped Hessian.
+    """Return the upper Cholesky factor of the inverse of the damped Hessian.
 
-    `damping` times the mean of the diagonal is added to the diagonal. Where no factor exists, ten and then a
-    hundred times as much is tried; then it is a PruneError.
+    `damping` times the mean of the diagonal is added to the diagonal. If there is no factor, 10 and then 100 times as
+    much is tried. Raises PruneError if there is still none.
     """
-    for share in DAMPING_TRIES:
-        lower, failed = torch.linalg.cholesky_ex(damped(hessian, damping * share))
+    for multiple in DAMPING_TRIES:
+        lower, failed = torch.linalg.cholesky_ex(damped(hessian, damping * multiple))
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:
             return cast("Tensor", upper)
     raise PruneError(
-        f"the Hessian must have a Cholesky factor; it has none at damping {damping} nor at ten and a hundred times"
-        " that. Give more calibration text or a larger damping."
+        f"the Hessian must have a Cholesky factor; it has none at damping {damping}, nor at 10 and 100 times that."
+        " Give more calibration text or a larger damping."
     )
 
 
-def by_sparsegpt(
+def prune_columns(
     weight: Float[Tensor, "rows cols"], factor: Float[Tensor, "cols cols"], rule: Rule
 ) -> Float[Tensor, "rows cols"]:
-    """Prune every 128 columns (fewer at the end) of their share, and repair.
+    """Prune 128 columns at a time (fewer at the end), and correct the later columns.
 
-    Zeros of `weight` are pruned first and stay zero.
+    Zeros of `weight` are pruned first and stay zero. Returns the new weight.
     """
     weight, zeros = weight.clone(), weight == 0
     for start, end, count in _stripes(weight, rule):
         here, later = slice(start, end), slice(end, None)
-        kept, error = _eliminate(weight[:, here], zeros[:, here], factor[here, here], rule, count)
-        weight[:, here] = kept
+        pruned, error = _eliminate(weight[:, here], zeros[:, here], factor[here, here], rule, count)
+        weight[:, here] = pruned
         weight[:, later] -= error @ factor[here, later]
     return weight
 
 
 def _stripes(weight: Float[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
-    """First column, end, and number of zeros of each block of columns; no group of a pattern is cut in two.
+    """Yield the first column, the end and the number of zeros of each block of columns. No pattern group is split.
 
-    Each block gets its share of what is left, rounded down, so the last ones take up what rounding has left.
+    Each block gets its part of the remaining zeros, rounded down, so the last blocks get what rounding left over.
     """
     cols, width = weight.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
     left = rule.zeros
@@ -99,7 +102,10 @@ def _eliminate(
     rule: Rule,
     count: int,
 ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
-    """One block of columns pruned, and the error of each column in units of the factor's diagonal."""
+    """Prune one block of columns.
+
+    Returns the block, and the error of each column divided by the factor's diagonal.
+    """
     weight, errors, mask = weight.clone(), torch.zeros_like(weight), zeros.clone()
     step = rule.pattern.of if rule.pattern.grouped else weight.shape[1]
     for column in range(weight.shape[1]):
@@ -114,5 +120,5 @@ def _eliminate(
 
 def _choose(score: Float[Tensor, "rows width"], rule: Rule, count: int) -> Bool[Tensor, "rows width"]:
     if rule.pattern.grouped:
-        return in_groups(score, rule.pattern)
-    return smallest_of_all(score, count)
+        return smallest_in_groups(score, rule.pattern)
+    return smallest_overall(score, count)

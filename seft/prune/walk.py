@@ -1,6 +1,6 @@
-"""Over the decoder blocks in their order, each on what the blocks before it hand on.
+"""Visit the decoder blocks in order, each with the outputs of the blocks before it as its inputs.
 
-The model stays where it is; one block at a time is brought to the device, so a model larger than it can be worked on.
+The model stays where it is. One block at a time moves to the device, so the model may be larger than the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from seft.report import Phase, Progress, Reporter
 
 Windows = Int[Tensor, "windows tokens"]
 Runs = Sequence[Callable[[], Hidden]]
-"""A block, run on each window."""
+"""One function per window that runs the block on that window."""
 
 
 class Walk:
-    """Goes over the blocks as often as it is called, `passes` times in all; tells how far all of it is."""
+    """Visits all blocks once per call, and reports progress. `passes` is the number of calls that will be made."""
 
     def __init__(self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1) -> None:
         self._model, self._place, self._report, self._phase = model, place, report, phase
@@ -30,11 +30,11 @@ class Walk:
         self._done, self._total = 0, passes * len(self._blocks)
 
     def __call__(self, windows: Windows, visit: Callable[[int, Runs], None]) -> None:
-        """Visit each block while it is on the device; what it then makes of the windows goes to the next one."""
+        """Visit each block while it is on the device. Its outputs after the visit are the inputs of the next block."""
         home = self._model.device
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
-            self.tell()
+            self.report_progress()
             block.to(self._place)
             try:
                 runs = [
@@ -47,6 +47,6 @@ class Walk:
                 block.to(home)
             self._done += 1
 
-    def tell(self) -> None:
-        """Say how many blocks are done; what `report` raises ends the work."""
+    def report_progress(self) -> None:
+        """Report how many blocks are done. An exception from `report` passes through."""
         self._report(Progress(self._phase, self._done, self._total))

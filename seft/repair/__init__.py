@@ -1,4 +1,4 @@
-"""The evolution loop: train few weights of a sparse model, and let the topology change while the budget holds."""
+"""Repair of a sparse model: train few of its weights, and change its topology within the budget of nonzeros."""
 
 from seft.repair.loop import Repair
 

@@ -1,6 +1,6 @@
-"""The active set of one linear: the few positions of its weight that are trained, and all that training keeps of them.
+"""The active set of one linear: the few trained positions of its weight, and their training state.
 
-Nothing here knows a gradient or a schedule.
+No gradients and no schedule here.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from seft.dtypes import master_dtype
 from seft.errors import ConfigError
-from seft.repair.positions import Former, entries, put
+from seft.repair.positions import BasePositions, entries, put
 
 LARGEST_POSITION = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True)
-class Active(Former):
-    """`values` are the masters, in float32 or wider; the weight holds them rounded to its own dtype.
+class Active(BasePositions):
+    """The trained positions of one weight.
 
-    `bases` are what the weight held when each position became active, bit for bit. `means` and `squares` are Adam's
-    moments, `ages` the number of gradients in them.
+    `values` are the master values, in float32 or wider; the weight has them rounded to its own dtype. `bases` are the
+    exact weights from when each position became active. `means` and `squares` are Adam's moments, and `ages` the number
+    of gradients in them.
     """
 
     values: Float[Tensor, "positions"]
@@ -31,7 +32,7 @@ class Active(Former):
 
     @classmethod
     def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> "Active":
-        """Positions at their present values, with no memory of any gradient."""
+        """Return the positions with their present weights and empty moments."""
         bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
         means, squares = torch.zeros_like(values), torch.zeros_like(values)
@@ -39,19 +40,24 @@ class Active(Former):
 
     @property
     def deltas(self) -> Float[Tensor, "positions"]:
-        """How far each value is from its base."""
+        """Distance of each value from its base."""
         return self.values - self.bases
 
     def write(self, weight: Float[Tensor, "rows cols"]) -> None:
-        """Round the values into the weight, in place."""
+        """Write the values, rounded, into the weight."""
         put(weight, self.indices, self.values.to(weight.dtype))
 
 
-def spread(weight: Float[Tensor, "rows cols"], count: int, generator: torch.Generator) -> Int[Tensor, "positions"]:
-    """Sorted positions of `count` nonzeros, drawn one from each `count`-th part of them."""
+def sample_nonzeros(
+    weight: Float[Tensor, "rows cols"], count: int, generator: torch.Generator
+) -> Int[Tensor, "positions"]:
+    """Draw `count` nonzeros, one from each of `count` equal parts of them. Returns sorted positions.
+
+    Raises ConfigError if the weight is too large for int32 positions.
+    """
     if weight.numel() > LARGEST_POSITION:
-        rule = f"may have no linear of more than {LARGEST_POSITION} weights"
-        raise ConfigError("model", rule, tuple(weight.shape), "Positions are kept as int32: split this linear.")
+        rule = f"must have at most {LARGEST_POSITION} weights in each linear, because positions are int32"
+        raise ConfigError("model", rule, tuple(weight.shape), "Split this linear, or repair another model.")
     nonzeros = weight.flatten().nonzero().squeeze(1)
     bounds = torch.arange(count + 1) * len(nonzeros) // max(count, 1)
     draws = torch.rand(count, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""A change of all nonzeros of a linear, made from few values; zeros stay zero, so any pattern is kept.
+"""A change of all nonzeros of a linear, computed from few values. Zeros stay zero, so any pattern is kept.
 
-The merged weight stands in place: `base + change(values)`, in the weight's own dtype, zero wherever the base is. Change
-and gradient are made for a few rows at a time: no matrix as large as the weight exists but weight and base. The base,
-a copy of the pruned weight, is kept, because the change cannot be taken back out of a rounded sum.
+The linear's weight is the merged one: `base + change(values)`, in its own dtype, and zero where the base is zero.
+Change and gradient are computed for a few rows at a time, so weight and base are the only full matrices. The base is a
+copy of the pruned weight; it is needed because the change cannot be recovered from a rounded sum.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from torch import Tensor
 from seft.dtypes import master_dtype
 from seft.models.products import Product
 from seft.repair import optimizer
-from seft.repair.in_place import InPlace
+from seft.repair.in_place import InPlaceMethod
 from seft.repair.method import Work
 from seft.repair.product import trained_product
 from seft.repair.ranks import Shape, ranks
@@ -27,27 +27,29 @@ Rows = Float[Tensor, "chunk cols"]
 
 
 class Formula(Protocol):
-    """How some values, in one vector, change a weight of a shape. `rows` and `base` are a chunk of its rows."""
+    """Computes the change of a weight from one vector of values. `rows` and `base` are a chunk of the weight's rows."""
 
     def __init__(self, shape: Shape, rank: int) -> None: ...
 
     @staticmethod
     def size(shape: Shape, rank: int) -> int:
-        """How many values there are."""
+        """Return the number of values."""
 
-    def start(self, generator: torch.Generator) -> Float[Tensor, "values"]:
-        """First values, which change nothing."""
+    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+        """Return initial values, for which the change is zero."""
 
     def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
-        """What is added to the base; zeros of the base are left out by the caller."""
+        """Return what is added to the base. The caller masks the zeros of the base."""
 
-    def pull(self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows) -> Float[Tensor, "values"]:
-        """The part of the values' gradient that comes from these rows; `gradient` is zero where the base is."""
+    def backward(
+        self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
+    ) -> Float[Tensor, "values"]:
+        """Return these rows' part of the gradient of the values. `gradient` is zero where the base is zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A vector that is trained whole, in float32 or wider, with Adam's moments and the number of gradients in them."""
+    """A trained vector, in float32 or wider, with Adam's moments and the number of gradients in them."""
 
     values: Float[Tensor, "values"]
     means: Float[Tensor, "values"]
@@ -56,17 +58,17 @@ class Values:
 
     @classmethod
     def start(cls, values: Float[Tensor, "values"]) -> "Values":
-        """With no memory of any gradient."""
+        """Return the values with empty moments."""
         ages = torch.zeros(1, dtype=torch.int16, device=values.device)
         return cls(values, torch.zeros_like(values), torch.zeros_like(values), ages)
 
     @property
     def deltas(self) -> Float[Tensor, "values"]:
-        """What weight decay pulls to zero."""
+        """The values that weight decay pulls to zero: all."""
         return self.values
 
     def tensors(self) -> dict[str, Tensor]:
-        """All fields by name."""
+        """Return all fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -76,50 +78,53 @@ class ChangedLinear:
     def __init__(self, weight: Float[Tensor, "rows cols"], formula: Formula, generator: torch.Generator) -> None:
         self.weight, self.base, self.formula = weight, weight.clone(), formula
         dtype = master_dtype(weight.dtype)
-        self._adopt(Values.start(formula.start(generator).to(weight.device, dtype)))
+        self._adopt(Values.start(formula.initial(generator).to(weight.device, dtype)))
 
     @property
-    def trained(self) -> int:
-        """The length of the vector."""
+    def trained_values(self) -> int:
+        """Number of trained values."""
         return len(self.vector.values)
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """What `plain`, the linear's own product, gives; through it gradients come together."""
+        """Return the result of `plain`, the linear's own product. Backward accumulates the values' gradient."""
         return trained_product(inputs, self._leaf, self, plain)
 
     def gradient(
         self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
     ) -> Float[Tensor, "values"]:
-        """Through the masked gradient of the weight, a few rows of it at a time."""
+        """Return the gradient of the values from the masked gradient of the weight, a few rows at a time.
+
+        `left` is the gradient of the outputs, `right` the inputs.
+        """
         values = self.vector.values
         left, right = left.to(values.dtype), right.to(values.dtype)
         whole = torch.zeros_like(values)
         for rows in row_chunks(self.weight.shape) if len(values) else ():
             base = self.base[rows].to(values.dtype)
             masked = (left[:, rows].t() @ right).masked_fill_(base == 0, 0)
-            whole += self.formula.pull(values, base, rows, masked)
+            whole += self.formula.backward(values, base, rows, masked)
         return whole
 
     def take_gradient(self) -> Float[Tensor, "values"]:
-        """The gradient that has come together since the last call; zero where no token came by."""
+        """Return and reset the gradient accumulated since the last call; zero if there were no tokens."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.vector.values) if gradient is None else gradient
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Step the values, and make the weight anew."""
+        """Take one optimizer step, and write the new weight."""
         optimizer.step(self.vector, gradient, rate, weight_decay)
         self._write()
 
-    def reactivated(self) -> int:
-        """None: zeros stay."""
+    def reactivated_count(self) -> int:
+        """Return 0: zeros stay zero."""
         return 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """The vector and its moments; the weight follows from them and the base."""
+        """Return the vector and its moments. The weight follows from them and the base."""
         return self.vector.tensors()
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a saved vector."""
+        """Continue from a saved vector."""
         self._adopt(Values(**tensors))
         self._write()
 
@@ -135,16 +140,16 @@ class ChangedLinear:
             self.weight[rows] = changed.masked_fill_(base == 0, 0).to(self.weight.dtype)
 
 
-class DenseChange(InPlace):
-    """A formula for each target, in ranks that make up the asked count of values."""
+class DenseChange(InPlaceMethod):
+    """Trains one formula per target. The ranks give the configured number of values in all."""
 
     formula: type[Formula]
 
     def __init__(self, work: Work) -> None:
-        found = ranks(work.targets, work.config, self.formula.size)
+        rank_of = ranks(work.targets, work.config, self.formula.size)
         linears = {}
         for name, target in work.targets.items():
             rows, cols = target.weight.shape
-            formula = self.formula((rows, cols), found[name])
+            formula = self.formula((rows, cols), rank_of[name])
             linears[name] = ChangedLinear(target.weight, formula, generator(work.config.seed, name))
         super().__init__(work, linears)

@@ -1,12 +1,12 @@
-"""The decisions of one event of the topology in one linear: drop, grow, adapt. Pure; they write into no weight.
+"""The decisions of one topology event in one linear: drop, grow, adapt. Pure functions; no weight is changed here.
 
-A position is *used* while it is nonzero or active: an active one counts even while its value is zero, so that the law
-holds at every step and not only at events. At most `budget` positions of the linear are used, and at most N in every
-group of an N:M pattern. Without a pattern each position is a group of its own, which forbids nothing.
+A position is *used* if it is nonzero or active. An active position counts even while its value is zero, so the limits
+hold at every step and not only at events. At most `budget` positions of the linear are used, and at most N in every
+group of an N:M pattern. Without a pattern each position is its own group, which limits nothing.
 
-[ours] In a pattern a grown zero takes the place of the least sensitive used position of its group, active or not, that
-does not grow in the same event; where its group has room it takes no place. A group grows at most N positions, the
-best, so that there always is a place to take.
+[ours] In a pattern, a grown zero replaces the least sensitive used position of its group, active or not, that does not
+grow in the same event. If the group has a free place, nothing is replaced. A group grows at most its N best positions,
+so there is always a position to replace.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from seft.repair.window import Candidates
 
 
 class Choice(NamedTuple):
-    """`grown` become active, `removed` become zero, `spared` were dropped and stay active all the same.
+    """`grown` become active, `removed` become zero, `spared` were dropped but stay active.
 
-    A removed one that was active has a grown one in its place.
+    For each removed position that was active, one more position is grown.
     """
 
     grown: Candidates
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 
 
 def drop(active: Active, count: int) -> tuple[Active, Active]:
-    """The active set without the `count` positions that moved least, and those positions."""
+    """Split off the `count` positions that moved least. Returns the kept and the dropped positions."""
     dropped = torch.zeros(len(active), dtype=torch.bool, device=active.indices.device)
     dropped[active.deltas.abs().argsort(stable=True)[:count]] = True
     return active[~dropped], active[dropped]
@@ -51,41 +51,50 @@ def choose(
     budget: int,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Grow as many positions as were dropped, by best score; remove the first of `removal` that do not grow, until
-    the law holds.
+    """Choose the positions to grow, by best score, and to remove, in the order of `removal`, within the limits.
 
-    `weight` has the dropped positions at their bases, and all in `removal` are used. A removed position that was active
-    is replaced by the next best candidate for growth. Where there are too few of these, no active position is removed;
-    and where groups then have no room for as many as were dropped, those dropped that moved most are spared.
+    As many positions grow as were dropped. `weight` has the dropped positions at their bases; all positions in
+    `removal` are used. Raises TrainError if the budget cannot be kept.
     """
+    # 1. spare: places that the budget leaves before anything grows, minus kept active positions whose value is zero.
+    # 2. queue: positions that may be removed. First `removal`, then the dropped nonzeros outside it, smallest |base|
+    #    first. It cannot run out: an event grows at most as many more zeros as it has dropped nonzeros.
+    # 3. eligible: candidates by falling score, at most the N best of each group.
+    # 4. Grow the first `len(dropped)` of them and remove what the limits ask for. Each kept active position that is
+    #    removed is replaced by the next candidate, which may remove more. Repeat until a round removes as many active
+    #    positions as it replaces, or the candidates run out. The number only rises, so this ends.
+    # 5. If all of them are replaced, return this result.
+    # 6. Otherwise kept active positions must stay. Append the dropped positions to the candidates, those that moved
+    #    most first. Take the first `len(dropped)` whose group has a place left beside the kept positions.
+    # 7. Remove what the limits ask for, except positions that are taken or kept. Dropped positions among those taken
+    #    are spared.
     spare = budget - int(weight.count_nonzero()) - int((entries(weight, kept.indices) == 0).sum())
-    # No event runs out of what may go: it grows at most as many zeros more as it has dropped nonzeros.
     rest = dropped.indices[dropped.bases.abs().argsort(stable=True)]
     rest = rest[(entries(weight, rest) != 0) & ~torch.isin(rest, removal)]
     adapt = _Adapt(weight, torch.cat([removal, rest]), spare, pattern)
     best = growth.indices[growth.scores.argsort(descending=True, stable=True)]
-    able = best[_rank(best // pattern.of) < pattern.kept]
+    eligible = best[_rank_among_equals(best // pattern.of) < pattern.kept]
     count, replaced = len(dropped), -1
-    removed, leaving = best[:0], 0
-    # Each round only adds to those that leave, so this ends; equal numbers mean that all of them are replaced.
-    while leaving > replaced and count + leaving <= len(able):
-        replaced = leaving
-        removed = adapt(able[: count + replaced], able[: count + replaced])
-        leaving = int(torch.isin(removed, kept.indices).sum())
-    if leaving == replaced:
-        return Choice(_among(growth, able[: count + replaced]), removed, best[:0])
-    able = torch.cat([best, dropped.indices[dropped.deltas.abs().argsort(descending=True, stable=True)]])
-    room = pattern.kept - _tally(able // pattern.of, kept.indices // pattern.of)
-    chosen = able[_rank(able // pattern.of) < room][:count]
+    removed, removed_active = best[:0], 0
+    while removed_active > replaced and count + removed_active <= len(eligible):
+        replaced = removed_active
+        removed = adapt(eligible[: count + replaced], eligible[: count + replaced])
+        removed_active = int(torch.isin(removed, kept.indices).sum())
+    if removed_active == replaced:
+        return Choice(_select(growth, eligible[: count + replaced]), removed, best[:0])
+    eligible = torch.cat([best, dropped.indices[dropped.deltas.abs().argsort(descending=True, stable=True)]])
+    free = pattern.kept - _count_equals(eligible // pattern.of, kept.indices // pattern.of)
+    chosen = eligible[_rank_among_equals(eligible // pattern.of) < free][:count]
     removed = adapt(chosen, torch.cat([chosen, kept.indices]))
-    return Choice(_among(growth, chosen), removed, chosen[torch.isin(chosen, dropped.indices)].sort().values)
+    return Choice(_select(growth, chosen), removed, chosen[torch.isin(chosen, dropped.indices)].sort().values)
 
 
 @dataclass(frozen=True, slots=True)
 class _Adapt:
-    """Which positions become zero once others have grown.
+    """Chooses which positions become zero after others have grown.
 
-    `queue` has those that may, the least sensitive first. `spare` is what the budget leaves before anything grows.
+    `queue` has the positions that may be removed, the least sensitive first. `spare` is the number of places that the
+    budget leaves before anything grows.
     """
 
     weight: Float[Tensor, "rows cols"]
@@ -94,30 +103,37 @@ class _Adapt:
     pattern: Pattern
 
     def __call__(self, grown: Int[Tensor, "grown"], staying: Int[Tensor, "staying"]) -> Int[Tensor, "removed"]:
-        """What goes when `grown` are active: first where a group is too full, then as many as the budget asks for."""
+        """Return what is removed if `grown` become active and `staying` may not go: overfull groups, then the budget.
+
+        Raises TrainError if the budget cannot be kept.
+        """
         queue = self.queue[~torch.isin(self.queue, staying)]
         groups = queue // self.pattern.of
-        too_many = _tally(groups, groups) + _tally(groups, staying // self.pattern.of) - self.pattern.kept
-        crowded = _rank(groups) < too_many
-        others = queue[~crowded & (entries(self.weight, queue) != 0)]
-        excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(crowded.sum())
+        excess_in_group = _count_equals(groups, groups) + _count_equals(groups, staying // self.pattern.of)
+        excess_in_group = excess_in_group - self.pattern.kept
+        overfull = _rank_among_equals(groups) < excess_in_group
+        others = queue[~overfull & (entries(self.weight, queue) != 0)]
+        excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(overfull.sum())
         if excess > len(others):
-            raise TrainError(f"a linear must keep its budget of nonzeros; {excess} must go and {len(others)} can.")
-        return torch.cat([queue[crowded], others[: max(0, excess)]])
+            raise TrainError(
+                f"a linear must keep its budget of nonzeros; {excess} more must become zero and only {len(others)} can."
+                " Report this as a bug."
+            )
+        return torch.cat([queue[overfull], others[: max(0, excess)]])
 
 
-def _among(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:
+def _select(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:
     return growth[torch.isin(growth.indices, chosen)]
 
 
-def _rank(groups: Int[Tensor, "positions"]) -> Int[Tensor, "positions"]:
-    """For each entry how many equal ones stand before it."""
+def _rank_among_equals(groups: Int[Tensor, "positions"]) -> Int[Tensor, "positions"]:
+    """Return for each entry how many equal entries come before it."""
     ordered, order = groups.sort(stable=True)
     places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(places).scatter_(0, order, places)
 
 
-def _tally(groups: Int[Tensor, "positions"], among: Int[Tensor, "others"]) -> Int[Tensor, "positions"]:
-    """For each entry how many equal ones there are among others."""
-    ordered = among.sort().values
+def _count_equals(groups: Int[Tensor, "positions"], others: Int[Tensor, "others"]) -> Int[Tensor, "positions"]:
+    """Return for each entry of `groups` how many equal entries `others` has."""
+    ordered = others.sort().values
     return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)

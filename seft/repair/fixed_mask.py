@@ -1,18 +1,18 @@
-"""Few weights of each linear, drawn once and evenly from the nonzeros, are trained; no zero moves.
+"""Train few weights of each linear, drawn once and evenly from its nonzeros. Zeros stay zero.
 
-It is SEFT without its evolution, to compare with. What SEFT adds is in `seft.repair.evolving`.
+This is SEFT without events, as a baseline. `seft.repair.evolving` adds the events.
 """
 
 import warnings
 
-from seft.repair.in_place import InPlace
+from seft.repair.in_place import InPlaceMethod
 from seft.repair.linear import RepairedLinear
 from seft.repair.method import Work
 from seft.seeds import generator
 
 
-class FixedMask(InPlace):
-    """One active set for each linear."""
+class FixedMask(InPlaceMethod):
+    """Trains one active set per linear."""
 
     def __init__(self, work: Work) -> None:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)

@@ -1,4 +1,4 @@
-"""What methods share that keep the trained weights merged in place: one trainer for each target, and one state."""
+"""The base of methods that keep the trained weights merged in the model: one trainer per target, and one state."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -12,81 +12,83 @@ from seft.repair.method import Work
 from seft.report import Evolved, Reporter
 
 
-class Linear(Protocol):
+class LinearTrainer(Protocol):
     """Trains the weight of one target."""
 
     weight: Float[Tensor, "rows cols"]
 
     @property
-    def trained(self) -> int:
-        """How many values are trained."""
+    def trained_values(self) -> int:
+        """Number of trained values."""
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """What `plain`, the linear's own product, gives; through it gradients come together."""
+        """Return the result of `plain`, the linear's own product. Backward accumulates the values' gradient."""
 
     def take_gradient(self) -> Float[Tensor, "values"]:
-        """The gradient that has come together since the last call; zero where no token came by."""
+        """Return and reset the gradient accumulated since the last call; zero if there were no tokens."""
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Step the values, and write what they mean into the weight."""
+        """Take one optimizer step, and write the new weight."""
 
-    def reactivated(self) -> int:
-        """Positions that were zero at the start and are not now."""
+    def reactivated_count(self) -> int:
+        """Count the positions that were zero at the start and are nonzero now."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that must be known to go on."""
+        """Return all tensors needed to continue."""
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from saved tensors, whatever has been trained meanwhile."""
+        """Continue from saved tensors, which replace the present ones at any step."""
 
 
-class InPlace:
-    """A method made of one trainer for each target. No topology evolves."""
+class InPlaceMethod:
+    """A method with one trainer per target and a fixed topology."""
 
-    def __init__(self, work: Work, linears: Mapping[str, Linear]) -> None:
+    def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
-        self._all = linears
+        self._trainers = linears
         self._release = take_over({work.targets[name]: linear.product for name, linear in linears.items()})
 
     @property
-    def trained(self) -> int:
-        """How many values are trained."""
-        return sum(linear.trained for linear in self._all.values())
+    def trained_values(self) -> int:
+        """Number of trained values."""
+        return sum(linear.trained_values for linear in self._trainers.values())
 
     @property
     def grown_zeros(self) -> int:
-        """Positions that were zero at the start and are nonzero now."""
-        return sum(linear.reactivated() for linear in self._all.values())
+        """Number of positions that were zero at the start and are nonzero now."""
+        return sum(linear.reactivated_count() for linear in self._trainers.values())
 
-    def open(self, _: int) -> None:
-        """Nothing is due before a step."""
+    def before_step(self, _: int) -> None:
+        """Do nothing."""
 
     def take_gradients(self) -> list[Tensor]:
-        """One for each linear."""
-        return [linear.take_gradient() for linear in self._all.values()]
+        """Return and reset the accumulated gradient of each linear."""
+        return [linear.take_gradient() for linear in self._trainers.values()]
 
     def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
-        """One optimizer step in each linear."""
-        for linear, gradient in zip(self._all.values(), gradients, strict=True):
+        """Take one optimizer step in each linear."""
+        for linear, gradient in zip(self._trainers.values(), gradients, strict=True):
             linear.update(gradient, rate, self.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Nothing ever moves."""
+        """Return None: the topology is fixed."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What each linear needs to go on."""
-        return {f"{name}/{part}": tensor for name, each in self._all.items() for part, tensor in each.tensors().items()}
+        """Return the tensors that each linear needs to continue."""
+        return {
+            f"{name}/{part}": tensor for name, each in self._trainers.items() for part, tensor in each.tensors().items()
+        }
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Into each linear its own."""
-        parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._all}
+        """Continue every linear from its saved tensors."""
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._trainers}
         for key, tensor in tensors.items():
             name, part = key.split("/")
-            parts[name][part] = tensor.to(self._all[name].weight.device)
-        for name, linear in self._all.items():
+            parts[name][part] = tensor.to(self._trainers[name].weight.device)
+        for name, linear in self._trainers.items():
             linear.resume(parts[name])
 
     def finish(self, _: Reporter) -> None:
-        """Give the modules their own products back."""
+        """Restore the modules' own products."""
         self._release()

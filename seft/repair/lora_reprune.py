@@ -1,7 +1,7 @@
-"""LoRA as PEFT has it, unmasked; merged at the end, which fills the zeros, and pruned again to as many as there were.
+"""PEFT's LoRA without a mask; merged at the end, which fills the zeros, then pruned again to the same zeros per linear.
 
-It is the LoRA* that the SEFT paper compares with (arXiv 2505.24037). The pruned weights stand as they are until the
-end; only then are there trained sparse ones. Pruning again does as the first time, on windows of the training text.
+This is the LoRA* that the SEFT paper compares with (arXiv 2505.24037). The pruned weights do not change until the end.
+The second pruning uses the settings of the first, on windows of the training text.
 """
 
 import warnings
@@ -16,8 +16,8 @@ from seft.data.text import windows
 from seft.errors import ConfigError
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.loop import prune_model
-from seft.prune.mask import smallest_of_all, zeros_first
-from seft.prune.methods import readers
+from seft.prune.mask import smallest_overall, zeros_first
+from seft.prune.methods import text_users
 from seft.repair import optimizer
 from seft.repair.dense_change import Values
 from seft.repair.masked_lora import SCALE, LowRank
@@ -28,15 +28,18 @@ from seft.seeds import generator
 
 
 class LoraReprune:
-    """Adapters for each target, in ranks that make up the asked count of values."""
+    """Trains a PEFT adapter per target. The ranks give the configured number of values in all.
+
+    Raises ConfigError if it is not known how the model was pruned, or if the model stacks its experts.
+    """
 
     def __init__(self, work: Work) -> None:
         if work.pruned is None:
-            way_out = "Say how the model was pruned, or take another method."
+            way_out = "Give the settings that the model was pruned with, or choose another method."
             raise ConfigError("pruned", f"must be given for {work.config.method}, which prunes again", None, way_out)
-        _must_be_modules(work.targets, work.config)
+        _require_modules(work.targets, work.config)
         self._work, self._pruned = work, work.pruned
-        length, count = self._pruned.tokens, self._pruned.samples if readers(self._pruned) else 0
+        length, count = self._pruned.tokens, self._pruned.samples if text_users(self._pruned) else 0
         self._windows = (
             windows(work.text, length, count, self._pruned.order, self._pruned.seed) if count else work.text[:0, None]
         )
@@ -49,15 +52,15 @@ class LoraReprune:
         self.grown_zeros = 0
 
     @property
-    def trained(self) -> int:
-        """All entries of all adapters."""
+    def trained_values(self) -> int:
+        """Number of trained values: all entries of all adapters."""
         return sum(parameter.numel() for parameter in self._parameters.values())
 
-    def open(self, _: int) -> None:
-        """Nothing is due before a step."""
+    def before_step(self, _: int) -> None:
+        """Do nothing."""
 
     def take_gradients(self) -> list[Tensor]:
-        """One for each half of an adapter."""
+        """Return and reset the accumulated gradient of each adapter matrix."""
         gradients = []
         for parameter in self._parameters.values():
             gradient, parameter.grad = parameter.grad, None
@@ -65,68 +68,68 @@ class LoraReprune:
         return gradients
 
     def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
-        """One optimizer step in each."""
+        """Take one optimizer step in each adapter matrix."""
         for vector, gradient in zip(self._vectors.values(), gradients, strict=True):
             optimizer.step(vector, gradient, rate, self._work.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Nothing moves before the end."""
+        """Return None: the topology is fixed until the end."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The adapters and their moments."""
+        """Return the adapters and their moments."""
         return {
             f"{name}.{part}": tensor for name, each in self._vectors.items() for part, tensor in each.tensors().items()
         }
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Go on from saved adapters."""
+        """Continue from saved adapters."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
     def finish(self, report: Reporter) -> None:
-        """Merge, prune each linear to the zeros that it had, and count those that are elsewhere now."""
+        """Merge the adapters, prune each linear to its former number of zeros, and count the zeros that moved."""
         targets = self._work.targets
         former = {name: target.weight == 0 for name, target in targets.items()}
         self._peft.merge_and_unload()
         prune_model(self._work.model, self._windows, self._pruned, report, zeros=self._zeros)
         for name, target in targets.items():
-            # A pattern alone may leave more nonzeros than there were: the model had zeros of its own.
+            # With a pattern, pruning may leave more nonzeros than before, because the dense model had zeros.
             score = zeros_first(target.weight.abs(), target.weight)
-            target.weight.masked_fill_(smallest_of_all(score, int(former[name].sum())), 0.0)
+            target.weight.masked_fill_(smallest_overall(score, int(former[name].sum())), 0.0)
             self.grown_zeros += int((former[name] & (target.weight != 0)).sum())
 
 
-def _must_be_modules(targets: Mapping[str, Target], config: RepairConfig) -> None:
+def _require_modules(targets: Mapping[str, Target], config: RepairConfig) -> None:
     for name, target in targets.items():
         if target.number is not None:
-            rule = "must suit the model's experts, which PEFT cannot adapt one by one: this model stacks them"
-            raise ConfigError("method", f"{rule} in {name}", str(config.method), "Take another method.")
+            rule = f"must suit the model's experts; PEFT cannot adapt stacked experts, such as {name}"
+            raise ConfigError("method", rule, str(config.method), "Choose another method.")
 
 
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
-    """Let PEFT put adapters into the model; those by the name of the target and of the half, and PEFT's handle.
+    """Add PEFT adapters to the model. Returns the adapter matrices by "target/A" and "target/B", and PEFT's model.
 
-    They begin with the values that `masked_lora` begins with, which PEFT would draw from torch's own generator.
+    The initial values are those of `masked_lora`; PEFT would draw them from torch's global generator.
     """
     from peft import LoraConfig, get_peft_model
 
     sizes = {name: (target.weight.shape[0], target.weight.shape[1]) for name, target in work.targets.items()}
-    found = {name: rank for name, rank in ranks(work.targets, work.config, LowRank.size).items() if rank}
+    rank_of = {name: rank for name, rank in ranks(work.targets, work.config, LowRank.size).items() if rank}
     config = LoraConfig(
-        target_modules=list(found),
-        rank_pattern=found,
-        alpha_pattern={name: SCALE * rank for name, rank in found.items()},
+        target_modules=list(rank_of),
+        rank_pattern=rank_of,
+        alpha_pattern={name: SCALE * rank for name, rank in rank_of.items()},
     )
     with warnings.catch_warnings():
-        # It finds out by itself that a Conv1D is stored transposed, and says so.
+        # PEFT detects that a Conv1D is stored transposed, and warns.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
         handle = get_peft_model(work.model, config)
     parameters: dict[str, torch.nn.Parameter] = {}
-    for name, rank in found.items():
+    for name, rank in rank_of.items():
         module: Any = work.model.get_submodule(name)
         halves = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight}
-        first = LowRank(sizes[name], rank).start(generator(work.config.seed, name))[: halves["A"].numel()]
+        first = LowRank(sizes[name], rank).initial(generator(work.config.seed, name))[: halves["A"].numel()]
         with torch.no_grad():
             halves["A"].copy_(first.view_as(halves["A"]))
         parameters |= {f"{name}/{half}": parameter for half, parameter in halves.items()}

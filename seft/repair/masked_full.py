@@ -1,4 +1,4 @@
-"""All nonzeros trained: full fine-tuning under the mask that pruning left. Its state grows with the nonzeros."""
+"""Full fine-tuning under the pruning mask: all nonzeros are trained. The state grows with their number."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from seft.repair.method import Work
 
 
 class MaskedFull(FixedMask):
-    """An active set of all nonzeros in each linear, whatever the density."""
+    """Trains all nonzeros of each linear, whatever the density."""
 
     def __init__(self, work: Work) -> None:
         super().__init__(replace(work, config=replace(work.config, density=1.0)))

@@ -1,4 +1,4 @@
-"""LoRA under the mask: `W = W0 + 2 * mask(B A)`, as SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582)."""
+"""LoRA under the mask: `W = W0 + 2 * mask(B A)`, as in SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582)."""
 
 import torch
 from jaxtyping import Float
@@ -8,34 +8,34 @@ from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
 
 SCALE = 2.0
-"""What LoRA calls alpha / r; the same for every rank."""
+"""LoRA's alpha / r; the same for every rank."""
 
 
 class LowRank:
-    """`A` (rank, cols) and then `B` (rows, rank) in one vector."""
+    """The formula of masked LoRA. The vector has `A` (rank, cols), then `B` (rows, rank)."""
 
     def __init__(self, shape: Shape, rank: int) -> None:
         self.rank, self.rows, self.cols = rank, *shape
 
     @staticmethod
     def size(shape: Shape, rank: int) -> int:
-        """Both factors."""
+        """Return the number of entries of both factors."""
         return rank * sum(shape)
 
-    def start(self, generator: torch.Generator) -> Float[Tensor, "values"]:
-        """A evenly within 1 / sqrt(cols), as LoRA's code has it; B zero."""
+    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+        """Return A uniform within +-1 / sqrt(cols), as in LoRA's code, and B zero."""
         first = torch.rand(self.rank * self.cols, generator=generator) * 2 - 1
         return torch.cat([first * self.cols**-0.5, torch.zeros(self.rows * self.rank)])
 
     def change(self, values: Float[Tensor, "values"], _base: Rows, rows: slice) -> Rows:
-        """Rows of the product."""
+        """Return these rows of the product."""
         right, left = self._factors(values)
         return SCALE * (left[rows] @ right)
 
-    def pull(
+    def backward(
         self, values: Float[Tensor, "values"], _base: Rows, rows: slice, gradient: Rows
     ) -> Float[Tensor, "values"]:
-        """Of all of A, and of these rows of B."""
+        """Return these rows' part of the gradient: all of A, and these rows of B."""
         pulled = torch.zeros_like(values)
         (right, left), (of_right, of_left) = self._factors(values), self._factors(pulled)
         of_right.addmm_(left[rows].t(), gradient, alpha=SCALE)

@@ -1,4 +1,4 @@
-"""What every method of repair can do, whatever it trains."""
+"""The interface of every repair method, and its input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from seft.report import Evolved, Reporter
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a method is given: a frozen model, its targets by name, what was asked for, and the text in one row.
+    """The input of a method: a frozen model, its targets by name, the configuration, and the text in one row.
 
-    `pruned` is how the targets were pruned; None where that is not known and they are in no pattern.
+    `pruned` is how the targets were pruned. None means that this is unknown and that they follow no pattern.
     """
 
     model: Any
@@ -27,43 +27,43 @@ class Work:
 
     @property
     def pattern(self) -> Pattern:
-        """What the targets are in."""
+        """Pattern of the targets."""
         return self.pruned.pattern if self.pruned else UNSTRUCTURED
 
 
 class Method(Protocol):
-    """Trains the targets of one model, which runs as trained so far at every moment between two calls."""
+    """Trains the targets of one model. Between two calls the model always runs with the weights trained so far."""
 
     def __init__(self, work: Work) -> None: ...
 
     @property
-    def trained(self) -> int:
-        """How many values are trained."""
+    def trained_values(self) -> int:
+        """Number of trained values."""
 
     @property
     def grown_zeros(self) -> int:
-        """Positions of the targets that were zero at the start and are nonzero now; good after `finish`, too."""
+        """Number of positions that were zero at the start and are nonzero now. Also valid after `finish`."""
 
-    def open(self, step: int, /) -> None:
-        """Before the first micro-batch of a step."""
+    def before_step(self, step: int, /) -> None:
+        """Prepare a step. Called before its first micro-batch."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Those of the trained values that have come together since the last call, always in the same order."""
+        """Return and reset the gradients accumulated since the last call, always in the same order."""
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
-        """One optimizer step with these gradients, which clipping has multiplied by `scale`."""
+        """Take one optimizer step with these gradients, which clipping has multiplied by `scale`."""
 
     def evolve(self, step: int, /) -> Evolved | None:
-        """After a step: the event of the topology that is due, if there is one."""
+        """Run the topology event due after a step. Returns None if none is due."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that makes the trained weights out of the pruned ones, and all that the next step depends on; no copies.
+        """Return all that turns the pruned weights into the trained ones, and all that the next step depends on.
 
-        Names are those of targets, then a slash and what it is.
+        Not copies. A name is the target's name, a slash, and the part.
         """
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Go on from saved tensors instead of the present ones, whatever has been trained meanwhile."""
+        """Continue from saved tensors, which replace the present ones at any step."""
 
     def finish(self, report: Reporter, /) -> None:
-        """Leave the model's modules as they came, with the trained weights in them."""
+        """Restore the model's modules, with the trained weights in them."""

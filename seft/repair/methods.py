@@ -1,7 +1,7 @@
-"""The methods of repair by name. Adding one is one file and one line here."""
+"""The repair methods by name. A new method needs one file and one line here."""
 
 from seft.config import RepairMethod
-from seft.repair.evolving import Evolving
+from seft.repair.evolving import SEFT
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
@@ -10,7 +10,7 @@ from seft.repair.method import Method
 from seft.repair.spp import SPP
 
 METHODS: dict[RepairMethod, type[Method]] = {
-    RepairMethod.SEFT: Evolving,
+    RepairMethod.SEFT: SEFT,
     RepairMethod.FIXED_MASK: FixedMask,
     RepairMethod.MASKED_FULL: MaskedFull,
     RepairMethod.MASKED_LORA: MaskedLora,

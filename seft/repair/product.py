@@ -1,7 +1,7 @@
-"""The product of a linear under repair: the merged weight stays in place, is never copied, and has no gradient.
+"""The product of a linear under repair. The merged weight stays in place, is never copied, and has no gradient.
 
-Forward is the linear's own product. Backward makes the gradient of the inputs, and hands the two sides of the weight's
-gradient to whoever trains, who makes of them what it needs.
+Forward is the linear's own product. Backward computes the gradient of the inputs, and passes the two factors of the
+weight's gradient to the trainer, which computes the gradient of its values from them.
 """
 
 from typing import Any, Protocol
@@ -15,24 +15,24 @@ from seft.models.products import Product
 
 
 class Trainer(Protocol):
-    """Whoever trains a weight through values of its own."""
+    """Trains a weight through values of its own."""
 
     weight: Float[Tensor, "rows cols"]
 
     def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Tensor:
-        """The gradient of its values, from that of the outputs (`left`) and the inputs (`right`)."""
+        """Return the gradient of the values, from the gradient of the outputs (`left`) and the inputs (`right`)."""
 
 
 def trained_product(
     inputs: Float[Tensor, "*batch cols"], values: Tensor, trainer: Trainer, plain: Product
 ) -> Float[Tensor, "*batch rows"]:
-    """What `plain`, the linear's own product, gives; differentiable in the inputs and the trainer's values alone."""
+    """Return the result of `plain`, the linear's own product; differentiable in the inputs and the trainer's values."""
     outputs: Tensor = _Product.apply(inputs, values, trainer, plain)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _Product(torch.autograd.Function):
-    """`y = x W^T + b`, whose backward knows W as a constant but for the trained values, and b as a constant."""
+    """`y = x W^T + b`. For backward, W and b are constants except for the trained values."""
 
     @staticmethod
     def forward(
@@ -47,5 +47,5 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "*batch rows"]) -> tuple[Tensor | None, Tensor, None, None]:
         trainer: Trainer = ctx.trainer
         (inputs,) = ctx.saved_tensors
-        onward = gradient @ trainer.weight if ctx.needs_input_grad[0] else None
-        return onward, trainer.gradient(gradient.flatten(0, -2), inputs.flatten(0, -2)), None, None
+        input_gradient = gradient @ trainer.weight if ctx.needs_input_grad[0] else None
+        return input_gradient, trainer.gradient(gradient.flatten(0, -2), inputs.flatten(0, -2)), None, None

@@ -1,8 +1,8 @@
-"""Some entries of a product of two dense matrices, without the product (SDDMM).
+"""Selected entries of a product of two dense matrices, without the full product (SDDMM).
 
-`torch.sparse.sampled_addmm` does it where the device has it, with the positions as a CSR pattern; elsewhere the two
-vectors of each entry are gathered, a bounded number at a time. Where most entries are wanted, the product is made whole
-for a few rows at a time instead. All sum in float32 or wider and agree to rounding.
+On CPU and CUDA, `torch.sparse.sampled_addmm` computes them, with the positions as a CSR pattern. On other devices the
+two vectors of each entry are gathered, a bounded number at a time. If many entries are needed, the dense product is
+computed for a few rows at a time instead. All three sum in float32 or wider and agree up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,30 +14,31 @@ from torch import Tensor
 from seft.dtypes import master_dtype
 
 TOKENS_AT_ONCE = 256
-"""The kernel copies its operands to lie token by token; copies of so many tokens stay in a processor's cache."""
+"""Tokens per call of the kernel, which copies its operands. Copies of this size stay in a processor's cache."""
 
 GATHERED_AT_ONCE = 1 << 22
+"""Products of single numbers in memory at a time."""
 
 CHUNK = 1 << 20
-"""Entries of a dense product that exist at once (at least one row)."""
+"""Entries of a dense product in memory at a time (at least one row)."""
 
-MOST = 0.3
-"""The share of entries from which the dense product is faster, on two cores of an x86-64 processor."""
+DENSE_FROM = 0.3
+"""Fraction of the entries above which the dense product is faster, measured on two cores of an x86-64 processor."""
 
 
 def sampled_product(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """`left^T right` at sorted flat positions of its (rows, cols)."""
+    """Return `left^T right` at sorted flat positions of its (rows, cols)."""
     dtype = master_dtype(left.dtype)
     compute = by_pattern if left.device.type in {"cpu", "cuda"} else by_gathering
-    if len(indices) > MOST * left.shape[1] * right.shape[1]:
+    if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1]:
         compute = by_rows
     return compute(left.to(dtype), right.to(dtype), indices)
 
 
 def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
-    """The rows of a matrix, a bounded number of entries at a time."""
+    """Yield slices of the rows of a matrix, each with a bounded number of entries."""
     rows, cols = shape
     height = max(1, CHUNK // cols)
     return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
@@ -46,7 +47,7 @@ def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
 def by_pattern(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """The entries by `sampled_addmm`."""
+    """Return the entries, computed by `sampled_addmm`."""
     rows, cols = left.shape[1], right.shape[1]
     starts = torch.arange(rows + 1, device=indices.device) * cols
     pattern = torch.sparse_csr_tensor(
@@ -56,15 +57,17 @@ def by_pattern(
         (rows, cols),
         check_invariants=False,
     )
-    for some, others in zip(torch.split(left, TOKENS_AT_ONCE), torch.split(right, TOKENS_AT_ONCE), strict=True):
-        torch.sparse.sampled_addmm(pattern, some.t(), others, out=pattern)
+    for left_part, right_part in zip(
+        torch.split(left, TOKENS_AT_ONCE), torch.split(right, TOKENS_AT_ONCE), strict=True
+    ):
+        torch.sparse.sampled_addmm(pattern, left_part.t(), right_part, out=pattern)
     return pattern.values()
 
 
 def by_gathering(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """The entries from their two columns, chunk by chunk."""
+    """Return the entries, computed from their two columns, chunk by chunk."""
     chunk = max(1, GATHERED_AT_ONCE // max(1, len(left)))
     pieces = [
         (left[:, piece // right.shape[1]] * right[:, piece % right.shape[1]]).sum(0)
@@ -76,7 +79,7 @@ def by_gathering(
 def by_rows(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """The entries out of the dense product, which exists for a chunk of rows at a time."""
+    """Return the entries, taken from the dense product of a chunk of rows at a time."""
     rows, cols = left.shape[1], right.shape[1]
     pieces = [left.new_zeros(0)]
     for chunk in row_chunks((rows, cols)):

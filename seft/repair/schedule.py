@@ -1,8 +1,8 @@
-"""What happens at which step, counted from 1: the rate, the events, the windows of text. Pure functions of the step.
+"""Schedules as pure functions of the step, counted from 1: learning rate, events, and windows of text.
 
-[ours] Training opens with an event of its own. The active set starts as an arbitrary one among the nonzeros; after the
-first step it is replaced whole by positions drawn in proportion to their gradients. What that step changed is undone,
-what it saw is not.
+[ours] Training begins with an opening event. The first active set is an arbitrary sample of the nonzeros. After step 1
+it is replaced completely by positions drawn in proportion to their gradients. The weight changes of that step are
+undone; its gradients are used.
 """
 
 import functools
@@ -16,10 +16,10 @@ from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
 from seft.seeds import generator
 
 OPENING = 1
-"""The step that the opening event follows. Looking longer finds better positions and leaves less time to train them."""
+"""Step after which the opening event runs. A later one would find better positions, but leave less time to train."""
 
 WINDOW = 2
-"""Steps before an event whose gradients decide it."""
+"""Number of steps before an event whose gradients decide it."""
 
 RATES = {
     RepairMethod.SEFT: 3e-2,
@@ -29,29 +29,29 @@ RATES = {
     RepairMethod.SPP: 3e-2,
     RepairMethod.LORA_REPRUNE: 1e-2,
 }
-"""Peak rates at 0.5 % density; how far each has been tried is in docs/log.md."""
+"""Peak rates at 0.5 % density. docs/log.md has the measurements."""
 
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
-"""Methods whose steps move a linear no further the more values they train. SPP's rank says how many rows share a
-vector, and each row has one number at every rank; `masked_full` trains everything."""
+"""Methods for which training more values does not move a linear further per step. In SPP the rank sets how many rows
+share a vector, and each row has one number at every rank; `masked_full` trains all nonzeros."""
 
 
 def learning_rate(config: RepairConfig, step: int) -> float:
-    """The rate of a step: a linear warm-up, then the schedule, whose first step after the warm-up is at the peak."""
+    """Return the rate of a step: linear warm-up, then the schedule. The first step after warm-up has the peak."""
     if step <= config.warmup_steps:
-        return peak(config) * step / config.warmup_steps
+        return peak_rate(config) * step / config.warmup_steps
     left = 1 - (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     match config.schedule:
         case RateSchedule.LINEAR:
-            return peak(config) * left
+            return peak_rate(config) * left
         case RateSchedule.COSINE:
-            return peak(config) * (1 - math.cos(math.pi * left)) / 2
+            return peak_rate(config) * (1 - math.cos(math.pi * left)) / 2
         case RateSchedule.CONSTANT:
-            return peak(config)
+            return peak_rate(config)
 
 
-def peak(config: RepairConfig) -> float:
-    """The rate asked for; "auto" takes the method's, and lowers it with the root of the density above 0.5 %."""
+def peak_rate(config: RepairConfig) -> float:
+    """Return the configured rate. "auto" is the method's rate, lowered with the root of the density above 0.5 %."""
     if config.learning_rate != "auto":
         return config.learning_rate
     rate = RATES[config.method]
@@ -59,32 +59,32 @@ def peak(config: RepairConfig) -> float:
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:
-    """The first event at or after a step; there is none in the share of steps left to settle, nor after the last."""
+    """Return the first event at or after a step. There is none in the last `settle` fraction of the steps."""
     last = min(config.steps - math.ceil(config.steps * config.settle), config.steps - 1)
     event = OPENING if step <= OPENING else -(-step // config.update_interval) * config.update_interval
     return event if event <= last else None
 
 
-def watched(config: RepairConfig, event: int) -> int:
-    """Steps whose gradients decide an event: at most `WINDOW`, and none that belongs to the event before it."""
+def window_steps(config: RepairConfig, event: int) -> int:
+    """Return the number of steps whose gradients decide an event: at most `WINDOW`, and none before the last event."""
     return sum(next_event(config, step) == event for step in range(max(1, event - WINDOW + 1), event + 1))
 
 
-def dropped(config: RepairConfig, event: int, active: int) -> int:
-    """Active positions that an event replaces: all at the opening, later a share that falls to none."""
+def drop_count(config: RepairConfig, event: int, active: int) -> int:
+    """Return the number of active positions that an event replaces: all at the opening, then a falling fraction."""
     return round((1.0 if event == OPENING else _drop_rate(config, event / config.steps)) * active)
 
 
-def _drop_rate(config: RepairConfig, passed: float) -> float:
+def _drop_rate(config: RepairConfig, progress: float) -> float:
     match config.drop_decay:
         case DropDecay.LINEAR:
-            return config.drop_rate * (1 - passed)
+            return config.drop_rate * (1 - progress)
         case DropDecay.COSINE:
-            return config.drop_rate * (1 + math.cos(math.pi * passed)) / 2
+            return config.drop_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def rows_of_step(config: RepairConfig, rows: int, step: int) -> Int[Tensor, "batch"]:
-    """Which of `rows` windows of text a step reads. An epoch reads each once, in an order of its own."""
+    """Return which of `rows` windows of text a step reads. Each epoch reads each window once, in a new random order."""
     batch = config.batch_tokens // config.sequence_tokens
     places = (divmod(place, rows) for place in range((step - 1) * batch, step * batch))
     return torch.stack([_order(config.seed, epoch, rows)[rank] for epoch, rank in places])

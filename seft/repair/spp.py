@@ -1,6 +1,6 @@
-"""SPP (Lu et al. 2024, arXiv 2405.16057): every nonzero is scaled, `W = W0 * (1 + 2 * alpha * beta)`.
+"""SPP (Lu et al. 2024, arXiv 2405.16057): scale every nonzero, `W = W0 * (1 + 2 * alpha * beta)`.
 
-`alpha` (rank, cols) is shared by neighbouring rows, `beta` has one entry for each row.
+A row of `alpha` (rank, cols) is shared by a group of neighbouring rows of W; `beta` has one entry per row of W.
 """
 
 import torch
@@ -12,33 +12,38 @@ from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
 
 SCALE = 2.0
-"""The same for every rank."""
+"""Scale of the change; the same for every rank."""
 
 
 class Scaling:
-    """`alpha` and then `beta` in one vector. Where rank does not divide rows, some groups have one row more."""
+    """The formula of SPP. The vector has `alpha`, then `beta`.
+
+    If the rank does not divide the number of rows, some groups have one row more.
+    """
 
     def __init__(self, shape: Shape, rank: int) -> None:
         self.rank, self.rows, self.cols = rank, *shape
 
     @staticmethod
     def size(shape: Shape, rank: int) -> int:
-        """Rank 0 has no beta either."""
+        """Return the number of entries of alpha and beta. Rank 0 has no beta either."""
         rows, cols = shape
         return rank * cols + rows if rank else 0
 
-    def start(self, generator: torch.Generator) -> Float[Tensor, "values"]:
-        """Alpha evenly within 1 / sqrt(cols), as the published code has it; beta zero."""
+    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+        """Return alpha uniform within +-1 / sqrt(cols), as in the published code, and beta zero."""
         first = torch.rand(self.rank * self.cols, generator=generator) * 2 - 1
         return torch.cat([first * self.cols**-0.5, torch.zeros(self.rows if self.rank else 0)])
 
     def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
-        """Of these rows."""
+        """Return the change of these rows."""
         alpha, beta = self._factors(values)
         return SCALE * base * (self._groups(rows, values) @ alpha) * beta[rows, None]
 
-    def pull(self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows) -> Float[Tensor, "values"]:
-        """Of all of alpha, and of these rows' beta."""
+    def backward(
+        self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
+    ) -> Float[Tensor, "values"]:
+        """Return these rows' part of the gradient: all of alpha, and these rows of beta."""
         pulled = torch.zeros_like(values)
         (alpha, beta), (of_alpha, of_beta) = self._factors(values), self._factors(pulled)
         groups, scaled = self._groups(rows, values), SCALE * base * gradient
@@ -51,7 +56,7 @@ class Scaling:
         return values[:end].view(self.rank, self.cols), values[end:]
 
     def _groups(self, rows: slice, like: Tensor) -> Float[Tensor, "chunk rank"]:
-        """Which row of alpha each of these rows has."""
+        """Return for each of these rows, one-hot, its row of alpha."""
         numbers = torch.arange(rows.start, rows.stop, device=like.device) * self.rank // self.rows
         return F.one_hot(numbers, self.rank).to(like.dtype)
 

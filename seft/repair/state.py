@@ -1,7 +1,7 @@
-"""The resumable state of a repair as a folder: one safetensors file, and a JSON file that says what it belongs to.
+"""The resumable state of a repair as a folder: a safetensors file, and a JSON file that identifies the repair.
 
-The format is one for all methods: named tensors, and facts that JSON can hold. The pruned weights themselves are not in
-it. Files are flushed to disk before `save` returns; that the folder appears whole or not at all is the caller's care.
+All methods use the same format: named tensors, and facts as JSON. The pruned weights are not in it. Files are flushed
+to disk before `save` returns; the caller makes the folder appear atomically.
 """
 
 import hashlib
@@ -20,36 +20,39 @@ from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
 from seft.models.targets import Target
-from seft.repair.schedule import peak
+from seft.repair.schedule import peak_rate
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
-KIND = 5
-"""One more whenever training would not go on from the states of before to the same bits, a field more in `PruneConfig`
-included, which is part of the fingerprint."""
+FORMAT_VERSION = 5
+"""Version of the state. Increase it if training from an older state would not give the same bits. This includes a new
+field in `PruneConfig`, which is part of the fingerprint."""
 SAMPLED = 1024
-_FREE = {"micro_batch": None}
-"""What may change between a state and those who go on from it: it decides about memory, and in a window of seft about
-which newcomers are listed, so that an event after the change may choose others."""
+"""Number of values of each weight in the fingerprint, about."""
+_CHANGEABLE = {"micro_batch": None}
+"""Settings that may change when a repair resumes. `micro_batch` changes the memory use. In seft it also changes which
+candidates a window lists, so a later event may choose other positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Tensors by name, and facts that JSON can hold."""
+    """Tensors by name, and facts that can be written as JSON."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
 def fingerprint(
-    targets: Mapping[str, Target], text: Packed, pruned: PruneConfig | None, taught_by: Mapping[str, Target]
+    targets: Mapping[str, Target], text: Packed, pruned: PruneConfig | None, teacher: Mapping[str, Target]
 ) -> str:
-    """Names a repair: its text with what is trained on and where records begin, how it was pruned, and of each weight
-    of the pruned model and of the teacher the shape, dtype, nonzeros and a sample of values.
+    """Return a hash that identifies a repair.
+
+    It covers the text with its trained tokens and record boundaries, the pruning settings, and for each weight of the
+    pruned model and the teacher its shape, dtype, number of nonzeros and a sample of its values.
     """
     digest = hashlib.sha256(str(pruned).encode())
     for part in (text.tokens, text.trained, text.positions):
         digest.update(part.cpu().contiguous().numpy().tobytes())
-    for name, target in (*targets.items(), *taught_by.items()):
+    for name, target in (*targets.items(), *teacher.items()):
         weight = target.weight
         sample = weight.flatten()[:: max(1, weight.numel() // SAMPLED)]
         values = (sample.double() + 0.0).cpu().numpy().tobytes()  # -0.0 becomes 0.0
@@ -58,9 +61,9 @@ def fingerprint(
 
 
 def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> None:
-    """Write a state into `folder`, which is made when missing."""
+    """Save a state in `folder`, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**state.facts, **_made_by(config), "fingerprint": fingerprint}
+    facts = {**state.facts, **_software(config), "fingerprint": fingerprint}
     save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
     for path in (folder / TENSORS, folder / FACTS, folder):
@@ -68,12 +71,12 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 
 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
-    """Read a state, its tensors on the host; StateError when it is of another repair."""
+    """Read a state, with its tensors in host memory. Raises StateError if it is unreadable or of another repair."""
     facts = _read_facts(folder)
-    if flaw := _flaw(facts, {**_made_by(config), "fingerprint": fingerprint}):
+    if flaw := _flaw(facts, {**_software(config), "fingerprint": fingerprint}):
         raise StateError(
-            f"{flaw}. It is in {folder}: go on with the same software, pruned weights, text and configuration, or start"
-            " again without it."
+            f"{flaw}. The state is in {folder}. Resume with the same software, pruned weights, text and configuration,"
+            " or start again without it."
         )
     try:
         return State(load_file(folder / TENSORS), facts)
@@ -84,19 +87,26 @@ def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
 
 
 def outdated(folder: Path, config: RepairConfig) -> str | None:
-    """What is wrong with a state of the same job that other software left: it would not go on to the same bits."""
-    return _flaw(_read_facts(folder), _made_by(config))
+    """Return why a state of the same job cannot be resumed by this software, or None if it can.
+
+    Raises StateError if the state is unreadable.
+    """
+    return _flaw(_read_facts(folder), _software(config))
 
 
-def _made_by(config: RepairConfig) -> dict[str, Any]:
-    """What tells a state's software, as JSON gives it back; what `auto` stands for is part of it."""
-    return {"kind": KIND, "config": {**json.loads(json.dumps(asdict(config))), **_FREE}, "rate": peak(config)}
+def _software(config: RepairConfig) -> dict[str, Any]:
+    """Return what identifies the software of a state, as read back from JSON. Includes the rate that `auto` means."""
+    return {
+        "kind": FORMAT_VERSION,
+        "config": {**json.loads(json.dumps(asdict(config))), **_CHANGEABLE},
+        "rate": peak_rate(config),
+    }
 
 
-def _flaw(facts: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    for field, seen in wanted.items():
-        if (found := facts.get(field)) != seen:
-            return f"a state must have the {field} of this repair; it has {found!r} instead of {seen!r}"
+def _flaw(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    for field, value in expected.items():
+        if (saved := facts.get(field)) != value:
+            return f"a state must have the {field} of this repair; it has {saved!r} instead of {value!r}"
     return None
 
 

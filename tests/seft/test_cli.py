@@ -218,7 +218,7 @@ def test_settings_out_of_range_are_refused(
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given to distil from"),
         ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out where nothing is learnt from it"),
         ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given to evaluate on"),
-        ((*repair, "1", "--held-out", texts, *out), "held_out must be left out where nothing is evaluated"),
+        ((*repair, "1", "--held-out", texts, *out), "held_out must be left out if nothing is evaluated"),
         ((*repair, "1", "--patience", "2", *out), "patience must be 0 without evaluations"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),

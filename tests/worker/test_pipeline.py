@@ -145,7 +145,7 @@ def test_a_state_that_other_software_left_costs_its_steps_and_not_the_job(
 ) -> None:
     first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
     with monkeypatch.context() as older:
-        older.setattr(state, "KIND", state.KIND - 1)
+        older.setattr(state, "FORMAT_VERSION", state.FORMAT_VERSION - 1)
         with pytest.raises(Cancelled):
             first.go(stopping=lambda: len(first.all(Measured)) == 4)
     second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4)

@@ -1,4 +1,4 @@
-"""How zeros are shared out over blocks: as the papers say, and never more or fewer in all."""
+"""Allocation of zeros to blocks: as in the papers, and always the same total."""
 
 import math
 from typing import Any
@@ -24,7 +24,7 @@ from tests.tiny import untrained_tiny
 
 @torch.no_grad()
 def uneven_tiny() -> Any:
-    """Its blocks differ: the later, the more outliers and the heavier the tails."""
+    """Return a tiny model in which later blocks have more outliers and heavier tails."""
     model = untrained_tiny()
     generator = torch.Generator().manual_seed(5)
     for number, block in enumerate(decoder_blocks(model)):
@@ -39,38 +39,41 @@ def zeros(model: Any) -> dict[str, int]:
     return {name: int((target.weight == 0).sum()) for name, target in target_linears(model).items()}
 
 
-def shares(model: Any) -> list[float]:
-    """Of the model's blocks."""
-    found = []
+def block_sparsities(model: Any) -> list[float]:
+    """Return the fraction of zeros of each block."""
+    sparsities = []
     for block in decoder_blocks(model):
         weights = [target.weight for target in block_linears(block).values()]
-        found.append(sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights))
-    return found
+        sparsities.append(
+            sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        )
+    return sparsities
 
 
 @pytest.mark.parametrize("method", PruneMethod)
-@pytest.mark.parametrize("asked", [0.31, 0.7])
-def test_all_allocations_make_equally_many_zeros(method: PruneMethod, asked: float) -> None:
+@pytest.mark.parametrize("fraction", [0.31, 0.7])
+def test_all_allocations_give_the_same_number_of_zeros(method: PruneMethod, fraction: float) -> None:
     totals = set()
     for allocation in Allocation:
         model = uneven_tiny()
-        prune_model(model, WINDOWS, PruneConfig(asked, method, allocation=allocation))
+        prune_model(model, WINDOWS, PruneConfig(fraction, method, allocation=allocation))
         totals.add(sum(zeros(model).values()))
     shapes = [target.weight.shape for target in target_linears(untrained_tiny()).values()]
     by_row = method is PruneMethod.WANDA
-    assert totals == {sum(rows * int(cols * asked) if by_row else int(rows * cols * asked) for rows, cols in shapes)}
+    expected = sum(rows * int(cols * fraction) if by_row else int(rows * cols * fraction) for rows, cols in shapes)
+    assert totals == {expected}
 
 
 @pytest.mark.parametrize("allocation", [Allocation.OWL, Allocation.ALPHAPRUNING])
 def test_blocks_with_outliers_and_heavy_tails_keep_more(allocation: Allocation) -> None:
     model = uneven_tiny()
     prune_model(model, WINDOWS, PruneConfig(0.75, PruneMethod.WANDA, allocation=allocation))
-    found = shares(model)
-    assert found[0] > found[-1] + 0.05
-    assert sum(found) / len(found) == pytest.approx(0.75, abs=1e-3)
+    sparsities = block_sparsities(model)
+    assert sparsities[0] > sparsities[-1] + 0.05
+    assert sum(sparsities) / len(sparsities) == pytest.approx(0.75, abs=1e-3)
 
 
-def test_uniform_gives_every_linear_the_asked_share_and_every_row_where_rows_are_compared() -> None:
+def test_uniform_gives_every_linear_the_sparsity_and_every_row_if_rows_are_compared() -> None:
     by_layer, by_row = untrained_tiny(), untrained_tiny()
     prune_model(by_layer, WINDOWS, PruneConfig(0.53, PruneMethod.RIA))
     prune_model(by_row, WINDOWS, PruneConfig(0.53, PruneMethod.WANDA))
@@ -84,17 +87,17 @@ def test_outliers_are_counted_over_the_whole_block() -> None:
     block = [(make_weight(8, 30, seed), correlated(50, 30, seed).norm(dim=0)) for seed in (1, 2)]
     scores = [abs(float(w[r, c])) * float(n[c]) for w, n in block for r in range(8) for c in range(30)]
     mean = math.fsum(scores) / len(scores)
-    assert owl.outliers(block) == sum(score > 5 * mean for score in scores) / len(scores)
+    assert owl.outlier_ratio(block) == sum(score > 5 * mean for score in scores) / len(scores)
 
 
-def test_owl_keeps_in_proportion_to_outliers_within_its_reach_of_the_asked_share() -> None:
-    ratios, asked = [0.01, 0.03, 0.02, 0.05], 0.7
-    found = owl.block_shares(ratios, asked)
-    assert sum(found) / 4 == pytest.approx(asked)
-    assert max(found) - min(found) == pytest.approx(2 * 0.08)
-    slopes = [(found[i] - found[0]) / (ratios[i] - ratios[0]) for i in (1, 2, 3)]
+def test_owl_keeps_weights_in_proportion_to_outliers_within_its_reach_of_the_sparsity() -> None:
+    ratios, mean = [0.01, 0.03, 0.02, 0.05], 0.7
+    sparsities = owl.block_sparsities(ratios, mean)
+    assert sum(sparsities) / 4 == pytest.approx(mean)
+    assert max(sparsities) - min(sparsities) == pytest.approx(2 * 0.08)
+    slopes = [(sparsities[i] - sparsities[0]) / (ratios[i] - ratios[0]) for i in (1, 2, 3)]
     assert slopes == pytest.approx([-0.16 / 0.04] * 3)
-    assert owl.block_shares([0.02] * 3, asked) == [asked] * 3
+    assert owl.block_sparsities([0.02] * 3, mean) == [mean] * 3
 
 
 @torch.no_grad()
@@ -111,15 +114,15 @@ def test_owl_measures_the_dense_model_on_what_each_block_receives() -> None:
     for hook in hooks:
         hook.remove()
     ratios = [
-        owl.outliers([(t.weight, torch.cat(inputs[t.module]).norm(dim=0)) for t in block_linears(block).values()])
+        owl.outlier_ratio([(t.weight, torch.cat(inputs[t.module]).norm(dim=0)) for t in block_linears(block).values()])
         for block in blocks
     ]
     prune_model(model, WINDOWS, PruneConfig(0.6, PruneMethod.MAGNITUDE, allocation=Allocation.OWL))
-    assert shares(model) == pytest.approx(owl.block_shares(ratios, 0.6), abs=1e-3)
+    assert block_sparsities(model) == pytest.approx(owl.block_sparsities(ratios, 0.6), abs=1e-3)
 
 
 def hill(weight: Tensor) -> float:
-    """PL_Alpha_Hill in double precision, from the eigenvalues themselves: 1 + k / sum of log(lambda / lambda_min)."""
+    """Return PL_Alpha_Hill in double precision from the eigenvalues: 1 + k / sum of log(lambda / lambda_min)."""
     values = torch.linalg.eigvalsh(weight.double().T @ weight.double())[-min(weight.shape) :]
     logs = values.log10()
     low, high = float(logs.min()), float(logs.max())
@@ -139,7 +142,7 @@ def test_alpha_is_the_hill_estimate_from_the_peak_of_the_spectrum(rows: int, col
 def test_alpha_finds_the_exponent_of_a_power_law() -> None:
     left, _ = torch.linalg.qr(make_weight(400, 400).double())
     for exponent in (2.0, 3.0):
-        # Quantiles of a density that falls as the power -exponent from 1 on.
+        # Quantiles of a density proportional to x ** -exponent for x >= 1.
         values = ((torch.arange(400, dtype=torch.float64) + 0.5) / 400) ** (-1 / (exponent - 1))
         assert alphapruning.alpha((left * values.sqrt()).float()) == pytest.approx(exponent, rel=0.15)
 
@@ -155,35 +158,35 @@ def test_a_matrix_without_a_tail_counts_as_the_lightest() -> None:
     st.lists(st.tuples(st.floats(-1, 1e6), st.integers(0, 10_000)), min_size=1, max_size=12),
     st.floats(0, 1),
 )
-def test_counts_sum_to_the_total_and_stay_under_their_limits(parts: list[tuple[float, int]], share: float) -> None:
-    wishes, most = zip(*parts, strict=True)
-    total = int(sum(most) * share)
-    counts = apportion(wishes, most, total)
+def test_counts_sum_to_the_total_and_stay_within_their_limits(parts: list[tuple[float, int]], fraction: float) -> None:
+    proportions, limits = zip(*parts, strict=True)
+    total = int(sum(limits) * fraction)
+    counts = apportion(proportions, limits, total)
     assert sum(counts) == total
-    assert all(0 <= count <= limit for count, limit in zip(counts, most, strict=True))
+    assert all(0 <= count <= limit for count, limit in zip(counts, limits, strict=True))
 
 
-def test_counts_are_in_proportion_where_no_limit_cuts_them() -> None:
+def test_counts_are_in_proportion_unless_a_limit_is_reached() -> None:
     assert apportion([1.0, 2.0, 3.0], [100] * 3, 60) == [10, 20, 30]
     assert apportion([1.0, 1.0, 1.0], [100] * 3, 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
     assert apportion([1.0, 9.0], [100, 50], 100) == [50, 50]
 
 
 @pytest.mark.parametrize("method", [PruneMethod.MAGNITUDE, PruneMethod.WANDA])
-def test_a_share_of_the_whole_model_is_reached_in_the_targets(method: PruneMethod) -> None:
+def test_a_sparsity_of_the_whole_model_is_reached_in_the_targets(method: PruneMethod) -> None:
     model = untrained_tiny()
     prune_model(model, WINDOWS, PruneConfig(0.5, method, sparsity_of=SparsityOf.MODEL))
-    counted = sparsity.of_model(model)
-    assert counted.model.share == pytest.approx(0.5, abs=1e-3)
-    assert counted.linears.share > 0.5
+    counts = sparsity.of_model(model)
+    assert counts.model.share == pytest.approx(0.5, abs=1e-3)
+    assert counts.linears.share > 0.5
 
 
-def test_a_share_of_the_whole_model_that_targets_cannot_give_is_refused() -> None:
+def test_a_sparsity_of_the_whole_model_that_targets_cannot_reach_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"sparsity must be at most 0\.\d+ of this model"):
         prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.95, sparsity_of=SparsityOf.MODEL))
 
 
-def test_progress_counts_the_pass_that_judges_too() -> None:
+def test_progress_includes_the_pass_for_the_allocation() -> None:
     reports: list[Report] = []
     prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.5, allocation=Allocation.OWL), reports.append)
     assert [report.done for report in reports if isinstance(report, Progress)] == list(range(9))

@@ -1,4 +1,4 @@
-"""Pruning block by block: on what each block truly receives, with one block on the device and nothing left behind."""
+"""Pruning block by block: on the real inputs of each block, with one block on the device, and nothing left behind."""
 
 import copy
 from collections.abc import Callable
@@ -43,7 +43,7 @@ WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNI
 
 
 def gemma3() -> Any:
-    """Two of its blocks look through a sliding window shorter than the text."""
+    """Return a model in which two blocks use a sliding window shorter than the text."""
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
     sizes = {**SMALL, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
     return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=kinds)).eval()
@@ -59,24 +59,24 @@ def gpt_neox() -> Any:
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [untrained_tiny, gemma3, mixtral, gpt_neox])
-def test_blocks_run_on_what_was_captured_give_what_the_model_gives(make: Callable[[], Any]) -> None:
+def test_blocks_run_on_captured_calls_give_the_outputs_of_the_model(make: Callable[[], Any]) -> None:
     model = make()
     blocks = decoder_blocks(model)
     before = dict(vars(blocks[0]))
     hidden, calls = capture(model, blocks, WINDOWS)
     assert vars(blocks[0]) == before
-    seen: list[Tensor] = []
-    blocks[-1].register_forward_hook(lambda *given: seen.append(first(given[2])))
+    outputs: list[Tensor] = []
+    blocks[-1].register_forward_hook(lambda *arguments: outputs.append(first(arguments[2])))
     for window, state, of_blocks in zip(WINDOWS, hidden, calls, strict=True):
         model(input_ids=window[None])
-        expected = seen.pop()
-        found = state
+        expected = outputs.pop()
+        output = state
         for block, call in zip(blocks, of_blocks, strict=True):
-            found = call.run(block, found, torch.device("cpu"))
-        assert torch.equal(found, expected)
+            output = call.run(block, output, torch.device("cpu"))
+        assert torch.equal(output, expected)
 
 
-def test_what_is_equal_in_all_windows_is_held_once() -> None:
+def test_tensors_equal_in_all_windows_are_stored_once() -> None:
     _, calls = capture(untrained_tiny(), decoder_blocks(untrained_tiny()), WINDOWS[:0])
     assert calls == []
     model = untrained_tiny()
@@ -94,7 +94,7 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
         targets = block_linears(block).values()
         pruners = {target.module: make_pruner(target.weight, target.weight.numel() // 2, config) for target in targets}
         hooks = [
-            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.see(args[0]))
+            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.observe(args[0]))
             for module, pruner in pruners.items()
         ]
         for window in WINDOWS:
@@ -102,14 +102,14 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
         for hook in hooks:
             hook.remove()
         for target in targets:
-            target.weight.copy_(pruners[target.module].pruned())
+            target.weight.copy_(pruners[target.module].prune())
     prune_model(model, WINDOWS, config)
     for (name, linear), other in zip(target_linears(model).items(), target_linears(expected).values(), strict=True):
         assert torch.equal(linear.weight, other.weight), name
 
 
 @pytest.mark.parametrize("method", PruneMethod)
-def test_only_target_linears_are_changed_and_again_gives_the_same_bits(method: PruneMethod) -> None:
+def test_only_target_linears_change_and_a_second_run_gives_the_same_bits(method: PruneMethod) -> None:
     one, two, dense = untrained_tiny(), untrained_tiny(), untrained_tiny().state_dict()
     for model in (one, two):
         prune_model(model, WINDOWS, PruneConfig(0.5, method))
@@ -153,7 +153,7 @@ def test_a_bfloat16_model_is_pruned_in_its_own_dtype() -> None:
 
 
 @pytest.mark.parametrize("method", WITH_TEXT)
-def test_an_input_that_is_not_finite_is_told_with_block_and_linear(method: PruneMethod) -> None:
+def test_the_error_for_an_input_that_is_not_finite_names_block_and_linear(method: PruneMethod) -> None:
     model = untrained_tiny()
     target_linears(model)["model.layers.1.mlp.gate_proj"].weight[0, 0] = torch.inf
     with pytest.raises(PruneError, match=r"block 1, mlp\.down_proj: inputs must be finite"):
@@ -173,28 +173,28 @@ def test_an_expert_that_no_token_reached_is_pruned_by_magnitude(method: PruneMet
     unreached = [name for name, target in target_linears(model).items() if target.expert and target.number]
     assert len(unreached) == 3 * 2 * 2
     for name in unreached:
-        found, threshold = target_linears(model)[name].weight, dense[name].abs().flatten().median()
-        assert torch.equal(found, dense[name].masked_fill(dense[name].abs() <= threshold, 0.0))
+        weight, threshold = target_linears(model)[name].weight, dense[name].abs().flatten().median()
+        assert torch.equal(weight, dense[name].masked_fill(dense[name].abs() <= threshold, 0.0))
 
 
 def test_blocks_go_to_the_device_one_at_a_time_and_come_back() -> None:
     model = untrained_tiny()
     moves: list[tuple[int, str]] = []
 
-    def noting(number: int, move: Callable[[str], object]) -> Callable[[torch.device], None]:
+    def recording(number: int, move: Callable[[str], object]) -> Callable[[torch.device], None]:
         def to(device: torch.device) -> None:
             moves.append((number, str(device)))
-            move("cpu")  # "cpu:0" is another name for it: what counts is who is asked to move where, and when
+            move("cpu")  # the same device as "cpu:0"; the test checks only which block moves when
 
         return to
 
     for number, block in enumerate(decoder_blocks(model)):
-        vars(block)["to"] = noting(number, block.to)
+        vars(block)["to"] = recording(number, block.to)
     prune_model(model, WINDOWS, PruneConfig(0.5), device="cpu:0")
     assert moves == [(number, device) for number in range(4) for device in ("cpu:0", "cpu")]
 
 
-def test_progress_is_told_for_every_block_and_a_stop_leaves_the_model_whole() -> None:
+def test_progress_is_reported_for_every_block_and_a_stop_leaves_a_model_that_runs() -> None:
     model, reports = untrained_tiny(), []
 
     def stop_after_two(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Each pruner on one weight: equal to its paper's formula in double precision, exact in its counts."""
+"""Each pruner on one weight: equal to its paper's formula in double precision, with exact numbers of zeros."""
 
 import math
 from typing import Any
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
-from seft.prune.allocation import uniform
+from seft.prune.allocation import uniform_zeros
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
 
 WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
-WIDTH = 128  # columns that SparseGPT chooses a mask for at once
+WIDTH = 128  # columns per mask in SparseGPT
 
 
 def make_weight(rows: int, cols: int, seed: int = 0) -> Float[Tensor, "rows cols"]:
@@ -25,7 +25,7 @@ def make_weight(rows: int, cols: int, seed: int = 0) -> Float[Tensor, "rows cols
 
 
 def correlated(tokens: int, cols: int, seed: int = 1) -> Float[Tensor, "tokens cols"]:
-    """Inputs whose columns depend on one another and differ in size, as activations do."""
+    """Return inputs with correlated columns of different sizes, like activations."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(cols, cols, generator=generator) / math.sqrt(cols)
     sizes = torch.randn(cols, generator=generator).exp()
@@ -42,14 +42,14 @@ def prune(
     **more: Any,
 ) -> Tensor:
     config = PruneConfig(sparsity, method, **more)
-    pruner = make_pruner(weight, uniform(weight.shape, sparsity, config), config)
+    pruner = make_pruner(weight, uniform_zeros(weight.shape, sparsity, config), config)
     for window in inputs.chunk(4):
-        pruner.see(window[None])
-    return pruner.pruned()
+        pruner.observe(window[None])
+    return pruner.prune()
 
 
 def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows: int) -> Tensor:
-    """SparseGPT from the formula (section 3.2): optimal brain surgeon, the inverse made anew for every column."""
+    """Prune by SparseGPT's formula (section 3.2): optimal brain surgeon, with a new inverse for every column."""
     weight, inputs = weight.double(), inputs.double()
     hessian = 2 / windows * inputs.T @ inputs
     hessian += damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
@@ -60,12 +60,12 @@ def obs(weight: Tensor, inputs: Tensor, sparsity: float, damping: float, windows
         if column % WIDTH == 0:
             block = range(column, min(column + WIDTH, cols))
             score = torch.stack([weight[:, c] ** 2 / inverses[c][0, 0] for c in block], dim=1)
-            # Zeros are shared out over the blocks so that all of them together are exactly as many as asked.
+            # Each block gets its part of the zeros, so that their total is exact.
             ends = [int(weight.numel() * sparsity) * end // cols for end in (block.start, block.stop)]
             threshold = score.flatten().sort().values[ends[1] - ends[0]]
             mask[:, column : column + WIDTH] = score < threshold
-        share = weight[:, column] * mask[:, column] / inverses[column][0, 0]
-        weight[:, column:] -= share[:, None] * inverses[column][0]
+        error = weight[:, column] * mask[:, column] / inverses[column][0, 0]
+        weight[:, column:] -= error[:, None] * inverses[column][0]
     return weight.masked_fill(mask, 0.0)
 
 
@@ -86,23 +86,23 @@ def test_wanda_zeroes_the_smallest_of_each_row_by_weight_times_input_norm() -> N
     assert torch.equal(prune(weight, inputs, PruneMethod.WANDA, 0.55), expected)
 
 
-def test_ria_zeroes_the_smallest_of_the_linear_by_shares_of_row_and_column_times_root_of_norm() -> None:
+def test_ria_zeroes_the_smallest_of_the_linear_by_fractions_of_row_and_column_times_root_of_norm() -> None:
     weight, inputs = make_weight(6, 20), correlated(64, 20)
     size, norms = weight.double().abs(), inputs.double().square().sum(0).sqrt()
     scores = torch.empty(6, 20, dtype=torch.float64)
     for row in range(6):
         for col in range(20):
-            shares = size[row, col] / size[row].sum() + size[row, col] / size[:, col].sum()
-            scores[row, col] = shares * math.sqrt(norms[col])
+            fractions = size[row, col] / size[row].sum() + size[row, col] / size[:, col].sum()
+            scores[row, col] = fractions * math.sqrt(norms[col])
     threshold = scores.flatten().sort().values[int(120 * 0.55)]
     expected = weight.masked_fill(scores < threshold, 0.0)
     assert torch.equal(prune(weight, inputs, PruneMethod.RIA, 0.55), expected)
 
 
 def admm(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
-    """ALPS from algorithm 1 and appendix B, in units in which the Hessian has a diagonal of ones; its support.
+    """Return the support that ALPS finds, by algorithm 1 and appendix B, for a Hessian with a diagonal of ones.
 
-    So many zeros are in every group of so many neighbours.
+    Every group of `group` neighbours gets `zeros` zeros.
     """
 
     def projected(candidate: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def admm(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
 
 
 def least_squares(weight: Tensor, hessian: Tensor, support: Tensor) -> Tensor:
-    """The best weights on a support: each row solved for itself."""
+    """Return the best weights on a support, solved row by row."""
     best, target = torch.zeros_like(weight), weight @ hessian
     for row, kept in enumerate(support):
         best[row, kept] = torch.linalg.solve(hessian[kept][:, kept], target[row, kept])
@@ -165,7 +165,7 @@ def test_sparsegpt_equals_optimal_brain_surgery_in_double_precision() -> None:
 
 
 @pytest.mark.parametrize("sparsity", [0.6, 0.7, 0.8])
-def test_the_better_a_pruner_knows_the_inputs_the_smaller_its_error(sparsity: float) -> None:
+def test_pruners_that_use_more_of_the_inputs_have_smaller_errors(sparsity: float) -> None:
     weight, inputs = make_weight(32, 256), correlated(2048, 256)
     errors = {
         method: (inputs @ (weight - prune(weight, inputs, method, sparsity)).T).norm().item() for method in PruneMethod
@@ -178,7 +178,7 @@ def test_the_better_a_pruner_knows_the_inputs_the_smaller_its_error(sparsity: fl
 @pytest.mark.parametrize("method", PruneMethod)
 @settings(deadline=None)
 @given(rows=st.integers(1, 9), cols=st.integers(1, 150), sparsity=st.floats(0, 0.99))
-def test_as_many_weights_are_zero_as_were_asked_for(method: PruneMethod, rows: int, cols: int, sparsity: float) -> None:
+def test_the_number_of_zeros_is_exact(method: PruneMethod, rows: int, cols: int, sparsity: float) -> None:
     of_rows = (prune(make_weight(rows, cols), correlated(64, cols), method, sparsity) == 0).sum(1).tolist()
     if method is PruneMethod.WANDA:
         assert of_rows == [int(cols * sparsity)] * rows
@@ -187,31 +187,31 @@ def test_as_many_weights_are_zero_as_were_asked_for(method: PruneMethod, rows: i
 
 
 @settings(deadline=None)
-@given(rows=st.integers(1, 9), cols=st.integers(1, 150), share=st.floats(0, 1))
-def test_rows_share_out_any_number_of_zeros_evenly(rows: int, cols: int, share: float) -> None:
-    asked = int(rows * cols * share)
-    pruner = make_pruner(make_weight(rows, cols), asked, PruneConfig(0.5, PruneMethod.WANDA))
-    pruner.see(correlated(64, cols))
-    of_rows = (pruner.pruned() == 0).sum(1)
-    assert of_rows.sum() == asked
+@given(rows=st.integers(1, 9), cols=st.integers(1, 150), fraction=st.floats(0, 1))
+def test_any_number_of_zeros_is_split_evenly_over_rows(rows: int, cols: int, fraction: float) -> None:
+    zeros = int(rows * cols * fraction)
+    pruner = make_pruner(make_weight(rows, cols), zeros, PruneConfig(0.5, PruneMethod.WANDA))
+    pruner.observe(correlated(64, cols))
+    of_rows = (pruner.prune() == 0).sum(1)
+    assert of_rows.sum() == zeros
     assert of_rows.max() - of_rows.min() <= 1
 
 
 @pytest.mark.parametrize("method", PruneMethod)
-@pytest.mark.parametrize("share", [0.3, 0.9])
-def test_zeros_that_were_there_stay_and_count(method: PruneMethod, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 0.9])
+def test_existing_zeros_stay_and_count(method: PruneMethod, fraction: float) -> None:
     weight = make_weight(16, 200)
-    already = torch.rand(16, 200, generator=torch.Generator().manual_seed(2)) < share
+    already = torch.rand(16, 200, generator=torch.Generator().manual_seed(2)) < fraction
     weight.masked_fill_(already, -0.0)
     pruned = prune(weight, correlated(400, 200), method, 0.6)
     assert (pruned[already] == 0).all()
     assert not pruned[already].signbit().any()
-    expected = int(16 * 200 * 0.6) if share < 0.6 else int(already.sum())
+    expected = int(16 * 200 * 0.6) if fraction < 0.6 else int(already.sum())
     assert int((pruned == 0).sum()) == expected
 
 
 @pytest.mark.parametrize("method", WITH_TEXT)
-def test_columns_that_no_input_reaches_go_first(method: PruneMethod) -> None:
+def test_columns_without_inputs_are_pruned_first(method: PruneMethod) -> None:
     weight, inputs = make_weight(8, 100), correlated(400, 100)
     inputs[:, ::4] = 0.0
     pruned = prune(weight, inputs, method, 0.5)
@@ -226,13 +226,15 @@ def test_a_weight_keeps_its_dtype(method: PruneMethod) -> None:
 
 
 @pytest.mark.parametrize("method", WITH_TEXT)
-@pytest.mark.parametrize(("value", "told"), [(math.nan, "finite"), (math.inf, "finite"), (0.0, "no calibration token")])
-def test_inputs_that_say_nothing_are_an_error(method: PruneMethod, value: float, told: str) -> None:
-    with pytest.raises(PruneError, match=told):
+@pytest.mark.parametrize(
+    ("value", "message"), [(math.nan, "finite"), (math.inf, "finite"), (0.0, "no calibration token")]
+)
+def test_unusable_inputs_are_an_error(method: PruneMethod, value: float, message: str) -> None:
+    with pytest.raises(PruneError, match=message):
         prune(make_weight(4, 8), torch.full((8, 8), value), method, 0.5)
 
 
-def test_a_hessian_without_factor_is_damped_more_and_then_refused_never_replaced() -> None:
+def test_a_hessian_without_factor_is_damped_more_and_then_rejected() -> None:
     hessian = torch.eye(10)
     hessian[0, 0] = -0.05
     assert torch.equal(inverse_factor(hessian, 0.01), inverse_factor(hessian, 0.1))

@@ -1,4 +1,4 @@
-"""N:M patterns and groups of comparison: legal for every pruner, chosen as the papers say, contradictions refused."""
+"""N:M patterns and comparison groups: kept by every pruner, chosen as in the papers, contradictions rejected."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from seft.config import UNSTRUCTURED, Allocation, Compare, Pattern, PruneConfig,
 from seft.errors import ConfigError
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
-from seft.prune.mask import shared_out, smallest, smallest_of_all
+from seft.prune.mask import smallest_overall, smallest_per_row, split_evenly
 from tests.seft.prune.test_loop import WINDOWS
 from tests.seft.prune.test_methods import correlated, make_weight, prune
 from tests.tiny import untrained_tiny
@@ -34,7 +34,7 @@ def test_every_group_is_full_and_legal(pattern: Pattern, method: PruneMethod, re
 
 
 @pytest.mark.parametrize("method", PruneMethod)
-def test_zeros_that_were_there_stay_in_a_pattern_too(method: PruneMethod) -> None:
+def test_existing_zeros_stay_in_a_pattern_too(method: PruneMethod) -> None:
     weight, inputs = make_weight(16, 160), correlated(400, 160)
     already = torch.rand(16, 160, generator=torch.Generator().manual_seed(2)) < 0.4
     weight.masked_fill_(already, 0.0)
@@ -54,7 +54,7 @@ def test_wanda_keeps_the_best_two_of_every_four() -> None:
             assert {start + int(col) for col in pruned[row, start : start + 4].nonzero()} == set(best)
 
 
-def test_sparsegpt_chooses_each_group_on_the_weights_that_the_groups_before_left() -> None:
+def test_sparsegpt_chooses_each_group_on_weights_corrected_by_the_groups_before() -> None:
     weight, inputs = make_weight(12, 160), correlated(800, 160)
     pruned = prune(weight, inputs, PruneMethod.SPARSEGPT, 0.5, pattern=Pattern(2, 4))
     left, hessian = weight.double(), inputs.double().T @ inputs.double()
@@ -63,15 +63,15 @@ def test_sparsegpt_chooses_each_group_on_the_weights_that_the_groups_before_left
     for column in range(160):
         if column % 4 == 0:
             score = torch.stack([left[:, c] ** 2 / inverses[c][0, 0] for c in range(column, column + 4)], dim=1)
-            gone = torch.zeros(12, 4, dtype=torch.bool).scatter_(1, score.argsort(1)[:, :2], value=True)
-        share = left[:, column] * gone[:, column % 4] / inverses[column][0, 0]
-        left[:, column:] -= share[:, None] * inverses[column][0]
-        left[gone[:, column % 4], column] = 0.0
+            pruned_here = torch.zeros(12, 4, dtype=torch.bool).scatter_(1, score.argsort(1)[:, :2], value=True)
+        error = left[:, column] * pruned_here[:, column % 4] / inverses[column][0, 0]
+        left[:, column:] -= error[:, None] * inverses[column][0]
+        left[pruned_here[:, column % 4], column] = 0.0
     assert torch.equal(pruned == 0, left == 0)
     torch.testing.assert_close(pruned.double(), left, rtol=1e-3, atol=1e-4)
 
 
-def test_the_order_of_the_pruners_holds_in_a_pattern_too() -> None:
+def test_the_pruners_have_the_same_order_of_errors_in_a_pattern() -> None:
     weight, inputs = make_weight(32, 256), correlated(2048, 256)
     errors = [
         (inputs @ (weight - prune(weight, inputs, method, 0.5, pattern=Pattern(2, 4))).T).norm().item()
@@ -81,7 +81,7 @@ def test_the_order_of_the_pruners_holds_in_a_pattern_too() -> None:
 
 
 @pytest.mark.parametrize("method", [method for method in PruneMethod if method is not PruneMethod.SPARSEGPT])
-def test_rows_have_equal_shares_where_rows_are_compared_and_else_not(method: PruneMethod) -> None:
+def test_rows_have_equal_numbers_of_zeros_only_if_rows_are_compared(method: PruneMethod) -> None:
     weight, inputs = make_weight(16, 90), correlated(400, 90)
     weight[:8] *= 3
     by_row = (prune(weight, inputs, method, 0.55, compare=Compare.ROW) == 0).sum(1)
@@ -92,16 +92,16 @@ def test_rows_have_equal_shares_where_rows_are_compared_and_else_not(method: Pru
 
 
 @given(count=st.integers(0, 1000), parts=st.integers(1, 50))
-def test_what_is_shared_out_is_all_there_and_even(count: int, parts: int) -> None:
-    shares = shared_out(count, parts)
-    assert len(shares) == parts
-    assert int(shares.sum()) == count
-    assert int(shares.max() - shares.min()) <= 1
+def test_an_even_split_has_the_same_sum(count: int, parts: int) -> None:
+    split = split_evenly(count, parts)
+    assert len(split) == parts
+    assert int(split.sum()) == count
+    assert int(split.max() - split.min()) <= 1
 
 
 @settings(deadline=None)
 @given(kept=st.integers(1, 9998), more=st.integers(1, 9998))
-def test_a_pattern_says_its_name(kept: int, more: int) -> None:
+def test_a_pattern_can_be_parsed_from_its_name(kept: int, more: int) -> None:
     if kept + more < 10_000:
         pattern = Pattern(kept, kept + more)
         assert Pattern.parse(str(pattern)) == pattern
@@ -109,7 +109,7 @@ def test_a_pattern_says_its_name(kept: int, more: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "4:2", "2:2", "0:4", "2:4:8", "2/4", "-1:4", "two:four", "2:40000", "2:4\n"])
-def test_what_is_no_pattern_is_refused(text: str) -> None:
+def test_a_text_that_is_no_pattern_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match="pattern must be unstructured, or N:M"):
         Pattern.parse(text)
 
@@ -123,18 +123,18 @@ def test_what_is_no_pattern_is_refused(text: str) -> None:
         ("sparsity_of", {"sparsity_of": SparsityOf.MODEL}),
     ],
 )
-def test_what_contradicts_a_pattern_is_refused(field: str, more: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=rf"{field} must be .* the pattern 2:4") as refused:
+def test_a_setting_that_contradicts_a_pattern_is_rejected(field: str, more: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{field} must be .* the pattern 2:4") as error:
         PruneConfig(**{"sparsity": 0.5, "pattern": Pattern(2, 4), **more})
-    assert refused.value.field == field
+    assert error.value.field == field
 
 
-def test_sparsegpt_has_its_own_way_to_compare() -> None:
+def test_sparsegpt_accepts_only_its_own_comparison() -> None:
     with pytest.raises(ConfigError, match="compare must be auto for sparsegpt"):
         PruneConfig(0.5, PruneMethod.SPARSEGPT, compare=Compare.ROW)
 
 
-def test_sparsity_follows_from_the_pattern_and_from_nothing_else() -> None:
+def test_a_pattern_sets_the_sparsity() -> None:
     assert Pattern(1, 4).sparsity(None) == 0.75
     assert UNSTRUCTURED.sparsity(0.3) == 0.3
     with pytest.raises(ConfigError, match="sparsity must be given"):
@@ -142,23 +142,23 @@ def test_sparsity_follows_from_the_pattern_and_from_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("method", PruneMethod)
-def test_a_whole_model_is_legal_in_every_group(method: PruneMethod) -> None:
+def test_every_group_of_a_pruned_model_is_legal(method: PruneMethod) -> None:
     model, pattern = untrained_tiny(), Pattern(2, 4)
     prune_model(model, WINDOWS, PruneConfig(0.5, method, pattern))
     assert all(legal(target.weight, pattern) for target in target_linears(model).values())
 
 
-def test_a_pattern_that_does_not_divide_the_inputs_is_refused_before_anything_is_pruned() -> None:
+def test_a_pattern_that_does_not_divide_the_inputs_is_rejected_before_anything_is_pruned() -> None:
     model = untrained_tiny()
-    with pytest.raises(ConfigError, match=r"block 0, self_attn\.q_proj has 64 of them"):
+    with pytest.raises(ConfigError, match=r"block 0, self_attn\.q_proj has 64 inputs"):
         prune_model(model, WINDOWS, PruneConfig(1 - 1 / 3, PruneMethod.WANDA, Pattern(1, 3)))
     assert all((target.weight != 0).all() for target in target_linears(model).values())
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 0.5, 2.0]), min_size=1, max_size=30), st.floats(0, 1))
-def test_of_equal_scores_the_first_go(scores: list[float], share: float) -> None:
-    count = int(len(scores) * share)
+def test_the_first_of_equal_scores_are_pruned(scores: list[float], fraction: float) -> None:
+    count = int(len(scores) * fraction)
     first = sorted(range(len(scores)), key=scores.__getitem__)[:count]
-    assert smallest_of_all(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)
-    assert smallest(torch.tensor([scores]), torch.tensor([count])).nonzero()[:, 1].tolist() == sorted(first)
+    assert smallest_overall(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)
+    assert smallest_per_row(torch.tensor([scores]), torch.tensor([count])).nonzero()[:, 1].tolist() == sorted(first)

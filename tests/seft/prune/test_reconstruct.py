@@ -1,4 +1,4 @@
-"""Block reconstruction: errors fall, zeros stay, bits repeat, and other weights are not touched."""
+"""Block reconstruction: errors fall, zeros stay, results repeat bit for bit, and other weights do not change."""
 
 import copy
 from dataclasses import replace
@@ -12,7 +12,7 @@ from seft.config import Pattern, PruneConfig, PruneMethod
 from seft.errors import Cancelled
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
-from seft.prune.mask import overfull
+from seft.prune.mask import overfull_groups
 from seft.prune.reconstruct import reconstruct
 from seft.report import Phase, Progress, Reconstructed, Report
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
@@ -23,26 +23,26 @@ CONFIG = PruneConfig(0.5, samples=6, tokens=40, reconstruct_epochs=3, reconstruc
 
 
 def reconstructed(model: Any, config: PruneConfig = CONFIG) -> tuple[Any, dict[str, Tensor], list[Report]]:
-    """Of a dense model the pruned and reconstructed one, its weights in between, and what was told."""
-    pruned, said = copy.deepcopy(model), list[Report]()
+    """Prune and reconstruct a copy. Returns it, its weights before reconstruction, and the reports."""
+    pruned, reports = copy.deepcopy(model), list[Report]()
     prune_model(pruned, WINDOWS, config)
     between = {name: parameter.detach().clone() for name, parameter in pruned.named_parameters()}
-    reconstruct(pruned, model, WINDOWS, config, said.append)
-    return pruned, between, said
+    reconstruct(pruned, model, WINDOWS, config, reports.append)
+    return pruned, between, reports
 
 
 @torch.no_grad()
 def first_block_error(model: Any, dense: Any) -> float:
-    """Of the first block's own output, found by running both models."""
+    """Return the error of the first block's output, from runs of both models."""
     outputs = []
     for each in (model, dense):
-        seen: list[Tensor] = []
+        captured: list[Tensor] = []
         hook = decoder_blocks(each)[0].register_forward_hook(
-            lambda _, __, output, seen=seen: seen.append(output[0] if type(output) is tuple else output)
+            lambda _, __, output, captured=captured: captured.append(output[0] if type(output) is tuple else output)
         )
         each(input_ids=WINDOWS, use_cache=False)
         hook.remove()
-        outputs.append(seen[0])
+        outputs.append(captured[0])
     return float((outputs[0] - outputs[1]).square().sum() / outputs[1].square().sum())
 
 
@@ -50,15 +50,15 @@ def first_block_error(model: Any, dense: Any) -> float:
 def test_the_error_of_every_part_falls_and_zeros_stay(name: str) -> None:
     dense = ARCHITECTURES[name].model()
     before = {key: parameter.clone() for key, parameter in dense.named_parameters()}
-    model, between, said = reconstructed(dense)
-    parts = [report for report in said if isinstance(report, Reconstructed)]
+    model, between, reports = reconstructed(dense)
+    parts = [report for report in reports if isinstance(report, Reconstructed)]
     expected = {"block"} if name == "opt" else {"attention", "attn", "self_attn", "mlp"}
     assert {part.part for part in parts} <= expected
     assert len(parts) == 2 * (1 if name == "opt" else 2)
     assert all(part.after < part.before for part in parts)
-    held = {id(target.parameter) for target in target_linears(model).values()}
+    target_ids = {id(target.parameter) for target in target_linears(model).values()}
     for key, parameter in model.named_parameters():
-        if id(parameter) in held:
+        if id(parameter) in target_ids:
             assert torch.equal(parameter == 0, between[key] == 0)
         else:
             assert torch.equal(parameter, between[key])
@@ -73,26 +73,26 @@ def test_the_first_block_is_nearer_to_the_dense_one_and_so_is_the_model() -> Non
     tuned, _, _ = reconstructed(dense)
     assert first_block_error(tuned, dense) < 0.9 * first_block_error(pruned, dense)
     with torch.no_grad():
-        wanted, far, near = (each(input_ids=WINDOWS).logits for each in (dense, pruned, tuned))
-    assert (near - wanted).norm() < 0.9 * (far - wanted).norm()
+        expected, far, near = (each(input_ids=WINDOWS).logits for each in (dense, pruned, tuned))
+    assert (near - expected).norm() < 0.9 * (far - expected).norm()
 
 
-def test_each_part_is_tuned_on_what_the_pruned_model_gives_it() -> None:
-    """The error that is told, found again: attention of the second block, on the inputs that it now has."""
+def test_each_part_is_tuned_on_its_inputs_in_the_pruned_model() -> None:
+    """Compute the reported error again, for attention of the second block on its present inputs."""
     dense = untrained_tiny()
-    model, _, said = reconstructed(dense)
-    told = next(each.after for each in said if isinstance(each, Reconstructed) and each.block == 1)
-    seen: list[Any] = []
+    model, _, reports = reconstructed(dense)
+    reported = next(each.after for each in reports if isinstance(each, Reconstructed) and each.block == 1)
+    inputs: list[Any] = []
     attention, twin = (decoder_blocks(each)[1].get_submodule("self_attn") for each in (model, dense))
-    hook = attention.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    hook = attention.register_forward_pre_hook(lambda _, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True)
     with torch.no_grad():
         model(input_ids=WINDOWS, use_cache=False)
         hook.remove()
-        own, wanted = (each(*seen[0][0], **seen[0][1])[0].double() for each in (attention, twin))
-    assert float((own - wanted).square().sum() / wanted.square().sum()) == pytest.approx(told, rel=1e-4)
+        own, expected = (each(*inputs[0][0], **inputs[0][1])[0].double() for each in (attention, twin))
+    assert float((own - expected).square().sum() / expected.square().sum()) == pytest.approx(reported, rel=1e-4)
 
 
-def test_same_seed_same_bits_and_another_order_others() -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
     dense = untrained_tiny()
     one, same, other = (
         reconstructed(dense, replace(CONFIG, method=PruneMethod.MAGNITUDE, seed=seed))[0].state_dict()
@@ -104,35 +104,35 @@ def test_same_seed_same_bits_and_another_order_others() -> None:
 
 def test_a_pattern_stays_legal() -> None:
     model, _, _ = reconstructed(untrained_tiny(), replace(CONFIG, pattern=Pattern(2, 4)))
-    assert not any(overfull(target.weight, Pattern(2, 4)) for target in target_linears(model).values())
+    assert not any(overfull_groups(target.weight, Pattern(2, 4)) for target in target_linears(model).values())
 
 
 def test_a_part_that_gets_no_better_keeps_its_pruned_weights() -> None:
-    model, between, said = reconstructed(untrained_tiny(), replace(CONFIG, reconstruct_learning_rate=1.0))
-    assert all(part.after == part.before for part in said if isinstance(part, Reconstructed))
+    model, between, reports = reconstructed(untrained_tiny(), replace(CONFIG, reconstruct_learning_rate=1.0))
+    assert all(part.after == part.before for part in reports if isinstance(part, Reconstructed))
     assert all(torch.equal(parameter, between[name]) for name, parameter in model.named_parameters())
 
 
-def test_bfloat16_is_tuned_in_steps_that_it_could_not_hold() -> None:
+def test_bfloat16_is_tuned_in_steps_smaller_than_its_precision() -> None:
     dense = untrained_tiny().to(torch.bfloat16)
-    _, _, said = reconstructed(dense, replace(CONFIG, reconstruct_learning_rate=1e-4, reconstruct_epochs=5))
-    parts = [part for part in said if isinstance(part, Reconstructed)]
+    _, _, reports = reconstructed(dense, replace(CONFIG, reconstruct_learning_rate=1e-4, reconstruct_epochs=5))
+    parts = [part for part in reports if isinstance(part, Reconstructed)]
     assert sum(part.after for part in parts) < sum(part.before for part in parts)
 
 
-def test_progress_is_told_block_by_block() -> None:
-    _, _, said = reconstructed(untrained_tiny())
-    progress = [report for report in said if isinstance(report, Progress)]
+def test_progress_is_reported_per_block() -> None:
+    _, _, reports = reconstructed(untrained_tiny())
+    progress = [report for report in reports if isinstance(report, Progress)]
     assert list(dict.fromkeys(progress)) == [Progress(Phase.RECONSTRUCTING, done, 4) for done in range(5)]
 
 
-def test_it_can_be_ended_within_a_block() -> None:
-    told = 0
+def test_it_can_be_stopped_within_a_block() -> None:
+    count = 0
 
     def stop(_: Report) -> None:
-        nonlocal told
-        told += 1
-        if told == 3:
+        nonlocal count
+        count += 1
+        if count == 3:
             raise Cancelled
 
     dense = untrained_tiny()

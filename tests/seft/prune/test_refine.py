@@ -1,4 +1,4 @@
-"""DSnoT: the swaps of the paper, never worse on the calibration tokens, and none that a budget would notice."""
+"""DSnoT: the swaps of the paper, never worse on the calibration tokens, with the same number of zeros."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.seft.prune.test_methods import correlated, make_weight, prune
 
 
 def dsnot(dense: Tensor, pruned: Tensor, inputs: Tensor, pattern: Pattern) -> Tensor:
-    """Equations 3 to 6 of the paper in double precision, one row and one swap at a time."""
+    """Refine by equations 3 to 6 of the paper in double precision, one row and one swap at a time."""
     dense, refined, inputs = dense.double(), pruned.double(), inputs.double()
     mean, variance, norms = inputs.mean(0), inputs.var(0, unbiased=False), inputs.norm(dim=0)
     for row, now in enumerate(refined):
@@ -23,11 +23,11 @@ def dsnot(dense: Tensor, pruned: Tensor, inputs: Tensor, pattern: Pattern) -> Te
             if not growing:
                 break
             grown = max(growing, key=lambda c: float(sign * dense[row, c] * mean[c] / variance[c]))
-            kept = [c for c in still if now[c] != 0]
+            remaining = [c for c in still if now[c] != 0]
             if pattern.grouped:
-                rivals = [c for c in kept if c // pattern.of == grown // pattern.of]
+                rivals = [c for c in remaining if c // pattern.of == grown // pattern.of]
             else:
-                rivals = [c for c in kept if sign * now[c] * mean[c] < 0]
+                rivals = [c for c in remaining if sign * now[c] * mean[c] < 0]
             if not rivals:
                 break
             lost = min(rivals, key=lambda c: float(now[c].abs() * norms[c]))
@@ -57,7 +57,7 @@ def test_the_mask_of_every_method_is_refined_as_in_the_paper_in_double_precision
 
 @pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(2, 4)], ids=str)
 @pytest.mark.parametrize("method", PruneMethod)
-def test_no_row_errs_more_on_the_calibration_tokens(method: PruneMethod, pattern: Pattern) -> None:
+def test_no_row_has_a_larger_error_on_the_calibration_tokens(method: PruneMethod, pattern: Pattern) -> None:
     for seed, shift in ((1, 0.0), (2, 1.0), (3, -4.0)):
         weight, inputs = make_weight(24, 120, seed), correlated(500, 120, seed + 10) + shift
         before = prune(weight, inputs, method, 0.5, pattern=pattern)
@@ -67,7 +67,7 @@ def test_no_row_errs_more_on_the_calibration_tokens(method: PruneMethod, pattern
 
 
 @pytest.mark.parametrize("method", [PruneMethod.MAGNITUDE, PruneMethod.WANDA, PruneMethod.RIA])
-def test_masks_become_clearly_better_where_inputs_have_a_mean(method: PruneMethod) -> None:
+def test_masks_become_clearly_better_if_inputs_have_a_mean(method: PruneMethod) -> None:
     weight, inputs = make_weight(24, 120), correlated(500, 120) + 1.0
     before, after = (prune(weight, inputs, method, 0.6, refine=refine) for refine in Refinement)
     assert (inputs @ (after - weight).T).norm() < 0.97 * (inputs @ (before - weight).T).norm()

@@ -1,4 +1,4 @@
-"""Of several judged states the best one is what training leaves, by every method, however often it is interrupted."""
+"""With every method, training leaves the best evaluated state in the model, also after interruptions."""
 
 import itertools
 from pathlib import Path
@@ -15,17 +15,17 @@ from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, s
 
 every = pytest.mark.parametrize("method", RepairMethod)
 LOSSES = {2: 3.0, 4: 2.0, 6: 2.0, 8: 2.5}
-"""After each step; equal is not better. SEFT has an event after the sixth."""
+"""Losses by step; an equal loss is not better. SEFT has an event after step 6."""
 
 
 class Judging:
-    """A repair whose judge says what is written for the step."""
+    """A repair whose judge returns the given loss of each step."""
 
     def __init__(self, config: RepairConfig, losses: dict[int, float], dtype: torch.dtype = torch.float32) -> None:
         self.model: Any = pruned_tiny(dtype)
         self.repair = Repair(self.model, TOKENS, config, pruned=PRUNED, judge=lambda: losses[self.repair.step])
 
-    def end(self) -> "Judging":
+    def finish(self) -> "Judging":
         self.repair.run()
         self.repair.finish()
         return self
@@ -33,35 +33,35 @@ class Judging:
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_best_state_is_left_with_the_bits_that_it_had(method: RepairMethod, dtype: torch.dtype) -> None:
-    ended = Judging(short(method=method, evaluate_interval=2), LOSSES, dtype).end()
+def test_the_best_state_is_left_bit_for_bit(method: RepairMethod, dtype: torch.dtype) -> None:
+    finished = Judging(short(method=method, evaluate_interval=2), LOSSES, dtype).finish()
     model, expected = repaired(short(method=method), 4, dtype)
     expected.finish()
-    assert (ended.repair.step, ended.repair.kept) == (8, 4)
-    assert same_bits(weights(ended.model), weights(model))
-    assert ended.repair.grown_zeros == expected.grown_zeros
+    assert (finished.repair.step, finished.repair.kept_step) == (8, 4)
+    assert same_bits(weights(finished.model), weights(model))
+    assert finished.repair.grown_zeros == expected.grown_zeros
     further, last = repaired(short(method=method), dtype=dtype)
     last.finish()
     assert not same_bits(weights(model), weights(further))
 
 
 @every
-def test_a_last_state_that_is_the_best_is_left_as_without_a_judge(method: RepairMethod) -> None:
-    ended = Judging(short(method=method, evaluate_interval=3), {3: 3.0, 6: 2.0, 8: 1.0}).end()
+def test_a_last_state_that_is_the_best_is_the_same_as_without_a_judge(method: RepairMethod) -> None:
+    finished = Judging(short(method=method, evaluate_interval=3), {3: 3.0, 6: 2.0, 8: 1.0}).finish()
     model, expected = repaired(short(method=method))
     expected.finish()
-    assert ended.repair.kept == 8
-    assert same_bits(weights(ended.model), weights(model))
+    assert finished.repair.kept_step == 8
+    assert same_bits(weights(finished.model), weights(model))
 
 
 @every
 @pytest.mark.parametrize(("patience", "last"), [(0, 8), (1, 6)])
-def test_stopped_anywhere_and_gone_on_ends_at_the_same_step_with_the_same_bits(
+def test_a_resumed_run_ends_at_the_same_step_with_the_same_bits(
     tmp_path: Path, method: RepairMethod, patience: int, last: int
 ) -> None:
     config = short(method=method, evaluate_interval=2, patience=patience)
-    undisturbed = Judging(config, LOSSES).end()
-    assert (undisturbed.repair.step, undisturbed.repair.kept) == (last, 4)
+    uninterrupted = Judging(config, LOSSES).finish()
+    assert (uninterrupted.repair.step, uninterrupted.repair.kept_step) == (last, 4)
     for stop in range(last + 1):
         stopped, again = Judging(config, LOSSES), Judging(config, LOSSES)
         for _ in range(stop):
@@ -69,10 +69,10 @@ def test_stopped_anywhere_and_gone_on_ends_at_the_same_step_with_the_same_bits(
         stopped.repair.save(tmp_path / str(stop))
         again.repair.load(tmp_path / str(stop))
         assert again.repair.done is (stop == last)
-        again.end()
-        assert (again.repair.step, again.repair.kept) == (last, 4)
-        assert same_bits(weights(again.model), weights(undisturbed.model))
-        assert again.repair.grown_zeros == undisturbed.repair.grown_zeros
+        again.finish()
+        assert (again.repair.step, again.repair.kept_step) == (last, 4)
+        assert same_bits(weights(again.model), weights(uninterrupted.model))
+        assert again.repair.grown_zeros == uninterrupted.repair.grown_zeros
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_stopped_anywhere_and_gone_on_ends_at_the_same_step_with_the_same_bits(
         ([float("inf"), 6, 7, 7], 3, 8, 4),
     ],
 )
-def test_training_ends_after_so_many_evaluations_in_a_row_without_a_better_one(
+def test_training_stops_after_patience_evaluations_without_a_better_one(
     losses: list[float], patience: int, last: int, kept: int
 ) -> None:
     reports: list[Report] = []
@@ -93,17 +93,17 @@ def test_training_ends_after_so_many_evaluations_in_a_row_without_a_better_one(
         short(evaluate_interval=2, patience=patience), dict(zip(itertools.count(2, 2), losses, strict=False))
     )
     judging.repair.run(reports.append)
-    assert (judging.repair.step, judging.repair.kept) == (last, kept)
-    told = [(report.step, report.held_out_loss) for report in reports if isinstance(report, Judged)]
-    assert told == [*zip(range(2, last + 1, 2), losses, strict=False)]
+    assert (judging.repair.step, judging.repair.kept_step) == (last, kept)
+    evaluations = [(report.step, report.held_out_loss) for report in reports if isinstance(report, Judged)]
+    assert evaluations == [*zip(range(2, last + 1, 2), losses, strict=False)]
 
 
-def test_a_loss_that_is_no_number_is_an_error() -> None:
-    with pytest.raises(TrainError, match="after step 2 is nan"):
+def test_a_loss_that_is_not_a_number_is_an_error() -> None:
+    with pytest.raises(TrainError, match="after step 2 it is nan"):
         Judging(short(evaluate_interval=2), {2: float("nan")}).repair.run()
 
 
-def test_a_judge_and_evaluations_go_together() -> None:
+def test_a_judge_is_required_exactly_if_there_are_evaluations() -> None:
     with pytest.raises(ConfigError, match="held_out must be given"):
         repaired(short(evaluate_interval=2), 0)
     with pytest.raises(ConfigError, match="held_out must be left out"):

@@ -1,4 +1,4 @@
-"""Changes made from few values: against a dense float64 model of the same formula, and in chunks."""
+"""Changes computed from few values: compared with dense float64 formulas, and computed in chunks."""
 
 import copy
 from typing import Any
@@ -23,13 +23,13 @@ both = pytest.mark.parametrize("formula", FORMULAS)
 
 
 def masked_lora(base: Tensor, values: Tensor) -> Tensor:
-    """W0 + 2 * mask(B A), by the papers."""
+    """Return W0 + 2 * mask(B A), as in the papers."""
     first, second = values[: RANK * COLS].view(RANK, COLS), values[RANK * COLS :].view(ROWS, RANK)
     return base + 2 * (base != 0) * (second @ first)
 
 
 def spp(base: Tensor, values: Tensor) -> Tensor:
-    """W0 * (1 + 2 * Repeat(alpha) * Repeat(beta)), by the paper, rows shared out row by row."""
+    """Return W0 * (1 + 2 * Repeat(alpha) * Repeat(beta)), as in the paper, row by row."""
     alpha, beta = values[: RANK * COLS].view(RANK, COLS), values[RANK * COLS :]
     rows = [base[row] * (1 + 2 * alpha[row * RANK // ROWS] * beta[row]) for row in range(ROWS)]
     return torch.stack(rows)
@@ -53,7 +53,7 @@ def test_gradients_and_weights_equal_autograd_through_the_dense_formula(
     monkeypatch.setattr(sampled, "CHUNK", chunk)
     target, owner = changed(formula, dtype=torch.float64)
     base = target.weight.clone()
-    owner.vector.values.add_(torch.randn(owner.trained, generator=torch.Generator().manual_seed(1)))
+    owner.vector.values.add_(torch.randn(owner.trained_values, generator=torch.Generator().manual_seed(1)))
     owner.resume(owner.tensors())
     values = owner.vector.values.clone().requires_grad_()
     dense = REFERENCES[formula](base, values)
@@ -70,7 +70,7 @@ def test_gradients_and_weights_equal_autograd_through_the_dense_formula(
 
 
 @both
-def test_at_the_start_nothing_is_changed_and_something_can_be_learnt(formula: type[Formula]) -> None:
+def test_initial_values_change_nothing_and_have_a_gradient(formula: type[Formula]) -> None:
     target, owner = changed(formula)
     before = target.weight.clone()
     owner.resume(owner.tensors())
@@ -80,7 +80,7 @@ def test_at_the_start_nothing_is_changed_and_something_can_be_learnt(formula: ty
 
 
 @both
-def test_no_matrix_as_large_as_the_weight_is_made(formula: type[Formula]) -> None:
+def test_no_matrix_as_large_as_the_weight_is_allocated(formula: type[Formula]) -> None:
     rows, cols = 2048, 1024
     target, owner = changed(formula, rows, cols)
     outputs = target.module(torch.randn(4, cols, requires_grad=True))
@@ -91,12 +91,12 @@ def test_no_matrix_as_large_as_the_weight_is_made(formula: type[Formula]) -> Non
 
 
 @both
-def test_zeros_stay_zero_and_the_vector_is_all_of_the_state(formula: type[Formula]) -> None:
+def test_zeros_stay_zero_and_the_vector_is_the_whole_state(formula: type[Formula]) -> None:
     target, owner = changed(formula)
     zeros = target.weight == 0
     twin = copy.deepcopy(target.weight)
     for seed in range(3):
-        gradient = torch.randn(owner.trained, generator=torch.Generator().manual_seed(seed))
+        gradient = torch.randn(owner.trained_values, generator=torch.Generator().manual_seed(seed))
         owner.update(gradient, 0.1, 0.01)
     assert torch.equal(target.weight == 0, zeros)
     again = ChangedLinear(twin, formula((ROWS, COLS), RANK), torch.Generator())
@@ -111,5 +111,5 @@ def test_rank_zero_trains_nothing_and_passes_gradients_on(formula: type[Formula]
     inputs = torch.randn(5, 4, requires_grad=True)
     owner.product(inputs, linear).sum().backward()  # type: ignore[no-untyped-call]
     owner.update(owner.take_gradient(), 0.1, 0.0)
-    assert owner.trained == 0
+    assert owner.trained_values == 0
     torch.testing.assert_close(inputs.grad, linear.weight.sum(0).expand(5, 4))

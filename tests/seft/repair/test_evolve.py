@@ -1,4 +1,4 @@
-"""What one event decides: which positions go, which grow, which become zero, with and without a pattern."""
+"""The decisions of one event: which positions drop, grow and become zero, with and without a pattern."""
 
 import torch
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from seft.repair.window import Candidates
 
 def candidates(*pairs: tuple[int, float]) -> Candidates:
     indices, sums = zip(*pairs, strict=True)
-    return Candidates.newcomers(torch.tensor(indices), torch.tensor(sums), torch.ones(len(sums)))
+    return Candidates.from_micro_batch(torch.tensor(indices), torch.tensor(sums), torch.ones(len(sums)))
 
 
 def removal(*indices: int) -> Tensor:
@@ -24,7 +24,7 @@ def active_at(weight: Tensor, *indices: int) -> Active:
     return Active.start(weight, torch.tensor(indices, dtype=torch.int32))
 
 
-def test_drop_takes_what_moved_least_and_restoring_gives_the_base_bits() -> None:
+def test_drop_takes_the_positions_that_moved_least_and_restore_gives_the_exact_bases() -> None:
     weight = torch.randn(4, 5)
     before = weight.clone()
     active = active_at(weight, 1, 4, 9, 13)
@@ -56,7 +56,7 @@ def test_a_removed_active_position_is_replaced_by_the_next_best_candidate() -> N
     assert choice.grown.indices.tolist() == [2, 4]
 
 
-def test_an_active_position_stays_when_nothing_can_replace_it() -> None:
+def test_an_active_position_stays_if_no_candidate_can_replace_it() -> None:
     weight = torch.tensor([[1.0, 2.0, 0.0, 3.0], [0.0, 4.0, 5.0, 0.0]])
     kept, dropped = active_at(weight, 6), active_at(weight, 3)
     choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal(6, 5), budget=5)
@@ -67,14 +67,14 @@ PAIR = Pattern(2, 4)
 GROUPS = torch.tensor([[1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
 
 
-def test_a_grown_zero_takes_the_place_of_the_least_sensitive_of_its_own_group() -> None:
+def test_a_grown_zero_replaces_the_least_sensitive_of_its_own_group() -> None:
     kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
     choice = choose(GROUPS, kept, dropped, candidates((2, 9.0)), removal(5, 4, 0, 1), budget=4, pattern=PAIR)
     assert choice.grown.indices.tolist() == [2]
     assert choice.removed.tolist() == [0]
 
 
-def test_an_active_position_gives_way_too_and_the_next_best_candidate_takes_its_slot() -> None:
+def test_an_active_position_may_be_replaced_and_the_next_best_candidate_grows_too() -> None:
     kept, dropped = active_at(GROUPS, 1), active_at(GROUPS, 5)
     growth = candidates((2, 9.0), (6, 8.0))
     choice = choose(GROUPS, kept, dropped, growth, removal(1, 5, 0, 4), budget=4, pattern=PAIR)
@@ -82,7 +82,7 @@ def test_an_active_position_gives_way_too_and_the_next_best_candidate_takes_its_
     assert choice.removed.tolist() == [1, 5]
 
 
-def test_a_group_grows_at_most_as_many_as_it_may_have_and_others_take_the_slots() -> None:
+def test_a_group_grows_at_most_its_limit_and_other_groups_grow_the_rest() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0]])
     kept, dropped = active_at(weight), active_at(weight, 0, 4)
     growth = candidates((1, 9.0), (2, 8.0), (3, 7.0), (6, 6.0))
@@ -91,7 +91,7 @@ def test_a_group_grows_at_most_as_many_as_it_may_have_and_others_take_the_slots(
     assert sorted(choice.removed.tolist()) == [0, 4]
 
 
-def test_a_grown_zero_takes_no_place_where_its_group_has_room() -> None:
+def test_a_grown_zero_replaces_nothing_if_its_group_has_a_free_place() -> None:
     weight = torch.tensor([[1.0, 0.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0]])
     kept, dropped = active_at(weight), active_at(weight, 5)
     choice = choose(weight, kept, dropped, candidates((2, 9.0)), removal(0), budget=4, pattern=PAIR)
@@ -100,7 +100,7 @@ def test_a_grown_zero_takes_no_place_where_its_group_has_room() -> None:
     assert choice.removed.tolist() == [0]
 
 
-def test_what_moved_most_stays_where_its_group_has_no_room_for_another() -> None:
+def test_the_positions_that_moved_most_stay_if_no_group_has_a_place_for_others() -> None:
     weight = GROUPS.clone()
     kept, dropped = active_at(weight, 4, 5), active_at(weight, 0, 1)
     dropped.values.copy_(torch.tensor([1.5, 2.1]))
@@ -112,22 +112,22 @@ def test_what_moved_most_stays_where_its_group_has_no_room_for_another() -> None
 @settings(max_examples=200, deadline=None)
 @given(
     pattern=st.sampled_from([PAIR, Pattern(1, 4), Pattern(4, 8)]),
-    share=st.sampled_from([0.1, 0.5, 1.0]),
+    fraction=st.sampled_from([0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**16),
 )
-def test_in_every_group_the_least_sensitive_go_and_the_best_of_all_grow(
-    *, pattern: Pattern, share: float, seed: int
+def test_in_every_group_the_least_sensitive_are_removed_and_the_best_of_all_grow(
+    *, pattern: Pattern, fraction: float, seed: int
 ) -> None:
-    """All positions listed, all groups full: what an event must choose, read off its sets and not searched for."""
+    """With all positions listed and all groups full, an event's choice can be read off the sets."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(8, 3 * pattern.of, generator=generator)
     weight.view(-1, pattern.of)[:, pattern.kept :] = 0.0
     sums = torch.randn(weight.numel(), generator=generator)
     active = Active.start(weight, weight.flatten().nonzero().squeeze(1)[::5].int())
     active.values.add_(torch.randn(len(active), generator=generator))
-    kept, dropped = drop(active, round(share * len(active)))
+    kept, dropped = drop(active, round(fraction * len(active)))
     kept.write(weight)
-    everything = Candidates.newcomers(torch.arange(len(sums)), sums, torch.ones(len(sums)))
+    everything = Candidates.from_micro_batch(torch.arange(len(sums)), sums, torch.ones(len(sums)))
     sensitivity = (weight.flatten() * sums).abs()
     order = sensitivity.argsort()
     used = order[(weight.flatten() != 0)[order] | torch.isin(order, kept.indices)]

@@ -1,7 +1,7 @@
-"""The laws of the method, through any sequence of training and events, with and without a pattern, step by step.
+"""Invariants of SEFT at every step of any sequence of training and events, with and without a pattern.
 
-Random linears go through the real forward, backward, optimizer and events. A model of its own, a dictionary in double
-precision that knows nothing of sorted lists, says what each position's value and moments must be.
+Random linears run the real forward, backward, optimizer and events. A reference model gives the expected value and
+moments of each position: a dictionary in double precision, without sorted lists.
 """
 
 import math
@@ -29,28 +29,28 @@ def smooth(generator: torch.Generator, tokens: int, size: int) -> Tensor:
 
 
 def tied(generator: torch.Generator, tokens: int, size: int) -> Tensor:
-    """Small whole numbers: their products have many equal sums, and many zeros."""
+    """Return small whole numbers, whose products have many equal sums and many zeros."""
     return torch.randint(-1, 2, (tokens, size), generator=generator).float()
 
 
 def narrow(generator: torch.Generator, tokens: int, size: int) -> Tensor:
-    """Most of it is zero, so that few positions have a gradient at all."""
+    """Return mostly zeros, so that few positions have a gradient."""
     return torch.randn(tokens, size, generator=generator) * (torch.rand(size, generator=generator) < 0.3)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Steps of training, more of them with a window open, then an event that replaces a share of the active set."""
+    """Steps of training, steps with an open window, then an event that replaces a fraction of the active set."""
 
     steps: int
     watched: int
-    share: float
+    fraction: float
     pieces: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """A linear, and what happens to it. A share of the active values vanishes in every step, as by rounding."""
+    """A linear and its events. In every step a fraction of the active values becomes zero, as by rounding."""
 
     pattern: Pattern
     rows: int
@@ -63,7 +63,7 @@ class Case:
     seed: int
 
     def start(self, dtype: torch.dtype, *, transposed: bool = False) -> Tensor:
-        """The pruned weight; in some of its groups there are more zeros than the pattern asks for."""
+        """Return the pruned weight. Some groups have more zeros than the pattern requires."""
         generator = torch.Generator().manual_seed(self.seed)
         cols = self.groups * (self.pattern.of if self.pattern.grouped else 4)
         weight = torch.randn(self.rows, cols, generator=generator)
@@ -98,45 +98,45 @@ cases = st.builds(
 
 @dataclass
 class Life:
-    """A linear going through a case, step by step.
+    """Runs a case on a linear, step by step.
 
-    `seen` has the micro-batch gradients of the open window, whole, and `sampled` the positions of its sample;
-    `vanished` are the values that the last step lost.
+    `window` has the full micro-batch gradients of the open window, and `sampled` the positions of its sample.
+    `vanished` are the positions whose values became zero in the last step.
     """
 
     case: Case
     owner: RepairedLinear
-    seen: list[Tensor] = field(default_factory=list)
+    window: list[Tensor] = field(default_factory=list)
     gradient: Tensor = field(default_factory=lambda: torch.zeros(0))
     vanished: list[int] = field(default_factory=list)
     sampled: list[int] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Event | None]:
-        """None after every step, the event after every event."""
+        """Yield None after every step, and the event after every event."""
         generator = torch.Generator().manual_seed(self.case.seed + 1)
         for number, event in enumerate(self.case.events):
             for _ in range(event.steps):
                 self._step(generator)
                 yield None
-            count = round(event.share * len(self.owner.active))
+            count = round(event.fraction * len(self.owner.active))
             self.sampled = self.owner.open_window(count, number).sample.indices.tolist()
-            assert len(self.sampled) >= 0.9 * int(self.owner.weight.count_nonzero()), "all of it is sampled, or nearly"
+            assert len(self.sampled) >= 0.9 * int(self.owner.weight.count_nonzero()), "nearly all nonzeros are sampled"
             for _ in range(event.watched):
                 self._step(generator)
                 yield None
             self.owner.evolve(count, math.ceil(event.watched / event.pieces), event.pieces)
             yield event
-            self.seen.clear()
+            self.window.clear()
 
     def _step(self, generator: torch.Generator) -> None:
-        """One micro-batch, backward, one optimizer step."""
+        """Run one micro-batch, its backward and one optimizer step."""
         rows, cols = self.owner.weight.shape
         left, right = (self.case.gradients(generator, 3, size).to(self.owner.weight.dtype) for size in (rows, cols))
         outputs = self.owner.product(right.requires_grad_(), lambda inputs: inputs @ self.owner.weight.T)
         outputs.backward(left)  # type: ignore[no-untyped-call]
         self.gradient = left.double().T @ right.detach().double()
         if self.owner.window:
-            self.seen.append(self.gradient.flatten())
+            self.window.append(self.gradient.flatten())
         self.owner.update(self.owner.take_gradient(), RATE, weight_decay=0.1)
         vanished = torch.rand(len(self.owner.active), generator=generator) < self.case.vanishing
         self.owner.active.values[vanished] = 0.0
@@ -162,12 +162,12 @@ def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.
         again.view(-1)[owner.removed.indices] = 0
         owner.active.write(again)
         assert torch.equal(again, owner.weight)
-        assert owner.reactivated() == int(((start == 0) & (owner.weight != 0)).sum())
+        assert owner.reactivated_count() == int(((start == 0) & (owner.weight != 0)).sum())
 
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases)
-def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero(*, case: Case) -> None:
+def test_each_position_keeps_its_state_and_gets_its_base_or_zero_when_it_leaves(*, case: Case) -> None:
     owner = case.owner(case.start(torch.float64))
     life = Life(case, owner)
     expected = {index: Traced(float(owner.weight.flatten()[index])) for index in owner.active.indices.tolist()}
@@ -178,36 +178,36 @@ def test_each_positions_state_follows_it_and_what_leaves_has_its_base_or_is_zero
                 traced.step(float(life.gradient.flatten()[index]), typical)
                 traced.value = 0.0 if index in life.vanished else traced.value
         else:
-            typical = max(typical, root_mean_square(life.seen, life.sampled, event.pieces))
+            typical = max(typical, root_mean_square(life.window, life.sampled, event.pieces))
             present = owner.weight.flatten()
             for index in set(expected) - set(owner.active.indices.tolist()):
                 assert present[index] in (expected.pop(index).base, 0.0)
             for index in set(owner.active.indices.tolist()) - set(expected):
-                expected[index] = Traced.grown(owner.active, index, float(present[index]), life.seen, event.pieces)
+                expected[index] = Traced.grown(owner.active, index, float(present[index]), life.window, event.pieces)
                 assert present[index] == before[index], "growing changes no weight"
         for place, index in enumerate(owner.active.indices.tolist()):
-            expected[index].must_be(owner.active, place)
+            expected[index].require_equal(owner.active, place)
         assert len(expected) == len(owner.active)
         before = owner.weight.flatten().clone()
 
 
 def moments(gradients: list[float], steps: int, pieces: int) -> tuple[float, float]:
-    """Mean and mean square of a step's gradient, from micro-batches: the mean squared and a variance for each piece."""
+    """Return mean and mean square of a step's gradient. The variances of its micro-batches add up."""
     mean = sum(gradients) / (steps * pieces)
     variance = max(0.0, sum(gradient**2 for gradient in gradients) / (steps * pieces) - mean**2)
     return mean * pieces, (mean * pieces) ** 2 + variance * pieces
 
 
-def root_mean_square(seen: list[Tensor], sampled: list[int], pieces: int) -> float:
-    """Of a step's gradient, over some positions."""
-    steps = math.ceil(len(seen) / pieces)
-    squares = [moments([float(gradient[index]) for gradient in seen], steps, pieces)[1] for index in sampled]
+def root_mean_square(window: list[Tensor], sampled: list[int], pieces: int) -> float:
+    """Return the root mean square of a step's gradient over some positions."""
+    steps = math.ceil(len(window) / pieces)
+    squares = [moments([float(gradient[index]) for gradient in window], steps, pieces)[1] for index in sampled]
     return math.sqrt(sum(squares) / max(1, len(squares)))
 
 
 @dataclass
 class Traced:
-    """What is known of one active position: AdamW by its own formulas (Loshchilov & Hutter 2019, algorithm 2)."""
+    """The expected state of one active position, by the formulas of AdamW (Loshchilov & Hutter 2019, algorithm 2)."""
 
     base: float
     value: float = math.nan
@@ -219,20 +219,20 @@ class Traced:
         self.value = self.base
 
     @classmethod
-    def grown(cls, active: Active, index: int, value: float, seen: list[Tensor], pieces: int) -> "Traced":
-        """Seeded from the micro-batches since it was listed, from one of them on until the last; others count as 0."""
+    def grown(cls, active: Active, index: int, value: float, window: list[Tensor], pieces: int) -> "Traced":
+        """Return the state seeded from the micro-batches since the position was listed; earlier ones count as 0."""
         (place,) = (active.indices == index).nonzero().flatten().tolist()
-        found = float(active.means[place]), float(active.squares[place])
-        fitting = []
-        for first in range(len(seen)):
-            steps = math.ceil(len(seen) / pieces)
-            mean, square = moments([float(gradient[index]) for gradient in seen[first:]], steps, pieces)
+        actual = float(active.means[place]), float(active.squares[place])
+        matches = []
+        for first in range(len(window)):
+            steps = math.ceil(len(window) / pieces)
+            mean, square = moments([float(gradient[index]) for gradient in window[first:]], steps, pieces)
             seeded = cls(value)
             seeded.mean, seeded.square, seeded.age = mean * (1 - 0.9**steps), square * (1 - 0.999**steps), steps
-            if found == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
-                fitting.append(seeded)
-        assert fitting
-        return fitting[0]
+            if actual == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):
+                matches.append(seeded)
+        assert matches
+        return matches[0]
 
     @property
     def mean_square(self) -> float:
@@ -246,24 +246,24 @@ class Traced:
         rate = self.mean / (1 - 0.9**self.age) / root
         self.value -= RATE * (0.1 * (self.value - self.base) + rate * min(1.0, typical / root if typical else 1.0))
 
-    def must_be(self, active: Active, place: int) -> None:
+    def require_equal(self, active: Active, place: int) -> None:
         assert float(active.bases[place]) == self.base
         assert int(active.ages[place]) == self.age
-        found = [float(each[place]) for each in (active.values, active.means, active.squares)]
-        assert found == pytest.approx([self.value, self.mean, self.square], rel=1e-6, abs=1e-9)
+        actual = [float(each[place]) for each in (active.values, active.means, active.squares)]
+        assert actual == pytest.approx([self.value, self.mean, self.square], rel=1e-6, abs=1e-9)
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases, data=st.data())
-def test_gone_on_from_saved_parts_at_any_step_it_ends_in_the_same_bits(*, case: Case, data: st.DataObject) -> None:
+def test_resuming_at_any_step_gives_the_same_bits(*, case: Case, data: st.DataObject) -> None:
     lives = sum(event.steps + event.watched + 1 for event in case.events)
     stop = data.draw(st.integers(0, lives - 1))
     owner = case.owner(case.start(torch.float32))
-    undisturbed, stopped = Life(case, owner), Life(case, case.owner(case.start(torch.float32)))
+    uninterrupted, stopped = Life(case, owner), Life(case, case.owner(case.start(torch.float32)))
     for number, _ in enumerate(stopped):
         if number == stop:
-            stopped.owner = taken_up(case, stopped.owner)
-    for _ in undisturbed:
+            stopped.owner = resumed(case, stopped.owner)
+    for _ in uninterrupted:
         pass
     assert torch.equal(owner.weight, stopped.owner.weight)
     for name, tensor in owner.active.tensors().items():
@@ -273,7 +273,7 @@ def test_gone_on_from_saved_parts_at_any_step_it_ends_in_the_same_bits(*, case: 
 
 @settings(max_examples=100, deadline=None)
 @given(case=cases, dtype=st.sampled_from([torch.float32, torch.bfloat16]), data=st.data())
-def test_from_any_state_it_goes_back_to_any_former_one(*, case: Case, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_any_earlier_state_can_be_loaded_from_any_state(*, case: Case, dtype: torch.dtype, data: st.DataObject) -> None:
     owner = case.owner(case.start(dtype))
 
     def state() -> tuple[dict[str, Tensor], Tensor]:
@@ -289,8 +289,8 @@ def test_from_any_state_it_goes_back_to_any_former_one(*, case: Case, dtype: tor
     assert torch.equal(owner.weight, case.start(dtype))
 
 
-def taken_up(case: Case, saved: RepairedLinear) -> RepairedLinear:
-    """A new linear from the pruned weight and what a state keeps."""
+def resumed(case: Case, saved: RepairedLinear) -> RepairedLinear:
+    """Return a new linear from the pruned weight and a saved state."""
     again = case.owner(case.start(torch.float32))
     again.resume({name: tensor.clone() for name, tensor in saved.tensors().items()})
     return again
@@ -298,7 +298,7 @@ def taken_up(case: Case, saved: RepairedLinear) -> RepairedLinear:
 
 @settings(max_examples=60, deadline=None)
 @given(case=cases)
-def test_dropping_alone_restores_every_base_bit_for_bit(*, case: Case) -> None:
+def test_restoring_gives_every_base_bit_for_bit(*, case: Case) -> None:
     start = case.start(torch.bfloat16)
     owner = case.owner(start.clone())
     life = iter(Life(case, owner))

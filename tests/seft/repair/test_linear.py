@@ -1,4 +1,4 @@
-"""A linear under repair computes what the plain one does, and only k of its gradients."""
+"""A linear under repair has the outputs of the plain one, and gradients only for its active positions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +12,9 @@ from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
 from seft.repair.sampled import CHUNK, by_gathering, by_pattern, by_rows, sampled_product
-from seft.repair.window import LISTED
+from seft.repair.window import CANDIDATES_PER_POSITION
 from seft.report import Change
-from tests.seft.repair.repairing import Allocated, look, sparse_linear
+from tests.seft.repair.repairing import Allocated, observe, sparse_linear
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -34,7 +34,7 @@ def test_a_sampled_product_is_the_dense_product_at_its_positions(compute: Produc
 
 
 @pytest.mark.parametrize("chunk", [1, 5 * 16, 1 << 20])
-def test_a_product_made_by_rows_may_be_made_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_a_product_by_rows_may_be_computed_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(sampled, "CHUNK", chunk)
     left, right = (torch.randn(6, size, dtype=torch.float64) for size in (24, 16))
     indices = torch.cat([torch.arange(40, 200), torch.tensor([383])]).int()
@@ -70,7 +70,7 @@ def test_forward_and_backward_equal_those_of_the_dense_linear(bias: bool) -> Non
     torch.testing.assert_close(owner.take_gradient(), dense.weight.grad.flatten()[owner.active.indices])
 
 
-def test_gradients_of_micro_batches_add_up_and_are_taken_once() -> None:
+def test_gradients_of_micro_batches_add_up_and_are_reset_when_taken() -> None:
     linear, owner = repaired()
     inputs = torch.randn(5, 16)
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_gradients_of_micro_batches_add_up_and_are_taken_once() -> None:
     assert not owner.take_gradient().any()
 
 
-def test_called_twice_on_inputs_that_are_not_contiguous_it_has_the_gradient_of_the_dense_linear() -> None:
+def test_two_calls_on_noncontiguous_inputs_have_the_gradient_of_the_dense_linear() -> None:
     linear, owner = repaired(16, 16, dtype=torch.float64)
     dense = nn.Linear(16, 16, dtype=torch.float64)
     dense.load_state_dict(linear.state_dict())
@@ -93,7 +93,7 @@ def test_called_twice_on_inputs_that_are_not_contiguous_it_has_the_gradient_of_t
 
 
 @pytest.mark.parametrize("tokens", [[], [0], [0, 0]])
-def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: list[int]) -> None:
+def test_an_event_does_not_change_a_linear_without_tokens(tokens: list[int]) -> None:
     linear, owner = repaired()
     before, weight = owner.active, owner.weight.clone()
     owner.open_window(5, 1)
@@ -106,7 +106,7 @@ def test_a_linear_that_no_token_reached_is_left_as_it_is_by_an_event(tokens: lis
 
 
 @pytest.mark.parametrize(("density", "windowed"), [(0.005, False), (0.005, True), (1.0, False)])
-def test_no_dense_gradient_exists_and_what_must_see_it_sees_row_chunks(density: float, windowed: bool) -> None:
+def test_the_dense_gradient_is_never_allocated_only_chunks_of_its_rows(density: float, windowed: bool) -> None:
     rows, cols = 2048, 1024
     linear, owner = repaired(rows, cols, density)
     outputs = linear(torch.randn(4, cols, requires_grad=True))
@@ -122,7 +122,7 @@ def test_no_dense_gradient_exists_and_what_must_see_it_sees_row_chunks(density: 
     assert linear.weight.grad is None
 
 
-def test_density_is_the_share_of_weights_but_at_most_the_nonzeros() -> None:
+def test_density_is_a_fraction_of_the_weights_but_at_most_the_nonzeros() -> None:
     assert len(repaired(density=0.1)[1].active) == round(0.1 * 24 * 16)
     linear, owner = repaired(density=1.0)
     assert len(owner.active) == owner.budget == int(linear.weight.count_nonzero())
@@ -134,7 +134,7 @@ def test_a_linear_of_zeros_trains_nothing() -> None:
     assert len(owner.active) == owner.take_gradient().numel() == 0
 
 
-def test_the_first_active_set_lies_among_the_nonzeros() -> None:
+def test_the_first_active_set_is_among_the_nonzeros() -> None:
     _, owner = repaired(density=0.3)
     assert (owner.active.bases != 0).all()
     assert owner.active.indices.diff().gt(0).all()
@@ -145,7 +145,7 @@ def test_grow_changes_no_output() -> None:
     inputs = torch.randn(5, 16)
     owner.budget = linear.weight.numel()
     before = linear(inputs)
-    look(owner, 10, torch.Generator().manual_seed(3))
+    observe(owner, 10, torch.Generator().manual_seed(3))
     change = owner.evolve(10, steps=1, pieces=1)
     assert (change.dropped, change.grown, change.pruned) == (10, 10, 0)
     assert change.reactivated > 0
@@ -155,13 +155,13 @@ def test_grow_changes_no_output() -> None:
 def test_an_expert_that_few_micro_batches_reached_grows_with_the_gradient_of_the_step() -> None:
     linear, owner = repaired(dtype=torch.float64)
     inputs, other = torch.randn(5, 16, dtype=torch.float64), torch.randn(5, 16, dtype=torch.float64)
-    owner.open_window(24 * 16 // LISTED, 1)  # whatever its luck, each position is listed from the first on
-    for some in (inputs, other):
-        linear(some).sum().backward()
+    owner.open_window(24 * 16 // CANDIDATES_PER_POSITION, 1)  # lists every position from the first micro-batch on
+    for batch in (inputs, other):
+        linear(batch).sum().backward()
     before = owner.active.indices
     owner.evolve(10, steps=1, pieces=32)
     grown = owner.active[~torch.isin(owner.active.indices, before)]
-    first, second = (some.sum(0).expand(24, 16).flatten()[grown.indices] for some in (inputs, other))
+    first, second = (batch.sum(0).expand(24, 16).flatten()[grown.indices] for batch in (inputs, other))
     mean, mean_square = (first + second) / 32, (first**2 + second**2) / 32
     assert len(grown)
     torch.testing.assert_close(grown.means / (1 - 0.9), 32 * mean)
@@ -169,7 +169,7 @@ def test_an_expert_that_few_micro_batches_reached_grows_with_the_gradient_of_the
 
 
 def test_steady_clipping_changes_nothing_that_seft_does() -> None:
-    """Adam heeds no scale, so neither what is typical nor the moments of grown positions may."""
+    """Adam does not depend on the scale of gradients; typical gradient and seeded moments must not either."""
 
     def trained(scale: float) -> RepairedLinear:
         linear, owner = repaired(dtype=torch.float64, bias=False)

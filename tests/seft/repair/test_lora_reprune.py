@@ -1,4 +1,4 @@
-"""LoRA that is merged and pruned again equals doing so by hand, leaves nothing of PEFT, refuses what it cannot do."""
+"""LoRA with a second pruning: equal to doing it by hand, leaves nothing of PEFT, rejects what it cannot do."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from tests.seft.repair.repairing import PRUNED, TOKENS, nonzeros, pruned_tiny, s
 CONFIG = short(method=RepairMethod.LORA_REPRUNE, density=0.05)
 
 
-def test_merged_and_pruned_by_hand_it_gives_the_same() -> None:
+def test_it_equals_merging_and_pruning_by_hand() -> None:
     model = pruned_tiny()
     before, budget = weights(model), nonzeros(model)
     targets = target_linears(model)
@@ -64,8 +64,8 @@ def test_gradients_equal_those_of_a_dense_model_of_the_same_formula() -> None:
         of_first = 2 * second.view(rows, -1).T @ whole
         of_second = 2 * whole @ first.view(-1, cols).T
         for half, expected in (("A", of_first), ("B", of_second)):
-            found = gradients[f"{name}/{half}.values"].double()
-            torch.testing.assert_close(found, expected.flatten(), rtol=1e-3, atol=1e-4)
+            gradient = gradients[f"{name}/{half}.values"].double()
+            torch.testing.assert_close(gradient, expected.flatten(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -81,14 +81,14 @@ def test_nothing_of_peft_is_left_in_the_model(name: str) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_it_must_know_how_to_prune_and_have_text_for_it() -> None:
+def test_it_requires_the_pruning_settings_and_enough_text() -> None:
     with pytest.raises(ConfigError, match="pruned must be given for lora_reprune"):
         Repair(pruned_tiny(), TOKENS, CONFIG)
     with pytest.raises(DataError, match="window of 4096"):
         Repair(pruned_tiny(), TOKENS, CONFIG, pruned=PruneConfig(0.6, tokens=4096))
 
 
-def test_stacked_experts_are_refused() -> None:
+def test_stacked_experts_are_rejected() -> None:
     model = ARCHITECTURES["mixtral"].model()
     with pytest.raises(ConfigError, match="method must suit the model's experts"):
         Repair(model, TOKENS % 50, CONFIG, pruned=PruneConfig(0.5, PruneMethod.MAGNITUDE))

@@ -1,4 +1,4 @@
-"""The laws that every method of repair keeps: budget, mask, pattern, equal counts, bits, resuming, healing."""
+"""Invariants of every repair method: budget, mask, pattern, number of values, bits, resuming, lower loss."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
-from seft.prune.mask import overfull
+from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
 from tests.seft.repair.repairing import (
@@ -40,10 +40,10 @@ RATES = {
     RepairMethod.SPP: 1e-1,
     RepairMethod.LORA_REPRUNE: 3e-2,
 }
-"""What suits the tiny model."""
+"""Learning rates that suit the tiny model."""
 
 
-def test_every_method_can_be_made() -> None:
+def test_every_method_is_registered() -> None:
     assert METHODS.keys() == set(RepairMethod)
 
 
@@ -55,14 +55,14 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype
     targets = target_linears(model)
     repair = Repair(model, TOKENS, short(method=method), pruned=PRUNED)
 
-    def must_hold() -> None:
+    def require_budget() -> None:
         assert all(int(target.weight.count_nonzero()) <= budget[name] for name, target in targets.items())
 
     for _ in range(8):
         repair.advance()
-        must_hold()
+        require_budget()
     repair.finish()
-    must_hold()
+    require_budget()
     moved = sum(int(targets[name].weight[zeros[name]].count_nonzero()) for name in targets)
     assert repair.grown_zeros == moved
     assert (moved > 0) is not method.keeps_zeros
@@ -70,7 +70,7 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(3, 8)], ids=str)
-def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_any(
+def test_seft_moves_zeros_with_legal_groups_at_every_step_and_resumes_at_any_step(
     tmp_path: Path, pattern: Pattern
 ) -> None:
     model, config = in_pattern(pattern), short()
@@ -79,7 +79,7 @@ def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_
     for _ in range(config.steps):
         repair.save(tmp_path / str(repair.step))
         repair.advance()
-        assert not any(overfull(weight, pattern) for weight in weights(model).values())
+        assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
         assert all(count <= budget[name] for name, count in nonzeros(model).items())
     after = weights(model)
     assert 0 < repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
@@ -91,29 +91,29 @@ def test_seft_moves_zeros_with_every_group_legal_at_every_step_and_gone_on_from_
         assert same_bits(weights(model), after)
 
 
-def test_a_pattern_that_the_weights_are_not_in_is_refused() -> None:
-    with pytest.raises(ConfigError, match="pattern must be one that the weights are in; it is '2:4'"):
+def test_a_pattern_that_the_weights_do_not_follow_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="pattern must be one that the weights follow; it is '2:4'"):
         Repair(pruned_tiny(), TOKENS, short(), pruned=by_magnitude(Pattern(2, 4)))
 
 
 @every
-def test_every_pattern_is_kept_by_every_method_and_zeros_stay_where_they_should(method: RepairMethod) -> None:
+def test_every_method_keeps_a_pattern_and_its_zeros_if_it_says_so(method: RepairMethod) -> None:
     model = in_pattern(Pattern(2, 4))
     before = weights(model)
     repair = Repair(model, TOKENS, short(method=method, learning_rate=0.1), pruned=by_magnitude(Pattern(2, 4)))
     repair.run()
     repair.finish()
     after = weights(model)
-    assert not any(overfull(weight, Pattern(2, 4)) for weight in after.values())
+    assert not any(overfull_groups(weight, Pattern(2, 4)) for weight in after.values())
     assert any(after[name][before[name] == 0].any() for name in before) is not method.keeps_zeros
     assert any((after[name] != before[name]).any() for name in before)
 
 
 @every
-def test_as_many_values_are_trained_as_the_density_says(method: RepairMethod) -> None:
+def test_the_density_sets_the_number_of_trained_values(method: RepairMethod) -> None:
     model = pruned_tiny()
     sizes = [target.weight.numel() for target in target_linears(model).values()]
-    trained = Repair(model, TOKENS, short(method=method, density=0.02), pruned=PRUNED).trained
+    trained = Repair(model, TOKENS, short(method=method, density=0.02), pruned=PRUNED).trained_values
     match method:
         case RepairMethod.MASKED_FULL:
             assert trained == sum(nonzeros(model).values())
@@ -137,24 +137,24 @@ def test_same_seed_same_bits(method: RepairMethod) -> None:
 
 
 @every
-def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smaller_one_is_left(
+def test_gradients_are_clipped_to_their_total_norm_and_smaller_ones_are_unchanged(
     monkeypatch: pytest.MonkeyPatch, method: RepairMethod
 ) -> None:
-    """Seen at the door of the method: what comes in against what the first step of an unclipped run has."""
+    """Compare the gradients that the method receives with those of the first step of an unclipped run."""
 
     def first_gradients(clip_norm: float | None) -> list[Tensor]:
-        seen: list[Tensor] = []
+        received: list[Tensor] = []
         kind = METHODS[method]
 
-        class Watched(kind):  # type: ignore[misc,valid-type]
+        class Recording(kind):  # type: ignore[misc,valid-type]
             def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
-                seen.extend(gradient.clone() for gradient in gradients)
+                received.extend(gradient.clone() for gradient in gradients)
                 super().update(gradients, rate, scale)
 
-        monkeypatch.setitem(METHODS, method, Watched)
+        monkeypatch.setitem(METHODS, method, Recording)
         repaired(short(method=method, clip_norm=clip_norm), 1)
         monkeypatch.setitem(METHODS, method, kind)
-        return seen
+        return received
 
     free = first_gradients(None)
     norm = float(torch.cat(free).norm())
@@ -164,7 +164,7 @@ def test_a_gradient_is_clipped_to_the_norm_over_all_that_is_trained_and_a_smalle
     assert all(map(torch.equal, first_gradients(norm * 1.01), free))
 
 
-def test_an_open_window_is_told_what_clipping_leaves_of_a_step() -> None:
+def test_an_open_window_records_the_clipping_of_a_step() -> None:
     _, repair = repaired(short(steps=8, update_interval=4, clip_norm=1e-3), 3)
     scales = [tensor for name, tensor in repair._method.tensors().items() if name.endswith("/scales")]
     assert len(scales) == len(target_linears(pruned_tiny()))
@@ -172,20 +172,20 @@ def test_an_open_window_is_told_what_clipping_leaves_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("method", [each for each in RepairMethod if each is not RepairMethod.MASKED_FULL])
-def test_another_seed_trains_others(method: RepairMethod) -> None:
+def test_another_seed_gives_other_weights(method: RepairMethod) -> None:
     first, second = (outcome(short(method=method, seed=seed), steps=2) for seed in (0, 1))
     assert not same_bits(first, second)
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stopped_anywhere_and_gone_on_gives_the_bits_of_never_stopped(
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     tmp_path: Path, method: RepairMethod, dtype: torch.dtype
 ) -> None:
     config = short(method=method)
-    undisturbed, repair = repaired(config, dtype=dtype)
+    uninterrupted, repair = repaired(config, dtype=dtype)
     repair.finish()
-    expected = weights(undisturbed)
+    expected = weights(uninterrupted)
     for stop in range(9):
         repaired(config, stop, dtype)[1].save(tmp_path / str(stop))
         model = pruned_tiny(dtype)
@@ -223,4 +223,4 @@ def test_repair_helps(tiny_folder: Path, tiny_texts: list[str], method: RepairMe
     assert loss() < pruned - 0.05
     assert (repair.grown_zeros > 0) is not method.keeps_zeros
     assert all(count <= budget[name] for name, count in nonzeros(model).items())
-    assert not any(overfull(weight, pattern) for weight in weights(model).values())
+    assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())

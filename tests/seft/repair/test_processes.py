@@ -1,4 +1,4 @@
-"""Two real processes with half the batch each do what one process does with the whole batch."""
+"""Two real processes with half of the batch each give the results of one process with the whole batch."""
 
 import os
 import sys
@@ -30,10 +30,10 @@ CASES = {
 
 
 def train(name: str, folder: Path) -> None:
-    """A whole repair, its state and loss kept after every step; in double precision, so that no rounding decides."""
+    """Run a whole repair and save state and loss after every step. In double precision, so rounding decides nothing."""
     method, pattern = CASES[name]
     model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
-    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is a smaller one
+    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is smaller
     repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
     losses = []
     for step in range(1, STEPS + 1):
@@ -42,25 +42,25 @@ def train(name: str, folder: Path) -> None:
     torch.save(losses, folder / "losses")
 
 
-def refusals() -> list[str]:
-    """What cannot be shared among two."""
+def rejected_fields() -> list[str]:
+    """Return the fields that two processes reject."""
     mixtral: Any = MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2))
-    found = []
+    rejected = []
     for model, changes in ((mixtral, {}), (pruned_tiny(), {"batch_tokens": 96}), (pruned_tiny(), {"micro_batch": 3})):
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(ConfigError) as error:
             Repair(model, TOKENS, short(**{"batch_tokens": 128, **changes}))
-        found.append(refused.value.field)
-    return found
+        rejected.append(error.value.field)
+    return rejected
 
 
 def work(rank: int, folder: Path) -> None:
-    """One of two processes."""
+    """Run one of two processes."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     for name in CASES:
         train(name, folder / name / str(rank))
-    torch.save(refusals(), folder / f"refusals.{rank}")
+    torch.save(rejected_fields(), folder / f"rejected.{rank}")
     dist.destroy_process_group()
 
 
@@ -76,7 +76,7 @@ def state(folder: Path, step: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_both_choose_what_one_alone_chooses_with_the_whole_batch(name: str, together: Path, tmp_path: Path) -> None:
+def test_both_decide_like_one_process_with_the_whole_batch(name: str, together: Path, tmp_path: Path) -> None:
     train(name, tmp_path)
     moved = 0
     for step in range(1, STEPS + 1):
@@ -94,13 +94,13 @@ def test_both_choose_what_one_alone_chooses_with_the_whole_batch(name: str, toge
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_both_hold_the_same_bits_after_every_step(name: str, together: Path) -> None:
+def test_both_have_the_same_bits_after_every_step(name: str, together: Path) -> None:
     one, other = (together / name / rank for rank in "01")
     for step in range(1, STEPS + 1):
         for file in ("repair.safetensors", "repair.json"):
             assert (one / str(step) / file).read_bytes() == (other / str(step) / file).read_bytes()
 
 
-def test_what_processes_cannot_share_is_refused(together: Path) -> None:
+def test_work_that_processes_cannot_share_is_rejected(together: Path) -> None:
     for rank in "01":
-        assert torch.load(together / f"refusals.{rank}") == ["model", "batch_tokens", "micro_batch"]
+        assert torch.load(together / f"rejected.{rank}") == ["model", "batch_tokens", "micro_batch"]

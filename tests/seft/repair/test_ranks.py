@@ -1,4 +1,4 @@
-"""Whole ranks make up a count of values as nearly as they can, spread evenly."""
+"""Whole ranks give a number of values as closely as possible, spread evenly."""
 
 import pytest
 import torch
@@ -30,23 +30,23 @@ def config(density: float) -> RepairConfig:
 def test_the_count_is_met_within_half_a_rank_and_no_two_ranks_differ_by_more_than_one(
     size: Size, density: float
 ) -> None:
-    found = ranks(targets(SHAPES), config(density), size)
-    values = sum(size(shape, rank) for shape, rank in zip(SHAPES, found.values(), strict=True))
-    least = min(found.values())
-    dearest = max(size(shape, least + 1) - size(shape, least) for shape in SHAPES)
-    assert abs(values - density * sum(rows * cols for rows, cols in SHAPES)) <= dearest / 2 + 1
-    assert max(found.values()) <= least + 1
+    rank_of = ranks(targets(SHAPES), config(density), size)
+    values = sum(size(shape, rank) for shape, rank in zip(SHAPES, rank_of.values(), strict=True))
+    least = min(rank_of.values())
+    largest_step = max(size(shape, least + 1) - size(shape, least) for shape in SHAPES)
+    assert abs(values - density * sum(rows * cols for rows, cols in SHAPES)) <= largest_step / 2 + 1
+    assert max(rank_of.values()) <= least + 1
 
 
 def test_single_ranks_are_spread_evenly() -> None:
     shapes = [(64, 64)] * 8
-    found = [*ranks(targets(shapes), config(4 * 128 / (8 * 64 * 64)), LowRank.size).values()]
-    assert sum(found) == 4
-    assert all(sum(found[place : place + 2]) == 1 for place in range(0, 8, 2))
+    values = [*ranks(targets(shapes), config(4 * 128 / (8 * 64 * 64)), LowRank.size).values()]
+    assert sum(values) == 4
+    assert all(sum(values[place : place + 2]) == 1 for place in range(0, 8, 2))
 
 
-@pytest.mark.parametrize(("density", "rule"), [(1e-6, "pay for rank 1"), (0.9, "must leave 1, 32 x 64")])
-def test_a_density_that_whole_ranks_cannot_serve_is_refused(density: float, rule: str) -> None:
-    with pytest.raises(ConfigError, match=rule) as refused:
+@pytest.mark.parametrize(("density", "rule"), [(1e-6, "be enough for rank 1"), (0.9, "must give 1, 32 x 64")])
+def test_a_density_that_whole_ranks_cannot_give_is_rejected(density: float, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as error:
         ranks(targets(SHAPES), config(density), LowRank.size)
-    assert refused.value.field == "density"
+    assert error.value.field == "density"

@@ -1,4 +1,4 @@
-"""The laws of a whole repair: budget, bits, resuming, cancelling, healing."""
+"""A whole repair: reports, bits, resuming, rejected states, cancelling, finishing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_steps_and_events_are_reported() -> None:
     assert opening.pruned == opening.reactivated
 
 
-def test_micro_batches_change_the_memory_and_not_the_gradient() -> None:
+def test_micro_batches_do_not_change_the_gradient() -> None:
     whole, parts = (weights(repaired(short(micro_batch=size, settle=1.0), steps=1)[0]) for size in (3, 1))
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=1e-5, rtol=0)
@@ -51,7 +51,7 @@ def test_a_state_is_small(tmp_path: Path) -> None:
     assert (tmp_path / "repair.safetensors").stat().st_size < 0.25 * dense
 
 
-def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_repair_is_rejected(tmp_path: Path) -> None:
     repaired(short(), 3)[1].save(tmp_path)
     other = pruned_tiny()
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_foreign_state_is_refused(tmp_path: Path) -> None:
         Repair(pruned_tiny(), TOKENS, short()).load(tmp_path / "nothing")
 
 
-def test_a_state_of_software_for_which_auto_is_another_rate_is_refused(
+def test_a_state_of_software_with_another_auto_rate_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short(learning_rate="auto")
@@ -89,7 +89,7 @@ def test_a_state_of_software_for_which_auto_is_another_rate_is_refused(
 
 
 @pytest.mark.parametrize("content", [None, b"half of a file"])
-def test_a_state_whose_tensors_are_lost_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_state_without_readable_tensors_is_rejected(tmp_path: Path, content: bytes | None) -> None:
     _, repair = repaired(short(), 3)
     repair.save(tmp_path)
     tensors = tmp_path / "repair.safetensors"
@@ -98,14 +98,14 @@ def test_a_state_whose_tensors_are_lost_is_refused(tmp_path: Path, content: byte
         Repair(pruned_tiny(), TOKENS, short(), pruned=PRUNED).load(tmp_path)
 
 
-def test_only_a_fresh_repair_takes_up_a_state(tmp_path: Path) -> None:
+def test_only_a_fresh_repair_loads_a_state(tmp_path: Path) -> None:
     _, repair = repaired(short(), 3)
     repair.save(tmp_path)
     with pytest.raises(StateError, match="fresh"):
         repair.load(tmp_path)
 
 
-def test_a_cancel_passes_through_and_leaves_a_state_to_go_on_from(tmp_path: Path) -> None:
+def test_a_cancelled_run_can_be_continued(tmp_path: Path) -> None:
     def cancel(report: Report) -> None:
         if isinstance(report, Step) and report.step == 3:
             raise Cancelled
@@ -129,12 +129,12 @@ def test_a_loss_that_is_not_finite_is_an_error_and_changes_nothing() -> None:
     assert same_bits(weights(model), before)
 
 
-def test_text_shorter_than_one_window_is_refused() -> None:
+def test_text_shorter_than_one_window_is_rejected() -> None:
     with pytest.raises(DataError, match="it has 31"):
         Repair(pruned_tiny(), TOKENS[:31], short())
 
 
-def test_finish_leaves_the_model_as_it_came_but_for_its_weights() -> None:
+def test_finish_restores_the_model_except_its_weights() -> None:
     model, repair = repaired(short(), 4)
     windows = TOKENS[:64][None]
     trained = model(input_ids=windows).logits

@@ -1,4 +1,4 @@
-"""What happens at which step."""
+"""Schedules: events, learning rates and windows of text by step."""
 
 from typing import Any
 
@@ -23,18 +23,18 @@ def events(config: RepairConfig) -> list[int]:
         ({"steps": 1, "settle": 0.0}, []),
     ],
 )
-def test_events_open_training_recur_and_leave_the_end_to_settle(options: dict[str, Any], expected: list[int]) -> None:
+def test_events_start_at_step_one_repeat_and_leave_time_to_settle(options: dict[str, Any], expected: list[int]) -> None:
     assert events(RepairConfig(**options)) == expected
 
 
-def test_the_opening_replaces_all_and_later_events_ever_less() -> None:
+def test_the_opening_replaces_all_and_later_events_fewer_and_fewer() -> None:
     for decay, second, half in ((DropDecay.LINEAR, 180, 100), (DropDecay.COSINE, 195, 100)):
         config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2, drop_decay=decay)
-        counts = {event: schedule.dropped(config, event, 1000) for event in events(config)}
+        counts = {event: schedule.drop_count(config, event, 1000) for event in events(config)}
         assert counts[1] == 1000
         assert [*counts.values()] == sorted(counts.values(), reverse=True)
         assert (counts[10], counts[50]) == (second, half)
-        assert schedule.dropped(config, 100, 1000) == 0
+        assert schedule.drop_count(config, 100, 1000) == 0
 
 
 def test_rates_warm_up_and_fall() -> None:
@@ -54,14 +54,14 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
 
 
 @pytest.mark.parametrize("method", RepairMethod)
-def test_auto_trains_a_larger_active_set_more_slowly_where_a_step_then_goes_further(method: RepairMethod) -> None:
-    rates = [schedule.peak(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
+def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(method: RepairMethod) -> None:
+    rates = [schedule.peak_rate(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
     further = method not in (RepairMethod.SPP, RepairMethod.MASKED_FULL)
     assert rates == pytest.approx([rates[1], rates[1], rates[1] / (10**0.5 if further else 1)])
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
-def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_reads_each_window_once_in_a_new_order() -> None:
     config = RepairConfig(steps=1, batch_tokens=6, sequence_tokens=2)
     read = [int(row) for step in range(1, 5) for row in schedule.rows_of_step(config, 4, step)]
     epochs = [read[:4], read[4:8], read[8:]]
@@ -69,13 +69,13 @@ def test_an_epoch_reads_each_window_once_in_an_order_of_its_own() -> None:
     assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
 
 
-def test_what_a_step_reads_depends_on_seed_and_step_alone() -> None:
+def test_the_windows_of_a_step_depend_only_on_seed_and_step() -> None:
     rows = [schedule.rows_of_step(RepairConfig(steps=9, seed=seed), 1000, 5).tolist() for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_an_event_is_decided_by_the_steps_since_the_one_before_it_but_two_at_most() -> None:
-    often, seldom = (RepairConfig(steps=100, update_interval=every) for every in (1, 10))
-    assert [schedule.watched(often, event) for event in (1, 2, 3)] == [1, 1, 1]
-    assert [schedule.watched(seldom, event) for event in (1, 10, 20)] == [1, 2, 2]
-    assert schedule.watched(RepairConfig(steps=100, update_interval=2), 2) == 1
+def test_an_event_uses_the_steps_since_the_last_event_but_at_most_two() -> None:
+    often, rare = (RepairConfig(steps=100, update_interval=every) for every in (1, 10))
+    assert [schedule.window_steps(often, event) for event in (1, 2, 3)] == [1, 1, 1]
+    assert [schedule.window_steps(rare, event) for event in (1, 10, 20)] == [1, 2, 2]
+    assert schedule.window_steps(RepairConfig(steps=100, update_interval=2), 2) == 1

@@ -1,14 +1,14 @@
-"""What a window lists: the largest gradients, summed over micro-batches, in fixed size, and what weighs least."""
+"""The lists of a window: the largest gradients over micro-batches, in fixed size, and the least sensitive weights."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from seft.config import Pattern
-from seft.prune.mask import in_groups
+from seft.prune.mask import smallest_in_groups
 from seft.repair import sampled as module
 from seft.repair import window as window_module
-from seft.repair.window import LISTED, Window
+from seft.repair.window import CANDIDATES_PER_POSITION, Window
 from tests.seft.repair.repairing import sparse_linear
 
 ROWS, COLS, COUNT = 24, 16, 6
@@ -34,7 +34,7 @@ def watched(pairs: list[Pair]) -> Window:
 
 
 @pytest.mark.parametrize("chunk", [1, 5 * COLS, 1 << 20])
-def test_with_equal_luck_the_largest_gradients_outside_the_active_set_are_listed(
+def test_with_equal_draws_the_largest_gradients_outside_the_active_set_are_listed(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -43,13 +43,13 @@ def test_with_equal_luck_the_largest_gradients_outside_the_active_set_are_listed
     gradient = (left.T @ right).flatten()
     gradient[ACTIVE] = 0
     window = watched([(left, right)])
-    expected = gradient.abs().topk(COUNT * LISTED).indices.sort().values
+    expected = gradient.abs().topk(COUNT * CANDIDATES_PER_POSITION).indices.sort().values
     assert torch.equal(window.growth.indices.long(), expected)
     torch.testing.assert_close(window.growth.sums, gradient[expected])
 
 
 def sensitivities(weight: Tensor, pairs: list[Pair]) -> Tensor:
-    """Optimal Brain Damage with a curvature in two factors, in double precision, but for a factor that all share."""
+    """Return Optimal Brain Damage with a curvature of two factors, in double precision, up to a common factor."""
     outputs, inputs = (torch.cat([pair[side] for pair in pairs]).double().square().sum(0) for side in (0, 1))
     return (weight.double() ** 2 * torch.outer(outputs, inputs)).flatten()
 
@@ -61,16 +61,16 @@ def test_removal_takes_the_least_sensitive_nonzeros_of_all_micro_batches(
     monkeypatch.setattr(module, "CHUNK", chunk)
     pairs = batches(3)
     expected = sensitivities(WEIGHT, pairs).masked_fill(WEIGHT.flatten() == 0, torch.inf).argsort()
-    assert torch.equal(watched(pairs).removal(WEIGHT, ACTIVE), expected[: COUNT * LISTED])
+    assert torch.equal(watched(pairs).removal(WEIGHT, ACTIVE), expected[: COUNT * CANDIDATES_PER_POSITION])
 
 
-def test_listed_positions_sum_all_micro_batches_that_they_were_listed_in() -> None:
+def test_listed_positions_sum_the_micro_batches_since_they_were_listed() -> None:
     pairs = batches(3)
     window = watched(pairs)
     gradients = torch.stack([(left.T @ right).flatten() for left, right in pairs])[:, window.growth.indices]
     suffixes = [(gradients[first:].sum(0), (gradients[first:] ** 2).sum(0)) for first in range(3)]
-    found = window.growth.sums, window.growth.squares
-    assert torch.stack([torch.isclose(found[0], s) & torch.isclose(found[1], q) for s, q in suffixes]).any(0).all()
+    sums, squares = window.growth.sums, window.growth.squares
+    assert torch.stack([torch.isclose(sums, s) & torch.isclose(squares, q) for s, q in suffixes]).any(0).all()
 
 
 def test_candidates_come_from_several_micro_batches() -> None:
@@ -83,14 +83,14 @@ def test_candidates_come_from_several_micro_batches() -> None:
 def test_the_list_has_a_fixed_size_and_is_sorted_and_unique() -> None:
     for number in (1, 2, 5):
         growth = watched(batches(number)).growth
-        assert len(growth) == COUNT * LISTED
+        assert len(growth) == COUNT * CANDIDATES_PER_POSITION
         assert growth.indices.diff().gt(0).all()
         assert not torch.isin(growth.indices, ACTIVE).any()
 
 
-def test_in_a_pattern_the_rivals_of_listed_zeros_may_go() -> None:
+def test_in_a_pattern_the_groups_of_listed_zeros_may_lose_positions() -> None:
     pattern = Pattern(2, 4)
-    weight = WEIGHT.masked_fill(in_groups(WEIGHT.abs(), pattern), 0.0)
+    weight = WEIGHT.masked_fill(smallest_in_groups(WEIGHT.abs(), pattern), 0.0)
     active = torch.cat([weight.flatten().nonzero()[::9, 0], (weight == 0).flatten().nonzero()[::50, 0]]).sort().values
     window, pairs = Window(weight, 2, 0, pattern), batches(4)
     for left, right in pairs:
@@ -137,7 +137,7 @@ def test_a_seed_gives_a_position_the_same_draw_in_every_micro_batch() -> None:
 
 
 def test_the_sample_is_drawn_evenly_from_the_nonzeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window_module, "SAMPLE", 8)
+    monkeypatch.setattr(window_module, "SAMPLE_SIZE", 8)
     drawn = torch.zeros(ROWS * COLS)
     for seed in range(2000):
         sample = Window(WEIGHT, COUNT, seed).sample
@@ -151,7 +151,7 @@ def test_the_sample_is_drawn_evenly_from_the_nonzeros(monkeypatch: pytest.Monkey
     assert drawn[nonzeros].max() < 1.5 * expected
 
 
-def test_the_sample_sums_all_micro_batches_and_clipping_scales_what_moments_are_made_of() -> None:
+def test_the_sample_sums_all_micro_batches_and_clipping_scales_the_sums() -> None:
     pairs = batches(3)
     gradients = torch.stack([(left.T @ right).flatten() for left, right in pairs])
     window = watched(pairs)

@@ -1,7 +1,7 @@
-"""Many jobs, filled in by SQL from a job that the service made: minutes where making them would take a day.
+"""Many jobs, copied by SQL from one job that the service created. This takes minutes; creating them would take a day.
 
-All are one tenant's, which is the worst case of its lists, and were made half a minute apart. Of every hundred one has
-metrics of `STEPS` steps, one waits, eight have failed; the first of all is the only one of its model and its metadata.
+All belong to one tenant, which is the worst case for its lists, and are created 30 seconds apart. Of every hundred, one
+has metrics of `STEPS` steps, one is queued, and eight have failed. Only the first job has its model and its metadata.
 """
 
 import json
@@ -43,7 +43,7 @@ FROM generate_series(100, %(jobs)s, 100) AS n, generate_series(1, %(steps)s) AS 
 
 
 def fill(url: str, like: str, jobs: int) -> str:
-    """Write so many jobs that ask for what the job `like` does; the newest one's id, which has metrics."""
+    """Write `jobs` copies of the job `like` into the database. Returns the id of the newest, which has metrics."""
     values = {
         "jobs": jobs,
         "like": like,
@@ -52,7 +52,7 @@ def fill(url: str, like: str, jobs: int) -> str:
         "rare": f'{{"model": "{RARE}", "metadata": {{"case": "rare"}}}}',
     }
     with psycopg.connect(url, autocommit=True) as connection:
-        # No references are checked: every row is right by its making.
+        # Skip the checks of foreign keys: the statements write only valid rows.
         connection.execute("SET session_replication_role = replica")
         connection.execute("SET synchronous_commit = off")
         for statement in (JOBS, LABELS, EVENTS, METRICS):

@@ -1,4 +1,4 @@
-"""Requests that arrive do not wait for those before them, and a wait is charged to the server."""
+"""The load generator sends requests without waiting for earlier ones, and charges a wait to the server."""
 
 import threading
 import time
@@ -8,18 +8,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from benchmarks.arrivals import Caller, Request, arrive, quantile
+from benchmarks.load_generator import Connection, Request, quantile, send_at_rate
 
 TOGETHER = 20
-ASKING = Request("GET", "/", {})
+REQUEST = Request("GET", "/", {})
 
 
 class Stalled(ThreadingHTTPServer):
-    """Answers nobody before so many have come."""
+    """Sends no response before `TOGETHER` requests have arrived."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.came, self.enough = iter(range(TOGETHER - 1, -1, -1)), threading.Event()
+        self.remaining, self.enough = iter(range(TOGETHER - 1, -1, -1)), threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        if next(self.server.came, 0) == 0:
+        if next(self.server.remaining, 0) == 0:
             self.server.enough.set()
         self.send_response(200 if self.server.enough.wait(20) else 503)
         self.send_header("Content-Length", "0")
@@ -47,20 +47,20 @@ def stalled() -> Iterator[Stalled]:
         thread.join()
 
 
-def test_requests_arrive_while_none_is_answered(stalled: Stalled) -> None:
-    answers = arrive(stalled.server_port, ASKING, rate=200, seconds=0.3)
-    assert len(answers) > TOGETHER
-    assert {answer.status for answer in answers} == {200}
+def test_requests_are_sent_while_none_has_a_response(stalled: Stalled) -> None:
+    responses = send_at_rate(stalled.server_port, REQUEST, rate=200, seconds=0.3)
+    assert len(responses) > TOGETHER
+    assert {response.status for response in responses} == {200}
 
 
-def test_a_time_runs_from_the_moment_that_a_request_was_due_at(stalled: Stalled) -> None:
+def test_the_time_of_a_request_starts_when_it_was_due(stalled: Stalled) -> None:
     stalled.enough.set()
-    with closing(Caller(stalled.server_port)) as caller:
-        assert caller.send(ASKING, time.perf_counter() - 5).seconds >= 5
+    with closing(Connection(stalled.server_port)) as connection:
+        assert connection.send(REQUEST, time.perf_counter() - 5).seconds >= 5
 
 
-def test_where_nobody_answers_the_status_is_nought() -> None:
-    assert Caller(9).send(ASKING).status == 0
+def test_the_status_is_zero_without_a_response() -> None:
+    assert Connection(9).send(REQUEST).status == 0
 
 
 def test_a_quantile_is_one_of_the_values() -> None:
