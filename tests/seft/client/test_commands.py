@@ -107,7 +107,7 @@ def test_a_dataset_is_uploaded_without_its_broken_lines_and_previewed(shell: She
     (data := tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("\n".join(pairs).encode()))
     assert shell.run("datasets", "upload", str(data)).exit_code == Exit.REFUSED
     made = shell.run("datasets", "upload", str(data), "--skip", "34").stdout
-    assert made.endswith("2 records, 1 broken lines left out\n")
+    assert made.endswith("2 records, 1 invalid lines skipped\n")
     shown = shell.run("datasets", "preview", made.split()[0], "--model", "tiny", "--records", "1").stdout
     assert shown == "4 tokens, 2 trained on\nask a[[ b <eos>]]\n\n8 tokens, 4 of them trained on\n"
 

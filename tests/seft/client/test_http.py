@@ -92,7 +92,7 @@ def test_a_refusal_by_a_proxy_is_told_too(script: Script, client: Client) -> Non
 
 def test_a_server_that_stays_away_is_told_with_the_way_out(script: Script, client: Client) -> None:
     script.answers += [None] * 3
-    with pytest.raises(ClientError, match=f"^{script.url} does not answer: .* Is the address right"):
+    with pytest.raises(ClientError, match=f"^{script.url} does not answer: .* Check the address"):
         client.job("job_1")
 
 

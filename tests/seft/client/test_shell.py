@@ -37,7 +37,7 @@ def test_a_setting_reaches_any_depth_and_is_json_or_a_word() -> None:
 def test_a_setting_that_cannot_be_understood_is_refused() -> None:
     with pytest.raises(BadParameter, match=r"repair\.steps=100"):
         assigned(["repair.steps"])
-    with pytest.raises(BadParameter, match="repair is set to a value and to fields"):
+    with pytest.raises(BadParameter, match="repair must be set either to a value or to its fields"):
         assigned(["repair=1", "repair.steps=100"])
 
 
@@ -48,7 +48,7 @@ def test_a_missing_file_is_told_in_the_commands_words() -> None:
 
 
 def test_a_missing_address_is_one_clear_line() -> None:
-    said = "SEFT_URL is not set. Run `seft login`, or set it as `make up` prints it.\n"
+    said = "SEFT_URL is not set. Run `seft login`, or set the variable to the value that `make up` prints.\n"
     assert run("jobs", "list") == (Exit.USAGE, "", said)
 
 
