@@ -34,7 +34,7 @@ from seft.data.text import encode, judging, windows
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, fetched, find
+from seft.models.source import ModelSource, downloaded, find
 from seft.prune.loop import prune_model
 from seft.prune.methods import readers
 from seft.prune.reconstruct import reconstruct
@@ -109,7 +109,7 @@ class Pipeline:
 
     def _source(self) -> ModelSource:
         spec, private = self.task.spec, self.task.private
-        ask_hub = None if private is None else lambda reference, _: fetched(reference, private)
+        ask_hub = None if private is None else lambda reference, _: downloaded(reference, private)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:

@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, PruneError
-from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
+from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune import allocation, alphapruning, owl
 from seft.prune.methods import make_pruner, readers
@@ -150,7 +150,7 @@ def _look(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms],
 
         return handle
 
-    with taken_over({target: showing(name) for name, target in targets.items()}):
+    with intercepted_products({target: showing(name) for name, target in targets.items()}):
         for run in runs:
             run()
     return [name for name in targets if name in reached]

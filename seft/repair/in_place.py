@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.models.products import Product, take_over
+from seft.models.products import Product, intercept_products
 from seft.repair.method import Work
 from seft.report import Evolved, Reporter
 
@@ -46,7 +46,7 @@ class InPlace:
     def __init__(self, work: Work, linears: Mapping[str, Linear]) -> None:
         self.config: RepairConfig = work.config
         self._all = linears
-        self._release = take_over({work.targets[name]: linear.product for name, linear in linears.items()})
+        self._release = intercept_products({work.targets[name]: linear.product for name, linear in linears.items()})
 
     @property
     def trained(self) -> int:

@@ -80,9 +80,9 @@ def test_a_model_of_the_hub_is_looked_up_and_carried_into_a_new_job(
 @pytest.mark.parametrize(
     ("query", "at", "told"),
     [
-        ("model=nothing", "model", "no local model and no hub id"),
+        ("model=nothing", "model", "must be a local model or a hub id"),
         ("model=../tiny", "model", "without '..'"),
-        ("model=%00", "model", "no local model and no hub id"),
+        ("model=%00", "model", "must be a local model or a hub id"),
         ("model=tiny&revision=main", "revision", "only a model of the hub has revisions"),
     ],
 )

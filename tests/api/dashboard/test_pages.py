@@ -109,7 +109,7 @@ def test_a_dataset_is_shown_as_a_model_would_read_it(
     assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
     assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)
     refused = browser.get(f"{ROOT}/datasets/{made}", params={"model": EVIL})
-    assert (refused.status_code, "no local model and no hub id" in refused.text) == (422, True)
+    assert (refused.status_code, "must be a local model or a hub id" in refused.text) == (422, True)
     assert EVIL not in refused.text
 
 
