@@ -1,6 +1,6 @@
 """Datasets: an upload is checked line by line in constant memory, then kept under its hash, with a row for each upload.
 
-What a record is and what is kept of a file, `seft.data.survey` says; a refused upload leaves neither object nor row.
+`seft.data.validation` defines what a record is and what is stored. A rejected upload leaves no object and no row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
 from seft.data.records import Format
-from seft.data.survey import FLAWS, kept, survey
+from seft.data.validation import MAX_FLAWS, open_valid_lines, validate
 from seft.errors import FileError
 
 NAME_CHARACTERS = 255
@@ -48,10 +48,10 @@ def read_content(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Con
     `most` is what it may hold, unpacked.
     """
     with _telling():
-        found = survey(file, most, skip_percentage)
-    if found.refused or found.format is None:
+        found = validate(file, most, skip_percentage)
+    if found.rejected or found.format is None:
         flaws = tuple(Flaw(f"{found.unit} {e.line}", e.rule, e.value, e.way_out) for e in found.flaws)
-        more = " or more" if found.skipped == FLAWS else f" of {found.lines}"
+        more = " or more" if found.skipped == MAX_FLAWS else f" of {found.lines}"
         detail = f"{found.skipped}{more} {found.unit}s are no records; the dataset was not stored."
         raise ProblemError(Code.INVALID_DATASET, detail, flaws)
     return Content(found.sha256, found.bytes, found.records, found.format, found.skipped)
@@ -60,7 +60,7 @@ def read_content(file: BinaryIO, most: int, skip_percentage: float = 0.0) -> Con
 def upload(storage: Storage, file: BinaryIO, most: int, content: Content) -> None:
     """Store what is kept of a checked file. INVALID_DATASET, and nothing is stored, where it has changed since."""
     with _telling():
-        storage.upload(kept(file, most, content.sha256, whole=not content.skipped), content.object_key)
+        storage.upload(open_valid_lines(file, most, content.sha256, whole=not content.skipped), content.object_key)
 
 
 def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:

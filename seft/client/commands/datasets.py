@@ -68,7 +68,7 @@ def delete(dataset_id: str, as_json: AsJson = False) -> None:
 def check(path: File, skip: Skip = 0.0, as_json: AsJson = False) -> None:
     """Check a file as the service would, without sending it. Exit code 1 if the service would reject it."""
     with reporting(as_json):
-        counts, flaws = _survey(path, skip)
+        counts, flaws = _validate(path, skip)
     summary = f"{path}  {counts['format']}  {counts['records']} records"
     show(counts | {"errors": [asdict(flaw) for flaw in flaws]}, as_json, "\n".join(map(str, flaws)) or summary)
     if flaws:
@@ -97,17 +97,17 @@ def _text(record: PreviewedRecord) -> str:
     return f"{record['tokens']:,} tokens, {record['trained_tokens']:,} trained on\n{text}{'…' if record['cut'] else ''}"
 
 
-def _survey(path: Path, skip: float) -> tuple[Json, list[Flaw]]:
+def _validate(path: Path, skip: float) -> tuple[Json, list[Flaw]]:
     """Return the counts of a file and why the service would reject it. The service runs the same code."""
-    from seft.data.survey import survey
+    from seft.data.validation import validate
     from seft.errors import FileError
 
     counts: Json = {"file": str(path), "format": None, "records": 0, "skipped": 0}
     with path.open("rb") as file:
         try:
-            result = survey(file, skip_percentage=skip)
+            result = validate(file, skip_percentage=skip)
         except FileError as error:
             return counts, [Flaw("file", error.rule, error.value, error.way_out)]
     counts |= {name: getattr(result, name) for name in ("format", "records", "skipped")}
     flaws = [Flaw(f"{result.unit} {error.line}", error.rule, error.value, error.way_out) for error in result.flaws]
-    return counts, flaws if result.refused else []
+    return counts, flaws if result.rejected else []
