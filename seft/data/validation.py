@@ -100,10 +100,8 @@ def _parsed(parse: Parser, lines: Lines) -> Iterator[tuple[bytes, Record | Recor
     for number, (line, length) in enumerate(lines, start=1):
         try:
             if length > MAX_LINE_BYTES:
-                rule, way_out = (
-                    f"a line must have at most {MAX_LINE_BYTES} bytes",
-                    "Split the text into several records.",
-                )
+                rule = f"a line must have at most {MAX_LINE_BYTES} bytes"
+                way_out = "Split the text into several records."
                 raise RecordError(number, rule, f"a line of {length} bytes", way_out)
             yield line, parse(number, line)
         except RecordError as error:
