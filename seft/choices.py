@@ -16,8 +16,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
-from seft.data.marking import beginning, plain_tokens
 from seft.data.text import require_known_tokens
+from seft.data.tokens import bos_tokens, text_tokens
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
 from seft.report import Phase, Progress, Reporter, silent
@@ -98,8 +98,8 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
 
 def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
     """Both as one text, and the place where the tokens of the choice begin, never the first."""
-    head = beginning(tokenizer)
-    whole, before = ([*head, *plain_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
+    head = bos_tokens(tokenizer)
+    whole, before = ([*head, *text_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
     same = next((place for place, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
     return torch.tensor(whole), max(1, min(same, len(whole) - 1))
 

@@ -18,9 +18,9 @@ from seft.checkpoint.verify import verify
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.data import records
-from seft.data.marking import beginning
-from seft.data.packing import packed
-from seft.data.text import encode, judging, tokenize, windows
+from seft.data.packing import pack
+from seft.data.text import encode, evaluation_windows, tokenize, windows
+from seft.data.tokens import bos_tokens
 from seft.errors import ConfigError
 from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load
@@ -80,7 +80,7 @@ def prune(
     seen = torch.zeros(0, config.tokens, dtype=torch.int64)
     if texts:
         row = tokenize(texts, loaded.tokenizer)
-        seen = windows(row, config.tokens, config.samples, config.order, config.seed, head=beginning(loaded.tokenizer))
+        seen = windows(row, config.tokens, config.samples, config.order, config.seed, head=bos_tokens(loaded.tokenizer))
         config = replace(config, samples=len(seen))
     prune_model(loaded.model, seen, config, report, device=place.device)
     if config.reconstruct_epochs:
@@ -124,8 +124,8 @@ def repair(
         raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Name the pruned folder.")
     texts, judges = records.read(data), records.read(held_out) if held_out else []
     loaded = _load(source, place, report)
-    training = packed(encode(texts, loaded.tokenizer), config.sequence_tokens)
-    judged = packed(encode(judges, loaded.tokenizer), config.sequence_tokens) if held_out else None
+    training = pack(encode(texts, loaded.tokenizer), config.sequence_tokens)
+    judged = pack(encode(judges, loaded.tokenizer), config.sequence_tokens) if held_out else None
     judge = partial(mean_loss, loaded.model, judged) if judged else None
     dense = _load(teaching, place, report).model if teaching else None
     work = Repair(loaded.model, training, config, pruned=facts.prune, teacher=dense, judge=judge)
@@ -162,7 +162,7 @@ def evaluate(
     source = find(reference, revision=revision)
     texts = records.read(data)
     loaded = _load(source, place, report)
-    seen = judging(encode(texts, loaded.tokenizer), config.tokens, config.windows)
+    seen = evaluation_windows(encode(texts, loaded.tokenizer), config.tokens, config.windows)
     return Score(perplexity(loaded.model, seen, report), len(seen), config.tokens)
 
 

@@ -28,13 +28,13 @@ from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.verify import verify
 from seft.config import RepairConfig
 from seft.data import records
-from seft.data.marking import beginning
-from seft.data.packing import Packed, packed, row
-from seft.data.text import encode, judging, windows
+from seft.data.packing import Packed, concatenate, pack
+from seft.data.text import encode, evaluation_windows, windows
+from seft.data.tokens import bos_tokens
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import mean_loss, perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, fetched, find
+from seft.models.source import ModelSource, downloaded, find
 from seft.prune.loop import prune_model
 from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
@@ -109,7 +109,7 @@ class Pipeline:
 
     def _source(self) -> ModelSource:
         spec, private = self.task.spec, self.task.private
-        ask_hub = None if private is None else lambda reference, _: fetched(reference, private)
+        ask_hub = None if private is None else lambda reference, _: downloaded(reference, private)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:
@@ -118,9 +118,9 @@ class Pipeline:
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         encoded = encode(training, tokenizer)
         return Text(
-            calibration=self._calibration(row(encoded), beginning(tokenizer)),
-            training=packed(encoded, self.repair.sequence_tokens) if self.repair else None,
-            held_out=judging(encode(held_out, tokenizer), self.evaluate.tokens, self.evaluate.windows),
+            calibration=self._calibration(concatenate(encoded), bos_tokens(tokenizer)),
+            training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
+            held_out=evaluation_windows(encode(held_out, tokenizer), self.evaluate.tokens, self.evaluate.windows),
         )
 
     def _calibration(self, tokens: Int[Tensor, "tokens"], head: Sequence[int]) -> Int[Tensor, "windows tokens"]:

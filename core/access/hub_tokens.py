@@ -15,7 +15,7 @@ from core import ids
 from core.access.encryption import Encryption
 from core.errors import Code, Flaw, ProblemError
 from core.tables import HubToken
-from seft.models.source import HUB_SECONDS, SHUT
+from seft.models.source import DENIED_STATUSES, HUB_SECONDS
 
 
 def account_name(token: str) -> str:
@@ -26,7 +26,7 @@ def account_name(token: str) -> str:
     address, headers = f"{constants.ENDPOINT}/api/whoami-v2", {"Authorization": f"Bearer {token}"}
     try:
         answer = hub.get_session().get(address, headers=headers, timeout=HUB_SECONDS)  # `HfApi.whoami` has no timeout
-        if answer.status_code not in SHUT:
+        if answer.status_code not in DENIED_STATUSES:
             return str(answer.raise_for_status().json()["name"])
     except (HTTPError, OSError, ValueError, KeyError) as error:
         message = f"The hub did not return the owner of this token: {type(error).__name__}. Try again later."

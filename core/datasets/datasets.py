@@ -1,6 +1,6 @@
 """Datasets: check an upload line by line in constant memory, store it under its hash, and add a row per upload.
 
-`seft.data.survey` defines what a record is and what is stored of a file. A rejected upload leaves no object and no row.
+`seft.data.validation` defines what a record is and what is stored of a file. A rejected upload leaves no object and no row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from core.infra.storage import Storage
 from core.tables import Dataset, Job
 from core.totals import Kind, Sum
 from seft.data.records import Format
-from seft.data.survey import FLAWS, kept, survey
+from seft.data.validation import MAX_FLAWS, open_valid_lines, validate
 from seft.errors import FileError
 
 NAME_CHARACTERS = 255
@@ -48,10 +48,10 @@ def read_content(file: BinaryIO, max_bytes: int, skip_percentage: float = 0.0) -
     Raises INVALID_DATASET if it is not a dataset, with one flaw for each of the first broken lines.
     """
     with _file_errors():
-        result = survey(file, max_bytes, skip_percentage)
-    if result.refused or result.format is None:
+        result = validate(file, max_bytes, skip_percentage)
+    if result.rejected or result.format is None:
         flaws = tuple(Flaw(f"{result.unit} {e.line}", e.rule, e.value, e.way_out) for e in result.flaws)
-        more = " or more" if result.skipped == FLAWS else f" of {result.lines}"
+        more = " or more" if result.skipped == MAX_FLAWS else f" of {result.lines}"
         detail = f"{result.skipped}{more} {result.unit}s are not valid records; the dataset was not stored."
         raise ProblemError(Code.INVALID_DATASET, detail, flaws)
     return Content(result.sha256, result.bytes, result.records, result.format, result.skipped)
@@ -63,7 +63,7 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
     Raises INVALID_DATASET, and stores nothing, if the file has changed since it was checked.
     """
     with _file_errors():
-        storage.upload(kept(file, max_bytes, content.sha256, whole=not content.skipped), content.object_key)
+        storage.upload(open_valid_lines(file, max_bytes, content.sha256, whole=not content.skipped), content.object_key)
 
 
 def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:

@@ -22,7 +22,7 @@ from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
-from seft.models.source import CONFIG, ModelSource, cached
+from seft.models.source import CONFIG, ModelSource, cached_models
 
 DEPTH = 3
 """Maximum number of parts in the path of a model under a root."""
@@ -84,7 +84,7 @@ class Catalogue:
     def _names(self, tenant: str, after: str | None, limit: int) -> Iterator[str]:
         """Yield names in the order of `page`. Reads the results from the database only if the shared models run out."""
         if after is None or not results.is_result(after):
-            names = {*cached(), *(name for root in self._settings.model_roots for name in _under(root))}
+            names = {*cached_models(), *(name for root in self._settings.model_roots for name in _under(root))}
             yield from sorted(name for name in names if after is None or name > after)
             after = None
         with self._sessions.begin() as session:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core import ids
 from core.infra.storage import Storage
 from core.tables import Checkpoint, Job, Json
-from seft.models.shapes import Shapes, of_header
+from seft.models.shapes import Shapes, parse_shapes
 from seft.models.source import CARD, CONFIG, Kind, ModelSource, card_licence
 
 WEIGHTS = ".safetensors"
@@ -69,5 +69,5 @@ def shapes(storage: Storage, checkpoint: Checkpoint) -> Shapes:
     merged: dict[str, tuple[int, ...]] = {}
     for file in files(checkpoint):
         if file["name"].endswith(WEIGHTS):
-            merged |= of_header(lambda start, size, key=file["key"]: storage.read_range(key, start, size))  # type: ignore[misc]
+            merged |= parse_shapes(lambda start, size, key=file["key"]: storage.read_range(key, start, size))  # type: ignore[misc]
     return merged

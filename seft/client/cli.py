@@ -1,13 +1,13 @@
-"""The command `seft`. It adds nothing to `seft.client.http` but words, tables and bars."""
+"""The command `seft`: the client with options, tables and progress bars."""
 
 import typer
 
 from seft.client.commands import datasets, doctor, estimates, hub_token, jobs, keys, library, models, webhooks, workers
 
 app = typer.Typer(
-    help="Make language models sparse, and repair them.",
+    help="Make language models sparse and repair them.",
     no_args_is_help=True,
-    # Plain help: what lays it out in colours takes longer to load than all the rest.
+    # Plain help: the library for coloured help takes longer to load than everything else.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

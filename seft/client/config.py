@@ -1,4 +1,4 @@
-"""Which service, and whose key: the environment, or else the file that `seft login` writes."""
+"""Address and key of the service, from the environment or from the file of `seft login`."""
 
 import json
 import os
@@ -8,32 +8,32 @@ from typing import NoReturn, Self
 
 from seft.client.errors import SetupError
 
-WAY_OUT = "Run `seft login`, or set it as `make up` prints it."
+WAY_OUT = "Run `seft login`, or set the variable to the value that `make up` prints."
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A service and a key to it."""
+    """Address and API key of a service."""
 
     url: str
     api_key: str
 
     @classmethod
-    def found(cls, url: str | None = None, api_key: str | None = None) -> Self:
-        """What is given, else SEFT_URL and SEFT_API_KEY, else the file.
+    def resolve(cls, url: str | None = None, api_key: str | None = None) -> Self:
+        """Return the arguments, or else SEFT_URL and SEFT_API_KEY, or else the contents of the file.
 
-        The file's key goes to the file's address and to no other.
+        The key of the file is only sent to the address of the file.
         """
         url = url or os.environ.get("SEFT_URL")
         api_key = api_key or os.environ.get("SEFT_API_KEY")
-        kept = {} if url and api_key else _kept()
-        url = checked(url or kept.get("url") or _missing("SEFT_URL"))
-        if not api_key and kept and kept.get("url") != url:
+        saved = {} if url and api_key else _saved()
+        url = require_http(url or saved.get("url") or _missing("SEFT_URL"))
+        if not api_key and saved and saved.get("url") != url:
             raise SetupError(f"SEFT_API_KEY is not set, and the key in {config_file()} is not for {url}. {WAY_OUT}")
-        return cls(url, api_key or kept.get("api_key") or _missing("SEFT_API_KEY"))
+        return cls(url, api_key or saved.get("api_key") or _missing("SEFT_API_KEY"))
 
-    def keep(self) -> Path:
-        """Write the file, for its owner's eyes only."""
+    def save(self) -> Path:
+        """Write the file, readable only by its owner."""
         path = config_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -44,13 +44,13 @@ class Address:
 
 
 def config_file() -> Path:
-    """Where `seft login` writes: under XDG_CONFIG_HOME, or ~/.config."""
+    """Return the path of the file that `seft login` writes, below XDG_CONFIG_HOME or ~/.config."""
     home = os.environ.get("XDG_CONFIG_HOME")
     return (Path(home) if home else Path.home() / ".config") / "seft" / "config.json"
 
 
-def checked(url: str) -> str:
-    """The address, if it can be one."""
+def require_http(url: str) -> str:
+    """Return the address without a trailing slash. Raises SetupError if it is not an HTTP address."""
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"The address must begin with http:// or https://; it is {url!r}.")
     return url.rstrip("/")
@@ -60,12 +60,12 @@ def _missing(name: str) -> NoReturn:
     raise SetupError(f"{name} is not set. {WAY_OUT}")
 
 
-def _kept() -> dict[str, str]:
+def _saved() -> dict[str, str]:
     path = config_file()
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise SetupError(f"{path} cannot be read: {error}. Run `seft login` again.") from error
-    return {name: value for name, value in kept.items() if isinstance(value, str)} if isinstance(kept, dict) else {}
+    return {name: value for name, value in saved.items() if isinstance(value, str)} if isinstance(saved, dict) else {}

@@ -1,8 +1,7 @@
-"""Fetch a checkpoint's files: in parts, several at once, each part going on where it broke.
+"""Downloads of checkpoints in parallel parts. A broken part is resumed.
 
-Beside an unfinished file lies a journal of its finished parts, so a download that was killed fetches only what is not
-there. The file takes its name when all parts are in and the SHA-256 is right; with a wrong one all of it is thrown
-away.
+A journal next to an unfinished file lists its finished parts, so a killed download fetches only the missing parts. A
+file gets its final name after all parts arrived and its SHA-256 matched. With a wrong SHA-256 it is deleted.
 """
 
 import errno
@@ -34,15 +33,15 @@ def fetch(
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[list[Path]]:
-    """Fetch what `folder` lacks of a checkpoint; the paths of all its files. `again` asks for links that are fresh."""
+    """Download the missing parts of a checkpoint and return the paths of all its files. `again` gets new links."""
     targets = [_Target.of(file, folder) for file in checkpoint["files"]]
     session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
     session.renew(checkpoint)
     for target in targets:
-        if not (yield Work(target.is_there)):
+        if not (yield Work(target.is_complete)):
             target.prepare()
     missing = [part for target in targets for part in target.missing()]
-    _check_room(folder, missing)
+    _require_disk_space(folder, missing)
     session.meter.add(session.meter.total - sum(part.end - part.start for part in missing))
     yield Together([session.part(part) for part in missing], at_once)
     yield Together([_finish(target) for target in targets if not target.done], at_once)
@@ -51,7 +50,7 @@ def fetch(
 
 @dataclass(slots=True)
 class _Target:
-    """A file to be, its unfinished bytes, and the journal of their finished parts."""
+    """A file to download, its unfinished bytes, and the journal of its finished parts."""
 
     name: str
     size: int
@@ -79,13 +78,13 @@ class _Target:
     def _head(self) -> str:
         return json.dumps({"sha256": self.sha256, "size": self.size, "part_bytes": PART_BYTES})
 
-    def is_there(self) -> bool:
-        """Whether the file is finished: then nothing is to do."""
+    def is_complete(self) -> bool:
+        """Return whether the finished file is already in the folder."""
         self.done = self.path.is_file() and self.path.stat().st_size == self.size and _sha256(self.path) == self.sha256
         return self.done
 
     def prepare(self) -> None:
-        """Take up what an earlier download of the same bytes has left, or begin anew."""
+        """Resume from an earlier download of the same bytes, or start a new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.journal.read_text().splitlines() if self.journal.exists() and self.partial.exists() else []
         if lines[:1] == [self._head]:
@@ -95,31 +94,31 @@ class _Target:
         self.journal.write_text(f"{self._head}\n")
 
     def missing(self) -> "Iterator[_Part]":
-        """The parts that are still to come."""
+        """Yield the parts that are not downloaded yet."""
         if not self.done:
             for number, start in enumerate(range(0, self.size, PART_BYTES)):
                 if number not in self.parts:
                     yield _Part(self, number, start, min(start + PART_BYTES, self.size))
 
     def finish(self) -> None:
-        """Give the file its name, if its bytes are right."""
-        if (found := _sha256(self.partial)) != self.sha256:
+        """Give the file its final name if its SHA-256 matches. Else delete it and raise IntegrityError."""
+        if (actual := _sha256(self.partial)) != self.sha256:
             self.drop()
             raise IntegrityError(
-                f"{self.name} has the SHA-256 {found}; published was {self.sha256}. What was fetched is thrown away."
+                f"{self.name} must have the SHA-256 {self.sha256}; it is {actual}. It was deleted. Download again."
             )
         self.partial.replace(self.path)
         self.journal.unlink()
 
     def drop(self) -> None:
-        """Forget what was fetched."""
+        """Delete the downloaded bytes."""
         self.partial.unlink()
         self.journal.unlink()
 
 
 @dataclass(slots=True)
 class _Part:
-    """Bytes of a file from `start` to before `end`; `at` is the next one to fetch."""
+    """The bytes `start` to `end` (exclusive) of a file. `at` is the next byte to fetch."""
 
     target: _Target
     number: int
@@ -131,40 +130,40 @@ class _Part:
         self.at = self.start
 
     def note(self) -> None:
-        """Write into the journal that it is all there."""
+        """Add the finished part to the journal."""
         with self.target.journal.open("a") as journal:
             journal.write(f"{self.number}\n")
 
 
 class _Session:
-    """What all parts share: links, patience, the meter."""
+    """The state that all parts of one download share: links, pauses, the meter."""
 
     def __init__(self, again: Again, pauses: Sequence[float], meter: "Meter") -> None:
         self.again, self.pauses, self.meter = again, pauses, meter
         self.links: dict[str, str] = {}
 
     def renew(self, checkpoint: Checkpoint) -> None:
-        """Use these links from now on."""
+        """Replace the links."""
         self.links = {file["name"]: file["url"] for file in checkpoint["files"]}
 
     def part(self, part: _Part) -> Steps[None]:
-        """Fetch a part. Only tries that bring nothing are counted."""
+        """Download a part. Only attempts without new bytes count as failures."""
         failures = 0
         while part.at < part.end:
-            before, error = part.at, "the answer ended early"
+            before, error = part.at, "The reply ended early."
             try:
                 yield from self._more(part)
             except Unreachable as broken:
                 error = str(broken)
             failures = 0 if part.at > before else failures + 1
             if failures > len(self.pauses):
-                raise ClientError(f"{part.target.name} cannot be fetched: {error}. Fetch again to go on from here.")
+                raise ClientError(f"{part.target.name} cannot be downloaded: {error} Download again to resume.")
             if failures:
                 yield Pause(self.pauses[failures - 1])
         part.note()
 
     def _more(self, part: _Part) -> Steps[None]:
-        """Write what one request brings of a part."""
+        """Write the bytes of one request."""
         link = self.links[part.target.name]
         headers = {"Range": f"bytes={part.at}-{part.end - 1}", "Accept-Encoding": "identity"}
         reply = yield from tried(Open(Request("GET", link, headers=headers)), self.pauses)
@@ -174,28 +173,28 @@ class _Session:
         if reply.status in EXPIRED:
             return
         if reply.status == HTTPStatus.OK:
-            raise ClientError(f"{part.target.name} cannot be fetched in parts: its storage takes no range of bytes.")
+            raise ClientError(f"{part.target.name} cannot be downloaded in parts: its storage ignores byte ranges.")
         if reply.status != HTTPStatus.PARTIAL_CONTENT:
             problem = ApiProblem.read(reply)
-            raise ClientError(f"{part.target.name} cannot be fetched: {problem.message}")
+            raise ClientError(f"{part.target.name} cannot be downloaded: {problem.message}")
         with part.target.partial.open("r+b", buffering=0) as file:
             file.seek(part.at)
             while part.at < part.end and (chunk := (yield Read())):
-                kept = chunk[: part.end - part.at]
-                file.write(kept)
-                part.at += len(kept)
-                self.meter.add(len(kept))
+                inside = chunk[: part.end - part.at]
+                file.write(inside)
+                part.at += len(inside)
+                self.meter.add(len(inside))
 
 
 class Meter:
-    """Counts bytes for somebody who looks."""
+    """Counts bytes and reports them to the `progress` callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So many more are here."""
+        """Count more bytes."""
         with self._lock:
             self.done += count
             if self.progress:
@@ -206,12 +205,12 @@ def _finish(target: _Target) -> Steps[None]:
     yield Work(target.finish)
 
 
-def _check_room(folder: Path, missing: Sequence[_Part]) -> None:
+def _require_disk_space(folder: Path, missing: Sequence[_Part]) -> None:
     if not missing:
         return
-    wanted, free = sum(part.end - part.start for part in missing), shutil.disk_usage(folder).free
-    if wanted > free:
-        raise OSError(errno.ENOSPC, f"{wanted:,} bytes are still to be fetched and {free:,} are free", str(folder))
+    needed, free = sum(part.end - part.start for part in missing), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"the download needs {needed:,} more bytes and {free:,} are free", str(folder))
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Take the steps of an operation: two drivers that do the same, one waiting, one awaiting. They decide nothing."""
+"""The drivers that perform the steps of an operation: one blocks, one awaits. They make no decisions."""
 
 import io
 import threading
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class _Stopped(Exception):  # noqa: N818 (no error)
-    """Another part has failed."""
+    """Ends a part after another part has failed."""
 
 
 class Taker:
-    """Takes the steps of one generator, and holds what it has opened."""
+    """Performs the steps of one generator, blocking, and holds its open reply."""
 
     def __init__(self, service: httpx2.Client, links: httpx2.Client, stopped: threading.Event | None = None) -> None:
         self.service, self.links, self.stopped = service, links, stopped
@@ -111,7 +111,7 @@ class Taker:
 
 
 class AsyncTaker:
-    """The same, awaiting."""
+    """Performs the steps of one generator, awaiting, and holds its open reply."""
 
     def __init__(self, service: httpx2.AsyncClient, links: httpx2.AsyncClient) -> None:
         self.service, self.links = service, links
@@ -193,7 +193,7 @@ class AsyncTaker:
 
 
 class _Counted(io.FileIO):
-    """A file that tells how much of it was read."""
+    """A file that reports how much of it was read."""
 
     def __init__(self, path: Path, progress: Progress | None) -> None:
         super().__init__(path)
@@ -209,7 +209,7 @@ class _Counted(io.FileIO):
 
 @contextmanager
 def _content(request: Request) -> Iterator[dict[str, Any]]:
-    """The request in httpx's words, as long as its file is open."""
+    """Yield the arguments for httpx while the request's file is open."""
     if request.file is None:
         yield {**_words(request), "json": request.json, "content": request.content}
         return
@@ -218,7 +218,7 @@ def _content(request: Request) -> Iterator[dict[str, Any]]:
 
 
 def _words(request: Request) -> dict[str, Any]:
-    # An empty query would cut off the link's own.
+    # An empty query would remove the query of a link.
     return {"params": dict(request.query) or None, "headers": dict(request.headers)}
 
 
@@ -231,11 +231,10 @@ def _head(response: httpx2.Response) -> Reply:
 
 
 def _unreachable(error: httpx2.TransportError) -> Unreachable:
-    # Of a link only the host: what is behind it is a permission.
-    asked = error.request.url.copy_with(raw_path=b"/", username="", password="")
-    return Unreachable(
-        f"{str(asked).rstrip('/')} does not answer: {error or type(error).__name__}. Is the address right, does it run?"
-    )
+    # Only the host of a link: its path and query give access.
+    host = str(error.request.url.copy_with(raw_path=b"/", username="", password="")).rstrip("/")
+    reason = str(error).rstrip(".") or type(error).__name__
+    return Unreachable(f"{host} does not answer: {reason}. Check the address, and that the service runs.")
 
 
 async def _nothing() -> AsyncIterator[bytes]:

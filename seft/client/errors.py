@@ -1,4 +1,4 @@
-"""What can go wrong for a caller."""
+"""Errors of the client."""
 
 import json
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """The call could not be made, or what came back is not to be trusted."""
+    """Base of all errors of the client."""
 
 
 class SetupError(ClientError):
-    """The address or the key of the service is missing, or cannot be one."""
+    """The address or the key of the service is missing or invalid."""
 
 
-class Unreachable(ClientError):  # noqa: N818 (it says what the service is)
-    """Nobody answered, the connection broke, or somebody else answered."""
+class Unreachable(ClientError):  # noqa: N818 (it states what the service is)
+    """The service did not answer, the connection broke, or another server answered."""
 
 
 class IntegrityError(ClientError):
-    """A downloaded file is not the one that was published."""
+    """A downloaded file differs from the published one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +34,25 @@ class Flaw:
     way_out: str
 
     def __str__(self) -> str:
-        # A whole sentence has told the value already.
-        told = self.rule if self.rule.endswith(".") else f"{self.rule}; it is {self.value}."
-        return f"{self.param}: {told} {self.way_out}"
+        # A rule that is a full sentence already names the value.
+        rule = self.rule if self.rule.endswith(".") else f"{self.rule}; it is {self.value}."
+        return f"{self.param}: {rule} {self.way_out}"
 
 
 class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
-    """A refusal by the service (`application/problem+json`)."""
+    """A request that the service rejected (`application/problem+json`)."""
 
     def __init__(
         self, status: int, code: str, message: str, flaws: tuple[Flaw, ...], request_id: str | None, *, title: str = ""
     ) -> None:
-        # What the flaws say again, in more words, is said once.
+        # The message may only repeat the rules of the flaws. Then the title is enough.
         head = title if title and flaws and all(flaw.rule in message for flaw in flaws) else message
         super().__init__("\n".join([f"{code}: {head}", *(f"  {flaw}" for flaw in flaws)]))
         self.status, self.code, self.message, self.flaws, self.request_id = status, code, message, flaws, request_id
 
     @classmethod
     def read(cls, reply: "Reply") -> Self:
-        """From a reply that is no success, even one that a proxy or another server wrote."""
+        """Build the error from a failed reply, even if a proxy or another server wrote it."""
         try:
             body = json.loads(reply.content)
         except ValueError:
@@ -60,6 +60,6 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
         if not isinstance(body, dict):
             body = {}
         flaws = tuple(Flaw(*(str(flaw.get(name, "")) for name in Flaw.__slots__)) for flaw in body.get("errors", []))
-        stranger = f"HTTP {reply.status} from {reply.url}, and not in the service's words. Is that its address?"
-        code, message = body.get("code", "unknown"), body.get("detail") or stranger
+        unknown = f"HTTP {reply.status} from {reply.url}, which is not an answer of the service. Check the address."
+        code, message = body.get("code", "unknown"), body.get("detail") or unknown
         return cls(reply.status, code, message, flaws, body.get("request_id"), title=body.get("title", ""))

@@ -1,4 +1,4 @@
-"""Server-sent events, read from bytes as they come."""
+"""A parser of server-sent events (WHATWG HTML, section 9.2)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class EventReader:
-    """Cuts a stream into the data of its events; comments, which keep the line alive, are dropped."""
+    """Splits a byte stream into the data of its events. Drops comments, which only keep the connection open."""
 
     _rest: bytes = b""
     _data: list[str] = field(default_factory=list)
 
     def feed(self, chunk: bytes) -> Iterator[str]:
-        """The data of each event that these bytes complete."""
-        # A \r at the end may be the first half of \r\n.
+        """Yield the data of each event that these bytes complete."""
+        # A final \r may be the first half of \r\n.
         *lines, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n")
         for line in lines:
             if not line:

@@ -1,9 +1,7 @@
-"""The service from Python: upload a dataset, create a job, watch it, fetch what it made.
+"""The two clients of the service: `Client` blocks, `AsyncClient` awaits (on asyncio or trio).
 
-No torch, nothing of the server.
-
-What each method does stands in `seft.client.operations`; here are the two that take its steps: `Client` waits, `AsyncClient`
-awaits (on asyncio or trio). Calls are sent again when the connection breaks or the service is busy (`seft.client.retries`).
+Their methods are in `seft.client.operations`. A call is retried if the connection breaks or the service is busy
+(`seft.client.retries`). This package needs neither torch nor the code of the server.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,13 +21,13 @@ TIMEOUT = httpx2.Timeout(30.0, read=120.0)
 
 
 class Client(Operations, Blocking):
-    """One caller of one service. What is not given is taken from SEFT_URL, SEFT_API_KEY, or what `seft login` kept."""
+    """A blocking client. Address and key default to SEFT_URL and SEFT_API_KEY, then to the file of `seft login`."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
-        address = Address.found(url, api_key)
+        address = Address.resolve(url, api_key)
         self.url, self.pauses = address.url, pauses
         self._service = httpx2.Client(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
-        # A presigned link is its own permission; the key is none of the object storage's business.
+        # A presigned link needs no key, and the object storage must not see ours.
         self._links = httpx2.Client(timeout=TIMEOUT)
 
     @override
@@ -61,10 +59,10 @@ class Client(Operations, Blocking):
 
 
 class AsyncClient(Operations, Awaiting):
-    """The same for who awaits: `await client.job(…)`, `async for job in client.watch(…)`."""
+    """An asynchronous client: `await client.job(…)`, `async for job in client.watch(…)`."""
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
-        address = Address.found(url, api_key)
+        address = Address.resolve(url, api_key)
         self.url, self.pauses = address.url, pauses
         self._service = httpx2.AsyncClient(base_url=address.url, headers=_headers(address), timeout=TIMEOUT)
         self._links = httpx2.AsyncClient(timeout=TIMEOUT)

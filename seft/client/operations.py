@@ -1,4 +1,4 @@
-"""All that can be asked of the service, told once for the client that waits and the one that awaits."""
+"""Every operation of the service, written once for the blocking and the asynchronous client."""
 
 import json
 import uuid
@@ -49,20 +49,20 @@ from seft.client.steps import (
 
 FINAL = ("succeeded", "failed", "cancelled")
 WAIT_SECONDS = 30
-"""How long the service may hold an answer back; proxies cut what is silent for a minute."""
+"""Seconds that the service may delay an answer. Proxies close connections that are silent for a minute."""
 
 
 class Operations:
     """The methods of `Client` and `AsyncClient`.
 
-    Each raises ApiProblem when the service refuses and ClientError when it cannot be reached.
+    Each raises ApiProblem if the service rejects the request, and ClientError if the service cannot be reached.
     """
 
     pauses: Sequence[float]
 
     @operation
     def version(self) -> Steps[Version]:
-        """What runs there; needs no key."""
+        """Return the version of the service. Needs no key."""
         return cast("Version", (yield from self._call(Request("GET", "/version"))))
 
     @operation
@@ -74,9 +74,9 @@ class Operations:
         at_once: int = 4,
         progress: Progress | None = None,
     ) -> Steps[Dataset]:
-        """Upload a file of records: JSONL, plain or by gzip or zstd, or Parquet; refused with every wrong line.
+        """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet. An error names the invalid lines.
 
-        A large one is sent in parts, so many at once; after anything that ended it early, call it again to go on.
+        A large file is sent in parts, `at_once` of them in parallel. Call it again to resume an interrupted upload.
         """
         skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         if path.stat().st_size <= uploads.PARTS_FROM:
@@ -90,110 +90,110 @@ class Operations:
     def import_dataset(
         self, source: str, *, name: str | None = None, invalid_sample_skip_percentage: float = 0.0
     ) -> Steps[Dataset]:
-        """Have the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`; what it became, once it has."""
-        asked = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
-        # Sent once: a call that was lost on its way back has begun an import that would be begun again.
-        begun = _answer((yield from tried(Send(Request("POST", "/imports", json=asked)), ())))
-        return (yield from uploads.imported(begun["id"], self._call))
+        """Let the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`, and return the new dataset."""
+        body = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        # Not retried: if only the reply was lost, a retry would start a second import.
+        started = _answer((yield from tried(Send(Request("POST", "/imports", json=body)), ())))
+        return (yield from uploads.imported(started["id"], self._call))
 
     @operation
     def dataset(self, dataset_id: str) -> Steps[Dataset]:
-        """A dataset."""
+        """Return a dataset."""
         return cast("Dataset", (yield from self._get(f"/datasets/{dataset_id}")))
 
     @operation
     def delete_dataset(self, dataset_id: str) -> Steps[Dataset]:
-        """Delete a dataset that no job needs any more."""
+        """Delete a dataset that no unfinished job needs."""
         return cast("Dataset", (yield from self._call(Request("DELETE", f"/datasets/{dataset_id}"))))
 
     @operation
     def preview_dataset(
         self, dataset_id: str, model: str, *, revision: str | None = None, limit: int = 5
     ) -> Steps[Preview]:
-        """The first records as a model's tokenizer reads them, the trained part marked, and the tokens of all."""
-        asked = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
-        return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", asked)))
+        """Return the first records as the model's tokenizer reads them, and the number of all tokens."""
+        query = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
+        return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", query)))
 
     @flow
     def datasets(self) -> Flow[Dataset]:
-        """The caller's datasets, newest first."""
+        """List your datasets, newest first."""
         yield from self._pages("/datasets", "id", {})
 
     @operation
     def model(self, model_id: str, *, revision: str | None = None) -> Steps[Model]:
-        """A model: one that is listed, or any of the hub."""
+        """Return a model: a listed one or any model of the hub."""
         query = {} if revision is None else {"revision": revision}
         return cast("Model", (yield from self._get(f"/models/{quote(model_id)}", query)))
 
     @flow
     def models(self) -> Flow[Model]:
-        """What can be repaired there: local models, those in the hub's cache, and what the caller's jobs published."""
+        """List the models that can be repaired: local models, models in the hub cache, and results of your jobs."""
         yield from self._pages("/models", "id", {})
 
     @operation
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Steps[Job]:
-        """Create a job. The same key with the same spec answers the same job again."""
+        """Create a job. The same idempotency key with the same spec returns the same job."""
         return (yield from self._create("/jobs", spec, idempotency_key))
 
     @operation
     def estimate_job(self, spec: Mapping[str, Any]) -> Steps[Estimate]:
-        """What a job would take: memory, time, bytes, and on which worker it fits; needs no dataset."""
+        """Estimate a job: memory, time, bytes, and the workers it fits. Needs no dataset."""
         return cast("Estimate", (yield from self._call(Request("POST", "/jobs/estimate", json=dict(spec)))))
 
     @operation
     def clone_job(
         self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Steps[Job]:
-        """Create a job that asks for what another one asked for, but for these fields; None stands for the default."""
+        """Create a copy of a job with these fields changed. None resets a field to its default."""
         return (yield from self._create(f"/jobs/{job_id}/clone", overrides or {}, idempotency_key))
 
     @operation
     def job(self, job_id: str) -> Steps[Job]:
-        """A job as it stands."""
+        """Return a job."""
         return cast("Job", (yield from self._get(f"/jobs/{job_id}")))
 
     @flow
     def jobs(
         self, *, status: str | None = None, model: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Flow[Job]:
-        """The caller's jobs, newest first, page after page: all, or those of a status, a model, some metadata."""
+        """List your jobs, newest first, filtered by status, model or metadata."""
         pairs = [f"{name}={value}" for name, value in (metadata or {}).items()]
-        asked = {"status": status, "model": model, "metadata": pairs}
-        yield from self._pages("/jobs", "id", {name: value for name, value in asked.items() if value})
+        filters = {"status": status, "model": model, "metadata": pairs}
+        yield from self._pages("/jobs", "id", {name: value for name, value in filters.items() if value})
 
     @operation
     def workers(self) -> Steps[list[Worker]]:
-        """Every worker of the service."""
+        """List the workers of the service."""
         return cast("list[Worker]", (yield from self._get("/workers"))["data"])
 
     @operation
     def cancel(self, job_id: str) -> Steps[Job]:
-        """Cancel a job; one that is cancelled already stays so."""
-        return (yield from self._ask(job_id, "cancel"))
+        """Cancel a job. Idempotent."""
+        return (yield from self._act(job_id, "cancel"))
 
     @operation
     def pause(self, job_id: str) -> Steps[Job]:
-        """Keep a job from running; a running one saves its state first and is `pausing` until then."""
-        return (yield from self._ask(job_id, "pause"))
+        """Pause a job. A running job saves its state first and is `pausing` until then. Idempotent."""
+        return (yield from self._act(job_id, "pause"))
 
     @operation
     def resume(self, job_id: str) -> Steps[Job]:
-        """Let a paused job go on."""
-        return (yield from self._ask(job_id, "resume"))
+        """Resume a paused job. Idempotent."""
+        return (yield from self._act(job_id, "resume"))
 
     @operation
     def stop(self, job_id: str) -> Steps[Job]:
-        """End a job's training early; what there is gets published."""
-        return (yield from self._ask(job_id, "stop"))
+        """End the training of a job early and publish its current model. Idempotent."""
+        return (yield from self._act(job_id, "stop"))
 
     @operation
     def start(self, job_id: str) -> Steps[Job]:
-        """Start a job that was made with `auto_start: false`."""
-        return (yield from self._ask(job_id, "start"))
+        """Start a job that was created with `auto_start: false`. Idempotent."""
+        return (yield from self._act(job_id, "start"))
 
     @flow
     def watch(self, job_id: str) -> Flow[Job]:
-        """The job whenever it has changed, for the last time in its final state; the service holds each answer back."""
+        """Yield the job after each change, until it has ended. The service holds each answer until a change."""
         tag = None
         while True:
             request = Request("GET", f"/jobs/{job_id}")
@@ -211,12 +211,12 @@ class Operations:
 
     @flow
     def events(self, job_id: str) -> Flow[Event]:
-        """What has happened to a job, oldest first."""
+        """List the events of a job, oldest first."""
         yield from self._pages(f"/jobs/{job_id}/events", "id", {})
 
     @flow
     def live_events(self, job_id: str, *, after: int = 0) -> Flow[Event]:
-        """What happens to a job, as it happens, until the job has ended. A broken stream goes on where it broke."""
+        """Yield the events of a job as they happen, until the job has ended. A broken stream is resumed."""
         path, failures = f"/jobs/{job_id}/events", 0
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
@@ -225,133 +225,133 @@ class Operations:
                 return
             if not opened.is_success:
                 raise ApiProblem.read(opened)
-            reader, seen = EventReader(), after
+            reader, before = EventReader(), after
             try:
                 while chunk := (yield Read()):
                     for event in _events(reader, chunk):
                         after = event["id"]
                         yield Row(event)
             except Unreachable:
-                failures = 0 if after > seen else failures + 1
+                failures = 0 if after > before else failures + 1
                 if failures > len(self.pauses):
                     raise
-            # Whoever ended the stream: the job has ended only when the service says so, with 204.
+            # The end of a stream does not mean the end of the job: for that the service answers 204.
             yield Pause(QUIET_SECONDS)
 
     @flow
     def metrics(self, job_id: str, *, after_step: int = -1, points: int | None = None) -> Flow[Metric]:
-        """What was measured, by step; with `points`, as so many rows at most, each the mean of a span of steps."""
-        asked = {"after_step": after_step} | ({"points": points} if points else {})
-        yield from self._pages(f"/jobs/{job_id}/metrics", "step", asked)
+        """List the metrics by step. With `points`, at most that many rows, each the mean of a range of steps."""
+        query = {"after_step": after_step} | ({"points": points} if points else {})
+        yield from self._pages(f"/jobs/{job_id}/metrics", "step", query)
 
     @operation
     def checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
-        """What a job has published, oldest first, each file with a link."""
+        """List the published checkpoints of a job, oldest first, with a link to each file."""
         return (yield from self._checkpoints(job_id))
 
     @operation
     def download(
         self, job_id: str, folder: Path, *, at_once: int = 4, progress: Progress | None = None
     ) -> Steps[list[Path]]:
-        """Fetch the newest checkpoint into `folder`, in parts, so many at once.
+        """Download the newest checkpoint to `folder` in parts, `at_once` of them in parallel.
 
-        A file takes its name only when its SHA-256 is right. After anything that ended it early, call it again: what is
-        there already is not sent again.
+        A file gets its final name only after its SHA-256 matched. Call it again to resume an interrupted download:
+        finished parts are not sent again.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
             job = yield from self._get(f"/jobs/{job_id}")
             gone = ", and its checkpoint has expired" if job["status"] == "succeeded" else ""
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}.")
-        wanted = checkpoints[-1]
+        newest = checkpoints[-1]
 
         def again() -> Steps[Checkpoint]:
-            return next(one for one in (yield from self._checkpoints(job_id)) if one["id"] == wanted["id"])
+            return next(one for one in (yield from self._checkpoints(job_id)) if one["id"] == newest["id"])
 
         return (
             yield from downloads.fetch(
-                wanted, folder, again=again, at_once=at_once, progress=progress, pauses=self.pauses
+                newest, folder, again=again, at_once=at_once, progress=progress, pauses=self.pauses
             )
         )
 
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
-        """Make an API key that may `read`, `write` or `admin`; only this answer holds its `secret`."""
-        # Sent once: a call that was lost on its way back has made a key that nobody knows.
+        """Create an API key of scope `read`, `write` or `admin`. Only this answer holds its `secret`."""
+        # Not retried: if only the reply was lost, a retry would create a second key.
         request = Request("POST", "/keys", json={"name": name, "scope": scope})
         return cast("Key", _answer((yield from tried(Send(request), ()))))
 
     @flow
     def api_keys(self) -> Flow[Key]:
-        """The tenant's API keys, newest first, revoked ones included."""
+        """List the tenant's API keys, newest first, including revoked keys."""
         yield from self._pages("/keys", "id", {})
 
     @operation
     def revoke_key(self, key_id: str) -> Steps[Key]:
-        """End an API key at once; one that is revoked already stays so."""
+        """Revoke an API key immediately. Idempotent."""
         return cast("Key", (yield from self._call(Request("DELETE", f"/keys/{key_id}"))))
 
     @flow
     def audit(self) -> Flow[AuditEntry]:
-        """Every change made with one of the tenant's keys, newest first."""
+        """List every change made with one of the tenant's keys, newest first."""
         yield from self._pages("/audit", "id", {})
 
     @operation
     def hub_token(self) -> Steps[HubToken]:
-        """Whose token of the model hub the tenant has given, and when; ApiProblem `not_found` where it has none."""
+        """Return the owner and date of the tenant's hub token. Raises ApiProblem `not_found` if there is none."""
         return cast("HubToken", (yield from self._get("/hub-token")))
 
     @operation
     def give_hub_token(self, token: str) -> Steps[HubToken]:
-        """Give the tenant's token of the model hub, which opens private models and datasets; nothing shows it again."""
+        """Store the tenant's hub token, which gives access to private models and datasets. It is never shown again."""
         return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
 
     @operation
     def delete_hub_token(self) -> Steps[HubToken]:
-        """Have the service forget the tenant's token of the model hub."""
+        """Delete the tenant's hub token."""
         return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
 
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
-        """Have an address told of these events, or of all; only this answer holds the `secret` that signs."""
-        # Sent once, as a key is.
+        """Create a webhook for these events, or for all. Only this answer holds the signing `secret`."""
+        # Not retried, like the creation of a key.
         request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
 
     @flow
     def webhooks(self) -> Flow[Webhook]:
-        """The caller's webhooks, newest first."""
+        """List your webhooks, newest first."""
         yield from map(Row, (yield from self._get("/webhooks"))["data"])
 
     @operation
     def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Remove a webhook and its deliveries."""
+        """Delete a webhook and its deliveries."""
         return cast("Webhook", (yield from self._call(Request("DELETE", f"/webhooks/{webhook_id}"))))
 
     @operation
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
-        """Get a new `secret`; the one before signs beside it for a day."""
+        """Create a new `secret`. For one day messages carry signatures of both secrets."""
         request = Request("POST", f"/webhooks/{webhook_id}/rotate")
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
 
     @operation
     def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Deliver nothing until it is enabled again."""
+        """Stop deliveries until the webhook is enabled again. Idempotent."""
         return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/disable"))))
 
     @operation
     def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Take up deliveries again after they were given up."""
+        """Resume deliveries of a disabled webhook. Idempotent."""
         return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))
 
     @operation
     def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
-        """Send a message that tells of nothing; the deliveries show what came of it."""
+        """Send a test message. Its result appears in the deliveries."""
         return cast("Delivery", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/test"))))
 
     @flow
     def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
-        """What was sent to a webhook or is owed to it, newest first."""
+        """List the sent and pending deliveries of a webhook, newest first."""
         yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})
 
     def _tried(self, request: Request) -> Steps[Reply]:
@@ -367,14 +367,14 @@ class Operations:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         return cast("Job", (yield from self._call(Request("POST", path, json=dict(body), headers=headers))))
 
-    def _ask(self, job_id: str, wish: str) -> Steps[Job]:
-        return cast("Job", (yield from self._call(Request("POST", f"/jobs/{job_id}/{wish}"))))
+    def _act(self, job_id: str, action: str) -> Steps[Job]:
+        return cast("Job", (yield from self._call(Request("POST", f"/jobs/{job_id}/{action}"))))
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
 
     def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """All rows behind a paged route; the next page is named by the last row's `cursor`."""
+        """Yield all rows of a paged route. The `cursor` of a page's last row names the next page."""
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
         yield from map(Row, page["data"])
@@ -384,7 +384,7 @@ class Operations:
 
 
 def _answer(reply: Reply) -> Json:
-    """The JSON of a success; ApiProblem for anything else."""
+    """Return the JSON of a successful reply. Raises ApiProblem for any other reply."""
     if not reply.is_success:
         raise ApiProblem.read(reply)
     try:
@@ -392,7 +392,7 @@ def _answer(reply: Reply) -> Json:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise Unreachable(f"{reply.url} answers no JSON object. Is that the address of the service?")
+        raise Unreachable(f"{reply.url} did not answer with a JSON object. Is that the address of the service?")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Follow a job: a bar on a terminal, a line now and then where nobody looks."""
+"""Show the progress of a job: a bar on a terminal, else a line from time to time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,34 +20,34 @@ from seft.client.responses import Job, Metric
 
 LINE_SECONDS = 15.0
 SPEED_SECONDS = 60.0
-"""The time left is told from the speed of this last while."""
+"""Window of recent progress from which the remaining time is computed."""
 
 
 class Watchable(Protocol):
-    """The part of `seft.client.http.Client` that following needs."""
+    """The part of `seft.client.Client` that `follow` needs."""
 
     def watch(self, job_id: str) -> Iterator[Job]:
-        """The job again and again, at last in its final state."""
+        """Yield the job after each change, until it has ended."""
 
     def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
-        """What was measured behind a step."""
+        """List the metrics after a step."""
 
 
 def follow(service: Watchable, job_id: str, console: Console) -> Job:
-    """Watch a job to its end and show phase, step, loss, tokens a second and the time left."""
+    """Watch a job until it ends. Show its phase, step, loss, tokens per second and remaining time."""
     step, values = -1, dict[str, float]()
-    with (_bar if console.is_terminal else _lines)(console) as tell:
+    with (_bar if console.is_terminal else _lines)(console) as show:
         for job in service.watch(job_id):
-            if job["step"] < step:  # those behind it are taken again, or others in their place
+            if job["step"] < step:  # a new attempt repeats the later steps
                 step, values = job["step"], {}
             for metric in service.metrics(job_id, after_step=step):
                 step, values = metric["step"], values | metric["values"]
-            tell(job, _words(job, values))
+            show(job, _words(job, values))
     return job
 
 
 def _words(job: Job, values: dict[str, float]) -> str:
-    """As `training  step 7/24  loss 3.412  210 tokens/s`."""
+    """Format a line such as `training  step 7/24  loss 3.412  210 tokens/s`."""
     words = [f"{job['phase'] or job['status']:<10}"]
     if job["step"]:
         words.append(f"step {job['step']}/{job['spec']['repair']['steps']}")
@@ -69,12 +69,12 @@ def _bar(console: Console) -> Iterator[Callable[[Job, str], None]]:
 
 @contextmanager
 def _lines(console: Console) -> Iterator[Callable[[Job, str], None]]:
-    phase, told = None, 0.0
+    phase, printed_at = None, 0.0
 
-    def tell(job: Job, words: str) -> None:
-        nonlocal phase, told
-        if job["phase"] != phase or time.monotonic() - told > LINE_SECONDS:
-            phase, told = job["phase"], time.monotonic()
+    def show(job: Job, words: str) -> None:
+        nonlocal phase, printed_at
+        if job["phase"] != phase or time.monotonic() - printed_at > LINE_SECONDS:
+            phase, printed_at = job["phase"], time.monotonic()
             console.print(f"{job['progress']:4.0%}  {words}", highlight=False)
 
-    yield tell
+    yield show

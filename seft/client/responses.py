@@ -1,4 +1,4 @@
-"""What the API answers, as types: a test holds their fields equal to those of the API's own schemas."""
+"""Types of the API's responses. A test keeps their fields equal to the schemas of the API."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -6,7 +6,7 @@ Json = dict[str, Any]
 
 
 class Failure(TypedDict):
-    """Why a job failed, and whose fault it is: `user_error` or `system_error`."""
+    """Why a job failed. `fault` is `user_error` or `system_error`."""
 
     fault: str
     code: str
@@ -21,7 +21,7 @@ class Reason(TypedDict):
 
 
 class Job(TypedDict):
-    """A repair job. `queue_position` and `estimate` stand only in the answer about one job."""
+    """A repair job. `queue_position` and `estimate` are only in the answer about one job."""
 
     id: str
     status: str
@@ -45,7 +45,7 @@ class Job(TypedDict):
 
 
 class StageMemory(TypedDict):
-    """The fullest moment of a phase: bytes on the device, on its host, and where the two are one."""
+    """Peak memory of a phase: bytes on the device, on its host, and in total if both are the same machine memory."""
 
     phase: str
     device_bytes: int
@@ -54,7 +54,7 @@ class StageMemory(TypedDict):
 
 
 class Fit(TypedDict):
-    """Whether a job fits a worker, what decides that, and the `change` with which it would; None: nothing helps."""
+    """Whether a job fits a worker, and the `change` that makes it fit. None if no change helps."""
 
     name: str
     device: str
@@ -68,7 +68,7 @@ class Fit(TypedDict):
 
 
 class Estimate(TypedDict):
-    """What a job would take. `fits` is None where no worker lives."""
+    """Estimated cost of a job. `fits` is None if no worker is alive."""
 
     architecture: str
     parameters: int
@@ -82,7 +82,7 @@ class Estimate(TypedDict):
 
 
 class Worker(TypedDict):
-    """A worker. `job_id` is the job that it runs, where that is one of the caller's."""
+    """A worker. `job_id` is the job that it runs, if that job belongs to the caller."""
 
     name: str
     host: str
@@ -114,7 +114,7 @@ class Model(TypedDict):
 
 
 class Event(TypedDict):
-    """Something that happened to a job."""
+    """An event of a job."""
 
     id: int
     type: str
@@ -124,7 +124,7 @@ class Event(TypedDict):
 
 
 class Metric(TypedDict):
-    """What was measured at one step."""
+    """The metrics of one step."""
 
     step: int
     attempt: int
@@ -132,7 +132,7 @@ class Metric(TypedDict):
 
 
 class File(TypedDict):
-    """A file of a checkpoint; `url` is good for a while."""
+    """A file of a checkpoint. `url` expires."""
 
     name: str
     size: int
@@ -141,7 +141,7 @@ class File(TypedDict):
 
 
 class Checkpoint(TypedDict):
-    """Something that a job has published."""
+    """A published checkpoint of a job."""
 
     id: str
     step: int
@@ -153,7 +153,7 @@ class Checkpoint(TypedDict):
 
 
 class Key(TypedDict):
-    """An API key. `secret` stands only in the answer that made it."""
+    """An API key. `secret` is only in the answer that created it."""
 
     id: str
     name: str
@@ -165,7 +165,7 @@ class Key(TypedDict):
 
 
 class Webhook(TypedDict):
-    """An address that is told what happens to jobs. `secret` stands only in the answers that made it."""
+    """An address that receives job events. `secret` is only in the answers that created it."""
 
     id: str
     url: str
@@ -177,7 +177,7 @@ class Webhook(TypedDict):
 
 
 class Try(TypedDict):
-    """One call of a webhook; `status` is None where there was no answer."""
+    """One attempt to call a webhook. `status` is None if there was no answer."""
 
     at: str
     status: int | None
@@ -185,7 +185,7 @@ class Try(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A message to a webhook, and what came of it."""
+    """A message to a webhook and its attempts."""
 
     id: str
     type: str
@@ -197,7 +197,7 @@ class Delivery(TypedDict):
 
 
 class AuditEntry(TypedDict):
-    """A change that somebody made."""
+    """A change in the audit log."""
 
     id: int
     key_id: str
@@ -208,7 +208,7 @@ class AuditEntry(TypedDict):
 
 
 class HubToken(TypedDict):
-    """The tenant's token of the model hub, without the token."""
+    """The owner and date of the tenant's hub token, without the token."""
 
     id: str
     name: str
@@ -229,7 +229,7 @@ class Dataset(TypedDict):
 
 
 class Flaw(TypedDict):
-    """One thing that is wrong: the field or line, the rule, the value seen, the way out."""
+    """One error: the field or line, the rule, the value seen, the way out."""
 
     param: str
     rule: str
@@ -246,7 +246,7 @@ class ImportFailure(TypedDict):
 
 
 class Import(TypedDict):
-    """A dataset on its way: `receiving` parts, `checking`, `done` or `failed`."""
+    """An import: `receiving` parts, `checking`, `done` or `failed`."""
 
     id: str
     name: str
@@ -261,7 +261,7 @@ class Import(TypedDict):
 
 
 class ImportPart(TypedDict):
-    """A part of a file that is sent, and where to PUT it unless it is there."""
+    """A part of an upload. `url` is where to PUT it, or None if the storage has it."""
 
     number: int
     bytes: int
@@ -270,7 +270,7 @@ class ImportPart(TypedDict):
 
 
 class Part(TypedDict):
-    """Text of a record, and whether it is trained on."""
+    """A piece of a record's text, and whether it is trained on."""
 
     text: str
     trained: bool
@@ -286,7 +286,7 @@ class PreviewedRecord(TypedDict):
 
 
 class Preview(TypedDict):
-    """A dataset as a model's tokenizer reads it; `tokens` are an estimate unless `exact`."""
+    """A dataset as a model's tokenizer reads it. `tokens` is an estimate unless `exact`."""
 
     dataset: str
     model: str
@@ -299,6 +299,6 @@ class Preview(TypedDict):
 
 
 class Version(TypedDict):
-    """What runs there."""
+    """The version of the service."""
 
     version: str

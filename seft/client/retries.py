@@ -1,6 +1,6 @@
-"""When a call is sent again: the connection broke, the service is busy, a proxy speaks for it.
+"""Retries: of a broken connection, of a busy service, and of an error from a proxy.
 
-That is safe because every call that makes something carries an idempotency key, and all others may come twice.
+A retry is safe: calls that create something carry an idempotency key, and all other retried calls are idempotent.
 """
 
 import random
@@ -13,15 +13,15 @@ from seft.client.errors import Unreachable
 from seft.client.steps import Open, Pause, Reply, Send, Steps
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between tries where the server names none, each shortened by up to a half by chance."""
+"""Seconds between retries if the server names no time. Each is shortened at random by up to a half."""
 LONGEST = 60.0
-"""A server that asks for more patience than these seconds is not waited for."""
+"""Longest `Retry-After`, in seconds, that is respected. A longer one ends the retries."""
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-PROXYS = (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
+PROXY_ERRORS = (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
 
 
 def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
-    """The reply in the end, after as many tries as there are pauses, and one; it may still be a refusal."""
+    """Send until the reply is final, with at most one retry per pause. The reply may be an error."""
     for pause in (*pauses, None):
         try:
             reply: Reply = yield step
@@ -30,34 +30,34 @@ def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
                 raise
             yield Pause(_shortened(pause))
             continue
-        named = retry_after(reply)
-        if pause is None or not _may_pass(reply) or (named or 0) > LONGEST:
+        seconds = retry_after(reply)
+        if pause is None or not _may_pass(reply) or (seconds or 0) > LONGEST:
             break
-        yield Pause(_shortened(pause) if named is None else named)
+        yield Pause(_shortened(pause) if seconds is None else seconds)
     return reply
 
 
 def retry_after(reply: Reply) -> float | None:
-    """The seconds that `Retry-After` asks for, told as seconds or as a date."""
-    named = reply.headers.get("Retry-After", "")
-    if named.isdecimal():
-        return float(named)
+    """Return the seconds of `Retry-After`, which holds seconds or a date (RFC 9110, section 10.2.3)."""
+    value = reply.headers.get("Retry-After", "")
+    if value.isdecimal():
+        return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(named) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (TypeError, ValueError):
         return None
 
 
 def is_problem(reply: Reply) -> bool:
-    """Whether the service itself wrote this refusal."""
+    """Return whether the service itself wrote this error."""
     return reply.headers.get("Content-Type", "").startswith("application/problem+json")
 
 
 def _may_pass(reply: Reply) -> bool:
-    """Whether the same call may go well later. 409 with a time: its twin is still being served."""
+    """Return whether a retry may succeed. 409 with `Retry-After` means that the same request is still being served."""
     if reply.status == HTTPStatus.CONFLICT:
         return "Retry-After" in reply.headers
-    return reply.status in BUSY or (reply.status in PROXYS and not is_problem(reply))
+    return reply.status in BUSY or (reply.status in PROXY_ERRORS and not is_problem(reply))
 
 
 def _shortened(pause: float) -> float:

@@ -1,4 +1,4 @@
-"""What the commands of `seft` share: exit codes, a service to talk to, and answers for programs or for people."""
+"""What the commands of `seft` share: exit codes, connections, and output for programs and for people."""
 
 import json
 import sys
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
     from seft.client.http import Client
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: the API's answer, or one object a line as it goes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: the answer of the API, or one object per line.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other field, as repair.steps=100.", metavar="KEY=VALUE")
+    list[str] | None, typer.Option("--set", help="Any other field, such as repair.steps=100.", metavar="KEY=VALUE")
 ]
 HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
-"""Width of a table that no person looks at."""
+"""Width of a table that is not printed to a terminal."""
 
 
 class Exit(IntEnum):
-    """How `seft` ends."""
+    """Exit codes of `seft`."""
 
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> "Exit":
-        """A number that knows what it means."""
+        """Create a member with its meaning."""
         member = int.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
 
-    DONE = 0, "It is done."
-    FAILED = 1, "It was tried and did not work out: the job did not succeed, the dataset is wrong, the disk is full."
-    USAGE = 2, "The command line, the address or the key is missing or cannot be understood."
-    UNREACHABLE = 3, "The service does not answer, or what answers is not the service."
-    REFUSED = 4, "The service refuses; the message names field, rule, value and way out."
-    NOT_INTACT = 5, "A downloaded file is not the one that was published."
-    INTERRUPTED = 130, "Ctrl-C. A job goes on; a download goes on when it is asked for again."
+    DONE = 0, "Success."
+    FAILED = 1, "The command ran and failed: the job did not succeed, the dataset is invalid, or the disk is full."
+    USAGE = 2, "The command line, the address or the key is missing or invalid."
+    UNREACHABLE = 3, "The service does not answer, or another server answers."
+    REFUSED = 4, "The service rejected the request. The message names the field, the rule, the value and the way out."
+    NOT_INTACT = 5, "A downloaded file differs from the published one."
+    INTERRUPTED = 130, "Ctrl-C. A job continues. Run a download again to resume it."
 
 
 @contextmanager
 def reporting(as_json: bool) -> Iterator[None]:
-    """What goes wrong in here is one clear message, for programs also one object, and the exit code for it."""
+    """Turn an error into one message on stderr, with `--json` also one JSON object, and the right exit code."""
     try:
         yield
     except (ClientError, OSError) as error:
@@ -59,35 +59,35 @@ def reporting(as_json: bool) -> Iterator[None]:
         code = _exit_code(error)
         typer.echo(str(error), err=True)
         if as_json:
-            typer.echo(json.dumps({"error": _told(error, code)}))
+            typer.echo(json.dumps({"error": _error_object(error, code)}))
         raise typer.Exit(code) from error
 
 
 @contextmanager
 def connected(as_json: bool = False, *, patient: bool = False) -> Iterator["Client"]:
-    """A client of the service. Somebody waits for a short answer; what follows a job outlives a deployment."""
+    """Yield a client of the service. A `patient` one retries long enough to survive a restart of the service."""
     from seft.client.http import Client
 
     with reporting(as_json), Client(pauses=PATIENT if patient else HASTY) as client:
         yield client
 
 
-def asked(what: str) -> str:
-    """A secret, typed unseen by a person or read from a pipe: no list of processes and no history shows it."""
+def ask_secret(what: str) -> str:
+    """Read a secret from a hidden prompt or from a pipe. So neither `ps` nor the shell history shows it."""
     if sys.stdin.isatty():
         return str(typer.prompt(what, hide_input=True, err=True))
     return sys.stdin.readline().strip()
 
 
 def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
-    """Print an answer for a program or for a person."""
+    """Print an answer as JSON or as a line."""
     typer.echo(json.dumps(answer) if as_json else line)
 
 
 def show_rows(
     answers: Iterable[Mapping[str, object]], as_json: bool, head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
-    """Print a list: as JSON, or as a table whose first column is never cut. Only what is printed is iterated."""
+    """Print a list as JSON or as a table. The first column is never cut. Only the printed form is iterated."""
     if as_json:
         typer.echo(json.dumps(list(answers)))
         return
@@ -101,16 +101,16 @@ def show_rows(
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Where tables and bars go; what is piped is not cut to a screen's width."""
+    """Return the console for tables and bars. Piped output is not cut to the width of a screen."""
     from rich.console import Console
 
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_COLUMNS)
+    terminal = Console(stderr=stderr, highlight=False)
+    return terminal if terminal.is_terminal else Console(stderr=stderr, highlight=False, width=PIPE_COLUMNS)
 
 
 @contextmanager
 def bytes_bar(words: str) -> Iterator["Progress | None"]:
-    """A bar on stderr that counts bytes, where somebody looks."""
+    """Show a bar that counts bytes if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -123,13 +123,13 @@ def bytes_bar(words: str) -> Iterator["Progress | None"]:
 
 
 def advance(bar: "Progress | None", done: int, total: int) -> None:
-    """Move the bar's only task."""
+    """Set the progress of the bar."""
     if bar:
         bar.update(bar.task_ids[0], completed=done, total=total)
 
 
 def assigned(settings: Sequence[str] | None) -> Json:
-    """What `--set repair.steps=100` and its like say: each value is JSON, or else a word."""
+    """Build a spec from options such as `--set repair.steps=100`. A value is JSON, or else text."""
     spec: Json = {}
     for setting in settings or []:
         path, text = split(setting, "--set", "repair.steps=100")
@@ -138,7 +138,8 @@ def assigned(settings: Sequence[str] | None) -> Json:
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise typer.BadParameter(f"{parent} is set to a value and to fields of it.", param_hint="--set")
+                rule = f"{parent} must be set either to a value or to its fields; it is set to both."
+                raise typer.BadParameter(rule, param_hint="--set")
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError:
@@ -148,7 +149,7 @@ def assigned(settings: Sequence[str] | None) -> Json:
 
 
 def split(pair: str, option: str, example: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE."""
+    """Split NAME=VALUE. Raises BadParameter if there is no '='."""
     name, equals, value = pair.partition("=")
     if not equals:
         raise typer.BadParameter(f"{pair!r} has no '='. Write it as {example}.", param_hint=option)
@@ -169,7 +170,7 @@ def _exit_code(error: Exception) -> Exit:
             return Exit.FAILED
 
 
-def _told(error: Exception, code: Exit) -> Json:
+def _error_object(error: Exception, code: Exit) -> Json:
     if isinstance(error, ApiProblem):
         flaws = [{name: getattr(flaw, name) for name in flaw.__slots__} for flaw in error.flaws]
         return {"code": error.code, "message": error.message, "errors": flaws, "request_id": error.request_id}

@@ -1,7 +1,7 @@
-"""What a call does, told apart from how it is done.
+"""The steps of an operation, separate from the I/O that performs them (sans-I/O).
 
-An operation is a generator: it yields steps (send this, wait so long) and is given what came of each. It does nothing
-itself, so the same lines serve the client that blocks and the one that awaits; `seft.client.http` has a driver for each.
+An operation is a generator. It yields steps (send this request, wait that long) and receives the result of each. It
+does no I/O itself, so the blocking and the asynchronous client share it. `seft.client.drivers` performs the steps.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Told how many bytes are done, and of how many; downloads call it from several threads, one at a time."""
+"""Callback with the bytes done and the total bytes. Downloads call it from several threads, one call at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. `path` is one of the service's, or a whole link, which is never shown the API key."""
+    """A request. `path` is a path of the service, or a full URL, to which the API key is never sent."""
 
     method: str
     path: str
@@ -26,20 +26,20 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
     file: Path | None = None
-    """Sent as the form's part `file`."""
+    """File to send as the form field `file`."""
     content: bytes | None = None
-    """Sent as it is."""
+    """Raw body."""
     progress: Progress | None = None
 
     @property
     def is_link(self) -> bool:
-        """Whether it goes elsewhere than to the service."""
+        """Whether the request goes to another server than the service."""
         return not self.path.startswith("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `headers` do not mind the case of a name; of an opened reply the content is still to be read."""
+    """A reply. `headers` ignore the case of names. The content of an opened reply has not been read yet."""
 
     status: int
     headers: Mapping[str, str]
@@ -48,50 +48,50 @@ class Reply:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status says so."""
+        """Whether the status is 2xx."""
         return 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request and read the whole reply. Gives a Reply."""
+    """Send a request and read the whole reply. The result is a Reply."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Send a request and leave its reply open for Read; the one opened before is closed. Gives a Reply."""
+    """Send a request and keep its reply open for Read. Closes the previous open reply. The result is a Reply."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The next bytes of what is open; none at its end."""
+    """Read the next bytes of the open reply. Empty at its end."""
 
 
 QUIET_SECONDS = 1.0
-"""Between two questions with the same answer."""
+"""Seconds between two requests if the first one brought nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let time go by."""
+    """Wait."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Call something that takes a while and needs no network. Gives what it gives."""
+    """Call a slow function that needs no network. The result is its return value."""
 
     call: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Run these, so many at a time. The first that fails ends the others."""
+    """Run these in parallel, `at_once` at a time. The first failure ends the others."""
 
     parts: "Sequence[Steps[None]]"
     at_once: int
@@ -99,7 +99,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[T]):
-    """Not for the driver: one row of a flow, for whoever iterates."""
+    """One row of a flow, for the caller who iterates. Drivers do not handle it."""
 
     value: T
 
@@ -110,7 +110,7 @@ Flow = Generator[Step | Row[T], Any, None]
 
 
 class Walk(Generic[T]):
-    """A generator on its way: what both drivers do with it, apart from taking its steps."""
+    """The progress of a generator: the part that both drivers share."""
 
     result: T
 
@@ -119,7 +119,7 @@ class Walk(Generic[T]):
         self._steps = steps
 
     def step(self) -> Any:
-        """The next step, or None at the end: then there is a result."""
+        """Return the next step, or None at the end. Then `result` is set."""
         try:
             return self._turn()
         except StopIteration as end:
@@ -127,40 +127,40 @@ class Walk(Generic[T]):
             return None
 
     def answer(self, value: object) -> None:
-        """Go on with what came of the step."""
+        """Continue with the result of the step."""
         self._turn = lambda: self._steps.send(value)
 
     def fail(self, error: Exception) -> None:
-        """Go on with what went wrong."""
+        """Continue with the error of the step."""
         self._turn = lambda: self._steps.throw(error)
 
 
 class Blocking:
-    """A caller who waits."""
+    """A caller that blocks."""
 
     def run(self, steps: Steps[T]) -> T:
-        """Take all steps."""
+        """Perform all steps and return the result."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> Iterator[T]:
-        """Take the steps to the next row, and so on."""
+        """Perform the steps and yield each row."""
         raise NotImplementedError
 
 
 class Awaiting:
-    """A caller who awaits."""
+    """A caller that awaits."""
 
     async def run(self, steps: Steps[T]) -> T:
-        """Take all steps."""
+        """Perform all steps and return the result."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> AsyncIterator[T]:
-        """Take the steps to the next row, and so on."""
+        """Perform the steps and yield each row."""
         raise NotImplementedError
 
 
 class operation(Generic[P, T]):  # noqa: N801 (a decorator)
-    """A method that answers once: `client.job(…)` of one who waits, `await client.job(…)` of one who awaits."""
+    """A method with one result: `client.job(…)` of `Client`, `await client.job(…)` of `AsyncClient`."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self.steps = steps
@@ -185,7 +185,7 @@ class operation(Generic[P, T]):  # noqa: N801 (a decorator)
 
 
 class flow(Generic[P, T]):  # noqa: N801 (a decorator)
-    """A method that answers row after row: for `for` of one who waits, for `async for` of one who awaits."""
+    """A method that yields rows: `for row in …` of `Client`, `async for row in …` of `AsyncClient`."""
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Flow[T]]) -> None:
         self.steps = steps

@@ -1,6 +1,6 @@
-"""Send a large file in parts, several at once, straight to the object storage.
+"""Uploads of large files in parallel parts, directly to the object storage.
 
-What the storage has is not sent again: after anything that ended it early, the same file goes on where it was.
+An interrupted upload is resumed: parts that the storage has are not sent again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from seft.client.retries import tried
 from seft.client.steps import QUIET_SECONDS, Pause, Progress, Request, Send, Steps, Together, Work
 
 PARTS_FROM = 100 << 20
-"""Files up to this size are sent with one request."""
+"""Largest file, in bytes, that is sent in one request."""
 Call = Callable[[Request], Steps[Json]]
 
 
@@ -29,54 +29,53 @@ def send(
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[Dataset]:
-    """Begin an import of a file or go on with it, send the parts that are not there, and wait for what it becomes.
+    """Start or resume the import of a file, send its missing parts, and wait for the dataset.
 
-    `call` asks the service; `skip` says how much of the file may be wrong.
+    `call` sends a request to the service. `skip` holds the percentage of invalid records to leave out.
     """
     size = path.stat().st_size
-    asked = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: _identity(path))), **skip}
-    begun = cast("Import", (yield from call(Request("POST", "/imports", json=asked))))
-    address = f"/imports/{begun['id']}"
+    body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: _sha256(path))), **skip}
+    started = cast("Import", (yield from call(Request("POST", "/imports", json=body))))
+    address, parts, part_bytes = f"/imports/{started['id']}", started["parts"] or 0, started["part_bytes"] or 0
     session = _Session(path, f"{address}/parts", call, pauses, Meter(progress, size))
-    yield Together([session.part(number, begun["part_bytes"] or 0) for number in range(begun["parts"] or 0)], at_once)
+    yield Together([session.part(number, part_bytes) for number in range(parts)], at_once)
     yield from call(Request("POST", f"{address}/complete"))
-    return (yield from imported(begun["id"], call))
+    return (yield from imported(started["id"], call))
 
 
 def imported(import_id: str, call: Call) -> Steps[Dataset]:
-    """What an import becomes, once it has; ApiProblem with its flaws where it was refused."""
+    """Wait until an import has ended and return its dataset. Raises ApiProblem if the file was rejected."""
     while True:
-        found = cast("Import", (yield from call(Request("GET", f"/imports/{import_id}"))))
-        if error := found["error"]:
+        current = cast("Import", (yield from call(Request("GET", f"/imports/{import_id}"))))
+        if error := current["error"]:
             flaws = tuple(Flaw(**flaw) for flaw in error["errors"])
             raise ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, error["code"], error["message"], flaws, None)
-        if found["dataset_id"]:
-            return cast("Dataset", (yield from call(Request("GET", f"/datasets/{found['dataset_id']}"))))
+        if dataset_id := current["dataset_id"]:
+            return cast("Dataset", (yield from call(Request("GET", f"/datasets/{dataset_id}"))))
         yield Pause(QUIET_SECONDS)
 
 
-def _identity(path: Path) -> str:
-    """What stands for the file's bytes."""
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Session:
-    """What all parts share."""
+    """The state that all parts of one upload share."""
 
     def __init__(self, path: Path, address: str, call: Call, pauses: Sequence[float], meter: Meter) -> None:
         self.path, self.address, self.call, self.pauses, self.meter = path, address, call, pauses, meter
 
     def part(self, number: int, size: int) -> Steps[None]:
-        """Send one part, counted from 0; its link is asked for now, as links do not live long."""
+        """Send part `number`, counted from 0. It requests the link only now, because links expire soon."""
         page = yield from self.call(Request("GET", self.address, query={"after": number, "limit": 1}))
         part: ImportPart = page["data"][0]
         if part["url"] is not None:
             content = yield Work(lambda: self._read(number * size, part["bytes"]))
             reply = yield from tried(Send(Request("PUT", part["url"], content=content)), self.pauses)
             if not reply.is_success:
-                refusal = ApiProblem.read(reply).message
-                raise ClientError(f"Part {part['number']} of {self.path.name} was refused: {refusal} Upload it again.")
+                message = ApiProblem.read(reply).message
+                raise ClientError(f"Part {part['number']} of {self.path.name} was rejected: {message} Upload it again.")
         self.meter.add(part["bytes"])
 
     def _read(self, start: int, length: int) -> bytes:

@@ -1,1 +1,1 @@
-"""Training text: records, dataset files, chat templates, tokenizing, packing, previews."""
+"""Training text: records, dataset files, chat templates, tokenization, packing and previews."""

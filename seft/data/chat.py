@@ -1,9 +1,9 @@
-"""A conversation as the tokenizer's own chat template writes it, and which tokens of that the assistant says.
+"""Tokenizes conversations with the tokenizer's chat template, and finds the tokens of the assistant's messages.
 
-The template runs in the sandbox of transformers and nowhere else. Where it marks what the assistant says, its marks
-count. Elsewhere the template is run on growing beginnings of the conversation: what a message of the assistant adds
-behind the header that invites it, its end mark included, is what is trained on. A template under which that cannot be
-found is refused. Needs no torch.
+The template only runs in the sandbox of transformers. If it has generation marks, they decide what is trained on.
+Otherwise the template is rendered for growing prefixes of the conversation: what an assistant message adds after its
+generation prompt, including its end mark, is trained on. If that cannot be found, the template is rejected. Needs no
+torch.
 """
 
 import re
@@ -18,23 +18,23 @@ from seft.errors import ConfigError
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
-"""Before a template that asks for the date: it gets always the same one, or a run would not be the same tomorrow."""
+"""Prefix for a template that uses the current date. A fixed date makes runs reproducible."""
 
 
-class Marked(NamedTuple):
-    """Tokens, and which of them are trained on."""
+class Tokenized(NamedTuple):
+    """Tokens of a record, and a mask of those that are trained on."""
 
     tokens: list[int]
     trained: list[bool]
 
 
-def mark_chat(chat: Chat, tokenizer: Any) -> Marked:
-    """Tokens of a conversation, those of the assistant trained on. ConfigError where the template does not do."""
+def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
+    """Tokenize a conversation. The assistant's tokens are trained on. Raises ConfigError for an unsuitable template."""
     template = _Template(tokenizer)
-    marked = template.marked(chat.messages) if template.marks else template.searched(chat.messages)
-    if not any(marked.trained):
-        raise template.refused("must write what the assistant says", template.write(chat.messages))
-    return marked
+    tokenized = template.tokenize_marked(chat.messages) if template.marks else template.tokenize(chat.messages)
+    if not any(tokenized.trained):
+        raise template.error("must render the assistant's messages", template.render(chat.messages))
+    return tokenized
 
 
 class _Template:
@@ -42,7 +42,7 @@ class _Template:
 
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
-            way_out = "Take the model's instruct version, or write the records as prompt and completion."
+            way_out = "Choose the instruct version of the model, or write the records as prompt and completion."
             raise ConfigError("tokenizer", "must have a chat template to read messages", None, way_out)
         self._tokenizer = tokenizer
         self._text: str = tokenizer.get_chat_template()
@@ -50,69 +50,74 @@ class _Template:
         if "strftime_now" in self._text:
             self._text = _TODAY + self._text
 
-    def marked(self, messages: Sequence[Message]) -> Marked:
-        """Tokens and mask where the template marks what the assistant says."""
-        made = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return Marked(made["input_ids"], [bool(trained) for trained in made["assistant_masks"]])
+    def tokenize_marked(self, messages: Sequence[Message]) -> Tokenized:
+        """Tokenize with the mask that the template's generation marks give."""
+        encoding = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        return Tokenized(encoding["input_ids"], [bool(trained) for trained in encoding["assistant_masks"]])
 
-    def searched(self, messages: Sequence[Message]) -> Marked:
-        """Tokens and mask where it does not."""
-        whole = self.write(messages)
+    def tokenize(self, messages: Sequence[Message]) -> Tokenized:
+        """Tokenize, and search the rendered text for the assistant's messages to make the mask."""
+        whole = self.render(messages)
         spans = [
             self._span(whole, messages, number)
             for number, message in enumerate(messages)
             if message.role is Role.ASSISTANT
         ]
         bounds = [bound for span in spans for bound in span]
-        tokens, *beginnings = self._tokens([whole, *(whole[:bound] for bound in bounds)])
-        # A beginning may end in another token than the whole has there: such a token belongs to what comes after it.
-        places = [common(tokens, beginning) for beginning in beginnings]
+        tokens, *prefixes = self._token_lists([whole, *(whole[:bound] for bound in bounds)])
+        # The last token of a prefix may differ from the whole text's. It then belongs to what comes after the prefix.
+        places = [common_length(tokens, prefix) for prefix in prefixes]
         trained = [False] * len(tokens)
         for start, end in zip(places[::2], places[1::2], strict=True):
             trained[start:end] = [True] * (end - start)
-        return Marked(tokens, trained)
+        return Tokenized(tokens, trained)
 
-    def write(self, messages: Sequence[Message], *, invite: bool = False) -> str:
-        """The conversation as text; with the header that invites an answer behind it."""
-        text: str = self._apply(messages, tokenize=False, add_generation_prompt=invite)
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """Return the conversation as text. With `prompt`, the generation prompt follows it."""
+        text: str = self._apply(messages, tokenize=False, add_generation_prompt=prompt)
         return text
 
-    def refused(self, rule: str, seen: str) -> ConfigError:
-        """The error for a template that does something else."""
-        shown = seen if len(seen) <= 200 else f"{seen[:100]}…{seen[-99:]}"
-        way_out = "Mark it in the template by {% generation %}, or write the records as prompt and completion."
+    def error(self, rule: str, text: str) -> ConfigError:
+        """Return the error for a template that breaks a rule. `text` is what it rendered."""
+        shown = text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
+        way_out = "Add {% generation %} marks to the template, or write the records as prompt and completion."
         return ConfigError("chat_template", rule, shown, way_out)
 
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
-        """Where in the whole text a message of the assistant begins and ends."""
-        before, until = self.write(messages[:number], invite=True), self.write(messages[: number + 1])
-        start, said = len(before), messages[number].content.strip()
+        """Return the start and the end of an assistant message in the whole text."""
+        before, until = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
+        start, content = len(before), messages[number].content.strip()
         if not whole.startswith(before):
-            raise self.refused(f"must write the beginning of a conversation as it is (message {number})", whole)
-        place = whole.find(said, start)
-        between, behind = whole[start:place], whole[place + len(said) :]
-        # Of the answer that ends a conversation some templates write more before what is said: Qwen3's empty thoughts.
-        own, again = until[start:], re.compile(f"(?={re.escape(said)})")
-        places = [found.start() for found in again.finditer(own) if own[: found.start()].endswith(between)]
+            raise self.error(
+                f"must render the beginning up to message {number} unchanged in the whole conversation", whole
+            )
+        place = whole.find(content, start)
+        between, behind = whole[start:place], whole[place + len(content) :]
+        # Some templates add text before the content of the last message, such as the empty thoughts of Qwen3.
+        own, pattern = until[start:], re.compile(f"(?={re.escape(content)})")
+        places = [match.start() for match in pattern.finditer(own) if own[: match.start()].endswith(between)]
         if place < 0 or not places:
-            raise self.refused(f"must write what the assistant says as it is (message {number})", whole)
-        return start, place + len(said) + max(common(behind, own[found + len(said) :]) for found in places)
+            raise self.error(f"must render the content of assistant message {number} unchanged", whole)
+        end = place + len(content)
+        return start, end + max(common_length(behind, own[own_place + len(content) :]) for own_place in places)
 
-    def _apply(self, messages: Sequence[Message], **how: Any) -> Any:
+    def _apply(self, messages: Sequence[Message], **options: Any) -> Any:
         try:
-            said = [asdict(message) for message in messages]
-            return self._tokenizer.apply_chat_template(said, chat_template=self._text, **how)
+            dicts = [asdict(message) for message in messages]
+            return self._tokenizer.apply_chat_template(dicts, chat_template=self._text, **options)
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
-            way_out = "Leave such conversations out, or write the records as prompt and completion."
-            raise ConfigError("chat_template", f"must take a conversation ({error})", roles, way_out) from error
+            way_out = "Remove such conversations, or write the records as prompt and completion."
+            raise ConfigError(
+                "chat_template", f"must render a conversation with these roles ({error})", roles, way_out
+            ) from error
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        made: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return made
+    def _token_lists(self, texts: Sequence[str]) -> list[list[int]]:
+        tokens: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
 
 
-def common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How far two sequences are equal."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+def common_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return the length of the common prefix of two sequences."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(first), len(second)))

@@ -1,8 +1,8 @@
-"""Windows of tokens that hold one record or several: where each of them begins, and what is trained on.
+"""Packs records into windows of tokens of equal length.
 
-Texts may be cut anywhere, so they lie side by side. A completion may not be parted from its prompt, so such records
-stay whole where a window can hold them, and what is left of a window is filled up. Positions restart at every record;
-`seft.models.predictor` sees to it that no record sees another one.
+Texts may be cut anywhere, so they are concatenated and cut into windows. A completion must stay with its prompt: such a
+record stays whole if it fits into a window, and the rest of the window is padded. Positions restart at every record,
+and `seft.models.predictor` ensures that no record attends to another one.
 """
 
 import bisect
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from seft.errors import DataError
 
-FILLER = 0
-"""The token behind the last record of a window; it is never trained on, and no earlier token sees it."""
+PADDING = 0
+"""Token after the last record of a window. It is never trained on, and no earlier token attends to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One record as tokens, and which of them are trained on. Before each part that a text is cut into comes `head`."""
+    """One record as tokens, and which of them are trained on. `head` is put before each part of a text that is cut."""
 
     tokens: Int[Tensor, "tokens"]
     trained: Bool[Tensor, "tokens"]
@@ -29,26 +29,26 @@ class Encoded:
 
     @classmethod
     def text(cls, tokens: Sequence[int], head: Sequence[int] = ()) -> "Encoded":
-        """Trained on whole."""
-        row = torch.tensor(tokens, dtype=torch.int64)
-        return cls(row, torch.ones_like(row, dtype=torch.bool), head)
+        """Return a record that is trained on completely."""
+        tensor = torch.tensor(tokens, dtype=torch.int64)
+        return cls(tensor, torch.ones_like(tensor, dtype=torch.bool), head)
 
     @property
     def cuttable(self) -> bool:
-        """Whether all of it is trained on, so that it has no prompt to be parted from."""
+        """Whether all of it is trained on, so that a cut separates no prompt from its completion."""
         return bool(self.trained.all())
 
     def pieces(self, length: int) -> list["Encoded"]:
-        """Side by side, those that there is anything to learn from."""
+        """Cut the record into pieces of `length` tokens, without those that have nothing to train on."""
         pairs = zip(torch.split(self.tokens, length), torch.split(self.trained, length), strict=True)
         return [Encoded(*pair) for pair in pairs if pair[1][1:].any()]
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Windows of equal length. `positions` count from 0 in each record; `trained` tokens are those to be predicted.
+    """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens to predict.
 
-    The first token of a record is never trained on: nothing comes before it.
+    The first token of a record is never trained on, because nothing comes before it.
     """
 
     tokens: Int[Tensor, "windows length"]
@@ -57,12 +57,12 @@ class Packed:
 
     @classmethod
     def of(cls, windows: "Packed | Int[Tensor, 'windows length']") -> "Packed":
-        """The windows themselves; of tokens alone, windows of one record each that is trained on whole."""
+        """Return packed windows unchanged, and make `plain` windows from a tensor of tokens."""
         return cls.plain(windows) if isinstance(windows, Tensor) else windows
 
     @classmethod
     def plain(cls, tokens: Int[Tensor, "windows length"]) -> "Packed":
-        """Windows of one record each, trained on whole."""
+        """Return windows with one record each, which is trained on completely."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return cls(tokens, positions > 0, positions)
 
@@ -70,96 +70,101 @@ class Packed:
         return len(self.tokens)
 
     def __getitem__(self, rows: Int[Tensor, "rows"] | slice) -> "Packed":
-        """Some of the windows."""
+        """Return some of the windows."""
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> "Packed":
-        """The same on a device."""
+        """Return the windows on a device."""
         return self._each(lambda tensor: tensor.to(device))
 
     def split(self, size: int) -> list["Packed"]:
-        """Some windows after the others, `size` at a time."""
+        """Return the windows in batches of at most `size`."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
     @property
     def predictions(self) -> int:
-        """How many tokens are trained on."""
+        """Number of tokens that are trained on."""
         return int(self.trained.sum())
 
     @property
     def mixed(self) -> bool:
-        """Whether a window holds several records."""
+        """Whether any window contains several records."""
         return bool((self.positions[:, 1:] == 0).any())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Packed":
         return Packed(change(self.tokens), change(self.trained), change(self.positions))
 
 
-def row(records: Sequence[Encoded]) -> Int[Tensor, "tokens"]:
-    """The tokens of all records, one after the other."""
+def concatenate(records: Sequence[Encoded]) -> Int[Tensor, "tokens"]:
+    """Return the tokens of all records in one tensor."""
     return torch.cat([record.tokens for record in records] or [torch.zeros(0, dtype=torch.int64)])
 
 
-def side_by_side(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
-    """All windows one after the other, the rest at the end left out; no copy. DataError where not one is full."""
+def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
+    """Return all full windows as a view of `tokens`, without the rest. Raises DataError if there is no full window."""
     count = len(tokens) // length
     if not count:
         raise DataError(
-            f"the text must fill one window of {length} tokens; it has {len(tokens)}. Give more text or fewer tokens."
+            f"the text must fill one window of {length} tokens; it has {len(tokens)}."
+            " Give more text, or a shorter window."
         )
     return tokens[: count * length].view(count, length)
 
 
-def headed(windows: Int[Tensor, "windows tokens"], head: Sequence[int]) -> Int[Tensor, "windows length"]:
-    """The windows with `head` before each."""
+def with_head(windows: Int[Tensor, "windows tokens"], head: Sequence[int]) -> Int[Tensor, "windows length"]:
+    """Return the windows with `head` before each."""
     return torch.cat([torch.tensor(head, dtype=torch.int64).expand(len(windows), -1), windows], 1) if head else windows
 
 
-def packed(records: Sequence[Encoded], length: int) -> Packed:
-    """Windows to train on. DataError where there is not one."""
+def pack(records: Sequence[Encoded], length: int) -> Packed:
+    """Pack records into windows to train on. Raises DataError if they fill none."""
     if all(record.cuttable for record in records):
-        return _cut(records, length)
-    return fitted(records, length)
+        return _pack_cut(records, length)
+    return pack_whole(records, length)
 
 
-def fitted(records: Sequence[Encoded], length: int) -> Packed:
-    """Windows that hold whole records; only those longer than a window are cut.
+def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
+    """Pack whole records into windows. Only records longer than a window are cut.
 
-    In the order of the file, each goes where the least room is left that is enough for it, else into a new window.
+    Best fit in the order of the file: a record goes into the window with the least remaining space that is enough, or
+    into a new window. Raises DataError if no window has a token to train on.
     """
     windows: list[list[Encoded]] = []
-    room: list[tuple[int, int]] = []  # what is left of the window of that number, sorted
+    spaces: list[tuple[int, int]] = []  # remaining space and number of each window, sorted
     for piece in (piece for record in records for piece in record.pieces(length)):
-        place = bisect.bisect_left(room, (len(piece.tokens), 0))
-        left, number = room.pop(place) if place < len(room) else (length, len(windows))
+        place = bisect.bisect_left(spaces, (len(piece.tokens), 0))
+        space, number = spaces.pop(place) if place < len(spaces) else (length, len(windows))
         if number == len(windows):
             windows.append([])
         windows[number].append(piece)
-        bisect.insort(room, (left - len(piece.tokens), number))
+        bisect.insort(spaces, (space - len(piece.tokens), number))
     if not windows:
-        raise DataError(f"no record has a token to train on within {length} tokens. Give others, or more tokens.")
-    filled = [_filled(window, length) for window in windows]
-    return Packed(*(torch.stack(parts) for parts in zip(*filled, strict=True)))
+        raise DataError(
+            f"a record must have a token to train on within a window of {length} tokens; no record has one."
+            " Give other records, or a longer window."
+        )
+    padded = [_padded_window(window, length) for window in windows]
+    return Packed(*(torch.stack(parts) for parts in zip(*padded, strict=True)))
 
 
-def _cut(records: Sequence[Encoded], length: int) -> Packed:
-    """The records side by side, cut where a window ends."""
+def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
+    """Concatenate the records, and cut them at the end of each window."""
     parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
     for record in records:
         head, start = torch.tensor(record.head, dtype=torch.int64), 0
         while start < len(record.tokens):
-            room = length - filled % length
-            end = start + max(0, room - len(head))
-            parts.append(torch.cat([head, record.tokens[start:end]])[:room])
+            space = length - filled % length
+            end = start + max(0, space - len(head))
+            parts.append(torch.cat([head, record.tokens[start:end]])[:space])
             start, filled = end, filled + len(parts[-1])
-    tokens = side_by_side(torch.cat(parts), length)
+    tokens = cut_windows(torch.cat(parts), length)
     positions = torch.cat([torch.arange(len(part)) for part in parts])[: tokens.numel()].view_as(tokens)
     return Packed(tokens, positions > 0, positions)
 
 
-def _filled(pieces: Sequence[Encoded], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One window: tokens, trained, positions. The filler carries on the last record's positions."""
-    tokens, trained = torch.full((length,), FILLER), torch.zeros(length, dtype=torch.bool)
+def _padded_window(pieces: Sequence[Encoded], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens, mask and positions of one window. The padding continues the last record's positions."""
+    tokens, trained = torch.full((length,), PADDING), torch.zeros(length, dtype=torch.bool)
     positions, start = torch.arange(length), 0
     for piece in pieces:
         end = start + len(piece.tokens)

@@ -1,7 +1,6 @@
-"""The rows of a Parquet file on standard input, as JSON lines on standard output: a process of its own, run by path.
+"""Converts a Parquet file on standard input to JSON lines on standard output. Run by path as a separate process.
 
-It takes no more memory than its argument says, whatever the file says of itself. Only what a record can have is read;
-what is null is left out.
+The argument limits its memory. It reads only the columns that a record can have, and leaves out null values.
 """
 
 import json
@@ -11,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 COLUMNS = ("text", "messages", "prompt", "completion", "instruction", "input", "output")
-ROWS = 256
-"""Held at a time."""
+BATCH_ROWS = 256
+"""Number of rows in memory at a time."""
 
 
 def main(memory: int) -> None:
-    """Write all rows; what goes wrong ends the process with a line on standard error."""
+    """Write all rows. An error ends the process with one line on standard error."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     import pyarrow
     import pyarrow.parquet
@@ -24,20 +23,20 @@ def main(memory: int) -> None:
     try:
         with open(0, "rb") as file:
             for row in _rows(pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20)):
-                sys.stdout.write(json.dumps(row, ensure_ascii=False, default=_foreign) + "\n")
+                sys.stdout.write(json.dumps(row, ensure_ascii=False, default=_placeholder) + "\n")
             sys.stdout.flush()
     except MemoryError:
-        sys.exit(f"a file that cannot be read within {memory} bytes of memory; write smaller row groups")
+        sys.exit(f"a file that needs more than {memory} bytes of memory to read; write smaller row groups")
     except (pyarrow.ArrowException, OSError) as error:
-        sys.exit(f"no Parquet file that can be read: {str(error).splitlines()[0].rstrip('.')}")
+        sys.exit(f"not a readable Parquet file: {str(error).splitlines()[0].rstrip('.')}")
 
 
 def _rows(file: Any) -> Iterator[dict[str, Any]]:
     names = file.schema_arrow.names
-    wanted = [name for name in names if name in COLUMNS]
-    if not wanted:
-        sys.exit(f"a table with the columns {', '.join(names)[:200]}, none of which a record has")
-    for batch in file.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False):
+    columns = [name for name in names if name in COLUMNS]
+    if not columns:
+        sys.exit(f"a table without a column of a record; its columns are {', '.join(names)[:200]}")
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False):
         for number in range(batch.num_rows):
             yield {
                 name: value
@@ -50,10 +49,10 @@ def _value(cell: Any) -> Any:
     try:
         return cell.as_py()
     except UnicodeDecodeError:
-        return {"bytes": "that are no UTF-8"}  # no text: refused as what it is, in its row
+        return {"bytes": "not UTF-8"}  # not a string, so the parser rejects it with the number of its row
 
 
-def _foreign(value: object) -> dict[str, str]:
+def _placeholder(value: object) -> dict[str, str]:
     return {"a value of type": type(value).__name__}
 
 

@@ -1,8 +1,8 @@
-"""The beginning of a dataset as a model's tokenizer reads it: `python -m seft.data.preview`, a process of its own.
+"""Previews the first records of a dataset as a model's tokenizer reads them: `python -m seft.data.preview`.
 
-A tokenizer and the template beside it are foreign, and transformers is large: this process is given little time and
-memory, no secret and no network. It reads `{"path", "lines", "show"}` as JSON from standard input and writes a `Seen`.
-It needs no torch, unless the tokenizer lies in a GGUF file.
+Runs as a separate process with little time and memory, no secrets and no network, because tokenizers and chat
+templates come from other people and transformers is large. It reads `{"path", "lines", "show"}` as JSON from standard
+input and writes a `Preview`. It needs no torch, unless the tokenizer is in a GGUF file.
 """
 
 import json
@@ -14,95 +14,98 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from seft.data.chat import Marked, common
-from seft.data.marking import beginning, mark
+from seft.data.chat import Tokenized, common_length
 from seft.data.records import Parser
+from seft.data.tokens import bos_tokens, tokenize_record
 from seft.errors import SeftError, SourceError
 
-SECONDS, BYTES = 30, 4 << 30
-SHOWN_TOKENS = 2000
-"""Of one record; the rest is counted only."""
+SECONDS, MEMORY_BYTES = 30, 4 << 30
+MAX_SHOWN_TOKENS = 2000
+"""Largest number of tokens that are shown of one record. The others are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Text of a record that is trained on, or is not."""
+    """Part of a record's text that is trained on as a whole, or not at all."""
 
     text: str
     trained: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A record."""
+class PreviewedRecord:
+    """One record: its token counts and the beginning of its text."""
 
     tokens: int
     trained_tokens: int
     parts: list[Part]
     cut: bool
-    """Whether there is more of it than is shown."""
+    """Whether the record has more tokens than are shown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the lines hold, and the first of them."""
+class Preview:
+    """Token counts of all lines, and the first records."""
 
     lines: int
     tokens: int
     trained_tokens: int
-    shown: list[Shown]
+    shown: list[PreviewedRecord]
 
 
-def look(lines: Sequence[bytes], tokenizer: Any, show: int) -> Seen:
-    """Count the tokens of all lines, and show so many of them."""
-    parse, head, shown = Parser(), beginning(tokenizer), list[Shown]()
+def preview(lines: Sequence[bytes], tokenizer: Any, show: int) -> Preview:
+    """Count the tokens of all lines, and show the first `show` records."""
+    parse, head, shown = Parser(), bos_tokens(tokenizer), list[PreviewedRecord]()
     tokens = trained = 0
     for number, line in enumerate(lines, start=1):
-        marked = mark(parse(number, line), tokenizer, head)
-        tokens, trained = tokens + len(marked.tokens), trained + sum(marked.trained)
+        tokenized = tokenize_record(parse(number, line), tokenizer, head)
+        tokens, trained = tokens + len(tokenized.tokens), trained + sum(tokenized.trained)
         if number <= show:
-            cut = len(marked.tokens) > SHOWN_TOKENS
-            parts = list(_parts(Marked(marked.tokens[:SHOWN_TOKENS], marked.trained[:SHOWN_TOKENS]), tokenizer))
-            shown.append(Shown(len(marked.tokens), sum(marked.trained), parts, cut))
-    return Seen(len(lines), tokens, trained, shown)
+            cut = len(tokenized.tokens) > MAX_SHOWN_TOKENS
+            beginning = Tokenized(tokenized.tokens[:MAX_SHOWN_TOKENS], tokenized.trained[:MAX_SHOWN_TOKENS])
+            parts = list(_parts(beginning, tokenizer))
+            shown.append(PreviewedRecord(len(tokenized.tokens), sum(tokenized.trained), parts, cut))
+    return Preview(len(lines), tokens, trained, shown)
 
 
-def _parts(marked: Marked, tokenizer: Any) -> Iterator[Part]:
-    """Tokens as text. One that is only a part of a character belongs to what comes after it."""
-    whole, start, end = tokenizer.decode(marked.tokens), 0, 0
-    for trained, run in groupby(marked.trained):
+def _parts(tokenized: Tokenized, tokenizer: Any) -> Iterator[Part]:
+    """Yield the text of each run of tokens. A token that is a part of a character belongs to the run after it."""
+    whole, start, end = tokenizer.decode(tokenized.tokens), 0, 0
+    for trained, run in groupby(tokenized.trained):
         end += len(list(run))
-        until = common(whole, tokenizer.decode(marked.tokens[:end])) if end < len(marked.tokens) else len(whole)
+        last = end == len(tokenized.tokens)
+        until = len(whole) if last else common_length(whole, tokenizer.decode(tokenized.tokens[:end]))
         if until > start:
             yield Part(whole[start:until], trained)
         start = max(start, until)
 
 
 def main() -> None:
-    """Answer, or end with one line on standard error."""
+    """Answer one request, or exit with one line on standard error."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-    asked = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    request = json.load(sys.stdin)
     try:
-        seen = look([line.encode() for line in asked["lines"]], _tokenizer(Path(asked["path"])), asked["show"])
+        lines = [line.encode() for line in request["lines"]]
+        answer = preview(lines, _load_tokenizer(Path(request["path"])), request["show"])
     except SeftError as error:
         sys.exit(str(error))
     except MemoryError:
-        sys.exit(f"the tokenizer and its template must take less than {BYTES} bytes of memory")
-    json.dump(asdict(seen), sys.stdout)
+        sys.exit(f"the tokenizer and its template must need less than {MEMORY_BYTES} bytes of memory")
+    json.dump(asdict(answer), sys.stdout)
 
 
-def _tokenizer(path: Path) -> Any:
-    """Of a folder or a GGUF file, as `seft.models.load` would load it."""
-    where = {"gguf_file": path.name} if path.is_file() else {}
-    if not where:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would load it, seconds for nothing
+def _load_tokenizer(path: Path) -> Any:
+    """Load the tokenizer of a folder or a GGUF file like `seft.models.load`. Does not import torch for a folder."""
+    options = {"gguf_file": path.name} if path.is_file() else {}
+    if not options:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would import it, which takes seconds
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path.parent if where else path, trust_remote_code=False, **where)
+        return AutoTokenizer.from_pretrained(path.parent if options else path, trust_remote_code=False, **options)
     except Exception as error:
-        raise SourceError("model_refused", f"the tokenizer must load in transformers: {error}") from error
+        raise SourceError("model_refused", f"the tokenizer must load in transformers; it fails: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The records of a dataset: one JSON object per line, in one of four formats. Needs no torch.
+"""Parses the records of a dataset: one JSON object per line, in one of four formats. Needs no torch.
 
-A server checks an upload line by line with a `Parser`, a worker reads the same file with `read`, so both agree on what
-a dataset is. The first record decides the format of a file; other formats are refused, not guessed.
+A server checks an upload line by line with a `Parser`, and a worker reads the same file with `read`, so both apply the
+same rules. The first record decides the format of a file. Records in other formats are rejected.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from seft.errors import ConfigError, DataError, RecordError
 
 
 class Format(StrEnum):
-    """What the records of a file are."""
+    """Format of the records of a file."""
 
     TEXT = "text"
     MESSAGES = "messages"
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class Role(StrEnum):
-    """Who says a message, as chat templates know it."""
+    """Role of a message, as in chat templates."""
 
     SYSTEM = "system"
     USER = "user"
@@ -43,21 +43,21 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation, in which what the assistant says is trained on."""
+    """A conversation. The assistant's messages are trained on."""
 
     messages: tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A completion, which is trained on, and the prompt before it, which is not."""
+    """A prompt and its completion. Only the completion is trained on."""
 
     prompt: str
     completion: str
 
 
 Record = str | Chat | Completion
-"""A text is trained on whole."""
+"""A record. A text is a string, and is trained on completely."""
 R = TypeVar("R", bound=Record)
 
 KEYS = {
@@ -66,7 +66,7 @@ KEYS = {
     Format.COMPLETION: ("prompt", "completion"),
     Format.INSTRUCTION: ("instruction", "output"),
 }
-"""The keys that a record of each format must have."""
+"""Keys that a record of each format must have."""
 EXAMPLES = {
     Format.TEXT: '{"text": "…"}',
     Format.MESSAGES: '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
@@ -96,28 +96,28 @@ context. Write a response that appropriately completes the request.
 
 
 class Parser:
-    """Reads the lines of one file. `format` is that of its first record, None before it."""
+    """Parses the lines of one file. `format` is the format of its first record, or None before it."""
 
     def __init__(self) -> None:
         self.format: Format | None = None
 
     def __call__(self, line: int, raw: bytes) -> Record:
-        """The record of a line; RecordError with the line, the rule and the value where there is none.
+        """Parse one line. Raises RecordError with the line, the rule and the value if it is not a valid record.
 
-        Keys of no format are ignored. Half a surrogate pair is refused: it is no text that a tokenizer can read.
+        Ignores keys of no format. Rejects lone surrogates, which a tokenizer cannot read.
         """
         fields = _Fields(line, _parse_object(line, raw))
         self.format = form = self.format or _format_of(fields)
         if missing := [key for key in KEYS[form] if key not in fields.values]:
-            rule = f"a record must have the key `{missing[0]}`, as the file's format is {form}"
-            raise RecordError(line, rule, fields.seen, _like(form))
+            rule = f"a record must have the key `{missing[0]}`, because the file's format is {form}"
+            raise RecordError(line, rule, fields.summary, _example(form))
         match form:
             case Format.TEXT:
-                return fields.filled("text")
+                return fields.nonblank("text")
             case Format.MESSAGES:
                 return fields.chat()
             case Format.COMPLETION:
-                return Completion(fields.filled("prompt"), fields.filled("completion"))
+                return Completion(fields.nonblank("prompt"), fields.nonblank("completion"))
             case Format.INSTRUCTION:
                 return _instruction(fields)
             case _:
@@ -125,7 +125,7 @@ class Parser:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a `.jsonl` file, or a `.txt` file whole as one record."""
+    """Return the records of a `.jsonl` file, or a `.txt` file as one record."""
     if path.suffix not in (".jsonl", ".txt"):
         raise ConfigError("data", "must end in .jsonl or .txt", path.name, WAY_OUT)
     if not path.is_file():
@@ -136,23 +136,27 @@ def read(path: Path) -> list[Record]:
     with path.open("rb") as file:
         records = [parse(number, raw) for number, raw in enumerate(file, start=1)]
     if not records:
-        raise DataError(f"{path.name} has no record. {WAY_OUT}")
+        raise DataError(f"{path.name} must have at least one record; it has no record. {WAY_OUT}")
     return records
 
 
 def split(records: Sequence[R], held_out: float, seed: int) -> tuple[list[R], list[R]]:
-    """Records to train on and records to judge by, in this order.
+    """Split records into training and evaluation records, in this order.
 
-    The distinct records whose sha256 with the seed ranks lowest are held out: about `held_out` of them, at least one,
-    never all. Equal records stay together, so nothing that is judged by was trained on. Each side keeps the file's
-    order.
+    `held_out` is the fraction of distinct records for evaluation: at least one, never all. They are those with the
+    lowest sha256 of seed and record. Equal records stay together, so no evaluation record is trained on. Both parts
+    keep the file's order. Raises DataError if there are fewer than two distinct records.
     """
     distinct = set(records)
     ranked = sorted(distinct, key=lambda record: hashlib.sha256(f"{seed} {_identity(record)}".encode()).digest())
     if len(ranked) < 2:
-        raise DataError(f"two distinct records are needed, to train on and to judge by; there are {len(ranked)}.")
-    judges = set(ranked[: min(max(1, round(held_out * len(ranked))), len(ranked) - 1)])
-    return [each for each in records if each not in judges], [each for each in records if each in judges]
+        raise DataError(
+            f"a dataset must have two distinct records, for training and for evaluation; it has {len(ranked)}."
+            " Give more records."
+        )
+    evaluation = set(ranked[: min(max(1, round(held_out * len(ranked))), len(ranked) - 1)])
+    training = [record for record in records if record not in evaluation]
+    return training, [record for record in records if record in evaluation]
 
 
 def _identity(record: Record) -> str:
@@ -160,91 +164,94 @@ def _identity(record: Record) -> str:
 
 
 def _instruction(fields: "_Fields") -> Completion:
-    """In the layout that Stanford Alpaca published (github.com/tatsu-lab/stanford_alpaca, train.py)."""
+    """Return the record in the layout of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py)."""
     context = fields.string("input") if "input" in fields.values else ""
     layout = _ALPACA_WITH_INPUT if context.strip() else _ALPACA
-    prompt = layout.format(instruction=fields.filled("instruction"), input=context)
-    return Completion(prompt, fields.filled("output"))
+    prompt = layout.format(instruction=fields.nonblank("instruction"), input=context)
+    return Completion(prompt, fields.nonblank("output"))
 
 
 def _format_of(fields: "_Fields") -> Format:
-    """The format whose keys a first record has."""
-    fitting = [form for form, keys in KEYS.items() if all(key in fields.values for key in keys)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        rule = f"a record must be of one format, not of {' and '.join(fitting)} at once"
-        raise RecordError(fields.line, rule, fields.seen, "Leave the keys of all formats but one out.")
-    known = ", ".join(" and ".join(f"`{key}`" for key in keys) for keys in KEYS.values())
-    raise RecordError(fields.line, f"a record must have the keys of a format: {known}", fields.seen, WAY_OUT)
+    """Return the format whose keys the first record has."""
+    matches = [form for form, keys in KEYS.items() if all(key in fields.values for key in keys)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        rule = f"a record must be of one format, not of {' and '.join(matches)} at once"
+        raise RecordError(fields.line, rule, fields.summary, "Remove the keys of all formats but one.")
+    formats = ", ".join(" and ".join(f"`{key}`" for key in keys) for keys in KEYS.values())
+    raise RecordError(fields.line, f"a record must have the keys of a format: {formats}", fields.summary, WAY_OUT)
 
 
-def _like(form: Format) -> str:
+def _example(form: Format) -> str:
     return f"Write every line like {EXAMPLES[form]}."
 
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """An object in a line, and its values as they must be. `where` tells which object of the line it is."""
+    """Checked access to the values of an object in a line. `path` is the prefix of the object inside the line."""
 
     line: int
     values: dict[str, Any]
-    where: str = ""
+    path: str = ""
 
     @property
-    def seen(self) -> str:
-        """The keys, for an error."""
+    def summary(self) -> str:
+        """The keys of the object, for an error message."""
         return _short(f"an object with the keys {', '.join(map(repr, self.values)) or 'none'}", 120)
 
     def string(self, key: str) -> str:
-        """A string that is Unicode."""
+        """Return a value that must be a string of valid Unicode."""
         text = self.values.get(key)
         if not isinstance(text, str):
             raise self.error(key, "must be a string", _short(json.dumps(text)), "Write it as a JSON string.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            seen = f"a lone surrogate at character {error.start}"
-            raise self.error(key, "must be Unicode", seen, "Write it as UTF-8.") from error
+            value = f"a lone surrogate at character {error.start}"
+            raise self.error(key, "must be valid Unicode", value, "Write it as UTF-8.") from error
         return text
 
-    def filled(self, key: str) -> str:
-        """A string that is more than white space."""
+    def nonblank(self, key: str) -> str:
+        """Return a string that must have more than white space."""
         text = self.string(key)
         if not text.strip():
-            raise self.error(key, "must not be blank", _short(json.dumps(text)), "Drop the line.")
+            raise self.error(key, "must not be blank", _short(json.dumps(text)), "Remove the line.")
         return text
 
     def chat(self) -> Chat:
-        """A conversation in which the assistant answers."""
-        said = self.values["messages"]
-        if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
-            raise self.error("messages", "must be a list of objects", _short(json.dumps(said)), _like(Format.MESSAGES))
-        inner = [_Fields(self.line, each, f"messages[{number}].") for number, each in enumerate(said)]
-        messages = tuple(each.message() for each in inner)
+        """Return the conversation, which must have an answer of the assistant."""
+        items = self.values["messages"]
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            value = _short(json.dumps(items))
+            raise self.error("messages", "must be a list of objects", value, _example(Format.MESSAGES))
+        fields = [_Fields(self.line, item, f"messages[{number}].") for number, item in enumerate(items)]
+        messages = tuple(each.message() for each in fields)
         roles = [message.role for message in messages]
         for broken, rule in (
-            (Role.ASSISTANT not in roles, "must hold a message of the assistant, which is what is trained on"),
-            (roles[:1] == [Role.ASSISTANT], "must not begin with the assistant, whose messages are answers"),
+            (Role.ASSISTANT not in roles, "must have a message of the assistant, because only those are trained on"),
+            (roles[:1] == [Role.ASSISTANT], "must not begin with the assistant, because its messages are answers"),
         ):
             if broken:
-                raise self.error("messages", rule, _short(f"the roles {', '.join(roles) or 'none'}"), "Drop the line.")
+                raise self.error(
+                    "messages", rule, _short(f"the roles {', '.join(roles) or 'none'}"), "Remove the line."
+                )
         return Chat(messages)
 
     def message(self) -> Message:
-        """One message. Calls of tools are refused, since they would not be trained on."""
+        """Return the message. Rejects tool calls, because they would not be trained on."""
         role = self.string("role")
         if role not in {*Role}:
-            rule = f"must be {', '.join(Role)}"
-            raise self.error("role", rule, _short(json.dumps(role)), "Name the role as chat templates do.")
+            rule = f"must be one of {', '.join(Role)}"
+            raise self.error("role", rule, _short(json.dumps(role)), "Use the role names of chat templates.")
         if self.values.get("tool_calls"):
-            seen = _short(json.dumps(self.values["tool_calls"]))
-            raise self.error("tool_calls", "must be empty", seen, "Write the call into the content.")
-        return Message(Role(role), self.filled("content") if role == Role.ASSISTANT else self.string("content"))
+            value = _short(json.dumps(self.values["tool_calls"]))
+            raise self.error("tool_calls", "must be empty", value, "Write the call into the content.")
+        return Message(Role(role), self.nonblank("content") if role == Role.ASSISTANT else self.string("content"))
 
     def error(self, key: str, rule: str, value: str, way_out: str) -> RecordError:
-        """About one value."""
-        return RecordError(self.line, f"`{self.where}{key}` {rule}", value, way_out)
+        """Return the error for one value."""
+        return RecordError(self.line, f"`{self.path}{key}` {rule}", value, way_out)
 
 
 def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
@@ -258,12 +265,12 @@ def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
 
 
 def _decode(line: int, raw: bytes) -> str:
-    """UTF-8, a byte order mark at the start ignored."""
+    """Decode UTF-8. A byte order mark at the start is ignored."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        seen = f"byte {raw[error.start]:#04x} at offset {error.start}"
-        raise RecordError(line, "text must be UTF-8", seen, "Save the file as UTF-8.") from error
+        value = f"byte {raw[error.start]:#04x} at offset {error.start}"
+        raise RecordError(line, "text must be UTF-8", value, "Save the file as UTF-8.") from error
 
 
 def _short(value: str, length: int = 60) -> str:

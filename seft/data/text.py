@@ -1,4 +1,4 @@
-"""Records become tokens, and tokens windows: to calibrate on, to train on, to judge by."""
+"""Turns records into tokens, and tokens into windows for calibration and evaluation."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
@@ -8,24 +8,24 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import CalibrationOrder
-from seft.data.marking import beginning, end_of_text, mark, plain_tokens
-from seft.data.packing import Encoded, Packed, fitted, headed, row, side_by_side
+from seft.data.packing import Encoded, Packed, concatenate, cut_windows, pack_whole, with_head
 from seft.data.records import Chat, Completion, Record
+from seft.data.tokens import bos_tokens, eos_token, text_tokens, tokenize_record
 from seft.errors import SourceError
 from seft.seeds import generator
 
 
 def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
-    """Each record as tokens. Texts have the end-of-text token between them, completions have it behind each."""
-    head, encoded = beginning(tokenizer), list[Encoded]()
+    """Tokenize each record. Texts have the end-of-text token between them, completions have it at their end."""
+    head, encoded = bos_tokens(tokenizer), list[Encoded]()
     for record in records:
         match record:
             case str():
                 if encoded:
-                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), end_of_text(tokenizer)], head)
-                encoded.append(Encoded.text(plain_tokens(record, tokenizer), head))
+                    encoded[-1] = Encoded.text([*encoded[-1].tokens.tolist(), eos_token(tokenizer)], head)
+                encoded.append(Encoded.text(text_tokens(record, tokenizer), head))
             case Completion() | Chat():
-                tokens, trained = mark(record, tokenizer, head)
+                tokens, trained = tokenize_record(record, tokenizer, head)
                 encoded.append(
                     Encoded(torch.tensor(tokens, dtype=torch.int64), torch.tensor(trained, dtype=torch.bool))
                 )
@@ -35,8 +35,8 @@ def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
 
 
 def tokenize(records: Iterable[Record], tokenizer: Any) -> Int[Tensor, "tokens"]:
-    """All records in one row."""
-    return row(encode(records, tokenizer))
+    """Tokenize all records into one tensor."""
+    return concatenate(encode(records, tokenizer))
 
 
 def windows(
@@ -48,40 +48,40 @@ def windows(
     *,
     head: Sequence[int] = (),
 ) -> Int[Tensor, "windows {length}"]:
-    """`count` windows of `length` tokens, each of which begins with `head`.
+    """Return `count` windows of `length` tokens, each of which begins with `head`.
 
-    In sequence: the first ones, side by side, and fewer where the text ends. At random: starts drawn evenly, so
-    windows may overlap. DataError where the text is shorter than one window.
+    Sequential windows are the first ones of the text, and fewer if the text ends. Random windows have uniformly drawn
+    starts, so they may overlap. Raises DataError if the text is shorter than one window.
     """
     length -= len(head)
-    in_sequence = side_by_side(tokens, length)
+    sequential = cut_windows(tokens, length)
     match order:
         case CalibrationOrder.SEQUENTIAL:
-            return headed(in_sequence[:count], head)
+            return with_head(sequential[:count], head)
         case CalibrationOrder.RANDOM:
             starts = torch.randint(len(tokens) - length + 1, (count,), generator=generator(seed, "windows"))
-            return headed(tokens[starts[:, None] + torch.arange(length)], head)
+            return with_head(tokens[starts[:, None] + torch.arange(length)], head)
         case _:
             assert_never(order)
 
 
-def judging(records: Sequence[Encoded], length: int, count: int) -> Packed:
-    """The first `count` windows to judge by, or as many as there are. Texts are read as one, across records."""
+def evaluation_windows(records: Sequence[Encoded], length: int, count: int) -> Packed:
+    """Return the first `count` windows for evaluation, or fewer if the text ends. Texts are read across records."""
     if all(record.cuttable for record in records):
         head = records[0].head if records else ()
-        return Packed.plain(headed(side_by_side(row(records), length - len(head))[:count], head))
-    return fitted(records, length)[:count]
+        return Packed.plain(with_head(cut_windows(concatenate(records), length - len(head))[:count], head))
+    return pack_whole(records, length)[:count]
 
 
 def require_known_tokens(tokens: Int[Tensor, "..."], model: Any) -> None:
-    """SourceError where a token has no embedding: some tokenizers know more tokens than the model beside them.
+    """Raise SourceError if a token has no embedding. Some tokenizers have more tokens than their model.
 
-    On CUDA such a token would end the whole process with a message that names neither.
+    On CUDA such a token would end the whole process with a message that names neither the token nor the model.
     """
-    known, largest = len(model.get_input_embeddings().weight), int(tokens.max()) if tokens.numel() else 0
-    if largest >= known:
+    embeddings, largest = len(model.get_input_embeddings().weight), int(tokens.max()) if tokens.numel() else 0
+    if largest >= embeddings:
         raise SourceError(
             "model_refused",
-            f"every token of the text must have an embedding, of which the model has {known}; the text has token"
-            f" {largest}. Put the tokenizer beside the model that was trained with it, or drop that token.",
+            f"every token of the text must have an embedding, of which the model has {embeddings}; the text has token"
+            f" {largest}. Use the tokenizer that the model was trained with, or remove that token.",
         )

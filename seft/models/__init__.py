@@ -1,1 +1,1 @@
-"""Models: where they come from, what their headers say, loading, target linears, prediction."""
+"""Models: resolving a reference, reading headers, loading, finding the linear maps to prune, and prediction."""

@@ -1,4 +1,4 @@
-"""The output of a decoder block, which architectures return in different forms."""
+"""The output of a decoder block. Architectures return it in different forms."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 Hidden = Float[Tensor, "batch tokens cols"]
 
 
-def first(output: Any) -> Hidden:
-    """Return the hidden state of a block's output, which is a tuple in some architectures."""
+def hidden_state(output: Any) -> Hidden:
+    """Return the hidden state in a block's output. Some architectures return a tuple that begins with it."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden

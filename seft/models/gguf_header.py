@@ -1,8 +1,8 @@
-"""The key-value header of a GGUF file, read within bounds and without the weights.
+"""Reads the key-value header of a GGUF file, with bounds checks and without the weights.
 
-The `gguf` package reads it too, but takes seconds for a vocabulary and trusts every length it meets; a server must
-answer in milliseconds and may be shown any file. Arrays are skipped (only their lengths are kept): they hold the
-vocabulary. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+The `gguf` package also reads it, but needs seconds for a vocabulary and trusts every length in the file. A server must
+answer in milliseconds and may be given any file. Arrays contain the vocabulary: they are skipped, and only their
+lengths are returned. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 import mmap
@@ -16,22 +16,22 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _TYPE_AND_OFFSET = 12
-"""Bytes that a tensor's type and place take behind its shape."""
+"""Number of bytes after a tensor's shape that hold its type and offset."""
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
 class _Cursor:
-    """Reads forward through bytes; past the end or at an unknown type it raises ValueError."""
+    """Reads forward through bytes. Raises ValueError past the end of the data and at an unknown type."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 0
+        self._data, self._position = data, 0
 
     def skip(self, size: int) -> int:
-        """Where the next `size` bytes begin."""
-        start, end = self._at, self._at + size
+        """Move forward by `size` bytes, and return the position before."""
+        start, end = self._position, self._position + size
         if end > len(self._data):
-            raise ValueError("the header goes on after the end of the file")
-        self._at = end
+            raise ValueError("the header continues past the end of the file")
+        self._position = end
         return start
 
     def scalar(self, format_: str) -> Value:
@@ -47,13 +47,13 @@ class _Cursor:
         return self._data[start : start + size].decode("utf-8")
 
     def value(self, kind: int) -> Value:
-        """One value; an array answers with its length."""
+        """Return one value, or the length if it is an array."""
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
             return self._skip_array()
         if kind not in _SCALARS:
-            raise ValueError(f"a value has the unknown type {kind}")
+            raise ValueError(f"the header has a value of unknown type {kind}")
         return self.scalar(_SCALARS[kind])
 
     def _skip_array(self) -> int:
@@ -64,33 +64,33 @@ class _Cursor:
             for _ in range(length):
                 self.skip(self.count())
         else:
-            raise ValueError(f"an array holds the type {kind}, which no model's header has")
+            raise ValueError(f"the header has an array of unsupported type {kind}")
         return length
 
 
 def read_header(path: Path) -> dict[str, Value]:
-    """All keys with their scalar values, an array's value being its length; ValueError where it is not readable."""
-    with _opened(path) as (cursor, _):
+    """Return all keys with their values. The value of an array is its length. Raises ValueError if it is unreadable."""
+    with _open(path) as (cursor, _):
         return _values(cursor)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, as torch has it: a linear is (outputs, inputs). ValueError as above."""
-    with _opened(path) as (cursor, tensors):
+    """Return the shape of every tensor in torch's order, (outputs, inputs). Raises ValueError if it is unreadable."""
+    with _open(path) as (cursor, tensors):
         _values(cursor)
         return dict(_tensor(cursor) for _ in range(tensors))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[_Cursor, int]]:
-    """A cursor at the keys, and how many tensors are told of behind them."""
+def _open(path: Path) -> Iterator[tuple[_Cursor, int]]:
+    """Yield a cursor at the first key, and the number of tensors that follow the keys."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         cursor = _Cursor(data)
         if data[: cursor.skip(4) + 4] != _MAGIC:
-            raise ValueError("it does not begin with GGUF")
+            raise ValueError("it must begin with the bytes GGUF")
         version = cursor.scalar("<I")
         if version not in _VERSIONS:
-            raise ValueError(f"it has version {version}, not 2 or 3")
+            raise ValueError(f"its version must be 2 or 3; it is {version}")
         yield cursor, cursor.count()
 
 

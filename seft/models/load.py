@@ -1,7 +1,7 @@
-"""A model and its tokenizer out of a source, by transformers: safetensors or GGUF, never a pickle, never foreign code.
+"""Loads a model and its tokenizer with transformers, from safetensors or GGUF. Never loads pickles or remote code.
 
-A checkpoint whose tensors do not match the model exactly is an error: transformers would fill the gaps with random
-weights and only warn.
+Raises an error if the tensors of a checkpoint do not match the model exactly. Transformers would fill the gaps with
+random weights and only warn.
 """
 
 import logging
@@ -16,12 +16,12 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
-from transformers.utils import logging as chatter
+from transformers.utils import logging as transformers_logging
 
 from seft.errors import SourceError
 from seft.models.source import Kind, ModelSource, fetch
 
-UNLOADABLE = (
+LOAD_ERRORS = (
     OSError,
     ValueError,
     TypeError,
@@ -31,12 +31,12 @@ UNLOADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What transformers raises at a configuration or a file that is no model's."""
+"""Exceptions that transformers raises for a configuration or a file that is not a model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to work on (evaluation mode, no key-value cache), its tokenizer, and where they came from."""
+    """A model in evaluation mode without key-value cache, its tokenizer, and their source."""
 
     model: nn.Module
     tokenizer: Any
@@ -44,14 +44,14 @@ class Loaded:
 
 
 def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
-    """Load a source's weights in `dtype` onto `device`; SourceError where they do not make a whole model.
+    """Load a source's weights in `dtype` onto `device`. Raises SourceError if they are not a complete model.
 
-    Buffers are as in float32, whatever `dtype` is: what is worked on and what is checked later have the same ones.
+    Buffers keep the values that they have in float32, so that the model and its later verification have the same ones.
     """
     tokenizer = load_tokenizer(source)
-    folder, where = _place(source)
-    with _loading(source.reference):
-        model = _load_model(source.reference, folder, where)
+    folder, options = _location(source)
+    with _source_errors(source.reference):
+        model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
@@ -59,62 +59,66 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The tokenizer alone, for a look at the text before the weights are loaded."""
-    folder, where = _place(source)
-    with _loading(source.reference):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+    """Load only the tokenizer, so that the text can be checked before the weights are loaded."""
+    folder, options = _location(source)
+    with _source_errors(source.reference):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
-def _place(source: ModelSource) -> tuple[Path, dict[str, str]]:
-    """The folder, and what transformers must be told to find a GGUF file in it."""
+def _location(source: ModelSource) -> tuple[Path, dict[str, str]]:
+    """Return the folder, and the options that make transformers read a GGUF file in it."""
     path = fetch(source)
     return (path.parent, {"gguf_file": path.name}) if source.kind is Kind.GGUF else (path, {})
 
 
 @contextmanager
-def _loading(reference: str) -> Iterator[None]:
+def _source_errors(reference: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except UNLOADABLE as error:
+    except LOAD_ERRORS as error:
         raise SourceError(
             "model_refused",
-            f"a model must load in transformers; {reference!r} does not: {type(error).__name__}: {error}. Save it again"
-            " with save_pretrained, or choose another one.",
+            f"a model must load in transformers; {reference!r} fails with {type(error).__name__}: {error}. Save it"
+            " again with save_pretrained, or choose a different model.",
         ) from error
 
 
-def _load_model(reference: str, folder: Path, where: dict[str, str]) -> Any:
+def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused below, by their names
-        **where,
+        ignore_mismatched_sizes=True,  # they are rejected below, by name
+        **options,
     )
-    flaws = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-    if flaws:
-        raise SourceError("model_refused", f"the tensors of {reference!r} are not those of its config: {flaws}.")
-    if where:
-        # The weights are dequantised; with these two, transformers would not save the model.
+    mismatches = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+    if mismatches:
+        raise SourceError(
+            "model_refused",
+            f"the tensors of a model must match its config; those of {reference!r} do not: {mismatches}."
+            " Save it again with save_pretrained, or choose a different model.",
+        )
+    if options:
+        # The weights are dequantised. With these two attributes transformers would not save the model.
         del model.config.quantization_config, model.hf_quantizer
     return model
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers shows no bars and gives no advice; errors still pass."""
-    bars, level = chatter.is_progress_bar_enabled(), chatter.get_verbosity()
-    gguf_bar = modeling_gguf_pytorch_utils.tqdm  # the one bar that the switch below does not reach
-    chatter.disable_progress_bar()
-    chatter.set_verbosity(logging.ERROR)
+    """Turn off the progress bars and warnings of transformers inside the context. Errors are still logged."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    gguf_bar = modeling_gguf_pytorch_utils.tqdm  # the call below does not turn off this bar
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
     modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
     try:
         yield
     finally:
         modeling_gguf_pytorch_utils.tqdm = gguf_bar
-        chatter.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            chatter.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

@@ -1,7 +1,7 @@
-"""A causal language model up to its head, run on packed windows so that no record sees another one.
+"""Runs a causal language model on packed windows, so that no record attends to another one.
 
-What comes before the logits is handed out row by row, one row for each prediction that is trained on; `logits` makes
-the logits of as many rows as are wanted at a time.
+`Predictor.rows` returns the model's output before the head, one row per trained prediction. `Predictor.logits` then
+computes the logits of any number of rows at a time, which bounds the memory for logits.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,29 +15,37 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from seft.data.packing import Packed
-from seft.models.blocks import first
+from seft.models.blocks import hidden_state
 from seft.models.targets import decoder_blocks
 
-LOUD = 1e4
-"""How much larger than usual the probe makes a hidden state: a cap that small logits do not feel shows itself."""
+PROBE_SCALE = 1e4
+"""Factor on the hidden state in the probe of the head. Large logits reveal a cap that small logits do not reach."""
 
-LEAK = 0.1
-"""A share of what records do to each other in one window: what is left of it in a model that parts them is rounding."""
+MAX_LEAK = 0.1
+"""Largest influence of one record on the next in a model that separates them, which is rounding.
+
+It is a fraction of the influence without separation.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a model makes of a batch, at the trained predictions, in the order of windows and tokens."""
+    """Outputs of a model at the trained predictions of a batch, in the order of windows and tokens.
+
+    `last` is the last hidden state, or the logits if the model changes them after the head. `blocks` has the output of
+    each decoder block.
+    """
 
     last: Float[Tensor, "predictions width"]
     blocks: list[Float[Tensor, "predictions cols"]] = field(default_factory=list)
 
 
 class Predictor:
-    """Some architectures scale or cap their logits behind the head, and some let packed records see each other.
+    """Runs a model so that its head is applied separately and packed records are independent.
 
-    Whether this one does is tried, not read from its name. Of the first, `last` is the whole logits; of the second,
-    each record is run in a row of its own.
+    Some architectures scale or cap their logits after the head: for them `Rows.last` has the logits. Some let packed
+    records attend to each other: for them each record is run in a row of its own. Both are found by running the model,
+    not by its name.
     """
 
     def __init__(self, model: Any) -> None:
@@ -47,28 +55,28 @@ class Predictor:
         self.vocabulary = len(model.get_output_embeddings().weight)
 
     def rows(self, batch: Packed, *, blocks: bool = False) -> Rows:
-        """Of all trained predictions; with the outputs of every decoder block where `blocks` is true."""
-        chosen = batch.trained[:, 1:]
-        last, *inner = (state[:, :-1][chosen] for state in self._states(batch, blocks=blocks))
+        """Return the rows of all trained predictions, with the outputs of every decoder block if `blocks` is true."""
+        mask = batch.trained[:, 1:]
+        last, *inner = (state[:, :-1][mask] for state in self._states(batch, blocks=blocks))
         return Rows(last, inner)
 
     def logits(self, last: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocabulary"]:
-        """The logits of some rows, in float32 or wider."""
+        """Return the logits of some rows, in float32 or wider."""
         logits: Tensor = self._head(last) if self._plain else last
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _states(self, batch: Packed, *, blocks: bool) -> list[Tensor]:
         def run(**inputs: Tensor) -> list[Tensor]:
-            with _watched(self._blocks if blocks else ()) as seen:
+            with _recorded(self._blocks if blocks else ()) as outputs:
                 body = self._model.base_model if self._plain else self._model
                 output = body(use_cache=False, **inputs)
-                return [output.last_hidden_state if self._plain else output.logits, *seen]
+                return [output.last_hidden_state if self._plain else output.logits, *outputs]
 
         if not batch.mixed:
             return run(input_ids=batch.tokens)
-        if self._parts_records:
+        if self._separates_records:
             return run(input_ids=batch.tokens, position_ids=batch.positions)
-        return _each_alone(batch, run)
+        return _run_separately(batch, run)
 
     @cached_property
     def _blocks(self) -> nn.ModuleList:
@@ -76,40 +84,42 @@ class Predictor:
 
     @cached_property
     @torch.no_grad()
-    def _parts_records(self) -> bool:
-        """Whether positions that start again keep a record from seeing the one before it."""
+    def _separates_records(self) -> bool:
+        """Whether a record does not attend to the one before it if its positions restart at 0."""
         tokens = torch.arange(12, device=self._model.device)[None]
         positions, body = tokens % 6, self._model.base_model
 
-        def second(tokens: Tensor, **more: Tensor) -> Tensor:
-            state: Tensor = body(input_ids=tokens, use_cache=False, **more).last_hidden_state
+        def second_half(tokens: Tensor, **options: Tensor) -> Tensor:
+            state: Tensor = body(input_ids=tokens, use_cache=False, **options).last_hidden_state
             return state[:, -6:].float()
 
         try:
-            apart = second(tokens, position_ids=positions)
+            separated = second_half(tokens, position_ids=positions)
         except TypeError:
             return False
-        alone = second(tokens[:, 6:])
-        return float((apart - alone).norm()) <= LEAK * float((second(tokens) - alone).norm())
+        alone = second_half(tokens[:, 6:])
+        return float((separated - alone).norm()) <= MAX_LEAK * float((second_half(tokens) - alone).norm())
 
 
-def _each_alone(batch: Packed, run: Callable[..., list[Tensor]]) -> list[Tensor]:
-    """The states of a batch whose records are run in rows of their own, filled up behind their ends."""
+def _run_separately(batch: Packed, run: Callable[..., list[Tensor]]) -> list[Tensor]:
+    """Run each record of a batch in its own row, padded at the end, and return the states in the batch's layout."""
     starts = (batch.positions == 0).flatten().nonzero().squeeze(1)
     lengths = torch.cat([starts, starts.new_tensor([batch.tokens.numel()])]).diff()
-    places = torch.arange(int(lengths.max()), device=starts.device) < lengths[:, None]
-    tokens = torch.zeros_like(places, dtype=torch.int64)
-    tokens[places] = batch.tokens.flatten()
-    return [state[places].view(*batch.tokens.shape, -1) for state in run(input_ids=tokens)]
+    used = torch.arange(int(lengths.max()), device=starts.device) < lengths[:, None]
+    tokens = torch.zeros_like(used, dtype=torch.int64)
+    tokens[used] = batch.tokens.flatten()
+    return [state[used].view(*batch.tokens.shape, -1) for state in run(input_ids=tokens)]
 
 
 @contextmanager
-def _watched(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that fills with the outputs of some blocks."""
-    seen: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, output: seen.append(first(output))) for block in blocks]
+def _recorded(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Yield a list to which every call of one of the blocks appends its hidden state."""
+    outputs: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda _, __, output: outputs.append(hidden_state(output))) for block in blocks
+    ]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -117,11 +127,11 @@ def _watched(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
-    """Whether the logits are the head of the last hidden state and nothing else."""
+    """Return whether the logits are exactly the head applied to the last hidden state."""
     tokens = torch.tensor([[0, 1]], device=model.device)
     head = model.get_output_embeddings()
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state * LOUD
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0] * LOUD,))
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state * PROBE_SCALE
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0] * PROBE_SCALE,))
     try:
         logits = model(input_ids=tokens, use_cache=False).logits
     finally:

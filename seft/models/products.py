@@ -1,9 +1,9 @@
-"""The products of targets with their inputs, taken over: what looks at them or trains them stands in their place.
+"""Intercepts the matrix products of targets with their inputs, to observe the inputs or to train in their place.
 
-A module with one matrix has its forward taken over. Experts whose matrices lie in one parameter have no forward each:
-there the module's own code runs, one expert after the other, while every product with a matrix of the parameter is
-recognised by the memory that the matrix lies in. A use of that memory which is no such product is refused, so that
-nothing is missed in silence. Names play no part.
+If a module has one matrix, its forward is replaced. Experts whose matrices are stacked in one parameter have no forward
+of their own. Their module's code runs one expert after another, and each product with a matrix of the stack is
+recognised by the memory address of the matrix. Any other use of that memory raises an error, so that no product is
+missed silently. Module and parameter names are not used.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,58 +22,58 @@ from seft.models.targets import Target
 Inputs = Float[Tensor, "*batch cols"]
 Outputs = Float[Tensor, "*batch rows"]
 Product = Callable[[Inputs], Outputs]
-"""What a target makes of its inputs, bias included."""
+"""Maps the inputs of a target to its outputs, including the bias."""
 
 Handler = Callable[[Inputs, Product], Outputs]
-"""Called in place of a target's product, with its inputs and with the product itself."""
+"""Called instead of a target's product, with the inputs and the original product."""
 
 _MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
-def take_over(handlers: Mapping[Target, Handler]) -> Callable[[], None]:
-    """Let handlers stand in for the products of their targets until the function that is returned is called."""
+def intercept_products(handlers: Mapping[Target, Handler]) -> Callable[[], None]:
+    """Call the handlers instead of their targets' products. Returns a function that restores the products."""
     modules: dict[nn.Module, dict[Target, Handler]] = {}
     for target, handler in handlers.items():
         modules.setdefault(target.module, {})[target] = handler
-    before = {module: vars(module).get("forward") for module in modules}
+    originals = {module: vars(module).get("forward") for module in modules}
     for module, own in modules.items():
-        module.forward = _stand_in(module, module.forward, own)
+        module.forward = _intercepted_forward(module, module.forward, own)
 
-    def release() -> None:
-        for module, forward in before.items():
+    def restore() -> None:
+        for module, forward in originals.items():
             if forward is None:
                 del module.forward
             else:
                 module.forward = forward
 
-    return release
+    return restore
 
 
 @contextmanager
-def taken_over(handlers: Mapping[Target, Handler]) -> Iterator[None]:
-    """`take_over` for the time inside."""
-    release = take_over(handlers)
+def intercepted_products(handlers: Mapping[Target, Handler]) -> Iterator[None]:
+    """Intercept products inside the context. See `intercept_products`."""
+    restore = intercept_products(handlers)
     try:
         yield
     finally:
-        release()
+        restore()
 
 
-def _stand_in(module: nn.Module, forward: Callable[..., Any], handlers: Mapping[Target, Handler]) -> Any:
+def _intercepted_forward(module: nn.Module, forward: Callable[..., Any], handlers: Mapping[Target, Handler]) -> Any:
     if all(target.number is None for target in handlers):
         (handler,) = handlers.values()
         return lambda inputs: handler(inputs, forward)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _one_by_one(module), _Products(module, handlers):
+        with _eager_experts(module), _Products(module, handlers):
             return forward(*args, **kwargs)
 
     return run
 
 
 @contextmanager
-def _one_by_one(module: nn.Module) -> Iterator[None]:
-    """Inside, experts run by their module's own loop and not by one of transformers' kernels for all at once."""
+def _eager_experts(module: nn.Module) -> Iterator[None]:
+    """Run experts with their module's own loop inside the context, not with a kernel that runs all experts at once."""
     config = getattr(module, "config", None)
     kernel = getattr(config, "_experts_implementation", None)
     if config is None or kernel is None:
@@ -87,12 +87,12 @@ def _one_by_one(module: nn.Module) -> Iterator[None]:
 
 
 class _Products(TorchFunctionMode):
-    """Hands products with matrices of a module's stacked parameters to their handlers."""
+    """Passes products with matrices of a module's stacked parameters to their handlers."""
 
     def __init__(self, module: nn.Module, handlers: Mapping[Target, Handler]) -> None:
         super().__init__()
         self._name = type(module).__name__
-        self._handlers = {_place(target.weight): handler for target, handler in handlers.items()}
+        self._handlers = {_key(target.weight): handler for target, handler in handlers.items()}
         stacks = {id(target.parameter): target.parameter.detach() for target in handlers}.values()
         self._memory = [(stack.data_ptr(), stack.data_ptr() + stack.nbytes) for stack in stacks]
 
@@ -102,26 +102,26 @@ class _Products(TorchFunctionMode):
         if handler is not None:
             return handler(args[0], lambda inputs: func(inputs, *args[1:], **kwargs))
         result = func(*args, **kwargs)
-        used = any(isinstance(value, Tensor) and self._is_ours(value) for value in (*args, *kwargs.values()))
-        if used and isinstance(result, Tensor) and not self._is_ours(result):
+        used = any(isinstance(value, Tensor) and self._is_stacked(value) for value in (*args, *kwargs.values()))
+        if used and isinstance(result, Tensor) and not self._is_stacked(result):
             raise SourceError(
                 "model_refused",
-                f"experts must use their weights in products with one of them; {self._name} uses"
-                f" {getattr(func, '__name__', func)}. Choose another model.",
+                f"experts must use one weight matrix per product; {self._name} uses {getattr(func, '__name__', func)}."
+                " Choose a different model.",
             )
         return result
 
     def _handler(self, func: Any, args: tuple[Any, ...]) -> Handler | None:
         if len(args) > 1 and func is F.linear:
-            return self._handlers.get(_place(args[1]))
+            return self._handlers.get(_key(args[1]))
         if len(args) > 1 and func in _MATMULS and args[1].ndim == 2:
-            return self._handlers.get(_place(args[1].mT))
+            return self._handlers.get(_key(args[1].mT))
         return None
 
-    def _is_ours(self, tensor: Tensor) -> bool:
+    def _is_stacked(self, tensor: Tensor) -> bool:
         return any(start <= tensor.data_ptr() < end for start, end in self._memory)
 
 
-def _place(matrix: Float[Tensor, "rows cols"]) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Where a matrix lies and how, the same for all views that are equal."""
+def _key(matrix: Float[Tensor, "rows cols"]) -> tuple[int, torch.Size, tuple[int, ...]]:
+    """Return the address and layout of a matrix, which are the same for all equal views of it."""
     return matrix.data_ptr(), matrix.shape, matrix.stride()

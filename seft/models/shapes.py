@@ -1,4 +1,4 @@
-"""The tensors of a model by name and shape, out of the headers of its files: no weight is read, and no torch needed."""
+"""Reads the names and shapes of a model's tensors from the headers of its files. Reads no weights, needs no torch."""
 
 import json
 import os
@@ -12,29 +12,29 @@ from huggingface_hub.errors import LocalEntryNotFoundError, NotASafetensorsRepoE
 
 from seft.errors import SourceError
 from seft.models.gguf_header import read_shapes
-from seft.models.source import HUB_SECONDS, INDEX, REFUSED, SINGLE, Kind, ModelSource, answered
+from seft.models.source import HUB_SECONDS, INDEX, REFUSED, SINGLE, Kind, ModelSource, hub_errors
 
 Shapes = Mapping[str, tuple[int, ...]]
-MOST_BYTES = 25_000_000
-"""Of a header: as many as the hub's own client takes."""
+MAX_HEADER_BYTES = 25_000_000
+"""Largest header of a safetensors file. The hub's client has the same limit."""
 
 
 def shapes(source: ModelSource) -> Shapes:
-    """Every tensor that the model's files hold. SourceError where they cannot be read, or the hub does not answer.
+    """Return the shape of every tensor in the model's files. If a hub model is not cached, downloads only the headers.
 
-    Of a hub model whose files are not in the cache, the headers alone are asked for.
+    Raises SourceError if the files cannot be read or the hub does not answer.
     """
     try:
         match source.kind:
             case Kind.GGUF:
                 return read_shapes(_path(source))
             case Kind.FOLDER:
-                return _of_folder(_path(source))
+                return _folder_shapes(_path(source))
             case Kind.HUB:
-                return _on_hub(source)
+                return _hub_shapes(source)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        told = f"the weights of {source.reference!r} have no readable header: {error!r}. Save the model again."
-        raise SourceError(REFUSED, told) from error
+        message = f"the weights of {source.reference!r} have no readable header: {error!r}. Save the model again."
+        raise SourceError(REFUSED, message) from error
 
 
 def _path(source: ModelSource) -> Path:
@@ -42,46 +42,46 @@ def _path(source: ModelSource) -> Path:
     return source.path
 
 
-def _of_folder(folder: Path) -> Shapes:
-    found: dict[str, tuple[int, ...]] = {}
+def _folder_shapes(folder: Path) -> Shapes:
+    merged: dict[str, tuple[int, ...]] = {}
     for name in _files(folder):
-        found |= _of_file(folder / name)
-    return found
+        merged |= _file_shapes(folder / name)
+    return merged
 
 
 def _files(folder: Path) -> set[str]:
-    """The safetensors files of a folder; none where it has no weights."""
+    """Return the names of the safetensors files in a folder, which are none if it has no weights."""
     if (folder / INDEX).exists():
         return set(map(str, json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
     return {SINGLE} if (folder / SINGLE).exists() else set()
 
 
-def of_header(read: Callable[[int, int], bytes]) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of one safetensors file. `read` gives so many bytes from a place on, or as many as there are."""
+def parse_shapes(read: Callable[[int, int], bytes]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in one safetensors file. `read(start, size)` returns at most `size` bytes."""
     (size,) = struct.unpack("<Q", read(0, 8).ljust(8, b"\0"))
-    if not 0 < size <= MOST_BYTES:
-        raise ValueError(f"it has {size} bytes, not 1 to {MOST_BYTES}")
+    if not 0 < size <= MAX_HEADER_BYTES:
+        raise ValueError(f"a header must have 1 to {MAX_HEADER_BYTES} bytes; it has {size}")
     header = json.loads(read(8, size))
     return {name: tuple(map(int, value["shape"])) for name, value in header.items() if name != "__metadata__"}
 
 
-def _of_file(path: Path) -> dict[str, tuple[int, ...]]:
+def _file_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
-        return of_header(lambda start, size: os.pread(file.fileno(), size, start))
+        return parse_shapes(lambda start, size: os.pread(file.fileno(), size, start))
 
 
-def _on_hub(source: ModelSource) -> Shapes:
+def _hub_shapes(source: ModelSource) -> Shapes:
     with suppress(LocalEntryNotFoundError):
         folder = Path(hub.snapshot_download(source.reference, revision=source.revision, local_files_only=True))
         if (files := _files(folder)) and all((folder / name).exists() for name in files):
-            return _of_folder(folder)
-    with answered(source.reference, source.revision):
+            return _folder_shapes(folder)
+    with hub_errors(source.reference, source.revision):
         try:
-            found = hub.HfApi(token=source.token).get_safetensors_metadata(
+            metadata = hub.HfApi(token=source.token).get_safetensors_metadata(
                 source.reference, revision=source.revision, timeout=HUB_SECONDS
             )
         except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
             raise ValueError(str(error)) from error
     return {
-        name: tuple(tensor.shape) for file in found.files_metadata.values() for name, tensor in file.tensors.items()
+        name: tuple(tensor.shape) for file in metadata.files_metadata.values() for name, tensor in file.tensors.items()
     }

@@ -1,8 +1,8 @@
-"""What a model reference names, and whether it may be loaded: the one door for models, and it needs no torch.
+"""Resolves a model reference and checks whether the model may be loaded. All models pass through here. Needs no torch.
 
-Everything that can be known without reading a weight is checked here, so that a server refuses at its door what a
-worker would refuse an hour later. What only the weights tell (missing tensors, no linear to prune) is left to
-`seft.models.load`.
+Checks everything that needs no weights, so that a server rejects at once what a worker would reject an hour later.
+Checks that need the weights (missing tensors, no linear map to prune) are in `seft.models.load` and
+`seft.models.targets`.
 """
 
 import errno
@@ -41,24 +41,24 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 HUB_SECONDS = 10.0
-SHUT = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-"""What the hub answers to who may not see, or shows a token that it does not know."""
-_GIVING = "by HF_TOKEN on a machine of yours, by PUT /hub-token to the service"
-_WORDS = ["*.json", "*.jinja"]
-_WANTED = [*_WORDS, "model*.safetensors"]
+DENIED_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+"""Statuses of the hub if the caller has no access, or if it does not know the token."""
+_HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token on the service"
+_TEXT_PATTERNS = ["*.json", "*.jinja"]
+_ALL_PATTERNS = [*_TEXT_PATTERNS, "model*.safetensors"]
 CONFIG, CARD = "config.json", "README.md"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_DECODERS = ("ForCausalLM", "LMHeadModel")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_REFUSED_KEYS = {
-    "auto_map": "names Python code to run while loading. Use a model of an architecture that transformers knows",
+_DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_REJECTED_KEYS = {
+    "auto_map": "names Python code to run while loading. Choose an architecture that transformers supports",
     "sparsity_config": "can make loaders run code or skip weights. Save the model with plain dense weights",
-    "quantization_config": "says that the weights are packed. Use the unquantised model, or a GGUF file",
+    "quantization_config": "means that the weights are quantised. Use the unquantised model, or a GGUF file",
 }
 
 
 class Kind(StrEnum):
-    """Where a model lies."""
+    """Location of a model: a folder, a GGUF file or the hub."""
 
     FOLDER = "folder"
     GGUF = "gguf"
@@ -69,8 +69,8 @@ class Kind(StrEnum):
 class ModelSource:
     """A model that may be loaded.
 
-    `path` is a folder or a GGUF file, None while it is on the hub; `revision` is a hub commit; `config` is config.json,
-    for a GGUF file its header.
+    `path` is a folder or a GGUF file, or None if the files are on the hub or in object storage. `revision` is a hub
+    commit. `config` is the content of config.json, or the header of a GGUF file.
     """
 
     reference: str
@@ -80,11 +80,11 @@ class ModelSource:
     config: dict[str, Any]
     licence: str | None
     token: str | None = field(default=None, repr=False)
-    """What opens it, where the hub gives it to nobody without one. Its files belong into no cache that others read."""
+    """Token for a model that the hub gives to nobody without one. Its files must not enter a shared cache."""
 
 
-class ClosedError(SourceError):
-    """The hub does not show this model, or not its files, to who asked; with another token it may."""
+class AccessDeniedError(SourceError):
+    """The hub gives no access to this model or its files. A different token may have access."""
 
 
 def find(
@@ -94,51 +94,55 @@ def find(
     revision: str | None = None,
     ask_hub: Callable[[str, str | None], ModelSource] | None = None,
 ) -> ModelSource:
-    """The model that `reference` names.
+    """Return the model that `reference` names.
 
-    With `roots`, local names are relative to one of them and nothing outside is looked at; without, any local path
-    will do. What is no local thing and looks like `owner/name` is a hub id: `ask_hub`, `find_on_hub` unless given,
-    is called with it and the revision. SourceError otherwise.
+    With `roots`, local names are relative to one of them, and paths outside are rejected. Without, any local path is
+    allowed. If nothing local has the name and it has the form `owner/name`, it is a hub id: `ask_hub`, by default
+    `find_on_hub`, is called with it and the revision. Raises SourceError if there is no such model or it is rejected.
     """
     try:
-        path = _local(reference) if roots is None else _under(reference, roots)
+        path = _local_path(reference) if roots is None else _path_under(reference, roots)
         if path is not None:
             return _find_local(reference, path)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise SourceError(REFUSED, f"{reference!r} cannot be read: {error}. Check its name and rights.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: cyclic links, before Python 3.13
+        raise SourceError(REFUSED, f"{reference!r} cannot be read: {error}. Check its name and permissions.") from error
     if _HUB_ID.fullmatch(reference):
         return (ask_hub or find_on_hub)(reference, revision)
     raise SourceError(
-        NOT_FOUND, f"no local model and no hub id; it is {reference!r}. Give a folder, a GGUF file or `owner/name`."
+        NOT_FOUND,
+        f"a model must be a local model or a hub id; {reference!r} is neither."
+        " Give a folder, a GGUF file or `owner/name`.",
     )
 
 
 def fetch(source: ModelSource, *, weights: bool = True) -> Path:
-    """The local folder or GGUF file; a hub model's files are downloaded (or cached) now, weights or not."""
+    """Return the local folder or GGUF file. Downloads a hub model into the cache, with or without its weights."""
     if source.path is not None:
         return source.path
     try:
-        wanted = _WANTED if weights else _WORDS
+        patterns = _ALL_PATTERNS if weights else _TEXT_PATTERNS
         return Path(
             hub.snapshot_download(
-                source.reference, revision=source.revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS
+                source.reference, revision=source.revision, allow_patterns=patterns, etag_timeout=HUB_SECONDS
             )
         )
     except (HTTPError, OSError) as error:
-        raise SourceError(UNREACHABLE, f"the hub did not give {source.reference}: {error}. Try again later.") from error
+        raise SourceError(
+            UNREACHABLE, f"the download of {source.reference} from the hub failed: {error}. Try again later."
+        ) from error
 
 
-def _local(reference: str) -> Path | None:
+def _local_path(reference: str) -> Path | None:
     path = Path(reference).expanduser()
     return path if path.exists() else None
 
 
-def _under(reference: str, roots: Sequence[Path]) -> Path | None:
-    """The path under the first root that has it; nothing may lead out of a root, neither by name nor by link."""
+def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
+    """Return the path under the first root that has it, or None. Rejects names and links that lead out of the root."""
     name = PurePosixPath(reference)
     if name.is_absolute() or ".." in name.parts:
         raise SourceError(
-            REFUSED, f"a local model is named relative to a model root, without '..'; it is {reference!r}."
+            REFUSED, f"a local model must be named relative to a model root, without '..'; it is {reference!r}."
         )
     for root in roots:
         path = root / name
@@ -146,7 +150,11 @@ def _under(reference: str, roots: Sequence[Path]) -> Path | None:
             inside = root.resolve()
             for file in [path, *(path.iterdir() if path.is_dir() else ())]:
                 if not file.resolve().is_relative_to(inside):
-                    raise SourceError(REFUSED, f"{reference!r} has a link that leads out of its model root.")
+                    raise SourceError(
+                        REFUSED,
+                        f"the files of a model must be inside its model root; {reference!r} has the link"
+                        f" {file.name!r}, which leads out of its model root. Copy the file instead.",
+                    )
             return path
     return None
 
@@ -155,8 +163,8 @@ def _find_local(reference: str, path: Path) -> ModelSource:
     if path.is_file():
         return _find_gguf(reference, path)
     names = {file.name for file in path.iterdir()}
-    config = _checked_config(reference, names, lambda name: (path / name).read_bytes())
-    return ModelSource(reference, Kind.FOLDER, path, None, config, card_licence(_card(path / CARD)))
+    config = _read_config(reference, names, lambda name: (path / name).read_bytes())
+    return ModelSource(reference, Kind.FOLDER, path, None, config, card_licence(_read_card(path / CARD)))
 
 
 def _find_gguf(reference: str, path: Path) -> ModelSource:
@@ -164,39 +172,39 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
         header = read_header(path)
     except (ValueError, OSError) as error:
         raise SourceError(
-            REFUSED, f"{reference!r} is no readable GGUF file: {error}. Give a GGUF file or a model's folder."
+            REFUSED, f"{reference!r} is not a readable GGUF file: {error}. Give a GGUF file or a model's folder."
         ) from error
     architecture = str(header.get("general.architecture"))
     if header.get("general.type", "model") != "model" or int(header.get("split.count", 1)) > 1:
-        raise SourceError(REFUSED, f"{reference!r} is only a part of a model. Give a GGUF file that holds all of it.")
+        raise SourceError(REFUSED, f"{reference!r} is only a part of a model. Give a GGUF file with the whole model.")
     if architecture.startswith("t5") or "bert" in architecture or f"{architecture}.block_count" not in header:
         raise _not_decoder(reference, architecture)
     if "tokenizer.ggml.tokens" not in header:
-        raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file with its vocabulary.")
+        raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file that contains the vocabulary.")
     licence = header.get("general.license")
     return ModelSource(reference, Kind.GGUF, path, None, dict(header), None if licence is None else str(licence))
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
-    """The hub's model, at a branch, tag or commit; SourceError when the hub has none, or does not answer.
+    """Return the hub's model at a branch, tag or commit. Raises SourceError if it has none or does not answer.
 
-    Where the hub refuses it to this process, `token` is called, and what it gives is shown.
+    If the hub denies access to this process, `token` is called, and the request is repeated with the token it returns.
     """
     try:
         try:
-            return _asked(reference, revision, None)
-        except ClosedError:
-            if (another := token()) is None:
+            return _query_hub(reference, revision, None)
+        except AccessDeniedError:
+            if (caller_token := token()) is None:
                 raise
-            return _asked(reference, revision, another)
+            return _query_hub(reference, revision, caller_token)
     except OfflineModeIsEnabled:
         return find_cached(reference, revision)
 
 
-def _asked(reference: str, revision: str | None, token: str | None) -> ModelSource:
-    """What the hub says to who shows this token, or the process's own."""
+def _query_hub(reference: str, revision: str | None, token: str | None) -> ModelSource:
+    """Return the hub's model, read with this token, or with the process's own if it is None."""
     shared = nullcontext(None) if token is None else TemporaryDirectory()
-    with answered(reference, revision), shared as cache:
+    with hub_errors(reference, revision), shared as cache:
         info = hub.HfApi(token=token).model_info(reference, revision=revision, timeout=HUB_SECONDS)
         names = {sibling.rfilename for sibling in info.siblings or ()}
 
@@ -206,8 +214,8 @@ def _asked(reference: str, revision: str | None, token: str | None) -> ModelSour
             )
             return Path(path).read_bytes()
 
-        config = _checked_config(reference, names, read)
-        read(CONFIG, revision)  # the cache learns the name of this commit, for days without network
+        config = _read_config(reference, names, read)
+        read(CONFIG, revision)  # stores the name of this commit in the cache, for use offline
     licence = info.card_data.license if info.card_data else None
     return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token)
 
@@ -215,147 +223,166 @@ def _asked(reference: str, revision: str | None, token: str | None) -> ModelSour
 def fetch_into(
     folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
 ) -> None:
-    """Download a hub model's files and its card, one after the other; before each, `alive` is called and may raise."""
-    api, wanted = hub.HfApi(token=source.token), [*(_WANTED if weights else _WORDS), CARD]
-    with answered(source.reference, source.revision):
+    """Download a hub model's files and its card one by one. Calls `alive` before each file; it may raise to stop."""
+    api, patterns = hub.HfApi(token=source.token), [*(_ALL_PATTERNS if weights else _TEXT_PATTERNS), CARD]
+    with hub_errors(source.reference, source.revision):
         names = api.list_repo_files(source.reference, revision=source.revision)
-        for name in (name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)):
+        for name in (name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)):
             alive()
             api.hf_hub_download(
                 source.reference, name, revision=source.revision, local_dir=folder, etag_timeout=HUB_SECONDS
             )
 
 
-def fetched(reference: str, folder: Path) -> ModelSource:
-    """A hub model whose files lie in a folder that has the name of its commit."""
-    found = _find_local(reference, folder)
-    return ModelSource(reference, Kind.HUB, folder, folder.name, found.config, found.licence)
+def downloaded(reference: str, folder: Path) -> ModelSource:
+    """Return a hub model whose files are in a folder that is named after its commit."""
+    local = _find_local(reference, folder)
+    return ModelSource(reference, Kind.HUB, folder, folder.name, local.config, local.licence)
 
 
 @contextmanager
-def answered(reference: str, revision: str | None) -> Iterator[None]:
-    """What the hub's client raises in here is a SourceError, but for OfflineModeIsEnabled."""
+def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
+    """Convert errors of the hub's client to SourceError, except OfflineModeIsEnabled and a full disk."""
     try:
         yield
     except OfflineModeIsEnabled:
         raise
-    except LocalEntryNotFoundError as error:  # one of the errors below to its class, and none to its meaning
+    except LocalEntryNotFoundError as error:  # a subclass of an error below, with a different meaning
         raise _unreachable(reference, error) from error
     except GatedRepoError as error:
-        told = f"{reference} is gated. Accept its terms on the hub, and give a token that may read it, {_GIVING}."
-        raise ClosedError(REFUSED, told) from error
+        message = f"{reference} is gated. Accept its terms on the hub, and set a token that may read it, {_HOW_TO_SET}."
+        raise AccessDeniedError(REFUSED, message) from error
     except RepositoryNotFoundError as error:
-        told = f"the hub shows no model {reference!r}. Check the name; for a private one give a token, {_GIVING}."
-        raise ClosedError(NOT_FOUND, told) from error
+        message = (
+            f"the hub has no public model {reference!r}. Check the name. For a private model set a token,"
+            f" {_HOW_TO_SET}."
+        )
+        raise AccessDeniedError(NOT_FOUND, message) from error
     except (RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise SourceError(NOT_FOUND, f"the hub has no model {reference!r}{at}. Check the name.") from error
+        raise SourceError(
+            NOT_FOUND, f"the hub has no model {reference!r}{at}. Check the name and the revision."
+        ) from error
     except (HTTPError, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code in SHUT:
-            told = f"the hub refuses {reference} to who asks for it so. Give a token that may read it, {_GIVING}."
-            raise ClosedError(REFUSED, told) from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED_STATUSES:
+            message = f"the hub denies access to {reference}. Set a token that may read it, {_HOW_TO_SET}."
+            raise AccessDeniedError(REFUSED, message) from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         raise _unreachable(reference, error) from error
 
 
 def _unreachable(reference: str, error: Exception) -> SourceError:
-    return SourceError(UNREACHABLE, f"the hub did not answer about {reference}: {error}. Try again later.")
+    return SourceError(UNREACHABLE, f"the hub did not answer for {reference}: {error}. Try again later.")
 
 
-def cached() -> list[str]:
-    """The models of the hub that the cache has a folder for."""
+def cached_models() -> list[str]:
+    """Return the ids of the hub models that have a folder in the cache."""
     folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 
 def find_cached(reference: str, revision: str | None) -> ModelSource:
-    """A hub model while HF_HUB_OFFLINE is set: what an earlier download left, by its commit."""
+    """Return a hub model from the cache, while HF_HUB_OFFLINE is set. Raises SourceError if it is not cached."""
     try:
         folder = Path(
-            hub.snapshot_download(reference, revision=revision, allow_patterns=_WANTED, local_files_only=True)
+            hub.snapshot_download(reference, revision=revision, allow_patterns=_ALL_PATTERNS, local_files_only=True)
         )
     except LocalEntryNotFoundError as error:
         raise SourceError(
-            UNREACHABLE, f"HF_HUB_OFFLINE is set and {reference} is not in the cache. Unset it or download the model."
+            UNREACHABLE, f"HF_HUB_OFFLINE is set and {reference} is not in the cache. Unset it, or download the model."
         ) from error
-    return fetched(reference, folder)
+    return downloaded(reference, folder)
 
 
-def _checked_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:
-    """config.json of a folder with these file names, whose content `read` gives, after all checks."""
+def _read_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Return config.json after all checks. `names` are the model's files, and `read` returns the content of one."""
     if CONFIG not in names:
-        raise SourceError(NOT_FOUND, f"{reference!r} has no config.json. Name a model's folder or a GGUF file.")
+        raise SourceError(
+            NOT_FOUND,
+            f"a model must have a config.json; {reference!r} has no config.json. Name a model's folder or a GGUF file.",
+        )
     config = _json_object(reference, CONFIG, read)
     for name in (CONFIG, "tokenizer_config.json"):
         if name in names:
-            _refuse_code(reference, name, _json_object(reference, name, read))
-    named = config.get("architectures")
-    architectures = list(map(str, named)) if isinstance(named, list) else []
-    if config.get("is_encoder_decoder") or not any(name.endswith(_DECODERS) for name in architectures):
+            _require_no_code(reference, name, _json_object(reference, name, read))
+    value = config.get("architectures")
+    architectures = list(map(str, value)) if isinstance(value, list) else []
+    if config.get("is_encoder_decoder") or not any(name.endswith(_DECODER_SUFFIXES) for name in architectures):
         raise _not_decoder(reference, ", ".join(architectures) or "unnamed")
     if "tokenizer.json" not in names:
         raise SourceError(
             REFUSED,
-            f"{reference!r} has no tokenizer.json. Write one with"
+            f"a model must have a fast tokenizer; {reference!r} has no tokenizer.json. Write one with"
             " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…).",
         )
-    _check_weights(reference, names, read)
+    _require_weights(reference, names, read)
     return config
 
 
-def _check_weights(reference: str, names: set[str], read: Callable[[str], bytes]) -> None:
+def _require_weights(reference: str, names: set[str], read: Callable[[str], bytes]) -> None:
     if INDEX in names:
-        files = _json_object(reference, INDEX, read).get("weight_map")
-        shards = set(map(str, files.values())) if isinstance(files, dict) else set()
+        weight_map = _json_object(reference, INDEX, read).get("weight_map")
+        shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
         if not shards or shards - names:
-            raise SourceError(REFUSED, f"{reference!r} lacks shards that its index names: {sorted(shards - names)}.")
+            missing = sorted(shards - names) or "the index names none"
+            raise SourceError(
+                REFUSED,
+                f"a model must have all shards of its index; {reference!r} lacks shards: {missing}."
+                " Download or save the model again.",
+            )
     elif SINGLE not in names:
-        pickles = sorted(name for name in names if name.endswith(_PICKLES))
-        seen = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
-        raise SourceError(REFUSED, f"{reference!r} has {seen}. Save it with save_pretrained, which writes safetensors.")
+        pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
+        files = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
+        raise SourceError(
+            REFUSED,
+            f"a model must have safetensors weights; {reference!r} has {files}."
+            " Save it with save_pretrained, which writes safetensors.",
+        )
 
 
 def _json_object(reference: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
         value = json.loads(read(name))
     except (ValueError, RecursionError) as error:
-        raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}.") from error
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}. Save the model again.") from error
     if not isinstance(value, dict):
-        raise SourceError(REFUSED, f"{name} of {reference!r} is not a JSON object.")
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not a JSON object. Save the model again.")
     return value
 
 
-def _refuse_code(reference: str, name: str, value: dict[str, Any]) -> None:
+def _require_no_code(reference: str, name: str, value: dict[str, Any]) -> None:
     for key in _keys(value):
-        if key in _REFUSED_KEYS:
-            raise SourceError(REFUSED, f"{name} of {reference!r} has `{key}`, which {_REFUSED_KEYS[key]}.")
+        if key in _REJECTED_KEYS:
+            raise SourceError(REFUSED, f"{name} of {reference!r} has `{key}`, which {_REJECTED_KEYS[key]}.")
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """All keys of nested JSON: a text model's config may lie inside another one."""
-    left = [value]
-    while left:
-        value = left.pop()
+    """Yield all keys of nested JSON. The config of a text model may be inside the config of a larger one."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
         if isinstance(value, dict):
             yield from value
-            left += value.values()
+            pending += value.values()
         elif isinstance(value, list):
-            left += value
+            pending += value
 
 
-def _not_decoder(reference: str, seen: str) -> SourceError:
+def _not_decoder(reference: str, architecture: str) -> SourceError:
     return SourceError(
-        REFUSED, f"a decoder-only language model (…ForCausalLM) is needed; {reference!r} has the architecture {seen}."
+        REFUSED,
+        f"a model must be a decoder-only language model (…ForCausalLM); {reference!r} has the architecture"
+        f" {architecture}. Choose a different model.",
     )
 
 
-def _card(path: Path) -> str:
+def _read_card(path: Path) -> str:
     return path.read_text("utf-8", errors="replace") if path.is_file() else ""
 
 
 def card_licence(card: str) -> str | None:
-    """The licence that the front matter of a model card states."""
+    """Return the licence in the front matter of a model card, or None."""
     head = _FRONT_MATTER.match(card)
     licence = _LICENCE.search(head.group()) if head else None
     return licence.group(1) if licence else None

@@ -1,10 +1,10 @@
-"""Which matrices of a model are made sparse, found by structure and not by the names of architectures.
+"""Finds the matrices of a model to prune, by structure and not by the names of architectures.
 
-Targets are the linear maps inside the decoder blocks: attention and MLP, in whichever way a module stores them. A map
-may be an `nn.Linear`, a `Conv1D` (stored transposed), or one matrix of a parameter that stacks those of all experts.
-Embeddings, head and norms lie outside or are no matrices; what chooses experts is left whole. A weight that is none
-of these (a convolution, a lone matrix) is refused, because leaving it dense would make the asked sparsity untrue; so is
-one that two modules share, because each would take the other's changes for its own.
+Targets are the linear maps inside the decoder blocks: attention and MLP. A target is an `nn.Linear`, a `Conv1D` (stored
+transposed), or one matrix of a parameter that stacks the matrices of all experts. Embeddings, head and norms are
+outside the blocks or are not matrices. Routers, which choose experts, stay dense. Any other weight (a convolution, a
+single matrix) is rejected: if it stayed dense, the sparsity would be lower than requested. A weight that two modules
+share is rejected too: each module would see the other's changes as its own.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from seft.errors import SourceError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """One matrix to prune: parameter `key` of `module`, or its matrix at place `number` where it stacks several.
+    """One matrix to prune: parameter `key` of `module`, or matrix `number` of it if the parameter stacks several.
 
-    `expert` tells that a router decides which tokens come here, so that it may see none.
+    If `expert` is true, a router decides which tokens reach this matrix, and there may be none.
     """
 
     module: nn.Module
@@ -33,32 +33,36 @@ class Target:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that holds the matrix, alone or with others."""
+        """The parameter that contains the matrix, and possibly others."""
         parameter: nn.Parameter = getattr(self.module, self.key)
         return parameter
 
     @property
     def weight(self) -> Float[Tensor, "rows cols"]:
-        """The matrix with outputs as rows and inputs as columns; it shares the memory of the parameter."""
+        """The matrix with outputs as rows and inputs as columns. It shares memory with the parameter."""
         stored = self.parameter.detach()
         matrix = stored if self.number is None else stored[self.number]
         return matrix.mT if self.transposed else matrix
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """The blocks that a hidden state passes one after another: the outermost list with the most target weights."""
+    """Return the decoder blocks: the outermost module list with the most target weights. Raises SourceError if none."""
     outermost = list(_outermost_lists(model))
     blocks = max(outermost, key=_target_weights, default=None)
     if blocks is None or not _target_weights(blocks):
-        raise SourceError("model_refused", f"{type(model).__name__} has no list of blocks with a linear map to prune.")
-    _refuse_shared_weights(blocks)
+        raise SourceError(
+            "model_refused",
+            f"a model must have decoder blocks with linear maps to prune; {type(model).__name__}"
+            " has no list of blocks with one. Choose a different model.",
+        )
+    _require_unshared_weights(blocks)
     return blocks
 
 
 def target_linears(model: nn.Module) -> dict[str, Target]:
-    """Every matrix to prune by its full name, in the model's order.
+    """Return every matrix to prune by its full name, in the model's order.
 
-    The name is that of the module; a matrix out of a stack adds the parameter's name and its number.
+    The name is the module's. For a matrix of a stack, the parameter's name and the matrix's number are added.
     """
     blocks = decoder_blocks(model)
     prefix = next(name for name, module in model.named_modules() if module is blocks)
@@ -70,30 +74,30 @@ def target_linears(model: nn.Module) -> dict[str, Target]:
 
 
 def block_linears(block: nn.Module) -> dict[str, Target]:
-    """The matrices to prune of one block, by their name inside it."""
+    """Return the matrices to prune in one block, by their name inside it."""
     routers, experts = set[nn.Module](), set[nn.Module]()
     for mixture in block.modules():
-        of_mixture = set(_routers(mixture))
-        if of_mixture:
-            experts |= {inner for child in mixture.children() if _stacked(child) for inner in child.modules()}
-        routers |= of_mixture
-    kept = {name: module for name, module in block.named_modules() if module not in routers}
-    _refuse_other_weights(block, kept)
+        own_routers = set(_routers(mixture))
+        if own_routers:
+            experts |= {inner for child in mixture.children() if _stack_size(child) for inner in child.modules()}
+        routers |= own_routers
+    modules = {name: module for name, module in block.named_modules() if module not in routers}
+    _require_only_linears(block, modules)
     return {
         name + suffix: target
-        for name, module in kept.items()
+        for name, module in modules.items()
         for suffix, target in _own_targets(module, expert=module in experts)
     }
 
 
 def _own_targets(module: nn.Module, *, expert: bool = False) -> Iterator[tuple[str, Target]]:
-    """The matrices that lie in a module itself, each with what comes after the module's name."""
+    """Yield the matrices of a module without its children, each with the suffix after the module's name."""
     if isinstance(module, nn.Linear):
         yield "", Target(module, expert=expert)
     elif isinstance(module, Conv1D):
         yield "", Target(module, transposed=True, expert=expert)
     else:
-        # Experts are stored (in, out) where transformers' interface of experts says so.
+        # In transformers, `is_transposed` means that experts are stored as (in, out).
         transposed = bool(getattr(module, "is_transposed", False))
         for key, parameter in _stacks(module):
             for number in range(len(parameter)):
@@ -101,7 +105,7 @@ def _own_targets(module: nn.Module, *, expert: bool = False) -> Iterator[tuple[s
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of a module that are matrices laid one upon the other."""
+    """Yield the parameters of a module that are stacks of matrices."""
     if not isinstance(module, _ConvNd):
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:
@@ -121,46 +125,46 @@ def _target_weights(module: nn.Module) -> int:
 
 
 def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
-    """Modules that choose experts or weigh a shared one: beside stacked things, one matrix to as many outputs, or one.
+    """Yield the modules that choose experts or weight a shared expert.
 
-    Not the names tell, nor the outputs alone: a shared expert may be as wide as there are experts, but has more than
-    one matrix.
+    A router is next to a stack of experts and has exactly one matrix, whose outputs are the number of experts, or one.
+    The number of outputs alone does not identify it: a shared expert may have as many, but has more than one matrix.
     """
-    counts = {_stacked(child) for child in mixture.children()} - {0}
+    counts = {_stack_size(child) for child in mixture.children()} - {0}
     for child in mixture.children() if counts else ():
         matrices = [parameter for parameter in child.parameters() if parameter.ndim >= 2]
-        if not _stacked(child) and len(matrices) == 1 and matrices[0].shape[0] in counts | {1}:
+        if not _stack_size(child) and len(matrices) == 1 and matrices[0].shape[0] in counts | {1}:
             yield from child.modules()
 
 
-def _stacked(module: nn.Module) -> int:
-    """How many equal things a module holds, as a list or in stacked parameters; none where it is no such module."""
+def _stack_size(module: nn.Module) -> int:
+    """Return the number of modules in a list, or of matrices in the stacked parameters of a module, or 0."""
     if isinstance(module, nn.ModuleList):
         return len(module)
     return max((len(parameter) for _, parameter in _stacks(module)), default=0)
 
 
-def _refuse_shared_weights(blocks: nn.ModuleList) -> None:
+def _require_unshared_weights(blocks: nn.ModuleList) -> None:
     names: dict[int, str] = {}
     for name, module in blocks.named_modules(remove_duplicate=False):
         for parameter in {id(target.parameter) for _, target in _own_targets(module)}:
             if (first := names.setdefault(parameter, name)) != name:
                 raise SourceError(
                     "model_refused",
-                    f"each linear of the blocks must have a weight of its own; {first} and {name} share one."
+                    f"each linear map of the blocks must have its own weight; {first} and {name} share one."
                     " Choose a model without shared layers.",
                 )
 
 
-def _refuse_other_weights(block: nn.Module, kept: dict[str, nn.Module]) -> None:
-    for name, module in kept.items():
+def _require_only_linears(block: nn.Module, modules: dict[str, nn.Module]) -> None:
+    for name, module in modules.items():
         experts = {len(parameter) for _, parameter in _stacks(module)}
-        known = {id(target.parameter) for _, target in _own_targets(module)}
+        targets = {id(target.parameter) for _, target in _own_targets(module)}
         for key, parameter in module.named_parameters(recurse=False):
             bias_of_stack = parameter.ndim == 2 and len(parameter) in experts
-            if parameter.ndim >= 2 and id(parameter) not in known and not bias_of_stack:
+            if parameter.ndim >= 2 and id(parameter) not in targets and not bias_of_stack:
                 raise SourceError(
                     "model_refused",
                     f"only linear maps can be pruned; {type(block).__name__} has {name}.{key}"
-                    f" of shape {tuple(parameter.shape)}. Choose a model without it.",
+                    f" of shape {tuple(parameter.shape)}. Choose a different model.",
                 )

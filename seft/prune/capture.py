@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from seft.models.blocks import Hidden, first
+from seft.models.blocks import Hidden, hidden_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Call:
     def run(self, block: nn.Module, hidden: Hidden, device: torch.device) -> Hidden:
         """Return the block's hidden state, computed on `device` and moved back to the device of `hidden`."""
         args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
-        return first(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
+        return hidden_state(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
 
 
 class _LastBlockError(Exception):

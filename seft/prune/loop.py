@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, PruneError
-from seft.models.products import Handler, Inputs, Outputs, Product, taken_over
+from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune import allocation, alphapruning, owl
 from seft.prune.methods import make_pruner, text_users
@@ -153,7 +153,7 @@ def _observe(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norm
 
         return handle
 
-    with taken_over({target: handler(name) for name, target in targets.items()}):
+    with intercepted_products({target: handler(name) for name, target in targets.items()}):
         for run in runs:
             run()
     return [name for name in targets if name in reached]

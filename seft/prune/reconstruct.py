@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from seft.config import PruneConfig
 from seft.dtypes import master_dtype
-from seft.models.blocks import Hidden, first
+from seft.models.blocks import Hidden, hidden_state
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.capture import Pool, map_tensors
 from seft.prune.walk import Runs, Walk
@@ -118,7 +118,7 @@ class _Part:
 
     def _output(self, number: int, module: nn.Module) -> Hidden:
         args, kwargs = map_tensors(self._inputs[number], lambda tensor: tensor.to(self._place))
-        return first(module(*args, **kwargs))
+        return hidden_state(module(*args, **kwargs))
 
 
 def _targets(module: nn.Module) -> Sequence[Target]:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.models.products import Product, take_over
+from seft.models.products import Product, intercept_products
 from seft.repair.method import Work
 from seft.report import Evolved, Reporter
 
@@ -46,7 +46,7 @@ class InPlaceMethod:
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
         self._trainers = linears
-        self._release = take_over({work.targets[name]: linear.product for name, linear in linears.items()})
+        self._release = intercept_products({work.targets[name]: linear.product for name, linear in linears.items()})
 
     @property
     def trained_values(self) -> int:

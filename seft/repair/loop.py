@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import PruneConfig, RepairConfig
-from seft.data.packing import Packed, side_by_side
+from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
 from seft.errors import StateError, TrainError
 from seft.models.targets import target_linears
@@ -54,7 +54,7 @@ class Repair:
         self._best = Best(config, judge)
         self.config = config
         self.step = 0
-        self._windows = Packed.of(side_by_side(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
+        self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
         require_known_tokens(self._windows.tokens, model)
         self._device: torch.device = model.device
         targets = target_linears(model)

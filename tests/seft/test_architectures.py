@@ -18,7 +18,7 @@ from seft.checkpoint.verify import check
 from seft.config import PruneConfig, PruneMethod, RepairConfig, RepairMethod
 from seft.loss import TokenLoss
 from seft.models.load import Loaded, load
-from seft.models.products import taken_over
+from seft.models.products import intercepted_products
 from seft.models.source import Kind, ModelSource, find
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
@@ -66,14 +66,14 @@ def test_targets_are_all_matrices_of_the_blocks_but_routers(name: str) -> None:
 
 
 @every
-def test_taken_over_a_model_gives_the_same_and_the_dense_gradients_of_what_is_active(name: str) -> None:
+def test_with_intercepted_products_a_model_gives_the_same_and_the_dense_gradients_of_what_is_active(name: str) -> None:
     model = ARCHITECTURES[name].model().double().requires_grad_(False)
     twin = copy.deepcopy(model)
     twin.set_experts_implementation("eager")  # no other one knows float64
     targets, twins = target_linears(model), target_linears(twin)
     generator = torch.Generator().manual_seed(0)
     linears = {key: RepairedLinear(target.weight, 0.3, generator) for key, target in targets.items()}
-    with taken_over({targets[key]: linear.product for key, linear in linears.items()}):
+    with intercepted_products({targets[key]: linear.product for key, linear in linears.items()}):
         torch.testing.assert_close(logits(model), logits(twin))
         TokenLoss(model)(WINDOWS).sum().backward()  # type: ignore[no-untyped-call]
     assert not any("forward" in vars(module) for module in model.modules())

@@ -1,1 +1,1 @@
-"""The words of the command `seft`, a module for each group. What is slow to load is loaded where it is needed."""
+"""The commands of `seft`, one module per group. Slow imports happen inside the functions that need them."""

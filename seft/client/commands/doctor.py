@@ -1,4 +1,4 @@
-"""`seft doctor`: for the service's operator, where the service's packages are. Handed over to `core.doctor`."""
+"""`seft doctor`: checks for the operator, on a machine with the service's code. It calls `core.doctor`."""
 
 from dataclasses import asdict
 
@@ -8,12 +8,14 @@ from seft.client.shell import AsJson, Exit, show
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Try what the service needs, from this machine and with its SEFT_ settings; say what to mend."""
+    """Check everything the service needs, from this machine with its `SEFT_` settings, and say what to fix."""
     try:
         from core.doctor import State, examine
     except ModuleNotFoundError as error:
         typer.echo(
-            f"`seft doctor` is for where the service runs, and needs {error.name}: pip install '.[service]'", err=True
+            f"`seft doctor` runs in the service's checkout and needs {error.name}: pip install '.[service]', then"
+            " python -m seft doctor.",
+            err=True,
         )
         raise typer.Exit(Exit.USAGE) from error
     wrong = False

@@ -1,36 +1,34 @@
-"""`seft hub-token`: the tenant's own token of the model hub, which opens private models and datasets."""
+"""`seft hub-token`: the tenant's token of the model hub, for private models and datasets."""
 
 import typer
 
 from seft.client.responses import HubToken
-from seft.client.shell import AsJson, asked, connected, show
+from seft.client.shell import AsJson, ask_secret, connected, show
 
-app = typer.Typer(
-    help="Your tenant's token of the model hub, for private models.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Manage your tenant's token of the model hub.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("set")
-def give(as_json: AsJson = False) -> None:
-    """Ask for the token, or read it from stdin, and give it; it takes the place of the one before."""
-    token = asked("Token of the hub")
+def set_token(as_json: AsJson = False) -> None:
+    """Store the token, from a prompt or stdin. Replaces the previous token."""
+    token = ask_secret("Token of the hub")
     with connected(as_json) as service:
-        _show(service.give_hub_token(token), as_json, "given")
+        _show(service.give_hub_token(token), as_json, "stored")
 
 
 @app.command("show")
 def show_token(as_json: AsJson = False) -> None:
-    """Tell whose token was given, and when; the token itself nobody is told."""
+    """Show the owner and the date of the stored token. The token itself is never shown."""
     with connected(as_json) as service:
-        _show(service.hub_token(), as_json, "given")
+        _show(service.hub_token(), as_json, "stored")
 
 
 @app.command()
 def delete(as_json: AsJson = False) -> None:
-    """Have the service forget it."""
+    """Delete the stored token."""
     with connected(as_json) as service:
-        _show(service.delete_hub_token(), as_json, "deleted; it was given")
+        _show(service.delete_hub_token(), as_json, "deleted; it was stored")
 
 
-def _show(found: HubToken, as_json: bool, what: str) -> None:
-    show(found, as_json, f"{found['name']}  {what} {found['created_at']}")
+def _show(token: HubToken, as_json: bool, what: str) -> None:
+    show(token, as_json, f"{token['name']}  {what} {token['created_at']}")

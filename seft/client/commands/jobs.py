@@ -1,4 +1,4 @@
-"""`seft jobs`: make a job, look at it, follow it, say what shall become of it, fetch what it made."""
+"""`seft jobs`: create, list, follow, control and compare jobs, and download their checkpoints."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from seft.client.shell import (
     split,
 )
 
-app = typer.Typer(help="Repair jobs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Create and manage repair jobs.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
@@ -30,22 +30,22 @@ def create(
     model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
     dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of zeros, such as 0.6; an N:M pattern has its own.")
+        float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
     ] = None,
     *,
     settings: Set = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="Sent again with the same request, it answers with the same job.")
+        str | None, typer.Option(help="The same key with the same request returns the same job.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Create a job."""
     spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
     is_file = Path(dataset).is_file()
     if not is_file and not dataset.startswith("file_"):
-        told = f"{dataset!r} is neither a file nor the id of a dataset, which begins with file_."
-        raise typer.BadParameter(told, param_hint="--dataset")
+        rule = f"{dataset!r} is neither a file nor the id of a dataset. Ids begin with file_."
+        raise typer.BadParameter(rule, param_hint="--dataset")
     with connected(as_json, patient=watch) as service:
         if is_file:
             dataset = service.upload_dataset(Path(dataset))["id"]
@@ -57,7 +57,7 @@ def create(
 
 @app.command()
 def clone(job_id: str, settings: Set = None, as_json: AsJson = False) -> None:
-    """Create a job like another one, but for the fields that --set names; null stands for the default."""
+    """Create a copy of a job with the fields of --set changed. null resets a field to its default."""
     overrides = assigned(settings)
     with connected(as_json) as service:
         _tell(service.clone_job(job_id, overrides), as_json)
@@ -68,28 +68,28 @@ def list_jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="Only jobs with this in their metadata.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option(help="Only jobs with this metadata.", metavar="NAME=VALUE")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     pairs = dict(split(pair, "--metadata", "team=x") for pair in metadata or [])
     with connected(as_json) as service:
-        found = service.jobs(status=status, model=model, metadata=pairs)
+        jobs = service.jobs(status=status, model=model, metadata=pairs)
         head = ("job", "status", "phase", "progress", "model", "sparsity", "created")
-        show_rows(found, as_json, head, (_row(job) for job in found))
+        show_rows(jobs, as_json, head, (_row(job) for job in jobs))
 
 
 @app.command("show")
 def show_job(job_id: str) -> None:
-    """Print a job as the API tells it."""
+    """Print a job as JSON."""
     with connected() as service:
         typer.echo(json.dumps(service.job(job_id), indent=2))
 
 
 @app.command()
 def watch(job_id: str, as_json: AsJson = False) -> None:
-    """Follow a job to its end; exit code 1 when it does not succeed."""
+    """Follow a job until it ends. Exit code 1 if it does not succeed."""
     with connected(as_json, patient=True) as service:
         _follow(service, job_id, as_json)
 
@@ -97,10 +97,10 @@ def watch(job_id: str, as_json: AsJson = False) -> None:
 @app.command()
 def logs(
     job_id: str,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens, until it ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new events until the job ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what happened to a job, oldest first."""
+    """Print the events of a job, oldest first."""
     with connected(as_json, patient=True) as service:
         for event in service.live_events(job_id) if follow else service.events(job_id):
             show(event, as_json, _line(event))
@@ -108,35 +108,35 @@ def logs(
 
 @app.command()
 def cancel(job_id: str, as_json: AsJson = False) -> None:
-    """End a job and keep nothing of it."""
+    """Cancel a job and keep none of its results."""
     with connected(as_json) as service:
         _tell(service.cancel(job_id), as_json)
 
 
 @app.command()
 def pause(job_id: str, as_json: AsJson = False) -> None:
-    """Keep a job from running until it is resumed."""
+    """Pause a job until it is resumed."""
     with connected(as_json) as service:
         _tell(service.pause(job_id), as_json)
 
 
 @app.command()
 def resume(job_id: str, as_json: AsJson = False) -> None:
-    """Let a paused job go on."""
+    """Resume a paused job."""
     with connected(as_json) as service:
         _tell(service.resume(job_id), as_json)
 
 
 @app.command()
 def stop(job_id: str, as_json: AsJson = False) -> None:
-    """End a job's training early and publish what there is."""
+    """End the training of a job early and publish its current model."""
     with connected(as_json) as service:
         _tell(service.stop(job_id), as_json)
 
 
 @app.command()
 def start(job_id: str, as_json: AsJson = False) -> None:
-    """Start a job that was made with auto_start=false."""
+    """Start a job that was created with auto_start=false."""
     with connected(as_json) as service:
         _tell(service.start(job_id), as_json)
 
@@ -145,10 +145,10 @@ def start(job_id: str, as_json: AsJson = False) -> None:
 def download(
     job_id: str,
     folder: Path,
-    at_once: Annotated[int, typer.Option(min=1, max=32, help="Parts that are fetched at a time.")] = 4,
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Number of parallel downloads.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch the newest checkpoint and check every file's SHA-256; what was ended early goes on."""
+    """Download the newest checkpoint and check every SHA-256. Resumes an interrupted download."""
     with connected(as_json, patient=True) as service:
         with bytes_bar("checkpoint") as bar:
             paths = service.download(
@@ -159,7 +159,7 @@ def download(
 
 @app.command()
 def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], as_json: AsJson = False) -> None:
-    """Put jobs side by side: what they ask for where they differ, and what came out."""
+    """Compare jobs: the fields in which their requests differ, and their results."""
     with connected(as_json) as service:
         jobs = [service.job(job_id) for job_id in job_ids]
         rows = list(_differences(jobs))
@@ -168,9 +168,9 @@ def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], 
 
 
 def _tell(job: Job, as_json: bool) -> None:
-    """Print where a job stands, and what it still has to do."""
-    coming = [word for word in ("pausing", "stopping") if job[word] and not job["finished_at"]]
-    show(job, as_json, "  ".join([job["id"], job["status"], *coming]))
+    """Print the status of a job and its pending actions."""
+    pending = [word for word in ("pausing", "stopping") if job[word] and not job["finished_at"]]
+    show(job, as_json, "  ".join([job["id"], job["status"], *pending]))
 
 
 def _follow(service: Any, job_id: str, as_json: bool) -> None:
@@ -195,13 +195,13 @@ def _row(job: Job) -> list[str]:
 
 
 def _line(event: Event) -> str:
-    # What a topology's event did to each layer takes a screen; it is for --json.
+    # The changes of each layer would fill a screen. They are in the output of --json.
     data = "  ".join(f"{name}={_word(value)}" for name, value in event["data"].items() if name != "layers")
     return f"{event['created_at'][:19]}  {event['type']:<16}  attempt {event['attempt']}  {data}".rstrip()
 
 
 def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
-    """Status, what is not equal in the specs, the scores, and the sparsity that was counted."""
+    """Yield the status, the fields of the specs that differ, the scores, and the counted sparsity."""
     yield "status", [job["status"] for job in jobs]
     specs = [_flat(job["spec"]) for job in jobs]
     for name in sorted(set().union(*specs)):

@@ -1,4 +1,4 @@
-"""`seft models`: what can be repaired."""
+"""`seft models`: the models that a job may name."""
 
 import json
 from typing import Annotated
@@ -12,17 +12,19 @@ HEAD = ("model", "kind", "architecture", "parameters", "context", "licence", "fi
 
 
 def models(
-    model: Annotated[str | None, typer.Argument(help="Only this one; it may be any of the hub.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Show only this model, which may be any model of the hub.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List models that a job may name: local ones, those in the hub's cache, results of your jobs."""
+    """List the models that a job may name: local models, models in the hub cache, and results of your jobs."""
     if revision is not None and model is None:
-        raise typer.BadParameter("Name the model that it is of.", param_hint="--revision")
+        raise typer.BadParameter("Name the model of the revision.", param_hint="--revision")
     with connected(as_json) as service:
         if model is None:
-            found = service.models()
-            show_rows(found, as_json, HEAD, map(_row, found))
+            models = service.models()
+            show_rows(models, as_json, HEAD, map(_row, models))
         elif as_json:
             typer.echo(json.dumps(service.model(model, revision=revision)))
         else:

@@ -1,4 +1,4 @@
-"""`seft webhooks`: addresses that are told what happens to jobs."""
+"""`seft webhooks`: addresses that receive the events of jobs."""
 
 from typing import Annotated
 
@@ -6,16 +6,16 @@ import typer
 
 from seft.client.shell import AsJson, connected, show, show_rows
 
-app = typer.Typer(help="Addresses that are told what happens to jobs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Manage addresses that receive job events.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
 def create(
     url: str,
-    event: Annotated[list[str] | None, typer.Option(help="A type of event, such as job.succeeded; none: all.")] = None,
+    event: Annotated[list[str] | None, typer.Option(help="An event type, such as job.succeeded. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have an address told, and print the secret that signs, this once."""
+    """Create a webhook and print the secret that signs its messages. It is never shown again."""
     with connected(as_json) as service:
         hook = service.create_webhook(url, event or [])
         show(hook, as_json, f"{hook['id']}  {hook['secret']}")
@@ -25,16 +25,16 @@ def create(
 def list_webhooks(as_json: AsJson = False) -> None:
     """List webhooks, newest first."""
     with connected(as_json) as service:
-        found = service.webhooks()
+        hooks = service.webhooks()
         rows = (
-            [hook["id"], hook["url"], ", ".join(hook["events"]) or "all", hook["disabled_at"] or ""] for hook in found
+            [hook["id"], hook["url"], ", ".join(hook["events"]) or "all", hook["disabled_at"] or ""] for hook in hooks
         )
-        show_rows(found, as_json, ("webhook", "url", "events", "disabled"), rows)
+        show_rows(hooks, as_json, ("webhook", "url", "events", "disabled"), rows)
 
 
 @app.command()
 def delete(webhook_id: str, as_json: AsJson = False) -> None:
-    """Remove a webhook and its deliveries."""
+    """Delete a webhook and its deliveries."""
     with connected(as_json) as service:
         hook = service.delete_webhook(webhook_id)
         show(hook, as_json, f"{hook['id']}  deleted")
@@ -42,7 +42,7 @@ def delete(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def rotate(webhook_id: str, as_json: AsJson = False) -> None:
-    """Print a new secret; the one before signs beside it for a day."""
+    """Create and print a new secret. For one day messages carry signatures of both secrets."""
     with connected(as_json) as service:
         hook = service.rotate_webhook_secret(webhook_id)
         show(hook, as_json, hook["secret"])
@@ -50,7 +50,7 @@ def rotate(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def disable(webhook_id: str, as_json: AsJson = False) -> None:
-    """Deliver nothing until it is enabled again."""
+    """Stop deliveries until the webhook is enabled again."""
     with connected(as_json) as service:
         hook = service.disable_webhook(webhook_id)
         show(hook, as_json, f"{hook['id']}  disabled")
@@ -58,7 +58,7 @@ def disable(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def enable(webhook_id: str, as_json: AsJson = False) -> None:
-    """Take up deliveries again after they were given up."""
+    """Resume the deliveries of a disabled webhook."""
     with connected(as_json) as service:
         hook = service.enable_webhook(webhook_id)
         show(hook, as_json, f"{hook['id']}  enabled")
@@ -66,7 +66,7 @@ def enable(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command("test")
 def send_test(webhook_id: str, as_json: AsJson = False) -> None:
-    """Send a message that tells of nothing; `deliveries` shows what came of it."""
+    """Send a test message. `deliveries` shows its result."""
     with connected(as_json) as service:
         delivery = service.test_webhook(webhook_id)
         show(delivery, as_json, f"{delivery['id']}  {delivery['state']}")
@@ -74,9 +74,9 @@ def send_test(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def deliveries(webhook_id: str, as_json: AsJson = False) -> None:
-    """List what was sent to a webhook, is owed to it, and what it answered."""
+    """List the sent and pending deliveries of a webhook, with its answers."""
     with connected(as_json) as service:
-        found = service.webhook_deliveries(webhook_id)
+        entries = service.webhook_deliveries(webhook_id)
         rows = (
             [
                 each["id"],
@@ -85,6 +85,6 @@ def deliveries(webhook_id: str, as_json: AsJson = False) -> None:
                 ", ".join(str(entry["status"] or entry["text"]) for entry in each["log"]),
                 each["due_at"] or "",
             ]
-            for each in found
+            for each in entries
         )
-        show_rows(found, as_json, ("delivery", "event", "state", "answers", "next try"), rows)
+        show_rows(entries, as_json, ("delivery", "event", "state", "answers", "next try"), rows)

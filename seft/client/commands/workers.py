@@ -1,12 +1,12 @@
-"""`seft workers`: who does the jobs."""
+"""`seft workers`: the workers of the service."""
 
 from seft.client.shell import AsJson, connected, show_rows
 
 
 def workers(as_json: AsJson = False) -> None:
-    """List the service's workers, and what each of them does."""
+    """List the workers of the service and the job that each one runs."""
     with connected(as_json) as service:
-        found = service.workers()
+        answer = service.workers()
         rows = (
             [
                 worker["name"],
@@ -15,6 +15,6 @@ def workers(as_json: AsJson = False) -> None:
                 worker["job_id"] or ("busy" if worker["busy"] else ""),
                 worker["seen_at"][:19],
             ]
-            for worker in found
+            for worker in answer
         )
-        show_rows(found, as_json, ("worker", "device", "memory", "job", "seen"), rows)
+        show_rows(answer, as_json, ("worker", "device", "memory", "job", "seen"), rows)

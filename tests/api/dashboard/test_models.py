@@ -82,9 +82,9 @@ def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
 @pytest.mark.parametrize(
     ("query", "field", "expected"),
     [
-        ("model=nothing", "model", "no local model and no hub id"),
+        ("model=nothing", "model", "must be a local model or a hub id"),
         ("model=../tiny", "model", "without '..'"),
-        ("model=%00", "model", "no local model and no hub id"),
+        ("model=%00", "model", "must be a local model or a hub id"),
         ("model=tiny&revision=main", "revision", "only a model of the hub has revisions"),
     ],
 )

@@ -109,7 +109,7 @@ def test_dataset_preview_shows_the_training_input_of_a_model(
     assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
     assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)
     rejected = browser.get(f"{ROOT}/datasets/{dataset_id}", params={"model": EVIL})
-    assert (rejected.status_code, "no local model and no hub id" in rejected.text) == (422, True)
+    assert (rejected.status_code, "must be a local model or a hub id" in rejected.text) == (422, True)
     assert EVIL not in rejected.text
 
 

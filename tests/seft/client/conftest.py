@@ -1,4 +1,4 @@
-"""A scripted server and a real one; laws of the client are tried on both: who waits and who awaits."""
+"""Fixtures: a scripted server, a real service, and a client that is once blocking and once asynchronous."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,18 +25,18 @@ from tests.worker.conftest import variables
 PAUSES = (0.01, 0.01)
 
 
-class Awaited:
-    """An AsyncClient that looks like a Client."""
+class BlockingAdapter:
+    """Gives an AsyncClient the blocking interface of Client."""
 
     def __init__(self, portal: BlockingPortal, client: AsyncClient) -> None:
         self.portal, self.client = portal, client
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        async def answered(*arguments: Any, **named: Any) -> Any:
-            made = getattr(self.client, name)(*arguments, **named)
-            return [row async for row in made] if isinstance(getattr(AsyncClient, name), flow) else await made
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            result = getattr(self.client, name)(*args, **kwargs)
+            return [row async for row in result] if isinstance(getattr(AsyncClient, name), flow) else await result
 
-        return lambda *arguments, **named: self.portal.call(lambda: answered(*arguments, **named))
+        return lambda *args, **kwargs: self.portal.call(lambda: call(*args, **kwargs))
 
 
 @pytest.fixture
@@ -46,25 +46,25 @@ def script() -> Iterator[Script]:
         yield server
 
 
-@pytest.fixture(params=["waiting", "awaiting"])
+@pytest.fixture(params=["blocking", "asynchronous"])
 def client(script: Script, request: pytest.FixtureRequest) -> Iterator[Client]:
-    if request.param == "waiting":
+    if request.param == "blocking":
         with Client(script.url, "seft_key", pauses=PAUSES) as client:
             yield client
         return
     with start_blocking_portal() as portal:
-        awaiting = portal.call(lambda: made(script.url))
-        yield cast("Client", Awaited(portal, awaiting))
-        portal.call(awaiting.close)
+        asynchronous = portal.call(lambda: make_async_client(script.url))
+        yield cast("Client", BlockingAdapter(portal, asynchronous))
+        portal.call(asynchronous.close)
 
 
-async def made(url: str) -> AsyncClient:
+async def make_async_client(url: str) -> AsyncClient:
     return AsyncClient(url, "seft_key", pauses=PAUSES)
 
 
 @dataclass(frozen=True)
 class Service:
-    """A running API process, what is behind it, and a key to it."""
+    """A running API process, its database and storage, and an API key."""
 
     url: str
     api_key: str
@@ -74,7 +74,7 @@ class Service:
 
 @pytest.fixture
 def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
-    """A running API that knows one model. No worker."""
+    """A running API with one model and no worker."""
     model = write_hollow(tmp_path / "models" / "tiny")
     engine = make_engine(settings)
     sessions = make_sessions(engine)

@@ -1,4 +1,4 @@
-"""Small HTTP servers that do what a test tells them."""
+"""Small HTTP servers whose behaviour a test scripts."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Script(ThreadingHTTPServer):
-    """Answers requests with the next scripted answer: a status, headers and a body; None hangs up without one."""
+    """Answers each request with the next scripted answer: status, headers and body. None closes the connection."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -51,36 +51,36 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Store(ThreadingHTTPServer):
-    """Object storage with one object behind a signed link: ranges only, and as bad a network as a test wishes."""
+    """Object storage with one object behind a signed link. Serves ranges only, and can simulate network faults."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), StoreHandler)
         self.content, self.signature = content, 1
         self.ranges: list[tuple[int, int]] = []
         self.cuts: list[int] = []
-        """After so many bytes of an answer the connection breaks: one number for each of the next answers."""
-        self.refusals: list[tuple[int, dict[str, str]]] = []
-        self.stalled, self.go_on = threading.Event(), threading.Event()
+        """Number of bytes after which the connection breaks, one for each of the next answers."""
+        self.rejections: list[tuple[int, dict[str, str]]] = []
+        self.stalled, self.resume = threading.Event(), threading.Event()
         self.stall_at: int | None = None
-        """The answer that begins at this byte comes no further than half before `go_on`."""
+        """Start of the range whose answer stops at half until `resume` is set."""
 
     def file(self, name: str = "model.safetensors") -> dict[str, Any]:
-        """As the API tells of it, with a link that is good now."""
+        """Return the file as the API describes it, with a valid link."""
         url = f"http://127.0.0.1:{self.server_address[1]}/object?signature={self.signature}"
-        return described(name, self.content, url)
+        return file_view(name, self.content, url)
 
 
 class StoreHandler(BaseHTTPRequestHandler):
     server: Store
 
     def do_GET(self) -> None:
-        if self.server.refusals:
-            return self.refuse(*self.server.refusals.pop(0))
+        if self.server.rejections:
+            return self.reject(*self.server.rejections.pop(0))
         if not self.path.endswith(f"signature={self.server.signature}") or "Authorization" in self.headers:
-            return self.refuse(403, {})
-        if not (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
-            return self.refuse(400, {})
-        first, last = int(asked[1]), int(asked[2])
+            return self.reject(403, {})
+        if not (match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            return self.reject(400, {})
+        first, last = int(match[1]), int(match[2])
         content = self.server.content[first : last + 1]
         self.server.ranges.append((first, last + 1))
         cut = self.server.cuts.pop(0) if self.server.cuts else None
@@ -90,14 +90,14 @@ class StoreHandler(BaseHTTPRequestHandler):
         if first == self.server.stall_at:
             self.wfile.write(content[: len(content) // 2])
             self.server.stalled.set()
-            self.server.go_on.wait(60)
+            self.server.resume.wait(60)
             self.close_connection = True
             return None
         self.wfile.write(content[:cut])
         self.close_connection = cut is not None
         return None
 
-    def refuse(self, status: int, headers: dict[str, str]) -> None:
+    def reject(self, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": "0"}.items():
             self.send_header(name, value)
@@ -107,14 +107,14 @@ class StoreHandler(BaseHTTPRequestHandler):
         pass
 
 
-def described(name: str, content: bytes, url: str = "http://nowhere") -> dict[str, Any]:
-    """A file, as the API tells of it."""
+def file_view(name: str, content: bytes, url: str = "http://nowhere") -> dict[str, Any]:
+    """Return a file as the API describes it."""
     return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "url": url}
 
 
 @contextmanager
 def serving(server: ThreadingHTTPServer) -> Iterator[None]:
-    """Let it answer."""
+    """Run the server inside the context."""
     with server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

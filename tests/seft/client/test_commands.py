@@ -1,4 +1,4 @@
-"""The command `seft` against a running API."""
+"""The `seft` command with a running API."""
 
 import gzip
 import hashlib
@@ -37,7 +37,7 @@ CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
 
 
 class Shell:
-    """Somebody who has logged in."""
+    """A shell of a user who has logged in."""
 
     def __init__(self, service: Service, home: Path) -> None:
         self.service = service
@@ -65,13 +65,13 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def create(shell: Shell, data: Path, *more: str) -> Any:
-    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *more)
+def create(shell: Shell, data: Path, *options: str) -> Any:
+    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *options)
     return shell.json("jobs", "create", *words)
 
 
 def succeed(service: Service, content: bytes) -> str:
-    """What a worker would do with the next job; its id."""
+    """Do what a worker would do with the next job, and return the job's id."""
     with service.sessions.begin() as session:
         attempt = attempts.claim(session, "gpu-1", 60)
     assert attempt
@@ -91,62 +91,66 @@ def succeed(service: Service, content: bytes) -> str:
     return attempt.job_id
 
 
-def test_who_logs_in_needs_no_environment_and_a_wrong_key_is_not_kept(shell: Shell, tmp_path: Path) -> None:
+def test_login_replaces_the_environment_and_does_not_save_a_wrong_key(shell: Shell, tmp_path: Path) -> None:
     path = tmp_path / "home" / "seft" / "config.json"
-    kept = path.read_text()
+    saved = path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert shell.json("jobs", "list") == []
     result = shell.run("login", "--url", shell.service.url, typed="seft_wrong")
     assert result.exit_code == Exit.REFUSED
     assert "unauthenticated" in result.stderr
-    assert path.read_text() == kept
+    assert path.read_text() == saved
 
 
 def test_a_dataset_is_uploaded_without_its_broken_lines_and_previewed(shell: Shell, tmp_path: Path) -> None:
     pairs = ['{"prompt": "ask a ", "completion": "b"}', "broken", '{"prompt": "ask b ", "completion": "a"}']
     (data := tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress("\n".join(pairs).encode()))
     assert shell.run("datasets", "upload", str(data)).exit_code == Exit.REFUSED
-    made = shell.run("datasets", "upload", str(data), "--skip", "34").stdout
-    assert made.endswith("2 records, 1 broken lines left out\n")
-    shown = shell.run("datasets", "preview", made.split()[0], "--model", "tiny", "--records", "1").stdout
+    uploaded = shell.run("datasets", "upload", str(data), "--skip", "34").stdout
+    assert uploaded.endswith("2 records, 1 invalid lines skipped\n")
+    shown = shell.run("datasets", "preview", uploaded.split()[0], "--model", "tiny", "--records", "1").stdout
     assert shown == "4 tokens, 2 trained on\nask a[[ b <eos>]]\n\n8 tokens, 4 of them trained on\n"
 
 
-def test_a_large_file_is_sent_in_parts_and_goes_on_where_it_was_ended(
+def test_a_large_file_is_sent_in_parts_and_resumes_after_an_interruption(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(uploads, "PARTS_FROM", 1 << 20)
     line = b'{"text": "%09d' + b"x" * 9988 + b'"}\n'
     content = b"".join(line % number for number in range(2000))
     (data := tmp_path / "large.jsonl").write_bytes(content)
-    told: list[int] = []
+    progress: list[int] = []
 
-    def look(done: int, total: int) -> None:
-        told.append(done)
-        if told == [16 << 20]:
-            raise OSError("the lid was shut")
+    def record_progress(done: int, total: int) -> None:
+        progress.append(done)
+        if progress == [16 << 20]:
+            raise OSError("interrupted")
 
     with Client(shell.service.url, shell.service.api_key) as client:
-        with pytest.raises(OSError, match="lid"):
-            client.upload_dataset(data, at_once=1, progress=look)
-        (begun,) = client._service.get("/imports").json()["data"]
-        made = client.upload_dataset(data, at_once=1, progress=look)
-        assert [row["id"] for row in client._service.get("/imports").json()["data"]] == [begun["id"]]
-    assert told == [16 << 20, 16 << 20, len(content)]
-    assert (made["name"], made["records"], made["sha256"]) == ("large.jsonl", 2000, hashlib.sha256(content).hexdigest())
+        with pytest.raises(OSError, match="interrupted"):
+            client.upload_dataset(data, at_once=1, progress=record_progress)
+        (unfinished,) = client._service.get("/imports").json()["data"]
+        dataset = client.upload_dataset(data, at_once=1, progress=record_progress)
+        assert [row["id"] for row in client._service.get("/imports").json()["data"]] == [unfinished["id"]]
+    assert progress == [16 << 20, 16 << 20, len(content)]
+    assert (dataset["name"], dataset["records"], dataset["sha256"]) == (
+        "large.jsonl",
+        2000,
+        hashlib.sha256(content).hexdigest(),
+    )
     data.write_bytes(content + b"broken\n")
     assert "line 2001" in shell.run("datasets", "upload", str(data)).stderr
-    refused = shell.run("datasets", "import", "s3://nobodys/x.jsonl")
-    assert (refused.exit_code, "open to you" in refused.stderr) == (Exit.REFUSED, True)
+    result = shell.run("datasets", "import", "s3://nobodys/x.jsonl")
+    assert (result.exit_code, "open to you" in result.stderr) == (Exit.REFUSED, True)
 
 
-def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
+def test_a_job_is_created_changed_listed_compared_and_cloned(shell: Shell, data: Path) -> None:
     job = create(shell, data, "--set", "repair.steps=7", "--idempotency-key", "mine")
     assert job["spec"]["repair"]["steps"] == 7
-    for word, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
-        assert shell.json("jobs", word, job["id"])["status"] == status
+    for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert shell.json("jobs", verb, job["id"])["status"] == status
     other = shell.json("jobs", "clone", job["id"], "--set", "repair.steps=8")
-    listed = [one["id"] for one in shell.json("jobs", "list")]
+    listed = [row["id"] for row in shell.json("jobs", "list")]
     assert listed == [other["id"], job["id"]]
     assert other["id"] in shell.run("jobs", "list", "--status", "queued").stdout
     compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", *listed)}
@@ -156,19 +160,17 @@ def test_a_job_is_made_asked_of_and_cloned(shell: Shell, data: Path) -> None:
     result = shell.run("jobs", "resume", job["id"], "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
     waiting = shell.json("jobs", "clone", other["id"], "--set", "auto_start=false")
-    for word, status in (("start", "queued"), ("stop", "cancelled")):
-        assert shell.run("jobs", word, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
+    for verb, status in (("start", "queued"), ("stop", "cancelled")):
+        assert shell.run("jobs", verb, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
 
 
-def test_a_dataset_that_is_no_file_and_no_id_is_told_before_anything_is_asked(shell: Shell) -> None:
-    refused = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
-    assert refused.exit_code == Exit.USAGE
-    assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(refused.stderr.split())
+def test_a_dataset_that_is_neither_a_file_nor_an_id_is_rejected_before_any_request(shell: Shell) -> None:
+    result = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
+    assert result.exit_code == Exit.USAGE
+    assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(result.stderr.split())
 
 
-def test_the_script_of_the_readme_does_the_whole_job(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert block
     script = block[1].replace("HuggingFaceTB/SmolLM2-135M", "tiny")
@@ -192,7 +194,7 @@ def test_the_script_of_the_readme_does_the_whole_job(
     assert (tmp_path / "checkpoint" / "model.safetensors").read_bytes() == CONTENT
 
 
-def test_a_job_that_was_stopped_is_done_and_its_log_fits_a_line(shell: Shell, data: Path) -> None:
+def test_a_stopping_job_is_cancelled_and_its_log_entry_fits_one_line(shell: Shell, data: Path) -> None:
     job_id = create(shell, data)["id"]
     with shell.service.sessions.begin() as session:
         session.execute(text("UPDATE jobs SET stopping = true"))
@@ -202,14 +204,14 @@ def test_a_job_that_was_stopped_is_done_and_its_log_fits_a_line(shell: Shell, da
     assert shell.run("jobs", "logs", job_id).stdout.splitlines()[1].endswith("attempt 1  step=1  grown=9")
 
 
-def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path: Path) -> None:
+def test_a_job_is_watched_logged_and_downloaded(shell: Shell, data: Path, tmp_path: Path) -> None:
     job_id = create(shell, data)["id"]
     assert succeed(shell.service, CONTENT) == job_id
     watched = shell.run("jobs", "watch", job_id)
     assert (watched.exit_code, watched.stdout.splitlines()[-1]) == (0, f"{job_id}  succeeded")
-    told = [json.loads(line)["type"] for line in shell.run("jobs", "logs", "-f", job_id, "--json").stdout.splitlines()]
-    assert told == ["job.created", "job.claimed", "job.succeeded"]
-    assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == told
+    types = [json.loads(line)["type"] for line in shell.run("jobs", "logs", "-f", job_id, "--json").stdout.splitlines()]
+    assert types == ["job.created", "job.claimed", "job.succeeded"]
+    assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == types
     compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", job_id, job_id)}
     assert compared["perplexity pruned"] == [9.5, 9.5]
     assert compared["measured model.zeros"] == [5, 5]
@@ -217,55 +219,55 @@ def test_a_job_is_watched_told_of_and_fetched(shell: Shell, data: Path, tmp_path
     assert Path(path).read_bytes() == CONTENT
 
 
-def test_models_are_listed_and_an_estimate_needs_no_dataset_and_says_what_would_fit(shell: Shell) -> None:
+def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fits(shell: Shell) -> None:
     with shell.service.sessions.begin() as session:
         workers.record_heartbeat(session, "w1", Capability(CPU, "x86_64", 4 << 30, 1 << 40))
     words = ("--model", "tiny", "--sparsity", "0.6")
-    found = shell.json("estimate", *words)
-    assert (found["fits"], found["checkpoint_bytes"]) == (True, 2 * found["parameters"])
-    told = shell.run("estimate", *words).stdout
-    assert f"{found['parameters']:,}" in told
-    assert "w1" in told
+    estimate = shell.json("estimate", *words)
+    assert (estimate["fits"], estimate["checkpoint_bytes"]) == (True, 2 * estimate["parameters"])
+    output = shell.run("estimate", *words).stdout
+    assert f"{estimate['parameters']:,}" in output
+    assert "w1" in output
     (listed,) = shell.json("models")
-    assert (listed["id"], listed["parameters"]) == ("tiny", found["parameters"])
+    assert (listed["id"], listed["parameters"]) == ("tiny", estimate["parameters"])
     assert shell.json("models", "tiny") == listed
     assert listed["fits_on"] == ["w1"]
     (worker,) = shell.json("workers")
     assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
     assert shell.run("workers").stdout.splitlines()[1].split()[:5] == ["w1", "cpu", "x86_64", "4.3", "GB"]
-    for words_of_models in (["models"], ["models", "tiny"]):
-        (row,) = shell.run(*words_of_models).stdout.splitlines()[1:]
+    for model_words in (["models"], ["models", "tiny"]):
+        (row,) = shell.run(*model_words).stdout.splitlines()[1:]
         assert f"{listed['parameters']:,}" in row
         assert row.rstrip().endswith("w1")
     assert shell.run("models", "--revision", "main").exit_code == Exit.USAGE
-    refused = shell.run("models", "tiny", "--revision", "main")
-    assert (refused.exit_code, "only a model of the hub has revisions" in refused.stderr) == (Exit.REFUSED, True)
+    result = shell.run("models", "tiny", "--revision", "main")
+    assert (result.exit_code, "only a model of the hub has revisions" in result.stderr) == (Exit.REFUSED, True)
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
-    more = ("--set", "repair.sequence_tokens=4096")
-    assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *more).stdout
+    long = ("--set", "repair.sequence_tokens=4096")
+    assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *long).stdout
 
 
 @pytest.fixture
-def known_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that knows one token, for services that are started from now on."""
+def hub_with_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that accepts one token, for services that start after this fixture."""
     with hub({}, {"hf_example": "acme"}) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield
 
 
-def test_a_hub_token_is_read_from_a_pipe_told_of_and_forgotten(known_hub: None, shell: Shell) -> None:
+def test_a_hub_token_is_read_from_a_pipe_shown_and_deleted(hub_with_token: None, shell: Shell) -> None:
     assert shell.run("hub-token", "set", typed="hf_wrong").exit_code == Exit.REFUSED
-    given = shell.run("hub-token", "set", typed="hf_example")
-    assert (given.exit_code, given.stdout.split()[0]) == (0, "acme")
-    assert "hf_example" not in given.output
-    found = shell.json("hub-token", "show")
-    assert (found["name"], "token" in found) == ("acme", False)
-    assert shell.json("hub-token", "delete") == found
+    result = shell.run("hub-token", "set", typed="hf_example")
+    assert (result.exit_code, result.stdout.split()[0]) == (0, "acme")
+    assert "hf_example" not in result.output
+    token = shell.json("hub-token", "show")
+    assert (token["name"], "token" in token) == ("acme", False)
+    assert shell.json("hub-token", "delete") == token
     assert shell.run("hub-token", "show").exit_code == Exit.REFUSED
 
 
-def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shell, data: Path) -> None:
+def test_watching_a_job_that_does_not_succeed_ends_with_an_exit_code(shell: Shell, data: Path) -> None:
     job_id = create(shell, data)["id"]
     shell.run("jobs", "cancel", job_id)
     assert shell.run("jobs", "watch", job_id).exit_code == Exit.FAILED
@@ -274,7 +276,7 @@ def test_a_job_that_does_not_succeed_ends_watching_with_an_exit_code(shell: Shel
     assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["cancelled"]
 
 
-def test_a_webhook_is_made_tried_and_removed(shell: Shell) -> None:
+def test_a_webhook_is_created_tested_and_deleted(shell: Shell) -> None:
     hook = shell.json("webhooks", "create", "https://example.invalid/", "--event", "job.failed")
     assert (hook["events"], hook["secret"][:6]) == (["job.failed"], "whsec_")
     assert shell.json("webhooks", "test", hook["id"])["type"] == "webhook.test"
@@ -287,9 +289,9 @@ def test_a_webhook_is_made_tried_and_removed(shell: Shell) -> None:
     assert hook["id"] not in shell.run("webhooks", "list").stdout
 
 
-def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
+def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:
     dataset = shell.json("datasets", "upload", str(data))
-    assert [one["id"] for one in shell.json("datasets", "list")] == [dataset["id"]]
+    assert [row["id"] for row in shell.json("datasets", "list")] == [dataset["id"]]
     assert dataset["id"] in shell.run("datasets", "list").stdout
     assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
     assert shell.json("datasets", "list") == []
@@ -298,12 +300,12 @@ def test_datasets_and_keys_are_listed_whole(shell: Shell, data: Path) -> None:
     assert shell.json("keys", "revoke", key["id"])["revoked_at"]
     assert "create_key" in shell.run("audit").stdout
     data.write_text('{"tex": 1}\n')
-    refused = shell.run("datasets", "upload", str(data))
-    assert (refused.exit_code, "line 1" in refused.stderr) == (Exit.REFUSED, True)
+    result = shell.run("datasets", "upload", str(data))
+    assert (result.exit_code, "line 1" in result.stderr) == (Exit.REFUSED, True)
 
 
-@pytest.mark.parametrize(("told", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
-def test_a_download_that_was_ended_goes_on(script: Script, tmp_path: Path, told: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, Exit.INTERRUPTED)])
+def test_an_interrupted_download_resumes(script: Script, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     environment = {**os.environ, "SEFT_URL": script.url, "SEFT_API_KEY": "k"}
     words = ["-m", "seft", "jobs", "download", "job_1", str(tmp_path / "out"), "--at-once", "1"]
     with serving(store := Store(CONTENT)):
@@ -311,8 +313,8 @@ def test_a_download_that_was_ended_goes_on(script: Script, tmp_path: Path, told:
         script.will_answer({"data": [{"id": "ckpt_1", "files": [store.file()]}]})
         process = subprocess.Popen([sys.executable, *words], env=environment)
         assert store.stalled.wait(60)
-        process.send_signal(told)
-        store.go_on.set()
+        process.send_signal(sent)
+        store.resume.set()
         assert process.wait() == code
         store.stall_at = None
         store.ranges.clear()

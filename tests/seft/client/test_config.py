@@ -1,4 +1,4 @@
-"""Where the address and the key come from."""
+"""The address and the key come from arguments, the environment or the file of `seft login`."""
 
 import stat
 from pathlib import Path
@@ -9,7 +9,7 @@ from seft.client import Client
 from seft.client.config import Address, config_file
 from seft.client.errors import ClientError
 
-KEPT = Address("https://seft.example", "seft_kept")
+SAVED = Address("https://seft.example", "seft_saved")
 
 
 @pytest.fixture(autouse=True)
@@ -20,42 +20,42 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_file_is_for_its_owner_only_and_is_found_again(home: Path) -> None:
-    Address("https://former.example", "seft_former").keep()
-    path = KEPT.keep()
+def test_only_the_owner_can_read_the_file(home: Path) -> None:
+    Address("https://former.example", "seft_former").save()
+    path = SAVED.save()
     assert path == home / "seft" / "config.json" == config_file()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-    assert Address.found() == KEPT
+    assert Address.resolve() == SAVED
 
 
-def test_the_environment_wins_over_the_file_and_what_is_given_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    KEPT.keep()
+def test_arguments_override_the_environment_which_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    SAVED.save()
     monkeypatch.setenv("SEFT_API_KEY", "seft_env")
-    assert Address.found() == Address(KEPT.url, "seft_env")
+    assert Address.resolve() == Address(SAVED.url, "seft_env")
     monkeypatch.setenv("SEFT_URL", "http://127.0.0.1:1/")
-    assert Address.found() == Address("http://127.0.0.1:1", "seft_env")
-    with Client("http://127.0.0.1:2", "seft_given") as client:
+    assert Address.resolve() == Address("http://127.0.0.1:1", "seft_env")
+    with Client("http://127.0.0.1:2", "seft_argument") as client:
         assert client.url == "http://127.0.0.1:2"
 
 
-def test_the_kept_key_is_shown_to_no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    KEPT.keep()
-    monkeypatch.setenv("SEFT_URL", f"{KEPT.url}/")
-    assert Address.found() == KEPT
+def test_the_saved_key_is_sent_to_no_other_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    SAVED.save()
+    monkeypatch.setenv("SEFT_URL", f"{SAVED.url}/")
+    assert Address.resolve() == SAVED
     monkeypatch.setenv("SEFT_URL", "https://other.example")
     with pytest.raises(ClientError, match=r"not for https://other\.example"):
-        Address.found()
+        Address.resolve()
 
 
-def test_what_is_missing_or_wrong_is_told_with_the_way_out(home: Path) -> None:
+def test_an_error_says_what_is_missing_or_wrong_and_the_way_out(home: Path) -> None:
     with pytest.raises(ClientError, match=r"SEFT_URL is not set\. Run `seft login`"):
-        Address.found()
+        Address.resolve()
     with pytest.raises(ClientError, match="SEFT_API_KEY is not set"):
-        Address.found("http://127.0.0.1:1")
+        Address.resolve("http://127.0.0.1:1")
     with pytest.raises(ClientError, match="must begin with http"):
-        Address.found("localhost:8000", "seft_x")
-    KEPT.keep().write_text("{")
+        Address.resolve("localhost:8000", "seft_x")
+    SAVED.save().write_text("{")
     with pytest.raises(ClientError, match="Run `seft login` again"):
-        Address.found()
+        Address.resolve()

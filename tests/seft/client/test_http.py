@@ -1,4 +1,4 @@
-"""Laws of both clients, against a small HTTP server that does what each test tells it."""
+"""Both clients, with a small HTTP server that each test scripts."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.seft.client.servers import Script
 SPEC = {"model": "m", "dataset": "file_x", "sparsity": 0.6}
 
 
-def test_a_call_is_repeated_when_the_connection_breaks_or_the_server_is_busy(script: Script, client: Client) -> None:
+def test_a_call_is_retried_if_the_connection_breaks_or_the_server_is_busy(script: Script, client: Client) -> None:
     script.answers.append(None)
     script.will_answer({"code": "unavailable"}, status=503, Retry_After="0")
     script.will_answer({"id": "job_1"}, status=202)
@@ -25,7 +25,7 @@ def test_a_call_is_repeated_when_the_connection_breaks_or_the_server_is_busy(scr
     assert len(keys) == 1
 
 
-def test_two_calls_make_two_jobs_unless_they_share_a_key(script: Script, client: Client) -> None:
+def test_two_calls_create_two_jobs_unless_they_share_a_key(script: Script, client: Client) -> None:
     for _ in range(4):
         script.will_answer({"id": "job_1"})
     client.create_job(SPEC)
@@ -37,7 +37,7 @@ def test_two_calls_make_two_jobs_unless_they_share_a_key(script: Script, client:
     assert keys[2:] == ["mine", "mine"]
 
 
-def test_an_upload_is_whole_again_when_it_is_repeated(script: Script, client: Client, tmp_path: Path) -> None:
+def test_a_retried_upload_sends_the_whole_file_again(script: Script, client: Client, tmp_path: Path) -> None:
     (data := tmp_path / "data.jsonl").write_text('{"text": "all of it"}\n')
     script.will_answer({}, status=503)
     script.will_answer({"id": "file_1"})
@@ -45,7 +45,7 @@ def test_an_upload_is_whole_again_when_it_is_repeated(script: Script, client: Cl
     assert all(b"all of it" in body for _, _, _, body in script.requests)
 
 
-def test_a_refusal_names_each_flaw(script: Script, client: Client) -> None:
+def test_a_rejection_names_each_flaw(script: Script, client: Client) -> None:
     flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}
     body = {"code": "invalid_request", "detail": "It is wrong.", "request_id": "req_1", "errors": [flaw]}
     script.will_answer(body, status=422)
@@ -57,7 +57,7 @@ def test_a_refusal_names_each_flaw(script: Script, client: Client) -> None:
     assert len(script.requests) == 1
 
 
-def test_a_call_whose_twin_is_still_being_served_is_repeated(script: Script, client: Client) -> None:
+def test_a_call_is_retried_while_an_equal_call_is_in_flight(script: Script, client: Client) -> None:
     script.will_answer({"code": "idempotency_in_flight"}, status=409, Retry_After="0")
     script.will_answer({"id": "job_1"}, status=202)
     assert client.create_job(SPEC)["id"] == "job_1"
@@ -66,15 +66,15 @@ def test_a_call_whose_twin_is_still_being_served_is_repeated(script: Script, cli
         client.cancel("job_1")
 
 
-def test_what_is_asked_of_a_job_is_a_post_to_the_word(script: Script, client: Client) -> None:
-    for ask in (client.cancel, client.pause, client.resume, client.stop, client.start):
+def test_each_action_on_a_job_is_a_post_to_its_path(script: Script, client: Client) -> None:
+    for act in (client.cancel, client.pause, client.resume, client.stop, client.start):
         script.will_answer({"id": "job_1"})
-        ask("job_1")
-    words = [f"/jobs/job_1/{word}" for word in ("cancel", "pause", "resume", "stop", "start")]
-    assert [(method, path) for method, path, _, _ in script.requests] == [("POST", word) for word in words]
+        act("job_1")
+    paths = [f"/jobs/job_1/{action}" for action in ("cancel", "pause", "resume", "stop", "start")]
+    assert [(method, path) for method, path, _, _ in script.requests] == [("POST", path) for path in paths]
 
 
-def test_an_address_that_is_not_the_services_is_told(script: Script, client: Client) -> None:
+def test_an_address_of_another_server_is_reported(script: Script, client: Client) -> None:
     script.will_answer(b"", status=301, Location="https://other.example/")
     with pytest.raises(ApiProblem, match="HTTP 301"):
         client.job("job_1")
@@ -83,16 +83,16 @@ def test_an_address_that_is_not_the_services_is_told(script: Script, client: Cli
         client.job("job_1")
 
 
-def test_a_refusal_by_a_proxy_is_told_too(script: Script, client: Client) -> None:
+def test_a_rejection_by_a_proxy_is_reported(script: Script, client: Client) -> None:
     for _ in range(3):
         script.will_answer(b"<h1>Bad gateway</h1>", status=502)
     with pytest.raises(ApiProblem, match="HTTP 502"):
         client.job("job_1")
 
 
-def test_a_server_that_stays_away_is_told_with_the_way_out(script: Script, client: Client) -> None:
+def test_an_unreachable_server_is_reported_with_the_way_out(script: Script, client: Client) -> None:
     script.answers += [None] * 3
-    with pytest.raises(ClientError, match=f"^{script.url} does not answer: .* Is the address right"):
+    with pytest.raises(ClientError, match=f"^{script.url} does not answer: .* Check the address"):
         client.job("job_1")
 
 
@@ -103,13 +103,13 @@ def test_pages_are_followed_by_the_last_row(script: Script, client: Client) -> N
     assert [path for _, path, _, _ in script.requests] == ["/jobs?status=queued", "/jobs?status=queued&after=job_2"]
 
 
-def test_jobs_are_narrowed_by_model_and_metadata(script: Script, client: Client) -> None:
+def test_jobs_are_filtered_by_model_and_metadata(script: Script, client: Client) -> None:
     script.will_answer({"data": [], "has_more": False})
     assert list(client.jobs(model="m", metadata={"team": "a", "run": "x=1"})) == []
     assert script.requests[0][1] == "/jobs?model=m&metadata=team%3Da&metadata=run%3Dx%3D1"
 
 
-def test_a_clone_carries_its_overrides_and_a_key(script: Script, client: Client) -> None:
+def test_a_clone_sends_its_overrides_and_an_idempotency_key(script: Script, client: Client) -> None:
     script.will_answer({"code": "unavailable"}, status=503, Retry_After="0")
     script.will_answer({"id": "job_2"}, status=202)
     assert client.clone_job("job_1", {"sparsity": 0.5})["id"] == "job_2"
@@ -118,7 +118,7 @@ def test_a_clone_carries_its_overrides_and_a_key(script: Script, client: Client)
     assert len({headers["Idempotency-Key"] for _, _, headers, _ in script.requests}) == 1
 
 
-def test_metrics_go_on_behind_a_step(script: Script, client: Client) -> None:
+def test_metrics_continue_after_a_step(script: Script, client: Client) -> None:
     script.will_answer({"data": [{"step": 5}], "has_more": True})
     script.will_answer({"data": [{"step": 6}], "has_more": False})
     assert [metric["step"] for metric in client.metrics("job_1", after_step=4)] == [5, 6]
@@ -139,9 +139,7 @@ def stream(*events: int) -> bytes:
     return b": hello\n\n" + b"".join(b'id: %d\nevent: job.x\ndata: {"id": %d}\n\n' % (n, n) for n in events)
 
 
-def test_a_stream_of_events_goes_on_where_it_broke_until_the_service_says_that_all_is_told(
-    script: Script, client: Client
-) -> None:
+def test_a_stream_of_events_resumes_where_it_broke_until_the_service_ends_it(script: Script, client: Client) -> None:
     script.will_answer(stream(3, 5))
     script.will_answer({}, status=503, Retry_After="0")
     script.will_answer(stream(8) + b'data: {"id": 9, "cut')
@@ -152,7 +150,7 @@ def test_a_stream_of_events_goes_on_where_it_broke_until_the_service_says_that_a
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_events_are_whole_however_the_bytes_are_cut(end: str) -> None:
+def test_events_are_complete_for_every_size_of_the_chunks(end: str) -> None:
     text = f"id: 1{end}data: a{end}data:b{end}{end}: still here{end}{end}data: ä{end}{end}".encode()
     for size in (1, 2, 3, 1000):
         reader = EventReader()
@@ -160,19 +158,19 @@ def test_events_are_whole_however_the_bytes_are_cut(end: str) -> None:
         assert [data for chunk in chunks for data in reader.feed(chunk)] == ["a\nb", "ä"]
 
 
-def test_a_time_to_try_again_may_be_a_date(script: Script, client: Client) -> None:
+def test_retry_after_may_be_a_date(script: Script, client: Client) -> None:
     script.will_answer({}, status=429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT")
     script.will_answer({"id": "job_1"})
     assert client.job("job_1")["id"] == "job_1"
 
 
-def test_a_server_that_asks_for_too_much_patience_is_told_at_once(script: Script, client: Client) -> None:
+def test_a_retry_after_that_is_too_long_fails_at_once(script: Script, client: Client) -> None:
     script.will_answer({"code": "rate_limited", "detail": "Too many."}, status=429, Retry_After="3600")
     with pytest.raises(ApiProblem, match="rate_limited: Too many"):
         client.job("job_1")
 
 
-def test_a_proxy_that_speaks_for_a_service_that_starts_is_asked_again(script: Script, client: Client) -> None:
+def test_a_proxy_error_while_the_service_starts_is_retried(script: Script, client: Client) -> None:
     script.will_answer(b"<h1>Bad gateway</h1>", status=502)
     script.will_answer({"id": "job_1"})
     assert client.job("job_1")["id"] == "job_1"
@@ -181,35 +179,35 @@ def test_a_proxy_that_speaks_for_a_service_that_starts_is_asked_again(script: Sc
         client.create_job(SPEC)
 
 
-def test_an_upload_tells_how_far_it_is(script: Script, client: Client, tmp_path: Path) -> None:
+def test_an_upload_reports_its_progress(script: Script, client: Client, tmp_path: Path) -> None:
     (data := tmp_path / "data.jsonl").write_bytes(b"x" * 200_000)
     script.will_answer({"id": "file_1"})
-    told: list[tuple[int, int]] = []
-    client.upload_dataset(data, progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert len(told) > 2
-    assert told[-1] == (200_000, 200_000)
+    progress: list[tuple[int, int]] = []
+    client.upload_dataset(data, progress=lambda done, total: progress.append((done, total)))
+    assert progress == sorted(progress)
+    assert len(progress) > 2
+    assert progress[-1] == (200_000, 200_000)
 
 
-async def types(waiting: Client, awaiting: AsyncClient) -> None:
-    """Never run: mypy reads it. One description has the right types for who waits and for who awaits."""
-    assert_type(waiting.job("job_1"), Job)
-    assert_type(await awaiting.job("job_1"), Job)
-    assert_type(next(waiting.watch("job_1")), Job)
-    assert_type(await anext(aiter(awaiting.watch("job_1"))), Job)
-    assert_type(await awaiting.upload_dataset(Path()), Dataset)
-    waiting.job()  # type: ignore[call-arg]
-    awaiting.download("job_1", "folder")  # type: ignore[arg-type]
+async def types(blocking: Client, asynchronous: AsyncClient) -> None:
+    """Only checked by mypy, never run. Both clients have the right types, although they share one definition."""
+    assert_type(blocking.job("job_1"), Job)
+    assert_type(await asynchronous.job("job_1"), Job)
+    assert_type(next(blocking.watch("job_1")), Job)
+    assert_type(await anext(aiter(asynchronous.watch("job_1"))), Job)
+    assert_type(await asynchronous.upload_dataset(Path()), Dataset)
+    blocking.job()  # type: ignore[call-arg]
+    asynchronous.download("job_1", "folder")  # type: ignore[arg-type]
 
 
-def test_a_job_without_a_checkpoint_is_told(script: Script, client: Client, tmp_path: Path) -> None:
+def test_a_job_without_a_checkpoint_is_reported(script: Script, client: Client, tmp_path: Path) -> None:
     script.will_answer({"data": []})
     script.will_answer({"status": "running"})
     with pytest.raises(ClientError, match="no checkpoint; it is running"):
         client.download("job_1", tmp_path)
 
 
-def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -> None:
+def test_creating_a_key_is_never_retried(script: Script, client: Client) -> None:
     script.answers.append(None)
     with pytest.raises(ClientError):
         client.create_key("nightly", "read")
@@ -218,7 +216,7 @@ def test_the_making_of_a_key_is_never_repeated(script: Script, client: Client) -
     assert [json.loads(body) for _, _, _, body in script.requests] == [{"name": "nightly", "scope": "read"}] * 2
 
 
-def test_models_estimates_and_previews_are_asked_for(script: Script, client: Client) -> None:
+def test_models_estimates_and_previews_are_requested(script: Script, client: Client) -> None:
     script.will_answer({"id": "owner/a name", "fits_on": ["w1"]})
     script.will_answer({"data": [{"id": "a"}], "has_more": True})
     script.will_answer({"data": [{"id": "b"}], "has_more": False})

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs."""
+"""The progress display of a running job."""
 
 import io
 from collections.abc import Iterator
@@ -30,33 +30,33 @@ JOB: Job = {
 
 
 class Scripted:
-    """A service with one job and its metrics."""
+    """A service with one job and its metrics. `watch` yields the given states of the job."""
 
     def __init__(self, *jobs: Job) -> None:
-        self.jobs_to_come = jobs
+        self.states = jobs
 
     def watch(self, job_id: str) -> Iterator[Job]:
-        yield from self.jobs_to_come
+        yield from self.states
 
     def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
         rows: list[Metric] = [{"step": 3, "attempt": 1, "values": {"loss": 3.5, "tokens_per_second": 201.4}}]
         yield from (row for row in rows if row["step"] > after_step)
 
 
-class Anew(Scripted):
-    """Its third answer is of a training that was begun anew and has measured one step."""
+class Restarted(Scripted):
+    """From the third call of `metrics`, training has restarted. Its first step is measured from the fourth call on."""
 
-    asked = 0
+    calls = 0
 
     def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
-        self.asked += 1
-        if self.asked < 3:
+        self.calls += 1
+        if self.calls < 3:
             yield from super().metrics(job_id, after_step=after_step)
-        elif self.asked > 3 and after_step < 1:
+        elif self.calls > 3 and after_step < 1:
             yield {"step": 1, "attempt": 2, "values": {"loss": 9.5}}
 
 
-def followed(console: Console, *jobs: Job) -> str:
+def output_of(console: Console, *jobs: Job) -> str:
     assert follow(Scripted(*jobs), "job_1", console)["status"] == jobs[-1]["status"]
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -64,23 +64,23 @@ def followed(console: Console, *jobs: Job) -> str:
 
 def test_a_terminal_shows_phase_step_loss_speed_and_time_left() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    shown = followed(console, JOB, {**JOB, "status": "succeeded", "progress": 1.0})
+    shown = output_of(console, JOB, {**JOB, "status": "succeeded", "progress": 1.0})
     for word in ("training", "step 3/24", "loss 3.500", "201 tokens/s", "50%", "left"):
         assert word in shown
 
 
-def test_nobody_looking_gets_a_line_for_each_phase() -> None:
+def test_without_a_terminal_each_phase_is_one_line() -> None:
     console = Console(file=io.StringIO(), width=140)
     last: Job = {**JOB, "status": "succeeded", "phase": None, "progress": 1.0}
-    shown = followed(console, JOB, JOB, JOB, last)
+    shown = output_of(console, JOB, JOB, JOB, last)
     assert [line.split()[:2] for line in shown.splitlines()] == [["50%", "training"], ["100%", "succeeded"]]
 
 
-def test_of_a_training_that_began_anew_nothing_of_the_lost_one_is_shown() -> None:
+def test_metrics_of_a_lost_training_are_not_shown_after_a_restart() -> None:
     console = Console(file=io.StringIO(), width=140)
-    anew: Job = {**JOB, "attempt": 2, "step": 0, "phase": "loading"}
-    first: Job = {**anew, "step": 1, "phase": "training"}
-    follow(Anew(JOB, JOB, anew, first), "job_1", console)
+    restarted: Job = {**JOB, "attempt": 2, "step": 0, "phase": "loading"}
+    first: Job = {**restarted, "step": 1, "phase": "training"}
+    follow(Restarted(JOB, JOB, restarted, first), "job_1", console)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue().splitlines()
     assert [("loss" in line, "loss 9.500" in line) for line in shown] == [(True, False), (False, False), (True, True)]

@@ -1,4 +1,4 @@
-"""The client's types say what the API's schemas say."""
+"""The client's types have the same fields as the API's schemas."""
 
 import pytest
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ from seft.client import responses
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("response", "schema"),
     [
         (responses.Failure, job_schemas.ErrorView),
         (responses.Job, job_schemas.JobDetail),
@@ -46,5 +46,5 @@ from seft.client import responses
         (responses.Estimate, estimate_schemas.EstimateView),
     ],
 )
-def test_an_answer_has_the_fields_of_its_schema(ours: type, theirs: type[BaseModel]) -> None:
-    assert set(ours.__annotations__) == set(theirs.model_fields)
+def test_a_response_has_the_fields_of_its_schema(response: type, schema: type[BaseModel]) -> None:
+    assert set(response.__annotations__) == set(schema.model_fields)

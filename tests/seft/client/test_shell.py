@@ -1,4 +1,4 @@
-"""The words of the command line, without a service."""
+"""The command line without a service."""
 
 import json
 import os
@@ -34,85 +34,85 @@ def test_a_setting_reaches_any_depth_and_is_json_or_a_word() -> None:
     }
 
 
-def test_a_setting_that_cannot_be_understood_is_refused() -> None:
+def test_an_invalid_setting_is_rejected() -> None:
     with pytest.raises(BadParameter, match=r"repair\.steps=100"):
         assigned(["repair.steps"])
-    with pytest.raises(BadParameter, match="repair is set to a value and to fields"):
+    with pytest.raises(BadParameter, match="repair must be set either to a value or to its fields"):
         assigned(["repair=1", "repair.steps=100"])
 
 
-def test_a_missing_file_is_told_in_the_commands_words() -> None:
-    code, _, said = run("datasets", "upload", "nothing.jsonl")
+def test_a_missing_file_is_a_usage_error() -> None:
+    code, _, stderr = run("datasets", "upload", "nothing.jsonl")
     assert code == Exit.USAGE
-    assert "does not exist" in said
+    assert "does not exist" in stderr
 
 
 def test_a_missing_address_is_one_clear_line() -> None:
-    said = "SEFT_URL is not set. Run `seft login`, or set it as `make up` prints it.\n"
-    assert run("jobs", "list") == (Exit.USAGE, "", said)
+    message = "SEFT_URL is not set. Run `seft login`, or set the variable to the value that `make up` prints.\n"
+    assert run("jobs", "list") == (Exit.USAGE, "", message)
 
 
-def test_each_way_of_going_wrong_has_its_exit_code(script: Script) -> None:
+def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
     words = ("jobs", "cancel", "job_1", "--json")
     script.will_answer(b"<h1>It works!</h1>")
-    code, told, said = run(*words, url=script.url, key="k")
-    assert (code, json.loads(told)["error"]["code"]) == (Exit.UNREACHABLE, "unreachable")
-    assert "Is that the address of the service?" in said
+    code, stdout, stderr = run(*words, url=script.url, key="k")
+    assert (code, json.loads(stdout)["error"]["code"]) == (Exit.UNREACHABLE, "unreachable")
+    assert "Is that the address of the service?" in stderr
     script.will_answer(b"<h1>Nothing here</h1>", status=404)
     assert run(*words, url=script.url, key="k")[0] == Exit.UNREACHABLE
     flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}
     script.will_answer({"code": "conflict", "detail": "No.", "request_id": "req_1", "errors": [flaw]}, status=409)
-    code, told, said = run(*words, url=script.url, key="k")
-    assert (code, said.splitlines()[0]) == (Exit.REFUSED, "conflict: No.")
-    assert json.loads(told) == {
+    code, stdout, stderr = run(*words, url=script.url, key="k")
+    assert (code, stderr.splitlines()[0]) == (Exit.REFUSED, "conflict: No.")
+    assert json.loads(stdout) == {
         "error": {"code": "conflict", "message": "No.", "errors": [flaw], "request_id": "req_1"}
     }
 
 
-def test_what_is_wrong_is_said_once() -> None:
+def test_each_flaw_is_shown_once() -> None:
     flaws = (
         Flaw("sparsity", "at most 0.99", "1.2", "0.6 is usual."),
         Flaw("model", "The hub has no 'm'.", "'m'", "Look."),
     )
-    refused = ApiProblem(
+    error = ApiProblem(
         422, "invalid_request", "sparsity: at most 0.99; The hub has no 'm'.", flaws, None, title="Wrong"
     )
-    assert str(refused).splitlines() == [
+    assert str(error).splitlines() == [
         "invalid_request: Wrong",
         "  sparsity: at most 0.99; it is 1.2. 0.6 is usual.",
         "  model: The hub has no 'm'. Look.",
     ]
 
 
-def test_a_file_is_checked_here_with_the_number_of_each_broken_line(tmp_path: Path) -> None:
+def test_a_file_is_checked_locally_and_each_broken_line_is_numbered(tmp_path: Path) -> None:
     (data := tmp_path / "data.jsonl").write_text(GOOD)
     assert run("datasets", "check", str(data)) == (Exit.DONE, f"{data}  text  2 records\n", "")
     data.write_text(GOOD + '{"tex": 1}\n{"text": 7}\n')
-    code, told, _ = run("datasets", "check", str(data), "--json")
+    code, stdout, _ = run("datasets", "check", str(data), "--json")
     assert code == Exit.FAILED
-    assert [error["param"] for error in json.loads(told)["errors"]] == ["line 3", "line 4"]
+    assert [error["param"] for error in json.loads(stdout)["errors"]] == ["line 3", "line 4"]
     data.write_text('{"text": "one"}\n' * 3)
-    code, told, _ = run("datasets", "check", str(data))
-    assert (code, "two different records" in told) == (Exit.FAILED, True)
+    code, stdout, _ = run("datasets", "check", str(data))
+    assert (code, "two different records" in stdout) == (Exit.FAILED, True)
 
 
-def test_the_librarys_verbs_are_offered_and_handed_over_whole(tmp_path: Path) -> None:
+def test_the_librarys_commands_are_available_and_passed_through(tmp_path: Path) -> None:
     for verb in VERBS:
         assert run(verb, "--help")[0] == 0
-    code, told, _ = run("inspect", str(tmp_path), "--json")
+    code, stdout, _ = run("inspect", str(tmp_path), "--json")
     assert code == Exit.USAGE
-    assert json.loads(told)["error"]["message"].endswith("Name a model's folder or a GGUF file.")
+    assert json.loads(stdout)["error"]["message"].endswith("Name a model's folder or a GGUF file.")
 
 
 def test_the_shell_completes_words_and_options() -> None:
-    for typed, offered in (("seft jobs c", ["cancel", "clone", "compare", "create"]), ("seft login --u", ["--url"])):
-        words = {"_SEFT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-        told = CliRunner().invoke(app, [], prog_name="seft", env=words)
-        assert sorted(told.stdout.split()) == offered
+    for line, completions in (("seft jobs c", ["cancel", "clone", "compare", "create"]), ("seft login --u", ["--url"])):
+        words = {"_SEFT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        result = CliRunner().invoke(app, [], prog_name="seft", env=words)
+        assert sorted(result.stdout.split()) == completions
 
 
 @pytest.mark.parametrize("words", [["--help"], ["jobs", "--help"], ["datasets", "upload", "--help"]])
-def test_help_loads_nothing_that_only_work_needs(words: list[str]) -> None:
+def test_help_loads_no_slow_modules(words: list[str]) -> None:
     slow = {"torch", "httpx2", "rich", "seft.cli", "seft.config", "sqlalchemy", "asyncio", "pydantic"}
     script = f"""
 import sys
@@ -121,19 +121,19 @@ try: app({words})
 except SystemExit: pass
 print(sorted({slow} & set(sys.modules)))
 """
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("Usage")
-    assert shown.stdout.splitlines()[-1] == "[]"
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.startswith("Usage")
+    assert process.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["jobs", "create", "--help"]])
 def test_help_takes_less_than_150_ms(words: list[str], tmp_path: Path) -> None:
-    """Of a processor: what else the machine does in the meantime is not the command's. The best of a few."""
+    """Measures processor time, so that other load on the machine does not count, and takes the best of several runs."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    spent = []
+    seconds = []
     for _ in range(6):  # the first one compiles
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "seft", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) < 0.15
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.15

@@ -1,11 +1,11 @@
-"""Conversations: rendered as the template says, and the assistant's words, those alone, trained on."""
+"""Conversations are rendered by the chat template, and only the assistant's messages are trained on."""
 
 import re
 from typing import Any
 
 import pytest
 
-from seft.data.chat import mark_chat
+from seft.data.chat import tokenize_chat
 from seft.data.records import Chat, Message, Role
 from seft.errors import ConfigError
 from tests.tiny import tiny_tokenizer
@@ -30,7 +30,7 @@ GEMMA = (
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-QWEN3 = (  # what of its template writes answers: empty thoughts in the last one alone
+QWEN3 = (  # the part of its template that renders answers: only the last one has empty thoughts
     "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}"
     "{%- for message in messages[::-1] %}{%- set index = (messages|length - 1) - loop.index0 %}"
     "{%- if ns.multi_step_tool and message.role == 'user' and message.content is string"
@@ -80,10 +80,10 @@ def tokenizer_with(template: str | None, special: list[str] = SPECIAL) -> Any:
 
 
 def trained_on(tokenizer: Any, chat: Chat = CONVERSATION) -> list[str]:
-    """The runs of tokens that are trained on, as text."""
-    marked = mark_chat(chat, tokenizer)
+    """Return the text of each run of tokens that is trained on."""
+    tokenized = tokenize_chat(chat, tokenizer)
     runs: list[list[int]] = [[]]
-    for token, trained in zip(marked.tokens, marked.trained, strict=True):
+    for token, trained in zip(tokenized.tokens, tokenized.trained, strict=True):
         if trained:
             runs[-1].append(token)
         elif runs[-1]:
@@ -103,53 +103,51 @@ def trained_on(tokenizer: Any, chat: Chat = CONVERSATION) -> list[str]:
     ],
     ids=["chatml", "llama 3", "mistral", "gemma", "marked"],
 )
-def test_what_the_assistant_says_is_trained_on_and_nothing_else(
-    template: str, expected: list[str], special: list[str]
-) -> None:
-    found = trained_on(tokenizer_with(template, special))
+def test_only_the_assistants_messages_are_trained_on(template: str, expected: list[str], special: list[str]) -> None:
+    runs = trained_on(tokenizer_with(template, special))
     if special:
-        assert found == expected
+        assert runs == expected
     else:
-        # Where no mark parts the tokens, one may lie across the end of what is said and what comes after it.
-        assert len(found) == len(expected)
-        for run, wanted in zip(found, expected, strict=True):
-            assert run.strip()[:-1] in wanted
-            assert wanted.strip()[:-4] in run
+        # Without special tokens, a token may span the end of a message and the text after it.
+        assert len(runs) == len(expected)
+        for run, message in zip(runs, expected, strict=True):
+            assert run.strip()[:-1] in message
+            assert message.strip()[:-4] in run
 
 
-def test_the_tokens_are_those_that_the_tokenizer_makes_of_a_conversation() -> None:
-    said = [{"role": message.role.value, "content": message.content} for message in CONVERSATION.messages]
+def test_the_tokens_are_those_of_the_tokenizers_own_chat_template() -> None:
+    messages = [{"role": message.role.value, "content": message.content} for message in CONVERSATION.messages]
     for template in (CHATML, LLAMA3, MISTRAL, GEMMA, MARKED):
         tokenizer = tokenizer_with(template)
-        made = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
-        assert mark_chat(CONVERSATION, tokenizer).tokens == made
+        expected = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+        assert tokenize_chat(CONVERSATION, tokenizer).tokens == expected
 
 
-def test_a_template_whose_end_comes_once_trains_on_the_end_once() -> None:
+def test_an_end_mark_that_is_rendered_once_is_trained_on_once() -> None:
     assert trained_on(tokenizer_with(LAST_ENDS)) == ["It is four, or 4.\n\n", "Then it is 5. 🙂\n</s>"]
 
 
-def test_a_template_that_thinks_in_the_last_answer_alone_is_followed() -> None:
+def test_a_template_that_adds_thoughts_to_the_last_answer_only_is_supported() -> None:
     tokenizer = tokenizer_with(QWEN3)
     last = "<think>\n\n</think>\n\nThen it is 5. 🙂<|im_end|>\n"
     assert trained_on(tokenizer) == ["It is four, or 4.\n<|im_end|>\n", last]
-    for said in ("think", "end", "n", ""):
-        chat = Chat((CONVERSATION.messages[0], Message(Role.ASSISTANT, said), *CONVERSATION.messages[2:]))
-        assert trained_on(tokenizer, chat) == [f"{said}<|im_end|>\n", last]
+    for content in ("think", "end", "n", ""):
+        chat = Chat((CONVERSATION.messages[0], Message(Role.ASSISTANT, content), *CONVERSATION.messages[2:]))
+        assert trained_on(tokenizer, chat) == [f"{content}<|im_end|>\n", last]
 
 
-def test_words_that_only_a_later_message_has_are_not_taken_for_those_of_the_assistant() -> None:
+def test_words_of_a_later_message_are_not_taken_for_the_assistants() -> None:
     forgetful = (
         "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
         "{% if message['role'] == 'user' or loop.last %}{{ message['content'] }}{% endif %}{{ '<|im_end|>\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     words = zip((Role.USER, Role.ASSISTANT) * 2, ("1?", "yes", "yes?", "no"), strict=True)
-    with pytest.raises(ConfigError, match="what the assistant says as it is"):
-        mark_chat(Chat(tuple(Message(role, said) for role, said in words)), tokenizer_with(forgetful))
+    with pytest.raises(ConfigError, match="content of assistant message 1 unchanged"):
+        tokenize_chat(Chat(tuple(Message(role, content) for role, content in words)), tokenizer_with(forgetful))
 
 
-def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
+def test_tool_and_system_messages_are_read_but_not_trained_on() -> None:
     chat = Chat(
         (
             Message(Role.SYSTEM, "Be short."),
@@ -161,30 +159,30 @@ def test_a_tool_and_a_system_are_heard_and_not_trained_on() -> None:
     )
     tokenizer = tokenizer_with(CHATML)
     assert trained_on(tokenizer, chat) == ["call clock<|im_end|>\n", "Noon.<|im_end|>\n"]
-    assert "Be short." in tokenizer.decode(mark_chat(chat, tokenizer).tokens)
+    assert "Be short." in tokenizer.decode(tokenize_chat(chat, tokenizer).tokens)
 
 
-def test_a_template_that_asks_for_the_date_gets_always_the_same() -> None:
+def test_a_template_that_uses_the_date_always_gets_the_same_one() -> None:
     dated = "{%- if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHATML
     tokenizer = tokenizer_with(dated)
-    text = tokenizer.decode(mark_chat(CONVERSATION, tokenizer).tokens)
+    text = tokenizer.decode(tokenize_chat(CONVERSATION, tokenizer).tokens)
     assert text.startswith("26 Jul 2024<|im_start|>user")
 
 
 @pytest.mark.parametrize(
-    ("template", "wanted"),
+    ("template", "rule"),
     [
         (None, "must have a chat template"),
         ("{{ raise_exception('No tools here') }}", "No tools here"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
-        ("{% for", "must take a conversation"),
-        ("{{ messages | length }}", "must write"),
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "must write what the assistant says"),
-        (CHATML.replace("message['content']", "message['content'] | upper"), "must write what the assistant says"),
-        ("{{ messages[-1]['content'] }}" + CHATML, "must write the beginning"),
-        (MARKED.replace("== 'assistant'", "== 'nobody'"), "must write what the assistant says"),
+        ("{% for", "must render a conversation"),
+        ("{{ messages | length }}", "must render"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "must render the content of assistant message 1"),
+        (CHATML.replace("message['content']", "message['content'] | upper"), "must render the content of assistant"),
+        ("{{ messages[-1]['content'] }}" + CHATML, "must render the beginning"),
+        (MARKED.replace("== 'assistant'", "== 'nobody'"), "must render the assistant's messages"),
     ],
 )
-def test_a_template_that_does_not_do_is_refused(template: str | None, wanted: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(wanted)):
-        mark_chat(CONVERSATION, tokenizer_with(template))
+def test_an_unsuitable_template_is_rejected(template: str | None, rule: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(rule)):
+        tokenize_chat(CONVERSATION, tokenizer_with(template))

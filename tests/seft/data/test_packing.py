@@ -1,4 +1,4 @@
-"""Packed windows: nothing is lost, nothing is trained on that should not be, and no record sees another one."""
+"""Packed windows lose nothing, train on nothing that they should not, and no record attends to another one."""
 
 import copy
 import math
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.data.packing import Encoded, Packed, fitted, packed
-from seft.data.text import encode, judging
+from seft.data.packing import Encoded, Packed, pack, pack_whole
+from seft.data.text import encode, evaluation_windows
 from seft.errors import DataError
 from seft.evaluate import perplexity
 from seft.loss import TokenLoss
@@ -24,7 +24,7 @@ from tests.tiny import tiny_tokenizer, untrained_tiny
 
 
 def record(number: int, length: int, prompt: int) -> Encoded:
-    """Tokens that tell the record and the place."""
+    """Return a record whose tokens encode its number and the position in it."""
     return Encoded(1000 * number + torch.arange(length), torch.arange(length) >= prompt)
 
 
@@ -32,115 +32,115 @@ records = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 12)), min_size=1
 
 
 @given(records, st.integers(2, 16))
-def test_whole_records_fill_windows_and_every_trained_token_is_there_once(
+def test_every_trained_token_of_whole_records_is_packed_exactly_once(
     shapes: list[tuple[int, int]], length: int
 ) -> None:
-    made = [record(number, *shape) for number, shape in enumerate(shapes, start=1)]
-    # The first token of a piece has nothing before it.
-    learnt = {
+    encoded = [record(number, *shape) for number, shape in enumerate(shapes, start=1)]
+    # The first token of a piece is not trained on, because nothing comes before it.
+    expected = {
         int(token)
-        for each in made
+        for each in encoded
         for place, (token, trained) in enumerate(zip(each.tokens, each.trained, strict=True))
         if trained and place % length
     }
-    if not learnt:
-        with pytest.raises(DataError, match="no record has a token to train on"):
-            fitted(made, length)
+    if not expected:
+        with pytest.raises(DataError, match="no record has one"):
+            pack_whole(encoded, length)
         return
-    found = fitted(made, length)
-    assert sorted(found.tokens[found.trained].tolist()) == sorted(learnt)
-    assert found.predictions == len(learnt)
-    for tokens, positions in zip(found.tokens.tolist(), found.positions.tolist(), strict=True):
+    windows = pack_whole(encoded, length)
+    assert sorted(windows.tokens[windows.trained].tolist()) == sorted(expected)
+    assert windows.predictions == len(expected)
+    for tokens, positions in zip(windows.tokens.tolist(), windows.positions.tolist(), strict=True):
         for place in range(1, length):
-            # What follows with the next position is the same record's next token, or filler.
+            # A token at the next position is the same record's next token, or padding.
             if positions[place] and tokens[place]:
                 assert tokens[place] == tokens[place - 1] + 1
                 assert positions[place] == positions[place - 1] + 1
         assert positions[0] == 0
 
 
-def test_a_record_goes_where_the_least_room_is_left_for_it() -> None:
-    found = fitted([record(1, 5, 1), record(2, 6, 1), record(3, 3, 1), record(4, 2, 1)], 8)
-    assert found.tokens[0].tolist() == [*range(1000, 1005), *range(3000, 3003)]
-    assert found.tokens[1].tolist() == [*range(2000, 2006), 4000, 4001]
-    assert found.positions[1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    assert found.trained[1].tolist() == [False, True, True, True, True, True, False, True]
+def test_a_record_goes_into_the_window_with_the_least_sufficient_space() -> None:
+    windows = pack_whole([record(1, 5, 1), record(2, 6, 1), record(3, 3, 1), record(4, 2, 1)], 8)
+    assert windows.tokens[0].tolist() == [*range(1000, 1005), *range(3000, 3003)]
+    assert windows.tokens[1].tolist() == [*range(2000, 2006), 4000, 4001]
+    assert windows.positions[1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert windows.trained[1].tolist() == [False, True, True, True, True, True, False, True]
 
 
-def test_one_text_gives_the_windows_that_lie_side_by_side() -> None:
-    found = packed([Encoded.text(list(range(50)))], 8)
-    assert found.tokens.tolist() == torch.arange(48).view(6, 8).tolist()
-    assert not found.mixed
-    assert found.predictions == 6 * 7
+def test_one_text_is_cut_into_consecutive_windows() -> None:
+    windows = pack([Encoded.text(list(range(50)))], 8)
+    assert windows.tokens.tolist() == torch.arange(48).view(6, 8).tolist()
+    assert not windows.mixed
+    assert windows.predictions == 6 * 7
 
 
-def test_texts_lie_side_by_side_and_each_begins_anew() -> None:
-    found = packed([Encoded.text([1, 2, 3]), Encoded.text([4, 5, 6, 7, 8, 9])], 4)
-    assert found.tokens.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert found.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
-    assert found.trained.tolist() == [[False, True, True, False], [False, True, True, True]]
-    assert found.mixed
+def test_texts_are_concatenated_and_positions_restart_at_each() -> None:
+    windows = pack([Encoded.text([1, 2, 3]), Encoded.text([4, 5, 6, 7, 8, 9])], 4)
+    assert windows.tokens.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert windows.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
+    assert windows.trained.tolist() == [[False, True, True, False], [False, True, True, True]]
+    assert windows.mixed
 
 
 @pytest.fixture(scope="module")
 def mixture() -> tuple[list[Encoded], Packed]:
-    """Six records of some prompt and some completion, and three windows of 24 tokens of them, the last not full."""
+    """Six records with prompt and completion, and the three windows of 24 tokens they fill. The last is not full."""
     generator = torch.Generator().manual_seed(0)
-    made = [
+    encoded = [
         Encoded(torch.randint(VOCABULARY, (length,), generator=generator), torch.arange(length) >= prompt)
         for length, prompt in ((11, 4), (9, 1), (3, 2), (14, 9), (10, 3), (17, 2))
     ]
-    windows = packed(made, 24)
+    windows = pack(encoded, 24)
     assert (len(windows), windows.mixed) == (3, True)
-    return made, windows
+    return encoded, windows
 
 
-def alone(model: Any, made: list[Encoded]) -> dict[tuple[int, ...], Tensor]:
-    """The losses of each record by its tokens, from the whole logits of a run that holds nothing else."""
-    found = {}
-    for each in made:
+def losses_alone(model: Any, encoded: list[Encoded]) -> dict[tuple[int, ...], Tensor]:
+    """Return the losses of each record, by its tokens, from a run with only this record."""
+    by_tokens = {}
+    for each in encoded:
         logits = model(input_ids=each.tokens[None], use_cache=False).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, each.tokens[1:], reduction="none")
-        found[tuple(each.tokens.tolist())] = losses[each.trained[1:]]
-    return found
+        by_tokens[tuple(each.tokens.tolist())] = losses[each.trained[1:]]
+    return by_tokens
 
 
 def in_order(windows: Packed, losses: dict[tuple[int, ...], Tensor]) -> Tensor:
-    """The same losses in the order in which the records lie in the windows."""
-    found = []
+    """Return the same losses in the order of the records in the windows."""
+    ordered = []
     for window in windows.tokens.tolist():
         place = 0
         while place < len(window):
-            known = [tokens for tokens in losses if tuple(window[place : place + len(tokens)]) == tokens]
-            if not known:
+            matches = [tokens for tokens in losses if tuple(window[place : place + len(tokens)]) == tokens]
+            if not matches:
                 break
-            found.append(losses[known[0]])
-            place += len(known[0])
-    return torch.cat(found)
+            ordered.append(losses[matches[0]])
+            place += len(matches[0])
+    return torch.cat(ordered)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_record_has_the_losses_and_gradients_that_it_has_alone(
+def test_a_packed_record_has_the_same_losses_and_gradients_as_alone(
     name: str, mixture: tuple[list[Encoded], Packed]
 ) -> None:
-    made, windows = mixture
+    encoded, windows = mixture
     model = ARCHITECTURES[name].model().double().requires_grad_(False)
-    model.set_experts_implementation("eager")  # no other one knows float64
+    model.set_experts_implementation("eager")  # the other implementations do not support float64
     twin = copy.deepcopy(model)
     weight, other = (next(iter(target_linears(each).values())).parameter for each in (model, twin))
     for parameter in (weight, other):
         parameter.requires_grad_(True)
     losses = TokenLoss(model)(windows)
-    expected = in_order(windows, alone(twin, made))
+    expected = in_order(windows, losses_alone(twin, encoded))
     torch.testing.assert_close(losses, expected)
     losses.sum().backward()  # type: ignore[no-untyped-call]
     expected.sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(weight.grad, other.grad)
 
 
-def test_the_records_of_models_that_do_not_part_them_are_run_alone(mixture: tuple[list[Encoded], Packed]) -> None:
-    """Both ways are there, or the law above would not try both. What fills a window up counts to its last record."""
-    ways = {}
+def test_models_that_do_not_separate_records_run_each_one_in_its_own_row(mixture: tuple[list[Encoded], Packed]) -> None:
+    """So the test above covers both cases. The padding of a window counts as a part of its last record."""
+    last_shapes = {}
     for name in ("llama", "opt"):
         shapes: list[tuple[int, ...]] = []
         model = ARCHITECTURES[name].model()
@@ -149,13 +149,13 @@ def test_the_records_of_models_that_do_not_part_them_are_run_alone(mixture: tupl
             lambda _, args, shapes=shapes: shapes.append(tuple(args[0].shape))
         )
         losses(mixture[1])
-        ways[name] = shapes[-1]
-    assert ways == {"llama": (3, 24), "opt": (6, 24)}
+        last_shapes[name] = shapes[-1]
+    assert last_shapes == {"llama": (3, 24), "opt": (6, 24)}
 
 
 def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens(mixture: tuple[list[Encoded], Packed]) -> None:
-    made, windows = mixture
-    expected = torch.cat([*alone(untrained_tiny(), made).values()]).mean().item()
+    encoded, windows = mixture
+    expected = torch.cat([*losses_alone(untrained_tiny(), encoded).values()]).mean().item()
     for micro_batch in (1, 2, 3):
         config = RepairConfig(steps=1, batch_tokens=72, sequence_tokens=24, micro_batch=micro_batch, density=0.01)
         step = Repair(untrained_tiny(), windows, config).advance()[0]
@@ -164,20 +164,20 @@ def test_the_loss_of_a_step_is_the_mean_over_its_trained_tokens(mixture: tuple[l
 
 
 def test_perplexity_counts_trained_tokens_only(mixture: tuple[list[Encoded], Packed]) -> None:
-    made, _ = mixture
+    encoded, _ = mixture
     model = untrained_tiny()
-    expected = math.exp(torch.cat([*alone(model, made).values()]).double().mean().item())
-    assert perplexity(model, judging(made, 24, 99)) == pytest.approx(expected, rel=1e-6)
+    expected = math.exp(torch.cat([*losses_alone(model, encoded).values()]).double().mean().item())
+    assert perplexity(model, evaluation_windows(encoded, 24, 99)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_texts_are_judged_across_records_in_full_windows() -> None:
+def test_texts_are_evaluated_across_records_in_full_windows() -> None:
     encoded = encode(["one text", "another text"], tiny_tokenizer())
-    windows = judging(encoded, 4, 3)
+    windows = evaluation_windows(encoded, 4, 3)
     assert windows.tokens.flatten().tolist() == torch.cat([each.tokens for each in encoded])[:12].tolist()
     assert not windows.mixed
 
 
-def test_a_record_longer_than_a_window_is_cut_and_pieces_of_prompt_alone_are_left_out() -> None:
+def test_a_record_longer_than_a_window_is_cut_and_pieces_with_only_prompt_are_left_out() -> None:
     long = record(1, 40, 38)
-    found = fitted([long, record(2, 4, 1)], 16)
-    assert sorted(found.tokens[found.trained].tolist()) == [1038, 1039, 2001, 2002, 2003]
+    windows = pack_whole([long, record(2, 4, 1)], 16)
+    assert sorted(windows.tokens[windows.trained].tolist()) == [1038, 1039, 2001, 2002, 2003]

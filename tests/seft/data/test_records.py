@@ -1,4 +1,4 @@
-"""Records: what a line of a dataset may be, what is said of a flaw, and that held-out text is never trained on."""
+"""Records: the lines that are accepted, the errors for the others, and a split without leaks."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_a_line_gives_its_text_and_other_keys_are_ignored() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip))
-def test_any_text_that_was_written_as_json_comes_back(text: str) -> None:
+def test_any_text_survives_a_round_trip_through_json(text: str) -> None:
     assert parse({"text": text}) == text
     assert Parser()(1, json.dumps({"text": text}, ensure_ascii=False).encode()) == text
 
@@ -42,13 +42,17 @@ def test_any_text_that_was_written_as_json_comes_back(text: str) -> None:
         (b'{"text": 5}', "must be a string", "5"),
         (b'{"text": null}', "must be a string", "null"),
         (b'{"text": " \\t"}', "must not be blank", '" \\t"'),
-        (b'{"text": "a\\ud800"}', "must be Unicode", "surrogate at character 1"),
+        (b'{"text": "a\\ud800"}', "must be valid Unicode", "surrogate at character 1"),
         (b'{"messages": {}}', "`messages` must be a list", "{}"),
         (b'{"messages": ["hi"]}', "`messages` must be a list of objects", '["hi"]'),
-        (b'{"messages": []}', "must hold a message of the assistant", "the roles none"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "must hold a message of the assistant", "roles user"),
+        (b'{"messages": []}', "must have a message of the assistant", "the roles none"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "must have a message of the assistant", "roles user"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "must not begin with the assistant", "assistant"),
-        (b'{"messages": [{"role": "human", "content": "a"}]}', "`messages[0].role` must be system, user", '"human"'),
+        (
+            b'{"messages": [{"role": "human", "content": "a"}]}',
+            "`messages[0].role` must be one of system, user",
+            '"human"',
+        ),
         (b'{"messages": [{"role": "user", "content": null}]}', "`messages[0].content` must be a string", "null"),
         (
             b'{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": " "}]}',
@@ -65,7 +69,7 @@ def test_any_text_that_was_written_as_json_comes_back(text: str) -> None:
         (b'{"instruction": "a", "output": "b", "input": 5}', "`input` must be a string", "5"),
     ],
 )
-def test_a_flaw_is_told_with_line_rule_and_value(raw: bytes, rule: str, value: str) -> None:
+def test_an_error_names_line_rule_value_and_way_out(raw: bytes, rule: str, value: str) -> None:
     with pytest.raises(RecordError) as caught:
         Parser()(3, raw)
     error = caught.value
@@ -86,7 +90,7 @@ def test_a_flaw_is_told_with_line_rule_and_value(raw: bytes, rule: str, value: s
     ],
     ids=str,
 )
-def test_each_format_is_known_by_its_keys(record: object, form: Format, expected: Record) -> None:
+def test_each_format_is_recognised_by_its_keys(record: object, form: Format, expected: Record) -> None:
     parser = Parser()
     assert parser(1, json.dumps(record).encode()) == expected
     assert parser.format is form
@@ -114,13 +118,13 @@ def test_the_first_record_decides_the_format_of_a_file() -> None:
         parser(3, b'{"text": "a"}')
     error = caught.value
     assert error.line == 3
-    assert "must have the key `prompt`, as the file's format is prompt_completion" in error.rule
+    assert "must have the key `prompt`, because the file's format is prompt_completion" in error.rule
     assert "'text'" in error.value
     assert '"completion"' in error.way_out
     assert parser(4, b'{"prompt": "a", "completion": "b", "text": "ab"}') == Completion("a", "b")
 
 
-def test_a_jsonl_file_is_read_line_by_line_and_a_flaw_has_its_line(tmp_path: Path) -> None:
+def test_a_jsonl_file_is_read_line_by_line_and_an_error_has_its_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
     assert read(path) == ["a", "b"]
@@ -129,24 +133,24 @@ def test_a_jsonl_file_is_read_line_by_line_and_a_flaw_has_its_line(tmp_path: Pat
         read(path)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "a"}', encoding="utf-8-sig")
     assert read(tmp_path / "data.jsonl") == ["a"]
 
 
-def test_a_text_file_is_one_record_byte_for_byte(tmp_path: Path) -> None:
+def test_a_text_file_is_one_unchanged_record(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_bytes(b" one \r\n\n two\n")
     assert read(tmp_path / "data.txt") == [" one \r\n\n two\n"]
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.parquet", "data"])
-def test_other_formats_are_refused(tmp_path: Path, name: str) -> None:
+def test_other_file_types_are_rejected(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=r"must end in \.jsonl or \.txt"):
         read(tmp_path / name)
 
 
-def test_a_file_that_is_not_there_or_empty_is_told_so(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be a file"):
         read(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").touch()
@@ -159,36 +163,36 @@ def test_a_file_that_is_not_there_or_empty_is_told_so(tmp_path: Path) -> None:
     st.floats(0.01, 0.99),
     st.integers(0, 9),
 )
-def test_a_split_loses_nothing_leaks_nothing_and_leaves_no_side_empty(
+def test_a_split_loses_nothing_leaks_nothing_and_leaves_no_part_empty(
     texts: list[str], held_out: float, seed: int
 ) -> None:
     if len(set(texts)) < 2:
         with pytest.raises(DataError, match="two distinct records"):
             split(texts, held_out, seed)
         return
-    training, judging = split(texts, held_out, seed)
+    training, evaluation = split(texts, held_out, seed)
     assert training
-    assert judging
-    assert not set(training) & set(judging)
+    assert evaluation
+    assert not set(training) & set(evaluation)
     assert training == [text for text in texts if text in training]
-    assert judging == [text for text in texts if text in judging]
-    assert sorted(training + judging) == sorted(texts)
+    assert evaluation == [text for text in texts if text in evaluation]
+    assert sorted(training + evaluation) == sorted(texts)
 
 
 def test_equal_records_stay_together_in_every_format() -> None:
     chats = [parse({"messages": [*CHAT[:1], {"role": "assistant", "content": str(n % 7)}]}) for n in range(21)]
     pairs = [parse({"prompt": str(n % 7), "completion": "b", "id": n}) for n in range(21)]
     for records in (chats, pairs):
-        training, judging = split(records, 0.3, seed=0)
-        assert len(set(judging)) == 2
-        assert not set(training) & set(judging)
-        assert len(training) + len(judging) == 21
+        training, evaluation = split(records, 0.3, seed=0)
+        assert len(set(evaluation)) == 2
+        assert not set(training) & set(evaluation)
+        assert len(training) + len(evaluation) == 21
 
 
-def test_a_split_holds_out_the_share_asked_for_and_depends_on_the_seed_alone() -> None:
+def test_a_split_holds_out_the_requested_fraction_and_depends_only_on_the_seed() -> None:
     texts = [f"record {number}" for number in range(100)]
-    training, judging = split(texts, 0.1, seed=0)
-    assert len(judging) == 10
-    assert split(texts, 0.1, seed=0) == (training, judging)
-    assert set(split(texts[::-1], 0.1, seed=0)[1]) == set(judging)
-    assert split(texts, 0.1, seed=1)[1] != judging
+    training, evaluation = split(texts, 0.1, seed=0)
+    assert len(evaluation) == 10
+    assert split(texts, 0.1, seed=0) == (training, evaluation)
+    assert set(split(texts[::-1], 0.1, seed=0)[1]) == set(evaluation)
+    assert split(texts, 0.1, seed=1)[1] != evaluation

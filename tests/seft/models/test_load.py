@@ -1,4 +1,4 @@
-"""Loading: the very weights of the source, in the dtype asked for, or an error; and nothing printed."""
+"""Loading gives exactly the weights of the source in the requested dtype, or an error, and prints nothing."""
 
 import json
 from pathlib import Path
@@ -44,12 +44,12 @@ def folder(tmp_path: Path) -> Path:
 
 def logits(model: Any) -> Float[Tensor, "batch tokens cols"]:
     with torch.no_grad():
-        answer: Tensor = model(input_ids=WINDOW).logits
-    return answer
+        result: Tensor = model(input_ids=WINDOW).logits
+    return result
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """As llama.cpp's converter does: its own names, and query and key rows in its own rotary order."""
+    """Write a GGUF file like llama.cpp's converter: its tensor names, and query and key rows in its rotary order."""
     config: Any = model.config
     bpe = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -100,7 +100,7 @@ def test_a_folder_gives_its_weights_and_prints_nothing(folder: Path, capfd: pyte
     assert loaded.tokenizer.eos_token == "<eos>"
 
 
-def test_the_dtype_is_the_one_asked_for(folder: Path) -> None:
+def test_the_dtype_is_the_requested_one(folder: Path) -> None:
     model = load(find(str(folder)), dtype=torch.bfloat16).model
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
@@ -122,7 +122,7 @@ def test_a_gguf_file_gives_the_same_model_which_can_be_saved_again(
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
-def test_tensors_that_are_not_those_of_the_config_are_an_error(folder: Path, change: str) -> None:
+def test_tensors_that_do_not_match_the_config_are_an_error(folder: Path, change: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     match change:
@@ -139,7 +139,7 @@ def test_tensors_that_are_not_those_of_the_config_are_an_error(folder: Path, cha
     assert "mlp.up_proj.weight" in str(caught.value)
 
 
-def test_a_file_that_is_no_safetensors_is_an_error(folder: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_an_error(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(SourceError) as caught:
         load(find(str(folder)))

@@ -1,4 +1,4 @@
-"""What stands in for products sees each of them with its inputs, and nothing uses a weight unseen."""
+"""Handlers of intercepted products get every product with its inputs, and no use of a weight goes unnoticed."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from seft.errors import SourceError
-from seft.models.products import Handler, take_over, taken_over
+from seft.models.products import Handler, intercept_products, intercepted_products
 from seft.models.targets import Target, block_linears
 
 INPUTS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 
 
 class Experts(nn.Module):
-    """Three experts in one parameter, used in a way that is given."""
+    """Three experts in one parameter. `use` computes the output from the inputs and the parameter."""
 
     def __init__(self, use: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], transposed: bool) -> None:
         super().__init__()
@@ -28,24 +28,24 @@ class Experts(nn.Module):
         return self.use(inputs, self.weight)
 
 
-def noting(seen: list[tuple[str, Tensor]], name: str) -> Handler:
+def recording(calls: list[tuple[str, Tensor]], name: str) -> Handler:
     def handle(inputs: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-        seen.append((name, inputs))
+        calls.append((name, inputs))
         return product(inputs)
 
     return handle
 
 
 @pytest.mark.parametrize("linear", [nn.Linear(3, 4), nn.Linear(3, 4, bias=False), Conv1D(4, 3)])
-def test_a_module_with_one_matrix_shows_its_inputs_until_it_is_released(linear: nn.Module) -> None:
-    expected, seen = linear(INPUTS), list[tuple[str, Tensor]]()
-    release = take_over({Target(linear, transposed=isinstance(linear, Conv1D)): noting(seen, "it")})
+def test_the_product_of_a_module_with_one_matrix_is_intercepted_until_it_is_restored(linear: nn.Module) -> None:
+    expected, calls = linear(INPUTS), list[tuple[str, Tensor]]()
+    restore = intercept_products({Target(linear, transposed=isinstance(linear, Conv1D)): recording(calls, "only")})
     assert torch.equal(linear(INPUTS), expected)
-    release()
+    restore()
     assert torch.equal(linear(INPUTS), expected)
     assert "forward" not in vars(linear)
-    assert [name for name, _ in seen] == ["it"]
-    assert seen[0][1] is INPUTS
+    assert [name for name, _ in calls] == ["only"]
+    assert calls[0][1] is INPUTS
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_a_product_with_one_of_stacked_matrices_is_recognised(
     use: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...], transposed: bool
 ) -> None:
     block = nn.ModuleDict({"experts": Experts(use, shape, transposed)})
-    expected, seen = block["experts"](INPUTS), list[tuple[str, Tensor]]()
-    with taken_over({target: noting(seen, name) for name, target in block_linears(block).items()}):
+    expected, calls = block["experts"](INPUTS), list[tuple[str, Tensor]]()
+    with intercepted_products({target: recording(calls, name) for name, target in block_linears(block).items()}):
         assert torch.equal(block["experts"](INPUTS), expected)
-    assert [name for name, _ in seen] == ["experts.weight.1"]
-    assert seen[0][1] is INPUTS
+    assert [name for name, _ in calls] == ["experts.weight.1"]
+    assert calls[0][1] is INPUTS
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_a_product_with_one_of_stacked_matrices_is_recognised(
         lambda inputs, weight: torch.einsum("ti,eoi->teo", inputs, weight),
     ],
 )
-def test_a_weight_that_is_used_in_another_way_is_refused(use: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_any_other_use_of_a_stacked_weight_is_rejected(use: Callable[[Tensor, Tensor], Tensor]) -> None:
     block = nn.ModuleDict({"experts": Experts(use, (3, 4, 3), transposed=False)})
-    handlers = {target: noting([], name) for name, target in block_linears(block).items()}
-    with taken_over(handlers), pytest.raises(SourceError, match="Experts uses"):
+    handlers = {target: recording([], name) for name, target in block_linears(block).items()}
+    with intercepted_products(handlers), pytest.raises(SourceError, match="Experts uses"):
         block["experts"](INPUTS)

@@ -1,4 +1,4 @@
-"""The door for models: what is let in, and what is refused before a weight is read."""
+"""Which model references are accepted, and which are rejected before a weight is read."""
 
 import json
 import os
@@ -22,18 +22,18 @@ from seft.errors import SourceError
 from seft.models.source import fetch, find
 try:
     source = find(sys.argv[1], roots=[], revision=sys.argv[2] or None)
-    found = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config}
+    result = {"kind": source.kind, "revision": source.revision, "licence": source.licence, "config": source.config}
     if sys.argv[3:] == ["fetch"]:
-        found["files"] = sorted(file.name for file in fetch(source).iterdir())
+        result["files"] = sorted(file.name for file in fetch(source).iterdir())
 except SourceError as error:
-    found = {"code": error.code, "message": str(error)}
-print(json.dumps({**found, "torch": "torch" in sys.modules}))
+    result = {"code": error.code, "message": str(error)}
+print(json.dumps({**result, "torch": "torch" in sys.modules}))
 """
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder that may be loaded as far as can be seen without its weights."""
+    """A folder that passes every check that needs no weights."""
     folder = tmp_path / "root" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -43,7 +43,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def refusal(reference: str | Path, code: str = "model_refused", **options: Any) -> str:
+def rejection(reference: str | Path, code: str = "model_refused", **options: Any) -> str:
     with pytest.raises(SourceError) as caught:
         find(str(reference), **options)
     assert caught.value.code == code
@@ -51,7 +51,7 @@ def refusal(reference: str | Path, code: str = "model_refused", **options: Any) 
 
 
 def gguf(path: Path, header: dict[str, str | int | bool | list[str]]) -> Path:
-    """A GGUF file of no tensors."""
+    """Write a GGUF file without tensors."""
 
     def string(text: str) -> bytes:
         return struct.pack("<Q", len(text.encode())) + text.encode()
@@ -98,29 +98,29 @@ def test_a_folder_is_found_with_its_config_and_licence(model: Path) -> None:
         (b"\xff\xfe", None),
     ],
 )
-def test_a_licence_is_what_the_front_matter_of_the_card_says(model: Path, card: bytes, licence: str | None) -> None:
+def test_the_licence_is_read_from_the_front_matter_of_the_card(model: Path, card: bytes, licence: str | None) -> None:
     (model / "README.md").write_bytes(card)
     assert find(str(model)).licence == licence
 
 
-def test_a_name_under_a_root_is_found_and_kept_as_it_was_asked(model: Path) -> None:
+def test_a_name_under_a_root_is_found_and_kept_as_the_reference(model: Path) -> None:
     source = find("model", roots=[model.parent.parent / "other", model.parent])
     assert (source.reference, source.path) == ("model", model)
 
 
 @pytest.mark.parametrize("name", ["../secret", "model/../../secret", "/etc"])
-def test_a_name_that_leaves_its_root_is_refused(model: Path, name: str) -> None:
+def test_a_name_that_leads_out_of_its_root_is_rejected(model: Path, name: str) -> None:
     shutil.copytree(model, model.parent.parent / "secret")
-    assert "relative to a model root" in refusal(name, roots=[model.parent])
+    assert "relative to a model root" in rejection(name, roots=[model.parent])
 
 
-def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+def test_cyclic_links_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(SourceError):
         find(".", roots=[tmp_path])
 
 
-def test_a_link_out_of_a_root_is_refused_but_one_inside_is_not(model: Path) -> None:
+def test_a_link_out_of_a_root_is_rejected_but_a_link_inside_is_not(model: Path) -> None:
     root, outside = model.parent, model.parent.parent / "outside"
     shutil.copytree(model, outside)
     (root / "folder-out").symlink_to(outside)
@@ -128,33 +128,33 @@ def test_a_link_out_of_a_root_is_refused_but_one_inside_is_not(model: Path) -> N
     file_out = shutil.copytree(model, root / "file-out")
     (file_out / "model.safetensors").unlink()
     (file_out / "model.safetensors").symlink_to(outside / "model.safetensors")
-    assert "leads out of its model root" in refusal("folder-out", roots=[root])
-    assert "leads out of its model root" in refusal("file-out", roots=[root])
+    assert "leads out of its model root" in rejection("folder-out", roots=[root])
+    assert "leads out of its model root" in rejection("file-out", roots=[root])
     assert find("folder-in", roots=[root]).kind is Kind.FOLDER
 
 
 @pytest.mark.parametrize("reference", ["nothing", "no/such/thing", "", "a" * 5000, "nul\0"])
-def test_what_is_nowhere_is_told_so(reference: str, tmp_path: Path) -> None:
+def test_an_unknown_reference_is_rejected(reference: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError):
         find(reference, roots=[tmp_path])
-    assert "Give a folder, a GGUF file or `owner/name`" in refusal("nothing", "model_not_found", roots=[tmp_path])
+    assert "Give a folder, a GGUF file or `owner/name`" in rejection("nothing", "model_not_found", roots=[tmp_path])
 
 
-def test_a_folder_without_config_is_no_model(model: Path) -> None:
+def test_a_folder_without_config_is_rejected(model: Path) -> None:
     (model / "config.json").unlink()
-    assert "has no config.json" in refusal(model, "model_not_found")
+    assert "has no config.json" in rejection(model, "model_not_found")
 
 
-def test_a_model_of_pickles_only_is_refused(model: Path) -> None:
+def test_a_model_with_only_pickles_is_rejected(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    assert "only pickles (pytorch_model.bin), which can run code" in refusal(model)
+    assert "only pickles (pytorch_model.bin), which can run code" in rejection(model)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("key", ["auto_map", "sparsity_config", "quantization_config"])
-def test_keys_that_make_loaders_run_code_are_refused_at_any_depth(model: Path, file: str, key: str) -> None:
+def test_keys_that_make_loaders_run_code_are_rejected_at_any_depth(model: Path, file: str, key: str) -> None:
     (model / file).write_text(json.dumps({**CONFIG, "inner": [{key: {}}]}))
-    assert f"`{key}`" in refusal(model)
+    assert f"`{key}`" in rejection(model)
 
 
 @pytest.mark.parametrize(
@@ -168,35 +168,35 @@ def test_keys_that_make_loaders_run_code_are_refused_at_any_depth(model: Path, f
         {},
     ],
 )
-def test_only_decoders_are_let_in(model: Path, config: dict[str, Any]) -> None:
+def test_only_decoders_are_accepted(model: Path, config: dict[str, Any]) -> None:
     (model / "config.json").write_text(json.dumps(config))
-    assert "decoder-only" in refusal(model)
+    assert "decoder-only" in rejection(model)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000])
-def test_a_broken_config_is_refused(model: Path, text: str) -> None:
+def test_a_broken_config_is_rejected(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
-    assert "config.json" in refusal(model)
+    assert "config.json" in rejection(model)
 
 
-def test_a_model_without_tokenizer_is_refused(model: Path) -> None:
+def test_a_model_without_tokenizer_is_rejected(model: Path) -> None:
     (model / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refusal(model)
+    assert "has no tokenizer.json" in rejection(model)
 
 
-def test_every_shard_of_an_index_must_be_there(model: Path) -> None:
+def test_every_shard_of_an_index_must_exist(model: Path) -> None:
     (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert "['model-00002-of-00002.safetensors']" in refusal(model)
+    assert "['model-00002-of-00002.safetensors']" in rejection(model)
     (model / shards["b"]).write_bytes(b"")
     assert find(str(model)).kind is Kind.FOLDER
 
 
 @pytest.mark.parametrize("shards", [None, [], ["a"], {}, {"a": 5}, {"a": ["b"]}])
-def test_an_index_that_names_no_shards_is_refused(model: Path, shards: object) -> None:
+def test_an_index_that_names_no_shards_is_rejected(model: Path, shards: object) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert "lacks shards" in refusal(model)
+    assert "lacks shards" in rejection(model)
 
 
 def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
@@ -206,15 +206,15 @@ def test_a_gguf_file_is_found_by_its_header(tmp_path: Path) -> None:
     assert source.config == {**HEADER, "tokenizer.ggml.tokens": 2}
 
 
-def test_a_gguf_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_rejected(tmp_path: Path) -> None:
     whole = gguf(tmp_path / "whole.gguf", HEADER).read_bytes()
     for size in range(len(whole)):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
-        assert "no readable GGUF file" in refusal(tmp_path / "cut.gguf")
+        assert "not a readable GGUF file" in rejection(tmp_path / "cut.gguf")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"general.architecture": "bert", "bert.block_count": 4}, "decoder-only"),
         ({"general.architecture": "t5", "t5.block_count": 4}, "decoder-only"),
@@ -222,38 +222,42 @@ def test_a_gguf_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         ({"split.count": 2}, "part of a model"),
     ],
 )
-def test_a_gguf_file_that_is_no_whole_decoder_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    assert told in refusal(gguf(tmp_path / "m.gguf", {**HEADER, **change}))
+def test_a_gguf_file_that_is_not_a_whole_decoder_is_rejected(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    assert message in rejection(gguf(tmp_path / "m.gguf", {**HEADER, **change}))
 
 
-def test_a_gguf_file_without_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_gguf_file_without_vocabulary_is_rejected(tmp_path: Path) -> None:
     header = {key: value for key, value in HEADER.items() if not key.startswith("tokenizer")}
-    assert "no tokenizer" in refusal(gguf(tmp_path / "m.gguf", header))
+    assert "no tokenizer" in rejection(gguf(tmp_path / "m.gguf", header))
 
 
-def ask_hub(home: Path, endpoint: str, reference: str, *more: str, **environment: str) -> dict[str, Any]:
-    """`find` in a process of its own, because the hub's client reads its address while it is imported."""
-    names = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", FIND, reference, *(more or ("",))]
-    done = subprocess.run(command, env=names | environment, capture_output=True, text=True, check=True, timeout=60)
-    answer: dict[str, Any] = json.loads(done.stdout)
+def ask_hub(home: Path, endpoint: str, reference: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """Run `find` in a separate process, because the hub's client reads its address when it is imported."""
+    defaults = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-c", FIND, reference, *(arguments or ("",))]
+    process = subprocess.run(
+        command, env=defaults | environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    answer: dict[str, Any] = json.loads(process.stdout)
     assert answer.pop("torch") is False
     return answer
 
 
-def test_a_hub_model_is_found_fetched_and_found_again_without_network(model: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"not wanted")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
-        found = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
-    assert found.pop("files") == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert found == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
+        online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
+    assert online.pop("files") == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
     offline = ask_hub(tmp_path, endpoint, "tiny/llama", "main", HF_HUB_OFFLINE="1")
     assert (offline["revision"], offline["config"]) == (COMMIT, CONFIG)
     absent = ask_hub(tmp_path, endpoint, "tiny/other", HF_HUB_OFFLINE="1")
     assert absent["code"] == "hub_unreachable"
 
 
-def test_a_hub_model_is_refused_by_the_same_rules(model: Path, tmp_path: Path) -> None:
+def test_a_hub_model_is_rejected_by_the_same_rules(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     repos = {"tiny/pickle": Repo(model), "tiny/gated": Repo(model, gated=True)}
     with hub(repos) as endpoint:
@@ -267,5 +271,5 @@ def test_a_hub_model_is_refused_by_the_same_rules(model: Path, tmp_path: Path) -
     assert (revision["code"], "no-such-branch" in revision["message"]) == ("model_not_found", True)
 
 
-def test_a_hub_that_does_not_answer_is_told_apart(tmp_path: Path) -> None:
+def test_an_unreachable_hub_has_its_own_error_code(tmp_path: Path) -> None:
     assert ask_hub(tmp_path, "http://127.0.0.1:9", "tiny/llama")["code"] == "hub_unreachable"

@@ -1,4 +1,4 @@
-"""Which linears are sparse: those of the decoder blocks, whatever the architecture calls them."""
+"""The targets are the linear maps of the decoder blocks, in every architecture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ from tests.tiny import untrained_tiny
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def test_a_llama_has_seven_targets_in_each_block_in_its_own_order() -> None:
+def test_a_llama_has_seven_targets_per_block_in_the_models_order() -> None:
     model = untrained_tiny()
     names = list(target_linears(model))
     assert len(names) == 4 * 7
@@ -56,7 +56,7 @@ def gpt2() -> Any:
 @pytest.mark.parametrize(
     ("make", "blocks", "targets"), [(gpt_neox, "gpt_neox.layers", 2 * 4), (opt, "model.decoder.layers", 2 * 6)]
 )
-def test_other_architectures_are_found_by_their_structure(
+def test_the_targets_of_other_architectures_are_found_by_structure(
     make: Callable[[], nn.Module], blocks: str, targets: int
 ) -> None:
     model = make()
@@ -83,7 +83,7 @@ def test_experts_are_targets_and_their_routers_are_not() -> None:
     assert list(block_linears(block)) == expected
 
 
-def test_a_matrix_is_seen_with_outputs_as_rows_however_it_is_stored() -> None:
+def test_the_weight_of_a_target_has_outputs_as_rows_in_every_storage_layout() -> None:
     conv = target_linears(gpt2())["transformer.h.0.mlp.c_fc"]
     assert (conv.weight.shape, conv.parameter.shape) == ((64, 16), (16, 64))
     model = mixtral()
@@ -93,7 +93,7 @@ def test_a_matrix_is_seen_with_outputs_as_rows_however_it_is_stored() -> None:
     assert not model.model.layers[1].mlp.experts.gate_up_proj[1, 3].any()
 
 
-def test_experts_stored_another_way_than_they_are_taken_for_are_refused_without_text_too() -> None:
+def test_experts_in_an_unsupported_layout_are_rejected_even_without_calibration_text() -> None:
     sizes = {**SMALL, "intermediate_size": 16, "intermediate_size_mlp": 16, "head_dim": 8, "num_key_value_heads": 1}
     model = Llama4ForCausalLM(Llama4TextConfig(**sizes, num_local_experts=2, pad_token_id=0)).eval()
     before = {name: target.weight.clone() for name, target in target_linears(model).items()}
@@ -103,21 +103,21 @@ def test_experts_stored_another_way_than_they_are_taken_for_are_refused_without_
     assert all(torch.equal(before[name], target.weight) for name, target in target_linears(model).items())
 
 
-def test_a_shared_expert_as_wide_as_there_are_experts_is_no_router() -> None:
+def test_a_shared_expert_whose_width_equals_the_number_of_experts_is_not_a_router() -> None:
     shared = nn.ModuleDict({"up": nn.Linear(4, 2), "down": nn.Linear(2, 4)})
     mixture = {"gate": nn.Linear(4, 2), "shared": shared, "experts": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])}
-    found = block_linears(nn.ModuleDict({"mixture": nn.ModuleDict(mixture)}))
-    assert list(found) == [f"mixture.{name}" for name in ("shared.up", "shared.down", "experts.0", "experts.1")]
-    assert [target.expert for target in found.values()] == [False, False, True, True]
+    targets = block_linears(nn.ModuleDict({"mixture": nn.ModuleDict(mixture)}))
+    assert list(targets) == [f"mixture.{name}" for name in ("shared.up", "shared.down", "experts.0", "experts.1")]
+    assert [target.expert for target in targets.values()] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("other", [nn.Conv1d(4, 4, 3), nn.Bilinear(1, 3, 4), nn.ParameterList([torch.ones(4, 4)])])
-def test_a_block_whose_weights_lie_elsewhere_is_refused_not_left_dense(other: nn.Module) -> None:
+def test_a_block_with_other_weights_is_rejected(other: nn.Module) -> None:
     with pytest.raises(SourceError, match="only linear maps"):
         block_linears(nn.ModuleDict({"map": nn.Linear(4, 4), "other": other}))
 
 
-def test_linears_or_blocks_that_share_a_weight_are_refused() -> None:
+def test_linears_or_blocks_that_share_a_weight_are_rejected() -> None:
     tied, looped = untrained_tiny(), untrained_tiny()
     tied.model.layers[3].mlp.up_proj.weight = tied.model.layers[1].mlp.gate_proj.weight
     looped.model.layers[2] = looped.model.layers[0]
@@ -127,14 +127,14 @@ def test_linears_or_blocks_that_share_a_weight_are_refused() -> None:
         target_linears(looped)
 
 
-def test_a_model_without_blocks_is_refused() -> None:
+def test_a_model_without_blocks_is_rejected() -> None:
     with pytest.raises(SourceError, match="no list of blocks"):
         decoder_blocks(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(SourceError, match="no list of blocks"):
         decoder_blocks(nn.Sequential(nn.ModuleList([nn.LayerNorm(2)])))
 
 
-def test_embeddings_head_and_norms_are_no_targets() -> None:
+def test_embeddings_head_and_norms_are_not_targets() -> None:
     model = untrained_tiny()
     others = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in target_linears(model)}
     assert {name.split(".")[-2].split("_")[-1] for name in others} == {"tokens", "layernorm", "norm"}

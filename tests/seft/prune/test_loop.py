@@ -21,7 +21,7 @@ from seft.config import CalibrationOrder, PruneConfig, PruneMethod
 from seft.data.text import tokenize, windows
 from seft.errors import Cancelled, PruneError
 from seft.evaluate import perplexity
-from seft.models.blocks import first
+from seft.models.blocks import hidden_state
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import block_linears, decoder_blocks, target_linears
@@ -66,7 +66,7 @@ def test_blocks_run_on_captured_calls_give_the_outputs_of_the_model(make: Callab
     hidden, calls = capture(model, blocks, WINDOWS)
     assert vars(blocks[0]) == before
     outputs: list[Tensor] = []
-    blocks[-1].register_forward_hook(lambda *arguments: outputs.append(first(arguments[2])))
+    blocks[-1].register_forward_hook(lambda *arguments: outputs.append(hidden_state(arguments[2])))
     for window, state, of_blocks in zip(WINDOWS, hidden, calls, strict=True):
         model(input_ids=window[None])
         expected = outputs.pop()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seft.models.products import take_over
+from seft.models.products import intercept_products
 from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.dense_change import ChangedLinear, Formula
@@ -41,7 +41,7 @@ REFERENCES = {LowRank: masked_lora, Scaling: spp}
 def changed(formula: type[Formula], rows: int = ROWS, cols: int = COLS, **options: Any) -> tuple[Target, ChangedLinear]:
     target = Target(sparse_linear(rows, cols, 0.6, bias=False, **options))
     owner = ChangedLinear(target.weight, formula((rows, cols), RANK), torch.Generator().manual_seed(0))
-    take_over({target: owner.product})
+    intercept_products({target: owner.product})
     return target, owner
 
 

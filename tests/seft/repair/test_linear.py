@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seft.models.products import take_over
+from seft.models.products import intercept_products
 from seft.models.targets import Target
 from seft.repair import sampled
 from seft.repair.linear import RepairedLinear
@@ -22,7 +22,7 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 def repaired(rows: int = 24, cols: int = 16, density: float = 0.1, **options: Any) -> tuple[nn.Linear, RepairedLinear]:
     target = Target(sparse_linear(rows, cols, 0.6, **options))
     owner = RepairedLinear(target.weight, density, torch.Generator().manual_seed(0))
-    take_over({target: owner.product})
+    intercept_products({target: owner.product})
     return target.module, owner  # type: ignore[return-value]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seft.config import RepairMethod
-from seft.data.packing import Packed, side_by_side
+from seft.data.packing import Packed, cut_windows
 from seft.errors import Cancelled, DataError, StateError, TrainError
 from seft.models.targets import target_linears
 from seft.repair import Repair, schedule
@@ -56,7 +56,7 @@ def test_a_state_of_another_repair_is_rejected(tmp_path: Path) -> None:
     other = pruned_tiny()
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight.mul_(2)
-    windows = Packed.plain(side_by_side(TOKENS, 32))
+    windows = Packed.plain(cut_windows(TOKENS, 32))
     answers = replace(windows, trained=windows.trained & (windows.positions > 9))
     parted = replace(windows, positions=windows.positions % 16)
     strangers = [
