@@ -24,6 +24,8 @@ from pydantic import (
 )
 
 from core import ids
+from seft import config
+from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf
 
 SPEC_VERSION = 4
 """Raised with every change of what a request may hold, so that a worker leaves what it cannot know to a newer one."""
@@ -57,46 +59,6 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PruneMethod(StrEnum):
-    """How a weight's importance is judged."""
-
-    MAGNITUDE = "magnitude"
-    WANDA = "wanda"
-    RIA = "ria"
-    SPARSEGPT = "sparsegpt"
-    ALPS = "alps"
-
-
-class Compare(StrEnum):
-    """Among which weights of a linear the least important are chosen."""
-
-    AUTO = "auto"
-    ROW = "row"
-    LAYER = "layer"
-
-
-class Refinement(StrEnum):
-    """What is done to a mask after the method chose it."""
-
-    NONE = "none"
-    DSNOT = "dsnot"
-
-
-class Allocation(StrEnum):
-    """How the zeros are shared out over the linears."""
-
-    UNIFORM = "uniform"
-    OWL = "owl"
-    ALPHAPRUNING = "alphapruning"
-
-
-class SparsityOf(StrEnum):
-    """What `sparsity` is a share of."""
-
-    TARGETS = "targets"
-    MODEL = "model"
-
-
 class CalibrationSpec(Spec):
     """The text that the pruner looks at."""
 
@@ -107,7 +69,7 @@ class CalibrationSpec(Spec):
 class PruneSpec(Spec):
     """How the model is pruned."""
 
-    method: PruneMethod = Field(default=PruneMethod.SPARSEGPT, description="How a weight's importance is judged.")
+    method: PruneMethod = Field(default=DEFAULT_PRUNER, description="How a weight's importance is judged.")
     compare: Compare = Field(
         default=Compare.AUTO, description="Importance is compared within `row` or `layer`; `auto` is the method's way."
     )
@@ -127,22 +89,16 @@ class PruneSpec(Spec):
 
 
 class RepairMethod(StrEnum):
-    """What is trained to repair the pruned model."""
+    """What is trained to repair the pruned model; `none` only prunes."""
 
-    SEFT = "seft"
-    FIXED_MASK = "fixed_mask"
-    MASKED_FULL = "masked_full"
-    MASKED_LORA = "masked_lora"
-    SPP = "spp"
-    LORA_REPRUNE = "lora_reprune"
+    # An enum cannot be extended, so the members of the library's are repeated here, with its values.
+    SEFT = config.RepairMethod.SEFT
+    FIXED_MASK = config.RepairMethod.FIXED_MASK
+    MASKED_FULL = config.RepairMethod.MASKED_FULL
+    MASKED_LORA = config.RepairMethod.MASKED_LORA
+    SPP = config.RepairMethod.SPP
+    LORA_REPRUNE = config.RepairMethod.LORA_REPRUNE
     NONE = "none"
-
-
-class DropDecay(StrEnum):
-    """How the share that an event drops falls from `drop_rate` to none at the last step."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
 
 
 class RepairSpec(Spec):
