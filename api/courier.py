@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import override
 
 from core import __version__, webhooks
-from core.addresses import AddressError, Network, Resolve, reachable, resolved
-from core.webhooks import Answer, PendingDelivery
+from core.addresses import AddressError, Network, Resolver, resolve, resolve_public
+from core.webhooks import DeliveryResult, PendingDelivery
 
 LOOK_SECONDS = 1.0
 CALL_SECONDS = 15.0
@@ -39,10 +39,10 @@ class Courier(threading.Thread):
     """Looks for deliveries that are due, for ever. Nothing that goes wrong ends it."""
 
     def __init__(
-        self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolve: Resolve = resolved
+        self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolver: Resolver = resolve
     ) -> None:
         super().__init__(name="courier", daemon=True)
-        self.sessions, self.allowed, self.resolve = sessions, allowed, resolve
+        self.sessions, self.allowed, self.resolver = sessions, allowed, resolver
 
     @override
     def run(self) -> None:
@@ -72,20 +72,20 @@ class Courier(threading.Thread):
         return time.monotonic()
 
     def _deliver(self, owed: PendingDelivery) -> None:
-        answer = call(owed, self.allowed, self.resolve)
+        answer = call(owed, self.allowed, self.resolver)
         with self.sessions.begin() as session:
             webhooks.record_result(session, owed, answer)
         log.info("webhook.called", webhook=owed.webhook_id, delivery=owed.id, number=owed.number, status=answer.status)
 
 
-def call(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
+def call(owed: PendingDelivery, allowed: Sequence[Network], resolver: Resolver = resolve) -> DeliveryResult:
     """Make a delivery. Whatever goes wrong is an answer."""
     try:
-        return _post(owed, allowed, resolve)
+        return _post(owed, allowed, resolver)
     except AddressError as error:
-        return Answer(None, str(error))
+        return DeliveryResult(None, str(error))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Answer(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES])
+        return DeliveryResult(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES])
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
@@ -95,10 +95,10 @@ def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _post(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -> Answer:
+def _post(owed: PendingDelivery, allowed: Sequence[Network], resolver: Resolver) -> DeliveryResult:
     url = urlsplit(owed.url)
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-    address = reachable(host, allowed, resolve)
+    address = resolve_public(host, allowed, resolver)
     connection = _Connection(host, port, address, secure=url.scheme == "https")
     # A receiver that sends a byte now and then never runs into the socket's own timeout.
     end = threading.Timer(CALL_SECONDS, connection.abort)
@@ -107,7 +107,9 @@ def _post(owed: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -
         path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
         connection.request("POST", path, owed.body.encode(), _headers(owed))
         response = connection.getresponse()
-        return Answer(response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd"))
+        return DeliveryResult(
+            response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd")
+        )
     finally:
         end.cancel()
         connection.close()

@@ -18,7 +18,7 @@ from core.access.audit import Caller
 from core.datasets import datasets
 from core.datasets.previews import preview
 from core.errors import Code, Flaw, ProblemError
-from core.specs import Line
+from core.specs import StorableText
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -125,8 +125,12 @@ async def preview_dataset(
     caller: Auth,
     *,
     dataset_id: Annotated[str, Path(description="Id of a dataset.", examples=[FILE_ID])],
-    model: Annotated[Line, Query(min_length=1, max_length=512, description="As a job names it.", examples=[MODEL])],
-    revision: Annotated[Line | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")] = None,
+    model: Annotated[
+        StorableText, Query(min_length=1, max_length=512, description="As a job names it.", examples=[MODEL])
+    ],
+    revision: Annotated[
+        StorableText | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=20, description="Records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
     """The first records as that model's tokenizer reads them, the part that is trained on marked; tokens counted."""

@@ -21,7 +21,7 @@ from api.schemas.webhooks import (
 )
 from core import ids, webhooks
 from core.access import audit
-from core.addresses import Network, open_to_all, resolve_literal
+from core.addresses import Network, is_allowed, resolve_literal
 from core.errors import Code, Flaw, ProblemError
 
 WebhookId = Annotated[str, Path(description="Id of a webhook.", examples=[HOOK_ID])]
@@ -110,7 +110,7 @@ def enable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookI
 def test_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> DeliveryView:
     """Send a message that tells of nothing, of type `webhook.test`. What came of it stands in the deliveries."""
     with services.sessions.begin() as session:
-        row = webhooks.test(session, caller.tenant, webhook_id)
+        row = webhooks.send_test(session, caller.tenant, webhook_id)
         audit.record(session, caller, "test_webhook", row.id)
         return DeliveryView.of(row)
 
@@ -142,7 +142,7 @@ def _check_url(url: str, allowed: Sequence[Network]) -> None:
             rule = "must name a host, and no port 0"
         elif parts.username is not None or parts.fragment:
             rule = "must have neither a user nor a fragment"
-        elif address is not None and not open_to_all(address, allowed):
+        elif address is not None and not is_allowed(address, allowed):
             rule = f"must be public, and leads to {address}"
     except ValueError as error:
         rule = f"must be a URL: {error}"

@@ -80,9 +80,9 @@ def series(
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        now, first = reports.span_length(session, job.id, POINTS), reports.began(session, job.id)
+        now, first = reports.span_length(session, job.id, POINTS), reports.first_attempt(session, job.id)
         after = after if (length, began) == (now, first) else -1
-        rows = reports.metrics_in_spans(session, job.id, after_step=after, length=now)
+        rows = reports.downsample_metrics_by_span(session, job.id, after_step=after, length=now)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
     steps = [row.step for row in rows]
@@ -95,7 +95,7 @@ def topology(request: Request, services: CurrentServices, visitor: Signed, job_i
     """The job's events of the topology, as `layers.life` puts them; `of` is what is counted by layer."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        runs = reports.evolution(session, job.id, of=of if of in reports.CHANGES else "grown", most=RUNS)
+        runs = reports.evolution(session, job.id, layer_count=of if of in reports.CHANGES else "grown", max_runs=RUNS)
     return tagged(json.dumps(layers.life(runs)), request.headers.get("if-none-match", ""), "application/json")
 
 

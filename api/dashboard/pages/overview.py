@@ -52,7 +52,7 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
         failed=failed,
         counts=counts,
         workers=seen,
-        most=jobs.POSITIONS,
+        most=jobs.MAX_POSITION,
     )
 
 

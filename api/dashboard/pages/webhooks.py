@@ -15,11 +15,11 @@ from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
-from core.jobs.transitions import MOVE
+from core.jobs.transitions import STATUS_EVENT_PREFIX
 from core.states import Transition
 
 LIMIT = 25
-EVENTS = [f"{MOVE}{move}" for move in Transition]
+EVENTS = [f"{STATUS_EVENT_PREFIX}{move}" for move in Transition]
 NOTHING: Mapping[str, object] = {"url": "", "events": []}
 """What the form holds at first."""
 DEEDS: dict[str, Callable[[Services, Caller, str], object]] = {

@@ -34,5 +34,5 @@ def list_workers(request: Request, services: CurrentServices, visitor: Signed) -
 def all_seen(services: Services, session: Session, tenant: str) -> list[Seen]:
     """Every worker that was there within a day; only the tenant's own jobs are named."""
     views = [WorkerView.of(worker, job, tenant) for worker, job in workers.list_with_jobs(session)]
-    late = datetime.now(UTC) - timedelta(seconds=workers.ROUNDS * services.settings.sweep_seconds)
+    late = datetime.now(UTC) - timedelta(seconds=workers.MAX_MISSED_SWEEPS * services.settings.sweep_seconds)
     return [Seen(view, view.seen_at < late) for view in views]

@@ -75,7 +75,7 @@ def test_a_worker_is_idle_works_and_falls_silent_and_a_strangers_job_is_not_name
     assert ">working<" in strangers
     assert job_id not in strangers
     with sessions.begin() as session:
-        long = timedelta(seconds=1 + workers.ROUNDS * settings.sweep_seconds)
+        long = timedelta(seconds=1 + workers.MAX_MISSED_SWEEPS * settings.sweep_seconds)
         session.execute(update(Worker).values(seen_at=func.now() - long))
     assert ">silent<" in browser.show("/workers")
     assert "1 of 1 workers has fallen silent" in browser.show("/")

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core import webhooks
-from core.webhooks import Answer
+from core.webhooks import DeliveryResult
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 
 SECRET = re.compile(r"whsec_[\w+/=]{40,}")
@@ -29,7 +29,7 @@ def test_a_webhook_is_made_rotated_tested_and_disabled_and_its_secret_is_shown_o
     assert "not tried yet" in browser.show(path)
     with sessions.begin() as session:
         (owed,) = webhooks.claim(session, 9)
-        webhooks.record_result(session, owed, Answer(503, "<b>too busy</b>"))
+        webhooks.record_result(session, owed, DeliveryResult(503, "<b>too busy</b>"))
     page = browser.show(path)
     assert "503: &lt;b&gt;too busy&lt;/b&gt;" in page
     assert ">failing<" in page
