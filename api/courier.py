@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from api.poller import Poller
 from core import __version__, webhooks
-from core.addresses import AddressError, Network, Resolve, reachable, resolved
-from core.webhooks import Answer, PendingDelivery
+from core.addresses import AddressError, Network, Resolver, resolve, resolve_public
+from core.webhooks import DeliveryResult, PendingDelivery
 
 CALL_SECONDS = 15.0
 """Longest duration of one delivery."""
@@ -40,10 +40,10 @@ class Courier(Poller):
     """Makes the deliveries that are due."""
 
     def __init__(
-        self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolve: Resolve = resolved
+        self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolver: Resolver = resolve
     ) -> None:
         super().__init__("courier")
-        self.sessions, self.allowed, self.resolve = sessions, allowed, resolve
+        self.sessions, self.allowed, self.resolver = sessions, allowed, resolver
         self.pool = ThreadPoolExecutor(CALLS, "courier")
 
     @override
@@ -60,7 +60,7 @@ class Courier(Poller):
             webhooks.delete_old(session)
 
     def _deliver(self, delivery: PendingDelivery) -> None:
-        answer = call(delivery, self.allowed, self.resolve)
+        answer = call(delivery, self.allowed, self.resolver)
         with self.sessions.begin() as session:
             webhooks.record_result(session, delivery, answer)
         log.info(
@@ -72,14 +72,14 @@ class Courier(Poller):
         )
 
 
-def call(delivery: PendingDelivery, allowed: Sequence[Network], resolve: Resolve = resolved) -> Answer:
+def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver = resolve) -> DeliveryResult:
     """Make one delivery. Every failure becomes an answer without a status."""
     try:
-        return _post(delivery, allowed, resolve)
+        return _post(delivery, allowed, resolver)
     except AddressError as error:
-        return Answer(None, str(error))
+        return DeliveryResult(None, str(error))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        return Answer(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES])
+        return DeliveryResult(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES])
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
@@ -89,10 +89,10 @@ def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolve: Resolve) -> Answer:
+def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver) -> DeliveryResult:
     url = urlsplit(delivery.url)
     host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-    address = reachable(host, allowed, resolve)
+    address = resolve_public(host, allowed, resolver)
     connection = _Connection(host, port, address, secure=url.scheme == "https")
     # The socket's own timeout starts again with every byte; a receiver that drips would never reach it.
     deadline = threading.Timer(CALL_SECONDS, connection.abort)
@@ -101,7 +101,9 @@ def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolve: Resolv
         path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
         connection.request("POST", path, delivery.body.encode(), _headers(delivery))
         response = connection.getresponse()
-        return Answer(response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd"))
+        return DeliveryResult(
+            response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd")
+        )
     finally:
         deadline.cancel()
         connection.close()

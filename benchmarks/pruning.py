@@ -39,7 +39,7 @@ CELLS: dict[str, PruneConfig | None] = {
     **{f"{method} {GROUPS}": PruneConfig(0.5, method, GROUPS) for method in PruneMethod},
     **{f"{method} 60% dsnot": PruneConfig(0.6, method, refine=Refinement.DSNOT) for method in PruneMethod},
     **{
-        f"wanda {sparsity:.0%} {allocation}": PruneConfig(sparsity, allocation=allocation)
+        f"wanda {sparsity:.0%} {allocation}": PruneConfig(sparsity, PruneMethod.WANDA, allocation=allocation)
         for sparsity in (0.6, 0.7)
         for allocation in (Allocation.OWL, Allocation.ALPHAPRUNING)
     },

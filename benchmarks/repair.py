@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from seft.checkpoint.pack import load_pruned, save_pruned
-from seft.config import CalibrationOrder, PruneConfig, RepairConfig
+from seft.config import CalibrationOrder, PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 def _prune(loaded: Loaded, tokens: torch.Tensor, path: Path) -> None:
     if not path.exists():
         calibration = windows(tokens, 512, 48, CalibrationOrder.SEQUENTIAL, 0)
-        prune_model(loaded.model, calibration, PruneConfig(0.6))
+        prune_model(loaded.model, calibration, PruneConfig(0.6, PruneMethod.WANDA))
         save_pruned(loaded.model, path)
     load_pruned(loaded.model, path)
 

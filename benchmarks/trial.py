@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from seft.checkpoint.pack import load_pruned, save_pruned
-from seft.config import CalibrationOrder, PruneConfig, RepairConfig
+from seft.config import CalibrationOrder, PruneConfig, PruneMethod, RepairConfig
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
@@ -26,7 +26,7 @@ from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Report, Step
 
-PRUNE = PruneConfig(0.6, samples=48, tokens=512)
+PRUNE = PruneConfig(0.6, PruneMethod.WANDA, samples=48, tokens=512)
 BATCH, LENGTH = 2, 512
 Cell = dict[str, Any]
 

@@ -1,7 +1,7 @@
-"""Where the service itself may connect to when a tenant names an address: never into the network that it stands in.
+"""Check addresses that a tenant names before the service connects to them: only public or allowed ones are accepted.
 
-A name is resolved once, every address that it stands for is judged, and the connection is made to the very address
-that was judged: a name that means something else a moment later changes nothing.
+A name is resolved once, all its addresses are checked, and the connection uses the address that was checked. A name
+that resolves to another address a moment later has no effect (DNS rebinding).
 """
 
 import socket
@@ -11,66 +11,66 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-TRANSLATED = IPv6Network("64:ff9b::/96")
-"""Addresses behind which a gateway reaches the IPv4 address in their last 32 bits (RFC 6052)."""
+NAT64 = IPv6Network("64:ff9b::/96")
+"""Addresses that a NAT64 gateway translates to the IPv4 address in their last 32 bits (RFC 6052)."""
 
 
 class AddressError(Exception):
-    """The name cannot be resolved, or leads where nobody may be sent."""
+    """The name cannot be resolved, or resolves to an address that is not allowed."""
 
 
-def resolved(host: str, flags: int = 0) -> list[str]:
-    """All addresses that a name stands for now, as text, or AddressError; one at least."""
+def resolve(host: str, flags: int = 0) -> list[str]:
+    """Return all present addresses of a name, at least one. Raises AddressError if it cannot be resolved."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
         raise AddressError(f"{host!r} cannot be resolved: {error}") from error
-    # A scope, as in fe80::1%eth0, is no part of what is judged.
-    return [str(sockaddr[0]).partition("%")[0] for *_, sockaddr in found]
+    # The scope, as in fe80::1%eth0, is not part of the address.
+    return [str(sockaddr[0]).partition("%")[0] for *_, sockaddr in entries]
 
 
-Resolve = Callable[[str], list[str]]
+Resolver = Callable[[str], list[str]]
 
 
-def reachable(host: str, allowed: Sequence[Network], resolve: Resolve = resolved) -> str:
-    """The address to connect to, as text; AddressError when the name stands for any that nobody may be sent to."""
-    addresses = resolve(host)
+def resolve_public(host: str, allowed: Sequence[Network], resolver: Resolver = resolve) -> str:
+    """Return the address to connect to. Raises AddressError if any address of the name is not allowed."""
+    addresses = resolver(host)
     for address in addresses:
-        if not open_to_all(ip_address(address), allowed):
-            raise AddressError(f"{host!r} leads to {address}, which is not a public address")
+        if not is_allowed(ip_address(address), allowed):
+            raise AddressError(f"{host!r} resolves to {address}, which is not a public address")
     return addresses[0]
 
 
 def resolve_literal(host: str) -> Address | None:
-    """The address that is written down as one (decimal, octal, ... as the system reads it); None for a name."""
+    """Return the address that `host` spells, in any form the system reads (decimal, octal, ...); None for a name."""
     try:
-        return ip_address(resolved(host, socket.AI_NUMERICHOST)[0])
+        return ip_address(resolve(host, socket.AI_NUMERICHOST)[0])
     except AddressError:
         return None
 
 
-def open_to_all(address: Address, allowed: Sequence[Network]) -> bool:
-    """Whether an address, and any that is wrapped up in it, is a public one or lies in an `allowed` network."""
-    return all(_public(each) or _within(each, allowed) for each in _unwrapped(address))
+def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
+    """Return whether an address and every address embedded in it are public or in an `allowed` network."""
+    return all(_is_public(each) or _is_within(each, allowed) for each in _embedded(address))
 
 
-def _public(address: Address) -> bool:
+def _is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def _within(address: Address, networks: Sequence[Network]) -> bool:
+def _is_within(address: Address, networks: Sequence[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
-def _unwrapped(address: Address) -> Iterator[Address]:
+def _embedded(address: Address) -> Iterator[Address]:
     if isinstance(address, IPv4Address):
         yield address
         return
-    inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if address in TRANSLATED:
-        inside.append(IPv4Address(int(address) & 0xFFFFFFFF))
-    wrapped = [each for each in inside if each is not None]
-    yield from wrapped
-    # What is mapped is nothing but the address inside.
-    if address.ipv4_mapped is None and address not in TRANSLATED:
+    candidates = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in NAT64:
+        candidates.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    embedded = [each for each in candidates if each is not None]
+    yield from embedded
+    # A mapped or translated address reaches only the embedded one.
+    if address.ipv4_mapped is None and address not in NAT64:
         yield address

@@ -1,8 +1,8 @@
-"""What a worker has and what a job needs: a worker claims only what it can do.
+"""Match workers and jobs: a worker claims only jobs whose needs it meets.
 
-Needs are learnt and kept in the job's row: `disk`, bytes free where it found no room; `memory`, bytes on the device
-where memory ran out; `device`, the kind on which its state was made, since another kind would not go on to the same
-bits.
+Needs are found out while a job runs and stored in its row: `disk`, free bytes after it ran out of disk space; `memory`,
+bytes on the device after it ran out of memory; `device`, the kind that saved its state, because another kind would not
+give the same bits.
 """
 
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """What a worker has, named as the columns of its row."""
+    """What a worker offers. The fields have the names of its columns."""
 
     device: str
-    """Its kind: `cpu`, `cuda`."""
+    """Kind of device: `cpu`, `cuda`."""
     device_name: str
     memory: int
     """Bytes on the device."""
     disk: int
     """Bytes free for the job's files."""
     spec_version: int = SPEC_VERSION
-    """The newest requests that it understands."""
+    """Newest version of requests that it can run."""
 
 
 UNLIMITED = Capability(CPU, "", LARGEST, LARGEST)
-"""Nothing is too large for it."""
+"""A CPU worker that no need for memory or disk space exceeds."""
 
 
-def fits(has: Capability | type[Worker]) -> ColumnElement[bool]:
-    """Whether a worker, or the one whose row the query looks at, can do the query's job."""
+def can_run(worker: Capability | type[Worker]) -> ColumnElement[bool]:
+    """Return the condition that a worker, or the query's row of `Worker`, can run the query's job."""
     return and_(
-        Job.spec_version <= has.spec_version,
-        func.coalesce(Job.needs["device"].astext, has.device) == has.device,
-        func.coalesce(Job.needs["memory"].astext.cast(BigInteger), 0) <= has.memory,
-        func.coalesce(Job.needs["disk"].astext.cast(BigInteger), 0) <= has.disk,
+        Job.spec_version <= worker.spec_version,
+        func.coalesce(Job.needs["device"].astext, worker.device) == worker.device,
+        func.coalesce(Job.needs["memory"].astext.cast(BigInteger), 0) <= worker.memory,
+        func.coalesce(Job.needs["disk"].astext.cast(BigInteger), 0) <= worker.disk,
     )

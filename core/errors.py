@@ -1,11 +1,11 @@
-"""The errors that a person outside can cause or see. Each has a stable code; HTTP status codes live in `api` alone."""
+"""Errors that users can cause or see. Each has a stable code. HTTP status codes are only in `api`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Stable names for programs. A code is never renamed and never changes its meaning."""
+    """Stable error codes for programs. A code is never renamed and never changes its meaning."""
 
     INVALID_REQUEST = "invalid_request"
     UNAUTHENTICATED = "unauthenticated"
@@ -31,7 +31,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing that is wrong: the field (or line), the rule, the value seen, the way out."""
+    """One broken rule: the field (or line), the rule, the value seen, the way out."""
 
     param: str
     rule: str
@@ -40,7 +40,7 @@ class Flaw:
 
 
 class ProblemError(Exception):
-    """A request that cannot be served, told to its sender. After `retry_after` seconds it may be."""
+    """A request that is rejected, with the reason for its sender. It may be retried after `retry_after` seconds."""
 
     def __init__(
         self, code: Code, message: str, flaws: tuple[Flaw, ...] = (), *, retry_after: int | None = None
@@ -50,4 +50,4 @@ class ProblemError(Exception):
 
 
 class LeaseLostError(Exception):
-    """This attempt is no longer the job's: another one may run, or the job has ended. Write nothing more."""
+    """The attempt is no longer the running one: another one may run, or the job has ended. It must not write."""

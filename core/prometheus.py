@@ -1,7 +1,7 @@
-"""Figures of the whole service for Prometheus, read from the rows when somebody asks.
+"""Prometheus metrics of the whole service, read from the database at every scrape.
 
-Read from the database and not counted in a process, they are right whichever process is asked and however often one was
-restarted. None has a label by job, tenant or worker: their number is bounded.
+They are correct in every process and after restarts. There are no labels for job, tenant or worker, so the number of
+time series is bounded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,75 +21,85 @@ from core.totals import Kind, Sum
 
 MEDIA_TYPE = "text/plain"
 EXAMPLE = 'seft_jobs{status="queued"} 3.0\n'
-LATELY = timedelta(hours=1)
+RECENT = timedelta(hours=1)
 
 
 def render(session: Session, lease_seconds: float) -> bytes:
-    """All of them, in the text format of Prometheus."""
+    """Return all metrics in the text format of Prometheus."""
     registry = CollectorRegistry()
     registry.register(ServiceCollector(session, lease_seconds))
     return generate_latest(registry)
 
 
 class ServiceCollector(Collector):
-    """Of what the session sees now."""
+    """Collector of the metrics that the session reads."""
 
     def __init__(self, session: Session, lease_seconds: float) -> None:
         self._session, self._lease = session, timedelta(seconds=lease_seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """What is now, as gauges; what has been since the service was set up, as sums."""
+        """Yield present values as gauges, and sums since the service was installed as summaries and counters."""
         yield self._counts()
         yield self._events()
-        waited = func.now() - func.min(Job.updated_at)
-        yield self._seconds("seft_oldest_waiting", "Since the oldest queued job came into the queue", waited, "queued")
-        beat = func.now() - func.min(Job.lease_expires_at) + self._lease
-        yield self._seconds("seft_heartbeat_age", "Since the most silent running job was heard of", beat, "running")
-        yield GaugeMetricFamily(
-            "seft_workers", "Workers seen within a day", value=self._scalar(select(func.count()).select_from(Worker))
+        waiting = func.now() - func.min(Job.updated_at)
+        yield self._seconds("seft_oldest_waiting", "Time since the oldest queued job was queued", waiting, "queued")
+        silence = func.now() - func.min(Job.lease_expires_at) + self._lease
+        yield self._seconds(
+            "seft_heartbeat_age", "Largest time since the last heartbeat of a running job", silence, "running"
         )
-        yield self._sums("seft_phase_seconds", "Phases gone through to their end", "phase", Sum.PHASE_SECONDS, Phase)
+        yield GaugeMetricFamily(
+            "seft_workers",
+            "Workers that sent a heartbeat within a day",
+            value=self._scalar(select(func.count()).select_from(Worker)),
+        )
+        yield self._sums("seft_phase_seconds", "Durations of completed phases", "phase", Sum.PHASE_SECONDS, Phase)
         ended = [status for status in Status if status.final]
-        yield self._sums("seft_job_seconds", "Ended jobs, from their start", "status", Sum.JOB_SECONDS, ended)
+        yield self._sums(
+            "seft_job_seconds",
+            "Durations of ended jobs, from the start of the first attempt",
+            "status",
+            Sum.JOB_SECONDS,
+            ended,
+        )
         yield self._uploads()
 
     def _counts(self) -> GaugeMetricFamily:
         jobs = GaugeMetricFamily("seft_jobs", "Jobs that have not ended, by status", labels=["status"])
-        alive = [status for status in Status if not status.final]
-        query = select(Job.status, func.count()).where(Job.status.in_(alive)).group_by(Job.status)
+        unfinished = [status for status in Status if not status.final]
+        query = select(Job.status, func.count()).where(Job.status.in_(unfinished)).group_by(Job.status)
         counts = dict(self._session.execute(query).all())
-        for status in alive:
+        for status in unfinished:
             jobs.add_metric([status], counts.get(status, 0))
         return jobs
 
     def _events(self) -> GaugeMetricFamily:
-        """Retries, losses and pauses show here."""
+        """Return the number of recent events per type, such as retries, lost leases and pauses."""
         events = GaugeMetricFamily("seft_events_last_hour", "Events of jobs in the last hour", labels=["type"])
-        lately = JobEvent.created_at > func.now() - LATELY
-        query = select(JobEvent.type, func.count()).where(lately).group_by(JobEvent.type)
+        recent = JobEvent.created_at > func.now() - RECENT
+        query = select(JobEvent.type, func.count()).where(recent).group_by(JobEvent.type)
         for kind, count in self._session.execute(query):
             events.add_metric([kind], count)
         return events
 
-    def _sums(self, name: str, told: str, label: str, which: Sum, labels: Iterable[str]) -> SummaryMetricFamily:
-        """Each label from the start, so that the first increase is one."""
-        summary = SummaryMetricFamily(name, told, labels=[label])
-        known = totals.read(self._session, which)
+    def _sums(self, name: str, description: str, label: str, total: Sum, labels: Iterable[str]) -> SummaryMetricFamily:
+        """Return a sum with all labels, 0 included, so that Prometheus sees the first increase of each."""
+        summary = SummaryMetricFamily(name, description, labels=[label])
+        rows = totals.read(self._session, total)
         for each in labels:
-            summary.add_metric([each], *known.get(each, (0, 0.0)))
+            summary.add_metric([each], *rows.get(each, (0, 0.0)))
         return summary
 
     def _uploads(self) -> CounterMetricFamily:
         uploads = CounterMetricFamily("seft_uploaded_bytes", "Bytes put into object storage", labels=["kind"])
-        known = totals.read(self._session, Sum.UPLOADED_BYTES)
+        rows = totals.read(self._session, Sum.UPLOADED_BYTES)
         for kind in Kind:
-            _, total = known.get(kind, (0, 0.0))
+            _, total = rows.get(kind, (0, 0.0))
             uploads.add_metric([kind], total)
         return uploads
 
-    def _seconds(self, name: str, told: str, duration: ColumnElement[Any], status: str) -> GaugeMetricFamily:
+    def _seconds(self, name: str, description: str, duration: ColumnElement[Any], status: str) -> GaugeMetricFamily:
         query = select(func.extract("epoch", duration)).where(Job.status == status)
-        return GaugeMetricFamily(f"{name}_seconds", told, value=self._scalar(query))
+        return GaugeMetricFamily(f"{name}_seconds", description, value=self._scalar(query))
 
     def _scalar(self, query: Select[Any]) -> float:
         return float(self._session.scalar(query) or 0)

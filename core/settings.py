@@ -1,4 +1,4 @@
-"""Every setting of every process, read once from `SEFT_…` environment variables. Secrets have no default."""
+"""Settings of all processes, read once from `SEFT_…` environment variables. Secrets have no default."""
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -9,97 +9,112 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """What an operator may set. `docs/configuration.md` is this table."""
+    """Settings of the service. `docs/configuration.md` is generated from them."""
 
     model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True, hide_input_in_errors=True)
 
-    database_url: PostgresDsn = Field(description="Postgres, as `postgresql://user:password@host:port/name`.")
-    broker_url: RedisDsn = Field(description="Valkey or Redis; carries hints only, may be emptied at any time.")
-    s3_endpoint: str = Field(description="Address of the object storage as API and workers reach it.")
-    s3_public_endpoint: str | None = Field(
-        default=None, description="Address of the object storage as users reach it; presigned links name it."
+    database_url: PostgresDsn = Field(description="URL of Postgres: `postgresql://user:password@host:port/name`.")
+    broker_url: RedisDsn = Field(
+        description="URL of Valkey or Redis. It carries notifications only and can be emptied at any time."
     )
-    s3_region: str = Field(default="us-east-1", description="Region that requests are signed for.")
-    s3_bucket: str = Field(default="seft", description="Bucket of datasets and checkpoints; made when missing.")
+    s3_endpoint: str = Field(description="URL of the object storage for the API and the workers.")
+    s3_public_endpoint: str | None = Field(
+        default=None, description="URL of the object storage for users, used in presigned links."
+    )
+    s3_region: str = Field(default="us-east-1", description="Region of the object storage, used to sign requests.")
+    s3_bucket: str = Field(
+        default="seft", description="Bucket for datasets and checkpoints. Created if it does not exist."
+    )
     s3_access_key: SecretStr = Field(description="Access key of the object storage.")
     s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")
     secret_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
-        default=None, description="Encrypts the hub tokens that tenants give; without it none is taken."
+        default=None, description="Key that encrypts the hub tokens of tenants. Without it, hub tokens are rejected."
     )
 
-    api_host: str = Field(default="127.0.0.1", description="Address that the API listens at.")
-    api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens at.")
+    api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens on.")
     api_processes: int = Field(
-        default=1, ge=1, description="Processes that serve the API, each with up to 20 connections to Postgres."
+        default=1, ge=1, description="Number of API processes, each with up to 20 connections to Postgres."
     )
     model_roots: list[Path] = Field(
-        default=[], description="Folders (a JSON list) whose models may be named by their relative path."
+        default=[], description="Folders (a JSON list) with local models, which jobs name by their relative path."
     )
-    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset that one request may carry.")
-    max_dataset_bytes: int = Field(default=1 << 34, ge=1, description="Largest dataset, unpacked.")
+    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset in one request, in bytes.")
+    max_dataset_bytes: int = Field(default=1 << 34, ge=1, description="Largest dataset after decompression, in bytes.")
     dataset_buckets: list[str] = Field(
-        default=[], description="Buckets (a JSON list), or `bucket/prefix`, whose objects every tenant may take."
+        default=[],
+        description="Buckets (a JSON list), or `bucket/prefix`, from which every tenant can import datasets.",
     )
     rate_limit: float = Field(
-        default=200, ge=0, description="Requests a second of one API key, ten seconds' worth of them at once; 0: any."
+        default=200,
+        ge=0,
+        description="Requests per second and API key, with bursts of ten seconds' worth; 0 is no limit.",
     )
     webhook_networks: list[IPv4Network | IPv6Network] = Field(
-        default=[], description="Networks (a JSON list) that are not public and that webhooks may lead to all the same."
+        default=[], description="Private networks (a JSON list) that webhooks can reach."
     )
-    link_seconds: int = Field(default=3600, ge=1, description="How long a presigned download link is good.")
+    link_seconds: int = Field(default=3600, ge=1, description="Seconds that a presigned download link is valid.")
 
-    lease_seconds: float = Field(default=60, gt=0, description="A worker silent for so long has lost its job.")
+    lease_seconds: float = Field(
+        default=60, gt=0, description="Seconds without a heartbeat after which a worker loses its job."
+    )
     heartbeat_seconds: float = Field(
-        default=3, gt=0, description="How often a worker renews its lease and hears what was asked of its job."
+        default=3,
+        gt=0,
+        description="Seconds between two heartbeats. A heartbeat renews the lease and returns pending actions.",
     )
-    tenant_running: int = Field(default=0, ge=0, description="Jobs of one tenant that run at a time; 0: any number.")
+    tenant_running: int = Field(
+        default=0, ge=0, description="Largest number of running jobs per tenant; 0 is no limit."
+    )
     tenant_waiting: int = Field(
-        default=0, ge=0, description="Jobs of one tenant that wait, queued or paused, at a time; 0: any number."
+        default=0, ge=0, description="Largest number of queued and paused jobs per tenant; 0 is no limit."
     )
-    key_running: int = Field(default=0, ge=0, description="Jobs of one API key that run at a time; 0: any number.")
-    key_waiting: int = Field(default=0, ge=0, description="Jobs of one API key that wait at a time; 0: any number.")
+    key_running: int = Field(default=0, ge=0, description="Largest number of running jobs per API key; 0 is no limit.")
+    key_waiting: int = Field(
+        default=0, ge=0, description="Largest number of queued and paused jobs per API key; 0 is no limit."
+    )
     tenant_bytes: int = Field(
-        default=0, ge=0, description="Bytes of one tenant's datasets and checkpoints, all together; 0: any number."
+        default=0,
+        ge=0,
+        description="Largest total size of a tenant's datasets and checkpoints, in bytes; 0 is no limit.",
     )
     checkpoint_days: int = Field(
-        default=0, ge=0, description="No checkpoint is kept for more days, whatever its job asks for; 0: any number."
+        default=0, ge=0, description="Most days that a checkpoint is kept, whatever its job sets; 0 is no limit."
     )
     dataset_days: int = Field(
-        default=90, ge=0, description="A dataset is deleted when no job has used it for so many days; 0: never."
+        default=90, ge=0, description="Days without use by a job after which a dataset is deleted; 0 is never."
     )
     tidy_seconds: float = Field(
-        default=3600, gt=0, description="How often a worker looks for what has expired and for objects without a row."
+        default=3600, gt=0, description="Seconds between two cleanups of expired data and of objects without a row."
     )
     sweep_seconds: float = Field(
-        default=10, gt=0, description="How often workers look for lost jobs and lost messages."
+        default=10, gt=0, description="Seconds between two sweeps for lost jobs and lost notifications."
     )
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="A job fails for good when so many attempts failed with no newer state saved between them.",
+        description="Failed attempts, without a newer saved state between them, after which a job fails permanently.",
     )
 
-    scratch: Path = Field(default=Path("/tmp/seft"), description="Folder where a worker keeps a running job's files.")  # noqa: S108
-    device: str = Field(default="auto", description="Torch device of a worker; `auto` takes CUDA where there is one.")
-    threads: int = Field(default=0, ge=0, description="CPU threads of the training process; 0 leaves it to torch.")
-    checkpoint_seconds: float = Field(
-        default=300, gt=0, description="A resumable state is saved when the last one is older than this."
-    )
-    log_format: Literal["json", "console"] = Field(default="json", description="How log lines look.")
+    scratch: Path = Field(default=Path("/tmp/seft"), description="Folder for the files of a running job.")  # noqa: S108
+    device: str = Field(default="auto", description="Torch device of a worker; `auto` uses CUDA if available.")
+    threads: int = Field(default=0, ge=0, description="CPU threads of the training process; 0 uses torch's default.")
+    checkpoint_seconds: float = Field(default=300, gt=0, description="Seconds between two saves of the training state.")
+    log_format: Literal["json", "console"] = Field(default="json", description="Format of log lines.")
 
     @model_validator(mode="after")
-    def _own_bucket_is_not_open(self) -> Self:
-        if any(place.partition("/")[0] == self.s3_bucket for place in self.dataset_buckets):
+    def _require_private_bucket(self) -> Self:
+        if any(location.partition("/")[0] == self.s3_bucket for location in self.dataset_buckets):
             raise ValueError(
-                f"dataset_buckets must not hold s3_bucket ({self.s3_bucket}), where every tenant's data lie"
+                f"dataset_buckets must not contain s3_bucket ({self.s3_bucket}), which has the data of all tenants"
             )
         return self
 
     @model_validator(mode="after")
-    def _lease_outlives_heartbeats(self) -> Self:
+    def _require_lease_for_three_heartbeats(self) -> Self:
         if self.lease_seconds < 3 * self.heartbeat_seconds:
             raise ValueError(
                 f"lease_seconds ({self.lease_seconds}) must be at least three times heartbeat_seconds"
-                f" ({self.heartbeat_seconds}), or one lost heartbeat loses the job"
+                f" ({self.heartbeat_seconds}), so that one lost heartbeat does not lose the job"
             )
         return self

@@ -1,17 +1,16 @@
-"""The life of a job: its states, and the one table of moves between them. Nothing here touches a database."""
+"""States of a job and the table of transitions between them. Does not use the database."""
 
 from enum import StrEnum
 
 OUT_OF_MEMORY = "out_of_memory"
-"""The code of a failure for want of memory, on the device or on its machine."""
-
+"""Error code of a job that ran out of memory, on the device or on its host."""
 
 PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
-"""Types of events that change no status."""
+"""Types of events that report no transition."""
 
 
 class Status(StrEnum):
-    """Where a job stands."""
+    """Status of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -22,12 +21,12 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Nothing more happens to the job."""
+        """True if the job has ended."""
         return self in {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
 
 
 class Phase(StrEnum):
-    """What a running attempt is doing."""
+    """Phase of a running attempt."""
 
     LOADING = "loading"
     PRUNING = "pruning"
@@ -39,31 +38,31 @@ class Phase(StrEnum):
 
 
 class Transition(StrEnum):
-    """Everything that can happen to a job; the event that it leaves is named `job.<move>`."""
+    """Transitions of a job. Each writes an event of type `job.<transition>`."""
 
     CREATED = "created"
-    CLAIMED = "claimed"  # a worker took it
-    RELEASED = "released"  # the worker gave it back (shutdown, pause); the attempt is not charged
-    LOST = "lost"  # the lease ran out; the attempt is charged
-    RETRIED = "retried"  # the attempt failed on our side and may be tried again; charged
-    PAUSING = "pausing"  # a pause was asked for while it ran; its worker saves and gives it back
-    UNPAUSED = "unpaused"  # that pause was taken back before it had come about
-    PAUSED = "paused"  # no worker takes it; why, its reason says
-    STARTED = "started"  # it was made to wait, and waits no longer
+    CLAIMED = "claimed"  # a worker started an attempt
+    RELEASED = "released"  # the worker gave it back (shutdown, pause); does not count as a failure
+    LOST = "lost"  # the lease expired; counts as a failure
+    RETRIED = "retried"  # the attempt failed and the job is retried; counts as a failure
+    PAUSING = "pausing"  # a pause of a running job is pending; its worker saves the state and releases it
+    UNPAUSED = "unpaused"  # the pending pause was cancelled
+    PAUSED = "paused"  # no worker takes it; the reason says why
+    STARTED = "started"  # a job with `auto_start: false` was started
     RESUMED = "resumed"
-    STOPPING = "stopping"  # it trains no further, and publishes what there is
+    STOPPING = "stopping"  # it ends training early and publishes the result
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
 class Reason(StrEnum):
-    """Why a job is paused."""
+    """Reason of a paused job."""
 
     NOT_STARTED = "not_started"  # `auto_start` was false
-    ASKED = "asked"
-    DISK_FULL = "disk_full"  # until a worker has room enough
-    STORAGE_FULL = "storage_full"  # until the bucket has
+    ASKED = "asked"  # POST /jobs/{job_id}/pause
+    DISK_FULL = "disk_full"  # until a worker has enough disk space
+    STORAGE_FULL = "storage_full"  # until the bucket has enough space
 
 
 TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
@@ -81,4 +80,4 @@ TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
     Transition.FAILED: (frozenset({Status.RUNNING}), Status.FAILED),
     Transition.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), Status.CANCELLED),
 }
-"""Move -> (the states it may start from, the state it ends in; None where it stays). CREATED has no row before it."""
+"""Transition -> (statuses it can start from, status it ends in or None if the status stays). CREATED has no start."""

@@ -1,4 +1,4 @@
-"""The tables. Times are the database's; ids are made by `core.ids`; migrations build exactly this (a test compares)."""
+"""Tables of the database. Times come from the database, ids from `core.ids`. A test compares the migrations."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 class Base(DeclarativeBase):
-    """Base of all tables: text without a length, times with a zone, JSON as JSONB, None as NULL and not JSON's null."""
+    """Base of all tables: text without a length, times with a time zone, JSON as JSONB, None as SQL NULL."""
 
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's)
         str: Text,
@@ -21,7 +21,7 @@ class Base(DeclarativeBase):
 
 
 class ApiKey(Base):
-    """A key that a caller shows. Only its SHA-256 is kept; the key itself is 256 random bits."""
+    """API key of a tenant: 256 random bits, of which only the SHA-256 is stored."""
 
     __tablename__ = "api_keys"
     __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"),)
@@ -37,22 +37,22 @@ class ApiKey(Base):
 
 
 class HubToken(Base):
-    """A tenant's token of the model hub."""
+    """Token of a tenant for the model hub."""
 
     __tablename__ = "hub_tokens"
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     id: Mapped[str]
-    """Another one for each token that is given."""
+    """New for each token that the tenant stores."""
     name: Mapped[str]
-    """Whose it is, as the hub said when it was given."""
+    """Name of its account, as the hub returned it when the token was stored."""
     sealed: Mapped[str]
     """The token, encrypted by `core.access.encryption`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class SignIn(Base):
-    """A browser that somebody signed in with a key. Its token is in the browser's cookie; here are hashes alone."""
+    """Session of a browser that signed in with a key. Its token is in the browser's cookie; only hashes are stored."""
 
     __tablename__ = "sign_ins"
 
@@ -60,15 +60,15 @@ class SignIn(Base):
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     sha256: Mapped[str] = mapped_column(unique=True)
     former_sha256: Mapped[str | None] = mapped_column(index=True)
-    """Of the token before the last rotation; good for a moment longer, as requests with it may be on their way."""
+    """Hash of the token before the last rotation. It stays valid briefly for requests that were already sent."""
     csrf: Mapped[str]
-    """What every form of this browser carries."""
+    """CSRF token in every form of this browser."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     rotated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class AuditEntry(Base):
-    """A change that a caller made. Never changed, never deleted, and no reference holds it to what it tells of."""
+    """A change that a caller made. Never changed or deleted. Has no foreign key to its target."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index("audit_log_by_tenant", "tenant", "id"),)
@@ -78,9 +78,9 @@ class AuditEntry(Base):
     key_id: Mapped[str]
     request_id: Mapped[str]
     action: Mapped[str]
-    """The operation's name in the OpenAPI."""
+    """Operation id in the OpenAPI document."""
     target: Mapped[str]
-    """Id of what was made or changed."""
+    """Id of the object that was created or changed."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -98,15 +98,15 @@ class Dataset(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     records: Mapped[int] = mapped_column(BigInteger)
     skipped: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Broken lines of the upload, which are not in the object."""
+    """Number of invalid lines of the upload, which are not in the object."""
     object_key: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
-    """From then on the row is there for the jobs that name it, and its object goes when no other row names it."""
+    """Time of deletion. The row stays for the jobs that use it; the object is deleted when no other row uses it."""
 
 
 class Import(Base):
-    """A dataset on its way here: an upload in parts, or a source that is fetched."""
+    """An import of a dataset: an upload in parts, or a download from a source."""
 
     __tablename__ = "imports"
     __table_args__ = (
@@ -120,21 +120,21 @@ class Import(Base):
     state: Mapped[str]
     source: Mapped[str | None]
     upload: Mapped[str | None]
-    """Id of the upload in parts, as the object storage knows it."""
+    """Id of the multipart upload in the object storage."""
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     resume_key: Mapped[str | None]
     skip_percentage: Mapped[float]
     tries: Mapped[int] = mapped_column(server_default=text("0"))
-    """Made or being made; the newest one may settle the row."""
+    """Number of tries, a running one included. Only the newest one may finish the row."""
     due_at: Mapped[datetime | None]
-    """When an importer may take it; None while parts come and when it is settled."""
+    """When an importer may claim it; None while parts are uploaded and when it is finished."""
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"))
     error: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Job(Base):
-    """A repair job. This row is the truth about it."""
+    """A repair job. The row is the authoritative state of the job."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -162,62 +162,62 @@ class Job(Base):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[Json]
     key_id: Mapped[str | None]
-    """Of the API key that it was made with; None where none was."""
+    """Id of the API key that created it, if any."""
     request_id: Mapped[str | None]
-    """Of the request that made it; None where no request did. Every worker's line about it in the log repeats it."""
+    """Id of the request that created it, if any. Workers repeat it in every log line about the job."""
     traceparent: Mapped[str | None]
-    """The span of that request, where OpenTelemetry is on; what is done to the job lies below it."""
+    """Trace context of that request, if OpenTelemetry is on. It is the parent of all spans of the job."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """What a worker must understand to run it: `core.specs.SPEC_VERSION` of the software that took it."""
+    """`core.specs.SPEC_VERSION` of the software that accepted it. A worker must have at least this version."""
     priority: Mapped[int]
     status: Mapped[str]
     phase: Mapped[str | None]
     phase_at: Mapped[datetime | None]
-    """When this phase began."""
+    """Start of this phase."""
     progress: Mapped[float] = mapped_column(server_default=text("0"))
     step: Mapped[int] = mapped_column(server_default=text("0"))
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of the newest attempt; every write of a worker carries it."""
+    """Number of the newest attempt. Writes of a worker with another number are rejected."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Attempts that were charged: lost, or failed on our side."""
+    """Failures without progress: attempts whose lease expired or that failed and were retried."""
     worker: Mapped[str | None]
     pausing: Mapped[bool] = mapped_column(server_default=text("false"))
-    """A pause was asked for while it ran: it becomes paused when this attempt is over."""
+    """True if a pause is pending: the running job is paused when this attempt ends."""
     stopping: Mapped[bool] = mapped_column(server_default=text("false"))
-    """It is to train no further: to judge and publish what there is."""
+    """True if training ends early, and the result is evaluated and published."""
     stop_step: Mapped[int | None]
-    """The step that it had when that was asked; None also where older software was asked."""
+    """Step at the time of the stop. None if not stopped, or if older software handled the stop."""
     reason: Mapped[Json | None]
-    """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" where there was no room."""
+    """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" if space ran out."""
     micro_batch: Mapped[int | None]
-    """Windows on the device at a time after memory ran out; None while it never did."""
+    """Windows on the device at a time after an attempt ran out of memory; None before."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """What a worker must have to take it, as far as that is known: {"disk", "memory", "device"}, see `core.capability`."""
+    """Known needs of the job: {"disk", "memory", "device"}, each optional. See `core.capability`."""
     lease_expires_at: Mapped[datetime | None]
     notified_at: Mapped[datetime | None] = mapped_column("hinted_at")
-    """When a broker message last pointed here."""
+    """Time of the last notification to the workers."""
     resume: Mapped[Json | None]
-    """The newest resumable state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
+    """Newest saved state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
     scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Perplexities: {"dense", "pruned", "repaired"}, each once it is known."""
+    """Perplexities: {"dense", "pruned", "repaired"}, each as soon as it is measured."""
     measured: Mapped[Json | None]
-    """Counted from the written file: sparsity of the target linears and of the whole model, zeros grown."""
+    """Counted in the exported files: sparsity of the target linears and of the whole model, zeros grown."""
     estimate: Mapped[Json | None]
-    """Of a job that was made to wait for its start: what it was expected to take then."""
+    """Estimate at creation, of a job with `auto_start: false`."""
     error: Mapped[Json | None]
     """{"fault": "user_error" | "system_error", "code", "message"} of a failed job."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
-    """When a reader would last have seen a change; a renewed lease or a hint is none."""
+    """Last change that readers can see. A heartbeat or a notification does not count."""
 
 
 class JobLabel(Base):
-    """One pair of a job's metadata, by which lists are narrowed. The key keeps a pair's jobs in the order of a list.
+    """One pair of a job's metadata, for filters of lists. The primary key has a pair's jobs in the order of a list.
 
-    Postgres cannot know how often a pair occurs inside of JSON: it would walk a million jobs for one that is rare, or
-    gather a million for a page of 20 where it is common.
+    Postgres has no statistics of pairs inside JSON. It would scan all jobs for a rare pair, or collect all matches of a
+    common one for a page of 20.
     """
 
     __tablename__ = "job_labels"
@@ -225,12 +225,12 @@ class JobLabel(Base):
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     pair: Mapped[str] = mapped_column(primary_key=True)
-    """SHA-256 of the name, a NUL, and the value: an index takes no long texts."""
+    """SHA-256 of the name, a NUL and the value, since an index cannot store long texts."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
 class JobEvent(Base):
-    """Something that happened to a job. Never changed; deleted with the job, and what steps told that were lost."""
+    """Event of a job. Never changed. Deleted with the job, or if training restarts and its step was lost."""
 
     __tablename__ = "job_events"
     __table_args__ = (
@@ -247,7 +247,7 @@ class JobEvent(Base):
 
 
 class JobMetric(Base):
-    """What was measured at one step. A resumed attempt writes its steps over those of the lost one."""
+    """Metrics of one step. A resumed attempt overwrites the steps that it repeats."""
 
     __tablename__ = "job_metrics"
 
@@ -270,21 +270,21 @@ class Checkpoint(Base):
     step: Mapped[int]
     prefix: Mapped[str]
     sha256: Mapped[str]
-    """Of `manifest.json`, which holds the sha256 of every other file: equal means equal to the last bit."""
+    """SHA-256 of `manifest.json`, which has the SHA-256 of every other file. Equal hashes mean equal bits."""
     files: Mapped[list[Json]] = mapped_column(JSONB)
-    """[{"name", "size", "sha256"}], the manifest included."""
+    """[{"name", "size", "sha256"}], `manifest.json` included."""
     bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Of all files together."""
+    """Total size of all files."""
     scores: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
-    """When it is deleted; None: never."""
+    """Time of deletion; None to keep it permanently."""
 
 
 class Holding(Base):
-    """What a tenant's checkpoints take up, so that nobody has to add up a million of them.
+    """Total size of a tenant's checkpoints, so that it need not be summed over all of them.
 
-    A trigger of their table keeps it (migration 0220): whatever writes there, of any version, counts.
+    A trigger on `checkpoints` updates it (migration 0220), whichever version of the software writes there.
     """
 
     __tablename__ = "holdings"
@@ -295,7 +295,7 @@ class Holding(Base):
 
 
 class Chore(Base):
-    """Something that one of the workers does now and then."""
+    """Periodic task that one of the workers does."""
 
     __tablename__ = "chores"
 
@@ -304,7 +304,7 @@ class Chore(Base):
 
 
 class Worker(Base):
-    """A worker process, as it told of itself. Which job it runs, the jobs say."""
+    """A worker process, as it described itself. The job that it runs is in `Job.worker`."""
 
     __tablename__ = "workers"
 
@@ -314,23 +314,23 @@ class Worker(Base):
     device: Mapped[str]
     device_name: Mapped[str] = mapped_column(server_default=text("''"))
     memory: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Bytes on its device."""
+    """Bytes of memory on its device."""
     disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Bytes free for a job's files when it was last seen."""
+    """Free bytes for a job's files at `seen_at`."""
     temperature: Mapped[int | None]
-    """Degrees Celsius of its device then; None where nothing tells."""
+    """Temperature of its device at `seen_at` in degrees Celsius; None if unknown."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """The newest requests that it understands."""
+    """Newest version of requests that it can run."""
     versions: Mapped[Json]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When its sweep last went round."""
+    """Time of its last sweep."""
     consumed_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When it last took a hint."""
+    """Time of the last notification that it received."""
 
 
 class Total(Base):
-    """A sum that only grows: `core.totals`."""
+    """A sum that only grows, see `core.totals`."""
 
     __tablename__ = "totals"
 
@@ -341,7 +341,7 @@ class Total(Base):
 
 
 class Webhook(Base):
-    """An address that is told what happens to its tenant's jobs."""
+    """URL that is notified of events of its tenant's jobs."""
 
     __tablename__ = "webhooks"
     __table_args__ = (Index("webhooks_by_tenant", "tenant", "id"),)
@@ -350,19 +350,19 @@ class Webhook(Base):
     tenant: Mapped[str]
     url: Mapped[str]
     events: Mapped[list[str]] = mapped_column(JSONB)
-    """Types of events that it wants; none means all of them."""
+    """Types of events that it subscribes to; an empty list means all."""
     secret: Mapped[str]
-    """Signs, so it has to be kept as it is."""
+    """Key of the signatures, stored in plain text because signing needs it."""
     old_secret: Mapped[str | None]
     old_secret_until: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]
-    """Of the first failure after the last success."""
+    """Time of the first failure after the last success."""
     disabled_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WebhookDelivery(Base):
-    """News that a webhook is owed, or was told. Its id is the message's, the same at every try."""
+    """An event for a webhook, pending or finished. Its id is sent as the message id, the same at every try."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -377,16 +377,16 @@ class WebhookDelivery(Base):
     body: Mapped[str]
     state: Mapped[str]
     tries: Mapped[int] = mapped_column(server_default=text("0"))
-    """Made or being made; the newest one may settle the row."""
+    """Number of tries, a running one included. Only the newest one may finish the row."""
     log: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'"))
-    """[{"at", "status", "text"}] of every try that ended."""
+    """[{"at", "status", "text"}] per finished try."""
     due_at: Mapped[datetime | None]
-    """When a courier may take it; None when it is settled."""
+    """When a courier may claim it; None when it is finished."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class IdempotencyKey(Base):
-    """Which job a caller's `Idempotency-Key` made, and from which body."""
+    """Job that a caller's `Idempotency-Key` created, and the hash of its body."""
 
     __tablename__ = "idempotency_keys"
 

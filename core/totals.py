@@ -1,8 +1,8 @@
-"""What is counted for good: sums that only grow, kept as rows.
+"""Permanent counters: sums that only grow, stored as rows.
 
-So they are right whichever process is asked and however often one was restarted, and they outlive the jobs that they
-were counted from. A sum is raised in the transaction of what it counts: what was rolled back was not counted, and
-nothing is counted twice. Nothing that happens often raises one, because its row is locked until the commit.
+They are correct in every process and after restarts, and outlive the jobs that they count. A sum is updated in the
+transaction of the event that it counts, so that nothing is counted twice and a rollback counts nothing. Only rare
+events update one, because its row is locked until the commit.
 """
 
 from enum import StrEnum
@@ -16,29 +16,29 @@ from core.tables import Total
 
 
 class Sum(StrEnum):
-    """What is summed up. Each sum has labels, and there are few of them."""
+    """Names of the sums. Each sum has a small set of labels."""
 
-    PHASE_SECONDS = "phase_seconds"  # by phase: from its begin to that of the next one in the same attempt
+    PHASE_SECONDS = "phase_seconds"  # by phase: from its start to the start of the next phase of the same attempt
     JOB_SECONDS = "job_seconds"  # by status: from the first claim to the end
     UPLOADED_BYTES = "uploaded_bytes"  # by kind of object
 
 
 class Kind(StrEnum):
-    """Objects that are put into storage."""
+    """Kinds of objects in storage."""
 
     DATASET = "dataset"
     STATE = "state"
     CHECKPOINT = "checkpoint"
 
 
-def add(session: Session, to: Sum, label: str, value: Any) -> None:
-    """Count once more, and add `value`, a number or an expression of one."""
-    one = insert(Total).values(name=to, label=label, count=1, sum=value)
-    more = {"count": Total.count + 1, "sum": Total.sum + one.excluded.sum}
-    session.execute(one.on_conflict_do_update(index_elements=["name", "label"], set_=more))
+def add(session: Session, name: Sum, label: str, value: Any) -> None:
+    """Raise the count by 1 and the sum by `value`, a number or an SQL expression."""
+    statement = insert(Total).values(name=name, label=label, count=1, sum=value)
+    raised = {"count": Total.count + 1, "sum": Total.sum + statement.excluded.sum}
+    session.execute(statement.on_conflict_do_update(index_elements=["name", "label"], set_=raised))
 
 
 def read(session: Session, name: Sum) -> dict[str, tuple[int, float]]:
-    """Count and sum of every label that was counted."""
+    """Return the count and the sum per label. Labels without a count are missing."""
     rows = select(Total.label, Total.count, Total.sum).where(Total.name == name)
     return {label: (count, total) for label, count, total in session.execute(rows)}

@@ -1,7 +1,8 @@
-"""Webhooks: addresses that a tenant wants told what happens to its jobs, and the deliveries owed to them.
+"""Webhooks: URLs of a tenant that are notified of events of its jobs, and the deliveries to them.
 
-A delivery is a row, written in the transaction of the event that it tells of. Whoever makes it claims the row for a
-while, and settles it; a courier that dies in between has only delayed it. It may thus come twice, under one id.
+A delivery is a row, written in the transaction of its event. A courier claims the row for `CLAIM_SECONDS`, sends it and
+records the result. If the courier dies in between, another one sends it again, so a delivery can arrive twice with the
+same id.
 """
 
 import base64
@@ -21,24 +22,26 @@ from core import ids
 from core.errors import Code, Flaw, ProblemError
 from core.tables import Job, Json, Webhook, WebhookDelivery
 
-MOST = 100
-"""Webhooks of one tenant."""
-PAUSES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
-"""Seconds between tries: over two days."""
-SPREAD = (0.9, 0.95, 1.0, 1.05, 1.1)
-"""Of a pause: what failed together is not tried again together."""
+MAX_WEBHOOKS = 100
+"""Largest number of webhooks per tenant."""
+RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
+"""Seconds between tries, more than two days in total."""
+JITTER = (0.9, 0.95, 1.0, 1.05, 1.1)
+"""Random factors of a retry delay, so that deliveries that failed together are not retried together."""
 GONE = 410
-"""The status with which a receiver says that it wants nothing more."""
-KEPT = timedelta(days=30)
+"""HTTP status with which a receiver unsubscribes: the webhook is disabled."""
+RETENTION = timedelta(days=30)
+"""Age at which finished deliveries are deleted."""
 DISABLED_AFTER = timedelta(days=3)
-"""Of failures without one success."""
-OLD_SECRET = timedelta(hours=24)
-"""For so long the secret before a rotation signs as well."""
+"""Time of failures without a success after which a webhook is disabled."""
+OLD_SECRET_VALIDITY = timedelta(hours=24)
+"""Time after a rotation during which the previous secret signs too."""
 CLAIM_SECONDS = 60
+"""Time after which an unfinished try is repeated by another courier."""
 
 
-class FinishedDelivery(StrEnum):
-    """Where a delivery stands."""
+class DeliveryState(StrEnum):
+    """State of a delivery."""
 
     PENDING = "pending"
     SUCCEEDED = "succeeded"
@@ -47,38 +50,40 @@ class FinishedDelivery(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PendingDelivery:
-    """A claimed delivery: everything that is needed to make it."""
+    """A claimed delivery, with everything that is needed to send it."""
 
     id: str
     webhook_id: str
     number: int
-    """Of this try, from 1; settling holds for the newest one only."""
+    """Number of this try, from 1. Only the result of the newest try is recorded."""
     url: str
     body: str
     secrets: tuple[str, ...]
-    """The one that signs, and the one before it while that is still good."""
+    """The secret, and the previous one while that is valid. Each of them signs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a try: the status, or None and why there is none."""
+class DeliveryResult:
+    """Result of a try: the HTTP status, or None if there was no response."""
 
     status: int | None
     text: str
-    """The start of the answer's body, or what went wrong."""
+    """Start of the response body, or the error."""
 
     @property
     def accepted(self) -> bool:
-        """Whether the receiver has it."""
+        """True if the receiver accepted the delivery."""
         return self.status is not None and 200 <= self.status < 300
 
 
 def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> Webhook:
-    """A new webhook; CONFLICT when the tenant has `MOST` of them."""
-    # One at a time of a tenant, or two requests at once would both be the last one.
+    """Create a webhook. Raises CONFLICT if the tenant has `MAX_WEBHOOKS` already."""
+    # Without the lock, two concurrent requests could both create the last one.
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"webhooks\n{tenant}", 0))))
-    if (session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0) >= MOST:
-        raise ProblemError(Code.CONFLICT, f"There are {MOST} webhooks already. Delete one of them first.")
+    if (session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0) >= MAX_WEBHOOKS:
+        raise ProblemError(
+            Code.CONFLICT, f"You can have at most {MAX_WEBHOOKS} webhooks and have that many. Delete one first."
+        )
     row = Webhook(id=ids.new("hook"), tenant=tenant, url=url, events=list(events), secret=_new_secret())
     session.add(row)
     session.flush()
@@ -87,7 +92,7 @@ def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> We
 
 
 def get(session: Session, tenant: str, webhook_id: str, *, change: bool = False) -> Webhook:
-    """The tenant's webhook, locked where it shall change; or NOT_FOUND."""
+    """Return the tenant's webhook, locked if `change`. Raises NOT_FOUND if the tenant has no such webhook."""
     query = select(Webhook).where(Webhook.id == webhook_id, Webhook.tenant == tenant)
     query = query.with_for_update(key_share=True) if change else query
     row = session.scalar(query) if ids.is_id("hook", webhook_id) else None
@@ -97,12 +102,12 @@ def get(session: Session, tenant: str, webhook_id: str, *, change: bool = False)
 
 
 def list_all(session: Session, tenant: str) -> Sequence[Webhook]:
-    """The tenant's webhooks, newest first."""
+    """Return the tenant's webhooks, newest first."""
     return session.scalars(select(Webhook).where(Webhook.tenant == tenant).order_by(Webhook.id.desc())).all()
 
 
 def remove(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Remove a webhook with its deliveries; the row as it was."""
+    """Delete a webhook and its deliveries. Returns the deleted row."""
     row = get(session, tenant, webhook_id)
     session.delete(row)
     session.flush()
@@ -110,17 +115,17 @@ def remove(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def rotate(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Give a webhook a new secret; the one before goes on signing beside it for `OLD_SECRET`."""
+    """Create a new secret for a webhook. The previous one also signs for `OLD_SECRET_VALIDITY`."""
     row = get(session, tenant, webhook_id, change=True)
     row.old_secret, row.secret = row.secret, _new_secret()
-    row.old_secret_until = func.now() + OLD_SECRET
+    row.old_secret_until = func.now() + OLD_SECRET_VALIDITY
     session.flush()
     session.refresh(row)
     return row
 
 
 def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Take up the deliveries of a disabled webhook again; of one that is not disabled, nothing changes."""
+    """Enable a webhook. Its pending deliveries are sent again. Idempotent."""
     row = get(session, tenant, webhook_id, change=True)
     row.disabled_at = row.failing_since = None
     session.flush()
@@ -128,48 +133,50 @@ def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Deliver nothing until it is enabled again, which takes up what is owed now; nothing more is owed till then."""
+    """Disable a webhook until it is enabled again. Pending deliveries are kept; new events create none. Idempotent."""
     row = get(session, tenant, webhook_id, change=True)
     row.disabled_at = row.disabled_at or session.scalars(select(func.now())).one()
     session.flush()
     return row
 
 
-def test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
-    """Owe a webhook a delivery that tells of nothing. CONFLICT when it is disabled."""
+def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
+    """Enqueue a delivery of the type `webhook.test`. Raises CONFLICT if the webhook is disabled."""
     row = get(session, tenant, webhook_id)
     if row.disabled_at is not None:
-        flaw = Flaw("webhook_id", "is enabled", "disabled", f"POST /webhooks/{webhook_id}/enable first.")
-        raise ProblemError(Code.CONFLICT, f"{webhook_id} is disabled; nothing is delivered to it.", (flaw,))
+        flaw = Flaw("webhook_id", "must be enabled", "disabled", f"POST /webhooks/{webhook_id}/enable first.")
+        raise ProblemError(
+            Code.CONFLICT, f"{webhook_id} is disabled. POST /webhooks/{webhook_id}/enable enables it.", (flaw,)
+        )
     now: datetime = session.scalars(select(func.now())).one()
-    delivery = _owe(row.id, "webhook.test", now, {"webhook_id": row.id})
+    delivery = _new_delivery(row.id, "webhook.test", now, {"webhook_id": row.id})
     session.add(delivery)
     session.flush()
     session.refresh(delivery)
     return delivery
 
 
-def enqueue(session: Session, job_id: str, type: str, news: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
-    """Owe the news of a job's event to every webhook of the tenant that wants it and is enabled."""
-    data = {"job_id": job_id, "event_id": event_id, **news}
-    wanting = session.scalars(_wanting(), {"job_id": job_id, "types": [type]})
-    session.add_all([_owe(webhook_id, type, at, data) for webhook_id in wanting.all()])
+def enqueue(session: Session, job_id: str, type: str, event_data: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
+    """Create a delivery of a job's event for every enabled webhook of the tenant that subscribes to its type."""
+    data = {"job_id": job_id, "event_id": event_id, **event_data}
+    subscribed = session.scalars(_subscribed(), {"job_id": job_id, "types": [type]})
+    session.add_all([_new_delivery(webhook_id, type, at, data) for webhook_id in subscribed.all()])
 
 
 @cache
-def _wanting() -> Select[str]:
+def _subscribed() -> Select[str]:
     types = bindparam("types", type_=JSONB)
-    wanted = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains(types))
+    matching = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains(types))
     tenant = select(Job.tenant).where(Job.id == bindparam("job_id")).scalar_subquery()
-    query = select(Webhook.id).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), wanted)
-    # Held, so that a webhook that is deleted at this moment cannot fail the transaction that tells of a job.
+    query = select(Webhook.id).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), matching)
+    # Locked, so that a concurrent delete of the webhook cannot make the transaction of the job's event fail.
     return query.with_for_update(read=True, key_share=True)
 
 
 def deliveries(
     session: Session, webhook_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[WebhookDelivery], bool]:
-    """Up to `limit` deliveries, newest first, those older than `after`; and whether there are more."""
+    """Return up to `limit` deliveries older than `after`, newest first, and whether there are more."""
     query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
     query = query.order_by(WebhookDelivery.id.desc()).limit(limit + 1)
     if after is not None:
@@ -179,9 +186,9 @@ def deliveries(
 
 
 def claim(session: Session, limit: int) -> list[PendingDelivery]:
-    """Take up to `limit` deliveries that are due, the oldest of each webhook, for `CLAIM_SECONDS`.
+    """Claim up to `limit` due deliveries for `CLAIM_SECONDS`, only the oldest per webhook.
 
-    One of each: a receiver that is slow, and has much to get, keeps nobody else waiting.
+    One per webhook, so that a slow receiver with many deliveries does not delay the others.
     """
     due = WebhookDelivery.due_at <= func.now()
     oldest = (
@@ -199,52 +206,52 @@ def claim(session: Session, limit: int) -> list[PendingDelivery]:
         .with_for_update(skip_locked=True, of=WebhookDelivery)
     )
     now: datetime = session.scalars(select(func.now())).one()
-    owed = []
+    claimed = []
     for delivery, webhook in session.execute(query):
         delivery.tries += 1
         delivery.due_at = now + timedelta(seconds=CLAIM_SECONDS)
-        owed.append(
+        claimed.append(
             PendingDelivery(delivery.id, webhook.id, delivery.tries, webhook.url, delivery.body, _secrets(webhook, now))
         )
     session.flush()
-    return owed
+    return claimed
 
 
-def record_result(session: Session, owed: PendingDelivery, answer: Answer) -> None:
-    """Write down what came of a try: done, or due again, or given up; a webhook that only fails is disabled.
+def record_result(session: Session, pending: PendingDelivery, result: DeliveryResult) -> None:
+    """Record the result of a try: succeeded, due again, or failed. A webhook whose deliveries keep failing is disabled.
 
-    Nothing, when the webhook was deleted, or another courier has claimed the delivery since.
+    Does nothing if the webhook was deleted or another courier has claimed the delivery since.
     """
-    webhook = session.scalar(select(Webhook).where(Webhook.id == owed.webhook_id).with_for_update(key_share=True))
-    mine = select(WebhookDelivery).where(WebhookDelivery.id == owed.id, WebhookDelivery.tries == owed.number)
-    delivery = session.scalar(mine.with_for_update())
+    webhook = session.scalar(select(Webhook).where(Webhook.id == pending.webhook_id).with_for_update(key_share=True))
+    query = select(WebhookDelivery).where(WebhookDelivery.id == pending.id, WebhookDelivery.tries == pending.number)
+    delivery = session.scalar(query.with_for_update())
     if webhook is None or delivery is None:
         return
     now: datetime = session.scalars(select(func.now())).one()
-    delivery.log = [*delivery.log, {"at": now.isoformat(), "status": answer.status, "text": answer.text}]
-    if answer.accepted:
-        delivery.state, delivery.due_at = FinishedDelivery.SUCCEEDED, None
+    delivery.log = [*delivery.log, {"at": now.isoformat(), "status": result.status, "text": result.text}]
+    if result.accepted:
+        delivery.state, delivery.due_at = DeliveryState.SUCCEEDED, None
         webhook.failing_since = None
         return
-    if owed.number > len(PAUSES):
-        delivery.state, delivery.due_at = FinishedDelivery.FAILED, None
+    if pending.number > len(RETRY_DELAYS):
+        delivery.state, delivery.due_at = DeliveryState.FAILED, None
     else:
-        delivery.due_at = now + timedelta(seconds=PAUSES[owed.number - 1] * secrets.choice(SPREAD))
+        delivery.due_at = now + timedelta(seconds=RETRY_DELAYS[pending.number - 1] * secrets.choice(JITTER))
     webhook.failing_since = webhook.failing_since or now
-    if answer.status == GONE or now - webhook.failing_since > DISABLED_AFTER:
+    if result.status == GONE or now - webhook.failing_since > DISABLED_AFTER:
         webhook.disabled_at = webhook.disabled_at or now
 
 
 def delete_old(session: Session) -> None:
-    """Remove deliveries that were settled and are old."""
-    old = WebhookDelivery.created_at < func.now() - KEPT
+    """Delete finished deliveries that are older than `RETENTION`."""
+    old = WebhookDelivery.created_at < func.now() - RETENTION
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), old))
 
 
-def _owe(webhook_id: str, type: str, at: datetime, data: Json) -> WebhookDelivery:  # noqa: A002
+def _new_delivery(webhook_id: str, type: str, at: datetime, data: Json) -> WebhookDelivery:  # noqa: A002
     body = json.dumps({"type": type, "timestamp": at.isoformat(), "data": data})
     return WebhookDelivery(
-        id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, state=FinishedDelivery.PENDING, due_at=at
+        id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, state=DeliveryState.PENDING, due_at=at
     )
 
 

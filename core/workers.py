@@ -1,7 +1,7 @@
-"""The workers as they tell of themselves: a row each, renewed by its sweep, and marked whenever it takes a hint.
+"""Workers as rows: each updates its own at every sweep and whenever it receives a notification.
 
-That a process answers does not say that it works: a worker is well while its sweep goes round and, where jobs wait and
-it has none, while it takes hints.
+A process that responds may still not work. A worker is healthy if its sweep runs and, if jobs wait while it is idle, it
+receives notifications.
 """
 
 import os
@@ -18,93 +18,96 @@ from sqlalchemy import ColumnElement, Select, bindparam, delete, exists, func, s
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from core.capability import Capability, fits
+from core.capability import Capability, can_run
 from core.settings import Settings
 from core.states import Status
 from core.tables import Job, Worker
 
-SOFTWARE = ("seft", "torch", "transformers", "celery")
-FORGOTTEN = timedelta(days=1)
-ROUNDS = 6
-"""A worker whose sweep has not gone round for so many times its interval is not well."""
-DEAF = timedelta(seconds=600)
-"""Nor is one that took no hint for so long while jobs wait; after failures a worker rests for half of it at most."""
+PACKAGES = ("seft", "torch", "transformers", "celery")
+DELETE_AFTER = timedelta(days=1)
+"""Time without a heartbeat after which a worker's row is deleted."""
+MAX_MISSED_SWEEPS = 6
+"""Number of sweep intervals without a sweep after which a worker is not healthy."""
+MAX_SILENCE = timedelta(seconds=600)
+"""Time without a notification, while jobs wait, after which an idle worker is not healthy.
+
+A worker pauses at most half of it after failures."""
 
 
-def record_heartbeat(session: Session, name: str, has: Capability, temperature: int | None = None) -> None:
-    """The worker's sweep goes round: make its row, or renew it; forget workers that are long gone."""
+def record_heartbeat(session: Session, name: str, capability: Capability, temperature: int | None = None) -> None:
+    """Create or update the worker's row, and delete the rows of workers that stopped long ago."""
     row = {
         "name": name,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "versions": {each: version(each) for each in SOFTWARE} | {"python": platform.python_version()},
-        **asdict(has),
+        "versions": {each: version(each) for each in PACKAGES} | {"python": platform.python_version()},
+        **asdict(capability),
     }
-    now = {"disk": has.disk, "temperature": temperature, "seen_at": func.now()}
+    now = {"disk": capability.disk, "temperature": temperature, "seen_at": func.now()}
     session.execute(insert(Worker).values(row | now).on_conflict_do_update(index_elements=["name"], set_=now))
-    session.execute(delete(Worker).where(Worker.seen_at < func.now() - FORGOTTEN))
+    session.execute(delete(Worker).where(Worker.seen_at < func.now() - DELETE_AFTER))
 
 
 def record_notification(session: Session, name: str) -> None:
-    """The worker took a hint."""
+    """Record that the worker received a notification."""
     session.execute(update(Worker).where(Worker.name == name).values(consumed_at=func.now()))
 
 
 def list_with_jobs(session: Session) -> Sequence[tuple[Worker, Job | None]]:
-    """Every worker with the job that it runs, by name."""
+    """Return every worker with the job that it runs, ordered by name."""
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
     rows = session.execute(select(Worker, Job).outerjoin(Job, running).order_by(Worker.name)).all()
     return [(worker, job) for worker, job in rows]
 
 
 def is_alive(sweep_seconds: float) -> ColumnElement[bool]:
-    """Whether the query's worker was seen of late."""
-    return Worker.seen_at > func.now() - timedelta(seconds=ROUNDS * sweep_seconds)
+    """Return the condition that the query's worker sent a heartbeat recently."""
+    return Worker.seen_at > func.now() - timedelta(seconds=MAX_MISSED_SWEEPS * sweep_seconds)
 
 
 def count(session: Session, sweep_seconds: float) -> int:
-    """How many live."""
+    """Return the number of live workers."""
     return session.scalar(select(func.count()).where(is_alive(sweep_seconds))) or 0
 
 
-def count_able(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
-    """How many live, and how many of them, were they free, could take the job."""
-    live, able = session.execute(_who_takes(sweep_seconds), {"job_id": job.id}).one()
-    return live, able
+def count_capable(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
+    """Return the number of live workers, and of those that can run the job, busy ones included."""
+    alive, capable = session.execute(_capable_query(sweep_seconds), {"job_id": job.id}).one()
+    return alive, capable
 
 
 @cache
-def _who_takes(sweep_seconds: float) -> Select[int, int]:
-    able = func.count().filter(fits(Worker))
-    query = select(func.count(), able).select_from(Worker).join(Job, Job.id == bindparam("job_id"))
+def _capable_query(sweep_seconds: float) -> Select[int, int]:
+    capable = func.count().filter(can_run(Worker))
+    query = select(func.count(), capable).select_from(Worker).join(Job, Job.id == bindparam("job_id"))
     return query.where(is_alive(sweep_seconds))
 
 
-def has_larger(session: Session, has: Capability, sweep_seconds: float) -> bool:
-    """Whether a worker lives that has a device of this kind with more memory."""
-    more = exists().where(is_alive(sweep_seconds), Worker.device == has.device, Worker.memory > has.memory)
-    return bool(session.scalar(select(more)))
+def has_larger(session: Session, capability: Capability, sweep_seconds: float) -> bool:
+    """Return whether a live worker has a device of the same kind with more memory."""
+    larger = (Worker.device == capability.device, Worker.memory > capability.memory)
+    return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger))))
 
 
 def is_not_consuming(session: Session, name: str) -> bool:
-    """Whether jobs have waited for long while this worker, which runs none, took no hint."""
-    late = func.now() - DEAF
-    waiting = exists().where(Job.status == Status.QUEUED, Job.updated_at < late)
+    """Return whether jobs have waited long while this worker was idle and received no notification."""
+    limit = func.now() - MAX_SILENCE
+    waiting = exists().where(Job.status == Status.QUEUED, Job.updated_at < limit)
     busy = exists().where(Job.status == Status.RUNNING, Job.worker == name)
-    deaf = select(Worker.name).where(Worker.name == name, Worker.consumed_at < late, waiting, ~busy)
-    return session.scalar(deaf) is not None
+    silent = select(Worker.name).where(Worker.name == name, Worker.consumed_at < limit, waiting, ~busy)
+    return session.scalar(silent) is not None
 
 
-def of_host(session: Session, host: str) -> list[str]:
-    """The workers of this host whose processes live; of those with one process id the last that was seen.
+def list_on_host(session: Session, host: str) -> list[str]:
+    """Return the workers of this host whose processes exist; per process id only the one seen last.
 
-    A container that is started again keeps its host's name, and its worker the process id of the one before.
+    A restarted container keeps its host name, and its worker gets the process id of the previous one.
     """
     rows = session.scalars(select(Worker).where(Worker.host == host).order_by(Worker.seen_at))
     return [name for pid, name in {row.pid: row.name for row in rows}.items() if Path(f"/proc/{pid}").exists()]
 
 
 def unhealthy(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
-    """Those of these workers whose sweep has not been round for long, or that take no hints."""
+    """Return those of these workers whose sweep does not run, or that receive no notifications."""
     rows = session.execute(select(Worker.name, is_alive(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
-    return [name for name, lives in rows if not lives or is_not_consuming(session, name)]
+    return [name for name, alive in rows if not alive or is_not_consuming(session, name)]

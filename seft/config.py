@@ -11,7 +11,7 @@ from seft.errors import ConfigError
 
 
 class PruneMethod(StrEnum):
-    """How a weight's importance is judged."""
+    """How the importance of a weight is scored."""
 
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
@@ -21,7 +21,7 @@ class PruneMethod(StrEnum):
 
 
 class Compare(StrEnum):
-    """Among which entries of a linear the least important are chosen; `auto` is what the method's paper does."""
+    """Weights among which importance is compared: a row, or the whole layer. `auto` follows the method's paper."""
 
     AUTO = "auto"
     ROW = "row"
@@ -29,7 +29,7 @@ class Compare(StrEnum):
 
 
 class Allocation(StrEnum):
-    """How the zeros are shared out over the linears."""
+    """How the zeros are distributed over the target linears."""
 
     UNIFORM = "uniform"
     OWL = "owl"
@@ -37,14 +37,14 @@ class Allocation(StrEnum):
 
 
 class Refinement(StrEnum):
-    """What is done to a mask after the method chose it."""
+    """Improvement of the mask after the pruning method chose it."""
 
     NONE = "none"
     DSNOT = "dsnot"
 
 
 class SparsityOf(StrEnum):
-    """What the asked share of zeros is a share of: the weights of the target linears, or all parameters."""
+    """What `sparsity` is a fraction of: the weights of the target linears, or all parameters of the model."""
 
     TARGETS = "targets"
     MODEL = "model"
@@ -82,12 +82,14 @@ class RateSchedule(StrEnum):
 
 
 class DropDecay(StrEnum):
-    """How the share that an event drops falls from the drop rate to none at the last step."""
+    """How the drop rate decays to 0 at the last step."""
 
     LINEAR = "linear"
     COSINE = "cosine"
 
 
+DEFAULT_PRUNER = PruneMethod.SPARSEGPT
+"""Pruning method of the library, the command line and the service if none is given."""
 _USUAL = (Refinement.NONE, Allocation.UNIFORM)
 MOST_SPARSE = 0.99
 """The largest share of zeros of a linear: what is sparser is better left out."""
@@ -157,7 +159,7 @@ class PruneConfig:
     """
 
     sparsity: float
-    method: PruneMethod = PruneMethod.WANDA
+    method: PruneMethod = DEFAULT_PRUNER
     pattern: _PatternText = UNSTRUCTURED
     compare: Compare = Compare.AUTO
     refine: Refinement = Refinement.NONE

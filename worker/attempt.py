@@ -232,7 +232,7 @@ class Supervisor:
                     files=files,
                     scores=result.scores,
                     measured=result.measured,
-                    days=retention.days(self.attempt.spec, self.settings),
+                    days=retention.checkpoint_days(self.attempt.spec, self.settings),
                 )
             )
         self._finish("attempt.succeeded")
@@ -309,9 +309,9 @@ class Supervisor:
         )
 
     def _end_for_memory(self, error: AttemptError, session: Session) -> None:
-        spec, phase, has = self.attempt.spec, self.watchdog.phase, self.attempt.has
+        spec, phase, has = self.attempt.spec, self.watchdog.phase, self.attempt.capability
         of_device = not error.by_kernel or has.device == CPU
-        attempts.fail_for_memory(
+        attempts.fail_out_of_memory(
             session,
             self.attempt,
             message=f"{error} {memory.advice(spec, phase, self.attempt.micro_batch)}",

@@ -19,7 +19,7 @@ def health() -> int:
     engine = make_engine(settings)
     try:
         with make_sessions(engine).begin() as session:
-            names = workers.of_host(session, host)
+            names = workers.list_on_host(session, host)
             flaws = [f"{name} is not well" for name in workers.unhealthy(session, names, settings)]
         flaws += [] if names else [f"no worker of {host} has shown itself"]
     except SQLAlchemyError as error:  # a line of it: Docker keeps the beginning only of what is said

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.errors import LeaseLostError
 from core.jobs import attempts
-from core.jobs.attempts import Attempt, Requests
+from core.jobs.attempts import Attempt, PendingActions
 from core.settings import Settings
 from worker.protocol import Measured, Progressed, Scored, TopologyEvolved
 
@@ -36,7 +36,7 @@ class Ledger:
         """What makes events, in its order; of reports of progress that follow one another in a phase, the newest."""
         self._rows: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
-        self.wishes = Requests(pausing=False, stop_step=attempt.stop_step)
+        self.wishes = PendingActions(pausing=False, stop_step=attempt.stop_step)
         """As of the newest heartbeat."""
 
     def note(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:

@@ -64,7 +64,7 @@ class Sweep(threading.Thread):
             workers.record_heartbeat(session, self.worker, has, temperature)
             deaf = workers.is_not_consuming(session, self.worker)
         self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
-        if self.deaf_rounds > workers.ROUNDS:
+        if self.deaf_rounds > workers.MAX_MISSED_SWEEPS:
             log.error("worker.deaf")
             os._exit(DEAF)
 
@@ -108,7 +108,7 @@ class Sweep(threading.Thread):
     def tidy(self) -> None:
         """Every now and then, one of the workers: let go of what has expired, and of objects that no row names."""
         with self.sessions.begin() as session:
-            if not retention.due(session, "tidy", self.settings.tidy_seconds):
+            if not retention.claim_chore(session, "tidy", self.settings.tidy_seconds):
                 return
         with self.sessions.begin() as session:
             expired = retention.expire_checkpoints(session)

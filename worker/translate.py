@@ -1,33 +1,20 @@
-"""What a job asks for (`core.specs`) as what the library takes (`seft.config`)."""
+"""Convert a job's request (`core.specs`) into the configuration of the library (`seft.config`)."""
 
 from core import specs
 from core.specs import JobSpec
-from seft.config import (
-    Allocation,
-    CalibrationOrder,
-    Compare,
-    DropDecay,
-    EvaluateConfig,
-    Pattern,
-    PruneConfig,
-    PruneMethod,
-    Refinement,
-    RepairConfig,
-    RepairMethod,
-    SparsityOf,
-)
+from seft.config import CalibrationOrder, EvaluateConfig, Pattern, PruneConfig, RepairConfig, RepairMethod
 
 
 def prune_config(spec: JobSpec) -> PruneConfig:
-    """How the job prunes: calibration windows at random, so that all of the text counts."""
+    """Return how the job prunes. Calibration windows are random, so that every part of the text can be drawn."""
     return PruneConfig(
         sparsity=spec.sparsity,
-        method=PruneMethod(spec.prune.method),
+        method=spec.prune.method,
         pattern=Pattern.parse(spec.pattern),
-        compare=Compare(spec.prune.compare),
-        refine=Refinement(spec.prune.refine),
-        allocation=Allocation(spec.allocation),
-        sparsity_of=SparsityOf(spec.sparsity_of),
+        compare=spec.prune.compare,
+        refine=spec.prune.refine,
+        allocation=spec.allocation,
+        sparsity_of=spec.sparsity_of,
         samples=spec.prune.calibration.samples,
         tokens=spec.prune.calibration.tokens,
         order=CalibrationOrder.RANDOM,
@@ -38,30 +25,30 @@ def prune_config(spec: JobSpec) -> PruneConfig:
 
 
 def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig | None:
-    """How the job repairs; None when it only prunes. `micro_batch` goes before what it asked for."""
-    asked = spec.repair
-    if asked.method is specs.RepairMethod.NONE:
+    """Return how the job repairs, or None if it only prunes. `micro_batch` overrides the request's."""
+    repair = spec.repair
+    if repair.method is specs.RepairMethod.NONE:
         return None
     return RepairConfig(
-        steps=asked.steps,
-        method=RepairMethod(asked.method),
-        density=asked.density,
-        learning_rate=asked.learning_rate,
-        update_interval=asked.update_interval,
-        drop_rate=asked.drop_rate,
-        drop_decay=DropDecay(asked.drop_decay),
-        batch_tokens=asked.batch_tokens,
-        sequence_tokens=asked.sequence_tokens,
-        micro_batch=micro_batch or asked.micro_batch,
-        clip_norm=asked.clip_norm,
-        distill_weight=asked.distill_weight,
-        hidden_weight=asked.hidden_weight,
-        evaluate_interval=asked.evaluate_interval,
-        patience=asked.patience,
+        steps=repair.steps,
+        method=RepairMethod(repair.method),
+        density=repair.density,
+        learning_rate=repair.learning_rate,
+        update_interval=repair.update_interval,
+        drop_rate=repair.drop_rate,
+        drop_decay=repair.drop_decay,
+        batch_tokens=repair.batch_tokens,
+        sequence_tokens=repair.sequence_tokens,
+        micro_batch=micro_batch or repair.micro_batch,
+        clip_norm=repair.clip_norm,
+        distill_weight=repair.distill_weight,
+        hidden_weight=repair.hidden_weight,
+        evaluate_interval=repair.evaluate_interval,
+        patience=repair.patience,
         seed=spec.seed,
     )
 
 
 def evaluate_config(spec: JobSpec) -> EvaluateConfig:
-    """How the job judges."""
+    """Return how the job evaluates."""
     return EvaluateConfig(tokens=spec.evaluate.tokens, windows=spec.evaluate.windows)

@@ -16,7 +16,7 @@ from api.usecases import datasets as usecases
 from core import ids
 from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
-from core.specs import Line
+from core.specs import StorableText
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -124,8 +124,12 @@ async def preview_dataset(
     caller: Auth,
     *,
     dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
-    model: Annotated[Line, Query(min_length=1, max_length=512, description="Model, as in a job.", examples=[MODEL])],
-    revision: Annotated[Line | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")] = None,
+    model: Annotated[
+        StorableText, Query(min_length=1, max_length=512, description="Model, as in a job.", examples=[MODEL])
+    ],
+    revision: Annotated[
+        StorableText | None, Query(max_length=255, description="Branch, tag or commit of a hub model.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=20, description="Number of records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
     """Preview the first records of a dataset as a model's tokenizer reads them, with token counts.

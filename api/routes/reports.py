@@ -19,7 +19,7 @@ from api.schemas.reports import CheckpointList, CheckpointView, EventPage, Event
 from api.schemas.shared import LARGEST_ID, LARGEST_STEP
 from core.errors import Code
 from core.jobs import jobs, reports
-from core.jobs.reports import Thinned
+from core.jobs.reports import MetricPoint
 from core.states import Status
 from core.tables import Checkpoint, JobMetric
 
@@ -124,10 +124,10 @@ def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId)
 
 def _metrics(
     session: Session, job_id: str, after_step: int, limit: int, points: int | None
-) -> tuple[Sequence[JobMetric | Thinned], bool]:
+) -> tuple[Sequence[JobMetric | MetricPoint], bool]:
     if points is None:
         return reports.metrics(session, job_id, after_step=after_step, limit=limit)
-    return reports.metrics_thinned(session, job_id, after_step=after_step, points=points), False
+    return reports.downsample_metrics(session, job_id, after_step=after_step, points=points), False
 
 
 def _files(services: Services, row: Checkpoint) -> list[FileView]:

@@ -10,7 +10,7 @@ from api.schemas.shared import FILE_ID, SHA256, TIME, example
 from core.datasets import imports
 from core.datasets.imports import State
 from core.errors import Code
-from core.specs import WHOLE, Line, Number, Spec
+from core.specs import WHOLE, Number, Spec, StorableText
 from core.tables import Import
 
 LARGEST = 5 << 40
@@ -23,16 +23,16 @@ class ImportRequest(Spec):
 
     model_config = example({"name": "support.jsonl.gz", "bytes": 24, "resume_key": SHA256})
 
-    name: Annotated[Line, Field(max_length=255)] | None = Field(
+    name: Annotated[StorableText, Field(max_length=255)] | None = Field(
         default=None, description="Name of the dataset. The default is the file name of the source."
     )
     bytes: Annotated[int, Strict(), Field(ge=1, le=LARGEST), WHOLE] | None = Field(
         default=None, description="Size of the file that you send."
     )
-    resume_key: Annotated[Line, Field(min_length=1, max_length=128)] | None = Field(
+    resume_key: Annotated[StorableText, Field(min_length=1, max_length=128)] | None = Field(
         default=None, description="Identifies the file, such as its SHA-256. The same key resumes an unfinished import."
     )
-    source: Annotated[Line, Field(max_length=1024)] | None = Field(
+    source: Annotated[StorableText, Field(max_length=1024)] | None = Field(
         default=None,
         description="`s3://bucket/key`, or `hf://datasets/owner/name[@revision][/file]`.",
     )

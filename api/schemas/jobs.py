@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.estimates import EstimateView
 from api.schemas.shared import FILE_ID, JOB_ID, MODEL, TIME, Passthrough, example
-from core.specs import JobSpec, shown
+from core.specs import JobSpec, with_defaults
 from core.states import Phase, Status
 from core.tables import Job
 
@@ -56,7 +56,9 @@ class JobView(BaseModel):
     def of(cls, job: Job, **computed: Any) -> Self:
         """Return the view of a row, with fields that are not in the row."""
         names = set(JobView.model_fields)
-        return cls.model_validate({name: getattr(job, name) for name in names} | {"spec": shown(job.spec)} | computed)
+        return cls.model_validate(
+            {name: getattr(job, name) for name in names} | {"spec": with_defaults(job.spec)} | computed
+        )
 
 
 _JOB = {

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.shared import JOB_ID, TIME, example
 from core.access.keys import Scope
-from core.specs import Line, Spec
+from core.specs import Spec, StorableText
 from core.tables import ApiKey, AuditEntry
 
 
@@ -16,7 +16,7 @@ class KeyRequest(Spec):
 
     model_config = example({"name": "nightly jobs", "scope": "write"})
 
-    name: Line = Field(min_length=1, max_length=255, description="Who or what will use the key.")
+    name: StorableText = Field(min_length=1, max_length=255, description="Who or what will use the key.")
     scope: Scope = Field(
         default=Scope.WRITE,
         description="`read` may read, `write` may also create and change, `admin` may also manage keys, hub token and"

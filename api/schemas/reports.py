@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field
 
 from api.schemas.shared import SHA256, TIME, example
-from core.jobs.reports import Thinned
+from core.jobs.reports import MetricPoint
 from core.tables import Checkpoint, JobEvent, JobMetric
 
 
@@ -47,7 +47,7 @@ class MetricView(BaseModel):
     values: dict[str, float]
 
     @classmethod
-    def of(cls, row: JobMetric | Thinned) -> Self:
+    def of(cls, row: JobMetric | MetricPoint) -> Self:
         """Return the view of a row."""
         return cls(step=row.step, attempt=row.attempt, values=row.values)
 

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field
 
 from api.schemas.shared import JOB_ID, TIME, example
-from core.jobs.transitions import MOVE
+from core.jobs.transitions import STATUS_EVENT_PREFIX
 from core.specs import Spec
 from core.states import Transition
 from core.tables import Webhook, WebhookDelivery
-from core.webhooks import FinishedDelivery
+from core.webhooks import DeliveryState
 
 HOOK_ID = "hook_01jz5h4c8m2v9q7w3t6x0y1b2d"
 MESSAGE_ID = "msg_01jz5h4c8m2v9q7w3t6x0y1b2d"
-TYPE = rf"^{MOVE.replace('.', '[.]')}({'|'.join(Transition)})$"
+TYPE = rf"^{STATUS_EVENT_PREFIX.replace('.', '[.]')}({'|'.join(Transition)})$"
 
 EventType = Annotated[str, Field(pattern=TYPE)]
 
@@ -104,7 +104,7 @@ class DeliveryView(BaseModel):
 
     id: str = Field(description="Value of the header `webhook-id`, the same in every attempt.")
     type: str
-    state: FinishedDelivery
+    state: DeliveryState
     body: str
     log: list[TryView] = Field(description="All attempts so far.")
     due_at: datetime | None = Field(description="Time of the next attempt. `null` if there will be none.")

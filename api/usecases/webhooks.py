@@ -8,7 +8,7 @@ from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookSecret, We
 from api.usecases.audited import audited
 from core import webhooks
 from core.access.audit import Caller
-from core.addresses import Network, open_to_all, resolve_literal
+from core.addresses import Network, is_allowed, resolve_literal
 from core.errors import Code, Flaw, ProblemError
 
 
@@ -40,7 +40,7 @@ def enable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
 
 def test(services: Services, caller: Caller, webhook_id: str) -> DeliveryView:
     """Queue a test message. Raises CONFLICT if the webhook is disabled."""
-    return audited(services, caller, "test_webhook", DeliveryView.of, webhooks.test, webhook_id)
+    return audited(services, caller, "test_webhook", DeliveryView.of, webhooks.send_test, webhook_id)
 
 
 def require_callable(url: str, allowed: Sequence[Network]) -> None:
@@ -53,7 +53,7 @@ def require_callable(url: str, allowed: Sequence[Network]) -> None:
             rule = "must name a host, and no port 0"
         elif parts.username is not None or parts.fragment:
             rule = "must have neither a user nor a fragment"
-        elif address is not None and not open_to_all(address, allowed):
+        elif address is not None and not is_allowed(address, allowed):
             rule = f"must have a public address, not {address}"
     except ValueError as error:
         rule = f"must be a URL: {error}"

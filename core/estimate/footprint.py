@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from core.estimate.dimensions import Dimensions, Matrix
-from core.specs import Allocation, JobSpec, PruneMethod, Refinement, RepairMethod
+from core.specs import JobSpec, RepairMethod
 from core.states import Phase
+from seft.config import Allocation, PruneMethod, Refinement
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24

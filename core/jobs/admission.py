@@ -1,6 +1,6 @@
-"""How a request becomes a job: everything that can be refused is refused before there is a row.
+"""Turn a request into a job. Everything that can be rejected is rejected before there is a row.
 
-No transaction is open while the hub is asked about a model.
+No transaction is open during requests to the model hub.
 """
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -16,7 +16,7 @@ from core.tables import Job
 
 
 def admit(
-    door: ModelResolver,
+    resolver: ModelResolver,
     sessions: sessionmaker[Session],
     caller: Caller,
     spec: JobSpec,
@@ -25,24 +25,23 @@ def admit(
     action: str,
     settings: Settings,
 ) -> tuple[Job, bool]:
-    """The new job and True, or the one that the same key and body made before and False. `action` is for the audit.
+    """Create a job and return it with True, or return the job that the same key and body created, with False.
 
-    A hub model's revision becomes the commit it stands for now, so that a branch that moves changes no job.
-    ProblemError where the dataset, the model or the key is refused, or where the tenant has as much as it may.
-    A job that is to wait for its start is told what it will take.
+    `action` is the name for the audit log. The revision of a hub model is replaced by its present commit, so that a
+    branch that moves does not change the job. A job with `auto_start: false` stores an estimate of its cost.
+    Raises ProblemError if the dataset, the model or the key is rejected, or if a limit of the tenant is reached.
     """
     body = spec.fingerprint()
     if idempotency_key is not None:
         with sessions.begin() as session:
-            if former := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
-                return former, False
-    source = door.find(caller.tenant, spec.model, spec.revision)
-    anatomy = None if spec.auto_start else door.dimensions(caller.tenant, source)
+            if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
+                return existing, False
+    source = resolver.find(caller.tenant, spec.model, spec.revision)
+    dimensions = None if spec.auto_start else resolver.dimensions(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
-        told = estimate(session, anatomy, pinned, settings) if anatomy else None
         job, new = jobs.create(
             session,
             caller.tenant,
@@ -51,7 +50,7 @@ def admit(
             body,
             key_id=caller.key_id,
             request_id=caller.request_id,
-            estimate=told,
+            estimate=estimate(session, dimensions, pinned, settings) if dimensions else None,
         )
         if new:
             audit.record(session, caller, action, job.id)

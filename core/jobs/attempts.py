@@ -1,7 +1,7 @@
-"""What a worker does to a job: claim it, report, save, end it.
+"""Writes of a worker to its job: claim it, report progress, save its state, end it.
 
-Every write names the job and the number of the attempt and holds only while that attempt is the running one. Otherwise
-it writes nothing and raises LeaseLostError: the job was cancelled, or taken back after its lease ran out.
+Every write names the job and the number of the attempt, and takes effect only if that attempt is the running one.
+Otherwise it writes nothing and raises LeaseLostError: the job was cancelled, or requeued after its lease expired.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from core.totals import Kind, Sum
 
 
 class Fault(StrEnum):
-    """Whose fault a failure is."""
+    """Who can fix a failure: the user or the operator."""
 
     USER = "user_error"
     SYSTEM = "system_error"
@@ -36,7 +36,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A claimed job, as it stood at the claim. `number` is the fence."""
+    """A claimed job, as it was at the claim. Writes are rejected unless `number` is the job's newest attempt."""
 
     job_id: str
     number: int
@@ -49,87 +49,91 @@ class Attempt:
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
-    """The step from which on it is to train no further; None: to its end."""
+    """Step at which training ends early; None to train all steps."""
     micro_batch: int | None
-    """Windows on the device at a time, where memory ran out before."""
-    has: Capability
-    """What its worker has."""
+    """Windows on the device at a time after an earlier attempt ran out of memory; None otherwise."""
+    capability: Capability
+    """Capability of its worker."""
     model_files: list[Json]
-    """Where the model is another job's result: its files, with the keys of their objects."""
+    """If the model is the result of another job: its files with the keys of their objects. Otherwise empty."""
     hub_token: str | None
-    """The tenant's own, sealed."""
+    """Hub token of the tenant, encrypted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
-    """What the tenant wants of the running attempt."""
+class PendingActions:
+    """Actions of the tenant that the running attempt must carry out."""
 
     pausing: bool
-    """To save its state and give the job back."""
+    """True if it must save its state and release the job."""
     stop_step: int | None
-    """To end training at this step, or the next one, and publish what there is."""
+    """Step at which it must end training, or at the next step, and publish the result; None if it is not stopped."""
 
 
 def claim(
     session: Session,
     worker: str,
     lease_seconds: float,
-    has: Capability = UNLIMITED,
+    capability: Capability = UNLIMITED,
     *,
     tenant_running: int = 0,
     key_running: int = 0,
 ) -> Attempt | None:
-    """The job whose turn it is, now running under a new attempt; None when none waits that this worker can do.
+    """Start a new attempt of the next job in the queue. Returns None if no job waits that this worker can run.
 
-    A row that another worker is claiming is skipped, not waited for, and so is one whose request newer software took:
-    it waits for a newer worker. One whose request this software refuses fails, and does not keep the others waiting.
+    Jobs that another worker is claiming, or that newer software accepted, are skipped. A job whose request is invalid
+    for this software fails, and the next one is claimed.
     """
-    query = fairness.next_job(session, has, tenant_running, key_running)
-    while found := session.execute(query).first():
-        job, dataset = found
+    query = fairness.next_job(session, capability, tenant_running, key_running)
+    while row := session.execute(query).first():
+        job, dataset = row
         lease = _lease(lease_seconds)
         if not transition(
             session,
             job.id,
             Transition.CLAIMED,
             attempt=job.attempt,
-            data={"worker": worker, "kind": has.device_name},
+            data={"worker": worker, "kind": capability.device_name},
             worker=worker,
             lease_expires_at=lease,
         ):
-            raise LeaseLostError(f"{job.id} moved while its row was locked")
-        if spec := _understood(session, job):
+            raise LeaseLostError(f"{job.id} changed while its row was locked")
+        if spec := _parse_spec(session, job):
             token = hub_tokens.find_encrypted(session, job.tenant)
-            return _attempt(job, spec, dataset, has, _model_files(session, job), hub_token=token)
+            return _attempt(job, spec, dataset, capability, _model_files(session, job), hub_token=token)
     return None
 
 
-def _understood(session: Session, job: Job) -> JobSpec | None:
-    """The request of a job that was just claimed; None, and the job has failed, when this software refuses it."""
+def _parse_spec(session: Session, job: Job) -> JobSpec | None:
+    """Return the request of a job that was just claimed. If it is invalid, fail the job and return None."""
     try:
         return JobSpec.model_validate(job.spec)
     except ValidationError as error:
         flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))}: {flaw['msg']}" for flaw in error.errors())
-        told = {
+        failure = {
             "fault": Fault.SYSTEM,
             "code": "request_outdated",
-            "message": f"The software that runs now refuses the request, which older one took: {flaws}. Make it anew.",
+            "message": f"The request was accepted by another version of the service; this version rejects it: {flaws}."
+            " Create the job again.",
         }
-        transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": told}, error=told)
+        transition(session, job.id, Transition.FAILED, attempt=job.attempt + 1, data={"error": failure}, error=failure)
         return None
 
 
 def _model_files(session: Session, job: Job) -> list[Json]:
-    """None where the model is no result, or where that is gone: then the training process finds no such model."""
+    """Return the files of the result that the job uses as its model, or an empty list if there is no such result.
+
+    If it was deleted, the training process reports that the model is missing.
+    """
     reference = job.spec["model"]
     result = results.find(session, job.tenant, reference) if results.is_result(reference) else None
     return results.files(result) if result else []
 
 
 def _attempt(
-    job: Job, spec: JobSpec, dataset: Dataset, has: Capability, model_files: list[Json], *, hub_token: str | None
+    job: Job, spec: JobSpec, dataset: Dataset, capability: Capability, model_files: list[Json], *, hub_token: str | None
 ) -> Attempt:
-    """As the row was when it was found; its number has been raised since."""
+    """Return the attempt. `job` is the row before the claim, which raised `attempt` by 1."""
     return Attempt(
         job_id=job.id,
         number=job.attempt + 1,
@@ -143,98 +147,98 @@ def _attempt(
         scores=job.scores,
         stop_step=_stop_step(job.stopping, job.stop_step, job.step),
         micro_batch=job.micro_batch,
-        has=has,
+        capability=capability,
         model_files=model_files,
         hub_token=hub_token,
     )
 
 
-def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Requests:
-    """Renew the lease. What a reader sees of the job stays as it is, and so does `updated_at`."""
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> PendingActions:
+    """Renew the lease and return the pending actions. Does not change `updated_at`: readers see no change."""
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
     query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step).where(Job.id == attempt.job_id)
-    pausing, stopping, asked, step = session.execute(query).one()
-    return Requests(pausing, _stop_step(stopping, asked, step))
+    pausing, stopping, stop_step, step = session.execute(query).one()
+    return PendingActions(pausing, _stop_step(stopping, stop_step, step))
 
 
 def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
-    """Where the attempt is: its phase, the share 0..1 of the whole job that is done, the optimizer step.
+    """Set the phase, the completed fraction of the whole job (0 to 1), and the optimizer step.
 
-    Another phase than before leaves the event `phase.began`.
+    A new phase writes the event `phase.began`.
     """
-    former, seconds = _phase(session, attempt)
-    begins = {"phase_at": func.now()} if phase != former else {}
-    _write(session, attempt, phase=phase, progress=progress, step=step, **begins)
-    if begins:
-        _passed(session, former, seconds)
+    previous, seconds = _phase(session, attempt)
+    phase_start = {"phase_at": func.now()} if phase != previous else {}
+    _write(session, attempt, phase=phase, progress=progress, step=step, **phase_start)
+    if phase_start:
+        _count_phase(session, previous, seconds)
         record_event(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
 
 
 def add_metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:
-    """Write (step, values) rows; a step that is there already is replaced."""
+    """Write rows of (step, values). Rows of the same steps are replaced."""
     if not rows:
         return
     _write(session, attempt)
-    news = insert(JobMetric).values(
+    statement = insert(JobMetric).values(
         [{"job_id": attempt.job_id, "step": step, "attempt": attempt.number, "values": v} for step, v in rows]
     )
-    fresh = {name: news.excluded[name] for name in ("attempt", "values")}
-    session.execute(news.on_conflict_do_update(index_elements=["job_id", "step"], set_=fresh))
+    replaced = {name: statement.excluded[name] for name in ("attempt", "values")}
+    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=replaced))
 
 
 def add_event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -> None:  # noqa: A002
-    """Tell the job's readers something that is no change of its status."""
+    """Write an event that reports no transition."""
     _write(session, attempt)
     record_event(session, attempt.job_id, attempt.number, type, data)
 
 
 def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
-    """Leave the event `topology.evolved` of `data["step"]`.
+    """Write the event `topology.evolved` of `data["step"]`, unless there is one.
 
-    An attempt that goes on from a state takes some steps again: what such a step did is told already.
+    An attempt that resumes from a saved state repeats some steps, and their events exist already.
     """
     _write(session, attempt)
-    told = select(JobEvent.id).where(
+    existing = select(JobEvent.id).where(
         JobEvent.job_id == attempt.job_id,
         JobEvent.type == TOPOLOGY_EVOLVED,
         JobEvent.data["step"].as_integer() == data["step"],
     )
-    if session.scalar(told.limit(1)) is None:
+    if session.scalar(existing.limit(1)) is None:
         record_event(session, attempt.job_id, attempt.number, TOPOLOGY_EVOLVED, data)
 
 
-def restart_training(session: Session, attempt: Attempt, type: str, why: str) -> None:  # noqa: A002
-    """The job's state of training is lost, as an event of this type says: its steps count no more.
+def restart_training(session: Session, attempt: Attempt, type: str, message: str) -> None:  # noqa: A002
+    """Restart training from step 0 because the saved state is lost, and write an event of this type with `message`.
 
-    What they reported goes, as other steps take their place; so does the score of what they trained.
+    Deletes the metrics and topology events of the lost steps, and the score of the repaired model.
     """
-    trained = cast("repaired", Text)
-    _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(trained))
-    record_event(session, attempt.job_id, attempt.number, type, {"message": why})
+    repaired = cast("repaired", Text)
+    _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(repaired))
+    record_event(session, attempt.job_id, attempt.number, type, {"message": message})
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
-    mine = JobEvent.job_id == attempt.job_id
-    session.execute(delete(JobEvent).where(mine, JobEvent.type == TOPOLOGY_EVOLVED))
+    owned = JobEvent.job_id == attempt.job_id
+    session.execute(delete(JobEvent).where(owned, JobEvent.type == TOPOLOGY_EVOLVED))
 
 
 def add_scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:
-    """Add scores to those that are known."""
+    """Add scores to those of earlier calls."""
     _write(session, attempt, scores=Job.scores.concat(values))
 
 
 def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
-    """Make `resume` the state that the next attempt starts from; returns the former one, whose objects may go.
+    """Store the state that the next attempt starts from. Returns the previous one, whose objects can be deleted.
 
-    A state further on forgives the failures before it: what is limited is how often a job fails at one place. From now
-    on the job needs a device of the same kind.
+    A state of a later step resets the count of failures: the limit is on failures without progress. From now on the job
+    needs a device of the same kind, since other kinds do not give the same bits.
     """
-    former = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
-    further = former is None or resume["step"] > former["step"]
-    needs = Job.needs.concat({"device": attempt.has.device})
-    _write(session, attempt, resume=resume, needs=needs, failures=0 if further else Job.failures)
-    kept = {file["key"] for file in former["files"]} if former else set()
-    fresh = sum(file["size"] for file in resume["files"] if file["key"] not in kept)
-    totals.add(session, Sum.UPLOADED_BYTES, Kind.STATE, fresh)
-    return former
+    previous = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
+    advanced = previous is None or resume["step"] > previous["step"]
+    needs = Job.needs.concat({"device": attempt.capability.device})
+    _write(session, attempt, resume=resume, needs=needs, failures=0 if advanced else Job.failures)
+    old_keys = {file["key"] for file in previous["files"]} if previous else set()
+    uploaded = sum(file["size"] for file in resume["files"] if file["key"] not in old_keys)
+    totals.add(session, Sum.UPLOADED_BYTES, Kind.STATE, uploaded)
+    return previous
 
 
 def publish(
@@ -249,15 +253,15 @@ def publish(
     measured: Json,
     days: int = 0,
 ) -> None:
-    """The job has succeeded with this checkpoint, all of whose objects are in place under `prefix`.
+    """End the job as succeeded with this checkpoint, whose objects are already stored under `prefix`.
 
-    It is kept for so many days; 0: for good.
+    The checkpoint expires after `days` days; 0 keeps it permanently.
     """
     checkpoint_id = ids.new("ckpt")
     expires = session.scalars(select(func.now())).one() + timedelta(days=days) if days else None
     data = {"checkpoint": checkpoint_id, "sha256": sha256, "expires_at": expires and expires.isoformat()}
     phase, seconds = _phase(session, attempt)
-    _move(session, attempt, Transition.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
+    _transition(session, attempt, Transition.SUCCEEDED, data, progress=1.0, step=step, scores=scores, measured=measured)
     session.add(
         Checkpoint(
             id=checkpoint_id,
@@ -272,30 +276,30 @@ def publish(
             expires_at=expires,
         )
     )
-    _passed(session, phase, seconds)
+    _count_phase(session, phase, seconds)
     totals.add(session, Sum.UPLOADED_BYTES, Kind.CHECKPOINT, sum(file["size"] for file in files))
 
 
 def fail(
     session: Session, attempt: Attempt, *, fault: Fault, code: str, message: str, retry: bool, max_failures: int
 ) -> bool:
-    """End the attempt with an error. True when the job will be tried again, False when it has failed for good."""
+    """End the attempt with an error. Returns True if the job will be retried, False if it has failed permanently."""
     error = {"fault": fault, "code": code, "message": message}
     failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
     if retry and failures < max_failures:
         _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
-    _move(session, attempt, Transition.FAILED, {"error": error}, error=error, failures=failures)
+    _transition(session, attempt, Transition.FAILED, {"error": error}, error=error, failures=failures)
     return False
 
 
-def fail_for_memory(
+def fail_out_of_memory(
     session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, larger: bool, max_failures: int
 ) -> bool:
-    """End the attempt for want of memory: the user's error. Tried again once with `micro_batch`, where there is one.
+    """End an attempt that ran out of memory, which is the user's error. Returns True if the job will be retried.
 
-    After that, where a `larger` device of the kind is at hand, it is tried there, as it was asked for and with no
-    failure counted yet. True when the job will be tried again.
+    The job is retried once with `micro_batch`, unless that is None. After that, if a worker has a `larger` device of
+    the same kind, the job is retried there with the micro batch of its request and with no failures counted.
     """
     error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
     if micro_batch is not None and attempt.micro_batch is None:
@@ -303,7 +307,7 @@ def fail_for_memory(
             session, attempt, Transition.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch
         )
     elif larger:
-        needs = {"device": attempt.has.device, "memory": attempt.has.memory + 1}
+        needs = {"device": attempt.capability.device, "memory": attempt.capability.memory + 1}
         data = {"error": error, "needs": needs}
         _requeue(
             session, attempt, Transition.RETRIED, data, needs=Job.needs.concat(needs), micro_batch=None, failures=0
@@ -322,9 +326,9 @@ def fail_for_memory(
 
 
 def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
-    """Pause the job until there is room for so many bytes, or as was asked for; the attempt is not charged.
+    """Release the job and pause it until `needs` bytes are free. A pending pause of the tenant takes precedence.
 
-    No worker without that room takes it from now on.
+    The attempt does not count as a failure. From now on only workers with that much free disk space can run the job.
     """
     _requeue(session, attempt, Transition.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
     if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:
@@ -332,28 +336,28 @@ def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: 
 
 
 def release(session: Session, attempt: Attempt) -> None:
-    """Give the job back to the queue, or pause it where that was asked for; the attempt is not charged."""
+    """Requeue the job, or pause it if a pause is pending. The attempt does not count as a failure."""
     _requeue(session, attempt, Transition.RELEASED, {})
 
 
 def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
-    """The phase that the job is in, and for how many seconds; its row is locked."""
+    """Lock the job's row. Returns its phase and the seconds since that began."""
     seconds = func.coalesce(func.extract("epoch", func.now() - Job.phase_at), 0)
     query = select(Job.phase, seconds).where(Job.id == attempt.job_id).with_for_update()
-    phase, lasted = session.execute(query).one()
-    return phase, float(lasted)
+    phase, elapsed = session.execute(query).one()
+    return phase, float(elapsed)
 
 
-def _passed(session: Session, phase: str | None, seconds: float) -> None:
+def _count_phase(session: Session, phase: str | None, seconds: float) -> None:
     if phase is not None:
         totals.add(session, Sum.PHASE_SECONDS, phase, seconds)
 
 
-def _stop_step(stopping: bool, asked: int | None, step: int) -> int | None:
-    """Older software, when asked to stop, keeps no step: the present one then."""
+def _stop_step(stopping: bool, stop_step: int | None, step: int) -> int | None:
+    """Return the step at which to stop. Older software stored none: then it is the present step."""
     if not stopping:
         return None
-    return step if asked is None else asked
+    return step if stop_step is None else stop_step
 
 
 def _lease(seconds: float) -> Any:
@@ -361,22 +365,22 @@ def _lease(seconds: float) -> Any:
 
 
 def _write(session: Session, attempt: Attempt, **values: Any) -> None:
-    # Setting the number to itself takes the row's lock even when there is nothing else to set.
-    mine = (Job.id == attempt.job_id, Job.attempt == attempt.number, Job.status == Status.RUNNING)
-    change = update(Job).where(*mine).values({"attempt": attempt.number, **values}).returning(Job.id)
-    if session.execute(change, execution_options={"synchronize_session": False}).first() is None:
-        raise _lost(attempt)
+    # Setting the number to itself takes the row lock even if there is nothing else to set.
+    owned = (Job.id == attempt.job_id, Job.attempt == attempt.number, Job.status == Status.RUNNING)
+    statement = update(Job).where(*owned).values({"attempt": attempt.number, **values}).returning(Job.id)
+    if session.execute(statement, execution_options={"synchronize_session": False}).first() is None:
+        raise _lease_lost(attempt)
 
 
-def _move(session: Session, attempt: Attempt, to: Transition, data: dict[str, Any], **values: Any) -> None:
-    if not transition(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
-        raise _lost(attempt)
+def _transition(session: Session, attempt: Attempt, change: Transition, data: dict[str, Any], **values: Any) -> None:
+    if not transition(session, attempt.job_id, change, attempt=attempt.number, data=data, **values):
+        raise _lease_lost(attempt)
 
 
-def _requeue(session: Session, attempt: Attempt, to: Transition, data: dict[str, Any], **values: Any) -> None:
-    if not requeue(session, attempt.job_id, to, attempt=attempt.number, data=data, **values):
-        raise _lost(attempt)
+def _requeue(session: Session, attempt: Attempt, change: Transition, data: dict[str, Any], **values: Any) -> None:
+    if not requeue(session, attempt.job_id, change, attempt=attempt.number, data=data, **values):
+        raise _lease_lost(attempt)
 
 
-def _lost(attempt: Attempt) -> LeaseLostError:
+def _lease_lost(attempt: Attempt) -> LeaseLostError:
     return LeaseLostError(f"attempt {attempt.number} of {attempt.job_id} is no longer the running one")

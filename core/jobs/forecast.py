@@ -1,4 +1,7 @@
-"""When waiting jobs may start: if running ones go on as they did, and those before them last as jobs did of late."""
+"""When waiting jobs are expected to start.
+
+Assumes that running jobs keep their speed, and that waiting jobs last as long as recent ones did on average.
+"""
 
 import heapq
 from dataclasses import dataclass
@@ -10,39 +13,39 @@ from core import workers
 from core.states import Status
 from core.tables import Job
 
-LATELY = 50
-"""Jobs of any tenant that tell how long one lasts."""
+RECENT_JOBS = 50
+"""Number of succeeded jobs, of any tenant, whose mean duration is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds until each living worker is free, and how long a job lasts; None where nothing tells."""
+    """Seconds until each live worker is free, and the expected duration of a job, None if no job has succeeded."""
 
-    free: tuple[float, ...]
-    lasts: float | None
+    free_in: tuple[float, ...]
+    duration: float | None
 
     @classmethod
     def now(cls, session: Session, sweep_seconds: float) -> "Forecast":
-        """As things stand."""
-        lasting = func.extract("epoch", Job.finished_at - Job.started_at).label("seconds")
-        ended = select(lasting).where(Job.status == Status.SUCCEEDED).order_by(Job.id.desc()).limit(LATELY).subquery()
-        mean = session.scalar(select(func.avg(ended.c.seconds)))
-        lasts = None if mean is None else float(mean)
-        going = select(func.extract("epoch", func.now() - Job.started_at), Job.progress)
-        running = session.execute(going.where(Job.status == Status.RUNNING)).all()
-        left = [float(spent) * (1 / done - 1) if done else lasts for spent, done in running]
-        known = sorted(seconds for seconds in left if seconds is not None)
-        idle = workers.count(session, sweep_seconds) - len(left)
-        return cls((*[0.0] * idle, *known), lasts)
+        """Return the forecast for the present state of the queue."""
+        seconds = func.extract("epoch", Job.finished_at - Job.started_at).label("seconds")
+        recent = select(seconds).where(Job.status == Status.SUCCEEDED).order_by(Job.id.desc()).limit(RECENT_JOBS)
+        mean = session.scalar(select(func.avg(recent.subquery().c.seconds)))
+        duration = None if mean is None else float(mean)
+        elapsed = select(func.extract("epoch", func.now() - Job.started_at), Job.progress)
+        running = session.execute(elapsed.where(Job.status == Status.RUNNING)).all()
+        remaining = [float(spent) * (1 / progress - 1) if progress else duration for spent, progress in running]
+        known = sorted(seconds for seconds in remaining if seconds is not None)
+        idle = workers.count(session, sweep_seconds) - len(remaining)
+        return cls((*[0.0] * idle, *known), duration)
 
     def start(self, position: int) -> float | None:
-        """Seconds until the job at this place of the queue, from 1, is taken; None where nothing tells."""
-        if not self.free or (position > len(self.free) and self.lasts is None):
+        """Return the seconds until the job at this place in the queue, from 1, starts. None if it is unknown."""
+        if not self.free_in or (position > len(self.free_in) and self.duration is None):
             return None
-        free = list(self.free)
-        heapq.heapify(free)
+        free_in = list(self.free_in)
+        heapq.heapify(free_in)
         for _ in range(position - 1):
-            soonest = heapq.heappop(free)
-            if self.lasts is not None:
-                heapq.heappush(free, soonest + self.lasts)
-        return free[0]
+            soonest = heapq.heappop(free_in)
+            if self.duration is not None:
+                heapq.heappush(free_in, soonest + self.duration)
+        return free_in[0]

@@ -1,26 +1,27 @@
-"""A job's request with some of its fields changed."""
+"""Apply changes to some fields of a job's request."""
 
 from core.specs import JobSpec
 from core.tables import Json
 
 
-def apply_overrides(former: Json, patch: Json) -> JobSpec:
-    """The former request with a merge patch applied (RFC 7396): null stands for the default. ValidationError.
+def apply_overrides(original: Json, patch: Json) -> JobSpec:
+    """Apply a JSON merge patch (RFC 7396) to a request; null resets a field to its default.
 
-    Another model does not keep the revision, which is a commit of the former one.
+    A patch of `model` drops the revision, which is a commit of the original model.
+    Raises pydantic's ValidationError if the result is not a valid request.
     """
-    kept = {**former, "revision": None} if "model" in patch else former
-    return JobSpec.model_validate(_merged(kept, patch))
+    base = {**original, "revision": None} if "model" in patch else original
+    return JobSpec.model_validate(_merge(base, patch))
 
 
-def _merged(old: Json, patch: Json) -> Json:
-    new = dict(old)
+def _merge(original: Json, patch: Json) -> Json:
+    merged = dict(original)
     for name, value in patch.items():
-        former = old.get(name)
+        before = original.get(name)
         if value is None:
-            new.pop(name, None)
+            merged.pop(name, None)
         elif isinstance(value, dict):
-            new[name] = _merged(former if isinstance(former, dict) else {}, value)
+            merged[name] = _merge(before if isinstance(before, dict) else {}, value)
         else:
-            new[name] = value
-    return new
+            merged[name] = value
+    return merged

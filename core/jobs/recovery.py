@@ -1,6 +1,6 @@
-"""What the sweep finds: jobs whose worker fell silent, and queued jobs whose hint was lost.
+"""Recover jobs whose worker stopped sending heartbeats, and queued jobs whose notification was lost.
 
-The sweep is a thread of every worker; an advisory lock lets one of them do the work at a time.
+The sweep of every worker calls this. An advisory lock lets one sweep requeue at a time.
 """
 
 from collections.abc import Sequence
@@ -9,49 +9,51 @@ from datetime import timedelta
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from core.capability import UNLIMITED, Capability, fits
+from core.capability import UNLIMITED, Capability, can_run
 from core.jobs.attempts import Fault
 from core.jobs.transitions import requeue, transition
 from core.states import Reason, Status, Transition
 from core.tables import Job, JobEvent
 
 SWEEP_LOCK = 0x5EF7
-"""Any number that no other advisory lock of this database uses; those of `core.jobs.jobs` are 64-bit hashes."""
+"""Advisory lock of the sweep. Any number that no other lock uses; those of `core.jobs.jobs` are 64-bit hashes."""
 
 
 def requeue_lost(session: Session, max_failures: int) -> list[str]:
-    """Take back running jobs whose lease ran out: queued again or paused, or failed at `max_failures`. Their ids."""
+    """Requeue, pause, or at `max_failures` fail the running jobs whose lease expired. Returns their ids."""
     if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
         return []
-    silent = (
+    expired = (
         select(Job)
         .where(Job.status == Status.RUNNING, Job.lease_expires_at < func.now())
         .order_by(Job.lease_expires_at)
         .with_for_update(skip_locked=True)
     )
-    return [job.id for job in session.scalars(silent).all() if _take_back(session, job, max_failures)]
+    return [job.id for job in session.scalars(expired).all() if _requeue_or_fail(session, job, max_failures)]
 
 
-def waiting_for_space(session: Session, reason: Reason, has: Capability = UNLIMITED) -> Sequence[str]:
-    """The jobs that are paused for this reason and that such a worker could take, their rows locked; their ids."""
+def waiting_for_space(session: Session, reason: Reason, capability: Capability = UNLIMITED) -> Sequence[str]:
+    """Lock the jobs that are paused for this reason and that such a worker can run. Returns their ids."""
     paused = (
         select(Job.id)
         .where(Job.status == Status.PAUSED, Job.reason.has_key("needs"))
-        .where(Job.reason["code"].astext == reason, fits(has))
+        .where(Job.reason["code"].astext == reason, can_run(capability))
         .with_for_update(skip_locked=True)
     )
     return session.scalars(paused).all()
 
 
-def resume_waiting_for_space(session: Session, reason: Reason, has: Capability) -> list[str]:
-    """Queue those jobs again."""
-    return [
-        job_id for job_id in waiting_for_space(session, reason, has) if transition(session, job_id, Transition.RESUMED)
-    ]
+def resume_waiting_for_space(session: Session, reason: Reason, capability: Capability) -> list[str]:
+    """Requeue the jobs that are paused for this reason and that such a worker can run. Returns their ids."""
+    job_ids = waiting_for_space(session, reason, capability)
+    return [job_id for job_id in job_ids if transition(session, job_id, Transition.RESUMED)]
 
 
 def mark_for_notification(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
-    """Mark up to `limit` queued jobs that no message has pointed at for so long, the next to run first; their ids."""
+    """Mark as notified up to `limit` queued jobs whose last notification is older than this. Returns their ids.
+
+    The jobs that run next come first.
+    """
     old = func.now() - timedelta(seconds=older_than_seconds)
     waiting = (
         select(Job.id)
@@ -69,20 +71,22 @@ def mark_for_notification(session: Session, older_than_seconds: float, limit: in
     return session.scalars(mark, execution_options={"synchronize_session": False}).all()
 
 
-def _take_back(session: Session, job: Job, max_failures: int) -> bool:
+def _requeue_or_fail(session: Session, job: Job, max_failures: int) -> bool:
     failures = job.failures + 1
     data = {"worker": job.worker}
     if failures < max_failures:
         return requeue(session, job.id, Transition.LOST, attempt=job.attempt, data=data)
-    message = f"The worker of attempt {job.attempt} fell silent; after {failures} failures no more attempts are made."
-    before = (
+    message = (
+        f"The worker of attempt {job.attempt} stopped responding. After {failures} failures the job is not retried."
+    )
+    last_error = (
         select(JobEvent.data["error"]["message"].astext)
         .where(JobEvent.job_id == job.id, JobEvent.type == f"job.{Transition.RETRIED}")
         .order_by(JobEvent.id.desc())
         .limit(1)
     )
-    if told := session.scalar(before):
-        message += f" The last one that could still tell said: {told}"
+    if last_message := session.scalar(last_error):
+        message += f" The last error that a worker reported: {last_message}"
     error = {"fault": Fault.SYSTEM, "code": "worker_lost", "message": message}
     return transition(
         session,

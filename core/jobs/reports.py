@@ -1,4 +1,4 @@
-"""What a job has to tell: events, metrics, checkpoints. The caller has made sure that the job is the tenant's."""
+"""Read the events, metrics and checkpoints of a job. The caller checks that the job belongs to the tenant."""
 
 import math
 from collections import defaultdict
@@ -13,14 +13,14 @@ from core.states import TOPOLOGY_EVOLVED
 from core.tables import Checkpoint, JobEvent, JobMetric, Json
 
 CHANGES = ("dropped", "grown", "reactivated", "pruned")
-"""What an event of the topology counts."""
+"""Counts in the data of an event `topology.evolved`."""
 LAYERS = "layers"
-"""Where it counts them for each layer: the one part of any event that is long."""
+"""Key of the counts per layer in that data: the only part of an event that can be large."""
 
 
 @dataclass(frozen=True, slots=True)
-class Thinned:
-    """What several rows of metrics say together."""
+class MetricPoint:
+    """Several rows of metrics as one: the last step, the newest attempt, the mean of each value."""
 
     step: int
     attempt: int
@@ -29,7 +29,7 @@ class Thinned:
 
 @dataclass(frozen=True, slots=True)
 class Evolution:
-    """A run of neighbouring events of the topology: the step of the last, the sums, and one count for each layer."""
+    """Consecutive events `topology.evolved` as one: the last step, the sum of each count, and one of them per layer."""
 
     step: int
     sums: dict[str, int]
@@ -37,66 +37,68 @@ class Evolution:
 
 
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
-    """Up to `limit` events behind the event `after`, oldest first; and whether there are more."""
+    """Return up to `limit` events with an id above `after`, oldest first, and whether there are more."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
 def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:
-    """The last `limit` events, the newest first, without what they tell of each layer; detached from the session."""
-    short = JobEvent.data.op("-")(LAYERS).label("data")
-    query = select(JobEvent.id, JobEvent.job_id, JobEvent.attempt, JobEvent.type, short, JobEvent.created_at)
+    """Return the last `limit` events, newest first, without counts per layer and detached from the session."""
+    data = JobEvent.data.op("-")(LAYERS).label("data")
+    query = select(JobEvent.id, JobEvent.job_id, JobEvent.attempt, JobEvent.type, data, JobEvent.created_at)
     rows = session.execute(query.where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(limit))
     return [JobEvent(**row) for row in rows.mappings()]
 
 
 def events_of(session: Session, job_id: str, type: str, *, limit: int) -> Sequence[JobEvent]:  # noqa: A002
-    """The last `limit` events of one type, oldest first."""
+    """Return the last `limit` events of one type, oldest first."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == type).order_by(JobEvent.id.desc())
     return session.scalars(query.limit(limit)).all()[::-1]
 
 
 def metrics(session: Session, job_id: str, *, after_step: int, limit: int) -> tuple[Sequence[JobMetric], bool]:
-    """Up to `limit` rows of steps behind `after_step`, in order; and whether there are more."""
+    """Return up to `limit` rows of metrics after `after_step`, in order, and whether there are more."""
     query = select(JobMetric).where(JobMetric.job_id == job_id, JobMetric.step > after_step).order_by(JobMetric.step)
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
-def metrics_thinned(session: Session, job_id: str, *, after_step: int, points: int) -> Sequence[Thinned]:
-    """At most `points` rows that cover all steps behind `after_step`: the steps are cut into spans of one length.
-
-    A row stands for a span: its last step, the newest attempt, and of each value the mean of what was measured.
-    """
-    mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)
-    bounds = select(func.min(JobMetric.step).label("low"), func.max(JobMetric.step).label("high")).where(*mine).cte()
+def downsample_metrics(session: Session, job_id: str, *, after_step: int, points: int) -> Sequence[MetricPoint]:
+    """Return at most `points` points for all steps after `after_step`, one per span; the spans have equal lengths."""
+    selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
+    bounds = (
+        select(func.min(JobMetric.step).label("low"), func.max(JobMetric.step).label("high")).where(*selected).cte()
+    )
     span = func.width_bucket(JobMetric.step, bounds.c.low, bounds.c.high + 1, points).label("span")
-    rows = select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).join(bounds, true()).where(*mine)
-    return _thinned(session, rows)
+    rows = select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).join(bounds, true()).where(*selected)
+    return _points(session, rows)
 
 
 def span_length(session: Session, job_id: str, points: int) -> int:
-    """The least power of two so that `points` spans of so many steps hold all: it seldom changes while steps come."""
+    """Return the smallest power of two so that `points` spans of this many steps cover all steps.
+
+    A power of two seldom changes while the job trains.
+    """
     high = session.scalar(select(func.max(JobMetric.step)).where(JobMetric.job_id == job_id)) or 0
     return 1 << max(0, math.ceil(high / points) - 1).bit_length()
 
 
-def began(session: Session, job_id: str) -> int:
-    """The attempt that took the first step: another one from the moment on that training begins anew. 0: none has."""
-    first = select(JobMetric.attempt).where(JobMetric.job_id == job_id).order_by(JobMetric.step).limit(1)
-    return session.scalar(first) or 0
+def first_attempt(session: Session, job_id: str) -> int:
+    """Return the attempt that trained the first step, or 0 if none has. It changes if training restarts."""
+    query = select(JobMetric.attempt).where(JobMetric.job_id == job_id).order_by(JobMetric.step).limit(1)
+    return session.scalar(query) or 0
 
 
-def metrics_in_spans(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[Thinned]:
-    """As `metrics_thinned`, in spans of so many steps counted from the first: those that are full stay as they are."""
-    mine = (JobMetric.job_id == job_id, JobMetric.step > after_step)
+def downsample_metrics_by_span(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[MetricPoint]:
+    """Return one point per span of `length` steps, counted from step 1. Points of complete spans do not change."""
+    selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
     span = ((JobMetric.step - 1) // length).label("span")
-    return _thinned(session, select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).where(*mine))
+    return _points(session, select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).where(*selected))
 
 
-def _thinned(session: Session, spans: Select[int, int, int, Json]) -> Sequence[Thinned]:
-    """A row for each span, by step."""
+def _points(session: Session, spans: Select[int, int, int, Json]) -> Sequence[MetricPoint]:
+    """Return one point per span, in the order of steps."""
     rows = spans.cte()
     entry = func.jsonb_each_text(rows.c["values"]).table_valued("key", "value")
     means = (
@@ -114,29 +116,32 @@ def _thinned(session: Session, spans: Select[int, int, int, Json]) -> Sequence[T
         .join(values_of, values_of.c.span == ends_of.c.span, isouter=True)
         .order_by(ends_of.c.step)
     )
-    return [Thinned(*row) for row in session.execute(query)]
+    return [MetricPoint(*row) for row in session.execute(query)]
 
 
-def evolution(session: Session, job_id: str, *, of: str, most: int) -> list[Evolution]:
-    """The events of the topology in order, as at most `most` runs of one length; `of` is the count told by layer."""
-    run = func.ntile(most).over(order_by=JobEvent.id).label("run")
-    mine = (JobEvent.job_id == job_id, JobEvent.type == TOPOLOGY_EVOLVED)
-    told = select(run, JobEvent.data).where(*mine).cte()
-    layer = func.jsonb_each(told.c.data[LAYERS]).table_valued(column("key"), column("value", JSONB))
-    by_layer = select(told.c.run, layer.c.key, _total(layer.c.value, of)).join(layer, true())
+def evolution(session: Session, job_id: str, *, layer_count: str, max_runs: int) -> list[Evolution]:
+    """Return the events `topology.evolved` in order, grouped into at most `max_runs` runs of equal length.
+
+    `layer_count` is the one of `CHANGES` to return per layer.
+    """
+    run = func.ntile(max_runs).over(order_by=JobEvent.id).label("run")
+    selected = (JobEvent.job_id == job_id, JobEvent.type == TOPOLOGY_EVOLVED)
+    rows = select(run, JobEvent.data).where(*selected).cte()
+    layer = func.jsonb_each(rows.c.data[LAYERS]).table_valued(column("key"), column("value", JSONB))
+    by_layer = select(rows.c.run, layer.c.key, _total(layer.c.value, layer_count)).join(layer, true())
     layers: dict[int, dict[str, int]] = defaultdict(dict)
-    for number, name, count in session.execute(by_layer.group_by(told.c.run, layer.c.key)):
+    for number, name, count in session.execute(by_layer.group_by(rows.c.run, layer.c.key)):
         layers[number][name] = count
-    sums = [_total(told.c.data, name) for name in CHANGES]
-    whole = select(told.c.run, func.max(told.c.data["step"].as_integer()), *sums)
-    rows = session.execute(whole.group_by(told.c.run).order_by(told.c.run))
-    return [Evolution(step, dict(zip(CHANGES, counts, strict=True)), layers[number]) for number, step, *counts in rows]
+    sums = [_total(rows.c.data, name) for name in CHANGES]
+    by_run = select(rows.c.run, func.max(rows.c.data["step"].as_integer()), *sums)
+    runs = session.execute(by_run.group_by(rows.c.run).order_by(rows.c.run))
+    return [Evolution(step, dict(zip(CHANGES, counts, strict=True)), layers[number]) for number, step, *counts in runs]
 
 
-def _total(told: ColumnElement[Json], name: str) -> ColumnElement[int]:
-    return cast(func.sum(cast(told[name].astext, BigInteger)), BigInteger)
+def _total(data: ColumnElement[Json], name: str) -> ColumnElement[int]:
+    return cast(func.sum(cast(data[name].astext, BigInteger)), BigInteger)
 
 
 def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:
-    """The job's published checkpoints, oldest first."""
+    """Return the job's published checkpoints, oldest first."""
     return session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.id)).all()

@@ -19,11 +19,11 @@ from starlette.testclient import TestClient
 from api import courier
 from api.courier import Courier
 from core import webhooks
-from core.addresses import Network, resolved
+from core.addresses import Network, resolve
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.tables import Webhook, WebhookDelivery
-from core.webhooks import PAUSES
+from core.webhooks import RETRY_DELAYS
 from tests.api.conftest import Json, NewClient, problem
 
 Sessions = sessionmaker[Session]
@@ -73,7 +73,7 @@ def receiver() -> Iterator[Receiver]:
 
 def known(host: str) -> list[str]:
     """Resolve the receiver's name to loopback, which is not allowed by default."""
-    return ["127.0.0.1"] if host == "receiver.example" else resolved(host)
+    return ["127.0.0.1"] if host == "receiver.example" else resolve(host)
 
 
 def rounds(sessions: Sessions, allowed: Sequence[Network] = LOOPBACK) -> int:
@@ -162,15 +162,15 @@ def test_a_failed_delivery_is_retried_for_days_and_then_fails(
     hook = hooked(client, receiver.url)
     receiver.status = 500
     client.post(f"/webhooks/{hook['id']}/test")
-    for number in range(len(PAUSES) + 1):
+    for number in range(len(RETRY_DELAYS) + 1):
         assert rounds(sessions) == 1
         (delivery,) = deliveries(client, hook)
         assert [entry["status"] for entry in delivery["log"]] == [500] * (number + 1)
-        if number < len(PAUSES):
+        if number < len(RETRY_DELAYS):
             with sessions.begin() as session:
                 wait = func.extract("epoch", WebhookDelivery.due_at - func.now())
                 pause = float(session.scalars(select(wait)).one())
-            assert 0.8 * PAUSES[number] - 5 < pause < 1.2 * PAUSES[number]
+            assert 0.8 * RETRY_DELAYS[number] - 5 < pause < 1.2 * RETRY_DELAYS[number]
         make_due(sessions)
     assert delivery["state"] == "failed"
     assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1
@@ -191,7 +191,7 @@ def test_a_courier_that_dies_only_delays_a_delivery(receiver: Receiver, client: 
     make_due(sessions)
     assert rounds(sessions) == 1
     with sessions.begin() as session:
-        webhooks.record_result(session, dead, webhooks.Answer(500, "late"))
+        webhooks.record_result(session, dead, webhooks.DeliveryResult(500, "late"))
     (delivery,) = deliveries(client, hook)
     assert (delivery["state"], len(delivery["log"])) == ("succeeded", 1)
 
@@ -362,7 +362,7 @@ def test_a_deleted_webhook_is_gone_with_its_deliveries(
     assert client.delete(f"/webhooks/{hook['id']}").json()["id"] == hook["id"]
     problem(client.get(f"/webhooks/{hook['id']}"), 404, "not_found")
     with sessions.begin() as session:
-        webhooks.record_result(session, delivery, webhooks.Answer(200, ""))
+        webhooks.record_result(session, delivery, webhooks.DeliveryResult(200, ""))
     assert rounds(sessions) == 0
 
 
@@ -375,6 +375,6 @@ def test_old_deliveries_are_deleted_once_they_are_finished(
     assert Courier(sessions, LOOPBACK, known).poll() == 1
     with sessions.begin() as session:
         webhooks.delete_old(session)
-        session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.KEPT))
+        session.execute(update(WebhookDelivery).values(created_at=func.now() - 2 * webhooks.RETENTION))
         webhooks.delete_old(session)
     assert [delivery["state"] for delivery in deliveries(client, hook)] == ["pending"]

@@ -208,7 +208,7 @@ def test_an_object_of_an_opened_place_becomes_a_dataset(opened: tuple[FastAPI, T
 
 
 def test_the_own_bucket_cannot_be_opened(settings: Settings) -> None:
-    with pytest.raises(ValidationError, match="must not hold s3_bucket"):
+    with pytest.raises(ValidationError, match="must not contain s3_bucket"):
         Settings.model_validate(settings.model_dump() | {"dataset_buckets": [f"{settings.s3_bucket}/inbox"]})
 
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core import webhooks, workers
-from core.webhooks import Answer
+from core.webhooks import DeliveryResult
 from tests.browser.conftest import TENANT, NewUser, Site, User
 from tests.browser.simulated_jobs import Scores
 from tests.core.conftest import GPU
@@ -38,8 +38,8 @@ def pages(site: Site) -> list[str]:
     with site.sessions.begin() as session:
         workers.record_heartbeat(session, "gpu-1", GPU)
         hook = webhooks.create(session, TENANT, "https://example.com/" + "seft/" * 60, ["job.failed"]).id
-        webhooks.test(session, TENANT, hook)
-        webhooks.record_result(session, webhooks.claim(session, 1)[0], Answer(503, "busy"))
+        webhooks.send_test(session, TENANT, hook)
+        webhooks.record_result(session, webhooks.claim(session, 1)[0], DeliveryResult(503, "busy"))
     jobs = [f"/jobs/{job}" for job in (done, failed, running)]
     return [
         "/",

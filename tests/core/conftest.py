@@ -1,4 +1,4 @@
-"""A database with one tenant's dataset in it, and jobs made from it."""
+"""Fixtures: a database with a dataset of one tenant, and jobs that use it."""
 
 from collections.abc import Callable, Iterator
 
@@ -36,9 +36,9 @@ def spec(sessions: Sessions) -> JobSpec:
 @pytest.fixture
 def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
     def make(priority: int = 0) -> str:
-        asked = spec.model_copy(update={"priority": priority})
+        request = spec.model_copy(update={"priority": priority})
         with sessions.begin() as session:
-            return jobs.create(session, "ours", asked, None, asked.fingerprint())[0].id
+            return jobs.create(session, "ours", request, None, request.fingerprint())[0].id
 
     return make
 

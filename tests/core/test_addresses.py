@@ -1,10 +1,10 @@
-"""Where nobody may be sent, however it is spelt."""
+"""Addresses that are rejected, in every spelling."""
 
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from core.addresses import AddressError, open_to_all, reachable, resolve_literal
+from core.addresses import AddressError, is_allowed, resolve_literal, resolve_public
 
 LOOPBACK = [
     "127.0.0.1",
@@ -19,7 +19,7 @@ LOOPBACK = [
     "::ffff:127.0.0.1",
     "::ffff:7f00:1",
 ]
-INSIDE = [
+PRIVATE = [
     "0.0.0.0",
     "10.1.2.3",
     "100.64.0.1",
@@ -48,36 +48,36 @@ INSIDE = [
 PUBLIC = ["1.1.1.1", "8.8.8.8", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
 
-@pytest.mark.parametrize("host", LOOPBACK + INSIDE)
-def test_what_lies_inside_is_refused_in_every_spelling(host: str) -> None:
+@pytest.mark.parametrize("host", LOOPBACK + PRIVATE)
+def test_private_addresses_are_rejected_in_every_spelling(host: str) -> None:
     with pytest.raises(AddressError, match="not a public address"):
-        reachable(host, [])
-    found = resolve_literal(host)
-    assert found is not None
-    assert not open_to_all(found, [])
+        resolve_public(host, [])
+    address = resolve_literal(host)
+    assert address is not None
+    assert not is_allowed(address, [])
 
 
 @pytest.mark.parametrize("host", PUBLIC)
-def test_what_is_public_is_let_through_as_an_address(host: str) -> None:
-    assert ip_address(reachable(host, [])) == resolve_literal(host)
+def test_public_addresses_are_accepted(host: str) -> None:
+    assert ip_address(resolve_public(host, [])) == resolve_literal(host)
 
 
 @pytest.mark.parametrize("host", LOOPBACK)
-def test_an_operator_may_allow_a_network(host: str) -> None:
+def test_an_operator_can_allow_a_network(host: str) -> None:
     allowed = [ip_network("127.0.0.0/8"), ip_network("::1/128")]
-    assert reachable(host, allowed)
+    assert resolve_public(host, allowed)
     with pytest.raises(AddressError):
-        reachable("10.0.0.1", allowed)
+        resolve_public("10.0.0.1", allowed)
 
 
-def test_a_name_is_judged_by_all_that_it_stands_for() -> None:
-    assert reachable("both.example", [], lambda _: ["93.184.216.34", "2606:4700::1111"]) == "93.184.216.34"
+def test_all_addresses_of_a_name_are_checked() -> None:
+    assert resolve_public("both.example", [], lambda _: ["93.184.216.34", "2606:4700::1111"]) == "93.184.216.34"
     with pytest.raises(AddressError, match=r"10\.0\.0\.1"):
-        reachable("both.example", [], lambda _: ["93.184.216.34", "10.0.0.1"])
+        resolve_public("both.example", [], lambda _: ["93.184.216.34", "10.0.0.1"])
 
 
-def test_a_name_is_no_address_and_one_that_nobody_knows_is_told() -> None:
+def test_a_name_is_not_a_literal_and_an_unknown_name_is_an_error() -> None:
     assert resolve_literal("example.com") is None
     for name in ("nothing.invalid", "a" * 64 + ".com", "", "a..b"):
         with pytest.raises(AddressError):
-            reachable(name, [])
+            resolve_public(name, [])

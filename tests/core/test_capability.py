@@ -1,4 +1,4 @@
-"""Who may take which job: what a worker has against what a job needs."""
+"""Which worker can run which job: capability against needs."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,18 +20,18 @@ from tests.core.jobs.test_attempts import LEASE, row
 SWEEP = 10.0
 
 
-def take(sessions: Sessions, has: Capability) -> Attempt | None:
+def claim(sessions: Sessions, capability: Capability) -> Attempt | None:
     with sessions.begin() as session:
-        return attempts.claim(session, "w1", LEASE, has=has)
+        return attempts.claim(session, "w1", LEASE, capability=capability)
 
 
-def taken(sessions: Sessions, has: Capability) -> Attempt:
-    attempt = take(sessions, has)
+def claimed(sessions: Sessions, capability: Capability) -> Attempt:
+    attempt = claim(sessions, capability)
     assert attempt is not None
     return attempt
 
 
-def need(sessions: Sessions, **values: Any) -> None:
+def update_jobs(sessions: Sessions, **values: Any) -> None:
     with sessions.begin() as session:
         session.execute(update(Job).values(**values))
 
@@ -47,51 +47,51 @@ def need(sessions: Sessions, **values: Any) -> None:
     ],
     ids=str,
 )
-def test_a_worker_takes_what_it_can_do_and_is_counted_on_for_nothing_else(
+def test_a_worker_claims_and_is_counted_for_only_what_it_can_run(
     needs: dict[str, Any], able: bool, sessions: Sessions, make_job: MakeJob
 ) -> None:
     job_id = make_job()
-    need(sessions, needs=needs)
+    update_jobs(sessions, needs=needs)
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w1", GPU)
-        assert workers.count_able(session, row(sessions, job_id), SWEEP) == (1, int(able))
-    assert (take(sessions, GPU) is not None) is able
+        assert workers.count_capable(session, row(sessions, job_id), SWEEP) == (1, int(able))
+    assert (claim(sessions, GPU) is not None) is able
 
 
-def test_a_worker_with_too_little_room_passes_over_to_the_next_job(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_worker_with_too_little_disk_space_claims_the_next_job(sessions: Sessions, make_job: MakeJob) -> None:
     large, small = make_job(5), make_job()
-    attempt = taken(sessions, UNLIMITED)
+    attempt = claimed(sessions, UNLIMITED)
     with sessions.begin() as session:
         attempts.hold_for_space(session, attempt, Reason.DISK_FULL, "m", needs=100)
         session.execute(text("UPDATE jobs SET status = 'queued', reason = NULL WHERE status = 'paused'"))
-    assert taken(sessions, replace(UNLIMITED, disk=99)).job_id == small
-    assert take(sessions, replace(UNLIMITED, disk=99)) is None
-    assert taken(sessions, replace(UNLIMITED, disk=100)).job_id == large
+    assert claimed(sessions, replace(UNLIMITED, disk=99)).job_id == small
+    assert claim(sessions, replace(UNLIMITED, disk=99)) is None
+    assert claimed(sessions, replace(UNLIMITED, disk=100)).job_id == large
 
 
-def test_a_job_goes_on_from_its_state_on_the_kind_of_device_that_made_it(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_job_with_a_saved_state_needs_the_same_kind_of_device(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     for saves in (False, True):
-        attempt = taken(sessions, GPU)
+        attempt = claimed(sessions, GPU)
         with sessions.begin() as session:
             if saves:
                 attempts.save_resume(session, attempt, {"step": 0, "files": []})
             attempts.release(session, attempt)
         if not saves:
             with sessions.begin() as session:
-                attempts.release(session, taken(sessions, UNLIMITED))
-    assert take(sessions, UNLIMITED) is None
-    assert taken(sessions, GPU).job_id == job_id
+                attempts.release(session, claimed(sessions, UNLIMITED))
+    assert claim(sessions, UNLIMITED) is None
+    assert claimed(sessions, GPU).job_id == job_id
 
 
 def run_out(sessions: Sessions, attempt: Attempt) -> bool:
-    """Memory ends in training, where one window at a time can be tried."""
+    """Run out of memory in training, where one window at a time can be tried."""
     with sessions.begin() as session:
-        larger = workers.has_larger(session, attempt.has, SWEEP)
-        return attempts.fail_for_memory(session, attempt, message="m", micro_batch=1, larger=larger, max_failures=3)
+        larger = workers.has_larger(session, attempt.capability, SWEEP)
+        return attempts.fail_out_of_memory(session, attempt, message="m", micro_batch=1, larger=larger, max_failures=3)
 
 
-def test_memory_that_does_not_do_is_looked_for_on_a_larger_device_until_there_is_none(
+def test_a_job_that_runs_out_of_memory_moves_to_larger_devices_until_there_is_none(
     sessions: Sessions, make_job: MakeJob
 ) -> None:
     job_id = make_job()
@@ -100,38 +100,38 @@ def test_memory_that_does_not_do_is_looked_for_on_a_larger_device_until_there_is
         workers.record_heartbeat(session, "small", GPU)
         workers.record_heartbeat(session, "large", large)
         workers.record_heartbeat(session, "processor", UNLIMITED)
-    for has, micro_batch in ((GPU, None), (GPU, 1), (large, None)):
-        attempt = taken(sessions, has)
+    for capability, micro_batch in ((GPU, None), (GPU, 1), (large, None)):
+        attempt = claimed(sessions, capability)
         assert attempt.micro_batch == micro_batch
         assert run_out(sessions, attempt)
     assert row(sessions, job_id).failures == 1
-    assert take(sessions, GPU) is None
-    assert take(sessions, UNLIMITED) is None
-    assert not run_out(sessions, taken(sessions, large))
+    assert claim(sessions, GPU) is None
+    assert claim(sessions, UNLIMITED) is None
+    assert not run_out(sessions, claimed(sessions, large))
     assert row(sessions, job_id).status == Status.FAILED
 
 
-def test_a_job_that_no_living_worker_can_take_says_so_and_why(
+def test_a_job_that_no_live_worker_can_run_reports_the_reason(
     sessions: Sessions, make_job: MakeJob, settings: Settings
 ) -> None:
     job_id = make_job()
 
-    def told() -> tuple[str, str]:
+    def reason() -> tuple[str, str]:
         with sessions.begin() as session:
-            found = fairness.waiting_reason(session, session.get_one(Job, job_id), settings)
-        assert found is not None
-        return found["code"], found["message"]
+            row = fairness.waiting_reason(session, session.get_one(Job, job_id), settings)
+        assert row is not None
+        return row["code"], row["message"]
 
-    assert told() == ("no_worker", "No worker runs now.")
+    assert reason() == ("no_worker", "No worker is running.")
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w1", GPU)
-    assert told()[0] == "in_turn"
-    need(sessions, needs={"device": "cuda", "disk": 600 << 30})
-    assert told()[0] == "no_worker"
-    assert "a device of the kind cuda and 644,245,094,400 bytes free on the disk" in told()[1]
-    need(sessions, needs={}, spec_version=SPEC_VERSION + 1)
-    assert "software as new as its request" in told()[1]
-    need(sessions, spec_version=SPEC_VERSION)
+    assert reason()[0] == "in_turn"
+    update_jobs(sessions, needs={"device": "cuda", "disk": 600 << 30})
+    assert reason()[0] == "no_worker"
+    assert "a device of the kind cuda and 644,245,094,400 bytes free on the disk" in reason()[1]
+    update_jobs(sessions, needs={}, spec_version=SPEC_VERSION + 1)
+    assert "software as new as its request" in reason()[1]
+    update_jobs(sessions, spec_version=SPEC_VERSION)
     with sessions.begin() as session:
         session.execute(update(Worker).values(seen_at=text("now() - interval '1 h'")))
-    assert told()[0] == "no_worker"
+    assert reason()[0] == "no_worker"

@@ -1,11 +1,11 @@
-"""`seft doctor` passes what is healthy, and names what is broken, whatever it is."""
+"""`seft doctor` passes a healthy service and names whatever is broken."""
 
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from core.doctor import Finding, State, examine, run_check
+from core.doctor import Finding, State, run_check, run_checks
 from core.settings import Settings
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
@@ -14,8 +14,8 @@ from tests.worker.conftest import variables
 DRIVER = "#!/bin/sh\necho 'NVIDIA H100, 570.1, 81559 MiB'\n"
 
 
-def look(name: str, settings: Settings, **broken: object) -> Finding:
-    """At a thing, with settings that are valid and wrong."""
+def check(name: str, settings: Settings, **broken: object) -> Finding:
+    """Run a check with settings that are valid but wrong."""
     return run_check(name, Settings.model_validate({**settings.model_dump(), **broken}))
 
 
@@ -25,79 +25,83 @@ def assert_wrong(finding: Finding, *words: str, state: State = State.WRONG) -> N
     assert all(word in f"{finding.seen} {finding.mend}" for word in words), finding
 
 
-def test_a_healthy_service_is_told_so(settings: Settings, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_healthy_service_passes_all_checks(
+    settings: Settings, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variables(settings.model_copy(update={"model_roots": [tiny_folder.parent]})).items():
         monkeypatch.setenv(name, value)
-    findings = list(examine())
+    findings = list(run_checks())
     assert {finding.state for finding in findings} == {State.OK}, findings
-    assert "1 that would be taken" in str(findings)
+    assert "1 accepted" in str(findings)
     assert all(finding.seen and not finding.mend for finding in findings)
 
 
-def test_a_setting_that_is_missing_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_setting_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables(settings).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SEFT_S3_SECRET_KEY")
-    (finding,) = examine()
+    (finding,) = run_checks()
     assert_wrong(finding, "SEFT_S3_SECRET_KEY")
 
 
-def test_a_database_that_is_away_or_refuses_or_is_older_is_named(settings: Settings, servers: Servers) -> None:
+def test_a_database_that_is_unreachable_or_rejects_or_is_outdated_is_named(
+    settings: Settings, servers: Servers
+) -> None:
     url = servers.postgres.url
     with reserve_any() as silent:
-        away = f"postgresql://seft:{servers.postgres.secret}@{LOOPBACK}:{port_of(silent)}/seft"
-        assert_wrong(look("database", settings, database_url=away), "refused", "SEFT_DATABASE_URL")
-    wrong = look("database", settings, database_url=url().replace(servers.postgres.secret, "guessed"))
+        unreachable = f"postgresql://seft:{servers.postgres.secret}@{LOOPBACK}:{port_of(silent)}/seft"
+        assert_wrong(check("database", settings, database_url=unreachable), "refused", "SEFT_DATABASE_URL")
+    wrong = check("database", settings, database_url=url().replace(servers.postgres.secret, "guessed"))
     assert_wrong(wrong, "password", "SEFT_DATABASE_URL")
     assert servers.postgres.secret not in str(wrong)
-    assert_wrong(look("database", settings, database_url=url("postgres")), "python -m migrations")
+    assert_wrong(check("database", settings, database_url=url("postgres")), "python -m migrations")
 
 
-def test_a_clock_that_is_off_is_named(settings: Settings) -> None:
+def test_a_wrong_clock_is_named(settings: Settings) -> None:
     with psycopg.connect(str(settings.database_url), autocommit=True) as connection:
         name = connection.info.dbname
         connection.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
         later = "SELECT pg_catalog.clock_timestamp() + interval '1 hour'"
         connection.execute(f"CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $${later}$$")
-    assert_wrong(look("clock", settings), "3600 s", "time server")
+    assert_wrong(check("clock", settings), "3600 s", "time server")
 
 
-def test_a_broker_that_refuses_is_named(settings: Settings, servers: Servers) -> None:
+def test_a_broker_that_rejects_the_password_is_named(settings: Settings, servers: Servers) -> None:
     wrong = str(settings.broker_url).replace(servers.valkey.secret, "guessed")
-    assert_wrong(look("queue", settings, broker_url=wrong), "password", "SEFT_BROKER_URL")
+    assert_wrong(check("queue", settings, broker_url=wrong), "password", "SEFT_BROKER_URL")
 
 
-def test_a_storage_that_is_away_or_refuses_or_whose_links_lead_nowhere_is_named(settings: Settings) -> None:
-    assert_wrong(look("bucket", settings, s3_secret_key="guessed"), "403", "_SECRET_KEY")
+def test_a_storage_that_is_unreachable_or_rejects_or_has_dead_links_is_named(settings: Settings) -> None:
+    assert_wrong(check("bucket", settings, s3_secret_key="guessed"), "403", "_SECRET_KEY")
     with reserve_any() as silent:
         nowhere = f"http://{LOOPBACK}:{port_of(silent)}"
-        assert_wrong(look("bucket", settings, s3_endpoint=nowhere), nowhere, "SEFT_S3_ENDPOINT")
-        lost = look("bucket", settings, s3_public_endpoint=nowhere)
+        assert_wrong(check("bucket", settings, s3_endpoint=nowhere), nowhere, "SEFT_S3_ENDPOINT")
+        lost = check("bucket", settings, s3_public_endpoint=nowhere)
     assert_wrong(lost, nowhere.removeprefix("http://"), "SEFT_S3_PUBLIC_ENDPOINT", state=State.NOTE)
 
 
 def test_a_scratch_folder_that_cannot_be_written_is_named(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert_wrong(look("disk", settings, scratch=tmp_path / "file" / "scratch"), "Not a directory", "SEFT_SCRATCH")
+    assert_wrong(check("disk", settings, scratch=tmp_path / "file" / "scratch"), "Not a directory", "SEFT_SCRATCH")
 
 
-def test_model_stores_that_are_away_or_hold_what_would_be_refused_are_named(settings: Settings, tmp_path: Path) -> None:
-    assert_wrong(look("models", settings, model_roots=[tmp_path / "away"]), "No such file", "SEFT_MODEL_ROOTS")
-    assert_wrong(look("models", settings), "no local models", state=State.NOTE)
+def test_model_roots_that_are_missing_or_contain_rejected_models_are_named(settings: Settings, tmp_path: Path) -> None:
+    assert_wrong(check("models", settings, model_roots=[tmp_path / "missing"]), "No such file", "SEFT_MODEL_ROOTS")
+    assert_wrong(check("models", settings), "no local models", state=State.NOTE)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    assert_wrong(look("models", settings, model_roots=[tmp_path]), "broken", "refused")
+    assert_wrong(check("models", settings, model_roots=[tmp_path]), "broken", "rejected")
 
 
-def test_a_driver_that_is_away_or_that_torch_does_not_know_is_named(
+def test_a_driver_that_is_missing_or_does_not_fit_torch_is_named(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "nvidia-smi").write_text(DRIVER)
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert_wrong(look("device", settings), "NVIDIA H100, 570.1", "CUDA")
+    assert_wrong(check("device", settings), "NVIDIA H100, 570.1", "CUDA")
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'Driver/library version mismatch'; exit 18\n")
-    assert_wrong(look("device", settings), "Driver/library version mismatch")
+    assert_wrong(check("device", settings), "Driver/library version mismatch")
     (tmp_path / "nvidia-smi").unlink()
-    assert_wrong(look("device", settings, device="cuda"), "no NVIDIA driver", "SEFT_DEVICE=cpu")
+    assert_wrong(check("device", settings, device="cuda"), "no NVIDIA driver", "SEFT_DEVICE=cpu")

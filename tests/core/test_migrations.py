@@ -1,4 +1,4 @@
-"""The migrations build exactly the tables that the code believes in, and get in nobody's way."""
+"""The migrations build exactly the tables of the code, and do not block other transactions."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def test_migrated_schema_equals_the_tables(settings: Settings, empty: Engine) ->
 
 
 def columns(engine: Engine) -> dict[tuple[str, str], tuple[str, bool, str | None]]:
-    """Type, whether NULL is taken, and default of every column."""
+    """Return type, nullability and default of every column."""
     inspector = inspect(engine)
     return {
         (table, column["name"]): (str(column["type"]), column["nullable"], column["default"])
@@ -46,7 +46,7 @@ def columns(engine: Engine) -> dict[tuple[str, str], tuple[str, bool, str | None
     }
 
 
-def test_the_last_step_can_be_taken_back_and_leaves_older_software_what_it_knows(
+def test_the_last_migration_can_be_undone_and_keeps_the_columns_of_older_software(
     settings: Settings, empty: Engine
 ) -> None:
     config = Config()
@@ -61,15 +61,15 @@ def test_the_last_step_can_be_taken_back_and_leaves_older_software_what_it_knows
     assert {name: newer.get(name) for name in older} == older
     tables = {table for table, _ in older}
     required = {name for name, (_, null, default) in newer.items() if not null and default is None}
-    assert not {name for name in required - set(older) if name[0] in tables}, "older software cannot write its rows"
+    assert not {name for name in required - set(older) if name[0] in tables}, "older software could not write its rows"
     downgrade(settings)
     assert columns(empty) == older
     upgrade(settings)
     assert columns(empty) == newer
 
 
-def carry_over(settings: Settings, empty: Engine, revision: str, rows: str) -> None:
-    """Rows of jobs, of a dataset "file_1", written into the tables of an older revision and upgraded."""
+def upgrade_rows(settings: Settings, empty: Engine, revision: str, rows: str) -> None:
+    """Write rows of jobs with a dataset "file_1" into the tables of an older revision, and upgrade them."""
     dataset = """
     INSERT INTO datasets (id, tenant, name, format, sha256, bytes, records, object_key)
     VALUES ('file_1', 'ours', 'x', 'text', '0', 1, 1, 'x');
@@ -80,27 +80,27 @@ def carry_over(settings: Settings, empty: Engine, revision: str, rows: str) -> N
     upgrade(settings)
 
 
-def test_jobs_from_before_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
+def test_upgraded_jobs_are_found_by_their_metadata(settings: Settings, empty: Engine) -> None:
     rows = """
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
     VALUES ('job_1', 'ours', 'file_1', '{"model": "x", "metadata": {"ä": "b=c", "team": "a"}}', 0, 'succeeded'),
            ('job_2', 'ours', 'file_1', '{"model": "x", "metadata": {"team": "b"}}', 0, 'succeeded');
     """
-    carry_over(settings, empty, "0100", rows)
+    upgrade_rows(settings, empty, "0100", rows)
     with make_sessions(empty).begin() as session:
-        for wanted in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
-            found, _ = jobs.page(session, "ours", metadata=wanted, limit=10)
-            assert [job.id for job in found] == ["job_1"]
+        for metadata in ({"ä": "b=c"}, {"ä": "b=c", "team": "a"}):
+            page, _ = jobs.page(session, "ours", metadata=metadata, limit=10)
+            assert [job.id for job in page] == ["job_1"]
 
 
-def test_checkpoints_from_before_are_counted(settings: Settings, empty: Engine) -> None:
+def test_upgraded_checkpoints_are_counted(settings: Settings, empty: Engine) -> None:
     rows = """
     INSERT INTO jobs (id, tenant, dataset_id, spec, priority, status)
     VALUES ('job_1', 'ours', 'file_1', '{}', 0, 'succeeded'), ('job_2', 'theirs', 'file_1', '{}', 0, 'succeeded');
     INSERT INTO checkpoints (id, job_id, attempt, step, prefix, sha256, files, bytes, scores)
     SELECT 'ckpt_' || n, 'job_' || 1 + mod(n, 2), 1, 1, '', '', '[]', n, '{}' FROM generate_series(1, 4) AS n;
     """
-    carry_over(settings, empty, "0210", rows)
+    upgrade_rows(settings, empty, "0210", rows)
     with make_sessions(empty).begin() as session:
         assert [fairness.stored_bytes(session, tenant).checkpoints for tenant in ("ours", "theirs", "nobody")] == [
             6,
@@ -111,7 +111,7 @@ def test_checkpoints_from_before_are_counted(settings: Settings, empty: Engine) 
         assert [fairness.stored_bytes(session, tenant).checkpoints for tenant in ("ours", "theirs")] == [4, 3]
 
 
-def test_a_migration_that_waits_for_a_table_lets_others_pass(settings: Settings, empty: Engine) -> None:
+def test_a_migration_that_waits_for_a_table_does_not_block_others(settings: Settings, empty: Engine) -> None:
     upgrade(settings, "0101")
     waiting, read = "SELECT 1 FROM pg_locks WHERE NOT granted", "SELECT count(*) FROM jobs"
     with ThreadPoolExecutor() as pool, empty.connect() as reader, empty.connect() as other:

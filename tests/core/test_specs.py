@@ -1,4 +1,4 @@
-"""What a request may ask for."""
+"""Validation, defaults and fingerprints of a job's request."""
 
 import hashlib
 import json
@@ -14,17 +14,17 @@ from api.schemas.imports import ImportRequest
 from core import ids
 from core.specs import SPEC_VERSION, JobSpec, RepairMethod
 
-LEAST: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
 
 
-def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
-    shown = JobSpec.model_validate(LEAST).model_dump(mode="json")
-    assert JobSpec.model_validate(shown) == JobSpec.model_validate(LEAST)
-    assert set(shown) == set(JobSpec.model_fields)
+def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
+    dumped = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    assert JobSpec.model_validate(dumped) == JobSpec.model_validate(MINIMAL)
+    assert set(dumped) == set(JobSpec.model_fields)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"sparsity": 1.2},
         {"sparsity": float("nan")},
@@ -68,16 +68,16 @@ def test_three_fields_are_enough_and_the_rest_is_shown() -> None:
     ],
     ids=str,
 )
-def test_what_breaks_a_rule_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_invalid_request_is_rejected(invalid: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        JobSpec.model_validate(LEAST | wrong)
+        JobSpec.model_validate(MINIMAL | invalid)
 
 
-def test_sparsity_follows_from_a_pattern_and_is_required_without() -> None:
-    asked = {name: value for name, value in LEAST.items() if name != "sparsity"}
+def test_a_pattern_implies_the_sparsity_which_is_required_without_one() -> None:
+    request = {name: value for name, value in MINIMAL.items() if name != "sparsity"}
     with pytest.raises(ValidationError, match="sparsity"):
-        JobSpec.model_validate(asked)
-    spec = JobSpec.model_validate({**asked, "pattern": "1:4"})
+        JobSpec.model_validate(request)
+    spec = JobSpec.model_validate({**request, "pattern": "1:4"})
     assert (spec.sparsity, spec.repair.method) == (0.75, "seft")
     assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
 
@@ -91,75 +91,79 @@ def fields(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str, Any]]
 
 
 def kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of; the entries of a list and a dictionary are not looked at."""
+    """Return the plain types of an annotation, without those of the entries of lists and dictionaries."""
     if get_origin(annotation) in (list, tuple, dict, Literal):
         return set()
     return set().union(*map(kinds, get_args(annotation))) if get_args(annotation) else {annotation}
 
 
 @pytest.mark.parametrize("request_model", [JobSpec, ImportRequest])
-def test_numbers_and_truth_values_are_taken_for_nothing_else(request_model: type[BaseModel]) -> None:
-    looked_at = 0
+def test_strings_numbers_and_booleans_are_not_converted(request_model: type[BaseModel]) -> None:
+    checked = 0
     for model, name, annotation in fields(request_model):
-        found = kinds(annotation)
-        wrong = ["1", True] if found & {int, float} else ["true", 1, 0] if bool in found else []
+        types = kinds(annotation)
+        wrong = ["1", True] if types & {int, float} else ["true", 1, 0] if bool in types else []
         for value in wrong:
             with pytest.raises(ValidationError) as caught:
                 model.model_validate({name: value})
             assert any(entry["loc"][0] == name for entry in caught.value.errors()), (name, value)
-        looked_at += len(wrong)
-    assert looked_at
+        checked += len(wrong)
+    assert checked
 
 
-def test_a_whole_number_may_be_written_as_a_fraction() -> None:
-    spec = JobSpec.model_validate({**LEAST, "seed": 5.0, "repair": {"steps": 1e3}})
+def test_an_integer_can_be_written_as_a_float() -> None:
+    spec = JobSpec.model_validate({**MINIMAL, "seed": 5.0, "repair": {"steps": 1e3}})
     assert (spec.seed, spec.repair.steps) == (5, 1000)
     assert isinstance(spec.repair.steps, int)
     with pytest.raises(ValidationError, match="seed"):
-        JobSpec.model_validate({**LEAST, "seed": 5.5})
+        JobSpec.model_validate({**MINIMAL, "seed": 5.5})
 
 
-def test_a_pattern_may_be_repaired_by_every_method() -> None:
-    asked = {**LEAST, "sparsity": 0.5, "pattern": "2:4"}
+def test_every_repair_method_accepts_a_pattern() -> None:
+    request = {**MINIMAL, "sparsity": 0.5, "pattern": "2:4"}
     for method in RepairMethod:
-        assert JobSpec.model_validate({**asked, "repair": {"method": method}}).repair.method is method
+        assert JobSpec.model_validate({**request, "repair": {"method": method}}).repair.method is method
 
 
 def test_equal_requests_have_equal_fingerprints() -> None:
-    one = JobSpec.model_validate(LEAST | {"metadata": {"a": "1", "b": "2"}})
-    other = JobSpec.model_validate({"metadata": {"b": "2", "a": "1"}, **LEAST, "seed": 0})
+    one = JobSpec.model_validate(MINIMAL | {"metadata": {"a": "1", "b": "2"}})
+    other = JobSpec.model_validate({"metadata": {"b": "2", "a": "1"}, **MINIMAL, "seed": 0})
     assert one.fingerprint() == other.fingerprint()
-    assert one.fingerprint() != JobSpec.model_validate(LEAST | {"seed": 1}).fingerprint()
+    assert one.fingerprint() != JobSpec.model_validate(MINIMAL | {"seed": 1}).fingerprint()
 
 
-def test_a_field_that_a_later_version_adds_changes_no_fingerprint() -> None:
+def test_a_new_field_does_not_change_fingerprints() -> None:
     class Later(JobSpec):
         invented: int = 3
 
-    asked = {**LEAST, "repair": {"steps": 7}}
-    assert Later.model_validate(asked).fingerprint() == JobSpec.model_validate(asked).fingerprint()
-    assert Later.model_validate({**asked, "invented": 4}).fingerprint() != JobSpec.model_validate(asked).fingerprint()
+    request = {**MINIMAL, "repair": {"steps": 7}}
+    assert Later.model_validate(request).fingerprint() == JobSpec.model_validate(request).fingerprint()
+    assert (
+        Later.model_validate({**request, "invented": 4}).fingerprint() != JobSpec.model_validate(request).fingerprint()
+    )
 
 
-def test_what_a_request_may_hold_is_what_its_version_says() -> None:
-    taken = hashlib.sha256(json.dumps(bare(JobSpec.model_json_schema()), sort_keys=True).encode()).hexdigest()
-    assert (SPEC_VERSION, taken[:16]) == (4, "a579d8071448fca3"), "raise SPEC_VERSION, and put it and the digest here"
+def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
+    digest = hashlib.sha256(
+        json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
+    ).hexdigest()
+    assert (SPEC_VERSION, digest[:16]) == (4, "a579d8071448fca3"), "raise SPEC_VERSION, and put it and the digest here"
 
 
-def bare(schema: Any) -> Any:
-    """A JSON schema without what is for people, and without defaults, which stand in every stored request."""
+def without_annotations(schema: Any) -> Any:
+    """Return a JSON schema without texts and defaults. Every stored request contains its defaults."""
     if isinstance(schema, list):
-        return [bare(each) for each in schema]
+        return [without_annotations(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    told = ("description", "title", "default", "example")
-    return {name: bare(value) for name, value in schema.items() if name not in told}
+    ignored = ("description", "title", "default", "example")
+    return {name: without_annotations(value) for name, value in schema.items() if name not in ignored}
 
 
 @given(st.lists(st.sampled_from(["job", "file", "req"]), min_size=1, max_size=5))
-def test_ids_are_of_their_kind_and_differ(prefixes: list[Any]) -> None:
-    made = [ids.new(prefix) for prefix in prefixes]
-    assert all(ids.is_id(prefix, value) for prefix, value in zip(prefixes, made, strict=True))
-    assert len(set(made)) == len(made)
-    assert not ids.is_id("key", made[0])
-    assert not ids.is_id(prefixes[0], made[0] + "\n")
+def test_ids_have_their_prefix_and_differ(prefixes: list[Any]) -> None:
+    created = [ids.new(prefix) for prefix in prefixes]
+    assert all(ids.is_id(prefix, value) for prefix, value in zip(prefixes, created, strict=True))
+    assert len(set(created)) == len(created)
+    assert not ids.is_id("key", created[0])
+    assert not ids.is_id(prefixes[0], created[0] + "\n")

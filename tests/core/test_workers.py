@@ -1,4 +1,4 @@
-"""What workers tell of themselves, and when one of them is not well."""
+"""Rows of workers, their health, and the metrics of the service."""
 
 import os
 
@@ -18,7 +18,7 @@ from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.jobs.test_attempts import LEASE
 
 
-def age(sessions: Sessions, statement: str) -> None:
+def execute(sessions: Sessions, statement: str) -> None:
     with sessions.begin() as session:
         session.execute(text(statement))
 
@@ -29,18 +29,20 @@ def host(sessions: Sessions) -> str:
         return session.get_one(Worker, "w1").host
 
 
-def unwell(sessions: Sessions, host: str, settings: Settings) -> list[str]:
+def unhealthy(sessions: Sessions, host: str, settings: Settings) -> list[str]:
     with sessions.begin() as session:
-        return workers.unhealthy(session, workers.of_host(session, host), settings)
+        return workers.unhealthy(session, workers.list_on_host(session, host), settings)
 
 
-def figures_now(sessions: Sessions) -> dict[str, float]:
+def metrics(sessions: Sessions) -> dict[str, float]:
     with sessions.begin() as session:
         lines = prometheus.render(session, LEASE).decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings: Settings, make_job: MakeJob) -> None:
+def test_a_worker_is_listed_with_its_versions_and_its_job(
+    sessions: Sessions, settings: Settings, make_job: MakeJob
+) -> None:
     host(sessions)
     job_id = make_job()
     with sessions.begin() as session:
@@ -54,24 +56,24 @@ def test_a_worker_shows_what_it_is_and_what_it_does(sessions: Sessions, settings
     assert job.id == job_id
 
 
-def test_a_worker_that_answers_and_takes_no_hint_while_jobs_wait_is_not_well(
+def test_an_idle_worker_without_notifications_while_jobs_wait_is_unhealthy(
     sessions: Sessions, settings: Settings, make_job: MakeJob
 ) -> None:
     here = host(sessions)
-    deaf = "UPDATE workers SET consumed_at = now() - interval '1 h'"
-    age(sessions, deaf)
-    assert unwell(sessions, here, settings) == [], "nothing waits"
+    silent = "UPDATE workers SET consumed_at = now() - interval '1 h'"
+    execute(sessions, silent)
+    assert unhealthy(sessions, here, settings) == [], "nothing waits"
     make_job()
-    assert unwell(sessions, here, settings) == [], "it waits for a moment only"
-    age(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
-    assert unwell(sessions, here, settings) == ["w1"]
-    assert unwell(sessions, "elsewhere", settings) == []
+    assert unhealthy(sessions, here, settings) == [], "the job waits only a moment"
+    execute(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
+    assert unhealthy(sessions, here, settings) == ["w1"]
+    assert unhealthy(sessions, "elsewhere", settings) == []
     with sessions.begin() as session:
         workers.record_notification(session, "w1")
-    assert unwell(sessions, here, settings) == []
+    assert unhealthy(sessions, here, settings) == []
 
 
-def test_a_worker_that_runs_a_job_takes_no_hints_and_is_well(
+def test_a_busy_worker_without_notifications_is_healthy(
     sessions: Sessions, settings: Settings, make_job: MakeJob
 ) -> None:
     here = host(sessions)
@@ -79,49 +81,45 @@ def test_a_worker_that_runs_a_job_takes_no_hints_and_is_well(
         make_job()
     with sessions.begin() as session:
         attempts.claim(session, "w1", LEASE)
-    age(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
-    age(sessions, "UPDATE workers SET consumed_at = now() - interval '1 h'")
-    assert unwell(sessions, here, settings) == []
+    execute(sessions, "UPDATE jobs SET updated_at = now() - interval '1 h'")
+    execute(sessions, "UPDATE workers SET consumed_at = now() - interval '1 h'")
+    assert unhealthy(sessions, here, settings) == []
 
 
-def test_a_worker_whose_sweep_stands_still_is_not_well_and_forgotten_after_a_day(
-    sessions: Sessions, settings: Settings
-) -> None:
+def test_a_worker_without_sweeps_is_unhealthy_and_deleted_after_a_day(sessions: Sessions, settings: Settings) -> None:
     here = host(sessions)
-    age(sessions, "UPDATE workers SET seen_at = now() - interval '1 h'")
-    assert unwell(sessions, here, settings) == ["w1"]
-    age(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
+    execute(sessions, "UPDATE workers SET seen_at = now() - interval '1 h'")
+    assert unhealthy(sessions, here, settings) == ["w1"]
+    execute(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w2", GPU)
         assert [worker.name for worker, _ in workers.list_with_jobs(session)] == ["w2"]
 
 
-def test_a_worker_that_is_gone_is_not_held_against_the_one_that_came_after_it(
-    sessions: Sessions, settings: Settings
-) -> None:
+def test_a_stopped_worker_does_not_make_its_successor_unhealthy(sessions: Sessions, settings: Settings) -> None:
     here = host(sessions)
-    age(sessions, "UPDATE workers SET seen_at = now() - interval '1 h', pid = 0")
-    assert unwell(sessions, here, settings) == [], "no process has this number"
-    age(sessions, f"UPDATE workers SET pid = {os.getpid()}")
-    assert unwell(sessions, here, settings) == ["w1"]
+    execute(sessions, "UPDATE workers SET seen_at = now() - interval '1 h', pid = 0")
+    assert unhealthy(sessions, here, settings) == [], "no process has this number"
+    execute(sessions, f"UPDATE workers SET pid = {os.getpid()}")
+    assert unhealthy(sessions, here, settings) == ["w1"]
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w2", GPU)
-    assert unwell(sessions, here, settings) == [], "it has the process id of the one before"
+    assert unhealthy(sessions, here, settings) == [], "it has the process id of its predecessor"
 
 
-def test_figures_count_the_rows_and_name_no_job(sessions: Sessions, make_job: MakeJob) -> None:
+def test_metrics_count_rows_and_name_no_job(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     make_job()
     with sessions.begin() as session:
         attempts.claim(session, "w1", LEASE)
-    age(sessions, "UPDATE jobs SET updated_at = now() - interval '60 s'")
-    age(sessions, "UPDATE jobs SET lease_expires_at = lease_expires_at - interval '9 s'")
-    told = figures_now(sessions)
-    assert (told['seft_jobs{status="queued"}'], told['seft_jobs{status="running"}']) == (1, 1)
-    assert told['seft_events_last_hour{type="job.created"}'] == 2
-    assert 60 <= told["seft_oldest_waiting_seconds"] < 90
-    assert 9 <= told["seft_heartbeat_age_seconds"] < 40
-    assert job_id not in str(told)
+    execute(sessions, "UPDATE jobs SET updated_at = now() - interval '60 s'")
+    execute(sessions, "UPDATE jobs SET lease_expires_at = lease_expires_at - interval '9 s'")
+    values = metrics(sessions)
+    assert (values['seft_jobs{status="queued"}'], values['seft_jobs{status="running"}']) == (1, 1)
+    assert values['seft_events_last_hour{type="job.created"}'] == 2
+    assert 60 <= values["seft_oldest_waiting_seconds"] < 90
+    assert 9 <= values["seft_heartbeat_age_seconds"] < 40
+    assert job_id not in str(values)
 
 
 def publish(session: Session, attempt: Attempt, bytes_: int) -> None:
@@ -129,7 +127,7 @@ def publish(session: Session, attempt: Attempt, bytes_: int) -> None:
     attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
 
 
-def test_sums_outlive_the_jobs_and_count_what_was_kept_alone(sessions: Sessions, make_job: MakeJob) -> None:
+def test_sums_outlive_the_jobs_and_count_only_committed_work(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     with sessions.begin() as session:
         attempt = attempts.claim(session, "w1", LEASE)
@@ -137,7 +135,7 @@ def test_sums_outlive_the_jobs_and_count_what_was_kept_alone(sessions: Sessions,
     for phase in (Phase.LOADING, Phase.TRAINING, Phase.TRAINING, Phase.UPLOADING):
         with sessions.begin() as session:
             attempts.set_progress(session, attempt, phase=phase, progress=0.5, step=1)
-        age(
+        execute(
             sessions, "UPDATE jobs SET phase_at = phase_at - interval '10 s', started_at = started_at - interval '10 s'"
         )
     first = {"name": "weights", "key": "a", "size": 100}
@@ -148,16 +146,21 @@ def test_sums_outlive_the_jobs_and_count_what_was_kept_alone(sessions: Sessions,
         publish(session, attempt, 1000)
     with pytest.raises(LeaseLostError), sessions.begin() as session:
         publish(session, attempt, 1000)
-    age(sessions, "DELETE FROM jobs")
-    told = figures_now(sessions)
-    assert told['seft_phase_seconds_count{phase="training"}'] == told['seft_phase_seconds_count{phase="loading"}'] == 1
+    execute(sessions, "DELETE FROM jobs")
+    values = metrics(sessions)
     assert (
-        10 <= told['seft_phase_seconds_sum{phase="loading"}'] < 20 <= told['seft_phase_seconds_sum{phase="training"}']
+        values['seft_phase_seconds_count{phase="training"}'] == values['seft_phase_seconds_count{phase="loading"}'] == 1
     )
-    assert told['seft_phase_seconds_count{phase="uploading"}'] == 1
-    assert told['seft_phase_seconds_count{phase="pruning"}'] == 0
-    assert told['seft_job_seconds_count{status="succeeded"}'] == 1
-    assert 40 <= told['seft_job_seconds_sum{status="succeeded"}'] < 60
-    uploaded = {kind: told[f'seft_uploaded_bytes_total{{kind="{kind}"}}'] for kind in Kind}
+    assert (
+        10
+        <= values['seft_phase_seconds_sum{phase="loading"}']
+        < 20
+        <= values['seft_phase_seconds_sum{phase="training"}']
+    )
+    assert values['seft_phase_seconds_count{phase="uploading"}'] == 1
+    assert values['seft_phase_seconds_count{phase="pruning"}'] == 0
+    assert values['seft_job_seconds_count{status="succeeded"}'] == 1
+    assert 40 <= values['seft_job_seconds_sum{status="succeeded"}'] < 60
+    uploaded = {kind: values[f'seft_uploaded_bytes_total{{kind="{kind}"}}'] for kind in Kind}
     assert uploaded == {Kind.DATASET: 30, Kind.STATE: 107, Kind.CHECKPOINT: 1000}
-    assert job_id not in str(told)
+    assert job_id not in str(values)

@@ -92,7 +92,7 @@ def test_the_folder_generates_with_plain_transformers(repaired: Path) -> None:
 def test_inspect_counts_the_file_and_tells_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
     data = answer(capsys, "inspect", repaired)
     assert data["sparsity"] == sparsity.of_folder(repaired).data()
-    assert data["facts"]["prune"]["method"] == "wanda"
+    assert data["facts"]["prune"]["method"] == "sparsegpt"
     assert run("inspect", repaired) == 0
     text = capsys.readouterr().out
     assert "q_proj" in text
@@ -158,7 +158,7 @@ def test_a_share_of_the_model_is_shared_out_and_told(
     sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
     assert answer(capsys, *asked, *sizes)["sparsity"]["model"]["share"] == pytest.approx(0.5, abs=1e-3)
     assert run("inspect", tmp_path / "out") == 0
-    assert "pruned to 50% by wanda with owl (unstructured)" in capsys.readouterr().out
+    assert "pruned to 50% by sparsegpt with owl (unstructured)" in capsys.readouterr().out
     assert "Asked for: 50.00% of the whole model" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -206,7 +206,7 @@ def test_settings_out_of_range_are_refused(
         ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
         ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
         ((*prune, "0.6", "--allocation", "best", *out), "invalid choice: 'best'"),
-        ((*prune, "0.5", *out), "calibration must be given for wanda"),
+        ((*prune, "0.5", *out), "calibration must be given for sparsegpt"),
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
         ((*repair, "0", *out), "steps must be at least 1"),
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),

@@ -81,9 +81,9 @@ def series(
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        span, first = reports.span_length(session, job.id, POINTS), reports.began(session, job.id)
+        span, first = reports.span_length(session, job.id, POINTS), reports.first_attempt(session, job.id)
         after = after if (length, began) == (span, first) else -1
-        rows = reports.metrics_in_spans(session, job.id, after_step=after, length=span)
+        rows = reports.downsample_metrics_by_span(session, job.id, after_step=after, length=span)
     names = sorted({name for row in rows for name in row.values})
     values = {name: [row.values.get(name) for row in rows] for name in names}
     steps = [row.step for row in rows]
@@ -96,7 +96,7 @@ def topology(request: Request, services: CurrentServices, visitor: Signed, job_i
     """Return the history of the job's topology. `of` is the kind of change that is counted per layer."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
-        runs = reports.evolution(session, job.id, of=of if of in reports.CHANGES else "grown", most=RUNS)
+        runs = reports.evolution(session, job.id, layer_count=of if of in reports.CHANGES else "grown", max_runs=RUNS)
     return tagged(
         json.dumps(layers.topology_history(runs)), request.headers.get("if-none-match", ""), "application/json"
     )

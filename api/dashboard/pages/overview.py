@@ -52,7 +52,7 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
         failed=failed,
         counts=counts,
         workers=worker_states,
-        count_limit=jobs.POSITIONS,
+        count_limit=jobs.MAX_POSITION,
     )
 
 

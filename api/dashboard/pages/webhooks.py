@@ -15,11 +15,11 @@ from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
-from core.jobs.transitions import MOVE
+from core.jobs.transitions import STATUS_EVENT_PREFIX
 from core.states import Transition
 
 LIMIT = 25
-EVENTS = [f"{MOVE}{move}" for move in Transition]
+EVENTS = [f"{STATUS_EVENT_PREFIX}{move}" for move in Transition]
 EMPTY_FORM: Mapping[str, object] = {"url": "", "events": []}
 ACTIONS: dict[str, Callable[[Services, Caller, str], object]] = {
     "test": usecases.test,

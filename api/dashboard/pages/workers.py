@@ -34,5 +34,5 @@ def list_workers(request: Request, services: CurrentServices, visitor: Signed) -
 def list_with_state(services: Services, session: Session, tenant: str) -> list[WorkerState]:
     """Return every worker that sent a heartbeat in the last 24 hours. Only the tenant's own jobs are named."""
     views = [WorkerView.of(worker, job, tenant) for worker, job in workers.list_with_jobs(session)]
-    overdue = datetime.now(UTC) - timedelta(seconds=workers.ROUNDS * services.settings.sweep_seconds)
+    overdue = datetime.now(UTC) - timedelta(seconds=workers.MAX_MISSED_SWEEPS * services.settings.sweep_seconds)
     return [WorkerState(view, view.seen_at < overdue) for view in views]

@@ -10,7 +10,7 @@ from seft.client.shell import AsJson, Exit, show
 def doctor(as_json: AsJson = False) -> None:
     """Check everything the service needs, from this machine with its `SEFT_` settings, and say what to fix."""
     try:
-        from core.doctor import State, examine
+        from core.doctor import State, run_checks
     except ModuleNotFoundError as error:
         typer.echo(
             f"`seft doctor` runs in the service's checkout and needs {error.name}: pip install '.[service]', then"
@@ -19,7 +19,7 @@ def doctor(as_json: AsJson = False) -> None:
         )
         raise typer.Exit(Exit.USAGE) from error
     wrong = False
-    for finding in examine():
+    for finding in run_checks():
         line = f"{finding.state:<5}  {finding.name:<8}  {finding.seen}"
         show(asdict(finding), as_json, f"{line}\n{'':17}{finding.mend}" if finding.mend else line)
         wrong |= finding.state is State.WRONG

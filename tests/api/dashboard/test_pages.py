@@ -75,7 +75,7 @@ def test_worker_is_idle_working_or_not_responding_and_other_tenants_jobs_are_hid
     assert ">working<" in strangers
     assert job_id not in strangers
     with sessions.begin() as session:
-        overdue = timedelta(seconds=1 + workers.ROUNDS * settings.sweep_seconds)
+        overdue = timedelta(seconds=1 + workers.MAX_MISSED_SWEEPS * settings.sweep_seconds)
         session.execute(update(Worker).values(seen_at=func.now() - overdue))
     assert ">not responding<" in browser.show("/workers")
     assert "1 of 1 workers is not responding" in browser.show("/")

@@ -6,7 +6,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core import webhooks
-from core.webhooks import Answer
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 
 SECRET = re.compile(r"whsec_[\w+/=]{40,}")
@@ -31,7 +30,7 @@ def test_webhook_is_created_rotated_tested_and_disabled_and_its_secret_is_shown_
     assert "not sent yet" in browser.show(path)
     with sessions.begin() as session:
         (delivery,) = webhooks.claim(session, 9)
-        webhooks.record_result(session, delivery, Answer(503, "<b>too busy</b>"))
+        webhooks.record_result(session, delivery, webhooks.DeliveryResult(503, "<b>too busy</b>"))
     page = browser.show(path)
     assert "503: &lt;b&gt;too busy&lt;/b&gt;" in page
     assert ">failing<" in page

@@ -17,7 +17,7 @@ PHASES = [Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING, Pha
 def run(sessions: Sessions, has: Capability) -> None:
     """Run a job that takes ten seconds in each phase."""
     with sessions.begin() as session:
-        attempt = attempts.claim(session, "w1", 60, has=has)
+        attempt = attempts.claim(session, "w1", 60, capability=has)
         assert attempt is not None
     for phase in PHASES:
         with sessions.begin() as session:

@@ -1,4 +1,4 @@
-"""What a worker may do to a job, and what the fence keeps it from."""
+"""Writes of a worker to a job, and that only the running attempt can write."""
 
 import itertools
 import threading
@@ -38,7 +38,7 @@ def expire(sessions: Sessions, job_id: str) -> None:
         session.execute(text(late), {"id": job_id})
 
 
-def moves(sessions: Sessions, job_id: str) -> list[str]:
+def event_types(sessions: Sessions, job_id: str) -> list[str]:
     with sessions.begin() as session:
         return [event.type for event in reports.events(session, job_id, after=0, limit=100)[0]]
 
@@ -50,37 +50,37 @@ def test_jobs_are_claimed_by_priority_and_then_by_age(sessions: Sessions, make_j
 
 
 def test_no_job_is_claimed_twice(sessions: Sessions, make_job: MakeJob) -> None:
-    made = {make_job() for _ in range(40)}
+    job_ids = {make_job() for _ in range(40)}
     start = threading.Barrier(8)
 
     def work(number: int) -> list[str]:
         start.wait()
-        taken: list[str] = []
+        own: list[str] = []
         while True:
             with sessions.begin() as session:
                 attempt = attempts.claim(session, f"w{number}", LEASE)
             if attempt is None:
-                return taken
-            taken.append(attempt.job_id)
+                return own
+            own.append(attempt.job_id)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(itertools.chain.from_iterable(pool.map(work, range(8))))
-    assert len(found) == len(made)
-    assert set(found) == made
+        claims = list(itertools.chain.from_iterable(pool.map(work, range(8))))
+    assert len(claims) == len(job_ids)
+    assert set(claims) == job_ids
 
 
-def test_a_claim_skips_a_row_that_another_one_holds(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_claim_skips_a_row_that_another_claim_has_locked(sessions: Sessions, make_job: MakeJob) -> None:
     first, second = make_job(), make_job()
     with sessions.begin() as one, sessions.begin() as other:
-        held, next_one = attempts.claim(one, "w1", LEASE), attempts.claim(other, "w2", LEASE)
-        assert held is not None
-        assert next_one is not None
-        assert {held.job_id, next_one.job_id} == {first, second}
+        first_claim, second_claim = attempts.claim(one, "w1", LEASE), attempts.claim(other, "w2", LEASE)
+        assert first_claim is not None
+        assert second_claim is not None
+        assert {first_claim.job_id, second_claim.job_id} == {first, second}
         with sessions.begin() as third:
             assert attempts.claim(third, "w3", LEASE) is None
 
 
-def test_a_request_that_newer_software_refuses_fails_and_keeps_nobody_waiting(
+def test_a_job_whose_request_is_invalid_now_fails_and_the_next_one_is_claimed(
     sessions: Sessions, make_job: MakeJob
 ) -> None:
     old, next_one = make_job(), make_job()
@@ -92,10 +92,10 @@ def test_a_request_that_newer_software_refuses_fails_and_keeps_nobody_waiting(
     assert job.error is not None
     assert job.error["code"] == "request_outdated"
     assert "sparsity" in job.error["message"]
-    assert moves(sessions, old) == ["job.created", "job.claimed", "job.failed"]
+    assert event_types(sessions, old) == ["job.created", "job.claimed", "job.failed"]
 
 
-def test_what_newer_software_took_is_left_to_a_newer_worker(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_job_accepted_by_newer_software_is_left_to_a_newer_worker(sessions: Sessions, make_job: MakeJob) -> None:
     newer, next_one = make_job(), make_job()
     later = "UPDATE jobs SET spec = spec || '{\"invented\": 3}', spec_version = :later WHERE id = :id"
     with sessions.begin() as session:
@@ -107,8 +107,8 @@ def test_what_newer_software_took_is_left_to_a_newer_worker(sessions: Sessions, 
     assert (job.status, job.attempt) == (Status.QUEUED, 0)
 
 
-def everything(sessions: Sessions) -> list[object]:
-    """All rows that a worker may write, as they are."""
+def all_rows(sessions: Sessions) -> list[object]:
+    """Return all rows of all tables."""
     with sessions.begin() as session:
         return [
             session.execute(select(table).order_by(*table.primary_key)).all() for table in Base.metadata.sorted_tables
@@ -124,13 +124,13 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
     lambda s, a: attempts.save_resume(s, a, {"step": 1, "files": []}),
     lambda s, a: attempts.publish(s, a, step=1, prefix="p", sha256="0", files=[], scores={}, measured={}),
     lambda s, a: attempts.fail(s, a, fault=Fault.SYSTEM, code="c", message="m", retry=True, max_failures=3),
-    lambda s, a: attempts.fail_for_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
+    lambda s, a: attempts.fail_out_of_memory(s, a, message="m", micro_batch=1, larger=True, max_failures=3),
     lambda s, a: attempts.hold_for_space(s, a, Reason.DISK_FULL, "m", needs=1),
     attempts.release,
 ]
 
 
-def test_a_worker_that_lost_its_job_can_change_nothing(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_worker_that_lost_its_job_cannot_write(sessions: Sessions, make_job: MakeJob) -> None:
     for write in WRITES:
         cancelled, taken_over = make_job(), make_job()
         stale = [claimed(sessions, "dead"), claimed(sessions, "dead")]
@@ -140,14 +140,14 @@ def test_a_worker_that_lost_its_job_can_change_nothing(sessions: Sessions, make_
         with sessions.begin() as session:
             assert recovery.requeue_lost(session, 3) == [taken_over]
         assert claimed(sessions, "living").job_id == taken_over
-        before = everything(sessions)
+        before = all_rows(sessions)
         for attempt in stale:
             with pytest.raises(LeaseLostError), sessions.begin() as session:
                 write(session, attempt)
-            assert everything(sessions) == before
+            assert all_rows(sessions) == before
 
 
-def test_a_resumed_attempt_starts_from_what_was_saved(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_resumed_attempt_starts_from_the_saved_state(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     first = claimed(sessions)
     assert first.number == 1
@@ -197,10 +197,10 @@ def test_publishing_ends_the_job_with_its_checkpoint(sessions: Sessions, make_jo
     with sessions.begin() as session:
         (checkpoint,) = reports.checkpoints(session, job_id)
     assert (checkpoint.sha256, checkpoint.files) == ("ab", files)
-    assert moves(sessions, job_id) == ["job.created", "job.claimed", "job.succeeded"]
+    assert event_types(sessions, job_id) == ["job.created", "job.claimed", "job.succeeded"]
 
 
-def test_only_failures_at_one_place_add_up(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_newer_saved_state_resets_the_failures(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     for step, failures in ((0, 1), (10, 1), (10, 2), (20, 1), (20, 2)):
         attempt = claimed(sessions)
@@ -215,22 +215,22 @@ def test_only_failures_at_one_place_add_up(sessions: Sessions, make_job: MakeJob
         )
 
 
-def test_a_failing_job_is_tried_until_so_many_attempts_failed(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_failing_job_is_retried_up_to_the_maximum_of_failures(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     for again in (True, True, False):
         with sessions.begin() as session:
             attempt = attempts.claim(session, "w1", LEASE)
             assert attempt is not None
-            kept = attempts.fail(
+            retried = attempts.fail(
                 session, attempt, fault=Fault.SYSTEM, code="oops", message="broken", retry=True, max_failures=3
             )
-        assert kept is again
+        assert retried is again
     job = row(sessions, job_id)
     assert (job.status, job.failures) == (Status.FAILED, 3)
     assert job.error == {"fault": "system_error", "code": "oops", "message": "broken"}
 
 
-def test_a_users_fault_ends_the_job_at_once(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_user_error_fails_the_job_at_once(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
     with sessions.begin() as session:
@@ -240,7 +240,7 @@ def test_a_users_fault_ends_the_job_at_once(sessions: Sessions, make_job: MakeJo
     assert row(sessions, job_id).status == Status.FAILED
 
 
-def test_a_heartbeat_renews_the_lease_and_shows_no_reader_a_change(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_heartbeat_renews_the_lease_without_a_visible_change(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job()
     attempt = claimed(sessions)
     before = row(sessions, job_id)
@@ -257,18 +257,20 @@ def test_events_of_a_job_commit_in_the_order_of_their_ids(sessions: Sessions, ma
     job_id = make_job()
     attempt = claimed(sessions)
 
-    def tell(number: int) -> None:
+    def write_event(number: int) -> None:
         with sessions.begin() as session:
             attempts.add_event(session, attempt, "evolved", {"number": number})
 
-    seen: list[int] = []
+    event_ids: list[int] = []
     with ThreadPoolExecutor(6) as pool:
-        done = [pool.submit(tell, number) for number in range(60)]
-        while len(seen) < 62:
+        futures = [pool.submit(write_event, number) for number in range(60)]
+        while len(event_ids) < 62:
             with sessions.begin() as session:
-                query = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.id > (seen[-1] if seen else 0))
-                seen.extend(session.scalars(query.order_by(JobEvent.id)))
-        for future in done:
+                query = select(JobEvent.id).where(
+                    JobEvent.job_id == job_id, JobEvent.id > (event_ids[-1] if event_ids else 0)
+                )
+                event_ids.extend(session.scalars(query.order_by(JobEvent.id)))
+        for future in futures:
             future.result()
     with sessions.begin() as session:
-        assert seen == [event.id for event in reports.events(session, job_id, after=0, limit=100)[0]]
+        assert event_ids == [event.id for event in reports.events(session, job_id, after=0, limit=100)[0]]

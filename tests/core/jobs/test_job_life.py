@@ -1,4 +1,4 @@
-"""The life of jobs against a model of it: whatever workers, sweep and user do, in whatever order, and at once."""
+"""Compare jobs with a model of them under random actions of workers, sweep and user, in any order and concurrent."""
 
 import threading
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from tests.core.conftest import Sessions
 from tests.core.jobs.test_attempts import expire
 
 MAX_FAILURES = 3
-WISHES = ("cancel", "pause", "resume", "start", "stop")
-DEEDS = ("report", "save", "publish", "retry", "user", "release")
-MOVES = select(JobEvent.job_id, JobEvent.type).where(JobEvent.type.startswith("job.")).order_by(JobEvent.id)
-"""A new phase leaves an event too, and is no move."""
+ACTIONS = ("cancel", "pause", "resume", "start", "stop")
+WORKER_CALLS = ("report", "save", "publish", "retry", "user", "release")
+TRANSITION_EVENTS = select(JobEvent.job_id, JobEvent.type).where(JobEvent.type.startswith("job.")).order_by(JobEvent.id)
+"""Without events such as `phase.began`, which report no transition."""
 
 
 @dataclass
-class Believed:
-    """What the model believes of a job. Its methods are the deeds; False where one is refused and changes nothing."""
+class ModelJob:
+    """Expected state of a job. Its methods are the calls; False means rejected without a change."""
 
     status: Status = Status.QUEUED
     attempt: int = 0
@@ -42,48 +42,48 @@ class Believed:
     reason: Reason | None = None
     events: list[str] = field(default_factory=lambda: ["job.created"])
 
-    def go(self, move: Transition, status: Status | None = None, reason: Reason | None = None) -> bool:
-        self.events.append(f"job.{move}")
+    def apply(self, change: Transition, status: Status | None = None, reason: Reason | None = None) -> bool:
+        self.events.append(f"job.{change}")
         if status is not None:
             self.status, self.reason = status, reason
             self.pausing = self.pausing and status is not Status.PAUSED and not status.final
         return True
 
-    def shelve(self, reason: Reason) -> bool:
-        return self.go(Transition.PAUSED, Status.PAUSED, reason)
+    def hold(self, reason: Reason) -> bool:
+        return self.apply(Transition.PAUSED, Status.PAUSED, reason)
 
-    def requeue(self, move: Transition) -> bool:
-        self.go(move, Status.QUEUED)
-        return self.shelve(Reason.ASKED) if self.pausing else True
+    def requeue(self, change: Transition) -> bool:
+        self.apply(change, Status.QUEUED)
+        return self.hold(Reason.ASKED) if self.pausing else True
 
-    def charge(self, move: Transition) -> bool:
+    def count_failure(self, change: Transition) -> bool:
         self.failures += 1
-        return self.requeue(move) if self.failures < MAX_FAILURES else self.go(Transition.FAILED, Status.FAILED)
+        return self.requeue(change) if self.failures < MAX_FAILURES else self.apply(Transition.FAILED, Status.FAILED)
 
     def cancel(self) -> bool:
         if self.status.final:
             return self.status is Status.CANCELLED
-        return self.go(Transition.CANCELLED, Status.CANCELLED)
+        return self.apply(Transition.CANCELLED, Status.CANCELLED)
 
     def pause(self) -> bool:
         if self.status is Status.QUEUED:
-            return self.shelve(Reason.ASKED)
+            return self.hold(Reason.ASKED)
         if self.status is Status.RUNNING and not self.pausing:
             self.pausing = True
-            return self.go(Transition.PAUSING)
+            return self.apply(Transition.PAUSING)
         return not self.status.final
 
     def resume(self) -> bool:
         if self.status is Status.PAUSED:
-            return self.go(Transition.RESUMED, Status.QUEUED)
+            return self.apply(Transition.RESUMED, Status.QUEUED)
         if self.pausing:
             self.pausing = False
-            return self.go(Transition.UNPAUSED)
+            return self.apply(Transition.UNPAUSED)
         return not self.status.final
 
     def start(self) -> bool:
         if self.reason is Reason.NOT_STARTED:
-            return self.go(Transition.STARTED, Status.QUEUED)
+            return self.apply(Transition.STARTED, Status.QUEUED)
         return self.status in {Status.QUEUED, Status.RUNNING}
 
     def stop(self) -> bool:
@@ -92,32 +92,32 @@ class Believed:
         if self.status.final:
             return False
         if self.status is not Status.RUNNING and not self.saved:
-            return self.go(Transition.CANCELLED, Status.CANCELLED)
+            return self.apply(Transition.CANCELLED, Status.CANCELLED)
         self.stopping, self.pausing = True, False
-        self.go(Transition.STOPPING)
-        return self.go(Transition.RESUMED, Status.QUEUED) if self.status is Status.PAUSED else True
+        self.apply(Transition.STOPPING)
+        return self.apply(Transition.RESUMED, Status.QUEUED) if self.status is Status.PAUSED else True
 
-    def work(self, deed: str, number: int) -> bool:
-        """What an attempt does, if it is the running one."""
+    def work(self, call: str, number: int) -> bool:
+        """Apply a call of an attempt, if it is the running one."""
         if (self.status, self.attempt) != (Status.RUNNING, number):
             return False
-        match deed:
+        match call:
             case "save":
                 self.failures, self.saved = self.failures if self.saved else 0, True
             case "publish":
-                self.go(Transition.SUCCEEDED, Status.SUCCEEDED)
+                self.apply(Transition.SUCCEEDED, Status.SUCCEEDED)
             case "retry":
-                self.charge(Transition.RETRIED)
+                self.count_failure(Transition.RETRIED)
             case "user":
                 self.failures += 1
-                self.go(Transition.FAILED, Status.FAILED)
+                self.apply(Transition.FAILED, Status.FAILED)
             case "release":
                 self.requeue(Transition.RELEASED)
         return True
 
 
-def work(session: Session, attempt: Attempt, deed: str) -> None:
-    match deed:
+def work(session: Session, attempt: Attempt, call: str) -> None:
+    match call:
         case "report":
             attempts.heartbeat(session, attempt, 60)
             attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=attempt.number)
@@ -138,123 +138,128 @@ def fail(session: Session, attempt: Attempt, fault: Fault, *, retry: bool) -> No
 
 
 class JobLife(RuleBasedStateMachine):
-    """Attempts stay in their bundle when they are over: they are the workers that come back from the dead."""
+    """Ended attempts stay in their bundle: they are workers that return after they lost their job."""
 
-    made = Bundle("made")
-    held = Bundle("held")
+    job_ids = Bundle("job_ids")
+    claimed = Bundle("claimed")
 
     def __init__(self, sessions: Sessions, spec: JobSpec) -> None:
         super().__init__()
         self.sessions, self.spec = sessions, spec
-        self.believed: dict[str, Believed] = {}
+        self.expected: dict[str, ModelJob] = {}
         with sessions.begin() as session:
             session.execute(text("TRUNCATE jobs CASCADE"))
 
-    def wish(self, job_id: str, wish: str) -> bool:
-        """Ask for it in a connection of its own; whether it was granted."""
+    def call_action(self, job_id: str, action: str) -> bool:
+        """Call it in a connection of its own. Returns whether it was accepted."""
         try:
             with self.sessions.begin() as session:
-                getattr(actions, wish)(session, "ours", job_id)
+                getattr(actions, action)(session, "ours", job_id)
         except ProblemError:
             return False
         return True
 
-    def do(self, attempt: Attempt, deed: str) -> bool:
+    def call_worker(self, attempt: Attempt, call: str) -> bool:
         try:
             with self.sessions.begin() as session:
-                work(session, attempt, deed)
+                work(session, attempt, call)
         except LeaseLostError:
             return False
         return True
 
-    @rule(target=made, priority=strategies.integers(-1, 1), auto_start=strategies.sampled_from([True, True, False]))
+    @rule(target=job_ids, priority=strategies.integers(-1, 1), auto_start=strategies.sampled_from([True, True, False]))
     def create(self, priority: int, auto_start: bool) -> str:
-        asked = self.spec.model_copy(update={"priority": priority, "auto_start": auto_start})
+        request = self.spec.model_copy(update={"priority": priority, "auto_start": auto_start})
         with self.sessions.begin() as session:
-            job, _ = jobs.create(session, "ours", asked, None, "")
-        self.believed[job.id] = Believed()
+            job, _ = jobs.create(session, "ours", request, None, "")
+        self.expected[job.id] = ModelJob()
         if not auto_start:
-            self.believed[job.id].shelve(Reason.NOT_STARTED)
+            self.expected[job.id].hold(Reason.NOT_STARTED)
         return job.id
 
-    @rule(target=held)
+    @rule(target=claimed)
     def claim(self) -> Attempt | None:
         with self.sessions.begin() as session:
             attempt = attempts.claim(session, "worker", 60)
-        waiting = [job for job in self.believed.values() if job.status is Status.QUEUED]
+        waiting = [job for job in self.expected.values() if job.status is Status.QUEUED]
         assert (attempt is None) == (not waiting)
         if attempt is not None:
-            job = self.believed[attempt.job_id]
+            job = self.expected[attempt.job_id]
             assert job.status is Status.QUEUED
             job.attempt += 1
             assert (attempt.number, attempt.stop_step is not None) == (job.attempt, job.stopping)
-            job.go(Transition.CLAIMED, Status.RUNNING)
+            job.apply(Transition.CLAIMED, Status.RUNNING)
         return attempt
 
-    @rule(attempt=held, deed=strategies.sampled_from(DEEDS))
-    def worker_does(self, attempt: Attempt | None, deed: str) -> None:
+    @rule(attempt=claimed, call=strategies.sampled_from(WORKER_CALLS))
+    def worker_call(self, attempt: Attempt | None, call: str) -> None:
         if attempt is not None:
-            assert self.do(attempt, deed) == self.believed[attempt.job_id].work(deed, attempt.number)
+            assert self.call_worker(attempt, call) == self.expected[attempt.job_id].work(call, attempt.number)
 
-    @rule(job_id=made, wish=strategies.sampled_from(WISHES))
-    def user_asks(self, job_id: str, wish: str) -> None:
-        assert self.wish(job_id, wish) == getattr(self.believed[job_id], wish)()
+    @rule(job_id=job_ids, action=strategies.sampled_from(ACTIONS))
+    def user_action(self, job_id: str, action: str) -> None:
+        assert self.call_action(job_id, action) == getattr(self.expected[job_id], action)()
 
     @rule(
-        attempt=held,
-        deed=strategies.sampled_from(DEEDS),
-        wanted=strategies.lists(strategies.sampled_from(WISHES), min_size=1, max_size=2),
+        attempt=claimed,
+        call=strategies.sampled_from(WORKER_CALLS),
+        names=strategies.lists(strategies.sampled_from(ACTIONS), min_size=1, max_size=2),
     )
-    def at_once(self, attempt: Attempt | None, deed: str, wanted: list[str]) -> None:
-        """Whatever comes at once is as if it had come one after the other."""
+    def concurrently(self, attempt: Attempt | None, call: str, names: list[str]) -> None:
+        """Concurrent calls have the effect of some sequential order."""
         if attempt is None:
             return
         job_id, number = attempt.job_id, attempt.number
-        acts: list[tuple[Callable[[], bool], Callable[[Believed], bool]]] = [
-            (lambda: self.do(attempt, deed), lambda job: job.work(deed, number)),
+        calls: list[tuple[Callable[[], bool], Callable[[ModelJob], bool]]] = [
+            (lambda: self.call_worker(attempt, call), lambda job: job.work(call, number)),
             *(
-                (lambda wish=wish: self.wish(job_id, wish), lambda job, wish=wish: getattr(job, wish)())
-                for wish in wanted
+                (
+                    lambda action=action: self.call_action(job_id, action),
+                    lambda job, action=action: getattr(job, action)(),
+                )
+                for action in names
             ),
         ]
-        start = threading.Barrier(len(acts))
+        start = threading.Barrier(len(calls))
 
         def act(real: Callable[[], bool]) -> bool:
             start.wait()
             return real()
 
-        with ThreadPoolExecutor(len(acts)) as pool:
-            granted = list(pool.map(act, [real for real, _ in acts]))
-        self.believed[job_id] = self.explained(job_id, [model for _, model in acts], granted)
+        with ThreadPoolExecutor(len(calls)) as pool:
+            results = list(pool.map(act, [real for real, _ in calls]))
+        self.expected[job_id] = self.serialize(job_id, [model for _, model in calls], results)
 
-    def explained(self, job_id: str, models: list[Callable[[Believed], bool]], granted: list[bool]) -> Believed:
-        """The belief after the one order of deeds that leads to what is seen."""
+    def serialize(self, job_id: str, models: list[Callable[[ModelJob], bool]], results: list[bool]) -> ModelJob:
+        """Return the model after an order of the calls that gives these results and events."""
         with self.sessions.begin() as session:
-            seen = list(session.scalars(MOVES.with_only_columns(JobEvent.type).where(JobEvent.job_id == job_id)))
+            events = list(
+                session.scalars(TRANSITION_EVENTS.with_only_columns(JobEvent.type).where(JobEvent.job_id == job_id))
+            )
         for order in permutations(range(len(models))):
-            job = copy(self.believed[job_id], events=list(self.believed[job_id].events))
+            job = copy(self.expected[job_id], events=list(self.expected[job_id].events))
             answers = {number: models[number](job) for number in order}
-            if [answers[number] for number in range(len(models))] == granted and job.events == seen:
+            if [answers[number] for number in range(len(models))] == results and job.events == events:
                 return job
-        raise AssertionError(f"no order of the deeds explains {granted} and {seen}")
+        raise AssertionError(f"no order of the calls explains {results} and {events}")
 
-    @rule(job_id=made)
-    def fall_silent(self, job_id: str) -> None:
+    @rule(job_id=job_ids)
+    def lease_expires(self, job_id: str) -> None:
         expire(self.sessions, job_id)
         with self.sessions.begin() as session:
-            taken = recovery.requeue_lost(session, MAX_FAILURES)
-        job = self.believed[job_id]
-        assert taken == ([job_id] if job.status is Status.RUNNING else [])
-        if taken:
-            job.charge(Transition.LOST)
+            requeued = recovery.requeue_lost(session, MAX_FAILURES)
+        job = self.expected[job_id]
+        assert requeued == ([job_id] if job.status is Status.RUNNING else [])
+        if requeued:
+            job.count_failure(Transition.LOST)
 
     @invariant()
-    def rows_are_as_believed(self) -> None:
+    def rows_equal_models(self) -> None:
         with self.sessions.begin() as session:
             rows = {row.id: row for row in session.scalars(select(Job))}
-            events = session.execute(MOVES).all()
-        assert rows.keys() == self.believed.keys()
-        for job_id, job in self.believed.items():
+            events = session.execute(TRANSITION_EVENTS).all()
+        assert rows.keys() == self.expected.keys()
+        for job_id, job in self.expected.items():
             row = rows[job_id]
             assert (row.status, row.attempt, row.failures) == (job.status, job.attempt, job.failures)
             assert (row.pausing, row.stopping) == (job.pausing, job.stopping)
@@ -264,7 +269,7 @@ class JobLife(RuleBasedStateMachine):
             assert [event.type for event in events if event.job_id == job_id] == job.events
 
 
-def test_a_job_lives_as_believed_whatever_happens(sessions: Sessions, spec: JobSpec) -> None:
+def test_jobs_behave_as_their_models(sessions: Sessions, spec: JobSpec) -> None:
     class OnThisDatabase(JobLife):
         def __init__(self) -> None:
             super().__init__(sessions, spec)

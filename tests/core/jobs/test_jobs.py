@@ -1,4 +1,4 @@
-"""Jobs as their tenant sees them."""
+"""Create, find and list the jobs of a tenant."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.jobs.test_attempts import claimed, moves
+from tests.core.jobs.test_attempts import claimed, event_types
 
 
 def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> tuple[Job, bool]:
@@ -20,7 +20,7 @@ def create(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: st
         return jobs.create(session, tenant, spec, key, spec.fingerprint())
 
 
-def refusal(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> Code:
+def rejection_code(sessions: Sessions, spec: JobSpec, key: str | None = None, tenant: str = "ours") -> Code:
     with pytest.raises(ProblemError) as caught:
         create(sessions, spec, key, tenant)
     return caught.value.code
@@ -31,41 +31,41 @@ def test_a_new_job_is_queued_with_all_defaults(sessions: Sessions, spec: JobSpec
     assert new
     assert (job.status, job.attempt, job.failures, job.scores) == (Status.QUEUED, 0, 0, {})
     assert JobSpec.model_validate(job.spec) == spec
-    assert moves(sessions, job.id) == ["job.created"]
+    assert event_types(sessions, job.id) == ["job.created"]
 
 
-def test_the_same_key_and_body_make_one_job(sessions: Sessions, spec: JobSpec) -> None:
+def test_the_same_key_and_body_create_one_job(sessions: Sessions, spec: JobSpec) -> None:
     first, new = create(sessions, spec, "k")
     again, newer = create(sessions, spec, "k")
     assert (new, newer) == (True, False)
     assert first.id == again.id
 
 
-def test_the_same_key_with_another_body_is_refused(sessions: Sessions, spec: JobSpec) -> None:
+def test_the_same_key_with_another_body_is_rejected(sessions: Sessions, spec: JobSpec) -> None:
     create(sessions, spec, "k")
-    assert refusal(sessions, spec.model_copy(update={"sparsity": 0.5}), "k") is Code.IDEMPOTENCY_CONFLICT
+    assert rejection_code(sessions, spec.model_copy(update={"sparsity": 0.5}), "k") is Code.IDEMPOTENCY_CONFLICT
 
 
-def test_a_key_that_is_being_served_is_refused(sessions: Sessions, spec: JobSpec) -> None:
+def test_a_key_in_use_by_another_request_is_rejected(sessions: Sessions, spec: JobSpec) -> None:
     with sessions.begin() as session:
         assert jobs.find_by_idempotency_key(session, "ours", "k", "body") is None
-        assert refusal(sessions, spec, "k") is Code.IDEMPOTENCY_IN_FLIGHT
+        assert rejection_code(sessions, spec, "k") is Code.IDEMPOTENCY_IN_FLIGHT
         assert create(sessions, spec, "another key")[1]
     assert create(sessions, spec, "k")[1]
 
 
-def test_a_key_is_its_tenants_own(sessions: Sessions, spec: JobSpec) -> None:
+def test_tenants_do_not_share_idempotency_keys(sessions: Sessions, spec: JobSpec) -> None:
     create(sessions, spec, "k")
-    assert refusal(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
+    assert rejection_code(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
 
 
 @pytest.mark.parametrize("order", Order)
 def test_jobs_come_in_every_order_page_by_page(sessions: Sessions, spec: JobSpec, order: Order) -> None:
-    made = [(0.5, 30.0), (0.7, None), (0.5, 9.5), (0.9, 30.0), (0.7, 101.0), (0.6, None)]
+    values = [(0.5, 30.0), (0.7, None), (0.5, 9.5), (0.9, 30.0), (0.7, 101.0), (0.6, None)]
     sparsity, perplexity, age = {}, {}, {}
-    for number, (share, score) in enumerate(made):
-        job, _ = create(sessions, spec.model_copy(update={"sparsity": share}))
-        sparsity[job.id], perplexity[job.id], age[job.id] = share, score or math.inf, -number
+    for number, (fraction, score) in enumerate(values):
+        job, _ = create(sessions, spec.model_copy(update={"sparsity": fraction}))
+        sparsity[job.id], perplexity[job.id], age[job.id] = fraction, score or math.inf, -number
         with sessions.begin() as session:
             session.get_one(Job, job.id).scores = {"repaired": score} if score else {"dense": 1.0}
     keys: dict[Order, Callable[[str], tuple[float, ...]]] = {
@@ -74,34 +74,34 @@ def test_jobs_come_in_every_order_page_by_page(sessions: Sessions, spec: JobSpec
         Order.SPARSEST: lambda job: (-sparsity[job], age[job]),
         Order.BEST: lambda job: (perplexity[job], age[job]),
     }
-    seen: list[str] = []
+    job_ids: list[str] = []
     more = True
     with sessions.begin() as session:
         while more:
-            after = seen[-1] if seen else None
+            after = job_ids[-1] if job_ids else None
             rows, more = jobs.page(session, "ours", order=order, after=after, limit=2)
-            seen += [row.id for row in rows]
-        assert jobs.page(session, "theirs", order=order, after=seen[0], limit=9)[0] == []
-    assert seen == sorted(age, key=keys[order])
+            job_ids += [row.id for row in rows]
+        assert jobs.page(session, "theirs", order=order, after=job_ids[0], limit=9)[0] == []
+    assert job_ids == sorted(age, key=keys[order])
 
 
-def test_an_earlier_spelling_of_the_defaults_is_the_same_body(spec: JobSpec) -> None:
-    spelt = JobSpec.model_validate({**spec.model_dump(exclude_unset=True), "priority": 0, "metadata": {}})
-    assert spelt.fingerprint() == spec.fingerprint()
+def test_explicit_defaults_give_the_same_fingerprint(spec: JobSpec) -> None:
+    explicit = JobSpec.model_validate({**spec.model_dump(exclude_unset=True), "priority": 0, "metadata": {}})
+    assert explicit.fingerprint() == spec.fingerprint()
 
 
-def test_pages_hold_every_job_once_newest_first(sessions: Sessions, make_job: MakeJob) -> None:
-    made = [make_job() for _ in range(7)]
-    seen: list[str] = []
+def test_pages_contain_every_job_once_newest_first(sessions: Sessions, make_job: MakeJob) -> None:
+    created = [make_job() for _ in range(7)]
+    job_ids: list[str] = []
     more = True
     while more:
         with sessions.begin() as session:
-            rows, more = jobs.page(session, "ours", after=seen[-1] if seen else None, limit=3)
-        seen += [job.id for job in rows]
-    assert seen == sorted(made, reverse=True)
+            rows, more = jobs.page(session, "ours", after=job_ids[-1] if job_ids else None, limit=3)
+        job_ids += [job.id for job in rows]
+    assert job_ids == sorted(created, reverse=True)
 
 
-def test_pages_can_be_narrowed_to_a_status(sessions: Sessions, make_job: MakeJob) -> None:
+def test_pages_can_be_filtered_by_status(sessions: Sessions, make_job: MakeJob) -> None:
     running, queued = make_job(), make_job()
     claimed(sessions)
     with sessions.begin() as session:
@@ -117,7 +117,7 @@ def test_another_tenant_sees_nothing(sessions: Sessions, make_job: MakeJob) -> N
             with pytest.raises(ProblemError) as caught:
                 call(session, "theirs", job_id)
             assert caught.value.code is Code.NOT_FOUND
-    assert moves(sessions, job_id) == ["job.created"]
+    assert event_types(sessions, job_id) == ["job.created"]
 
 
 def test_the_queue_is_counted_by_priority_and_age(sessions: Sessions, make_job: MakeJob) -> None:
@@ -128,7 +128,7 @@ def test_the_queue_is_counted_by_priority_and_age(sessions: Sessions, make_job: 
     assert places == [1, 2, 3, None]
 
 
-def test_cancelling_is_at_once_and_may_be_repeated(sessions: Sessions, make_job: MakeJob) -> None:
+def test_cancel_takes_effect_at_once_and_is_idempotent(sessions: Sessions, make_job: MakeJob) -> None:
     running, queued = make_job(), make_job()
     claimed(sessions)
     for job_id in (running, queued, running):
@@ -136,7 +136,7 @@ def test_cancelling_is_at_once_and_may_be_repeated(sessions: Sessions, make_job:
             job = actions.cancel(session, "ours", job_id)
         assert job.status == Status.CANCELLED
         assert job.finished_at is not None
-    assert moves(sessions, running) == ["job.created", "job.claimed", "job.cancelled"]
+    assert event_types(sessions, running) == ["job.created", "job.claimed", "job.cancelled"]
 
 
 def test_a_finished_job_cannot_be_cancelled(sessions: Sessions, make_job: MakeJob) -> None:

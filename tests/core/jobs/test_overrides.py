@@ -1,4 +1,4 @@
-"""A request with changed fields is a request."""
+"""Overrides of a job's request."""
 
 import pytest
 from pydantic import ValidationError
@@ -16,33 +16,33 @@ SPEC = JobSpec.model_validate(
         "metadata": {"team": "a", "run": "1"},
     }
 )
-FORMER = SPEC.model_dump(mode="json")
+ORIGINAL = SPEC.model_dump(mode="json")
 
 
-def test_nothing_changed_is_the_same_request() -> None:
-    assert apply_overrides(FORMER, {}) == SPEC
+def test_an_empty_patch_changes_nothing() -> None:
+    assert apply_overrides(ORIGINAL, {}) == SPEC
 
 
-def test_a_field_is_changed_at_any_depth_and_null_is_its_default() -> None:
-    made = apply_overrides(FORMER, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
-    assert (made.seed, made.repair.steps, made.repair.density) == (3, 7, 0.005)
-    assert made.metadata == {"team": "a", "of": "1"}
-    assert apply_overrides(FORMER, {"repair": None}).repair.steps == 500
+def test_fields_change_at_any_depth_and_null_resets_to_the_default() -> None:
+    changed = apply_overrides(ORIGINAL, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
+    assert (changed.seed, changed.repair.steps, changed.repair.density) == (3, 7, 0.005)
+    assert changed.metadata == {"team": "a", "of": "1"}
+    assert apply_overrides(ORIGINAL, {"repair": None}).repair.steps == 500
 
 
-def test_another_model_does_not_keep_the_revision() -> None:
-    assert apply_overrides(FORMER, {"sparsity": 0.5}).revision == "0123"
-    assert apply_overrides(FORMER, {"model": "tiny"}).revision is None
-    assert apply_overrides(FORMER, {"model": "a/b", "revision": "main"}).revision == "main"
+def test_a_new_model_drops_the_revision() -> None:
+    assert apply_overrides(ORIGINAL, {"sparsity": 0.5}).revision == "0123"
+    assert apply_overrides(ORIGINAL, {"model": "tiny"}).revision is None
+    assert apply_overrides(ORIGINAL, {"model": "a/b", "revision": "main"}).revision == "main"
 
 
-def test_what_breaks_a_rule_is_refused() -> None:
-    for wrong in ({"sparsity": None}, {"sparsity": 2}, {"repair": 5}, {"repair": {"stepps": 1}}):
+def test_an_invalid_result_is_rejected() -> None:
+    for patch in ({"sparsity": None}, {"sparsity": 2}, {"repair": 5}, {"repair": {"stepps": 1}}):
         with pytest.raises(ValidationError):
-            apply_overrides(FORMER, wrong)
+            apply_overrides(ORIGINAL, patch)
 
 
-def test_the_former_request_stays_as_it_was() -> None:
+def test_the_original_request_is_not_changed() -> None:
     before = SPEC.model_dump(mode="json")
-    apply_overrides(FORMER, {"repair": {"steps": 9}, "metadata": {"team": None}})
-    assert before == FORMER
+    apply_overrides(ORIGINAL, {"repair": {"steps": 9}, "metadata": {"team": None}})
+    assert before == ORIGINAL

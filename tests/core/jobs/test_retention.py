@@ -1,4 +1,4 @@
-"""What expires, when, and what is in use and stays."""
+"""What expires when, and that data in use is kept."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from core.specs import JobSpec
 from core.tables import AuditEntry
 from seft.data.records import Format
 from tests.core.conftest import MakeJob, Sessions
-from tests.core.jobs.test_attempts import claimed, moves
+from tests.core.jobs.test_attempts import claimed, event_types
 
 DAYS = 10
 
@@ -24,26 +24,24 @@ def run(sessions: Sessions, statement: str) -> None:
         session.execute(text(statement))
 
 
-def expired(sessions: Sessions, days: int = DAYS) -> list[str]:
+def expire_datasets(sessions: Sessions, days: int = DAYS) -> list[str]:
     with sessions.begin() as session:
         return retention.expire_datasets(session, days)
 
 
-def test_a_checkpoint_is_kept_as_long_as_asked_but_no_longer_than_the_operator_allows(
-    spec: JobSpec, settings: Settings
-) -> None:
-    def days(asked: int, allowed: int) -> int:
-        output = spec.output.model_copy(update={"retention_days": asked})
+def test_a_checkpoint_is_kept_as_requested_up_to_the_operators_limit(spec: JobSpec, settings: Settings) -> None:
+    def days(requested: int, allowed: int) -> int:
+        output = spec.output.model_copy(update={"retention_days": requested})
         limit = settings.model_copy(update={"checkpoint_days": allowed})
-        return retention.days(spec.model_copy(update={"output": output}), limit)
+        return retention.checkpoint_days(spec.model_copy(update={"output": output}), limit)
 
     assert [days(*pair) for pair in ((30, 0), (30, 7), (7, 30), (0, 7), (0, 0))] == [30, 7, 7, 7, 0]
 
 
-def test_a_checkpoint_whose_time_is_over_goes_and_its_job_tells(sessions: Sessions, make_job: MakeJob) -> None:
-    made = []
+def test_an_expired_checkpoint_is_deleted_with_an_event_of_its_job(sessions: Sessions, make_job: MakeJob) -> None:
+    job_ids = []
     for days in (DAYS, 0):
-        made.append(make_job())
+        job_ids.append(make_job())
         with sessions.begin() as session:
             attempts.publish(
                 session, claimed(sessions), step=1, prefix="p", sha256="0", files=[], scores={}, measured={}, days=days
@@ -53,35 +51,35 @@ def test_a_checkpoint_whose_time_is_over_goes_and_its_job_tells(sessions: Sessio
     run(sessions, "UPDATE checkpoints SET expires_at = expires_at - interval '10 days'")
     with sessions.begin() as session:
         assert len(retention.expire_checkpoints(session)) == 1
-        assert [len(reports.checkpoints(session, job_id)) for job_id in made] == [0, 1]
-        told = reports.latest_events(session, made[0], limit=1)[0]
-    assert (told.type, told.data["sha256"]) == (retention.EXPIRED, "0")
-    assert moves(sessions, made[1])[-1] == "job.succeeded"
+        assert [len(reports.checkpoints(session, job_id)) for job_id in job_ids] == [0, 1]
+        event = reports.latest_events(session, job_ids[0], limit=1)[0]
+    assert (event.type, event.data["sha256"]) == (retention.EXPIRED, "0")
+    assert event_types(sessions, job_ids[1])[-1] == "job.succeeded"
 
 
-def test_a_dataset_is_kept_while_a_job_may_need_it_and_for_a_while_after(
+def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
-    assert expired(sessions) == [], "it is new"
+    assert expire_datasets(sessions) == [], "the dataset is new"
     run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
     job_id = make_job()
-    assert expired(sessions) == [], "a job waits"
+    assert expire_datasets(sessions) == [], "a job waits"
     with sessions.begin() as session:
         actions.cancel(session, "ours", job_id)
-    assert expired(sessions) == [], "a job has just ended"
+    assert expire_datasets(sessions) == [], "a job has just ended"
     run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
-    assert expired(sessions, 0) == [], "datasets are kept for good"
-    assert expired(sessions) == [spec.dataset]
-    assert expired(sessions) == []
+    assert expire_datasets(sessions, 0) == [], "0 keeps datasets permanently"
+    assert expire_datasets(sessions) == [spec.dataset]
+    assert expire_datasets(sessions) == []
     with sessions.begin() as session:
         assert session.scalars(select(AuditEntry.target)).all() == [spec.dataset]
 
 
-def test_a_dataset_that_has_expired_is_not_there_and_may_be_uploaded_again(
+def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
     run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
-    assert expired(sessions) == [spec.dataset]
+    assert expire_datasets(sessions) == [spec.dataset]
     with pytest.raises(ProblemError) as caught:
         make_job()
     assert caught.value.code is Code.INVALID_REQUEST
@@ -93,35 +91,35 @@ def test_a_dataset_that_has_expired_is_not_there_and_may_be_uploaded_again(
         assert datasets.find_equal(session, "ours", "texts.jsonl", content) is None
 
 
-def test_a_dataset_is_either_taken_by_a_new_job_or_deleted(sessions: Sessions, spec: JobSpec) -> None:
+def test_a_dataset_is_either_used_by_a_new_job_or_deleted(sessions: Sessions, spec: JobSpec) -> None:
     run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
     with sessions.begin() as session:
         jobs.create(session, "ours", spec, None, "")
-        assert expired(sessions) == [], "the job is being made"
-    assert expired(sessions) == []
+        assert expire_datasets(sessions) == [], "a job is being created"
+    assert expire_datasets(sessions) == []
     run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
-    waits = threading.Event()
+    started = threading.Event()
 
     def make() -> str:
         with sessions.begin() as session:
-            waits.set()
+            started.set()
             return jobs.create(session, "ours", spec, None, "")[0].id
 
     with ThreadPoolExecutor(1) as pool, sessions.begin() as session:
         assert retention.expire_datasets(session, DAYS) == [spec.dataset]
-        made = pool.submit(make)
-        waits.wait()
+        future = pool.submit(make)
+        started.wait()
         with pytest.raises(TimeoutError):
-            made.result(0.3)
+            future.result(0.3)
         session.commit()
         with pytest.raises(ProblemError):
-            made.result()
+            future.result()
 
 
-def test_a_chore_is_done_by_one_worker_and_again_when_its_time_has_come(sessions: Sessions) -> None:
+def test_a_chore_is_done_by_one_worker_and_again_after_its_interval(sessions: Sessions) -> None:
     def due(_: int = 0) -> bool:
         with sessions.begin() as session:
-            return retention.due(session, "tidy", 60)
+            return retention.claim_chore(session, "tidy", 60)
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(due, range(8))) == 1

@@ -118,7 +118,7 @@ def test_a_text_that_is_no_pattern_is_rejected(text: str) -> None:
     ("field", "more"),
     [
         ("sparsity", {"sparsity": 0.6}),
-        ("compare", {"compare": Compare.ROW}),
+        ("compare", {"method": PruneMethod.WANDA, "compare": Compare.ROW}),
         ("allocation", {"allocation": Allocation.OWL}),
         ("sparsity_of", {"sparsity_of": SparsityOf.MODEL}),
     ],
