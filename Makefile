@@ -7,29 +7,29 @@ READY := $(VENV)/ready
 # Tools that look at the whole from outside; of their own, so that none of ours is bound to their versions.
 AUDIT := .audit
 # Runs a command in the place of its shell, and ends it when make is ended, kill -9 included.
-LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
+LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
 
 .DEFAULT_GOAL := help
 .PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 %, repair it, through the whole service
-	@$(LEASH) $(BIN)/python -m local demo
+	@$(LAUNCHER) $(BIN)/python -m local demo
 
 test: $(READY) ## run every test, on real Postgres, Valkey and S3
 	@# Most tests wait for processes, so three at once take two cores. Files stay whole, for what their tests share.
-	@$(LEASH) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	@$(LAUNCHER) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 fuzz: $(READY) ## call every operation of the API thousands of times, rightly and wrongly
-	@$(LEASH) $(BIN)/python -m tests.fuzz
+	@$(LAUNCHER) $(BIN)/python -m tests.fuzz
 
 faults: $(READY) ## 200 jobs with a random fault each, about an hour; goes on where it was broken off
-	@$(LEASH) $(BIN)/python -m tests.faults
+	@$(LAUNCHER) $(BIN)/python -m tests.faults
 
 screenshots: $(READY) ## take the dashboard's pictures, of real jobs of a tiny model: minutes
-	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
+	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots
 
 containers: $(READY) ## build and start what docker-compose.yml says, kill its worker in mid-job, take it down and up
-	@$(LEASH) $(BIN)/python -m tests.containers
+	@$(LAUNCHER) $(BIN)/python -m tests.containers
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up
