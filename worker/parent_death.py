@@ -1,7 +1,7 @@
-"""How the training process hangs on its worker: it ends with it, and all that it started; it tells where it is. Linux.
+"""Ends the training process, and every process that it started, when its worker ends. Linux only.
 
-The kernel kills the process when its worker dies. It would not kill what the process has started in turn, so a tiny
-process in the same group watches the lifeline, a pipe that only the worker holds open, and kills the group at its end.
+The kernel kills the process when its worker dies. It does not kill the process's own children. So a small process in
+the same group watches standard input, a pipe that only the worker keeps open, and kills the group when it closes.
 """
 
 import ctypes
@@ -14,25 +14,28 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def tether(owner: int) -> None:
-    """Call it first, before there are threads. Exits at once when the owner, the parent process, is gone already."""
+def exit_with_parent(parent: int) -> None:
+    """Bind this process to its parent, the worker. On SIGUSR2 it will write the stacks of its threads.
+
+    Call it first, before there are threads. Exits at once if the parent is gone already.
+    """
     faulthandler.register(signal.SIGUSR2)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) was refused")
-    if os.getppid() != owner:
-        sys.exit(f"the owner, process {owner}, is gone")
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        sys.exit(f"the parent, process {parent}, is gone")
     if os.fork() == 0:
         _watch(sys.stdin.fileno())
 
 
-def _watch(lifeline: int) -> None:
-    """Never returns. Holds nothing open, so that the ends of the process's pipes are seen."""
+def _watch(pipe: int) -> None:
+    """Kill the group when the pipe closes. Closes all other files, since it must not keep the process's pipes open."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    hung_up = select.poll()
-    hung_up.register(lifeline, 0)
-    hung_up.poll()
+    closed = select.poll()
+    closed.register(pipe, 0)
+    closed.poll()
     os.killpg(0, signal.SIGKILL)

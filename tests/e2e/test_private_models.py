@@ -63,14 +63,14 @@ def around(pid: int, scratch: Path) -> bytes:
 
 
 def tables(service: Service) -> str:
-    with service.house.sessions.begin() as session:
+    with service.backend.sessions.begin() as session:
         rows = [session.execute(text(f"SELECT t::text FROM {table} t")).scalars() for table in Base.metadata.tables]
         return "\n".join(row for each in rows for row in each)
 
 
 def queued(service: Service) -> bytes:
     """All that the broker holds."""
-    with redis.Redis.from_url(str(service.house.settings.broker_url)) as client:
+    with redis.Redis.from_url(str(service.backend.settings.broker_url)) as client:
         return b"".join(client.dump(key) or b"" for key in client.scan_iter())
 
 
@@ -82,18 +82,18 @@ def test_a_token_opens_its_tenants_model_to_the_worker_and_stands_nowhere(
     message = queued(service)
     assert b"seft" in message
     worker, seen = service.start_worker(), b""
-    scratch = service.house.settings.scratch
+    scratch = service.backend.settings.scratch
     deadline = time.monotonic() + 200
-    while not Status(service.house.job(job).status).final and time.monotonic() < deadline:
+    while not Status(service.backend.job(job).status).final and time.monotonic() < deadline:
         seen += around(worker, scratch)
         time.sleep(0.2)
-    row = service.house.job(job)
+    row = service.backend.job(job)
     assert row.status == Status.SUCCEEDED, row.error
     assert b"worker.child" in seen
     assert f'"revision":"{COMMIT}"'.encode() in seen, "its job.json was looked at"
 
-    checkpoint = service.house.checkpoint(job)
-    said = json.loads(service.house.storage.read(checkpoint.prefix + "sparsity.json"))
+    checkpoint = service.backend.checkpoint(job)
+    said = json.loads(service.backend.storage.read(checkpoint.prefix + "sparsity.json"))
     base = said["facts"]["base"]
     assert (base["reference"], base["kind"], base["revision"]) == (MODEL, "hub", COMMIT)
     logs = "".join(path.read_text(errors="replace") for path in [service.workers.log, *tmp_path.rglob("log")])
@@ -109,7 +109,7 @@ def test_a_token_opens_its_tenants_model_to_the_worker_and_stands_nowhere(
 
 def refused_to_a_stranger(service: Service) -> None:
     """At the door, and at the worker that has just had the model in hand."""
-    with service.house.sessions.begin() as session:
+    with service.backend.sessions.begin() as session:
         _, secret = issue(session, "theirs", "tests", Scope.ADMIN)
     with Client(service.client.url, secret) as stranger:
         stranger.give_hub_token("hf_theirs")
@@ -118,7 +118,7 @@ def refused_to_a_stranger(service: Service) -> None:
         with pytest.raises(ApiProblem) as caught:
             stranger.create_job(asked)
         assert (caught.value.code, "PUT /hub-token" in str(caught.value)) == ("model_not_found", True)
-        with service.house.sessions.begin() as session:
+        with service.backend.sessions.begin() as session:
             spec = JobSpec.model_validate({**asked, "revision": COMMIT})
             smuggled = jobs.create(session, "theirs", spec, None, "")[0].id
         last = list(stranger.watch(smuggled))[-1]
