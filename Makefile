@@ -11,29 +11,29 @@ AUDIT := .audit
 PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
 MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 # Replaces the shell by a command, and ends the command when make ends, even by kill -9.
-LEASH := exec $(BIN)/python -I -S local/leash.py $$PPID 15
+LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
 
 .DEFAULT_GOAL := help
 .PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 % zeros and repair it, through the whole service
-	@$(LEASH) $(BIN)/python -m local demo
+	@$(LAUNCHER) $(BIN)/python -m local demo
 
 test: $(READY) ## run every test, with real Postgres, Valkey and S3
 	@# Most tests wait for processes, so three at once fit two cores. A file stays in one process: its tests share fixtures.
-	@$(LEASH) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	@$(LAUNCHER) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 fuzz: $(READY) ## call every operation of the API thousands of times, with valid and invalid requests
-	@$(LEASH) $(BIN)/python -m tests.fuzz
+	@$(LAUNCHER) $(BIN)/python -m tests.fuzz
 
 faults: $(READY) ## run 200 jobs with one random fault each: about an hour; resumes after an interruption
-	@$(LEASH) $(BIN)/python -m tests.faults
+	@$(LAUNCHER) $(BIN)/python -m tests.faults
 
 screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
-	@$(LEASH) $(BIN)/python -m tests.browser.screenshots
+	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots
 
 containers: $(READY) ## build and start docker-compose.yml, kill its worker during a job, stop and start it again
-	@$(LEASH) $(BIN)/python -m tests.containers
+	@$(LAUNCHER) $(BIN)/python -m tests.containers
 
 up: $(READY) ## start the stack in the background; print its addresses and an API key
 	@$(BIN)/python -m local up

@@ -1,1 +1,1 @@
-"""The whole service on one machine: real Postgres, Valkey and S3 from wheels, API and worker, under one supervisor."""
+"""The whole service on one machine: Postgres, Valkey and S3 from wheels, the API and a worker, under one supervisor."""

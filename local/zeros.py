@@ -1,6 +1,6 @@
-"""Count the zeros of a downloaded checkpoint from the bytes of its files, with none of the code that wrote them.
+"""Count the zeros of a downloaded checkpoint in the bytes of its files, independently of the code that wrote them.
 
-Reads safetensors by their published layout: eight bytes of length, a JSON header, the raw tensors. Only bfloat16.
+Reads the published safetensors layout: eight bytes of length, a JSON header, the raw tensors. Supports only bfloat16.
 """
 
 import json
@@ -17,19 +17,19 @@ ALL_BUT_SIGN = 0x7FFF
 
 @dataclass(frozen=True)
 class Count:
-    """Zeros of one weight; `rows` of it may each be off by a rounding."""
+    """Number of zeros, weights and rows of one tensor."""
 
     zeros: int
     weights: int
     rows: int
 
-    def is_near(self, sparsity: float) -> bool:
-        """Whether the zeros are those asked for, but for less than one weight a row."""
+    def matches(self, sparsity: float) -> bool:
+        """Return whether the sparsity is the requested one. Rounding may change it by less than one weight per row."""
         return abs(self.zeros - sparsity * self.weights) < self.rows
 
 
 def count_zeros(path: Path) -> dict[str, Count]:
-    """The count of every tensor in a safetensors file; both zeros of bfloat16 count."""
+    """Count the zeros of every tensor in a safetensors file. Both zeros of bfloat16, 0 and -0, count."""
     counts = {}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -45,42 +45,43 @@ def count_zeros(path: Path) -> dict[str, Count]:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a downloaded checkpoint shows: counts by tensor, and what its own `sparsity.json` tells."""
+class CheckpointStats:
+    """Measurements of a downloaded checkpoint, and facts from its `sparsity.json`."""
 
     tensors: dict[str, Count]
     linears: list[str]
     """Names of the target linears."""
     grown: int
-    """Weights that were zero after pruning and are not now."""
+    """Number of weights that were zero after pruning and are not now, by `sparsity.json`."""
     bytes: int
-    zipped: int
-    """Bytes of the weights after deflate at its fastest."""
+    """Size of the weights."""
+    deflated_bytes: int
+    """Size of the weights after deflate at its fastest level."""
 
     @classmethod
-    def at(cls, folder: Path) -> Self:
-        """Look at every file."""
-        told = json.loads((folder / "sparsity.json").read_bytes())
+    def read(cls, folder: Path) -> Self:
+        """Read all files of a checkpoint."""
+        record = json.loads((folder / "sparsity.json").read_bytes())
         shards = sorted(folder.glob("*.safetensors"))
         tensors = {name: count for shard in shards for name, count in count_zeros(shard).items()}
-        linears = [f"{name}.weight" for name in told["sparsity"]["layers"]]
+        linears = [f"{name}.weight" for name in record["sparsity"]["layers"]]
         size = sum(shard.stat().st_size for shard in shards)
-        return cls(tensors, linears, told["facts"]["grown_zeros"], size, sum(map(deflated, shards)))
+        return cls(tensors, linears, record["facts"]["grown_zeros"], size, sum(map(deflated_size, shards)))
 
-    def share(self, names: list[str]) -> float:
-        """Zeros per weight over these tensors."""
+    def sparsity(self, names: list[str]) -> float:
+        """Return the fraction of zeros in these tensors."""
         counts = [self.tensors[name] for name in names]
         return sum(count.zeros for count in counts) / sum(count.weights for count in counts)
 
-    def off(self, sparsity: float) -> list[str]:
-        """The target linears that are not as sparse as asked."""
-        return [name for name in self.linears if not self.tensors[name].is_near(sparsity)]
+    def mismatches(self, sparsity: float) -> list[str]:
+        """Return the target linears that do not have this sparsity."""
+        return [name for name in self.linears if not self.tensors[name].matches(sparsity)]
 
 
-def deflated(path: Path) -> int:
-    """How many bytes a file has after deflate at its fastest level."""
-    packer, size = zlib.compressobj(1), 0
+def deflated_size(path: Path) -> int:
+    """Return the bytes of a file after deflate at its fastest level."""
+    compressor, size = zlib.compressobj(1), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            size += len(packer.compress(chunk))
-    return size + len(packer.flush())
+            size += len(compressor.compress(chunk))
+    return size + len(compressor.flush())

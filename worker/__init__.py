@@ -1,1 +1,1 @@
-"""The processes that do jobs: the Celery task, the child that trains, the sweep that finds what was lost."""
+"""The processes that run jobs: the Celery task, the training process, and the sweep that recovers lost jobs."""

@@ -1,10 +1,10 @@
-"""`python -m worker` takes jobs; `python -m worker health` tells whether the workers of this host are well."""
+"""`python -m worker` runs jobs; `python -m worker health` checks the workers of this host."""
 
 import sys
 
 
 def main() -> int:
-    """Each loads its own alone: the exit status."""
+    """Run the command and return the exit status. Each command imports only what it needs."""
     if sys.argv[1:] == ["health"]:
         from worker.health import health
 

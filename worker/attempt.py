@@ -1,14 +1,14 @@
-"""One attempt at a job, from the claim to its end: the training process is started, listened to, and ended in time.
+"""One attempt at a job, from its claim to its end: start the training process, handle its messages, end it in time.
 
-Everything that happens (a message, a finished transfer, the process's end) is posted to one mailbox and handled in one
-thread, which also renews the lease; nothing in that thread waits for object storage or for the process.
+One thread handles everything that happens (a message, a finished transfer, the exit of the process): each is posted to
+one mailbox. The same thread renews the lease, so it never waits for object storage or for the process. The states of
+an attempt are in `worker.lifecycle`.
 """
 
 import errno
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -36,7 +36,8 @@ from seft.models.source import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.files import Files
 from worker.ledger import Ledger
-from worker.meter import WHOLE, Stage, progress
+from worker.lifecycle import Lifecycle, State
+from worker.meter import ALL_STAGES, Stage, progress
 from worker.process import Process
 from worker.protocol import (
     Failed,
@@ -56,19 +57,13 @@ from worker.watchdog import Watchdog
 
 TRAINING = (sys.executable, "-m", "worker.child")
 TICK_SECONDS = 0.1
-DRAIN_SECONDS = 20.0
-"""From the wish to shut down to the job's release; orchestrators kill after 30."""
-PAUSE_SECONDS = 120.0
-"""From the wish to pause to the same; nobody kills, but somebody wants the device."""
-STACK_SECONDS = 2.0
-"""So long a process that hangs has for writing down where."""
-TIDY_SECONDS = 10.0
+CLEANUP_SECONDS = 10.0
 
 log = structlog.get_logger(__name__)
 
 
 class AttemptError(Exception):
-    """The attempt has failed; `user_error` when another one would fail alike."""
+    """The attempt has failed. `user_error`: another attempt would fail in the same way."""
 
     def __init__(self, code: str, message: str, *, user_error: bool = False, by_kernel: bool = False) -> None:
         super().__init__(message)
@@ -76,9 +71,10 @@ class AttemptError(Exception):
 
 
 class Supervisor:
-    """Does one attempt. Set `draining` at any time, and the job goes back to the queue with its newest state.
+    """Runs one attempt.
 
-    What the tenant wishes meanwhile, the heartbeats bring: a pause ends the attempt in the same way.
+    To shut down, set `draining` at any time: the job goes back to the queue with its newest state. A pause ends the
+    attempt in the same way; heartbeats bring the tenant's requests.
     """
 
     def __init__(
@@ -93,23 +89,22 @@ class Supervisor:
     ) -> None:
         self.attempt, self.sessions, self.storage, self.settings = attempt, sessions, storage, settings
         self.draining, self.training = draining, training
-        self.state: dict[str, Json] = {}
+        self.lifecycle = Lifecycle()
+        self.healthy = True
         self.mailbox: Queue[Callable[[], None]] = Queue()
         self.ledger = Ledger(sessions, attempt, settings)
         self.transfers = Transfers(storage, self.mailbox.put)
         self.files = Files(attempt, settings, self.transfers)
+        self.resume_files: dict[str, Json] = {}
+        """Files of the newest stored state, by name."""
         self.process: Process | None = None
-        self.process_ended = self.finished = self.over = False
-        self.well = True
-        self.watchdog, self.hung, self.stacks_by = Watchdog(), "", float("inf")
-        self.kills_before = memory.kills()
-        self.leave_by = float("inf")
-        self.told_enough = attempt.stop_step is not None
+        self.watchdog = Watchdog()
+        self.oom_kills_before = memory.oom_kills()
 
     def run(self) -> bool:
-        """Until the job has moved on; whatever happens, the process group is gone afterwards.
+        """Run the attempt until the job has left the state `running`. The process group is gone afterwards in any case.
 
-        False when it failed on our side: this worker may be what is broken.
+        Returns False if the attempt failed through no fault of the user: this worker may be broken.
         """
         try:
             self._run()
@@ -118,105 +113,114 @@ class Supervisor:
             log.warning("attempt.lost", reason=str(error))
         finally:
             self._end_process()
-            self.transfers.close(self._tidy, TIDY_SECONDS)
-        return self.well
+            self.transfers.close(self._clean_up, CLEANUP_SECONDS)
+        return self.healthy
 
     def _run(self) -> None:
         try:
             self.transfers.submit(self._fetch, self._start)
-            while not self.over:
-                self.ledger.tick()
-                self._mind_leaving()
-                self._mind_stopping()
-                self._mind_hanging()
-                with suppress(Empty):
-                    self.mailbox.get(timeout=TICK_SECONDS)()
+            while not self.lifecycle.ended:
+                self._step()
         except AttemptError as error:
             self._fail(error)
         except StorageFullError as error:
-            self._set_aside(Reason.STORAGE_FULL, str(error), 0)
+            self._pause_for_space(Reason.STORAGE_FULL, str(error), 0)
         except TransferError as error:
             self._fail(AttemptError("storage_failed", str(error)))
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                self._set_aside(Reason.DISK_FULL, str(error), None)
+                self._pause_for_space(Reason.DISK_FULL, str(error), None)
             else:
-                told = f"{error}. Look at the disk of {self.settings.scratch}."
-                self._fail(AttemptError("scratch_failed", told))
+                message = (
+                    f"The worker cannot use its scratch folder: {error}. Check the disk of {self.settings.scratch}."
+                )
+                self._fail(AttemptError("scratch_failed", message))
         except LeaseLostError:
             raise
         except Exception:
             log.exception("attempt.broken")
-            told = "Something unforeseen happened in the worker; its log has the rest."
-            self._fail(AttemptError("internal_error", told))
+            message = "An unexpected error occurred in the worker. The log of the worker has the details."
+            self._fail(AttemptError("internal_error", message))
+
+    def _step(self) -> None:
+        """Renew the lease, act on requests and deadlines, then handle at most one item of the mailbox."""
+        self.ledger.tick()
+        self._check_stop()
+        if self.lifecycle.ended:
+            return
+        self._check_early_stop()
+        self._check_hang()
+        with suppress(Empty):
+            self.mailbox.get(timeout=TICK_SECONDS)()
 
     def _fetch(self) -> GoneError | None:
-        """In the thread of the transfers."""
+        """Runs in the transfer thread."""
         try:
             return self.files.fetch()
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
-            told = f"{error.message} Look at SEFT_SECRET_KEY of this worker."
-            raise AttemptError("hub_token_sealed", told) from error
+            message = f"{error.message} Check SEFT_SECRET_KEY of this worker."
+            raise AttemptError("hub_token_sealed", message) from error
 
     def _start(self, gone: GoneError | None) -> None:
-        """A state that is gone costs the steps that were taken and not the job."""
+        """Start the training process. If the stored state is gone, training restarts; the job does not fail."""
         if gone:
-            self._begin_anew("state.missing", str(gone))
+            self._restart_training("state.missing", str(gone))
         elif resume := self.attempt.resume:
-            self.state = {file["name"]: file for file in resume["files"]}
-            self._tell("attempt.resumed", {"step": resume["step"]})
+            self.resume_files = {file["name"]: file for file in resume["files"]}
+            self._record_event("attempt.resumed", {"step": resume["step"]})
         self.process = Process(
             self.training,
             self.files.folder,
-            heard=lambda line: self.mailbox.put(partial(self._hear, line)),
-            ended=lambda code: self.mailbox.put(partial(self._process_has_ended, code)),
+            on_line=lambda line: self.mailbox.put(partial(self._handle_line, line)),
+            on_exit=lambda code: self.mailbox.put(partial(self._handle_exit, code)),
         )
+        self.lifecycle.move(State.TRAINING)
 
-    def _hear(self, line: bytes) -> None:
+    def _handle_line(self, line: bytes) -> None:
         try:
             message = decode(line)
         except ValueError as error:
-            raise AttemptError("protocol_broken", f"The training process wrote no message: {line[:200]!r}") from error
-        self.watchdog.hear(message)
+            flaw = f"The training process wrote a line that is not a message: {line[:200]!r}"
+            raise AttemptError("protocol_broken", flaw) from error
+        self.watchdog.record(message)
         match message:
             case Progressed() | Measured() | TopologyEvolved() | Scored():
-                self.ledger.note(message)
+                self.ledger.add(message)
             case Saved(step=step):
                 self.transfers.submit(partial(self.files.upload_state, step), partial(self._keep_state, step))
             case Refused():
-                self._begin_anew("state.refused", message.message)
+                self._restart_training("state.refused", message.message)
             case Finished():
                 self._take_result(message)
             case Failed():
                 raise AttemptError(message.code, message.message, user_error=message.user_error)
             case NoDiskSpace():
-                self._set_aside(Reason.DISK_FULL, message.message, message.needed)
+                self._pause_for_space(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
-        """A state is stored: point to it, then let go of what it replaces.
+        """Make a stored state the one to resume from, then delete the files that it replaces.
 
-        What was reported before it is written first: who goes on from it will not report that again.
+        Earlier reports are written first: an attempt that resumes from this state will not repeat them.
         """
         self.ledger.flush()
-        self.state |= {file["name"]: file for file in files}
-        pointer = {"step": step, "files": list(self.state.values())}
+        self.resume_files |= {file["name"]: file for file in files}
+        pointer = {"step": step, "files": list(self.resume_files.values())}
         former = self.ledger.write(lambda session: attempts.save_resume(session, self.attempt, pointer))
-        self._tell("state.saved", {"step": step})
+        self._record_event("state.saved", {"step": step})
         self.files.remove_state(step)
-        needed = {file["key"] for file in self.state.values()}
-        replaced = [file["key"] for file in (former or {"files": []})["files"] if file["key"] not in needed]
+        current = {file["key"] for file in self.resume_files.values()}
+        replaced = [file["key"] for file in (former or {"files": []})["files"] if file["key"] not in current]
         self.transfers.submit(partial(self.transfers.delete, replaced), lambda _: None)
 
     def _take_result(self, result: Finished) -> None:
-        self.finished = True
+        self.lifecycle.move(State.UPLOADING)
         self._end_process()
-        self.ledger.note(
-            Progressed(phase=Stage.UPLOADING.phase, progress=progress(WHOLE, Stage.UPLOADING, 0.0), step=result.step)
-        )
+        done = progress(ALL_STAGES, Stage.UPLOADING, 0.0)
+        self.ledger.add(Progressed(phase=Stage.UPLOADING.phase, progress=done, step=result.step))
         self.transfers.submit(self.files.upload_result, partial(self._publish, result))
 
     def _publish(self, result: Finished, files: list[Json]) -> None:
@@ -235,69 +239,67 @@ class Supervisor:
                     days=retention.checkpoint_days(self.attempt.spec, self.settings),
                 )
             )
-        self._finish("attempt.succeeded")
+        self._end("attempt.succeeded")
 
-    def _process_has_ended(self, code: int) -> None:
-        self.process_ended = True
-        if self.finished or self.leaving:
+    def _handle_exit(self, code: int) -> None:
+        if self.lifecycle.state is State.UPLOADING:
+            return
+        if self.lifecycle.stop_requested:
+            self.lifecycle.move(State.SAVING)
             return
         assert self.process is not None
-        if code == -signal.SIGKILL and memory.kills() > self.kills_before:
-            told = "The kernel ended the training process because the machine's memory ran out."
-            raise AttemptError(OUT_OF_MEMORY, told, user_error=True, by_kernel=True)
-        raise AttemptError(
-            "training_process_died", f"The training process ended with {code}. Its last output:\n{self.process.tail}"
-        )
+        if code == -signal.SIGKILL and memory.oom_kills() > self.oom_kills_before:
+            message = "The kernel killed the training process because the machine ran out of memory."
+            raise AttemptError(OUT_OF_MEMORY, message, user_error=True, by_kernel=True)
+        message = f"The training process exited with status {code}. Its last output:\n{self.process.tail}"
+        raise AttemptError("training_process_died", message)
 
-    def _mind_hanging(self) -> None:
-        """Have a process that hangs write down where, and end the attempt with that."""
-        if self.process is None or self.process_ended:
+    def _check_stop(self) -> None:
+        """On a shutdown or a pause, ask the process once to save and exit.
+
+        Release the job once the last state is stored, or when the time is up.
+        """
+        draining = self.draining.is_set()
+        requested = draining or self.ledger.requests.pausing
+        if requested and self.lifecycle.request_stop(draining=draining) and self.process:
+            self.process.request_stop()
+        if not self.lifecycle.stop_requested:
             return
-        if not self.hung and (overdue := self.watchdog.overdue):
-            self.hung, self.stacks_by = overdue, time.monotonic() + STACK_SECONDS
-            self.process.ask_for_stacks()
-        if time.monotonic() > self.stacks_by:
-            self._tell("attempt.hung", {"message": self.hung, "output": self.process.tail})
-            raise AttemptError("training_process_hung", f"{self.hung} Its last output:\n{self.process.tail}")
-
-    @property
-    def leaving(self) -> bool:
-        """The process was asked to save and end."""
-        return self.leave_by < float("inf")
-
-    def _mind_leaving(self) -> None:
-        """Ask the process once to save and end; give the job back when that is stored, or when time is up."""
-        wished = self.draining.is_set() or self.ledger.wishes.pausing
-        if wished and not self.leaving and self.process:
-            self.process.ask_to_stop()
-        if wished:
-            patience = DRAIN_SECONDS if self.draining.is_set() else PAUSE_SECONDS
-            self.leave_by = min(self.leave_by, time.monotonic() + patience)
-        if not self.leaving:
-            return
-        stored = self.process is None or (self.process_ended and not self.transfers.pending)
-        if stored or time.monotonic() > self.leave_by:
+        saved = self.lifecycle.state is State.SAVING and not self.transfers.pending
+        if saved or self.lifecycle.state is State.FETCHING or self.lifecycle.release_is_due:
             self._end_process()
             self.ledger.flush()
             self.ledger.write(lambda session: attempts.release(session, self.attempt))
-            self._finish("attempt.released")
+            self._end("attempt.released")
 
-    def _mind_stopping(self) -> None:
-        step = self.ledger.wishes.stop_step
-        if step is not None and not self.told_enough and self.process:
-            self.files.tell_enough(step)
-            self.told_enough = True
+    def _check_early_stop(self) -> None:
+        """Pass on the tenant's request to end training early."""
+        step = self.ledger.requests.stop_step
+        if step is not None and self.lifecycle.state is State.TRAINING:
+            self.files.request_early_stop(step)
+
+    def _check_hang(self) -> None:
+        """Have a process that hangs write its stacks, then fail the attempt with them."""
+        if self.process is None or self.lifecycle.state is not State.TRAINING:
+            return
+        if not self.lifecycle.hang and (overdue := self.watchdog.overdue):
+            self.lifecycle.report_hang(overdue)
+            self.process.request_stacks()
+        if self.lifecycle.stacks_are_due:
+            hang, output = self.lifecycle.hang, self.process.tail
+            self._record_event("attempt.hung", {"message": hang, "output": output})
+            raise AttemptError("training_process_hung", f"{hang} Its last output:\n{output}")
 
     def _fail(self, error: AttemptError) -> None:
-        self.well = error.user_error
+        self.healthy = error.user_error
         self._end_process()
         self.ledger.flush()
-        end = self._end_for_memory if error.code == OUT_OF_MEMORY else self._end_with
-        self.ledger.write(partial(end, error))
+        record = self._record_out_of_memory if error.code == OUT_OF_MEMORY else self._record_failure
+        self.ledger.write(partial(record, error))
         trace.get_current_span().set_status(StatusCode.ERROR, error.code)
-        self._finish("attempt.failed", code=error.code, message=str(error))
+        self._end("attempt.failed", code=error.code, message=str(error))
 
-    def _end_with(self, error: AttemptError, session: Session) -> None:
+    def _record_failure(self, error: AttemptError, session: Session) -> None:
         attempts.fail(
             session,
             self.attempt,
@@ -308,7 +310,7 @@ class Supervisor:
             max_failures=self.settings.max_failures,
         )
 
-    def _end_for_memory(self, error: AttemptError, session: Session) -> None:
+    def _record_out_of_memory(self, error: AttemptError, session: Session) -> None:
         spec, phase, has = self.attempt.spec, self.watchdog.phase, self.attempt.capability
         of_device = not error.by_kernel or has.device == CPU
         attempts.fail_out_of_memory(
@@ -320,22 +322,22 @@ class Supervisor:
             max_failures=self.settings.max_failures,
         )
 
-    def _set_aside(self, reason: Reason, message: str, needed: int | None) -> None:
-        """Pause the job until there is room for what its folder holds and for what was to be written beside it."""
+    def _pause_for_space(self, reason: Reason, message: str, needed: int | None) -> None:
+        """Pause the job until there is space for its folder and for `needed` more bytes."""
         self._end_process()
         needs = disk_space.required_space(self.files.folder, needed)
         self.ledger.flush()
         self.ledger.write(lambda session: attempts.hold_for_space(session, self.attempt, reason, message, needs))
-        self._finish("attempt.set_aside", code=reason, message=message)
+        self._end("attempt.set_aside", code=reason, message=message)
 
-    def _tell(self, type: str, data: Json) -> None:  # noqa: A002
+    def _record_event(self, type: str, data: Json) -> None:  # noqa: A002
         self.ledger.write(lambda session: attempts.add_event(session, self.attempt, type, data))
 
-    def _begin_anew(self, type: str, why: str) -> None:  # noqa: A002
-        self.ledger.write(lambda session: attempts.restart_training(session, self.attempt, type, why))
+    def _restart_training(self, type: str, reason: str) -> None:  # noqa: A002
+        self.ledger.write(lambda session: attempts.restart_training(session, self.attempt, type, reason))
 
-    def _finish(self, event: str, **data: str) -> None:
-        self.over = True
+    def _end(self, event: str, **data: str) -> None:
+        self.lifecycle.move(State.ENDED)
         trace.get_current_span().set_attribute("seft.outcome", event)
         log.info(event, **data)
 
@@ -343,8 +345,8 @@ class Supervisor:
         if self.process:
             self.process.kill()
 
-    def _tidy(self) -> None:
-        """In the thread of the transfers, after the last of them."""
+    def _clean_up(self) -> None:
+        """Runs in the transfer thread, after the last transfer."""
         self.files.remove()
         try:
             cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)

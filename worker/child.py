@@ -1,7 +1,7 @@
-"""`python -m worker.child FOLDER PIPE OWNER`: the training process of one job. Started by its worker alone.
+"""`python -m worker.child FOLDER PIPE PARENT`: the training process of one job. Only a worker starts it.
 
-It says what it does on PIPE (see `worker.protocol`) and ends with OWNER. An error that it does not understand is left
-to Python, which prints it: the worker tells the end of that output.
+It writes messages to PIPE (see `worker.protocol`) and ends with PARENT. Python prints errors that are not handled here;
+the worker reports the end of that output.
 """
 
 import errno
@@ -24,21 +24,21 @@ from seft.errors import (
     SourceError,
     TrainError,
 )
+from worker.parent_death import exit_with_parent
 from worker.phases import Phases
 from worker.protocol import Failed, Message, NoDiskSpace, Progressed, Stopped, Task, encode
-from worker.tether import tether
 
-HOPELESS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
-"""Errors that come again when the same is tried again. A hub that is away is none."""
+USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
+"""Errors that a retry would raise again. An unreachable hub is an exception."""
 
 
-def main(folder: Path, pipe: int, owner: int) -> None:
-    """Do the job in the folder, and say how it ended."""
-    tether(owner)
+def main(folder: Path, pipe: int, parent: int) -> None:
+    """Run the job in the folder and report how it ended."""
+    exit_with_parent(parent)
     os.set_inheritable(pipe, False)
     tracing.configure("training")
-    told_to_stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: told_to_stop.append(number))
+    stop_signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
 
     def write(message: Message) -> None:
         line = encode(message)
@@ -46,17 +46,17 @@ def main(folder: Path, pipe: int, owner: int) -> None:
             line = line[os.write(pipe, line) :]
 
     say, task = Phases(write), Task.read(folder)
-    # Loading torch takes seconds, and somebody may be watching.
+    # Loading torch takes seconds; users see the phase meanwhile.
     say(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
     try:
-        run(folder, task, say, lambda: bool(told_to_stop))
+        run(folder, task, say, lambda: bool(stop_signals))
     except Cancelled:
         say(Stopped())
     except SeftError as error:
-        hopeless = isinstance(error, HOPELESS) and error.code != "hub_unreachable"
-        say(Failed(user_error=hopeless, code=error.code, message=str(error)))
+        user_error = isinstance(error, USER_ERRORS) and error.code != "hub_unreachable"
+        say(Failed(user_error=user_error, code=error.code, message=str(error)))
     except MemoryError as error:
-        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine's memory did not do. {error}"))
+        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine ran out of memory. {error}"))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -64,7 +64,7 @@ def main(folder: Path, pipe: int, owner: int) -> None:
 
 
 def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
-    """The part that needs torch."""
+    """Run the part that needs torch."""
     import torch
 
     from worker.pipeline import Pipeline

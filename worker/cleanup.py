@@ -1,10 +1,10 @@
-"""What jobs leave behind in object storage and on the disk, and its removal.
+"""Delete what jobs leave behind in object storage and on the disk.
 
-An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt starts
-from. `delete_unreferenced` finds what is left anyway: objects of a lost attempt, of an interrupted upload, and of
-what expired. It lists a page of objects first and reads the rows afterwards, so it sees rows that were made meanwhile.
-An attempt that is not the running one gets no new row. An object that the database does not know may be an upload in
-progress, so it stays for a day. An object older than the database belongs to somebody else.
+An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt resumes
+from. `delete_unreferenced` deletes the rest: objects of lost attempts, interrupted uploads and expired rows. It lists a
+page of objects first and reads the rows afterwards, so it sees rows that were created meanwhile. Only the running
+attempt of a job creates rows. An object without a row may be an upload in progress, so it is kept for a day. An object
+that is older than the database belongs to another service.
 """
 
 import shutil
@@ -19,12 +19,13 @@ from core.infra.storage import Storage, StoredObject
 from core.states import Status
 from core.tables import ApiKey, Checkpoint, Dataset, Job
 
-YOUNG = timedelta(days=1)
+UNREFERENCED_AGE = timedelta(days=1)
+"""Minimum age at which an object without a row is deleted."""
 ENDED = tuple(status for status in Status if status.final)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
-    """Delete the job's objects that may go now, as seen by the worker of this attempt, which writes no more."""
+    """Delete the job's objects that are no longer needed. The attempt's worker calls it after its last write."""
     with sessions.begin() as session:
         status, resume = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).one()
         published = session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id == job_id)).all()
@@ -43,14 +44,14 @@ def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: 
 
 
 def ended_with_states(sessions: sessionmaker[Session], limit: int) -> list[tuple[str, int]]:
-    """Jobs that have ended without a worker at hand, whose states still lie in storage; with their newest attempt."""
-    left = select(Job.id, Job.attempt).where(Job.status.in_(ENDED), Job.resume.is_not(None)).limit(limit)
+    """Return (job, newest attempt) of jobs that ended while no worker ran them and whose states are still stored."""
+    query = select(Job.id, Job.attempt).where(Job.status.in_(ENDED), Job.resume.is_not(None)).limit(limit)
     with sessions.begin() as session:
-        return [(job_id, attempt) for job_id, attempt in session.execute(left)]
+        return [(job_id, attempt) for job_id, attempt in session.execute(query)]
 
 
 def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
-    """Remove the folders of jobs that have ended: those of a worker that was killed are still there."""
+    """Delete the folders of ended jobs, which a killed worker leaves behind."""
     folders = {folder.name: folder for folder in scratch.glob("job_*")}
     if not folders:
         return
@@ -61,50 +62,48 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
-    """Delete them all; how many there were."""
-    return sum(_of_jobs(sessions, storage, page) for page in storage.pages("jobs/")) + sum(
-        _of_datasets(sessions, storage, page) for page in storage.pages("datasets/")
+    """Delete all objects that no row refers to. Returns their number."""
+    return sum(_delete_of_jobs(sessions, storage, page) for page in storage.pages("jobs/")) + sum(
+        _delete_of_datasets(sessions, storage, page) for page in storage.pages("datasets/")
     )
 
 
-def _of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
-    places = {found: f"{found.key}/".split("/")[1:3] for found in page}
-    ids = {job_id for job_id, _ in places.values()}
+def _delete_of_jobs(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
+    owners = {item: f"{item.key}/".split("/")[1:3] for item in page}
+    ids = {job_id for job_id, _ in owners.values()}
     with sessions.begin() as session:
         jobs = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids)))}
         prefixes = tuple(session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id.in_(ids))))
-        since, until = _age(session)
-    gone = []
-    for found, (job_id, attempt) in places.items():
+        since, until = _deletable_period(session)
+    unreferenced = []
+    for item, (job_id, attempt) in owners.items():
         job = jobs.get(job_id)
         if job is None:
-            wanted = not since <= found.modified < until
+            needed = not since <= item.modified < until
         else:
             running = job.status == Status.RUNNING and attempt == str(job.attempt)
             states = [file["key"] for file in (job.resume or {"files": []})["files"]]
-            wanted = running or found.key in states or found.key.startswith(prefixes)
-        if not wanted:
-            gone.append(found.key)
-    storage.delete(gone)
-    return len(gone)
+            needed = running or item.key in states or item.key.startswith(prefixes)
+        if not needed:
+            unreferenced.append(item.key)
+    storage.delete(unreferenced)
+    return len(unreferenced)
 
 
-def _of_datasets(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
-    keys = [found.key for found in page]
+def _delete_of_datasets(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
+    keys = [item.key for item in page]
     with sessions.begin() as session:
-        named = set(
-            session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.NOT_DELETED))
-        )
-        since, until = _age(session)
-    removed = 0
-    for found in page:
-        if found.key not in named and since <= found.modified < until:
+        referenced = set(session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.NOT_DELETED)))
+        since, until = _deletable_period(session)
+    deleted = 0
+    for item in page:
+        if item.key not in referenced and since <= item.modified < until:
             with sessions.begin() as session:
-                removed += datasets.delete_object(session, storage, found.key, until)
-    return removed
+                deleted += datasets.delete_object(session, storage, item.key, until)
+    return deleted
 
 
-def _age(session: Session) -> tuple[datetime, datetime]:
-    """Between these times an object was written that may be deleted though the database knows nothing of it."""
+def _deletable_period(session: Session) -> tuple[datetime, datetime]:
+    """Return the period in which an object without a row must have been written to be deleted."""
     since, now = session.execute(select(func.min(ApiKey.created_at), func.now())).one()
-    return since or now, now - YOUNG
+    return since or now, now - UNREFERENCED_AGE

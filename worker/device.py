@@ -1,6 +1,6 @@
-"""What this worker has, for its row and its claims.
+"""The device and disk of this worker, for its row and its claims.
 
-CUDA never enters the worker's own process: `python -m worker.device NAME` asks torch, once, for what training will get.
+The worker's own process never loads CUDA: `python -m worker.device NAME` asks torch once in a process of its own.
 """
 
 import json
@@ -19,9 +19,11 @@ from core.settings import Settings
 from worker import disk_space
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Where none of these is, torch finds no device, and need not be loaded to say so."""
+"""Device files of accelerator drivers. If none exists, torch finds no device and need not be loaded."""
 FREEING_SECONDS = 20.0
-DRIVERS_OWN = 256 << 20
+"""Seconds that the driver gets to free the memory of an ended process."""
+DRIVER_BYTES = 256 << 20
+"""Bytes of device memory that the driver may use for itself."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -32,34 +34,34 @@ class Device(NamedTuple):
     name: str
     memory: int
     uuid: str = ""
-    """By which NVML knows it."""
+    """The device's id for NVML; empty if there is none."""
 
 
-def ability(settings: Settings) -> Capability:
-    """What the worker has at this moment."""
-    has = find(settings.device)
-    return Capability(has.kind, has.name, has.memory, disk=disk_space.free(settings.scratch))
+def capability(settings: Settings) -> Capability:
+    """Return what the worker has now."""
+    device = find(settings.device)
+    return Capability(device.kind, device.name, device.memory, disk=disk_space.free(settings.scratch))
 
 
 def used(settings: Settings) -> int | None:
-    """Bytes in use on its device; None where NVML is not there to tell, and on the processor."""
+    """Return the bytes in use on the device; None on a CPU or without NVML."""
     uuid = find(settings.device).uuid
     return devices.used_memory(uuid) if uuid else None
 
 
 def temperature(settings: Settings) -> int | None:
-    """Degrees Celsius of its device; None where NVML is not there to tell, and on the processor."""
+    """Return the temperature of the device in degrees Celsius; None on a CPU or without NVML."""
     uuid = find(settings.device).uuid
     return devices.temperature(uuid) if uuid else None
 
 
-def held(settings: Settings, before: int | None) -> int:
-    """Bytes that an ended training process has left behind on the device, after a time for the driver to free them.
+def unfreed(settings: Settings, before: int | None) -> int:
+    """Return the bytes of device memory that an ended training process still occupies; 0 if it was freed in time.
 
-    `before` is what `used` told before that process started. What the driver takes for itself does not count.
+    `before` is the result of `used` before the process started. Waits up to `FREEING_SECONDS`.
     """
     until = time.monotonic() + FREEING_SECONDS
-    while before is not None and (now := used(settings)) is not None and now > before + DRIVERS_OWN:
+    while before is not None and (now := used(settings)) is not None and now > before + DRIVER_BYTES:
         if time.monotonic() > until:
             return now - before
         time.sleep(0.5)
@@ -68,36 +70,36 @@ def held(settings: Settings, before: int | None) -> int:
 
 @cache
 def find(name: str) -> Device:
-    """The device that the setting names; CalledProcessError where it is not there."""
+    """Return the device that the setting names. Raises CalledProcessError if there is no such device."""
     if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
-        return processor()
-    return asked(name)
+        return cpu()
+    return ask_torch(name)
 
 
-def asked(name: str) -> Device:
-    """As torch says."""
-    asking = [sys.executable, "-m", "worker.device", name]
-    return Device(*json.loads(subprocess.run(asking, stdout=subprocess.PIPE, check=True).stdout))
+def ask_torch(name: str) -> Device:
+    """Have torch look up a device in a process of its own."""
+    command = [sys.executable, "-m", "worker.device", name]
+    return Device(*json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
 
-def processor() -> Device:
-    """The machine itself, or the part of its memory that the container may use."""
+def cpu() -> Device:
+    """Return the machine as a device. Its memory is the machine's, or the container's limit."""
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(CPU, platform.machine(), memory if limit == "max" else min(memory, int(limit)))
 
 
 def main(name: str) -> None:
-    """Print the device as a list in JSON."""
+    """Print the device as a JSON list."""
     import torch
 
     device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)
     if device.type == CPU:
-        found = processor()
+        result = cpu()
     else:
         properties = torch.cuda.get_device_properties(device)
-        found = Device(device.type, properties.name, properties.total_memory, str(properties.uuid))
-    sys.stdout.write(json.dumps(found))
+        result = Device(device.type, properties.name, properties.total_memory, str(properties.uuid))
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":

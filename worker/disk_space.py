@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before much is written, so that a state or a checkpoint is written whole or not begun."""
+"""Free disk space. It is checked before a large write, so a state or checkpoint is written completely or not at all."""
 
 import errno
 import shutil
@@ -6,27 +6,27 @@ from contextlib import suppress
 from pathlib import Path
 
 RESERVE_BYTES = 32 << 20
-"""Left free always: a log line, a database on the same disk."""
+"""Bytes that always stay free, for logs or a database on the same disk."""
 
 
 class NoDiskSpaceError(OSError):
-    """The disk has too little room for the `needed` bytes."""
+    """The disk has less free space than the `needed` bytes."""
 
     def __init__(self, folder: Path, needed: int, free: int) -> None:
-        way_out = "The job waits until there is room: give the scratch folder more."
-        super().__init__(errno.ENOSPC, f"{needed} bytes are to be written at {folder}, {free} are free. {way_out}")
+        way_out = "Free disk space for the scratch folder: the job continues as soon as there is enough."
+        super().__init__(errno.ENOSPC, f"The job needs {needed} bytes in {folder}, but only {free} are free. {way_out}")
         self.needed = needed
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """NoRoomError unless `needed` bytes can be written there and a reserve stays."""
-    left = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
-    if left < needed:
-        raise NoDiskSpaceError(folder, needed, left)
+    """Raise NoDiskSpaceError unless the disk has `needed` free bytes and a reserve."""
+    available = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
+    if available < needed:
+        raise NoDiskSpaceError(folder, needed, available)
 
 
 def free(folder: Path) -> int:
-    """Bytes free in a folder, which is made; 0 where there can be none, as the attempt that needs it will tell."""
+    """Return the free bytes for a folder, which is created; 0 if it cannot be (the next attempt reports the error)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(folder).free
@@ -35,16 +35,16 @@ def free(folder: Path) -> int:
 
 
 def required_space(folder: Path, needed: int | None) -> int:
-    """Bytes that must be free before all that is in the folder is made again, and what is to be written beside it.
+    """Return the bytes that must be free to write the folder's content again and `needed` more bytes.
 
-    Where nobody knows how much that is, it is more than is free now.
+    If `needed` is unknown, more must be free than now.
     """
-    beside = shutil.disk_usage(folder).free if needed is None else needed
-    return size(folder) + beside + RESERVE_BYTES
+    further = shutil.disk_usage(folder).free if needed is None else needed
+    return size(folder) + further + RESERVE_BYTES
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in the folder."""
+    """Return the total bytes of all files in the folder."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # another thread has removed it

@@ -1,6 +1,6 @@
-"""The files of one attempt: where they lie in the scratch folder and in object storage, and the ways between.
+"""The files of one attempt: their paths in the scratch folder, their keys in object storage, download and upload.
 
-All that takes long is called in the thread of `worker.transfers`, and none of it knows the database's side of the job.
+Slow methods run in the thread of `worker.transfers`. Nothing here reads or writes the database.
 """
 
 import json
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 class Files:
-    """Of the attempt whose objects lie under `prefix` and whose local files lie in `folder`."""
+    """The files of one attempt: objects under `prefix`, local files in `folder`."""
 
     def __init__(self, attempt: Attempt, settings: Settings, transfers: Transfers) -> None:
         self.attempt, self.settings, self.transfers = attempt, settings, transfers
@@ -32,13 +32,13 @@ class Files:
 
     @property
     def result_prefix(self) -> str:
-        """Of the checkpoint's objects."""
+        """Key prefix of the checkpoint's objects."""
         return f"{self.prefix}{RESULT}/"
 
     def fetch(self) -> GoneError | None:
-        """Everything that the training process needs, into a fresh folder.
+        """Download everything that the training process needs into a new folder, and write its task.
 
-        What is wrong with the state that it was to go on from, where the process has to begin anew.
+        Returns the error if the state to resume from is missing or damaged: training then restarts without it.
         """
         self.folder.mkdir(parents=True)
         for other in self.folder.parent.iterdir():
@@ -64,22 +64,23 @@ class Files:
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             micro_batch=self.attempt.micro_batch,
-            private=self._private(),
+            private=self._fetch_private_model(),
         ).write(self.folder)
         if self.attempt.stop_step is not None:
-            self.tell_enough(self.attempt.stop_step)
+            self.request_early_stop(self.attempt.stop_step)
         return gone
 
-    def _private(self) -> Path | None:
-        """The model, where only the tenant's hub token opens it: fetched here, as the training process knows no secret.
+    def _fetch_private_model(self) -> Path | None:
+        """Download the model if the hub requires the tenant's token; return its folder, else None.
 
-        It goes with the job's folder, so that no other tenant's job finds it.
+        The worker downloads it because the training process gets no secrets. The folder is inside the job's folder, so
+        it is deleted with it and no other tenant's job finds it.
         """
-        attempt, sealed = self.attempt, self.attempt.hub_token
-        if sealed is None or attempt.model_files:
+        attempt, encrypted_token = self.attempt, self.attempt.hub_token
+        if encrypted_token is None or attempt.model_files:
             return None
         spec, roots = attempt.spec, self.settings.model_roots
-        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).decrypt(sealed))
+        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).decrypt(encrypted_token))
         source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
         if source.token is None:
             return None
@@ -87,14 +88,15 @@ class Files:
         fetch_into(folder, source, alive=self.transfers.check)
         return folder
 
-    def tell_enough(self, step: int) -> None:
-        """Have the training process train no further, once it has come to a step."""
-        fresh = self.folder / f"{ENOUGH}.new"
-        fresh.write_text(str(step))
-        fresh.rename(self.folder / ENOUGH)
+    def request_early_stop(self, step: int) -> None:
+        """Have the training process end training at this step, or at its next step if it is past it. Idempotent."""
+        path, temporary = self.folder / ENOUGH, self.folder / f"{ENOUGH}.new"
+        if not path.exists():
+            temporary.write_text(str(step))
+            temporary.rename(path)
 
     def upload_state(self, step: int) -> list[Json]:
-        """The files of a resumable state, as the job's row points to them."""
+        """Upload a resumable state; return its files as the job's row lists them."""
         folder, prefix = self._state(step), f"{self.prefix}{RESUME}/{step}/"
         files: list[Json] = [
             {"name": path.name, "key": prefix + path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
@@ -105,11 +107,11 @@ class Files:
         return files
 
     def remove_state(self, step: int) -> None:
-        """The local files of a state, which tells the training process that there is room for the next one."""
+        """Delete the local files of a state. The training process then may write the next one."""
         shutil.rmtree(self._state(step))
 
     def upload_result(self) -> list[Json]:
-        """The checkpoint's files, the manifest last; as the checkpoint's row names them."""
+        """Upload the checkpoint, the manifest last; return its files as the checkpoint's row lists them."""
         folder = self.folder / RESULT
         manifest = folder / MANIFEST
         files: list[Json] = json.loads(manifest.read_bytes())["files"]
@@ -120,7 +122,7 @@ class Files:
         return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
 
     def remove(self) -> None:
-        """The attempt's folder; that of the job too, unless another attempt works in it."""
+        """Delete the attempt's folder, and the job's folder too unless another attempt uses it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.parent.rmdir()

@@ -1,6 +1,6 @@
-"""Whether the workers of this host are well.
+"""Health check of the workers of this host.
 
-It is asked again and again beside a job that takes the machine: it loads what it needs of the database, and no Celery.
+It runs often, on a machine that a job keeps busy. So it loads only the database code, and no Celery.
 """
 
 import socket
@@ -14,16 +14,16 @@ from core.settings import Settings
 
 
 def health() -> int:
-    """Whether this host has workers, all of them well, for an orchestrator's health check: status 0, or 1 and why."""
+    """Return exit status 0 if this host has workers and all are healthy; else print why and return 1."""
     settings, host = Settings(), socket.gethostname()
     engine = make_engine(settings)
     try:
         with make_sessions(engine).begin() as session:
             names = workers.list_on_host(session, host)
-            flaws = [f"{name} is not well" for name in workers.unhealthy(session, names, settings)]
-        flaws += [] if names else [f"no worker of {host} has shown itself"]
-    except SQLAlchemyError as error:  # a line of it: Docker keeps the beginning only of what is said
-        flaws = [f"the database does not answer: {str(error).splitlines()[0]}"]
+            flaws = [f"{name} is not healthy" for name in workers.unhealthy(session, names, settings)]
+        flaws += [] if names else [f"no worker of {host} is registered"]
+    except SQLAlchemyError as error:  # one line only, because Docker keeps only the beginning of the output
+        flaws = [f"the database is unreachable: {str(error).splitlines()[0]}"]
     engine.dispose()
     sys.stdout.writelines(f"{flaw}\n" for flaw in flaws)
     return int(bool(flaws))

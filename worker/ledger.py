@@ -1,7 +1,7 @@
-"""An attempt's writes to the database: the lease, what was reported, what was decided. A heartbeat brings back wishes.
+"""Database writes of one attempt: the lease, reports and results. A heartbeat returns the tenant's requests.
 
-A database that is away is waited for, but no longer than the lease that was last renewed: after that the job may be
-another worker's, and LeaseLostError says so. The same error comes when the database says so itself.
+If the database is unreachable, a write is retried until the lease runs out. After that another worker may have the
+job, so the write raises LeaseLostError. A write also raises it if the attempt is not the running one.
 """
 
 import time
@@ -20,7 +20,7 @@ from core.settings import Settings
 from worker.protocol import Measured, Progressed, Scored, TopologyEvolved
 
 FLUSH_SECONDS = 1.0
-PAUSE_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -32,30 +32,30 @@ class Ledger:
     def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:
         self._sessions, self._attempt, self._settings = sessions, attempt, settings
         self._renewed = self._flushed = time.monotonic()
-        self._course: list[Progressed | TopologyEvolved] = []
-        """What makes events, in its order; of reports of progress that follow one another in a phase, the newest."""
-        self._rows: dict[int, dict[str, float]] = {}
+        self._events: list[Progressed | TopologyEvolved] = []
+        """Reports in their order. Consecutive progress reports of one phase are merged into the newest."""
+        self._metrics: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
-        self.wishes = PendingActions(pausing=False, stop_step=attempt.stop_step)
-        """As of the newest heartbeat."""
+        self.requests = PendingActions(pausing=False, stop_step=attempt.stop_step)
+        """The tenant's requests as of the newest heartbeat."""
 
-    def note(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:
+    def add(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:
         """Keep a report for the next flush."""
         match report:
             case Progressed():
-                former = self._course[-1] if self._course else None
-                if isinstance(former, Progressed) and former.phase == report.phase:
-                    self._course.pop()
-                self._course.append(report)
+                last = self._events[-1] if self._events else None
+                if isinstance(last, Progressed) and last.phase == report.phase:
+                    self._events.pop()
+                self._events.append(report)
             case TopologyEvolved():
-                self._course.append(report)
+                self._events.append(report)
             case Measured():
-                self._rows[report.step] = report.values
+                self._metrics[report.step] = report.values
             case Scored():
                 self._scores |= report.scores
 
     def tick(self) -> None:
-        """Renew the lease and write what was noted, each when it is due. Call it often."""
+        """Renew the lease and write the kept reports, each when it is due. Call it often."""
         now = time.monotonic()
         if now >= self._renewed + self._settings.heartbeat_seconds:
             self._renew()
@@ -63,29 +63,29 @@ class Ledger:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was noted, in one transaction."""
-        course, rows, scores = self._course, sorted(self._rows.items()), self._scores
-        self._course, self._rows, self._scores = [], {}, {}
+        """Write the kept reports in one transaction."""
+        events, metrics, scores = self._events, sorted(self._metrics.items()), self._scores
+        self._events, self._metrics, self._scores = [], {}, {}
         self._flushed = time.monotonic()
 
         def change(session: Session) -> None:
-            attempts.add_metrics(session, self._attempt, rows)
+            attempts.add_metrics(session, self._attempt, metrics)
             if scores:
                 attempts.add_scores(session, self._attempt, scores)
-            for each in course:
-                match each:
+            for event in events:
+                match event:
                     case Progressed():
                         attempts.set_progress(
-                            session, self._attempt, phase=each.phase, progress=each.progress, step=each.step
+                            session, self._attempt, phase=event.phase, progress=event.progress, step=event.step
                         )
                     case TopologyEvolved():
-                        attempts.record_evolution(session, self._attempt, each.model_dump(exclude={"type"}))
+                        attempts.record_evolution(session, self._attempt, event.model_dump(exclude={"type"}))
 
-        if course or rows or scores:
+        if events or metrics or scores:
             self.write(change)
 
     def write(self, change: Callable[[Session], T]) -> T:
-        """One transaction, tried until it holds or the lease has run out."""
+        """Run one transaction; retry it while the database is unreachable and the lease lasts."""
         while True:
             try:
                 with self._sessions.begin() as session:
@@ -93,16 +93,16 @@ class Ledger:
             except (OperationalError, InterfaceError, NoConnectionError) as error:
                 log.warning("database.away", error=str(error))
                 if time.monotonic() > self._renewed + self._settings.lease_seconds:
-                    raise LeaseLostError("the database was away for longer than the lease") from error
-            time.sleep(PAUSE_SECONDS)
+                    raise LeaseLostError("the database was unreachable for longer than the lease") from error
+            time.sleep(RETRY_SECONDS)
 
     def _renew(self) -> None:
-        asked = 0.0
+        started = 0.0
 
         def change(session: Session) -> None:
-            nonlocal asked
-            asked = time.monotonic()
-            self.wishes = attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
+            nonlocal started
+            started = time.monotonic()
+            self.requests = attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
 
         self.write(change)
-        self._renewed = asked
+        self._renewed = started

@@ -1,7 +1,7 @@
-"""Memory that did not do: how a kill by the kernel is told from others, and what would have fitted.
+"""Running out of memory: how to detect a kill by the kernel, what to retry with, and what to advise the user.
 
-A smaller micro-batch with more accumulation is the same optimisation in less memory, so it is tried before the user is
-told to ask for less.
+A smaller micro-batch with more gradient accumulation gives the same optimisation in less memory. So the job is retried
+with it before the user is asked to change the request.
 """
 
 from pathlib import Path
@@ -13,16 +13,16 @@ SMALLEST = 1
 VMSTAT = Path("/proc/vmstat")
 
 
-def kills() -> int:
-    """Processes that the kernel has ended for want of memory since the machine started."""
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since the machine started."""
     counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
     return int(counts.get("oom_kill", 0))
 
 
 def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
-    """The micro-batch to try once more with; None where another try would be like this one.
+    """Return the micro-batch to retry with; None if a retry would need the same memory.
 
-    A machine's memory is shared: what the kernel ended may fit the next time even when it takes no less.
+    After a kill by the kernel a retry may fit even without a smaller micro-batch, since the machine's memory is shared.
     """
     if by_kernel or (phase is Phase.TRAINING and spec.repair.micro_batch > SMALLEST):
         return SMALLEST
@@ -30,17 +30,20 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) 
 
 
 def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
-    """What to ask for instead; `micro_batch` is what the attempt had in the place of the request's."""
+    """Say what to request instead. `micro_batch` is what the attempt used if it is not the request's."""
     repair, calibration = spec.repair, spec.prune.calibration
-    held = micro_batch or repair.micro_batch
+    windows = micro_batch or repair.micro_batch
     if phase is not Phase.TRAINING:
         return (
-            f"It looked at windows of {calibration.tokens} tokens for pruning and {spec.evaluate.tokens} for judging."
-            f" Ask for prune.calibration.tokens {max(2, calibration.tokens // 2)} and evaluate.tokens"
-            f" {max(2, spec.evaluate.tokens // 2)}, or run it on a larger device."
+            f"The job used windows of {calibration.tokens} tokens for calibration and of {spec.evaluate.tokens} tokens"
+            f" for evaluation. Set prune.calibration.tokens to {max(2, calibration.tokens // 2)} and evaluate.tokens to"
+            f" {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
         )
-    less = f"repair.micro_batch {held // 2}" if held > 1 else f"repair.sequence_tokens {repair.sequence_tokens // 2}"
+    if windows > 1:
+        option = f"repair.micro_batch to {windows // 2}"
+    else:
+        option = f"repair.sequence_tokens to {repair.sequence_tokens // 2}"
     return (
-        f"It held {held} x {repair.sequence_tokens} tokens of each step's {repair.batch_tokens} at a time."
-        f" Ask for {less}, which takes about half, or run it on a larger device."
+        f"Training held {windows} x {repair.sequence_tokens} of the {repair.batch_tokens} tokens of a step at a time."
+        f" Set {option}, which needs about half the memory, or run the job on a larger device."
     )

@@ -1,4 +1,4 @@
-"""How far a job is: the stages of its run, and how long each of them takes compared with the others."""
+"""The progress of a job: the stages of a run and the relative time of each."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,7 @@ from core.states import Phase
 
 
 class Stage(StrEnum):
-    """A part of a run."""
+    """One stage of a run."""
 
     LOADING = "loading"
     DENSE = "dense"
@@ -21,7 +21,7 @@ class Stage(StrEnum):
 
     @property
     def phase(self) -> Phase:
-        """What it is called outside."""
+        """The phase that the API reports for this stage."""
         return Phase.EVALUATING if self in {Stage.DENSE, Stage.PRUNED, Stage.REPAIRED} else Phase(self)
 
 
@@ -36,19 +36,19 @@ WEIGHTS = {
     Stage.EXPORTING: 6,
     Stage.UPLOADING: 3,
 }
-"""Rough shares of the time."""
-WHOLE = tuple(Stage)
-"""All stages, in their order."""
+"""Relative time of each stage, roughly in percent."""
+ALL_STAGES = tuple(Stage)
+"""All stages in their order."""
 
 
 def stages(*, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
-    """Those of a job, in their order."""
-    left_out = set() if reconstructs else {Stage.RECONSTRUCTING}
-    left_out |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
-    return tuple(stage for stage in Stage if stage not in left_out)
+    """Return the stages of a job in their order."""
+    skipped = set() if reconstructs else {Stage.RECONSTRUCTING}
+    skipped |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
+    return tuple(stage for stage in Stage if stage not in skipped)
 
 
-def progress(stages: Sequence[Stage], stage: Stage, share: float) -> float:
-    """The share 0..1 of the whole that is done when `share` of `stage` is."""
+def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
+    """Return the fraction (0 to 1) of the run that is done if `fraction` of `stage` is done."""
     before = sum(WEIGHTS[each] for each in stages[: stages.index(stage)])
-    return (before + share * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)
+    return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)

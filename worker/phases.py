@@ -1,4 +1,4 @@
-"""The phases of a training process as spans of its job's trace. See `core.infra.tracing`."""
+"""Traces the phases of a training process: each phase becomes a span of the job's trace. See `core.infra.tracing`."""
 
 import os
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from worker.protocol import Failed, Finished, Message, NoDiskSpace, Progressed, 
 
 
 class Phases:
-    """Passes messages on; a span lasts from the first report of a phase to that of another one, or to the end."""
+    """Passes messages on and traces them. A span lasts from the first report of a phase to that of the next one."""
 
     def __init__(self, say: Callable[[Message], None]) -> None:
         self._say = say
-        self._above = tracing.parent_context(os.environ.get(tracing.VARIABLE))
+        self._parent = tracing.parent_context(os.environ.get(tracing.VARIABLE))
         self._phase: Phase | None = None
         self._span: Span | None = None
 
     def __call__(self, message: Message) -> None:
-        """Spans are sent before a message that ends the process, as the worker may kill it then."""
+        """Pass a message on. Spans are sent before a final message, because the worker may then kill the process."""
         match message:
             case Progressed(phase=phase) if phase != self._phase:
                 self._end()
-                self._phase, self._span = phase, tracing.TRACER.start_span(phase, self._above)
+                self._phase, self._span = phase, tracing.TRACER.start_span(phase, self._parent)
             case Failed(code=code):
                 self._end(code)
                 tracing.flush()

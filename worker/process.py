@@ -1,7 +1,7 @@
-"""The training process as its worker holds it: a process group of its own, a pipe of messages, the tail of its log.
+"""The training process as the worker sees it: a process group of its own, a pipe of messages, the tail of its output.
 
-It inherits none of our settings: whatever it could leak or break, it has no database and no object storage. What it is
-told and what it answers is in `worker.protocol`.
+It inherits none of the worker's settings, so it cannot reach the database or object storage, and cannot leak their
+secrets. The messages are in `worker.protocol`.
 """
 
 import os
@@ -15,29 +15,29 @@ from typing import BinaryIO
 from core.infra import tracing
 
 LOG_BYTES = 8000
-"""So much of what the process last wrote to its output is kept in memory."""
+"""Bytes of the process's latest output that are kept."""
 LINE_BYTES = 1 << 20
 LOG_SECONDS = 5.0
-"""A process that left the group could hold the log open for ever."""
+"""Seconds to wait for the end of the output. A process that left the group could keep it open forever."""
 
 
 class Process:
-    """A running process group. `heard` is called with each line of its pipe, then `ended` once, both in a thread."""
+    """A running process group. Another thread calls `on_line` with each line of its pipe, then `on_exit` once."""
 
     def __init__(
-        self, command: Sequence[str], folder: Path, heard: Callable[[bytes], None], ended: Callable[[int], None]
+        self, command: Sequence[str], folder: Path, on_line: Callable[[bytes], None], on_exit: Callable[[int], None]
     ) -> None:
-        self._heard, self._ended = heard, ended
+        self._on_line, self._on_exit = on_line, on_exit
         self._reaping = threading.Lock()
         self._tail = b""
-        messages, theirs = os.pipe()
+        messages, child_end = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [*command, str(folder), str(theirs), str(os.getpid())],
+                [*command, str(folder), str(child_end), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs],
+                pass_fds=[child_end],
                 start_new_session=True,
                 env=_environment(),
             )
@@ -45,7 +45,7 @@ class Process:
             os.close(messages)
             raise
         finally:
-            os.close(theirs)
+            os.close(child_end)
         self._log = threading.Thread(target=self._read_log, daemon=True)
         self._log.start()
         self._listener = threading.Thread(target=self._listen, args=[os.fdopen(messages, "rb")], daemon=True)
@@ -53,24 +53,24 @@ class Process:
 
     @property
     def tail(self) -> str:
-        """The end of what it wrote to its output, as a text that a database takes."""
+        """The end of its output. NUL characters are removed, because Postgres rejects them."""
         return self._tail.decode(errors="replace").replace("\0", "").strip()
 
-    def ask_to_stop(self) -> None:
-        """It saves and ends, in its own time."""
+    def request_stop(self) -> None:
+        """Ask it to save its state and exit. Does not wait."""
         self._signal(lambda pid: os.kill(pid, signal.SIGTERM))
 
-    def ask_for_stacks(self) -> None:
-        """It writes the stack of each of its threads to its output, even when it hangs."""
+    def request_stacks(self) -> None:
+        """Ask it to write the stack of each of its threads to its output. It does so even if it hangs."""
         self._signal(lambda pid: os.kill(pid, signal.SIGUSR2))
 
     def kill(self) -> None:
-        """End the whole group, and wait until its first process is gone. Nothing happens when it has ended."""
+        """Kill the whole group and wait until its first process is gone. Idempotent."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGKILL))
         self._listener.join()
 
     def _signal(self, send: Callable[[int], None]) -> None:
-        # Before the process is reaped its number cannot name another one.
+        # Until the process is reaped, its id cannot belong to another process.
         with self._reaping:
             if self._process.returncode is None:
                 send(self._process.pid)
@@ -78,16 +78,16 @@ class Process:
     def _listen(self, messages: BinaryIO) -> None:
         with messages:
             while line := messages.readline(LINE_BYTES):
-                self._heard(line)
+                self._on_line(line)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        # Those that it started itself must not outlive it, and they hold its log open.
+        # Processes that it started must not outlive it, and they keep its output open.
         with self._reaping:
             os.killpg(self._process.pid, signal.SIGKILL)
             code = self._process.wait()
         self._log.join(LOG_SECONDS)
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._ended(code)
+        self._on_exit(code)
 
     def _read_log(self) -> None:
         assert self._process.stdout is not None
@@ -99,5 +99,5 @@ class Process:
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
     trace = {tracing.VARIABLE: here} if (here := tracing.current_traceparent()) else {}
-    # Threads that spin while they wait for each other are several times slower where other programs want the cores.
+    # Threads that spin while they wait make training several times slower if other programs need the cores.
     return {"OMP_WAIT_POLICY": "passive", **inherited, **trace}

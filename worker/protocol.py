@@ -1,16 +1,16 @@
-"""What a worker and its training process say to each other.
+"""The protocol between a worker and its training process. Nothing here needs torch.
 
-The worker writes `job.json` into a folder and starts the process on it; the process answers with JSON lines on a pipe
-and with files in the same folder. SIGTERM asks it to save and end, SIGUSR2 to write the stacks of its threads to its
-output, the file `enough` to train no further than it says and to go on with what comes after. Its standard input is its
-lifeline: the pipe closes when the worker is gone. Nothing here needs torch.
+The worker writes `job.json` to a folder and starts the process on it. The process sends JSON lines over a pipe and
+writes files to the same folder. The worker has four ways to act on it: SIGTERM asks it to save its state and exit.
+SIGUSR2 asks it to write the stacks of its threads to its output. The file `enough` asks it to end training early and go
+on with what follows. When the worker is gone, its standard input closes and it is killed.
 
-    job.json, data.jsonl    what to do, and the text
-    models/                 what the job repairs, where it is the tenant's alone: the result of another job under that
-                            job's id, or a model that the tenant's hub token opened, under its commit
-    state/                  the resumable state to go on from, if there is one
-    resume/<step>/          resumable states, each announced by `Saved`; the worker removes a folder once it is stored
-    enough                  made by the worker when training is to end early: at the step in it, or the next one
+    job.json, data.jsonl    the task and the dataset
+    models/                 the model, if it belongs to the tenant: the result of another job, under that job's id, or a
+                            model that needs the tenant's hub token, under its commit
+    state/                  the state to resume from, if there is one
+    resume/<step>/          resumable states, each announced by `Saved`; the worker deletes a folder once it is stored
+    enough                  written by the worker to end training early: at the step in it, or at the next step
     result/                 the checkpoint, announced by `Finished`
 """
 
@@ -31,35 +31,33 @@ class _Part(BaseModel):
 
 
 class Task(_Part):
-    """The content of `job.json`: everything that the training process is told. No secret is among it.
-
-    `resume` is the step of the state to go on from, None where there is none.
-    """
+    """The content of `job.json`: all the input of the training process. It contains no secrets."""
 
     spec: JobSpec
     dataset_sha256: str
     resume: int | None
+    """Step of the state to resume from; None if there is none."""
     model_roots: list[Path]
     device: str
     threads: int
     checkpoint_seconds: float
     micro_batch: int | None
-    """Windows on the device at a time; None: as the request says."""
+    """Number of windows on the device at a time; None for the value of the request."""
     private: Path | None = None
-    """The folder of a hub model that the worker has fetched, since the hub gives it to nobody without a token."""
+    """Folder of a private hub model that the worker has downloaded; None for other models."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
-        """From the job's folder."""
+        """Read the task from the job's folder."""
         return cls.model_validate_json((folder / TASK).read_bytes())
 
     def write(self, folder: Path) -> None:
-        """Into the job's folder."""
+        """Write the task to the job's folder."""
         (folder / TASK).write_text(self.model_dump_json())
 
 
 class Progressed(_Part):
-    """The share 0..1 of the whole job that is done; the optimizer step."""
+    """The phase, the fraction (0 to 1) of the whole job that is done, and the optimizer step."""
 
     type: Literal["progressed"] = "progressed"
     phase: Phase
@@ -68,7 +66,7 @@ class Progressed(_Part):
 
 
 class Measured(_Part):
-    """All that was measured at one step."""
+    """All measurements of one step."""
 
     type: Literal["measured"] = "measured"
     step: int
@@ -76,7 +74,7 @@ class Measured(_Part):
 
 
 class LayerChange(_Part):
-    """What an event of the topology did to one linear, or to all: `seft.report.Change`."""
+    """Counts of one topology update in one linear, or their sum over all. See `seft.report.Change`."""
 
     dropped: int
     grown: int
@@ -85,7 +83,7 @@ class LayerChange(_Part):
 
 
 class TopologyEvolved(LayerChange):
-    """An event of the topology: the sums, and each target linear by its name."""
+    """A topology update: the sums, and the counts of each target linear by name."""
 
     type: Literal["topology_evolved"] = "topology_evolved"
     step: int
@@ -93,28 +91,28 @@ class TopologyEvolved(LayerChange):
 
 
 class Scored(_Part):
-    """Perplexities, each once it is known."""
+    """Perplexities that are known so far."""
 
     type: Literal["scored"] = "scored"
     scores: dict[str, float]
 
 
 class Saved(_Part):
-    """`resume/<step>` is complete. Files of earlier states that it has no namesake of still belong to it."""
+    """`resume/<step>` is complete. Files of earlier states still belong to it unless a new file has the same name."""
 
     type: Literal["saved"] = "saved"
     step: int
 
 
 class Refused(_Part):
-    """Other software left the state of training: it begins anew."""
+    """The state was written by incompatible software, so training restarts without it."""
 
     type: Literal["refused"] = "refused"
     message: str
 
 
 class Finished(_Part):
-    """`result` is complete and verified. `scores` are final; `measured` was counted from the written file."""
+    """`result` is complete and verified. `scores` are final; `measured` was computed from the written file."""
 
     type: Literal["finished"] = "finished"
     step: int
@@ -123,13 +121,13 @@ class Finished(_Part):
 
 
 class Stopped(_Part):
-    """The process ends because it was asked to; what it saved has been announced."""
+    """The process exits on request. Its last state was announced before."""
 
     type: Literal["stopped"] = "stopped"
 
 
 class NoDiskSpace(_Part):
-    """The process ends because the disk has no room; it was to write `needed` bytes, where that is known."""
+    """The process exits because the disk is full. `needed` is the bytes that it had to write, if known."""
 
     type: Literal["no_room"] = "no_room"
     message: str
@@ -137,7 +135,7 @@ class NoDiskSpace(_Part):
 
 
 class Failed(_Part):
-    """The process ends with an error that it understands; `user_error` when trying again cannot help."""
+    """The process exits with a known error. `user_error`: a retry cannot help."""
 
     type: Literal["failed"] = "failed"
     user_error: bool
@@ -150,10 +148,10 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
+    """Encode a message as one line."""
     return message.model_dump_json().encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """ValueError when the line is no message."""
+    """Decode a line. Raises ValueError if it is not a message."""
     return _MESSAGE.validate_json(line)

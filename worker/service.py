@@ -1,6 +1,7 @@
-"""A Celery worker with one thread for jobs and one for sweeping. Loads no torch.
+"""A Celery worker with one thread for jobs and one for the sweep. Loads no torch.
 
-SIGTERM or Ctrl-C lets the job in hand save itself and go back to the queue; the second one ends everything at once.
+On the first SIGTERM or Ctrl-C the running job saves its state and goes back to the queue. The second one ends the
+worker at once.
 """
 
 import os
@@ -19,7 +20,7 @@ from worker.work import Work
 
 
 def main(training: Sequence[str] = TRAINING) -> int:
-    """Serve until told to end; the exit status. `training` is the command that does a job."""
+    """Serve until a signal ends the worker; return the exit status. `training` is the command that runs a job."""
     settings = Settings()
     configure(settings)
     tracing.configure("worker")
@@ -29,22 +30,22 @@ def main(training: Sequence[str] = TRAINING) -> int:
     app.task(work.__call__, name=TASK)
     Sweep(work.name, settings, app, work.sessions, work.storage).start()
 
-    def leave(**_: object) -> None:
+    def drain(**_: object) -> None:
         if work.draining.is_set():
             os._exit(1)
         work.draining.set()
 
     def keep_our_logging(**_: object) -> None:
-        """Celery sets up its own logging only where nobody listens to this signal."""
+        """Celery sets up its own logging only if nothing handles this signal."""
 
-    signals.worker_shutting_down.connect(leave, weak=False)
+    signals.worker_shutting_down.connect(drain, weak=False)
     signals.setup_logging.connect(keep_our_logging, weak=False)
     return serve(app, work.name)
 
 
 def serve(app: Celery, name: str) -> int:
-    """Consume hints, one at a time. Workers need not know of each other, so they do not talk."""
-    app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: for ever
+    """Consume notifications, one at a time. Workers do not communicate with each other."""
+    app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: no limit
     worker = app.Worker(
         hostname=name,
         pool="threads",

@@ -1,4 +1,4 @@
-"""Finds what was lost: jobs whose worker fell silent, jobs whose hint was lost, what ended jobs have left behind."""
+"""Recovers what was lost: jobs of dead workers and jobs whose notification was lost. Cleans up after ended jobs."""
 
 import os
 import threading
@@ -16,26 +16,25 @@ from core.states import Reason
 from worker import cleanup, device
 
 BATCH = 16
-DEAF = 3
-"""Exit status of a worker that ended because it took no more hints."""
+NOT_CONSUMING = 3
+"""Exit status of a worker that ended because it received no more notifications."""
 PROBE, PROBE_BYTES = "probe", 1 << 20
 
 log = structlog.get_logger(__name__)
 
 
 class Sweep(threading.Thread):
-    """A thread of every worker. Nothing that goes wrong ends it: what is away now is there in a later round."""
+    """A thread of every worker. No error ends it: the next round tries again."""
 
     def __init__(
         self, worker: str, settings: Settings, app: queue.Broker, sessions: sessionmaker[Session], storage: Storage
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self.worker, self.settings, self.app, self.sessions, self.storage = worker, settings, app, sessions, storage
-
-        self.deaf_rounds = 0
+        self.rounds_not_consuming = 0
 
     def run(self) -> None:
-        """Sweep for ever."""
+        """Sweep forever."""
         structlog.contextvars.bind_contextvars(worker=self.worker)
         pause = threading.Event()
         while True:
@@ -43,14 +42,14 @@ class Sweep(threading.Thread):
             pause.wait(self.settings.sweep_seconds)
 
     def sweep_once(self) -> None:
-        """Take every step, whatever becomes of the others."""
+        """Run every step, even if others fail."""
         for step in (
             self.send_heartbeat,
             self.requeue_lost,
             self.resume_waiting_for_space,
             self.notify_waiting,
             self.clean_up,
-            self.tidy,
+            self.expire,
         ):
             try:
                 step()
@@ -58,55 +57,58 @@ class Sweep(threading.Thread):
                 log.warning("sweep.failed", step=step.__name__, error=str(error))
 
     def send_heartbeat(self) -> None:
-        """Tell that this worker lives; end it, for its supervisor to start anew, when it has gone deaf to hints."""
-        has, temperature = device.ability(self.settings), device.temperature(self.settings)
+        """Record that this worker is alive. If it receives no more notifications, end it so that it is restarted."""
+        capability, temperature = device.capability(self.settings), device.temperature(self.settings)
         with self.sessions.begin() as session:
-            workers.record_heartbeat(session, self.worker, has, temperature)
-            deaf = workers.is_not_consuming(session, self.worker)
-        self.deaf_rounds = self.deaf_rounds + 1 if deaf else 0
-        if self.deaf_rounds > workers.MAX_MISSED_SWEEPS:
+            workers.record_heartbeat(session, self.worker, capability, temperature)
+            not_consuming = workers.is_not_consuming(session, self.worker)
+        self.rounds_not_consuming = self.rounds_not_consuming + 1 if not_consuming else 0
+        if self.rounds_not_consuming > workers.MAX_MISSED_SWEEPS:
             log.error("worker.deaf")
-            os._exit(DEAF)
+            os._exit(NOT_CONSUMING)
 
     def requeue_lost(self) -> None:
-        """Take back the jobs of silent workers."""
+        """Requeue the jobs of workers whose lease has run out."""
         with self.sessions.begin() as session:
             lost = recovery.requeue_lost(session, self.settings.max_failures)
         for job_id in lost:
             log.warning("job.lost", job=job_id)
 
     def resume_waiting_for_space(self) -> None:
-        """Queue again what waits for room that is here now."""
-        has, reasons = device.ability(self.settings), [Reason.DISK_FULL]
+        """Requeue jobs that waited for disk or storage space which is free now."""
+        capability, reasons = device.capability(self.settings), [Reason.DISK_FULL]
         with self.sessions.begin() as session:
-            waiting = recovery.waiting_for_space(session, Reason.STORAGE_FULL, has)
-        if waiting and self._storage_takes():
+            waiting = recovery.waiting_for_space(session, Reason.STORAGE_FULL, capability)
+        if waiting and self._storage_accepts_writes():
             reasons.append(Reason.STORAGE_FULL)
         with self.sessions.begin() as session:
-            resumed = [job for reason in reasons for job in recovery.resume_waiting_for_space(session, reason, has)]
+            resumed = [
+                job for reason in reasons for job in recovery.resume_waiting_for_space(session, reason, capability)
+            ]
         for job_id in resumed:
             log.info("job.has_room", job=job_id)
 
     def notify_waiting(self) -> None:
-        """Hint at jobs that have waited for two rounds: their message may be lost, or came to one who cannot do them.
+        """Send notifications for jobs that have waited for two rounds.
 
-        So there are enough of them for all workers, and the broker gives them out in turn.
+        Their notification may be lost, or went to a worker that cannot run them. At least one is sent per live worker:
+        the broker distributes them in turn, so each worker gets one.
         """
         with self.sessions.begin() as session:
             waiting = recovery.mark_for_notification(session, 2 * self.settings.sweep_seconds, BATCH)
-            living = workers.count(session, self.settings.sweep_seconds) if waiting else 0
-        for _ in range(max(len(waiting), living)):
+            live = workers.count(session, self.settings.sweep_seconds) if waiting else 0
+        for _ in range(max(len(waiting), live)):
             if not queue.notify(self.app):
                 break
 
     def clean_up(self) -> None:
-        """Remove what ended jobs have left in object storage and in the scratch folder."""
+        """Delete what ended jobs have left in object storage and in the scratch folder."""
         for job_id, attempt in cleanup.ended_with_states(self.sessions, BATCH):
             cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
         cleanup.clear_scratch(self.sessions, self.settings.scratch)
 
-    def tidy(self) -> None:
-        """Every now and then, one of the workers: let go of what has expired, and of objects that no row names."""
+    def expire(self) -> None:
+        """Delete expired checkpoints and datasets, and objects without a row. One worker does it per `tidy_seconds`."""
         with self.sessions.begin() as session:
             if not retention.claim_chore(session, "tidy", self.settings.tidy_seconds):
                 return
@@ -116,8 +118,8 @@ class Sweep(threading.Thread):
         removed = cleanup.delete_unreferenced(self.sessions, self.storage)
         log.info("storage.tidied", expired=expired, removed=removed)
 
-    def _storage_takes(self) -> bool:
-        """Whether object storage keeps a small object; how much more it has room for it does not tell."""
+    def _storage_accepts_writes(self) -> bool:
+        """Return whether object storage accepts a small object. S3 does not report how much space is left."""
         try:
             self.storage.put(PROBE, bytes(PROBE_BYTES))
             self.storage.delete([PROBE])

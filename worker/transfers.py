@@ -1,6 +1,6 @@
-"""What moves between scratch folder and object storage, in a thread of its own, so that no heartbeat waits for it.
+"""Transfers between the scratch folder and object storage, in a thread of their own, so no heartbeat waits for them.
 
-A storage that is away for a while is waited for; one that refuses is an error at once. Knows nothing of jobs' states.
+Retries while object storage is unreachable. A rejected request is an error at once.
 """
 
 import contextvars
@@ -19,82 +19,83 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from core.infra.storage import Storage
 
-PATIENCE_SECONDS = 600.0
-"""An object is tried again for so long while the storage does not answer."""
+RETRY_SECONDS = 600.0
+"""Seconds for which a transfer is retried while object storage is unreachable."""
 LONGEST_PAUSE = 10.0
-REFUSALS = frozenset({400, 401, 403, 413})
-FULL_STATUS, FULL = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
-"""How servers that speak S3 say that there is no room; Amazon's always has some."""
+"""Maximum seconds between two tries."""
+REJECTIONS = frozenset({400, 401, 403, 413})
+FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
+"""HTTP status and error codes by which S3 servers report that they are full. Amazon's S3 is never full."""
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
 class TransferError(Exception):
-    """Object storage refused, stayed away too long, or gave other bytes than it was given."""
+    """Object storage rejected a request, was unreachable for too long, or returned damaged data."""
 
 
 class GoneError(TransferError):
-    """What was stored is not there any more, or damaged."""
+    """A stored object is missing or damaged."""
 
 
 class StorageFullError(TransferError):
-    """Object storage has no room."""
+    """Object storage is full."""
 
 
 class Transfers:
-    """A queue of transfers and the thread that does them, one after the other.
+    """A queue of transfers and the thread that runs them one after the other.
 
-    `post` hands a callable to the owner's thread: the result of each transfer, or its error, is told there.
+    `post` passes a callable to the owner's thread, where the result or the error of each transfer is handled.
     """
 
     def __init__(self, storage: Storage, post: Callable[[Callable[[], None]], None]) -> None:
         self._storage, self._post = storage, post
         self._closed = threading.Event()
         self._work: Queue[Callable[[], None] | None] = Queue()
-        # The owner's logging context goes with it.
+        # The thread logs with the owner's logging context.
         self._thread = threading.Thread(target=contextvars.copy_context().run, args=[self._run], daemon=True)
         self._thread.start()
         self.pending = 0
 
     def submit(self, transfer: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Do `transfer` in the thread; afterwards `then`, or the raise of what it raised, in the owner's."""
+        """Run `transfer` in the thread. Then, in the owner's thread, call `then` with its result or raise its error."""
 
-        def told(tell: Callable[[], None]) -> None:
+        def deliver(handle: Callable[[], None]) -> None:
             self.pending -= 1
-            tell()
+            handle()
 
         def work() -> None:
             try:
                 result = transfer()
             except Exception as error:
-                self._post(lambda error=error: told(lambda: _raise(error)))  # type: ignore[misc]
+                self._post(lambda error=error: deliver(lambda: _raise(error)))  # type: ignore[misc]
             else:
-                self._post(lambda: told(lambda: then(result)))
+                self._post(lambda: deliver(lambda: then(result)))
 
         self.pending += 1
         self._work.put(work)
 
-    def close(self, last: Callable[[], None], patience: float) -> None:
-        """Drop what waits, do `last` in the thread after what is being done, and wait for it so long."""
+    def close(self, last: Callable[[], None], timeout: float) -> None:
+        """Drop waiting transfers and run `last` in the thread after the current one. Waits up to `timeout` seconds."""
         self._closed.set()
         self._work.put(last)
         self._work.put(None)
-        self._thread.join(patience)
+        self._thread.join(timeout)
 
     def download(self, key: str, path: Path, sha256: str) -> None:
-        """An object into a file, which must have this hash."""
+        """Download an object to a file. Raises GoneError if it is missing or its hash differs."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._patiently(lambda: self._storage.download(key, path))
-        if (found := hash_file(path)) != sha256:
-            raise GoneError(f"{key} must have the sha256 {sha256}; it has {found}. The stored object is damaged.")
+        self._retry(lambda: self._storage.download(key, path))
+        if (actual := hash_file(path)) != sha256:
+            raise GoneError(f"The object {key} must have the sha256 {sha256}; it has {actual}. It is damaged.")
 
     def upload(self, path: Path, key: str) -> None:
-        """A file into an object."""
-        self._patiently(lambda: self._storage.upload(path, key))
+        """Upload a file as an object."""
+        self._retry(lambda: self._storage.upload(path, key))
 
     def delete(self, keys: list[str]) -> None:
-        """Objects that nobody will ask for again. Those that stay for now go when the job has ended."""
+        """Delete objects. Errors are only logged: what stays is deleted when the job has ended."""
         try:
             self._storage.delete(keys)
         except (BotoCoreError, ClientError) as error:
@@ -105,12 +106,12 @@ class Transfers:
             work()
 
     def check(self) -> None:
-        """TransferError once it is closed: what is begun now would be for nobody."""
+        """Raise TransferError if the transfers are closed, so that nothing more is started."""
         if self._closed.is_set():
             raise TransferError("the attempt has ended")
 
-    def _patiently(self, action: Callable[[], None]) -> None:
-        deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.2
+    def _retry(self, action: Callable[[], None]) -> None:
+        deadline, pause = time.monotonic() + RETRY_SECONDS, 0.2
         while True:
             self.check()
             try:
@@ -120,7 +121,7 @@ class Transfers:
                     raise StorageFullError(f"object storage: {error}") from error
                 if _status(error) == HTTPStatus.NOT_FOUND:
                     raise GoneError(f"object storage: {error}") from error
-                if _status(error) in REFUSALS or time.monotonic() > deadline:
+                if _status(error) in REJECTIONS or time.monotonic() > deadline:
                     raise TransferError(f"object storage: {error}") from error
                 log.warning("storage.away", error=str(error))
             self._closed.wait(pause)
@@ -128,27 +129,27 @@ class Transfers:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _status(error: Exception) -> int | None:
-    """Of what the storage answered; None where it did not."""
-    answer = _answer(error)
-    return None if answer is None else answer.response["ResponseMetadata"]["HTTPStatusCode"]
+    """Return the HTTP status of the storage's response; None if there was none."""
+    response = _response(error)
+    return None if response is None else response.response["ResponseMetadata"]["HTTPStatusCode"]
 
 
 def _full(error: Exception) -> bool:
-    answer = _answer(error)
-    code = answer.response.get("Error", {}).get("Code") if answer else None
-    return _status(error) == FULL_STATUS or code in FULL
+    response = _response(error)
+    code = response.response.get("Error", {}).get("Code") if response else None
+    return _status(error) == FULL_STATUS or code in FULL_CODES
 
 
-def _answer(error: Exception) -> ClientError | None:
-    # An upload in parts hides the answer behind an error of its own.
-    answer = error if isinstance(error, ClientError) else error.__context__
-    return answer if isinstance(answer, ClientError) else None
+def _response(error: Exception) -> ClientError | None:
+    # A multipart upload wraps the ClientError in an error of its own.
+    cause = error if isinstance(error, ClientError) else error.__context__
+    return cause if isinstance(cause, ClientError) else None
 
 
 def _raise(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""How much memory training takes: of the accelerator, or where there is none, of the machine."""
+"""Memory use of training: of the accelerator, or of the process on a machine without one."""
 
 import resource
 import sys
@@ -6,13 +6,13 @@ import sys
 import torch
 
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes, in which `ru_maxrss` counts."""
+"""Bytes per unit of `ru_maxrss`."""
 
 
 def peak_usage(device: str) -> int:
-    """On CUDA, bytes of tensors at their peak since the last call; else of the whole process, at its peak so far."""
+    """Return peak memory in bytes: on CUDA of tensors since the last call, else of the whole process so far."""
     if device.startswith("cuda"):
-        most = torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return most
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT

@@ -1,4 +1,4 @@
-"""What a worker does when a hint comes: claim a job, do it. A hint may be lost, doubled or about nothing."""
+"""What a worker does on a notification: claim a job and run it. A notification may be lost, duplicated or outdated."""
 
 import os
 import secrets
@@ -22,14 +22,14 @@ from worker import device
 from worker.attempt import Supervisor
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
-"""Seconds that a worker rests after a failure on our side, twice as long after each further one: a worker whose disk
-or device is broken fails every attempt at once, and would fail the whole queue before anybody looks."""
+"""Seconds that a worker pauses after a system error; doubled after each further one. Without it, a worker with a broken
+disk or device would quickly fail every job of the queue."""
 
 log = structlog.get_logger(__name__)
 
 
 class Work:
-    """The body of the one task. Set `draining`, and the job being done goes back to the queue and no more is taken."""
+    """The Celery task. If `draining` is set, the running job goes back to the queue and no further job is claimed."""
 
     def __init__(self, settings: Settings, app: queue.Broker, training: Sequence[str]) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -40,12 +40,12 @@ class Work:
         self.pause = 0.0
 
     def __call__(self) -> None:
-        """Do one job, if one waits; then hint again, since there may be more of them than hints."""
+        """Run one job if one is waiting. Then notify again, because more jobs than notifications may be waiting."""
         with structlog.contextvars.bound_contextvars(worker=self.name):
             self._work()
 
     def _work(self) -> None:
-        asked = time.time_ns()
+        started = time.time_ns()
         attempt = self._claim()
         if attempt is None:
             return
@@ -57,30 +57,30 @@ class Work:
                 "attempt",
                 tracing.parent_context(attempt.traceparent),
                 attributes={"seft.job": attempt.job_id, "seft.attempt": attempt.number, "seft.worker": self.name},
-                start_time=asked,
+                start_time=started,
             ),
         ):
-            TRACER.start_span("claim", start_time=asked).end()
+            TRACER.start_span("claim", start_time=started).end()
             log.info("attempt.begun")
             used = device.used(self.settings)
-            well = Supervisor(
+            healthy = Supervisor(
                 attempt, self.sessions, self.storage, self.settings, draining=self.draining, training=self.training
             ).run()
-            well = self._left_nothing(used) and well
-        self._consumed()
+            healthy = self._is_memory_freed(used) and healthy
+        self._record_notification()
         queue.notify(self.app)
-        self.pause = 0.0 if well else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
+        self.pause = 0.0 if healthy else min(max(2 * self.pause, FIRST_PAUSE), LONGEST_PAUSE)
         self.draining.wait(self.pause)
 
-    def _left_nothing(self, used: int | None) -> bool:
-        """The device's memory is as free as it was: else the next job would fail for what is not its fault."""
-        held = 0 if self.draining.is_set() else device.held(self.settings, used)
-        if held:
-            log.error("device.memory_held", bytes=held)
-        return not held
+    def _is_memory_freed(self, used: int | None) -> bool:
+        """Return whether the device's memory is as free as before the job. If not, the next job could fail."""
+        unfreed = 0 if self.draining.is_set() else device.unfreed(self.settings, used)
+        if unfreed:
+            log.error("device.memory_held", bytes=unfreed)
+        return not unfreed
 
-    def _consumed(self) -> None:
-        """It hears again, after a job that may have taken hours."""
+    def _record_notification(self) -> None:
+        """Record that the worker consumes notifications again, after a job that may have taken hours."""
         try:
             with self.sessions.begin() as session:
                 workers.record_notification(session, self.name)
@@ -93,12 +93,12 @@ class Work:
         try:
             with self.sessions.begin() as session:
                 workers.record_notification(session, self.name)
-                settings, has = self.settings, device.ability(self.settings)
+                settings, capability = self.settings, device.capability(self.settings)
                 return attempts.claim(
                     session,
                     self.name,
                     settings.lease_seconds,
-                    has,
+                    capability,
                     tenant_running=settings.tenant_running,
                     key_running=settings.key_running,
                 )

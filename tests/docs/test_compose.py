@@ -221,11 +221,11 @@ def test_the_command_of_the_storage_accepts_its_keys_and_sends_no_telemetry(tmp_
 @contextmanager
 def running(command: list[str], log: Path, environment: dict[str, str]) -> Iterator[None]:
     """Run a server for the length of a block."""
-    process = processes.spawn(command, log=log, orphaned=signal.SIGKILL, environment=environment)
+    process = processes.spawn(command, log=log, parent_death_signal=signal.SIGKILL, environment=environment)
     try:
         yield
     finally:
-        processes.stop(process, signal.SIGTERM, patience=10)
+        processes.stop(process, signal.SIGTERM, timeout=10)
 
 
 def wait_until_ready(not_ready: type[Exception], call: Any) -> None:

@@ -16,16 +16,16 @@ from local.folder import FolderLock
 from local.stack import Api
 from seft.client import Client
 from tests.e2e.collector import Collector, collecting
-from tests.worker.conftest import House, Workers, open_house, variables, workers
+from tests.worker.conftest import Backend, Workers, open_backend, variables, workers
 
-__all__ = ["open_house", "workers"]
+__all__ = ["open_backend", "workers"]
 
 
 @dataclass(frozen=True)
 class Service:
     """A running API with its servers, and a client with a key."""
 
-    house: House
+    backend: Backend
     client: Client
     workers: Workers
     dataset: str
@@ -36,11 +36,11 @@ class Service:
         return self.client.create_job(body)["id"]
 
     def start_worker(self) -> int:
-        return self.workers.start(self.house, "worker").pid
+        return self.workers.start(self.backend, "worker").pid
 
 
 @pytest.fixture
-def house(settings: Settings, open_house: Callable[[Settings], House], tiny_folder: Path) -> House:
+def backend(settings: Settings, open_backend: Callable[[Settings], Backend], tiny_folder: Path) -> Backend:
     """Servers and settings with short intervals, and the tiny model under the model root."""
     intervals = {
         "lease_seconds": 6,
@@ -49,7 +49,7 @@ def house(settings: Settings, open_house: Callable[[Settings], House], tiny_fold
         "checkpoint_seconds": 0.3,
         "threads": 1,
     }
-    return open_house(settings.model_copy(update={**intervals, "model_roots": [tiny_folder.parent]}))
+    return open_backend(settings.model_copy(update={**intervals, "model_roots": [tiny_folder.parent]}))
 
 
 @pytest.fixture
@@ -63,19 +63,19 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 @pytest.fixture
 def service(
-    house: House, workers: Workers, tiny_texts: list[str], tmp_path: Path, collector: Collector
+    backend: Backend, workers: Workers, tiny_texts: list[str], tmp_path: Path, collector: Collector
 ) -> Iterator[Service]:
     """A running API with an uploaded dataset. The test starts the workers."""
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         _, secret = issue(session, "default", "tests", Scope.ADMIN)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:60]))
     lock = FolderLock(tmp_path / "api")
     lock.acquire()
-    api = Api(lock, {**os.environ, **variables(house.settings)})
+    api = Api(lock, {**os.environ, **variables(backend.settings)})
     with ExitStack() as stack:
         stack.callback(lock.release)
         stack.callback(api.stop)
         api.start()
         client = stack.enter_context(Client(api.url, secret))
-        yield Service(house, client, workers, client.upload_dataset(data)["id"], collector)
+        yield Service(backend, client, workers, client.upload_dataset(data)["id"], collector)

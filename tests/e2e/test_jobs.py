@@ -68,9 +68,9 @@ def test_jobs_from_post_to_download(service: Service, tmp_path: Path) -> None:
     check_trace(service, undisturbed)
     sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
     check_killed(service, first_worker, sha256)
-    check_paused(service, service.workers.started[-1].pid, sha256)
+    check_paused(service, service.workers.processes[-1].pid, sha256)
     check_stopped(service)
-    check_cancelled(service, service.workers.started[-1].pid)
+    check_cancelled(service, service.workers.processes[-1].pid)
 
 
 def check_result(service: Service, job: Job, folder: Path) -> None:
@@ -93,7 +93,7 @@ def check_log(service: Service, job_id: str) -> None:
     lines = [json.loads(line) for line in service.workers.log.read_text().splitlines()]
     job_lines = [line for line in lines if line.get("job") == job_id]
     assert {"attempt.begun", "attempt.succeeded"} <= {line["event"] for line in job_lines}
-    (worker,) = {name for _, name in service.house.claims()}
+    (worker,) = {name for _, name in service.backend.claims()}
     assert {(line["attempt"], line["worker"], line["request_id"]) for line in job_lines} == {(1, worker, request)}
 
 
@@ -142,7 +142,7 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
         "attempt.resumed",
         "job.succeeded",
     ]
-    attempts = {key.split("/")[2] for key in service.house.storage.keys(f"jobs/{job_id}/")}
+    attempts = {key.split("/")[2] for key in service.backend.storage.keys(f"jobs/{job_id}/")}
     assert attempts == {"2"}
 
 
@@ -180,5 +180,5 @@ def check_cancelled(service: Service, worker: int) -> None:
     assert family
     assert service.client.cancel(job_id)["status"] == "cancelled"
     wait_for(lambda: not any(alive(process) for process in family), seconds=5)
-    wait_for(lambda: not service.house.storage.keys(f"jobs/{job_id}/"))
+    wait_for(lambda: not service.backend.storage.keys(f"jobs/{job_id}/"))
     assert alive(worker)

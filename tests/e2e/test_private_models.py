@@ -66,14 +66,14 @@ def visible_bytes(pid: int, scratch: Path) -> bytes:
 
 
 def tables(service: Service) -> str:
-    with service.house.sessions.begin() as session:
+    with service.backend.sessions.begin() as session:
         rows = [session.execute(text(f"SELECT t::text FROM {table} t")).scalars() for table in Base.metadata.tables]
         return "\n".join(row for each in rows for row in each)
 
 
 def broker_bytes(service: Service) -> bytes:
     """Read everything that the broker stores."""
-    with redis.Redis.from_url(str(service.house.settings.broker_url)) as client:
+    with redis.Redis.from_url(str(service.backend.settings.broker_url)) as client:
         return b"".join(client.dump(key) or b"" for key in client.scan_iter())
 
 
@@ -85,18 +85,18 @@ def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
     message = broker_bytes(service)
     assert b"seft" in message
     worker, visible = service.start_worker(), b""
-    scratch = service.house.settings.scratch
+    scratch = service.backend.settings.scratch
     deadline = time.monotonic() + 200
-    while not Status(service.house.job(job).status).final and time.monotonic() < deadline:
+    while not Status(service.backend.job(job).status).final and time.monotonic() < deadline:
         visible += visible_bytes(worker, scratch)
         time.sleep(0.2)
-    row = service.house.job(job)
+    row = service.backend.job(job)
     assert row.status == Status.SUCCEEDED, row.error
     assert b"worker.child" in visible
     assert f'"revision":"{COMMIT}"'.encode() in visible, "its job.json was read"
 
-    checkpoint = service.house.checkpoint(job)
-    report = json.loads(service.house.storage.read(checkpoint.prefix + "sparsity.json"))
+    checkpoint = service.backend.checkpoint(job)
+    report = json.loads(service.backend.storage.read(checkpoint.prefix + "sparsity.json"))
     base = report["facts"]["base"]
     assert (base["reference"], base["kind"], base["revision"]) == (MODEL, "hub", COMMIT)
     logs = "".join(path.read_text(errors="replace") for path in [service.workers.log, *tmp_path.rglob("log")])
@@ -112,7 +112,7 @@ def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
 
 def check_other_tenant_is_rejected(service: Service) -> None:
     """The API and the worker both reject the model for another tenant, even after the worker has just used it."""
-    with service.house.sessions.begin() as session:
+    with service.backend.sessions.begin() as session:
         _, secret = issue(session, "theirs", "tests", Scope.ADMIN)
     with Client(service.client.url, secret) as stranger:
         stranger.give_hub_token("hf_theirs")
@@ -121,7 +121,7 @@ def check_other_tenant_is_rejected(service: Service) -> None:
         with pytest.raises(ApiProblem) as caught:
             stranger.create_job(body)
         assert (caught.value.code, "PUT /hub-token" in str(caught.value)) == ("model_not_found", True)
-        with service.house.sessions.begin() as session:
+        with service.backend.sessions.begin() as session:
             spec = JobSpec.model_validate({**body, "revision": COMMIT})
             smuggled = jobs.create(session, "theirs", spec, None, "")[0].id
         last = list(stranger.watch(smuggled))[-1]

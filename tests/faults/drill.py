@@ -94,7 +94,9 @@ class Drill:
     def start_worker(self, **environment: str) -> None:
         log, command = self.folder / "workers.log", [sys.executable, "-m", "worker"]
         self.workers.append(
-            processes.spawn(command, log=log, orphaned=signal.SIGKILL, environment={**self.environment, **environment})
+            processes.spawn(
+                command, log=log, parent_death_signal=signal.SIGKILL, environment={**self.environment, **environment}
+            )
         )
 
     def end_workers(self) -> None:

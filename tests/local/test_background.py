@@ -1,4 +1,4 @@
-"""Laws of the whole stack in the background: it is found again, mends itself, and leaves nothing behind."""
+"""The stack in the background: it can be found, restarts what has ended, and leaves no process behind."""
 
 import os
 import re
@@ -29,17 +29,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def leashes() -> Iterator[ExitStack]:
-    with ExitStack() as leashes:
-        yield leashes
+def stacks() -> Iterator[ExitStack]:
+    with ExitStack() as stacks:
+        yield stacks
 
 
 @pytest.fixture
-def stack(folder: Path, leashes: ExitStack) -> Running:
-    """Started by the first test, and by the first one behind a test that ended it, under a proxy that leads nowhere."""
+def stack(folder: Path, stacks: ExitStack) -> Running:
+    """A running stack, started again if a test has ended it. The environment names a proxy that does not exist."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        return background.find(folder) or leashes.enter_context(background.leashed(folder))
+        return background.find(folder) or stacks.enter_context(background.attached(folder))
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -49,25 +49,25 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def members(folder: Path) -> list[int]:
-    """Process ids of everything that has a file of this stack's folder open, or its path in the environment."""
-    found = []
+    """Return the ids of processes with an open file of this stack's folder, or its path in their environment."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             files = [str(file.readlink()) for file in (process / "fd").iterdir()]
             named = str(folder).encode() in (process / "environ").read_bytes()
             if named or any(file.startswith(f"{folder}/") for file in files):
-                found.append(int(process.name))
-    return found
+                pids.append(int(process.name))
+    return pids
 
 
-def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def answers(stack: Running) -> bool:
+def is_ready(stack: Running) -> bool:
     try:
         return httpx2.get(f"{stack.url}/readyz").status_code == 200
     except httpx2.HTTPError:
@@ -94,13 +94,13 @@ def test_a_supervisor_is_found_while_it_opens_and_closes_files(tmp_path: Path) -
         lock.release()
 
 
-def test_up_says_how_to_reach_a_stack_that_runs(stack: Running, folder: Path) -> None:
+def test_up_prints_the_address_of_a_running_stack(stack: Running, folder: Path) -> None:
     result = command("up", "--folder", str(folder))
     assert result.returncode == 0
     assert f"export SEFT_URL={stack.url} SEFT_API_KEY={stack.api_key}" in result.stdout
 
 
-def test_a_script_uploads_and_is_refused_by_line(stack: Running, tmp_path: Path) -> None:
+def test_a_client_uploads_a_dataset_and_errors_name_the_line(stack: Running, tmp_path: Path) -> None:
     (good := tmp_path / "good.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     (bad := tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"txt": 3}\n')
     with Client(stack.url, stack.api_key) as client:
@@ -109,43 +109,43 @@ def test_a_script_uploads_and_is_refused_by_line(stack: Running, tmp_path: Path)
             client.upload_dataset(bad)
 
 
-def test_only_the_key_opens_the_door(stack: Running) -> None:
+def test_requests_need_the_api_key(stack: Running) -> None:
     with Client(stack.url, "seft_wrong") as client, pytest.raises(ApiProblem, match="unauthenticated"):
         list(client.jobs())
 
 
-def test_what_dies_is_started_again(stack: Running, folder: Path) -> None:
+def test_killed_programs_are_restarted(stack: Running, folder: Path) -> None:
     victims = [pid for pid in members(folder) if pid != stack.supervisor]
     assert len(victims) >= 5, "Postgres, Valkey, SeaweedFS, API, worker"
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: answers(stack))
+    wait_until(lambda: is_ready(stack))
     with Client(stack.url, stack.api_key) as client:
         assert list(client.jobs()) == []
 
 
 @pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_the_supervisor_and_all_comes_back(
-    stack: Running, folder: Path, leashes: ExitStack, last: signal.Signals
+def test_no_process_outlives_the_supervisor_and_a_new_stack_has_the_same_data(
+    stack: Running, folder: Path, stacks: ExitStack, last: signal.Signals
 ) -> None:
     os.kill(stack.supervisor, last)
-    # A process that closes files while it is looked at is not seen; the lock is what it holds to its end.
-    until(lambda: members(folder) == [] and FolderLock(folder).free())
+    # `members` can miss a process that is closing its files, so the lock is checked too.
+    wait_until(lambda: members(folder) == [] and FolderLock(folder).free())
     assert background.find(folder) is None
-    again = leashes.enter_context(background.leashed(folder))
+    again = stacks.enter_context(background.attached(folder))
     assert (again.url, again.api_key) == (stack.url, stack.api_key)
     with Client(again.url, again.api_key) as client:
         assert list(client.jobs()) == []
 
 
-def test_down_waits_until_the_last_process_is_gone(stack: Running, folder: Path) -> None:
+def test_down_waits_until_the_last_process_has_ended(stack: Running, folder: Path) -> None:
     result = command("down", "--folder", str(folder))
     assert (result.returncode, result.stdout) == (0, "stopped\n")
     assert members(folder) == []
-    assert command("down", "--folder", str(folder)).stdout == "nothing was running\n"
+    assert command("down", "--folder", str(folder)).stdout == "not running\n"
 
 
-def test_a_second_supervisor_is_refused_with_the_way_out(stack: Running, folder: Path) -> None:
+def test_a_second_supervisor_is_rejected(stack: Running, folder: Path) -> None:
     result = command("run", "--folder", str(folder))
     assert result.returncode == 2
     assert re.fullmatch(rf".* is in use by process {stack.supervisor}\. `make down` stops it\.\n", result.stderr)

@@ -1,4 +1,4 @@
-"""The demo counts by itself and lets nothing pass that is not as promised. Its whole way is run on a tiny model."""
+"""The demo counts zeros itself and rejects wrong results. One test runs all of it on a tiny model."""
 
 import json
 import re
@@ -10,14 +10,14 @@ import pytest
 
 from local import background, demo
 from local.processes import LocalError
-from local.zeros import Count, Seen, count_zeros, deflated
+from local.zeros import CheckpointStats, Count, count_zeros, deflated_size
 from seft.client.responses import Job
 
 ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
 
 
 def write_safetensors(path: Path, dtype: str = "BF16", **tensors: list[list[int]]) -> None:
-    """A file by the published layout, from rows of bit patterns."""
+    """Write a file in the published layout from rows of bit patterns."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     body = b""
     for name, rows in tensors.items():
@@ -34,46 +34,46 @@ def test_both_zeros_count_and_the_smallest_number_does_not(tmp_path: Path) -> No
     assert count_zeros(tmp_path / "a") == {"a": Count(1, 3, 1), "b": Count(3, 4, 2)}
 
 
-def test_another_dtype_is_refused(tmp_path: Path) -> None:
+def test_another_dtype_is_rejected(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "a", dtype="F16", a=[[1]])
     with pytest.raises(ValueError, match="a must be bfloat16; it is F16"):
         count_zeros(tmp_path / "a")
 
 
-def test_sparsity_may_be_off_by_less_than_one_weight_a_row() -> None:
-    assert Count(zeros=10 * 345, weights=5760, rows=10).is_near(0.6)
-    assert not Count(zeros=10 * 344, weights=5760, rows=10).is_near(0.6)
-    assert not Count(zeros=10 * 347, weights=5760, rows=10).is_near(0.6)
+def test_sparsity_may_differ_by_less_than_one_weight_per_row() -> None:
+    assert Count(zeros=10 * 345, weights=5760, rows=10).matches(0.6)
+    assert not Count(zeros=10 * 344, weights=5760, rows=10).matches(0.6)
+    assert not Count(zeros=10 * 347, weights=5760, rows=10).matches(0.6)
 
 
-def test_deflate_sees_the_zeros(tmp_path: Path) -> None:
+def test_zeros_make_the_deflated_file_smaller(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(1 << 20))
-    assert deflated(tmp_path / "zeros") < 1 << 14
+    assert deflated_size(tmp_path / "zeros") < 1 << 14
 
 
-def scored(**scores: float) -> Job:
+def job_with_scores(**scores: float) -> Job:
     return cast("Job", {"scores": scores})
 
 
 @pytest.mark.parametrize(
-    ("repaired", "zeros", "grown", "complaint"),
+    ("repaired", "zeros", "grown", "message"),
     [
         (21.0, 6, 1, "did not help"),
-        (15.0, 8, 1, r"1 layers are not 60% zeros, the first is a\.weight"),
+        (15.0, 8, 1, r"1 layers do not have 60% zeros\. The first is a\.weight"),
         (15.0, 6, 0, "did not evolve"),
     ],
 )
-def test_a_promise_that_was_not_kept_fails_the_demo(repaired: float, zeros: int, grown: int, complaint: str) -> None:
-    seen = Seen({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], grown, 20, 10)
-    with pytest.raises(LocalError, match=complaint):
-        demo.judge(scored(dense=10.0, pruned=20.0, repaired=repaired), seen)
+def test_a_wrong_result_fails_the_demo(repaired: float, zeros: int, grown: int, message: str) -> None:
+    stats = CheckpointStats({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], grown, 20, 10)
+    with pytest.raises(LocalError, match=message):
+        demo.require_success(job_with_scores(dense=10.0, pruned=20.0, repaired=repaired), stats)
 
 
-def test_the_demo_runs_from_the_upload_to_the_sentence(
+def test_the_demo_runs_from_the_upload_to_the_generated_text(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEFT_MODEL_ROOTS", json.dumps([str(tiny_folder.parent)]))
-    monkeypatch.setattr(demo, "gguf", lambda: tiny_folder / "model.safetensors")
+    monkeypatch.setattr(demo, "gguf_path", lambda: tiny_folder / "model.safetensors")
     spec = {
         "model": tiny_folder.name,
         "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
@@ -88,9 +88,9 @@ def test_the_demo_runs_from_the_upload_to_the_sentence(
         "evaluate": {"held_out": 0.1, "windows": 128, "tokens": 96},
     }
     monkeypatch.setattr(demo, "SPEC", {**demo.SPEC, **spec})
-    with background.leashed(tmp_path / "stack") as running:
+    with background.attached(tmp_path / "stack") as running:
         demo.demonstrate(running.url, running.api_key)
-    shown = capsys.readouterr().out
-    assert re.search(r"zeros in the pruned layers, 60% asked +(59|60)\.\d\d%", shown)
-    assert "every SHA-256 is right" in shown
-    assert demo.PROMPT in shown
+    output = capsys.readouterr().out
+    assert re.search(r"zeros in the pruned layers \(60% requested\) +(59|60)\.\d\d%", output)
+    assert "every SHA-256 is correct" in output
+    assert demo.PROMPT in output

@@ -1,4 +1,4 @@
-"""Laws of the embedded servers: they keep data, let nobody in without a password, and never outlive their owner."""
+"""The embedded servers: they keep their data, require a password, and end with their owner."""
 
 import os
 import re
@@ -17,7 +17,7 @@ import redis
 from botocore.exceptions import ClientError
 
 from local import servers as module
-from local.folder import LOOPBACK, FolderLock, kept_ports, port_of, reserve
+from local.folder import LOOPBACK, FolderLock, port_of, reserve, reserve_ports
 from local.processes import LocalError, children_of
 from local.servers import Servers
 
@@ -34,8 +34,8 @@ with Servers(Path(sys.argv[1])):
 """
 
 
-def owner_of(folder: Path) -> subprocess.Popen[bytes]:
-    """A process that has started servers in `folder` and waits."""
+def start_owner(folder: Path) -> subprocess.Popen[bytes]:
+    """Return a process that has started servers in `folder` and waits for a signal."""
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -46,7 +46,7 @@ def owner_of(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_until_free(folder: Path, seconds: float = 15) -> None:
-    """Until no process has the folder's lock open: every server of it is gone."""
+    """Wait until no process has the folder's lock open, so all of its servers have ended."""
     deadline = time.monotonic() + seconds
     while not FolderLock(folder).free():
         assert time.monotonic() < deadline, "a server outlived its owner"
@@ -76,7 +76,7 @@ def assert_kept(servers: Servers) -> None:
     assert s3(servers).get_object(Bucket="kept", Key="a/b")["Body"].read() == b"bytes"
 
 
-def test_data_and_addresses_survive_a_restart_and_a_power_cut(tmp_path: Path) -> None:
+def test_data_and_addresses_survive_a_restart_and_a_kill(tmp_path: Path) -> None:
     with Servers(tmp_path) as first:
         write(first)
         before = first.environment()
@@ -91,7 +91,7 @@ def test_data_and_addresses_survive_a_restart_and_a_power_cut(tmp_path: Path) ->
         assert second.environment() == before
 
 
-def test_data_survive_when_somebody_else_has_taken_the_ports(tmp_path: Path) -> None:
+def test_data_survive_if_other_processes_have_taken_the_ports(tmp_path: Path) -> None:
     with Servers(tmp_path) as first:
         write(first)
         ports = [server.port for server in first.all]
@@ -107,7 +107,7 @@ def test_data_survive_when_somebody_else_has_taken_the_ports(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("last", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_no_server_outlives_its_owner(tmp_path: Path, last: signal.Signals) -> None:
-    owner = owner_of(tmp_path)
+    owner = start_owner(tmp_path)
     owner.send_signal(last)
     owner.wait()
     wait_until_free(tmp_path)
@@ -115,14 +115,14 @@ def test_no_server_outlives_its_owner(tmp_path: Path, last: signal.Signals) -> N
         assert again.postgres.running
 
 
-def test_a_folder_has_one_owner_and_two_folders_live_side_by_side(tmp_path: Path, servers: Servers) -> None:
+def test_a_folder_has_one_owner_and_two_folders_run_in_parallel(tmp_path: Path, servers: Servers) -> None:
     with pytest.raises(LocalError, match=rf"in use by process {os.getpid()}.*make down"):
         Servers(servers.lock.folder).start()
     with Servers(tmp_path) as other:
         assert not set(other.environment().values()) & set(servers.environment().values()) - {"seft"}
 
 
-def test_wrong_passwords_are_refused(servers: Servers) -> None:
+def test_wrong_passwords_are_rejected(servers: Servers) -> None:
     wrong = "0" * 64
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(servers.postgres.url().replace(servers.postgres.secret, wrong))
@@ -149,20 +149,20 @@ def test_servers_listen_on_loopback_only(servers: Servers) -> None:
         assert addresses == {"0100007F"}, server.name
 
 
-def test_secrets_are_readable_by_their_owner_alone(servers: Servers) -> None:
+def test_secrets_are_readable_by_their_owner_only(servers: Servers) -> None:
     modes = {path.name: path.stat().st_mode & 0o077 for path in servers.lock.folder.glob("*/*") if path.is_file()}
     assert {modes[name] for name in ("secret", "conf", "keys.json", "options")} == {0}
     assert servers.lock.folder.stat().st_mode & 0o077 == 0
 
 
-def test_no_password_stands_in_a_command_line(servers: Servers) -> None:
+def test_no_command_line_contains_a_password(servers: Servers) -> None:
     secrets = re.compile("|".join([servers.postgres.secret, servers.valkey.secret, servers.storage.secret]))
     for server in servers.all:
         assert server.process is not None
         assert not secrets.search(Path(f"/proc/{server.process.pid}/cmdline").read_text())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to give up its rights")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change the user")
 def test_postgres_runs_where_user_namespaces_are_forbidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "without_root", module.as_nobody)
     hidden = tmp_path / "hidden"
@@ -176,51 +176,51 @@ def test_postgres_runs_where_user_namespaces_are_forbidden(tmp_path: Path, monke
         assert_kept(running)
 
 
-def test_a_killed_postgres_takes_its_children_along(servers: Servers) -> None:
+def test_the_children_of_a_killed_postgres_end(servers: Servers) -> None:
     assert servers.postgres.process is not None
-    family = children_of(servers.postgres.process.pid)
-    assert family
+    children = children_of(servers.postgres.process.pid)
+    assert children
     servers.postgres.kill()
     try:
         deadline = time.monotonic() + 15
-        while any(map(lives, family)):
+        while any(map(alive, children)):
             assert time.monotonic() < deadline, "a child outlived its postmaster"
             time.sleep(0.05)
     finally:
         servers.postgres.start()
 
 
-def lives(pid: int) -> bool:
-    """Neither gone nor a zombie."""
+def alive(pid: int) -> bool:
+    """Return whether the process exists and is not a zombie."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_a_port_that_somebody_took_is_chosen_anew_and_the_others_stay(tmp_path: Path) -> None:
-    before = released(kept_ports(tmp_path, ("a", "b")))
+def test_a_taken_port_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    before = release(reserve_ports(tmp_path, ("a", "b")))
     with socket.create_server((LOOPBACK, before["a"])):
-        after = released(kept_ports(tmp_path, ("a", "b")))
+        after = release(reserve_ports(tmp_path, ("a", "b")))
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
 
 
-def test_a_reserved_port_is_nobodys_but_a_servers(tmp_path: Path) -> None:
-    ports = kept_ports(tmp_path, ("a", "b"))
+def test_only_a_server_can_use_a_reserved_port(tmp_path: Path) -> None:
+    ports = reserve_ports(tmp_path, ("a", "b"))
     numbers = {name: port_of(reservation) for name, reservation in ports.items()}
     assert not any(map(reserve, numbers.values()))
     with socket.create_server((LOOPBACK, numbers["a"])) as server:
         assert not reserve(numbers["a"], returning=True)
         with socket.create_connection((LOOPBACK, numbers["a"])):
             server.accept()[0].close()
-    assert released(ports) == numbers
-    assert not reserve(numbers["a"]), "the connection is still dying"
-    assert released(kept_ports(tmp_path, ("a", "b"))) == numbers
+    assert release(ports) == numbers
+    assert not reserve(numbers["a"]), "the connection is still in TIME_WAIT"
+    assert release(reserve_ports(tmp_path, ("a", "b"))) == numbers
 
 
-def released(ports: dict[str, socket.socket]) -> dict[str, int]:
-    """The numbers of ports that are given back."""
+def release(ports: dict[str, socket.socket]) -> dict[str, int]:
+    """Release reserved ports and return their numbers."""
     numbers = {name: port_of(reservation) for name, reservation in ports.items()}
     for reservation in ports.values():
         reservation.close()

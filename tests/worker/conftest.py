@@ -1,4 +1,4 @@
-"""A house for worker tests: settings with short times, a dataset, jobs in the table."""
+"""Fixtures for worker tests: a backend with short times, jobs, worker processes."""
 
 import hashlib
 import json
@@ -33,8 +33,8 @@ TENANT = "default"
 
 
 @dataclass(frozen=True)
-class House:
-    """One service's settings, database and storage, with what tests ask of them."""
+class Backend:
+    """The settings, database and storage of one service, and helpers for tests."""
 
     settings: Settings
     sessions: sessionmaker[Session]
@@ -60,9 +60,9 @@ class House:
         return file_id
 
     def add_job(self, dataset: str, **spec: Any) -> str:
-        asked = JobSpec.model_validate({"model": "tiny", "sparsity": 0.6, "dataset": dataset, **spec})
+        job_spec = JobSpec.model_validate({"model": "tiny", "sparsity": 0.6, "dataset": dataset, **spec})
         with self.sessions.begin() as session:
-            return jobs.create(session, TENANT, asked, None, "")[0].id
+            return jobs.create(session, TENANT, job_spec, None, "")[0].id
 
     def claim(self) -> Attempt:
         with self.sessions.begin() as session:
@@ -74,21 +74,21 @@ class House:
         with self.sessions.begin() as session:
             return session.get_one(Job, job_id)
 
-    def ask(self, wish: Callable[[Session, str, str], Job], job_id: str) -> None:
+    def request(self, action: Callable[[Session, str, str], Job], job_id: str) -> None:
         with self.sessions.begin() as session:
-            wish(session, TENANT, job_id)
+            action(session, TENANT, job_id)
 
     def events(self, job_id: str) -> list[str]:
         with self.sessions.begin() as session:
             query = select(JobEvent.type).where(JobEvent.job_id == job_id).order_by(JobEvent.id)
             return list(session.scalars(query))
 
-    def told(self, job_id: str) -> list[JobEvent]:
+    def event_rows(self, job_id: str) -> list[JobEvent]:
         with self.sessions.begin() as session:
             return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id)))
 
     def claims(self) -> list[tuple[str, str]]:
-        """(job, worker) of every claim."""
+        """Return (job, worker) of every claim."""
         with self.sessions.begin() as session:
             query = select(JobEvent).where(JobEvent.type == "job.claimed").order_by(JobEvent.id)
             return [(event.job_id, event.data["worker"]) for event in session.scalars(query)]
@@ -104,7 +104,7 @@ class House:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process with this id exists and is no zombie."""
+    """Return whether a process with this id exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -112,20 +112,20 @@ def alive(pid: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """Of all threads of a process."""
+    """Return the child processes of all threads of a process."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     return [int(child) for children in lists for child in children.split()]
 
 
-def wait_for(truth: Callable[[], object], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not truth():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.02)
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """The environment in which a process reads these settings."""
+    """Return the environment variables of these settings."""
     values = {name: getattr(settings, name) for name in Settings.model_fields}
     secrets = {name: value.get_secret_value() for name, value in values.items() if isinstance(value, SecretStr)}
     lists = {
@@ -136,27 +136,27 @@ def variables(settings: Settings) -> dict[str, str]:
 
 
 class Workers:
-    """Worker processes of one house. What is left of them at the end is killed."""
+    """Starts worker processes of a backend."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, house: House, *command: str) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **variables(house.settings)}
-        spawned = processes.spawn(
-            [sys.executable, "-m", *command], log=self.log, orphaned=signal.SIGKILL, environment=environment
+    def start(self, backend: Backend, *command: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **variables(backend.settings)}
+        process = processes.spawn(
+            [sys.executable, "-m", *command], log=self.log, parent_death_signal=signal.SIGKILL, environment=environment
         )
-        self.started.append(spawned)
-        return spawned
+        self.processes.append(process)
+        return process
 
 
 @pytest.fixture
 def workers(tmp_path: Path, settings: Settings) -> Iterator[Workers]:
-    """Starts worker processes; their log is shown when the test fails."""
+    """Starts worker processes and kills them at the end. Their log is shown if the test fails."""
     workers = Workers(tmp_path / "workers.log")
     yield workers
-    for process in workers.started:
+    for process in workers.processes:
         process.kill()
         process.wait()
     if workers.log.exists():
@@ -164,15 +164,15 @@ def workers(tmp_path: Path, settings: Settings) -> Iterator[Workers]:
 
 
 @pytest.fixture
-def open_house() -> Iterator[Callable[[Settings], House]]:
-    """Makes a house for settings; its connections are closed at the end."""
+def open_backend() -> Iterator[Callable[[Settings], Backend]]:
+    """Creates backends from settings and closes their connections at the end."""
     engines: list[Engine] = []
 
-    def make(settings: Settings) -> House:
+    def make(settings: Settings) -> Backend:
         engines.append(engine := make_engine(settings))
         storage = Storage(settings)
         storage.ensure_bucket()
-        return House(settings, make_sessions(engine), storage)
+        return Backend(settings, make_sessions(engine), storage)
 
     yield make
     for engine in engines:
@@ -180,24 +180,24 @@ def open_house() -> Iterator[Callable[[Settings], House]]:
 
 
 @pytest.fixture
-def house(settings: Settings, open_house: Callable[[Settings], House]) -> House:
-    """A house in which everything happens soon."""
-    soon = {"lease_seconds": 3, "heartbeat_seconds": 0.3, "sweep_seconds": 0.5, "checkpoint_seconds": 0.5}
-    return open_house(settings.model_copy(update=soon))
+def backend(settings: Settings, open_backend: Callable[[Settings], Backend]) -> Backend:
+    """A backend with short times."""
+    times = {"lease_seconds": 3, "heartbeat_seconds": 0.3, "sweep_seconds": 0.5, "checkpoint_seconds": 0.5}
+    return open_backend(settings.model_copy(update=times))
 
 
-def supervisor(house: House, scenario: str, draining: threading.Event | None = None) -> Supervisor:
+def supervisor(backend: Backend, scenario: str, draining: threading.Event | None = None) -> Supervisor:
     return Supervisor(
-        house.claim(),
-        house.sessions,
-        house.storage,
-        house.settings,
+        backend.claim(),
+        backend.sessions,
+        backend.storage,
+        backend.settings,
         draining=draining or threading.Event(),
         training=(sys.executable, "-m", "tests.worker.stand_in", scenario),
     )
 
 
 @pytest.fixture
-def job_id(house: House) -> str:
+def job_id(backend: Backend) -> str:
     """A queued job."""
-    return house.add_job(house.add_dataset(["one", "two"]))
+    return backend.add_job(backend.add_dataset(["one", "two"]))

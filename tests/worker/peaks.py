@@ -1,7 +1,6 @@
-"""`python -m tests.worker.peaks FOLDER`: do the job in the folder as the training process does, and print what it held.
+"""`python -m tests.worker.peaks FOLDER`: run the job in the folder and print the peak memory of each phase as JSON.
 
-What is counted is the memory that is nobody else's (RssAnon), of the process and of those that it starts, every few
-milliseconds; printed is the most of it in each phase.
+The memory is the private memory (RssAnon) of the process and its children, sampled every few milliseconds.
 """
 
 import json
@@ -15,11 +14,11 @@ from core.states import Phase
 from worker.pipeline import Pipeline
 from worker.protocol import Message, Progressed, Task
 
-PAUSE = 0.003
+SAMPLE_SECONDS = 0.003
 
 
-def held(pid: int) -> int:
-    """Bytes of a process; none when it is gone."""
+def private_bytes(pid: int) -> int:
+    """Return the private memory of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -27,34 +26,36 @@ def held(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def together() -> int:
-    """Of this process and its children, whichever of its threads started them."""
+def total_bytes() -> int:
+    """Return the private memory of this process and of the children of all its threads."""
     lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    return held(os.getpid()) + sum(held(int(child)) for children in lists for child in children.split())
+    return private_bytes(os.getpid()) + sum(
+        private_bytes(int(child)) for children in lists for child in children.split()
+    )
 
 
 def main(folder: Path) -> None:
-    """See the module."""
+    """Run the job and print the peaks."""
     peaks, phase, over = dict[Phase, int](), Phase.LOADING, False
 
-    def hear(message: Message) -> None:
+    def record(message: Message) -> None:
         nonlocal phase
         if isinstance(message, Progressed):
             phase = message.phase
 
-    def watch() -> None:
+    def sample() -> None:
         while not over:
             now = phase
-            peaks[now] = max(peaks.get(now, 0), together())
-            time.sleep(PAUSE)
+            peaks[now] = max(peaks.get(now, 0), total_bytes())
+            time.sleep(SAMPLE_SECONDS)
 
-    watcher = Thread(target=watch)
-    watcher.start()
+    sampler = Thread(target=sample)
+    sampler.start()
     try:
-        Pipeline(folder, Task.read(folder), hear, lambda: False).run()
+        Pipeline(folder, Task.read(folder), record, lambda: False).run()
     finally:
         over = True
-        watcher.join()
+        sampler.join()
     sys.stdout.write(json.dumps(peaks))
 
 

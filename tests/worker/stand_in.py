@@ -1,6 +1,6 @@
-"""A process that speaks the protocol of the training process and trains nothing: what it does, the scenario says.
+"""A fake training process: it follows the protocol of the real one, but runs a scripted scenario and trains nothing.
 
-`python -m tests.worker.stand_in SCENARIO FOLDER PIPE OWNER`. Real pipes, real files, real signals; no torch.
+`python -m tests.worker.stand_in SCENARIO FOLDER PIPE PARENT`. Pipes, files and signals are real; there is no torch.
 """
 
 import os
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from core.states import Phase
+from worker.parent_death import exit_with_parent
 from worker.protocol import (
     ENOUGH,
     RESULT,
@@ -31,7 +32,6 @@ from worker.protocol import (
     TopologyEvolved,
     encode,
 )
-from worker.tether import tether
 from worker.transfers import hash_file
 
 
@@ -82,15 +82,15 @@ class StandIn:
         time.sleep(0.3)
         self.finish()
 
-    def refuse_the_state(self) -> None:
+    def reject_the_state(self) -> None:
         if self.task.resume is None:
             self.report()
             self.succeed_when_resumed()
-        self.say(Refused(message="it is of other software"))
+        self.say(Refused(message="the state was written by other software"))
         self.evolve(1)
         self.say(Measured(step=1, values={"loss": 3.0}))
         self.save(1, run="r1")
-        self.wait_until_taken(1)
+        self.wait_until_stored(1)
         sys.exit("power cut")
 
     def succeed_when_resumed(self) -> None:
@@ -98,7 +98,7 @@ class StandIn:
             self.save(0, pruned="p", run="r0")
             self.save(3, run="r3")
             self.evolve(3, 6)
-            self.wait_until_taken(3)
+            self.wait_until_stored(3)
             sys.exit("power cut")
         state = {path.name: path.read_text() for path in (self.folder / STATE).iterdir()}
         assert state == {"pruned": "p", "run": "r3"}, state
@@ -110,7 +110,7 @@ class StandIn:
         self.save(3, pruned="p", run="r3")
         time.sleep(60)
 
-    def forge(self) -> None:
+    def write_invalid_manifest(self) -> None:
         (self.folder / RESULT).mkdir()
         (self.folder / RESULT / "manifest.json").write_text("no manifest")
         self.say(Finished(step=3, scores={}, measured={}))
@@ -120,30 +120,30 @@ class StandIn:
         sys.stderr.flush()
         os._exit(7)
 
-    def refuse(self) -> None:
+    def fail_with_user_error(self) -> None:
         self.say(Failed(user_error=True, code="not_enough_text", message="Give more text."))
 
-    def babble(self) -> None:
+    def write_garbage(self) -> None:
         os.write(self.pipe, b"hello\n")
         time.sleep(60)
 
     def hang_with_child(self) -> None:
-        """Deaf to SIGTERM, with a process of its own that is deaf to everything but SIGKILL."""
+        """Ignore SIGTERM, as does the process that it starts; only SIGKILL ends them."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (self.folder / "pids.new").write_text(f"{os.getpid()} {other.pid}")
-        (self.folder / "pids.new").rename(self.folder / "pids")  # whoever finds it reads all of it
+        (self.folder / "pids.new").rename(self.folder / "pids")  # atomic: a reader finds all of it
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
         time.sleep(60)
 
-    def save_when_told(self) -> None:
+    def save_when_asked(self) -> None:
         if self.task.resume == 5:
             self.finish()
             return
-        told: list[int] = []
-        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+        signals: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
-        while not told:
+        while not signals:
             time.sleep(0.02)
         self.save(5, pruned="p", run="r5")
         self.say(Stopped())
@@ -164,7 +164,7 @@ class StandIn:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
         self.say(Failed(user_error=True, code="out_of_memory", message="CUDA out of memory."))
 
-    def stop_when_told(self) -> None:
+    def stop_when_asked(self) -> None:
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
         while not (self.folder / ENOUGH).exists():
             time.sleep(0.02)
@@ -174,13 +174,13 @@ class StandIn:
         self.save(0, run="r0")
         time.sleep(60)
 
-    def wait_until_taken(self, step: int) -> None:
+    def wait_until_stored(self, step: int) -> None:
         while (self.folder / RESUME / str(step)).exists():
             time.sleep(0.02)
 
 
-def main(scenario: str, folder: str, pipe: str, owner: str) -> None:
-    tether(int(owner))
+def main(scenario: str, folder: str, pipe: str, parent: str) -> None:
+    exit_with_parent(int(parent))
     (Path(folder) / "environment").write_text("\n".join(os.environ))
     getattr(StandIn(Path(folder), int(pipe)), scenario)()
 

@@ -1,4 +1,4 @@
-"""`python -m tests.worker.stand_in_worker SCENARIO`: a real worker whose training process is the stand-in."""
+"""`python -m tests.worker.stand_in_worker SCENARIO`: a real worker with the fake training process."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a backup keeps of a service whose job is half done, and that an empty service made of it ends the job."""
+"""A backup of a service with an unfinished job: a service restored from it finishes the job."""
 
 import signal
 import subprocess
@@ -14,34 +14,34 @@ from core.infra.storage import Storage
 from core.settings import Settings
 from core.states import Status
 from local.servers import Servers
-from tests.worker.conftest import House, Workers, wait_for
+from tests.worker.conftest import Backend, Workers, wait_for
 from tests.worker.test_workers import STAND_IN
 
 
-def test_an_empty_service_made_of_a_backup_ends_the_job_that_was_half_done(
-    house: House,
+def test_a_restored_service_finishes_an_unfinished_job(
+    backend: Backend,
     workers: Workers,
     servers: Servers,
-    open_house: Callable[[Settings], House],
+    open_backend: Callable[[Settings], Backend],
     tmp_path: Path,
 ) -> None:
-    job = house.add_job(house.add_dataset(["one", "two"]))
-    first = workers.start(house, STAND_IN, "report_and_save")
-    wait_for(lambda: house.job(job).resume)
-    assert bucket_backup.save(house.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"
-    dump(servers, house.settings, tmp_path / "database")
-    assert bucket_backup.save(house.storage, tmp_path / "bucket") == 0, "it was all there"
+    job = backend.add_job(backend.add_dataset(["one", "two"]))
+    first = workers.start(backend, STAND_IN, "report_and_save")
+    wait_for(lambda: backend.job(job).resume)
+    assert bucket_backup.save(backend.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"
+    dump(servers, backend.settings, tmp_path / "database")
+    assert bucket_backup.save(backend.storage, tmp_path / "bucket") == 0, "everything is in the backup already"
     first.send_signal(signal.SIGKILL)
 
     url = servers.postgres.url("restored")
-    restored = house.settings.model_copy(update={"database_url": PostgresDsn(url), "s3_bucket": "restored"})
+    restored = backend.settings.model_copy(update={"database_url": PostgresDsn(url), "s3_bucket": "restored"})
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE restored")
     restore(servers, restored, tmp_path / "database")
     with pytest.raises(subprocess.CalledProcessError):
         restore(servers, restored, tmp_path / "database")
     assert bucket_backup.load(Storage(restored), tmp_path / "bucket") == 3
-    second = open_house(restored)
+    second = open_backend(restored)
     workers.start(second, STAND_IN, "succeed_when_resumed")
     wait_for(lambda: Status(second.job(job).status).final)
     assert (second.job(job).status, second.job(job).attempt) == (Status.SUCCEEDED, 2)
@@ -50,7 +50,7 @@ def test_an_empty_service_made_of_a_backup_ends_the_job_that_was_half_done(
 
 
 def dump(servers: Servers, settings: Settings, file: Path) -> None:
-    """As deploy/backup.sh does it."""
+    """Dump the database as deploy/backup.sh does."""
     pg_dump = str(servers.postgres.binaries / "pg_dump")
     with file.open("wb") as output:
         subprocess.run([pg_dump, "--format=custom", str(settings.database_url)], stdout=output, check=True)
@@ -58,5 +58,5 @@ def dump(servers: Servers, settings: Settings, file: Path) -> None:
 
 def restore(servers: Servers, settings: Settings, file: Path) -> None:
     pg_restore = str(servers.postgres.binaries / "pg_restore")
-    words = ["--single-transaction", "--exit-on-error", f"--dbname={settings.database_url}", str(file)]
-    subprocess.run([pg_restore, *words], check=True)
+    options = ["--single-transaction", "--exit-on-error", f"--dbname={settings.database_url}", str(file)]
+    subprocess.run([pg_restore, *options], check=True)

@@ -1,4 +1,4 @@
-"""Objects that no row names go; what is named, on its way or another one's stays."""
+"""Objects without a row are deleted; objects with a row, new ones and those of other services stay."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,89 +16,89 @@ from core.infra import queue
 from core.infra.storage import Storage, StoredObject
 from core.jobs import attempts
 from seft.data.records import Format
-from tests.worker.conftest import TENANT, House
+from tests.worker.conftest import TENANT, Backend
 from worker import cleanup
 from worker.sweep import Sweep
 
 
 class Aged(Storage):
-    """All its objects were written so long before they were."""
+    """Reports all objects as older than they are, by `age`."""
 
     age = timedelta(days=2)
 
     def pages(self, prefix: str) -> Iterator[list[StoredObject]]:
         for page in super().pages(prefix):
-            yield [replace(found, modified=found.modified - self.age) for found in page]
+            yield [replace(item, modified=item.modified - self.age) for item in page]
 
     def modified(self, key: str) -> datetime | None:
-        found = super().modified(key)
-        return found and found - self.age
+        modified = super().modified(key)
+        return modified and modified - self.age
 
 
 @pytest.fixture
-def aged(house: House) -> Aged:
-    """Older than a day, and younger than the database."""
-    with house.sessions.begin() as session:
+def aged(backend: Backend) -> Aged:
+    """A storage whose objects are older than a day and newer than the database."""
+    with backend.sessions.begin() as session:
         keys.issue(session, TENANT, "first", Scope.ADMIN)
         session.execute(text("UPDATE api_keys SET created_at = now() - interval '3 days'"))
-    return Aged(house.settings)
+    return Aged(backend.settings)
 
 
-def test_of_jobs_only_what_is_running_saved_or_published_stays(house: House, job_id: str) -> None:
-    released = house.claim()
+def test_objects_of_jobs_stay_only_if_running_saved_or_published(backend: Backend, job_id: str) -> None:
+    released = backend.claim()
     saved = {"step": 4, "files": [{"name": "run", "key": f"jobs/{job_id}/1/resume/4/run", "size": 1}]}
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         attempts.save_resume(session, released, saved)
         attempts.release(session, released)
-    running = house.claim()
-    other = house.add_job(house.add_dataset(["three", "four"]))
-    published = house.claim()
+    running = backend.claim()
+    other = backend.add_job(backend.add_dataset(["three", "four"]))
+    published = backend.claim()
     assert published.job_id == other
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         attempts.publish(
             session, published, step=1, prefix=f"jobs/{other}/1/result/", sha256="0", files=[], scores={}, measured={}
         )
-    kept = [
+    needed = [
         f"jobs/{job_id}/1/resume/4/run",
         f"jobs/{job_id}/{running.number}/resume/8/run",
         f"jobs/{other}/1/result/manifest.json",
         f"jobs/{ids.new('job')}/1/result/manifest.json",
     ]
-    gone = [
+    unreferenced = [
         f"jobs/{job_id}/1/resume/3/run",
         f"jobs/{job_id}/1/result/manifest.json",
         f"jobs/{job_id}/{running.number + 1}/run",
         f"jobs/{other}/1/resume/0/run",
         f"jobs/{other}/2/result/manifest.json",
     ]
-    for key in kept + gone:
-        house.storage.put(key, b"1")
-    assert cleanup.delete_unreferenced(house.sessions, house.storage) == len(gone)
-    assert house.storage.keys("jobs/") == sorted(kept)
+    for key in needed + unreferenced:
+        backend.storage.put(key, b"1")
+    assert cleanup.delete_unreferenced(backend.sessions, backend.storage) == len(unreferenced)
+    assert backend.storage.keys("jobs/") == sorted(needed)
 
 
-def test_an_object_of_which_nothing_is_known_is_left_for_a_day_and_where_it_is_another_databases(
-    house: House, job_id: str, aged: Aged
+def test_an_unknown_object_is_kept_for_a_day_and_if_older_than_the_database(
+    backend: Backend, job_id: str, aged: Aged
 ) -> None:
-    named = house.storage.keys("datasets/")
-    strange = ["datasets/strange.jsonl", f"jobs/{ids.new('job')}/1/run"]
-    for key in strange:
-        house.storage.put(key, b"1")
-    assert cleanup.delete_unreferenced(house.sessions, house.storage) == 0, "they are new"
+    referenced = backend.storage.keys("datasets/")
+    unknown = ["datasets/unknown.jsonl", f"jobs/{ids.new('job')}/1/run"]
+    for key in unknown:
+        backend.storage.put(key, b"1")
+    assert cleanup.delete_unreferenced(backend.sessions, backend.storage) == 0, "they are new"
     aged.age = timedelta(days=4)
-    assert cleanup.delete_unreferenced(house.sessions, aged) == 0, "they are older than the first key"
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == 0, "they are older than the first key"
     aged.age = timedelta(days=2)
-    assert cleanup.delete_unreferenced(house.sessions, aged) == 2
-    assert house.storage.keys("") == named
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == 2
+    assert backend.storage.keys("") == referenced
 
 
-def test_the_sweep_lets_go_of_what_has_expired_with_all_its_objects(house: House, job_id: str, aged: Aged) -> None:
+def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_id: str, aged: Aged) -> None:
     prefix = f"jobs/{job_id}/1/result/"
-    house.storage.put(f"{prefix}manifest.json", b"1")
-    with house.sessions.begin() as session:
+    backend.storage.put(f"{prefix}manifest.json", b"1")
+    with backend.sessions.begin() as session:
         attempts.publish(
             session,
-            attempts.claim(session, "w", 60) or pytest.fail("no job waits"),
+            attempts.claim(session, "w", 60) or pytest.fail("no job is waiting"),
             step=1,
             prefix=prefix,
             sha256="0",
@@ -113,28 +113,28 @@ def test_the_sweep_lets_go_of_what_has_expired_with_all_its_objects(house: House
             "checkpoints SET expires_at = now()",
         ):
             session.execute(text(f"UPDATE {change}"))
-    kept = house.storage.keys("datasets/")[0]
-    with house.sessions.begin() as session:
-        other = datasets.Content(kept.split("/")[1].split(".")[0], 30, 2, Format.TEXT)
+    key = backend.storage.keys("datasets/")[0]
+    with backend.sessions.begin() as session:
+        other = datasets.Content(key.split("/")[1].split(".")[0], 30, 2, Format.TEXT)
         datasets.add(session, "theirs", "same.jsonl", other)
-    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, aged)
-    sweep.tidy()
-    assert house.storage.keys("") == [kept], "another tenant's dataset is the same object"
-    assert house.events(job_id)[-1] == "checkpoint.expired"
-    with house.sessions.begin() as session:
+    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, aged)
+    sweep.expire()
+    assert backend.storage.keys("") == [key], "another tenant's dataset is the same object"
+    assert backend.events(job_id)[-1] == "checkpoint.expired"
+    with backend.sessions.begin() as session:
         session.execute(text("UPDATE datasets SET deleted_at = now()"))
-    sweep.tidy()
-    assert house.storage.keys("") == [kept], "it was done a moment ago"
-    with house.sessions.begin() as session:
+    sweep.expire()
+    assert backend.storage.keys("") == [key], "the sweep did this a moment ago"
+    with backend.sessions.begin() as session:
         session.execute(text("UPDATE chores SET done_at = now() - interval '1 day'"))
-    sweep.tidy()
-    assert house.storage.keys("") == []
+    sweep.expire()
+    assert backend.storage.keys("") == []
 
 
-def test_an_upload_gets_its_row_only_while_its_object_is_there(house: House) -> None:
+def test_an_upload_gets_its_row_only_if_its_object_exists(backend: Backend) -> None:
     content = datasets.Content("1" * 64, 30, 2, Format.TEXT)
-    with house.sessions.begin() as session, pytest.raises(ProblemError, match="Send it again"):
-        datasets.require_stored(session, house.storage, content)
-    house.storage.put(content.object_key, b"1")
-    with house.sessions.begin() as session:
-        datasets.require_stored(session, house.storage, content)
+    with backend.sessions.begin() as session, pytest.raises(ProblemError, match="Send it again"):
+        datasets.require_stored(session, backend.storage, content)
+    backend.storage.put(content.object_key, b"1")
+    with backend.sessions.begin() as session:
+        datasets.require_stored(session, backend.storage, content)

@@ -1,4 +1,4 @@
-"""Room on the disk."""
+"""Free disk space."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from worker import disk_space
 
 
-def test_a_job_waits_for_room_for_all_that_it_writes_and_not_for_the_shortfall(tmp_path: Path) -> None:
+def test_a_job_waits_for_space_for_everything_that_it_writes(tmp_path: Path) -> None:
     (tmp_path / "half").write_bytes(bytes(1000))
     needed = shutil.disk_usage(tmp_path).total
     with pytest.raises(disk_space.NoDiskSpaceError) as caught:
@@ -17,6 +17,6 @@ def test_a_job_waits_for_room_for_all_that_it_writes_and_not_for_the_shortfall(t
     assert disk_space.required_space(tmp_path, needed) == needed + 1000 + disk_space.RESERVE_BYTES
 
 
-def test_a_job_whose_demand_nobody_knows_waits_for_more_room_than_there_was(tmp_path: Path) -> None:
+def test_a_job_with_unknown_needs_waits_for_more_space_than_there_was(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    assert disk_space.required_space(tmp_path, None) > free - (16 << 20)  # others write meanwhile
+    assert disk_space.required_space(tmp_path, None) > free - (16 << 20)  # other processes write meanwhile

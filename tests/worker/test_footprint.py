@@ -1,4 +1,4 @@
-"""What a job is expected to hold is what its process holds, on a model large enough for that to be more than itself."""
+"""The memory estimate of a job matches its process, on a model that needs more memory than the process itself."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from worker.process import _environment
 from worker.protocol import DATA, Task
 
 CUDA_BUILD_BYTES = 130_000_000
-"""What `PROCESS_BYTES` says that it leaves out."""
+"""The part of a CUDA build that `PROCESS_BYTES` does not include."""
 SPEC = JobSpec.model_validate(
     {
         "model": "model",
@@ -53,7 +53,9 @@ def write_model(folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Path, tiny_texts: list[str]) -> None:
+def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
+    tmp_path: Path, tiny_texts: list[str]
+) -> None:
     import torch
 
     write_model(tmp_path / "model")
@@ -71,22 +73,22 @@ def test_every_phase_holds_what_was_expected_within_fifteen_percent(tmp_path: Pa
         micro_batch=None,
     ).write(job)
     command = [sys.executable, "-m", "tests.worker.peaks", str(job)]
-    done = subprocess.run(
+    result = subprocess.run(
         command, env=_environment(), stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[2]
     )
-    held = json.loads(done.stdout)
+    peaks = json.loads(result.stdout)
     source = find("model", roots=[tmp_path])
     expected = memory_by_phase(read_dimensions(source, shapes(source)), SPEC)
     if torch.version.cuda:
-        for phase in held:
-            held[phase] -= CUDA_BUILD_BYTES * (2 if phase == Phase.EXPORTING else 1)
-    told = {phase: (held[phase] // 10**6, each.combined // 10**6) for phase, each in expected.items()}
+        for phase in peaks:
+            peaks[phase] -= CUDA_BUILD_BYTES * (2 if phase == Phase.EXPORTING else 1)
+    comparison = {phase: (peaks[phase] // 10**6, each.combined // 10**6) for phase, each in expected.items()}
     for phase, each in expected.items():
-        assert each.combined == pytest.approx(held[phase], rel=0.15), told
-    # The process itself is a good part of that. In training its tensors are the larger one, and as near.
-    process = held[Phase.LOADING] - expected[Phase.LOADING].device
-    tensors = held[Phase.TRAINING] - process
+        assert each.combined == pytest.approx(peaks[phase], rel=0.15), comparison
+    # In training, the tensors take more memory than the process itself. Their estimate must be as exact.
+    process = peaks[Phase.LOADING] - expected[Phase.LOADING].device
+    tensors = peaks[Phase.TRAINING] - process
     assert tensors > process
-    assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), told
-    written = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
-    assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(written, rel=0.01)
+    assert expected[Phase.TRAINING].combined - PROCESS_BYTES == pytest.approx(tensors, rel=0.15), comparison
+    size = sum(path.stat().st_size for path in (job / "result").glob("*.safetensors"))
+    assert 2 * read_dimensions(source, shapes(source)).parameters == pytest.approx(size, rel=0.01)

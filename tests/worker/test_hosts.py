@@ -1,4 +1,4 @@
-"""Workers on machines of their own: network namespaces, one of which is cut off so that no packet comes through."""
+"""Workers on separate hosts (network namespaces), one of which is disconnected from the network."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from core.settings import Settings
 from core.states import Status
 from local import processes
 from tests.faults.proxy import Proxy
-from tests.worker.conftest import House, alive, children_of, variables, wait_for
+from tests.worker.conftest import Backend, alive, children_of, variables, wait_for
 from tests.worker.test_workers import STAND_IN
 
 needs_root = pytest.mark.skipif(
@@ -25,25 +25,25 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
 
 
 class Host:
-    """A machine that reaches the servers by a cable of its own, at this end of which forwarders wait."""
+    """A network namespace that reaches the servers through a veth pair and forwarders at this end of it."""
 
     def __init__(self, number: int, settings: Settings, log: Path, stack: ExitStack) -> None:
         self.name, self.cable, self.log = f"seft-{os.getpid()}-{number}", f"seft{os.getpid()}-{number}"[:15], log
         here, self.address = f"10.197.{number}.1", f"10.197.{number}.2"
-        self.mend()  # what a run that was killed has left
-        stack.callback(self.mend)
+        self.reconnect()  # a killed run may have left the route
+        stack.callback(self.reconnect)
         ip("netns", "add", self.name)
         stack.callback(ip, "netns", "delete", self.name)
         ip("link", "add", self.cable, "type", "veth", "peer", "name", "cable", "netns", self.name)
         ip("address", "add", f"{here}/30", "dev", self.cable)
         ip("link", "set", self.cable, "up")
-        for words in (("address", "add", f"{self.address}/30", "dev", "cable"), ("link", "set", "cable", "up")):
-            ip("-netns", self.name, *words)
+        for arguments in (("address", "add", f"{self.address}/30", "dev", "cable"), ("link", "set", "cable", "up")):
+            ip("-netns", self.name, *arguments)
         database, broker = make_url(str(settings.database_url)), make_url(str(settings.broker_url))
         storage = make_url(settings.s3_endpoint)
         ports = {}
@@ -52,32 +52,32 @@ class Host:
             wire = Proxy(server.port, here)
             stack.callback(wire.close)
             ports[server] = wire.port
-        moved = {server: server.set(host=here, port=port) for server, port in ports.items()}
+        forwarded = {server: server.set(host=here, port=port) for server, port in ports.items()}
         self.environment = {
             **os.environ,
             **variables(settings),
-            "SEFT_DATABASE_URL": moved[database].render_as_string(hide_password=False),
-            "SEFT_BROKER_URL": moved[broker].render_as_string(hide_password=False),
-            "SEFT_S3_ENDPOINT": moved[storage].render_as_string(),
+            "SEFT_DATABASE_URL": forwarded[database].render_as_string(hide_password=False),
+            "SEFT_BROKER_URL": forwarded[broker].render_as_string(hide_password=False),
+            "SEFT_S3_ENDPOINT": forwarded[storage].render_as_string(),
         }
 
     def start_worker(self, scenario: str, stack: ExitStack) -> int:
         worker = processes.spawn(
             [sys.executable, "-m", STAND_IN, scenario],
             log=self.log,
-            orphaned=signal.SIGKILL,
+            parent_death_signal=signal.SIGKILL,
             prefix=("ip", "netns", "exec", self.name),
             environment=self.environment,
         )
         stack.callback(processes.kill, worker)
         return worker.pid
 
-    def cut(self) -> None:
-        """Nothing is heard from the servers any more, not even that they are not there."""
+    def disconnect(self) -> None:
+        """Drop all packets, so that the host gets neither answers nor errors."""
         ip("route", "add", "blackhole", self.address)
 
-    def mend(self) -> None:
-        """Nothing happens where it is not cut off."""
+    def reconnect(self) -> None:
+        """Undo `disconnect`. Idempotent."""
         ip("route", "flush", "type", "blackhole", "exact", self.address)
 
 
@@ -88,24 +88,24 @@ def stack() -> Iterator[ExitStack]:
 
 
 @needs_root
-def test_a_host_that_is_cut_off_loses_its_job_to_another_and_comes_back(
-    house: House, tmp_path: Path, stack: ExitStack
+def test_a_disconnected_host_loses_its_job_and_works_again_when_reconnected(
+    backend: Backend, tmp_path: Path, stack: ExitStack
 ) -> None:
-    settings = house.settings
+    settings = backend.settings
     first, second = (Host(number, settings, tmp_path / "log", stack) for number in (1, 2))
-    job = house.add_job(house.add_dataset(["one", "two"]))
+    job = backend.add_job(backend.add_dataset(["one", "two"]))
     worker = first.start_worker("hang_with_child", stack)
-    wait_for(lambda: house.job(job).progress == 0.5, seconds=120)
-    family = children_of(worker)
-    first.cut()
+    wait_for(lambda: backend.job(job).progress == 0.5, seconds=120)
+    children = children_of(worker)
+    first.disconnect()
     other = second.start_worker("succeed_slowly", stack)
-    wait_for(lambda: Status(house.job(job).status).final, seconds=120)
-    assert (house.job(job).status, house.job(job).attempt) == (Status.SUCCEEDED, 2)
-    wait_for(lambda: not any(map(alive, family)), seconds=120)
-    before = house.job(job).updated_at
+    wait_for(lambda: Status(backend.job(job).status).final, seconds=120)
+    assert (backend.job(job).status, backend.job(job).attempt) == (Status.SUCCEEDED, 2)
+    wait_for(lambda: not any(map(alive, children)), seconds=120)
+    before = backend.job(job).updated_at
     os.kill(other, signal.SIGKILL)
-    first.mend()
-    further = house.add_job(house.add_dataset(["three", "four"]))
-    wait_for(lambda: house.job(further).progress == 0.5, seconds=120)
-    assert len({name for _, name in house.claims()}) == 2
-    assert house.job(job).updated_at == before
+    first.reconnect()
+    further = backend.add_job(backend.add_dataset(["three", "four"]))
+    wait_for(lambda: backend.job(further).progress == 0.5, seconds=120)
+    assert len({name for _, name in backend.claims()}) == 2
+    assert backend.job(job).updated_at == before

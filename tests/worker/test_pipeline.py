@@ -1,11 +1,11 @@
-"""A job as the training process does it: what it says, and that an interruption changes no byte of the result."""
+"""A job in the training process: which messages it sends, and that an interruption does not change the result."""
 
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -47,33 +47,35 @@ SPEC: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
+def _restore_torch_settings() -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
 
 
+T = TypeVar("T")
+
+
 class Run:
-    """One run in a folder of its own, and all that it said."""
+    """One run in a folder of its own, and the messages that it sent."""
 
     def __init__(
         self,
         folder: Path,
         models: Path,
         texts: Sequence[str | dict[str, Any]],
-        resume: int | None = None,
         micro_batch: int | None = None,
         **spec: object,
     ) -> None:
-        self.folder, self.said = folder, list[Message]()
+        self.folder, self.messages = folder, list[Message]()
         folder.mkdir()
         records = [{"text": text} if isinstance(text, str) else text for text in texts]
         (folder / DATA).write_text("".join(json.dumps(record) + "\n" for record in records))
         self.task = Task(
             spec=JobSpec.model_validate({**SPEC, **spec}),
             dataset_sha256="0" * 64,
-            resume=resume,
+            resume=None,
             model_roots=[models],
             device="cpu",
             threads=1,
@@ -81,231 +83,217 @@ class Run:
             micro_batch=micro_batch,
         )
 
-    def go(self, stopping: Callable[[], bool] = lambda: False) -> "Run":
-        Pipeline(self.folder, self.task, self.said.append, stopping).run()
+    def resume_from(self, other: "Run", step: int) -> "Run":
+        """Give this run the state that another one saved at a step, as the worker does for the next attempt."""
+        for name in dict.fromkeys(("0", str(step))):
+            shutil.copytree(other.folder / RESUME / name, self.folder / STATE, dirs_exist_ok=True)
+        self.task = self.task.model_copy(update={"resume": step})
+        return self
+
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> "Run":
+        Pipeline(self.folder, self.task, self.messages.append, stopping).run()
+        return self
+
+    def run_until(self, step: int) -> "Run":
+        """Run, and request a stop after this many training steps."""
+        with pytest.raises(Cancelled):
+            self.run(stopping=lambda: len(self.of_type(Measured)) == step)
         return self
 
     def manifest(self) -> bytes:
         return (self.folder / RESULT / "manifest.json").read_bytes()
 
-    def all(self, kind: type[Message]) -> list[Message]:
-        return [message for message in self.said if isinstance(message, kind)]
+    def of_type(self, kind: type[T]) -> list[T]:
+        return [message for message in self.messages if isinstance(message, kind)]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Run:
-    return Run(tmp_path_factory.mktemp("runs") / "undisturbed", tiny_folder.parent, tiny_texts[:40]).go()
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Run:
+    return Run(tmp_path_factory.mktemp("runs") / "uninterrupted", tiny_folder.parent, tiny_texts[:40]).run()
 
 
-def test_a_run_says_where_it_is_and_what_it_found(undisturbed: Run) -> None:
-    progress = [message.progress for message in undisturbed.said if isinstance(message, Progressed)]
+def test_a_run_reports_its_progress_and_its_measurements(uninterrupted: Run) -> None:
+    progress = [message.progress for message in uninterrupted.of_type(Progressed)]
     assert progress == sorted(progress)
-    assert [message.step for message in undisturbed.said if isinstance(message, Measured)] == list(range(1, 9))
-    assert undisturbed.all(Saved) == [Saved(step=0)], "the folder of the first state was never taken away"
-    result = undisturbed.said[-1]
+    assert [message.step for message in uninterrupted.of_type(Measured)] == list(range(1, 9))
+    assert uninterrupted.of_type(Saved) == [Saved(step=0)], (
+        "a further state is not saved until the first one is removed"
+    )
+    result = uninterrupted.messages[-1]
     assert isinstance(result, Finished)
     assert set(result.scores) == {"dense", "pruned", "repaired"}
     assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=0.01)
     assert result.measured["grown_zeros"] > 0
 
 
-def test_events_of_the_topology_are_told_for_each_layer_and_their_sums_are_in_the_metrics(undisturbed: Run) -> None:
-    told = [message for message in undisturbed.said if isinstance(message, TopologyEvolved)]
-    rows = {message.step: message.values for message in undisturbed.said if isinstance(message, Measured)}
-    assert [event.step for event in told] == [1, 3, 6]
-    for event in told:
+def test_topology_updates_are_reported_per_layer_and_their_sums_are_in_the_metrics(uninterrupted: Run) -> None:
+    updates = uninterrupted.of_type(TopologyEvolved)
+    rows = {message.step: message.values for message in uninterrupted.of_type(Measured)}
+    assert [event.step for event in updates] == [1, 3, 6]
+    for event in updates:
         assert len(event.layers) == 28
         for name in ("dropped", "grown", "reactivated", "pruned"):
             total = sum(getattr(layer, name) for layer in event.layers.values())
             assert getattr(event, name) == rows[event.step][name] == total
-    assert told[0].reactivated > 0
-    assert len({layer.reactivated for layer in told[0].layers.values()}) > 1
-    every = {"loss", "learning_rate", "tokens_per_second", "memory_bytes"}
-    assert all(set(rows[step]) == every for step in (2, 4, 5, 7, 8))
-    assert all(1e8 < values["memory_bytes"] < 1e11 for values in rows.values()), "of a process with torch, in bytes"
+    assert updates[0].reactivated > 0
+    assert len({layer.reactivated for layer in updates[0].layers.values()}) > 1
+    names = {"loss", "learning_rate", "tokens_per_second", "memory_bytes"}
+    assert all(set(rows[step]) == names for step in (2, 4, 5, 7, 8))
+    assert all(1e8 < values["memory_bytes"] < 1e11 for values in rows.values()), (
+        "bytes of a process that has loaded torch"
+    )
 
 
-def test_a_run_that_was_stopped_and_taken_up_ends_in_the_same_bytes(
-    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+def test_an_interrupted_and_resumed_run_gives_the_same_bytes(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
-    with pytest.raises(Cancelled):
-        first.go(stopping=lambda: len(first.all(Measured)) == 4)
-    assert first.all(Saved) == [Saved(step=0), Saved(step=4)]
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4)
-    for step in ("0", "4"):
-        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
-    second.go()
-    assert second.all(Scored)[0] == first.all(Scored)[-1]
-    assert second.manifest() == undisturbed.manifest()
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
+    assert first.of_type(Saved) == [Saved(step=0), Saved(step=4)]
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40]).resume_from(first, 4).run()
+    assert second.of_type(Scored)[0] == first.of_type(Scored)[-1]
+    assert second.manifest() == uninterrupted.manifest()
 
 
-def test_a_state_that_other_software_left_costs_its_steps_and_not_the_job(
-    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_state_of_other_software_restarts_training_and_does_not_fail_the_job(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
     with monkeypatch.context() as older:
-        older.setattr(state, "FORMAT_VERSION", state.FORMAT_VERSION - 1)
-        with pytest.raises(Cancelled):
-            first.go(stopping=lambda: len(first.all(Measured)) == 4)
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4)
-    for step in ("0", "4"):
-        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
-    second.go()
-    (refused,) = second.all(Refused)
-    assert "must have the kind of this repair" in refused.message  # type: ignore[union-attr]
-    assert [message.step for message in second.said if isinstance(message, Measured)] == list(range(1, 9))
-    assert not any(message.phase == Phase.PRUNING for message in second.said if isinstance(message, Progressed))
-    assert second.manifest() == undisturbed.manifest()
+        older.setattr(state, "KIND", state.FORMAT_VERSION - 1)
+        first.run_until(4)
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40]).resume_from(first, 4).run()
+    (refused,) = second.of_type(Refused)
+    assert "must have the kind of this repair" in refused.message
+    assert [message.step for message in second.of_type(Measured)] == list(range(1, 9))
+    assert not any(message.phase == Phase.PRUNING for message in second.of_type(Progressed))
+    assert second.manifest() == uninterrupted.manifest()
 
 
-def test_a_stopped_run_whose_steps_are_lost_takes_them_again(
+def test_a_run_that_was_stopped_early_and_lost_its_steps_repeats_them(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     first, second, third = (Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40]) for name in "abc")
     (first.folder / ENOUGH).write_text("4")
-    result, repair, stopped_at = stopped(first.go())
+    result, repair, stopped_at = early_stop(first.run())
     assert (result.step, repair is None, stopped_at) == (4, False, 4)
     (second.folder / ENOUGH).write_text("4")
-    with pytest.raises(Cancelled):
-        second.go(stopping=lambda: len(second.all(Measured)) == 2)
-    third.task = third.task.model_copy(update={"resume": 0})
-    shutil.copytree(second.folder / RESUME / "0", third.folder / STATE)
+    third.resume_from(second.run_until(2), 0)
     (third.folder / ENOUGH).write_text("4")
-    assert third.go().manifest() == first.manifest()
+    assert third.run().manifest() == first.manifest()
 
 
-def test_a_run_goes_on_with_another_micro_batch_and_learns_the_same(
-    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+def test_a_run_resumes_with_another_micro_batch_and_has_the_same_losses(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
-    with pytest.raises(Cancelled):
-        first.go(stopping=lambda: len(first.all(Measured)) == 4)
-    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], resume=4, micro_batch=2)
-    for step in ("0", "4"):
-        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
-    second.go()
-    losses = [[message.values["loss"] for message in run.all(Measured)[-4:]] for run in (undisturbed, second)]  # type: ignore[union-attr]
+    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
+    second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], micro_batch=2).resume_from(first, 4).run()
+    losses = [[message.values["loss"] for message in run.of_type(Measured)[-4:]] for run in (uninterrupted, second)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.disk_space.RESERVE_BYTES", 1 << 62)
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
-    with pytest.raises(NoDiskSpaceError, match="bytes are to be written") as caught:
-        run.go()
+    with pytest.raises(NoDiskSpaceError, match=r"The job needs \d+ bytes") as caught:
+        run.run()
     assert caught.value.needed > 0
-    assert not run.all(Saved)
+    assert not run.of_type(Saved)
 
 
-def test_a_run_that_gets_worse_ends_early_with_its_best_state_and_so_does_one_that_was_interrupted(
+def test_a_run_that_gets_worse_ends_early_with_its_best_state_even_if_interrupted(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     repair = {**SPEC["repair"], "learning_rate": 0.3, "evaluate_interval": 2, "patience": 1}
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair).go()
-    rows = {message.step: message.values for message in run.said if isinstance(message, Measured)}
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair).run()
+    rows = {message.step: message.values for message in run.of_type(Measured)}
     losses = {step: values["held_out_loss"] for step, values in rows.items() if "held_out_loss" in values}
-    facts, result = Record.read(run.folder / RESULT).facts, run.said[-1]
+    facts, result = Record.read(run.folder / RESULT).facts, run.messages[-1]
     assert isinstance(result, Finished)
     assert facts.stopped_at == result.step == max(losses) == max(rows) < 8
     assert facts.kept_at == min(losses, key=losses.__getitem__) == facts.stopped_at - 2
     assert result.scores["repaired"] == pytest.approx(math.exp(losses[facts.kept_at]), rel=0.02)
-    said = (run.folder / RESULT / "README.md").read_text()
-    assert f"in {facts.stopped_at} of 8 steps" in said
-    assert f"The state after step {facts.kept_at} did best" in said
+    card = (run.folder / RESULT / "README.md").read_text()
+    assert f"in {facts.stopped_at} of 8 steps" in card
+    assert f"The state after step {facts.kept_at} did best" in card
     for stop in (1, facts.stopped_at - 1, facts.stopped_at):
-        first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
-        with pytest.raises(Cancelled):
-            first.go(stopping=lambda run=first, stop=stop: len(run.all(Measured)) == stop)  # type: ignore[misc]
-        second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:40], resume=stop, repair=repair)
-        for step in ("0", str(stop)):
-            shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
-        assert second.go().manifest() == run.manifest()
+        first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair).run_until(stop)
+        second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
+        assert second.resume_from(first, stop).run().manifest() == run.manifest()
 
 
-def stopped(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:
-    """The result of a run that was told that it is enough, and what its checkpoint says of its repair."""
-    result, facts = run.said[-1], Record.read(run.folder / RESULT).facts
+def early_stop(run: Run) -> tuple[Finished, RepairConfig | None, int | None]:
+    """Return the result of a run that was stopped early, and the repair and the step that its checkpoint records."""
+    result, facts = run.messages[-1], Record.read(run.folder / RESULT).facts
     assert isinstance(result, Finished)
     return result, facts.repair, facts.stopped_at
 
 
-def test_a_run_that_is_told_to_stop_judges_and_exports_what_it_has(
-    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
 
-    def never() -> bool:
-        if len(run.all(Measured)) == 4:
+    def stop_training_early() -> bool:
+        if len(run.of_type(Measured)) == 4:
             (run.folder / ENOUGH).write_text("0")
         return False
 
     shutil.rmtree(run.folder / RESUME, ignore_errors=True)
-    run.go(stopping=never)
-    result, repair, stopped_at = stopped(run)
+    run.run(stopping=stop_training_early)
+    result, repair, stopped_at = early_stop(run)
     assert (result.step, stopped_at) == (4, 4)
     assert repair is not None
     assert set(result.scores) == {"dense", "pruned", "repaired"}
     assert "4 of 8 steps" in (run.folder / RESULT / "README.md").read_text()
-    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40])
-    with pytest.raises(Cancelled):
-        again.go(stopping=lambda: len(again.all(Measured)) == 4)
-    resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40], resume=4)
-    for step in ("0", "4"):
-        shutil.copytree(again.folder / RESUME / step, resumed.folder / STATE, dirs_exist_ok=True)
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40]).run_until(4)
+    resumed = Run(tmp_path / "resumed", tiny_folder.parent, tiny_texts[:40]).resume_from(again, 4)
     (resumed.folder / ENOUGH).write_text("4")
-    assert resumed.go().manifest() == run.manifest() != undisturbed.manifest()
+    assert resumed.run().manifest() == run.manifest() != uninterrupted.manifest()
 
 
-def test_a_run_that_is_told_to_stop_before_its_first_step_publishes_the_pruned_model(
+def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
     (run.folder / ENOUGH).write_text("0")
-    result, repair, stopped_at = stopped(run.go())
+    result, repair, stopped_at = early_stop(run.run())
     assert (result.step, repair, stopped_at) == (0, None, None)
     assert set(result.scores) == {"dense", "pruned"}
 
 
-def test_completions_and_a_teacher_are_learnt_from_and_taken_up_as_texts_are(
+def test_training_on_completions_with_a_teacher_resumes_to_the_same_bytes(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     pairs = [{"prompt": text[:40], "completion": text[40:90]} for text in tiny_texts[:40]]
     repair = {**SPEC["repair"], "distill_weight": 0.5, "hidden_weight": 0.5}
-    whole = Run(tmp_path / "whole", tiny_folder.parent, pairs, repair=repair).go()
+    whole = Run(tmp_path / "whole", tiny_folder.parent, pairs, repair=repair).run()
     teacher = Record.read(whole.folder / RESULT).facts.teacher
     assert teacher is not None
     assert teacher.reference == "tiny"
     assert "learning from `tiny` too" in (whole.folder / RESULT / "README.md").read_text()
-    first = Run(tmp_path / "first", tiny_folder.parent, pairs, repair=repair)
-    with pytest.raises(Cancelled):
-        first.go(stopping=lambda: len(first.all(Measured)) == 4)
-    second = Run(tmp_path / "second", tiny_folder.parent, pairs, resume=4, repair=repair)
-    for step in ("0", "4"):
-        shutil.copytree(first.folder / RESUME / step, second.folder / STATE, dirs_exist_ok=True)
-    assert second.go().manifest() == whole.manifest()
+    first = Run(tmp_path / "first", tiny_folder.parent, pairs, repair=repair).run_until(4)
+    second = Run(tmp_path / "second", tiny_folder.parent, pairs, repair=repair).resume_from(first, 4)
+    assert second.run().manifest() == whole.manifest()
 
 
-def test_blocks_are_reconstructed_once_and_the_state_holds_what_came_of_it(
-    undisturbed: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+def test_blocks_are_reconstructed_once_and_the_state_contains_the_result(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     prune = {**SPEC["prune"], "reconstruct_epochs": 2, "reconstruct_learning_rate": 1e-3}
-    whole = Run(tmp_path / "whole", tiny_folder.parent, tiny_texts[:40], prune=prune).go()
-    phases = list(dict.fromkeys(each.phase for each in whole.said if isinstance(each, Progressed)))
+    whole = Run(tmp_path / "whole", tiny_folder.parent, tiny_texts[:40], prune=prune).run()
+    phases = list(dict.fromkeys(each.phase for each in whole.of_type(Progressed)))
     assert [*map(str, phases)] == ["loading", "evaluating", "pruning", "reconstructing", "training", "exporting"]
-    scores = [run.said[-1].scores["pruned"] for run in (whole, undisturbed)]  # type: ignore[union-attr]
+    scores = [run.messages[-1].scores["pruned"] for run in (whole, uninterrupted)]  # type: ignore[union-attr]
     assert scores[0] != scores[1]
-    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40], prune=prune, resume=0)
-    shutil.copytree(whole.folder / RESUME / "0", again.folder / STATE)
-    again.go()
-    assert not [each for each in again.said if isinstance(each, Progressed) and each.phase == "reconstructing"]
+    again = Run(tmp_path / "again", tiny_folder.parent, tiny_texts[:40], prune=prune).resume_from(whole, 0).run()
+    assert not [each for each in again.of_type(Progressed) if each.phase == "reconstructing"]
     assert again.manifest() == whole.manifest()
     assert "by wanda with reconstruction" in (whole.folder / RESULT / "README.md").read_text()
 
 
-def test_a_conversation_for_a_model_without_chat_template_is_refused_before_the_weights_are_read(
+def test_a_conversation_for_a_model_without_chat_template_is_rejected_before_the_weights_are_read(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
     models = tmp_path / "models"
@@ -316,20 +304,20 @@ def test_a_conversation_for_a_model_without_chat_template_is_refused_before_the_
         for word in ("one", "two")
     ]
     with pytest.raises(ConfigError, match="must have a chat template"):
-        Run(tmp_path / "run", models, chats).go()
+        Run(tmp_path / "run", models, chats).run()
 
 
-def test_a_text_that_is_too_short_is_refused_before_the_weights_are_read(
+def test_a_text_that_is_too_short_is_rejected_before_the_weights_are_read(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     models = tmp_path / "models"
     shutil.copytree(tiny_folder, models / "tiny")
     (models / "tiny" / "model.safetensors").write_bytes(b"none")
     with pytest.raises(DataError, match="must fill one window"):
-        Run(tmp_path / "run", models, ["a few words", "and some others"]).go()
+        Run(tmp_path / "run", models, ["a few words", "and some others"]).run()
 
 
-def test_a_job_that_only_prunes_is_judged_twice_and_trains_nothing(
+def test_a_job_that_only_prunes_is_evaluated_twice_and_trains_nothing(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
     run = Run(
@@ -338,17 +326,19 @@ def test_a_job_that_only_prunes_is_judged_twice_and_trains_nothing(
         tiny_texts[:40],
         prune={"method": "magnitude"},
         repair={"method": "none"},
-    ).go()
-    result = run.said[-1]
+    ).run()
+    result = run.messages[-1]
     assert isinstance(result, Finished)
     assert set(result.scores) == {"dense", "pruned"}
     assert result.measured["grown_zeros"] == 0
-    assert not run.all(Measured)
+    assert not run.of_type(Measured)
 
 
-def test_a_job_in_a_pattern_evolves_within_it(tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], sparsity=0.5, pattern="2:4").go()
-    result = run.said[-1]
+def test_the_topology_of_a_pattern_job_evolves_within_the_pattern(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], sparsity=0.5, pattern="2:4").run()
+    result = run.messages[-1]
     assert isinstance(result, Finished)
     assert result.measured["grown_zeros"] > 0
     for name, tensor in load_file(run.folder / RESULT / "model.safetensors").items():

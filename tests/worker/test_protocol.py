@@ -1,9 +1,9 @@
-"""What worker and training process say to each other survives the way, to the last bit."""
+"""Messages between worker and training process are decoded without any loss."""
 
 import pytest
 
 from core.states import Phase
-from worker.meter import WHOLE, Stage, progress, stages
+from worker.meter import ALL_STAGES, Stage, progress, stages
 from worker.protocol import (
     Failed,
     Finished,
@@ -41,7 +41,7 @@ MESSAGES: list[Message] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.type)
-def test_a_message_is_one_line_and_comes_back_equal(message: Message) -> None:
+def test_a_message_is_one_line_and_is_decoded_to_an_equal_message(message: Message) -> None:
     line = encode(message)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
@@ -49,13 +49,13 @@ def test_a_message_is_one_line_and_comes_back_equal(message: Message) -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"hello\n", b'{"type": "saved"}\n', b'{"type": "other"}\n', b"\xff\n"])
-def test_a_line_that_is_no_message_is_refused(line: bytes) -> None:
+def test_a_line_that_is_not_a_message_is_rejected(line: bytes) -> None:
     with pytest.raises(ValueError, match="validation error"):
         decode(line)
 
 
-@pytest.mark.parametrize("stages", [WHOLE, stages(reconstructs=False, repairs=False)])
-def test_progress_never_falls_and_ends_at_one(stages: tuple[Stage, ...]) -> None:
-    seen = [progress(stages, stage, share) for stage in stages for share in (0.0, 0.5, 1.0)]
-    assert seen == sorted(seen)
-    assert (seen[0], seen[-1]) == (0.0, 1.0)
+@pytest.mark.parametrize("stages", [ALL_STAGES, stages(reconstructs=False, repairs=False)])
+def test_progress_never_decreases_and_ends_at_one(stages: tuple[Stage, ...]) -> None:
+    values = [progress(stages, stage, fraction) for stage in stages for fraction in (0.0, 0.5, 1.0)]
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""A job that repairs what another one has published."""
+"""A job whose model is the checkpoint of another job."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.tables import Json
 from seft.checkpoint.facts import Record
-from tests.worker.conftest import House
+from tests.worker.conftest import Backend
 from worker.files import MANIFEST, Files
 from worker.pipeline import Pipeline
 from worker.protocol import RESULT, Finished, Message, Task
@@ -21,47 +21,49 @@ SPEC: dict[str, Any] = {
 }
 
 
-def publish(house: House, attempt: Attempt, folder: Path) -> None:
-    """The files of a folder as what the attempt has published."""
+def publish(backend: Backend, attempt: Attempt, folder: Path) -> None:
+    """Publish the files of a folder as the result of an attempt."""
     prefix = f"jobs/{attempt.job_id}/{attempt.number}/result/"
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     for path in paths:
-        house.storage.upload(path, prefix + path.name)
+        backend.storage.upload(path, prefix + path.name)
     files: list[Json] = [{"name": path.name, "size": path.stat().st_size, "sha256": hash_file(path)} for path in paths]
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         attempts.publish(
             session, attempt, step=0, prefix=prefix, sha256=files[0]["sha256"], files=files, scores={}, measured={}
         )
 
 
-def run(house: House, attempt: Attempt) -> tuple[Path, Finished]:
-    """The attempt's work, from its files to its checkpoint."""
-    transfers = Transfers(Storage(house.settings), lambda _: None)
-    files, said = Files(attempt, house.settings, transfers), list[Message]()
+def run(backend: Backend, attempt: Attempt) -> tuple[Path, Finished]:
+    """Run the pipeline of an attempt; return the folder of its checkpoint and its final message."""
+    transfers = Transfers(Storage(backend.settings), lambda _: None)
+    files, messages = Files(attempt, backend.settings, transfers), list[Message]()
     files.fetch()
-    Pipeline(files.folder, Task.read(files.folder), said.append, lambda: False).run()
+    Pipeline(files.folder, Task.read(files.folder), messages.append, lambda: False).run()
     transfers.close(lambda: None, 10)
-    assert isinstance(said[-1], Finished)
-    return files.folder / RESULT, said[-1]
+    assert isinstance(messages[-1], Finished)
+    return files.folder / RESULT, messages[-1]
 
 
-def test_a_result_is_pruned_further_and_its_zeros_stay(house: House, tiny_folder: Path, tiny_texts: list[str]) -> None:
+def test_a_checkpoint_is_pruned_further_and_its_zeros_stay(
+    backend: Backend, tiny_folder: Path, tiny_texts: list[str]
+) -> None:
     from safetensors.torch import load_file
 
-    house = House(
-        house.settings.model_copy(update={"model_roots": [tiny_folder.parent]}), house.sessions, house.storage
+    backend = Backend(
+        backend.settings.model_copy(update={"model_roots": [tiny_folder.parent]}), backend.sessions, backend.storage
     )
-    dataset = house.add_dataset(tiny_texts[:40])
-    first = house.add_job(dataset, **SPEC, sparsity=0.4)
-    attempt = house.claim()
+    dataset = backend.add_dataset(tiny_texts[:40])
+    first = backend.add_job(dataset, **SPEC, sparsity=0.4)
+    attempt = backend.claim()
     assert (attempt.job_id, attempt.model_files) == (first, [])
-    folder, finished = run(house, attempt)
-    publish(house, attempt, folder)
-    second = house.add_job(dataset, **SPEC, model=first, sparsity=0.7)
-    attempt = house.claim()
+    folder, finished = run(backend, attempt)
+    publish(backend, attempt, folder)
+    second = backend.add_job(dataset, **SPEC, model=first, sparsity=0.7)
+    attempt = backend.claim()
     assert attempt.job_id == second
     assert MANIFEST in {file["name"] for file in attempt.model_files}
-    further, again = run(house, attempt)
+    further, again = run(backend, attempt)
     assert Record.read(further).facts.base.reference == first
     assert again.scores["dense"] == finished.scores["pruned"]
     assert again.measured["linears"]["share"] > 0.69

@@ -1,4 +1,4 @@
-"""The sweep of a worker: jobs set aside for want of room go on, and a step that fails keeps no other from its turn."""
+"""The sweep of a worker: it resumes jobs that waited for space, and a failing step does not prevent the others."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,49 +14,49 @@ from core.infra.storage import Storage
 from core.jobs import recovery
 from core.states import Reason, Status
 from core.tables import Job
-from tests.worker.conftest import House, supervisor
+from tests.worker.conftest import Backend, supervisor
 from worker.disk_space import RESERVE_BYTES
 from worker.sweep import Sweep
 
 
-def test_a_full_disk_pauses_the_job_until_there_is_room(house: House, job_id: str) -> None:
+def test_a_full_disk_pauses_the_job_until_there_is_space(backend: Backend, job_id: str) -> None:
     missing = 1 << 20
-    supervisor(house, "fill_the_disk").run()
-    job = house.job(job_id)
+    supervisor(backend, "fill_the_disk").run()
+    job = backend.job(job_id)
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.DISK_FULL)
     assert job.reason["needs"] >= missing + (1 << 16) + RESERVE_BYTES
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         assert recovery.resume_waiting_for_space(session, Reason.DISK_FULL, replace(UNLIMITED, disk=missing)) == []
         assert recovery.resume_waiting_for_space(session, Reason.STORAGE_FULL, UNLIMITED) == []
-    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, house.storage)
+    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
     sweep.resume_waiting_for_space()
-    assert house.job(job_id).status == Status.QUEUED
-    supervisor(house, "succeed").run()
-    assert house.job(job_id).status == Status.SUCCEEDED
-    assert house.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
+    assert backend.job(job_id).status == Status.QUEUED
+    supervisor(backend, "succeed").run()
+    assert backend.job(job_id).status == Status.SUCCEEDED
+    assert backend.events(job_id)[1:5] == ["job.claimed", "job.released", "job.paused", "job.resumed"]
 
 
-def test_a_step_of_the_sweep_that_fails_keeps_no_other_from_being_taken(house: House, job_id: str) -> None:
-    class Lame(Sweep):
+def test_a_failing_step_of_the_sweep_does_not_prevent_the_others(backend: Backend, job_id: str) -> None:
+    class Failing(Sweep):
         def requeue_lost(self) -> None:
             raise RuntimeError("It fails in every round.")
 
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         session.execute(update(Job).values(notified_at=None))
-    app = queue.make_app(house.settings)
-    Lame("worker-1", house.settings, app, house.sessions, house.storage).sweep_once()
-    with redis.Redis.from_url(str(house.settings.broker_url)) as client:
+    app = queue.make_app(backend.settings)
+    Failing("worker-1", backend.settings, app, backend.sessions, backend.storage).sweep_once()
+    with redis.Redis.from_url(str(backend.settings.broker_url)) as client:
         assert client.llen("seft") == 1
 
 
-def test_a_bucket_that_is_away_takes_nothing(house: House) -> None:
-    away = Storage(house.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
-    sweep = Sweep("worker-1", house.settings, queue.make_app(house.settings), house.sessions, away)
-    assert not sweep._storage_takes()
+def test_an_unreachable_bucket_accepts_no_writes(backend: Backend) -> None:
+    unreachable = Storage(backend.settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, unreachable)
+    assert not sweep._storage_accepts_writes()
 
 
-def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House, job_id: str) -> None:
+def test_a_full_bucket_pauses_the_job_until_it_accepts_objects(backend: Backend, job_id: str) -> None:
     class Full(Storage):
         def upload(self, source: Path | BinaryIO, key: str) -> None:
             raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 507}}, "PutObject")  # type: ignore[typeddict-item]
@@ -64,13 +64,13 @@ def test_a_full_bucket_pauses_the_job_until_it_takes_objects_again(house: House,
         def put(self, key: str, content: bytes) -> None:
             raise ClientError({}, "PutObject")
 
-    full = Full(house.settings)
-    supervisor(House(house.settings, house.sessions, full), "succeed").run()
-    job = house.job(job_id)
+    full = Full(backend.settings)
+    supervisor(Backend(backend.settings, backend.sessions, full), "succeed").run()
+    job = backend.job(job_id)
     assert job.reason is not None
     assert (job.status, job.failures, job.reason["code"]) == (Status.PAUSED, 0, Reason.STORAGE_FULL)
-    for storage, status in ((full, Status.PAUSED), (house.storage, Status.QUEUED)):
+    for storage, status in ((full, Status.PAUSED), (backend.storage, Status.QUEUED)):
         Sweep(
-            "worker-1", house.settings, queue.make_app(house.settings), house.sessions, storage
+            "worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, storage
         ).resume_waiting_for_space()
-        assert house.job(job_id).status == status
+        assert backend.job(job_id).status == status

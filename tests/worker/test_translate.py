@@ -1,4 +1,4 @@
-"""What a request asks for reaches the library, all of it. That the ranges agree is a test of `seft.config`."""
+"""Every option of a request reaches the library. The tests of `seft.config` check that the ranges agree."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ REPAIR: dict[str, Any] = {
 }
 
 
-def asked(**more: Any) -> JobSpec:
+def job_spec(**more: Any) -> JobSpec:
     return JobSpec.model_validate({"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6, **more})
 
 
@@ -37,15 +37,16 @@ def test_the_repair_methods_are_those_of_the_library_and_none() -> None:
     assert [(method.name, method.value) for method in specs.RepairMethod] == [*library, ("NONE", "none")]
 
 
-def test_what_is_not_asked_for_has_the_default_of_the_library() -> None:
-    spec = asked(repair={"steps": 7})
+def test_options_that_are_not_set_have_the_defaults_of_the_library() -> None:
+    spec = job_spec(repair={"steps": 7})
     assert repair_config(spec) == config.RepairConfig(steps=7)
     assert evaluate_config(spec) == config.EvaluateConfig()
-    assert prune_config(spec) == config.PruneConfig(0.6)
+    # The default method of the service is the better one; that of the library is the cheaper one.
+    assert prune_config(spec) == config.PruneConfig(0.6, method=config.PruneMethod.SPARSEGPT)
 
 
-def test_everything_that_is_asked_for_arrives() -> None:
-    spec = asked(
+def test_every_option_is_translated() -> None:
+    spec = job_spec(
         seed=5,
         allocation="owl",
         sparsity_of="model",
@@ -73,19 +74,19 @@ def test_everything_that_is_asked_for_arrives() -> None:
         reconstruct_learning_rate=0.001,
         seed=5,
     )
-    chosen = {"method": config.RepairMethod(REPAIR["method"]), "drop_decay": config.DropDecay(REPAIR["drop_decay"])}
-    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, **chosen}, seed=5)
+    enums = {"method": config.RepairMethod(REPAIR["method"]), "drop_decay": config.DropDecay(REPAIR["drop_decay"])}
+    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
     assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
     assert set(REPAIR) == set(specs.RepairSpec.model_fields)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])
-def test_a_pattern_arrives_with_its_sparsity(pattern: str) -> None:
+def test_a_pattern_is_translated_with_its_sparsity(pattern: str) -> None:
     spec = JobSpec.model_validate({"model": "m", "dataset": "file_" + "0" * 26, "pattern": pattern})
-    found = prune_config(spec)
-    assert str(found.pattern) == pattern
-    assert found.sparsity == spec.sparsity == found.pattern.sparsity(None)
+    result = prune_config(spec)
+    assert str(result.pattern) == pattern
+    assert result.sparsity == spec.sparsity == result.pattern.sparsity(None)
 
 
-def test_a_job_that_only_prunes_repairs_nothing() -> None:
-    assert repair_config(asked(repair={"method": "none"})) is None
+def test_a_job_that_only_prunes_has_no_repair_config() -> None:
+    assert repair_config(job_spec(repair={"method": "none"})) is None

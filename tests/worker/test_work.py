@@ -1,4 +1,4 @@
-"""What a worker does with hints: a job it can do is done; where it cannot work, it rests."""
+"""What a worker does on a notification: it runs a job, or pauses after a system error."""
 
 import sys
 import time
@@ -13,61 +13,61 @@ from core.infra import queue
 from core.jobs import actions
 from core.states import Status
 from core.tables import Job
-from tests.worker.conftest import House, supervisor
+from tests.worker.conftest import Backend, supervisor
 from worker.sweep import Sweep
 from worker.work import Work
 
 
-def test_a_worker_that_cannot_work_rests_and_leaves_the_queue_to_others(
-    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_pauses_after_system_errors_and_leaves_the_queue_to_others(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
     command = (sys.executable, "-m", "tests.worker.stand_in", "succeed")
-    work = Work(house.settings, queue.make_app(house.settings), command)
-    work.sessions = house.sessions
-    house.settings.scratch.write_text("no folder")
+    work = Work(backend.settings, queue.make_app(backend.settings), command)
+    work.sessions = backend.sessions
+    backend.settings.scratch.write_text("no folder")
     for pause in (0.2, 0.4):
-        began = time.monotonic()
+        start = time.monotonic()
         work()
-        assert time.monotonic() - began > pause
-        assert house.job(job_id).status == Status.QUEUED
-    house.settings.scratch.unlink()
+        assert time.monotonic() - start > pause
+        assert backend.job(job_id).status == Status.QUEUED
+    backend.settings.scratch.unlink()
     work()
-    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
+    assert (backend.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.0)
 
 
-def test_a_worker_rests_where_its_device_is_not_free_again(
-    house: House, job_id: str, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_pauses_if_the_memory_of_its_device_is_not_freed(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.work.FIRST_PAUSE", 0.2)
     monkeypatch.setattr("worker.device.used", lambda settings: 100)
-    monkeypatch.setattr("worker.device.held", lambda settings, before: before)
+    monkeypatch.setattr("worker.device.unfreed", lambda settings, before: before)
     work = Work(
-        house.settings, queue.make_app(house.settings), (sys.executable, "-m", "tests.worker.stand_in", "succeed")
+        backend.settings, queue.make_app(backend.settings), (sys.executable, "-m", "tests.worker.stand_in", "succeed")
     )
-    work.sessions = house.sessions
+    work.sessions = backend.sessions
     work()
-    assert (house.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.2)
+    assert (backend.job(job_id).status, work.pause) == (Status.SUCCEEDED, 0.2)
 
 
-def test_a_worker_without_the_room_that_a_job_needs_leaves_it_and_hints_reach_every_worker(
-    house: House, job_id: str
+def test_a_worker_without_enough_disk_space_leaves_the_job_and_every_worker_is_notified(
+    backend: Backend, job_id: str
 ) -> None:
-    supervisor(house, "fill_the_disk").run()
-    house.ask(actions.resume, job_id)
-    with house.sessions.begin() as session:
+    supervisor(backend, "fill_the_disk").run()
+    backend.request(actions.resume, job_id)
+    with backend.sessions.begin() as session:
         session.execute(update(Job).values(needs={"disk": UNLIMITED.disk}))
         for name in ("worker-1", "worker-2", "worker-3"):
             workers.record_heartbeat(session, name, UNLIMITED)
-    app = queue.make_app(house.settings)
-    work = Work(house.settings, app, (sys.executable, "-m", "tests.worker.stand_in", "succeed"))
-    work.sessions = house.sessions
+    app = queue.make_app(backend.settings)
+    work = Work(backend.settings, app, (sys.executable, "-m", "tests.worker.stand_in", "succeed"))
+    work.sessions = backend.sessions
     work()
-    assert (house.job(job_id).status, house.job(job_id).attempt) == (Status.QUEUED, 1)
-    Sweep("worker-1", house.settings, app, house.sessions, house.storage).notify_waiting()
-    with redis.Redis.from_url(str(house.settings.broker_url)) as client:
+    assert (backend.job(job_id).status, backend.job(job_id).attempt) == (Status.QUEUED, 1)
+    Sweep("worker-1", backend.settings, app, backend.sessions, backend.storage).notify_waiting()
+    with redis.Redis.from_url(str(backend.settings.broker_url)) as client:
         assert client.llen("seft") == 3
-    with house.sessions.begin() as session:
+    with backend.sessions.begin() as session:
         session.execute(update(Job).values(needs={"disk": 1}))
     work()
-    assert house.job(job_id).status == Status.SUCCEEDED
+    assert backend.job(job_id).status == Status.SUCCEEDED
