@@ -1,4 +1,4 @@
-"""What a job asks for (`core.specs`) as what the library takes (`seft.config`)."""
+"""Translate the settings of a job (`core.specs`) into those of the library (`seft.config`)."""
 
 from core import specs
 from core.specs import JobSpec
@@ -19,7 +19,7 @@ from seft.config import (
 
 
 def prune_config(spec: JobSpec) -> PruneConfig:
-    """How the job prunes: calibration windows at random, so that all of the text counts."""
+    """Return how the job prunes. Calibration windows are random, so that they cover the whole text."""
     return PruneConfig(
         sparsity=spec.sparsity,
         method=PruneMethod(spec.prune.method),
@@ -38,7 +38,7 @@ def prune_config(spec: JobSpec) -> PruneConfig:
 
 
 def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig | None:
-    """How the job repairs; None when it only prunes. `micro_batch` goes before what it asked for."""
+    """Return how the job repairs, or None if it only prunes. `micro_batch` overrides that of the job."""
     asked = spec.repair
     if asked.method is specs.RepairMethod.NONE:
         return None
@@ -63,5 +63,5 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
 
 
 def evaluate_config(spec: JobSpec) -> EvaluateConfig:
-    """How the job judges."""
+    """Return how the job evaluates its models."""
     return EvaluateConfig(tokens=spec.evaluate.tokens, windows=spec.evaluate.windows)

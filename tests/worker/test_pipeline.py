@@ -214,7 +214,7 @@ def test_a_run_that_gets_worse_ends_early_with_its_best_state_and_so_does_one_th
     assert result.scores["repaired"] == pytest.approx(math.exp(losses[facts.kept_at]), rel=0.02)
     said = (run.folder / RESULT / "README.md").read_text()
     assert f"in {facts.stopped_at} of 8 steps" in said
-    assert f"The state after step {facts.kept_at} did best" in said
+    assert f"The state after step {facts.kept_at} had the lowest loss" in said
     for stop in (1, facts.stopped_at - 1, facts.stopped_at):
         first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
         with pytest.raises(Cancelled):
@@ -278,7 +278,7 @@ def test_completions_and_a_teacher_are_learnt_from_and_taken_up_as_texts_are(
     teacher = Record.read(whole.folder / RESULT).facts.teacher
     assert teacher is not None
     assert teacher.reference == "tiny"
-    assert "learning from `tiny` too" in (whole.folder / RESULT / "README.md").read_text()
+    assert "with `tiny` as the teacher" in (whole.folder / RESULT / "README.md").read_text()
     first = Run(tmp_path / "first", tiny_folder.parent, pairs, repair=repair)
     with pytest.raises(Cancelled):
         first.go(stopping=lambda: len(first.all(Measured)) == 4)
