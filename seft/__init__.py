@@ -1,7 +1,7 @@
 """Make language models sparse and repair them: prune, sparse fine-tuning with an evolving topology, evaluate, export.
 
-The modules are the interface; nothing is loaded before it is asked for, so that `seft.models.source`, `seft.data.records` and
-`seft.data.validation` (what a model or a dataset may be) cost a server no torch.
+The modules are the interface. Importing the package loads none of them, so that a server can use the modules that need
+no torch: `seft.models.source`, `seft.data.records` and `seft.data.validation`.
 """
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""How often a model finds the most likely answer right: multiple choice by likelihood, nothing generated.
+"""Multiple-choice accuracy: the model chooses the most likely answer; it generates no text.
 
-Questions come from JSONL, one object a line: `{"prompt": "Question: …\\nAnswer:", "choices": ["…", …], "answer": 0}`. A
-choice follows the prompt after a space. As in lm-evaluation-harness (Gao et al. 2024) there are two accuracies: by the
-sum of a choice's log-probabilities, and by that sum per byte of the choice, which long choices do not suffer from.
+Questions come from JSONL, one object per line: `{"prompt": "Question: …\\nAnswer:", "choices": ["…", …], "answer": 0}`.
+A choice follows the prompt after a space. As in lm-evaluation-harness (Gao et al. 2024) there are two accuracies: by
+the log-probability of a choice, and by its log-probability per byte, which does not penalize long choices.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 @checked(frozen=True, slots=True, config=ConfigDict(extra="ignore", strict=True))
 class Question:
-    """`answer` is the place of the right one among the choices, from 0."""
+    """A prompt with its choices. `answer` is the index of the correct choice, from 0."""
 
     prompt: Text
     choices: Annotated[list[Text], Field(min_length=2)]
@@ -46,7 +46,7 @@ _QUESTION = TypeAdapter(Question)
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Shares of questions answered right: by likelihood, and by likelihood per byte."""
+    """Fractions of questions answered correctly, by likelihood and by likelihood per byte."""
 
     accuracy: float
     accuracy_per_byte: float
@@ -54,7 +54,7 @@ class Accuracy:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file; RecordError with the line where one is broken, DataError where there is none."""
+    """Read the questions of a JSONL file. Raises RecordError for an invalid line, DataError if there is no question."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -67,40 +67,42 @@ def read_questions(path: Path) -> list[Question]:
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: Reporter = silent) -> Accuracy:
-    """Ask them all, one after the other, the choices of one side by side. Of equally likely choices the first counts.
+    """Return the accuracy over all questions. The choices of a question form one batch; of equal ones the first counts.
 
-    EvaluateError where a likelihood is not finite.
+    Raises EvaluateError if a likelihood is not finite.
     """
-    losses, right, right_per_byte = TokenLoss(model), 0, 0
+    losses, correct, correct_per_byte = TokenLoss(model), 0, 0
     for done, question in enumerate(questions, start=1):
         likelihoods = _likelihoods(losses, model, tokenizer, question)
         if not likelihoods.isfinite().all():
-            raise EvaluateError(f"likelihoods must be finite; question {done} has {likelihoods.tolist()}.")
+            raise EvaluateError(
+                f"likelihoods must be finite; question {done} has {likelihoods.tolist()}. The model is broken."
+            )
         sizes = torch.tensor([len(choice.encode()) for choice in question.choices])
-        right += int(likelihoods.argmax()) == question.answer
-        right_per_byte += int((likelihoods / sizes).argmax()) == question.answer
+        correct += int(likelihoods.argmax()) == question.answer
+        correct_per_byte += int((likelihoods / sizes).argmax()) == question.answer
         report(Progress(Phase.EVALUATING, done, len(questions)))
-    return Accuracy(right / len(questions), right_per_byte / len(questions), len(questions))
+    return Accuracy(correct / len(questions), correct_per_byte / len(questions), len(questions))
 
 
 def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Question) -> Float[Tensor, "choices"]:
-    """The log-probability of each choice after the prompt, in nats."""
+    """Return the log-probability of each choice after the prompt, in nats."""
     rows, starts = zip(*(_tokens(tokenizer, question.prompt, choice) for choice in question.choices), strict=True)
     length = max(map(len, rows))
-    # What stands behind a choice is not seen by it, so any token will do there.
+    # Tokens of a choice do not see later tokens, so any token works as padding.
     padded = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
     require_known_tokens(padded, model)
     of_tokens = losses(padded.to(model.device)).double().cpu().view(len(rows), length - 1)
     return torch.stack(
-        [-of_tokens[place, start - 1 : len(rows[place]) - 1].sum() for place, start in enumerate(starts)]
+        [-of_tokens[index, start - 1 : len(rows[index]) - 1].sum() for index, start in enumerate(starts)]
     )
 
 
 def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
-    """Both as one text, and the place where the tokens of the choice begin, never the first."""
+    """Return the tokens of both as one text, and the index of the first token of the choice, at least 1."""
     head = bos_tokens(tokenizer)
     whole, before = ([*head, *text_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
-    same = next((place for place, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
+    same = next((index for index, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))
     return torch.tensor(whole), max(1, min(same, len(whole) - 1))
 
 
@@ -108,6 +110,6 @@ def _parse(number: int, line: bytes) -> Question:
     try:
         return _QUESTION.validate_json(line)
     except ValidationError as error:
-        flaw = error.errors()[0]
-        where = ".".join(map(str, flaw["loc"])) or "a line"
-        raise RecordError(number, f"{where}: {flaw['msg']}", repr(flaw["input"])[:60], _WAY_OUT) from error
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "a line"
+        raise RecordError(number, f"{field}: {first['msg']}", repr(first["input"])[:60], _WAY_OUT) from error

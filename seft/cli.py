@@ -1,7 +1,7 @@
-"""`seft VERB`: the library from a shell, without the service.
+"""The commands `seft prune`, `repair`, `evaluate` and `inspect`: the library on this machine, without the service.
 
-Results go to stdout, for people or with `--json` as one JSON object; how far the work is goes to stderr. What cannot be
-done ends with exit code 2 and one line that names the rule, the value and the way out. Torch is loaded only to work.
+Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An error ends with exit
+code 2 and one line that names the rule, the value and the way out. Torch is imported only when a command runs.
 """
 
 import argparse
@@ -9,13 +9,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
-from seft.console import inspection, shown, written
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.console import describe_checkpoint, describe_model, progress_reporter
 from seft.errors import SeftError
+from seft.options import add_options, read_options
 from seft.report import Reporter
 
 if TYPE_CHECKING:
@@ -25,27 +25,27 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A result, for programs and for people."""
+class Result:
+    """Result of a command: JSON data for programs, text for people."""
 
     data: dict[str, Any]
     text: str
 
 
 class UsageError(SeftError):
-    """The command line cannot be understood."""
+    """The command line is invalid."""
 
     code = "usage"
 
 
 def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> int:
-    """Run one command line; its exit code. `program` is what its usage calls it."""
+    """Run one command line and return its exit code. `program` is the command name in the usage text."""
     arguments = sys.argv[1:] if arguments is None else arguments
     as_json = "--json" in arguments
     try:
-        options = _parser(program).parse_args(arguments)
-        with shown() as report:
-            answer: Answer = options.run(options, report)
+        options = make_parser(program).parse_args(arguments)
+        with progress_reporter() as report:
+            result: Result = options.run(options, report)
     except SeftError as error:
         sys.stderr.write(f"error: {error}\n")
         if as_json:
@@ -54,29 +54,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     except KeyboardInterrupt:
         return INTERRUPTED
     if as_json:
-        _write_json(answer.data)
+        _write_json(result.data)
     else:
-        sys.stdout.write(answer.text + "\n")
+        sys.stdout.write(result.text + "\n")
     return 0
 
 
-def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
-    config = PruneConfig(
-        sparsity=options.pattern.sparsity(options.sparsity),
-        method=options.method,
-        pattern=options.pattern,
-        compare=options.compare,
-        refine=options.refine,
-        allocation=options.allocation,
-        sparsity_of=options.sparsity_of,
-        samples=options.samples,
-        tokens=options.tokens,
-        order=options.calibration_order,
-        damping=options.damping,
-        reconstruct_epochs=options.reconstruct_epochs,
-        reconstruct_learning_rate=options.reconstruct_learning_rate,
-        seed=options.seed,
-    )
+def _prune(options: argparse.Namespace, report: Reporter) -> Result:
+    config = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     from seft import verbs
 
     record = verbs.prune(
@@ -88,35 +73,13 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Answer:
         place=verbs.Place.of(options.device, options.dtype),
         report=report,
     )
-    return _written(options.out, record)
+    return _checkpoint(options.out, record)
 
 
-def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
-    config = RepairConfig(
-        steps=options.steps,
-        method=options.method,
-        density=options.density,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        warmup_steps=options.warmup_steps,
-        weight_decay=options.weight_decay,
-        settle=options.settle,
-        update_interval=options.update_interval,
-        drop_rate=options.drop_rate,
-        drop_decay=options.drop_decay,
-        batch_tokens=options.batch_tokens,
-        sequence_tokens=options.sequence_tokens,
-        micro_batch=options.micro_batch,
-        clip_norm=options.clip_norm,
-        distill_weight=options.distill_weight,
-        hidden_weight=options.hidden_weight,
-        evaluate_interval=options.evaluate_interval,
-        patience=options.patience,
-        seed=options.seed,
-    )
+def _repair(options: argparse.Namespace, report: Reporter) -> Result:
+    config = read_options(options, RepairConfig)
     from seft import verbs
 
-    place = verbs.Place.of(options.device, options.dtype)
     record = verbs.repair(
         options.folder,
         config,
@@ -124,14 +87,14 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Answer:
         data=options.data,
         teacher=options.teacher,
         held_out=options.held_out,
-        place=place,
+        place=verbs.Place.of(options.device, options.dtype),
         report=report,
     )
-    return _written(options.out, record)
+    return _checkpoint(options.out, record)
 
 
-def _evaluate(options: argparse.Namespace, report: Reporter) -> Answer:
-    config = EvaluateConfig(tokens=options.tokens, windows=options.windows)
+def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
+    config = read_options(options, EvaluateConfig)
     from seft import verbs
 
     model = options.model
@@ -141,179 +104,133 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Answer:
         "report": report,
     }
     if options.choices:
-        found = verbs.answer(model, choices=options.choices, **common)
-        text = f"accuracy {found.accuracy:.2%}, {found.accuracy_per_byte:.2%} per byte, of {found.questions} questions"
-        return Answer({"model": model, **asdict(found)}, text)
+        accuracy = verbs.evaluate_choices(model, choices=options.choices, **common)
+        text = (
+            f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%},"
+            f" {accuracy.questions} questions"
+        )
+        return Result({"model": model, **asdict(accuracy)}, text)
     if options.task:
         metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
         text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
-        return Answer({"model": model, "task": options.task, "metrics": metrics}, text)
+        return Result({"model": model, "task": options.task, "metrics": metrics}, text)
     score = verbs.evaluate(model, config, data=options.data, **common)
     text = f"perplexity {score.perplexity:.4f} over {score.windows} windows of {score.tokens} tokens"
-    return Answer({"model": model, **asdict(score)}, text)
+    return Result({"model": model, **asdict(score)}, text)
 
 
-def _inspect(options: argparse.Namespace, _: Reporter) -> Answer:
+def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
     from seft import verbs
 
     counted, record = verbs.inspect(options.folder)
-    said = record.data() if record else {"facts": None, "versions": None}
+    recorded = record.data() if record else {"facts": None, "versions": None}
     data = {
         "folder": str(options.folder),
         "sparsity": counted.data(),
-        **{key: said[key] for key in ("facts", "versions")},
+        **{key: recorded[key] for key in ("facts", "versions")},
     }
-    return Answer(data, inspection(counted, record))
+    return Result(data, describe_model(counted, record))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything here does."""
+    """Raises UsageError with one line instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See {self.prog} --help.")
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=program, description="Make language models sparse, and repair them.", allow_abbrev=False)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, run, add, text in (
-        ("prune", _prune, _add_prune, "set a share of a model's weights to zero"),
-        ("repair", _repair, _add_repair, "train a pruned model; it stays as sparse as it is"),
-        ("evaluate", _evaluate, _add_evaluate, "judge a model: perplexity, multiple choice, or a named task"),
-        ("inspect", _inspect, _add_inspect, "count the zeros in a folder's files"),
-    ):
-        verb = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add(verb)
-        verb.add_argument("--json", action="store_true", help="print one JSON object")
-        verb.set_defaults(run=run)
+Command = Callable[[argparse.Namespace, Reporter], Result]
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of all commands; `run` in its namespace is the function of the chosen command."""
+    parser = _Parser(prog=program, description="Make language models sparse and repair them.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    descriptions: tuple[tuple[str, Command, Callable[[argparse.ArgumentParser], None], str], ...] = (
+        ("prune", _prune, _add_prune, "Set a fraction of the weights of a model to zero."),
+        ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
+        ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
+        ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
+    )
+    for name, run, add_arguments, text in descriptions:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_arguments(command)
+        command.add_argument("--json", action="store_true", help="Print one JSON object.")
+        command.set_defaults(run=run)
     return parser
 
 
-def _add_prune(verb: argparse.ArgumentParser) -> None:
-    default = PruneConfig(sparsity=0.0)
-    verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
-    verb.add_argument("--sparsity", type=float, help="share of zeros; an N:M pattern has its own")
-    _add_choice(verb, "--sparsity-of", default.sparsity_of, "weights of the linear layers, or all of the model's")
-    _add_choice(verb, "--method", default.method, "how importance is judged")
-    _add(verb, "--pattern", Pattern.parse, default.pattern, "or N:M, as 2:4: N nonzeros in every M inputs")
-    _add_choice(verb, "--compare", default.compare, "importance within rows or layers; auto is the method's own way")
-    _add_choice(verb, "--refine", default.refine, "what improves the mask that the method chose")
-    _add_choice(verb, "--allocation", default.allocation, "how zeros are shared out over blocks")
-    verb.add_argument(
-        "--calibration", type=Path, help="text to calibrate on, .jsonl or .txt; magnitude alone needs none"
+def _add_prune(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    add_options(command, PruneConfig, names={"order": "--calibration-order"}, optional={"sparsity"})
+    command.add_argument(
+        "--calibration", type=Path, help="Calibration text, .jsonl or .txt. Not needed for plain magnitude pruning."
     )
-    _add(verb, "--samples", int, default.samples, "windows of calibration text")
-    _add(verb, "--tokens", int, default.tokens, "tokens in each window")
-    _add_choice(verb, "--calibration-order", default.order, "which windows of the text")
-    _add(
-        verb, "--damping", float, default.damping, "share of a Hessian's mean diagonal added to it, sparsegpt and alps"
+    _add_out(command)
+    _add_place(command)
+
+
+def _add_repair(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="Folder that prune wrote.")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="Training text: .jsonl with one record per line, or .txt with one text.",
     )
-    _add(verb, "--reconstruct-epochs", int, default.reconstruct_epochs, "how often blocks are tuned on these windows")
-    _add(verb, "--reconstruct-learning-rate", float, default.reconstruct_learning_rate, "of that tuning")
-    _add_out(verb)
-    _add_revision(verb)
-    _add_place(verb)
-    _add(verb, "--seed", int, default.seed, "of everything random")
+    add_options(command, RepairConfig)
+    command.add_argument("--teacher", help="Dense model to distill from: a folder, a GGUF file or a hub id.")
+    command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
+    _add_out(command)
+    _add_place(command)
 
 
-def _add_repair(verb: argparse.ArgumentParser) -> None:
-    default = RepairConfig(steps=1)
-    verb.add_argument("folder", type=Path, help="what prune wrote")
-    _add_data(verb)
-    verb.add_argument("--steps", type=int, required=True, help="optimizer steps")
-    _add_choice(verb, "--method", default.method, "what is trained")
-    _add(verb, "--density", float, default.density, "share of the weights that is trained")
-    _add(verb, "--learning-rate", rate, default.learning_rate, "peak rate, or auto")
-    _add_choice(verb, "--schedule", default.schedule, "how the rate goes on after the warm-up")
-    _add(verb, "--warmup-steps", int, default.warmup_steps, "steps in which the rate rises to its peak")
-    _add(verb, "--weight-decay", float, default.weight_decay, "pull of trained values to where they began")
-    _add(verb, "--settle", float, default.settle, "share of the steps, at the end, that has no event")
-    _add(verb, "--update-interval", int, default.update_interval, "steps between two events")
-    _add(verb, "--drop-rate", float, default.drop_rate, "share of the active set replaced at an event, at most")
-    _add_choice(verb, "--drop-decay", default.drop_decay, "how that share falls to none")
-    _add(verb, "--batch-tokens", int, default.batch_tokens, "tokens of a step")
-    _add(verb, "--sequence-tokens", int, default.sequence_tokens, "tokens of a window")
-    _add(verb, "--micro-batch", int, default.micro_batch, "windows held in memory at a time")
-    verb.add_argument("--clip-norm", type=float, help="largest norm of a step's gradient; no limit if not given")
-    verb.add_argument("--teacher", help="the dense model to distil from: a folder, a GGUF file, or a hub id")
-    _add(verb, "--distill-weight", float, default.distill_weight, "share of its predictions in what is learnt")
-    _add(verb, "--hidden-weight", float, default.hidden_weight, "weight of its hidden states")
-    verb.add_argument("--held-out", type=Path, help="records to evaluate on, as --data")
-    _add(
-        verb, "--evaluate-interval", int, default.evaluate_interval, "steps between evaluations; the best state is kept"
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    measure = command.add_mutually_exclusive_group(required=True)
+    measure.add_argument(
+        "--data", type=Path, help='Measure perplexity on a text: .jsonl with one {"text": "..."} per line, or .txt.'
     )
-    _add(verb, "--patience", int, default.patience, "evaluations without a better one that end training; 0 is never")
-    _add_out(verb)
-    _add_place(verb)
-    _add(verb, "--seed", int, default.seed, "of everything random")
-
-
-def _add_evaluate(verb: argparse.ArgumentParser) -> None:
-    default = EvaluateConfig()
-    verb.add_argument("model", help="a folder, a GGUF file, or a hub id")
-    what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, help='perplexity on a text, .jsonl (one {"text": …} a line) or .txt')
-    what.add_argument("--choices", type=Path, help="accuracy on multiple-choice questions, .jsonl; see docs/method.md")
-    what.add_argument("--task", help="any task of lm-evaluation-harness; needs the extra `tasks`")
-    verb.add_argument("--tasks", type=Path, help="folder with YAML files of tasks, instead of the harness's own")
-    _add(verb, "--tokens", int, default.tokens, "tokens in each window")
-    _add(verb, "--windows", int, default.windows, "the first so many windows")
-    _add_revision(verb)
-    _add_place(verb)
-
-
-def _add_inspect(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, help="a Hugging Face folder")
-
-
-def _add(verb: argparse.ArgumentParser, name: str, kind: Callable[[str], object], default: object, text: str) -> None:
-    verb.add_argument(name, type=kind, default=default, help=f"{text}; {default} if not given")
-
-
-def _add_choice(verb: argparse.ArgumentParser, name: str, default: StrEnum, text: str) -> None:
-    choices = [str(choice) for choice in type(default)]
-
-    def read(value: str) -> StrEnum:
-        if value not in choices:
-            raise argparse.ArgumentTypeError(f"invalid choice: {value!r} (choose from {', '.join(choices)})")
-        return type(default)(value)
-
-    metavar = f"{{{','.join(choices)}}}"
-    verb.add_argument(name, type=read, metavar=metavar, default=default, help=f"{text}; {default} if not given")
-
-
-def _add_data(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--data", type=Path, required=True, help="records, .jsonl (one a line) or .txt (one text)")
-
-
-def _add_out(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-
-
-def _add_revision(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--revision", help="branch, tag or commit of a hub model")
-
-
-def _add_place(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to work; auto if not given"
+    measure.add_argument(
+        "--choices", type=Path, help="Measure accuracy on multiple-choice questions, .jsonl. See docs/method.md."
     )
-    verb.add_argument(
+    measure.add_argument("--task", help="Run a task of lm-evaluation-harness. Needs the extra `tasks`.")
+    command.add_argument("--tasks", type=Path, help="Folder of task YAML files, used instead of the harness's tasks.")
+    add_options(command, EvaluateConfig)
+    _add_place(command)
+
+
+def _add_inspect(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="Hugging Face folder.")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="Folder, GGUF file or hub id.")
+    command.add_argument("--revision", help="Branch, tag or commit of a hub model.")
+
+
+def _add_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, required=True, help="Folder to write. Must be new or empty.")
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="Device to run on. auto uses CUDA if available. Default: auto.",
+    )
+    command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16"],
         default="float32",
-        help="of the weights meanwhile; float32 if not given",
+        help="Data type of the weights in memory. Default: float32.",
     )
 
 
-def rate(text: str) -> float | Literal["auto"]:
-    """Of learning; argparse shows this function's name when it fails."""
-    return "auto" if text == "auto" else float(text)
-
-
-def _written(out: Path, record: "Record") -> Answer:
+def _checkpoint(out: Path, record: "Record") -> Result:
     data = {"out": str(out), "sparsity": record.sparsity.data(), "grown_zeros": record.facts.grown_zeros}
-    return Answer(data, written(out, record))
+    return Result(data, describe_checkpoint(out, record))
 
 
 def _write_json(data: dict[str, Any]) -> None:

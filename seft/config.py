@@ -1,4 +1,7 @@
-"""What can be chosen, as frozen values that refuse contradictions. Needs no torch."""
+"""Settings of pruning, repair and evaluation as frozen dataclasses that reject contradictions. Needs no torch.
+
+The command line derives its options from these fields (`seft.options`); the `Doc` of a field is its help text.
+"""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
+from typing_extensions import Doc
 
 from seft.errors import ConfigError
 
@@ -51,14 +55,14 @@ class SparsityOf(StrEnum):
 
 
 class CalibrationOrder(StrEnum):
-    """Which windows of the calibration text are taken: the first ones, or seeded random ones."""
+    """Which windows of the calibration text are used: the first ones, or random ones drawn with the seed."""
 
     SEQUENTIAL = "sequential"
     RANDOM = "random"
 
 
 class RepairMethod(StrEnum):
-    """What is trained to repair a pruned model. A model that is only pruned has no RepairConfig."""
+    """What repair trains. A model that is only pruned has no RepairConfig."""
 
     SEFT = "seft"
     FIXED_MASK = "fixed_mask"
@@ -69,12 +73,12 @@ class RepairMethod(StrEnum):
 
     @property
     def keeps_zeros(self) -> bool:
-        """Whether zeros stay where pruning put them."""
+        """True if every zero of the pruned model stays zero."""
         return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
 class RateSchedule(StrEnum):
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate after the warm-up."""
 
     LINEAR = "linear"
     COSINE = "cosine"
@@ -90,37 +94,37 @@ class DropDecay(StrEnum):
 
 DEFAULT_PRUNER = PruneMethod.SPARSEGPT
 """Pruning method of the library, the command line and the service if none is given."""
-_USUAL = (Refinement.NONE, Allocation.UNIFORM)
 MOST_SPARSE = 0.99
-"""The largest share of zeros of a linear: what is sparser is better left out."""
+"""Largest fraction of zeros in a linear."""
+_DEFAULTS = (Refinement.NONE, Allocation.UNIFORM)
 
 
-def _between(field: str, value: float, low: float, high: float, way_out: str) -> None:
+def _require_between(field: str, value: float, low: float, high: float, way_out: str) -> None:
     if not low <= value <= high:
         raise ConfigError(field, f"must be from {low} to {high}", value, way_out)
 
 
-def _at_least(field: str, value: int, low: int) -> None:
+def _require_at_least(field: str, value: int, low: int) -> None:
     if value < low:
-        raise ConfigError(field, f"must be at least {low}", value, f"Give {low} or more.")
+        raise ConfigError(field, f"must be at least {low}", value, f"Use {low} or more.")
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """At most `kept` nonzeros in every `of` neighbours along the inputs of a linear; one of one is no restriction."""
+    """At most `kept` nonzeros in every `of` consecutive inputs of a linear. 1 of 1 means no restriction."""
 
     kept: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """`unstructured`, or N:M as in `2:4`; ConfigError for anything else."""
+        """Parse `unstructured` or N:M, for example `2:4`. Raises ConfigError for any other text."""
         if text == "unstructured":
             return UNSTRUCTURED
         numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
         if not numbers or not int(numbers[1]) < int(numbers[2]):
             raise ConfigError(
-                "pattern", "must be unstructured, or N:M with 0 < N < M", text, "2:4 keeps two of every four."
+                "pattern", "must be unstructured, or N:M with 0 < N < M", text, "2:4 keeps 2 of every 4 weights."
             )
         return cls(int(numbers[1]), int(numbers[2]))
 
@@ -129,15 +133,15 @@ class Pattern:
 
     @property
     def grouped(self) -> bool:
-        """Whether it restricts anything."""
+        """True for an N:M pattern, False for `unstructured`."""
         return self.of > 1
 
-    def sparsity(self, asked: float | None) -> float:
-        """The share of zeros that is asked for: the pattern's own where it has one and nothing else is said."""
-        if asked is not None:
-            return asked
+    def sparsity(self, requested: float | None) -> float:
+        """Return the requested sparsity, or that of the N:M pattern if None. Raises ConfigError if both are missing."""
+        if requested is not None:
+            return requested
         if not self.grouped:
-            raise ConfigError("sparsity", "must be given without an N:M pattern", asked, "0.6 is usual.")
+            raise ConfigError("sparsity", "must be given without an N:M pattern", None, "0.6 is usual.")
         return 1 - self.kept / self.of
 
 
@@ -151,109 +155,122 @@ _PatternText = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """One-shot pruning of every target linear.
+    """One-shot pruning of every target linear. With an N:M pattern, `sparsity` must be that of the pattern."""
 
-    `sparsity` is the share of zeros asked for, of what `sparsity_of` says; with an N:M pattern it is the pattern's.
-    Calibration reads `samples` windows of `tokens` tokens. `damping` is the share of the mean Hessian diagonal that
-    SparseGPT and ALPS add to it. Reconstruction sees that text `reconstruct_epochs` times; 0 switches it off.
-    """
-
-    sparsity: float
-    method: PruneMethod = DEFAULT_PRUNER
-    pattern: _PatternText = UNSTRUCTURED
-    compare: Compare = Compare.AUTO
-    refine: Refinement = Refinement.NONE
-    allocation: Allocation = Allocation.UNIFORM
-    sparsity_of: SparsityOf = SparsityOf.TARGETS
-    samples: int = 128
-    tokens: int = 2048
-    order: CalibrationOrder = CalibrationOrder.RANDOM
-    damping: float = 0.01
-    reconstruct_epochs: int = 0
-    reconstruct_learning_rate: float = 2e-4
-    seed: int = 0
+    sparsity: Annotated[float, Doc("Fraction of weights set to zero. May be left out with an N:M pattern.")]
+    method: Annotated[PruneMethod, Doc("Criterion that ranks the weights by importance.")] = DEFAULT_PRUNER
+    pattern: Annotated[
+        _PatternText, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")
+    ] = UNSTRUCTURED
+    compare: Annotated[
+        Compare, Doc("Rank weights within a row or a layer. auto does what the paper of the method does.")
+    ] = Compare.AUTO
+    refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
+    allocation: Annotated[Allocation, Doc("How the zeros are distributed over the blocks.")] = Allocation.UNIFORM
+    sparsity_of: Annotated[
+        SparsityOf, Doc("What sparsity is a fraction of: weights of the target linears, or all of the model.")
+    ] = SparsityOf.TARGETS
+    samples: Annotated[int, Doc("Number of calibration windows.")] = 128
+    tokens: Annotated[int, Doc("Tokens per calibration window.")] = 2048
+    order: Annotated[CalibrationOrder, Doc("Which windows of the calibration text are used.")] = CalibrationOrder.RANDOM
+    damping: Annotated[
+        float, Doc("Fraction of the mean Hessian diagonal added to the diagonal. Used by sparsegpt and alps.")
+    ] = 0.01
+    reconstruct_epochs: Annotated[
+        int, Doc("Passes over the calibration windows when blocks are reconstructed after pruning. 0 is off.")
+    ] = 0
+    reconstruct_learning_rate: Annotated[float, Doc("Learning rate of the reconstruction.")] = 2e-4
+    seed: Annotated[int, Doc("Random seed.")] = 0
 
     def __post_init__(self) -> None:
-        _between("sparsity", self.sparsity, 0.0, MOST_SPARSE, "0.6 makes 60 % of the weights zero.")
-        _at_least("samples", self.samples, 1)
-        _at_least("tokens", self.tokens, 2)
-        _between("damping", self.damping, 1e-6, 1.0, "0.01 is the published value.")
-        _between("reconstruct_epochs", self.reconstruct_epochs, 0, 100, "0 switches it off, 5 are many.")
-        _between("reconstruct_learning_rate", self.reconstruct_learning_rate, 1e-8, 1.0, "Try 2e-4.")
+        _require_between("sparsity", self.sparsity, 0.0, MOST_SPARSE, "0.6 sets 60 % of the weights to zero.")
+        _require_at_least("samples", self.samples, 1)
+        _require_at_least("tokens", self.tokens, 2)
+        _require_between("damping", self.damping, 1e-6, 1.0, "0.01 is the published value.")
+        _require_between("reconstruct_epochs", self.reconstruct_epochs, 0, 100, "0 turns it off; 5 is a high value.")
+        _require_between("reconstruct_learning_rate", self.reconstruct_learning_rate, 1e-8, 1.0, "Try 2e-4.")
         if self.method is PruneMethod.SPARSEGPT and self.compare is not Compare.AUTO:
-            way_out = "It chooses within 128 columns at a time: leave compare out, or take another method."
+            way_out = "sparsegpt compares within 128 columns at a time. Leave compare out, or use another method."
             raise ConfigError("compare", "must be auto for sparsegpt", str(self.compare), way_out)
         if self.pattern.grouped:
-            self._must_suit_groups()
+            self._require_group_settings()
 
     @property
     def summary(self) -> str:
-        """Method and pattern in a few words."""
-        more = [str(each) for each in (self.refine, self.allocation) if each not in _USUAL]
+        """Method and pattern, for example `wanda with dsnot (2:4)`."""
+        more = [str(each) for each in (self.refine, self.allocation) if each not in _DEFAULTS]
         more += ["reconstruction"] if self.reconstruct_epochs else []
         return f"{' with '.join([str(self.method), *filter(None, [' and '.join(more)])])} ({self.pattern})"
 
-    def _must_suit_groups(self) -> None:
-        share = self.pattern.sparsity(None)
-        if abs(self.sparsity - share) > 1e-9:
-            rule = f"must be {share:g}, which follows from the pattern {self.pattern}"
-            raise ConfigError("sparsity", rule, self.sparsity, "Leave it out, or leave the pattern out.")
+    def _require_group_settings(self) -> None:
+        implied = self.pattern.sparsity(None)
+        if abs(self.sparsity - implied) > 1e-9:
+            rule = f"must be {implied:g}, the sparsity of the pattern {self.pattern}"
+            raise ConfigError("sparsity", rule, self.sparsity, "Leave out sparsity or the pattern.")
         for field, value, only in (
             ("compare", self.compare, Compare.AUTO),
             ("allocation", self.allocation, Allocation.UNIFORM),
             ("sparsity_of", self.sparsity_of, SparsityOf.TARGETS),
         ):
             if value is not only:
-                way_out = f"Every group has as many zeros as the next: take {only}, or pattern unstructured."
+                way_out = f"Every group has the same number of zeros. Use {only}, or the pattern unstructured."
                 raise ConfigError(field, f"must be {only} with the pattern {self.pattern}", str(value), way_out)
 
 
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
-    """Training of a pruned model that keeps its budget of nonzeros.
+    """Training of a pruned model that does not increase the number of nonzeros.
 
-    `density` says how many values are trained, as a share of the target weights; masked_full trains all nonzeros. A
-    step sees `batch_tokens` tokens in windows of `sequence_tokens`, `micro_batch` windows at a time. For seft alone:
-    every `update_interval` steps an event drops and grows `drop_rate` of the active set, which falls as `drop_decay`
-    says; the last `settle` share of the steps has no event. `clip_norm` is the largest norm of a step's gradient over
-    all trained values; None sets no limit. `distill_weight` is the share of the dense model's predictions in what is
-    learnt, `hidden_weight` the weight of its hidden states beside that; 0 switches them off. Every `evaluate_interval`
-    steps, 0 for never, the model is judged on held-out text, and the best state found is what training leaves; it ends
-    early after `patience` evaluations in a row that found no better one, 0 for never.
+    The active set is the set of weights that are trained at a time. For `seft` only, an update every
+    `update_interval` steps drops weights from the active set and grows others.
     """
 
-    steps: int
-    method: RepairMethod = RepairMethod.SEFT
-    density: float = 0.005
-    learning_rate: float | Literal["auto"] = "auto"
-    schedule: RateSchedule = RateSchedule.LINEAR
-    warmup_steps: int = 0
-    update_interval: int = 60
-    drop_rate: float = 0.2
-    drop_decay: DropDecay = DropDecay.LINEAR
-    settle: float = 0.25
-    batch_tokens: int = 16384
-    sequence_tokens: int = 512
-    micro_batch: int = 1
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    distill_weight: float = 0.0
-    hidden_weight: float = 0.0
-    evaluate_interval: int = 0
-    patience: int = 0
-    seed: int = 0
+    steps: Annotated[int, Doc("Number of optimizer steps.")]
+    method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
+    density: Annotated[
+        float, Doc("Trained values as a fraction of the target weights. masked_full trains all nonzeros.")
+    ] = 0.005
+    learning_rate: Annotated[
+        float | Literal["auto"], Doc("Peak learning rate. auto chooses it from method and density.")
+    ] = "auto"
+    schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
+    warmup_steps: Annotated[int, Doc("Steps in which the learning rate rises to its peak.")] = 0
+    update_interval: Annotated[int, Doc("Steps between two updates of the active set.")] = 60
+    drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
+    drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
+    settle: Annotated[float, Doc("Fraction of the steps, at the end, without updates of the active set.")] = 0.25
+    batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
+    sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
+    micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
+    weight_decay: Annotated[float, Doc("Decay of the trained values towards their initial values.")] = 0.0
+    clip_norm: Annotated[
+        float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
+    ] = None
+    distill_weight: Annotated[
+        float, Doc("Weight of the predictions of the teacher in the loss, from 0 to 1. 0 is off.")
+    ] = 0.0
+    hidden_weight: Annotated[float, Doc("Weight of the hidden states of the teacher, added to the loss. 0 is off.")] = (
+        0.0
+    )
+    evaluate_interval: Annotated[
+        int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")
+    ] = 0
+    patience: Annotated[
+        int, Doc("Stop after this many evaluations in a row without improvement. 0 never stops early.")
+    ] = 0
+    seed: Annotated[int, Doc("Random seed.")] = 0
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 1)
-        _between("density", self.density, 1e-6, 1.0, "0.005 trains one weight of 200.")
+        _require_at_least("steps", self.steps, 1)
+        _require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
         if self.learning_rate != "auto":
-            _between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Give a rate such as 3e-3, or "auto".')
-        _at_least("warmup_steps", self.warmup_steps, 0)
-        _at_least("update_interval", self.update_interval, 1)
-        _between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to a fifth of the active set at an event.")
-        _between("settle", self.settle, 0.0, 1.0, "0.25 leaves the last quarter of training without events.")
-        _at_least("sequence_tokens", self.sequence_tokens, 2)
-        _at_least("micro_batch", self.micro_batch, 1)
+            _require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
+        _require_at_least("warmup_steps", self.warmup_steps, 0)
+        _require_at_least("update_interval", self.update_interval, 1)
+        _require_between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to 20 % of the active set per update.")
+        _require_between("settle", self.settle, 0.0, 1.0, "0.25 runs the last quarter of the steps without updates.")
+        _require_at_least("sequence_tokens", self.sequence_tokens, 2)
+        _require_at_least("micro_batch", self.micro_batch, 1)
         if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:
             raise ConfigError(
                 "batch_tokens",
@@ -261,30 +278,30 @@ class RepairConfig:
                 self.batch_tokens,
                 f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
             )
-        _between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 switches it off.")
+        _require_between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 turns it off.")
         if self.clip_norm is not None:
-            _between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual; leave it out to set no limit.")
-        _between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 switches it off.")
-        _between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 switches it off.")
-        _at_least("evaluate_interval", self.evaluate_interval, 0)
-        _at_least("patience", self.patience, 0)
+            _require_between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual. Leave it out for no limit.")
+        _require_between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 turns it off.")
+        _require_between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 turns it off.")
+        _require_at_least("evaluate_interval", self.evaluate_interval, 0)
+        _require_at_least("patience", self.patience, 0)
         if self.patience and not self.evaluate_interval:
             way_out = "Set evaluate_interval to a number of steps, or leave patience out."
             raise ConfigError("patience", "must be 0 without evaluations", self.patience, way_out)
 
     @property
     def distills(self) -> bool:
-        """Whether a dense model is needed to learn from."""
+        """True if training needs the dense model as a teacher."""
         return self.distill_weight > 0 or self.hidden_weight > 0
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Perplexity over the first `windows` windows of `tokens` tokens: exp of the mean loss of what is predicted."""
+    """Perplexity, exp of the mean loss per predicted token, over the first windows of a text."""
 
-    tokens: int = 1024
-    windows: int = 20
+    tokens: Annotated[int, Doc("Tokens per window.")] = 1024
+    windows: Annotated[int, Doc("Number of windows, taken from the start of the text.")] = 20
 
     def __post_init__(self) -> None:
-        _at_least("tokens", self.tokens, 2)
-        _at_least("windows", self.windows, 1)
+        _require_at_least("tokens", self.tokens, 2)
+        _require_at_least("windows", self.windows, 1)

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: progress on stderr as moving bars (plain lines into a file), results as text."""
+"""Terminal output: progress on stderr, as bars on a terminal and as lines in a file, and results as text."""
 
 import io
 import sys
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def shown() -> Iterator[Reporter]:
-    """A reporter that suits what stderr is."""
+def progress_reporter() -> Iterator[Reporter]:
+    """Yield a reporter that shows bars if stderr is a terminal, and lines if not."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines()
+        yield LineReporter()
         return
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
-        yield Moving(bars)
+        yield BarReporter(bars)
 
 
-class Moving:
-    """One bar for each phase; the last step's figures beside it."""
+class BarReporter:
+    """Shows one bar per phase, with the figures of the last step."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -41,7 +41,7 @@ class Moving:
         self._note = ""
 
     def __call__(self, report: Report) -> None:
-        """Show it."""
+        """Show one report."""
         match report:
             case Progress(phase, done, total):
                 if phase not in self._tasks:
@@ -57,73 +57,73 @@ class Moving:
                 assert_never(report)
 
 
-class Lines:
-    """A line at each tenth of a phase, for each event, and for each block with experts that no token reached."""
+class LineReporter:
+    """Writes a line at every tenth of a phase and for every other report, except for single steps."""
 
     def __init__(self) -> None:
         self._tenths: dict[Phase, int] = {}
         self._note = ""
-        self._began = time.monotonic()
+        self._start = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """Show it."""
+        """Show one report."""
         match report:
             case Progress(phase, done, total):
                 tenth = 10 * done // total
                 if self._tenths.get(phase) != tenth:
                     self._tenths[phase] = tenth
-                    self._say(f"{phase} {done}/{total}", self._note if phase is Phase.TRAINING else "")
+                    self._write(f"{phase} {done}/{total}", self._note if phase is Phase.TRAINING else "")
             case Step():
                 self._note = describe(report)
             case Evolved():
-                self._say(f"step {report.step}", describe(report))
+                self._write(f"step {report.step}", describe(report))
             case Unseen() | Reconstructed() | Judged():
-                self._say(describe(report))
+                self._write(describe(report))
             case _:
                 assert_never(report)
 
-    def _say(self, *parts: str) -> None:
-        seconds = time.monotonic() - self._began
+    def _write(self, *parts: str) -> None:
+        seconds = time.monotonic() - self._start
         sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
 
 
 def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
-    """What happened in a few words."""
+    """Return a report as one short line."""
     match report:
         case Unseen():
-            return f"block {report.block}: {report.matrices:,} matrices of experts met no token, pruned by magnitude"
+            return f"block {report.block}: {report.matrices:,} expert matrices received no token, pruned by magnitude"
         case Reconstructed():
             return f"block {report.block}, {report.part}: error {report.before:.2%} before, {report.after:.2%} after"
         case Step():
             return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
         case Evolved():
-            return f"{report.grown:,} grown, {report.reactivated:,} of them zeros; {report.pruned:,} pruned"
+            return f"{report.grown:,} grown, {report.reactivated:,} of them from zero; {report.pruned:,} pruned"
         case Judged():
             return f"step {report.step}: held-out loss {report.held_out_loss:.4f}"
         case _:
             assert_never(report)
 
 
-def written(out: Path, record: "Record") -> str:
-    """Of a checkpoint that was made."""
-    lines = [f"{out} is written and was read again in a clean process.", shares(record.sparsity)]
+def describe_checkpoint(out: Path, record: "Record") -> str:
+    """Return the summary of a new checkpoint."""
+    lines = [f"Wrote {out} and verified it in a separate process.", describe_sparsity(record.sparsity)]
     if record.facts.repair:
-        lines.append(f"{record.facts.grown_zeros:,} weights that were zero after pruning are nonzero now.")
+        lines.append(f"{record.facts.grown_zeros:,} weights that pruning set to zero are nonzero now.")
     return "\n".join(lines)
 
 
-def shares(counted: "Sparsity") -> str:
-    """Both shares in one line."""
+def describe_sparsity(counted: "Sparsity") -> str:
+    """Return the sparsity of the linears and of the model in one line."""
     linears, model = counted.linears, counted.model
     return (
-        f"{linears.share:.2%} of the {linears.weights:,} weights in its linear layers are zero,"
-        f" {model.share:.2%} of all {model.weights:,}."
+        f"{linears.share:.2%} of the {linears.weights:,} weights in the linear layers are zero,"
+        f" {model.share:.2%} of all {model.weights:,} weights."
     )
 
 
-def inspection(counted: "Sparsity", record: "Record | None") -> str:
-    """Shares by decoder block and kind of linear, and the facts."""
-    parts = [_table(counted), shares(counted)]
+def describe_model(counted: "Sparsity", record: "Record | None") -> str:
+    """Return the sparsity per decoder block and kind of linear, and how the model was made if `record` is given."""
+    parts = [_table(counted), describe_sparsity(counted)]
     if record:
         facts = record.facts
         parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.summary}")
@@ -136,7 +136,7 @@ def inspection(counted: "Sparsity", record: "Record | None") -> str:
 
 
 def _table(counted: "Sparsity") -> str:
-    """Linears of one kind in one block are counted together: experts have equal names, but for a number."""
+    """Return a table with a row per block. Linears that differ only in their number, as experts do, are one column."""
     blocks: dict[str, dict[str, Count]] = {}
     for name, count in counted.layers.items():
         parts = name.split(".")

@@ -1,17 +1,17 @@
-"""The one family of errors that this library raises.
+"""All errors of this library.
 
-Each has a stable `code` for programs and a message for people that names the rule, the value seen and the way out.
+Each has a stable `code` for programs, and a message for people that names the rule, the value and the way out.
 """
 
 
 class SeftError(Exception):
-    """Base of all errors of this library."""
+    """Base class of all errors of this library."""
 
     code = "seft_error"
 
 
 class ConfigError(SeftError):
-    """A setting is out of its range or contradicts another one."""
+    """A setting is out of range or contradicts another setting."""
 
     code = "invalid_config"
 
@@ -21,7 +21,7 @@ class ConfigError(SeftError):
 
 
 class SourceError(SeftError):
-    """A model reference names nothing that may be loaded. `code` tells which rule it broke."""
+    """A model reference names no model that may be loaded. `code` identifies the broken rule."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class SourceError(SeftError):
 
 
 class RecordError(SeftError):
-    """One line of a dataset breaks a rule. `line` counts from 1."""
+    """A line of a dataset breaks a rule. `line` counts from 1."""
 
     code = "invalid_record"
 
@@ -39,7 +39,7 @@ class RecordError(SeftError):
 
 
 class FileError(SeftError):
-    """A dataset's file cannot be unpacked, or holds more than it may."""
+    """A dataset file cannot be unpacked or is too large."""
 
     code = "invalid_file"
 
@@ -49,25 +49,25 @@ class FileError(SeftError):
 
 
 class DataError(SeftError):
-    """There is not enough text for what was asked."""
+    """There is not enough text for the requested windows."""
 
     code = "not_enough_text"
 
 
 class PruneError(SeftError):
-    """The statistics do not let this pruner go on: a Hessian without a factor, an activation that is not finite."""
+    """The pruner cannot use its statistics: a Hessian has no factorization, or an activation is not finite."""
 
     code = "prune_failed"
 
 
 class TrainError(SeftError):
-    """Training left the finite numbers, or a law of the method was about to be broken."""
+    """A loss or gradient is not finite, or the next step would break an invariant of the method."""
 
     code = "train_failed"
 
 
 class EvaluateError(SeftError):
-    """A model's losses are not finite, so it cannot be judged."""
+    """The losses of a model are not finite, so it cannot be evaluated."""
 
     code = "evaluate_failed"
 
@@ -79,10 +79,10 @@ class StateError(SeftError):
 
 
 class VerifyError(SeftError):
-    """An exported checkpoint, read again in a clean process, is not what was written."""
+    """An exported checkpoint failed the verification in a separate process."""
 
     code = "verify_failed"
 
 
-class Cancelled(Exception):  # noqa: N818 (no error: the caller asked for it)
-    """Raised by a reporter to end the work; it passes through this library untouched."""
+class Cancelled(Exception):  # noqa: N818 (not an error: the caller requested it)
+    """Raised by a reporter to stop the work. The library does not catch it."""

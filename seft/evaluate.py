@@ -1,4 +1,4 @@
-"""How well a model predicts text. No tasks, no generation: perplexity alone."""
+"""Perplexity of a model on text. Tasks and generation are not part of it."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ from seft.report import Phase, Progress, Reporter, silent
 
 
 def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """exp of the mean loss; infinite where that is beyond a float."""
+    """Return exp of the mean loss, or infinity if it exceeds a float. Raises EvaluateError if a loss is not finite."""
     try:
         return math.exp(mean_loss(model, windows, report))
     except OverflowError:
@@ -24,18 +24,20 @@ def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], repo
 
 @torch.no_grad()
 def mean_loss(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """Over all trained predictions, in nats; over windows that are full, that is the mean of their means.
+    """Return the mean loss over all trained predictions, in nats.
 
-    EvaluateError where a loss is not finite.
+    Raises EvaluateError if a loss is not finite.
     """
     windows = Packed.of(windows)
     require_known_tokens(windows.tokens, model)
     loss = TokenLoss(model)
     total = 0.0
     for done, window in enumerate(windows.split(1), start=1):
-        share = loss(window.to(model.device)).double().mean().item() * window.predictions
-        if not math.isfinite(share):
-            raise EvaluateError(f"losses must be finite; window {done} has {share}. The model's weights are broken.")
-        total += share
+        summed = loss(window.to(model.device)).double().mean().item() * window.predictions
+        if not math.isfinite(summed):
+            raise EvaluateError(
+                f"losses must be finite; window {done} has {summed}. The weights of the model are broken."
+            )
+        total += summed
         report(Progress(Phase.EVALUATING, done, len(windows)))
     return total / windows.predictions

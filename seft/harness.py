@@ -1,7 +1,7 @@
-"""Any task of lm-evaluation-harness by its name, on a model that is loaded already. Needs the extra `tasks`.
+"""Tasks of lm-evaluation-harness on a loaded model. Needs the extra `tasks`.
 
-Tasks come from the harness's own collection, or from the YAML files of a folder, whose data may be local files: then
-nothing is fetched. Data of the collection come from the hub, unless its cache or a mirror has them.
+Tasks come from the harness, or from the YAML files of a folder. The data of a folder's tasks may be local files, which
+need no network. The data of the harness's tasks come from the hub, its cache or a mirror.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ Scores = dict[str, float]
 
 
 def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) -> Scores:
-    """What the harness measures under `task`, by metric.
+    """Return the metrics of a task by name.
 
-    ConfigError where the extra or the task is missing, EvaluateError where its data cannot be had.
+    Raises ConfigError if the extra is not installed or the task is unknown, EvaluateError if its data is unavailable.
     """
     try:
         import lm_eval
@@ -25,10 +25,10 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) 
         raise ConfigError("task", "needs lm-eval", task, "Install the extra: pip install 'seft[tasks]'.") from error
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
     if task not in tasks.all_tasks:
-        way_out = "Check the name, or name the folder of its YAML file with --tasks."
-        raise ConfigError("task", "must be one of lm-evaluation-harness or of your folder", task, way_out)
+        way_out = "Check the name, or give the folder of its YAML file with --tasks."
+        raise ConfigError("task", "must be one of the tasks of lm-evaluation-harness or of your folder", task, way_out)
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer),
             tasks=[task],
             task_manager=tasks,
@@ -37,8 +37,8 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) 
         )
     except (OSError, ValueError, KeyError) as error:
         way_out = (
-            "Its data must be in the cache, on the mirror that HF_ENDPOINT names, or in files that its YAML names."
+            "Its data must be in the cache, on the mirror in HF_ENDPOINT, or in the files that its YAML file names."
         )
-        raise EvaluateError(f"{task} could not be run: {type(error).__name__}: {error}. {way_out}") from error
-    assert found is not None
-    return {metric: value for metric, value in found["results"][task].items() if isinstance(value, float)}
+        raise EvaluateError(f"{task} failed: {type(error).__name__}: {error}. {way_out}") from error
+    assert results is not None
+    return {metric: value for metric, value in results["results"][task].items() if isinstance(value, float)}

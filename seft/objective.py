@@ -1,4 +1,4 @@
-"""What training makes small: of a batch, the sum over its trained predictions."""
+"""The loss that training minimizes: its sum over the trained predictions of a batch."""
 
 from typing import Any, Protocol
 
@@ -13,15 +13,15 @@ from seft.loss import TokenLoss
 
 
 class Objective(Protocol):
-    """Batch in, loss out."""
+    """A function from a batch to its loss."""
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """The sum over the trained predictions, differentiable in the weights that are trained."""
+        """Return the sum over the trained predictions, differentiable in the trained weights."""
         ...
 
 
 class CrossEntropy:
-    """Nats of the tokens that were there."""
+    """Cross-entropy with the actual next token, in nats."""
 
     def __init__(self, model: Any) -> None:
         self._losses = TokenLoss(model)
@@ -32,17 +32,17 @@ class CrossEntropy:
 
 
 def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Objective:
-    """What `config` asks for."""
+    """Return the objective for `config`: distillation with a teacher, cross-entropy without."""
     require_teacher(config, teacher)
     return CrossEntropy(model) if teacher is None else Distillation(model, teacher, config)
 
 
 def require_teacher(config: RepairConfig, teacher: object | None) -> None:
-    """ConfigError where `config` wants a teacher and there is none, or the other way round."""
+    """Raise ConfigError if `config` distills without a teacher, or if there is a teacher and no distillation."""
     if config.distills and teacher is None:
-        way_out = "Name the dense model, or set distill_weight and hidden_weight to 0."
-        raise ConfigError("teacher", "must be given to distil from", None, way_out)
+        way_out = "Give the dense model, or set distill_weight and hidden_weight to 0."
+        raise ConfigError("teacher", "must be given for distillation", None, way_out)
     if teacher is not None and not config.distills:
-        seen = teacher if isinstance(teacher, str) else type(teacher).__name__
+        value = teacher if isinstance(teacher, str) else type(teacher).__name__
         way_out = "Set distill_weight or hidden_weight, or leave the teacher out."
-        raise ConfigError("teacher", "must be left out where nothing is learnt from it", seen, way_out)
+        raise ConfigError("teacher", "must be left out without distillation", value, way_out)

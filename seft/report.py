@@ -1,7 +1,7 @@
-"""How this library says what it is doing, and how it is stopped.
+"""Progress reports, and how a caller stops the work.
 
-Every long function takes a `Reporter`, a callable that is given one of the reports below now and then. A reporter
-that raises `seft.errors.Cancelled` ends the work. The library knows nothing of jobs, queues or bars.
+Every long function takes a `Reporter` and calls it regularly with one of the reports below. A reporter stops the work
+by raising `seft.errors.Cancelled`. Jobs, queues and progress bars are left to the caller.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What is being done, in the order of a whole run."""
+    """Phases of a run, in their order."""
 
     LOADING = "loading"
     PRUNING = "pruning"
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """So many matrices of a block's experts met no token of calibration; they are pruned by magnitude."""
+    """Number of expert matrices of a block that no calibration token reached. They are pruned by magnitude."""
 
     block: int
     matrices: int
@@ -39,7 +39,7 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Reconstructed:
-    """A part of a block was tuned; its squared error before and after, as a share of the dense part's output."""
+    """Squared error of a part of a block before and after reconstruction, as a fraction of the squared dense output."""
 
     block: int
     part: str
@@ -49,7 +49,7 @@ class Reconstructed:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step: mean loss in nats per token, the rate used, speed."""
+    """One optimizer step: mean loss in nats per token, learning rate and speed."""
 
     step: int
     loss: float
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The mean loss on held-out text after a step, in nats per token."""
+    """Mean loss on held-out text after a step, in nats per token."""
 
     step: int
     held_out_loss: float
@@ -67,10 +67,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an event of the topology did to one linear.
+    """Change of one linear by an update of the topology, in numbers of weights.
 
-    `dropped` left the active set and got their base back, `grown` joined it, `reactivated` of these were zeros,
-    `pruned` nonzeros became zero to keep the budget.
+    `dropped` left the active set and got their base value back. `grown` joined the active set; `reactivated` of them
+    were zero. `pruned` nonzeros became zero to keep the budget.
     """
 
     dropped: int
@@ -81,7 +81,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Evolved:
-    """One event of the topology: the change of each target linear by its name, and their sums."""
+    """One update of the topology: the change of each target linear by name, and the sums over all."""
 
     step: int
     dropped: int
@@ -92,7 +92,7 @@ class Evolved:
 
     @classmethod
     def of(cls, step: int, layers: Mapping[str, Change]) -> "Evolved":
-        """With the sums."""
+        """Return the report of one step with the sums over `layers`."""
         sums = {each.name: sum(getattr(change, each.name) for change in layers.values()) for each in fields(Change)}
         return cls(step, **sums, layers=layers)
 
@@ -102,4 +102,4 @@ Reporter = Callable[[Report], None]
 
 
 def silent(_: Report) -> None:
-    """A reporter that listens to nothing."""
+    """Ignore a report."""

@@ -93,7 +93,9 @@ def _delete_of_jobs(sessions: sessionmaker[Session], storage: Storage, page: lis
 def _delete_of_datasets(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
     keys = [item.key for item in page]
     with sessions.begin() as session:
-        referenced = set(session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.NOT_DELETED)))
+        referenced = set(
+            session.scalars(select(Dataset.object_key).where(Dataset.object_key.in_(keys), datasets.NOT_DELETED))
+        )
         since, until = _deletable_period(session)
     deleted = 0
     for item in page:

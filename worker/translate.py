@@ -1,4 +1,4 @@
-"""Convert a job's request (`core.specs`) into the configuration of the library (`seft.config`)."""
+"""Translate the settings of a job (`core.specs`) into those of the library (`seft.config`)."""
 
 from core import specs
 from core.specs import JobSpec
@@ -6,7 +6,7 @@ from seft.config import CalibrationOrder, EvaluateConfig, Pattern, PruneConfig, 
 
 
 def prune_config(spec: JobSpec) -> PruneConfig:
-    """Return how the job prunes. Calibration windows are random, so that every part of the text can be drawn."""
+    """Return how the job prunes. Calibration windows are random, so that they cover the whole text."""
     return PruneConfig(
         sparsity=spec.sparsity,
         method=spec.prune.method,
@@ -25,7 +25,7 @@ def prune_config(spec: JobSpec) -> PruneConfig:
 
 
 def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig | None:
-    """Return how the job repairs, or None if it only prunes. `micro_batch` overrides the request's."""
+    """Return how the job repairs, or None if it only prunes. `micro_batch` overrides that of the job."""
     repair = spec.repair
     if repair.method is specs.RepairMethod.NONE:
         return None
@@ -50,5 +50,5 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
 
 
 def evaluate_config(spec: JobSpec) -> EvaluateConfig:
-    """Return how the job evaluates."""
+    """Return how the job evaluates its models."""
     return EvaluateConfig(tokens=spec.evaluate.tokens, windows=spec.evaluate.windows)

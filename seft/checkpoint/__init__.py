@@ -1,1 +1,1 @@
-"""Checkpoint folders: export, model card, facts, counted zeros, verification, packed state."""
+"""Checkpoint folders: export, model card, facts, zero counts, verification, packed pruned state."""

@@ -1,6 +1,6 @@
-"""The model card, README.md of a checkpoint: what it is, how good, how sparse, made how, and how to load it.
+"""The model card, README.md of a checkpoint: description, scores, sparsity, loading and recipe.
 
-It says nothing that `sparsity.json` does not hold.
+It contains only what `sparsity.json` contains.
 """
 
 from dataclasses import asdict, fields
@@ -16,31 +16,35 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 ```"""
 
-_SPEED = """The zeros are stored as zeros, so everything that loads the base model loads this one. Stock transformers,
-vLLM and llama.cpp run it at the speed and in the memory of the dense model; a runtime with sparse kernels can pack it
-by itself."""
+_SPEED = """The zeros are stored as ordinary zeros, so any software that loads the base model loads this one.
+Transformers, vLLM and llama.cpp run it at the speed and in the memory of the dense model. A runtime with sparse kernels
+can pack it when it loads it."""
 
-_WAYS = {
-    RepairMethod.SEFT: "SEFT (arXiv 2505.24037), which trains {share} of these weights at a time and lets zeros move",
-    RepairMethod.FIXED_MASK: "training {share} of these weights, drawn once from those that are not zero",
-    RepairMethod.MASKED_FULL: "training all of these weights that are not zero",
-    RepairMethod.MASKED_LORA: "LoRA under the mask, with as many values as {share} of these weights",
-    RepairMethod.LORA_REPRUNE: "LoRA, with as many values as {share} of these weights, and pruned again at the end",
-    RepairMethod.SPP: "SPP (arXiv 2405.16057), with as many values as {share} of these weights",
+_METHODS = {
+    RepairMethod.SEFT: (
+        "SEFT (arXiv 2505.24037), which trains {fraction} of these weights at a time and may change which are zero"
+    ),
+    RepairMethod.FIXED_MASK: "training {fraction} of these weights, drawn once from the nonzero ones",
+    RepairMethod.MASKED_FULL: "training all nonzero weights among these",
+    RepairMethod.MASKED_LORA: "LoRA under the mask, with a number of values equal to {fraction} of these weights",
+    RepairMethod.LORA_REPRUNE: (
+        "LoRA, with a number of values equal to {fraction} of these weights, and pruning again at the end"
+    ),
+    RepairMethod.SPP: "SPP (arXiv 2405.16057), with a number of values equal to {fraction} of these weights",
 }
 
 
 def card(record: Record) -> str:
-    """The whole card, as markdown with the Hub's YAML front matter."""
+    """Return the card as Markdown with the YAML front matter of the Hub."""
     facts = record.facts
-    parts = [_front(facts), f"# {_title(record)}", _what(record)]
+    parts = [_front_matter(facts), f"# {_title(record)}", _description(record)]
     if facts.scores:
         parts += ["## Scores", _scores(facts)]
     parts += ["## Sparsity", _sparsity(record), "## Loading", _LOAD, _SPEED, "## Recipe", _recipe(record)]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(facts: Facts) -> str:
+def _front_matter(facts: Facts) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if facts.base.kind is Kind.HUB:
         lines.append(f"base_model: {facts.base.reference}")
@@ -53,34 +57,36 @@ def _title(record: Record) -> str:
     return f"{record.facts.base.reference}, {record.sparsity.linears.share:.0%} sparse"
 
 
-def _what(record: Record) -> str:
-    facts, share = record.facts, record.sparsity.linears.share
+def _description(record: Record) -> str:
+    facts, sparsity = record.facts, record.sparsity.linears.share
     pruned = (
-        f"`{facts.base.reference}` with {share:.1%} of the weights in its linear layers set to zero"
+        f"`{facts.base.reference}` with {sparsity:.1%} of the weights in its linear layers set to zero"
         f" by {facts.prune.summary}"
     )
     if facts.repair is None:
         return f"{pruned}, in one shot. It was not repaired afterwards."
     zeros = (
-        "Its zeros are where pruning put them."
+        "Every weight that pruning set to zero is still zero."
         if facts.repair.method.keeps_zeros
-        else f"{facts.grown_zeros:,} weights that were zero after pruning are nonzero now; no layer has more nonzeros."
+        else f"{facts.grown_zeros:,} weights that pruning set to zero are nonzero now. No layer has more nonzeros."
     )
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
-    way = _WAYS[facts.repair.method].format(share=f"{facts.repair.density:.2%}")
-    taught = f", learning from `{facts.teacher.reference}` too" if facts.teacher else ""
+    method = _METHODS[facts.repair.method].format(fraction=f"{facts.repair.density:.2%}")
+    teacher = f", with `{facts.teacher.reference}` as the teacher" if facts.teacher else ""
     kept = (
-        "" if facts.kept_at is None else f" The state after step {facts.kept_at} did best on held-out text, and is it."
+        ""
+        if facts.kept_at is None
+        else f" The state after step {facts.kept_at} had the lowest loss on held-out text and was kept."
     )
-    return f"{pruned}, then repaired in {steps} steps of {way}{taught}.{kept} {zeros}"
+    return f"{pruned}, then repaired in {steps} steps of {method}{teacher}.{kept} {zeros}"
 
 
-def _asked(config: PruneConfig) -> str:
+def _requested(config: PruneConfig) -> str:
     if config.sparsity_of is SparsityOf.MODEL:
         return f"{config.sparsity:.2%} of the whole model"
     if config.allocation is Allocation.UNIFORM:
         return f"{config.sparsity:.2%} of each linear layer"
-    return f"{config.sparsity:.2%} of the linear layers together, shared out over the blocks by {config.allocation}"
+    return f"{config.sparsity:.2%} of all linear layers together, distributed over the blocks by {config.allocation}"
 
 
 def _scores(facts: Facts) -> str:
@@ -88,8 +94,8 @@ def _scores(facts: Facts) -> str:
     names = [name for name in ("dense", "pruned", "repaired") if name in facts.scores]
     rows = [f"| {name} | {facts.scores[name]:.2f} |" for name in names]
     note = (
-        f"Over {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens; pruned and repaired weights were"
-        " rounded as they are stored."
+        f"Measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens. Pruned and repaired weights"
+        " were rounded to the stored precision first."
     )
     return "\n".join(["| model | perplexity |", "|---|---|", *rows, "", note])
 
@@ -99,8 +105,8 @@ def _sparsity(record: Record) -> str:
         return f"| {name} | {count.share:.2%} | {count.zeros:,} | {count.weights:,} |"
 
     rows = [row("the pruned linear layers", record.sparsity.linears), row("the whole model", record.sparsity.model)]
-    note = f"Counted in the written files. Asked for: {_asked(record.facts.prune)}."
-    return "\n".join(["| | share of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
+    note = f"Counted in the written files. Requested: {_requested(record.facts.prune)}."
+    return "\n".join(["| | fraction of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
 
 
 def _recipe(record: Record) -> str:

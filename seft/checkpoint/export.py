@@ -1,7 +1,7 @@
-"""Write the sparse checkpoint: a Hugging Face folder in bfloat16 with exact zeros, which loads everywhere.
+"""Write the sparse checkpoint: a Hugging Face folder in bfloat16 with exact zeros.
 
-Its bytes depend on the weights and the facts alone, so a run that was killed and went on ends in the same sha256. Zeros
-are not packed: the packed formats that loaders once knew are gone. `seft.checkpoint.verify` reads the folder again.
+Its bytes depend only on the weights and the facts, so a run that was interrupted and resumed has the same sha256. Zeros
+are not packed, because loaders no longer support packed formats. `seft.checkpoint.verify` verifies the folder.
 """
 
 import json
@@ -15,14 +15,14 @@ from torch import nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
-from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical, manifest, versions
+from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical_json, manifest, versions
 from seft.checkpoint.verify import fingerprint
 from seft.errors import ConfigError
 from seft.models.load import Loaded, quiet
 
 EXPORT_DTYPE = torch.bfloat16
 MAX_SHARD = "5GB"
-_LEFT_OUT = (
+_REMOVED_KEYS = (
     "_name_or_path",
     "name_or_path",
     "_model_name_or_path",
@@ -33,10 +33,10 @@ _LEFT_OUT = (
 
 
 def export(loaded: Loaded, out: Path, facts: Facts) -> None:
-    """Write the folder; `manifest.json` comes last, so a folder without it is unfinished.
+    """Write the folder. `manifest.json` is written last, so a folder without it is incomplete.
 
-    The model is left with the rounded weights that were written, in the dtype it had. ConfigError when `out` is not
-    empty. What this does not do: look whether the folder is good.
+    The model keeps its dtype and has the rounded weights afterwards. Raises ConfigError if `out` is not empty. The
+    folder is not verified.
     """
     require_empty(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -45,27 +45,27 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     with quiet(), _parameters_in(model, EXPORT_DTYPE):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
     with _parameters_in(model, torch.float32):
-        mark = fingerprint(model)
+        model_fingerprint = fingerprint(model)
     loaded.tokenizer.save_pretrained(out)
-    _settle_config(out / "config.json", use_cache=loaded.source.config.get("use_cache", True))
-    _settle_tokenizer(out / "tokenizer_config.json")
-    record = Record(facts, sparsity.of_folder(out), mark, versions())
+    _write_config(out / "config.json", use_cache=loaded.source.config.get("use_cache", True))
+    _write_tokenizer_config(out / "tokenizer_config.json")
+    record = Record(facts, sparsity.of_folder(out), model_fingerprint, versions())
     record.write(out)
     (out / "README.md").write_text(card(record), encoding="utf-8")
     (out / MANIFEST).write_bytes(manifest(out))
 
 
 def require_empty(out: Path) -> None:
-    """ConfigError unless `out` is a new or an empty folder."""
+    """Raise ConfigError unless `out` is a new or empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("out", "must be a new or an empty folder", str(out), "Name another one, or empty it.")
+        raise ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
 
 
 @torch.no_grad()
 def round_weights(model: nn.Module) -> None:
-    """Give every parameter the value it will have in the checkpoint, in place; its dtype stays. -0.0 becomes 0.0.
+    """Round every parameter in place to its value in the checkpoint, in its present dtype. -0.0 becomes 0.0.
 
-    Scores that are to be true of the checkpoint are measured after this.
+    Measure the scores of a checkpoint after this.
     """
     for weight in model.parameters():
         weight.copy_(weight.to(EXPORT_DTYPE))
@@ -74,7 +74,7 @@ def round_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _parameters_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Inside, the parameters have `dtype`. Buffers keep theirs: rotary frequencies do not survive rounding."""
+    """Convert the parameters to `dtype` inside the context, but no buffers: rounding breaks rotary frequencies."""
     before = {weight: weight.dtype for weight in model.parameters()}
     for weight in before:
         weight.data = weight.data.to(dtype)
@@ -85,8 +85,8 @@ def _parameters_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             weight.data = weight.data.to(own)
 
 
-def _settle_config(path: Path, *, use_cache: bool) -> None:
-    """With `rope_theta` where older loaders look for it, and the cache that `seft.models.load` switched off for its work."""
+def _write_config(path: Path, *, use_cache: bool) -> None:
+    """Add `rope_theta` for older loaders, and restore `use_cache`, which `seft.models.load` turned off."""
     config: dict[str, Any] = {**json.loads(path.read_bytes()), "use_cache": use_cache}
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
@@ -94,11 +94,11 @@ def _settle_config(path: Path, *, use_cache: bool) -> None:
     _rewrite(path, config)
 
 
-def _settle_tokenizer(path: Path) -> None:
-    """The class that every version of transformers builds from `tokenizer.json` alone."""
+def _write_tokenizer_config(path: Path) -> None:
+    """Set the tokenizer class that every version of transformers can build from `tokenizer.json` alone."""
     _rewrite(path, {**json.loads(path.read_bytes()), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _rewrite(path: Path, content: dict[str, Any]) -> None:
-    """Without paths of this machine and without what the weights no longer are."""
-    path.write_bytes(canonical({key: value for key, value in content.items() if key not in _LEFT_OUT}))
+    """Write a configuration without local paths and without the quantization that the weights no longer have."""
+    path.write_bytes(canonical_json({key: value for key, value in content.items() if key not in _REMOVED_KEYS}))

@@ -1,6 +1,6 @@
-"""What a checkpoint says of itself: `Facts` given by its maker, and the two files `sparsity.json` and `manifest.json`.
+"""Metadata of a checkpoint: how it was made (`Facts`), and the files `sparsity.json` and `manifest.json`.
 
-Both files are canonical JSON: equal content, equal bytes. Neither knows a time, a host, a job or an absolute path.
+Both files are canonical JSON: equal content gives equal bytes. They contain no time, host, job or absolute path.
 """
 
 import hashlib
@@ -34,20 +34,19 @@ class Base:
 
     @classmethod
     def of(cls, source: ModelSource) -> "Base":
-        """What may be published of a source."""
+        """Return the public part of a source, without its path."""
         name = source.reference if source.kind is Kind.HUB else Path(source.reference).resolve().name
         return cls(name, source.kind, source.revision, source.licence)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was done. `repair` is None for a model that was only pruned; a hash is None where no such text was read.
+    """How a checkpoint was made. `repair` is None for a model that was only pruned; a hash is None if no text was read.
 
-    `scores` are perplexities under the names dense, pruned and repaired, measured as `evaluate` says: dense on the
-    weights as they came, the others on weights rounded as they are exported. `grown_zeros` counts weights that were
-    zero after pruning and are not now. `stopped_at` is the step at which training was ended before its last one,
-    `kept_at` the step whose state was kept because a later one was not better, `teacher` the dense model that repair
-    learnt from.
+    `scores` are perplexities named dense, pruned and repaired, measured as `evaluate` says: dense on the original
+    weights, the others on weights rounded as they are exported. `grown_zeros` counts weights that pruning set to zero
+    and that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
+    state was kept because no later one was better. `teacher` is the dense model that repair distilled from.
     """
 
     base: Base
@@ -65,12 +64,12 @@ class Facts:
     def __post_init__(self) -> None:
         for name, score in self.scores.items():
             if not math.isfinite(score):
-                raise ConfigError(f"scores.{name}", "must be finite", score, "This model is broken: prune it less.")
+                raise ConfigError(f"scores.{name}", "must be finite", score, "The model is broken. Prune it less.")
 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Log-probabilities that the model gives to each of `tokens` but the first after those before it, in float32."""
+    """Log-probability of each of `tokens` except the first, given the tokens before it, computed in float32."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[float, ...]
@@ -78,7 +77,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The content of `sparsity.json`: the facts, the count of the written file, and what proves a good reading."""
+    """The content of `sparsity.json`: the facts, the zeros counted in the files, and a fingerprint of the model."""
 
     facts: Facts
     sparsity: Sparsity
@@ -86,46 +85,46 @@ class Record:
     versions: dict[str, str]
 
     def data(self) -> dict[str, Any]:
-        """As JSON knows it, shares included."""
+        """Return the record as JSON data, with the computed `share` of every count."""
         return cast("dict[str, Any]", _RECORD.dump_python(self, mode="json"))
 
     def write(self, folder: Path) -> None:
         """Write `sparsity.json`."""
-        (folder / SPARSITY).write_bytes(canonical(self.data()))
+        (folder / SPARSITY).write_bytes(canonical_json(self.data()))
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
-        """Read `sparsity.json`; VerifyError when it is missing or is none of ours."""
+        """Read `sparsity.json`. Raises VerifyError if it is missing or was not written by this library."""
         path = folder / SPARSITY
         try:
             return _RECORD.validate_json(path.read_bytes())
         except FileNotFoundError:
             raise VerifyError(
-                f"{folder} must hold {SPARSITY}; it is missing. Make the folder with seft prune."
+                f"{folder} must contain {SPARSITY}; it is missing. Create the folder with seft prune."
             ) from None
         except ValidationError as error:
-            flaw = error.errors()[0]
-            where = ".".join(map(str, flaw["loc"]))
-            raise VerifyError(f"{path} must be as seft wrote it; {where}: {flaw['msg']}. Export again.") from None
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise VerifyError(f"{path} must be as seft wrote it; {field}: {first['msg']}. Export again.") from None
 
 
 _RECORD = TypeAdapter(Record)
 
 
 def versions() -> dict[str, str]:
-    """The software whose versions decide about the weights."""
+    """Return the versions of the software that the weights depend on."""
     return {"seft": seft.__version__, "torch": version("torch"), "transformers": version("transformers")}
 
 
-def canonical(value: Any) -> bytes:
-    """JSON with sorted keys, one item a line, no NaN."""
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with sorted keys, one item per line and no NaN."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def manifest(folder: Path) -> bytes:
-    """The content of `manifest.json` for what lies in the folder: name, size and sha256 of every other file."""
+    """Return the content of `manifest.json`: name, size and sha256 of every other file in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    return canonical(
+    return canonical_json(
         {
             "files": [
                 {"name": path.relative_to(folder).as_posix(), "size": path.stat().st_size, "sha256": sha256(path)}
@@ -136,6 +135,6 @@ def manifest(folder: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """Return the hash of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""The pruned state in one small file: a bitmask and the nonzero values of every target linear, bit for bit.
+"""The pruned weights in one small file: a bitmask and the exact nonzero values of every target linear.
 
-It is what a run goes on from instead of pruning again. It holds nothing that pruning leaves alone (embeddings, norms,
-biases), and it is no format for users: `seft.checkpoint.export` writes that.
+A run resumes from it instead of pruning again. Weights that pruning does not change (embeddings, norms, biases) are not
+stored. Users get the format of `seft.checkpoint.export`, not this one.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from seft.models.targets import target_linears
 
 
 def save_pruned(model: nn.Module, path: Path) -> None:
-    """Write the target linears to `path`, in the dtype they have."""
+    """Write the target linears to `path` in their present dtype."""
     tensors: dict[str, Tensor] = {}
     for name, target in target_linears(model).items():
         weight = target.weight
@@ -30,10 +30,9 @@ def save_pruned(model: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def load_pruned(model: nn.Module, path: Path) -> None:
-    """Put the weights of `path` into a model of the same shape and dtype, in place; -0.0 comes back as 0.0.
+    """Load the weights of `path` into a model of the same shape and dtype, in place. -0.0 is loaded as 0.0.
 
-    StateError when the file belongs to another model. A model that was refused is left as it was or half filled: load
-    it again.
+    Raises StateError if the file belongs to another model. The model may be partly overwritten then: load it again.
     """
     targets = target_linears(model)
     with safe_open(path, "pt") as file:
@@ -41,7 +40,7 @@ def load_pruned(model: nn.Module, path: Path) -> None:
         if set(file.keys()) != expected:
             odd = sorted(set(file.keys()) ^ expected)[0]
             raise StateError(
-                f"{path} must hold the target linears of this model; {odd} differs. Prune this model again."
+                f"{path} must contain the target linears of this model; {odd} differs. Prune this model again."
             )
         for name, target in targets.items():
             _fill(name, target.weight, file.get_tensor(f"{name}.kept"), file.get_tensor(f"{name}.values"))
@@ -51,8 +50,8 @@ def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "r
     rows, cols = weight.shape
     if kept.shape != (rows, -(-cols // 8)) or values.dtype != weight.dtype:
         raise StateError(
-            f"{name} must be {rows} x {cols} of {weight.dtype}; the file has {tuple(kept.shape)} bytes of mask and"
-            f" values of {values.dtype}. Load the model as it was when the state was saved."
+            f"{name} must be {rows} x {cols} of {weight.dtype}; the file has a mask of {tuple(kept.shape)} bytes and"
+            f" values of {values.dtype}. Load the model with the shape and dtype of the saved state."
         )
     mask = unpack_bits(kept, cols)
     if int(mask.sum()) != len(values):
@@ -62,7 +61,7 @@ def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "r
 
 
 def pack_bits(mask: Bool[Tensor, "rows cols"]) -> UInt8[Tensor, "rows bytes"]:
-    """Eight columns in a byte, the first in its highest bit; each row begins a new byte."""
+    """Pack eight columns per byte, the first in the highest bit. Each row starts a new byte."""
     return torch.from_numpy(np.packbits(mask.contiguous().cpu().numpy(), axis=1))
 
 

@@ -1,7 +1,7 @@
-"""How sparse a model is, counted: for each target linear, for all of them, and for the whole model.
+"""Count the zeros of a model: per target linear, over all target linears, and over the whole model.
 
-The count that is published is the one of the written folder, read tensor by tensor; that of a model in memory is for
-looking on. Nothing here is estimated or believed.
+The published count is that of the written files, read tensor by tensor. Counting a model in memory is for progress and
+tests. Nothing is estimated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,12 +20,12 @@ from seft.errors import VerifyError
 from seft.models.targets import target_linears
 
 Layout = dict[str, list[str]]
-"""For a tensor's name the targets whose weights it holds: one, or one for each of its slices."""
+"""Names of the targets in each tensor: one target, or one per slice of the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Zeros among so many weights. -0.0 is a zero."""
+    """Number of zeros among a number of weights. -0.0 counts as zero."""
 
     zeros: int
     weights: int
@@ -33,7 +33,7 @@ class Count:
     @computed_field  # type: ignore[prop-decorator]
     @property
     def share(self) -> float:
-        """Zeros per weight; 0 where there is no weight."""
+        """Fraction of zeros; 0 if there are no weights."""
         return self.zeros / self.weights if self.weights else 0.0
 
     def __add__(self, other: "Count") -> "Count":
@@ -42,14 +42,14 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """`layers` has a count for each target linear, `linears` is their sum, `model` counts every saved weight once."""
+    """Counts per target linear (`layers`), their sum (`linears`), and over all saved weights, each once (`model`)."""
 
     layers: dict[str, Count]
     linears: Count
     model: Count
 
     def data(self) -> dict[str, Any]:
-        """As JSON knows it, shares included."""
+        """Return the counts as JSON data, with the computed `share` of each."""
         return cast("dict[str, Any]", TypeAdapter(Sparsity).dump_python(self, mode="json"))
 
 
@@ -59,43 +59,43 @@ def of_model(model: nn.Module) -> Sparsity:
 
 
 def of_folder(folder: Path) -> Sparsity:
-    """Count a Hugging Face folder from its safetensors files, one tensor in memory at a time.
+    """Count a Hugging Face folder from its safetensors files, with one tensor in memory at a time.
 
-    The target linears are those of its config.json, so a folder that lacks one is a VerifyError.
+    The target linears follow from config.json. Raises VerifyError if the files lack weights of one of them.
     """
     model = skeleton(folder)
     return _count(model, _tensors(folder), _layout_on_disk(model))
 
 
 def skeleton(folder: Path) -> Any:
-    """The model of a folder's config.json, without memory for its weights."""
+    """Build the model of a folder's config.json without memory for its weights."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Names of tensors that another, earlier name already stands for."""
-    first: dict[int, str] = {}
+    """Return the names of tensors that are tied to a tensor with an earlier name."""
+    names: dict[int, str] = {}
     return {
-        name for name, tensor in model.state_dict(keep_vars=True).items() if first.setdefault(id(tensor), name) != name
+        name for name, tensor in model.state_dict(keep_vars=True).items() if names.setdefault(id(tensor), name) != name
     }
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a file is no dict)
+            for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
 
 
 def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layout) -> Sparsity:
     tied, targets = _tied(model), target_linears(model)
-    layers, whole = dict.fromkeys(targets, Count(0, 0)), Count(0, 0)
+    layers, total = dict.fromkeys(targets, Count(0, 0)), Count(0, 0)
     for name, tensor in weights:
         if name in tied:
             continue
-        whole += _zeros(tensor)
+        total += _zeros(tensor)
         owners = layout.get(name, [])
         parts = tensor if len(owners) > 1 else [tensor] * len(owners)
         for owner, part in zip(owners, parts, strict=True):
@@ -103,10 +103,10 @@ def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layo
     for name, target in targets.items():
         if layers[name].weights != target.weight.numel():
             raise VerifyError(
-                f"every target linear must have all its {target.weight.numel()} weights in the safetensors files;"
-                f" {name} has {layers[name].weights}."
+                f"{name} must have all its {target.weight.numel()} weights in the safetensors files; it has"
+                f" {layers[name].weights}. Export or download the folder again."
             )
-    return Sparsity(layers, sum(layers.values(), Count(0, 0)), whole)
+    return Sparsity(layers, sum(layers.values(), Count(0, 0)), total)
 
 
 def _zeros(tensor: Tensor) -> Count:
@@ -122,9 +122,9 @@ def _layout(model: nn.Module) -> Layout:
 
 
 def _layout_on_disk(model: nn.Module) -> Layout:
-    """Experts are stacked in memory and may be saved one by one, under names of their own.
+    """Return the layout of the saved tensors, which may store stacked experts one by one under other names.
 
-    Transformers' own conversion is given small tensors that hold the numbers of targets, and shows where they go.
+    The conversion of transformers is run on small tensors filled with target numbers, which shows where each one goes.
     """
     targets = list(target_linears(model))
     numbers = {name: number for number, name in enumerate(targets)}

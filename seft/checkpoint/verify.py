@@ -1,7 +1,7 @@
-"""Read an exported folder again, trusting nothing: files, counts, loading, logits.
+"""Verify an exported folder from its files alone: hashes, counts, loading, logits.
 
-`verify` does it in a clean process, `python -m seft.checkpoint.verify FOLDER`, so that nothing which the exporting process has in
-memory or has patched can make a broken folder look whole. It judges what was written, not whether the model is good.
+`verify` runs `python -m seft.checkpoint.verify FOLDER` in a separate process, so that state or patches of the exporting
+process cannot hide a broken folder. It checks what was written, not the quality of the model.
 """
 
 import json
@@ -24,25 +24,30 @@ from seft.prune.allocation import uniform_zeros
 from seft.prune.mask import overfull_groups
 
 FINGERPRINT_TOKENS = 32
-FINGERPRINT_TOLERANCE = 3e-4  # nats; float32 on another machine differs by less, one wrong weight mostly by more
+FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
 
 def verify(folder: Path) -> None:
-    """Check an exported folder in a process of its own; VerifyError names the first thing that is wrong."""
+    """Verify an exported folder in a separate process. Raises VerifyError with the first failure."""
     package_root = str(Path(__file__).parents[2])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
         env={**os.environ, "PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise VerifyError((done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}."])[-1])
+    if process.returncode:
+        raise VerifyError(
+            (
+                process.stderr.strip().splitlines()
+                or [f"the verification process ended with exit code {process.returncode}."]
+            )[-1]
+        )
 
 
 def check(folder: Path) -> None:
-    """The same checks in this process."""
+    """Run the same checks in this process."""
     _check_files(folder)
     record = Record.read(folder)
     _check_counts(record, sparsity.of_folder(folder))
@@ -50,14 +55,19 @@ def check(folder: Path) -> None:
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Of a float32 model: tokens evenly spread over the vocabulary, read as one sequence. VerifyError if not finite."""
+    """Return the fingerprint of a float32 model on a sequence of tokens spread evenly over the vocabulary.
+
+    Raises VerifyError if a logit is not finite.
+    """
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     tokens = torch.arange(FINGERPRINT_TOKENS) * vocabulary // FINGERPRINT_TOKENS
     with torch.no_grad():
         logits = model(input_ids=tokens[None].to(model.device), use_cache=False).logits[0]
     scores = logits.float().log_softmax(-1).cpu()[:-1].gather(1, tokens[1:, None]).flatten()
     if not scores.isfinite().all():
-        raise VerifyError("the logits must be finite; some are not. The weights are broken: prune less or repair anew.")
+        raise VerifyError(
+            "the logits must be finite; some are not. The weights are broken. Prune less, or repair again."
+        )
     return Fingerprint(tuple(tokens.tolist()), tuple(round(score, 6) for score in scores.tolist()))
 
 
@@ -66,23 +76,25 @@ def _check_files(folder: Path) -> None:
         written = json.loads((folder / MANIFEST).read_bytes())
         expected = {file["name"]: (file["size"], file["sha256"]) for file in written["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VerifyError(f"{folder} must hold a readable {MANIFEST}: {error}. Export again.") from None
-    found = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder))["files"]}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+        raise VerifyError(f"{folder} must contain a readable {MANIFEST}: {error}. Export again.") from None
+    actual = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder))["files"]}
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise VerifyError(
                 f"{name} must have the (size, sha256) of {MANIFEST}, {expected.get(name)};"
-                f" it has {found.get(name)}. Export or download again."
+                f" it has {actual.get(name)}. Export or download again."
             )
 
 
 def _check_counts(record: Record, counted: sparsity.Sparsity) -> None:
-    said, found = ({"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted))
-    for name in said | found:
-        if said.get(name) != found.get(name):
+    recorded, actual = (
+        {"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted)
+    )
+    for name in recorded | actual:
+        if recorded.get(name) != actual.get(name):
             raise VerifyError(
-                f"{name} must have the zeros that sparsity.json gives, {said.get(name)};"
-                f" the safetensors have {found.get(name)}. Export again."
+                f"{name} must have the zeros that sparsity.json gives, {recorded.get(name)};"
+                f" the safetensors files have {actual.get(name)}. Export again."
             )
 
 
@@ -90,31 +102,31 @@ def _check_model(folder: Path, record: Record) -> None:
     try:
         model = load(find(str(folder))).model
     except SourceError as error:
-        raise VerifyError(f"the folder must load as a model does: {error} Export again.") from None
+        raise VerifyError(f"the folder must load as a model: {error} Export again.") from None
     _check_budget(model, record)
     _check_pattern(model, record.facts.prune.pattern)
     _check_fingerprint(record.fingerprint, fingerprint(model))
 
 
 def _check_budget(model: nn.Module, record: Record) -> None:
-    """As many zeros as were asked for: in each layer, or in all where the allocation shared them out."""
+    """Require the requested zeros in every layer, or over all layers if the allocation distributes them."""
     config, layers = record.facts.prune, record.sparsity.layers
-    asked = {
+    requested = {
         name: uniform_zeros(target.weight.shape, config.sparsity, config)
         for name, target in target_linears(model).items()
     }
     if config.sparsity_of is SparsityOf.MODEL:
-        whole = record.sparsity.model
-        least = {"model": (whole, int(config.sparsity * whole.weights) - len(layers))}
+        model_count = record.sparsity.model
+        required = {"model": (model_count, int(config.sparsity * model_count.weights) - len(layers))}
     elif config.allocation is Allocation.UNIFORM:
-        least = {name: (count, asked[name]) for name, count in layers.items()}
+        required = {name: (count, requested[name]) for name, count in layers.items()}
     else:
-        least = {"linears": (record.sparsity.linears, sum(asked.values()))}
-    for name, (count, zeros) in least.items():
+        required = {"linears": (record.sparsity.linears, sum(requested.values()))}
+    for name, (count, zeros) in required.items():
         if count.zeros < zeros:
             raise VerifyError(
-                f"{name} must have a share of zeros of {zeros / count.weights:.6f}; it has {count.share:.6f}. Repair"
-                " left its budget: do not publish this."
+                f"{name} must have a fraction of zeros of {zeros / count.weights:.6f}; it has {count.share:.6f}. Repair"
+                " exceeded its budget of nonzeros. Do not publish this."
             )
 
 
@@ -124,21 +136,21 @@ def _check_pattern(model: nn.Module, pattern: Pattern) -> None:
         if groups:
             raise VerifyError(
                 f"{name} must have at most {pattern.kept} nonzeros in every {pattern.of} inputs; {groups} groups have"
-                " more. The pattern was left: do not publish this."
+                " more. The weights violate the pattern. Do not publish this."
             )
 
 
-def _check_fingerprint(expected: Fingerprint, found: Fingerprint) -> None:
-    gap = max(abs(a - b) for a, b in zip(found.log_probabilities, expected.log_probabilities, strict=True))
-    if found.tokens != expected.tokens or gap > FINGERPRINT_TOLERANCE:
+def _check_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
+    gap = max(abs(a - b) for a, b in zip(actual.log_probabilities, expected.log_probabilities, strict=True))
+    if actual.tokens != expected.tokens or gap > FINGERPRINT_TOLERANCE:
         raise VerifyError(
             f"the model must give the log-probabilities written at export within {FINGERPRINT_TOLERANCE};"
-            f" they differ by {gap:.4g}. A weight is wrong: export again."
+            f" they differ by {gap:.4g}. A weight is wrong. Export again."
         )
 
 
 def main() -> None:
-    """Check the folder named on the command line; say what is wrong on the last line of stderr."""
+    """Check the folder given on the command line. The last line on stderr is the first failure."""
     try:
         check(Path(sys.argv[1]))
     except SeftError as error:

@@ -1,6 +1,6 @@
-"""Every architecture that users have, as a tiny model with random weights: two blocks, and whatever is special in it.
+"""Every supported architecture as a tiny model with random weights: two blocks, with the special parts of each.
 
-No biases at zero and no norms at one: what is not random hides mistakes.
+Biases and norms are random too, because zeros and ones hide mistakes.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ VOCABULARY = 384
 
 @dataclass(frozen=True)
 class Architecture:
-    """`matrices` counts the targets of both blocks; `dense` are the matrices in them that no target holds."""
+    """`matrices` is the number of targets in both blocks; `dense` names the matrices in them that are not targets."""
 
     kind: str
     matrices: int
@@ -23,7 +23,7 @@ class Architecture:
     dense: tuple[str, ...] = ()
 
     def model(self) -> Any:
-        """The model, always with the same weights."""
+        """Build the model, always with the same weights."""
         config = AutoConfig.for_model(self.kind, **{**_SMALL, **self.settings})
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
@@ -89,12 +89,14 @@ ARCHITECTURES = {
     "qwen2_moe": Architecture(
         "qwen2_moe",
         2 * (4 + 8 + 3),
-        {**_EXPERTS, "shared_expert_intermediate_size": 4},  # as wide as there are experts
+        {**_EXPERTS, "shared_expert_intermediate_size": 4},  # equal to the number of experts
         tuple(f"{block}.mlp.{gate}.weight" for block in (0, 1) for gate in ("gate", "shared_expert_gate")),
     ),
     "qwen3_moe": Architecture("qwen3_moe", 2 * (4 + 8), {**_EXPERTS, "head_dim": 8}, _GATES),
     "gemma2": Architecture("gemma2", 14, {**_SLIDING, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0}),
-    "gemma3": Architecture("gemma3_text", 14, {**_SLIDING, "hidden_size": 72}),  # its root does not fit in bfloat16
+    "gemma3": Architecture(
+        "gemma3_text", 14, {**_SLIDING, "hidden_size": 72}
+    ),  # its square root is not exact in bfloat16
     "phi3": Architecture("phi3", 8, _GROUPED),
     "gpt_neox": Architecture("gpt_neox", 8),
     "opt": Architecture("opt", 12, {"ffn_dim": 48, "word_embed_proj_dim": 32}),

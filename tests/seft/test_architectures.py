@@ -1,4 +1,4 @@
-"""All architectures go the whole way: found, pruned, repaired, written, verified, read again."""
+"""Every architecture passes the whole pipeline: find targets, prune, repair, export, verify, load."""
 
 import copy
 from dataclasses import replace
@@ -52,13 +52,13 @@ def budgets(model: Any) -> dict[str, int]:
 
 
 @every
-def test_targets_are_all_matrices_of_the_blocks_but_routers(name: str) -> None:
+def test_targets_are_all_matrices_of_the_blocks_except_routers(name: str) -> None:
     architecture = ARCHITECTURES[name]
     model = architecture.model()
     targets = target_linears(model)
-    held = {id(target.parameter) for target in targets.values()}
+    target_ids = {id(target.parameter) for target in targets.values()}
     matrices = {key: each for key, each in decoder_blocks(model).named_parameters() if each.ndim >= 2}
-    dense = {key for key, each in matrices.items() if id(each) not in held}
+    dense = {key for key, each in matrices.items() if id(each) not in target_ids}
     assert {key for key in dense if not key.endswith("_bias")} == set(architecture.dense)
     assert len(targets) == architecture.matrices
     weights = sum(each.numel() for key, each in matrices.items() if key not in dense)
@@ -66,10 +66,10 @@ def test_targets_are_all_matrices_of_the_blocks_but_routers(name: str) -> None:
 
 
 @every
-def test_with_intercepted_products_a_model_gives_the_same_and_the_dense_gradients_of_what_is_active(name: str) -> None:
+def test_replaced_products_keep_the_logits_and_the_gradients_of_active_weights(name: str) -> None:
     model = ARCHITECTURES[name].model().double().requires_grad_(False)
     twin = copy.deepcopy(model)
-    twin.set_experts_implementation("eager")  # no other one knows float64
+    twin.set_experts_implementation("eager")  # the others do not support float64
     targets, twins = target_linears(model), target_linears(twin)
     generator = torch.Generator().manual_seed(0)
     linears = {key: RepairedLinear(target.weight, 0.3, generator) for key, target in targets.items()}
@@ -90,7 +90,7 @@ def test_with_intercepted_products_a_model_gives_the_same_and_the_dense_gradient
 
 
 @every
-def test_pruned_repaired_written_and_read_again(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_pruning_repair_export_and_loading_agree(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     model = ARCHITECTURES[name].model()
     config = PruneConfig(sparsity=0.5, samples=len(WINDOWS), tokens=WINDOWS.shape[1])
     prune_model(model, WINDOWS, config)
@@ -128,7 +128,7 @@ def test_pruned_repaired_written_and_read_again(name: str, tokenizer: PreTrained
 
 
 @every
-def test_worked_on_in_bfloat16_it_is_what_is_read_again(
+def test_a_model_pruned_in_bfloat16_passes_verification(
     name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     ARCHITECTURES[name].model().save_pretrained(tmp_path / "dense")
@@ -145,7 +145,7 @@ def test_worked_on_in_bfloat16_it_is_what_is_read_again(
 
 @every
 @pytest.mark.parametrize("method", [RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA])
-def test_methods_that_keep_zeros_repair_it_too(name: str, method: RepairMethod) -> None:
+def test_methods_that_keep_zeros_repair_it(name: str, method: RepairMethod) -> None:
     model = ARCHITECTURES[name].model()
     prune_model(model, WINDOWS[:0], PruneConfig(0.5, PruneMethod.MAGNITUDE))
     before = {key: target.weight.clone() for key, target in target_linears(model).items()}

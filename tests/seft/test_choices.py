@@ -1,4 +1,4 @@
-"""Multiple choice: equal to its definition, whatever stands beside it, and strict about questions."""
+"""Multiple choice: equals its definition in any batch, and rejects invalid questions."""
 
 import json
 from pathlib import Path
@@ -13,18 +13,18 @@ from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 
 def alone(model: torch.nn.Module, prompt: str, choice: str) -> float:
-    """The log-probability of a choice in double precision, without batch, padding or chunks."""
+    """Compute the log-probability of a choice in double precision, without batch, padding or chunks."""
     tokenizer = tiny_tokenizer()
     before, whole = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {choice}")["input_ids"]
     assert whole[: len(before)] == before
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
-    return sum(float(logits[place - 1, whole[place]]) for place in range(len(before), len(whole)))
+    return sum(float(logits[index - 1, whole[index]]) for index in range(len(before), len(whole)))
 
 
-def test_the_choice_is_that_of_the_largest_sum_of_log_probabilities() -> None:
+def test_the_chosen_answer_has_the_largest_log_probability() -> None:
     model = untrained_tiny()
-    model.get_input_embeddings().weight.data.mul_(8)  # far from indifferent
+    model.get_input_embeddings().weight.data.mul_(8)  # so that the choices differ clearly
     prompt, choices = "Which statement?", ["return", "the statement that follows is never run", "yield from"]
     with torch.no_grad():
         sums = [alone(model.double(), prompt, choice) for choice in choices]
@@ -32,20 +32,20 @@ def test_the_choice_is_that_of_the_largest_sum_of_log_probabilities() -> None:
     best, best_per_byte = (values.index(max(values)) for values in (sums, per_byte))
     assert best != best_per_byte
     for answer in range(3):
-        found = accuracy(model.float(), tiny_tokenizer(), [Question(prompt, choices, answer)])
-        assert (found.accuracy, found.accuracy_per_byte) == (answer == best, answer == best_per_byte)
+        result = accuracy(model.float(), tiny_tokenizer(), [Question(prompt, choices, answer)])
+        assert (result.accuracy, result.accuracy_per_byte) == (answer == best, answer == best_per_byte)
 
 
-def test_a_choice_comes_behind_the_token_before_every_text_and_without_an_end() -> None:
+def test_a_choice_follows_the_start_token_and_has_no_end_token() -> None:
     model = untrained_tiny().double()
     plain = tiny_tokenizer()
     question = Question("Which statement?", ["return", "the statement that follows"], 0)
-    found = _likelihoods(TokenLoss(model), model, beginning_tokenizer(), question)
-    for choice, likelihood in zip(question.choices, found.tolist(), strict=True):
+    result = _likelihoods(TokenLoss(model), model, beginning_tokenizer(), question)
+    for choice, likelihood in zip(question.choices, result.tolist(), strict=True):
         before, whole = (plain(text)["input_ids"] for text in (question.prompt, f"{question.prompt} {choice}"))
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[0, *whole]])).logits[0].log_softmax(-1)
-        expected = sum(float(logits[place, whole[place]]) for place in range(len(before), len(whole)))
+        expected = sum(float(logits[index, whole[index]]) for index in range(len(before), len(whole)))
         assert likelihood == pytest.approx(expected, rel=1e-6)
 
 
@@ -59,7 +59,7 @@ def test_a_model_without_a_finite_likelihood_is_an_error() -> None:
 GOOD = {"prompt": "Question: 1 + 1?\nAnswer:", "choices": ["2", "3"], "answer": 0}
 
 
-def test_questions_are_read_and_a_broken_one_is_named_by_its_line(tmp_path: Path) -> None:
+def test_questions_are_read_and_an_invalid_one_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n{json.dumps({**GOOD, 'id': 7})}\n")
     assert read_questions(path) == [Question(**GOOD)] * 2  # type: ignore[arg-type]

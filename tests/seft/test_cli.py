@@ -1,4 +1,4 @@
-"""The command line: a whole run on the tiny model, what programs read, and how bad input ends."""
+"""The command line: a complete run on the tiny model, JSON output and errors."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Pa
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, texts: Path) -> Path:
-    out = tmp_path_factory.mktemp("made") / "pruned"
+    out = tmp_path_factory.mktemp("checkpoints") / "pruned"
     options = ["--calibration", texts, "--samples", "16", "--tokens", "96", "--calibration-order", "sequential"]
     assert run("prune", tiny_folder, "--sparsity", "0.6", *options, "--out", out) == 0
     return out
@@ -44,8 +44,8 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """The one JSON object that a command prints."""
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Run a command and return the JSON object that it prints."""
     capsys.readouterr()
     run(*arguments, "--json")
     data = json.loads(capsys.readouterr().out)
@@ -54,11 +54,11 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 
 def perplexity(capsys: pytest.CaptureFixture[str], model: Path, texts: Path) -> float:
-    asked = ["evaluate", model, "--data", texts, "--tokens", "96", "--windows", "32"]
-    return float(answer(capsys, *asked)["perplexity"])
+    command = ["evaluate", model, "--data", texts, "--tokens", "96", "--windows", "32"]
+    return float(run_json(capsys, *command)["perplexity"])
 
 
-def test_pruning_hurts_and_repair_heals(
+def test_pruning_raises_the_perplexity_and_repair_lowers_it(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, pruned: Path, repaired: Path, texts: Path
 ) -> None:
     dense, broken, healed = (perplexity(capsys, model, texts) for model in (tiny_folder, pruned, repaired))
@@ -71,7 +71,7 @@ def test_repair_keeps_the_budget_of_every_layer_and_grows_zeros(pruned: Path, re
     assert Record.read(repaired).facts.grown_zeros > 0
 
 
-def test_the_record_tells_both_texts_and_both_recipes(pruned: Path, repaired: Path, texts: Path) -> None:
+def test_the_record_has_both_texts_and_both_configurations(pruned: Path, repaired: Path, texts: Path) -> None:
     first, second = Record.read(pruned).facts, Record.read(repaired).facts
     assert first.repair is None
     assert first.dataset_sha256 is None
@@ -89,8 +89,8 @@ def test_the_folder_generates_with_plain_transformers(repaired: Path) -> None:
     assert len(text) > len("The statement")
 
 
-def test_inspect_counts_the_file_and_tells_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
-    data = answer(capsys, "inspect", repaired)
+def test_inspect_counts_the_zeros_and_shows_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
+    data = run_json(capsys, "inspect", repaired)
     assert data["sparsity"] == sparsity.of_folder(repaired).data()
     assert data["facts"]["prune"]["method"] == "sparsegpt"
     assert run("inspect", repaired) == 0
@@ -100,36 +100,38 @@ def test_inspect_counts_the_file_and_tells_the_facts(capsys: pytest.CaptureFixtu
 
 
 def test_inspect_reads_any_dense_folder(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> None:
-    data = answer(capsys, "inspect", tiny_folder)
+    data = run_json(capsys, "inspect", tiny_folder)
     assert data["facts"] is None
     assert data["sparsity"]["linears"]["zeros"] == 0
 
 
 def test_magnitude_needs_no_text(capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path) -> None:
-    asked = ["prune", tiny_folder, "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
-    assert answer(capsys, *asked)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
+    command = ["prune", tiny_folder, "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
+    assert run_json(capsys, *command)["sparsity"]["linears"]["share"] == pytest.approx(0.5, abs=1 / 64)
 
 
-def test_a_pattern_is_pruned_repaired_counted_and_told(
+def test_a_pattern_is_pruned_repaired_counted_and_recorded(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
-    asked = ["prune", tiny_folder, "--pattern", "2:4", "--method", "ria", "--refine", "dsnot"]
+    command = ["prune", tiny_folder, "--pattern", "2:4", "--method", "ria", "--refine", "dsnot"]
     sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
-    assert answer(capsys, *asked, *sizes)["sparsity"]["linears"]["share"] == 0.5
-    data = answer(capsys, "inspect", tmp_path / "out")
+    assert run_json(capsys, *command, *sizes)["sparsity"]["linears"]["share"] == 0.5
+    data = run_json(capsys, "inspect", tmp_path / "out")
     assert (data["facts"]["prune"]["pattern"], data["facts"]["prune"]["sparsity"]) == ("2:4", 0.5)
     assert Record.read(tmp_path / "out").facts.prune.pattern == Pattern(2, 4)
     assert "by ria with dsnot (2:4)" in (tmp_path / "out" / "README.md").read_text()
     sizes = ["--steps", "6", "--batch-tokens", "192", "--sequence-tokens", "64", "--update-interval", "2"]
-    asked = ["repair", tmp_path / "out", "--data", texts, "--density", "0.02", *sizes]
+    command = ["repair", tmp_path / "out", "--data", texts, "--density", "0.02", *sizes]
     rates = ["--schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.01"]
-    assert answer(capsys, *asked, *rates, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
+    assert (
+        run_json(capsys, *command, *rates, "--method", "fixed_mask", "--out", tmp_path / "mended")["grown_zeros"] == 0
+    )
     repair = Record.read(tmp_path / "mended").facts.repair
     assert repair
     assert (repair.schedule, repair.warmup_steps, repair.weight_decay) == (RateSchedule.COSINE, 2, 0.01)
     assert sparsity.of_folder(tmp_path / "mended") == sparsity.of_folder(tmp_path / "out")
-    assert answer(capsys, *asked, "--out", tmp_path / "evolved")["grown_zeros"] > 0
-    assert answer(capsys, "inspect", tmp_path / "evolved")["sparsity"]["linears"]["share"] >= 0.5
+    assert run_json(capsys, *command, "--out", tmp_path / "evolved")["grown_zeros"] > 0
+    assert run_json(capsys, "inspect", tmp_path / "evolved")["sparsity"]["linears"]["share"] >= 0.5
     for name, tensor in load_file(tmp_path / "evolved" / "model.safetensors").items():
         if "_proj" in name:
             assert ((tensor != 0).view(-1, 4).sum(1) <= 2).all()
@@ -139,70 +141,72 @@ def test_blocks_are_reconstructed_after_pruning(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
     sizes = ["--calibration", texts, "--samples", "8", "--tokens", "96", "--out"]
-    asked = ["prune", tiny_folder, "--sparsity", "0.7", "--method", "magnitude"]
-    assert run(*asked, *sizes, tmp_path / "plain") == 0
-    assert run(*asked, "--reconstruct-epochs", "2", *sizes, tmp_path / "tuned") == 0
+    command = ["prune", tiny_folder, "--sparsity", "0.7", "--method", "magnitude"]
+    assert run(*command, *sizes, tmp_path / "plain") == 0
+    assert run(*command, "--reconstruct-epochs", "2", *sizes, tmp_path / "tuned") == 0
     assert "block 0, self_attn: error" in capsys.readouterr().err
     plain, tuned = (perplexity(capsys, tmp_path / name, texts) for name in ("plain", "tuned"))
     assert tuned < plain
     counts = [sparsity.of_folder(tmp_path / name).linears.zeros for name in ("plain", "tuned")]
     assert counts[0] == counts[1]
-    line = refused(capsys, *asked, "--reconstruct-epochs", "1", "--out", tmp_path / "none")
+    line = error_line(capsys, *command, "--reconstruct-epochs", "1", "--out", tmp_path / "none")
     assert "calibration must be given for reconstruction" in line
 
 
-def test_a_share_of_the_model_is_shared_out_and_told(
+def test_a_sparsity_of_the_whole_model_is_distributed_and_recorded(
     capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
 ) -> None:
-    asked = ["prune", tiny_folder, "--sparsity", "0.5", "--sparsity-of", "model", "--allocation", "owl"]
+    command = ["prune", tiny_folder, "--sparsity", "0.5", "--sparsity-of", "model", "--allocation", "owl"]
     sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
-    assert answer(capsys, *asked, *sizes)["sparsity"]["model"]["share"] == pytest.approx(0.5, abs=1e-3)
+    assert run_json(capsys, *command, *sizes)["sparsity"]["model"]["share"] == pytest.approx(0.5, abs=1e-3)
     assert run("inspect", tmp_path / "out") == 0
     assert "pruned to 50% by sparsegpt with owl (unstructured)" in capsys.readouterr().out
-    assert "Asked for: 50.00% of the whole model" in (tmp_path / "out" / "README.md").read_text()
+    assert "Requested: 50.00% of the whole model" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_process_prints_one_json_object_and_plain_lines_of_progress(pruned: Path, texts: Path) -> None:
-    asked = ["evaluate", pruned, "--data", texts, "--tokens", "64", "--windows", "2", "--json"]
+    command = ["evaluate", pruned, "--data", texts, "--tokens", "64", "--windows", "2", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "seft", *map(str, asked)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-m", "seft", *map(str, command)], capture_output=True, text=True, check=True, timeout=120
     )
     assert json.loads(done.stdout)["windows"] == 2
     assert "evaluating 2/2" in done.stderr
 
 
-def test_multiple_choice_is_judged(capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path) -> None:
+def test_multiple_choice_accuracy_is_measured(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
+) -> None:
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"prompt": "The for", "choices": ["statement is", "qzx vwk"], "answer": 0}) + "\n")
-    asked = ["evaluate", tiny_folder, "--choices", questions]
-    assert answer(capsys, *asked) == {
+    command = ["evaluate", tiny_folder, "--choices", questions]
+    assert run_json(capsys, *command) == {
         "model": str(tiny_folder),
         "accuracy": 1.0,
         "accuracy_per_byte": 1.0,
         "questions": 1,
     }
-    assert "not allowed with argument --choices" in refused(capsys, *asked, "--data", questions)
+    assert "not allowed with argument --choices" in error_line(capsys, *command, "--data", questions)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on stderr of a command that ends with exit code 2 and prints no result."""
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that fails with exit code 2 and no output, and return the last line on stderr."""
     capsys.readouterr()
     assert run(*arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    return said.err.splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out == ""
+    return output.err.splitlines()[-1]
 
 
-def test_settings_out_of_range_are_refused(
+def test_settings_out_of_range_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, texts: Path
 ) -> None:
     prune, out = ("prune", tiny_folder, "--sparsity"), ("--out", tmp_path / "out")
     repair = ("repair", tiny_folder, "--data", texts, "--steps")
-    for arguments, wanted in (
+    for arguments, message in (
         ((*prune, "1.2", *out), "sparsity must be from 0.0 to 0.99; it is 1.2"),
         ((*prune, "half", *out), "invalid float value: 'half'"),
         (("prune", tiny_folder, *out), "sparsity must be given without an N:M pattern"),
-        ((*prune, "0.6", "--pattern", "2:4", *out), "must be 0.5, which follows from the pattern 2:4"),
+        ((*prune, "0.6", "--pattern", "2:4", *out), "must be 0.5, the sparsity of the pattern 2:4"),
         ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
         ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
         ((*prune, "0.6", "--allocation", "best", *out), "invalid choice: 'best'"),
@@ -215,65 +219,65 @@ def test_settings_out_of_range_are_refused(
         ((*repair, "1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
         ((*repair, "1", "--settle", "2", *out), "settle must be from 0.0 to 1.0"),
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
-        ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given to distil from"),
-        ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out where nothing is learnt from it"),
+        ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given for distillation"),
+        ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out without distillation"),
         ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given to evaluate on"),
         ((*repair, "1", "--held-out", texts, *out), "held_out must be left out if nothing is evaluated"),
         ((*repair, "1", "--patience", "2", *out), "patience must be 0 without evaluations"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):
-        assert wanted in refused(capsys, *arguments)
+        assert message in error_line(capsys, *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_models_and_texts_that_do_not_suit_are_refused(
+def test_unusable_models_and_texts_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_folder: Path, texts: Path
 ) -> None:
     broken, none, out = tmp_path / "broken.jsonl", tmp_path / "none", ("--out", tmp_path / "out")
     broken.write_text('{"text": "a"}\n{"text": "b"}\n{"txt": "c"}\n')
-    for arguments, wanted in (
+    for arguments, message in (
         (("prune", tiny_folder, "--sparsity", "0.5", "--calibration", broken, *out), "line 3"),
         (("prune", none, "--sparsity", "0.5", "--calibration", texts, *out), "none"),
         (("repair", tiny_folder, "--data", texts, "--steps", "1", *out), "sparsity.json; it is missing"),
         (("evaluate", tiny_folder, "--data", tmp_path / "none.txt"), "data must be a file"),
         (("inspect", none), "folder must be a folder with a model"),
     ):
-        assert wanted in refused(capsys, *arguments)
+        assert message in error_line(capsys, *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_record_and_the_card_tell_the_teacher(tiny_folder: Path, pruned: Path, texts: Path, tmp_path: Path) -> None:
+def test_the_record_and_the_card_name_the_teacher(tiny_folder: Path, pruned: Path, texts: Path, tmp_path: Path) -> None:
     sizes = ["--steps", "2", "--batch-tokens", "96", "--sequence-tokens", "48", "--out", tmp_path / "out"]
-    taught = ["--teacher", tiny_folder, "--distill-weight", "0.5"]
-    assert run("repair", pruned, "--data", texts, *taught, *sizes) == 0
+    teacher = ["--teacher", tiny_folder, "--distill-weight", "0.5"]
+    assert run("repair", pruned, "--data", texts, *teacher, *sizes) == 0
     facts = Record.read(tmp_path / "out").facts
     assert facts.teacher == facts.base
     assert facts.repair
     assert facts.repair.distill_weight == 0.5
-    assert f"learning from `{facts.base.reference}` too" in (tmp_path / "out" / "README.md").read_text()
+    assert f"with `{facts.base.reference}` as the teacher" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text("".join(texts.read_text().splitlines(keepends=True)[:4]))
     sizes = ["--steps", "20", "--batch-tokens", "96", "--sequence-tokens", "48", "--out", tmp_path / "out"]
-    judged = ["--held-out", held_out, "--evaluate-interval", "1", "--patience", "1", "--learning-rate", "0.1"]
-    assert run("repair", pruned, "--data", texts, *judged, *sizes) == 0
+    evaluation = ["--held-out", held_out, "--evaluate-interval", "1", "--patience", "1", "--learning-rate", "0.1"]
+    assert run("repair", pruned, "--data", texts, *evaluation, *sizes) == 0
     facts = Record.read(tmp_path / "out").facts
     assert facts.stopped_at is not None
     assert facts.kept_at == facts.stopped_at - 1
-    assert f"The state after step {facts.kept_at} did best" in (tmp_path / "out" / "README.md").read_text()
+    assert f"The state after step {facts.kept_at} had the lowest loss" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_was_repaired_is_not_repaired_again(
+def test_a_repaired_model_is_not_repaired_again(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, repaired: Path, texts: Path
 ) -> None:
-    line = refused(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
+    line = error_line(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
     assert "must be pruned and not repaired yet" in line
 
 
-def test_an_error_is_a_json_object_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    data = answer(capsys, "inspect", tmp_path / "none")
+def test_an_error_is_printed_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = run_json(capsys, "inspect", tmp_path / "none")
     assert data["error"]["code"] == "invalid_config"
     assert "Check the path" in data["error"]["message"]

@@ -1,4 +1,4 @@
-"""Contradictions are refused in words that help, and a service cannot ask for what the library refuses."""
+"""Contradictory settings are rejected with a helpful message; the library accepts all that a request may have."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,7 +16,7 @@ from seft.errors import ConfigError
 Maker = Callable[..., object]
 
 BOTH: list[tuple[type[BaseModel], Maker, dict[str, Any]]] = [
-    # what a request may hold, what the library makes of it, and what both require
+    # part of a request, the library's settings, and their required fields
     (specs.JobSpec, PruneConfig, {"sparsity": 0.5}),
     (specs.CalibrationSpec, PruneConfig, {"sparsity": 0.5}),
     (specs.PruneSpec, PruneConfig, {"sparsity": 0.5}),
@@ -26,14 +26,14 @@ BOTH: list[tuple[type[BaseModel], Maker, dict[str, Any]]] = [
 
 
 def shared_numbers() -> list[tuple[dict[str, Any], str, Maker, dict[str, Any]]]:
-    """Every number that both sides know by one name: its JSON schema, and how to make the library's value."""
-    found = []
+    """Return every number that both have under one name: its JSON schema, and how to make the settings."""
+    pairs = []
     for spec, config, required in BOTH:
         schema = spec.model_json_schema()["properties"]
         for name in {field.name for field in fields(config)} & schema.keys():  # type: ignore[arg-type]
             kinds = [schema[name], *schema[name].get("anyOf", [])]
-            found += [(kind, name, config, required) for kind in kinds if kind.get("type") in ("integer", "number")]
-    return sorted(found, key=lambda each: (str(each[2]), each[1]))
+            pairs += [(kind, name, config, required) for kind in kinds if kind.get("type") in ("integer", "number")]
+    return sorted(pairs, key=lambda each: (str(each[2]), each[1]))
 
 
 def numbers(schema: dict[str, Any]) -> st.SearchStrategy[float]:
@@ -43,11 +43,11 @@ def numbers(schema: dict[str, Any]) -> st.SearchStrategy[float]:
 
 @pytest.mark.parametrize(("schema", "name", "config", "required"), shared_numbers(), ids=lambda value: str(value)[:32])
 @given(data=st.data())
-def test_what_a_request_may_hold_the_library_takes(
+def test_the_library_accepts_every_number_of_a_request(
     data: st.DataObject, schema: dict[str, Any], name: str, config: Maker, required: dict[str, Any]
 ) -> None:
     value = data.draw(numbers(schema))
-    # A batch is whole windows, whichever of the two is drawn.
+    # A batch must be whole windows, for either of the two sizes.
     sizes = (
         dict.fromkeys(("batch_tokens", "sequence_tokens"), value) if name in {"batch_tokens", "sequence_tokens"} else {}
     )
@@ -77,17 +77,17 @@ def test_what_a_request_may_hold_the_library_takes(
     ],
     ids=lambda value: None if callable(value) else str(value),
 )
-def test_a_refusal_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float) -> None:
-    with pytest.raises(ConfigError) as refused:
+def test_an_error_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float) -> None:
+    with pytest.raises(ConfigError) as error:
         make(value)
-    assert refused.value.field == field
-    message = str(refused.value)
+    assert error.value.field == field
+    message = str(error.value)
     assert message.startswith(f"{field} must be ")
     assert f"it is {value!r}. " in message
     assert message.split(f"it is {value!r}. ")[1]
 
 
-def test_the_way_out_of_a_broken_batch_is_a_batch_that_works() -> None:
-    with pytest.raises(ConfigError, match=r"Try 512\.") as refused:
+def test_the_suggested_batch_size_is_valid() -> None:
+    with pytest.raises(ConfigError, match=r"Try 512\.") as error:
         RepairConfig(steps=1, batch_tokens=700)
-    assert RepairConfig(steps=1, batch_tokens=int(str(refused.value).split()[-1].strip(".")))
+    assert RepairConfig(steps=1, batch_tokens=int(str(error.value).split()[-1].strip(".")))

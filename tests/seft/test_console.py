@@ -1,4 +1,4 @@
-"""What a person sees while the library works."""
+"""Progress and results as they are shown in a terminal."""
 
 import io
 
@@ -8,7 +8,7 @@ from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
 from seft.checkpoint.sparsity import Count, Sparsity
-from seft.console import Lines, Moving, inspection
+from seft.console import BarReporter, LineReporter, describe_model
 from seft.report import Evolved, Phase, Progress, Reporter, Step, Unseen
 
 STEPS = 200
@@ -24,11 +24,11 @@ def train(report: Reporter) -> None:
 
 
 def test_a_file_gets_a_line_at_each_tenth_and_each_event(capsys: pytest.CaptureFixture[str]) -> None:
-    train(Lines())
+    train(LineReporter())
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "training" in line]) == 11
     assert "training 200/200  loss 3.250  rate 1.0e-03  1,234 tokens/s" in lines[-2]
-    assert any("step 60  7 grown, 5 of them zeros; 3 pruned" in line for line in lines)
+    assert any("step 60  7 grown, 5 of them from zero; 3 pruned" in line for line in lines)
     assert "loss" not in lines[-1]
 
 
@@ -38,7 +38,7 @@ def test_a_terminal_gets_one_bar_for_each_phase_with_the_last_figures() -> None:
         TextColumn(part) for part in ("{task.description}", "{task.completed}/{task.total}", "{task.fields[note]}")
     ]
     with Bars(*columns, console=Console(file=screen, width=120)) as bars:
-        train(Moving(bars))
+        train(BarReporter(bars))
     assert [line.split() for line in screen.getvalue().splitlines()] == [
         ["training", "200/200", *["loss", "3.250", "rate", "1.0e-03", "1,234", "tokens/s"]],
         ["evaluating", "1/1"],
@@ -46,12 +46,12 @@ def test_a_terminal_gets_one_bar_for_each_phase_with_the_last_figures() -> None:
 
 
 @pytest.mark.parametrize("report_to", ["lines", "bars"])
-def test_experts_that_no_token_reached_are_told_of(report_to: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_that_received_no_token_are_reported(report_to: str, capsys: pytest.CaptureFixture[str]) -> None:
     screen = io.StringIO()
     with Bars(console=Console(file=screen, width=120)) as bars:
-        reporter = Lines() if report_to == "lines" else Moving(bars)
+        reporter = LineReporter() if report_to == "lines" else BarReporter(bars)
         reporter(Unseen(3, 12))
-    assert "block 3: 12 matrices of experts met no token, pruned by magnitude" in (
+    assert "block 3: 12 expert matrices received no token, pruned by magnitude" in (
         screen.getvalue() + capsys.readouterr().err
     )
 
@@ -60,5 +60,5 @@ def test_experts_that_no_token_reached_are_told_of(report_to: str, capsys: pytes
 def test_experts_of_one_kind_are_counted_together(name: str) -> None:
     half, none, total = Count(2, 4), Count(0, 4), Count(2, 8)
     layers = {name.format(number): count for number, count in enumerate((half, none))}
-    text = inspection(Sparsity(layers, total, total), None)
+    text = describe_model(Sparsity(layers, total, total), None)
     assert [line.split() for line in text.splitlines()[:2]] == [["block", "up_proj"], ["0", "25.00%"]]

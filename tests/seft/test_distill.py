@@ -1,4 +1,4 @@
-"""Distillation equals its definition, in value and gradient, whole logits or not; and a repair under it resumes."""
+"""Distillation equals its definition in value and gradient, with chunked logits, and its repair resumes exactly."""
 
 import copy
 from dataclasses import replace
@@ -28,44 +28,46 @@ MIX = {"distill_weight": 0.4, "hidden_weight": 0.7}
 
 
 def states(model: Any, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Logits, and what the blocks put out."""
-    seen: list[Tensor] = []
+    """Return the logits and the block outputs."""
+    outputs: list[Tensor] = []
     hooks = [
-        block.register_forward_hook(lambda _, __, output: seen.append(output[0] if type(output) is tuple else output))
+        block.register_forward_hook(
+            lambda _, __, output: outputs.append(output[0] if type(output) is tuple else output)
+        )
         for block in decoder_blocks(model)
     ]
     logits = model(input_ids=tokens, use_cache=False).logits
     for hook in hooks:
         hook.remove()
-    return logits, seen
+    return logits, outputs
 
 
 def reference(model: Any, teacher: Any, batch: Packed, distill_weight: float, hidden_weight: float) -> Tensor:
-    """Window by window and token by token, from the whole logits."""
+    """Compute the loss per window and token from all logits."""
     logits, blocks = states(model, batch.tokens)
     with torch.no_grad():
-        wanted, taught = states(teacher, batch.tokens)
+        target_logits, teacher_blocks = states(teacher, batch.tokens)
     total = logits.new_zeros(())
     for window in range(len(batch)):
-        places = [place for place in range(40) if batch.trained[window, place]]
-        for place in places:
+        indices = [index for index in range(40) if batch.trained[window, index]]
+        for index in indices:
             total = total + (1 - distill_weight) * F.cross_entropy(
-                logits[window, place - 1], batch.tokens[window, place]
+                logits[window, index - 1], batch.tokens[window, index]
             )
-            largest = wanted[window, place - 1].argsort(descending=True)[: distill.TOP]
-            student = torch.log(torch.softmax(logits[window, place - 1], 0)[largest])
-            teachers = torch.softmax(wanted[window, place - 1, largest], 0)
+            largest = target_logits[window, index - 1].argsort(descending=True)[: distill.TOP_LOGITS]
+            student = torch.log(torch.softmax(logits[window, index - 1], 0)[largest])
+            teachers = torch.softmax(target_logits[window, index - 1, largest], 0)
             total = total + distill_weight * F.kl_div(student, teachers, reduction="sum")
-        rows = torch.tensor(places) - 1
-        for own, other in zip(blocks, taught, strict=True):
+        rows = torch.tensor(indices) - 1
+        for own, other in zip(blocks, teacher_blocks, strict=True):
             far = F.mse_loss(own[window, rows], other[window, rows])
             size = F.mse_loss(other[window, rows], torch.zeros_like(other[window, rows]))
-            total = total + hidden_weight * len(places) * far / size / len(blocks)
+            total = total + hidden_weight * len(indices) * far / size / len(blocks)
     return total
 
 
 @pytest.mark.parametrize("mix", [MIX, {"distill_weight": 1.0, "hidden_weight": 0.0}, {**MIX, "distill_weight": 0.0}])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])  # one whose head is plain, and one that caps its logits
+@pytest.mark.parametrize("name", ["llama", "gemma2"])  # a plain head, and one that caps its logits
 def test_value_and_gradient_equal_the_definition(
     monkeypatch: pytest.MonkeyPatch, name: str, mix: dict[str, float]
 ) -> None:
@@ -78,23 +80,23 @@ def test_value_and_gradient_equal_the_definition(
     parameters = [next(iter(target_linears(each).values())).parameter for each in (model, twin)]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    found = Distillation(model, teacher, short(**mix))(MASKED)
+    result = Distillation(model, teacher, short(**mix))(MASKED)
     expected = reference(twin, teacher, MASKED, **mix)
-    torch.testing.assert_close(found, expected)
-    found.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(result, expected)
+    result.backward()  # type: ignore[no-untyped-call]
     expected.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(parameters[0].grad, parameters[1].grad)
 
 
-def test_over_the_whole_vocabulary_the_divergence_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill, "TOP", 50)
+def test_over_the_whole_vocabulary_the_divergence_is_the_standard_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "TOP_LOGITS", 50)
     own, other = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     plain = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="none", log_target=True).sum(1)
     torch.testing.assert_close(top_divergence(own, other), plain)
     torch.testing.assert_close(top_divergence(own, own), own.new_zeros(9))
 
 
-def test_neither_logits_ever_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", VOCABULARY * 7)
     objective = Distillation(untrained_tiny(), untrained_tiny(1), short(**MIX))
     with Allocated() as allocated:
@@ -102,17 +104,17 @@ def test_neither_logits_ever_exist_as_a_whole(monkeypatch: pytest.MonkeyPatch) -
     assert allocated.elements < WINDOWS.predictions * VOCABULARY
 
 
-def taught(config: RepairConfig, seed: int = 3) -> Repair:
+def distilling(config: RepairConfig, seed: int = 3) -> Repair:
     return Repair(pruned_tiny(), TOKENS, config, teacher=untrained_tiny(seed))
 
 
-def test_micro_batches_change_the_memory_and_not_the_loss() -> None:
-    found = [taught(short(**MIX, micro_batch=size)).advance()[0] for size in (1, 3)]
-    assert all(isinstance(step, Step) for step in found)
-    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-6)  # type: ignore[union-attr]
+def test_micro_batches_do_not_change_the_loss() -> None:
+    result = [distilling(short(**MIX, micro_batch=size)).advance()[0] for size in (1, 3)]
+    assert all(isinstance(step, Step) for step in result)
+    assert result[0].loss == pytest.approx(result[1].loss, rel=1e-6)  # type: ignore[union-attr]
 
 
-def test_a_taught_repair_goes_on_in_the_same_bits_and_under_no_other_teacher(tmp_path: Path) -> None:
+def test_a_distilled_repair_resumes_exactly_and_only_with_its_teacher(tmp_path: Path) -> None:
     def run(stop: int, seed: int = 3) -> tuple[Any, Repair]:
         model = pruned_tiny()
         repair = Repair(model, TOKENS, short(**MIX), teacher=untrained_tiny(seed))
@@ -134,7 +136,7 @@ def test_a_taught_repair_goes_on_in_the_same_bits_and_under_no_other_teacher(tmp
         Repair(pruned_tiny(), TOKENS, short()).load(tmp_path)
 
 
-def test_the_teacher_and_the_dense_model_are_left_as_they_are() -> None:
+def test_the_teacher_is_not_changed() -> None:
     teacher = untrained_tiny(3)
     before = weights(teacher)
     repair = Repair(pruned_tiny(), TOKENS, short(**MIX), teacher=teacher)
@@ -143,8 +145,8 @@ def test_the_teacher_and_the_dense_model_are_left_as_they_are() -> None:
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
 
 
-def test_learning_from_a_teacher_brings_its_predictions_nearer() -> None:
-    """On text that says nothing, the teacher is all that there is to learn from."""
+def test_distillation_moves_the_predictions_towards_the_teacher() -> None:
+    """On random text, the teacher is the only thing to learn from."""
     teacher, model = untrained_tiny(3), pruned_tiny()
     config = short(steps=30, density=0.2, learning_rate=1e-2, distill_weight=1.0)
 
@@ -166,6 +168,6 @@ def test_learning_from_a_teacher_brings_its_predictions_nearer() -> None:
         (MIX, ARCHITECTURES["llama"].model, "must have the hidden_size"),
     ],
 )
-def test_a_teacher_and_its_weight_go_together(mix: dict[str, float], teacher: Any, rule: str) -> None:
+def test_a_teacher_needs_a_weight_and_a_weight_needs_a_teacher(mix: dict[str, float], teacher: Any, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         Repair(pruned_tiny(), TOKENS, short(**mix), teacher=teacher and teacher())

@@ -1,4 +1,4 @@
-"""Perplexity: equal to its definition, and honest about weights that are broken."""
+"""Perplexity: equals its definition, and is an error or infinite for broken weights."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_it_equals_the_definition_in_double_precision() -> None:
     assert perplexity(model.float(), text) == pytest.approx(math.exp(sum(means) / 3), rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_is_as_good_as_its_vocabulary_is_large() -> None:
+def test_the_perplexity_of_a_uniform_model_is_its_vocabulary_size() -> None:
     model = untrained_tiny()
     torch.nn.init.zeros_(model.get_input_embeddings().weight)
     assert perplexity(model, torch.zeros(1, 9, dtype=torch.int64)) == pytest.approx(VOCABULARY)
@@ -38,7 +38,7 @@ def test_the_trained_model_is_better_than_the_untrained_one(tiny_folder: Path) -
     assert perplexity(loaded.model, text) < 0.2 * perplexity(untrained_tiny(), text)
 
 
-def test_broken_weights_are_an_error_and_a_hopeless_loss_is_infinite() -> None:
+def test_weights_that_are_not_finite_are_an_error_and_a_huge_loss_is_infinite() -> None:
     model, text = untrained_tiny(), torch.arange(8)[None]
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_broken_weights_are_an_error_and_a_hopeless_loss_is_infinite() -> None:
         perplexity(model, text)
 
 
-def test_it_reports_every_window_and_stops_when_told() -> None:
+def test_it_reports_every_window_and_can_be_cancelled() -> None:
     model, text = untrained_tiny(), torch.zeros(4, 5, dtype=torch.int64)
     reports: list[Report] = []
     perplexity(model, text, reports.append)

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, from local files alone: the same accuracy as our own multiple choice."""
+"""Tasks of lm-evaluation-harness from local files give the same accuracy as `seft.choices`."""
 
 import json
 from pathlib import Path
@@ -26,38 +26,42 @@ metric_list: [{metric: acc}, {metric: acc_norm}]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A task of our own beside its data, and a cache that holds nothing."""
+    """A folder with a task and its data, with an empty cache."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     words = [text.split() for text in tiny_texts()[:24]]
     records = [
-        {"prompt": " ".join(of[:9]), "choices": [of[9], " ".join(of[20:24]), " ".join(of[9:12])], "answer": place % 3}
-        for place, of in enumerate(words)
+        {
+            "prompt": " ".join(parts[:9]),
+            "choices": [parts[9], " ".join(parts[20:24]), " ".join(parts[9:12])],
+            "answer": index % 3,
+        }
+        for index, parts in enumerate(words)
     ]
     (tmp_path / "questions.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     (tmp_path / "our_own.yaml").write_text(TASK.replace("FILE", str(tmp_path / "questions.jsonl")))
     return tmp_path
 
 
-def test_it_agrees_with_our_own_accuracies(folder: Path) -> None:
+def test_it_agrees_with_the_accuracies_of_this_library(folder: Path) -> None:
     lines = (folder / "questions.jsonl").read_text().splitlines()
     ours = accuracy(untrained_tiny(), tiny_tokenizer(), [Question(**json.loads(line)) for line in lines])
-    found = run_task(untrained_tiny(), tiny_tokenizer(), "our_own", folder)
+    metrics = run_task(untrained_tiny(), tiny_tokenizer(), "our_own", folder)
     assert 0 < ours.accuracy < 1
     assert ours.accuracy != ours.accuracy_per_byte
-    assert found["acc,none"] == pytest.approx(ours.accuracy)
-    assert found["acc_norm,none"] == pytest.approx(ours.accuracy_per_byte)
+    assert metrics["acc,none"] == pytest.approx(ours.accuracy)
+    assert metrics["acc_norm,none"] == pytest.approx(ours.accuracy_per_byte)
 
 
-def test_a_shell_runs_it_too(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["evaluate", tiny_folder, "--task", "our_own", "--tasks", folder, "--json"]
-    assert main([str(argument) for argument in asked]) == 0
+def test_the_command_line_runs_it(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", tiny_folder, "--task", "our_own", "--tasks", folder, "--json"]
+    assert main([str(argument) for argument in command]) == 0
     assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["acc,none"] <= 1
 
 
-def test_a_task_that_nobody_knows_and_data_that_cannot_be_had_are_told(folder: Path) -> None:
+def test_an_unknown_task_and_missing_data_are_errors(folder: Path) -> None:
     with pytest.raises(ConfigError, match="task must be one of"):
         run_task(untrained_tiny(), tiny_tokenizer(), "no such task", folder)
     (folder / "our_own.yaml").write_text(TASK.replace("FILE", "nothing.jsonl"))
-    with pytest.raises(EvaluateError, match="our_own could not be run"):
+    with pytest.raises(EvaluateError, match="our_own failed"):
         run_task(untrained_tiny(), tiny_tokenizer(), "our_own", folder)

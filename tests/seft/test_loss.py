@@ -1,4 +1,4 @@
-"""The chunked loss equals the plain one, in value and gradient, and never holds the logits whole."""
+"""The chunked loss equals the plain loss in value and gradient, and never holds all logits."""
 
 import copy
 from typing import Any
@@ -21,13 +21,13 @@ def reference(model: nn.Module, windows: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.mT, windows[:, 1:], reduction="none").flatten()
 
 
-def test_losses_equal_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_equal_those_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 384 * 7)
     model = untrained_tiny()
     torch.testing.assert_close(TokenLoss(model)(WINDOWS), reference(model, WINDOWS))
 
 
-def test_gradients_equal_those_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_equal_those_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 384 * 7)
     model = untrained_tiny().double().requires_grad_(False)
     twin = copy.deepcopy(model)
@@ -54,13 +54,13 @@ def capping(**settings: float) -> Any:
 
 
 @torch.no_grad()
-def test_a_model_that_caps_its_logits_is_seen_as_one() -> None:
+def test_a_model_that_caps_its_logits_is_recognized() -> None:
     model = capping(final_logit_softcapping=0.5, initializer_range=0.5)
     torch.testing.assert_close(TokenLoss(model)(WINDOWS), reference(model, WINDOWS))
 
 
 @torch.no_grad()
-def test_a_cap_is_seen_before_the_logits_reach_it() -> None:
+def test_a_cap_is_recognized_before_the_logits_reach_it() -> None:
     model = capping(final_logit_softcapping=30.0, initializer_range=1e-4)
     losses = TokenLoss(model)
     model.lm_head.weight.mul_(1e5)
@@ -68,7 +68,7 @@ def test_a_cap_is_seen_before_the_logits_reach_it() -> None:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+def test_all_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 384 * 7)
     model = untrained_tiny()
     losses = TokenLoss(model)

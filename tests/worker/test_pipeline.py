@@ -216,7 +216,7 @@ def test_a_run_that_gets_worse_ends_early_with_its_best_state_even_if_interrupte
     assert result.scores["repaired"] == pytest.approx(math.exp(losses[facts.kept_at]), rel=0.02)
     card = (run.folder / RESULT / "README.md").read_text()
     assert f"in {facts.stopped_at} of 8 steps" in card
-    assert f"The state after step {facts.kept_at} did best" in card
+    assert f"The state after step {facts.kept_at} had the lowest loss" in card
     for stop in (1, facts.stopped_at - 1, facts.stopped_at):
         first = Run(tmp_path / f"first-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair).run_until(stop)
         second = Run(tmp_path / f"second-{stop}", tiny_folder.parent, tiny_texts[:40], repair=repair)
@@ -272,7 +272,7 @@ def test_training_on_completions_with_a_teacher_resumes_to_the_same_bytes(
     teacher = Record.read(whole.folder / RESULT).facts.teacher
     assert teacher is not None
     assert teacher.reference == "tiny"
-    assert "learning from `tiny` too" in (whole.folder / RESULT / "README.md").read_text()
+    assert "with `tiny` as the teacher" in (whole.folder / RESULT / "README.md").read_text()
     first = Run(tmp_path / "first", tiny_folder.parent, pairs, repair=repair).run_until(4)
     second = Run(tmp_path / "second", tiny_folder.parent, pairs, repair=repair).resume_from(first, 4)
     assert second.run().manifest() == whole.manifest()

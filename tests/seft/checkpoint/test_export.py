@@ -1,4 +1,4 @@
-"""The written folder: its bytes, what is in it, and that anybody's transformers reads it."""
+"""The exported folder: its bytes, its content, and that plain transformers loads it."""
 
 import json
 import multiprocessing
@@ -63,7 +63,7 @@ def test_two_processes_write_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     assert manifests[0] == manifests[1]
 
 
-def test_no_file_names_the_place_where_it_was_written(folder: Path) -> None:
+def test_no_file_contains_the_path_of_the_folder(folder: Path) -> None:
     for path in folder.iterdir():
         assert str(folder.parent).encode() not in path.read_bytes(), path.name
 
@@ -82,14 +82,14 @@ def test_weights_are_bfloat16_with_no_negative_zero(folder: Path) -> None:
         assert not (weight.view(torch.int16) == -(2**15)).any(), name
 
 
-def test_the_tokenizer_comes_back_with_its_template(folder: Path) -> None:
+def test_the_tokenizer_is_loaded_with_its_template(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("def f(x): return ½").input_ids == tiny_tokenizer()("def f(x): return ½").input_ids
     assert tokenizer.apply_chat_template([{"content": "hello"}], tokenize=False) == "hello"
     assert tokenizer.eos_token == "<eos>"
 
 
-def test_the_configs_suit_older_loaders(folder: Path) -> None:
+def test_the_configuration_files_work_with_older_loaders(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
     assert config["dtype"] == "bfloat16"
@@ -98,7 +98,7 @@ def test_the_configs_suit_older_loaders(folder: Path) -> None:
     assert json.loads((folder / "tokenizer_config.json").read_bytes())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_the_record_reads_back_and_counts_the_file(folder: Path) -> None:
+def test_the_record_is_read_back_and_counts_the_files(folder: Path) -> None:
     record = Record.read(folder)
     assert record.facts == FACTS
     assert record.sparsity == sparsity.of_folder(folder)
@@ -124,11 +124,11 @@ def test_rounding_twice_is_rounding_once() -> None:
     assert all(torch.equal(once[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_the_card_says_what_a_reader_must_know(folder: Path) -> None:
+def test_the_card_has_the_facts_that_a_reader_needs(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     record = Record.read(folder)
     assert text.startswith("---\n")
-    for wanted in (
+    for expected in (
         "base_model: owner/tiny",
         "license: apache-2.0",
         "| pruned | 30.25 |",
@@ -137,10 +137,10 @@ def test_the_card_says_what_a_reader_must_know(folder: Path) -> None:
         f"| the whole model | {record.sparsity.model.share:.2%} |",
         "| revision | abc123 |",
         "| dataset sha256 | " + "d" * 64,
-        "1,234 weights that were zero",
+        "1,234 weights that pruning set to zero",
         "speed and in the memory of the dense model",
     ):
-        assert wanted in text, wanted
+        assert expected in text, expected
     assert not re.search(r"\bNone\b", text)
 
 
@@ -170,14 +170,14 @@ def test_large_models_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(path.stat().st_size < 110_000 for path in shards)
 
 
-def test_a_folder_with_files_is_not_written_into(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="must be a new or an empty folder"):
         export(half_sparse(), tmp_path, FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+def test_scores_that_are_not_finite_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"scores\.pruned must be finite"):
         replace(FACTS, scores={"pruned": float("inf")})
 

@@ -1,4 +1,4 @@
-"""The pruned state: bits survive, and a state of another model is refused."""
+"""The packed pruned weights: restored exactly, and rejected for another model."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.tiny import untrained_tiny
 
 
 def sparse_tiny(dtype: torch.dtype) -> torch.nn.Module:
-    """An untrained model, three of five weights zero, half of the zeros negative, with odd values among the rest."""
+    """Return an untrained model with about half of its weights zero, some of them -0.0, and with extreme values."""
     model: torch.nn.Module = untrained_tiny().to(dtype)
     generator = torch.Generator().manual_seed(1)
     for linear in target_linears(model).values():
@@ -29,17 +29,17 @@ def bits(weight: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_come_back_bit_for_bit_and_negative_zeros_as_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_are_restored_exactly_and_negative_zeros_as_zeros(tmp_path: Path, dtype: torch.dtype) -> None:
     model, other = sparse_tiny(dtype), untrained_tiny(seed=1).to(dtype)
     save_pruned(model, tmp_path / "state.safetensors")
     load_pruned(other, tmp_path / "state.safetensors")
     for saved, loaded in zip(target_linears(model).values(), target_linears(other).values(), strict=True):
-        wanted = saved.weight.detach().clone()
-        wanted[wanted == 0] = 0.0
-        assert torch.equal(bits(loaded.weight), bits(wanted))
+        expected = saved.weight.detach().clone()
+        expected[expected == 0] = 0.0
+        assert torch.equal(bits(loaded.weight), bits(expected))
 
 
-def test_the_file_is_as_large_as_its_nonzeros_and_one_bit_for_each_weight(tmp_path: Path) -> None:
+def test_the_file_has_the_nonzeros_and_one_bit_per_weight(tmp_path: Path) -> None:
     model = sparse_tiny(torch.float32)
     save_pruned(model, tmp_path / "state.safetensors")
     weights = [linear.weight for linear in target_linears(model).values()]
@@ -53,13 +53,13 @@ def test_any_number_of_columns_packs_and_unpacks(cols: int) -> None:
     assert torch.equal(unpack_bits(pack_bits(mask), cols), mask)
 
 
-def test_a_state_of_another_dtype_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_dtype_is_rejected(tmp_path: Path) -> None:
     save_pruned(sparse_tiny(torch.bfloat16), tmp_path / "state.safetensors")
     with pytest.raises(StateError, match=r"must be 64 x 64 of torch\.float32"):
         load_pruned(untrained_tiny(), tmp_path / "state.safetensors")
 
 
-def test_a_state_of_a_model_with_other_layers_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_a_model_with_other_layers_is_rejected(tmp_path: Path) -> None:
     smaller = untrained_tiny()
     del smaller.model.layers[3]
     save_pruned(smaller, tmp_path / "state.safetensors")
@@ -67,7 +67,7 @@ def test_a_state_of_a_model_with_other_layers_is_refused(tmp_path: Path) -> None
         load_pruned(untrained_tiny(), tmp_path / "state.safetensors")
 
 
-def test_a_mask_that_disagrees_with_its_values_is_refused(tmp_path: Path) -> None:
+def test_a_mask_that_disagrees_with_its_values_is_rejected(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = tmp_path / "state.safetensors"

@@ -1,4 +1,4 @@
-"""Counting: by hand on what can be counted by hand, and the same in memory as on disk."""
+"""Zero counts: equal to counts by hand, and equal in memory and on disk."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_the_whole_model_counts_tied_weights_once_and_every_parameter() -> None:
     assert sparsity.of_model(model).model == before + Count(64, 0)
 
 
-def test_a_folder_counts_as_the_model_that_was_written(tmp_path: Path) -> None:
+def test_a_folder_has_the_counts_of_the_written_model(tmp_path: Path) -> None:
     model = untrained_tiny()
     for number, linear in enumerate(target_linears(model).values()):
         linear.weight.data[:number] = 0.0
@@ -41,7 +41,7 @@ def test_a_folder_counts_as_the_model_that_was_written(tmp_path: Path) -> None:
     assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
 
 
-def test_a_head_that_was_saved_beside_its_tied_embedding_is_counted_once(tmp_path: Path) -> None:
+def test_a_head_that_was_saved_with_its_tied_embedding_is_counted_once(tmp_path: Path) -> None:
     model = untrained_tiny()
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -50,7 +50,7 @@ def test_a_head_that_was_saved_beside_its_tied_embedding_is_counted_once(tmp_pat
     assert sparsity.of_folder(tmp_path) == sparsity.of_model(model)
 
 
-def test_a_folder_without_one_of_its_linears_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_one_of_its_linears_is_rejected(tmp_path: Path) -> None:
     untrained_tiny().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors[f"{Q}.weight"]

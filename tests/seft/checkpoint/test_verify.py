@@ -1,4 +1,4 @@
-"""Each kind of damage to a checkpoint is caught, and named."""
+"""Every kind of damage to a checkpoint is detected and named."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seft.checkpoint.facts import MANIFEST, canonical, manifest
+from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
 from seft.checkpoint.verify import check, verify
 from seft.errors import VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
@@ -27,12 +27,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(exported: Path, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """A copy of the exported folder that a test may damage."""
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
 def forge_manifest(folder: Path) -> None:
-    """Make the sizes and hashes true of what lies in the folder now."""
+    """Update the sizes and hashes to the present files."""
     (folder / MANIFEST).write_bytes(manifest(folder))
 
 
@@ -46,21 +46,21 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) 
 def edit_record(folder: Path, edit: Callable[[dict[str, dict[str, object]]], None]) -> None:
     record = json.loads((folder / "sparsity.json").read_bytes())
     edit(record)
-    (folder / "sparsity.json").write_bytes(canonical(record))
+    (folder / "sparsity.json").write_bytes(canonical_json(record))
     forge_manifest(folder)
 
 
-def test_a_whole_folder_passes_in_a_clean_process(exported: Path) -> None:
+def test_an_intact_folder_passes_in_a_separate_process(exported: Path) -> None:
     verify(exported)
 
 
-def test_damage_is_reported_by_the_clean_process(folder: Path) -> None:
+def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(VerifyError, match=r"README\.md must have the"):
         verify(folder)
 
 
-def test_a_flipped_bit_is_caught(folder: Path) -> None:
+def test_a_flipped_bit_is_detected(folder: Path) -> None:
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / WEIGHTS).write_bytes(data)
@@ -69,25 +69,25 @@ def test_a_flipped_bit_is_caught(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "sparsity.json"])
-def test_a_missing_file_is_caught(folder: Path, name: str) -> None:
+def test_a_missing_file_is_detected(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(VerifyError, match=name):
         check(folder)
 
 
-def test_a_folder_without_manifest_is_unfinished(folder: Path) -> None:
+def test_a_folder_without_manifest_is_incomplete(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(VerifyError, match=MANIFEST):
         check(folder)
 
 
-def test_a_file_too_many_is_caught(folder: Path) -> None:
+def test_an_extra_file_is_detected(folder: Path) -> None:
     (folder / "modeling.py").write_text("print('hello')")
     with pytest.raises(VerifyError, match=r"modeling\.py"):
         check(folder)
 
 
-def test_a_wrong_count_is_caught(folder: Path) -> None:
+def test_a_wrong_count_is_detected(folder: Path) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:
         record["sparsity"]["model"] = {"zeros": 1, "weights": 197184}
 
@@ -96,7 +96,7 @@ def test_a_wrong_count_is_caught(folder: Path) -> None:
         check(folder)
 
 
-def test_a_record_without_its_parts_is_caught(folder: Path) -> None:
+def test_a_record_without_its_parts_is_detected(folder: Path) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:
         del record["fingerprint"]
 
@@ -105,7 +105,7 @@ def test_a_record_without_its_parts_is_caught(folder: Path) -> None:
         check(folder)
 
 
-def test_a_missing_norm_is_caught(folder: Path) -> None:
+def test_a_missing_norm_is_detected(folder: Path) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.norm.weight"]
 
@@ -114,14 +114,14 @@ def test_a_missing_norm_is_caught(folder: Path) -> None:
         check(folder)
 
 
-def test_a_renamed_tensor_is_caught(folder: Path) -> None:
+def test_a_renamed_tensor_is_detected(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({"model.nrom.weight": tensors.pop("model.norm.weight")}))
     with pytest.raises(VerifyError, match=r"'missing_keys': \['model\.norm\.weight'\]"):
         check(folder)
 
 
 @pytest.mark.parametrize("name", [Q, "model.norm.weight", "model.layers.0.input_layernorm.weight"])
-def test_one_wrong_weight_is_caught_even_with_right_hashes(folder: Path, name: str) -> None:
+def test_one_wrong_weight_is_detected_even_with_correct_hashes(folder: Path, name: str) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name].view(-1)[2] *= -30
 
@@ -130,7 +130,7 @@ def test_one_wrong_weight_is_caught_even_with_right_hashes(folder: Path, name: s
         check(folder)
 
 
-def test_weights_that_are_not_finite_are_caught(folder: Path) -> None:
+def test_weights_that_are_not_finite_are_detected(folder: Path) -> None:
     def edit(tensors: dict[str, torch.Tensor]) -> None:
         tensors[Q].view(-1)[2] = torch.nan
 
@@ -139,15 +139,15 @@ def test_weights_that_are_not_finite_are_caught(folder: Path) -> None:
         check(folder)
 
 
-def test_a_group_that_leaves_its_pattern_is_caught(folder: Path) -> None:
-    def said(record: dict[str, dict[str, object]]) -> None:
+def test_a_group_that_violates_its_pattern_is_detected(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
         record["facts"]["prune"] = {"sparsity": 0.5, "pattern": "2:4"}
 
     def swap(tensors: dict[str, torch.Tensor]) -> None:
         row = tensors[Q][1]
         row[0], row[7] = 0.5, 0.0
 
-    edit_record(folder, said)
+    edit_record(folder, edit)
     check(folder)
     edit_weights(folder, swap)
     with pytest.raises(VerifyError, match=r"q_proj must have at most 2 nonzeros in every 4 inputs; 1 groups have more"):
@@ -155,29 +155,29 @@ def test_a_group_that_leaves_its_pattern_is_caught(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prune", "told"),
+    ("prune", "message"),
     [
         (
             {"sparsity": 0.501, "method": "magnitude", "allocation": "owl"},
-            r"linears must have a share of zeros of 0\.50",
+            r"linears must have a fraction of zeros of 0\.50",
         ),
-        ({"sparsity": 0.5, "sparsity_of": "model"}, r"model must have a share of zeros of 0\.49"),
+        ({"sparsity": 0.5, "sparsity_of": "model"}, r"model must have a fraction of zeros of 0\.49"),
     ],
 )
-def test_what_was_shared_out_is_counted_together(folder: Path, prune: dict[str, object], told: str) -> None:
+def test_distributed_zeros_are_counted_together(folder: Path, prune: dict[str, object], message: str) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:
         record["facts"]["prune"] = prune
 
     edit_record(folder, edit)
-    with pytest.raises(VerifyError, match=told):
+    with pytest.raises(VerifyError, match=message):
         check(folder)
 
 
 @pytest.mark.parametrize(("method", "share"), [("wanda", 94 / 160), ("magnitude", 6041 / 10240)])
-def test_a_layer_over_its_budget_is_caught(folder: Path, method: str, share: float) -> None:
+def test_a_layer_over_its_budget_is_detected(folder: Path, method: str, share: float) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:
         record["facts"]["prune"] = {"sparsity": 0.59, "method": method}
 
     edit_record(folder, edit)
-    with pytest.raises(VerifyError, match=f"must have a share of zeros of {share:.6f}"):
+    with pytest.raises(VerifyError, match=f"must have a fraction of zeros of {share:.6f}"):
         check(folder)

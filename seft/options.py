@@ -1,0 +1,92 @@
+"""Command-line options derived from the fields of a settings dataclass (`seft.config`).
+
+A field `batch_tokens` becomes the option `--batch-tokens`. Type, choices and default follow from the field, and the
+help text is its `Doc`.
+"""
+
+import argparse
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, Field, fields
+from enum import StrEnum
+from types import MappingProxyType, NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from typing_extensions import Doc
+
+from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
+
+Config = TypeVar("Config", PruneConfig, RepairConfig, EvaluateConfig)
+Reader = Callable[[str], object]
+_NO_NAMES: Mapping[str, str] = MappingProxyType({})
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    config: type[PruneConfig | RepairConfig | EvaluateConfig],
+    *,
+    names: Mapping[str, str] = _NO_NAMES,
+    optional: Collection[str] = (),
+) -> None:
+    """Add one option per field of `config`.
+
+    `names` maps a field to its option name if the two differ. A field in `optional` has no default but may be missing
+    on the command line; its value is None then.
+    """
+    hints = get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        required = field.default is MISSING and field.name not in optional
+        name = names.get(field.name, "--" + field.name.replace("_", "-"))
+        _add_option(parser, name, field, hints[field.name], required=required)
+
+
+def read_options(options: argparse.Namespace, config: type[Config], **values: object) -> Config:
+    """Return the settings on the command line. `values` replace single fields."""
+    return config(**{**{field.name: getattr(options, field.name) for field in fields(config)}, **values})
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, field: Field[Any], hint: Any, *, required: bool) -> None:
+    default = None if field.default is MISSING else field.default
+    text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
+    read, metavar = _reader(hint.__origin__)
+    parser.add_argument(
+        name,
+        dest=field.name,
+        type=read,
+        metavar=metavar,
+        default=default,
+        required=required,
+        help=(text if default is None else f"{text} Default: {default}.").replace("%", "%%"),
+    )
+
+
+def _reader(kind: Any) -> tuple[Reader, str | None]:
+    """Return the function that reads a value of type `kind`, and the placeholder in the help text if it has its own."""
+    if kind is Pattern:
+        return Pattern.parse, None
+    if not isinstance(kind, type):
+        return _number_or_word(kind), None
+    if issubclass(kind, StrEnum):
+        return _choice(kind), f"{{{','.join(kind)}}}"
+    return kind, None
+
+
+def _choice(kind: type[StrEnum]) -> Reader:
+    def read(text: str) -> StrEnum:
+        if text not in list(kind):
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(kind)})")
+        return kind(text)
+
+    return read
+
+
+def _number_or_word(union: Any) -> Reader:
+    """Return the reader for a union of a number type with None or with literal words."""
+    members = get_args(union)
+    words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
+    (number,) = (member for member in members if isinstance(member, type) and member is not NoneType)
+
+    def read(text: str) -> object:
+        return text if text in words else number(text)
+
+    read.__name__ = " or ".join([number.__name__, *words])  # argparse shows it in error messages
+    return read

@@ -1,0 +1,142 @@
+"""The stages of pruning and repairing one model: calibration text, prune, repair, export, and the facts of the result.
+
+The commands (`seft.verbs`) and the training process of the service (`worker.pipeline`) both run these stages, so equal
+input gives equal bits. Reading files, resuming and deciding when to stop are left to them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from seft.checkpoint.export import export
+from seft.checkpoint.facts import Base, Facts, Record
+from seft.checkpoint.verify import verify
+from seft.config import PruneConfig, RepairConfig
+from seft.data.packing import Encoded, Packed, concatenate
+from seft.data.text import windows
+from seft.data.tokens import bos_tokens
+from seft.evaluate import mean_loss
+from seft.models.load import Loaded
+from seft.models.source import ModelSource
+from seft.prune.loop import prune_model
+from seft.prune.methods import text_users
+from seft.prune.reconstruct import reconstruct
+from seft.repair import Repair
+from seft.report import Phase, Progress, Reporter, silent
+
+LoadModel = Callable[[], Any]
+"""Loads a dense model. Called only if the stage needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairResult:
+    """Last step of a repair, the step whose state was kept, and the number of zeros that became nonzero."""
+
+    last_step: int
+    kept_step: int
+    grown_zeros: int
+
+
+def calibration_windows(
+    records: Sequence[Encoded], tokenizer: Any, config: PruneConfig
+) -> Int[Tensor, "windows tokens"]:
+    """Return the windows that pruning reads; no window if `config` needs no text."""
+    if not text_users(config):
+        return torch.zeros(0, config.tokens, dtype=torch.int64)
+    head = bos_tokens(tokenizer)
+    return windows(concatenate(records), config.tokens, config.samples, config.order, config.seed, head=head)
+
+
+def prune(
+    loaded: Loaded,
+    calibration: Int[Tensor, "windows tokens"],
+    config: PruneConfig,
+    load_dense: LoadModel,
+    report: Reporter = silent,
+    *,
+    device: str | None = None,
+) -> None:
+    """Prune the model in place, then reconstruct its blocks if `config` has reconstruction epochs.
+
+    One block at a time is on `device`; None means the device of the model.
+    """
+    prune_model(loaded.model, calibration, config, report, device=device)
+    if config.reconstruct_epochs:
+        reconstruct(loaded.model, load_dense(), calibration, config, report, device=device)
+
+
+def start_repair(
+    loaded: Loaded,
+    training: Packed,
+    config: RepairConfig,
+    *,
+    pruned: PruneConfig,
+    load_teacher: LoadModel,
+    held_out: Packed | None,
+    alive: Reporter = silent,
+) -> Repair:
+    """Return the repair before its first step, with the teacher and the held-out evaluation that `config` needs.
+
+    `alive` is called during each held-out evaluation.
+    """
+    teacher = load_teacher() if config.distills else None
+    judge = None
+    if config.evaluate_interval and held_out is not None:
+        judge = partial(mean_loss, loaded.model, held_out, alive)
+    return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, judge=judge)
+
+
+def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
+    """Write the best state into the model and return how the repair ended."""
+    repair.finish(report)
+    return RepairResult(repair.step, repair.kept_step, repair.grown_zeros)
+
+
+def pruned_facts(source: ModelSource, config: PruneConfig, calibration_sha256: str | None) -> Facts:
+    """Return the facts of a model that is pruned and not repaired, without scores."""
+    return Facts(
+        base=Base.of(source),
+        prune=config,
+        repair=None,
+        scores={},
+        evaluate=None,
+        grown_zeros=0,
+        calibration_sha256=calibration_sha256,
+        dataset_sha256=None,
+    )
+
+
+def repaired_facts(
+    facts: Facts, config: RepairConfig, result: RepairResult, *, teacher: ModelSource | None, dataset_sha256: str
+) -> Facts:
+    """Return the facts of a repaired model, from the facts of the pruned one without its scores.
+
+    `teacher` is recorded only if `config` distills.
+    """
+    last, kept = result.last_step, result.kept_step
+    return replace(
+        facts,
+        repair=config,
+        stopped_at=last if last < config.steps else None,
+        kept_at=kept if kept < last else None,
+        teacher=Base.of(teacher) if teacher and config.distills else None,
+        grown_zeros=result.grown_zeros,
+        dataset_sha256=dataset_sha256,
+        scores={},
+        evaluate=None,
+    )
+
+
+def publish(loaded: Loaded, out: Path, facts: Facts, report: Reporter = silent) -> Record:
+    """Export the model to `out` and verify the written folder. Reports half of EXPORTING in between, all at the end."""
+    export(loaded, out, facts)
+    report(Progress(Phase.EXPORTING, 1, 2))
+    verify(out)
+    report(Progress(Phase.EXPORTING, 2, 2))
+    return Record.read(out)

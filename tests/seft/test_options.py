@@ -1,0 +1,92 @@
+"""The command line has an option for every field of the settings, with the same name, type, default and help."""
+
+from dataclasses import MISSING, fields
+from enum import StrEnum
+from typing import Any, get_type_hints
+
+import pytest
+from typing_extensions import Doc
+
+from seft.cli import UsageError, make_parser
+from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
+from seft.options import read_options
+
+COMMANDS: dict[type[Any], list[str]] = {
+    PruneConfig: ["prune", "model", "--out", "out"],
+    RepairConfig: ["repair", "folder", "--data", "data.txt", "--out", "out"],
+    EvaluateConfig: ["evaluate", "model", "--data", "data.txt"],
+}
+REQUIRED = {RepairConfig: ["--steps", "1"]}
+
+WITHOUT_OPTION: set[tuple[type[Any], str]] = set()
+"""Fields that have no option."""
+OTHER_NAMES = {(PruneConfig, "order"): "--calibration-order"}
+"""Options that are not named like their field."""
+
+FIELDS = [
+    (config, field) for config in COMMANDS for field in fields(config) if (config, field.name) not in WITHOUT_OPTION
+]
+every_field = pytest.mark.parametrize(("config", "field"), FIELDS, ids=lambda value: getattr(value, "name", None))
+
+
+def option(config: type[Any], name: str) -> str:
+    return OTHER_NAMES.get((config, name), "--" + name.replace("_", "-"))
+
+
+def parse(config: type[Any], *words: str) -> dict[str, Any]:
+    return vars(make_parser("seft").parse_args([*COMMANDS[config], *REQUIRED.get(config, []), *words]))
+
+
+def sample(config: type[Any], name: str) -> object:
+    """A value of the type of the field that is not its default."""
+    kind, default = get_type_hints(config)[name], {field.name: field.default for field in fields(config)}[name]
+    if kind is Pattern:
+        return Pattern(2, 4)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return next(each for each in kind if each is not default)
+    return 7 if kind is int else 0.125
+
+
+@every_field
+def test_every_field_has_an_option_of_its_type(config: type[Any], field: Any) -> None:
+    value = sample(config, field.name)
+    parsed = parse(config, option(config, field.name), str(value))[field.name]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@every_field
+def test_every_option_has_the_default_of_its_field(config: type[Any], field: Any) -> None:
+    if field.default is not MISSING:
+        assert parse(config)[field.name] == field.default
+
+
+@every_field
+def test_every_option_has_the_help_text_of_its_field(
+    config: type[Any], field: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make_parser("seft").parse_args([COMMANDS[config][0], "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    hint = get_type_hints(config, include_extras=True)[field.name]
+    text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
+    assert option(config, field.name) in shown
+    assert text in shown
+
+
+def test_words_are_accepted_where_a_number_may_be_one() -> None:
+    assert parse(RepairConfig, "--learning-rate", "auto")["learning_rate"] == "auto"
+    with pytest.raises(UsageError, match="invalid float or auto value: 'fast'"):
+        parse(RepairConfig, "--learning-rate", "fast")
+
+
+def test_an_option_without_a_default_is_required() -> None:
+    with pytest.raises(UsageError, match="--steps"):
+        make_parser("seft").parse_args(COMMANDS[RepairConfig])
+    assert parse(PruneConfig)["sparsity"] is None, "an N:M pattern implies it"
+
+
+def test_the_options_make_the_settings() -> None:
+    options = make_parser("seft").parse_args([*COMMANDS[RepairConfig], "--steps", "3", "--clip-norm", "0.5"])
+    assert read_options(options, RepairConfig) == RepairConfig(steps=3, clip_norm=0.5)
+    assert read_options(options, RepairConfig, seed=5) == RepairConfig(steps=3, clip_norm=0.5, seed=5)
