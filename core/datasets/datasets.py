@@ -1,6 +1,7 @@
 """Datasets: check an upload line by line in constant memory, store it under its hash, and add a row per upload.
 
-`seft.data.validation` defines what a record is and what is stored of a file. A rejected upload leaves no object and no row.
+`seft.data.validation` defines what a record is and what is stored of a file. A rejected upload leaves no object and no
+row.
 """
 
 from collections.abc import Iterator, Sequence
