@@ -284,7 +284,7 @@ class Checkpoint(Base):
 class Holding(Base):
     """Total size of a tenant's checkpoints, so that it need not be summed over all of them.
 
-    A trigger on `checkpoints` updates it (migration 0220), whichever version of the software writes there.
+    A trigger on `checkpoints` updates it (migration 0220), so rows of any software version are counted.
     """
 
     __tablename__ = "holdings"

@@ -54,7 +54,7 @@ class Lifecycle:
     """The state of an attempt and its two deadlines. A deadline that was not set is infinite.
 
     A request to stop (a shutdown, a pause) sets `release_by` in any state. A hang sets `stacks_by` in TRAINING. Both
-    may be set: whichever passes first ends the attempt.
+    may be set. The first one to pass ends the attempt.
     """
 
     def __init__(self) -> None:

@@ -48,10 +48,10 @@ def verify(folder: Path) -> None:
 
 def check(folder: Path) -> None:
     """Run the same checks in this process."""
-    _check_files(folder)
+    _verify_files(folder)
     record = Record.read(folder)
-    _check_counts(record, sparsity.of_folder(folder))
-    _check_model(folder, record)
+    _verify_counts(record, sparsity.of_folder(folder))
+    _verify_model(folder, record)
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
@@ -71,7 +71,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     return Fingerprint(tuple(tokens.tolist()), tuple(round(score, 6) for score in scores.tolist()))
 
 
-def _check_files(folder: Path) -> None:
+def _verify_files(folder: Path) -> None:
     try:
         written = json.loads((folder / MANIFEST).read_bytes())
         expected = {file["name"]: (file["size"], file["sha256"]) for file in written["files"]}
@@ -86,7 +86,7 @@ def _check_files(folder: Path) -> None:
             )
 
 
-def _check_counts(record: Record, counted: sparsity.Sparsity) -> None:
+def _verify_counts(record: Record, counted: sparsity.Sparsity) -> None:
     recorded, actual = (
         {"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted)
     )
@@ -98,17 +98,17 @@ def _check_counts(record: Record, counted: sparsity.Sparsity) -> None:
             )
 
 
-def _check_model(folder: Path, record: Record) -> None:
+def _verify_model(folder: Path, record: Record) -> None:
     try:
         model = load(find(str(folder))).model
     except SourceError as error:
         raise VerifyError(f"the folder must load as a model: {error} Export again.") from None
-    _check_budget(model, record)
-    _check_pattern(model, record.facts.prune.pattern)
-    _check_fingerprint(record.fingerprint, fingerprint(model))
+    _verify_budget(model, record)
+    _verify_pattern(model, record.facts.prune.pattern)
+    _verify_fingerprint(record.fingerprint, fingerprint(model))
 
 
-def _check_budget(model: nn.Module, record: Record) -> None:
+def _verify_budget(model: nn.Module, record: Record) -> None:
     """Require the requested zeros in every layer, or over all layers if the allocation distributes them."""
     config, layers = record.facts.prune, record.sparsity.layers
     requested = {
@@ -130,7 +130,7 @@ def _check_budget(model: nn.Module, record: Record) -> None:
             )
 
 
-def _check_pattern(model: nn.Module, pattern: Pattern) -> None:
+def _verify_pattern(model: nn.Module, pattern: Pattern) -> None:
     for name, target in target_linears(model).items() if pattern.grouped else ():
         groups = overfull_groups(target.weight, pattern)
         if groups:
@@ -140,7 +140,7 @@ def _check_pattern(model: nn.Module, pattern: Pattern) -> None:
             )
 
 
-def _check_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
+def _verify_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
     gap = max(abs(a - b) for a, b in zip(actual.log_probabilities, expected.log_probabilities, strict=True))
     if actual.tokens != expected.tokens or gap > FINGERPRINT_TOLERANCE:
         raise VerifyError(
