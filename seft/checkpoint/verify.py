@@ -23,16 +23,17 @@ from seft.models.targets import target_linears
 from seft.prune.allocation import uniform_zeros
 from seft.prune.mask import overfull_groups
 
+PACKAGE_ROOT = Path(__file__).parents[2]
+"""Folder that contains the package `seft`, so that the separate process imports the same one."""
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
 
 def verify(folder: Path) -> None:
     """Verify an exported folder in a separate process. Raises VerifyError with the first failure."""
-    package_root = str(Path(__file__).parents[2])
     process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
-        env={**os.environ, "PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,

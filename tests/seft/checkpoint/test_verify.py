@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import seft
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
-from seft.checkpoint.verify import check, verify
+from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
 from seft.errors import VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
 
@@ -52,6 +53,10 @@ def edit_record(folder: Path, edit: Callable[[dict[str, dict[str, object]]], Non
 
 def test_an_intact_folder_passes_in_a_separate_process(exported: Path) -> None:
     verify(exported)
+
+
+def test_the_separate_process_imports_this_package() -> None:
+    assert (PACKAGE_ROOT / "seft" / "__init__.py").samefile(seft.__file__)
 
 
 def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
