@@ -19,7 +19,8 @@ class Settings(BaseSettings):
     )
     s3_endpoint: str = Field(description="URL of the object storage for the API and the workers.")
     s3_public_endpoint: str | None = Field(
-        default=None, description="URL of the object storage for users, used in presigned links."
+        default=None,
+        description="URL of the object storage for users, used in presigned links. Default: `SEFT_S3_ENDPOINT`.",
     )
     s3_region: str = Field(default="us-east-1", description="Region of the object storage, used to sign requests.")
     s3_bucket: str = Field(
@@ -28,35 +29,46 @@ class Settings(BaseSettings):
     s3_access_key: SecretStr = Field(description="Access key of the object storage.")
     s3_secret_key: SecretStr = Field(description="Secret key of the object storage.")
     secret_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
-        default=None, description="Key that encrypts the hub tokens of tenants. Without it, hub tokens are rejected."
+        default=None,
+        description="Key that encrypts tenants' hub tokens (32 characters or more). Without it, they are rejected.",
     )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens on.")
     api_processes: int = Field(
-        default=1, ge=1, description="Number of API processes, each with up to 20 connections to Postgres."
+        default=1, ge=1, description="Number of API processes. Each opens up to 20 connections to Postgres."
     )
     model_roots: list[Path] = Field(
-        default=[], description="Folders (a JSON list) with local models, which jobs name by their relative path."
+        default=[],
+        description="Folders with local models, as a JSON list. Jobs name a model by its path inside such a folder.",
     )
-    max_upload_bytes: int = Field(default=1 << 30, ge=1, description="Largest dataset in one request, in bytes.")
-    max_dataset_bytes: int = Field(default=1 << 34, ge=1, description="Largest dataset after decompression, in bytes.")
+    max_upload_bytes: int = Field(
+        default=1 << 30, ge=1, description="Maximum size of a dataset that is uploaded in one request, in bytes."
+    )
+    max_dataset_bytes: int = Field(
+        default=1 << 34, ge=1, description="Maximum size of a dataset after decompression, in bytes."
+    )
     dataset_buckets: list[str] = Field(
         default=[],
-        description="Buckets (a JSON list), or `bucket/prefix`, from which every tenant can import datasets.",
+        description="Buckets (a JSON list of `bucket` or `bucket/prefix`) from which every tenant can import datasets.",
     )
     rate_limit: float = Field(
         default=200,
         ge=0,
-        description="Requests per second and API key, with bursts of ten seconds' worth; 0 is no limit.",
+        description="Requests per second that each API key may send on average, and up to 10 times this number at once;"
+        " 0 means no limit.",
     )
     webhook_networks: list[IPv4Network | IPv6Network] = Field(
-        default=[], description="Private networks (a JSON list) that webhooks can reach."
+        default=[], description="Private networks to which webhooks may be sent, as a JSON list of CIDR ranges."
     )
-    link_seconds: int = Field(default=3600, ge=1, description="Seconds that a presigned download link is valid.")
+    link_seconds: int = Field(
+        default=3600,
+        ge=1,
+        description="Number of seconds for which a presigned link (download, or upload of a part) is valid.",
+    )
 
     lease_seconds: float = Field(
-        default=60, gt=0, description="Seconds without a heartbeat after which a worker loses its job."
+        default=60, gt=0, description="Number of seconds without a heartbeat after which a worker loses its job."
     )
     heartbeat_seconds: float = Field(
         default=3,
@@ -64,43 +76,57 @@ class Settings(BaseSettings):
         description="Seconds between two heartbeats. A heartbeat renews the lease and returns pending actions.",
     )
     tenant_running: int = Field(
-        default=0, ge=0, description="Largest number of running jobs per tenant; 0 is no limit."
+        default=0, ge=0, description="Maximum number of running jobs per tenant; 0 means no limit."
     )
     tenant_waiting: int = Field(
-        default=0, ge=0, description="Largest number of queued and paused jobs per tenant; 0 is no limit."
+        default=0, ge=0, description="Maximum number of queued and paused jobs per tenant; 0 means no limit."
     )
-    key_running: int = Field(default=0, ge=0, description="Largest number of running jobs per API key; 0 is no limit.")
+    key_running: int = Field(
+        default=0, ge=0, description="Maximum number of running jobs per API key; 0 means no limit."
+    )
     key_waiting: int = Field(
-        default=0, ge=0, description="Largest number of queued and paused jobs per API key; 0 is no limit."
+        default=0, ge=0, description="Maximum number of queued and paused jobs per API key; 0 means no limit."
     )
     tenant_bytes: int = Field(
         default=0,
         ge=0,
-        description="Largest total size of a tenant's datasets and checkpoints, in bytes; 0 is no limit.",
+        description="Maximum total size of a tenant's datasets and checkpoints, in bytes; 0 means no limit.",
     )
     checkpoint_days: int = Field(
-        default=0, ge=0, description="Most days that a checkpoint is kept, whatever its job sets; 0 is no limit."
+        default=0,
+        ge=0,
+        description="Maximum number of days to keep a checkpoint, even if its job asks for more; 0 means no limit.",
     )
     dataset_days: int = Field(
-        default=90, ge=0, description="Days without use by a job after which a dataset is deleted; 0 is never."
+        default=90, ge=0, description="A dataset that no job has used for this many days is deleted; 0 means never."
     )
     tidy_seconds: float = Field(
-        default=3600, gt=0, description="Seconds between two cleanups of expired data and of objects without a row."
+        default=3600,
+        gt=0,
+        description="How often, in seconds, expired data and stored files that no database row refers to are deleted.",
     )
     sweep_seconds: float = Field(
-        default=10, gt=0, description="Seconds between two sweeps for lost jobs and lost notifications."
+        default=10, gt=0, description="How often, in seconds, a worker looks for lost jobs and lost notifications."
     )
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="Failed attempts, without a newer saved state between them, after which a job fails permanently.",
+        description="Number of failed attempts after which a job fails permanently. Counted from 0 again once a later"
+        " step of training is saved.",
     )
 
     scratch: Path = Field(default=Path("/tmp/seft"), description="Folder for the files of a running job.")  # noqa: S108
-    device: str = Field(default="auto", description="Torch device of a worker; `auto` uses CUDA if available.")
-    threads: int = Field(default=0, ge=0, description="CPU threads of the training process; 0 uses torch's default.")
+    device: str = Field(
+        default="auto",
+        description="Torch device of a worker, such as `cpu` or `cuda:1`; `auto` uses CUDA if available.",
+    )
+    threads: int = Field(
+        default=0, ge=0, description="Number of CPU threads of the training process; 0 uses torch's default."
+    )
     checkpoint_seconds: float = Field(default=300, gt=0, description="Seconds between two saves of the training state.")
-    log_format: Literal["json", "console"] = Field(default="json", description="Format of log lines.")
+    log_format: Literal["json", "console"] = Field(
+        default="json", description="Format of log lines: `json` (one object per line) or `console` (colours)."
+    )
 
     @model_validator(mode="after")
     def _require_private_bucket(self) -> Self:
