@@ -36,6 +36,8 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constrai
 FROM base AS api
 COPY --from=service /opt/venv /opt/venv
 COPY . /app
+# The modes of the checkout may exclude other users, and nothing can be compiled later: /app belongs to root.
+RUN chmod -R a+rX /app && python -m compileall -q /app
 USER 10001
 ENV SEFT_API_HOST=0.0.0.0
 EXPOSE 8000
@@ -44,6 +46,8 @@ CMD ["python", "-m", "api"]
 FROM base AS worker
 COPY --from=cuda /opt/venv /opt/venv
 COPY . /app
+# The modes of the checkout may exclude other users, and nothing can be compiled later: /app belongs to root.
+RUN chmod -R a+rX /app && python -m compileall -q /app
 USER 10001
 ENV SEFT_SCRATCH=/var/lib/seft/scratch
 CMD ["python", "-m", "worker"]
@@ -51,6 +55,8 @@ CMD ["python", "-m", "worker"]
 FROM base AS worker-cpu
 COPY --from=cpu /opt/venv /opt/venv
 COPY . /app
+# The modes of the checkout may exclude other users, and nothing can be compiled later: /app belongs to root.
+RUN chmod -R a+rX /app && python -m compileall -q /app
 USER 10001
 ENV SEFT_SCRATCH=/var/lib/seft/scratch SEFT_DEVICE=cpu
 CMD ["python", "-m", "worker"]

@@ -55,7 +55,7 @@ class JsonRoute(APIRoute):
 class _ShallowRequest(Request):
     @override
     async def json(self) -> Any:
-        _require_depth(await self.body())
+        _require_shallow(await self.body())
         return await super().json()
 
 
@@ -84,7 +84,7 @@ def limited(scope: Scope, receive: Receive, most: int) -> Receive:
     return receive_limited
 
 
-def _require_depth(body: bytes) -> None:
+def _require_shallow(body: bytes) -> None:
     depth = 0
     for bracket in NO_BRACKETS.sub(b"", body).decode("ascii"):
         depth += 1 if bracket in "[{" else -1

@@ -21,7 +21,7 @@ def make_process_app() -> FastAPI:
     logging.configure(settings)
     tracing.configure("api")
     if supervisor := parent_process():
-        threading.Thread(target=_end_with, args=(supervisor,), name="tether", daemon=True).start()
+        threading.Thread(target=_end_with, args=(supervisor,), name="parent-death", daemon=True).start()
     app = make_app(settings)
     Courier(app.state.services.sessions, settings.webhook_networks).start()
     Importer(app.state.services).start()

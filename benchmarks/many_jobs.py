@@ -26,7 +26,7 @@ FROM (SELECT tenant, dataset_id, spec, spec_version, priority, 1.0 AS progress, 
 EVENTS = """
 INSERT INTO job_events (job_id, attempt, type, data, created_at)
 SELECT id, 1, type, '{}', created_at + place * '10 min'::interval
-FROM jobs, unnest(ARRAY['job.created', 'job.claimed', 'job.succeeded']) WITH ORDINALITY AS told (type, place)
+FROM jobs, unnest(ARRAY['job.created', 'job.claimed', 'job.succeeded']) WITH ORDINALITY AS event (type, place)
 """
 LABELS = """
 INSERT INTO job_labels (tenant, pair, job_id)

@@ -44,7 +44,7 @@ class DatasetView(BaseModel):
         return cls.model_validate({name: getattr(row, name) for name in cls.model_fields})
 
 
-class PartView(BaseModel):
+class RecordPart(BaseModel):
     """A part of a record's text."""
 
     text: str
@@ -56,7 +56,7 @@ class RecordView(BaseModel):
 
     tokens: int
     trained_tokens: int = Field(description="Tokens that a repair learns to predict.")
-    parts: list[PartView]
+    parts: list[RecordPart]
     cut: bool = Field(description="True if only the first 2000 tokens are shown.")
 
 

@@ -107,7 +107,7 @@ class ImportPage(BaseModel):
     has_more: bool
 
 
-class PartView(BaseModel):
+class ImportPart(BaseModel):
     """A part of a file that is sent in parts."""
 
     number: int
@@ -128,5 +128,5 @@ class PartPage(BaseModel):
         }
     )
 
-    data: list[PartView]
+    data: list[ImportPart]
     has_more: bool

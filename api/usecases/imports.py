@@ -1,7 +1,7 @@
 """Use cases of imports: begin or resume, list parts, complete, delete."""
 
 from api.deps import Services
-from api.schemas.imports import ImportRequest, ImportView, PartPage, PartView
+from api.schemas.imports import ImportPart, ImportRequest, ImportView, PartPage
 from core import ids
 from core.access import audit
 from core.access.audit import Caller
@@ -35,7 +35,7 @@ def parts(services: Services, caller: Caller, import_id: str, *, after: int, lim
         length = imports.part_length(row.bytes, number)
         received = sent or (number in stored and stored[number].bytes == length)
         url = None if received else services.storage.part_link(imports.key(row.id), row.upload, number, length)
-        data.append(PartView(number=number, bytes=length, received=received, url=url))
+        data.append(ImportPart(number=number, bytes=length, received=received, url=url))
     return PartPage(data=data, has_more=after + limit < count)
 
 

@@ -109,9 +109,8 @@ class _Adapt:
         """
         queue = self.queue[~torch.isin(self.queue, staying)]
         groups = queue // self.pattern.of
-        excess_in_group = _count_equals(groups, groups) + _count_equals(groups, staying // self.pattern.of)
-        excess_in_group = excess_in_group - self.pattern.kept
-        overfull = _rank_among_equals(groups) < excess_in_group
+        in_group = _count_equals(groups, groups) + _count_equals(groups, staying // self.pattern.of)
+        overfull = _rank_among_equals(groups) < in_group - self.pattern.kept
         others = queue[~overfull & (entries(self.weight, queue) != 0)]
         excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(overfull.sum())
         if excess > len(others):

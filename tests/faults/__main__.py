@@ -136,8 +136,8 @@ def run(
                 console.print(outcome)
                 if time.monotonic() > until:
                     break
-            drill.wait(lambda: not drill.orphans(), CLEANUP_SECONDS)
-            orphans = drill.orphans()
+            drill.wait(lambda: not drill.unreferenced(), CLEANUP_SECONDS)
+            unreferenced = drill.unreferenced()
     finally:
         if small:
             faults.unmount(scratch)
@@ -146,8 +146,8 @@ def run(
         console.print("fill_disk was skipped: mounting a small disk needs root")
     if not faults.has_compiler():
         console.print("shift_clock was skipped: it needs a C compiler")
-    console.print(f"objects without a row: {len(orphans)} {orphans[:3]}")
-    sys.exit(bool(orphans) or not all(outcome.good for outcome in outcomes))
+    console.print(f"objects without a row: {len(unreferenced)} {unreferenced[:3]}")
+    sys.exit(bool(unreferenced) or not all(outcome.good for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class Drill:
             }
         return attempts != sorted(attempts) or bool(metrics and max(metrics) > attempts[-1])
 
-    def orphans(self) -> list[str]:
+    def unreferenced(self) -> list[str]:
         """Return the keys of objects that no row of a checkpoint or of a dataset refers to."""
         with self.sessions.begin() as session:
             referenced = set(session.scalars(select(Dataset.object_key)))

@@ -16,4 +16,4 @@ def test_jobs_end_in_the_same_bits_whatever_fails(tmp_path: Path, tiny_folder: P
         outcomes = list(run_jobs(drill, 4, 3, kinds, tmp_path / "results.jsonl"))
         assert all(outcome.good for outcome in outcomes), outcomes
         assert any(outcome.hit and outcome.attempts > 1 for outcome in outcomes), outcomes
-        assert drill.wait(lambda: not drill.orphans(), 60), drill.orphans()
+        assert drill.wait(lambda: not drill.unreferenced(), 60), drill.unreferenced()
