@@ -73,5 +73,8 @@ def split_evenly(count: int, parts: int) -> Tensor:
 
 
 def zeros_first(score: Float[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """Return the scores with -1 for weights that are already zero, so they are chosen first. Scores must be >= 0."""
+    """Return the scores with -1 for weights that are already zero, so that these are chosen first.
+
+    Scores must be >= 0.
+    """
     return score.masked_fill(weight == 0, -1.0)
