@@ -79,7 +79,7 @@ class Repair:
 
     @property
     def kept_step(self) -> int:
-        """Step of the state that `finish` leaves in the model: the best one evaluated, else the present one."""
+        """Step whose weights `finish` leaves in the model: the best evaluated step, else the last one taken."""
         return self.step if self._best.step is None else self._best.step
 
     @property
