@@ -142,7 +142,7 @@ def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
 
 
 def _stack_size(module: nn.Module) -> int:
-    """Return the number of modules in a list, or of matrices in the stacked parameters of a module, or 0."""
+    """Return the number of modules in a list, or of matrices in a module's stacked parameters. 0 for other modules."""
     if isinstance(module, nn.ModuleList):
         return len(module)
     return max((len(parameter) for _, parameter in _stacks(module)), default=0)
