@@ -117,10 +117,7 @@ def find(
 
 
 def fetch(source: ModelSource, *, weights: bool = True) -> Path:
-    """Return the local folder or GGUF file of a model.
-
-    Downloads a hub model into the cache first, with or without its weights.
-    """
+    """Return the local folder or GGUF file. Downloads a hub model into the cache, with or without its weights."""
     if source.path is not None:
         return source.path
     try:
@@ -142,10 +139,7 @@ def _local_path(reference: str) -> Path | None:
 
 
 def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
-    """Return the path under the first root that contains `reference`, or None if none does.
-
-    Rejects names and links that lead out of the root.
-    """
+    """Return the path of `reference` under the first root that has it, or None. Rejects paths that leave the root."""
     name = PurePosixPath(reference)
     if name.is_absolute() or ".." in name.parts:
         raise SourceError(
@@ -231,10 +225,7 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
 def fetch_into(
     folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
 ) -> None:
-    """Download the files and the model card of a hub model into a folder, one by one.
-
-    Calls `alive` before each file. It may raise an exception to stop the download.
-    """
+    """Download a hub model's files and its card one by one. Calls `alive` before each, which may raise to stop."""
     api, patterns = hub.HfApi(token=source.token), [*(_ALL_PATTERNS if weights else _TEXT_PATTERNS), CARD]
     with hub_errors(source.reference, source.revision):
         names = api.list_repo_files(source.reference, revision=source.revision)
@@ -253,10 +244,7 @@ def downloaded(reference: str, folder: Path) -> ModelSource:
 
 @contextmanager
 def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
-    """Convert errors of the hub's client to SourceError while the `with` block runs.
-
-    OfflineModeIsEnabled and the error of a full disk are not converted.
-    """
+    """Convert errors of the hub's client to SourceError, except OfflineModeIsEnabled and the error of a full disk."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -297,10 +285,7 @@ def cached_models() -> list[str]:
 
 
 def find_cached(reference: str, revision: str | None) -> ModelSource:
-    """Return a hub model from the local cache. Used while HF_HUB_OFFLINE is set.
-
-    Raises SourceError if the model is not cached.
-    """
+    """Return a hub model from the cache, while HF_HUB_OFFLINE is set. Raises SourceError if it is not cached."""
     try:
         folder = Path(
             hub.snapshot_download(reference, revision=revision, allow_patterns=_ALL_PATTERNS, local_files_only=True)
