@@ -74,10 +74,9 @@ class Operations:
         at_once: int = 4,
         progress: Progress | None = None,
     ) -> Steps[Dataset]:
-        """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet.
+        """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet. An error names the invalid lines.
 
-        If it is rejected, the error names invalid lines. A large file is sent in parts, `at_once` of them in parallel.
-        Call this again to resume an interrupted upload.
+        A large file is sent in parts, `at_once` of them in parallel. Repeat the call to resume an interrupted upload.
         """
         skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         if path.stat().st_size <= uploads.PARTS_FROM:
@@ -111,7 +110,7 @@ class Operations:
     def preview_dataset(
         self, dataset_id: str, model: str, *, revision: str | None = None, limit: int = 5
     ) -> Steps[Preview]:
-        """Return the first records of a dataset as a model's tokenizer reads them, and the number of all tokens."""
+        """Return a dataset's first records as a model's tokenizer reads them, and the number of all tokens."""
         query = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
         return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", query)))
 
@@ -138,17 +137,14 @@ class Operations:
 
     @operation
     def estimate_job(self, spec: Mapping[str, Any]) -> Steps[Estimate]:
-        """Estimate the memory, the time and the size of a job, and the workers it fits. The spec needs no dataset."""
+        """Estimate the memory, time and size of a job, and the workers it fits. The spec needs no dataset."""
         return cast("Estimate", (yield from self._call(Request("POST", "/jobs/estimate", json=dict(spec)))))
 
     @operation
     def clone_job(
         self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Steps[Job]:
-        """Create a copy of a job, with the fields in `overrides` changed.
-
-        The value None resets a field to its default.
-        """
+        """Create a copy of a job, with the fields in `overrides` changed. None resets a field to its default."""
         return (yield from self._create(f"/jobs/{job_id}/clone", overrides or {}, idempotency_key))
 
     @operation
@@ -177,7 +173,7 @@ class Operations:
 
     @operation
     def pause(self, job_id: str) -> Steps[Job]:
-        """Pause a job. A running job first saves its state, and has the status `pausing` until then. Idempotent."""
+        """Pause a job. A running job first saves its state, and is `pausing` until then. Idempotent."""
         return (yield from self._act(job_id, "pause"))
 
     @operation
@@ -220,10 +216,7 @@ class Operations:
 
     @flow
     def live_events(self, job_id: str, *, after: int = 0) -> Flow[Event]:
-        """Yield the events of a job as they happen, until the job has ended. A broken connection is renewed.
-
-        `after` is the `id` of the last event that you already have, or 0 for all events.
-        """
+        """Yield the events of a job as they happen, until it has ended. `after` is the `id` of the last known event."""
         path, failures = f"/jobs/{job_id}/events", 0
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
@@ -247,10 +240,7 @@ class Operations:
 
     @flow
     def metrics(self, job_id: str, *, after_step: int = -1, points: int | None = None) -> Flow[Metric]:
-        """List the metrics of a job by step.
-
-        With `points`, return at most that many rows, each the mean of several steps.
-        """
+        """List the metrics of a job by step. With `points`, at most that many rows, each the mean of several steps."""
         query = {"after_step": after_step} | ({"points": points} if points else {})
         yield from self._pages(f"/jobs/{job_id}/metrics", "step", query)
 
@@ -263,10 +253,10 @@ class Operations:
     def download(
         self, job_id: str, folder: Path, *, at_once: int = 4, progress: Progress | None = None
     ) -> Steps[list[Path]]:
-        """Download the newest checkpoint to `folder` in parts, `at_once` of them in parallel.
+        """Download the newest checkpoint to `folder`, `at_once` parts in parallel. Returns the paths of the files.
 
-        Returns the paths of the files. A file gets its final name only after its SHA-256 matched. Call this again to
-        resume an interrupted download: finished parts are not fetched again.
+        A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
+        finished parts are not fetched again.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
@@ -286,10 +276,7 @@ class Operations:
 
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
-        """Create an API key of scope `read`, `write`, `admin` or `metrics`.
-
-        Only this response contains its `secret`.
-        """
+        """Create an API key of scope `read`, `write`, `admin` or `metrics`. Only this response has its `secret`."""
         # Not retried: if only the reply was lost, a retry would create a second key.
         request = Request("POST", "/keys", json={"name": name, "scope": scope})
         return cast("Key", _answer((yield from tried(Send(request), ()))))
@@ -311,18 +298,12 @@ class Operations:
 
     @operation
     def hub_token(self) -> Steps[HubToken]:
-        """Return the owner and the date of the tenant's token for the Hugging Face hub.
-
-        Raises ApiProblem `not_found` if no token is stored.
-        """
+        """Return owner and date of the tenant's hub token. Raises ApiProblem `not_found` if none is stored."""
         return cast("HubToken", (yield from self._get("/hub-token")))
 
     @operation
     def give_hub_token(self, token: str) -> Steps[HubToken]:
-        """Store the tenant's token for the Hugging Face hub, which gives access to private models and datasets.
-
-        It is never shown again.
-        """
+        """Store the tenant's hub token, which gives access to private models and datasets. It is never shown again."""
         return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
 
     @operation
@@ -332,10 +313,7 @@ class Operations:
 
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
-        """Create a webhook for these types of events, or for all if none is given.
-
-        Only this response contains the `secret` that signs its messages.
-        """
+        """Create a webhook for these event types, or for all. Only this response contains its signing `secret`."""
         # Not retried, like the creation of a key.
         request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
@@ -352,10 +330,7 @@ class Operations:
 
     @operation
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
-        """Create a new `secret` for a webhook.
-
-        For one day its messages carry signatures of the old and the new secret.
-        """
+        """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
         request = Request("POST", f"/webhooks/{webhook_id}/rotate")
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
 
@@ -399,10 +374,7 @@ class Operations:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
 
     def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a route that returns pages.
-
-        The field `cursor` of a page's last row selects the next page.
-        """
+        """Yield all rows of a paged route. The field `cursor` of a page's last row selects the next page."""
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
         yield from map(Row, page["data"])

@@ -68,7 +68,7 @@ class Fit(TypedDict):
 
 
 class Estimate(TypedDict):
-    """Estimated cost of a job. `fits` is None if no worker is alive."""
+    """Estimated memory, time and size of a job. `fits` is None if no worker is alive."""
 
     architecture: str
     parameters: int
@@ -273,7 +273,7 @@ class ImportPart(TypedDict):
 
 
 class Part(TypedDict):
-    """A piece of a record's text, and whether it is trained on."""
+    """A part of a record's text. `trained` is true if it is trained on."""
 
     text: str
     trained: bool
