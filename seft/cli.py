@@ -34,7 +34,7 @@ class Result:
 
 
 class UsageError(SeftError):
-    """The command line is invalid."""
+    """The command line is invalid. The message is one line."""
 
     code = "usage"
 
@@ -134,7 +134,7 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises UsageError with one line instead of printing the usage and exiting."""
+    """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See {self.prog} --help.")

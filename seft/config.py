@@ -79,7 +79,7 @@ class RepairMethod(StrEnum):
 
     @property
     def keeps_zeros(self) -> bool:
-        """True if every zero of the pruned model stays zero."""
+        """True if every zero of the pruned model stays zero during repair."""
         return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
@@ -124,7 +124,10 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Parse `unstructured` or N:M, for example `2:4`. Raises ConfigError for any other text."""
+        """Return the pattern that `unstructured` or N:M, for example `2:4`, names.
+
+        Raises ConfigError for any other text.
+        """
         if text == "unstructured":
             return UNSTRUCTURED
         numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)

@@ -44,7 +44,7 @@ class BarReporter:
         self._note = ""
 
     def __call__(self, report: Report) -> None:
-        """Show one report."""
+        """Update the bars with one report."""
         match report:
             case Progress(phase, done, total):
                 if phase not in self._tasks:
@@ -69,7 +69,7 @@ class LineReporter:
         self._start = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """Show one report."""
+        """Write the line for one report, if it gets one."""
         match report:
             case Progress(phase, done, total):
                 tenth = 10 * done // total
@@ -108,7 +108,7 @@ def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
 
 
 def describe_checkpoint(out: Path, record: "Record") -> str:
-    """Return the summary of a new checkpoint."""
+    """Return a short text about a new checkpoint: its folder `out`, its sparsity and the zeros that repair filled."""
     lines = [f"Wrote {out} and verified it in a separate process.", describe_sparsity(record.sparsity)]
     if record.facts.repair:
         lines.append(f"{record.facts.grown_zeros:,} weights that pruning set to zero are nonzero now.")

@@ -40,7 +40,7 @@ class TokenLoss:
 
 
 def cross_entropy(batch: Packed) -> Criterion:
-    """Return the criterion that compares the predictions with the actual next tokens."""
+    """Return the criterion that computes the cross-entropy of the predictions with the actual next tokens."""
     targets = batch.tokens[batch.trained]
     return lambda logits, some: F.cross_entropy(logits, targets[some], reduction="none")
 

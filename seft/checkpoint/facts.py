@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON with sorted keys, one item per line and no NaN."""
+    """Return `value` as JSON with sorted keys, one item per line and no NaN."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

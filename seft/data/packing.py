@@ -169,7 +169,10 @@ def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
 
 
 def _padded_window(pieces: Sequence[Encoded], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens, mask and positions of one window. The padding continues the last record's positions."""
+    """Return the tokens, the mask of trained tokens and the positions of one window, padded to `length`.
+
+    The padding continues the positions of the last record.
+    """
     tokens, trained = torch.full((length,), PADDING), torch.zeros(length, dtype=torch.bool)
     positions, start = torch.arange(length), 0
     for piece in pieces:

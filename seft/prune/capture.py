@@ -114,7 +114,7 @@ class Pool:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the same nested tuples, lists and dictionaries, with `change` applied to every tensor."""
+    """Return a copy of nested tuples, lists and dictionaries with `change` applied to every tensor in them."""
     match value:
         case Tensor():
             return change(value)

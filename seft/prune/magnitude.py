@@ -21,5 +21,5 @@ class Magnitude(Scored):
 
     @staticmethod
     def score(weight: Float[Tensor, "rows cols"], _: Norms) -> Float[Tensor, "rows cols"]:
-        """Return `|W|`, in the weight's dtype."""
+        """Return the absolute values `|W|`, in the dtype of the weights."""
         return weight.abs()

@@ -46,7 +46,7 @@ class Gram:
 
 
 def damped(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
-    """Return a copy with `damping` times the mean of the diagonal added to the diagonal."""
+    """Return a copy of the Hessian with `damping` times the mean of its diagonal added to the diagonal."""
     result = hessian.clone()
     result.diagonal().add_(damping * hessian.diagonal().mean())
     return result

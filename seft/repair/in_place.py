@@ -54,7 +54,7 @@ class InPlaceMethod:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
         return sum(linear.trained_values for linear in self._trainers.values())
 
     @property
@@ -70,7 +70,7 @@ class InPlaceMethod:
         return [linear.take_gradient() for linear in self._trainers.values()]
 
     def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
-        """Take one optimizer step in each linear."""
+        """Take one optimizer step in each linear with its gradient."""
         for linear, gradient in zip(self._trainers.values(), gradients, strict=True):
             linear.update(gradient, rate, self.config.weight_decay)
 

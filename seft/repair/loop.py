@@ -84,7 +84,7 @@ class Repair:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
         return self._method.trained_values
 
     def run(self, report: Reporter = silent) -> None:

@@ -89,7 +89,10 @@ class LoraReprune:
             tensor.copy_(tensors[name])
 
     def finish(self, report: Reporter) -> None:
-        """Merge the adapters, prune each linear to its former number of zeros, and count the zeros that moved."""
+        """Merge the adapters, and prune each linear to its former number of zeros.
+
+        Also counts the former zeros that are nonzero now, for `grown_zeros`.
+        """
         targets = self._work.targets
         former = {name: target.weight == 0 for name, target in targets.items()}
         self._peft.merge_and_unload()

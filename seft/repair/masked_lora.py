@@ -8,7 +8,7 @@ from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
 
 SCALE = 2.0
-"""LoRA's alpha / r; the same for every rank."""
+"""Scale of the product `B A`, which LoRA calls alpha / r; the same for every rank."""
 
 
 class LowRank:

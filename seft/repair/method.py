@@ -39,7 +39,7 @@ class Method(Protocol):
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
 
     @property
     def grown_zeros(self) -> int:

@@ -37,11 +37,11 @@ class Trained(Protocol):
 
     @property
     def means(self) -> Float[Tensor, "values"]:
-        """First moments."""
+        """First moments of Adam, one per value."""
 
     @property
     def squares(self) -> Float[Tensor, "values"]:
-        """Second moments."""
+        """Second moments of Adam, one per value."""
 
     @property
     def ages(self) -> Int[Tensor, "ages"]:

@@ -54,7 +54,7 @@ class GradientSums(Positions):
         return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)
 
     def scaled(self: W, scale: float) -> W:
-        """Return the sums as if every gradient were multiplied by `scale`."""
+        """Return the sums that would result if every gradient were multiplied by `scale`."""
         return replace(self, sums=self.sums * scale, squares=self.squares * scale**2)
 
 
