@@ -1,6 +1,6 @@
 """Decides how many zeros each target (a linear layer that is pruned) gets.
 
-Sparsity is the same everywhere, or higher in blocks that lose less by it. The total number of zeros is the same for
+Sparsity is the same everywhere, or higher in blocks that tolerate it better. The total number of zeros is the same for
 every allocation. As in the papers of OWL and AlphaPruning, sparsity is set per block; all targets of a block have the
 same. The counts are whole numbers: the proportions are scaled to the total of the uniform allocation, and the last few
 zeros go to the targets whose counts were rounded down most.
