@@ -1,1 +1,1 @@
-"""Benchmarks: scripts that write JSON and print a table. The service does not import them."""
+"""Benchmarks: scripts that write their results as JSON and print a table. The service does not import them."""

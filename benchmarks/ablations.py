@@ -2,8 +2,9 @@
 
     python -m benchmarks.ablations --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt --out cells.json
 
-40 steps of 2 x 512 tokens at the default rate, an event every ten steps, one seed. `benchmarks.trial` describes how the
-model is pruned and evaluated. A part is removed by patching a function of the library during the run.
+Each run has 40 steps of 2 x 512 tokens at the default learning rate, a topology event every ten steps, and one seed.
+`benchmarks.trial` describes how the model is pruned and evaluated. A part is removed by replacing a function of the
+library during the run.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ INTERVALS = (5, 20, 40)
 
 
 def main() -> None:
-    """Run the missing experiments and print the table."""
+    """Run the experiments that have no saved result, and print the table."""
     arguments = parser(__doc__).parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
     print("| run | perplexity | zeros grown |\n|---|---|---|")

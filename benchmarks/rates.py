@@ -2,8 +2,8 @@
 
     python -m benchmarks.rates --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt --out rates.json
 
-Density 5 % instead of the 0.5 % of `benchmarks.quality`, 40 steps of 2 x 512 tokens, one seed. `benchmarks.trial`
-describes how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
+Trains 5 % of the weights instead of the 0.5 % of `benchmarks.quality`, for 40 steps of 2 x 512 tokens with one seed.
+`benchmarks.trial` describes how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ RATES = {
 
 
 def main() -> None:
-    """Run the missing experiments and print the table."""
+    """Run the experiments that have no saved result, and print the table."""
     arguments = parser(__doc__).parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
     print(f"| method | values trained | perplexity by rate |\n{'|---' * 3}|")

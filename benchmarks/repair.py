@@ -1,10 +1,11 @@
-"""What does repair cost, and what does it gain? Step times compared with a floor, and perplexity after a short run.
+"""What does repair cost, and what does it gain? Step times compared with a minimum, and perplexity after a short run.
 
     python -m benchmarks.repair --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt
 
-The model is pruned by Wanda to 60 % on 48 windows of 512 tokens, and saved in the working folder for later runs.
-*floor* is the same forward pass and the backward pass to the inputs, with nothing trained. *dense* also computes the
-gradient of every target weight, as full fine-tuning under a mask does. They are timed in turn; medians are reported.
+The model is pruned by Wanda to 60 % zeros on 48 windows (sequences) of 512 tokens, and saved in the working folder for
+later runs. *floor* is the same forward pass and a backward pass to the inputs, with nothing trained. *dense* also
+computes the gradient of every pruned weight matrix, as full fine-tuning under a mask does. Steps of each kind are timed
+in turn. The table has medians.
 """
 
 import argparse
@@ -38,7 +39,7 @@ WARM_UP = 3
 
 
 def main() -> None:
-    """Run the requested measurements, and write them as JSON."""
+    """Run the requested measurements, and write the results as JSON."""
     arguments = _arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
     loaded = load(find(arguments.model))
@@ -104,7 +105,10 @@ def _cost(model: Any, tokens: torch.Tensor, rounds: int) -> dict[str, Any]:
 
 
 def _bytes_per_active(repair: Repair) -> float:
-    """Return the bytes that repair needs besides the weights, per active position. All of them are in the state."""
+    """Return the bytes that repair needs besides the weights, per active position (trained weight).
+
+    All these bytes are in the saved state.
+    """
     with tempfile.TemporaryDirectory() as folder:
         repair.save(Path(folder))
         tensors = load_file(Path(folder) / "repair.safetensors")
@@ -113,7 +117,10 @@ def _bytes_per_active(repair: Repair) -> float:
 
 
 def _plain(model: Any, dense: bool) -> Callable[[torch.Tensor], None]:
-    """Return a function that runs one step's forward and backward passes without repair."""
+    """Return a function that runs the forward and backward pass of one step without repair.
+
+    With `dense`, the backward pass also computes the gradients of the weights.
+    """
     twin = copy.deepcopy(model).requires_grad_(False)
     twin.enable_input_require_grads()
     weights = [target.parameter.requires_grad_(dense) for target in target_linears(twin).values()]

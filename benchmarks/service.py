@@ -3,9 +3,10 @@
     python -m benchmarks.service
     python -m benchmarks.service --seconds 10 --jobs 100000
 
-Starts its own servers and APIs in a temporary folder. SEFT_API_PROCESSES sets the number of processes per API. There is
-no worker, because it would use the cores. The first part creates jobs at a given rate without waiting for responses.
-The second part sends the same requests in turn to two databases, with 100 jobs and with many, and compares the medians.
+Starts its own database servers and APIs in a temporary folder. SEFT_API_PROCESSES sets the number of processes per API.
+No worker is started, because it would use the processor cores. The first part creates jobs at a fixed rate without
+waiting for responses. The second part sends the same requests in turn to two databases, with 100 jobs and with many,
+and compares the medians.
 """
 
 import argparse
@@ -42,7 +43,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A running API over a database of its own."""
+    """A running API with a database of its own."""
 
     port: int
     process: int
@@ -55,11 +56,11 @@ class Site:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers of every request."""
+        """Headers of a request with an API key."""
         return {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
 
     def signed_in(self) -> dict[str, str]:
-        """Return the headers with a browser's session cookie, which is valid for 15 minutes."""
+        """Return the headers of a request with a browser's session cookie, which is valid for 15 minutes."""
         engine = make_engine(self.settings)
         with make_sessions(engine).begin() as session:
             visit = sign_ins.begin(session, self.key)
@@ -138,7 +139,7 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
 
 
 def _models(folder: Path) -> Path:
-    """Create a folder with the files of a model that the API checks."""
+    """Create a folder with the model files that the API checks. Returns its path."""
     tiny = folder / "models" / "tiny"
     tiny.mkdir(parents=True)
     (tiny / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
@@ -174,7 +175,7 @@ def _arrivals(servers: Servers, arguments: argparse.Namespace) -> Json:
 
 
 def _cpu_seconds(process: int) -> float:
-    """Return the CPU time of a process and its children."""
+    """Return the CPU time of a process and its children, in seconds."""
     stats = [Path(f"/proc/{each}/stat").read_text() for each in (process, *children_of(process))]
     fields = [stat.rpartition(")")[2].split() for stat in stats]
     return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,8 @@
-"""Common parts of the repair benchmarks: one pruned model, its training and evaluation, and saved results.
+"""Code that the repair benchmarks share: one pruned model, its training and evaluation, and saved results.
 
-The model is pruned by Wanda to 60 % on the first 48 windows of 512 tokens, in float32, and saved in the working folder.
-It is trained in `dtype` and evaluated in float32: perplexity on the first 20 windows of 1024 tokens.
+The model is pruned by Wanda to 60 % zeros on the first 48 windows (sequences) of 512 tokens, in float32, and saved in
+the working folder. It is trained in `dtype` and evaluated in float32: perplexity on the first 20 windows of 1024
+tokens.
 """
 
 import argparse
@@ -32,7 +33,7 @@ Cell = dict[str, Any]
 
 
 class Trial:
-    """A pruned model that can be trained many times, always from the same bits."""
+    """A pruned model that can be trained many times. Each training starts from exactly the same weights."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.work: Path = arguments.work
@@ -46,7 +47,7 @@ class Trial:
         self._prepare()
 
     def train(self, config: RepairConfig, result: Path) -> Cell:
-        """Repair the model, save its weights in the file `result`, and evaluate them."""
+        """Repair the model, save its weights in the file `result`, and return the evaluation of these weights."""
         load_pruned(self.model, self.pruned)
         repair = Repair(self.model, self.tokens, config, pruned=PRUNE)
         began = time.perf_counter()
@@ -58,12 +59,12 @@ class Trial:
         return {"perplexity": score, "trained": trained, "grown_zeros": grown, "training_seconds": seconds}
 
     def perplexity(self, weights: Path) -> float:
-        """Return the perplexity of the weights in a file."""
+        """Return the perplexity of the model with the weights in a file."""
         return perplexity(self.in_float32(weights), self.test)
 
     @torch.no_grad()
     def in_float32(self, weights: Path) -> Any:
-        """Return the model in float32 with the weights of a file, which are in the dtype of training."""
+        """Return the model in float32 with the weights in a file, which are in the dtype of training."""
         load_pruned(self.model, weights)
         for target, source in zip(self.evaluated.parameters(), self.model.parameters(), strict=True):
             target.copy_(source)
@@ -82,14 +83,14 @@ class Trial:
 
 
 class Cells:
-    """Results by name, saved to a file after each, so that an interrupted run can resume."""
+    """Results by name. They are saved to a file after each, so that an interrupted run can resume."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.results: dict[str, Cell] = json.loads(path.read_text())["cells"] if path.exists() else {}
 
     def fill(self, name: str, make: Callable[[], Cell]) -> Cell:
-        """Return a result. `make` computes it if it is missing."""
+        """Return the result with this name. If it is missing, call `make`, and save what it returns."""
         if name not in self.results:
             self.results[name] = make()
             made_with = {

@@ -2,9 +2,9 @@
 
     python -m benchmarks.uploads --gigabytes 5
 
-Each file is uploaded in parts by our client, and as a form in one request. Real servers run in a temporary folder. The
-disk needs five times the size of the large file: the file, the upload in progress, both datasets, and parts whose disk
-space is not yet free.
+Each file is uploaded in parts by our client, and as a form in one request. The servers run in a temporary folder. The
+disk needs five times the size of the large file: for the file, the upload in progress, both datasets, and deleted parts
+whose disk space is not yet free.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WORDS = "The quick brown fox jumps over the lazy dog, and the register keeps the
 
 
 def main() -> None:
-    """Upload each file each way, and print a line of JSON for each upload."""
+    """Upload each file in both ways, and print a line of JSON for each upload."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the large file in 10^9 bytes")
     parser.add_argument("--folder", type=Path, help="where to create the temporary folder")
@@ -61,7 +61,10 @@ def _in_parts(url: str, secret: str, path: Path) -> Any:
 
 
 def _as_a_form(url: str, secret: str, path: Path) -> Any:
-    """Upload as curl does. No timeout: the response comes after the file is checked and stored."""
+    """Upload a file as a form in one request, as curl does. Returns the response.
+
+    There is no timeout, because the response comes after the file is checked and stored.
+    """
     with path.open("rb") as file:
         headers = {"Authorization": f"Bearer {secret}"}
         return httpx2.post(f"{url}/datasets", files={"file": file}, headers=headers, timeout=None).json()
@@ -72,7 +75,7 @@ WAYS = {"parts": _in_parts, "form": _as_a_form}
 
 @contextmanager
 def _api(folder: Path) -> Iterator[tuple[Api, str]]:
-    """Run an API. Yields it with an API key."""
+    """Run an API while the `with` block runs. Yields the API and an API key."""
     with Servers(folder / "servers") as servers:
         limit = str(1 << 40)
         variables = {**servers.environment(), "SEFT_MAX_DATASET_BYTES": limit, "SEFT_MAX_UPLOAD_BYTES": limit}
@@ -95,7 +98,10 @@ def _key(settings: Settings) -> str:
 
 
 def _write(path: Path, size: int, way: str) -> None:
-    """Write distinct records of about 1 kB until the file has this size. Each way gets different records."""
+    """Write distinct records of about 1 kB until the file has `size` bytes.
+
+    Each `way` of upload gets different records.
+    """
     with path.open("w") as file:
         number = 0
         while file.tell() < size:
@@ -104,13 +110,13 @@ def _write(path: Path, size: int, way: str) -> None:
 
 
 def _reset_peak(api: Api) -> None:
-    """Reset the peak that Linux counts."""
+    """Reset the peak memory that Linux records for the API's process."""
     assert api.process is not None
     Path(f"/proc/{api.process.pid}/clear_refs").write_text("5")
 
 
 def _peak(api: Api) -> int:
-    """Return the largest resident set of the API's process since the reset, in kB (VmHWM of Linux)."""
+    """Return the peak resident memory of the API's process since the reset, in kB (VmHWM of Linux)."""
     assert api.process is not None
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{api.process.pid}/status").read_text())
     assert match is not None

@@ -1,4 +1,4 @@
-"""`python -m seft` is the command `seft`."""
+"""Runs the command `seft` for `python -m seft`."""
 
 from seft.client.cli import app
 

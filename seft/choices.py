@@ -1,8 +1,9 @@
-"""Multiple-choice accuracy: the model chooses the most likely answer; it generates no text.
+"""Accuracy on multiple-choice questions. The model chooses the most likely answer; it generates no text.
 
-Questions come from JSONL, one object per line: `{"prompt": "Question: …\\nAnswer:", "choices": ["…", …], "answer": 0}`.
-A choice follows the prompt after a space. As in lm-evaluation-harness (Gao et al. 2024) there are two accuracies: by
-the log-probability of a choice, and by its log-probability per byte, which does not penalize long choices.
+Questions come from a JSONL file, one object per line: `{"prompt": "Question: …\\nAnswer:", "choices": ["…", …],
+"answer": 0}`. A choice follows the prompt after a space. As in lm-evaluation-harness (Gao et al. 2024) there are two
+accuracies: by the log-probability of a choice, and by its log-probability per byte, which does not penalize long
+choices.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ _QUESTION = TypeAdapter(Question)
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Fractions of questions answered correctly, by likelihood and by likelihood per byte."""
+    """Fractions of correctly answered questions: by log-probability, and by log-probability per byte."""
 
     accuracy: float
     accuracy_per_byte: float
@@ -54,7 +55,10 @@ class Accuracy:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Read the questions of a JSONL file. Raises RecordError for an invalid line, DataError if there is no question."""
+    """Return the questions of a JSONL file.
+
+    Raises RecordError if a line is not a valid question, and DataError if the file has no question.
+    """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -67,9 +71,9 @@ def read_questions(path: Path) -> list[Question]:
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: Reporter = silent) -> Accuracy:
-    """Return the accuracy over all questions. The choices of a question form one batch; of equal ones the first counts.
+    """Return both accuracies over all questions. Of choices with equal log-probability the first is the answer.
 
-    Raises EvaluateError if a likelihood is not finite.
+    The choices of a question form one batch. Raises EvaluateError if a log-probability is not finite.
     """
     losses, correct, correct_per_byte = TokenLoss(model), 0, 0
     for done, question in enumerate(questions, start=1):
@@ -99,7 +103,7 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
 
 
 def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
-    """Return the tokens of both as one text, and the index of the first token of the choice, at least 1."""
+    """Return the tokens of prompt and choice as one text, and the index of the choice's first token, at least 1."""
     head = bos_tokens(tokenizer)
     whole, before = ([*head, *text_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))
     same = next((index for index, (a, b) in enumerate(zip(whole, before, strict=False)) if a != b), len(before))

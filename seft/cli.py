@@ -1,7 +1,8 @@
-"""The commands `seft prune`, `repair`, `evaluate` and `inspect`: the library on this machine, without the service.
+"""The commands `seft prune`, `repair`, `evaluate` and `inspect`, which use the library on this machine.
 
-Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An error ends with exit
-code 2 and one line that names the rule, the value and the way out. Torch is imported only when a command runs.
+They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
+error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
+only when a command runs.
 """
 
 import argparse
@@ -26,14 +27,14 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of a command: JSON data for programs, text for people."""
+    """Result of a command, as JSON data for programs and as text for people."""
 
     data: dict[str, Any]
     text: str
 
 
 class UsageError(SeftError):
-    """The command line is invalid."""
+    """The command line is invalid. The message is one line."""
 
     code = "usage"
 
@@ -133,7 +134,7 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises UsageError with one line instead of printing the usage and exiting."""
+    """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}. See {self.prog} --help.")
@@ -143,7 +144,10 @@ Command = Callable[[argparse.Namespace, Reporter], Result]
 
 
 def make_parser(program: str) -> argparse.ArgumentParser:
-    """Return the parser of all commands; `run` in its namespace is the function of the chosen command."""
+    """Return the parser of all commands.
+
+    The attribute `run` of a parsed command line is the function of its command.
+    """
     parser = _Parser(prog=program, description="Make language models sparse and repair them.", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     descriptions: tuple[tuple[str, Command, Callable[[argparse.ArgumentParser], None], str], ...] = (

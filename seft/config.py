@@ -1,6 +1,6 @@
 """Settings of pruning, repair and evaluation as frozen dataclasses that reject contradictions. Needs no torch.
 
-The command line derives its options from these fields (`seft.options`); the `Doc` of a field is its help text.
+The command line derives its options from these fields (`seft.options`). The `Doc` of a field is its help text.
 """
 
 import re
@@ -15,7 +15,7 @@ from seft.errors import ConfigError
 
 
 class PruneMethod(StrEnum):
-    """How the importance of a weight is scored."""
+    """Pruning method: how the importance of a weight is computed."""
 
     MAGNITUDE = "magnitude"
     WANDA = "wanda"
@@ -25,7 +25,10 @@ class PruneMethod(StrEnum):
 
 
 class Compare(StrEnum):
-    """Weights among which importance is compared: a row, or the whole layer. `auto` follows the method's paper."""
+    """The weights among which importance is compared: those of a row, or those of the whole linear.
+
+    `auto` is the choice of the method's paper.
+    """
 
     AUTO = "auto"
     ROW = "row"
@@ -33,7 +36,7 @@ class Compare(StrEnum):
 
 
 class Allocation(StrEnum):
-    """How the zeros are distributed over the target linears."""
+    """How the zeros are distributed over the linears that are pruned."""
 
     UNIFORM = "uniform"
     OWL = "owl"
@@ -41,28 +44,31 @@ class Allocation(StrEnum):
 
 
 class Refinement(StrEnum):
-    """Improvement of the mask after the pruning method chose it."""
+    """How the choice of zeros is improved after the pruning method made it."""
 
     NONE = "none"
     DSNOT = "dsnot"
 
 
 class SparsityOf(StrEnum):
-    """What `sparsity` is a fraction of: the weights of the target linears, or all parameters of the model."""
+    """What `sparsity` is a fraction of: the weights of the linears that are pruned, or all parameters of the model."""
 
     TARGETS = "targets"
     MODEL = "model"
 
 
 class CalibrationOrder(StrEnum):
-    """Which windows of the calibration text are used: the first ones, or random ones drawn with the seed."""
+    """Which windows of the calibration text are used: the first ones, or random ones drawn with the seed.
+
+    A window is a sequence of tokens.
+    """
 
     SEQUENTIAL = "sequential"
     RANDOM = "random"
 
 
 class RepairMethod(StrEnum):
-    """What repair trains. A model that is only pruned has no RepairConfig."""
+    """Repair method: which values are trained. A model that is only pruned has no RepairConfig."""
 
     SEFT = "seft"
     FIXED_MASK = "fixed_mask"
@@ -73,12 +79,12 @@ class RepairMethod(StrEnum):
 
     @property
     def keeps_zeros(self) -> bool:
-        """True if every zero of the pruned model stays zero."""
+        """True if every zero of the pruned model stays zero during repair."""
         return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
 class RateSchedule(StrEnum):
-    """Learning rate after the warm-up."""
+    """How the learning rate changes after the warm-up."""
 
     LINEAR = "linear"
     COSINE = "cosine"
@@ -86,16 +92,16 @@ class RateSchedule(StrEnum):
 
 
 class DropDecay(StrEnum):
-    """How the drop rate decays to 0 at the last step."""
+    """How the drop rate, the fraction that a topology event replaces, falls to 0 at the last step."""
 
     LINEAR = "linear"
     COSINE = "cosine"
 
 
 DEFAULT_PRUNER = PruneMethod.SPARSEGPT
-"""Pruning method of the library, the command line and the service if none is given."""
+"""Pruning method of the library, the command line and the service if the user chooses none."""
 MOST_SPARSE = 0.99
-"""Largest fraction of zeros in a linear."""
+"""Largest allowed fraction of zeros in a linear."""
 _DEFAULTS = (Refinement.NONE, Allocation.UNIFORM)
 
 
@@ -111,14 +117,17 @@ def _require_at_least(field: str, value: int, low: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """At most `kept` nonzeros in every `of` consecutive inputs of a linear. 1 of 1 means no restriction."""
+    """Sparsity pattern: at most `kept` nonzeros in every `of` consecutive inputs of a linear. 1 of 1 has no effect."""
 
     kept: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> "Pattern":
-        """Parse `unstructured` or N:M, for example `2:4`. Raises ConfigError for any other text."""
+        """Return the pattern that `unstructured` or N:M, for example `2:4`, names.
+
+        Raises ConfigError for any other text.
+        """
         if text == "unstructured":
             return UNSTRUCTURED
         numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
@@ -137,7 +146,10 @@ class Pattern:
         return self.of > 1
 
     def sparsity(self, requested: float | None) -> float:
-        """Return the requested sparsity, or that of the N:M pattern if None. Raises ConfigError if both are missing."""
+        """Return the requested sparsity. For an N:M pattern and None, return the sparsity of the pattern.
+
+        Raises ConfigError if `requested` is None and there is no N:M pattern.
+        """
         if requested is not None:
             return requested
         if not self.grouped:
@@ -155,7 +167,10 @@ _PatternText = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """One-shot pruning of every target linear. With an N:M pattern, `sparsity` must be that of the pattern."""
+    """Settings of one-shot pruning. With an N:M pattern, `sparsity` must be that of the pattern.
+
+    Every linear layer in the decoder blocks is pruned, except routers.
+    """
 
     sparsity: Annotated[float, Doc("Fraction of weights set to zero. May be left out with an N:M pattern.")]
     method: Annotated[PruneMethod, Doc("Criterion that ranks the weights by importance.")] = DEFAULT_PRUNER
@@ -219,10 +234,11 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
-    """Training of a pruned model that does not increase the number of nonzeros.
+    """Settings of the training of a pruned model. It does not increase the number of nonzeros.
 
-    The active set is the set of weights that are trained at a time. For `seft` only, an update every
-    `update_interval` steps drops weights from the active set and grows others.
+    The active set is the set of weights that are trained at a time. With the method `seft`, a topology event every
+    `update_interval` steps drops some weights from the active set and adds others. The other methods have no such
+    events.
     """
 
     steps: Annotated[int, Doc("Number of optimizer steps.")]
@@ -297,7 +313,7 @@ class RepairConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Perplexity, exp of the mean loss per predicted token, over the first windows of a text."""
+    """Settings of perplexity: exp of the mean loss per predicted token, over the first windows of a text."""
 
     tokens: Annotated[int, Doc("Tokens per window.")] = 1024
     windows: Annotated[int, Doc("Number of windows, taken from the start of the text.")] = 20

@@ -1,4 +1,7 @@
-"""Terminal output: progress on stderr, as bars on a terminal and as lines in a file, and results as text."""
+"""Terminal output of the commands: progress on stderr, and results as text.
+
+Progress is shown as bars on a terminal, and as lines if stderr is a file or a pipe.
+"""
 
 import io
 import sys
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_reporter() -> Iterator[Reporter]:
-    """Yield a reporter that shows bars if stderr is a terminal, and lines if not."""
+    """Yield a reporter that shows bars if stderr is a terminal, and writes lines if not."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield LineReporter()
@@ -33,7 +36,7 @@ def progress_reporter() -> Iterator[Reporter]:
 
 
 class BarReporter:
-    """Shows one bar per phase, with the figures of the last step."""
+    """Shows one progress bar per phase, with the loss and speed of the last step."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -41,7 +44,7 @@ class BarReporter:
         self._note = ""
 
     def __call__(self, report: Report) -> None:
-        """Show one report."""
+        """Update the bars with one report."""
         match report:
             case Progress(phase, done, total):
                 if phase not in self._tasks:
@@ -58,7 +61,7 @@ class BarReporter:
 
 
 class LineReporter:
-    """Writes a line at every tenth of a phase and for every other report, except for single steps."""
+    """Writes a line at every tenth of a phase, and for every other report except single steps."""
 
     def __init__(self) -> None:
         self._tenths: dict[Phase, int] = {}
@@ -66,7 +69,7 @@ class LineReporter:
         self._start = time.monotonic()
 
     def __call__(self, report: Report) -> None:
-        """Show one report."""
+        """Write the line for one report, if it gets one."""
         match report:
             case Progress(phase, done, total):
                 tenth = 10 * done // total
@@ -105,7 +108,7 @@ def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
 
 
 def describe_checkpoint(out: Path, record: "Record") -> str:
-    """Return the summary of a new checkpoint."""
+    """Return a short text about a new checkpoint: its folder `out`, its sparsity and the zeros that repair filled."""
     lines = [f"Wrote {out} and verified it in a separate process.", describe_sparsity(record.sparsity)]
     if record.facts.repair:
         lines.append(f"{record.facts.grown_zeros:,} weights that pruning set to zero are nonzero now.")
@@ -113,7 +116,7 @@ def describe_checkpoint(out: Path, record: "Record") -> str:
 
 
 def describe_sparsity(counted: "Sparsity") -> str:
-    """Return the sparsity of the linears and of the model in one line."""
+    """Return one line with the sparsity of the pruned linears and of the whole model."""
     linears, model = counted.linears, counted.model
     return (
         f"{linears.share:.2%} of the {linears.weights:,} weights in the linear layers are zero,"
@@ -122,7 +125,7 @@ def describe_sparsity(counted: "Sparsity") -> str:
 
 
 def describe_model(counted: "Sparsity", record: "Record | None") -> str:
-    """Return the sparsity per decoder block and kind of linear, and how the model was made if `record` is given."""
+    """Return the sparsity per decoder block and kind of linear. With `record`, add how the model was made."""
     parts = [_table(counted), describe_sparsity(counted)]
     if record:
         facts = record.facts
@@ -136,7 +139,10 @@ def describe_model(counted: "Sparsity", record: "Record | None") -> str:
 
 
 def _table(counted: "Sparsity") -> str:
-    """Return a table with a row per block. Linears that differ only in their number, as experts do, are one column."""
+    """Return a table with one row per block.
+
+    Linears whose names differ only in a number, as experts do, share a column.
+    """
     blocks: dict[str, dict[str, Count]] = {}
     for name, count in counted.layers.items():
         parts = name.split(".")

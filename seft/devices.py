@@ -6,7 +6,10 @@ from seft.errors import ConfigError
 
 
 def choose_device(name: str) -> str:
-    """Return `cpu` or `cuda` for a device name; `auto` is CUDA if available. Raises ConfigError if CUDA is missing."""
+    """Return `cpu` or `cuda` for the setting `device`. `auto` is CUDA if it is available, else the CPU.
+
+    Raises ConfigError if CUDA is requested and not available.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device", "must be available", name, "Torch finds no CUDA device. Use cpu or auto.")

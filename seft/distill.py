@@ -1,6 +1,7 @@
-"""Distillation: the pruned model learns from the predictions and the block outputs of a dense teacher.
+"""Distillation: the pruned model (the student) learns from the dense model (the teacher).
 
-The logits of teacher and student are computed for few predictions at a time, so neither is in memory completely.
+The student learns from the teacher's predictions and block outputs. The logits of both are computed for few predictions
+at a time, so they are never in memory completely.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ from seft.loss import Criterion, cross_entropy, losses
 from seft.models.predictor import Predictor
 
 TOP_LOGITS = 64
-"""Number of largest teacher logits that are used. The rest of the vocabulary costs time and adds little."""
+"""Number of teacher logits that are used per prediction, the largest ones. The others cost time and add little."""
 
 
 class Distillation:
-    """Cross-entropy mixed with the divergence from the teacher's predictions, plus SquareHead on the block outputs.
+    """Objective that mixes cross-entropy with the divergence from the teacher, and adds SquareHead.
 
-    `distill_weight` is the weight of the divergence in the mix, `hidden_weight` the factor of SquareHead. Raises
-    ConfigError if the teacher has another shape.
+    SquareHead compares the block outputs. `distill_weight` is the weight of the divergence in the mix, and
+    `hidden_weight` the factor of SquareHead. Raises ConfigError if the teacher has not the same shape as the model.
     """
 
     def __init__(self, model: Any, teacher: Any, config: RepairConfig) -> None:
@@ -37,7 +38,7 @@ class Distillation:
                 raise ConfigError("teacher", rule, other, "Use the dense model that was pruned.")
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """See `Objective`."""
+        """Return the loss of a batch, as `Objective` describes."""
         with torch.no_grad():
             teacher_rows = self._teacher.rows(batch, blocks=self._hidden > 0)
         rows = self._student.rows(batch, blocks=self._hidden > 0)
@@ -62,7 +63,7 @@ class Distillation:
 def top_divergence(
     logits: Float[Tensor, "predictions vocabulary"], target: Float[Tensor, "predictions vocabulary"]
 ) -> Float[Tensor, "predictions"]:
-    """Kullback-Leibler divergence of the student from the teacher, in nats, at temperature 1.
+    """Return the Kullback-Leibler divergence of the student from the teacher, in nats, at temperature 1.
 
     The distribution of the teacher covers its `TOP_LOGITS` largest logits. That of the student covers the whole
     vocabulary, so probability that it gives to other tokens raises the divergence.
@@ -78,10 +79,11 @@ def square_head(
     target: Sequence[Float[Tensor, "predictions cols"]],
     counts: Int[Tensor, "windows"],
 ) -> Float[Tensor, ""]:
-    """Return the squared distance of the block outputs to the teacher's, over the teacher's squared norm.
+    """Return the squared distance of the block outputs to the teacher's, divided by the teacher's squared norm.
 
-    This is SquareHead (arXiv 2310.06927). The mean over blocks is taken per window and multiplied by the number of its
-    predictions, `counts`. [ours] The division is per window, so that micro-batches change nothing.
+    This is SquareHead (arXiv 2310.06927). The mean over the blocks is computed per window and multiplied by the number
+    of the window's predictions, `counts`. [ours] The division is done per window, so that the size of micro-batches
+    changes nothing.
     """
     terms = []
     for own, other in zip(blocks, target, strict=True):

@@ -1,6 +1,6 @@
 """All errors of this library.
 
-Each has a stable `code` for programs, and a message for people that names the rule, the value and the way out.
+Each has a stable `code` for programs, and a message for people that says what must hold, what was given and what to do.
 """
 
 
@@ -21,7 +21,7 @@ class ConfigError(SeftError):
 
 
 class SourceError(SeftError):
-    """A model reference names no model that may be loaded. `code` identifies the broken rule."""
+    """A model reference names no model that may be loaded. `code` tells which rule it breaks."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class RecordError(SeftError):
 
 
 class FileError(SeftError):
-    """A dataset file cannot be unpacked or is too large."""
+    """A dataset file cannot be read, is too large or has too few records."""
 
     code = "invalid_file"
 
@@ -49,37 +49,37 @@ class FileError(SeftError):
 
 
 class DataError(SeftError):
-    """There is not enough text for the requested windows."""
+    """The text is too short to fill the requested windows (sequences of tokens)."""
 
     code = "not_enough_text"
 
 
 class PruneError(SeftError):
-    """The pruner cannot use its statistics: a Hessian has no factorization, or an activation is not finite."""
+    """The statistics of a linear's inputs cannot be used: a Hessian has no factorization, or a value is not finite."""
 
     code = "prune_failed"
 
 
 class TrainError(SeftError):
-    """A loss or gradient is not finite, or the next step would break an invariant of the method."""
+    """A loss or gradient is not finite, or the next step would break a rule of the repair method."""
 
     code = "train_failed"
 
 
 class EvaluateError(SeftError):
-    """The losses of a model are not finite, so it cannot be evaluated."""
+    """A model cannot be evaluated: its losses are not finite, or the data of a task is unavailable."""
 
     code = "evaluate_failed"
 
 
 class StateError(SeftError):
-    """A resumable state does not belong to this model and configuration."""
+    """A saved state does not belong to this model and these settings."""
 
     code = "state_mismatch"
 
 
 class VerifyError(SeftError):
-    """An exported checkpoint failed the verification in a separate process."""
+    """An exported checkpoint failed its verification."""
 
     code = "verify_failed"
 

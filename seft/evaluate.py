@@ -1,4 +1,4 @@
-"""Perplexity of a model on text. Tasks and generation are not part of it."""
+"""Computes the perplexity of a model on text."""
 
 import math
 from typing import Any
@@ -15,7 +15,10 @@ from seft.report import Phase, Progress, Reporter, silent
 
 
 def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """Return exp of the mean loss, or infinity if it exceeds a float. Raises EvaluateError if a loss is not finite."""
+    """Return exp of the mean loss, or infinity if the result is too large for a float.
+
+    Raises EvaluateError if a loss is not finite.
+    """
     try:
         return math.exp(mean_loss(model, windows, report))
     except OverflowError:

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness on a loaded model. Needs the extra `tasks`.
+"""Runs tasks of lm-evaluation-harness on a loaded model. Needs the optional dependencies `seft[tasks]`.
 
-Tasks come from the harness, or from the YAML files of a folder. The data of a folder's tasks may be local files, which
-need no network. The data of the harness's tasks come from the hub, its cache or a mirror.
+A task comes from the harness, or from a YAML file in a folder. A YAML file may name local data files, which need no
+network. The data of the harness's own tasks come from the Hugging Face hub, its cache or a mirror.
 """
 
 from pathlib import Path
@@ -13,9 +13,10 @@ Scores = dict[str, float]
 
 
 def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) -> Scores:
-    """Return the metrics of a task by name.
+    """Return the metrics of the task with this name. `folder` contains YAML files of additional tasks.
 
-    Raises ConfigError if the extra is not installed or the task is unknown, EvaluateError if its data is unavailable.
+    Raises ConfigError if lm-evaluation-harness is not installed or the task is unknown, and EvaluateError if the task's
+    data is unavailable.
     """
     try:
         import lm_eval

@@ -1,8 +1,8 @@
-"""Loss of next-token prediction that never holds all logits in memory.
+"""Loss of next-token prediction that never has all logits in memory.
 
-The logits of a large vocabulary need more memory than anything else in a step. The head runs on a few hundred tokens at
-a time. If gradients are needed, the gradient of the hidden state is computed with the loss, so nothing is computed
-twice. The head is frozen: its weights get no gradient.
+With a large vocabulary the logits need more memory than anything else in a step. So the head runs on a few hundred
+tokens at a time. If gradients are needed, the gradient of the hidden state is computed together with the loss, so
+nothing is computed twice. The head is frozen: its weights get no gradient.
 """
 
 from collections.abc import Callable
@@ -21,23 +21,26 @@ LOGITS_AT_ONCE = 1 << 24
 """Number of logits in memory at a time."""
 
 Criterion = Callable[[Float[Tensor, "some vocabulary"], slice], Float[Tensor, "some"]]
-"""Computes the losses of a slice of the predictions from their logits."""
+"""Function that computes the losses of some predictions from their logits. The slice tells which predictions."""
 
 
 class TokenLoss:
-    """Cross-entropy per token of a causal language model of transformers."""
+    """Computes the cross-entropy per token of a causal language model of transformers."""
 
     def __init__(self, model: Any) -> None:
         self._predictor = Predictor(model)
 
     def __call__(self, batch: Packed | Int[Tensor, "windows tokens"]) -> Float[Tensor, "predictions"]:
-        """Return nats per trained token, ordered by window and token. Differentiable in the inputs of the head."""
+        """Return the loss of each trained token in nats, ordered by window and token.
+
+        It is differentiable in the last hidden states, and so in the trained weights.
+        """
         batch = Packed.of(batch)
         return losses(self._predictor, self._predictor.rows(batch).last, cross_entropy(batch))
 
 
 def cross_entropy(batch: Packed) -> Criterion:
-    """Return the criterion that compares the predictions with the actual next tokens."""
+    """Return the criterion that computes the cross-entropy of the predictions with the actual next tokens."""
     targets = batch.tokens[batch.trained]
     return lambda logits, some: F.cross_entropy(logits, targets[some], reduction="none")
 
@@ -45,13 +48,19 @@ def cross_entropy(batch: Packed) -> Criterion:
 def losses(
     predictor: Predictor, last: Float[Tensor, "predictions width"], criterion: Criterion
 ) -> Float[Tensor, "predictions"]:
-    """Return the loss of every row by `criterion`, with few logits in memory at a time. Differentiable in the rows."""
+    """Return the loss of every row by `criterion`, with few logits in memory at a time.
+
+    `last` has the rows of `Predictor.rows`. The result is differentiable in them.
+    """
     values: Tensor = _HeadLoss.apply(last, predictor, criterion)  # type: ignore[no-untyped-call]
     return values
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The loss of a prediction depends only on its own row, so the gradient has one row per prediction."""
+    """Autograd function of the loss. The gradient is computed in the forward pass.
+
+    The loss of a prediction depends only on its own row, so the gradient has one row per prediction.
+    """
 
     @staticmethod
     def forward(
@@ -75,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
 def _chunk(
     last: Float[Tensor, "some width"], some: slice, predictor: Predictor, criterion: Criterion, needs_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses of a slice of the predictions, and their gradients with respect to the rows."""
+    """Return the losses of one slice of the predictions, and the gradients of these losses with respect to the rows."""
     with torch.set_grad_enabled(needs_gradient):
         leaf = last.detach().requires_grad_(needs_gradient)
         values = criterion(predictor.logits(leaf), some)

@@ -1,4 +1,4 @@
-"""The loss that training minimizes: its sum over the trained predictions of a batch."""
+"""The loss that training minimizes, summed over the trained predictions of a batch."""
 
 from typing import Any, Protocol
 
@@ -13,32 +13,32 @@ from seft.loss import TokenLoss
 
 
 class Objective(Protocol):
-    """A function from a batch to its loss."""
+    """Function from a batch to its summed loss."""
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """Return the sum over the trained predictions, differentiable in the trained weights."""
+        """Return the sum of the losses of all trained predictions. It is differentiable in the trained weights."""
         ...
 
 
 class CrossEntropy:
-    """Cross-entropy with the actual next token, in nats."""
+    """Objective without a teacher: cross-entropy with the actual next token, in nats."""
 
     def __init__(self, model: Any) -> None:
         self._losses = TokenLoss(model)
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """See `Objective`."""
+        """Return the loss of a batch, as `Objective` describes."""
         return self._losses(batch).sum()
 
 
 def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Objective:
-    """Return the objective for `config`: distillation with a teacher, cross-entropy without."""
+    """Return the objective that `config` describes: distillation if there is a teacher, else cross-entropy."""
     require_teacher(config, teacher)
     return CrossEntropy(model) if teacher is None else Distillation(model, teacher, config)
 
 
 def require_teacher(config: RepairConfig, teacher: object | None) -> None:
-    """Raise ConfigError if `config` distills without a teacher, or if there is a teacher and no distillation."""
+    """Raise ConfigError if `config` distills and there is no teacher, or if it does not and there is one."""
     if config.distills and teacher is None:
         way_out = "Give the dense model, or set distill_weight and hidden_weight to 0."
         raise ConfigError("teacher", "must be given for distillation", None, way_out)

@@ -27,10 +27,10 @@ def add_options(
     names: Mapping[str, str] = _NO_NAMES,
     optional: Collection[str] = (),
 ) -> None:
-    """Add one option per field of `config`.
+    """Add one command-line option per field of `config`.
 
-    `names` maps a field to its option name if the two differ. A field in `optional` has no default but may be missing
-    on the command line; its value is None then.
+    `names` maps a field to its option name if the two differ. A field in `optional` may be missing on the command line.
+    Its value is None then, instead of its default.
     """
     hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
@@ -40,7 +40,7 @@ def add_options(
 
 
 def read_options(options: argparse.Namespace, config: type[Config], **values: object) -> Config:
-    """Return the settings on the command line. `values` replace single fields."""
+    """Return the settings that the parsed command line gives. `values` replace single fields."""
     return config(**{**{field.name: getattr(options, field.name) for field in fields(config)}, **values})
 
 
@@ -60,7 +60,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Field[Any], h
 
 
 def _reader(kind: Any) -> tuple[Reader, str | None]:
-    """Return the function that reads a value of type `kind`, and the placeholder in the help text if it has its own."""
+    """Return the function that parses an option of type `kind`, and its placeholder in the help text or None."""
     if kind is Pattern:
         return Pattern.parse, None
     if not isinstance(kind, type):
@@ -80,7 +80,7 @@ def _choice(kind: type[StrEnum]) -> Reader:
 
 
 def _number_or_word(union: Any) -> Reader:
-    """Return the reader for a union of a number type with None or with literal words."""
+    """Return the function that parses an option whose type is a number, or a number and None or certain words."""
     members = get_args(union)
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member)]
     (number,) = (member for member in members if isinstance(member, type) and member is not NoneType)

@@ -1,7 +1,7 @@
-"""Progress reports, and how a caller stops the work.
+"""Progress reports, and the way in which a caller stops the work.
 
 Every long function takes a `Reporter` and calls it regularly with one of the reports below. A reporter stops the work
-by raising `seft.errors.Cancelled`. Jobs, queues and progress bars are left to the caller.
+by raising `seft.errors.Cancelled`. Jobs, queues and progress bars are the task of the caller.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units (blocks, windows, steps) of a phase are finished."""
+    """Progress of a phase: `done` of `total` units (blocks, windows or steps) are finished."""
 
     phase: Phase
     done: int
@@ -31,7 +31,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """Number of expert matrices of a block that no calibration token reached. They are pruned by magnitude."""
+    """Number of expert matrices of a block that received no calibration token. They are pruned by magnitude."""
 
     block: int
     matrices: int
@@ -39,7 +39,10 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Reconstructed:
-    """Squared error of a part of a block before and after reconstruction, as a fraction of the squared dense output."""
+    """Squared error of a part of a block before and after reconstruction.
+
+    It is a fraction of the squared outputs of the dense part.
+    """
 
     block: int
     part: str
@@ -67,10 +70,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Change of one linear by an update of the topology, in numbers of weights.
+    """Change of one linear by a topology event, in numbers of weights.
 
-    `dropped` left the active set and got their base value back. `grown` joined the active set; `reactivated` of them
-    were zero. `pruned` nonzeros became zero to keep the budget.
+    `dropped` weights are no longer trained and have their base value again. `grown` weights are trained from now on;
+    `reactivated` of them were zero. `pruned` nonzeros became zero to keep the number of nonzeros.
     """
 
     dropped: int
@@ -81,7 +84,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Evolved:
-    """One update of the topology: the change of each target linear by name, and the sums over all."""
+    """One topology event, after a training step: the change of each linear by name, and the sums over all."""
 
     step: int
     dropped: int
@@ -92,7 +95,7 @@ class Evolved:
 
     @classmethod
     def of(cls, step: int, layers: Mapping[str, Change]) -> "Evolved":
-        """Return the report of one step with the sums over `layers`."""
+        """Return the report of the event after `step`, with the sums over `layers`."""
         sums = {each.name: sum(getattr(change, each.name) for change in layers.values()) for each in fields(Change)}
         return cls(step, **sums, layers=layers)
 
@@ -102,4 +105,4 @@ Reporter = Callable[[Report], None]
 
 
 def silent(_: Report) -> None:
-    """Ignore a report."""
+    """Ignore a report. For callers that need no progress."""

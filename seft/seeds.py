@@ -1,4 +1,4 @@
-"""Random generators whose seed depends only on a number and a name."""
+"""Random generators that are determined by a seed and a name."""
 
 import hashlib
 
@@ -6,9 +6,9 @@ import torch
 
 
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator for `name`, for example a layer name.
+    """Return a random generator for `seed` and `name`, for example the name of a linear.
 
-    A CPU generator gives the same numbers whatever device the model is on.
+    A CPU generator gives the same numbers for any device of the model.
     """
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little", signed=True))

@@ -1,7 +1,7 @@
 """The stages of pruning and repairing one model: calibration text, prune, repair, export, and the facts of the result.
 
 The commands (`seft.verbs`) and the training process of the service (`worker.pipeline`) both run these stages, so equal
-input gives equal bits. Reading files, resuming and deciding when to stop are left to them.
+input gives equal bits. The callers read files, resume and decide when to stop.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,12 +31,12 @@ from seft.repair import Repair
 from seft.report import Phase, Progress, Reporter, silent
 
 LoadModel = Callable[[], Any]
-"""Loads a dense model. Called only if the stage needs it."""
+"""Function that loads a dense model. It is called only if the stage needs the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """Last step of a repair, the step whose state was kept, and the number of zeros that became nonzero."""
+    """Last step of a repair, the step whose weights were kept, and the number of zeros that became nonzero."""
 
     last_step: int
     kept_step: int
@@ -46,7 +46,7 @@ class RepairResult:
 def calibration_windows(
     records: Sequence[Encoded], tokenizer: Any, config: PruneConfig
 ) -> Int[Tensor, "windows tokens"]:
-    """Return the windows that pruning reads; no window if `config` needs no text."""
+    """Return the windows of the text that pruning reads; none if the pruning settings need no text."""
     if not text_users(config):
         return torch.zeros(0, config.tokens, dtype=torch.int64)
     head = bos_tokens(tokenizer)
@@ -64,7 +64,8 @@ def prune(
 ) -> None:
     """Prune the model in place, then reconstruct its blocks if `config` has reconstruction epochs.
 
-    One block at a time is on `device`; None means the device of the model.
+    One block at a time is on `device`; None means the device of the model. `load_dense` is called only for
+    reconstruction.
     """
     prune_model(loaded.model, calibration, config, report, device=device)
     if config.reconstruct_epochs:
@@ -81,9 +82,9 @@ def start_repair(
     held_out: Packed | None,
     alive: Reporter = silent,
 ) -> Repair:
-    """Return the repair before its first step, with the teacher and the held-out evaluation that `config` needs.
+    """Return a repair before its first step, with the teacher and the held-out evaluation that `config` requires.
 
-    `alive` is called during each held-out evaluation.
+    `alive` is called regularly during each held-out evaluation, and may raise an exception to stop.
     """
     teacher = load_teacher() if config.distills else None
     judge = None
@@ -93,13 +94,13 @@ def start_repair(
 
 
 def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
-    """Write the best state into the model and return how the repair ended."""
+    """Write the best weights into the model. Returns how the repair ended."""
     repair.finish(report)
     return RepairResult(repair.step, repair.kept_step, repair.grown_zeros)
 
 
 def pruned_facts(source: ModelSource, config: PruneConfig, calibration_sha256: str | None) -> Facts:
-    """Return the facts of a model that is pruned and not repaired, without scores."""
+    """Return the facts of a model that was pruned and not repaired. They contain no scores yet."""
     return Facts(
         base=Base.of(source),
         prune=config,
@@ -115,7 +116,7 @@ def pruned_facts(source: ModelSource, config: PruneConfig, calibration_sha256: s
 def repaired_facts(
     facts: Facts, config: RepairConfig, result: RepairResult, *, teacher: ModelSource | None, dataset_sha256: str
 ) -> Facts:
-    """Return the facts of a repaired model, from the facts of the pruned one without its scores.
+    """Return the facts of a repaired model, made from the facts of the pruned model without its scores.
 
     `teacher` is recorded only if `config` distills.
     """
@@ -134,7 +135,10 @@ def repaired_facts(
 
 
 def publish(loaded: Loaded, out: Path, facts: Facts, report: Reporter = silent) -> Record:
-    """Export the model to `out` and verify the written folder. Reports half of EXPORTING in between, all at the end."""
+    """Export the model to the folder `out` and verify the folder. Returns the content of its `sparsity.json`.
+
+    Reports half of the phase EXPORTING after the export, and all of it after the verification.
+    """
     export(loaded, out, facts)
     report(Progress(Phase.EXPORTING, 1, 2))
     verify(out)

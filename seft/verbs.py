@@ -1,7 +1,7 @@
 """Operations on whole models, one function per command: prune, repair, evaluate, inspect.
 
 They read the files, check the arguments before any weight is loaded, and run `seft.stages`. They print nothing; the
-command line is `seft.cli`.
+command line in `seft.cli` does.
 """
 
 from dataclasses import dataclass, replace
@@ -32,14 +32,14 @@ from seft.report import Phase, Progress, Reporter, silent
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Device that a model runs on, and dtype of its weights there."""
+    """Device on which a model runs, and dtype of its weights there."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, device: str, dtype: str) -> "Place":
-        """Return the place for two names; the device `auto` is CUDA if available."""
+        """Return the place for the names of a device and a dtype. The device `auto` is CUDA if it is available."""
         return cls(choose_device(device), getattr(torch, dtype))
 
 
@@ -48,7 +48,7 @@ HOST = Place()
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Perplexity, with the number of windows and the tokens per window that it was measured on."""
+    """Perplexity, the number of windows on which it was measured, and the tokens per window."""
 
     perplexity: float
     windows: int
@@ -65,7 +65,7 @@ def prune(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Prune a model, write it to the folder `out` and verify it. One block at a time is on the device."""
+    """Prune a model, write it to the folder `out` and verify the folder. Only one block at a time is on the device."""
     require_empty(out)
     source = find(reference, revision=revision)
     texts = _read_calibration(config, calibration)
@@ -94,10 +94,11 @@ def repair(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Repair a folder that `prune` wrote, write the result to `out` and verify it. Budget and pattern are kept.
+    """Repair the model in a folder that `prune` wrote, write the result to `out` and verify it.
 
-    `teacher` is a reference to the dense model; it must be given if `config` distills. `held_out` is a text in a
-    format of `data`, read completely; it must be given if `config` evaluates.
+    The number of nonzeros does not increase, and the N:M pattern is kept. `teacher` is a reference to the dense model;
+    it is required if `config` distills. `held_out` is a text in a format of `data`, read completely; it is required if
+    `config` evaluates.
     """
     require_empty(out)
     require_teacher(config, teacher)
@@ -136,7 +137,7 @@ def evaluate(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Score:
-    """Return the perplexity of a model over the first windows of a text; over all windows if there are fewer."""
+    """Return the perplexity of a model over the first windows of a text, or over all if there are too few."""
     source = find(reference, revision=revision)
     texts = records.read(data)
     loaded = _load(source, place, report)
@@ -163,13 +164,13 @@ def run_task(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> dict[str, float]:
-    """Return the metrics of a task of lm-evaluation-harness, or of a task in the YAML files of `folder`."""
+    """Return the metrics of a task of lm-evaluation-harness, or of a task that a YAML file in `folder` defines."""
     loaded = _load(find(reference, revision=revision), place, report)
     return harness.run_task(loaded.model, loaded.tokenizer, task, folder)
 
 
 def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:
-    """Count the zeros in the files of a folder, and read its `sparsity.json` if there is one."""
+    """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None."""
     _find_folder(folder)
     return sparsity.of_folder(folder), Record.read(folder) if (folder / SPARSITY).exists() else None
 

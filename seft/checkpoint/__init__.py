@@ -1,1 +1,1 @@
-"""Checkpoint folders: export, model card, facts, zero counts, verification, packed pruned state."""
+"""Checkpoint folders: export, model card, metadata, counts of zeros and verification. Also stores pruned weights."""

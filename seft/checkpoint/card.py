@@ -1,6 +1,6 @@
-"""The model card, README.md of a checkpoint: description, scores, sparsity, loading and recipe.
+"""Writes the model card, README.md of a checkpoint: description, scores, sparsity, how to load, and the settings.
 
-It contains only what `sparsity.json` contains.
+All its facts come from `sparsity.json`.
 """
 
 from dataclasses import asdict, fields
@@ -35,7 +35,7 @@ _METHODS = {
 
 
 def card(record: Record) -> str:
-    """Return the card as Markdown with the YAML front matter of the Hub."""
+    """Return the model card as Markdown with the YAML front matter of the Hugging Face hub."""
     facts = record.facts
     parts = [_front_matter(facts), f"# {_title(record)}", _description(record)]
     if facts.scores:

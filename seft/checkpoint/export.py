@@ -1,7 +1,8 @@
-"""Write the sparse checkpoint: a Hugging Face folder in bfloat16 with exact zeros.
+"""Writes a sparse checkpoint: a Hugging Face folder in bfloat16 in which pruned weights are exactly zero.
 
-Its bytes depend only on the weights and the facts, so a run that was interrupted and resumed has the same sha256. Zeros
-are not packed, because loaders no longer support packed formats. `seft.checkpoint.verify` verifies the folder.
+Its bytes depend only on the weights and the facts, so an interrupted and resumed run gives the same sha256. The zeros
+are stored like other values, because loaders no longer support compressed sparse formats. `seft.checkpoint.verify`
+verifies the folder.
 """
 
 import json
@@ -33,10 +34,10 @@ _REMOVED_KEYS = (
 
 
 def export(loaded: Loaded, out: Path, facts: Facts) -> None:
-    """Write the folder. `manifest.json` is written last, so a folder without it is incomplete.
+    """Write the model, its tokenizer and its facts to the folder `out`. Does not verify the folder.
 
-    The model keeps its dtype and has the rounded weights afterwards. Raises ConfigError if `out` is not empty. The
-    folder is not verified.
+    `manifest.json` is written last, so a folder without it is incomplete. The model keeps its dtype, but its weights
+    are rounded to bfloat16 afterwards. Raises ConfigError if `out` is not empty.
     """
     require_empty(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -63,9 +64,9 @@ def require_empty(out: Path) -> None:
 
 @torch.no_grad()
 def round_weights(model: nn.Module) -> None:
-    """Round every parameter in place to its value in the checkpoint, in its present dtype. -0.0 becomes 0.0.
+    """Round every parameter in place to the value that a checkpoint stores. The dtype stays. -0.0 becomes 0.0.
 
-    Measure the scores of a checkpoint after this.
+    Call this before you measure the scores of a checkpoint.
     """
     for weight in model.parameters():
         weight.copy_(weight.to(EXPORT_DTYPE))
@@ -74,7 +75,10 @@ def round_weights(model: nn.Module) -> None:
 
 @contextmanager
 def _parameters_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Convert the parameters to `dtype` inside the context, but no buffers: rounding breaks rotary frequencies."""
+    """Convert the parameters to `dtype` while the `with` block runs.
+
+    Buffers are not converted, because rounding breaks rotary frequencies.
+    """
     before = {weight: weight.dtype for weight in model.parameters()}
     for weight in before:
         weight.data = weight.data.to(dtype)
@@ -86,7 +90,7 @@ def _parameters_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _write_config(path: Path, *, use_cache: bool) -> None:
-    """Add `rope_theta` for older loaders, and restore `use_cache`, which `seft.models.load` turned off."""
+    """Add `rope_theta` to config.json for older loaders, and restore `use_cache`, which loading turned off."""
     config: dict[str, Any] = {**json.loads(path.read_bytes()), "use_cache": use_cache}
     rope = config.get("rope_parameters") or {}
     if "rope_theta" in rope:
@@ -95,10 +99,10 @@ def _write_config(path: Path, *, use_cache: bool) -> None:
 
 
 def _write_tokenizer_config(path: Path) -> None:
-    """Set the tokenizer class that every version of transformers can build from `tokenizer.json` alone."""
+    """Set the tokenizer class to one that every version of transformers can build from `tokenizer.json` alone."""
     _rewrite(path, {**json.loads(path.read_bytes()), "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _rewrite(path: Path, content: dict[str, Any]) -> None:
-    """Write a configuration without local paths and without the quantization that the weights no longer have."""
+    """Write a configuration file without local paths, and without quantization settings that no longer apply."""
     path.write_bytes(canonical_json({key: value for key, value in content.items() if key not in _REMOVED_KEYS}))

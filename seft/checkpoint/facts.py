@@ -1,6 +1,7 @@
 """Metadata of a checkpoint: how it was made (`Facts`), and the files `sparsity.json` and `manifest.json`.
 
-Both files are canonical JSON: equal content gives equal bytes. They contain no time, host, job or absolute path.
+Both files are canonical JSON: equal content gives equal bytes. They contain no time, host name, job id or absolute
+path.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The dense model. `reference` is a hub id, or the name of a file or folder without its path."""
+    """The dense model that was pruned. `reference` is a hub id, or the name of a file or folder without its path."""
 
     reference: str
     kind: Kind
@@ -34,19 +35,20 @@ class Base:
 
     @classmethod
     def of(cls, source: ModelSource) -> "Base":
-        """Return the public part of a source, without its path."""
+        """Return what may be published of a model source: everything except its path."""
         name = source.reference if source.kind is Kind.HUB else Path(source.reference).resolve().name
         return cls(name, source.kind, source.revision, source.licence)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """How a checkpoint was made. `repair` is None for a model that was only pruned; a hash is None if no text was read.
+    """How a checkpoint was made. `repair` is None if the model was only pruned.
 
-    `scores` are perplexities named dense, pruned and repaired, measured as `evaluate` says: dense on the original
-    weights, the others on weights rounded as they are exported. `grown_zeros` counts weights that pruning set to zero
-    and that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
-    state was kept because no later one was better. `teacher` is the dense model that repair distilled from.
+    A hash is None if no text was read. `scores` are perplexities with the keys dense, pruned and repaired, measured
+    with the settings `evaluate`. The dense score is measured on the original weights, the others on weights rounded as
+    they are exported. `grown_zeros` is the number of weights that pruning set to zero and that are nonzero now.
+    `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose weights were kept because
+    no later ones were better. `teacher` is the dense model that repair distilled from.
     """
 
     base: Base
@@ -69,7 +71,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Log-probability of each of `tokens` except the first, given the tokens before it, computed in float32."""
+    """A few tokens, and the log-probability of each except the first, given the tokens before it, in float32."""
 
     tokens: tuple[int, ...]
     log_probabilities: tuple[float, ...]
@@ -77,7 +79,7 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The content of `sparsity.json`: the facts, the zeros counted in the files, and a fingerprint of the model."""
+    """Content of `sparsity.json`: the facts, the zeros counted in the files, and a fingerprint of the model."""
 
     facts: Facts
     sparsity: Sparsity
@@ -85,16 +87,16 @@ class Record:
     versions: dict[str, str]
 
     def data(self) -> dict[str, Any]:
-        """Return the record as JSON data, with the computed `share` of every count."""
+        """Return the record as JSON data. Every count of zeros also has the computed `share`, the fraction of zeros."""
         return cast("dict[str, Any]", _RECORD.dump_python(self, mode="json"))
 
     def write(self, folder: Path) -> None:
-        """Write `sparsity.json`."""
+        """Write the record to `sparsity.json` in a folder."""
         (folder / SPARSITY).write_bytes(canonical_json(self.data()))
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
-        """Read `sparsity.json`. Raises VerifyError if it is missing or was not written by this library."""
+        """Read `sparsity.json` of a folder. Raises VerifyError if it is missing or was not written by this library."""
         path = folder / SPARSITY
         try:
             return _RECORD.validate_json(path.read_bytes())
@@ -117,7 +119,7 @@ def versions() -> dict[str, str]:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON with sorted keys, one item per line and no NaN."""
+    """Return `value` as JSON with sorted keys, one item per line and no NaN."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -135,6 +137,6 @@ def manifest(folder: Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of a file in hex."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,8 @@
-"""The pruned weights in one small file: a bitmask and the exact nonzero values of every target linear.
+"""Stores pruned weights in one small file: a bitmask and the exact nonzero values of every target.
 
-A run resumes from it instead of pruning again. Weights that pruning does not change (embeddings, norms, biases) are not
-stored. Users get the format of `seft.checkpoint.export`, not this one.
+A target is a linear layer that is pruned. A run resumes from this file instead of pruning again. Weights that pruning
+does not change (embeddings, norms, biases) are not stored. Users get the format of `seft.checkpoint.export`, not this
+one.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from seft.models.targets import target_linears
 
 
 def save_pruned(model: nn.Module, path: Path) -> None:
-    """Write the target linears to `path` in their present dtype."""
+    """Write the weights of all targets to the file `path`, in their present dtype."""
     tensors: dict[str, Tensor] = {}
     for name, target in target_linears(model).items():
         weight = target.weight
@@ -30,9 +31,10 @@ def save_pruned(model: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def load_pruned(model: nn.Module, path: Path) -> None:
-    """Load the weights of `path` into a model of the same shape and dtype, in place. -0.0 is loaded as 0.0.
+    """Load the weights in the file `path` into a model of the same shape and dtype, in place. -0.0 becomes 0.0.
 
-    Raises StateError if the file belongs to another model. The model may be partly overwritten then: load it again.
+    Raises StateError if the file belongs to another model. Then some weights may already be overwritten, so load the
+    model again.
     """
     targets = target_linears(model)
     with safe_open(path, "pt") as file:
@@ -61,10 +63,10 @@ def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "r
 
 
 def pack_bits(mask: Bool[Tensor, "rows cols"]) -> UInt8[Tensor, "rows bytes"]:
-    """Pack eight columns per byte, the first in the highest bit. Each row starts a new byte."""
+    """Return the mask with eight columns per byte, the first column in the highest bit. Each row starts a new byte."""
     return torch.from_numpy(np.packbits(mask.contiguous().cpu().numpy(), axis=1))
 
 
 def unpack_bits(packed: UInt8[Tensor, "rows bytes"], cols: int) -> Bool[Tensor, "rows cols"]:
-    """Undo `pack_bits`."""
+    """Return the mask from a result of `pack_bits`, with `cols` columns."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), axis=1, count=cols)).bool()

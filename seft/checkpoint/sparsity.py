@@ -1,7 +1,7 @@
-"""Count the zeros of a model: per target linear, over all target linears, and over the whole model.
+"""Counts the zeros of a model: per target (a linear layer that is pruned), over all targets, and over the model.
 
-The published count is that of the written files, read tensor by tensor. Counting a model in memory is for progress and
-tests. Nothing is estimated.
+The published count comes from the written files, which are read tensor by tensor. Counting a model in memory is for
+progress and tests. Nothing is estimated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,12 +20,12 @@ from seft.errors import VerifyError
 from seft.models.targets import target_linears
 
 Layout = dict[str, list[str]]
-"""Names of the targets in each tensor: one target, or one per slice of the tensor."""
+"""Names of the targets that each tensor contains: one target, or one per slice of the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Number of zeros among a number of weights. -0.0 counts as zero."""
+    """Number of zeros, and number of all weights. -0.0 counts as zero."""
 
     zeros: int
     weights: int
@@ -42,40 +42,43 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """Counts per target linear (`layers`), their sum (`linears`), and over all saved weights, each once (`model`)."""
+    """Counts of zeros per target (`layers`), over all targets (`linears`) and over all saved weights (`model`).
+
+    A weight that is saved once and used twice is counted once.
+    """
 
     layers: dict[str, Count]
     linears: Count
     model: Count
 
     def data(self) -> dict[str, Any]:
-        """Return the counts as JSON data, with the computed `share` of each."""
+        """Return the counts as JSON data. Each also has the computed `share`, the fraction of zeros."""
         return cast("dict[str, Any]", TypeAdapter(Sparsity).dump_python(self, mode="json"))
 
 
 def of_model(model: nn.Module) -> Sparsity:
-    """Count a model in memory."""
+    """Return the counts of a model in memory."""
     return _count(model, model.state_dict().items(), _layout(model))
 
 
 def of_folder(folder: Path) -> Sparsity:
-    """Count a Hugging Face folder from its safetensors files, with one tensor in memory at a time.
+    """Return the counts of a Hugging Face folder, read from its safetensors files with one tensor in memory at a time.
 
-    The target linears follow from config.json. Raises VerifyError if the files lack weights of one of them.
+    The targets follow from config.json. Raises VerifyError if the files lack the weights of a target.
     """
     model = skeleton(folder)
     return _count(model, _tensors(folder), _layout_on_disk(model))
 
 
 def skeleton(folder: Path) -> Any:
-    """Build the model of a folder's config.json without memory for its weights."""
+    """Return the model that a folder's config.json describes, without memory for its weights (on the device `meta`)."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _tied(model: nn.Module) -> set[str]:
-    """Return the names of tensors that are tied to a tensor with an earlier name."""
+    """Return the names of tensors that share memory with a tensor of an earlier name."""
     names: dict[int, str] = {}
     return {
         name for name, tensor in model.state_dict(keep_vars=True).items() if names.setdefault(id(tensor), name) != name
@@ -122,9 +125,10 @@ def _layout(model: nn.Module) -> Layout:
 
 
 def _layout_on_disk(model: nn.Module) -> Layout:
-    """Return the layout of the saved tensors, which may store stacked experts one by one under other names.
+    """Return the layout of the saved tensors. Files may store stacked experts one by one under other names.
 
-    The conversion of transformers is run on small tensors filled with target numbers, which shows where each one goes.
+    The conversion of transformers is run on small tensors that contain the numbers of their targets. The results show
+    where each target is saved.
     """
     targets = list(target_linears(model))
     numbers = {name: number for number, name in enumerate(targets)}

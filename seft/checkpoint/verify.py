@@ -1,7 +1,7 @@
-"""Verify an exported folder from its files alone: hashes, counts, loading, logits.
+"""Verifies an exported folder from its files alone: hashes, counts of zeros, loading, and output probabilities.
 
 `verify` runs `python -m seft.checkpoint.verify FOLDER` in a separate process, so that state or patches of the exporting
-process cannot hide a broken folder. It checks what was written, not the quality of the model.
+process cannot hide a broken folder. It does not check the quality of the model.
 """
 
 import json
@@ -30,7 +30,7 @@ FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32
 
 
 def verify(folder: Path) -> None:
-    """Verify an exported folder in a separate process. Raises VerifyError with the first failure."""
+    """Verify an exported folder in a separate process. Raises VerifyError with the message of the first failure."""
     process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
         env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"},
@@ -48,7 +48,7 @@ def verify(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Run the same checks in this process."""
+    """Verify an exported folder in this process. Raises VerifyError with the message of the first failure."""
     _verify_files(folder)
     record = Record.read(folder)
     _verify_counts(record, sparsity.of_folder(folder))
@@ -56,7 +56,7 @@ def check(folder: Path) -> None:
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of a float32 model on a sequence of tokens spread evenly over the vocabulary.
+    """Return the fingerprint of a float32 model: log-probabilities of tokens spread evenly over the vocabulary.
 
     Raises VerifyError if a logit is not finite.
     """
@@ -110,7 +110,11 @@ def _verify_model(folder: Path, record: Record) -> None:
 
 
 def _verify_budget(model: nn.Module, record: Record) -> None:
-    """Require the requested zeros in every layer, or over all layers if the allocation distributes them."""
+    """Raise VerifyError if the zeros are fewer than requested.
+
+    They are counted per linear. If zeros are not distributed evenly, they are counted over all linears or the whole
+    model.
+    """
     config, layers = record.facts.prune, record.sparsity.layers
     requested = {
         name: uniform_zeros(target.weight.shape, config.sparsity, config)
@@ -151,7 +155,7 @@ def _verify_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
 
 
 def main() -> None:
-    """Check the folder given on the command line. The last line on stderr is the first failure."""
+    """Verify the folder that the command line names. The last line on stderr is the first failure."""
     try:
         check(Path(sys.argv[1]))
     except SeftError as error:

@@ -1,4 +1,4 @@
-"""The command `seft`: the client with options, tables and progress bars."""
+"""The command `seft`. It calls the client of the service, and shows results as tables and progress as bars."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""Address and key of the service, from the environment or from the file of `seft login`."""
+"""The address and the API key of the service, from the environment or from the file that `seft login` writes."""
 
 import json
 import os
@@ -20,9 +20,10 @@ class Address:
 
     @classmethod
     def resolve(cls, url: str | None = None, api_key: str | None = None) -> Self:
-        """Return the arguments, or else SEFT_URL and SEFT_API_KEY, or else the contents of the file.
+        """Return the given address and key.
 
-        The key of the file is only sent to the address of the file.
+        What is None comes from SEFT_URL and SEFT_API_KEY, or else from the saved file. The key in the file is only used
+        with the address in the file. Raises SetupError if the address or the key is missing.
         """
         url = url or os.environ.get("SEFT_URL")
         api_key = api_key or os.environ.get("SEFT_API_KEY")
@@ -33,7 +34,7 @@ class Address:
         return cls(url, api_key or saved.get("api_key") or _missing("SEFT_API_KEY"))
 
     def save(self) -> Path:
-        """Write the file, readable only by its owner."""
+        """Write address and key to the file of `seft login`, readable only by its owner. Returns its path."""
         path = config_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -50,7 +51,7 @@ def config_file() -> Path:
 
 
 def require_http(url: str) -> str:
-    """Return the address without a trailing slash. Raises SetupError if it is not an HTTP address."""
+    """Return the address without a trailing slash. Raises SetupError if it does not begin with http:// or https://."""
     if not url.startswith(("http://", "https://")):
         raise SetupError(f"The address must begin with http:// or https://; it is {url!r}.")
     return url.rstrip("/")

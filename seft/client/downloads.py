@@ -1,7 +1,7 @@
-"""Downloads of checkpoints in parallel parts. A broken part is resumed.
+"""Downloads checkpoints in parallel parts, and resumes interrupted downloads.
 
-A journal next to an unfinished file lists its finished parts, so a killed download fetches only the missing parts. A
-file gets its final name after all parts arrived and its SHA-256 matched. With a wrong SHA-256 it is deleted.
+A journal next to an unfinished file lists its finished parts, so a later download fetches only the missing parts. A
+file gets its final name after all parts arrived and its SHA-256 matched. If the SHA-256 is wrong, the file is deleted.
 """
 
 import errno
@@ -33,7 +33,10 @@ def fetch(
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[list[Path]]:
-    """Download the missing parts of a checkpoint and return the paths of all its files. `again` gets new links."""
+    """Download the missing parts of a checkpoint. Returns the paths of all its files.
+
+    `again` gets the checkpoint with new links, because links expire. `at_once` is the number of parallel parts.
+    """
     targets = [_Target.of(file, folder) for file in checkpoint["files"]]
     session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
     session.renew(checkpoint)
@@ -50,7 +53,7 @@ def fetch(
 
 @dataclass(slots=True)
 class _Target:
-    """A file to download, its unfinished bytes, and the journal of its finished parts."""
+    """A file to download, with its unfinished bytes and the journal of its finished parts."""
 
     name: str
     size: int
@@ -84,7 +87,7 @@ class _Target:
         return self.done
 
     def prepare(self) -> None:
-        """Resume from an earlier download of the same bytes, or start a new one."""
+        """Continue an interrupted download of the same file, or start a new one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.journal.read_text().splitlines() if self.journal.exists() and self.partial.exists() else []
         if lines[:1] == [self._head]:
@@ -101,7 +104,7 @@ class _Target:
                     yield _Part(self, number, start, min(start + PART_BYTES, self.size))
 
     def finish(self) -> None:
-        """Give the file its final name if its SHA-256 matches. Else delete it and raise IntegrityError."""
+        """Give the file its final name. If its SHA-256 is wrong, delete it and raise IntegrityError."""
         if (actual := _sha256(self.partial)) != self.sha256:
             self.drop()
             raise IntegrityError(
@@ -118,7 +121,7 @@ class _Target:
 
 @dataclass(slots=True)
 class _Part:
-    """The bytes `start` to `end` (exclusive) of a file. `at` is the next byte to fetch."""
+    """A part of a file: the bytes from `start` up to, but not including, `end`. `at` is the next byte to fetch."""
 
     target: _Target
     number: int
@@ -130,24 +133,24 @@ class _Part:
         self.at = self.start
 
     def note(self) -> None:
-        """Add the finished part to the journal."""
+        """Record in the journal that this part is finished."""
         with self.target.journal.open("a") as journal:
             journal.write(f"{self.number}\n")
 
 
 class _Session:
-    """The state that all parts of one download share: links, pauses, the meter."""
+    """State that all parts of one download share: links, pauses between attempts, and the count of bytes."""
 
     def __init__(self, again: Again, pauses: Sequence[float], meter: "Meter") -> None:
         self.again, self.pauses, self.meter = again, pauses, meter
         self.links: dict[str, str] = {}
 
     def renew(self, checkpoint: Checkpoint) -> None:
-        """Replace the links."""
+        """Replace the expired links by those of `checkpoint`."""
         self.links = {file["name"]: file["url"] for file in checkpoint["files"]}
 
     def part(self, part: _Part) -> Steps[None]:
-        """Download a part. Only attempts without new bytes count as failures."""
+        """Download a part, with retries. An attempt that received new bytes is not counted as a failure."""
         failures = 0
         while part.at < part.end:
             before, error = part.at, "The reply ended early."
@@ -163,7 +166,7 @@ class _Session:
         part.note()
 
     def _more(self, part: _Part) -> Steps[None]:
-        """Write the bytes of one request."""
+        """Request the rest of a part, and write the bytes that arrive."""
         link = self.links[part.target.name]
         headers = {"Range": f"bytes={part.at}-{part.end - 1}", "Accept-Encoding": "identity"}
         reply = yield from tried(Open(Request("GET", link, headers=headers)), self.pauses)
@@ -187,14 +190,14 @@ class _Session:
 
 
 class Meter:
-    """Counts bytes and reports them to the `progress` callback."""
+    """Counts transferred bytes and reports them to the `progress` callback."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """Count more bytes."""
+        """Add `count` to the transferred bytes."""
         with self._lock:
             self.done += count
             if self.progress:

@@ -1,4 +1,7 @@
-"""The drivers that perform the steps of an operation: one blocks, one awaits. They make no decisions."""
+"""Performs the steps of client operations: `Taker` blocks, `AsyncTaker` awaits.
+
+An operation is a generator of steps (`seft.client.steps`). The drivers do its I/O and make no decisions.
+"""
 
 import io
 import threading
@@ -21,11 +24,11 @@ T = TypeVar("T")
 
 
 class _Stopped(Exception):  # noqa: N818 (no error)
-    """Ends a part after another part has failed."""
+    """Raised to end a parallel operation after another one has failed."""
 
 
 class Taker:
-    """Performs the steps of one generator, blocking, and holds its open reply."""
+    """Performs the steps of one operation, blocking, and keeps its open reply."""
 
     def __init__(self, service: httpx2.Client, links: httpx2.Client, stopped: threading.Event | None = None) -> None:
         self.service, self.links, self.stopped = service, links, stopped
@@ -33,14 +36,14 @@ class Taker:
         self.chunks: Iterator[bytes] = iter(())
 
     def all(self, steps: Steps[T]) -> T:
-        """Take all steps."""
+        """Perform all steps. Returns the result of the operation."""
         walk = Walk(steps)
         while (step := walk.step()) is not None:
             self.one(walk, step)
         return walk.result
 
     def one(self, walk: Walk[Any], step: Step) -> None:
-        """Take a step and tell the walk what came of it."""
+        """Perform one step, and pass its result or its error to the operation."""
         if self.stopped and self.stopped.is_set():
             raise _Stopped
         try:
@@ -111,7 +114,7 @@ class Taker:
 
 
 class AsyncTaker:
-    """Performs the steps of one generator, awaiting, and holds its open reply."""
+    """Performs the steps of one operation, awaiting, and keeps its open reply."""
 
     def __init__(self, service: httpx2.AsyncClient, links: httpx2.AsyncClient) -> None:
         self.service, self.links = service, links
@@ -119,14 +122,14 @@ class AsyncTaker:
         self.chunks: AsyncIterator[bytes] = _nothing()
 
     async def all(self, steps: Steps[T]) -> T:
-        """Take all steps."""
+        """Perform all steps. Returns the result of the operation."""
         walk = Walk(steps)
         while (step := walk.step()) is not None:
             await self.one(walk, step)
         return walk.result
 
     async def one(self, walk: Walk[Any], step: Step) -> None:
-        """Take a step and tell the walk what came of it."""
+        """Perform one step, and pass its result or its error to the operation."""
         try:
             answer = await self._taken(step)
         except httpx2.TransportError as error:
@@ -193,7 +196,7 @@ class AsyncTaker:
 
 
 class _Counted(io.FileIO):
-    """A file that reports how much of it was read."""
+    """File that reports how many of its bytes were read."""
 
     def __init__(self, path: Path, progress: Progress | None) -> None:
         super().__init__(path)
@@ -209,7 +212,7 @@ class _Counted(io.FileIO):
 
 @contextmanager
 def _content(request: Request) -> Iterator[dict[str, Any]]:
-    """Yield the arguments for httpx while the request's file is open."""
+    """Yield the keyword arguments that give httpx the body of a request. A file in it stays open meanwhile."""
     if request.file is None:
         yield {**_words(request), "json": request.json, "content": request.content}
         return

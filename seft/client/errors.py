@@ -1,4 +1,4 @@
-"""Errors of the client."""
+"""The errors that the client raises."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class ClientError(Exception):
-    """Base of all errors of the client."""
+    """Base class of all errors of the client."""
 
 
 class SetupError(ClientError):
@@ -17,16 +17,16 @@ class SetupError(ClientError):
 
 
 class Unreachable(ClientError):  # noqa: N818 (it states what the service is)
-    """The service did not answer, the connection broke, or another server answered."""
+    """The service did not respond, the connection broke, or another server responded."""
 
 
 class IntegrityError(ClientError):
-    """A downloaded file differs from the published one."""
+    """A downloaded file is not equal to the published file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One thing that is wrong with a request: the field, the rule, the value seen, the way out."""
+    """One thing that is wrong with a request: the field, the rule that it breaks, the value, and how to fix it."""
 
     param: str
     rule: str
@@ -40,7 +40,7 @@ class Flaw:
 
 
 class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
-    """A request that the service rejected (`application/problem+json`)."""
+    """The service rejected a request (`application/problem+json`)."""
 
     def __init__(
         self, status: int, code: str, message: str, flaws: tuple[Flaw, ...], request_id: str | None, *, title: str = ""
@@ -52,7 +52,7 @@ class ApiProblem(ClientError):  # noqa: N818 (RFC 9457's word)
 
     @classmethod
     def read(cls, reply: "Reply") -> Self:
-        """Build the error from a failed reply, even if a proxy or another server wrote it."""
+        """Return the error for a failed reply, even if a proxy or another server wrote the reply."""
         try:
             body = json.loads(reply.content)
         except ValueError:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class EventReader:
-    """Splits a byte stream into the data of its events. Drops comments, which only keep the connection open."""
+    """Splits a byte stream into the data of its events. Ignores comments, which only keep the connection open."""
 
     _rest: bytes = b""
     _data: list[str] = field(default_factory=list)

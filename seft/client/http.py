@@ -1,7 +1,7 @@
 """The two clients of the service: `Client` blocks, `AsyncClient` awaits (on asyncio or trio).
 
-Their methods are in `seft.client.operations`. A call is retried if the connection breaks or the service is busy
-(`seft.client.retries`). This package needs neither torch nor the code of the server.
+Their methods are in `seft.client.operations`. A request is retried if the connection breaks or the service is busy
+(`seft.client.retries`). The clients need neither torch nor the code of the server.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -21,7 +21,10 @@ TIMEOUT = httpx2.Timeout(30.0, read=120.0)
 
 
 class Client(Operations, Blocking):
-    """A blocking client. Address and key default to SEFT_URL and SEFT_API_KEY, then to the file of `seft login`."""
+    """Client of the service whose methods block. Address and key default to SEFT_URL and SEFT_API_KEY.
+
+    If a variable is not set, the value comes from the file that `seft login` writes.
+    """
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
         address = Address.resolve(url, api_key)
@@ -59,7 +62,10 @@ class Client(Operations, Blocking):
 
 
 class AsyncClient(Operations, Awaiting):
-    """An asynchronous client: `await client.job(…)`, `async for job in client.watch(…)`."""
+    """Client of the service whose methods are awaited: `await client.job(…)`, `async for job in client.watch(…)`.
+
+    Address and key have the defaults of `Client`.
+    """
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:
         address = Address.resolve(url, api_key)

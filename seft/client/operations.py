@@ -49,11 +49,11 @@ from seft.client.steps import (
 
 FINAL = ("succeeded", "failed", "cancelled")
 WAIT_SECONDS = 30
-"""Seconds that the service may delay an answer. Proxies close connections that are silent for a minute."""
+"""Seconds for which the service may delay a response. Proxies close connections that are silent for a minute."""
 
 
 class Operations:
-    """The methods of `Client` and `AsyncClient`.
+    """The methods of `Client` and `AsyncClient`, one per operation of the service.
 
     Each raises ApiProblem if the service rejects the request, and ClientError if the service cannot be reached.
     """
@@ -62,7 +62,7 @@ class Operations:
 
     @operation
     def version(self) -> Steps[Version]:
-        """Return the version of the service. Needs no key."""
+        """Return the version of the service. Needs no API key."""
         return cast("Version", (yield from self._call(Request("GET", "/version"))))
 
     @operation
@@ -76,7 +76,7 @@ class Operations:
     ) -> Steps[Dataset]:
         """Upload a file of records: JSONL (plain, gzip or zstd) or Parquet. An error names the invalid lines.
 
-        A large file is sent in parts, `at_once` of them in parallel. Call it again to resume an interrupted upload.
+        A large file is sent in parts, `at_once` of them in parallel. Repeat the call to resume an interrupted upload.
         """
         skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         if path.stat().st_size <= uploads.PARTS_FROM:
@@ -90,7 +90,7 @@ class Operations:
     def import_dataset(
         self, source: str, *, name: str | None = None, invalid_sample_skip_percentage: float = 0.0
     ) -> Steps[Dataset]:
-        """Let the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`, and return the new dataset."""
+        """Make the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`. Returns the new dataset."""
         body = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         # Not retried: if only the reply was lost, a retry would start a second import.
         started = _answer((yield from tried(Send(Request("POST", "/imports", json=body)), ())))
@@ -110,7 +110,7 @@ class Operations:
     def preview_dataset(
         self, dataset_id: str, model: str, *, revision: str | None = None, limit: int = 5
     ) -> Steps[Preview]:
-        """Return the first records as the model's tokenizer reads them, and the number of all tokens."""
+        """Return a dataset's first records as a model's tokenizer reads them, and the number of all tokens."""
         query = {"model": model, "limit": limit} | ({"revision": revision} if revision else {})
         return cast("Preview", (yield from self._get(f"/datasets/{dataset_id}/preview", query)))
 
@@ -121,13 +121,13 @@ class Operations:
 
     @operation
     def model(self, model_id: str, *, revision: str | None = None) -> Steps[Model]:
-        """Return a model: a listed one or any model of the hub."""
+        """Return a model that `models` lists, or any model of the Hugging Face hub."""
         query = {} if revision is None else {"revision": revision}
         return cast("Model", (yield from self._get(f"/models/{quote(model_id)}", query)))
 
     @flow
     def models(self) -> Flow[Model]:
-        """List the models that can be repaired: local models, models in the hub cache, and results of your jobs."""
+        """List the models that a job may name: local models, models in the hub cache, and results of your jobs."""
         yield from self._pages("/models", "id", {})
 
     @operation
@@ -137,14 +137,14 @@ class Operations:
 
     @operation
     def estimate_job(self, spec: Mapping[str, Any]) -> Steps[Estimate]:
-        """Estimate a job: memory, time, bytes, and the workers it fits. Needs no dataset."""
+        """Estimate the memory, time and size of a job, and the workers it fits. The spec needs no dataset."""
         return cast("Estimate", (yield from self._call(Request("POST", "/jobs/estimate", json=dict(spec)))))
 
     @operation
     def clone_job(
         self, job_id: str, overrides: Mapping[str, Any] | None = None, *, idempotency_key: str | None = None
     ) -> Steps[Job]:
-        """Create a copy of a job with these fields changed. None resets a field to its default."""
+        """Create a copy of a job, with the fields in `overrides` changed. None resets a field to its default."""
         return (yield from self._create(f"/jobs/{job_id}/clone", overrides or {}, idempotency_key))
 
     @operation
@@ -173,7 +173,7 @@ class Operations:
 
     @operation
     def pause(self, job_id: str) -> Steps[Job]:
-        """Pause a job. A running job saves its state first and is `pausing` until then. Idempotent."""
+        """Pause a job. A running job first saves its state, and is `pausing` until then. Idempotent."""
         return (yield from self._act(job_id, "pause"))
 
     @operation
@@ -193,7 +193,7 @@ class Operations:
 
     @flow
     def watch(self, job_id: str) -> Flow[Job]:
-        """Yield the job after each change, until it has ended. The service holds each answer until a change."""
+        """Yield the job now and after each change, until it has ended."""
         tag = None
         while True:
             request = Request("GET", f"/jobs/{job_id}")
@@ -216,7 +216,7 @@ class Operations:
 
     @flow
     def live_events(self, job_id: str, *, after: int = 0) -> Flow[Event]:
-        """Yield the events of a job as they happen, until the job has ended. A broken stream is resumed."""
+        """Yield the events of a job as they happen, until it has ended. `after` is the `id` of the last known event."""
         path, failures = f"/jobs/{job_id}/events", 0
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
@@ -240,23 +240,23 @@ class Operations:
 
     @flow
     def metrics(self, job_id: str, *, after_step: int = -1, points: int | None = None) -> Flow[Metric]:
-        """List the metrics by step. With `points`, at most that many rows, each the mean of a range of steps."""
+        """List the metrics of a job by step. With `points`, at most that many rows, each the mean of several steps."""
         query = {"after_step": after_step} | ({"points": points} if points else {})
         yield from self._pages(f"/jobs/{job_id}/metrics", "step", query)
 
     @operation
     def checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
-        """List the published checkpoints of a job, oldest first, with a link to each file."""
+        """List the published checkpoints of a job, oldest first, with a download link to each file."""
         return (yield from self._checkpoints(job_id))
 
     @operation
     def download(
         self, job_id: str, folder: Path, *, at_once: int = 4, progress: Progress | None = None
     ) -> Steps[list[Path]]:
-        """Download the newest checkpoint to `folder` in parts, `at_once` of them in parallel.
+        """Download the newest checkpoint to `folder`, `at_once` parts in parallel. Returns the paths of the files.
 
-        A file gets its final name only after its SHA-256 matched. Call it again to resume an interrupted download:
-        finished parts are not sent again.
+        A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
+        finished parts are not fetched again.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
@@ -276,7 +276,7 @@ class Operations:
 
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
-        """Create an API key of scope `read`, `write` or `admin`. Only this answer holds its `secret`."""
+        """Create an API key of scope `read`, `write`, `admin` or `metrics`. Only this response has its `secret`."""
         # Not retried: if only the reply was lost, a retry would create a second key.
         request = Request("POST", "/keys", json={"name": name, "scope": scope})
         return cast("Key", _answer((yield from tried(Send(request), ()))))
@@ -293,12 +293,12 @@ class Operations:
 
     @flow
     def audit(self) -> Flow[AuditEntry]:
-        """List every change made with one of the tenant's keys, newest first."""
+        """List every change that was made with one of the tenant's keys, newest first."""
         yield from self._pages("/audit", "id", {})
 
     @operation
     def hub_token(self) -> Steps[HubToken]:
-        """Return the owner and date of the tenant's hub token. Raises ApiProblem `not_found` if there is none."""
+        """Return owner and date of the tenant's hub token. Raises ApiProblem `not_found` if none is stored."""
         return cast("HubToken", (yield from self._get("/hub-token")))
 
     @operation
@@ -308,12 +308,12 @@ class Operations:
 
     @operation
     def delete_hub_token(self) -> Steps[HubToken]:
-        """Delete the tenant's hub token."""
+        """Delete the tenant's token for the Hugging Face hub."""
         return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
 
     @operation
     def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
-        """Create a webhook for these events, or for all. Only this answer holds the signing `secret`."""
+        """Create a webhook for these event types, or for all. Only this response contains its signing `secret`."""
         # Not retried, like the creation of a key.
         request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
@@ -330,7 +330,7 @@ class Operations:
 
     @operation
     def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
-        """Create a new `secret`. For one day messages carry signatures of both secrets."""
+        """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
         request = Request("POST", f"/webhooks/{webhook_id}/rotate")
         return cast("Webhook", _answer((yield from tried(Send(request), ()))))
 
@@ -346,12 +346,12 @@ class Operations:
 
     @operation
     def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
-        """Send a test message. Its result appears in the deliveries."""
+        """Send a test message to a webhook. Its result appears in `webhook_deliveries`."""
         return cast("Delivery", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/test"))))
 
     @flow
     def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
-        """List the sent and pending deliveries of a webhook, newest first."""
+        """List the sent and pending messages of a webhook, newest first."""
         yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})
 
     def _tried(self, request: Request) -> Steps[Reply]:
@@ -374,7 +374,7 @@ class Operations:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
 
     def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a paged route. The `cursor` of a page's last row names the next page."""
+        """Yield all rows of a paged route. The field `cursor` of a page's last row selects the next page."""
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
         yield from map(Row, page["data"])
@@ -384,7 +384,7 @@ class Operations:
 
 
 def _answer(reply: Reply) -> Json:
-    """Return the JSON of a successful reply. Raises ApiProblem for any other reply."""
+    """Return the JSON of a successful reply. Raises ApiProblem if the reply is not successful."""
     if not reply.is_success:
         raise ApiProblem.read(reply)
     try:

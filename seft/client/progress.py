@@ -1,4 +1,4 @@
-"""Show the progress of a job: a bar on a terminal, else a line from time to time."""
+"""Shows the progress of a job: as a bar on a terminal, else as a line from time to time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,21 +20,21 @@ from seft.client.responses import Job, Metric
 
 LINE_SECONDS = 15.0
 SPEED_SECONDS = 60.0
-"""Window of recent progress from which the remaining time is computed."""
+"""Seconds of recent progress from which the remaining time is computed."""
 
 
 class Watchable(Protocol):
-    """The part of `seft.client.Client` that `follow` needs."""
+    """Interface with the methods of `seft.client.Client` that `follow` needs."""
 
     def watch(self, job_id: str) -> Iterator[Job]:
-        """Yield the job after each change, until it has ended."""
+        """Yield the job now and after each change, until it has ended."""
 
     def metrics(self, job_id: str, *, after_step: int = -1) -> Iterator[Metric]:
-        """List the metrics after a step."""
+        """List the metrics of the steps after `after_step`."""
 
 
 def follow(service: Watchable, job_id: str, console: Console) -> Job:
-    """Watch a job until it ends. Show its phase, step, loss, tokens per second and remaining time."""
+    """Watch a job until it ends, and show its phase, step, loss, speed and remaining time. Returns the ended job."""
     step, values = -1, dict[str, float]()
     with (_bar if console.is_terminal else _lines)(console) as show:
         for job in service.watch(job_id):
@@ -47,7 +47,7 @@ def follow(service: Watchable, job_id: str, console: Console) -> Job:
 
 
 def _words(job: Job, values: dict[str, float]) -> str:
-    """Format a line such as `training  step 7/24  loss 3.412  210 tokens/s`."""
+    """Return a line such as `training step 7/24 loss 3.412 210 tokens/s`."""
     words = [f"{job['phase'] or job['status']:<10}"]
     if job["step"]:
         words.append(f"step {job['step']}/{job['spec']['repair']['steps']}")

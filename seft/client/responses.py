@@ -1,4 +1,4 @@
-"""Types of the API's responses. A test keeps their fields equal to the schemas of the API."""
+"""Types of the responses of the API. A test checks that their fields equal those of the API's schemas."""
 
 from typing import Any, NotRequired, TypedDict
 
@@ -14,14 +14,14 @@ class Failure(TypedDict):
 
 
 class Reason(TypedDict):
-    """Why a job does not run."""
+    """Why a job is not running."""
 
     code: str
     message: str
 
 
 class Job(TypedDict):
-    """A repair job. `queue_position` and `estimate` are only in the answer about one job."""
+    """A job of the service. `queue_position` and `estimate` are only in the response about a single job."""
 
     id: str
     status: str
@@ -45,7 +45,7 @@ class Job(TypedDict):
 
 
 class StageMemory(TypedDict):
-    """Peak memory of a phase: bytes on the device, on its host, and in total if both are the same machine memory."""
+    """Peak memory of a phase in bytes: on the device, on its host, and in total if both share the same memory."""
 
     phase: str
     device_bytes: int
@@ -54,7 +54,7 @@ class StageMemory(TypedDict):
 
 
 class Fit(TypedDict):
-    """Whether a job fits a worker, and the `change` that makes it fit. None if no change helps."""
+    """Whether a job fits a worker. If not, `change` has the settings that make it fit, or None if none do."""
 
     name: str
     device: str
@@ -68,7 +68,7 @@ class Fit(TypedDict):
 
 
 class Estimate(TypedDict):
-    """Estimated cost of a job. `fits` is None if no worker is alive."""
+    """Estimated memory, time and size of a job. `fits` is None if no worker is alive."""
 
     architecture: str
     parameters: int
@@ -82,7 +82,10 @@ class Estimate(TypedDict):
 
 
 class Worker(TypedDict):
-    """A worker. `job_id` is the job that it runs, if that job belongs to the caller."""
+    """A worker of the service. `job_id` is the job that it runs.
+
+    `job_id` is None if the worker runs no job, or a job of another tenant.
+    """
 
     name: str
     host: str
@@ -100,7 +103,7 @@ class Worker(TypedDict):
 
 
 class Model(TypedDict):
-    """A model that a job may name."""
+    """A model that a job may name as its model."""
 
     id: str
     kind: str
@@ -114,7 +117,7 @@ class Model(TypedDict):
 
 
 class Event(TypedDict):
-    """An event of a job."""
+    """An event in the history of a job."""
 
     id: int
     type: str
@@ -124,7 +127,7 @@ class Event(TypedDict):
 
 
 class Metric(TypedDict):
-    """The metrics of one step."""
+    """Metrics of one training step."""
 
     step: int
     attempt: int
@@ -132,7 +135,7 @@ class Metric(TypedDict):
 
 
 class File(TypedDict):
-    """A file of a checkpoint. `url` expires."""
+    """A file of a checkpoint. `url` is a download link that expires."""
 
     name: str
     size: int
@@ -153,7 +156,7 @@ class Checkpoint(TypedDict):
 
 
 class Key(TypedDict):
-    """An API key. `secret` is only in the answer that created it."""
+    """An API key. `secret` is only in the response that created the key."""
 
     id: str
     name: str
@@ -165,7 +168,7 @@ class Key(TypedDict):
 
 
 class Webhook(TypedDict):
-    """An address that receives job events. `secret` is only in the answers that created it."""
+    """An address that receives job events. `secret` is only in the responses that created it."""
 
     id: str
     url: str
@@ -177,7 +180,7 @@ class Webhook(TypedDict):
 
 
 class Try(TypedDict):
-    """One attempt to call a webhook. `status` is None if there was no answer."""
+    """One attempt to send a message to a webhook. `status` is None if there was no response."""
 
     at: str
     status: int | None
@@ -185,7 +188,7 @@ class Try(TypedDict):
 
 
 class Delivery(TypedDict):
-    """A message to a webhook and its attempts."""
+    """A message to a webhook, with the attempts to send it."""
 
     id: str
     type: str
@@ -197,7 +200,7 @@ class Delivery(TypedDict):
 
 
 class AuditEntry(TypedDict):
-    """A change in the audit log."""
+    """A change that the audit log recorded."""
 
     id: int
     key_id: str
@@ -208,7 +211,7 @@ class AuditEntry(TypedDict):
 
 
 class HubToken(TypedDict):
-    """The owner and date of the tenant's hub token, without the token."""
+    """The owner and the date of the tenant's token for the Hugging Face hub. Does not contain the token."""
 
     id: str
     name: str
@@ -229,7 +232,7 @@ class Dataset(TypedDict):
 
 
 class Flaw(TypedDict):
-    """One error: the field or line, the rule, the value seen, the way out."""
+    """One error: the field or line, the rule that it breaks, the value given, and how to fix it."""
 
     param: str
     rule: str
@@ -238,7 +241,7 @@ class Flaw(TypedDict):
 
 
 class ImportFailure(TypedDict):
-    """Why an import failed."""
+    """Why the import of a dataset failed."""
 
     code: str
     message: str
@@ -246,7 +249,7 @@ class ImportFailure(TypedDict):
 
 
 class Import(TypedDict):
-    """An import: `receiving` parts, `checking`, `done` or `failed`."""
+    """An import of a dataset. Its status is `receiving` (parts of the file), `checking`, `done` or `failed`."""
 
     id: str
     name: str
@@ -261,7 +264,7 @@ class Import(TypedDict):
 
 
 class ImportPart(TypedDict):
-    """A part of an upload. `url` is where to PUT it, or None if the storage has it."""
+    """A part of an upload. `url` is the address for a PUT request, or None if the storage already has the part."""
 
     number: int
     bytes: int
@@ -270,14 +273,14 @@ class ImportPart(TypedDict):
 
 
 class Part(TypedDict):
-    """A piece of a record's text, and whether it is trained on."""
+    """A part of a record's text. `trained` is true if it is trained on."""
 
     text: str
     trained: bool
 
 
 class PreviewedRecord(TypedDict):
-    """A record as a model's tokenizer reads it."""
+    """A record as the tokenizer of a model reads it."""
 
     tokens: int
     trained_tokens: int
@@ -286,7 +289,7 @@ class PreviewedRecord(TypedDict):
 
 
 class Preview(TypedDict):
-    """A dataset as a model's tokenizer reads it. `tokens` is an estimate unless `exact`."""
+    """A dataset as the tokenizer of a model reads it. `tokens` is an estimate if `exact` is false."""
 
     dataset: str
     model: str

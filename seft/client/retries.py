@@ -1,6 +1,6 @@
-"""Retries: of a broken connection, of a busy service, and of an error from a proxy.
+"""Retries a request if the connection breaks, the service is busy, or a proxy reports an error.
 
-A retry is safe: calls that create something carry an idempotency key, and all other retried calls are idempotent.
+A retry is safe: requests that create something carry an idempotency key, and all other retried requests are idempotent.
 """
 
 import random
@@ -13,15 +13,18 @@ from seft.client.errors import Unreachable
 from seft.client.steps import Open, Pause, Reply, Send, Steps
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between retries if the server names no time. Each is shortened at random by up to a half."""
+"""Seconds between retries if the server names no time. Each is shortened at random by at most a half."""
 LONGEST = 60.0
-"""Longest `Retry-After`, in seconds, that is respected. A longer one ends the retries."""
+"""Longest `Retry-After` in seconds that the client waits for. If the server names a longer one, there is no retry."""
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 PROXY_ERRORS = (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT)
 
 
 def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
-    """Send until the reply is final, with at most one retry per pause. The reply may be an error."""
+    """Send a request, with at most one retry per pause. Returns the last reply, which may be an error.
+
+    Raises Unreachable if the last attempt got no reply.
+    """
     for pause in (*pauses, None):
         try:
             reply: Reply = yield step
@@ -38,7 +41,10 @@ def tried(step: Send | Open, pauses: Sequence[float]) -> Steps[Reply]:
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Return the seconds of `Retry-After`, which holds seconds or a date (RFC 9110, section 10.2.3)."""
+    """Return the seconds of the header `Retry-After`, which has seconds or a date (RFC 9110, section 10.2.3).
+
+    Returns None if it is missing or invalid.
+    """
     value = reply.headers.get("Retry-After", "")
     if value.isdecimal():
         return float(value)
@@ -49,12 +55,15 @@ def retry_after(reply: Reply) -> float | None:
 
 
 def is_problem(reply: Reply) -> bool:
-    """Return whether the service itself wrote this error."""
+    """Return whether the service itself, and not a proxy, wrote this error."""
     return reply.headers.get("Content-Type", "").startswith("application/problem+json")
 
 
 def _may_pass(reply: Reply) -> bool:
-    """Return whether a retry may succeed. 409 with `Retry-After` means that the same request is still being served."""
+    """Return whether a retry may succeed.
+
+    409 with `Retry-After` means that the service is still processing the same request.
+    """
     if reply.status == HTTPStatus.CONFLICT:
         return "Retry-After" in reply.headers
     return reply.status in BUSY or (reply.status in PROXY_ERRORS and not is_problem(reply))

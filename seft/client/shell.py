@@ -1,4 +1,4 @@
-"""What the commands of `seft` share: exit codes, connections, and output for programs and for people."""
+"""Code that all commands of `seft` share: exit codes, connections, and output for programs and for people."""
 
 import json
 import sys
@@ -25,16 +25,16 @@ Set = Annotated[
 HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
-"""Width of a table that is not printed to a terminal."""
+"""Width of a table, in characters, if the output is not a terminal."""
 
 
 class Exit(IntEnum):
-    """Exit codes of `seft`."""
+    """Exit codes of the command `seft`."""
 
     meaning: str
 
     def __new__(cls, value: int, meaning: str) -> "Exit":
-        """Create a member with its meaning."""
+        """Create an exit code with its meaning."""
         member = int.__new__(cls, value)
         member._value_, member.meaning = value, meaning
         return member
@@ -50,7 +50,10 @@ class Exit(IntEnum):
 
 @contextmanager
 def reporting(as_json: bool) -> Iterator[None]:
-    """Turn an error into one message on stderr, with `--json` also one JSON object, and the right exit code."""
+    """Convert errors of the `with` block to one message on stderr and the exit code of the error.
+
+    With `--json`, also print the error as a JSON object.
+    """
     try:
         yield
     except (ClientError, OSError) as error:
@@ -65,7 +68,10 @@ def reporting(as_json: bool) -> Iterator[None]:
 
 @contextmanager
 def connected(as_json: bool = False, *, patient: bool = False) -> Iterator["Client"]:
-    """Yield a client of the service. A `patient` one retries long enough to survive a restart of the service."""
+    """Yield a client of the service. With `patient`, it retries long enough to survive a restart of the service.
+
+    Errors are reported as in `reporting`.
+    """
     from seft.client.http import Client
 
     with reporting(as_json), Client(pauses=PATIENT if patient else HASTY) as client:
@@ -73,21 +79,24 @@ def connected(as_json: bool = False, *, patient: bool = False) -> Iterator["Clie
 
 
 def ask_secret(what: str) -> str:
-    """Read a secret from a hidden prompt or from a pipe. So neither `ps` nor the shell history shows it."""
+    """Return a secret from a hidden prompt or from a pipe, so that neither `ps` nor the shell history shows it."""
     if sys.stdin.isatty():
         return str(typer.prompt(what, hide_input=True, err=True))
     return sys.stdin.readline().strip()
 
 
 def show(answer: Mapping[str, object], as_json: bool, line: str) -> None:
-    """Print an answer as JSON or as a line."""
+    """Print a response of the service as JSON, or print `line` instead."""
     typer.echo(json.dumps(answer) if as_json else line)
 
 
 def show_rows(
     answers: Iterable[Mapping[str, object]], as_json: bool, head: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
-    """Print a list as JSON or as a table. The first column is never cut. Only the printed form is iterated."""
+    """Print a list of responses as JSON, or `rows` as a table. The first column is never cut.
+
+    Only the one that is printed is iterated.
+    """
     if as_json:
         typer.echo(json.dumps(list(answers)))
         return
@@ -101,7 +110,7 @@ def show_rows(
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Return the console for tables and bars. Piped output is not cut to the width of a screen."""
+    """Return the rich console for tables and bars. Output to a pipe is not cut to the width of a screen."""
     from rich.console import Console
 
     terminal = Console(stderr=stderr, highlight=False)
@@ -110,7 +119,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 @contextmanager
 def bytes_bar(words: str) -> Iterator["Progress | None"]:
-    """Show a bar that counts bytes if stderr is a terminal."""
+    """Yield a progress bar that counts bytes, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -123,13 +132,13 @@ def bytes_bar(words: str) -> Iterator["Progress | None"]:
 
 
 def advance(bar: "Progress | None", done: int, total: int) -> None:
-    """Set the progress of the bar."""
+    """Set the bar to `done` of `total`. Do nothing if there is no bar."""
     if bar:
         bar.update(bar.task_ids[0], completed=done, total=total)
 
 
 def assigned(settings: Sequence[str] | None) -> Json:
-    """Build a spec from options such as `--set repair.steps=100`. A value is JSON, or else text."""
+    """Return the spec that options such as `--set repair.steps=100` describe. A value that is not JSON is text."""
     spec: Json = {}
     for setting in settings or []:
         path, text = split(setting, "--set", "repair.steps=100")
@@ -149,7 +158,7 @@ def assigned(settings: Sequence[str] | None) -> Json:
 
 
 def split(pair: str, option: str, example: str) -> tuple[str, str]:
-    """Split NAME=VALUE. Raises BadParameter if there is no '='."""
+    """Return NAME and VALUE of `NAME=VALUE`. Raises BadParameter if there is no '='."""
     name, equals, value = pair.partition("=")
     if not equals:
         raise typer.BadParameter(f"{pair!r} has no '='. Write it as {example}.", param_hint=option)

@@ -13,12 +13,16 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Callback with the bytes done and the total bytes. Downloads call it from several threads, one call at a time."""
+"""Callback that gets the number of transferred bytes and the total. Downloads call it from several threads, one call at
+a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request. `path` is a path of the service, or a full URL, to which the API key is never sent."""
+    """An HTTP request. `path` is a path of the service, or a full URL of another server.
+
+    The API key is never sent to another server.
+    """
 
     method: str
     path: str
@@ -28,18 +32,21 @@ class Request:
     file: Path | None = None
     """File to send as the form field `file`."""
     content: bytes | None = None
-    """Raw body."""
+    """Body of the request."""
     progress: Progress | None = None
 
     @property
     def is_link(self) -> bool:
-        """Whether the request goes to another server than the service."""
+        """True if the request goes to another server than the service."""
         return not self.path.startswith("/")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply. `headers` ignore the case of names. The content of an opened reply has not been read yet."""
+    """An HTTP reply. The names in `headers` are case-insensitive.
+
+    If it comes from `Open`, its content is not read yet.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -48,50 +55,53 @@ class Reply:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status is 2xx."""
+        """True if the status is 2xx."""
         return 200 <= self.status < 300
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a request and read the whole reply. The result is a Reply."""
+    """Step: send a request and read the whole reply. The result is a Reply."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Send a request and keep its reply open for Read. Closes the previous open reply. The result is a Reply."""
+    """Step: send a request and keep its reply open for `Read`. The result is a Reply.
+
+    Closes the previous open reply.
+    """
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the next bytes of the open reply. Empty at its end."""
+    """Step: read the next bytes of the open reply. The result is empty at the end of the reply."""
 
 
 QUIET_SECONDS = 1.0
-"""Seconds between two requests if the first one brought nothing new."""
+"""Seconds to wait before the next request if a request brought nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait."""
+    """Step: wait for a number of seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Call a slow function that needs no network. The result is its return value."""
+    """Step: call a slow function that needs no network. The result is its return value."""
 
     call: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Together:
-    """Run these in parallel, `at_once` at a time. The first failure ends the others."""
+    """Step: run several operations in parallel, `at_once` at a time. The first failure ends the others."""
 
     parts: "Sequence[Steps[None]]"
     at_once: int
@@ -99,7 +109,7 @@ class Together:
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[T]):
-    """One row of a flow, for the caller who iterates. Drivers do not handle it."""
+    """One row for the caller who iterates over the operation. Drivers do not perform it."""
 
     value: T
 
@@ -110,7 +120,7 @@ Flow = Generator[Step | Row[T], Any, None]
 
 
 class Walk(Generic[T]):
-    """The progress of a generator: the part that both drivers share."""
+    """Runs a generator of steps and passes it their results. Both drivers use it."""
 
     result: T
 
@@ -119,7 +129,7 @@ class Walk(Generic[T]):
         self._steps = steps
 
     def step(self) -> Any:
-        """Return the next step, or None at the end. Then `result` is set."""
+        """Return the next step of the generator, or None at its end. Then `result` is set."""
         try:
             return self._turn()
         except StopIteration as end:
@@ -127,19 +137,19 @@ class Walk(Generic[T]):
             return None
 
     def answer(self, value: object) -> None:
-        """Continue with the result of the step."""
+        """Pass the result of the last step to the generator, when it runs next."""
         self._turn = lambda: self._steps.send(value)
 
     def fail(self, error: Exception) -> None:
-        """Continue with the error of the step."""
+        """Raise the error of the last step inside the generator, when it runs next."""
         self._turn = lambda: self._steps.throw(error)
 
 
 class Blocking:
-    """A caller that blocks."""
+    """Base class of a client whose methods block."""
 
     def run(self, steps: Steps[T]) -> T:
-        """Perform all steps and return the result."""
+        """Perform all steps. Returns the result of the operation."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> Iterator[T]:
@@ -148,10 +158,10 @@ class Blocking:
 
 
 class Awaiting:
-    """A caller that awaits."""
+    """Base class of a client whose methods are awaited."""
 
     async def run(self, steps: Steps[T]) -> T:
-        """Perform all steps and return the result."""
+        """Perform all steps. Returns the result of the operation."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> AsyncIterator[T]:
@@ -160,7 +170,10 @@ class Awaiting:
 
 
 class operation(Generic[P, T]):  # noqa: N801 (a decorator)
-    """A method with one result: `client.job(…)` of `Client`, `await client.job(…)` of `AsyncClient`."""
+    """Decorator that makes a method with one result from a generator of steps.
+
+    The method is called as `client.job(…)` on a `Client` and `await client.job(…)` on an `AsyncClient`.
+    """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Steps[T]]) -> None:
         self.steps = steps
@@ -173,7 +186,7 @@ class operation(Generic[P, T]):  # noqa: N801 (a decorator)
     @overload
     def __get__(self, caller: Awaiting, owner: type) -> Callable[P, Awaitable[T]]: ...
     def __get__(self, caller: Any, owner: type) -> Any:
-        """The method, bound to its caller."""
+        """Return the method, bound to its client."""
         if caller is None:
             return self
 
@@ -185,7 +198,10 @@ class operation(Generic[P, T]):  # noqa: N801 (a decorator)
 
 
 class flow(Generic[P, T]):  # noqa: N801 (a decorator)
-    """A method that yields rows: `for row in …` of `Client`, `async for row in …` of `AsyncClient`."""
+    """Decorator that makes a method that yields rows from a generator of steps.
+
+    The method is used as `for row in …` on a `Client` and `async for row in …` on an `AsyncClient`.
+    """
 
     def __init__(self, steps: Callable[Concatenate[Any, P], Flow[T]]) -> None:
         self.steps = steps
@@ -198,7 +214,7 @@ class flow(Generic[P, T]):  # noqa: N801 (a decorator)
     @overload
     def __get__(self, caller: Awaiting, owner: type) -> Callable[P, AsyncIterator[T]]: ...
     def __get__(self, caller: Any, owner: type) -> Any:
-        """The method, bound to its caller."""
+        """Return the method, bound to its client."""
         if caller is None:
             return self
 

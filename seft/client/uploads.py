@@ -1,6 +1,6 @@
-"""Uploads of large files in parallel parts, directly to the object storage.
+"""Uploads large files in parallel parts, directly to the object storage.
 
-An interrupted upload is resumed: parts that the storage has are not sent again.
+An interrupted upload is resumed: parts that the storage already has are not sent again.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from seft.client.retries import tried
 from seft.client.steps import QUIET_SECONDS, Pause, Progress, Request, Send, Steps, Together, Work
 
 PARTS_FROM = 100 << 20
-"""Largest file, in bytes, that is sent in one request."""
+"""Largest file, in bytes, that is sent in one request. Larger files are sent in parts."""
 Call = Callable[[Request], Steps[Json]]
 
 
@@ -29,9 +29,9 @@ def send(
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[Dataset]:
-    """Start or resume the import of a file, send its missing parts, and wait for the dataset.
+    """Upload a file in parts, or continue an interrupted upload. Returns the dataset when the service has checked it.
 
-    `call` sends a request to the service. `skip` holds the percentage of invalid records to leave out.
+    `call` sends a request to the service. `skip` contains the percentage of invalid records that may be left out.
     """
     size = path.stat().st_size
     body = {"name": path.name, "bytes": size, "resume_key": (yield Work(lambda: _sha256(path))), **skip}
@@ -44,7 +44,7 @@ def send(
 
 
 def imported(import_id: str, call: Call) -> Steps[Dataset]:
-    """Wait until an import has ended and return its dataset. Raises ApiProblem if the file was rejected."""
+    """Wait until an import has ended. Returns its dataset. Raises ApiProblem if the file was rejected."""
     while True:
         current = cast("Import", (yield from call(Request("GET", f"/imports/{import_id}"))))
         if error := current["error"]:
@@ -61,13 +61,16 @@ def _sha256(path: Path) -> str:
 
 
 class _Session:
-    """The state that all parts of one upload share."""
+    """State that all parts of one upload share."""
 
     def __init__(self, path: Path, address: str, call: Call, pauses: Sequence[float], meter: Meter) -> None:
         self.path, self.address, self.call, self.pauses, self.meter = path, address, call, pauses, meter
 
     def part(self, number: int, size: int) -> Steps[None]:
-        """Send part `number`, counted from 0. It requests the link only now, because links expire soon."""
+        """Send part `number`, counted from 0.
+
+        The link for the part is requested just before, because links expire soon.
+        """
         page = yield from self.call(Request("GET", self.address, query={"after": number, "limit": 1}))
         part: ImportPart = page["data"][0]
         if part["url"] is not None:

@@ -1,9 +1,9 @@
-"""Tokenizes conversations with the tokenizer's chat template, and finds the tokens of the assistant's messages.
+"""Tokenizes conversations with the tokenizer's chat template, and marks the tokens of the assistant's messages.
 
 The template only runs in the sandbox of transformers. If it has generation marks, they decide what is trained on.
-Otherwise the template is rendered for growing prefixes of the conversation: what an assistant message adds after its
-generation prompt, including its end mark, is trained on. If that cannot be found, the template is rejected. Needs no
-torch.
+Otherwise the template is rendered for growing prefixes of the conversation. The text that an assistant message adds
+after its generation prompt, including its end mark, is trained on. If this text cannot be found, the template is
+rejected. Needs no torch.
 """
 
 import re
@@ -18,18 +18,21 @@ from seft.errors import ConfigError
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
-"""Prefix for a template that uses the current date. A fixed date makes runs reproducible."""
+"""Template text that sets a fixed date before a template that uses the current date. It makes runs reproducible."""
 
 
 class Tokenized(NamedTuple):
-    """Tokens of a record, and a mask of those that are trained on."""
+    """Tokens of a record, and a mask of the tokens that are trained on."""
 
     tokens: list[int]
     trained: list[bool]
 
 
 def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
-    """Tokenize a conversation. The assistant's tokens are trained on. Raises ConfigError for an unsuitable template."""
+    """Tokenize a conversation, and mark the assistant's tokens as trained on.
+
+    Raises ConfigError if the chat template is unsuitable.
+    """
     template = _Template(tokenizer)
     tokenized = template.tokenize_marked(chat.messages) if template.marks else template.tokenize(chat.messages)
     if not any(tokenized.trained):
@@ -51,12 +54,12 @@ class _Template:
             self._text = _TODAY + self._text
 
     def tokenize_marked(self, messages: Sequence[Message]) -> Tokenized:
-        """Tokenize with the mask that the template's generation marks give."""
+        """Tokenize a conversation, with the mask that the generation marks of the template give."""
         encoding = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return Tokenized(encoding["input_ids"], [bool(trained) for trained in encoding["assistant_masks"]])
 
     def tokenize(self, messages: Sequence[Message]) -> Tokenized:
-        """Tokenize, and search the rendered text for the assistant's messages to make the mask."""
+        """Tokenize a conversation, with a mask made by a search for the assistant's messages in the rendered text."""
         whole = self.render(messages)
         spans = [
             self._span(whole, messages, number)
@@ -78,13 +81,13 @@ class _Template:
         return text
 
     def error(self, rule: str, text: str) -> ConfigError:
-        """Return the error for a template that breaks a rule. `text` is what it rendered."""
+        """Return the error for a template that breaks `rule`. `text` is what the template rendered."""
         shown = text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
         way_out = "Add {% generation %} marks to the template, or write the records as prompt and completion."
         return ConfigError("chat_template", rule, shown, way_out)
 
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
-        """Return the start and the end of an assistant message in the whole text."""
+        """Return the start and the end of assistant message `number` in the whole rendered text."""
         before, until = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
         start, content = len(before), messages[number].content.strip()
         if not whole.startswith(before):

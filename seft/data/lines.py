@@ -1,8 +1,9 @@
 """Reads the lines of a dataset file: JSONL, plain or compressed with gzip or zstd, or Parquet. Needs no torch.
 
-The first bytes of a file decide its format, not its name. A file is decompressed while it is read, so memory use is
-constant. Reading stops if the content is larger than allowed, in total or relative to the file. A Parquet file decides
-itself how much memory its reader needs, so a separate process with little memory reads it (`parquet_rows.py`).
+The format is detected from the first bytes of a file, not from its name. A file is decompressed while it is read, so
+memory use is constant. Reading stops if the content is larger than allowed, in total or relative to the file. A Parquet
+file determines how much memory its reader needs, so it is read by a separate process with a memory limit
+(`parquet_rows.py`).
 """
 
 import gzip
@@ -26,28 +27,33 @@ from seft.errors import FileError
 Read = Callable[[int], bytes]
 
 MAX_LINE_BYTES = 16 << 20
-"""Largest line."""
+"""Largest length of a line, in bytes."""
 MAX_RATIO = 200
-"""Largest ratio of decompressed to compressed size. Text has 3 to 20; more is meant to fill disks."""
+"""Largest allowed ratio of decompressed to compressed size. Text has 3 to 20; a larger ratio is an attempt to fill
+disks."""
 UNCHECKED_BYTES = 16 << 20
-"""Decompressed size up to which the ratio is not checked."""
+"""Decompressed size in bytes up to which the ratio is not checked."""
 PARQUET_MEMORY_BYTES = 2 << 30
-"""Memory limit of the process that reads a Parquet file, including pyarrow's own code."""
+"""Memory limit, in bytes, of the process that reads a Parquet file, including pyarrow's own code."""
 WINDOW_LOG = 27
-"""Largest zstd window, 128 MiB. It is the default limit of the zstd command."""
+"""Binary logarithm of the largest zstd decompression window, 128 MiB. It is the default limit of the zstd command."""
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _BUFFER = 1 << 20
 _READER_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"}
-"""Other memory pools and more threads reserve addresses that they do not use."""
+"""Settings that keep the address space of the Parquet reader small. Other memory pools and more threads reserve
+addresses that they do not use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Lines of a file. Iterating yields each line with its end, cut after `MAX_LINE_BYTES`, and its full length."""
+    """Lines of a file.
+
+    Iterating yields pairs: a line with its line end, cut after `MAX_LINE_BYTES`, and its full length.
+    """
 
     unit: str
-    """Name of a line in this file format: `line` or `row`."""
+    """What a line is called in this file format: `line` or `row`."""
     stream: io.BufferedReader
 
     def __iter__(self) -> Iterator[tuple[bytes, int]]:
@@ -61,9 +67,9 @@ class Lines:
 
 @contextmanager
 def open_lines(file: BinaryIO, max_bytes: float) -> Iterator[Lines]:
-    """Yield the lines of a file, from its start.
+    """Yield the lines of a file, from the start of the file.
 
-    While the lines are read, raises FileError if the file cannot be decompressed or contains more than `max_bytes`.
+    Reading the lines raises FileError if the file cannot be decompressed or contains more than `max_bytes`.
     """
     file.seek(0)
     head = file.read(4)
@@ -104,7 +110,10 @@ def _zstd(file: BinaryIO) -> Read:
 
 
 class _Bounded(io.RawIOBase):
-    """Limits the bytes that `read` returns. `position` returns the number of bytes read from the file."""
+    """Stream that raises FileError if `read` returns too many bytes, in total or relative to the file.
+
+    `position` returns the number of bytes read from the file.
+    """
 
     def __init__(self, read: Read, position: Callable[[], int], max_bytes: float) -> None:
         self._read, self._position, self._max_bytes, self._size = read, position, max_bytes, 0
@@ -132,7 +141,10 @@ class _Bounded(io.RawIOBase):
 
 @contextmanager
 def _parquet_rows(file: BinaryIO) -> Iterator[tuple[Read, int]]:
-    """Yield a function that reads the rows as JSON lines, and the file's size. The reader process gets no secrets."""
+    """Yield a function that reads the rows as JSON lines, and the size of the file.
+
+    A separate process converts the rows. It gets no secrets.
+    """
     if find_spec("pyarrow") is None:
         raise FileError("must have a format that can be read here", "Parquet", "Run pip install pyarrow, or use JSONL.")
     with TemporaryFile() as spool, TemporaryFile() as errors:

@@ -1,6 +1,6 @@
-"""Packs records into windows of tokens of equal length.
+"""Packs records into windows: sequences of tokens of equal length.
 
-Texts may be cut anywhere, so they are concatenated and cut into windows. A completion must stay with its prompt: such a
+Texts may be cut anywhere, so they are concatenated and cut into windows. A completion must stay with its prompt. Such a
 record stays whole if it fits into a window, and the rest of the window is padded. Positions restart at every record,
 and `seft.models.predictor` ensures that no record attends to another one.
 """
@@ -16,12 +16,15 @@ from torch import Tensor
 from seft.errors import DataError
 
 PADDING = 0
-"""Token after the last record of a window. It is never trained on, and no earlier token attends to it."""
+"""Token that fills a window after its last record. It is never trained on, and no earlier token attends to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One record as tokens, and which of them are trained on. `head` is put before each part of a text that is cut."""
+    """One record as tokens, with a mask of those that are trained on.
+
+    `head` has the tokens that are put before each part of a text that is cut.
+    """
 
     tokens: Int[Tensor, "tokens"]
     trained: Bool[Tensor, "tokens"]
@@ -29,26 +32,26 @@ class Encoded:
 
     @classmethod
     def text(cls, tokens: Sequence[int], head: Sequence[int] = ()) -> "Encoded":
-        """Return a record that is trained on completely."""
+        """Return a record of which every token is trained on."""
         tensor = torch.tensor(tokens, dtype=torch.int64)
         return cls(tensor, torch.ones_like(tensor, dtype=torch.bool), head)
 
     @property
     def cuttable(self) -> bool:
-        """Whether all of it is trained on, so that a cut separates no prompt from its completion."""
+        """True if all tokens are trained on, so that a cut separates no prompt from its completion."""
         return bool(self.trained.all())
 
     def pieces(self, length: int) -> list["Encoded"]:
-        """Cut the record into pieces of `length` tokens, without those that have nothing to train on."""
+        """Return the record cut into pieces of `length` tokens, without the pieces that have nothing to train on."""
         pairs = zip(torch.split(self.tokens, length), torch.split(self.trained, length), strict=True)
         return [Encoded(*pair) for pair in pairs if pair[1][1:].any()]
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens to predict.
+    """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens that are predicted.
 
-    The first token of a record is never trained on, because nothing comes before it.
+    The first token of a record is never predicted, because nothing comes before it.
     """
 
     tokens: Int[Tensor, "windows length"]
@@ -57,12 +60,12 @@ class Packed:
 
     @classmethod
     def of(cls, windows: "Packed | Int[Tensor, 'windows length']") -> "Packed":
-        """Return packed windows unchanged, and make `plain` windows from a tensor of tokens."""
+        """Return packed windows unchanged. Pass a tensor of tokens to `plain`."""
         return cls.plain(windows) if isinstance(windows, Tensor) else windows
 
     @classmethod
     def plain(cls, tokens: Int[Tensor, "windows length"]) -> "Packed":
-        """Return windows with one record each, which is trained on completely."""
+        """Return windows that contain one record each, of which all tokens are trained on."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return cls(tokens, positions > 0, positions)
 
@@ -70,11 +73,11 @@ class Packed:
         return len(self.tokens)
 
     def __getitem__(self, rows: Int[Tensor, "rows"] | slice) -> "Packed":
-        """Return some of the windows."""
+        """Return the windows with these numbers."""
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> "Packed":
-        """Return the windows on a device."""
+        """Return the windows with their tensors on `device`."""
         return self._each(lambda tensor: tensor.to(device))
 
     def split(self, size: int) -> list["Packed"]:
@@ -88,7 +91,7 @@ class Packed:
 
     @property
     def mixed(self) -> bool:
-        """Whether any window contains several records."""
+        """True if any window contains several records."""
         return bool((self.positions[:, 1:] == 0).any())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Packed":
@@ -101,7 +104,10 @@ def concatenate(records: Sequence[Encoded]) -> Int[Tensor, "tokens"]:
 
 
 def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
-    """Return all full windows as a view of `tokens`, without the rest. Raises DataError if there is no full window."""
+    """Return all full windows of `length` tokens, as a view of `tokens`. The rest is left out.
+
+    Raises DataError if the tokens fill no window.
+    """
     count = len(tokens) // length
     if not count:
         raise DataError(
@@ -112,19 +118,19 @@ def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "wind
 
 
 def with_head(windows: Int[Tensor, "windows tokens"], head: Sequence[int]) -> Int[Tensor, "windows length"]:
-    """Return the windows with `head` before each."""
+    """Return the windows with the tokens `head` before each."""
     return torch.cat([torch.tensor(head, dtype=torch.int64).expand(len(windows), -1), windows], 1) if head else windows
 
 
 def pack(records: Sequence[Encoded], length: int) -> Packed:
-    """Pack records into windows to train on. Raises DataError if they fill none."""
+    """Pack records into windows of `length` tokens for training. Raises DataError if the records fill no window."""
     if all(record.cuttable for record in records):
         return _pack_cut(records, length)
     return pack_whole(records, length)
 
 
 def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
-    """Pack whole records into windows. Only records longer than a window are cut.
+    """Pack whole records into windows of `length` tokens. Only records longer than a window are cut.
 
     Best fit in the order of the file: a record goes into the window with the least remaining space that is enough, or
     into a new window. Raises DataError if no window has a token to train on.
@@ -148,7 +154,7 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
 
 
 def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
-    """Concatenate the records, and cut them at the end of each window."""
+    """Concatenate the records, and cut the result into windows of `length` tokens."""
     parts, filled = [torch.zeros(0, dtype=torch.int64)], 0
     for record in records:
         head, start = torch.tensor(record.head, dtype=torch.int64), 0
@@ -163,7 +169,10 @@ def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:
 
 
 def _padded_window(pieces: Sequence[Encoded], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens, mask and positions of one window. The padding continues the last record's positions."""
+    """Return the tokens, the mask of trained tokens and the positions of one window, padded to `length`.
+
+    The padding continues the positions of the last record.
+    """
     tokens, trained = torch.full((length,), PADDING), torch.zeros(length, dtype=torch.bool)
     positions, start = torch.arange(length), 0
     for piece in pieces:

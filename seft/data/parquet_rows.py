@@ -1,6 +1,7 @@
-"""Converts a Parquet file on standard input to JSON lines on standard output. Run by path as a separate process.
+"""Converts a Parquet file on standard input to JSON lines on standard output. Runs as a separate process.
 
-The argument limits its memory. It reads only the columns that a record can have, and leaves out null values.
+The process is started by the path of this file. Its argument is its memory limit in bytes. It reads only the columns
+that a record can have, and leaves out null values.
 """
 
 import json
@@ -15,7 +16,10 @@ BATCH_ROWS = 256
 
 
 def main(memory: int) -> None:
-    """Write all rows. An error ends the process with one line on standard error."""
+    """Limit the memory to `memory` bytes, then write all rows.
+
+    An error ends the process with one line on standard error.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     import pyarrow
     import pyarrow.parquet

@@ -1,8 +1,9 @@
-"""Previews the first records of a dataset as a model's tokenizer reads them: `python -m seft.data.preview`.
+"""Computes a preview of a dataset: its first records as a model's tokenizer reads them.
 
-Runs as a separate process with little time and memory, no secrets and no network, because tokenizers and chat
-templates come from other people and transformers is large. It reads `{"path", "lines", "show"}` as JSON from standard
-input and writes a `Preview`. It needs no torch, unless the tokenizer is in a GGUF file.
+`python -m seft.data.preview` runs as a separate process with little time and memory, no secrets and no network, because
+tokenizers and chat templates come from other people and transformers is large. It reads a JSON object with the keys
+`path`, `lines` and `show` from standard input and writes a `Preview` as JSON. It needs no torch, unless the tokenizer
+is in a GGUF file.
 """
 
 import json
@@ -21,12 +22,12 @@ from seft.errors import SeftError, SourceError
 
 SECONDS, MEMORY_BYTES = 30, 4 << 30
 MAX_SHOWN_TOKENS = 2000
-"""Largest number of tokens that are shown of one record. The others are only counted."""
+"""Largest number of tokens of one record that a preview contains. The others are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of a record's text that is trained on as a whole, or not at all."""
+    """A part of a record's text. Either all of it or none of it is trained on."""
 
     text: str
     trained: bool
@@ -40,12 +41,12 @@ class PreviewedRecord:
     trained_tokens: int
     parts: list[Part]
     cut: bool
-    """Whether the record has more tokens than are shown."""
+    """True if the record has more tokens than the preview contains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Token counts of all lines, and the first records."""
+    """Token counts over all given lines, and the first of their records."""
 
     lines: int
     tokens: int
@@ -54,7 +55,10 @@ class Preview:
 
 
 def preview(lines: Sequence[bytes], tokenizer: Any, show: int) -> Preview:
-    """Count the tokens of all lines, and show the first `show` records."""
+    """Return the number of tokens of all `lines`, and the first `show` records as the tokenizer reads them.
+
+    Raises RecordError if a line is not a valid record.
+    """
     parse, head, shown = Parser(), bos_tokens(tokenizer), list[PreviewedRecord]()
     tokens = trained = 0
     for number, line in enumerate(lines, start=1):
@@ -69,7 +73,10 @@ def preview(lines: Sequence[bytes], tokenizer: Any, show: int) -> Preview:
 
 
 def _parts(tokenized: Tokenized, tokenizer: Any) -> Iterator[Part]:
-    """Yield the text of each run of tokens. A token that is a part of a character belongs to the run after it."""
+    """Yield the text of each run of tokens that are all trained on, or all not.
+
+    If a character consists of tokens of two runs, it belongs to the second run.
+    """
     whole, start, end = tokenizer.decode(tokenized.tokens), 0, 0
     for trained, run in groupby(tokenized.trained):
         end += len(list(run))
@@ -81,7 +88,10 @@ def _parts(tokenized: Tokenized, tokenizer: Any) -> Iterator[Part]:
 
 
 def main() -> None:
-    """Answer one request, or exit with one line on standard error."""
+    """Read one request from standard input and write its preview to standard output.
+
+    An error ends the process with one line on standard error.
+    """
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     request = json.load(sys.stdin)
@@ -96,7 +106,7 @@ def main() -> None:
 
 
 def _load_tokenizer(path: Path) -> Any:
-    """Load the tokenizer of a folder or a GGUF file like `seft.models.load`. Does not import torch for a folder."""
+    """Load the tokenizer of a folder or a GGUF file, as `seft.models.load` does. Does not import torch for a folder."""
     options = {"gguf_file": path.name} if path.is_file() else {}
     if not options:
         sys.modules["torch"] = None  # type: ignore[assignment]  # transformers would import it, which takes seconds

@@ -1,7 +1,7 @@
 """Parses the records of a dataset: one JSON object per line, in one of four formats. Needs no torch.
 
 A server checks an upload line by line with a `Parser`, and a worker reads the same file with `read`, so both apply the
-same rules. The first record decides the format of a file. Records in other formats are rejected.
+same rules. The format of the first record is the format of the file. Records in other formats are rejected.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from seft.errors import ConfigError, DataError, RecordError
 
 
 class Format(StrEnum):
-    """Format of the records of a file."""
+    """Format of all records of a file."""
 
     TEXT = "text"
     MESSAGES = "messages"
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class Role(StrEnum):
-    """Role of a message, as in chat templates."""
+    """Role of the sender of a message, as in chat templates."""
 
     SYSTEM = "system"
     USER = "user"
@@ -57,7 +57,7 @@ class Completion:
 
 
 Record = str | Chat | Completion
-"""A record. A text is a string, and is trained on completely."""
+"""One record. A plain text is a string, and all of it is trained on."""
 R = TypeVar("R", bound=Record)
 
 KEYS = {
@@ -66,7 +66,7 @@ KEYS = {
     Format.COMPLETION: ("prompt", "completion"),
     Format.INSTRUCTION: ("instruction", "output"),
 }
-"""Keys that a record of each format must have."""
+"""Keys that a record must have, per format."""
 EXAMPLES = {
     Format.TEXT: '{"text": "…"}',
     Format.MESSAGES: '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}',
@@ -96,15 +96,16 @@ context. Write a response that appropriately completes the request.
 
 
 class Parser:
-    """Parses the lines of one file. `format` is the format of its first record, or None before it."""
+    """Parses the lines of one file. `format` is the format of its first record, or None before the first record."""
 
     def __init__(self) -> None:
         self.format: Format | None = None
 
     def __call__(self, line: int, raw: bytes) -> Record:
-        """Parse one line. Raises RecordError with the line, the rule and the value if it is not a valid record.
+        """Return the record of one line. Keys that no format has are ignored.
 
-        Ignores keys of no format. Rejects lone surrogates, which a tokenizer cannot read.
+        Raises RecordError if the line is not a valid record. Lone surrogates are invalid, because a tokenizer cannot
+        read them.
         """
         fields = _Fields(line, _parse_object(line, raw))
         self.format = form = self.format or _format_of(fields)
@@ -125,7 +126,7 @@ class Parser:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a `.jsonl` file, or a `.txt` file as one record."""
+    """Return the records of a `.jsonl` file. A `.txt` file is one record."""
     if path.suffix not in (".jsonl", ".txt"):
         raise ConfigError("data", "must end in .jsonl or .txt", path.name, WAY_OUT)
     if not path.is_file():
@@ -141,11 +142,11 @@ def read(path: Path) -> list[Record]:
 
 
 def split(records: Sequence[R], held_out: float, seed: int) -> tuple[list[R], list[R]]:
-    """Split records into training and evaluation records, in this order.
+    """Split records into training records and evaluation records. Returns both lists in this order.
 
-    `held_out` is the fraction of distinct records for evaluation: at least one, never all. They are those with the
-    lowest sha256 of seed and record. Equal records stay together, so no evaluation record is trained on. Both parts
-    keep the file's order. Raises DataError if there are fewer than two distinct records.
+    `held_out` is the fraction of distinct records that are for evaluation: at least one record, never all. They are the
+    records with the lowest sha256 of seed and record. Equal records stay together, so no evaluation record is trained
+    on. Both lists keep the order of the file. Raises DataError if there are fewer than two distinct records.
     """
     distinct = set(records)
     ranked = sorted(distinct, key=lambda record: hashlib.sha256(f"{seed} {_identity(record)}".encode()).digest())
@@ -164,7 +165,10 @@ def _identity(record: Record) -> str:
 
 
 def _instruction(fields: "_Fields") -> Completion:
-    """Return the record in the layout of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py)."""
+    """Return the instruction as a prompt and its output as the completion.
+
+    The layout is that of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, train.py).
+    """
     context = fields.string("input") if "input" in fields.values else ""
     layout = _ALPACA_WITH_INPUT if context.strip() else _ALPACA
     prompt = layout.format(instruction=fields.nonblank("instruction"), input=context)
@@ -172,7 +176,7 @@ def _instruction(fields: "_Fields") -> Completion:
 
 
 def _format_of(fields: "_Fields") -> Format:
-    """Return the format whose keys the first record has."""
+    """Return the format whose keys this record, the first of its file, has."""
     matches = [form for form, keys in KEYS.items() if all(key in fields.values for key in keys)]
     if len(matches) == 1:
         return matches[0]
@@ -189,7 +193,7 @@ def _example(form: Format) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Fields:
-    """Checked access to the values of an object in a line. `path` is the prefix of the object inside the line."""
+    """Checked access to the values of a JSON object in a line. `path` is where the object is inside the line."""
 
     line: int
     values: dict[str, Any]
@@ -197,11 +201,11 @@ class _Fields:
 
     @property
     def summary(self) -> str:
-        """The keys of the object, for an error message."""
+        """Keys of the object, for an error message."""
         return _short(f"an object with the keys {', '.join(map(repr, self.values)) or 'none'}", 120)
 
     def string(self, key: str) -> str:
-        """Return a value that must be a string of valid Unicode."""
+        """Return the value of `key`. Raises RecordError if it is not a string of valid Unicode."""
         text = self.values.get(key)
         if not isinstance(text, str):
             raise self.error(key, "must be a string", _short(json.dumps(text)), "Write it as a JSON string.")
@@ -213,14 +217,14 @@ class _Fields:
         return text
 
     def nonblank(self, key: str) -> str:
-        """Return a string that must have more than white space."""
+        """Return the value of `key`. Raises RecordError if it is not a string with more than white space."""
         text = self.string(key)
         if not text.strip():
             raise self.error(key, "must not be blank", _short(json.dumps(text)), "Remove the line.")
         return text
 
     def chat(self) -> Chat:
-        """Return the conversation, which must have an answer of the assistant."""
+        """Return the conversation in this object. Raises RecordError if it has no message of the assistant."""
         items = self.values["messages"]
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             value = _short(json.dumps(items))
@@ -239,7 +243,10 @@ class _Fields:
         return Chat(messages)
 
     def message(self) -> Message:
-        """Return the message. Rejects tool calls, because they would not be trained on."""
+        """Return the message in this object.
+
+        Raises RecordError for tool calls, because they would not be trained on.
+        """
         role = self.string("role")
         if role not in {*Role}:
             rule = f"must be one of {', '.join(Role)}"
@@ -250,7 +257,7 @@ class _Fields:
         return Message(Role(role), self.nonblank("content") if role == Role.ASSISTANT else self.string("content"))
 
     def error(self, key: str, rule: str, value: str, way_out: str) -> RecordError:
-        """Return the error for one value."""
+        """Return the error for the value of one key."""
         return RecordError(self.line, f"`{self.path}{key}` {rule}", value, way_out)
 
 
@@ -265,7 +272,7 @@ def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
 
 
 def _decode(line: int, raw: bytes) -> str:
-    """Decode UTF-8. A byte order mark at the start is ignored."""
+    """Return the text of a line in UTF-8, without a byte order mark at its start."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Turns records into tokens, and tokens into windows for calibration and evaluation."""
+"""Converts records to tokens, and tokens to windows (sequences of equal length) for calibration and evaluation."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
@@ -16,7 +16,7 @@ from seft.seeds import generator
 
 
 def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
-    """Tokenize each record. Texts have the end-of-text token between them, completions have it at their end."""
+    """Return the tokens of each record. The end-of-text token is between texts, and at the end of each completion."""
     head, encoded = bos_tokens(tokenizer), list[Encoded]()
     for record in records:
         match record:
@@ -35,7 +35,7 @@ def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
 
 
 def tokenize(records: Iterable[Record], tokenizer: Any) -> Int[Tensor, "tokens"]:
-    """Tokenize all records into one tensor."""
+    """Return the tokens of all records in one tensor."""
     return concatenate(encode(records, tokenizer))
 
 
@@ -48,10 +48,10 @@ def windows(
     *,
     head: Sequence[int] = (),
 ) -> Int[Tensor, "windows {length}"]:
-    """Return `count` windows of `length` tokens, each of which begins with `head`.
+    """Return `count` windows of `length` tokens, each of which begins with the tokens `head`.
 
-    Sequential windows are the first ones of the text, and fewer if the text ends. Random windows have uniformly drawn
-    starts, so they may overlap. Raises DataError if the text is shorter than one window.
+    Sequential windows are the first ones of the text; there are fewer if the text is too short. Random windows start at
+    uniformly drawn positions, so they may overlap. Raises DataError if the text is shorter than one window.
     """
     length -= len(head)
     sequential = cut_windows(tokens, length)
@@ -66,7 +66,10 @@ def windows(
 
 
 def evaluation_windows(records: Sequence[Encoded], length: int, count: int) -> Packed:
-    """Return the first `count` windows for evaluation, or fewer if the text ends. Texts are read across records."""
+    """Return the first `count` windows of `length` tokens for evaluation, or fewer if the text is too short.
+
+    A window of plain text may contain the end of one record and the start of the next.
+    """
     if all(record.cuttable for record in records):
         head = records[0].head if records else ()
         return Packed.plain(with_head(cut_windows(concatenate(records), length - len(head))[:count], head))
@@ -74,7 +77,7 @@ def evaluation_windows(records: Sequence[Encoded], length: int, count: int) -> P
 
 
 def require_known_tokens(tokens: Int[Tensor, "..."], model: Any) -> None:
-    """Raise SourceError if a token has no embedding. Some tokenizers have more tokens than their model.
+    """Raise SourceError if the model has no embedding for a token. Some tokenizers have more tokens than their model.
 
     On CUDA such a token would end the whole process with a message that names neither the token nor the model.
     """

@@ -1,4 +1,4 @@
-"""Tokenizes one record, and marks the tokens that are trained on. Needs no torch."""
+"""Converts one record to tokens, and marks the tokens that are trained on. Needs no torch."""
 
 from collections.abc import Sequence
 from typing import Any, assert_never
@@ -9,7 +9,10 @@ from seft.errors import ConfigError
 
 
 def tokenize_record(record: Record, tokenizer: Any, head: Sequence[int]) -> Tokenized:
-    """Tokenize one record after `head`, which is `bos_tokens(tokenizer)`. A text ends with the end-of-text token."""
+    """Return the tokens of a record after `head`, which is the result of `bos_tokens`, with a mask of the trained ones.
+
+    A text ends with the end-of-text token.
+    """
     match record:
         case str():
             tokens = [*text_tokens(record, tokenizer), eos_token(tokenizer)]
@@ -23,13 +26,16 @@ def tokenize_record(record: Record, tokenizer: Any, head: Sequence[int]) -> Toke
 
 
 def bos_tokens(tokenizer: Any) -> list[int]:
-    """Return the token that the tokenizer puts before every text, or nothing. The model expects it at each start."""
+    """Return a list with the token that the tokenizer puts before every text, or an empty list if there is none.
+
+    The model expects this token at the start of each sequence.
+    """
     first: int | None = tokenizer.bos_token_id
     return [first] if first is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [first] else []
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[int]:
-    """Return the tokens of a text without special tokens before or after it."""
+    """Return the tokens of a text, without special tokens before or after them."""
     tokens: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return tokens
 
@@ -45,7 +51,7 @@ def eos_token(tokenizer: Any) -> int:
 
 
 def _completion(record: Completion, tokenizer: Any, head: Sequence[int]) -> Tokenized:
-    """Tokenize prompt and completion as one text. A token that spans both belongs to the completion."""
+    """Return the tokens of prompt and completion as one text. A token that spans both belongs to the completion."""
     tokens = [*head, *text_tokens(record.prompt + record.completion, tokenizer), eos_token(tokenizer)]
     prompt = common_length(tokens, [*head, *text_tokens(record.prompt, tokenizer)])
     return Tokenized(tokens, [False] * prompt + [True] * (len(tokens) - prompt))

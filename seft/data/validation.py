@@ -1,7 +1,7 @@
 """Validates a dataset file in one pass and constant memory, and reads its valid lines. Needs no torch.
 
-The service stores every dataset as plain JSONL, whatever the format of the upload. So equal records have equal bytes
-and one hash, a worker needs no decompression, and the first records can be read alone.
+The service stores every dataset as plain JSONL, for any format of the upload. So equal records have equal bytes and one
+hash, a worker needs no decompression, and the first records can be read without the rest.
 """
 
 import hashlib
@@ -18,37 +18,37 @@ from seft.data.records import WAY_OUT, Format, Parser, Record
 from seft.errors import FileError, RecordError
 
 MAX_FLAWS = 20
-"""Largest number of broken lines that are reported."""
+"""Largest number of invalid lines whose errors are reported."""
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Result of a validation: the size and hash of the valid records as JSONL, and the errors of the others."""
+    """Result of a validation: size and hash of the valid records as JSONL, and the errors of invalid lines."""
 
     unit: str
     sha256: str
     bytes: int
     records: int
     skipped: int
-    """Number of broken lines. They are left out."""
+    """Number of invalid lines, which are left out."""
     format: Format | None
     flaws: tuple[RecordError, ...]
-    """Errors of the first broken lines, at most `MAX_FLAWS`."""
+    """Errors of the first invalid lines, at most `MAX_FLAWS`."""
     rejected: bool
-    """Whether more lines are broken than allowed."""
+    """True if more lines are invalid than allowed."""
 
     @property
     def lines(self) -> int:
-        """Number of lines that were read."""
+        """Number of lines that were read, valid or not."""
         return self.records + self.skipped
 
 
 def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float = 0.0) -> Validation:
-    """Read and check a whole file. Rejects it if more than `skip_percentage` of its lines are broken.
+    """Read and check a whole file. The result is `rejected` if more than `skip_percentage` of the lines are invalid.
 
-    If no line may be broken, stops after `MAX_FLAWS` broken lines. Raises FileError if the file cannot be read, has
-    more than `max_bytes` after decompression, or has fewer than two different records.
+    If no line may be invalid, reading stops after `MAX_FLAWS` invalid lines. Raises FileError if the file cannot be
+    read, has more than `max_bytes` after decompression, or has fewer than two different records.
     """
     parse, digest = Parser(), hashlib.sha256()
     size = records = skipped = 0
@@ -75,9 +75,9 @@ def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float
 
 
 def open_valid_lines(file: BinaryIO, max_bytes: float, sha256: str, *, whole: bool) -> io.BufferedReader:
-    """Return a stream of the valid lines of a validated file, or of its whole content if `whole` is true.
+    """Return a stream of the valid lines of a validated file. If `whole` is true, it has all lines.
 
-    Raises FileError at the end of the stream if the content does not have this hash, because the file has changed.
+    At its end the stream raises FileError if the content does not have the hash `sha256`, because the file has changed.
     """
     return io.BufferedReader(_Stream(_chunks(file, max_bytes, sha256, whole)), _CHUNK_BYTES)
 
@@ -115,7 +115,7 @@ def _too_few_records(records: int) -> FileError:
 
 
 class _Stream(io.RawIOBase):
-    """Stream that reads from an iterator of chunks."""
+    """Stream whose bytes come from an iterator of chunks."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""

@@ -1,1 +1,1 @@
-"""Models: resolving a reference, reading headers, loading, finding the linear maps to prune, and prediction."""
+"""Models: resolve a reference, read headers, load, find the linear layers to prune, and predict."""

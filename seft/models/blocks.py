@@ -1,4 +1,4 @@
-"""The output of a decoder block. Architectures return it in different forms."""
+"""Reads the hidden state from the output of a decoder block. Architectures return it in different forms."""
 
 from typing import Any
 
@@ -9,6 +9,6 @@ Hidden = Float[Tensor, "batch tokens cols"]
 
 
 def hidden_state(output: Any) -> Hidden:
-    """Return the hidden state in a block's output. Some architectures return a tuple that begins with it."""
+    """Return the hidden state in a block's output. If the output is a tuple, the hidden state is its first item."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden

@@ -1,8 +1,8 @@
-"""Reads the key-value header of a GGUF file, with bounds checks and without the weights.
+"""Reads the key-value header of a GGUF file without its weights, and checks every length before use.
 
-The `gguf` package also reads it, but needs seconds for a vocabulary and trusts every length in the file. A server must
-answer in milliseconds and may be given any file. Arrays contain the vocabulary: they are skipped, and only their
-lengths are returned. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+The package `gguf` also reads the header, but it needs seconds for a vocabulary and trusts every length in the file. A
+server must answer in milliseconds and may get any file. Arrays contain the vocabulary, so they are skipped, and only
+their lengths are returned. Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 import mmap
@@ -16,18 +16,18 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _TYPE_AND_OFFSET = 12
-"""Number of bytes after a tensor's shape that hold its type and offset."""
+"""Number of bytes for the type and the offset of a tensor, which follow its shape."""
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
 class _Cursor:
-    """Reads forward through bytes. Raises ValueError past the end of the data and at an unknown type."""
+    """Reads forward through bytes. Raises ValueError if it passes the end of the data or meets an unknown type."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._position = data, 0
 
     def skip(self, size: int) -> int:
-        """Move forward by `size` bytes, and return the position before."""
+        """Move forward by `size` bytes. Returns the position before the move."""
         start, end = self._position, self._position + size
         if end > len(self._data):
             raise ValueError("the header continues past the end of the file")
@@ -47,7 +47,7 @@ class _Cursor:
         return self._data[start : start + size].decode("utf-8")
 
     def value(self, kind: int) -> Value:
-        """Return one value, or the length if it is an array."""
+        """Return the next value, which has the GGUF type `kind`. For an array, return its length."""
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
@@ -69,13 +69,19 @@ class _Cursor:
 
 
 def read_header(path: Path) -> dict[str, Value]:
-    """Return all keys with their values. The value of an array is its length. Raises ValueError if it is unreadable."""
+    """Return all keys with their values. The value of an array is its length.
+
+    Raises ValueError if the file is not readable GGUF.
+    """
     with _open(path) as (cursor, _):
         return _values(cursor)
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in torch's order, (outputs, inputs). Raises ValueError if it is unreadable."""
+    """Return the shape of every tensor by name, in the order of torch: (outputs, inputs).
+
+    Raises ValueError if the file is not readable GGUF.
+    """
     with _open(path) as (cursor, tensors):
         _values(cursor)
         return dict(_tensor(cursor) for _ in range(tensors))

@@ -1,7 +1,7 @@
 """Loads a model and its tokenizer with transformers, from safetensors or GGUF. Never loads pickles or remote code.
 
-Raises an error if the tensors of a checkpoint do not match the model exactly. Transformers would fill the gaps with
-random weights and only warn.
+Raises SourceError if the tensors of a checkpoint do not match the model exactly. Transformers alone would fill the gaps
+with random weights and only warn.
 """
 
 import logging
@@ -31,12 +31,12 @@ LOAD_ERRORS = (
     SafetensorError,
     StrictDataclassError,
 )
-"""Exceptions that transformers raises for a configuration or a file that is not a model's."""
+"""Exceptions that transformers raises if a configuration or a file cannot be loaded as a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in evaluation mode without key-value cache, its tokenizer, and their source."""
+    """A model in evaluation mode and without key-value cache, its tokenizer, and the source of both."""
 
     model: nn.Module
     tokenizer: Any
@@ -44,9 +44,10 @@ class Loaded:
 
 
 def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Loaded:
-    """Load a source's weights in `dtype` onto `device`. Raises SourceError if they are not a complete model.
+    """Load the model and the tokenizer of a source onto `device`, with the weights in `dtype`.
 
-    Buffers keep the values that they have in float32, so that the model and its later verification have the same ones.
+    Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
+    Raises SourceError if the files are not a complete model.
     """
     tokenizer = load_tokenizer(source)
     folder, options = _location(source)
@@ -59,14 +60,14 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """Load only the tokenizer, so that the text can be checked before the weights are loaded."""
+    """Load only the tokenizer, so that a text can be checked before the weights are loaded."""
     folder, options = _location(source)
     with _source_errors(source.reference):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def _location(source: ModelSource) -> tuple[Path, dict[str, str]]:
-    """Return the folder, and the options that make transformers read a GGUF file in it."""
+    """Return the folder of the model, and the options that make transformers read a GGUF file in this folder."""
     path = fetch(source)
     return (path.parent, {"gguf_file": path.name}) if source.kind is Kind.GGUF else (path, {})
 
@@ -109,7 +110,7 @@ def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Turn off the progress bars and warnings of transformers inside the context. Errors are still logged."""
+    """Turn off the progress bars and warnings of transformers while the `with` block runs. Errors are still logged."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     gguf_bar = modeling_gguf_pytorch_utils.tqdm  # the call below does not turn off this bar
     transformers_logging.disable_progress_bar()

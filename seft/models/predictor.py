@@ -1,7 +1,8 @@
 """Runs a causal language model on packed windows, so that no record attends to another one.
 
-`Predictor.rows` returns the model's output before the head, one row per trained prediction. `Predictor.logits` then
-computes the logits of any number of rows at a time, which bounds the memory for logits.
+A packed window is a sequence of tokens that may contain several records. `Predictor.rows` returns the model's output
+before the head, one row per trained prediction. `Predictor.logits` then computes the logits of any number of rows at a
+time, which limits the memory for logits.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,21 +20,20 @@ from seft.models.blocks import hidden_state
 from seft.models.targets import decoder_blocks
 
 PROBE_SCALE = 1e4
-"""Factor on the hidden state in the probe of the head. Large logits reveal a cap that small logits do not reach."""
+"""Factor on the hidden state when the head is tested. Some models cap large logits, and small logits would not show it.
+"""
 
 MAX_LEAK = 0.1
-"""Largest influence of one record on the next in a model that separates them, which is rounding.
-
-It is a fraction of the influence without separation.
-"""
+"""Largest influence of one record on the next that is explained by rounding. It is a fraction of the influence in a run
+that does not separate the records."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Outputs of a model at the trained predictions of a batch, in the order of windows and tokens.
 
-    `last` is the last hidden state, or the logits if the model changes them after the head. `blocks` has the output of
-    each decoder block.
+    `last` is the last hidden state, or the logits if the model changes logits after the head. `blocks` has the output
+    of each decoder block.
     """
 
     last: Float[Tensor, "predictions width"]
@@ -41,11 +41,11 @@ class Rows:
 
 
 class Predictor:
-    """Runs a model so that its head is applied separately and packed records are independent.
+    """Runs a model so that its head is applied separately and packed records do not influence each other.
 
-    Some architectures scale or cap their logits after the head: for them `Rows.last` has the logits. Some let packed
-    records attend to each other: for them each record is run in a row of its own. Both are found by running the model,
-    not by its name.
+    Some architectures scale or cap their logits after the head. For them `Rows.last` has the logits. Some let packed
+    records attend to each other. For them each record is run in a row of its own. Both cases are detected by running
+    the model, not by its name.
     """
 
     def __init__(self, model: Any) -> None:
@@ -61,7 +61,7 @@ class Predictor:
         return Rows(last, inner)
 
     def logits(self, last: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocabulary"]:
-        """Return the logits of some rows, in float32 or wider."""
+        """Return the logits of some rows of `Rows.last`, in float32 or wider."""
         logits: Tensor = self._head(last) if self._plain else last
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -85,7 +85,7 @@ class Predictor:
     @cached_property
     @torch.no_grad()
     def _separates_records(self) -> bool:
-        """Whether a record does not attend to the one before it if its positions restart at 0."""
+        """True if a record does not attend to the record before it when its positions restart at 0."""
         tokens = torch.arange(12, device=self._model.device)[None]
         positions, body = tokens % 6, self._model.base_model
 
@@ -102,7 +102,7 @@ class Predictor:
 
 
 def _run_separately(batch: Packed, run: Callable[..., list[Tensor]]) -> list[Tensor]:
-    """Run each record of a batch in its own row, padded at the end, and return the states in the batch's layout."""
+    """Run each record of a batch in its own row, padded at the end. Returns the states in the layout of the batch."""
     starts = (batch.positions == 0).flatten().nonzero().squeeze(1)
     lengths = torch.cat([starts, starts.new_tensor([batch.tokens.numel()])]).diff()
     used = torch.arange(int(lengths.max()), device=starts.device) < lengths[:, None]
@@ -113,7 +113,7 @@ def _run_separately(batch: Packed, run: Callable[..., list[Tensor]]) -> list[Ten
 
 @contextmanager
 def _recorded(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Yield a list to which every call of one of the blocks appends its hidden state."""
+    """Yield a list. Each call of one of the blocks appends its hidden state to it."""
     outputs: list[Tensor] = []
     hooks = [
         block.register_forward_hook(lambda _, __, output: outputs.append(hidden_state(output))) for block in blocks
@@ -127,7 +127,7 @@ def _recorded(blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
-    """Return whether the logits are exactly the head applied to the last hidden state."""
+    """Return whether the logits are exactly the head applied to the last hidden state, without scaling or cap."""
     tokens = torch.tensor([[0, 1]], device=model.device)
     head = model.get_output_embeddings()
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state * PROBE_SCALE

@@ -1,9 +1,9 @@
-"""Intercepts the matrix products of targets with their inputs, to observe the inputs or to train in their place.
+"""Replaces the forward computation of targets by handlers, which observe the inputs or train the weights.
 
-If a module has one matrix, its forward is replaced. Experts whose matrices are stacked in one parameter have no forward
-of their own. Their module's code runs one expert after another, and each product with a matrix of the stack is
-recognised by the memory address of the matrix. Any other use of that memory raises an error, so that no product is
-missed silently. Module and parameter names are not used.
+A target is a linear layer that is pruned. If a module has one weight matrix, its `forward` is replaced. Experts whose
+matrices are stacked in one parameter have no `forward` of their own. Their module's code runs one expert after another,
+and each product with a matrix of the stack is recognised by the memory address of the matrix. Any other use of that
+memory raises an error, so that no product is missed silently. Module and parameter names are not used.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,16 +22,19 @@ from seft.models.targets import Target
 Inputs = Float[Tensor, "*batch cols"]
 Outputs = Float[Tensor, "*batch rows"]
 Product = Callable[[Inputs], Outputs]
-"""Maps the inputs of a target to its outputs, including the bias."""
+"""Forward function of a target: returns its outputs for some inputs, including the bias."""
 
 Handler = Callable[[Inputs, Product], Outputs]
-"""Called instead of a target's product, with the inputs and the original product."""
+"""Function that is called instead of a target's forward function. Gets the inputs and the original forward function."""
 
 _MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 
 def intercept_products(handlers: Mapping[Target, Handler]) -> Callable[[], None]:
-    """Call the handlers instead of their targets' products. Returns a function that restores the products."""
+    """Call the handlers instead of the forward functions of their targets.
+
+    Returns a function that restores the original forward functions.
+    """
     modules: dict[nn.Module, dict[Target, Handler]] = {}
     for target, handler in handlers.items():
         modules.setdefault(target.module, {})[target] = handler
@@ -51,7 +54,7 @@ def intercept_products(handlers: Mapping[Target, Handler]) -> Callable[[], None]
 
 @contextmanager
 def intercepted_products(handlers: Mapping[Target, Handler]) -> Iterator[None]:
-    """Intercept products inside the context. See `intercept_products`."""
+    """Call the handlers instead of the targets' forward functions while the `with` block runs."""
     restore = intercept_products(handlers)
     try:
         yield
@@ -73,7 +76,7 @@ def _intercepted_forward(module: nn.Module, forward: Callable[..., Any], handler
 
 @contextmanager
 def _eager_experts(module: nn.Module) -> Iterator[None]:
-    """Run experts with their module's own loop inside the context, not with a kernel that runs all experts at once."""
+    """Make a module run its experts one after another while the `with` block runs, not in one fused kernel."""
     config = getattr(module, "config", None)
     kernel = getattr(config, "_experts_implementation", None)
     if config is None or kernel is None:
@@ -87,7 +90,7 @@ def _eager_experts(module: nn.Module) -> Iterator[None]:
 
 
 class _Products(TorchFunctionMode):
-    """Passes products with matrices of a module's stacked parameters to their handlers."""
+    """Torch function mode that passes each product with a matrix of a stacked parameter to that matrix's handler."""
 
     def __init__(self, module: nn.Module, handlers: Mapping[Target, Handler]) -> None:
         super().__init__()
@@ -123,5 +126,5 @@ class _Products(TorchFunctionMode):
 
 
 def _key(matrix: Float[Tensor, "rows cols"]) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Return the address and layout of a matrix, which are the same for all equal views of it."""
+    """Return the address and layout of a matrix. They are the same for two views of the same matrix."""
     return matrix.data_ptr(), matrix.shape, matrix.stride()

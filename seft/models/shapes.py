@@ -1,4 +1,7 @@
-"""Reads the names and shapes of a model's tensors from the headers of its files. Reads no weights, needs no torch."""
+"""Reads the names and shapes of a model's tensors from the headers of its files.
+
+Reads no weights and needs no torch.
+"""
 
 import json
 import os
@@ -16,13 +19,14 @@ from seft.models.source import HUB_SECONDS, INDEX, REFUSED, SINGLE, Kind, ModelS
 
 Shapes = Mapping[str, tuple[int, ...]]
 MAX_HEADER_BYTES = 25_000_000
-"""Largest header of a safetensors file. The hub's client has the same limit."""
+"""Largest header of a safetensors file, in bytes. The client of the hub has the same limit."""
 
 
 def shapes(source: ModelSource) -> Shapes:
-    """Return the shape of every tensor in the model's files. If a hub model is not cached, downloads only the headers.
+    """Return the shape of every tensor in the model's files.
 
-    Raises SourceError if the files cannot be read or the hub does not answer.
+    Downloads only the headers of a hub model that is not cached. Raises SourceError if the files cannot be read or the
+    hub does not answer.
     """
     try:
         match source.kind:
@@ -50,14 +54,17 @@ def _folder_shapes(folder: Path) -> Shapes:
 
 
 def _files(folder: Path) -> set[str]:
-    """Return the names of the safetensors files in a folder, which are none if it has no weights."""
+    """Return the names of the safetensors files in a folder; an empty set if there are none."""
     if (folder / INDEX).exists():
         return set(map(str, json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
     return {SINGLE} if (folder / SINGLE).exists() else set()
 
 
 def parse_shapes(read: Callable[[int, int], bytes]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors in one safetensors file. `read(start, size)` returns at most `size` bytes."""
+    """Return the shapes of the tensors in one safetensors file.
+
+    `read(start, size)` returns at most `size` of its bytes.
+    """
     (size,) = struct.unpack("<Q", read(0, 8).ljust(8, b"\0"))
     if not 0 < size <= MAX_HEADER_BYTES:
         raise ValueError(f"a header must have 1 to {MAX_HEADER_BYTES} bytes; it has {size}")

@@ -1,8 +1,7 @@
-"""Resolves a model reference and checks whether the model may be loaded. All models pass through here. Needs no torch.
+"""Resolves a model reference and checks whether the model may be loaded. Every model passes through here.
 
-Checks everything that needs no weights, so that a server rejects at once what a worker would reject an hour later.
-Checks that need the weights (missing tensors, no linear map to prune) are in `seft.models.load` and
-`seft.models.targets`.
+The checks need no weights and no torch, so a server rejects at once what a worker would reject an hour later. Checks
+that need the weights (missing tensors, no linear layer to prune) are in `seft.models.load` and `seft.models.targets`.
 """
 
 import errno
@@ -42,7 +41,7 @@ _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
 HUB_SECONDS = 10.0
 DENIED_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-"""Statuses of the hub if the caller has no access, or if it does not know the token."""
+"""HTTP statuses of the hub if the caller has no access to a model, or if the hub does not know the token."""
 _HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token on the service"
 _TEXT_PATTERNS = ["*.json", "*.jinja"]
 _ALL_PATTERNS = [*_TEXT_PATTERNS, "model*.safetensors"]
@@ -58,7 +57,7 @@ _REJECTED_KEYS = {
 
 
 class Kind(StrEnum):
-    """Location of a model: a folder, a GGUF file or the hub."""
+    """Where a model is: in a folder, in a GGUF file or on the hub."""
 
     FOLDER = "folder"
     GGUF = "gguf"
@@ -67,7 +66,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model that may be loaded.
+    """A model that passed the checks and may be loaded.
 
     `path` is a folder or a GGUF file, or None if the files are on the hub or in object storage. `revision` is a hub
     commit. `config` is the content of config.json, or the header of a GGUF file.
@@ -80,11 +79,12 @@ class ModelSource:
     config: dict[str, Any]
     licence: str | None
     token: str | None = field(default=None, repr=False)
-    """Token for a model that the hub gives to nobody without one. Its files must not enter a shared cache."""
+    """Hub token with which the model was found, if the hub requires one. The files of such a model must not enter a
+    shared cache."""
 
 
 class AccessDeniedError(SourceError):
-    """The hub gives no access to this model or its files. A different token may have access."""
+    """The hub denies access to this model or its files. A different token may have access."""
 
 
 def find(
@@ -96,9 +96,10 @@ def find(
 ) -> ModelSource:
     """Return the model that `reference` names.
 
-    With `roots`, local names are relative to one of them, and paths outside are rejected. Without, any local path is
-    allowed. If nothing local has the name and it has the form `owner/name`, it is a hub id: `ask_hub`, by default
-    `find_on_hub`, is called with it and the revision. Raises SourceError if there is no such model or it is rejected.
+    With `roots`, local names are relative to one of these folders, and paths outside of them are rejected. Without
+    `roots`, any local path is allowed. If no local model has the name and the name has the form `owner/name`, it is a
+    hub id. Then `ask_hub`, by default `find_on_hub`, is called with the id and the revision. Raises SourceError if
+    there is no such model or if it fails a check.
     """
     try:
         path = _local_path(reference) if roots is None else _path_under(reference, roots)
@@ -138,7 +139,7 @@ def _local_path(reference: str) -> Path | None:
 
 
 def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
-    """Return the path under the first root that has it, or None. Rejects names and links that lead out of the root."""
+    """Return the path of `reference` under the first root that has it, or None. Rejects paths that leave the root."""
     name = PurePosixPath(reference)
     if name.is_absolute() or ".." in name.parts:
         raise SourceError(
@@ -186,9 +187,10 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
 
 
 def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str | None] = lambda: None) -> ModelSource:
-    """Return the hub's model at a branch, tag or commit. Raises SourceError if it has none or does not answer.
+    """Return the hub's model at a branch, tag or commit; None is the default branch.
 
     If the hub denies access to this process, `token` is called, and the request is repeated with the token it returns.
+    Raises SourceError if the hub does not have the model or does not answer.
     """
     try:
         try:
@@ -202,7 +204,7 @@ def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str
 
 
 def _query_hub(reference: str, revision: str | None, token: str | None) -> ModelSource:
-    """Return the hub's model, read with this token, or with the process's own if it is None."""
+    """Return the hub's model, read with `token`, or with the token of this process if it is None."""
     shared = nullcontext(None) if token is None else TemporaryDirectory()
     with hub_errors(reference, revision), shared as cache:
         info = hub.HfApi(token=token).model_info(reference, revision=revision, timeout=HUB_SECONDS)
@@ -223,7 +225,7 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
 def fetch_into(
     folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
 ) -> None:
-    """Download a hub model's files and its card one by one. Calls `alive` before each file; it may raise to stop."""
+    """Download a hub model's files and its card one by one. Calls `alive` before each, which may raise to stop."""
     api, patterns = hub.HfApi(token=source.token), [*(_ALL_PATTERNS if weights else _TEXT_PATTERNS), CARD]
     with hub_errors(source.reference, source.revision):
         names = api.list_repo_files(source.reference, revision=source.revision)
@@ -235,14 +237,14 @@ def fetch_into(
 
 
 def downloaded(reference: str, folder: Path) -> ModelSource:
-    """Return a hub model whose files are in a folder that is named after its commit."""
+    """Return a hub model whose files were downloaded into a folder. The folder is named after the commit."""
     local = _find_local(reference, folder)
     return ModelSource(reference, Kind.HUB, folder, folder.name, local.config, local.licence)
 
 
 @contextmanager
 def hub_errors(reference: str, revision: str | None) -> Iterator[None]:
-    """Convert errors of the hub's client to SourceError, except OfflineModeIsEnabled and a full disk."""
+    """Convert errors of the hub's client to SourceError, except OfflineModeIsEnabled and the error of a full disk."""
     try:
         yield
     except OfflineModeIsEnabled:
@@ -277,7 +279,7 @@ def _unreachable(reference: str, error: Exception) -> SourceError:
 
 
 def cached_models() -> list[str]:
-    """Return the ids of the hub models that have a folder in the cache."""
+    """Return the ids of the hub models that have a folder in the local cache."""
     folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
     return [folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
@@ -296,7 +298,10 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
 
 
 def _read_config(reference: str, names: set[str], read: Callable[[str], bytes]) -> dict[str, Any]:
-    """Return config.json after all checks. `names` are the model's files, and `read` returns the content of one."""
+    """Return the content of config.json after all checks of the model.
+
+    `names` are the names of the model's files, and `read` returns the content of one.
+    """
     if CONFIG not in names:
         raise SourceError(
             NOT_FOUND,
@@ -358,7 +363,7 @@ def _require_no_code(reference: str, name: str, value: dict[str, Any]) -> None:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Yield all keys of nested JSON. The config of a text model may be inside the config of a larger one."""
+    """Yield all keys of nested JSON, because the config of a text model may be inside the config of a larger model."""
     pending = [value]
     while pending:
         value = pending.pop()
@@ -382,7 +387,7 @@ def _read_card(path: Path) -> str:
 
 
 def card_licence(card: str) -> str | None:
-    """Return the licence in the front matter of a model card, or None."""
+    """Return the licence in the front matter of a model card, or None if it has none."""
     head = _FRONT_MATTER.match(card)
     licence = _LICENCE.search(head.group()) if head else None
     return licence.group(1) if licence else None

@@ -1,10 +1,10 @@
-"""Finds the matrices of a model to prune, by structure and not by the names of architectures.
+"""Finds the linear layers of a model that are pruned (the targets), by structure and not by architecture names.
 
-Targets are the linear maps inside the decoder blocks: attention and MLP. A target is an `nn.Linear`, a `Conv1D` (stored
-transposed), or one matrix of a parameter that stacks the matrices of all experts. Embeddings, head and norms are
-outside the blocks or are not matrices. Routers, which choose experts, stay dense. Any other weight (a convolution, a
-single matrix) is rejected: if it stayed dense, the sparsity would be lower than requested. A weight that two modules
-share is rejected too: each module would see the other's changes as its own.
+Targets are the linear layers inside the decoder blocks: attention and MLP. A target is an `nn.Linear`, a `Conv1D`
+(stored transposed), or one matrix of a parameter that stacks the matrices of all experts. Embeddings, head and norms
+are outside the blocks or have no weight matrix. Routers, which choose experts, stay dense. Any other weight in a block
+(a convolution, a single matrix) is rejected: if it stayed dense, the sparsity would be lower than requested. A weight
+that two modules share is rejected too, because pruning one module would change the other.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from seft.errors import SourceError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """One matrix to prune: parameter `key` of `module`, or matrix `number` of it if the parameter stacks several.
+    """A linear layer that is pruned: parameter `key` of `module`, or matrix `number` of a stacked parameter.
 
-    If `expert` is true, a router decides which tokens reach this matrix, and there may be none.
+    If `expert` is true, a router decides which tokens reach this linear, and possibly none do.
     """
 
     module: nn.Module
@@ -33,20 +33,23 @@ class Target:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The parameter that contains the matrix, and possibly others."""
+        """Parameter that contains the weight matrix, and the matrices of other experts if it is a stack."""
         parameter: nn.Parameter = getattr(self.module, self.key)
         return parameter
 
     @property
     def weight(self) -> Float[Tensor, "rows cols"]:
-        """The matrix with outputs as rows and inputs as columns. It shares memory with the parameter."""
+        """Weight matrix with outputs as rows and inputs as columns. It shares memory with the parameter."""
         stored = self.parameter.detach()
         matrix = stored if self.number is None else stored[self.number]
         return matrix.mT if self.transposed else matrix
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks: the outermost module list with the most target weights. Raises SourceError if none."""
+    """Return the decoder blocks: of the outermost module lists, the one with the most target weights.
+
+    Raises SourceError if no list contains a target.
+    """
     outermost = list(_outermost_lists(model))
     blocks = max(outermost, key=_target_weights, default=None)
     if blocks is None or not _target_weights(blocks):
@@ -60,9 +63,9 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def target_linears(model: nn.Module) -> dict[str, Target]:
-    """Return every matrix to prune by its full name, in the model's order.
+    """Return every target of a model by its full name, in the order of the model.
 
-    The name is the module's. For a matrix of a stack, the parameter's name and the matrix's number are added.
+    The name is that of the module. For a matrix of a stack, the parameter's name and the matrix's number are added.
     """
     blocks = decoder_blocks(model)
     prefix = next(name for name, module in model.named_modules() if module is blocks)
@@ -74,7 +77,7 @@ def target_linears(model: nn.Module) -> dict[str, Target]:
 
 
 def block_linears(block: nn.Module) -> dict[str, Target]:
-    """Return the matrices to prune in one block, by their name inside it."""
+    """Return every target of one block by its name inside the block."""
     routers, experts = set[nn.Module](), set[nn.Module]()
     for mixture in block.modules():
         own_routers = set(_routers(mixture))
@@ -91,7 +94,7 @@ def block_linears(block: nn.Module) -> dict[str, Target]:
 
 
 def _own_targets(module: nn.Module, *, expert: bool = False) -> Iterator[tuple[str, Target]]:
-    """Yield the matrices of a module without its children, each with the suffix after the module's name."""
+    """Yield the targets of a module without its children, each with the suffix to add to the module's name."""
     if isinstance(module, nn.Linear):
         yield "", Target(module, expert=expert)
     elif isinstance(module, Conv1D):
@@ -105,7 +108,7 @@ def _own_targets(module: nn.Module, *, expert: bool = False) -> Iterator[tuple[s
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters of a module that are stacks of matrices."""
+    """Yield the parameters of a module that stack several weight matrices, with their names."""
     if not isinstance(module, _ConvNd):
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and min(parameter.shape) > 1:
@@ -125,10 +128,11 @@ def _target_weights(module: nn.Module) -> int:
 
 
 def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that choose experts or weight a shared expert.
+    """Yield the routers of a mixture of experts: modules that choose experts, or weight the shared expert.
 
-    A router is next to a stack of experts and has exactly one matrix, whose outputs are the number of experts, or one.
-    The number of outputs alone does not identify it: a shared expert may have as many, but has more than one matrix.
+    A router is next to a stack of experts and has exactly one matrix. The number of its outputs is the number of
+    experts, or one. The number of outputs alone does not identify it: a shared expert may have the same, but has more
+    than one matrix.
     """
     counts = {_stack_size(child) for child in mixture.children()} - {0}
     for child in mixture.children() if counts else ():
@@ -138,7 +142,7 @@ def _routers(mixture: nn.Module) -> Iterator[nn.Module]:
 
 
 def _stack_size(module: nn.Module) -> int:
-    """Return the number of modules in a list, or of matrices in the stacked parameters of a module, or 0."""
+    """Return the number of modules in a list, or of matrices in a module's stacked parameters. 0 for other modules."""
     if isinstance(module, nn.ModuleList):
         return len(module)
     return max((len(parameter) for _, parameter in _stacks(module)), default=0)

@@ -1,1 +1,1 @@
-"""One-shot pruning, block by block: one loop, and one file per pruning method."""
+"""One-shot pruning of a model, one decoder block after another: one loop, and one file per pruning method."""

@@ -1,8 +1,9 @@
-"""Number of zeros of each target: the same sparsity everywhere, or more in blocks that lose less by it.
+"""Decides how many zeros each target (a linear layer that is pruned) gets.
 
-The total is the same for every allocation. As in the papers of OWL and AlphaPruning, sparsity is set per block; all
-targets of a block have the same. Counts are whole numbers: the proportions are scaled to the uniform total, and the
-last few zeros go to the targets that rounding reduced most.
+Sparsity is the same everywhere, or higher in blocks that tolerate it better. The total number of zeros is the same for
+every allocation. As in the papers of OWL and AlphaPruning, sparsity is set per block; all targets of a block have the
+same. The counts are whole numbers: the proportions are scaled to the total of the uniform allocation, and the last few
+zeros go to the targets whose counts were rounded down most.
 """
 
 import math
@@ -14,16 +15,16 @@ from seft.errors import ConfigError
 from seft.prune.methods import comparison
 
 Sizes = Sequence[Sequence[int]]
-"""Number of weights of each target, per block."""
+"""Number of weights of each target: one sequence per block."""
 
 Shape = tuple[int, ...]
 """Rows and columns of a target."""
 
 
 def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
-    """Return the sparsity of the targets that gives the configured sparsity.
+    """Return the sparsity of the targets that gives the sparsity requested in `config`.
 
-    Raises ConfigError if the targets cannot reach it, which is possible with `sparsity_of: model`.
+    Raises ConfigError if pruning the targets alone cannot reach it, which is possible with `sparsity_of: model`.
     """
     if config.sparsity_of is SparsityOf.TARGETS:
         return config.sparsity
@@ -42,10 +43,10 @@ def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
 
 
 def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
-    """Return the number of zeros of a target at this sparsity, rounded down.
+    """Return the number of zeros that one target gets at this sparsity, rounded down.
 
-    If weights are compared per row, each row is rounded down, as published. With `sparsity_of: model` the target is
-    rounded only once, which comes closer to the requested sparsity.
+    If weights are compared per row, the number is rounded down in every row, as in the published code. With
+    `sparsity_of: model` the number is rounded once per target, which comes closer to the requested sparsity.
     """
     rows, cols = shape
     if comparison(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
@@ -54,9 +55,10 @@ def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
 
 
 def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
-    """Return the zeros of each target of each block: `total` in all, in proportion to `weights` of the blocks.
+    """Return the number of zeros of each target of each block: `total` in all, in proportion to the blocks' `weights`.
 
-    No target gets more than `MOST_SPARSE` of its weights. Raises ConfigError if `total` does not fit.
+    No target gets more zeros than `MOST_SPARSE`, a fraction of its weights. Raises ConfigError if `total` is larger
+    than all these limits together.
     """
     flat = [size for block in sizes for size in block]
     proportions = [size * weight for block, weight in zip(sizes, weights, strict=True) for size in block]
@@ -65,10 +67,10 @@ def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> lis
 
 
 def apportion(proportions: Sequence[float], limits: Sequence[int], total: int) -> list[int]:
-    """Return whole counts that sum to `total`, in proportion to `proportions` and each at most its limit.
+    """Return whole counts that sum to `total`, in proportion to `proportions`. No count exceeds its limit.
 
-    Counts are rounded down; then the largest remainders get one more each. Raises ConfigError if `total` is larger
-    than the sum of the limits.
+    Counts are rounded down first. Then the counts with the largest remainders get one more each. Raises ConfigError if
+    `total` is larger than the sum of the limits.
     """
     if total > sum(limits):
         rule = f"must give at most {sum(limits)} zeros in the target linear layers"
@@ -86,7 +88,7 @@ def apportion(proportions: Sequence[float], limits: Sequence[int], total: int) -
 
 
 def _scale(proportions: Sequence[float], limits: Sequence[int], total: int) -> float:
-    """Return the factor for which the limited proportions sum to just under `total`. Found by bisection."""
+    """Return the factor by which the proportions, cut at their limits, sum to just under `total`. Uses bisection."""
 
     def scaled_sum(scale: float) -> float:
         return sum(min(max(part, 0.0) * scale, limit) for part, limit in zip(proportions, limits, strict=True))

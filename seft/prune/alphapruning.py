@@ -1,7 +1,7 @@
 """AlphaPruning (Lu et al. 2024, arXiv 2410.10912): blocks whose spectra have heavier tails lose fewer weights.
 
-According to the paper, such blocks are better trained. The tail of a weight's spectrum is fitted by a power law; a
-small exponent means a heavy tail. Needs no text.
+According to the paper, blocks with heavy tails are better trained. The tail of the eigenvalues of a weight matrix is
+fitted by a power law. A small exponent means a heavy tail. Needs no calibration text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ BINS = 100
 
 
 def alpha(weight: Float[Tensor, "rows cols"]) -> float:
-    """Return PL_Alpha_Hill: the Hill estimate of the exponent of the eigenvalues of `W^T W` (equation 2).
+    """Return PL_Alpha_Hill: the Hill estimate of the power-law exponent of the eigenvalues of `W^T W` (equation 2).
 
-    The tail begins at the peak of the histogram of the eigenvalues' logarithms (the "fix-finger" choice). The result
-    is infinite if there is no tail, as in a matrix of rank one.
+    The tail begins at the peak of the histogram of the eigenvalues' logarithms (the "fix-finger" choice). The result is
+    infinite if there is no tail, as in a matrix of rank one.
     """
     spectrum = torch.linalg.svdvals(weight.float()).cpu().double().square()
     logs = spectrum[spectrum > spectrum.max() * torch.finfo(torch.float32).eps ** 2].log10().sort().values
@@ -32,15 +32,15 @@ def alpha(weight: Float[Tensor, "rows cols"]) -> float:
 
 
 def block_alpha(weights: Iterable[Float[Tensor, "rows cols"]]) -> float:
-    """Return the exponent of a block: the mean over its weights."""
+    """Return the exponent of a block: the mean over its weight matrices."""
     exponents = [alpha(weight) for weight in weights]
     return sum(exponents) / len(exponents)
 
 
 def block_weights(alphas: Sequence[float]) -> list[float]:
-    """Return the sparsities of the blocks relative to each other (equation 3): a small exponent gives few zeros.
+    """Return the sparsities of the blocks relative to each other (equation 3). A small exponent gives few zeros.
 
-    A block without a finite exponent counts as the one with the largest.
+    A block without a finite exponent is treated like the block with the largest exponent.
     """
     exponents = torch.tensor(alphas, dtype=torch.float64)
     finite = exponents[exponents.isfinite()]

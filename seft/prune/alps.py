@@ -1,8 +1,10 @@
-"""ALPS (Meng et al. 2024, arXiv 2406.07831): ADMM finds support and weights together; then the support is solved.
+"""ALPS (Meng et al. 2024, arXiv 2406.07831) prunes a linear and corrects its remaining weights.
 
-The error of a layer is a least-squares problem in the Hessian. It is scaled so that the Hessian has a diagonal of ones
-(section 3.3); plain conjugate gradients in this scaling are the paper's preconditioned ones. The penalty parameter
-grows while the support still changes (appendix B). All in float32, except the eigenvalues in float64.
+ADMM chooses the weights that stay nonzero (the support). Conjugate gradients then compute their best values. The error
+of a linear is a least-squares problem in the Hessian. The problem is scaled so that the diagonal of the Hessian is one
+(section 3.3); plain conjugate gradients on the scaled problem equal the paper's preconditioned ones. The penalty
+parameter of ADMM grows while the support still changes (appendix B). Everything is float32, except the eigenvalues in
+float64.
 """
 
 from collections.abc import Callable
@@ -19,16 +21,17 @@ from seft.prune.statistics import Gram, damped
 FIRST_PENALTY = 0.1
 CHECK_EVERY, MOST_ITERATIONS = 3, 300
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
-"""Pairs (fraction, factor): the penalty grows by the first factor whose fraction of the support has changed."""
+"""Pairs (fraction, factor). The penalty is multiplied by the factor of the first pair whose fraction of the support has
+changed."""
 SOLVER_STEPS = 10
 
 Weight = Float[Tensor, "rows cols"]
 Choose = Callable[[Weight], Bool[Tensor, "rows cols"]]
-"""Returns the entries of a candidate that the rule makes zero."""
+"""Function that returns the mask of the entries to set to zero in a weight matrix."""
 
 
 class ALPS:
-    """Prunes one weight by ADMM on its reconstruction error, and corrects the remaining weights."""
+    """Prunes one weight matrix by ADMM, and corrects the values of the weights that remain."""
 
     needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare] = Compare.LAYER
@@ -38,11 +41,11 @@ class ALPS:
         self._inputs = Gram(weight)
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs to the Hessian."""
+        """Add a batch of the linear's inputs to the Hessian."""
         self._inputs.observe(inputs)
 
     def prune(self) -> Weight:
-        """Return the pruned and corrected weight. Raises PruneError if the inputs were missing or not finite."""
+        """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
         hessian = damped(hessian, self._damping)
@@ -59,10 +62,11 @@ class ALPS:
 
 
 def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) -> Weight:
-    """Return a sparse weight with a small error, by algorithm 1. Stops if the support settles, or at 300 iterations.
+    """Return a sparse matrix whose outputs are close to those of `weight` (algorithm 1).
 
-    `dense` minimises error and penalty together. `sparse` is the nearest weight that the rule allows. `dual` is the
-    Lagrange multiplier of `dense == sparse`.
+    Stops if the support no longer changes, and after 300 iterations at the latest. `dense` minimises error and penalty
+    together. `sparse` is the nearest matrix in which the entries selected by `choose` are zero. `dual` is the Lagrange
+    multiplier of `dense == sparse`.
     """
     values, vectors = (part.float() for part in torch.linalg.eigh(hessian.double()))
     penalty, target = FIRST_PENALTY, weight @ hessian
@@ -92,7 +96,7 @@ def _shifted_inverse(
 
 
 def solve_on_support(sparse: Weight, weight: Weight, hessian: Float[Tensor, "cols cols"]) -> Weight:
-    """Lower the error on the support of `sparse` by conjugate gradients, all rows at once (algorithm 2)."""
+    """Return `sparse` with better values of its nonzeros, by conjugate gradients on all rows at once (algorithm 2)."""
     support = sparse != 0
     residual = ((weight - sparse) @ hessian) * support
     direction, square = residual, residual.square().sum(1, keepdim=True)

@@ -1,9 +1,9 @@
-"""Record the arguments of every decoder block: hidden states, masks, rotary embeddings and all others.
+"""Record the arguments that a model passes to each decoder block: hidden states, masks, rotary embeddings and others.
 
-The model runs once per window with every block bypassed, so the blocks cost no compute and no device memory. Each
-block's own arguments are recorded, because they differ if some blocks use a sliding window. Only the first block runs,
-once, to see in what form a block returns. Two things are assumed: the hidden state is the first argument, and it is all
-that a block passes to the next.
+The model runs once per window (a sequence of tokens) with every block bypassed, so the blocks need no compute and no
+device memory. The arguments are recorded for each block, because they differ if some blocks use sliding-window
+attention. Only the first block really runs, once, to see in what form a block returns its output. Two things are
+assumed: the hidden state is the first argument of a block, and a block passes nothing else to the next block.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,25 +20,25 @@ from seft.models.blocks import Hidden, hidden_state
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The arguments of one call of a block, without the hidden state."""
+    """Arguments of one call of a block, except the hidden state."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def run(self, block: nn.Module, hidden: Hidden, device: torch.device) -> Hidden:
-        """Return the block's hidden state, computed on `device` and moved back to the device of `hidden`."""
+        """Call the block on `device`. Returns its hidden state, moved back to the device of `hidden`."""
         args, kwargs = map_tensors((self.args, self.kwargs), lambda tensor: tensor.to(device))
         return hidden_state(block(hidden.to(device), *args, **kwargs)).to(hidden.device)
 
 
 class _LastBlockError(Exception):
-    """Ends a forward pass after the last block: the head would cost more than everything before it."""
+    """Ends a forward pass after the last block, because the head would cost more than everything before it."""
 
 
 def capture(
     model: Any, blocks: nn.ModuleList, windows: Int[Tensor, "windows tokens"]
 ) -> tuple[list[Hidden], list[list[Call]]]:
-    """Return for each window the hidden state before the first block, and the call of every block.
+    """Return, per window, the hidden state before the first block and the recorded call of every block.
 
     Equal tensors are stored once: masks and rotary embeddings are the same in every window.
     """
@@ -65,7 +65,11 @@ def capture(
 
 @contextmanager
 def _bypassed(blocks: nn.ModuleList, record: Callable[[int, Hidden, Call], None]) -> Iterator[None]:
-    """Make every block return its hidden state unchanged, in the form that a real block returns it."""
+    """Make every block return its hidden state unchanged while the `with` block runs.
+
+    `record` is called with the number of the block, its hidden state and its other arguments. The hidden state is
+    returned in the form in which a real block returns it.
+    """
     sample: list[Any] = []
 
     def bypass(number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,13 +99,13 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Hidden, tuple
 
 
 class Pool:
-    """Stores equal tensors once."""
+    """Removes duplicates: stores each distinct tensor once."""
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Return the first tensor equal to `tensor`, which is stored if there is none."""
+        """Return the stored tensor that equals `tensor`. If there is none, store and return `tensor`."""
         for stored in self._tensors:
             if stored is tensor or (stored.dtype == tensor.dtype and torch.equal(stored, tensor)):
                 return stored
@@ -110,7 +114,7 @@ class Pool:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the same nested tuples, lists and dictionaries, with `change` applied to every tensor."""
+    """Return a copy of nested tuples, lists and dictionaries with `change` applied to every tensor in them."""
     match value:
         case Tensor():
             return change(value)

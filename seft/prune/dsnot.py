@@ -1,8 +1,8 @@
-"""DSnoT (Zhang et al. 2024, arXiv 2310.08915): swap kept and pruned entries until the mean error of a row is smaller.
+"""DSnoT (Zhang et al. 2024, arXiv 2310.08915): swap pruned and remaining weights to reduce the mean error of each row.
 
-Refines the mask of any pruner, without training. Two things are ours. If the pruner also corrected weights, they keep
-their corrections. And because the squared error can grow while the mean error falls, every swap must lower the mean
-error, and a row whose squared error over the calibration tokens grew is restored.
+Refines the mask that any other pruner chose, without training. Two things are ours. First, weights that the other
+pruner corrected keep their corrections. Second, the squared error can grow while the mean error falls. So every swap
+must lower the mean error, and a row is restored if its squared error over the calibration tokens grew.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PerColumn = Float[Tensor, "cols"]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Mean, variance and l2 norm of each input column over all tokens."""
+    """Mean, variance and l2 norm of each input column, over all calibration tokens."""
 
     mean: PerColumn
     variance: PerColumn
@@ -31,7 +31,7 @@ class Columns:
 
 
 class DSnoT:
-    """Runs another pruner and refines its mask."""
+    """Runs another pruner and refines the mask that it chose."""
 
     def __init__(self, weight: Weight, inner: Pruner, pattern: Pattern) -> None:
         self._weight, self._inner, self._pattern = weight, inner, pattern
@@ -39,7 +39,7 @@ class DSnoT:
         self._sum, self._tokens = torch.zeros(weight.shape[1], device=weight.device), 0
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs, also to the other pruner."""
+        """Add a batch of the linear's inputs to the statistics, also to those of the other pruner."""
         self._inner.observe(inputs)
         self._gram.observe(inputs)
         self._norms.observe(inputs)
@@ -48,9 +48,9 @@ class DSnoT:
         self._tokens += len(rows)
 
     def prune(self) -> Weight:
-        """Return the refined weight.
+        """Return the pruned weight matrix with the refined mask.
 
-        Raises PruneError if the other pruner does, or if the inputs were missing or not finite.
+        Raises PruneError if the other pruner raises it, or if the inputs were missing or not finite.
         """
         norms, hessian = self._norms.norms(), self._gram.hessian()
         dense, pruned = self._weight.float(), self._inner.prune().float()
@@ -62,11 +62,12 @@ class DSnoT:
 
 
 def refine(dense: Weight, pruned: Weight, columns: Columns, pattern: Pattern = UNSTRUCTURED) -> Weight:
-    """Swap at most 50 pairs in every row; each swap lowers the mean error of the row (sections 3.2 and 3.3).
+    """Return `pruned` after at most 50 swaps per row, each of which lowers the mean error (sections 3.2 and 3.3).
 
-    The grown entry lowers the mean error most relative to the variance of its input. The pruned entry lowers the error
-    and has the smallest `|W| * norm`; in an N:M pattern it has the smallest of the grown entry's group. Zeros of
-    `dense` never grow, and no entry moves twice. Returns the refined weight.
+    A swap restores one pruned weight and prunes another. The restored weight lowers the mean error most, relative to
+    the variance of its input. The newly pruned weight lowers the error and has the smallest `|W| * norm`. In an N:M
+    pattern it has the smallest in the group of the restored weight. Zeros of `dense` are never restored, and no weight
+    moves twice.
     """
     mean, refined = columns.mean, pruned.clone()
     gain_of, error = mean / columns.variance.clamp_min(1e-12), ((pruned - dense) @ mean)[:, None]

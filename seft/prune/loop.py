@@ -1,6 +1,6 @@
-"""Prune a model block by block, each on the outputs of the pruned blocks before it.
+"""Prunes a model one decoder block after another. Each block gets the outputs of the pruned blocks before it.
 
-Statistics are float32 and kept for one block at a time. The pruners decide which weights become zero;
+Statistics are float32 and are kept for one block at a time. The pruners decide which weights become zero.
 `seft.prune.allocation` decides how many.
 """
 
@@ -34,14 +34,15 @@ def prune_model(
     device: str | None = None,
     zeros: Sequence[Mapping[str, int]] | None = None,
 ) -> None:
-    """Prune every target of `model` in place, one block at a time on `device` (None: the model's own).
+    """Prune every target (a linear layer that is pruned) of `model` in place.
 
-    `calibration` has the token ids of the windows. `zeros` gives the number of zeros of each target per block, instead
-    of the numbers that follow from `config`. Existing zeros stay. An expert that no calibration token reached is pruned
-    by magnitude [ours].
+    One block at a time is on `device`; None means the model's own device. `calibration` has the token ids of the
+    windows (sequences of equal length). `zeros` gives the number of zeros of each target per block, and replaces the
+    numbers that follow from `config`. Existing zeros stay. An expert that no calibration token reached is pruned by
+    magnitude [ours].
 
-    Raises ConfigError if the pattern or the sparsity does not fit the model. Raises PruneError with the name of the
-    target whose statistics cannot be used; the blocks before it are then already pruned.
+    Raises ConfigError if the pattern or the sparsity does not fit the model. Raises PruneError with the name of a
+    target if the statistics of its inputs cannot be used; the blocks before it are then already pruned.
     """
     require_known_tokens(calibration, model)
     blocks = decoder_blocks(model)
@@ -62,10 +63,10 @@ def prune_model(
 
 
 def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Windows:
-    """Return the input for pruners that need no text: one token if a parameter stacks several experts, else none.
+    """Return the windows for pruners that need no text: one token if a parameter stacks several experts, else none.
 
-    Stacked experts must run once, because only their products show whether the matrices are laid out as assumed. If
-    not, the run raises SourceError.
+    Stacked experts must run once, because only their matrix products show whether the weight matrices are laid out as
+    assumed. If they are not, the run raises SourceError.
     """
     stacked = any(target.number is not None for of_block in targets for target in of_block.values())
     return calibration.new_zeros(int(stacked), 1)
@@ -83,7 +84,7 @@ def _require_divisible(targets: Sequence[Mapping[str, Target]], pattern: Pattern
 def _zeros(
     model: Any, targets: Sequence[Mapping[str, Target]], config: PruneConfig, walk: Walk, text: Windows
 ) -> list[dict[str, int]]:
-    """Return the number of zeros of each target, per block."""
+    """Return the number of zeros that each target gets, one mapping per block."""
     sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
     sparsity = allocation.target_sparsity(model, sizes, config)
     counts = [
@@ -117,7 +118,7 @@ def _exponent(targets: Mapping[str, Target]) -> float:
 def _prune_block(
     number: int, targets: Mapping[str, Target], zeros: Mapping[str, int], config: PruneConfig, runs: Runs
 ) -> int:
-    """Feed the block's inputs to one pruner per target, then prune each target.
+    """Run the block with one pruner per target, which observes the inputs of the target. Then prune each target.
 
     Returns how many targets had no inputs because they belong to experts that no token reached.
     """
@@ -141,7 +142,10 @@ def _by_magnitude(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneC
 
 
 def _observe(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:
-    """Run a block with a watcher at each target. Returns the targets that tokens reached, in the block's order."""
+    """Run a block so that each target's inputs go to its watcher.
+
+    Returns the names of the targets that tokens reached, in the block's order.
+    """
     reached: set[str] = set()
 
     def handler(name: str) -> Handler:

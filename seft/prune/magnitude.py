@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become zero, compared over the whole linear. Needs no text."""
+"""Magnitude pruning: the smallest weights of a linear become zero, compared over all its rows. Needs no text."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from seft.prune.statistics import Norms
 
 
 class Magnitude(Scored):
-    """Scores a weight by `|W|`."""
+    """Scores each weight by its absolute value `|W|`."""
 
     needs_text: ClassVar[bool] = False
     compare: ClassVar[Compare] = Compare.LAYER
@@ -21,5 +21,5 @@ class Magnitude(Scored):
 
     @staticmethod
     def score(weight: Float[Tensor, "rows cols"], _: Norms) -> Float[Tensor, "rows cols"]:
-        """Return `|W|`, in the weight's dtype."""
+        """Return the absolute values `|W|`, in the dtype of the weights."""
         return weight.abs()

@@ -1,4 +1,4 @@
-"""The rule that all pruners share: how many entries of a weight become zero, and which are compared."""
+"""The rule that all pruners share: how many entries of a weight matrix become zero, and which are compared."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from seft.config import UNSTRUCTURED, Compare, Pattern
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Makes `zeros` entries of one weight zero, compared within each row or over the whole weight.
+    """Sets `zeros` entries of one weight matrix to zero, compared within each row or over the whole matrix.
 
-    An N:M pattern determines the number by itself; `zeros` and `compare` are then ignored.
+    An N:M pattern determines the number of zeros by itself; `zeros` and `compare` are then ignored.
     """
 
     zeros: int
@@ -21,7 +21,10 @@ class Rule:
     pattern: Pattern = UNSTRUCTURED
 
     def choose(self, score: Float[Tensor, "rows cols"]) -> Bool[Tensor, "rows cols"]:
-        """Return the mask of the entries with the smallest scores; the first ones if scores are equal."""
+        """Return the mask of the entries to set to zero, which have the smallest scores.
+
+        Of equal scores the first are chosen.
+        """
         if self.pattern.grouped:
             return smallest_in_groups(score, self.pattern)
         if self.compare is Compare.ROW:
@@ -30,7 +33,7 @@ class Rule:
 
 
 def smallest_overall(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
-    """Return the mask of exactly `count` smallest scores; the first ones if scores are equal."""
+    """Return the mask of exactly `count` entries with the smallest scores. Of equal scores the first are chosen."""
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
     flat = score.flatten()
@@ -43,29 +46,35 @@ def smallest_overall(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tens
 
 
 def smallest_per_row(score: Float[Tensor, "groups size"], counts: Tensor) -> Bool[Tensor, "groups size"]:
-    """Return the mask of exactly `counts[i]` smallest scores in row i; the first ones if scores are equal."""
+    """Return the mask of exactly `counts[i]` entries with the smallest scores in row i.
+
+    Of equal scores the first are chosen.
+    """
     order = score.argsort(dim=1, stable=True)
     chosen = torch.arange(score.shape[1], device=score.device) < counts.to(score.device)[:, None]
     return torch.zeros_like(chosen).scatter_(1, order, chosen)
 
 
 def smallest_in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> Bool[Tensor, "rows cols"]:
-    """Return the mask of all but the `kept` largest of every `of` neighbours in a row."""
+    """Return the mask of all entries except the largest `pattern.kept` of every `pattern.of` neighbours in a row."""
     groups = score.reshape(-1, pattern.of)
     return smallest_per_row(groups, torch.full((len(groups),), pattern.of - pattern.kept)).view_as(score)
 
 
 def overfull_groups(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
-    """Count the groups of a weight that have more nonzeros than the pattern allows."""
+    """Return the number of groups of a weight matrix that have more nonzeros than the pattern allows."""
     return int(((weight != 0).reshape(-1, pattern.of).sum(1) > pattern.kept).sum())
 
 
 def split_evenly(count: int, parts: int) -> Tensor:
-    """Split `count` into `parts` whole numbers that differ by at most 1, the larger ones spread evenly."""
+    """Return `count` split into `parts` whole numbers that differ by at most 1, with the larger ones spread evenly."""
     ends = torch.arange(parts + 1) * count // parts
     return ends.diff()
 
 
 def zeros_first(score: Float[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
-    """Return the scores with -1 for weights that are already zero, so they are chosen first. Scores must be >= 0."""
+    """Return the scores with -1 for weights that are already zero, so that these are chosen first.
+
+    Scores must be >= 0.
+    """
     return score.masked_fill(weight == 0, -1.0)

@@ -1,4 +1,4 @@
-"""The pruners by name, and a factory. A new pruner needs one file and one line here."""
+"""The pruning methods by name, and a function that creates a pruner. A new method needs one file and one line here."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,18 +23,21 @@ PRUNERS: dict[PruneMethod, type[Method]] = {
 
 
 def make_pruner(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneConfig) -> Pruner:
-    """Return the configured pruner for a weight that gets `zeros` zeros."""
+    """Return the pruner that `config` describes, for a weight matrix that gets `zeros` zeros."""
     inner = PRUNERS[config.method](weight, Rule(zeros, comparison(config), config.pattern), config)
     return DSnoT(weight, inner, config.pattern) if config.refine is Refinement.DSNOT else inner
 
 
 def comparison(config: PruneConfig) -> Compare:
-    """Return the configured comparison, row or layer; for `auto`, that of the method's paper."""
+    """Return whether importance is compared per row or over the whole linear.
+
+    `auto` means the choice of the method's paper.
+    """
     return PRUNERS[config.method].compare if config.compare is Compare.AUTO else config.compare
 
 
 def text_users(config: PruneConfig) -> list[str]:
-    """Return the names of the parts of `config` that need calibration text; empty if none does."""
+    """Return the names of the settings of `config` that need calibration text; an empty list if none does."""
     method = [str(config.method)] if PRUNERS[config.method].needs_text else []
     options = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
     reconstruction = ["reconstruction"] if config.reconstruct_epochs else []

@@ -1,6 +1,6 @@
 """OWL (Yin et al. 2023, arXiv 2310.05175): blocks with more outliers keep more weights.
 
-An outlier is a weight whose Wanda importance, in the dense model, is more than five times its block's mean.
+An outlier is a weight of the dense model whose importance by Wanda is more than five times the mean of its block.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ OUTLIER = 5.0  # M in the paper
 REACH = 0.08  # lambda in the paper; as in its code, the sparsities of two blocks differ by at most twice this
 
 WeightAndNorms = tuple[Float[Tensor, "rows cols"], Float[Tensor, "cols"]]
-"""A weight and the norms of its input columns."""
+"""Weight matrix, and the norms of its input columns."""
 
 
 def outlier_ratio(block: Sequence[WeightAndNorms]) -> float:
-    """Return the fraction of outliers among the weights of one block (equation 1)."""
+    """Return the fraction of outliers among all weights of one block (equation 1)."""
     weights = sum(weight.numel() for weight, _ in block)
     total = sum(importance(weight, norms).double().sum() for weight, norms in block)
     threshold = OUTLIER * total / weights
@@ -27,7 +27,10 @@ def outlier_ratio(block: Sequence[WeightAndNorms]) -> float:
 
 
 def block_sparsities(ratios: Sequence[float], sparsity: float) -> list[float]:
-    """Return the sparsity of each block; the mean is `sparsity` (section 3.3). More outliers give fewer zeros."""
+    """Return the sparsity of each block, with `sparsity` as the mean (section 3.3).
+
+    Blocks with more outliers get fewer zeros.
+    """
     values = torch.tensor(ratios, dtype=torch.float64)
     spread = values.max() - values.min()
     if not spread:

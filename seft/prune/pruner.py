@@ -1,4 +1,4 @@
-"""The interface of every pruner, and the base of those that only score each weight."""
+"""The interface of every pruner, and the base class of the pruners that only score weights."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, Protocol, runtime_checkable
@@ -13,19 +13,20 @@ from seft.prune.statistics import Norms
 
 @runtime_checkable
 class Pruner(Protocol):
-    """Prunes one weight, once. Reads the weight and does not change it; zeros stay zeros."""
+    """Computes the pruned version of one weight matrix, once. Does not change the matrix. Its zeros stay zeros."""
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs of the linear to the statistics."""
+        """Add a batch of the linear's inputs to the statistics."""
 
     def prune(self) -> Float[Tensor, "rows cols"]:
-        """Return the pruned weight. Raises PruneError if the statistics of the inputs cannot be used."""
+        """Return the pruned weight matrix. Raises PruneError if the statistics of the inputs cannot be used."""
 
 
 class Method(Pruner, Protocol):
-    """A pruner with its own criterion.
+    """A pruner that decides by itself which weights become zero, in contrast to one that refines the choice of another.
 
-    `needs_text` is True if it uses calibration text. `compare` is the choice of its paper, used for `auto`.
+    `needs_text` is True if it uses calibration text. `compare` is the comparison that its paper uses, for the setting
+    `auto`.
     """
 
     needs_text: ClassVar[bool]
@@ -35,9 +36,9 @@ class Method(Pruner, Protocol):
 
 
 class Scored(ABC):
-    """Zeroes the weights with the smallest scores and leaves the others as they are.
+    """Sets the weights with the smallest scores to zero and leaves the others unchanged.
 
-    A subclass says what a score is, over which weights scores are compared, and whether it needs text.
+    A subclass defines the score, the weights among which scores are compared, and whether it needs text.
     """
 
     needs_text: ClassVar[bool] = True
@@ -48,11 +49,14 @@ class Scored(ABC):
         self._inputs = Norms(weight)
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add the squares of some inputs."""
+        """Add a batch of the linear's inputs to the column norms."""
         self._inputs.observe(inputs)
 
     def prune(self) -> Float[Tensor, "rows cols"]:
-        """Return the pruned weight. Raises PruneError if the inputs were missing or not finite."""
+        """Return the pruned weight matrix.
+
+        Raises PruneError if the score needs the inputs and they were missing or not finite.
+        """
         score = self.score(self._weight, self._inputs)
         mask = self._rule.choose(zeros_first(score, self._weight))
         return self._weight.masked_fill(mask | (self._weight == 0), 0.0)
@@ -60,4 +64,4 @@ class Scored(ABC):
     @staticmethod
     @abstractmethod
     def score(weight: Float[Tensor, "rows cols"], inputs: Norms) -> Float[Tensor, "rows cols"]:
-        """Return the importance of each weight, at least 0."""
+        """Return the importance of each weight, at least 0. `inputs` has the norms of the input columns."""

@@ -1,9 +1,9 @@
-"""Block reconstruction after pruning: tune the remaining weights of a block to give the outputs of the dense block.
+"""Block reconstruction after pruning: tune the remaining weights of a block towards the outputs of the dense block.
 
-Attention is tuned first, then the MLP; a block that does not consist of these two modules is tuned as a whole. The
-inputs are those of the pruned model, after the blocks before were reconstructed. Adam minimises the distance to the
-outputs of the dense weights for the same inputs. Only nonzeros of the pruned weights move, so every zero stays.
-Sources: EBFT, Guo et al., arXiv 2402.12419; separate attention and MLP: arXiv 2510.14444.
+Attention is tuned first, then the MLP. A block that does not consist of these two modules is tuned as a whole. The
+inputs come from the pruned model, after the blocks before it were reconstructed. Adam minimises the distance to the
+outputs that the dense weights give for the same inputs. Only nonzeros of the pruned weights change, so every zero
+stays. Sources: EBFT, Guo et al., arXiv 2402.12419; separate attention and MLP: arXiv 2510.14444.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,10 +33,10 @@ def reconstruct(
     *,
     device: str | None = None,
 ) -> None:
-    """Tune the pruned `model` in place, one block at a time on `device` (None: the model's own).
+    """Tune the remaining weights of the pruned `model` in place, one block at a time on `device`.
 
-    `dense` is the same model before pruning. `config` gives the epochs and the learning rate. A part whose error did
-    not fall gets its pruned weights back [ours].
+    `device` None means the model's own device. `dense` is the same model before pruning. `config` gives the epochs and
+    the learning rate. If the error of a module did not fall, its pruned weights are restored [ours].
     """
     place = torch.device(device) if device else model.device
     blocks, twins, home = decoder_blocks(model), decoder_blocks(dense), dense.device
@@ -57,9 +57,9 @@ def reconstruct(
 
 
 class _Part:
-    """A module of a pruned block, its inputs for each window, and the outputs of its dense twin for these inputs.
+    """A module of a pruned block, its inputs per window, and the outputs of the same module of the dense model.
 
-    Inputs and outputs are stored on `home`; one window at a time moves to `place`.
+    Inputs and outputs are stored on `home`; those of one window at a time move to `place`.
     """
 
     def __init__(self, module: nn.Module, twin: nn.Module, runs: Runs, place: torch.device, home: torch.device) -> None:
@@ -71,7 +71,7 @@ class _Part:
         self._weights = list({id(target.parameter): target.parameter for target in _targets(module)}.values())
 
     def error(self) -> float:
-        """Return the squared distance to the expected outputs, divided by their squared norm."""
+        """Return the squared distance to the outputs of the dense module, divided by their squared norm."""
         distance = sum(
             float((self._output(number, self._module) - expected.to(self._place)).double().square().sum())
             for number, expected in enumerate(self._expected)
@@ -79,9 +79,9 @@ class _Part:
         return distance / self._size if self._size else 0.0
 
     def tune(self, config: PruneConfig, order: torch.Generator, alive: Callable[[], None]) -> tuple[float, float]:
-        """Tune the nonzeros. Returns the errors before and after.
+        """Tune the nonzero weights. Returns the errors before and after.
 
-        `order` draws the order of the windows. `alive` is called after each step; an exception from it passes through.
+        `order` draws the order of the windows. `alive` is called after each step and may raise an exception to stop.
         """
         pruned = [weight.clone() for weight in self._weights]
         masks = [weight != 0 for weight in pruned]
@@ -128,7 +128,7 @@ def _targets(module: nn.Module) -> Sequence[Target]:
 def _parts(block: nn.Module, runs: Runs) -> list[str]:
     """Return the names of attention and MLP: the two modules that contain the block's targets, each called once.
 
-    Returns [""], which means the block itself, if the block does not have this form.
+    Returns [""], which means the block itself, if the block does not consist of two such modules.
     """
     holders = {name: child for name, child in block.named_children() if _targets(child)}
     single = any(target.module is child for child in holders.values() for target in _targets(child))
@@ -144,7 +144,7 @@ def _parts(block: nn.Module, runs: Runs) -> list[str]:
 def _inputs(
     module: nn.Module, runs: Runs, keep: Callable[[Tensor], Tensor]
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return the arguments of a module for each run of its block, with `keep` applied to every tensor."""
+    """Return the arguments of `module` for each run of its block, with `keep` applied to every tensor."""
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     hook = module.register_forward_pre_hook(
         lambda _, *arguments: inputs.append(map_tensors(arguments, keep)), with_kwargs=True

@@ -1,6 +1,6 @@
-"""RIA (Zhang et al. 2024, "Plug-and-Play", equations 2 and 3): a weight's fraction of its row and of its column.
+"""RIA (Zhang et al. 2024, "Plug-and-Play", equations 2 and 3): a weight's fraction of its row sum and its column sum.
 
-Because each weight is compared with its own row and column, a channel of only small weights is not lost.
+Each weight is compared with its own row and column, so a channel that has only small weights is not lost.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ EXPONENT = 0.5  # of the activations; the paper's choice
 
 
 class RIA(Scored):
-    """Scores a weight by its relative importance times the activations, compared over the whole linear."""
+    """Scores a weight by its relative importance times a power of the input norm, compared over the whole linear."""
 
     compare: ClassVar[Compare] = Compare.LAYER
 
@@ -27,7 +27,7 @@ class RIA(Scored):
 
 
 def importance(weight: Float[Tensor, "rows cols"], norms: Float[Tensor, "cols"]) -> Float[Tensor, "rows cols"]:
-    """Return the fraction of the row sum plus that of the column sum, times the input norm to the power `EXPONENT`."""
+    """Return `|W|` / row sum + `|W|` / column sum, times the input norm to the power `EXPONENT`."""
     size = weight.abs().float()
     of_column, of_row = (size / size.sum(dim, keepdim=True).clamp_min(1e-30) for dim in (0, 1))
     return (of_column + of_row) * norms**EXPONENT

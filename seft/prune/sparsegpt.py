@@ -1,8 +1,9 @@
 """SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774, algorithm 1): prune, and correct later columns for the error.
 
 As in the published code, the mask is chosen over all rows for 128 columns at a time, or for one group of an N:M
-pattern, on the weights as earlier columns have corrected them, all in float32. Two things differ on purpose: exactly
-the requested number of entries is pruned (the published threshold prunes one more), and existing zeros stay.
+pattern. It is chosen on the weights that earlier columns have already corrected, all in float32. Two things differ on
+purpose. Exactly the requested number of entries is pruned (the published threshold prunes one more), and existing zeros
+stay.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ DAMPING_TRIES = (1, 10, 100)
 
 
 class SparseGPT:
-    """Prunes one weight by `W^2 / diag(H^-1)^2`, and corrects later columns for the error."""
+    """Prunes the entries of one weight matrix with the smallest `W^2 / diag(H^-1)^2`, and corrects later columns."""
 
     needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare] = Compare.LAYER
@@ -32,11 +33,11 @@ class SparseGPT:
         self._inputs = Gram(weight)
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs to the Hessian."""
+        """Add a batch of the linear's inputs to the Hessian."""
         self._inputs.observe(inputs)
 
     def prune(self) -> Float[Tensor, "rows cols"]:
-        """Return the pruned and corrected weight.
+        """Return the pruned and corrected weight matrix.
 
         Raises PruneError if the Hessian is not finite, is zero, or has no Cholesky factor.
         """
@@ -50,8 +51,8 @@ class SparseGPT:
 def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
     """Return the upper Cholesky factor of the inverse of the damped Hessian.
 
-    `damping` times the mean of the diagonal is added to the diagonal. If there is no factor, 10 and then 100 times as
-    much is tried. Raises PruneError if there is still none.
+    Damping adds `damping` times the mean of the diagonal to the diagonal. If the result has no factor, 10 times and
+    then 100 times this damping is tried. Raises PruneError if that fails too.
     """
     for multiple in DAMPING_TRIES:
         lower, failed = torch.linalg.cholesky_ex(damped(hessian, damping * multiple))
@@ -68,9 +69,9 @@ def inverse_factor(hessian: Float[Tensor, "cols cols"], damping: float) -> Float
 def prune_columns(
     weight: Float[Tensor, "rows cols"], factor: Float[Tensor, "cols cols"], rule: Rule
 ) -> Float[Tensor, "rows cols"]:
-    """Prune 128 columns at a time (fewer at the end), and correct the later columns.
+    """Return the weight matrix pruned 128 columns at a time (fewer at the end), with the later columns corrected.
 
-    Zeros of `weight` are pruned first and stay zero. Returns the new weight.
+    Zeros of `weight` are pruned first and stay zero. `factor` is the result of `inverse_factor`.
     """
     weight, zeros = weight.clone(), weight == 0
     for start, end, count in _stripes(weight, rule):
@@ -82,9 +83,9 @@ def prune_columns(
 
 
 def _stripes(weight: Float[Tensor, "rows cols"], rule: Rule) -> Iterator[tuple[int, int, int]]:
-    """Yield the first column, the end and the number of zeros of each block of columns. No pattern group is split.
+    """Yield the first column, the end and the number of zeros of each stripe of columns. No pattern group is split.
 
-    Each block gets its part of the remaining zeros, rounded down, so the last blocks get what rounding left over.
+    Each stripe gets its part of the remaining zeros, rounded down, so the last stripes get what rounding left over.
     """
     cols, width = weight.shape[1], max(BLOCK // rule.pattern.of, 1) * rule.pattern.of
     left = rule.zeros
@@ -102,9 +103,9 @@ def _eliminate(
     rule: Rule,
     count: int,
 ) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
-    """Prune one block of columns.
+    """Prune one stripe of columns.
 
-    Returns the block, and the error of each column divided by the factor's diagonal.
+    Returns the pruned stripe, and the error of each column divided by the diagonal entry of `factor`.
     """
     weight, errors, mask = weight.clone(), torch.zeros_like(weight), zeros.clone()
     step = rule.pattern.of if rule.pattern.grouped else weight.shape[1]

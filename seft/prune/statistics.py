@@ -8,13 +8,13 @@ from seft.errors import PruneError
 
 
 class Norms:
-    """The l2 norm of each input column over all tokens."""
+    """The l2 norm of each input column, over all observed tokens."""
 
     def __init__(self, weight: Float[Tensor, "rows cols"]) -> None:
         self._squares = torch.zeros(weight.shape[1], device=weight.device)
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs."""
+        """Add a batch of inputs to the norms."""
         self._squares += inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
 
     def norms(self) -> Float[Tensor, "cols"]:
@@ -23,21 +23,21 @@ class Norms:
 
 
 class Gram:
-    """The running mean of `2 x x^T` over calls, as in SparseGPT's published code: the Hessian of the linear's error."""
+    """The Hessian of the linear's squared error: the running mean of `2 x x^T`, as in SparseGPT's published code."""
 
     def __init__(self, weight: Float[Tensor, "rows cols"]) -> None:
         self._mean = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
         self._calls = 0
 
     def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
-        """Add some inputs to the mean."""
+        """Add a batch of inputs to the mean."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self._calls += 1
         self._mean.mul_((self._calls - 1) / self._calls)
         self._mean.addmm_(rows.T, rows, alpha=2 / self._calls)
 
     def hessian(self) -> Float[Tensor, "cols cols"]:
-        """Return the Hessian; it is not copied.
+        """Return the Hessian. The caller must not change it, because it is not a copy.
 
         Raises PruneError if the inputs were missing, all zero, or not finite.
         """
@@ -46,7 +46,7 @@ class Gram:
 
 
 def damped(hessian: Float[Tensor, "cols cols"], damping: float) -> Float[Tensor, "cols cols"]:
-    """Return a copy with `damping` times the mean of the diagonal added to the diagonal."""
+    """Return a copy of the Hessian with `damping` times the mean of its diagonal added to the diagonal."""
     result = hessian.clone()
     result.diagonal().add_(damping * hessian.diagonal().mean())
     return result

@@ -1,6 +1,7 @@
-"""Visit the decoder blocks in order, each with the outputs of the blocks before it as its inputs.
+"""Visits the decoder blocks in order. The inputs of each block are the outputs of the blocks before it.
 
-The model stays where it is. One block at a time moves to the device, so the model may be larger than the device.
+The model stays on its device. One block at a time moves to the compute device, so the model may be larger than that
+device.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +19,14 @@ from seft.report import Phase, Progress, Reporter
 
 Windows = Int[Tensor, "windows tokens"]
 Runs = Sequence[Callable[[], Hidden]]
-"""One function per window that runs the block on that window."""
+"""One function per window (a sequence of tokens). Each runs the block on its window and returns the hidden state."""
 
 
 class Walk:
-    """Visits all blocks once per call, and reports progress. `passes` is the number of calls that will be made."""
+    """Visits all blocks each time it is called, and reports progress.
+
+    `passes` is the number of calls that will be made.
+    """
 
     def __init__(self, model: Any, place: torch.device, report: Reporter, phase: Phase, passes: int = 1) -> None:
         self._model, self._place, self._report, self._phase = model, place, report, phase
@@ -30,7 +34,10 @@ class Walk:
         self._done, self._total = 0, passes * len(self._blocks)
 
     def __call__(self, windows: Windows, visit: Callable[[int, Runs], None]) -> None:
-        """Visit each block while it is on the device. Its outputs after the visit are the inputs of the next block."""
+        """Call `visit` for each block while it is on the device.
+
+        The outputs after the visit are the next block's inputs. `visit` gets the number of the block and its `Runs`.
+        """
         home = self._model.device
         hidden, calls = capture(self._model, self._blocks, windows) if len(windows) else ([], [])
         for number, block in enumerate(self._blocks):
@@ -48,5 +55,5 @@ class Walk:
             self._done += 1
 
     def report_progress(self) -> None:
-        """Report how many blocks are done. An exception from `report` passes through."""
+        """Report how many blocks are done. An exception that the reporter raises is not caught."""
         self._report(Progress(self._phase, self._done, self._total))

@@ -1,4 +1,4 @@
-"""Wanda (Sun et al. 2023, arXiv 2306.11695, section 3): a weight's size times the norm of its inputs."""
+"""Wanda (Sun et al. 2023, arXiv 2306.11695, section 3): a weight's absolute value times the norm of its inputs."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from seft.prune.statistics import Norms
 
 
 class Wanda(Scored):
-    """Scores a weight by `|W|` times the l2 norm of the input column, compared within an output row."""
+    """Scores a weight by `|W|` times the l2 norm of its input column, compared within an output row."""
 
     compare: ClassVar[Compare] = Compare.ROW
 

@@ -1,4 +1,4 @@
-"""Repair of a sparse model: train few of its weights, and change its topology within the budget of nonzeros."""
+"""Repair of a sparse model by training. The number of nonzeros does not increase; the method `seft` moves them."""
 
 from seft.repair.loop import Repair
 

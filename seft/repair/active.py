@@ -1,6 +1,6 @@
-"""The active set of one linear: the few trained positions of its weight, and their training state.
+"""The active positions of one linear: the few entries of its weight matrix that are trained, with optimizer state.
 
-No gradients and no schedule here.
+Computes no gradients, and does not choose positions for topology events.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ LARGEST_POSITION = torch.iinfo(torch.int32).max
 
 @dataclass(frozen=True, slots=True)
 class Active(BasePositions):
-    """The trained positions of one weight.
+    """Active positions of one weight matrix, with their values and optimizer state.
 
-    `values` are the master values, in float32 or wider; the weight has them rounded to its own dtype. `bases` are the
-    exact weights from when each position became active. `means` and `squares` are Adam's moments, and `ages` the number
-    of gradients in them.
+    `values` are the trained values, in float32 or wider; the matrix has them rounded to its own dtype. `bases` are the
+    exact entries of the matrix from when each position became active. `means` and `squares` are Adam's moments, and
+    `ages` the number of gradients in them.
     """
 
     values: Float[Tensor, "positions"]
@@ -32,7 +32,7 @@ class Active(BasePositions):
 
     @classmethod
     def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> "Active":
-        """Return the positions with their present weights and empty moments."""
+        """Return new active positions with empty moments. Values and bases are the present entries of the matrix."""
         bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
         means, squares = torch.zeros_like(values), torch.zeros_like(values)
@@ -40,20 +40,20 @@ class Active(BasePositions):
 
     @property
     def deltas(self) -> Float[Tensor, "positions"]:
-        """Distance of each value from its base."""
+        """Differences between the values and their bases."""
         return self.values - self.bases
 
     def write(self, weight: Float[Tensor, "rows cols"]) -> None:
-        """Write the values, rounded, into the weight."""
+        """Write the values into the weight matrix, rounded to its dtype."""
         put(weight, self.indices, self.values.to(weight.dtype))
 
 
 def sample_nonzeros(
     weight: Float[Tensor, "rows cols"], count: int, generator: torch.Generator
 ) -> Int[Tensor, "positions"]:
-    """Draw `count` nonzeros, one from each of `count` equal parts of them. Returns sorted positions.
+    """Return the sorted positions of `count` nonzeros, one drawn from each of `count` equal parts of all nonzeros.
 
-    Raises ConfigError if the weight is too large for int32 positions.
+    Raises ConfigError if the weight matrix is too large for int32 positions.
     """
     if weight.numel() > LARGEST_POSITION:
         rule = f"must have at most {LARGEST_POSITION} weights in each linear, because positions are int32"

@@ -1,6 +1,6 @@
-"""The best state of a training so far, by its held-out loss, and early stopping.
+"""Keeps the best state of a training, by its loss on held-out text, and decides about early stopping.
 
-A state is a set of named tensors; a copy of the best one is kept in host memory.
+A state is a set of named tensors. A copy of the best one is kept in host memory.
 """
 
 import math
@@ -15,14 +15,18 @@ from seft.repair.state import State
 from seft.report import Judged
 
 Judge = Callable[[], float]
-"""Returns the loss of the model in its present state on held-out text. Changes nothing."""
+"""Function that returns the loss of the model's present weights on held-out text, without changing the model."""
 
 _MARK = "best:"
-"""Prefix of the best state's tensors in a saved state. Names of targets have no colon."""
+"""Prefix of the best state's tensors in a saved state. Target names contain no colon."""
 
 
 class Best:
-    """The evaluations so far. Raises ConfigError if `config` evaluates and there is no judge, or the reverse."""
+    """The held-out evaluations so far, and the best state.
+
+    Raises ConfigError if `config` requires evaluations and `judge` is None, or if it requires none and `judge` is
+    given.
+    """
 
     def __init__(self, config: RepairConfig, judge: Judge | None) -> None:
         require_held_out(config, judge)
@@ -35,14 +39,14 @@ class Best:
 
     @property
     def exhausted(self) -> bool:
-        """True if the last `patience` evaluations found nothing better. False if `patience` is 0."""
+        """True if none of the last `patience` evaluations was better than the best. False if `patience` is 0."""
         return 0 < self._config.patience <= self._idle
 
     def evaluate(self, step: int, tensors: Mapping[str, Tensor]) -> Judged | None:
-        """Evaluate the state after a step and keep it if it is the best.
+        """Evaluate the model after a step if an evaluation is due, and keep `tensors` if the loss is the lowest so far.
 
-        Runs at every interval and after the last step; returns None at other steps. Raises TrainError if the loss is
-        not a number.
+        An evaluation is due at every interval and after the last step. Returns None at other steps. Raises TrainError
+        if the loss is not a number.
         """
         interval = self._config.evaluate_interval
         if self._judge is None or (step % interval and step < self._config.steps):
@@ -61,12 +65,15 @@ class Best:
         return Judged(step, loss)
 
     def with_best(self, tensors: Mapping[str, Tensor]) -> State:
-        """Return a state with the present tensors, the best ones, and the facts of the evaluations."""
+        """Return the state to save: the present tensors, the best ones, and the evaluation results."""
         facts = {"best": {"step": self.step, "loss": self._loss, "idle": self._idle}}
         return State({**tensors, **{_MARK + name: tensor for name, tensor in self.tensors.items()}}, facts)
 
     def split(self, state: State) -> dict[str, Tensor]:
-        """Load the best state and the facts from a saved state. Returns the tensors of its present state."""
+        """Load the best tensors and the evaluation results from a saved state. Returns its other tensors.
+
+        The other tensors are the state at the step when it was saved.
+        """
         facts: dict[str, Any] = state.facts["best"]
         self.step, self._loss, self._idle = facts["step"], facts["loss"], facts["idle"]
         marked = {name for name in state.tensors if name.startswith(_MARK)}
@@ -75,7 +82,7 @@ class Best:
 
 
 def require_held_out(config: RepairConfig, held_out: object | None) -> None:
-    """Raise ConfigError if `config` evaluates and there is no held-out text, or the reverse."""
+    """Raise ConfigError if `config` evaluates and `held_out` is None, or if it does not and `held_out` is given."""
     if config.evaluate_interval and held_out is None:
         way_out = "Give a text that is not trained on, or set evaluate_interval to 0."
         raise ConfigError("held_out", "must be given to evaluate on", None, way_out)

@@ -1,8 +1,9 @@
-"""A change of all nonzeros of a linear, computed from few values. Zeros stay zero, so any pattern is kept.
+"""A change of all nonzeros of a linear, computed from a short vector of trained values. Zeros stay zero.
 
-The linear's weight is the merged one: `base + change(values)`, in its own dtype, and zero where the base is zero.
-Change and gradient are computed for a few rows at a time, so weight and base are the only full matrices. The base is a
-copy of the pruned weight; it is needed because the change cannot be recovered from a rounded sum.
+The weight matrix of the linear is always the merged one: `base + change(values)` in its own dtype, and zero at the
+zeros of the base. Change and gradient are computed for a few rows at a time, so the weight matrix and its base are the
+only full matrices. The base is a copy of the pruned weight matrix. It is needed because the change cannot be recovered
+from a rounded sum.
 """
 
 from collections.abc import Mapping
@@ -27,29 +28,35 @@ Rows = Float[Tensor, "chunk cols"]
 
 
 class Formula(Protocol):
-    """Computes the change of a weight from one vector of values. `rows` and `base` are a chunk of the weight's rows."""
+    """Computes the change of a weight matrix from one vector of trained values, for some rows at a time.
+
+    `rows` is a slice of the rows of the matrix, and `base` has the pruned weights of these rows.
+    """
 
     def __init__(self, shape: Shape, rank: int) -> None: ...
 
     @staticmethod
     def size(shape: Shape, rank: int) -> int:
-        """Return the number of values."""
+        """Return the length of the vector for a weight matrix of this shape."""
 
     def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
-        """Return initial values, for which the change is zero."""
+        """Return the initial vector, for which the change is zero."""
 
     def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
-        """Return what is added to the base. The caller masks the zeros of the base."""
+        """Return the matrix that is added to `base`. The caller sets its entries at the zeros of `base` to zero."""
 
     def backward(
         self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
     ) -> Float[Tensor, "values"]:
-        """Return these rows' part of the gradient of the values. `gradient` is zero where the base is zero."""
+        """Return the part of the vector's gradient that comes from these rows.
+
+        `gradient` is the gradient of these rows of the weight matrix, and zero at the zeros of `base`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A trained vector, in float32 or wider, with Adam's moments and the number of gradients in them."""
+    """Vector of trained values, in float32 or wider, with Adam's moments and the number of gradients in them."""
 
     values: Float[Tensor, "values"]
     means: Float[Tensor, "values"]
@@ -58,22 +65,22 @@ class Values:
 
     @classmethod
     def start(cls, values: Float[Tensor, "values"]) -> "Values":
-        """Return the values with empty moments."""
+        """Return the vector with empty moments."""
         ages = torch.zeros(1, dtype=torch.int16, device=values.device)
         return cls(values, torch.zeros_like(values), torch.zeros_like(values), ages)
 
     @property
     def deltas(self) -> Float[Tensor, "values"]:
-        """The values that weight decay pulls to zero: all."""
+        """Values that weight decay pulls to zero, which are all of them."""
         return self.values
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all fields by name."""
+        """Return all tensors of the vector by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class ChangedLinear:
-    """A linear whose weight is changed by a formula."""
+    """A linear whose weight matrix is its pruned weight matrix plus the change that a formula computes."""
 
     def __init__(self, weight: Float[Tensor, "rows cols"], formula: Formula, generator: torch.Generator) -> None:
         self.weight, self.base, self.formula = weight, weight.clone(), formula
@@ -86,15 +93,19 @@ class ChangedLinear:
         return len(self.vector.values)
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return the result of `plain`, the linear's own product. Backward accumulates the values' gradient."""
+        """Return `plain(inputs)`, the linear's outputs with the present weights.
+
+        `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
+        returns.
+        """
         return trained_product(inputs, self._leaf, self, plain)
 
     def gradient(
         self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
     ) -> Float[Tensor, "values"]:
-        """Return the gradient of the values from the masked gradient of the weight, a few rows at a time.
+        """Return the gradient of the vector for one micro-batch, computed a few rows at a time.
 
-        `left` is the gradient of the outputs, `right` the inputs.
+        `left` is the gradient of the linear's outputs, `right` are its inputs.
         """
         values = self.vector.values
         left, right = left.to(values.dtype), right.to(values.dtype)
@@ -106,25 +117,25 @@ class ChangedLinear:
         return whole
 
     def take_gradient(self) -> Float[Tensor, "values"]:
-        """Return and reset the gradient accumulated since the last call; zero if there were no tokens."""
+        """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.vector.values) if gradient is None else gradient
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step, and write the new weight."""
+        """Take one optimizer step with this gradient, and write the changed weights into the linear."""
         optimizer.step(self.vector, gradient, rate, weight_decay)
         self._write()
 
     def reactivated_count(self) -> int:
-        """Return 0: zeros stay zero."""
+        """Return 0, because zeros stay zero."""
         return 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the vector and its moments. The weight follows from them and the base."""
+        """Return the vector and its moments. The weights follow from them and the pruned weights."""
         return self.vector.tensors()
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a saved vector."""
+        """Replace the vector and its moments by saved ones, and write the changed weights into the linear."""
         self._adopt(Values(**tensors))
         self._write()
 
@@ -141,7 +152,10 @@ class ChangedLinear:
 
 
 class DenseChange(InPlaceMethod):
-    """Trains one formula per target. The ranks give the configured number of values in all."""
+    """Trains one vector per target, from which a formula computes the change of the target's weights.
+
+    The ranks are chosen so that the vectors together have the configured number of values.
+    """
 
     formula: type[Formula]
 

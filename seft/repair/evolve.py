@@ -1,12 +1,15 @@
-"""The decisions of one topology event in one linear: drop, grow, adapt. Pure functions; no weight is changed here.
+"""The decisions of one topology event in one linear: which active positions to drop, which positions to grow and prune.
 
-A position is *used* if it is nonzero or active. An active position counts even while its value is zero, so the limits
-hold at every step and not only at events. At most `budget` positions of the linear are used, and at most N in every
-group of an N:M pattern. Without a pattern each position is its own group, which limits nothing.
+Active positions are the trained entries of the weight matrix. A topology event drops some, grows others, and sets
+further entries to zero to keep the number of nonzeros (adapt). These functions change no weight.
 
-[ours] In a pattern, a grown zero replaces the least sensitive used position of its group, active or not, that does not
-grow in the same event. If the group has a free place, nothing is replaced. A group grows at most its N best positions,
-so there is always a position to replace.
+A position is *used* if its weight is nonzero or if it is active. An active position is used even while its value is
+zero, so the limits hold at every step and not only at events. At most `budget` positions of the linear are used, and at
+most N in every group of an N:M pattern. Without a pattern each position is a group of its own, which limits nothing.
+
+[ours] In an N:M pattern, a zero that grows replaces a used position of its group: the least sensitive one, active or
+not, that does not grow in the same event. If the group has a free place, nothing is replaced. At most the N best
+positions of a group grow, so there is always a position to replace.
 """
 
 from dataclasses import dataclass
@@ -24,9 +27,9 @@ from seft.repair.window import Candidates
 
 
 class Choice(NamedTuple):
-    """`grown` become active, `removed` become zero, `spared` were dropped but stay active.
+    """Result of an event: `grown` positions become active, `removed` become zero, `spared` stay active.
 
-    For each removed position that was active, one more position is grown.
+    The `spared` positions had been dropped. For each removed position that was active, one more position is grown.
     """
 
     grown: Candidates
@@ -35,7 +38,7 @@ class Choice(NamedTuple):
 
 
 def drop(active: Active, count: int) -> tuple[Active, Active]:
-    """Split off the `count` positions that moved least. Returns the kept and the dropped positions."""
+    """Separate the `count` active positions whose values changed least. Returns the kept and the dropped positions."""
     dropped = torch.zeros(len(active), dtype=torch.bool, device=active.indices.device)
     dropped[active.deltas.abs().argsort(stable=True)[:count]] = True
     return active[~dropped], active[dropped]
@@ -51,10 +54,11 @@ def choose(
     budget: int,
     pattern: Pattern = UNSTRUCTURED,
 ) -> Choice:
-    """Choose the positions to grow, by best score, and to remove, in the order of `removal`, within the limits.
+    """Choose the positions to grow and the positions to set to zero, within the budget and the pattern.
 
-    As many positions grow as were dropped. `weight` has the dropped positions at their bases; all positions in
-    `removal` are used. Raises TrainError if the budget cannot be kept.
+    Candidates in `growth` are taken by falling score. Positions in `removal` are taken in their order; all must be
+    used. As many positions grow as were dropped. `weight` must have its base values at the dropped positions. Raises
+    TrainError if the budget cannot be kept.
     """
     # 1. spare: places that the budget leaves before anything grows, minus kept active positions whose value is zero.
     # 2. queue: positions that may be removed. First `removal`, then the dropped nonzeros outside it, smallest |base|
@@ -93,8 +97,8 @@ def choose(
 class _Adapt:
     """Chooses which positions become zero after others have grown.
 
-    `queue` has the positions that may be removed, the least sensitive first. `spare` is the number of places that the
-    budget leaves before anything grows.
+    `queue` has the positions that may become zero, the least sensitive first. `spare` is the number of unused positions
+    in the budget before anything grows.
     """
 
     weight: Float[Tensor, "rows cols"]
@@ -103,9 +107,10 @@ class _Adapt:
     pattern: Pattern
 
     def __call__(self, grown: Int[Tensor, "grown"], staying: Int[Tensor, "staying"]) -> Int[Tensor, "removed"]:
-        """Return what is removed if `grown` become active and `staying` may not go: overfull groups, then the budget.
+        """Return the positions to set to zero when `grown` become active. None of `staying` is among them.
 
-        Raises TrainError if the budget cannot be kept.
+        They are chosen first in groups with more than N used positions, then to keep the budget. Raises TrainError if
+        the budget cannot be kept.
         """
         queue = self.queue[~torch.isin(self.queue, staying)]
         groups = queue // self.pattern.of
@@ -126,13 +131,13 @@ def _select(growth: Candidates, chosen: Int[Tensor, "chosen"]) -> Candidates:
 
 
 def _rank_among_equals(groups: Int[Tensor, "positions"]) -> Int[Tensor, "positions"]:
-    """Return for each entry how many equal entries come before it."""
+    """Return, for each entry, the number of equal entries before it."""
     ordered, order = groups.sort(stable=True)
     places = torch.arange(len(groups), device=groups.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(places).scatter_(0, order, places)
 
 
 def _count_equals(groups: Int[Tensor, "positions"], others: Int[Tensor, "others"]) -> Int[Tensor, "positions"]:
-    """Return for each entry of `groups` how many equal entries `others` has."""
+    """Return, for each entry of `groups`, the number of equal entries in `others`."""
     ordered = others.sort().values
     return torch.searchsorted(ordered, groups, right=True) - torch.searchsorted(ordered, groups)

@@ -1,6 +1,7 @@
-"""SEFT: train few weights and change which ones at events, including pruned zeros, within the budget of nonzeros.
+"""The repair method SEFT: train few weights, and change at topology events which ones.
 
-Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. The decisions of an event are in
+An event can also choose zeros of the pruned model. Other weights become zero then, so the number of nonzeros does not
+increase. Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. The decisions of an event are in
 `seft.repair.evolve`.
 """
 
@@ -18,10 +19,12 @@ from seft.report import Evolved
 
 
 class SEFT(FixedMask):
-    """Active sets that change at events, decided by windows of gradients.
+    """Trains the active positions of each linear, and replaces some of them at topology events.
 
-    Several processes fill a linear's window together. This is not possible in models with experts, because an expert
-    may get tokens in one process and none in another. Raises ConfigError in that case.
+    The gradients of the last steps before an event (the gradient window of a linear) decide which positions to choose.
+    With several processes, all fill the same gradient windows. This is impossible in models with experts, because an
+    expert may get tokens in one process and none in another. Raises ConfigError for several processes and a model with
+    experts.
     """
 
     def __init__(self, work: Work) -> None:
@@ -33,7 +36,7 @@ class SEFT(FixedMask):
         super().__init__(work)
 
     def before_step(self, step: int, /) -> None:
-        """Open the windows of the next event if it is at most `schedule.WINDOW` steps away."""
+        """Start to collect gradients in every linear if an event follows within `schedule.WINDOW` steps."""
         event = schedule.next_event(self.config, step)
         if event is None or event - step >= schedule.WINDOW:
             return
@@ -43,14 +46,17 @@ class SEFT(FixedMask):
                 linear.open_window(count, event)
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
-        """Take one optimizer step in each linear. Pass `scale` to open windows, which see unclipped gradients."""
+        """Take one optimizer step in each linear.
+
+        `scale` is stored in the open gradient windows, because they collect the gradients before clipping.
+        """
         super().update(gradients, rate, scale)
         for linear in self.linears.values():
             if linear.window is not None:
                 linear.window.scales.append(scale)
 
     def evolve(self, step: int, /) -> Evolved | None:
-        """Drop, grow and adapt in every linear if an event follows this step. Returns None if not."""
+        """Run the topology event of this step in every linear: drop, grow, adapt. Returns None if no event is due."""
         if schedule.next_event(self.config, step) != step:
             return None
         steps = schedule.window_steps(self.config, step)

@@ -1,6 +1,6 @@
-"""Train few weights of each linear, drawn once and evenly from its nonzeros. Zeros stay zero.
+"""Train few weights of each linear, drawn once and spread evenly over its nonzeros. Zeros stay zero.
 
-This is SEFT without events, as a baseline. `seft.repair.evolving` adds the events.
+This is SEFT without topology events, as a baseline. `seft.repair.evolving` adds the events.
 """
 
 import warnings
@@ -12,7 +12,7 @@ from seft.seeds import generator
 
 
 class FixedMask(InPlaceMethod):
-    """Trains one active set per linear."""
+    """Trains the same active positions of each linear during the whole training."""
 
     def __init__(self, work: Work) -> None:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)

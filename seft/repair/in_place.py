@@ -1,4 +1,4 @@
-"""The base of methods that keep the trained weights merged in the model: one trainer per target, and one state."""
+"""Base class of the repair methods that keep the trained weights merged in the model, with one trainer per linear."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -13,7 +13,7 @@ from seft.report import Evolved, Reporter
 
 
 class LinearTrainer(Protocol):
-    """Trains the weight of one target."""
+    """Trains one target: a linear layer that is pruned."""
 
     weight: Float[Tensor, "rows cols"]
 
@@ -22,26 +22,30 @@ class LinearTrainer(Protocol):
         """Number of trained values."""
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return the result of `plain`, the linear's own product. Backward accumulates the values' gradient."""
+        """Return `plain(inputs)`, the linear's outputs with the present weights.
+
+        `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
+        returns.
+        """
 
     def take_gradient(self) -> Float[Tensor, "values"]:
-        """Return and reset the gradient accumulated since the last call; zero if there were no tokens."""
+        """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step, and write the new weight."""
+        """Take one optimizer step with this gradient, and write the trained weights into the linear."""
 
     def reactivated_count(self) -> int:
-        """Count the positions that were zero at the start and are nonzero now."""
+        """Return the number of weights that were zero at the start and are nonzero now."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors needed to continue."""
+        """Return all tensors that are needed to resume."""
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from saved tensors, which replace the present ones at any step."""
+        """Replace the present state by saved tensors. Possible at any step."""
 
 
 class InPlaceMethod:
-    """A method with one trainer per target and a fixed topology."""
+    """A method with one trainer per target and without topology events."""
 
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
@@ -50,38 +54,38 @@ class InPlaceMethod:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
         return sum(linear.trained_values for linear in self._trainers.values())
 
     @property
     def grown_zeros(self) -> int:
-        """Number of positions that were zero at the start and are nonzero now."""
+        """Number of weights that were zero at the start and are nonzero now."""
         return sum(linear.reactivated_count() for linear in self._trainers.values())
 
     def before_step(self, _: int) -> None:
-        """Do nothing."""
+        """Do nothing, because nothing must be prepared."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Return and reset the accumulated gradient of each linear."""
+        """Return the accumulated gradient of each linear, and reset it."""
         return [linear.take_gradient() for linear in self._trainers.values()]
 
     def update(self, gradients: Sequence[Tensor], rate: float, _: float) -> None:
-        """Take one optimizer step in each linear."""
+        """Take one optimizer step in each linear with its gradient."""
         for linear, gradient in zip(self._trainers.values(), gradients, strict=True):
             linear.update(gradient, rate, self.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Return None: the topology is fixed."""
+        """Return None, because there are no topology events."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that each linear needs to continue."""
+        """Return the tensors of all linears that are needed to resume."""
         return {
             f"{name}/{part}": tensor for name, each in self._trainers.items() for part, tensor in each.tensors().items()
         }
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue every linear from its saved tensors."""
+        """Replace the present state of every linear by its saved tensors."""
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self._trainers}
         for key, tensor in tensors.items():
             name, part = key.split("/")
@@ -90,5 +94,5 @@ class InPlaceMethod:
             linear.resume(parts[name])
 
     def finish(self, _: Reporter) -> None:
-        """Restore the modules' own products."""
+        """Restore the original forward functions of the modules."""
         self._release()

@@ -1,8 +1,8 @@
-"""A linear in which only the active weights have a gradient. The merged weight stays in place and is never copied.
+"""A linear in which only the active positions are trained. Its weight matrix is changed in place and never copied.
 
-The backward pass computes a sampled dense-dense product for the active positions: `sum over tokens of dy[token, row] *
-x[token, col]`. There is no gradient of the whole weight. An open window finds its candidates from chunks of rows
-(`seft.repair.window`).
+The backward pass computes the gradient only at the active positions: `sum over tokens of dy[token, row] * x[token,
+col]`. There is no gradient of the whole matrix. In the steps before a topology event, candidates for growth are found
+from chunks of rows (`seft.repair.window`).
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,11 @@ from seft.report import Change
 
 
 class RepairedLinear:
-    """A linear under repair: its active set, its budget, and `removed`, the former nonzeros that events made zero.
+    """A linear under repair: its active positions, its budget of nonzeros, and the positions that events set to zero.
 
-    `weight` is changed in place; it differs from the initial one only at `active` and `removed`. The caller replaces
-    the linear's own product by `product`. Raises ConfigError if the weight does not follow the pattern.
+    `weight` is changed in place. It differs from the initial matrix only at the positions in `active` and `removed`;
+    `removed` has the former nonzeros that events set to zero. The caller must call `product` instead of the linear's
+    forward function. Raises ConfigError if the weight matrix does not follow the pattern.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RepairedLinear:
         self._typical = self.active.values.new_zeros(())
 
     def adopt(self, active: Active) -> None:
-        """Replace the active set."""
+        """Replace the active positions."""
         self.active = active
         self._leaf = active.values.detach().requires_grad_()
 
@@ -61,7 +62,11 @@ class RepairedLinear:
         return len(self.active)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the active set, the removed positions, the typical gradient, and the open window with its counts."""
+        """Return all tensors that are needed to resume.
+
+        They are the active positions, the removed positions, the typical gradient, and the open gradient window with
+        its counts.
+        """
         parts = named_fields({"active": self.active, "removed": self.removed})
         if (window := self.window) is not None:
             counts = torch.tensor([window.count, self._event, window.observed])
@@ -69,7 +74,7 @@ class RepairedLinear:
         return {**parts, "typical": self._typical}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a saved state. The present state is undone first."""
+        """Undo all changes of the weight matrix, then restore the saved state."""
         self.active.restore(self.weight)
         self.removed.restore(self.weight)  # Also for active positions: a removed one that grew again has base 0.
         self.adopt(Active(**fields_of(tensors, "active")))
@@ -82,25 +87,26 @@ class RepairedLinear:
             self.open_window(count, event).resume(tensors, observed)
 
     def open_window(self, count: int, event: int) -> Window:
-        """Start to look for candidates for an event that chooses `count` positions. `event` is the event's step."""
+        """Start to collect gradients for the topology event at step `event`, which chooses `count` positions."""
         self.window, self._event = Window(self.weight, count, self._seed + event, self.pattern), event
         return self.window
 
     def take_gradient(self) -> Float[Tensor, "positions"]:
-        """Return and reset the gradient accumulated since the last call; zero if there were no tokens."""
+        """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.active.values) if gradient is None else gradient
 
     def update(self, gradient: Float[Tensor, "positions"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step, and write the values into the weight."""
+        """Take one optimizer step with this gradient, and write the trained values into the weight matrix."""
         typical = self._typical.where(self._typical != 0, torch.inf)
         optimizer.step(self.active, gradient, rate, weight_decay, typical)
         self.active.write(self.weight)
 
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
-        """Close the window with its event, which replaces `count` positions.
+        """Run a topology event, which replaces `count` active positions, and close the gradient window.
 
-        The window observed `steps` steps of `pieces` micro-batches each. Does nothing if it observed no gradient.
+        The gradient window observed `steps` steps of `pieces` micro-batches each. If it observed no gradient, nothing
+        changes.
         """
         window, self.window = self.window, None
         if window is None or not window.observed:
@@ -122,20 +128,24 @@ class RepairedLinear:
         return Change(len(dropped) - len(spared), len(grown), int((grown.bases == 0).sum()), len(choice.removed))
 
     def reactivated_count(self) -> int:
-        """Count the positions that were zero at the start and are nonzero now."""
+        """Return the number of weights that were zero at the start and are nonzero now."""
         bases, present = self.active.bases, entries(self.weight, self.active.indices)
         return int(((bases == 0) & (present != 0) & ~torch.isin(self.active.indices, self.removed.indices)).sum())
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return the result of `plain`, the linear's own product; differentiable in inputs and active values."""
+        """Return `plain(inputs)`, the linear's outputs with the present weights.
+
+        `plain` is the forward function of the linear. The result is differentiable in the inputs and the active values.
+        """
         return trained_product(inputs, self._leaf, self, plain)
 
     def gradient(
         self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
     ) -> Float[Tensor, "positions"]:
-        """Return the gradient of the active values, and show the micro-batch to an open window.
+        """Return the gradient of the active values for one micro-batch.
 
-        `left` is the gradient of the outputs, `right` the inputs.
+        `left` is the gradient of the linear's outputs, `right` are its inputs. If a gradient window is open, the
+        micro-batch is added to it.
         """
         if self.window is not None:
             self.window.observe(left, right, self.active.indices)

@@ -1,7 +1,7 @@
-"""Training loop for any repair method; saves and resumes at any step.
+"""The training loop that all repair methods share. It saves and resumes at any step.
 
-The method decides what is trained (`seft.repair.methods`). The loop has what all methods need: text, loss, step. The
-file format is in `seft.repair.state`. Jobs are not known here.
+The method decides which values are trained (`seft.repair.methods`). The loop reads the text, computes the loss and
+takes the steps. The file format of a saved state is in `seft.repair.state`. The loop does not depend on the service.
 """
 
 import math
@@ -28,16 +28,16 @@ from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
 
 class Repair:
-    """Repairs the present, pruned weights of `model` on `text`.
+    """Repairs the pruned weights of `model` in place by training on `text`.
 
-    `text` is packed windows, or one row of tokens, which is cut into adjacent windows and trained on completely.
-    `pruned` is how the model was pruned. `teacher` is the dense model, if `config` distils from it. `judge` returns the
-    loss on held-out text, if `config` evaluates; it must return the same loss for the same state, at any time and in
-    every process.
+    `text` is packed windows (sequences of tokens of equal length), or one row of tokens, which is cut into windows and
+    trained on completely. `pruned` is how the model was pruned. `teacher` is the dense model; it is required if
+    `config` distils. `judge` returns the loss on held-out text; it is required if `config` evaluates. It must return
+    the same loss for the same weights, at any time and in every process.
 
     Every parameter is frozen until `finish`; only the values of the method are trained. At the end no linear has more
-    nonzeros than now, and all follow the pattern of `pruned`. Raises DataError if the text is shorter than one window,
-    and ConfigError if model, method and settings do not fit together.
+    nonzeros than at the start, and all follow the pattern of `pruned`. Raises DataError if the text is shorter than one
+    window, and ConfigError if model, method and settings do not fit together.
     """
 
     def __init__(
@@ -69,35 +69,36 @@ class Repair:
 
     @property
     def grown_zeros(self) -> int:
-        """Number of positions that were zero at the start and are nonzero now. Also valid after `finish`."""
+        """Number of weights that were zero at the start and are nonzero now. Also valid after `finish`."""
         return self._method.grown_zeros
 
     @property
     def done(self) -> bool:
-        """True if all steps are done, or if evaluations found nothing better for too long."""
+        """True if all steps are done, or if the last `patience` evaluations found no lower held-out loss."""
         return self.step >= self.config.steps or self._best.exhausted
 
     @property
     def kept_step(self) -> int:
-        """Step of the state that `finish` leaves in the model: the best one evaluated, else the present one."""
+        """Step whose weights `finish` leaves in the model: the best evaluated step, else the last one taken."""
         return self.step if self._best.step is None else self._best.step
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
         return self._method.trained_values
 
     def run(self, report: Reporter = silent) -> None:
-        """Take the remaining steps. An exception from `report` passes through, always between two steps."""
+        """Take the remaining steps. An exception from `report` is not caught; it always comes between two steps."""
         while not self.done:
             for item in self.advance():
                 report(item)
             report(Progress(Phase.TRAINING, self.step, self.config.steps))
 
     def advance(self) -> list[Step | Evolved | Judged]:
-        """Take one optimizer step, and run the event and the evaluation due after it. Returns their reports.
+        """Take one optimizer step, and then the topology event and the evaluation that are due.
 
-        Raises TrainError if the loss or the gradient is not finite; the weights are then those after the step before.
+        Returns the reports of all. Raises TrainError if the loss or the gradient is not finite. The weights are then
+        those after the previous step.
         """
         began = time.perf_counter()
         step = self.step + 1
@@ -115,7 +116,7 @@ class Repair:
 
     @torch.no_grad()
     def finish(self, report: Reporter = silent) -> None:
-        """Restore the model's modules and make its parameters trainable again, with the weights of `kept_step`."""
+        """Write the weights of `kept_step` into the model, restore its modules, and unfreeze its parameters."""
         if self.kept_step != self.step:
             self._method.resume(self._best.tensors)
         self._method.finish(report)
@@ -123,15 +124,15 @@ class Repair:
             parameter.requires_grad_(True)
 
     def save(self, folder: Path) -> None:
-        """Save all differences from the pruned weights, and all that the next step depends on."""
+        """Save everything that is needed to resume after this step, except the pruned weights."""
         now = self._best.with_best(self._method.tensors())
         now.facts["step"] = self.step
         state.save(folder, now, self.config, self._fingerprint)
 
     def load(self, folder: Path) -> None:
-        """Continue from a saved state. `self` must be new, with the same pruned weights, text and configuration.
+        """Continue from a saved state. Must be called before the first step.
 
-        Raises StateError if it is not new, or if the state belongs to another repair.
+        Raises StateError if a step was taken, or if the state was saved with other pruned weights, text or settings.
         """
         if self.step:
             raise StateError(
@@ -142,7 +143,10 @@ class Repair:
         self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:
-        """Accumulate the gradients of the mean loss over a step's predictions, per micro-batch. Returns the loss."""
+        """Accumulate the gradients of the mean loss over all predictions of a step, by micro-batches.
+
+        Returns the loss.
+        """
         windows = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):

@@ -1,7 +1,8 @@
-"""PEFT's LoRA without a mask; merged at the end, which fills the zeros, then pruned again to the same zeros per linear.
+"""LoRA of PEFT without a mask. At the end it is merged, which fills the zeros, and every linear is pruned again.
 
 This is the LoRA* that the SEFT paper compares with (arXiv 2505.24037). The pruned weights do not change until the end.
-The second pruning uses the settings of the first, on windows of the training text.
+The second pruning uses the settings of the first, calibrates on windows of the training text, and gives each linear its
+former number of zeros.
 """
 
 import warnings
@@ -28,9 +29,9 @@ from seft.seeds import generator
 
 
 class LoraReprune:
-    """Trains a PEFT adapter per target. The ranks give the configured number of values in all.
+    """Trains a PEFT adapter per target. The ranks are chosen so that all have the configured number of values together.
 
-    Raises ConfigError if it is not known how the model was pruned, or if the model stacks its experts.
+    Raises ConfigError if it is unknown how the model was pruned, or if the model stacks the matrices of its experts.
     """
 
     def __init__(self, work: Work) -> None:
@@ -57,10 +58,10 @@ class LoraReprune:
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     def before_step(self, _: int) -> None:
-        """Do nothing."""
+        """Do nothing, because nothing must be prepared."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Return and reset the accumulated gradient of each adapter matrix."""
+        """Return the accumulated gradient of each adapter matrix, and reset it."""
         gradients = []
         for parameter in self._parameters.values():
             gradient, parameter.grad = parameter.grad, None
@@ -73,22 +74,25 @@ class LoraReprune:
             optimizer.step(vector, gradient, rate, self._work.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Return None: the topology is fixed until the end."""
+        """Return None, because there are no topology events."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the adapters and their moments."""
+        """Return the adapter matrices and Adam's moments."""
         return {
             f"{name}.{part}": tensor for name, each in self._vectors.items() for part, tensor in each.tensors().items()
         }
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Continue from saved adapters."""
+        """Replace the adapter matrices and Adam's moments by saved ones."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
     def finish(self, report: Reporter) -> None:
-        """Merge the adapters, prune each linear to its former number of zeros, and count the zeros that moved."""
+        """Merge the adapters, and prune each linear to its former number of zeros.
+
+        Also counts the former zeros that are nonzero now, for `grown_zeros`.
+        """
         targets = self._work.targets
         former = {name: target.weight == 0 for name, target in targets.items()}
         self._peft.merge_and_unload()
@@ -110,7 +114,7 @@ def _require_modules(targets: Mapping[str, Target], config: RepairConfig) -> Non
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
     """Add PEFT adapters to the model. Returns the adapter matrices by "target/A" and "target/B", and PEFT's model.
 
-    The initial values are those of `masked_lora`; PEFT would draw them from torch's global generator.
+    The initial values are those of `masked_lora`. PEFT would draw them from the global generator of torch.
     """
     from peft import LoraConfig, get_peft_model
 

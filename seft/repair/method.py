@@ -1,4 +1,4 @@
-"""The interface of every repair method, and its input."""
+"""The interface of every repair method, and the input that a method gets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,10 @@ from seft.report import Evolved, Reporter
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The input of a method: a frozen model, its targets by name, the configuration, and the text in one row.
+    """Input of a repair method: a frozen model, its targets by name, the configuration, and the text.
 
-    `pruned` is how the targets were pruned. None means that this is unknown and that they follow no pattern.
+    A target is a linear layer that is pruned. The text is one row of tokens. `pruned` is how the targets were pruned.
+    None means that this is unknown and that they follow no pattern.
     """
 
     model: Any
@@ -27,43 +28,43 @@ class Work:
 
     @property
     def pattern(self) -> Pattern:
-        """Pattern of the targets."""
+        """Sparsity pattern of the targets."""
         return self.pruned.pattern if self.pruned else UNSTRUCTURED
 
 
 class Method(Protocol):
-    """Trains the targets of one model. Between two calls the model always runs with the weights trained so far."""
+    """Trains the targets of one model. Between two calls the model always has the weights trained so far."""
 
     def __init__(self, work: Work) -> None: ...
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values."""
+        """Number of trained values in all targets."""
 
     @property
     def grown_zeros(self) -> int:
-        """Number of positions that were zero at the start and are nonzero now. Also valid after `finish`."""
+        """Number of weights that were zero at the start and are nonzero now. Also valid after `finish`."""
 
     def before_step(self, step: int, /) -> None:
-        """Prepare a step. Called before its first micro-batch."""
+        """Prepare a step. The loop calls it before the first micro-batch of the step."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Return and reset the gradients accumulated since the last call, always in the same order."""
+        """Return the gradients accumulated since the last call, always in the same order, and reset them."""
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
-        """Take one optimizer step with these gradients, which clipping has multiplied by `scale`."""
+        """Take one optimizer step with these gradients. Clipping has already multiplied them by `scale`."""
 
     def evolve(self, step: int, /) -> Evolved | None:
-        """Run the topology event due after a step. Returns None if none is due."""
+        """Run the topology event that is due after a step. Returns None if none is due."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all that turns the pruned weights into the trained ones, and all that the next step depends on.
+        """Return all tensors that are needed to resume. They are not copies.
 
-        Not copies. A name is the target's name, a slash, and the part.
+        The key of a tensor is the target's name, a slash, and the name of the part.
         """
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Continue from saved tensors, which replace the present ones at any step."""
+        """Replace the present state by saved tensors. Possible at any step."""
 
     def finish(self, report: Reporter, /) -> None:
         """Restore the model's modules, with the trained weights in them."""

@@ -1,12 +1,12 @@
-"""AdamW over the trained values of one linear. In an active set each value has its own age.
+"""AdamW over the trained values of one linear. Each active position has its own age, the number of its gradients.
 
-Weight decay pulls an active value to its base: the delta goes to 0, never the weight. A grown position starts with the
-moments of the gradients in its window (as in SpIEL, arXiv 2401.16405, section 3.2). With empty moments the first step
-would have full size, however small the gradient.
+Weight decay pulls an active value to its base: the difference goes to 0, not the weight. A grown position starts with
+moments from the gradients in the steps before its event (as in SpIEL, arXiv 2401.16405, section 3.2). With empty
+moments the first step would have full size, however small the gradient.
 
 [ours] If a gradient is larger than typical for the linear, the step is smaller in proportion: a position with more
-effect on the loss needs to move less. So one rate suits both the positions with large gradients, which growth prefers,
-and those that it draws by chance.
+effect on the loss needs to move less. So one learning rate suits both the positions with large gradients, which growth
+prefers, and those that it draws by chance.
 """
 
 import math
@@ -21,11 +21,11 @@ from seft.repair.window import GradientSums
 
 MEAN_DECAY, SQUARE_DECAY, EPSILON = 0.9, 0.999, 1e-8
 MAX_AGE = torch.iinfo(torch.int16).max
-"""Limit of the ages; the bias correction is 1 long before."""
+"""Limit of the ages. The bias correction is 1 long before it."""
 
 
 class Trained(Protocol):
-    """Trained values with Adam's moments. There is one age per value, or one for all."""
+    """Interface of trained values with Adam's moments. There is one age per value, or one age for all values."""
 
     @property
     def values(self) -> Float[Tensor, "values"]:
@@ -33,19 +33,19 @@ class Trained(Protocol):
 
     @property
     def deltas(self) -> Float[Tensor, "values"]:
-        """Differences that weight decay pulls to zero."""
+        """Differences that weight decay pulls to zero, one per value."""
 
     @property
     def means(self) -> Float[Tensor, "values"]:
-        """First moments."""
+        """First moments of Adam, one per value."""
 
     @property
     def squares(self) -> Float[Tensor, "values"]:
-        """Second moments."""
+        """Second moments of Adam, one per value."""
 
     @property
     def ages(self) -> Int[Tensor, "ages"]:
-        """Number of gradients in the moments."""
+        """Number of gradients in the moments, per value or for all."""
 
 
 def step(
@@ -57,7 +57,8 @@ def step(
 ) -> None:
     """Take one AdamW step in place (Loshchilov & Hutter 2019, algorithm 2, with decay of the deltas).
 
-    If the root mean square of a value's gradient is above `typical`, its step is smaller by that ratio.
+    If the root mean square of a value's gradients is larger than `typical`, the step of this value is divided by their
+    ratio.
     """
     trained.ages.add_(1).clamp_(max=MAX_AGE - 1)
     trained.means.lerp_(gradient, 1 - MEAN_DECAY)
@@ -70,14 +71,17 @@ def step(
 
 
 def typical_gradient(sample: GradientSums, steps: int, pieces: int) -> Float[Tensor, ""]:
-    """Return the root mean square of a step's gradient over a sample; 0 if the sample is empty."""
+    """Return the root mean square of a step's gradient over a sample of positions; 0 if the sample is empty.
+
+    The sample has gradients of `steps` steps of `pieces` micro-batches each.
+    """
     return _mean_square(sample, steps, pieces).sum().div(max(1, len(sample))).sqrt()
 
 
 def seed_moments(grown: Active, window: GradientSums, steps: int, pieces: int) -> None:
-    """Set the moments of grown positions in place, from the gradients in a window.
+    """Set the moments of grown positions in place, from the gradients collected before the event.
 
-    They are scaled so that bias correction by age gives the mean and the mean square of the window's gradients.
+    They are scaled so that the bias correction by age gives the mean and the mean square of these gradients.
     """
     grown.ages.fill_(steps)
     mean, mean_square = window.sums / steps, _mean_square(window, steps, pieces)
@@ -86,7 +90,7 @@ def seed_moments(grown: Active, window: GradientSums, steps: int, pieces: int) -
 
 
 def _mean_square(window: GradientSums, steps: int, pieces: int) -> Float[Tensor, "positions"]:
-    """Return the mean square of a step's gradient, from a window of `steps` steps of `pieces` micro-batches.
+    """Return the mean square of a step's gradient per position, from `steps` steps of `pieces` micro-batches each.
 
     A step's gradient is the sum of the gradients of its micro-batches, which are zero if an expert got no token. So its
     mean square is the squared mean plus `pieces` times the variance.

@@ -1,6 +1,6 @@
-"""Sorted lists of positions in a weight, with data per position. Sorting makes it cheap to combine two lists.
+"""Sorted lists of positions in a weight matrix, with data per position. Sorted lists can be merged quickly.
 
-A position is the flat index `row * cols + col` as int32, so a linear has at most 2^31 - 1 weights.
+A position is the flat index `row * cols + col` as int32, so a matrix has at most 2^31 - 1 entries.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,15 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 P = TypeVar("P", bound="Positions")
-"""A kind of list. Not `Self`, which the shape checks of the tests do not support."""
+"""Type of a list of positions. `Self` is not used because the shape checks of the tests do not support it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """Sorted unique `indices`. Every other field of a subclass has one entry per index, in the same order."""
+    """Sorted unique positions `indices`.
+
+    Every other field of a subclass has one entry per position, in the same order.
+    """
 
     indices: Int[Tensor, "positions"]
 
@@ -25,48 +28,48 @@ class Positions:
         return len(self.indices)
 
     def __getitem__(self: P, chosen: Shaped[Tensor, "chosen"]) -> P:
-        """Return some of the positions with all fields, by mask or by increasing places."""
+        """Return some of the positions with all fields, chosen by a mask or by increasing places in the list."""
         return type(self)(*(tensor[chosen] for tensor in self.tensors().values()))
 
     def joined(self: P, other: P) -> P:
-        """Return both lists merged. They must have no position in common."""
+        """Return both lists merged into one sorted list. They must have no position in common."""
         order = torch.cat([self.indices, other.indices]).argsort()
         pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)
         return type(self)(*(torch.cat(pair)[order] for pair in pairs))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all fields by name."""
+        """Return all tensors of the list by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class BasePositions(Positions):
-    """Positions with the exact values that a weight had there."""
+    """Positions with the exact values that a weight matrix had there at some time."""
 
     bases: Shaped[Tensor, "positions"]
 
     def restore(self, weight: Shaped[Tensor, "rows cols"]) -> None:
-        """Write the bases back into the weight."""
+        """Write the stored values back into the weight matrix."""
         put(weight, self.indices, self.bases)
 
 
 def entries(weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> Shaped[Tensor, "positions"]:
-    """Return a weight's values at some positions, whatever its memory layout."""
+    """Return the entries of a weight matrix at some positions, for any memory layout of the matrix."""
     return weight[indices // weight.shape[1], indices % weight.shape[1]]
 
 
 def put(
     weight: Shaped[Tensor, "rows cols"], indices: Int[Tensor, "positions"], values: Shaped[Tensor, "positions"]
 ) -> None:
-    """Write values into a weight at some positions."""
+    """Write values into a weight matrix at some positions."""
     weight[indices // weight.shape[1], indices % weight.shape[1]] = values
 
 
 def named_fields(lists: Mapping[str, Positions]) -> dict[str, Tensor]:
-    """Return the fields of several lists under the names used in saved states: `list.field`."""
+    """Return the fields of several lists by the names that saved states use: `list.field`."""
     return {f"{name}.{field}": tensor for name, each in lists.items() for field, tensor in each.tensors().items()}
 
 
 def fields_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the fields of one list from the result of `named_fields`."""
+    """Return the fields of the list `name` from a result of `named_fields`."""
     return {field: tensor for key, tensor in tensors.items() for of, _, field in [key.partition(".")] if of == name}

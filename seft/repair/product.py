@@ -1,7 +1,8 @@
-"""The product of a linear under repair. The merged weight stays in place, is never copied, and has no gradient.
+"""The forward and backward pass of a linear under repair. The weight matrix itself gets no gradient.
 
-Forward is the linear's own product. Backward computes the gradient of the inputs, and passes the two factors of the
-weight's gradient to the trainer, which computes the gradient of its values from them.
+The forward pass calls the forward function of the linear, with the trained weights merged in place. The backward pass
+computes the gradient of the inputs. It gives the inputs and the gradient of the outputs to the trainer, which computes
+the gradient of its trained values from them.
 """
 
 from typing import Any, Protocol
@@ -15,24 +16,30 @@ from seft.models.products import Product
 
 
 class Trainer(Protocol):
-    """Trains a weight through values of its own."""
+    """Trains some values that determine the weight matrix of a linear."""
 
     weight: Float[Tensor, "rows cols"]
 
     def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Tensor:
-        """Return the gradient of the values, from the gradient of the outputs (`left`) and the inputs (`right`)."""
+        """Return the gradient of the trained values.
+
+        `left` is the gradient of the linear's outputs, `right` are its inputs.
+        """
 
 
 def trained_product(
     inputs: Float[Tensor, "*batch cols"], values: Tensor, trainer: Trainer, plain: Product
 ) -> Float[Tensor, "*batch rows"]:
-    """Return the result of `plain`, the linear's own product; differentiable in the inputs and the trainer's values."""
+    """Return `plain(inputs)`, where `plain` is the forward function of the linear.
+
+    The result is differentiable in the inputs and in `values`, the trained values of `trainer`.
+    """
     outputs: Tensor = _Product.apply(inputs, values, trainer, plain)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _Product(torch.autograd.Function):
-    """`y = x W^T + b`. For backward, W and b are constants except for the trained values."""
+    """`y = x W^T + b`. The backward pass treats W and b as constants, except for the trained values."""
 
     @staticmethod
     def forward(

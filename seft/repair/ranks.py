@@ -1,4 +1,7 @@
-"""Ranks for low-rank methods, so that all linears together train a given number of values as closely as possible."""
+"""Ranks for low-rank methods, so that all targets together train a given number of values as closely as possible.
+
+A target is a linear layer that is pruned.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -8,15 +11,17 @@ from seft.models.targets import Target
 
 Shape = tuple[int, int]
 Size = Callable[[Shape, int], int]
-"""Returns the number of values of a rank in a weight of some shape: 0 at rank 0, and more with every rank."""
+"""Function from the shape of a weight matrix and a rank to the number of trained values: 0 at rank 0, then increasing.
+"""
 
 
 def ranks(targets: Mapping[str, Target], config: RepairConfig, size: Size) -> dict[str, int]:
-    """Return a rank per target, so that all together have `density` times the target weights as values.
+    """Return a rank per target, so that all together train `density` times the number of target weights.
 
-    All targets get the largest common rank that fits, and some, spread evenly, one more. The result differs from the
-    exact number by at most half of the cost of one rank. If rank 1 does not fit everywhere, some targets get rank 0.
-    Raises ConfigError if no target gets a rank, or if a rank is as large as the number of rows or columns.
+    All targets get the largest common rank that fits. Some of them, spread evenly, get one rank more. The total differs
+    from the exact number by at most half of the values of one rank in one target. If rank 1 does not fit everywhere,
+    some targets get rank 0. Raises ConfigError if no target gets a rank, or if a rank is as large as the number of rows
+    or columns.
     """
     shapes = {name: _shape(target) for name, target in targets.items()}
     count = round(config.density * sum(rows * cols for rows, cols in shapes.values()))

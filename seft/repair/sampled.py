@@ -1,8 +1,8 @@
-"""Selected entries of a product of two dense matrices, without the full product (SDDMM).
+"""Computes selected entries of the product of two dense matrices, without the full product (SDDMM).
 
 On CPU and CUDA, `torch.sparse.sampled_addmm` computes them, with the positions as a CSR pattern. On other devices the
-two vectors of each entry are gathered, a bounded number at a time. If many entries are needed, the dense product is
-computed for a few rows at a time instead. All three sum in float32 or wider and agree up to rounding.
+two vectors of each entry are gathered, a limited number at a time. If many entries are needed, the dense product is
+computed for a few rows at a time instead. All three ways sum in float32 or wider and agree up to rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,22 +14,24 @@ from torch import Tensor
 from seft.dtypes import master_dtype
 
 TOKENS_AT_ONCE = 256
-"""Tokens per call of the kernel, which copies its operands. Copies of this size stay in a processor's cache."""
+"""Number of tokens per call of `sampled_addmm`, which copies its operands. Copies of this size stay in a processor's
+cache."""
 
 GATHERED_AT_ONCE = 1 << 22
-"""Products of single numbers in memory at a time."""
+"""Number of scalar products that `by_gathering` has in memory at a time."""
 
 CHUNK = 1 << 20
-"""Entries of a dense product in memory at a time (at least one row)."""
+"""Number of entries of a dense product in memory at a time (at least one row)."""
 
 DENSE_FROM = 0.3
-"""Fraction of the entries above which the dense product is faster, measured on two cores of an x86-64 processor."""
+"""Fraction of selected entries above which the dense product is faster, measured on two cores of an x86-64 processor.
+"""
 
 
 def sampled_product(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """Return `left^T right` at sorted flat positions of its (rows, cols)."""
+    """Return the entries of `left^T right` at sorted flat positions `row * cols + col`."""
     dtype = master_dtype(left.dtype)
     compute = by_pattern if left.device.type in {"cpu", "cuda"} else by_gathering
     if len(indices) > DENSE_FROM * left.shape[1] * right.shape[1]:
@@ -38,7 +40,7 @@ def sampled_product(
 
 
 def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
-    """Yield slices of the rows of a matrix, each with a bounded number of entries."""
+    """Yield slices that together cover the rows of a matrix, each with a limited number of entries."""
     rows, cols = shape
     height = max(1, CHUNK // cols)
     return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
@@ -47,7 +49,7 @@ def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
 def by_pattern(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """Return the entries, computed by `sampled_addmm`."""
+    """Return the selected entries, computed by `torch.sparse.sampled_addmm`."""
     rows, cols = left.shape[1], right.shape[1]
     starts = torch.arange(rows + 1, device=indices.device) * cols
     pattern = torch.sparse_csr_tensor(
@@ -67,7 +69,7 @@ def by_pattern(
 def by_gathering(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """Return the entries, computed from their two columns, chunk by chunk."""
+    """Return the selected entries, each computed from one column of `left` and one of `right`, some at a time."""
     chunk = max(1, GATHERED_AT_ONCE // max(1, len(left)))
     pieces = [
         (left[:, piece // right.shape[1]] * right[:, piece % right.shape[1]]).sum(0)
@@ -79,7 +81,7 @@ def by_gathering(
 def by_rows(
     left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"], indices: Int[Tensor, "positions"]
 ) -> Float[Tensor, "positions"]:
-    """Return the entries, taken from the dense product of a chunk of rows at a time."""
+    """Return the selected entries, read from the dense product, which is computed for a few rows at a time."""
     rows, cols = left.shape[1], right.shape[1]
     pieces = [left.new_zeros(0)]
     for chunk in row_chunks((rows, cols)):

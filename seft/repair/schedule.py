@@ -1,8 +1,8 @@
-"""Schedules as pure functions of the step, counted from 1: learning rate, events, and windows of text.
+"""Schedules as functions of the step (the first is 1): learning rate, topology events, and the text of each step.
 
-[ours] Training begins with an opening event. The first active set is an arbitrary sample of the nonzeros. After step 1
-it is replaced completely by positions drawn in proportion to their gradients. The weight changes of that step are
-undone; its gradients are used.
+A topology event changes which weights are trained. [ours] Training begins with an opening event. The first active
+positions are an arbitrary sample of the nonzeros. After step 1 all are replaced by positions drawn in proportion to
+their gradients. The weight changes of step 1 are undone; its gradients are used.
 """
 
 import functools
@@ -16,10 +16,11 @@ from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
 from seft.seeds import generator
 
 OPENING = 1
-"""Step after which the opening event runs. A later one would find better positions, but leave less time to train."""
+"""Step after which the opening event runs. A later event would find better positions, but leave less time to train
+them."""
 
 WINDOW = 2
-"""Number of steps before an event whose gradients decide it."""
+"""Number of steps before a topology event whose gradients decide it (the gradient window)."""
 
 RATES = {
     RepairMethod.SEFT: 3e-2,
@@ -29,15 +30,19 @@ RATES = {
     RepairMethod.SPP: 3e-2,
     RepairMethod.LORA_REPRUNE: 1e-2,
 }
-"""Peak rates at 0.5 % density. docs/log.md has the measurements."""
+"""Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
-"""Methods for which training more values does not move a linear further per step. In SPP the rank sets how many rows
-share a vector, and each row has one number at every rank; `masked_full` trains all nonzeros."""
+"""Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
+further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
+`masked_full` trains all nonzeros."""
 
 
 def learning_rate(config: RepairConfig, step: int) -> float:
-    """Return the rate of a step: linear warm-up, then the schedule. The first step after warm-up has the peak."""
+    """Return the learning rate of a step: a linear warm-up, then the schedule.
+
+    The first step after warm-up has the peak.
+    """
     if step <= config.warmup_steps:
         return peak_rate(config) * step / config.warmup_steps
     left = 1 - (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
@@ -51,7 +56,10 @@ def learning_rate(config: RepairConfig, step: int) -> float:
 
 
 def peak_rate(config: RepairConfig) -> float:
-    """Return the configured rate. "auto" is the method's rate, lowered with the root of the density above 0.5 %."""
+    """Return the configured peak rate. For "auto", return the method's rate, scaled down for more trained values.
+
+    The rate is divided by the square root of the ratio of the density to 0.5 %, if the density is larger.
+    """
     if config.learning_rate != "auto":
         return config.learning_rate
     rate = RATES[config.method]
@@ -59,19 +67,28 @@ def peak_rate(config: RepairConfig) -> float:
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:
-    """Return the first event at or after a step. There is none in the last `settle` fraction of the steps."""
+    """Return the step of the first topology event at or after `step`, or None if there is none.
+
+    The last `settle` fraction of the steps has no events.
+    """
     last = min(config.steps - math.ceil(config.steps * config.settle), config.steps - 1)
     event = OPENING if step <= OPENING else -(-step // config.update_interval) * config.update_interval
     return event if event <= last else None
 
 
 def window_steps(config: RepairConfig, event: int) -> int:
-    """Return the number of steps whose gradients decide an event: at most `WINDOW`, and none before the last event."""
+    """Return the number of steps whose gradients decide an event.
+
+    It is at most `WINDOW`. Only steps after the previous event count.
+    """
     return sum(next_event(config, step) == event for step in range(max(1, event - WINDOW + 1), event + 1))
 
 
 def drop_count(config: RepairConfig, event: int, active: int) -> int:
-    """Return the number of active positions that an event replaces: all at the opening, then a falling fraction."""
+    """Return the number of active positions that an event replaces.
+
+    All are replaced at the opening event, and a falling fraction at later events.
+    """
     return round((1.0 if event == OPENING else _drop_rate(config, event / config.steps)) * active)
 
 
@@ -84,7 +101,10 @@ def _drop_rate(config: RepairConfig, progress: float) -> float:
 
 
 def rows_of_step(config: RepairConfig, rows: int, step: int) -> Int[Tensor, "batch"]:
-    """Return which of `rows` windows of text a step reads. Each epoch reads each window once, in a new random order."""
+    """Return the numbers of the text windows that a step reads, of `rows` windows in all.
+
+    Each epoch reads each window once, in a new random order.
+    """
     batch = config.batch_tokens // config.sequence_tokens
     places = (divmod(place, rows) for place in range((step - 1) * batch, step * batch))
     return torch.stack([_order(config.seed, epoch, rows)[rank] for epoch, rank in places])

@@ -1,6 +1,6 @@
-"""SPP (Lu et al. 2024, arXiv 2405.16057): scale every nonzero, `W = W0 * (1 + 2 * alpha * beta)`.
+"""SPP (Lu et al. 2024, arXiv 2405.16057): scale every nonzero weight, `W = W0 * (1 + 2 * alpha * beta)`.
 
-A row of `alpha` (rank, cols) is shared by a group of neighbouring rows of W; `beta` has one entry per row of W.
+Each row of `alpha` (rank, cols) is shared by a group of neighbouring rows of W. `beta` has one entry per row of W.
 """
 
 import torch
@@ -12,11 +12,11 @@ from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
 
 SCALE = 2.0
-"""Scale of the change; the same for every rank."""
+"""Factor 2 in the formula; the same for every rank."""
 
 
 class Scaling:
-    """The formula of SPP. The vector has `alpha`, then `beta`.
+    """The formula of SPP. The trained vector has the entries of `alpha`, then those of `beta`.
 
     If the rank does not divide the number of rows, some groups have one row more.
     """
@@ -26,24 +26,27 @@ class Scaling:
 
     @staticmethod
     def size(shape: Shape, rank: int) -> int:
-        """Return the number of entries of alpha and beta. Rank 0 has no beta either."""
+        """Return the number of entries of `alpha` and `beta`; 0 for rank 0."""
         rows, cols = shape
         return rank * cols + rows if rank else 0
 
     def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
-        """Return alpha uniform within +-1 / sqrt(cols), as in the published code, and beta zero."""
+        """Return the vector with `alpha` uniform within +-1 / sqrt(cols), as in the published code, and `beta` zero."""
         first = torch.rand(self.rank * self.cols, generator=generator) * 2 - 1
         return torch.cat([first * self.cols**-0.5, torch.zeros(self.rows if self.rank else 0)])
 
     def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
-        """Return the change of these rows."""
+        """Return the change of these rows of the weight matrix."""
         alpha, beta = self._factors(values)
         return SCALE * base * (self._groups(rows, values) @ alpha) * beta[rows, None]
 
     def backward(
         self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
     ) -> Float[Tensor, "values"]:
-        """Return these rows' part of the gradient: all of alpha, and these rows of beta."""
+        """Return the part of the vector's gradient that comes from these rows.
+
+        It covers all of `alpha`, and these rows of `beta`.
+        """
         pulled = torch.zeros_like(values)
         (alpha, beta), (of_alpha, of_beta) = self._factors(values), self._factors(pulled)
         groups, scaled = self._groups(rows, values), SCALE * base * gradient
@@ -56,12 +59,12 @@ class Scaling:
         return values[:end].view(self.rank, self.cols), values[end:]
 
     def _groups(self, rows: slice, like: Tensor) -> Float[Tensor, "chunk rank"]:
-        """Return for each of these rows, one-hot, its row of alpha."""
+        """Return, for each of these rows, a one-hot vector of the row of `alpha` that it uses."""
         numbers = torch.arange(rows.start, rows.stop, device=like.device) * self.rank // self.rows
         return F.one_hot(numbers, self.rank).to(like.dtype)
 
 
 class SPP(DenseChange):
-    """Trains alpha and beta of every target."""
+    """Trains the vectors `alpha` and `beta` of every target."""
 
     formula = Scaling

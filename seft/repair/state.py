@@ -1,7 +1,7 @@
-"""The resumable state of a repair as a folder: a safetensors file, and a JSON file that identifies the repair.
+"""The saved state of a repair as a folder: a safetensors file, and a JSON file that identifies the repair.
 
-All methods use the same format: named tensors, and facts as JSON. The pruned weights are not in it. Files are flushed
-to disk before `save` returns; the caller makes the folder appear atomically.
+All methods use the same format: named tensors, and facts as JSON. The pruned weights are not saved. Files are flushed
+to disk before `save` returns. The caller makes the folder appear atomically.
 """
 
 import hashlib
@@ -24,18 +24,18 @@ from seft.repair.schedule import peak_rate
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 FORMAT_VERSION = 5
-"""Version of the state. Increase it if training from an older state would not give the same bits. This includes a new
-field in `PruneConfig`, which is part of the fingerprint."""
+"""Version of the format. Increase it if training from an older state would not give the same bits. This includes a new
+field in `PruneConfig`, because the pruning settings are part of the fingerprint."""
 SAMPLED = 1024
-"""Number of values of each weight in the fingerprint, about."""
+"""Approximate number of values of each weight matrix that the fingerprint reads."""
 _CHANGEABLE = {"micro_batch": None}
-"""Settings that may change when a repair resumes. `micro_batch` changes the memory use. In seft it also changes which
-candidates a window lists, so a later event may choose other positions."""
+"""Settings that may change when a repair resumes. `micro_batch` changes the memory use. In `seft` it also changes which
+candidates for growth are listed, so a later topology event may choose other positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Tensors by name, and facts that can be written as JSON."""
+    """A state: tensors by name, and facts that can be written as JSON."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -44,10 +44,11 @@ class State:
 def fingerprint(
     targets: Mapping[str, Target], text: Packed, pruned: PruneConfig | None, teacher: Mapping[str, Target]
 ) -> str:
-    """Return a hash that identifies a repair.
+    """Return a hash that identifies a repair by its text, pruning settings and weights.
 
-    It covers the text with its trained tokens and record boundaries, the pruning settings, and for each weight of the
-    pruned model and the teacher its shape, dtype, number of nonzeros and a sample of its values.
+    It covers the text with its trained tokens and record boundaries, the pruning settings, and every weight matrix of
+    the pruned model and the teacher. Of each matrix it covers the shape, the dtype, the number of nonzeros and a sample
+    of the values.
     """
     digest = hashlib.sha256(str(pruned).encode())
     for part in (text.tokens, text.trained, text.positions):
@@ -61,7 +62,7 @@ def fingerprint(
 
 
 def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> None:
-    """Save a state in `folder`, which is created if missing."""
+    """Save a state in `folder`. Creates the folder if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {**state.facts, **_software(config), "fingerprint": fingerprint}
     save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, folder / TENSORS)
@@ -71,7 +72,10 @@ def save(folder: Path, state: State, config: RepairConfig, fingerprint: str) -> 
 
 
 def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
-    """Read a state, with its tensors in host memory. Raises StateError if it is unreadable or of another repair."""
+    """Read a state, with its tensors in host memory.
+
+    Raises StateError if the state is unreadable or belongs to another repair.
+    """
     facts = _read_facts(folder)
     if flaw := _flaw(facts, {**_software(config), "fingerprint": fingerprint}):
         raise StateError(
@@ -87,7 +91,7 @@ def load(folder: Path, config: RepairConfig, fingerprint: str) -> State:
 
 
 def outdated(folder: Path, config: RepairConfig) -> str | None:
-    """Return why a state of the same job cannot be resumed by this software, or None if it can.
+    """Return the reason why this software cannot resume a saved state of the same job, or None if it can.
 
     Raises StateError if the state is unreadable.
     """
@@ -95,7 +99,10 @@ def outdated(folder: Path, config: RepairConfig) -> str | None:
 
 
 def _software(config: RepairConfig) -> dict[str, Any]:
-    """Return what identifies the software of a state, as read back from JSON. Includes the rate that `auto` means."""
+    """Return the facts that identify the software that wrote a state, as read back from JSON.
+
+    They include the learning rate that "auto" means.
+    """
     return {
         "kind": FORMAT_VERSION,
         "config": {**json.loads(json.dumps(asdict(config))), **_CHANGEABLE},

@@ -1,17 +1,18 @@
-"""Statistics of one linear for an event, collected in a window: the last few steps before it.
+"""The gradient window of one linear: statistics of the last few steps before a topology event, which decide it.
 
-A window has a list of candidates for growth, of fixed size, with their gradients summed in float32. It also has the
-mean squares of inputs and output gradients, which give the sensitivity of the other weights. Each backward pass
-computes the gradient of the weight for one chunk of rows at a time, finds candidates in it, and frees it. The decisions
-are in `seft.repair.evolve`.
+A gradient window has a list of candidates for growth, of fixed size, with their gradients summed in float32. It also
+has the mean squares of inputs and output gradients, which give the sensitivity of the other weights. Each backward pass
+computes the gradient of the weight matrix for one chunk of rows at a time, finds candidates in it, and frees it. The
+decisions of an event are in `seft.repair.evolve`.
 
 [ours] Growth is random: positions are drawn without replacement, in proportion to |gradient|. Each position has one
-exponential random number, the same in all micro-batches of a window; the draw is then the list of the largest
-|gradient| / number (Efraimidis & Spirakis 2006). The largest gradients alone are in few rows and columns, where their
-steps would add up.
+exponential random number, the same in all micro-batches of a gradient window. The positions with the largest |gradient|
+/ number are then such a draw (Efraimidis & Spirakis 2006). The positions with the largest gradients alone are in few
+rows and columns, where their steps would add up.
 
-[ours] Candidates come from every micro-batch. Listed ones add its gradient to their sums, its best new ones are added,
-and those with the largest scores stay. The earlier gradients of a new one count as zero, which can only hurt its score.
+[ours] Candidates come from every micro-batch. Its gradients are added to the sums of the listed candidates, its best
+new candidates are added to the list, and those with the largest scores stay. The earlier gradients of a new candidate
+count as zero, which can only lower its score.
 
 [ours] The typical size of gradients comes from a sample of nonzeros, drawn evenly before any gradient was computed.
 """
@@ -32,34 +33,34 @@ from seft.repair.sampled import row_chunks, sampled_product
 from seft.seeds import generator
 
 W = TypeVar("W", bound="GradientSums")
-"""A kind of list, as in `seft.repair.positions`."""
+"""Type of a list of gradient sums. See `P` in `seft.repair.positions`."""
 
 CANDIDATES_PER_POSITION = 4
-"""Number of candidates for growth, and for removal, per position that the event will choose."""
+"""Number of candidates for growth, and for removal, per position that the event chooses."""
 
 SAMPLE_SIZE = 4096
-"""Largest number of nonzeros in the sample that gives the typical gradient."""
+"""Largest number of nonzeros in the sample from which the typical gradient is computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class GradientSums(Positions):
-    """Positions with the sum and the sum of squares of their gradients over micro-batches."""
+    """Positions, each with the sum and the sum of squares of its gradients over micro-batches."""
 
     sums: Float[Tensor, "positions"]
     squares: Float[Tensor, "positions"]
 
     def updated(self: W, gradients: Float[Tensor, "positions"]) -> W:
-        """Return the sums with one more micro-batch added."""
+        """Return the sums with the gradients of one more micro-batch added."""
         return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)
 
     def scaled(self: W, scale: float) -> W:
-        """Return the sums as if every gradient were multiplied by `scale`."""
+        """Return the sums that would result if every gradient were multiplied by `scale`."""
         return replace(self, sums=self.sums * scale, squares=self.squares * scale**2)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates(GradientSums):
-    """Positions that may grow, each with its exponential random number."""
+    """Positions that may grow, each with its gradient sums and its exponential random number."""
 
     draws: Float[Tensor, "positions"]
 
@@ -76,7 +77,7 @@ class Candidates(GradientSums):
 
     @property
     def scores(self) -> Float[Tensor, "positions"]:
-        """Scores; the positions with the largest grow first."""
+        """Scores of the candidates. Those with the largest grow first."""
         return self.sums.abs() / self.draws
 
     def best(self, count: int) -> "Candidates":
@@ -85,10 +86,10 @@ class Candidates(GradientSums):
 
 
 class Window:
-    """Statistics of one linear for an event that chooses `count` positions within `pattern`.
+    """The gradient window of one linear, for a topology event that chooses `count` positions within `pattern`.
 
     `outputs` and `inputs` are sums of squares over tokens: of each output's gradient, and of each input. `scales` are
-    the factors by which clipping multiplied the steps' gradients. `seed` sets the random numbers and the sample.
+    the factors by which clipping multiplied the gradients of the steps. `seed` sets the random numbers and the sample.
     """
 
     def __init__(
@@ -105,13 +106,13 @@ class Window:
         self.scales: list[float] = []
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return all statistics."""
+        """Return all statistics as tensors by name."""
         lists = named_fields({"growth": self.growth, "sample": self.sample})
         scales = torch.tensor(self.scales, dtype=torch.float64)
         return {**lists, "outputs": self.outputs, "inputs": self.inputs, "scales": scales}
 
     def resume(self, tensors: Mapping[str, Tensor], observed: int) -> None:
-        """Continue from saved statistics. `observed` is their number of micro-batches."""
+        """Replace the statistics by saved ones. `observed` is the number of micro-batches in them."""
         self.growth, self.sample = (
             Candidates(**fields_of(tensors, "growth")),
             GradientSums(**fields_of(tensors, "sample")),
@@ -120,7 +121,7 @@ class Window:
         self.observed = observed
 
     def clipped(self) -> tuple[Candidates, GradientSums]:
-        """Return candidates and sample as if their gradients were clipped, like those in Adam's moments."""
+        """Return the candidates and the sample with clipped gradients, like the gradients in Adam's moments."""
         scale = sum(self.scales) / len(self.scales) if self.scales else 1.0
         return self.growth.scaled(scale), self.sample.scaled(scale)
 
@@ -130,7 +131,11 @@ class Window:
         right: Float[Tensor, "tokens cols"],
         active: Int[Tensor, "positions"],
     ) -> None:
-        """Add one micro-batch: `left` is the gradient of the outputs, `right` the inputs."""
+        """Add one micro-batch to the statistics.
+
+        `left` is the gradient of the linear's outputs, and `right` its inputs. `active` has the active positions, which
+        cannot grow.
+        """
         left, right = left.to(self.outputs.dtype), right.to(self.inputs.dtype)
         self.outputs = self.outputs + sum_over_processes(left.square().sum(0))
         self.inputs = self.inputs + sum_over_processes(right.square().sum(0))
@@ -146,8 +151,9 @@ class Window:
     def removal(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
         """Return the positions that may become zero, the least sensitive first.
 
-        In an N:M pattern these are all nonzero or active (`kept`) positions in the groups of the zeros that may grow.
-        Otherwise they are the least sensitive nonzeros, as many as there may be candidates for growth.
+        `kept` has the active positions that were kept. In an N:M pattern these are all nonzero or kept positions in the
+        groups of the zeros that may grow. Otherwise they are the least sensitive nonzeros, as many as the largest
+        number of candidates for growth.
         """
         places = self._rivals(weight, kept) if self._pattern.grouped else self._least_sensitive(weight)
         return places[self._sensitivity(weight, places).argsort(stable=True)]
@@ -155,7 +161,7 @@ class Window:
     def _sensitivity(
         self, weight: Float[Tensor, "rows cols"], places: Int[Tensor, "positions"]
     ) -> Float[Tensor, "positions"]:
-        """Return the square root of the loss increase if a weight became zero, up to a common factor.
+        """Return the square root of the loss increase if a weight became zero, for each of `places`, up to a factor.
 
         [ours] The increase is W^2 times the curvature (LeCun et al. 1990, Optimal Brain Damage). The curvature is the
         mean square of the output's gradient times the mean square of the input (Martens & Grosse 2015, section 3). The
@@ -165,7 +171,7 @@ class Window:
         return entries(weight, places).abs() * self.outputs.sqrt()[rows] * self.inputs.sqrt()[cols]
 
     def _least_sensitive(self, weight: Float[Tensor, "rows cols"]) -> Int[Tensor, "least"]:
-        """Return the least sensitive nonzeros, found chunk by chunk."""
+        """Return the positions of the least sensitive nonzeros, found chunk by chunk."""
         least = torch.zeros(0, dtype=torch.int64, device=weight.device)
         for rows in row_chunks(weight.shape):
             nonzeros = weight[rows].flatten().nonzero().squeeze(1) + rows.start * weight.shape[1]
@@ -175,7 +181,7 @@ class Window:
         return least.sort().values
 
     def _rivals(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "rivals"]:
-        """Return the nonzero or active positions in the groups of the zeros that may grow."""
+        """Return the nonzero or kept positions in the groups of the zeros that may grow."""
         growth = self.growth.indices
         groups = torch.unique(growth[entries(weight, growth) == 0] // self._pattern.of)
         members = torch.arange(self._pattern.of, device=groups.device, dtype=groups.dtype)
@@ -183,7 +189,10 @@ class Window:
         return places[(entries(weight, places) != 0) | torch.isin(places, kept)]
 
     def _new_candidates(self, gradient: Float[Tensor, "chunk"], offset: int, taken: Int[Tensor, "taken"]) -> Candidates:
-        """Return the entries of a chunk with the best scores that are neither active nor listed."""
+        """Return the entries of a chunk with the best scores that are neither active nor already listed.
+
+        `offset` is the position of the first entry, and `taken` has the active and listed positions.
+        """
         draws = self._draws(gradient, offset)
         scores = gradient.abs() / draws
         bounds = torch.tensor([offset, offset + len(gradient)], device=taken.device, dtype=taken.dtype)
@@ -194,12 +203,12 @@ class Window:
         return Candidates.from_micro_batch(places + offset, gradient[places], draws[places])
 
     def _draws(self, gradient: Float[Tensor, "chunk"], offset: int) -> Float[Tensor, "chunk"]:
-        """Return the random numbers of a chunk's positions: the same on every call."""
+        """Return the random numbers of a chunk's positions, which are the same on every call."""
         return torch.empty_like(gradient).exponential_(generator=generator(self._seed, str(offset), gradient.device))
 
 
 def _sample(weight: Float[Tensor, "rows cols"], generator: torch.Generator) -> Int[Tensor, "sampled"]:
-    """Return a uniform sample of the nonzeros, sorted: the nonzeros among evenly drawn positions."""
+    """Return the sorted positions of a uniform sample of the nonzeros: the nonzeros among evenly drawn positions."""
     places = torch.randint(weight.numel(), (4 * SAMPLE_SIZE,), generator=generator).to(weight.device)
     sampled: Tensor = torch.unique(places[entries(weight, places) != 0][:SAMPLE_SIZE])
     return sampled.int()

@@ -83,7 +83,10 @@ def preview(
     records: Annotated[int, typer.Option(min=1, max=20, help="Number of records to show.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show the first records as a model's tokenizer reads them. Trained text is green, or between `[[` and `]]`."""
+    """Show the first records as a model's tokenizer reads them.
+
+    Text that is trained on is green, or between `[[` and `]]`.
+    """
     with connected(as_json) as service:
         answer = service.preview_dataset(dataset_id, model, revision=revision, limit=records)
         about = "" if answer["exact"] else "about "
@@ -98,7 +101,7 @@ def _text(record: PreviewedRecord) -> str:
 
 
 def _validate(path: Path, skip: float) -> tuple[Json, list[Flaw]]:
-    """Return the counts of a file and why the service would reject it. The service runs the same code."""
+    """Return the counts of a file, and the reasons why the service would reject it. The service runs the same code."""
     from seft.data.validation import validate
     from seft.errors import FileError
 

@@ -1,4 +1,4 @@
-"""`seft doctor`: checks for the operator, on a machine with the service's code. It calls `core.doctor`."""
+"""`seft doctor`: checks the installation of the service, on a machine with its code. It calls `core.doctor`."""
 
 from dataclasses import asdict
 

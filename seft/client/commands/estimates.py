@@ -54,7 +54,7 @@ def _why(worker: Fit) -> str:
 
 
 def _settings(change: dict[str, object], prefix: str = "") -> str:
-    """Format a change as `--set` options."""
+    """Return a change of a job's settings as `--set` options."""
     return " ".join(
         _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else f"--set {prefix}{name}={value}"
         for name, value in change.items()

@@ -1,4 +1,4 @@
-"""`seft hub-token`: the tenant's token of the model hub, for private models and datasets."""
+"""`seft hub-token`: the tenant's token for the Hugging Face hub, which gives access to private models and datasets."""
 
 import typer
 
@@ -10,7 +10,7 @@ app = typer.Typer(help="Manage your tenant's token of the model hub.", no_args_i
 
 @app.command("set")
 def set_token(as_json: AsJson = False) -> None:
-    """Store the token, from a prompt or stdin. Replaces the previous token."""
+    """Store the token for the Hugging Face hub, read from a prompt or stdin. Replaces the previous token."""
     token = ask_secret("Token of the hub")
     with connected(as_json) as service:
         _show(service.give_hub_token(token), as_json, "stored")
@@ -18,14 +18,14 @@ def set_token(as_json: AsJson = False) -> None:
 
 @app.command("show")
 def show_token(as_json: AsJson = False) -> None:
-    """Show the owner and the date of the stored token. The token itself is never shown."""
+    """Show the owner and the date of the stored hub token. The token itself is never shown."""
     with connected(as_json) as service:
         _show(service.hub_token(), as_json, "stored")
 
 
 @app.command()
 def delete(as_json: AsJson = False) -> None:
-    """Delete the stored token."""
+    """Delete the stored hub token."""
     with connected(as_json) as service:
         _show(service.delete_hub_token(), as_json, "deleted; it was stored")
 

@@ -57,7 +57,7 @@ def create(
 
 @app.command()
 def clone(job_id: str, settings: Set = None, as_json: AsJson = False) -> None:
-    """Create a copy of a job with the fields of --set changed. null resets a field to its default."""
+    """Create a copy of a job, with the fields in --set changed. The value null resets a field to its default."""
     overrides = assigned(settings)
     with connected(as_json) as service:
         _tell(service.clone_job(job_id, overrides), as_json)
@@ -168,7 +168,7 @@ def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], 
 
 
 def _tell(job: Job, as_json: bool) -> None:
-    """Print the status of a job and its pending actions."""
+    """Print the status of a job and its pending actions, as JSON or text."""
     pending = [word for word in ("pausing", "stopping") if job[word] and not job["finished_at"]]
     show(job, as_json, "  ".join([job["id"], job["status"], *pending]))
 
@@ -201,7 +201,10 @@ def _line(event: Event) -> str:
 
 
 def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the status, the fields of the specs that differ, the scores, and the counted sparsity."""
+    """Yield one row per value to compare between jobs.
+
+    The rows are the status, each field in which the specs differ, the scores and the sparsity.
+    """
     yield "status", [job["status"] for job in jobs]
     specs = [_flat(job["spec"]) for job in jobs]
     for name in sorted(set().union(*specs)):

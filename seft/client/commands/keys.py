@@ -62,7 +62,10 @@ def login(
     url: Annotated[str | None, typer.Option(help="Address of the service. Default: ask.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask for address and key, try them, and save them to a file that only you can read. stdin may hold the key."""
+    """Ask for address and key, test them, and save them to a file that only you can read.
+
+    The key may come from stdin.
+    """
     from seft.client.config import Address, require_http
     from seft.client.http import Client
 

@@ -1,4 +1,7 @@
-"""Commands that work on this machine without the service. They call `seft.cli`, which loads torch only for work."""
+"""The commands `seft prune`, `repair`, `evaluate` and `inspect`, which work on this machine without the service.
+
+They call `seft.cli`, which imports torch only when a command runs.
+"""
 
 import typer
 
@@ -14,13 +17,13 @@ RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_na
 
 
 def add_verbs(app: typer.Typer) -> None:
-    """Add a command per verb, which parses its own arguments."""
+    """Add these commands to the app. Each parses its own arguments."""
     for verb, text in VERBS.items():
         app.command(verb, help=text, context_settings=RAW, add_help_option=False)(run_verb)
 
 
 def run_verb(context: typer.Context) -> None:
-    """Run the verb that was named with all its arguments."""
+    """Run the named command with all its arguments."""
     from seft.cli import main
 
     verb = str(context.info_name)

@@ -74,7 +74,7 @@ def send_test(webhook_id: str, as_json: AsJson = False) -> None:
 
 @app.command()
 def deliveries(webhook_id: str, as_json: AsJson = False) -> None:
-    """List the sent and pending deliveries of a webhook, with its answers."""
+    """List the sent and pending messages of a webhook, with the responses of its address."""
     with connected(as_json) as service:
         entries = service.webhook_deliveries(webhook_id)
         rows = (
