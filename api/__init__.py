@@ -1,1 +1,4 @@
-"""The HTTP server: JSON routes, dashboard pages, authentication, problem reports. The rules of a job are in `core`."""
+"""The HTTP server: JSON routes, dashboard pages, authentication and error responses.
+
+The rules for jobs are in `core`.
+"""

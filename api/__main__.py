@@ -17,16 +17,18 @@ from core.infra.storage import Storage
 from core.settings import Settings
 
 SHUTDOWN_SECONDS = 5
-"""Seconds that open requests get at shutdown. Event streams would never end by themselves."""
+"""Seconds that open requests get to finish at shutdown. Event streams are cut off then, because they do not end."""
 HEALTHCHECK_SECONDS = 15
-"""Seconds without a sign of life after which the supervisor replaces a process."""
+"""Seconds without a response after which the supervisor of the API processes replaces a process."""
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 keys_cli = typer.Typer(help="Manage API keys.")
 cli.add_typer(keys_cli, name="keys")
 bucket_cli = typer.Typer(help="Copy the bucket to and from a folder.")
 cli.add_typer(bucket_cli, name="bucket")
-Folder = Annotated[Path, typer.Argument(help="Folder of the objects: one file per object, at the path of its key.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder with the objects: one file per object. Its path is the object's key.")
+]
 
 
 @cli.callback(invoke_without_command=True)
@@ -68,7 +70,7 @@ def create_key(
 
 @bucket_cli.command("save")
 def save_bucket(folder: Folder) -> None:
-    """Download the objects that the folder does not have yet."""
+    """Download the objects of the bucket that are not in the folder yet."""
     typer.echo(f"{bucket_backup.save(Storage(Settings()), folder)} objects downloaded")
 
 
@@ -80,7 +82,7 @@ def load_bucket(folder: Folder) -> None:
 
 @cli.command()
 def schema() -> None:
-    """Print the OpenAPI document, as in `docs/openapi.json`."""
+    """Print the OpenAPI document. `docs/openapi.json` is a copy of the output."""
     typer.echo(json.dumps(routes().openapi(), indent=2, ensure_ascii=False, sort_keys=True))
 
 

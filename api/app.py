@@ -1,4 +1,4 @@
-"""The application: routes, error handlers, middleware and the mounted dashboard."""
+"""The FastAPI application: its routes, error handlers and middleware, and the dashboard mounted into it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,20 +26,21 @@ Every error response is a problem report (RFC 9457, `application/problem+json`).
 
 
 class Api(FastAPI):
-    """FastAPI that adds the schemas of problem reports to its OpenAPI document.
+    """FastAPI with an OpenAPI document that includes the schemas of error responses (problem reports).
 
-    FastAPI adds schemas of JSON responses only, and problem reports have another media type.
+    FastAPI itself adds only schemas of JSON responses. Problem reports have the media type
+    `application/problem+json`.
     """
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, with the schemas of a problem report."""
+        """Return the OpenAPI document, including the schemas of a problem report."""
         document = super().openapi()
         document["components"]["schemas"] |= errors.schemas()
         return document
 
 
 def routes() -> FastAPI:
-    """Make the application without services: enough to describe its API."""
+    """Make the application without connections to servers. This is enough to generate the OpenAPI document."""
     app = Api(
         title="SEFT",
         version=core.__version__,
@@ -64,12 +65,12 @@ def _docs(request: Request) -> HTMLResponse:
 
 
 def _home() -> Response:
-    """Redirect browsers that open the service's address to the dashboard."""
+    """Redirect a browser from `/` to the dashboard."""
     return RedirectResponse(f"{ROOT}/")
 
 
 def make_app(settings: Settings) -> FastAPI:
-    """Make the server for these settings. Its startup fails if the object storage does not answer."""
+    """Make the application with these settings. Startup fails if the object storage does not answer."""
     app = routes()
     app.state.services = make_services(settings)
     app.mount(ROOT, make_dashboard(app.state.services))

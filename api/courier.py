@@ -1,7 +1,9 @@
-"""Deliver webhooks, in a thread of every API process. A row per pending delivery; the processes claim them.
+"""Deliver webhooks, in a background thread of every API process.
 
-A delivery is a POST, signed as standardwebhooks.com says. It connects to the address that was checked, follows no
-redirect, and ends after `CALL_SECONDS` even if the receiver is still sending.
+Each pending delivery is a row in the database. A process claims a row before it sends the message, so no two
+processes send it at the same time. A delivery is a POST request, signed as standardwebhooks.com specifies. It
+connects to the address that was checked, follows no redirects, and ends after `CALL_SECONDS` even if the receiver is
+still sending.
 """
 
 import base64
@@ -27,17 +29,17 @@ from core.addresses import AddressError, Network, Resolver, resolve, resolve_pub
 from core.webhooks import DeliveryResult, PendingDelivery
 
 CALL_SECONDS = 15.0
-"""Longest duration of one delivery."""
+"""Longest duration of one delivery, in seconds."""
 CALLS = 8
-"""Deliveries that one process makes at the same time."""
+"""Number of deliveries that one process sends at the same time."""
 SHOWN_BYTES = 1024
-"""Bytes of a response body that are kept in the delivery's log."""
+"""Bytes of a response body that are stored in the log of the delivery."""
 
 log = structlog.get_logger(__name__)
 
 
 class Courier(Poller):
-    """Makes the deliveries that are due."""
+    """The background thread that sends due deliveries."""
 
     def __init__(
         self, sessions: sessionmaker[Session], allowed: Sequence[Network], resolver: Resolver = resolve
@@ -48,7 +50,7 @@ class Courier(Poller):
 
     @override
     def poll(self) -> int:
-        """Make up to `CALLS` deliveries that are due, at most one per webhook. Return how many there were."""
+        """Send up to `CALLS` due deliveries, at most one per webhook. Return the number sent."""
         with self.sessions.begin() as session:
             deliveries = webhooks.claim(session, CALLS)
         list(self.pool.map(self._deliver, deliveries))
@@ -73,7 +75,7 @@ class Courier(Poller):
 
 
 def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver = resolve) -> DeliveryResult:
-    """Make one delivery. Every failure becomes an answer without a status."""
+    """Send one delivery and return the result. After a failure, the result has an error text and no HTTP status."""
     try:
         return _post(delivery, allowed, resolver)
     except AddressError as error:
@@ -83,7 +85,7 @@ def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolv
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
-    """Return the signature of Standard Webhooks: HMAC-SHA256 over id, timestamp and body."""
+    """Return the Standard Webhooks signature: HMAC-SHA256 of the id, the timestamp and the body."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.new(key, f"{message_id}.{timestamp}.{body}".encode(), hashlib.sha256).digest()
     return f"v1,{base64.b64encode(digest).decode()}"
@@ -121,7 +123,10 @@ def _headers(delivery: PendingDelivery) -> dict[str, str]:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to one checked address, even if the host name now resolves to another. TLS checks the host name."""
+    """An HTTP connection to an address that was checked already. The host name is not resolved again.
+
+    TLS still verifies the certificate against the host name.
+    """
 
     def __init__(self, host: str, port: int, address: str, *, secure: bool) -> None:
         super().__init__(host, port, timeout=CALL_SECONDS)
@@ -135,7 +140,7 @@ class _Connection(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
 
     def abort(self) -> None:
-        """Close the connection; a thread that reads from it gets an error."""
+        """Close the connection. A thread that is reading from it gets an error."""
         with suppress(OSError):
             if self.sock is not None:
                 self.sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Dependencies of routes and pages: the services, the authenticated caller, common parameters."""
+"""Dependencies that FastAPI injects into routes and pages: services, the authenticated caller, common parameters."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -27,16 +27,19 @@ from core.settings import Settings
 from core.tables import ApiKey
 
 READ_METHODS = ("GET", "HEAD")
-"""Methods that need scope `read`; all others need `write`."""
+"""HTTP methods that need a key of scope `read`. All other methods need `write`."""
 UPLOADS = 4
-"""Dataset uploads that are checked and stored at the same time; others wait."""
+"""Number of dataset uploads that are processed at the same time. Further uploads wait."""
 PREVIEWS = 2
-"""Previews that are made at the same time; others wait."""
+"""Number of previews that are computed at the same time. Further previews wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services of one API process. They connect when they are first used."""
+    """The clients of one API process for the database, the storage, the broker and the hub.
+
+    Each connects when it is first used.
+    """
 
     settings: Settings
     engine: Engine
@@ -50,9 +53,9 @@ class Services:
     catalogue: Catalogue
     dataset_store: DatasetStore
     uploads: CapacityLimiter
-    """Limit of the threads that uploads use; the rest is free for other requests."""
+    """Limits the threads that uploads occupy, so that other requests still get a thread."""
     previews: CapacityLimiter
-    """Limit of the threads that previews use."""
+    """Limits the threads that previews occupy, so that other requests still get a thread."""
 
 
 def make_services(settings: Settings) -> Services:
@@ -80,7 +83,10 @@ def make_services(settings: Settings) -> Services:
 
 
 async def get_services(request: Request) -> Services:
-    """Return the services of the app that serves this request. Async, because a sync dependency would take a thread."""
+    """Return the services of the app that serves this request.
+
+    The function is async, because FastAPI would run a sync one in a thread.
+    """
     services: Services = request.app.state.services
     return services
 
@@ -94,9 +100,10 @@ def authenticated(
     services: CurrentServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
-    """Return the caller.
+    """Return the caller: the key of the request and its tenant.
 
-    Raises UNAUTHENTICATED without a valid key, RATE_LIMITED, or FORBIDDEN if the method needs a higher scope.
+    Raises UNAUTHENTICATED if the request has no valid key, RATE_LIMITED if the key has made too many requests, and
+    FORBIDDEN if the method needs a higher scope than the key has.
     """
     return make_caller(request, services, _verified(services, credentials))
 
@@ -106,12 +113,15 @@ def scraping(
     services: CurrentServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
 ) -> Caller:
-    """Return the caller if its key may read metrics of the whole service. Raises the errors of `authenticated`."""
+    """Return the caller if its key may read the metrics of the whole service.
+
+    Raises the same errors as `authenticated`.
+    """
     return make_caller(request, services, _verified(services, credentials), Scope.METRICS)
 
 
 def _verified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-    """Return the key of the request. Raises UNAUTHENTICATED."""
+    """Return the API key of the request. Raises UNAUTHENTICATED if the request has no valid key."""
     if credentials is None:
         raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
     with services.sessions.begin() as session:
@@ -124,8 +134,8 @@ def _verified(services: Services, credentials: HTTPAuthorizationCredentials | No
 def make_caller(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
     """Count the request against the key's rate limit and return its caller.
 
-    Raises RATE_LIMITED, or FORBIDDEN if the key's scope does not include `needed`. By default, reads need scope
-    `read` and all other methods `write`.
+    Raises RATE_LIMITED if the key has made too many requests, and FORBIDDEN if its scope does not include `needed`.
+    By default, `needed` is `read` for methods that only read, and `write` for all others.
     """
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
@@ -141,7 +151,7 @@ Auth = Annotated[Caller, Depends(authenticated)]
 
 
 def administrator(caller: Auth) -> Caller:
-    """Return the caller if it is an administrator. Raises FORBIDDEN."""
+    """Return the caller. Raises FORBIDDEN if the scope of its key is not `admin`."""
     require_scope(caller, Scope.ADMIN)
     return caller
 
@@ -159,7 +169,7 @@ def require_scope(caller: Caller, needed: Scope) -> None:
 
 
 class RequireContentType:
-    """Dependency that raises UNSUPPORTED_MEDIA_TYPE if the body has another media type."""
+    """Dependency that raises UNSUPPORTED_MEDIA_TYPE unless the request body has the expected media type."""
 
     def __init__(self, media_type: str) -> None:
         self.media_type = media_type

@@ -1,6 +1,6 @@
-"""Problem reports (RFC 9457): the table of codes and HTTP statuses, and the handlers that turn every error into one.
+"""Error responses in the format of RFC 9457 ("problem reports"): their codes, HTTP statuses and exception handlers.
 
-Internal details are logged and not sent. The request id in the report leads to the log.
+Internal details are written to the log and never sent. The report contains the request id, which finds them there.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ GUARDED = (
     Code.INTERNAL,
     Code.UNAVAILABLE,
 )
-"""Codes that every operation with an API key may return."""
+"""Error codes that every operation with an API key can return."""
 
 BODY = (Code.TOO_SLOW, Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE, Code.INVALID_REQUEST)
-"""Codes that every operation with a body may return in addition."""
+"""Additional error codes that every operation with a request body can return."""
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -62,7 +62,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
 }
 
 RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
-"""Seconds after which a retry is likely to succeed."""
+"""Value of the header Retry-After per error code, in seconds. A retry is then likely to succeed."""
 
 SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, Boto3Error, BotoCoreError, ClientError)
 
@@ -70,10 +70,12 @@ log = structlog.get_logger(__name__)
 
 
 class FlawView(BaseModel):
-    """One broken rule."""
+    """One rule that the request breaks."""
 
-    param: str = Field(description="Dotted path of the field, name of the parameter or header, or line of the file.")
-    rule: str = Field(description="The rule that is broken.")
+    param: str = Field(
+        description="Where the error is: dotted path of a field, name of a parameter or header, or line of a file."
+    )
+    rule: str = Field(description="The rule that the value breaks.")
     value: str = Field(description="The value received, shortened.")
     way_out: str = Field(description="How to correct the request.")
 
@@ -117,7 +119,7 @@ def schemas() -> dict[str, Any]:
 
 
 def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI declaration of an operation that may return these codes."""
+    """Return the OpenAPI description of the error responses with these codes."""
     declared: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         status, title = TABLE[code]
@@ -130,7 +132,7 @@ def responses(*codes: Code) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Install handlers that return a problem report for every error that a route or the framework raises."""
+    """Install the exception handlers. Every error of a route or of the framework then becomes a problem report."""
     app.add_exception_handler(ProblemError, _problem_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _framework)
@@ -154,7 +156,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 async def _framework(request: Request, error: Exception) -> Response:
-    """Report errors that the framework raises: unknown path, unknown method, or an unreadable body."""
+    """Convert an error of the framework to a problem report: unknown path, method not allowed, or unreadable body."""
     assert isinstance(error, HTTPException)
     if isinstance(error, LimitError):
         response = await _problem_error(request, error.problem)
@@ -172,7 +174,7 @@ async def _framework(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> str:
-    """Return the methods of a path. The framework knows only those of the first matching route."""
+    """Return all methods of a path. The framework itself reports only those of the first matching route."""
     paths = request.app.openapi()["paths"]
     match = next((path for path in paths if compile_path(path)[0].match(request.url.path)), None)
     return ", ".join(sorted(method.upper() for method in paths[match])) if match else "GET"

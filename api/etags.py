@@ -1,4 +1,4 @@
-"""Responses with an ETag, and 304 if the client already has the response."""
+"""Send responses with an ETag. Answer 304 if the client already has the current version."""
 
 import hashlib
 from http import HTTPStatus
@@ -7,22 +7,24 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 from pydantic import BaseModel
 
-IfNoneMatch = Annotated[str, Header(description="ETag of the response that you have; 304 if nothing has changed.")]
+IfNoneMatch = Annotated[
+    str, Header(description="ETag of the response that you already have. The answer is 304 if nothing has changed.")
+]
 HEADERS = {"ETag": {"description": "Identifies the content of this response.", "schema": {"type": "string"}}}
 TAGGED: dict[int | str, dict[str, Any]] = {
     200: {"headers": HEADERS},
     304: {"description": "Not changed since the ETag in `If-None-Match`.", "headers": HEADERS},
 }
-"""OpenAPI responses of an operation with an ETag."""
+"""OpenAPI description of the responses 200 with an ETag, and 304."""
 
 
 def tagged_json(view: BaseModel, if_none_match: str) -> Response:
-    """Return the view as JSON, or 304 if its ETag matches."""
+    """Return the view as JSON. Answers 304 instead if `If-None-Match` contains its ETag."""
     return tagged(view.model_dump_json(), if_none_match, "application/json")
 
 
 def tagged(body: str, if_none_match: str, media_type: str) -> Response:
-    """Return the body, or 304 if its ETag matches."""
+    """Return the body. Answers 304 instead if `If-None-Match` contains its ETag."""
     etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _matches(if_none_match, etag):
@@ -31,6 +33,9 @@ def tagged(body: str, if_none_match: str, media_type: str) -> Response:
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
-    """RFC 9110, section 13.1.2: a list of tags, compared weakly, or `*`."""
+    """Return whether the header If-None-Match contains this ETag or is `*` (RFC 9110, section 13.1.2).
+
+    Weak and strong tags count as equal.
+    """
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
     return etag in tags or "*" in tags

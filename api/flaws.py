@@ -1,4 +1,4 @@
-"""Turn pydantic's errors into flaws: the field, the rule, the value received, and how to correct it."""
+"""Convert validation errors of pydantic to entries of a problem report: field, rule, value received, correction."""
 
 import difflib
 import re
@@ -14,18 +14,18 @@ from core.errors import Flaw
 from core.specs import JobSpec
 
 SHOWN = 80
-"""Longest part of a wrong value that is shown, in characters."""
+"""Maximum number of characters of an invalid value that an error shows."""
 SECRET = re.compile("key|secret|password|credential|authorization|token$", re.IGNORECASE)
-"""Names of unknown fields whose values may be secrets and are not repeated."""
+"""Names of unknown fields whose values are not shown in errors, because they may be secrets."""
 
 
 def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
-    """Return one flaw per field. The branches of a union are merged into one."""
+    """Return one entry per invalid field. Errors of the alternatives of a union type are merged into one."""
     return _merged(_flaw(request, entry) for entry in error.errors())
 
 
 def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]:
-    """Return the flaws of a body that was validated outside of a route, such as a form."""
+    """Return the entries for data that was validated outside of a route, such as a form."""
     entries: list[dict[str, Any]] = [{**entry} for entry in error.errors()]
     return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
 
@@ -40,7 +40,7 @@ def _merged(flaws: Iterable[Flaw]) -> list[Flaw]:
 
 
 def shown(value: object) -> str:
-    """Return a value as Python writes it, in printable characters, shortened to `SHOWN`."""
+    """Return a value as Python prints it, without unprintable characters, in at most `SHOWN` characters."""
     text = repr(str(value)) if isinstance(value, str) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
@@ -76,7 +76,7 @@ def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str
 
 
 def _body_model(request: Request) -> type[BaseModel]:
-    """Return the model of the operation's body."""
+    """Return the pydantic model of the operation's request body."""
     model = request.scope["route"].body_field.field_info.annotation
     # The only body without a model is the overrides of a clone: fields of a job.
     return model if isinstance(model, type) and issubclass(model, BaseModel) else JobSpec
@@ -85,7 +85,10 @@ def _body_model(request: Request) -> type[BaseModel]:
 def _walk(
     model: type[BaseModel], path: Sequence[str | int]
 ) -> tuple[type[BaseModel], FieldInfo | None, list[str | int], Sequence[str | int]]:
-    """Follow a path into a model. Return the last model and field, the names so far, and the rest of the path."""
+    """Follow a path into a model, as far as the model has fields.
+
+    Returns the last model, the last field, the names of the fields so far, and the part of the path that is left.
+    """
     field: FieldInfo | None = None
     for depth, part in enumerate(path):
         inner = model.model_fields.get(str(part))
@@ -136,7 +139,7 @@ def _range(field: FieldInfo) -> Iterable[str]:
 
 
 def _parameter_way_out(request: Request, name: str) -> str:
-    """Return the description of a parameter of this operation, from the OpenAPI document."""
+    """Return the OpenAPI description of a parameter of this operation, as advice on how to correct its value."""
     operation = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
     for parameter in operation["parameters"]:
         if parameter["name"].lower() == name.lower():

@@ -1,6 +1,6 @@
-"""Check files that were uploaded in parts, and fetch sources, in a thread of every API process.
+"""Check files that were uploaded in parts, and download remote sources, in a background thread of every API process.
 
-A row per import; the processes claim them by a lease.
+Each import is a row in the database. A process claims a row by a lease before it works on it.
 """
 
 import threading
@@ -19,13 +19,13 @@ from core.errors import Code, ProblemError
 from core.tables import Import
 
 TRANSIENT = (Code.HUB_UNREACHABLE, Code.UNAVAILABLE)
-"""Errors after which the import is tried again."""
+"""Errors after which the import is tried again, because they may be temporary."""
 
 log = structlog.get_logger(__name__)
 
 
 class Importer(Poller):
-    """Turns imports that are due into datasets."""
+    """The background thread that turns due imports into datasets."""
 
     def __init__(self, services: Services) -> None:
         super().__init__("importer")
@@ -33,7 +33,7 @@ class Importer(Poller):
 
     @override
     def poll(self) -> int:
-        """Process the import that is due next. Return 0 if there was none."""
+        """Process the next due import. Return 1, or 0 if no import is due."""
         with self.services.sessions.begin() as session:
             row = imports.claim(session)
             if row is None:
@@ -78,7 +78,7 @@ class Importer(Poller):
 
     @contextmanager
     def _lease(self, import_id: str) -> Iterator[None]:
-        """Renew the lease of an import until the block ends."""
+        """Renew the lease of an import regularly while the `with` block runs."""
         done = threading.Event()
 
         def renew() -> None:

@@ -1,7 +1,7 @@
-"""Limits of a request body: its size, its speed, and how deep its JSON is nested.
+"""Limits on request bodies: size, speed, and nesting of JSON.
 
-While the framework reads a body, it turns every exception except its own HTTPException into status 400. So a limit is
-reported by a subclass of HTTPException.
+FastAPI turns any exception while it reads a body into status 400, except its own HTTPException. So the error for an
+exceeded limit is a subclass of HTTPException.
 """
 
 import json
@@ -20,19 +20,22 @@ from typing_extensions import override
 from core.errors import Code, Flaw, ProblemError
 
 BODY_BYTES = 1 << 20
-"""Largest JSON body: larger than any valid one."""
+"""Maximum bytes of a JSON body. Every valid body is smaller."""
 JSON_DEPTH = 32
-"""Deepest nesting of a JSON body."""
+"""Maximum depth of nested objects and lists in a JSON body."""
 PATIENCE_SECONDS = 30.0
-"""Seconds before `SLOWEST` applies."""
+"""Seconds after the start of a body during which `SLOWEST` is not checked."""
 SLOWEST = 10_000.0
-"""Least mean speed of a body, in bytes per second."""
+"""Minimum average speed of a body, in bytes per second."""
 
 NO_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"?|[^\[\]{}"]+', re.DOTALL)
 
 
 class LimitError(HTTPException):
-    """A body exceeds a limit. Carries a ProblemError through the framework's reading of the body."""
+    """A body exceeds a limit.
+
+    Carries the ProblemError to report, since FastAPI would turn that itself into status 400.
+    """
 
     def __init__(self, problem: ProblemError) -> None:
         super().__init__(400)
@@ -40,7 +43,7 @@ class LimitError(HTTPException):
 
 
 class JsonRoute(APIRoute):
-    """A route that checks the nesting of a JSON body before parsing, because deep nesting is expensive to parse."""
+    """A route that checks how deep a JSON body is nested before parsing it. Deep nesting is expensive to parse."""
 
     @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -60,7 +63,7 @@ class _ShallowRequest(Request):
 
 
 def limited(scope: Scope, receive: Receive, most: int) -> Receive:
-    """Return a `receive` that raises LimitError if the body has more than `most` bytes or arrives too slowly."""
+    """Return a `receive` function that raises LimitError if the body exceeds `most` bytes or arrives too slowly."""
     length, received, ended = Headers(scope=scope).get("content-length", ""), 0, False
     began = time.monotonic()
 

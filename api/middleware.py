@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the limit of its body, its log line, and the response to a crash."""
+"""Middleware around every request: assign the request id, limit the body, log the request, and report a crash."""
 
 import time
 
@@ -14,20 +14,23 @@ from core import ids
 from core.errors import Code
 
 UPLOADS = ("/datasets", f"{ROOT}/datasets")
-"""Paths whose POST carries a dataset."""
+"""Paths that accept dataset uploads by POST."""
 
 log = structlog.get_logger(__name__)
 
 
 class RequestMiddleware:
-    """ASGI middleware. Limits the body of a dataset upload to `upload_bytes`, every other body to `BODY_BYTES`."""
+    """ASGI middleware around every request.
+
+    The limit of a dataset upload is `upload_bytes`. The limit of every other body is `BODY_BYTES`.
+    """
 
     def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
         self.app = app
         self.upload_bytes = upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; pass everything else than HTTP through."""
+        """Serve one HTTP request. Other ASGI events are passed through unchanged."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""The base of the background threads: poll the database for due work, for as long as the process lives."""
+"""Base class of the background threads, which poll the database for due work as long as the process runs."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import structlog
 from typing_extensions import override
 
 POLL_SECONDS = 1.0
-"""Seconds between two polls while nothing is due."""
+"""Seconds between two polls if nothing was due."""
 CLEANUP_SECONDS = 3600.0
 """Seconds between two deletions of old rows."""
 
@@ -16,7 +16,10 @@ log = structlog.get_logger(__name__)
 
 
 class Poller(threading.Thread, ABC):
-    """A daemon thread of an API process. No error ends it; every process has one, and they share the work by claims."""
+    """A daemon thread that polls for due work. Errors are logged and do not end it.
+
+    Every API process has one thread of each kind. Rows are claimed, so no two threads process the same row.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -38,8 +41,8 @@ class Poller(threading.Thread, ABC):
 
     @abstractmethod
     def poll(self) -> int:
-        """Process items that are due. Return how many there were; after 0 the thread pauses."""
+        """Process due work and return the number of processed items. If it returns 0, the thread pauses."""
 
     @abstractmethod
     def clean_up(self) -> None:
-        """Delete rows that nobody needs any more."""
+        """Delete rows that are no longer needed."""

@@ -1,4 +1,4 @@
-"""One process of the API: the application and its background threads. All processes are the same."""
+"""One API process: the application and its background threads. A service can run several such processes."""
 
 import os
 import signal
@@ -16,7 +16,10 @@ from core.settings import Settings
 
 
 def make_process_app() -> FastAPI:
-    """Make the application and start its threads. The process ends with its supervisor, if it has one."""
+    """Make the application and start its background threads.
+
+    If a supervisor started this process, the process ends when the supervisor ends.
+    """
     settings = Settings()
     logging.configure(settings)
     tracing.configure("api")

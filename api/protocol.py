@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a timeout for the request head, so that a slow sender cannot hold a connection."""
+"""The HTTP protocol of uvicorn with a timeout for request headers, so that a slow client cannot hold a connection."""
 
 import asyncio
 
@@ -8,7 +8,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """Closes a connection if no complete request head arrives in time. uvicorn limits idle time between requests."""
+    """Close a connection if the headers of a request do not arrive in time.
+
+    uvicorn itself only limits the idle time between two requests.
+    """
 
     head_seconds = 30.0
     _head: asyncio.TimerHandle | None = None

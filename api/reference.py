@@ -1,4 +1,4 @@
-"""The page at `/docs`: the OpenAPI document as HTML, without scripts and without files of other servers."""
+"""The page at `/docs`: the OpenAPI document as HTML. It uses no scripts and no files from other servers."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ text-align: left; vertical-align: top } pre { background: #8881; padding: .6rem;
 
 
 def page(document: Json) -> str:
-    """Return the page: every operation with its parameters, body and responses, then every schema."""
+    """Return the page. It lists every operation with its parameters, body and responses, and then every schema."""
     info = document["info"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
@@ -106,7 +106,7 @@ def _schema(name: str, schema: Json) -> str:
 
 
 def _type(schema: Json) -> str:
-    """Return a schema in a few words, with a link if it has a name."""
+    """Describe a schema in a few words. A named schema becomes a link."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#schema-{name}">{name}</a>'
@@ -129,7 +129,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return text as HTML, with `code` in its element."""
+    """Escape text for HTML. Text between backticks becomes a `<code>` element."""
     return "".join(
         f"<code>{escape(part)}</code>" if number % 2 else escape(part) for number, part in enumerate(text.split("`"))
     )

@@ -1,7 +1,8 @@
-"""Check addresses that a tenant names before the service connects to them: only public or allowed ones are accepted.
+"""Check network addresses that a tenant specifies, before the service connects to them.
 
-A name is resolved once, all its addresses are checked, and the connection uses the address that was checked. A name
-that resolves to another address a moment later has no effect (DNS rebinding).
+Only public addresses and addresses in allowed networks are accepted. A host name is resolved once, all its addresses
+are checked, and the connection uses an address that was checked. So it does not help an attacker if the name resolves
+to another address a moment later (DNS rebinding).
 """
 
 import socket
@@ -12,15 +13,18 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 NAT64 = IPv6Network("64:ff9b::/96")
-"""Addresses that a NAT64 gateway translates to the IPv4 address in their last 32 bits (RFC 6052)."""
+"""IPv6 networks whose addresses contain an IPv4 address in the last 32 bits.
+
+A NAT64 gateway translates them (RFC 6052).
+"""
 
 
 class AddressError(Exception):
-    """The name cannot be resolved, or resolves to an address that is not allowed."""
+    """A host name cannot be resolved, or resolves to an address that is not allowed."""
 
 
 def resolve(host: str, flags: int = 0) -> list[str]:
-    """Return all present addresses of a name, at least one. Raises AddressError if it cannot be resolved."""
+    """Return all addresses of a host name, at least one. Raises AddressError if the name cannot be resolved."""
     try:
         entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
     except (OSError, UnicodeError) as error:
@@ -33,7 +37,10 @@ Resolver = Callable[[str], list[str]]
 
 
 def resolve_public(host: str, allowed: Sequence[Network], resolver: Resolver = resolve) -> str:
-    """Return the address to connect to. Raises AddressError if any address of the name is not allowed."""
+    """Return the address to connect to for a host name or an address.
+
+    Raises AddressError if any address of the name is not allowed.
+    """
     addresses = resolver(host)
     for address in addresses:
         if not is_allowed(ip_address(address), allowed):
@@ -42,7 +49,10 @@ def resolve_public(host: str, allowed: Sequence[Network], resolver: Resolver = r
 
 
 def resolve_literal(host: str) -> Address | None:
-    """Return the address that `host` spells, in any form the system reads (decimal, octal, ...); None for a name."""
+    """Return the IP address if `host` is one, in any notation that the system reads (decimal, octal, ...).
+
+    Returns None if `host` is a name.
+    """
     try:
         return ip_address(resolve(host, socket.AI_NUMERICHOST)[0])
     except AddressError:
@@ -50,7 +60,10 @@ def resolve_literal(host: str) -> Address | None:
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
-    """Return whether an address and every address embedded in it are public or in an `allowed` network."""
+    """Return whether an address is public or in a network of `allowed`.
+
+    If the address contains other addresses, this must be true for each of them.
+    """
     return all(_is_public(each) or _is_within(each, allowed) for each in _embedded(address))
 
 

@@ -1,8 +1,8 @@
 """Match workers and jobs: a worker claims only jobs whose needs it meets.
 
-Needs are found out while a job runs and stored in its row: `disk`, free bytes after it ran out of disk space; `memory`,
-bytes on the device after it ran out of memory; `device`, the kind that saved its state, because another kind would not
-give the same bits.
+The needs of a job become known while it runs, and are stored in its row. `disk`: free bytes that it needs, set after
+it ran out of disk space. `memory`: bytes that it needs on the device, set after it ran out of memory. `device`: the
+kind of device that saved its state, because another kind would not give the same bits.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,28 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """What a worker offers. The fields have the names of its columns."""
+    """What a worker offers to jobs. The fields have the names of the columns in the table of workers."""
 
     device: str
-    """Kind of device: `cpu`, `cuda`."""
+    """Kind of device: `cpu` or `cuda`."""
     device_name: str
     memory: int
-    """Bytes on the device."""
+    """Bytes of memory on the device."""
     disk: int
-    """Bytes free for the job's files."""
+    """Bytes of free disk space for the job's files."""
     spec_version: int = SPEC_VERSION
-    """Newest version of requests that it can run."""
+    """Newest version of job requests that the worker can run."""
 
 
 UNLIMITED = Capability(CPU, "", LARGEST, LARGEST)
-"""A CPU worker that no need for memory or disk space exceeds."""
+"""Capability of a CPU worker with enough memory and disk space for every job."""
 
 
 def can_run(worker: Capability | type[Worker]) -> ColumnElement[bool]:
-    """Return the condition that a worker, or the query's row of `Worker`, can run the query's job."""
+    """Return the SQL condition that a worker can run the job of the query.
+
+    `worker` is the capability of a worker, or the table `Worker` to use the row of the query.
+    """
     return and_(
         Job.spec_version <= worker.spec_version,
         func.coalesce(Job.needs["device"].astext, worker.device) == worker.device,

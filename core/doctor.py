@@ -1,6 +1,6 @@
-"""Checks of `seft doctor`: try everything that the service needs from this machine, and say how to fix what fails.
+"""The checks of `seft doctor`. They test everything that the service needs on this machine.
 
-Each check does what the service does. A finding names what is wrong and the way out, and contains no secret.
+Each check does the same as the service does. Its result says what is wrong and how to fix it, and contains no secret.
 """
 
 import os
@@ -30,11 +30,11 @@ from seft.models.source import find
 
 GIB = 1 << 30
 MIN_FREE_DISK = 10 * GIB
-"""Less than the state and the checkpoint of a model of a few billion weights need."""
+"""Minimum free bytes. The state and the checkpoint of a model with a few billion weights need more."""
 MAX_CLOCK_DIFFERENCE = 30
-"""Seconds."""
+"""Maximum difference of two clocks, in seconds."""
 LARGE_OBJECT = bytes(9 << 20)
-"""Larger than one part of a multipart upload."""
+"""Content of a test object that is large enough to be uploaded in several parts."""
 
 
 class State(StrEnum):
@@ -47,7 +47,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Result of one check: its name, the state, what was seen, and how to fix it."""
+    """Result of one check: its name, its state, what the check observed, and how to fix a problem."""
 
     name: str
     state: State
@@ -56,7 +56,7 @@ class Finding:
 
 
 class CheckFailed(Exception):  # noqa: N818 (not an error of the program)
-    """A failed check with a fix of its own, instead of the one in `CHECKS`."""
+    """A check failed, and has more specific advice than the one in `CHECKS`."""
 
     def __init__(self, seen: str, mend: str, state: State = State.WRONG) -> None:
         super().__init__(seen)
@@ -64,7 +64,10 @@ class CheckFailed(Exception):  # noqa: N818 (not an error of the program)
 
 
 def run_checks() -> Iterator[Finding]:
-    """Run all checks, in the order in which problems should be fixed. Without valid settings no other check runs."""
+    """Run all checks, in the order in which problems should be fixed.
+
+    If the settings are invalid, no other check runs.
+    """
     try:
         settings = Settings()
     except ValidationError as error:
@@ -80,7 +83,7 @@ def run_checks() -> Iterator[Finding]:
 
 
 def run_check(name: str, settings: Settings) -> Finding:
-    """Run one of the `CHECKS`."""
+    """Run the check with this name."""
     check, fix = CHECKS[name]
     try:
         return Finding(name, State.OK, check(settings))
@@ -102,7 +105,7 @@ def _connected(settings: Settings) -> Iterator[Connection]:
 
 
 def database(settings: Settings) -> str:
-    """Check that the database responds and has every table and column of this version."""
+    """Check that the database answers and has every table and column that this version of the software needs."""
     with _connected(settings) as connection:
         server = connection.exec_driver_sql("SHOW server_version").scalar_one()
         inspector = inspect(connection)
@@ -117,7 +120,7 @@ def database(settings: Settings) -> str:
 
 
 def clock(settings: Settings) -> str:
-    """Check that the clocks of this machine and the database agree. S3 rejects requests with a wrong time."""
+    """Check that the clocks of this machine and of the database agree. S3 rejects requests with a wrong time."""
     before = datetime.now(UTC)
     with _connected(settings) as connection:
         database_time = connection.scalars(select(func.clock_timestamp())).one()
@@ -140,7 +143,7 @@ def queue(settings: Settings) -> str:
 
 
 def bucket(settings: Settings) -> str:
-    """Check that the storage keeps small and large objects, and that download links work."""
+    """Check that the object storage stores small and large objects, and that download links work."""
     storage, prefix = Storage(settings), f"doctor/{ids.new('req')}"
     small, large = f"{prefix}/small", f"{prefix}/large"
     storage.ensure_bucket()
@@ -156,7 +159,11 @@ def bucket(settings: Settings) -> str:
 
 
 def _check_link(settings: Settings, link: str) -> str:
-    """Check the signature of a link at the storage. Only a user's machine can tell whether users reach its host."""
+    """Check that the storage accepts the signature of a download link.
+
+    The request goes to the endpoint of the service. Only a user's machine can test whether users can reach the public
+    host.
+    """
     public, inner = urlsplit(link), urlsplit(settings.s3_endpoint)
     internal = urlunsplit((inner.scheme, inner.netloc, public.path, public.query, ""))
     response = httpx2.get(internal, headers={"Host": public.netloc}, timeout=10)
@@ -188,7 +195,7 @@ def disk(settings: Settings) -> str:
 
 
 def models(settings: Settings) -> str:
-    """Check that every model root can be read and that every model in it is accepted."""
+    """Check that every folder in SEFT_MODEL_ROOTS can be read and that every model in it can be used."""
     accepted, rejected = 0, []
     for root in settings.model_roots:
         for path in sorted(root.iterdir()):
@@ -211,7 +218,7 @@ def models(settings: Settings) -> str:
 
 
 def device(settings: Settings) -> str:
-    """Check that driver, torch and SEFT_DEVICE agree, and that the device's memory is free."""
+    """Check that the driver, torch and SEFT_DEVICE fit together, and that the memory of the device is free."""
     driver, torch = devices.driver(), devices.torch()
     if torch is None:
         seen = "torch is not installed, so this machine cannot run a worker"
@@ -251,4 +258,4 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     "models": (models, "Set SEFT_MODEL_ROOTS to existing folders that the service's user can read."),
     "device": (device, "Repair the NVIDIA driver, or reinstall torch."),
 }
-"""All checks by name, each with the fix to suggest if the check raises none of its own."""
+"""All checks: name -> the check and its default advice, which is shown if the check itself gives none."""

@@ -1,11 +1,11 @@
-"""Errors that users can cause or see. Each has a stable code. HTTP status codes are only in `api`."""
+"""Errors that users can cause or see. Each has a stable code. Only `api` knows HTTP status codes."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Stable error codes for programs. A code is never renamed and never changes its meaning."""
+    """Stable error codes for programs. A code is never renamed, and its meaning never changes."""
 
     INVALID_REQUEST = "invalid_request"
     UNAUTHENTICATED = "unauthenticated"
@@ -31,7 +31,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One broken rule: the field (or line), the rule, the value seen, the way out."""
+    """One broken rule: the field or line, the rule, the value received, and how to correct it."""
 
     param: str
     rule: str
@@ -40,7 +40,10 @@ class Flaw:
 
 
 class ProblemError(Exception):
-    """A request that is rejected, with the reason for its sender. It may be retried after `retry_after` seconds."""
+    """A request is rejected. Contains the reason for the sender of the request.
+
+    If `retry_after` is set, the sender may retry after that many seconds.
+    """
 
     def __init__(
         self, code: Code, message: str, flaws: tuple[Flaw, ...] = (), *, retry_after: int | None = None
@@ -50,4 +53,7 @@ class ProblemError(Exception):
 
 
 class LeaseLostError(Exception):
-    """The attempt is no longer the running one: another one may run, or the job has ended. It must not write."""
+    """The attempt is no longer the running one, so it must not write.
+
+    The job has ended, or another attempt may be running it.
+    """

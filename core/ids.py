@@ -1,6 +1,7 @@
-"""Identifiers: a prefix for the kind, then a ULID (48 bits of milliseconds, 80 random bits, Crockford base 32).
+"""Create and check ids. An id is a prefix for the kind of object, then a ULID in Crockford's base 32.
 
-They sort by time of creation. Cursors of lists rely on that.
+A ULID has 48 bits for the time in milliseconds and 80 random bits. So ids sort by time of creation, and lists use
+them as cursors.
 """
 
 import re
@@ -15,24 +16,24 @@ Prefix = Literal["job", "file", "ckpt", "key", "req", "hook", "msg", "imp", "hub
 
 
 def new(prefix: Prefix) -> str:
-    """Return a new identifier such as `job_01jz…`, with 26 characters after the prefix."""
+    """Return a new id such as `job_01jz…`, with 26 characters after the prefix."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return _format(prefix, number)
 
 
 def floor(prefix: Prefix, when: datetime) -> str:
-    """Return an identifier that sorts after all that were created before `when`, and before all others."""
+    """Return an id that sorts after all ids created before `when`, and before all ids created later."""
     number = max(0, int(when.timestamp() * 1000)) << 80
     return _format(prefix, number)
 
 
 def pattern(prefix: Prefix) -> str:
-    """Return the regular expression of identifiers with this prefix."""
+    """Return the regular expression of ids with this prefix."""
     return rf"^{prefix}_[0-9a-z]{{26}}$"
 
 
 def is_id(prefix: Prefix, value: str) -> bool:
-    """Return whether `value` has the form of such an identifier. Nothing else needs a query."""
+    """Return whether `value` has the form of an id with this prefix. If not, no database query is needed."""
     return re.fullmatch(pattern(prefix), value) is not None
 
 

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the whole service, read from the database at every scrape.
+"""Prometheus metrics of the whole service. They are read from the database each time Prometheus asks for them.
 
-They are correct in every process and after restarts. There are no labels for job, tenant or worker, so the number of
-time series is bounded.
+So they are correct in every process and after restarts. No metric has a label for job, tenant or worker, so the
+number of time series is bounded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,13 +32,13 @@ def render(session: Session, lease_seconds: float) -> bytes:
 
 
 class ServiceCollector(Collector):
-    """Collector of the metrics that the session reads."""
+    """Collects the metrics that are read through a database session."""
 
     def __init__(self, session: Session, lease_seconds: float) -> None:
         self._session, self._lease = session, timedelta(seconds=lease_seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield present values as gauges, and sums since the service was installed as summaries and counters."""
+        """Yield all metrics: current values as gauges, and sums since the installation as summaries and counters."""
         yield self._counts()
         yield self._events()
         waiting = func.now() - func.min(Job.updated_at)
@@ -73,7 +73,7 @@ class ServiceCollector(Collector):
         return jobs
 
     def _events(self) -> GaugeMetricFamily:
-        """Return the number of recent events per type, such as retries, lost leases and pauses."""
+        """Return the number of recent events per type, such as retries, expired leases and pauses."""
         events = GaugeMetricFamily("seft_events_last_hour", "Events of jobs in the last hour", labels=["type"])
         recent = JobEvent.created_at > func.now() - RECENT
         query = select(JobEvent.type, func.count()).where(recent).group_by(JobEvent.type)
@@ -82,7 +82,10 @@ class ServiceCollector(Collector):
         return events
 
     def _sums(self, name: str, description: str, label: str, total: Sum, labels: Iterable[str]) -> SummaryMetricFamily:
-        """Return a sum with all labels, 0 included, so that Prometheus sees the first increase of each."""
+        """Return a sum as a summary with every label. A label without a count has the value 0.
+
+        This lets Prometheus see the first increase of each label.
+        """
         summary = SummaryMetricFamily(name, description, labels=[label])
         rows = totals.read(self._session, total)
         for each in labels:

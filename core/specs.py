@@ -1,8 +1,8 @@
-"""The request of a job: one model for the API and for the column `spec` of the job's row.
+"""The request of a job. The API and the column `spec` of the job's row use the same model.
 
-Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The ranges repeat those of
-`seft.config`, so that the API rejects what the library would; a test checks that they agree. The choices are the
-library's own enums.
+Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The allowed ranges are the same as
+in `seft.config`, so that the API rejects what the library would reject. A test checks that they agree. The allowed
+words are the enums of the library.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from seft import config
 from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf
 
 SPEC_VERSION = 4
-"""Version of the fields of a request. Raise it with every change, so that older workers leave new requests alone."""
+"""Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
 def _storable(value: str) -> str:
@@ -55,40 +55,44 @@ Boolean = Annotated[bool, Strict()]
 
 
 class Spec(BaseModel):
-    """Base of all request models: frozen, unknown fields are rejected."""
+    """Base class of all request models. They are immutable and reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CalibrationSpec(Spec):
-    """Text that pruning calibrates on."""
+    """The calibration text: pruning measures on it how important each weight is."""
 
-    samples: Integer = Field(default=128, ge=1, le=4096, description="Number of windows of calibration text.")
-    tokens: Integer = Field(default=2048, ge=2, le=131072, description="Tokens per window.")
+    samples: Integer = Field(default=128, ge=1, le=4096, description="Number of sequences of calibration text.")
+    tokens: Integer = Field(default=2048, ge=2, le=131072, description="Tokens per sequence of calibration text.")
 
 
 class PruneSpec(Spec):
     """How the model is pruned."""
 
-    method: PruneMethod = Field(default=DEFAULT_PRUNER, description="How the importance of a weight is scored.")
+    method: PruneMethod = Field(
+        default=DEFAULT_PRUNER,
+        description="How the importance of a weight is scored. The least important weights become zero.",
+    )
     compare: Compare = Field(
         default=Compare.AUTO,
-        description="Weights among which importance is compared: `row` or `layer`. `auto` follows the method's paper.",
+        description="Compare the weights of one `row` or of one `layer`. `auto` follows the paper of the method.",
     )
     refine: Refinement = Field(
-        default=Refinement.NONE, description="`dsnot` improves the mask that the method chose; `none` keeps it."
+        default=Refinement.NONE, description="`dsnot` improves the choice of zeros after pruning. `none` keeps it."
     )
     reconstruct_epochs: Integer = Field(
         default=0,
         ge=0,
         le=100,
-        description="Passes over the calibration text that tune each block to the outputs of the dense one; 0 is off.",
+        description="Passes over the calibration text that train each block to match the dense block; 0 is off.",
     )
     reconstruct_learning_rate: Number = Field(
-        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of that tuning."
+        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the passes of `reconstruct_epochs`."
     )
     calibration: CalibrationSpec = Field(
-        default_factory=CalibrationSpec, description="Text that pruning calibrates on."
+        default_factory=CalibrationSpec,
+        description="Calibration text: pruning measures the importance of weights on it.",
     )
 
     @field_validator("compare")
@@ -100,7 +104,7 @@ class PruneSpec(Spec):
 
 
 class RepairMethod(StrEnum):
-    """What is trained to repair the pruned model; `none` only prunes."""
+    """What is trained to repair the pruned model. With `none`, the job only prunes."""
 
     # An enum cannot be extended, so the members of the library's are repeated here, with its values.
     SEFT = config.RepairMethod.SEFT
@@ -117,56 +121,71 @@ class RepairSpec(Spec):
 
     method: RepairMethod = Field(
         default=RepairMethod.SEFT,
-        description="What is trained. `none` only prunes. Zeros can move with `seft` and `lora_reprune` only.",
+        description="What is trained; `none` only prunes. Only `seft` and `lora_reprune` can move the zeros.",
     )
     density: Number = Field(
-        default=0.005, ge=1e-6, le=1.0, description="Trained values, as a fraction of the target weights."
+        default=0.005,
+        ge=1e-6,
+        le=1.0,
+        description="Number of trained values, as a fraction of the weights in the pruned layers.",
     )
-    steps: Integer = Field(default=500, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: Integer = Field(default=500, ge=1, le=1_000_000, description="Number of optimizer steps.")
     learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
-        default="auto", description="Peak learning rate; `auto` chooses it from method and density."
+        default="auto", description="Peak learning rate. `auto` chooses it from the method and the density."
     )
-    update_interval: Integer = Field(default=60, ge=1, le=1_000_000, description="Steps between two topology updates.")
+    update_interval: Integer = Field(
+        default=60,
+        ge=1,
+        le=1_000_000,
+        description="Steps between two topology updates, which exchange some trained weights for others.",
+    )
     drop_rate: Number = Field(
-        default=0.2, ge=0.0, le=1.0, description="Fraction of the trained set that a topology update replaces."
+        default=0.2,
+        ge=0.0,
+        le=1.0,
+        description="Fraction of the trained weights that the first topology update exchanges.",
     )
     drop_decay: DropDecay = Field(
-        default=DropDecay.LINEAR, description="How that fraction decays to 0 at the last step."
+        default=DropDecay.LINEAR, description="How `drop_rate` decreases to 0 at the last step."
     )
     batch_tokens: Integer = Field(default=16384, ge=2, le=1 << 24, description="Tokens per optimizer step.")
     sequence_tokens: Integer = Field(
-        default=512, ge=2, le=131072, description="Tokens per window; must divide `batch_tokens`."
+        default=512, ge=2, le=131072, description="Tokens per training sequence. Must divide `batch_tokens`."
     )
     micro_batch: Integer = Field(
         default=1,
         ge=1,
         le=4096,
-        description="Windows on the device at a time. Changes memory and speed, not the result.",
+        description="Number of sequences on the device at a time. Changes memory and speed, not the result.",
     )
     clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
-        default=None, description="Largest norm of the gradient of all trained values; `null` sets no limit."
+        default=None,
+        description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",
     )
     distill_weight: Number = Field(
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="Fraction of the loss that distils the dense model's predictions; 0 is off.",
+        description="Fraction of the loss that compares predictions with those of the dense model; 0 is off.",
     )
     hidden_weight: Number = Field(
-        default=0.0, ge=0.0, le=100.0, description="Weight of the dense model's hidden states in the loss; 0 is off."
+        default=0.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight in the loss of the difference to the dense model's hidden states; 0 is off.",
     )
 
     evaluate_interval: Integer = Field(
         default=0,
         ge=0,
         le=1_000_000,
-        description="Steps between evaluations on the held-out text. The best state is kept. 0 is off.",
+        description="Steps between two evaluations on the held-out text. The best state is published. 0 is off.",
     )
     patience: Integer = Field(
         default=0,
         ge=0,
         le=1_000_000,
-        description="Evaluations in a row without an improvement after which training ends; 0 is off.",
+        description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
     )
 
     @model_validator(mode="after")
@@ -191,19 +210,22 @@ class EvaluateSpec(Spec):
         default=0.1,
         gt=0.0,
         lt=1.0,
-        description="Fraction of the dataset's records that is not trained on but evaluated on.",
+        description="Fraction of the dataset's records that is held out from training and used for evaluation.",
     )
     tasks: tuple[Literal["perplexity"], ...] = Field(
         default=("perplexity",), min_length=1, max_length=1, description="Metrics to measure."
     )
     windows: Integer = Field(
-        default=20, ge=1, le=4096, description="Number of held-out windows; all of them if there are fewer."
+        default=20,
+        ge=1,
+        le=4096,
+        description="Number of held-out sequences to evaluate on. If there are fewer, all are used.",
     )
-    tokens: Integer = Field(default=1024, ge=2, le=131072, description="Tokens per held-out window.")
+    tokens: Integer = Field(default=1024, ge=2, le=131072, description="Tokens per held-out sequence.")
 
 
 class OutputSpec(Spec):
-    """Format and lifetime of the checkpoint."""
+    """Format of the checkpoint, and how long it is kept."""
 
     format: Literal["dense"] = Field(
         default="dense", description="`dense` is a Hugging Face folder in which pruned weights are exactly 0."
@@ -223,7 +245,7 @@ def _describe_job(schema: dict[str, Any]) -> None:
 
 
 def _pattern_sparsity(pattern: object) -> float | None:
-    """Return the fraction of zeros of an N:M pattern, or None for anything else."""
+    """Return the fraction of zeros in an N:M pattern. Returns None if `pattern` is not such a pattern."""
     match = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", pattern) if isinstance(pattern, str) else None
     return 1 - int(match[1]) / int(match[2]) if match else None
 
@@ -236,27 +258,29 @@ class JobSpec(Spec):
     model: StorableText = Field(
         min_length=1,
         max_length=512,
-        description="A hub id, a folder or GGUF file in one of the model roots, or a job id for that job's result.",
+        description="Id of a hub model, path of a local model on the server, or id of a job whose result to use.",
     )
     revision: StorableText | None = Field(
         default=None, max_length=128, description="Branch, tag or commit of a hub model."
     )
     dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")
     sparsity: Number = Field(
-        ge=0.0, le=0.99, description="Fraction of zeros. Can be left out with an N:M `pattern`, which implies it."
+        ge=0.0,
+        le=0.99,
+        description="Fraction of weights to set to zero. Optional with an N:M `pattern`, which implies it.",
     )
     pattern: str = Field(
         default="unstructured",
         pattern=r"^(unstructured|[1-9]\d{0,3}:[1-9]\d{0,3})$",
-        description="Places of the zeros: `unstructured`, or N:M for N nonzeros in every M inputs, such as `2:4`.",
+        description="Where zeros may be: anywhere (`unstructured`), or N:M, N nonzeros in every M inputs, as in `2:4`.",
     )
     sparsity_of: SparsityOf = Field(
         default=SparsityOf.TARGETS,
-        description="What `sparsity` is a fraction of: the weights of the target linears, or all parameters (`model`).",
+        description="What `sparsity` is a fraction of: the weights of the pruned layers, or all parameters (`model`).",
     )
     allocation: Allocation = Field(
         default=Allocation.UNIFORM,
-        description="How the zeros are distributed over target linears: `uniform`, or by block with the same total.",
+        description="`uniform`: all pruned layers are equally sparse. Otherwise blocks differ, with the same total.",
     )
     prune: PruneSpec = Field(default_factory=PruneSpec, description="How the model is pruned.")
     repair: RepairSpec = Field(default_factory=RepairSpec, description="How the pruned model is repaired.")
@@ -264,10 +288,16 @@ class JobSpec(Spec):
     output: OutputSpec = Field(default_factory=OutputSpec, description="Format and lifetime of the checkpoint.")
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Jobs with a higher priority run first.")
-    seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of all random numbers.")
-    suffix: StorableText | None = Field(default=None, max_length=64, description="Name of the result, shown to people.")
+    seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
+    suffix: StorableText | None = Field(
+        default=None, max_length=64, description="Name that the pages show for the job and its result."
+    )
     metadata: dict[Annotated[StorableText, Field(max_length=64)], Annotated[StorableText, Field(max_length=512)]] = (
-        Field(default_factory=dict, max_length=16, description="Up to 16 pairs of your own, stored with the job.")
+        Field(
+            default_factory=dict,
+            max_length=16,
+            description="Up to 16 name-value pairs of your choice, stored with the job.",
+        )
     )
 
     @model_validator(mode="before")
@@ -304,7 +334,7 @@ class JobSpec(Spec):
         return value
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all values that are not defaults. Equal for requests with the same meaning.
+        """Return the SHA-256 of all values that are not defaults. It is equal for requests with equal meaning.
 
         A field that a later version adds does not change the fingerprint of older requests.
         """
@@ -313,9 +343,9 @@ class JobSpec(Spec):
 
 
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored request with the defaults of fields that were added since.
+    """Return a stored request, with the defaults of fields that were added since it was stored.
 
-    A request of another version that is invalid now is returned as it is.
+    A request of another version that is invalid now is returned without changes.
     """
     try:
         return JobSpec.model_validate(stored).model_dump(mode="json")

@@ -1,12 +1,12 @@
-"""States of a job and the table of transitions between them. Does not use the database."""
+"""The statuses of a job, and the table of allowed transitions between them. This module does not use the database."""
 
 from enum import StrEnum
 
 OUT_OF_MEMORY = "out_of_memory"
-"""Error code of a job that ran out of memory, on the device or on its host."""
+"""Error code of a job that ran out of memory, on the device or on the host."""
 
 PHASE_BEGAN, TOPOLOGY_EVOLVED = "phase.began", "topology.evolved"
-"""Types of events that report no transition."""
+"""Types of events that do not report a change of status."""
 
 
 class Status(StrEnum):
@@ -38,7 +38,7 @@ class Phase(StrEnum):
 
 
 class Transition(StrEnum):
-    """Transitions of a job. Each writes an event of type `job.<transition>`."""
+    """Transition of a job: a change of its status, or a request for one. Each writes an event `job.<transition>`."""
 
     CREATED = "created"
     CLAIMED = "claimed"  # a worker started an attempt
@@ -57,7 +57,7 @@ class Transition(StrEnum):
 
 
 class Reason(StrEnum):
-    """Reason of a paused job."""
+    """Reason why a job is paused."""
 
     NOT_STARTED = "not_started"  # `auto_start` was false
     ASKED = "asked"  # POST /jobs/{job_id}/pause
@@ -80,4 +80,7 @@ TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
     Transition.FAILED: (frozenset({Status.RUNNING}), Status.FAILED),
     Transition.CANCELLED: (frozenset({Status.QUEUED, Status.RUNNING, Status.PAUSED}), Status.CANCELLED),
 }
-"""Transition -> (statuses it can start from, status it ends in or None if the status stays). CREATED has no start."""
+"""Transition -> (statuses in which it is allowed, status afterwards).
+
+The status afterwards is None if it does not change. CREATED creates the job, so it has no status before.
+"""

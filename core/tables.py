@@ -1,4 +1,4 @@
-"""Tables of the database. Times come from the database, ids from `core.ids`. A test compares the migrations."""
+"""The tables of the database. The database sets times, `core.ids` makes ids. A test compares the migrations."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ Json = dict[str, Any]
 
 
 class Base(DeclarativeBase):
-    """Base of all tables: text without a length, times with a time zone, JSON as JSONB, None as SQL NULL."""
+    """Base of all tables: text without a length limit, times with a time zone, JSON as JSONB, None as SQL NULL."""
 
     type_annotation_map = {  # noqa: RUF012 (SQLAlchemy's)
         str: Text,
@@ -21,7 +21,7 @@ class Base(DeclarativeBase):
 
 
 class ApiKey(Base):
-    """API key of a tenant: 256 random bits, of which only the SHA-256 is stored."""
+    """API key of a tenant. The key is 256 random bits. Only its SHA-256 is stored."""
 
     __tablename__ = "api_keys"
     __table_args__ = (Index("api_keys_by_tenant", "tenant", "id"),)
@@ -37,22 +37,22 @@ class ApiKey(Base):
 
 
 class HubToken(Base):
-    """Token of a tenant for the model hub."""
+    """Access token of a tenant for the model hub."""
 
     __tablename__ = "hub_tokens"
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     id: Mapped[str]
-    """New for each token that the tenant stores."""
+    """Id of the token. A token that replaces another gets a new id."""
     name: Mapped[str]
-    """Name of its account, as the hub returned it when the token was stored."""
+    """Name of the hub account that owns the token, read when the token was stored."""
     sealed: Mapped[str]
     """The token, encrypted by `core.access.encryption`."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class SignIn(Base):
-    """Session of a browser that signed in with a key. Its token is in the browser's cookie; only hashes are stored."""
+    """Session of a browser that signed in with an API key. The database has only hashes of its token."""
 
     __tablename__ = "sign_ins"
 
@@ -60,15 +60,15 @@ class SignIn(Base):
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     sha256: Mapped[str] = mapped_column(unique=True)
     former_sha256: Mapped[str | None] = mapped_column(index=True)
-    """Hash of the token before the last rotation. It stays valid briefly for requests that were already sent."""
+    """Hash of the previous token. That token stays valid briefly, for requests that were already sent."""
     csrf: Mapped[str]
-    """CSRF token in every form of this browser."""
+    """Token that every form of this browser must contain, as protection against forged requests (CSRF)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     rotated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class AuditEntry(Base):
-    """A change that a caller made. Never changed or deleted. Has no foreign key to its target."""
+    """A change that a caller made. It is never changed or deleted, even if its target is deleted."""
 
     __tablename__ = "audit_log"
     __table_args__ = (Index("audit_log_by_tenant", "tenant", "id"),)
@@ -78,14 +78,14 @@ class AuditEntry(Base):
     key_id: Mapped[str]
     request_id: Mapped[str]
     action: Mapped[str]
-    """Operation id in the OpenAPI document."""
+    """Name of the operation, which is its operation id in the OpenAPI document."""
     target: Mapped[str]
     """Id of the object that was created or changed."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Dataset(Base):
-    """An uploaded and validated dataset."""
+    """A dataset that was uploaded and checked."""
 
     __tablename__ = "datasets"
     __table_args__ = (Index("datasets_by_tenant", "tenant", "id"), Index("datasets_by_object", "object_key"))
@@ -98,15 +98,15 @@ class Dataset(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     records: Mapped[int] = mapped_column(BigInteger)
     skipped: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Number of invalid lines of the upload, which are not in the object."""
+    """Number of invalid lines of the uploaded file that were left out."""
     object_key: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
-    """Time of deletion. The row stays for the jobs that use it; the object is deleted when no other row uses it."""
+    """Time of deletion. The row is kept for jobs that use it. The object is deleted when no other row needs it."""
 
 
 class Import(Base):
-    """An import of a dataset: an upload in parts, or a download from a source."""
+    """An import of a dataset: a file that is uploaded in parts, or a source that the service fetches."""
 
     __tablename__ = "imports"
     __table_args__ = (
@@ -120,21 +120,21 @@ class Import(Base):
     state: Mapped[str]
     source: Mapped[str | None]
     upload: Mapped[str | None]
-    """Id of the multipart upload in the object storage."""
+    """Id of the multipart upload in the object storage. None for a source."""
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     resume_key: Mapped[str | None]
     skip_percentage: Mapped[float]
     tries: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of tries, a running one included. Only the newest one may finish the row."""
+    """Number of tries, including one that is running. Only the newest try may write its result."""
     due_at: Mapped[datetime | None]
-    """When an importer may claim it; None while parts are uploaded and when it is finished."""
+    """Time from which an importer can claim the row. None if no importer may claim it."""
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id", ondelete="SET NULL"))
     error: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Job(Base):
-    """A repair job. The row is the authoritative state of the job."""
+    """A repair job. The state of the job is in this row and nowhere else."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -162,62 +162,63 @@ class Job(Base):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[Json]
     key_id: Mapped[str | None]
-    """Id of the API key that created it, if any."""
+    """Id of the API key that created the job, if any."""
     request_id: Mapped[str | None]
-    """Id of the request that created it, if any. Workers repeat it in every log line about the job."""
+    """Id of the request that created the job, if any. Workers write it in every log line about the job."""
     traceparent: Mapped[str | None]
     """Trace context of that request, if OpenTelemetry is on. It is the parent of all spans of the job."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """`core.specs.SPEC_VERSION` of the software that accepted it. A worker must have at least this version."""
+    """`core.specs.SPEC_VERSION` of the software that accepted it. Workers with an older one skip it."""
     priority: Mapped[int]
     status: Mapped[str]
     phase: Mapped[str | None]
     phase_at: Mapped[datetime | None]
-    """Start of this phase."""
+    """Time at which the current phase started."""
     progress: Mapped[float] = mapped_column(server_default=text("0"))
     step: Mapped[int] = mapped_column(server_default=text("0"))
     attempt: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of the newest attempt. Writes of a worker with another number are rejected."""
+    """Number of the newest attempt. A write of a worker with another number is rejected."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Failures without progress: attempts whose lease expired or that failed and were retried."""
+    """Number of failures since the last progress: expired leases, and failed attempts that were retried."""
     worker: Mapped[str | None]
     pausing: Mapped[bool] = mapped_column(server_default=text("false"))
-    """True if a pause is pending: the running job is paused when this attempt ends."""
+    """True if a pause was requested while the job runs. The job is paused when the current attempt ends."""
     stopping: Mapped[bool] = mapped_column(server_default=text("false"))
-    """True if training ends early, and the result is evaluated and published."""
+    """True if the tenant has stopped the job: training ends early, and the result is evaluated and published."""
     stop_step: Mapped[int | None]
-    """Step at the time of the stop. None if not stopped, or if older software handled the stop."""
+    """Step of the job when it was stopped. None if it was not stopped, or if older software handled the stop."""
     reason: Mapped[Json | None]
-    """Why a paused job is paused: {"code", "message"}, and the bytes that it "needs" if space ran out."""
+    """Why a paused job is paused: {"code", "message"}. If disk space ran out, "needs" are the bytes that it needs."""
     micro_batch: Mapped[int | None]
-    """Windows on the device at a time after an attempt ran out of memory; None before."""
+    """Number of sequences on the device at a time, set after an attempt ran out of memory. None before that."""
     needs: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Known needs of the job: {"disk", "memory", "device"}, each optional. See `core.capability`."""
+    """What the job needs from a worker: {"disk", "memory", "device"}, each optional. See `core.capability`."""
     lease_expires_at: Mapped[datetime | None]
     notified_at: Mapped[datetime | None] = mapped_column("hinted_at")
-    """Time of the last notification to the workers."""
+    """Time at which the workers were last notified of this job."""
     resume: Mapped[Json | None]
     """Newest saved state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
     scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Perplexities: {"dense", "pruned", "repaired"}, each as soon as it is measured."""
+    """Perplexities: {"dense", "pruned", "repaired"}. Each is added as soon as it is measured."""
     measured: Mapped[Json | None]
-    """Counted in the exported files: sparsity of the target linears and of the whole model, zeros grown."""
+    """Counted in the checkpoint: sparsity of the pruned layers and of the whole model, and zeros that grew."""
     estimate: Mapped[Json | None]
-    """Estimate at creation, of a job with `auto_start: false`."""
+    """Estimate made when the job was created. Only for jobs with `auto_start: false`."""
     error: Mapped[Json | None]
-    """{"fault": "user_error" | "system_error", "code", "message"} of a failed job."""
+    """Error of a failed job: {"fault": "user_error" | "system_error", "code", "message"}."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
-    """Last change that readers can see. A heartbeat or a notification does not count."""
+    """Time of the last change that a reader of the job can see. Heartbeats and notifications do not count."""
 
 
 class JobLabel(Base):
-    """One pair of a job's metadata, for filters of lists. The primary key has a pair's jobs in the order of a list.
+    """One name-value pair of a job's metadata. Lists of jobs are filtered with these rows.
 
-    Postgres has no statistics of pairs inside JSON. It would scan all jobs for a rare pair, or collect all matches of a
-    common one for a page of 20.
+    The primary key sorts the jobs of a pair in the order of a list. The pairs inside the JSON column cannot be used,
+    because Postgres has no statistics of them. It would scan all jobs to find a rare pair, or collect all jobs with a
+    common pair for a page of 20.
     """
 
     __tablename__ = "job_labels"
@@ -225,12 +226,12 @@ class JobLabel(Base):
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     pair: Mapped[str] = mapped_column(primary_key=True)
-    """SHA-256 of the name, a NUL and the value, since an index cannot store long texts."""
+    """SHA-256 of the name, a NUL character and the value. An index cannot store long texts."""
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
 class JobEvent(Base):
-    """Event of a job. Never changed. Deleted with the job, or if training restarts and its step was lost."""
+    """Event of a job. It is never changed. It is deleted with the job, or if training restarts and its step is lost."""
 
     __tablename__ = "job_events"
     __table_args__ = (
@@ -247,7 +248,7 @@ class JobEvent(Base):
 
 
 class JobMetric(Base):
-    """Metrics of one step. A resumed attempt overwrites the steps that it repeats."""
+    """Metrics of one step. An attempt that resumes from a saved state overwrites the steps that it repeats."""
 
     __tablename__ = "job_metrics"
 
@@ -270,32 +271,33 @@ class Checkpoint(Base):
     step: Mapped[int]
     prefix: Mapped[str]
     sha256: Mapped[str]
-    """SHA-256 of `manifest.json`, which has the SHA-256 of every other file. Equal hashes mean equal bits."""
+    """SHA-256 of `manifest.json`, which lists the SHA-256 of every other file. Equal hashes mean equal checkpoints."""
     files: Mapped[list[Json]] = mapped_column(JSONB)
-    """[{"name", "size", "sha256"}], `manifest.json` included."""
+    """All files, including `manifest.json`: [{"name", "size", "sha256"}]."""
     bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Total size of all files."""
+    """Total size of all files in bytes."""
     scores: Mapped[Json]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
-    """Time of deletion; None to keep it permanently."""
+    """Time at which the checkpoint is deleted. None to keep it permanently."""
 
 
 class Holding(Base):
-    """Total size of a tenant's checkpoints, so that it need not be summed over all of them.
+    """Total size of a tenant's checkpoints, stored so that it need not be computed from all checkpoints.
 
-    A trigger on `checkpoints` updates it (migration 0220), so rows of any software version are counted.
+    A trigger on the table `checkpoints` updates it (migration 0220), so it also counts rows that another version of
+    the software writes.
     """
 
     __tablename__ = "holdings"
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     checkpoints: Mapped[int] = mapped_column(BigInteger)
-    """Bytes."""
+    """Total size of the checkpoints in bytes."""
 
 
 class Chore(Base):
-    """Periodic task that one of the workers does."""
+    """A periodic task that only one worker does each time."""
 
     __tablename__ = "chores"
 
@@ -304,7 +306,7 @@ class Chore(Base):
 
 
 class Worker(Base):
-    """A worker process, as it described itself. The job that it runs is in `Job.worker`."""
+    """A worker process, as it has described itself. The job that it runs is found by `Job.worker`."""
 
     __tablename__ = "workers"
 
@@ -314,23 +316,23 @@ class Worker(Base):
     device: Mapped[str]
     device_name: Mapped[str] = mapped_column(server_default=text("''"))
     memory: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Bytes of memory on its device."""
+    """Bytes of memory on the device."""
     disk: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Free bytes for a job's files at `seen_at`."""
+    """Bytes of free disk space for a job's files at `seen_at`."""
     temperature: Mapped[int | None]
-    """Temperature of its device at `seen_at` in degrees Celsius; None if unknown."""
+    """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
-    """Newest version of requests that it can run."""
+    """Newest version of job requests that the worker can run."""
     versions: Mapped[Json]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Time of its last sweep."""
+    """Time of the last sweep of this worker."""
     consumed_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Time of the last notification that it received."""
+    """Time of the last notification that this worker received."""
 
 
 class Total(Base):
-    """A sum that only grows, see `core.totals`."""
+    """A sum that only grows. See `core.totals`."""
 
     __tablename__ = "totals"
 
@@ -341,7 +343,7 @@ class Total(Base):
 
 
 class Webhook(Base):
-    """URL that is notified of events of its tenant's jobs."""
+    """A URL that receives the events of its tenant's jobs."""
 
     __tablename__ = "webhooks"
     __table_args__ = (Index("webhooks_by_tenant", "tenant", "id"),)
@@ -350,19 +352,19 @@ class Webhook(Base):
     tenant: Mapped[str]
     url: Mapped[str]
     events: Mapped[list[str]] = mapped_column(JSONB)
-    """Types of events that it subscribes to; an empty list means all."""
+    """Types of events that the webhook receives. An empty list means all types."""
     secret: Mapped[str]
-    """Key of the signatures, stored in plain text because signing needs it."""
+    """Secret that signs the messages. It is stored in plain text, because signing needs it."""
     old_secret: Mapped[str | None]
     old_secret_until: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]
-    """Time of the first failure after the last success."""
+    """Time of the first failure after the last success. None if the last try succeeded."""
     disabled_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WebhookDelivery(Base):
-    """An event for a webhook, pending or finished. Its id is sent as the message id, the same at every try."""
+    """A message to a webhook about one event. The row's id is the id of the message, the same at every try."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -377,16 +379,16 @@ class WebhookDelivery(Base):
     body: Mapped[str]
     state: Mapped[str]
     tries: Mapped[int] = mapped_column(server_default=text("0"))
-    """Number of tries, a running one included. Only the newest one may finish the row."""
+    """Number of tries, including one that is running. Only the newest try may write its result."""
     log: Mapped[list[Json]] = mapped_column(JSONB, server_default=text("'[]'"))
-    """[{"at", "status", "text"}] per finished try."""
+    """One entry per finished try: [{"at", "status", "text"}]."""
     due_at: Mapped[datetime | None]
-    """When a courier may claim it; None when it is finished."""
+    """Time from which a courier thread can claim the row. None when the delivery has finished."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class IdempotencyKey(Base):
-    """Job that a caller's `Idempotency-Key` created, and the hash of its body."""
+    """The job that was created with an `Idempotency-Key`, and the hash of the request's body."""
 
     __tablename__ = "idempotency_keys"
 

@@ -1,8 +1,8 @@
-"""Webhooks: URLs of a tenant that are notified of events of its jobs, and the deliveries to them.
+"""Webhooks: URLs of a tenant that receive the events of its jobs, and the deliveries of messages to them.
 
-A delivery is a row, written in the transaction of its event. A courier claims the row for `CLAIM_SECONDS`, sends it and
-records the result. If the courier dies in between, another one sends it again, so a delivery can arrive twice with the
-same id.
+A delivery is a row that is written in the transaction of its event. A courier thread claims the row for
+`CLAIM_SECONDS`, sends the message and records the result. If the courier dies before that, another courier sends the
+message again. So a message can arrive twice, with the same id.
 """
 
 import base64
@@ -23,21 +23,21 @@ from core.errors import Code, Flaw, ProblemError
 from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
-"""Largest number of webhooks per tenant."""
+"""Maximum number of webhooks per tenant."""
 RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
-"""Seconds between tries, more than two days in total."""
+"""Seconds between two tries. All tries together take more than two days."""
 JITTER = (0.9, 0.95, 1.0, 1.05, 1.1)
-"""Random factors of a retry delay, so that deliveries that failed together are not retried together."""
+"""Minimum and maximum random factor of a retry delay. It spreads the retries of deliveries that failed together."""
 GONE = 410
-"""HTTP status with which a receiver unsubscribes: the webhook is disabled."""
+"""HTTP status that a receiver returns to unsubscribe. The webhook is then disabled."""
 RETENTION = timedelta(days=30)
-"""Age at which finished deliveries are deleted."""
+"""Age at which a finished delivery is deleted."""
 DISABLED_AFTER = timedelta(days=3)
-"""Time of failures without a success after which a webhook is disabled."""
+"""Time since the first failure, without a success, after which a webhook is disabled."""
 OLD_SECRET_VALIDITY = timedelta(hours=24)
-"""Time after a rotation during which the previous secret signs too."""
+"""Time for which the previous secret also signs messages after the secret was replaced."""
 CLAIM_SECONDS = 60
-"""Time after which an unfinished try is repeated by another courier."""
+"""Seconds after which another courier can repeat a try that has no result yet."""
 
 
 class DeliveryState(StrEnum):
@@ -50,34 +50,34 @@ class DeliveryState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PendingDelivery:
-    """A claimed delivery, with everything that is needed to send it."""
+    """A delivery that was claimed, with everything that is needed to send it."""
 
     id: str
     webhook_id: str
     number: int
-    """Number of this try, from 1. Only the result of the newest try is recorded."""
+    """Number of this try, from 1. The result is recorded only if no newer try exists."""
     url: str
     body: str
     secrets: tuple[str, ...]
-    """The secret, and the previous one while that is valid. Each of them signs."""
+    """The secret, and the previous secret while it is still valid. The message is signed with each of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """Result of a try: the HTTP status, or None if there was no response."""
+    """Result of a try to send a message."""
 
     status: int | None
     text: str
-    """Start of the response body, or the error."""
+    """Start of the response body, or the error if there was no response."""
 
     @property
     def accepted(self) -> bool:
-        """True if the receiver accepted the delivery."""
+        """True if the receiver has accepted the message."""
         return self.status is not None and 200 <= self.status < 300
 
 
 def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> Webhook:
-    """Create a webhook. Raises CONFLICT if the tenant has `MAX_WEBHOOKS` already."""
+    """Create a webhook. Raises CONFLICT if the tenant already has `MAX_WEBHOOKS` webhooks."""
     # Without the lock, two concurrent requests could both create the last one.
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"webhooks\n{tenant}", 0))))
     if (session.scalar(select(func.count()).where(Webhook.tenant == tenant)) or 0) >= MAX_WEBHOOKS:
@@ -92,7 +92,10 @@ def create(session: Session, tenant: str, url: str, events: Sequence[str]) -> We
 
 
 def get(session: Session, tenant: str, webhook_id: str, *, change: bool = False) -> Webhook:
-    """Return the tenant's webhook, locked if `change`. Raises NOT_FOUND if the tenant has no such webhook."""
+    """Return the tenant's webhook, and lock its row if `change` is true.
+
+    Raises NOT_FOUND if the tenant has no such webhook.
+    """
     query = select(Webhook).where(Webhook.id == webhook_id, Webhook.tenant == tenant)
     query = query.with_for_update(key_share=True) if change else query
     row = session.scalar(query) if ids.is_id("hook", webhook_id) else None
@@ -107,7 +110,7 @@ def list_all(session: Session, tenant: str) -> Sequence[Webhook]:
 
 
 def remove(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Delete a webhook and its deliveries. Returns the deleted row."""
+    """Delete a webhook and its deliveries. Return the deleted row."""
     row = get(session, tenant, webhook_id)
     session.delete(row)
     session.flush()
@@ -115,7 +118,7 @@ def remove(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def rotate(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Create a new secret for a webhook. The previous one also signs for `OLD_SECRET_VALIDITY`."""
+    """Replace the secret of a webhook. The previous secret also signs messages for `OLD_SECRET_VALIDITY`."""
     row = get(session, tenant, webhook_id, change=True)
     row.old_secret, row.secret = row.secret, _new_secret()
     row.old_secret_until = func.now() + OLD_SECRET_VALIDITY
@@ -125,7 +128,7 @@ def rotate(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Enable a webhook. Its pending deliveries are sent again. Idempotent."""
+    """Enable a webhook. Its pending messages are sent again. Idempotent."""
     row = get(session, tenant, webhook_id, change=True)
     row.disabled_at = row.failing_since = None
     session.flush()
@@ -133,7 +136,10 @@ def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
-    """Disable a webhook until it is enabled again. Pending deliveries are kept; new events create none. Idempotent."""
+    """Disable a webhook until it is enabled again. Idempotent.
+
+    Its pending messages are kept. New events create no messages for it.
+    """
     row = get(session, tenant, webhook_id, change=True)
     row.disabled_at = row.disabled_at or session.scalars(select(func.now())).one()
     session.flush()
@@ -141,7 +147,7 @@ def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
-    """Enqueue a delivery of the type `webhook.test`. Raises CONFLICT if the webhook is disabled."""
+    """Create a delivery of the type `webhook.test`. Raises CONFLICT if the webhook is disabled."""
     row = get(session, tenant, webhook_id)
     if row.disabled_at is not None:
         flaw = Flaw("webhook_id", "must be enabled", "disabled", f"POST /webhooks/{webhook_id}/enable first.")
@@ -157,7 +163,7 @@ def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery
 
 
 def enqueue(session: Session, job_id: str, type: str, event_data: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
-    """Create a delivery of a job's event for every enabled webhook of the tenant that subscribes to its type."""
+    """Create deliveries of a job's event, one for each enabled webhook of the tenant that wants events of this type."""
     data = {"job_id": job_id, "event_id": event_id, **event_data}
     subscribed = session.scalars(_subscribed(), {"job_id": job_id, "types": [type]})
     session.add_all([_new_delivery(webhook_id, type, at, data) for webhook_id in subscribed.all()])
@@ -176,7 +182,10 @@ def _subscribed() -> Select[str]:
 def deliveries(
     session: Session, webhook_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[WebhookDelivery], bool]:
-    """Return up to `limit` deliveries older than `after`, newest first, and whether there are more."""
+    """Return up to `limit` deliveries older than `after`, newest first.
+
+    The second value is true if there are older deliveries.
+    """
     query = select(WebhookDelivery).where(WebhookDelivery.webhook_id == webhook_id)
     query = query.order_by(WebhookDelivery.id.desc()).limit(limit + 1)
     if after is not None:
@@ -186,9 +195,9 @@ def deliveries(
 
 
 def claim(session: Session, limit: int) -> list[PendingDelivery]:
-    """Claim up to `limit` due deliveries for `CLAIM_SECONDS`, only the oldest per webhook.
+    """Claim up to `limit` due deliveries for `CLAIM_SECONDS`. Claims only the oldest delivery of each webhook.
 
-    One per webhook, so that a slow receiver with many deliveries does not delay the others.
+    So a slow receiver with many deliveries does not delay the others.
     """
     due = WebhookDelivery.due_at <= func.now()
     oldest = (
@@ -218,9 +227,10 @@ def claim(session: Session, limit: int) -> list[PendingDelivery]:
 
 
 def record_result(session: Session, pending: PendingDelivery, result: DeliveryResult) -> None:
-    """Record the result of a try: succeeded, due again, or failed. A webhook whose deliveries keep failing is disabled.
+    """Record the result of a try. The delivery has then succeeded, is due again, or has failed.
 
-    Does nothing if the webhook was deleted or another courier has claimed the delivery since.
+    A webhook whose deliveries keep failing is disabled. Nothing is recorded if the webhook was deleted, or if another
+    courier has claimed the delivery in the meantime.
     """
     webhook = session.scalar(select(Webhook).where(Webhook.id == pending.webhook_id).with_for_update(key_share=True))
     query = select(WebhookDelivery).where(WebhookDelivery.id == pending.id, WebhookDelivery.tries == pending.number)

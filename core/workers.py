@@ -1,7 +1,7 @@
-"""Workers as rows: each updates its own at every sweep and whenever it receives a notification.
+"""The rows of workers. Each worker updates its own row at every sweep and when it receives a notification.
 
-A process that responds may still not work. A worker is healthy if its sweep runs and, if jobs wait while it is idle, it
-receives notifications.
+A worker process can be alive and still not work. A worker is healthy if its sweep runs and, if jobs wait while it is
+idle, it receives notifications.
 """
 
 import os
@@ -25,17 +25,18 @@ from core.tables import Job, Worker
 
 PACKAGES = ("seft", "torch", "transformers", "celery")
 DELETE_AFTER = timedelta(days=1)
-"""Time without a heartbeat after which a worker's row is deleted."""
+"""Time without a heartbeat after which the row of a worker is deleted."""
 MAX_MISSED_SWEEPS = 6
-"""Number of sweep intervals without a sweep after which a worker is not healthy."""
+"""Number of sweep intervals without a sweep after which a worker is unhealthy."""
 MAX_SILENCE = timedelta(seconds=600)
-"""Time without a notification, while jobs wait, after which an idle worker is not healthy.
+"""Time without a notification after which an idle worker is unhealthy if jobs are waiting.
 
-A worker pauses at most half of it after failures."""
+The pause of a worker after errors is at most half of this time.
+"""
 
 
 def record_heartbeat(session: Session, name: str, capability: Capability, temperature: int | None = None) -> None:
-    """Create or update the worker's row, and delete the rows of workers that stopped long ago."""
+    """Create or update the row of a worker. Also delete the rows of workers without a heartbeat for `DELETE_AFTER`."""
     row = {
         "name": name,
         "host": socket.gethostname(),
@@ -54,14 +55,14 @@ def record_notification(session: Session, name: str) -> None:
 
 
 def list_with_jobs(session: Session) -> Sequence[tuple[Worker, Job | None]]:
-    """Return every worker with the job that it runs, ordered by name."""
+    """Return all workers, ordered by name, each with the job that it runs or None."""
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
     rows = session.execute(select(Worker, Job).outerjoin(Job, running).order_by(Worker.name)).all()
     return [(worker, job) for worker, job in rows]
 
 
 def is_alive(sweep_seconds: float) -> ColumnElement[bool]:
-    """Return the condition that the query's worker sent a heartbeat recently."""
+    """Return the SQL condition that the worker of the query has sent a heartbeat recently."""
     return Worker.seen_at > func.now() - timedelta(seconds=MAX_MISSED_SWEEPS * sweep_seconds)
 
 
@@ -71,7 +72,7 @@ def count(session: Session, sweep_seconds: float) -> int:
 
 
 def count_capable(session: Session, job: Job, sweep_seconds: float) -> tuple[int, int]:
-    """Return the number of live workers, and of those that can run the job, busy ones included."""
+    """Return the number of live workers, and the number of those that can run the job. Busy workers count too."""
     alive, capable = session.execute(_capable_query(sweep_seconds), {"job_id": job.id}).one()
     return alive, capable
 
@@ -84,13 +85,13 @@ def _capable_query(sweep_seconds: float) -> Select[int, int]:
 
 
 def has_larger(session: Session, capability: Capability, sweep_seconds: float) -> bool:
-    """Return whether a live worker has a device of the same kind with more memory."""
+    """Return whether a live worker has a device of the same kind with more memory than this one."""
     larger = (Worker.device == capability.device, Worker.memory > capability.memory)
     return bool(session.scalar(select(exists().where(is_alive(sweep_seconds), *larger))))
 
 
 def is_not_consuming(session: Session, name: str) -> bool:
-    """Return whether jobs have waited long while this worker was idle and received no notification."""
+    """Return whether the worker was idle and received no notification although jobs have waited for a long time."""
     limit = func.now() - MAX_SILENCE
     waiting = exists().where(Job.status == Status.QUEUED, Job.updated_at < limit)
     busy = exists().where(Job.status == Status.RUNNING, Job.worker == name)
@@ -99,15 +100,16 @@ def is_not_consuming(session: Session, name: str) -> bool:
 
 
 def list_on_host(session: Session, host: str) -> list[str]:
-    """Return the workers of this host whose processes exist; per process id only the one seen last.
+    """Return the names of the workers of this host whose processes exist.
 
-    A restarted container keeps its host name, and its worker gets the process id of the previous one.
+    If several rows have the same process id, only the newest counts: in a restarted container the host name is the
+    same, and the worker gets the process id of the previous one.
     """
     rows = session.scalars(select(Worker).where(Worker.host == host).order_by(Worker.seen_at))
     return [name for pid, name in {row.pid: row.name for row in rows}.items() if Path(f"/proc/{pid}").exists()]
 
 
 def unhealthy(session: Session, names: Sequence[str], settings: Settings) -> list[str]:
-    """Return those of these workers whose sweep does not run, or that receive no notifications."""
+    """Return the names of those workers whose sweep does not run, or that receive no notifications."""
     rows = session.execute(select(Worker.name, is_alive(settings.sweep_seconds)).where(Worker.name.in_(names))).all()
     return [name for name, alive in rows if not alive or is_not_consuming(session, name)]

@@ -1,1 +1,4 @@
-"""The whole service on one machine: Postgres, Valkey and S3 from wheels, the API and a worker, under one supervisor."""
+"""The whole service on one machine, under one supervisor process: Postgres, Valkey, S3 storage, the API and a worker.
+
+The programs of Postgres, Valkey and the S3 storage come from Python packages (wheels).
+"""

@@ -19,7 +19,10 @@ DEFAULT = Path(".local")
 
 @app.command()
 def up(folder: Folder = DEFAULT) -> None:
-    """Start the stack in the background if it is not running, and print its addresses and an API key."""
+    """Start the stack in the background and print its addresses and an API key.
+
+    If the stack already runs, only print its addresses and the API key.
+    """
     running = background.find(folder) or background.start(folder)
     typer.echo(
         f"dashboard  {running.url}/\n"
@@ -32,7 +35,7 @@ def up(folder: Folder = DEFAULT) -> None:
 
 @app.command()
 def down(folder: Folder = DEFAULT) -> None:
-    """Stop the stack and wait until its last process has ended. The data are kept."""
+    """Stop the stack and wait until its last process has ended. The stack's data are kept."""
     typer.echo("stopped" if background.stop(folder) else "not running")
 
 
@@ -44,7 +47,7 @@ def run(folder: Folder = DEFAULT) -> None:
 
 @app.command()
 def demo(folder: Folder = DEFAULT) -> None:
-    """Prune and repair a real language model through the service, download it and generate text with it."""
+    """Prune and repair a real language model through the service, then download it and generate text with it."""
     if running := background.find(folder):
         demonstrate(running.url, running.api_key)
         return
@@ -64,7 +67,7 @@ def main() -> None:
 
 
 def bypass_proxies() -> None:
-    """Send requests to loopback directly even if this machine uses a proxy, in this process and its children."""
+    """Make this process and its children connect to loopback directly, even if this machine uses a proxy."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 

@@ -1,4 +1,4 @@
-"""A stack in the background: other processes start, find and stop its supervisor process."""
+"""Run the stack in a background process, the supervisor. Other processes use this module to start, find and stop it."""
 
 import json
 import os
@@ -21,12 +21,12 @@ ADDRESS_FILE = "running.json"
 READY_SECONDS = 120.0
 STOP_SECONDS = 120.0
 CHECK_SECONDS = 0.2
-"""Seconds between two checks whether all programs run."""
+"""Seconds between two checks whether all programs of the stack are running."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A running stack."""
+    """A stack that is running."""
 
     supervisor: int
     """Process id of the supervisor."""
@@ -35,7 +35,7 @@ class Running:
 
 
 def supervise(folder: Path) -> None:
-    """Run the stack in the foreground until SIGTERM or Ctrl-C, then shut it down."""
+    """Run the stack in this process until SIGTERM or Ctrl-C, then shut it down."""
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, _exit)
     with Stack(folder) as stack:
@@ -52,14 +52,14 @@ def supervise(folder: Path) -> None:
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:
-    """Unwind on the first signal and ignore further ones."""
+    """Handle the first signal by raising SystemExit, so that the stack shuts down. Ignore further signals."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise SystemExit(0)
 
 
 def find(folder: Path) -> Running | None:
-    """Return the stack that runs in this folder; None if there is none."""
+    """Return the stack that runs in this folder, or None if no stack runs in it."""
     with suppress(FileNotFoundError):
         running = Running(**json.loads((folder / ADDRESS_FILE).read_text()))
         if FolderLock(folder).holder() == running.supervisor:
@@ -68,13 +68,16 @@ def find(folder: Path) -> Running | None:
 
 
 def start(folder: Path) -> Running:
-    """Start a stack in the background and wait until it is ready. It runs until `stop`."""
+    """Start a stack in the background and wait until it is ready. It runs until `stop` is called."""
     return _launch(folder, None)[1]
 
 
 @contextmanager
 def attached(folder: Path) -> Iterator[Running]:
-    """Run a stack in the background until the block ends or this process ends, even if it is killed."""
+    """Run a stack in the background while the `with` block runs.
+
+    The stack also stops if this process ends, even if it is killed.
+    """
     process, running = _launch(folder, signal.SIGTERM)
     try:
         yield running

@@ -1,7 +1,7 @@
-"""The demo: prune a real language model to 60 % and repair it through the service, download it, generate text with it.
+"""The demo: prune a real language model to 60 % sparsity, repair it through the service, and generate text with it.
 
-It uses only what users have: the client's calls, the downloaded files, and plain `transformers` in a process of its
-own. Nothing here loads torch.
+The demo uses only what users have: the Python client, the downloaded files, and `transformers` without this project's
+code, in a separate process. This module does not load torch.
 """
 
 import json
@@ -32,7 +32,7 @@ SPEC: Json = {
     "evaluate": {"held_out": 0.1, "windows": 12, "tokens": 512},
     "suffix": "demo",
 }
-"""A small repair that still lowers the perplexity visibly. It takes minutes on two cores."""
+"""Request of a job that takes minutes on two cores and still lowers the perplexity visibly."""
 
 PROMPT = "The for statement in Python is used to"
 GENERATE = """
@@ -46,7 +46,7 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=24, do_sample=Fal
 
 
 def demonstrate(url: str, api_key: str) -> None:
-    """Run the demo and print the results. Raises LocalError if a result is not as expected."""
+    """Run the demo and print the results. Raises LocalError if a result is wrong."""
     console = Console(highlight=False, soft_wrap=True)
     with Client(url, api_key) as service, tempfile.TemporaryDirectory(prefix="seft-demo-") as folder:
         job = repair(service, Path(folder), console)
@@ -60,7 +60,7 @@ def demonstrate(url: str, api_key: str) -> None:
 
 
 def repair(service: Client, folder: Path, console: Console) -> Job:
-    """Upload the text, create the job and follow it to its end. Cancels the job if this is interrupted."""
+    """Upload the text, create the job and wait until it ends. If this is interrupted, cancel the job."""
     cancel_unfinished(service)
     dataset = service.upload_dataset(write_topics(folder / "python-topics.jsonl"))
     console.print(f"POST /datasets  {dataset['id']}  {dataset['records']} topics of Python's documentation")
@@ -77,7 +77,7 @@ def repair(service: Client, folder: Path, console: Console) -> Job:
 
 
 def cancel_unfinished(service: Client) -> None:
-    """Cancel every unfinished job of a demo."""
+    """Cancel every unfinished job that a demo created."""
     for status in ("queued", "running"):
         for job in service.jobs(status=status):
             if job["spec"]["suffix"] == SPEC["suffix"]:
@@ -85,14 +85,17 @@ def cancel_unfinished(service: Client) -> None:
 
 
 def write_topics(path: Path) -> Path:
-    """Write the topics of Python's documentation, which every machine has, one record per topic."""
+    """Write the topics of Python's documentation to a file, one record per topic.
+
+    Every machine with Python has them.
+    """
     lines = [json.dumps({"text": topics[name]}) for name in sorted(topics)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def table(job: Job, stats: CheckpointStats) -> Table:
-    """Return the results as a table: the job's perplexities, and measurements of the downloaded files."""
+    """Return a table of the results: the perplexities of the job, and measurements of the downloaded files."""
     dense, pruned, repaired = (math.log(job["scores"][name]) for name in ("dense", "pruned", "repaired"))
     rows = Table(box=None, show_header=False, pad_edge=False)
     rows.add_column(style="cyan")
@@ -116,7 +119,7 @@ def table(job: Job, stats: CheckpointStats) -> Table:
 
 
 def generate(checkpoint: Path) -> str:
-    """Generate text from the downloaded checkpoint with plain transformers, in a process of its own."""
+    """Generate text from the downloaded checkpoint with `transformers`, in a separate process."""
     command = [sys.executable, "-c", GENERATE, str(checkpoint), PROMPT]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
@@ -125,7 +128,11 @@ def generate(checkpoint: Path) -> str:
 
 
 def require_success(job: Job, stats: CheckpointStats) -> None:
-    """Raise LocalError unless the repair helped, the sparsity is the requested one and the topology evolved."""
+    """Check the results of the demo.
+
+    Raises LocalError if the repair did not lower the perplexity, if the sparsity is not the requested one, or if no
+    pruned weight became nonzero again.
+    """
     scores = job["scores"]
     if not scores["repaired"] < scores["pruned"]:
         raise LocalError(f"The repair did not help: the perplexity was {scores['pruned']}, it is {scores['repaired']}.")

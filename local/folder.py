@@ -1,4 +1,4 @@
-"""The folder of a stack: its lock, and the ports and secrets that stay the same after a restart."""
+"""The folder of a stack. It has a lock, and keeps the stack's ports and secrets for the next start."""
 
 import fcntl
 import json
@@ -14,16 +14,16 @@ from local.processes import LocalError
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 32_000)
-"""Ports to choose from. They are below the kernel's ephemeral range, so outgoing connections never use them."""
+"""Range of ports to choose from. The kernel never uses them for outgoing connections, because its range is higher."""
 SHUTDOWN_SECONDS = 20.0
-"""Seconds to wait for the servers of a dead supervisor to end."""
+"""Seconds to wait until servers have ended whose supervisor was killed."""
 
 
 class FolderLock:
-    """A file lock that allows one supervisor per folder.
+    """A file lock that allows only one supervisor per folder.
 
-    Servers inherit the open file, so the lock is free only when the last server has ended. Whoever gets the lock may
-    therefore use their data, even if the former supervisor was killed.
+    The servers inherit the open file. So the lock becomes free only when the last server has ended, even if the
+    supervisor was killed. A process that gets the lock can therefore use the servers' data safely.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,10 @@ class FolderLock:
         self.descriptor = -1
 
     def acquire(self) -> None:
-        """Take the lock. Waits for servers of a dead supervisor. Raises LocalError if a live one has the lock."""
+        """Take the lock. Raises LocalError if a live supervisor has it.
+
+        If the supervisor was killed and its servers still run, wait until they have ended.
+        """
         deadline = time.monotonic() + SHUTDOWN_SECONDS
         while not self._take():
             if holder := self.holder():
@@ -47,12 +50,12 @@ class FolderLock:
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Close this process's copy. Servers that still run keep theirs, so the lock stays taken."""
+        """Close the lock file in this process. Servers that still run keep the lock."""
         os.close(self.descriptor)
         self.descriptor = -1
 
     def holder(self) -> int:
-        """Return the process id of the live supervisor that has the lock; 0 if there is none."""
+        """Return the process id of the live supervisor that has the lock, or 0 if there is none."""
         pid = self.path.read_text() if self.path.exists() else ""
         with suppress(FileNotFoundError, PermissionError):  # it has ended, or another user's process got its id
             if pid and any(map(self._is_lock, Path(f"/proc/{pid}/fd").iterdir())):
@@ -60,7 +63,7 @@ class FolderLock:
         return 0
 
     def free(self) -> bool:
-        """Return whether no process of a stack in this folder is running."""
+        """Return True if no process of a stack in this folder is running."""
         if free := self._take():
             self.release()
         return free
@@ -82,10 +85,11 @@ class FolderLock:
 
 
 def reserve(port: int, *, returning: bool = False) -> socket.socket | None:
-    """Reserve a loopback port by a socket that is bound to it; return None if another process has the port.
+    """Reserve a port on loopback with a bound socket. Returns None if another process uses the port.
 
-    The socket is bound without SO_REUSEADDR, so a second reservation fails. Then the option is set, so a server can
-    listen on the port. `returning` also accepts a port with connections of an earlier server in TIME_WAIT.
+    The socket is bound without SO_REUSEADDR, so a second reservation of the port fails. The option is set afterwards,
+    so that a server can listen on the port. With `returning`, a port that still has connections of an earlier server
+    in the state TIME_WAIT is accepted too.
     """
     reservation = socket.socket()
     for shareable in (False, True)[: 1 + returning]:
@@ -99,18 +103,18 @@ def reserve(port: int, *, returning: bool = False) -> socket.socket | None:
 
 
 def reserve_any() -> socket.socket:
-    """Reserve a free port."""
+    """Reserve any free port."""
     return next(filter(None, map(reserve, random.sample(PORTS, len(PORTS)))))
 
 
 def port_of(reservation: socket.socket) -> int:
-    """Return the number of a reserved port."""
+    """Return the port number of a reservation."""
     port: int = reservation.getsockname()[1]
     return port
 
 
 def reserve_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.socket]:
-    """Reserve the same ports as last time; replace a port that another process has taken by a free one."""
+    """Reserve the same ports as at the last start. A port that another process uses now is replaced by a free one."""
     path = folder / "ports.json"
     before: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
     ports = {name: (name in before and reserve(before[name], returning=True)) or reserve_any() for name in names}
@@ -119,7 +123,10 @@ def reserve_ports(folder: Path, names: tuple[str, ...]) -> dict[str, socket.sock
 
 
 def load_secret(path: Path) -> str:
-    """Return the secret in this file. On first use it is created from 256 random bits, readable by its owner only."""
+    """Return the secret in this file.
+
+    If the file is missing, create it with 256 random bits that only its owner can read.
+    """
     if not path.exists():
         write_private(path, secrets.token_hex(32))
     return path.read_text()

@@ -1,9 +1,9 @@
-"""Replace this process by a command that gets a signal when its parent ends.
+"""Replace this process by a command, and have the kernel send the command a signal when its parent process ends.
 
-`python -I -S launcher.py PARENT SIGNAL COMMAND...`: the kernel sends SIGNAL when PARENT ends in any way, `kill -9`
-included. It is a program of its own because the order matters: changing the user clears the setting, so it is made
-last, right before the command starts. If the parent has ended before that, the launcher exits. Linux only. Imports
-only the standard library.
+Usage: `python -I -S launcher.py PARENT SIGNAL COMMAND...`. The kernel sends SIGNAL whenever the process PARENT ends,
+even after `kill -9`. The launcher is a separate program, because the order of steps matters: a change of the user
+clears the setting of the signal, so the signal is set last, just before the command starts. If PARENT has ended
+before that, the launcher exits. It works on Linux only and imports only the standard library.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(parent: int, signal: int, command: list[str]) -> None:
-    """Run the command in this process. Exits at once if the parent has ended already. Never returns."""
+    """Replace this process by the command. Exit at once if the parent has already ended. Never returns."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

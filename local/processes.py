@@ -1,4 +1,4 @@
-"""Child processes that end with their parent: start, stop and kill them."""
+"""Child processes that end when their parent ends: functions to start, stop and kill them."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 class LocalError(Exception):
-    """An error of the local stack that the user can fix. The message says how."""
+    """An error of the local stack that the user can fix. The message says how to fix it."""
 
 
 def spawn(
@@ -25,11 +25,12 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     inherited: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, so that a terminal's Ctrl-C reaches only the parent.
+    """Start `command` in a new session, so that Ctrl-C in a terminal reaches only the parent process.
 
-    It gets `parent_death_signal`, if set, when the main thread of this process ends. `prefix` changes the user first.
-    `inherited` are file descriptors that it keeps open. Raises LocalError in any other thread, because the kernel would
-    send the signal when that thread ends.
+    When the main thread of this process ends, the command gets the signal `parent_death_signal`, if that is set.
+    `prefix` is a command that changes the user before `command` runs. `inherited` are file descriptors that stay open
+    in the new process. Raises LocalError if it is not called in the main thread, because the kernel would send the
+    signal when the calling thread ends.
     """
     if threading.current_thread() is not threading.main_thread():
         raise LocalError(
@@ -49,7 +50,7 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, timeout: float) -> None:
-    """Send a signal and wait; kill the process if it has not ended after `timeout` seconds."""
+    """Send `stop_signal` to a process and wait for its end. Kill it if it still runs after `timeout` seconds."""
     process.send_signal(stop_signal)
     try:
         process.wait(timeout)
@@ -68,7 +69,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the process ids of the direct children; empty if the process has ended."""
+    """Return the process ids of the direct children of a process. The list is empty if the process has ended."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Base class of a long-running program of the stack: start it, restart it if it ends, stop it."""
+"""Base class of the long-running programs of the stack. It starts, restarts and stops a program."""
 
 import signal
 import socket
@@ -13,22 +13,22 @@ from local.processes import LocalError
 
 START_SECONDS = 60.0
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Minimum seconds between two launches of a program; doubled, up to the maximum, while it keeps ending."""
+"""Minimum and maximum seconds between two starts of a program. The pause doubles each time the program ends."""
 
 
 class Program:
-    """A process with a folder, a log, ports and a readiness check."""
+    """A program with its process, folder, log file, ports and readiness check."""
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]] = ("main",)
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    """Signal on which it shuts down."""
+    """Signal that tells the program to shut down."""
     parent_death_signal: ClassVar[signal.Signals] = signal.SIGTERM
-    """Signal that it gets when its parent ends. It must end soon, without damage to its data."""
+    """Signal that the program gets when its parent ends. On this signal it must end soon and leave its data intact."""
     stop_seconds: ClassVar[float] = 20.0
-    """Seconds that a shutdown may take before the process is killed."""
+    """Seconds that a shutdown can take. After that the process is killed."""
     not_ready: ClassVar[tuple[type[Exception], ...]]
-    """Exceptions that `ping` raises while the program is not ready."""
+    """Types of exceptions that `ping` raises while the program is not ready."""
 
     def __init__(self, lock: FolderLock) -> None:
         self.lock = lock
@@ -43,21 +43,21 @@ class Program:
 
     @property
     def port(self) -> int:
-        """The main port. Set by the first launch."""
+        """The main port of the program. Available after the first launch."""
         return self.ports["main"]
 
     @property
     def running(self) -> bool:
-        """Whether its process is running."""
+        """Whether the program's process is running."""
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> None:
-        """Launch it and wait until it is ready."""
+        """Start the program and wait until it is ready."""
         self.launch()
         self.wait()
 
     def launch(self) -> None:
-        """Start the process without waiting. It keeps the ports of its first launch."""
+        """Start the process without waiting until it is ready. It gets the same ports as at its first launch."""
         if not self.ports:
             reserved = reserve_ports(self.folder, self.port_names)
             self.ports = {name: port_of(reservation) for name, reservation in reserved.items()}
@@ -67,7 +67,10 @@ class Program:
         self.launched = time.monotonic()
 
     def wait(self) -> None:
-        """Wait until it is ready. Raises LocalError with the end of its log if it ends or does not get ready."""
+        """Wait until the program is ready.
+
+        Raises LocalError, with the last lines of the log, if the program ends or does not become ready in time.
+        """
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -79,7 +82,10 @@ class Program:
             time.sleep(0.05)
 
     def restart_ended(self) -> bool:
-        """Restart it if it has ended by itself, with growing pauses. Returns True if it was restarted."""
+        """Restart the program if it has ended by itself. Returns True if it was restarted.
+
+        The pauses between restarts grow if the program keeps ending.
+        """
         uptime = time.monotonic() - self.launched
         if self.running or uptime < self.pause:
             return False
@@ -88,7 +94,7 @@ class Program:
         return True
 
     def stop(self) -> None:
-        """Shut it down. Idempotent."""
+        """Shut the program down. Idempotent."""
         if self.process is not None:
             processes.stop(self.process, self.stop_signal, self.stop_seconds)
         self.process = None
@@ -97,14 +103,18 @@ class Program:
         self.clean_up()
 
     def kill(self) -> None:
-        """Kill it. Data that it has confirmed survive."""
+        """Kill the program. Data that it has confirmed as stored are not lost."""
         if self.process is not None:
             processes.kill(self.process)
         self.process = None
         self.clean_up()
 
     def spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        """Start a command that logs to this program's log, ends with this process and keeps the folder's lock open."""
+        """Start a command as this program's process.
+
+        Its output goes to the program's log, it ends when this process ends, and it keeps the lock of the folder
+        open.
+        """
         return processes.spawn(
             command,
             log=self.log,
@@ -115,20 +125,23 @@ class Program:
         )
 
     def prefix(self) -> tuple[str, ...]:
-        """Return the command prefix that changes the user; empty for none."""
+        """Return the command that changes the user, to put before the program's command. Empty to keep the user."""
         return ()
 
     def environment(self) -> Mapping[str, str] | None:
-        """Return its environment variables; None for those of this process."""
+        """Return the environment variables of the program, or None to inherit those of this process."""
         return None
 
     def command(self) -> list[str]:
-        """Create the files that the program needs and return its command line."""
+        """Create the files that the program needs, and return its command line."""
         raise NotImplementedError
 
     def ping(self) -> None:
-        """Send one request in the program's own protocol. Raises one of `not_ready` if it fails."""
+        """Send one request to the program in its own protocol.
+
+        Raises one of `not_ready` if the program does not answer.
+        """
         raise NotImplementedError
 
     def clean_up(self) -> None:
-        """Delete what an ended process has left outside its folder."""
+        """Delete files outside the program's folder that its ended process has left."""

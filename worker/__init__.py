@@ -1,1 +1,1 @@
-"""The processes that run jobs: the Celery task, the training process, and the sweep that recovers lost jobs."""
+"""The processes that run jobs: the Celery worker, its training process, and the sweep that recovers lost jobs."""

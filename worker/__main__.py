@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command and return the exit status. Each command imports only what it needs."""
+    """Run the command in the arguments and return its exit status. Each command imports only what it needs."""
     if sys.argv[1:] == ["health"]:
         from worker.health import health
 

@@ -1,8 +1,8 @@
-"""One attempt at a job, from its claim to its end: start the training process, handle its messages, end it in time.
+"""Run one attempt at a job, from the claim to the end: start the training process and handle its messages.
 
-One thread handles everything that happens (a message, a finished transfer, the exit of the process): each is posted to
-one mailbox. The same thread renews the lease, so it never waits for object storage or for the process. The states of
-an attempt are in `worker.lifecycle`.
+One thread handles everything that happens: a message, a finished transfer, the exit of the process. Each is put into
+one mailbox. The same thread renews the lease, so it never waits for the object storage or for the process. The states
+of an attempt are in `worker.lifecycle`.
 """
 
 import errno
@@ -63,7 +63,7 @@ log = structlog.get_logger(__name__)
 
 
 class AttemptError(Exception):
-    """The attempt has failed. `user_error`: another attempt would fail in the same way."""
+    """The attempt has failed. If `user_error` is true, another attempt would fail in the same way."""
 
     def __init__(self, code: str, message: str, *, user_error: bool = False, by_kernel: bool = False) -> None:
         super().__init__(message)
@@ -71,10 +71,11 @@ class AttemptError(Exception):
 
 
 class Supervisor:
-    """Runs one attempt.
+    """Runs one attempt at a job.
 
-    To shut down, set `draining` at any time: the job goes back to the queue with its newest state. A pause ends the
-    attempt in the same way; heartbeats bring the tenant's requests.
+    To shut down, set `draining` at any time. The attempt then saves its state, and the job goes back to the queue. A
+    pause ends the attempt in the same way. Heartbeats return the actions that the tenant has requested, such as a
+    pause.
     """
 
     def __init__(
@@ -96,15 +97,15 @@ class Supervisor:
         self.transfers = Transfers(storage, self.mailbox.put)
         self.files = Files(attempt, settings, self.transfers)
         self.resume_files: dict[str, Json] = {}
-        """Files of the newest stored state, by name."""
+        """Files of the newest state in object storage, by name."""
         self.process: Process | None = None
         self.watchdog = Watchdog()
         self.oom_kills_before = memory.oom_kills()
 
     def run(self) -> bool:
-        """Run the attempt until the job has left the state `running`. The process group is gone afterwards in any case.
+        """Run the attempt until the job's status is no longer `running`. Afterwards no process of the attempt is left.
 
-        Returns False if the attempt failed through no fault of the user: this worker may be broken.
+        Returns False if the attempt failed and the user did not cause it. Then this worker may be broken.
         """
         try:
             self._run()
@@ -143,7 +144,7 @@ class Supervisor:
             self._fail(AttemptError("internal_error", message))
 
     def _step(self) -> None:
-        """Renew the lease, act on requests and deadlines, then handle at most one item of the mailbox."""
+        """Renew the lease, act on requested actions and on deadlines, then handle at most one item of the mailbox."""
         self.ledger.tick()
         self._check_stop()
         if self.lifecycle.ended:
@@ -154,7 +155,7 @@ class Supervisor:
             self.mailbox.get(timeout=TICK_SECONDS)()
 
     def _fetch(self) -> GoneError | None:
-        """Runs in the transfer thread."""
+        """Download the files of the job. Called in the transfer thread."""
         try:
             return self.files.fetch()
         except SourceError as error:
@@ -164,7 +165,11 @@ class Supervisor:
             raise AttemptError("hub_token_sealed", message) from error
 
     def _start(self, gone: GoneError | None) -> None:
-        """Start the training process. If the stored state is gone, training restarts; the job does not fail."""
+        """Start the training process.
+
+        `gone` is the error if the saved state is missing. Training then restarts from step 0, and the job does not
+        fail.
+        """
         if gone:
             self._restart_training("state.missing", str(gone))
         elif resume := self.attempt.resume:
@@ -202,9 +207,10 @@ class Supervisor:
                 log.info("training.stopped")
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
-        """Make a stored state the one to resume from, then delete the files that it replaces.
+        """Record a state in object storage as the one to resume from, then delete the files of the previous state.
 
-        Earlier reports are written first: an attempt that resumes from this state will not repeat them.
+        Reports that came before the state are written first, because an attempt that resumes from it does not repeat
+        them.
         """
         self.ledger.flush()
         self.resume_files |= {file["name"]: file for file in files}
@@ -255,9 +261,9 @@ class Supervisor:
         raise AttemptError("training_process_died", message)
 
     def _check_stop(self) -> None:
-        """On a shutdown or a pause, ask the process once to save and exit.
+        """On a shutdown or a pause, ask the process once to save its state and exit.
 
-        Release the job once the last state is stored, or when the time is up.
+        Release the job when the last state is stored, or when the time for that is over.
         """
         draining = self.draining.is_set()
         requested = draining or self.ledger.requests.pausing
@@ -273,13 +279,13 @@ class Supervisor:
             self._end("attempt.released")
 
     def _check_early_stop(self) -> None:
-        """Pass on the tenant's request to end training early."""
+        """Forward the tenant's request to end training early to the training process."""
         step = self.ledger.requests.stop_step
         if step is not None and self.lifecycle.state is State.TRAINING:
             self.files.request_early_stop(step)
 
     def _check_hang(self) -> None:
-        """Have a process that hangs write its stacks, then fail the attempt with them."""
+        """If the process hangs, ask it to write the stacks of its threads. Then fail the attempt with that output."""
         if self.process is None or self.lifecycle.state is not State.TRAINING:
             return
         if not self.lifecycle.hang and (overdue := self.watchdog.overdue):
@@ -323,7 +329,7 @@ class Supervisor:
         )
 
     def _pause_for_space(self, reason: Reason, message: str, needed: int | None) -> None:
-        """Pause the job until there is space for its folder and for `needed` more bytes."""
+        """Pause the job until the disk or storage has space for the job's folder and for `needed` more bytes."""
         self._end_process()
         needs = disk_space.required_space(self.files.folder, needed)
         self.ledger.flush()
@@ -346,7 +352,10 @@ class Supervisor:
             self.process.kill()
 
     def _clean_up(self) -> None:
-        """Runs in the transfer thread, after the last transfer."""
+        """Delete the files of the attempt that are no longer needed.
+
+        Called in the transfer thread, after the last transfer.
+        """
         self.files.remove()
         try:
             cleanup.delete_leftovers(self.sessions, self.storage, self.attempt.job_id, self.attempt.number)

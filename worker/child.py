@@ -1,7 +1,7 @@
-"""`python -m worker.child FOLDER PIPE PARENT`: the training process of one job. Only a worker starts it.
+"""The training process of one job: `python -m worker.child FOLDER PIPE PARENT`. Only a worker starts it.
 
-It writes messages to PIPE (see `worker.protocol`) and ends with PARENT. Python prints errors that are not handled here;
-the worker reports the end of that output.
+The process writes messages to the file descriptor PIPE (see `worker.protocol`) and ends when the process PARENT ends.
+Python prints an unexpected error to the output. The worker reports the last lines of that output.
 """
 
 import errno
@@ -29,11 +29,11 @@ from worker.phases import Phases
 from worker.protocol import Failed, Message, NoDiskSpace, Progressed, Stopped, Task, encode
 
 USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
-"""Errors that a retry would raise again. An unreachable hub is an exception."""
+"""Types of errors that a retry would raise again. The one exception is an unreachable model hub."""
 
 
 def main(folder: Path, pipe: int, parent: int) -> None:
-    """Run the job in the folder and report how it ended."""
+    """Run the job whose files are in the folder, and send a message that says how the job ended."""
     exit_with_parent(parent)
     os.set_inheritable(pipe, False)
     tracing.configure("training")
@@ -64,7 +64,7 @@ def main(folder: Path, pipe: int, parent: int) -> None:
 
 
 def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
-    """Run the part that needs torch."""
+    """Run the job itself. This is a function of its own because it imports torch."""
     import torch
 
     from worker.pipeline import Pipeline

@@ -1,10 +1,11 @@
-"""Delete what jobs leave behind in object storage and on the disk.
+"""Delete files that jobs leave behind in object storage and on disk.
 
 An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt resumes
-from. `delete_unreferenced` deletes the rest: objects of lost attempts, interrupted uploads and expired rows. It lists a
-page of objects first and reads the rows afterwards, so it sees rows that were created meanwhile. Only the running
-attempt of a job creates rows. An object without a row may be an upload in progress, so it is kept for a day. An object
-that is older than the database belongs to another service.
+from. Everything else of a job can be deleted. `delete_unreferenced` deletes objects without a database row: those of
+lost attempts, interrupted uploads and expired rows. It lists a page of objects first and reads the rows afterwards,
+so it sees rows that were created in between. Only the running attempt of a job creates rows. A recent object without
+a row may belong to an upload in progress, so it is kept for a day. An object that is older than the database belongs
+to another service and is kept.
 """
 
 import shutil
@@ -25,7 +26,10 @@ ENDED = tuple(status for status in Status if status.final)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
-    """Delete the job's objects that are no longer needed. The attempt's worker calls it after its last write."""
+    """Delete the objects of a job that are no longer needed.
+
+    A worker calls this after the last write of its attempt.
+    """
     with sessions.begin() as session:
         status, resume = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).one()
         published = session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id == job_id)).all()
@@ -44,14 +48,17 @@ def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: 
 
 
 def ended_with_states(sessions: sessionmaker[Session], limit: int) -> list[tuple[str, int]]:
-    """Return (job, newest attempt) of jobs that ended while no worker ran them and whose states are still stored."""
+    """Return up to `limit` ended jobs, as (job, newest attempt), whose saved states are still in object storage.
+
+    No worker ran these jobs when they ended, so no worker has cleaned up after them.
+    """
     query = select(Job.id, Job.attempt).where(Job.status.in_(ENDED), Job.resume.is_not(None)).limit(limit)
     with sessions.begin() as session:
         return [(job_id, attempt) for job_id, attempt in session.execute(query)]
 
 
 def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
-    """Delete the folders of ended jobs, which a killed worker leaves behind."""
+    """Delete the scratch folders of ended jobs. A worker that was killed leaves them behind."""
     folders = {folder.name: folder for folder in scratch.glob("job_*")}
     if not folders:
         return
@@ -62,7 +69,7 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
-    """Delete all objects that no row refers to. Returns their number."""
+    """Delete all objects without a database row. Return their number."""
     return sum(_delete_of_jobs(sessions, storage, page) for page in storage.pages("jobs/")) + sum(
         _delete_of_datasets(sessions, storage, page) for page in storage.pages("datasets/")
     )
@@ -106,6 +113,6 @@ def _delete_of_datasets(sessions: sessionmaker[Session], storage: Storage, page:
 
 
 def _deletable_period(session: Session) -> tuple[datetime, datetime]:
-    """Return the period in which an object without a row must have been written to be deleted."""
+    """Return the earliest and the latest time at which an object without a row was written if it may be deleted."""
     since, now = session.execute(select(func.min(ApiKey.created_at), func.now())).one()
     return since or now, now - UNREFERENCED_AGE

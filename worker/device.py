@@ -1,6 +1,7 @@
-"""The device and disk of this worker, for its row and its claims.
+"""Measure the device and the disk space of this worker. Both are stored in its row and checked when it claims a job.
 
-The worker's own process never loads CUDA: `python -m worker.device NAME` asks torch once in a process of its own.
+The worker process itself never loads CUDA. `python -m worker.device NAME` starts a separate process that asks torch
+once.
 """
 
 import json
@@ -19,9 +20,9 @@ from core.settings import Settings
 from worker import disk_space
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Device files of accelerator drivers. If none exists, torch finds no device and need not be loaded."""
+"""Device files of accelerator drivers. If none of them exists, torch would find no accelerator and is not loaded."""
 FREEING_SECONDS = 20.0
-"""Seconds that the driver gets to free the memory of an ended process."""
+"""Seconds to wait until the driver has freed the device memory of a process that ended."""
 DRIVER_BYTES = 256 << 20
 """Bytes of device memory that the driver may use for itself."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -34,31 +35,31 @@ class Device(NamedTuple):
     name: str
     memory: int
     uuid: str = ""
-    """The device's id for NVML; empty if there is none."""
+    """Id of the device for NVML, NVIDIA's library for monitoring. Empty if the device has none."""
 
 
 def capability(settings: Settings) -> Capability:
-    """Return what the worker has now."""
+    """Return what this worker can run now: its device, memory and free disk space."""
     device = find(settings.device)
     return Capability(device.kind, device.name, device.memory, disk=disk_space.free(settings.scratch))
 
 
 def used(settings: Settings) -> int | None:
-    """Return the bytes in use on the device; None on a CPU or without NVML."""
+    """Return the bytes of device memory in use. Returns None on a CPU or without NVML."""
     uuid = find(settings.device).uuid
     return devices.used_memory(uuid) if uuid else None
 
 
 def temperature(settings: Settings) -> int | None:
-    """Return the temperature of the device in degrees Celsius; None on a CPU or without NVML."""
+    """Return the temperature of the device in degrees Celsius. Returns None on a CPU or without NVML."""
     uuid = find(settings.device).uuid
     return devices.temperature(uuid) if uuid else None
 
 
 def unfreed(settings: Settings, before: int | None) -> int:
-    """Return the bytes of device memory that an ended training process still occupies; 0 if it was freed in time.
+    """Return the bytes of device memory that an ended training process still occupies, or 0 if they were freed.
 
-    `before` is the result of `used` before the process started. Waits up to `FREEING_SECONDS`.
+    `before` is the result of `used` before the process started. Waits up to `FREEING_SECONDS` for the memory.
     """
     until = time.monotonic() + FREEING_SECONDS
     while before is not None and (now := used(settings)) is not None and now > before + DRIVER_BYTES:
@@ -70,27 +71,27 @@ def unfreed(settings: Settings, before: int | None) -> int:
 
 @cache
 def find(name: str) -> Device:
-    """Return the device that the setting names. Raises CalledProcessError if there is no such device."""
+    """Return the device for the value of SEFT_DEVICE. Raises CalledProcessError if there is no such device."""
     if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
         return cpu()
     return ask_torch(name)
 
 
 def ask_torch(name: str) -> Device:
-    """Have torch look up a device in a process of its own."""
+    """Return the device with this name, as torch reports it. Torch is loaded in a separate process."""
     command = [sys.executable, "-m", "worker.device", name]
     return Device(*json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
 
 
 def cpu() -> Device:
-    """Return the machine as a device. Its memory is the machine's, or the container's limit."""
+    """Return the CPU as a device. Its memory is that of the machine, or the limit of the container."""
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device(CPU, platform.machine(), memory if limit == "max" else min(memory, int(limit)))
 
 
 def main(name: str) -> None:
-    """Print the device as a JSON list."""
+    """Print the device with this name as a JSON list."""
     import torch
 
     device = torch.device(("cuda" if torch.cuda.is_available() else CPU) if name == "auto" else name)

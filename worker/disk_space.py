@@ -1,4 +1,4 @@
-"""Free disk space. It is checked before a large write, so a state or checkpoint is written completely or not at all."""
+"""Check the free disk space before a large write, so that a state or a checkpoint is never written in part."""
 
 import errno
 import shutil
@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 
 RESERVE_BYTES = 32 << 20
-"""Bytes that always stay free, for logs or a database on the same disk."""
+"""Bytes that always stay free, for logs or for a database on the same disk."""
 
 
 class NoDiskSpaceError(OSError):
-    """The disk has less free space than the `needed` bytes."""
+    """The disk has less free space than the `needed` bytes plus the reserve."""
 
     def __init__(self, folder: Path, needed: int, free: int) -> None:
         way_out = "Free disk space for the scratch folder: the job continues as soon as there is enough."
@@ -19,14 +19,17 @@ class NoDiskSpaceError(OSError):
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raise NoDiskSpaceError unless the disk has `needed` free bytes and a reserve."""
+    """Raise NoDiskSpaceError unless the disk has `needed` bytes free in addition to `RESERVE_BYTES`."""
     available = max(0, shutil.disk_usage(folder).free - RESERVE_BYTES)
     if available < needed:
         raise NoDiskSpaceError(folder, needed, available)
 
 
 def free(folder: Path) -> int:
-    """Return the free bytes for a folder, which is created; 0 if it cannot be (the next attempt reports the error)."""
+    """Return the free bytes on the disk of a folder. The folder is created if it is missing.
+
+    Returns 0 if the folder cannot be created. The next attempt then reports the error.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(folder).free
@@ -35,16 +38,16 @@ def free(folder: Path) -> int:
 
 
 def required_space(folder: Path, needed: int | None) -> int:
-    """Return the bytes that must be free to write the folder's content again and `needed` more bytes.
+    """Return the bytes that must be free to write the content of the folder again and `needed` more bytes.
 
-    If `needed` is unknown, more must be free than now.
+    If `needed` is None, the result is more than the bytes that are free now.
     """
     further = shutil.disk_usage(folder).free if needed is None else needed
     return size(folder) + further + RESERVE_BYTES
 
 
 def size(folder: Path) -> int:
-    """Return the total bytes of all files in the folder."""
+    """Return the total size in bytes of all files in the folder."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # another thread has removed it

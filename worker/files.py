@@ -1,6 +1,6 @@
-"""The files of one attempt: their paths in the scratch folder, their keys in object storage, download and upload.
+"""The files of one attempt, on disk and in object storage: their paths, their keys, download and upload.
 
-Slow methods run in the thread of `worker.transfers`. Nothing here reads or writes the database.
+Methods that transfer files run in the thread of `worker.transfers`. This module does not use the database.
 """
 
 import json
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 
 class Files:
-    """The files of one attempt: objects under `prefix`, local files in `folder`."""
+    """The files of one attempt. Objects in storage are under the key `prefix`, local files in `folder`."""
 
     def __init__(self, attempt: Attempt, settings: Settings, transfers: Transfers) -> None:
         self.attempt, self.settings, self.transfers = attempt, settings, transfers
@@ -32,13 +32,13 @@ class Files:
 
     @property
     def result_prefix(self) -> str:
-        """Key prefix of the checkpoint's objects."""
+        """Prefix of the keys of the checkpoint's objects."""
         return f"{self.prefix}{RESULT}/"
 
     def fetch(self) -> GoneError | None:
-        """Download everything that the training process needs into a new folder, and write its task.
+        """Download all files that the training process needs into a new folder, and write `job.json`.
 
-        Returns the error if the state to resume from is missing or damaged: training then restarts without it.
+        If the state to resume from is missing or damaged, returns that error. Training then restarts without a state.
         """
         self.folder.mkdir(parents=True)
         for other in self.folder.parent.iterdir():
@@ -71,10 +71,10 @@ class Files:
         return gone
 
     def _fetch_private_model(self) -> Path | None:
-        """Download the model if the hub requires the tenant's token; return its folder, else None.
+        """Download the model if the hub requires the tenant's token for it. Return its folder, or None if not required.
 
-        The worker downloads it because the training process gets no secrets. The folder is inside the job's folder, so
-        it is deleted with it and no other tenant's job finds it.
+        The worker downloads it, because the training process gets no secrets. The folder is inside the job's folder.
+        So it is deleted with the job's folder, and jobs of other tenants cannot find it.
         """
         attempt, encrypted_token = self.attempt, self.attempt.hub_token
         if encrypted_token is None or attempt.model_files:
@@ -89,14 +89,17 @@ class Files:
         return folder
 
     def request_early_stop(self, step: int) -> None:
-        """Have the training process end training at this step, or at its next step if it is past it. Idempotent."""
+        """Ask the training process to end training at this step, or at its next step if it is already later.
+
+        Idempotent.
+        """
         path, temporary = self.folder / ENOUGH, self.folder / f"{ENOUGH}.new"
         if not path.exists():
             temporary.write_text(str(step))
             temporary.rename(path)
 
     def upload_state(self, step: int) -> list[Json]:
-        """Upload a resumable state; return its files as the job's row lists them."""
+        """Upload a saved state. Return its list of files in the format of the job's row."""
         folder, prefix = self._state(step), f"{self.prefix}{RESUME}/{step}/"
         files: list[Json] = [
             {"name": path.name, "key": prefix + path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
@@ -107,11 +110,14 @@ class Files:
         return files
 
     def remove_state(self, step: int) -> None:
-        """Delete the local files of a state. The training process then may write the next one."""
+        """Delete the local files of a saved state. The training process waits for this before it writes more states."""
         shutil.rmtree(self._state(step))
 
     def upload_result(self) -> list[Json]:
-        """Upload the checkpoint, the manifest last; return its files as the checkpoint's row lists them."""
+        """Upload the checkpoint, with the manifest last.
+
+        Return its list of files in the format of the checkpoint's row.
+        """
         folder = self.folder / RESULT
         manifest = folder / MANIFEST
         files: list[Json] = json.loads(manifest.read_bytes())["files"]
@@ -122,7 +128,7 @@ class Files:
         return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
 
     def remove(self) -> None:
-        """Delete the attempt's folder, and the job's folder too unless another attempt uses it."""
+        """Delete the folder of the attempt. Also delete the folder of the job, unless another attempt uses it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.parent.rmdir()

@@ -1,6 +1,6 @@
-"""Health check of the workers of this host.
+"""The health check of the workers on this host.
 
-It runs often, on a machine that a job keeps busy. So it loads only the database code, and no Celery.
+It runs often and while a job keeps the machine busy. So it loads only the database code and not Celery.
 """
 
 import socket
@@ -14,7 +14,10 @@ from core.settings import Settings
 
 
 def health() -> int:
-    """Return exit status 0 if this host has workers and all are healthy; else print why and return 1."""
+    """Return 0 if this host has workers and all are healthy. Otherwise print the reason and return 1.
+
+    The number is the exit status of the process.
+    """
     settings, host = Settings(), socket.gethostname()
     engine = make_engine(settings)
     try:

@@ -1,7 +1,8 @@
-"""Database writes of one attempt: the lease, reports and results. A heartbeat returns the tenant's requests.
+"""The database writes of one attempt: it renews the lease, and writes reports and results.
 
-If the database is unreachable, a write is retried until the lease runs out. After that another worker may have the
-job, so the write raises LeaseLostError. A write also raises it if the attempt is not the running one.
+While the database is unreachable, a write is retried until the lease expires. After that another worker may run the
+job, so the write raises LeaseLostError. A write also raises it if another attempt has replaced this one or the job
+has ended.
 """
 
 import time
@@ -27,20 +28,23 @@ T = TypeVar("T")
 
 
 class Ledger:
-    """Writes for one attempt, from one thread."""
+    """Writes the data of one attempt to the database. Use it from one thread only."""
 
     def __init__(self, sessions: sessionmaker[Session], attempt: Attempt, settings: Settings) -> None:
         self._sessions, self._attempt, self._settings = sessions, attempt, settings
         self._renewed = self._flushed = time.monotonic()
         self._events: list[Progressed | TopologyEvolved] = []
-        """Reports in their order. Consecutive progress reports of one phase are merged into the newest."""
+        """Reports that are not written yet, oldest first.
+
+        Consecutive progress reports of a phase are replaced by the newest.
+        """
         self._metrics: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
         self.requests = PendingActions(pausing=False, stop_step=attempt.stop_step)
-        """The tenant's requests as of the newest heartbeat."""
+        """Actions that the tenant has requested, as of the last heartbeat."""
 
     def add(self, report: Progressed | Measured | TopologyEvolved | Scored) -> None:
-        """Keep a report for the next flush."""
+        """Store a report in memory until the next flush."""
         match report:
             case Progressed():
                 last = self._events[-1] if self._events else None
@@ -55,7 +59,7 @@ class Ledger:
                 self._scores |= report.scores
 
     def tick(self) -> None:
-        """Renew the lease and write the kept reports, each when it is due. Call it often."""
+        """Renew the lease and write the stored reports, each if it is time to. Call this often."""
         now = time.monotonic()
         if now >= self._renewed + self._settings.heartbeat_seconds:
             self._renew()
@@ -63,7 +67,7 @@ class Ledger:
             self.flush()
 
     def flush(self) -> None:
-        """Write the kept reports in one transaction."""
+        """Write the stored reports to the database in one transaction."""
         events, metrics, scores = self._events, sorted(self._metrics.items()), self._scores
         self._events, self._metrics, self._scores = [], {}, {}
         self._flushed = time.monotonic()
@@ -85,7 +89,7 @@ class Ledger:
             self.write(change)
 
     def write(self, change: Callable[[Session], T]) -> T:
-        """Run one transaction; retry it while the database is unreachable and the lease lasts."""
+        """Run `change` in a transaction. If the database is unreachable, retry until the lease expires."""
         while True:
             try:
                 with self._sessions.begin() as session:

@@ -1,6 +1,6 @@
-"""The state of one attempt: which states exist, what moves between them, and the deadlines that run beside them.
+"""The states of one attempt, the transitions between them, and two deadlines.
 
-`worker.attempt` acts on it. Nothing here does I/O.
+`worker.attempt` acts on the states and deadlines. This module does no I/O.
 """
 
 import time
@@ -8,26 +8,26 @@ from enum import StrEnum
 from math import inf
 
 DRAIN_SECONDS = 20.0
-"""Seconds from a shutdown to the job's release. Orchestrators kill a process after 30."""
+"""Seconds after a shutdown request until the job is released. Orchestrators kill a process after 30 seconds."""
 PAUSE_SECONDS = 120.0
-"""Seconds from a request to pause to the job's release. Longer, because nothing kills the worker meanwhile."""
+"""Seconds after a pause request until the job is released. Longer than `DRAIN_SECONDS`: no orchestrator waits here."""
 STACK_SECONDS = 2.0
-"""Seconds that a process that hangs gets to write its stacks."""
+"""Seconds that a hanging process gets to write the stacks of its threads."""
 
 
 class State(StrEnum):
-    """What an attempt is doing."""
+    """State of an attempt."""
 
     FETCHING = "fetching"
     """The worker downloads the job's files. There is no training process yet."""
     TRAINING = "training"
     """The training process runs."""
     SAVING = "saving"
-    """The process has exited on request. The worker uploads its last state."""
+    """The process has exited after a request to stop. The worker uploads its last state."""
     UPLOADING = "uploading"
-    """The process has finished and was ended. The worker uploads the checkpoint."""
+    """The process has finished the job and has ended. The worker uploads the checkpoint."""
     ENDED = "ended"
-    """The job was published, failed, paused or released. The attempt writes nothing more."""
+    """The job was published, failed, paused or released. The attempt writes nothing more to the database."""
 
 
 TRANSITIONS = {
@@ -51,21 +51,21 @@ TRANSITIONS = {
 
 
 class Lifecycle:
-    """The state of an attempt and its two deadlines. A deadline that was not set is infinite.
+    """The state of an attempt, and its two deadlines. A deadline that is not set is infinite.
 
-    A request to stop (a shutdown, a pause) sets `release_by` in any state. A hang sets `stacks_by` in TRAINING. Both
-    may be set. The first one to pass ends the attempt.
+    A request to stop (a shutdown or a pause) sets the deadline `release_by`, in any state. A process that hangs in
+    the state TRAINING sets the deadline `stacks_by`. If both deadlines are set, the earlier one ends the attempt.
     """
 
     def __init__(self) -> None:
         self.states = [State.FETCHING]
-        """All states so far, the current one last."""
+        """All states that the attempt has had, the current one last."""
         self.release_by = inf
-        """When the job goes back to the queue even if its last state is not stored."""
+        """Time at which the job is released, even if its last state is not stored by then."""
         self.stacks_by = inf
-        """When the attempt of a process that hangs fails."""
+        """Time at which the attempt fails because its process hangs. Until then the process can write its stacks."""
         self.hang = ""
-        """What the process did not do in time; empty if it does not hang."""
+        """What the hanging process did not do in time. Empty if the process does not hang."""
 
     @property
     def state(self) -> State:
@@ -74,36 +74,36 @@ class Lifecycle:
 
     @property
     def ended(self) -> bool:
-        """True if the attempt is over."""
+        """True if the attempt has ended."""
         return self.state is State.ENDED
 
     @property
     def stop_requested(self) -> bool:
-        """True if the process was asked to save its state and exit."""
+        """True if the attempt was asked to stop, by a shutdown or a pause."""
         return self.release_by < inf
 
     @property
     def release_is_due(self) -> bool:
-        """True if the time to save the state is up."""
+        """True if `release_by` has passed."""
         return time.monotonic() > self.release_by
 
     @property
     def stacks_are_due(self) -> bool:
-        """True if a process that hangs has had its time to write its stacks."""
+        """True if `stacks_by` has passed."""
         return time.monotonic() > self.stacks_by
 
     def move(self, to: State) -> None:
-        """Enter a state. Raises ValueError if `TRANSITIONS` does not allow it."""
+        """Change to another state. Raises ValueError if `TRANSITIONS` does not allow it."""
         if to not in TRANSITIONS[self.state]:
             raise ValueError(f"an attempt cannot move from {self.state} to {to}")
         self.states.append(to)
 
     def request_stop(self, *, draining: bool) -> bool:
-        """Set or shorten `release_by`. Returns True on the first call."""
+        """Set the deadline `release_by`, or make it earlier. Returns True on the first call."""
         first = not self.stop_requested
         self.release_by = min(self.release_by, time.monotonic() + (DRAIN_SECONDS if draining else PAUSE_SECONDS))
         return first
 
     def report_hang(self, description: str) -> None:
-        """Record that the process hangs, and set `stacks_by`."""
+        """Record that the process hangs, and set the deadline `stacks_by`."""
         self.hang, self.stacks_by = description, time.monotonic() + STACK_SECONDS

@@ -1,7 +1,7 @@
-"""Running out of memory: how to detect a kill by the kernel, what to retry with, and what to advise the user.
+"""Handle running out of memory: detect kills by the kernel, choose a retry, and advise the user.
 
-A smaller micro-batch with more gradient accumulation gives the same optimisation in less memory. So the job is retried
-with it before the user is asked to change the request.
+A smaller micro-batch with more gradient accumulation gives the same training result with less memory. So the job is
+first retried with a smaller micro-batch. Only if that fails is the user asked to change the request.
 """
 
 from pathlib import Path
@@ -14,15 +14,16 @@ VMSTAT = Path("/proc/vmstat")
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel has killed for lack of memory since the machine started."""
+    """Return the number of processes that the kernel has killed for lack of memory since the machine started."""
     counts = dict(line.split() for line in VMSTAT.read_text().splitlines())
     return int(counts.get("oom_kill", 0))
 
 
 def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
-    """Return the micro-batch to retry with; None if a retry would need the same memory.
+    """Return the micro-batch for a retry. Returns None if a retry would need the same memory.
 
-    After a kill by the kernel a retry may fit even without a smaller micro-batch, since the machine's memory is shared.
+    After a kill by the kernel, the job is always retried. A retry may fit even with the same micro-batch, because
+    other processes use the machine's memory too.
     """
     if by_kernel or (phase is Phase.TRAINING and spec.repair.micro_batch > SMALLEST):
         return SMALLEST
@@ -30,7 +31,10 @@ def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) 
 
 
 def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
-    """Say what to request instead. `micro_batch` is what the attempt used if it is not the request's."""
+    """Return a sentence that tells the user how to change the request.
+
+    `micro_batch` is that of the failed attempt if it differs from the request, else None.
+    """
     repair, calibration = spec.repair, spec.prune.calibration
     windows = micro_batch or repair.micro_batch
     if phase is not Phase.TRAINING:

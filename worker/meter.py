@@ -1,4 +1,4 @@
-"""The progress of a job: the stages of a run and the relative time of each."""
+"""Compute the progress of a job from its stages and the relative time of each stage."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,7 @@ from core.states import Phase
 
 
 class Stage(StrEnum):
-    """One stage of a run."""
+    """A stage of a job. It is finer than the phases that the API shows."""
 
     LOADING = "loading"
     DENSE = "dense"
@@ -36,19 +36,19 @@ WEIGHTS = {
     Stage.EXPORTING: 6,
     Stage.UPLOADING: 3,
 }
-"""Relative time of each stage, roughly in percent."""
+"""Relative time of each stage, in percent of a typical job."""
 ALL_STAGES = tuple(Stage)
-"""All stages in their order."""
+"""All stages, in the order in which a job runs them."""
 
 
 def stages(*, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
-    """Return the stages of a job in their order."""
+    """Return the stages that a job runs, in order."""
     skipped = set() if reconstructs else {Stage.RECONSTRUCTING}
     skipped |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
     return tuple(stage for stage in Stage if stage not in skipped)
 
 
 def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
-    """Return the fraction (0 to 1) of the run that is done if `fraction` of `stage` is done."""
+    """Return the fraction (0 to 1) of the whole job that is done when `fraction` of `stage` is done."""
     before = sum(WEIGHTS[each] for each in stages[: stages.index(stage)])
     return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)

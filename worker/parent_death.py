@@ -1,7 +1,8 @@
-"""Ends the training process, and every process that it started, when its worker ends. Linux only.
+"""End the training process, and every process that it started, when its worker ends. Linux only.
 
-The kernel kills the process when its worker dies. It does not kill the process's own children. So a small process in
-the same group watches standard input, a pipe that only the worker keeps open, and kills the group when it closes.
+The kernel kills the training process when its worker dies, but not the children of the training process. So a small
+extra process in the same process group watches standard input. This is a pipe that only the worker keeps open. When
+the pipe closes, the extra process kills the group.
 """
 
 import ctypes
@@ -15,9 +16,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def exit_with_parent(parent: int) -> None:
-    """Bind this process to its parent, the worker. On SIGUSR2 it will write the stacks of its threads.
+    """Make this process end when `parent`, its worker, ends. Also make it write its threads' stacks on SIGUSR2.
 
-    Call it first, before there are threads. Exits at once if the parent is gone already.
+    Call this before any thread starts. If the parent has already ended, this process exits at once.
     """
     faulthandler.register(signal.SIGUSR2)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -30,7 +31,10 @@ def exit_with_parent(parent: int) -> None:
 
 
 def _watch(pipe: int) -> None:
-    """Kill the group when the pipe closes. Closes all other files, since it must not keep the process's pipes open."""
+    """Wait until the pipe closes, then kill the process group.
+
+    All other files are closed first, because an open copy would keep the pipes of the training process open.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)

@@ -1,4 +1,7 @@
-"""Traces the phases of a training process: each phase becomes a span of the job's trace. See `core.infra.tracing`."""
+"""Trace the phases of a training process.
+
+Each phase becomes a span in the trace of the job. See `core.infra.tracing`.
+"""
 
 import os
 from collections.abc import Callable
@@ -11,7 +14,10 @@ from worker.protocol import Failed, Finished, Message, NoDiskSpace, Progressed, 
 
 
 class Phases:
-    """Passes messages on and traces them. A span lasts from the first report of a phase to that of the next one."""
+    """Passes messages on to the worker and traces them.
+
+    A span starts with a phase's first report and ends with the next phase.
+    """
 
     def __init__(self, say: Callable[[Message], None]) -> None:
         self._say = say
@@ -20,7 +26,10 @@ class Phases:
         self._span: Span | None = None
 
     def __call__(self, message: Message) -> None:
-        """Pass a message on. Spans are sent before a final message, because the worker may then kill the process."""
+        """Pass a message on.
+
+        Before a final message, send all spans, because the worker may kill the process after it.
+        """
         match message:
             case Progressed(phase=phase) if phase != self._phase:
                 self._end()

@@ -1,8 +1,8 @@
-"""One job in the training process, from its job folder to a verified checkpoint.
+"""Run one job in the training process, from the files in the job folder to a verified checkpoint.
 
-The bytes of the checkpoint depend on the request, the model and the data, not on how often the run was interrupted:
-everything that a later step needs from an earlier one, scores included, is stored exactly in the resumable state. If
-the worker ends training early, the current step is finished and the remaining stages run.
+The bytes of the checkpoint depend only on the request, the model and the data, not on how often the run was
+interrupted. For that, everything that a later step needs from an earlier one is stored exactly in the saved state,
+scores included. If the worker ends training early, the current step is finished and the remaining stages run.
 """
 
 import ctypes
@@ -61,12 +61,12 @@ from worker.translate import evaluate_config, prune_config, repair_config
 
 PRUNED, SCORES = "pruned.safetensors", "scores.json"
 PRUNED_BYTES, EXPORTED_BYTES = 4, 2
-"""Most bytes per weight on disk, in a state and in the checkpoint."""
+"""Maximum bytes on disk per weight: in a saved state, and in the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The tokenized dataset. Calibration windows come from the training records; held-out records are in neither."""
+    """The tokenized dataset: training records, held-out records, and calibration text from the training records."""
 
     calibration: Int[Tensor, "windows tokens"]
     training: Packed | None
@@ -74,10 +74,10 @@ class Text:
 
 
 class Pipeline:
-    """One run of a job.
+    """Runs one job.
 
-    `send` sends a message to the worker. `stopping` is called often; once it returns True, the run saves its state and
-    ends.
+    `send` sends a message to the worker. `stopping` is called often. When it returns True, the run saves its state
+    and ends.
     """
 
     def __init__(self, folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
@@ -89,7 +89,7 @@ class Pipeline:
         self.step = task.resume or 0
         self.stage: Stage | None = None
         self.state_bytes = 0
-        """Size of the newest training state."""
+        """Size of the newest training state in bytes."""
 
     def run(self) -> None:
         """Run all stages. Raises Cancelled if `stopping` returns True, and SeftError if the job cannot be done."""
@@ -119,7 +119,10 @@ class Pipeline:
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:
-        """Read and tokenize the dataset, before the weights are loaded. Raises DataError if the text is too short."""
+        """Read and tokenize the dataset. Raises DataError if the text is too short.
+
+        This is done before the weights are loaded, so that a bad dataset fails early.
+        """
         spec, tokenizer = self.task.spec, load_tokenizer(source)
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         encoded = encode(training, tokenizer)
@@ -134,10 +137,11 @@ class Pipeline:
         return choose_device(self.task.device)
 
     def _prune(self, loaded: Loaded, text: Text) -> None:
-        """Evaluate, prune, reconstruct, round as the checkpoint will be, evaluate again and save the state.
+        """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
-        The save comes before any training: if the state cannot be written or stored, or the disk has no space for it
-        and for the checkpoint, the job fails now and not at its end.
+        The weights are rounded as in the checkpoint before the second evaluation. The state is saved before any
+        training. So the job fails now, and not at its end, if the state cannot be written or stored, or if the disk
+        has no space for the state and the checkpoint.
         """
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
@@ -154,9 +158,9 @@ class Pipeline:
         self.send(Saved(step=self.step))
 
     def _resume(self, loaded: Loaded) -> None:
-        """Read the pruned weights and the scores from a state.
+        """Read the pruned weights and the scores from a saved state.
 
-        If other software wrote the training state, only its steps are lost: training starts again from step 0.
+        If incompatible software wrote the training state, training starts again from step 0. Pruning is not repeated.
         """
         load_pruned(loaded.model, self.folder / STATE / PRUNED)
         round_weights(loaded.model)
@@ -167,7 +171,7 @@ class Pipeline:
             self.send(Refused(message=message))
 
     def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> stages.RepairResult:
-        """Train to the last step and evaluate the best state."""
+        """Train to the last step, then evaluate the best state of the training."""
 
         def load_teacher() -> Any:
             return load(loaded.source, device=self._device).model
@@ -206,7 +210,10 @@ class Pipeline:
                 raise Cancelled
 
     def _send_step(self, reports: Sequence[Step | Evolved | Judged]) -> None:
-        """Send the figures of one step as one row of metrics, and a topology change with its counts per layer."""
+        """Send the measurements of one step to the worker.
+
+        All metrics of the step are one message. A topology update is a message with its counts per pruned layer.
+        """
         metrics: dict[str, float] = {}
         for report in reports:
             values = asdict(report)
@@ -220,13 +227,16 @@ class Pipeline:
 
     @property
     def _enough(self) -> bool:
-        """True if training is to end early and has reached the step at which that was requested."""
+        """True if training must end early and has reached the requested step."""
         path = self.folder / ENOUGH
         return path.exists() and self.step >= int(path.read_text())
 
     @property
     def _all_stored(self) -> bool:
-        """True if the worker has stored and removed all states, so that at most two of them are on disk."""
+        """True if the worker has stored all saved states and deleted their files.
+
+        The pipeline saves the next state only then, so at most two states are on disk.
+        """
         return not any((self.folder / RESUME).glob("*"))
 
     @property
@@ -255,9 +265,9 @@ class Pipeline:
         self.send(Finished(step=self.step, scores=self.scores, measured=measured))
 
     def _reporter(self, stage: Stage | None = None) -> Reporter:
-        """Return a reporter that sends progress and raises Cancelled if the run is to stop.
+        """Return a function that sends progress to the worker, and raises Cancelled if the run must stop.
 
-        Without `stage`, the stage is the one named like the phase of the report.
+        Without `stage`, each report belongs to the stage with the same name as its phase.
         """
 
         def report(event: Report) -> None:
@@ -269,18 +279,21 @@ class Pipeline:
         return report
 
     def _report_finishing(self, _: Report) -> None:
-        """Report that the last step is done and the method finishes its weights; raise Cancelled if it is to stop."""
+        """Report that the method finishes its weights after the last step. Raises Cancelled if the run must stop."""
         self._progress(Stage.TRAINING, 1.0)
         if self.stopping():
             raise Cancelled
 
     def _report_training(self, _: Report) -> None:
-        """Report progress in a held-out evaluation between two steps. A request to stop waits until it has ended."""
+        """Report progress during a held-out evaluation between two steps.
+
+        A request to stop waits until it has ended.
+        """
         assert self.repair is not None
         self._progress(Stage.TRAINING, self.step / self.repair.steps)
 
     def _report_export(self, event: Report) -> None:
-        """Report progress of the export, which a request to stop does not interrupt."""
+        """Report progress of the export. A request to stop does not interrupt the export."""
         if isinstance(event, Progress):
             self._progress(Stage.EXPORTING, event.done / event.total)
 
@@ -293,13 +306,16 @@ class Pipeline:
 
 
 def trim_memory() -> None:
-    """Return freed memory to the operating system, so that it does not add to the peak of the next stage."""
+    """Return freed memory to the operating system, so that it does not count towards the peak of the next stage."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
 
 def configure_torch(threads: int) -> None:
-    """Make torch deterministic. Results also depend on `threads`; 0 keeps torch's own number."""
+    """Make torch deterministic and set its number of CPU threads. With 0, torch keeps its own number.
+
+    Results are equal only with the same number of threads.
+    """
     if threads:
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

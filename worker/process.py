@@ -1,7 +1,7 @@
-"""The training process as the worker sees it: a process group of its own, a pipe of messages, the tail of its output.
+"""Control the training process from the worker: its process group, its pipe of messages, and its latest output.
 
-It inherits none of the worker's settings, so it cannot reach the database or object storage, and cannot leak their
-secrets. The messages are in `worker.protocol`.
+The process inherits none of the worker's settings. So it cannot reach the database or the object storage, and cannot
+reveal their secrets. `worker.protocol` defines the messages.
 """
 
 import os
@@ -15,14 +15,18 @@ from typing import BinaryIO
 from core.infra import tracing
 
 LOG_BYTES = 8000
-"""Bytes of the process's latest output that are kept."""
+"""Bytes of the newest output of the process that are kept in memory."""
 LINE_BYTES = 1 << 20
 LOG_SECONDS = 5.0
-"""Seconds to wait for the end of the output. A process that left the group could keep it open forever."""
+"""Maximum seconds to wait for the end of the output. A child that left the process group could keep it open."""
 
 
 class Process:
-    """A running process group. Another thread calls `on_line` with each line of its pipe, then `on_exit` once."""
+    """A running process group.
+
+    Another thread calls `on_line` with each line that the process writes to its pipe. At the end, it calls `on_exit`
+    once.
+    """
 
     def __init__(
         self, command: Sequence[str], folder: Path, on_line: Callable[[bytes], None], on_exit: Callable[[int], None]
@@ -53,19 +57,19 @@ class Process:
 
     @property
     def tail(self) -> str:
-        """The end of its output. NUL characters are removed, because Postgres rejects them."""
+        """The last part of the process's output. NUL characters are removed, because Postgres rejects them."""
         return self._tail.decode(errors="replace").replace("\0", "").strip()
 
     def request_stop(self) -> None:
-        """Ask it to save its state and exit. Does not wait."""
+        """Ask the process to save its state and exit. Does not wait for the exit."""
         self._signal(lambda pid: os.kill(pid, signal.SIGTERM))
 
     def request_stacks(self) -> None:
-        """Ask it to write the stack of each of its threads to its output. It does so even if it hangs."""
+        """Ask the process to write the stack of each of its threads to its output. This works even if it hangs."""
         self._signal(lambda pid: os.kill(pid, signal.SIGUSR2))
 
     def kill(self) -> None:
-        """Kill the whole group and wait until its first process is gone. Idempotent."""
+        """Kill the whole process group. Wait until its first process has ended. Idempotent."""
         self._signal(lambda pid: os.killpg(pid, signal.SIGKILL))
         self._listener.join()
 

@@ -1,9 +1,9 @@
 """The protocol between a worker and its training process. Nothing here needs torch.
 
-The worker writes `job.json` to a folder and starts the process on it. The process sends JSON lines over a pipe and
-writes files to the same folder. The worker has four ways to act on it: SIGTERM asks it to save its state and exit.
-SIGUSR2 asks it to write the stacks of its threads to its output. The file `enough` asks it to end training early and go
-on with what follows. When the worker is gone, its standard input closes and it is killed.
+The worker writes `job.json` to a folder and starts the process with it. The process sends messages over a pipe, each as
+one line of JSON, and writes files to the same folder. SIGTERM asks the process to save its state and exit. SIGUSR2 asks
+it to write the stacks of its threads to its output. The file `enough` asks it to end training early and then run the
+remaining stages. When the worker ends, standard input of the process closes and the process is killed.
 
     job.json, data.jsonl    the task and the dataset
     models/                 the model, if it belongs to the tenant: the result of another job, under that job's id, or a
@@ -31,20 +31,20 @@ class _Part(BaseModel):
 
 
 class Task(_Part):
-    """The content of `job.json`: all the input of the training process. It contains no secrets."""
+    """The content of `job.json`: everything that the training process needs to know. It contains no secrets."""
 
     spec: JobSpec
     dataset_sha256: str
     resume: int | None
-    """Step of the state to resume from; None if there is none."""
+    """Step of the saved state to resume from, or None to start from the beginning."""
     model_roots: list[Path]
     device: str
     threads: int
     checkpoint_seconds: float
     micro_batch: int | None
-    """Number of windows on the device at a time; None for the value of the request."""
+    """Number of sequences on the device at a time, or None to use the value of the request."""
     private: Path | None = None
-    """Folder of a private hub model that the worker has downloaded; None for other models."""
+    """Folder of a private hub model that the worker has downloaded, or None for any other model."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
@@ -57,7 +57,7 @@ class Task(_Part):
 
 
 class Progressed(_Part):
-    """The phase, the fraction (0 to 1) of the whole job that is done, and the optimizer step."""
+    """Message: the phase, the fraction (0 to 1) of the whole job that is done, and the optimizer step."""
 
     type: Literal["progressed"] = "progressed"
     phase: Phase
@@ -66,7 +66,7 @@ class Progressed(_Part):
 
 
 class Measured(_Part):
-    """All measurements of one step."""
+    """Message: all metrics that were measured at one step."""
 
     type: Literal["measured"] = "measured"
     step: int
@@ -74,7 +74,7 @@ class Measured(_Part):
 
 
 class LayerChange(_Part):
-    """Counts of one topology update in one linear, or their sum over all. See `seft.report.Change`."""
+    """Counts of a topology update in one pruned layer, or their sums over all layers. See `seft.report.Change`."""
 
     dropped: int
     grown: int
@@ -83,7 +83,7 @@ class LayerChange(_Part):
 
 
 class TopologyEvolved(LayerChange):
-    """A topology update: the sums, and the counts of each target linear by name."""
+    """Message: a topology update, with the sums and with the counts of each pruned layer by name."""
 
     type: Literal["topology_evolved"] = "topology_evolved"
     step: int
@@ -91,28 +91,34 @@ class TopologyEvolved(LayerChange):
 
 
 class Scored(_Part):
-    """Perplexities that are known so far."""
+    """Message: all perplexities that have been measured so far."""
 
     type: Literal["scored"] = "scored"
     scores: dict[str, float]
 
 
 class Saved(_Part):
-    """`resume/<step>` is complete. Files of earlier states still belong to it unless a new file has the same name."""
+    """Message: the state in `resume/<step>` is complete.
+
+    Files of earlier states still belong to the state, unless it has a new file with the same name.
+    """
 
     type: Literal["saved"] = "saved"
     step: int
 
 
 class Refused(_Part):
-    """The state was written by incompatible software, so training restarts without it."""
+    """Message: incompatible software wrote the saved training state, so training restarts from step 0."""
 
     type: Literal["refused"] = "refused"
     message: str
 
 
 class Finished(_Part):
-    """`result` is complete and verified. `scores` are final; `measured` was computed from the written file."""
+    """Message: the checkpoint in `result` is complete and verified.
+
+    `scores` are the final scores. `measured` was computed from the files of the checkpoint.
+    """
 
     type: Literal["finished"] = "finished"
     step: int
@@ -121,13 +127,13 @@ class Finished(_Part):
 
 
 class Stopped(_Part):
-    """The process exits on request. Its last state was announced before."""
+    """Message: the process exits because it was asked to stop. The message about its last saved state came before."""
 
     type: Literal["stopped"] = "stopped"
 
 
 class NoDiskSpace(_Part):
-    """The process exits because the disk is full. `needed` is the bytes that it had to write, if known."""
+    """Message: the process exits because the disk is full. `needed` are the bytes it had to write, None if unknown."""
 
     type: Literal["no_room"] = "no_room"
     message: str
@@ -135,7 +141,7 @@ class NoDiskSpace(_Part):
 
 
 class Failed(_Part):
-    """The process exits with a known error. `user_error`: a retry cannot help."""
+    """Message: the process exits with a known error. If `user_error` is true, a retry cannot help."""
 
     type: Literal["failed"] = "failed"
     user_error: bool
@@ -148,10 +154,10 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 
 def encode(message: Message) -> bytes:
-    """Encode a message as one line."""
+    """Encode a message as one line of JSON."""
     return message.model_dump_json().encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """Decode a line. Raises ValueError if it is not a message."""
+    """Decode a line of JSON to a message. Raises ValueError if the line is not a message."""
     return _MESSAGE.validate_json(line)

@@ -1,6 +1,6 @@
-"""A Celery worker with one thread for jobs and one for the sweep. Loads no torch.
+"""Run a Celery worker with one thread for jobs and one thread for the sweep. This process does not load torch.
 
-On the first SIGTERM or Ctrl-C the running job saves its state and goes back to the queue. The second one ends the
+On the first SIGTERM or Ctrl-C, the running job saves its state and goes back to the queue. A second signal ends the
 worker at once.
 """
 
@@ -20,7 +20,10 @@ from worker.work import Work
 
 
 def main(training: Sequence[str] = TRAINING) -> int:
-    """Serve until a signal ends the worker; return the exit status. `training` is the command that runs a job."""
+    """Run the worker until a signal ends it, and return its exit status.
+
+    `training` is the command that starts a training process.
+    """
     settings = Settings()
     configure(settings)
     tracing.configure("worker")
@@ -36,7 +39,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
         work.draining.set()
 
     def keep_our_logging(**_: object) -> None:
-        """Celery sets up its own logging only if nothing handles this signal."""
+        """Keep the logging of this project. Celery sets up its own logging unless a function handles this signal."""
 
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.setup_logging.connect(keep_our_logging, weak=False)
@@ -44,7 +47,10 @@ def main(training: Sequence[str] = TRAINING) -> int:
 
 
 def serve(app: Celery, name: str) -> int:
-    """Consume notifications, one at a time. Workers do not communicate with each other."""
+    """Receive notifications, one at a time, until a signal ends the worker. Return the exit status.
+
+    Features of Celery by which workers communicate with each other are off.
+    """
     app.conf.update(broker_connection_max_retries=None, worker_redirect_stdouts=False)  # None: no limit
     worker = app.Worker(
         hostname=name,

@@ -1,4 +1,4 @@
-"""Recovers what was lost: jobs of dead workers and jobs whose notification was lost. Cleans up after ended jobs."""
+"""Recover jobs whose worker died and jobs whose notification was lost, and clean up after ended jobs."""
 
 import os
 import threading
@@ -17,14 +17,14 @@ from worker import cleanup, device
 
 BATCH = 16
 NOT_CONSUMING = 3
-"""Exit status of a worker that ended because it received no more notifications."""
+"""Exit status of a worker that ended itself because it no longer received notifications."""
 PROBE, PROBE_BYTES = "probe", 1 << 20
 
 log = structlog.get_logger(__name__)
 
 
 class Sweep(threading.Thread):
-    """A thread of every worker. No error ends it: the next round tries again."""
+    """A background thread of every worker that runs the sweep regularly. Errors are logged and do not end it."""
 
     def __init__(
         self, worker: str, settings: Settings, app: queue.Broker, sessions: sessionmaker[Session], storage: Storage
@@ -34,7 +34,7 @@ class Sweep(threading.Thread):
         self.rounds_not_consuming = 0
 
     def run(self) -> None:
-        """Sweep forever."""
+        """Run the sweep in a loop that does not end."""
         structlog.contextvars.bind_contextvars(worker=self.worker)
         pause = threading.Event()
         while True:
@@ -42,7 +42,7 @@ class Sweep(threading.Thread):
             pause.wait(self.settings.sweep_seconds)
 
     def sweep_once(self) -> None:
-        """Run every step, even if others fail."""
+        """Run every step of the sweep. If a step fails, the others still run."""
         for step in (
             self.send_heartbeat,
             self.requeue_lost,
@@ -57,7 +57,7 @@ class Sweep(threading.Thread):
                 log.warning("sweep.failed", step=step.__name__, error=str(error))
 
     def send_heartbeat(self) -> None:
-        """Record that this worker is alive. If it receives no more notifications, end it so that it is restarted."""
+        """Record that this worker is alive. If it no longer receives notifications, end it so that it is restarted."""
         capability, temperature = device.capability(self.settings), device.temperature(self.settings)
         with self.sessions.begin() as session:
             workers.record_heartbeat(session, self.worker, capability, temperature)
@@ -68,14 +68,14 @@ class Sweep(threading.Thread):
             os._exit(NOT_CONSUMING)
 
     def requeue_lost(self) -> None:
-        """Requeue the jobs of workers whose lease has run out."""
+        """Requeue running jobs whose lease has expired, because their workers are dead."""
         with self.sessions.begin() as session:
             lost = recovery.requeue_lost(session, self.settings.max_failures)
         for job_id in lost:
             log.warning("job.lost", job=job_id)
 
     def resume_waiting_for_space(self) -> None:
-        """Requeue jobs that waited for disk or storage space which is free now."""
+        """Requeue jobs that were paused for lack of disk or storage space, if there is enough space now."""
         capability, reasons = device.capability(self.settings), [Reason.DISK_FULL]
         with self.sessions.begin() as session:
             waiting = recovery.waiting_for_space(session, Reason.STORAGE_FULL, capability)
@@ -89,10 +89,10 @@ class Sweep(threading.Thread):
             log.info("job.has_room", job=job_id)
 
     def notify_waiting(self) -> None:
-        """Send notifications for jobs that have waited for two rounds.
+        """Send notifications for jobs that have waited for two sweeps.
 
-        Their notification may be lost, or went to a worker that cannot run them. At least one is sent per live worker:
-        the broker distributes them in turn, so each worker gets one.
+        Their notification may be lost, or a worker received it that cannot run them. At least one notification per
+        live worker is sent. The broker gives them to the workers in turn, so each worker gets one.
         """
         with self.sessions.begin() as session:
             waiting = recovery.mark_for_notification(session, 2 * self.settings.sweep_seconds, BATCH)
@@ -102,13 +102,16 @@ class Sweep(threading.Thread):
                 break
 
     def clean_up(self) -> None:
-        """Delete what ended jobs have left in object storage and in the scratch folder."""
+        """Delete files that ended jobs have left in object storage and in the scratch folder."""
         for job_id, attempt in cleanup.ended_with_states(self.sessions, BATCH):
             cleanup.delete_leftovers(self.sessions, self.storage, job_id, attempt)
         cleanup.clear_scratch(self.sessions, self.settings.scratch)
 
     def expire(self) -> None:
-        """Delete expired checkpoints and datasets, and objects without a row. One worker does it per `tidy_seconds`."""
+        """Delete expired checkpoints and datasets, and objects without a row.
+
+        One worker does this, once per `tidy_seconds`.
+        """
         with self.sessions.begin() as session:
             if not retention.claim_chore(session, "tidy", self.settings.tidy_seconds):
                 return
@@ -119,7 +122,7 @@ class Sweep(threading.Thread):
         log.info("storage.tidied", expired=expired, removed=removed)
 
     def _storage_accepts_writes(self) -> bool:
-        """Return whether object storage accepts a small object. S3 does not report how much space is left."""
+        """Return whether the object storage accepts a small object. S3 does not report how much space is free."""
         try:
             self.storage.put(PROBE, bytes(PROBE_BYTES))
             self.storage.delete([PROBE])

@@ -1,6 +1,7 @@
-"""Transfers between the scratch folder and object storage, in a thread of their own, so no heartbeat waits for them.
+"""Transfer files between the disk and object storage in a separate thread, so that no heartbeat waits for them.
 
-Retries while object storage is unreachable. A rejected request is an error at once.
+A transfer is retried while the object storage is unreachable. If the storage rejects the request, the transfer fails
+at once.
 """
 
 import contextvars
@@ -25,28 +26,29 @@ LONGEST_PAUSE = 10.0
 """Maximum seconds between two tries."""
 REJECTIONS = frozenset({400, 401, 403, 413})
 FULL_STATUS, FULL_CODES = 507, frozenset({"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"})
-"""HTTP status and error codes by which S3 servers report that they are full. Amazon's S3 is never full."""
+"""HTTP status and error codes with which an S3 server reports that it is full. Amazon S3 is never full."""
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
 class TransferError(Exception):
-    """Object storage rejected a request, was unreachable for too long, or returned damaged data."""
+    """The object storage rejected a request, was unreachable for too long, or returned damaged data."""
 
 
 class GoneError(TransferError):
-    """A stored object is missing or damaged."""
+    """An object that was stored earlier is missing or damaged."""
 
 
 class StorageFullError(TransferError):
-    """Object storage is full."""
+    """The object storage is full."""
 
 
 class Transfers:
-    """A queue of transfers and the thread that runs them one after the other.
+    """A queue of transfers, and the thread that runs them one after the other.
 
-    `post` passes a callable to the owner's thread, where the result or the error of each transfer is handled.
+    The owner gives `post`, a function that runs a callable in the owner's thread. The result or error of each
+    transfer is handled there.
     """
 
     def __init__(self, storage: Storage, post: Callable[[Callable[[], None]], None]) -> None:
@@ -59,7 +61,10 @@ class Transfers:
         self.pending = 0
 
     def submit(self, transfer: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Run `transfer` in the thread. Then, in the owner's thread, call `then` with its result or raise its error."""
+        """Run `transfer` in the transfer thread.
+
+        Then, in the owner's thread, call `then` with its result or raise its error.
+        """
 
         def deliver(handle: Callable[[], None]) -> None:
             self.pending -= 1
@@ -77,14 +82,20 @@ class Transfers:
         self._work.put(work)
 
     def close(self, last: Callable[[], None], timeout: float) -> None:
-        """Drop waiting transfers and run `last` in the thread after the current one. Waits up to `timeout` seconds."""
+        """Drop waiting transfers. Run `last` in the transfer thread after the current transfer.
+
+        Waits up to `timeout` seconds for its end.
+        """
         self._closed.set()
         self._work.put(last)
         self._work.put(None)
         self._thread.join(timeout)
 
     def download(self, key: str, path: Path, sha256: str) -> None:
-        """Download an object to a file. Raises GoneError if it is missing or its hash differs."""
+        """Download an object to a file.
+
+        Raises GoneError if the object is missing or its SHA-256 differs from `sha256`.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._retry(lambda: self._storage.download(key, path))
         if (actual := hash_file(path)) != sha256:
@@ -95,7 +106,7 @@ class Transfers:
         self._retry(lambda: self._storage.upload(path, key))
 
     def delete(self, keys: list[str]) -> None:
-        """Delete objects. Errors are only logged: what stays is deleted when the job has ended."""
+        """Delete objects. Errors are only logged, because the cleanup after the job deletes the objects that remain."""
         try:
             self._storage.delete(keys)
         except (BotoCoreError, ClientError) as error:
@@ -106,7 +117,7 @@ class Transfers:
             work()
 
     def check(self) -> None:
-        """Raise TransferError if the transfers are closed, so that nothing more is started."""
+        """Raise TransferError if `close` was called, so that no further request is started."""
         if self._closed.is_set():
             raise TransferError("the attempt has ended")
 
@@ -135,7 +146,7 @@ def hash_file(path: Path) -> str:
 
 
 def _status(error: Exception) -> int | None:
-    """Return the HTTP status of the storage's response; None if there was none."""
+    """Return the HTTP status of the storage's response, or None if the error has no response."""
     response = _response(error)
     return None if response is None else response.response["ResponseMetadata"]["HTTPStatusCode"]
 

@@ -1,4 +1,4 @@
-"""Translate the settings of a job (`core.specs`) into those of the library (`seft.config`)."""
+"""Convert the request of a job (`core.specs`) to configurations of the library (`seft.config`)."""
 
 from core import specs
 from core.specs import JobSpec
@@ -6,7 +6,10 @@ from seft.config import CalibrationOrder, EvaluateConfig, Pattern, PruneConfig, 
 
 
 def prune_config(spec: JobSpec) -> PruneConfig:
-    """Return how the job prunes. Calibration windows are random, so that they cover the whole text."""
+    """Return the pruning configuration of the job.
+
+    The calibration sequences are chosen at random, so that they come from all parts of the text.
+    """
     return PruneConfig(
         sparsity=spec.sparsity,
         method=spec.prune.method,
@@ -25,7 +28,10 @@ def prune_config(spec: JobSpec) -> PruneConfig:
 
 
 def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig | None:
-    """Return how the job repairs, or None if it only prunes. `micro_batch` overrides that of the job."""
+    """Return the repair configuration of the job, or None if the job only prunes.
+
+    `micro_batch` overrides the value of the request, if it is set.
+    """
     repair = spec.repair
     if repair.method is specs.RepairMethod.NONE:
         return None
@@ -50,5 +56,5 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
 
 
 def evaluate_config(spec: JobSpec) -> EvaluateConfig:
-    """Return how the job evaluates its models."""
+    """Return the evaluation configuration of the job."""
     return EvaluateConfig(tokens=spec.evaluate.tokens, windows=spec.evaluate.windows)

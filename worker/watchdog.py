@@ -1,7 +1,8 @@
-"""Detects a training process that hangs: it records each message and reports when the next one is overdue.
+"""Detect a training process that hangs: record each message, and report when the next message is overdue.
 
-A process that hangs in a kernel, a collective or a file system is alive but sends nothing. In training, the limit
-follows from the time of earlier steps. In other phases long silence is normal, so the limit is one hour.
+A process that hangs in a GPU kernel, a collective operation or a file system is alive but sends nothing. In training,
+the time limit follows from the duration of earlier steps. In other phases a long silence is normal, so the limit is
+one hour.
 """
 
 import time
@@ -12,17 +13,20 @@ from core.states import Phase
 from worker.protocol import Message, Progressed
 
 SILENT_SECONDS = 3600.0
-"""Seconds without a message, in any phase, that count as a hang. Downloads of large models take longest."""
+"""Seconds without any message after which a process counts as hanging. Downloads of large models take longest."""
 STEP_SECONDS = 600.0
-"""Seconds without a new step in training that are never a hang."""
+"""Seconds without a new training step that never count as hanging."""
 STEP_MEDIANS = 10
-"""Median step times without a new step in training that count as a hang, after `STEP_SECONDS`."""
+"""Multiple of the median step time without a new step after which training counts as hanging.
+
+`STEP_SECONDS` must also have passed.
+"""
 REMEMBERED = 101
-"""Number of latest steps that the median is taken over."""
+"""Number of latest steps whose median duration is used."""
 
 
 class Watchdog:
-    """The watchdog of one process."""
+    """Watches one training process."""
 
     def __init__(self) -> None:
         self._last_message = self._last_step = time.monotonic()
@@ -32,11 +36,11 @@ class Watchdog:
 
     @property
     def phase(self) -> Phase | None:
-        """The phase that the process reported last."""
+        """The phase that the process has reported last."""
         return self._phase
 
     def record(self, message: Message) -> None:
-        """Record a message that has just arrived."""
+        """Record a message that the process has just sent."""
         self._last_message = time.monotonic()
         if not isinstance(message, Progressed):
             return
@@ -48,7 +52,7 @@ class Watchdog:
 
     @property
     def overdue(self) -> str | None:
-        """A sentence that says what is overdue and for how long; None if nothing is."""
+        """Return a sentence that says what is overdue and since when, or None if nothing is overdue."""
         now = time.monotonic()
         if now > self._last_message + SILENT_SECONDS:
             return f"The training process sent no message for {now - self._last_message:.0f} s."

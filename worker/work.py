@@ -1,4 +1,4 @@
-"""What a worker does on a notification: claim a job and run it. A notification may be lost, duplicated or outdated."""
+"""Handle a notification: claim a job and run it. A notification may be lost, duplicated or outdated."""
 
 import os
 import secrets
@@ -22,14 +22,19 @@ from worker import device
 from worker.attempt import Supervisor
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
-"""Seconds that a worker pauses after a system error; doubled after each further one. Without it, a worker with a broken
-disk or device would quickly fail every job of the queue."""
+"""Minimum and maximum seconds of a worker's pause after a system error. Each further error doubles the pause.
+
+Without a pause, a worker with a broken disk or device would quickly fail every job in the queue.
+"""
 
 log = structlog.get_logger(__name__)
 
 
 class Work:
-    """The Celery task. If `draining` is set, the running job goes back to the queue and no further job is claimed."""
+    """The Celery task that handles notifications.
+
+    If `draining` is set, the running job goes back to the queue and no further job is claimed.
+    """
 
     def __init__(self, settings: Settings, app: queue.Broker, training: Sequence[str]) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
@@ -40,7 +45,10 @@ class Work:
         self.pause = 0.0
 
     def __call__(self) -> None:
-        """Run one job if one is waiting. Then notify again, because more jobs than notifications may be waiting."""
+        """Run the next job of the queue, if any.
+
+        Then notify again, because more jobs than notifications may be waiting.
+        """
         with structlog.contextvars.bound_contextvars(worker=self.name):
             self._work()
 
@@ -73,14 +81,14 @@ class Work:
         self.draining.wait(self.pause)
 
     def _is_memory_freed(self, used: int | None) -> bool:
-        """Return whether the device's memory is as free as before the job. If not, the next job could fail."""
+        """Return whether the memory that the job used on the device was freed. If not, the next job could fail."""
         unfreed = 0 if self.draining.is_set() else device.unfreed(self.settings, used)
         if unfreed:
             log.error("device.memory_held", bytes=unfreed)
         return not unfreed
 
     def _record_notification(self) -> None:
-        """Record that the worker consumes notifications again, after a job that may have taken hours."""
+        """Record that the worker receives notifications again, after a job that may have taken hours."""
         try:
             with self.sessions.begin() as session:
                 workers.record_notification(session, self.name)

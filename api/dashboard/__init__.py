@@ -1,1 +1,1 @@
-"""The dashboard: HTML pages for people. Pages call the same functions as the JSON routes and have no queries."""
+"""The dashboard: HTML pages for people. Its pages call the same functions as the JSON routes and contain no queries."""

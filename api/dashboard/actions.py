@@ -1,4 +1,4 @@
-"""The actions that a job's page offers, and what each one does, in a sentence."""
+"""The actions on a job that its page shows as buttons, with a sentence that explains each action."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ class Action:
     """A button that changes a job."""
 
     name: str
-    """Last part of the URL that the button posts to."""
+    """Last part of the URL that the button sends a POST request to."""
     label: str
     effect: str
-    """Sentence below the label: what the action does and what it keeps."""
+    """Sentence below the button's label. It says what the action does and what is kept."""
     destructive: bool = False
 
 
@@ -30,7 +30,7 @@ ACTIONS = {action.name: action for action in (START, RESUME, PAUSE, STOP, CANCEL
 
 
 def available_actions(job: JobView) -> list[Action]:
-    """Return the actions that make sense in the job's current status, in display order."""
+    """Return the actions that the job's current status allows, in the order in which the page shows them."""
     if job.status.final:
         return []
     stop = [] if job.stopping else [STOP if job.status is Status.RUNNING else STOP_WAITING]

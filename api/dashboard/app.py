@@ -37,7 +37,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 FRAMEWORK_CODES = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
-"""Error codes for the framework's own errors. Its other errors are about a request body that it cannot read."""
+"""Error code per HTTP status, for errors of the framework. For any other status the request body was unreadable."""
 ASSET_CACHE = "public, max-age=31536000, immutable"
 
 
@@ -58,7 +58,7 @@ def make_dashboard(services: Services) -> ASGIApp:
 
 
 class Assets(StaticFiles):
-    """Static files whose URL changes with their content."""
+    """Static files. Their URLs contain a hash of the content, so browsers can cache them permanently."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Return the file with a header that lets browsers cache it permanently."""
@@ -68,7 +68,10 @@ class Assets(StaticFiles):
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds the security headers, and the session cookie if its token was rotated."""
+    """ASGI middleware that adds the security headers to every response.
+
+    If the token of the session was rotated during the request, it also sets the session cookie again.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

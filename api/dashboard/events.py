@@ -1,4 +1,4 @@
-"""Texts for a job's events, as its page shows them."""
+"""Convert the events of a job to the texts that its page shows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Data = dict[str, Any]
 
 
 class Severity(StrEnum):
-    """Importance of an event. The value is the CSS class of its line."""
+    """Importance of an event. The value is the CSS class of the event's line on the page."""
 
     INFO = "info"
     SUCCESS = "success"
@@ -33,7 +33,7 @@ class EventLine:
 
 
 def event_line(event: EventView) -> EventLine:
-    """Describe an event. An event of an unknown type is shown by its type and its data."""
+    """Describe an event. For an unknown type, show the type and the data as they are."""
     describe, severity = DESCRIPTIONS.get(event.type, (_generic(event.type), Severity.INFO))
     text, details = describe(event.data)
     return EventLine(text, details, severity, event.created_at, event.attempt)
@@ -85,4 +85,4 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {
     "state.saved": (lambda data: (f"State saved at step {data.get('step')}", ""), Severity.INFO),
     "attempt.resumed": (lambda data: (f"Training resumed from step {data.get('step')}", ""), Severity.INFO),
 }
-"""Event type -> function from the event's data to (text, details), and severity."""
+"""Per event type: a function from the event's data to (text, details), and the severity of the event."""

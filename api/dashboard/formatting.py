@@ -1,4 +1,4 @@
-"""Text for numbers, times and jobs on the dashboard's pages: sizes, percentages, perplexities, summaries."""
+"""Format values for the dashboard's pages: sizes, percentages, perplexities, times and summaries of jobs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 COUNT_UNITS = ("", "k", "M", "B", "T")
 WAITING_REASONS: dict[str, str] = {Reason.NOT_STARTED: "not started yet", Reason.ASKED: "paused on request"}
 IN_TURN = "in_turn"
-"""Reason code of a job that only waits for its turn in the queue."""
+"""Code of the reason "other jobs run first": the job waits for nothing else."""
 SCORES = ("dense", "pruned", "repaired")
 
 
@@ -21,7 +21,7 @@ def size(count: float) -> str:
 
 
 def short_count(count: float) -> str:
-    """Format a number of weights as model names do: 135 M."""
+    """Format a number of weights in short form, as model names do: 135 M."""
     return _with_unit(count, COUNT_UNITS)
 
 
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Format an estimated duration. It is rounded, so that a page with it does not change every second."""
+    """Format an estimated duration. The value is rounded, so that the page does not change every second."""
     minutes = math.ceil(seconds / 60)
     if minutes <= 1:
         return "about a minute"
@@ -56,7 +56,7 @@ def rough_duration(seconds: float) -> str:
 
 
 def sentence(text: str) -> str:
-    """Capitalise the first letter, unless the text starts with a name such as `repair.steps`."""
+    """Capitalise the first letter of a message, unless the message starts with a field name such as `repair.steps`."""
     return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
 
 
@@ -66,24 +66,24 @@ def count(number: float) -> str:
 
 
 def hosts(workers: Sequence[str]) -> str:
-    """List the hosts of these workers, each host once."""
+    """List the host names of these workers without duplicates."""
     return ", ".join(dict.fromkeys(name.partition(":")[0] for name in workers))
 
 
 def short_name(model: str) -> str:
-    """Return a model's name without its owner."""
+    """Return a model's name without its owner: `gpt2` for `openai/gpt2`."""
     return model.rstrip("/").rpartition("/")[2] or model
 
 
 def job_title(job: JobView) -> str:
-    """Return the name of a job for people: its suffix, or else its model."""
+    """Return the name of a job to show on pages: its `suffix` if it has one, else the name of its model."""
     return job.spec["suffix"] or short_name(job.spec["model"])
 
 
 def recovered_fraction(scores: Mapping[str, float]) -> float | None:
-    """Return the fraction of the lost log-perplexity that the repair recovered.
+    """Return how much of the quality lost by pruning the repair has recovered, as a fraction of log-perplexity.
 
-    Returns None if a score is missing or pruning lost nothing.
+    Returns None if a perplexity is missing or if pruning lost nothing.
     """
     if not all(scores.get(name, 0) > 0 for name in SCORES) or scores["pruned"] <= scores["dense"]:
         return None
@@ -106,7 +106,7 @@ def job_summary(job: JobView) -> list[str]:
 
 
 def waiting_reason(job: JobDetail) -> str:
-    """Return why a job does not run, or an empty text if it does not wait."""
+    """Return why a job does not run now. Returns an empty text if the job is not waiting."""
     if job.queue_position is not None:
         position = "next in the queue" if job.queue_position == 1 else f"number {job.queue_position} in the queue"
         return position if job.reason is None or job.reason.code == IN_TURN else f"{position}. {job.reason.message}"
@@ -116,7 +116,7 @@ def waiting_reason(job: JobDetail) -> str:
 
 
 def flatten(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as text, by dotted name."""
+    """Flatten nested settings to one level: dotted name -> value as text."""
     flat: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, dict):

@@ -17,7 +17,7 @@ from core.tables import Json
 
 
 class InputKind(StrEnum):
-    """Type of a form field's input."""
+    """Type of the HTML input of a form field."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -32,9 +32,9 @@ class FormField:
     """A field of the form."""
 
     name: str
-    """Dotted path of the setting in the request."""
+    """Dotted path of the field in the request."""
     group: str
-    """Part of the request that the setting belongs to; empty for the top level."""
+    """Name of the part of the request that contains the field. Empty for the top level."""
     label: str
     kind: InputKind
     value: str
@@ -44,11 +44,14 @@ class FormField:
     maximum: str
     required: bool
     numeric: bool
-    """Whether the value may be a number. A field of kind TEXT may accept a number or one of a few words."""
+    """Whether a number is a valid value. A TEXT input can accept a number as well as some words."""
 
 
 def form_fields(values: Mapping[str, str], model: type[BaseModel] = JobSpec, prefix: str = "") -> Iterator[FormField]:
-    """Yield all fields in the model's order, nested ones included. Each holds its value or else its default."""
+    """Yield all fields of the form, nested ones included, in the order of the model.
+
+    The value of a field comes from `values`. If it is not there, the field has its default.
+    """
     for name, field in model.model_fields.items():
         path = prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -58,7 +61,10 @@ def form_fields(values: Mapping[str, str], model: type[BaseModel] = JobSpec, pre
 
 
 def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:
-    """Return a submitted form's values by field. A browser does not send a switch that is off; it is `false` here."""
+    """Return the values of a submitted form by field name.
+
+    Browsers omit a checkbox that is off. The result has the value `false` for it.
+    """
     values = {}
     for field in form_fields({}):
         text = form.get(field.name)
@@ -70,9 +76,10 @@ def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:
 
 
 def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
-    """Return the request for these values, and a flaw per line that is not a name=value pair.
+    """Build the request from form values, and return it with a list of input errors.
 
-    A field with an empty value is left out, so that it gets its default.
+    An input error is a line of a `name=value` field that has another format. Fields with an empty value are omitted,
+    so that they get their default.
     """
     body: Json = {}
     flaws: list[Flaw] = []
@@ -99,7 +106,7 @@ def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
 
 
 def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the form values of an earlier job's spec, by field."""
+    """Return the form values for the settings of an existing job, by field name."""
     values: dict[str, str] = {}
     pairs = {field.name for field in form_fields({}) if field.kind is InputKind.PAIRS}
     for name, value in spec.items():
@@ -155,7 +162,7 @@ def _is_numeric(annotation: Any) -> bool:
 
 
 def _number(text: str) -> int | float | str:
-    """Return the text as a number. Other text is returned unchanged; the model rejects it."""
+    """Convert a text to a number. Other text is returned unchanged, and the request model then rejects it."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)

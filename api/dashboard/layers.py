@@ -1,4 +1,4 @@
-"""The target linears as a table of parts and blocks: the sparsity of each, and where the topology changed."""
+"""The table of the pruned linear layers by decoder block, and the history of their zeros, for the page of a job."""
 
 import json
 import re
@@ -14,19 +14,22 @@ from core.tables import Checkpoint, Json
 SPARSITY_FILE = "sparsity.json"
 PART_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 CACHED_CHECKPOINTS = 64
-"""Number of checkpoints whose table is cached. A checkpoint never changes."""
+"""Maximum number of checkpoints whose table is cached. A checkpoint never changes, so the cache is always valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPosition:
-    """Position of a target linear: its decoder block, and its part of the block. A block's experts share one."""
+    """Position of a pruned linear layer: its decoder block, and its part of the block, such as `mlp.up_proj`.
+
+    All experts of a block have the same position.
+    """
 
     block: int
     part: str
 
     @classmethod
     def of(cls, name: str) -> "LayerPosition":
-        """Parse the linear's full name."""
+        """Parse the full name of the layer."""
         match = re.search(r"\.(\d+)\.(.+)$", name)
         part = re.sub(r"\.\d+(?=\.)|\[\d+\]$", "", match[2] if match else name)
         return cls(int(match[1]) if match else 0, part)
@@ -34,18 +37,21 @@ class LayerPosition:
 
 @dataclass(frozen=True, slots=True)
 class SparsityTable:
-    """Fraction of zeros by part and block."""
+    """Fraction of zeros per part of a block and per block."""
 
     parts: dict[str, dict[int, float]]
 
     @property
     def blocks(self) -> list[int]:
-        """All block numbers, in order."""
+        """All block numbers, in ascending order."""
         return sorted({block for fractions in self.parts.values() for block in fractions})
 
 
 def sparsity_table(storage: Storage, checkpoint: Checkpoint) -> SparsityTable | None:
-    """Return the sparsity of each target linear, from the checkpoint's `sparsity.json`; None if it lists no layers."""
+    """Return the sparsity of each pruned linear layer, read from the checkpoint's `sparsity.json`.
+
+    Returns None if that file lists no layers.
+    """
     if all(file["name"] != SPARSITY_FILE for file in checkpoint.files):
         return None
     return _read(storage, checkpoint.prefix + SPARSITY_FILE)
@@ -64,10 +70,10 @@ def _read(storage: Storage, key: str) -> SparsityTable | None:
 
 
 def topology_history(runs: Sequence[Evolution]) -> Json:
-    """Return the topology's events as the data of the charts.
+    """Return the topology updates of a job as data for the charts.
 
-    {"step": [...], "sums": {"grown": [...], ...}, "blocks": [...],
-    "parts": [{"name": ..., "cells": [[a count per step] per block]}]}.
+    {"step": [...], "sums": {"grown": [...], ...}, "blocks": [...], "parts": [{"name": ..., "cells": [[a count per
+    step] per block]}]}.
     """
     positions = {name: LayerPosition.of(name) for run in runs for name in run.layers}
     counts: dict[LayerPosition, list[int]] = {position: [0] * len(runs) for position in positions.values()}
@@ -88,6 +94,6 @@ def topology_history(runs: Sequence[Evolution]) -> Json:
 
 
 def _part_order(part: str) -> tuple[int, str]:
-    """Sort key: parts in the order in which data pass through a block, then unknown parts by name."""
+    """Return the sort key of a part. Known parts come first, in the order of the data flow; others follow by name."""
     rank = next((rank for rank, name in enumerate(PART_ORDER) if name in part), len(PART_ORDER))
     return rank, part

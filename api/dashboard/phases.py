@@ -1,4 +1,4 @@
-"""The phases of a job's newest attempt: which are done, which one runs, and how long each took."""
+"""The phases of a job's newest attempt: which are done, which one is running, and how long each has taken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from core.states import Phase, Status
 
 
 class PhaseState(StrEnum):
-    """How far a phase is. The value is its CSS class."""
+    """State of a phase. The value is its CSS class."""
 
     DONE = "done"
     CURRENT = "current"
@@ -21,18 +21,18 @@ class PhaseState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PhaseProgress:
-    """A phase with its state and time. A phase can run more than once; its finished runs are added up."""
+    """A phase, its state and its duration. If a phase ran several times, the durations are added up."""
 
     phase: Phase
     state: PhaseState
     seconds: float | None
-    """Total seconds of its finished runs."""
+    """Total duration of the finished runs of this phase, in seconds."""
     since: datetime | None
-    """Start of the current run."""
+    """Start time of the run that has not finished, if any."""
 
 
 def phase_progress(job: JobView, phase_events: Sequence[EventView]) -> list[PhaseProgress]:
-    """Return every phase of the job, in the order of a whole run.
+    """Return all phases of the job, in the order in which a job runs them.
 
     `phase_events` are the job's `phase.began` events, oldest first.
     """

@@ -1,4 +1,4 @@
-"""Render a template to a response. Each page has an ETag, so that polling a page that has not changed is cheap."""
+"""Render templates to responses. Pages have an ETag, so a browser that polls an unchanged page gets a short 304."""
 
 import hashlib
 from functools import cache
@@ -34,11 +34,11 @@ FILTERS = (
     "recovered_fraction",
     "waiting_reason",
 )
-"""Functions of `formatting` that templates use as filters."""
+"""Functions of `formatting` that the templates can use as filters."""
 
 
 def page(request: Request, visitor: Visitor | None, name: str, *, status: int = 200, **values: Any) -> Response:
-    """Render a template to a page; answer 304 if the browser has the same page already."""
+    """Render a template to a page. Answers 304 if the browser already has this version of the page."""
     theme = request.cookies.get("theme")
     html = (
         environment()
@@ -65,7 +65,7 @@ def go(path: str) -> Response:
 
 @cache
 def environment() -> Environment:
-    """Return the template environment. It escapes all values; an undefined name is an error."""
+    """Return the template environment. It escapes all values. An undefined name in a template raises an error."""
     templates = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""Sign in with an API key, and sign out."""
+"""The pages to sign in with an API key and to sign out."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -15,7 +15,7 @@ router = APIRouter()
 
 @router.get("/sign-in")
 def show_form(request: Request, back: str = "") -> Response:
-    """Show the sign-in form. `back` is the page to return to."""
+    """Show the sign-in form. `back` is the page to show after signing in."""
     return page(request, None, "sign_in.html", back=back, rejected=False)
 
 
@@ -23,7 +23,7 @@ def show_form(request: Request, back: str = "") -> Response:
 def sign_in(
     request: Request, services: CurrentServices, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
 ) -> Response:
-    """Open a session for this browser. A session that the browser already has is ended."""
+    """Start a session for this browser. If the browser already has a session, that session is ended first."""
     with services.sessions.begin() as session:
         visit = sign_ins.begin(session, key.strip())
         if visit and (old_token := request.cookies.get(COOKIE)):
@@ -37,7 +37,7 @@ def sign_in(
 
 @router.post("/sign-out")
 def sign_out(request: Request, services: CurrentServices, _: Submitted) -> Response:
-    """End this browser's session."""
+    """Sign out: end the session of this browser."""
     with services.sessions.begin() as session:
         sign_ins.end(session, request.cookies[COOKIE])
     request.state.fresh_token = None
@@ -48,7 +48,10 @@ def sign_out(request: Request, services: CurrentServices, _: Submitted) -> Respo
 
 
 def cookie(request: Request, token: str) -> str:
-    """Return the Set-Cookie header for a session token. Scripts and other sites' requests cannot use the cookie."""
+    """Return the Set-Cookie header for a session token.
+
+    Scripts cannot read the cookie, and browsers do not send it with requests from other sites.
+    """
     response = Response()
     response.set_cookie(
         COOKIE,
@@ -63,6 +66,6 @@ def cookie(request: Request, token: str) -> str:
 
 
 def back_query(request: Request) -> str:
-    """Return the query that makes the sign-in page return to this request's page."""
+    """Return the URL query that makes the sign-in page return to the requested page afterwards."""
     path = request.url.path.removeprefix(ROOT)
     return urlencode({"back": f"{path}?{request.url.query}" if request.url.query else path})

@@ -1,4 +1,4 @@
-"""A job's request as text to copy: as JSON, as a curl command and as Python."""
+"""A job's request as text that a user can copy: JSON, a curl command, or Python code."""
 
 import json
 import pprint
@@ -12,7 +12,7 @@ from core.tables import Json
 
 
 def request_snippets(job: JobView, base_url: str) -> dict[str, str]:
-    """Return the snippets by language. The curl command and the Python code omit settings at their default."""
+    """Return the texts by language. The curl command and the Python code omit settings that have their default."""
     spec = without_defaults(job.spec)
     return {
         "JSON": json.dumps(job.spec, indent=2, ensure_ascii=False),
@@ -22,7 +22,10 @@ def request_snippets(job: JobView, base_url: str) -> dict[str, str]:
 
 
 def without_defaults(spec: Json) -> Json:
-    """Return the spec without its defaults, or unchanged if this version does not accept it."""
+    """Return the spec without the settings that have their default.
+
+    Returns the whole spec if this version of the software does not accept it.
+    """
     try:
         return JobSpec.model_validate(spec).model_dump(mode="json", exclude_defaults=True)
     except ValidationError:

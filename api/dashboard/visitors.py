@@ -1,4 +1,4 @@
-"""Who requests a page: the session cookie, the protection against forged requests, and the key's scope."""
+"""Identify who requests a page. Checks the session cookie, the key's scope, and that the request is not forged."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from core.errors import Code, ProblemError
 
 COOKIE = "seft_session"
 MAX_FIELDS = 100
-"""Largest number of fields that a submitted form may have. Every form of the dashboard has fewer."""
+"""Maximum number of fields in a submitted form. All forms of the dashboard have fewer."""
 
 
 class SignInNeededError(Exception):
-    """No one is signed in. The response redirects to the sign-in page."""
+    """Nobody is signed in. The error handler redirects to the sign-in page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """A signed-in person."""
+    """A person who is signed in."""
 
     caller: Caller
     csrf: str
@@ -33,17 +33,17 @@ class Visitor:
 
     @property
     def may_write(self) -> bool:
-        """Whether to show controls that change something."""
+        """Whether the key's scope allows changes. If not, pages hide the controls for changes."""
         return self.caller.scope.allows(Scope.WRITE)
 
     @property
     def may_administer(self) -> bool:
-        """Whether to show the page of API keys."""
+        """Whether the key's scope allows managing API keys. If not, the page of API keys is hidden."""
         return self.caller.scope.allows(Scope.ADMIN)
 
 
 def require_same_origin(request: Request) -> None:
-    """Raise FORBIDDEN if the browser says that another site's page sent this request."""
+    """Raise FORBIDDEN if the browser's headers say that a page of another site sent this request."""
     site = request.headers.get("sec-fetch-site")
     origin = request.headers.get("origin")
     if site is not None:
@@ -55,9 +55,10 @@ def require_same_origin(request: Request) -> None:
 
 
 def signed_in(request: Request, services: CurrentServices) -> Visitor:
-    """Return the visitor.
+    """Return the person who is signed in, and count the request against the rate limit of the key.
 
-    Raises SignInNeededError if no one is signed in, and FORBIDDEN or RATE_LIMITED as the JSON routes do.
+    Raises SignInNeededError if nobody is signed in, FORBIDDEN if the key's scope is not enough, and RATE_LIMITED if
+    the key has made too many requests.
     """
     token = request.cookies.get(COOKIE, "")
     with services.sessions.begin() as session:
@@ -76,7 +77,7 @@ Signed = Annotated[Visitor, Depends(signed_in)]
 
 
 def administrator(visitor: Signed) -> Visitor:
-    """Return the visitor. Raises FORBIDDEN if the key is not an administrator's."""
+    """Return the visitor. Raises FORBIDDEN if the scope of the key is not `admin`."""
     require_scope(visitor.caller, Scope.ADMIN)
     return visitor
 
@@ -85,9 +86,9 @@ Administrator = Annotated[Visitor, Depends(administrator)]
 
 
 async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData]:
-    """Return the submitted form. Raises FORBIDDEN if its CSRF token is not the visitor's.
+    """Return the submitted form. Raises FORBIDDEN if its CSRF token does not belong to this session.
 
-    The form is read only after the sign-in is checked, so that no one else can fill the disk with uploads.
+    The form is read only after the session was checked. So nobody else can fill the disk with uploads.
     """
     async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
         if form.get("csrf") != visitor.csrf:

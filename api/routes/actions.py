@@ -17,7 +17,7 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 def cancel_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """Cancel a job at once and keep none of its results. Idempotent.
 
-    The worker learns of it at its next heartbeat; the device is busy until then.
+    A worker that runs the job stops at its next heartbeat. Until then its device stays busy.
     """
     return jobs.act(services, caller, job_id, "cancel")
 
@@ -38,7 +38,7 @@ def resume_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDet
 def stop_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
     """End training early and publish the result so far. Idempotent.
 
-    A job that is not running and has no saved state has nothing to publish, so it is cancelled.
+    A job that is not running and has no saved state is cancelled instead, because there is nothing to publish.
     """
     return jobs.act(services, caller, job_id, "stop")
 

@@ -35,7 +35,10 @@ UPLOAD: dict[str, Any] = {
 }
 
 Skip = Annotated[
-    float, Query(ge=0, le=100, description="Percentage of invalid lines to skip. With more, the file is rejected.")
+    float,
+    Query(
+        ge=0, le=100, description="Largest percentage of invalid lines that are skipped. A file with more is rejected."
+    ),
 ]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -60,10 +63,10 @@ async def create_dataset(
     response: Response,
     invalid_sample_skip_percentage: Skip = 0.0,
 ) -> DatasetView:
-    """Upload a dataset: JSONL, plain or compressed with gzip or zstd, or Parquet.
+    """Upload a dataset: JSONL (plain or compressed with gzip or zstd) or Parquet.
 
-    A file with invalid lines is rejected, and the error names the lines. Uploading the same file under the same name
-    returns the first dataset.
+    A file with invalid lines is rejected. The error lists the first invalid lines. If you upload the same file again
+    under the same name, the response is the existing dataset.
     """
     # The form is not a parameter: FastAPI would read it before the API key is checked, and anyone could fill the disk.
     async with request.form(max_files=1, max_fields=1) as form:
@@ -132,9 +135,9 @@ async def preview_dataset(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=20, description="Number of records to show, 1 to 20.")] = 5,
 ) -> PreviewView:
-    """Preview the first records of a dataset as a model's tokenizer reads them, with token counts.
+    """Preview the first records of a dataset as training input of a model, with token counts.
 
-    Each part of a record is marked as trained on or not.
+    Each part of a record is marked: true if a repair learns to predict it, else false.
     """
     preview = partial(usecases.preview, services, caller, dataset_id, model=model, revision=revision, limit=limit)
     return await run_sync(preview, limiter=services.previews)
@@ -150,5 +153,5 @@ def delete_dataset(
     caller: Auth,
     dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
 ) -> DatasetView:
-    """Delete a dataset that no unfinished job uses. Its file is deleted within two days."""
+    """Delete a dataset that no unfinished job uses. The stored file is deleted within two days."""
     return usecases.delete(services, caller, dataset_id)

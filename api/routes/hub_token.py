@@ -1,4 +1,4 @@
-"""The tenant's token of the model hub: put, get, delete. No response contains the token."""
+"""The tenant's access token for the model hub: put, get, delete. No response contains the token."""
 
 from fastapi import APIRouter, Depends
 
@@ -20,21 +20,22 @@ router = APIRouter(prefix="/hub-token", tags=["models"], route_class=JsonRoute)
     responses=responses(*BODY, Code.CONFLICT, Code.HUB_UNREACHABLE, Code.HUB_BUSY),
 )
 def put_hub_token(services: CurrentServices, caller: Admin, body: HubTokenRequest) -> HubTokenView:
-    """Store your tenant's token of the model hub and replace any earlier one. It gives access to private repositories.
+    """Store the token with which your tenant reads private repositories of the model hub. Replaces an earlier token.
 
-    The token is stored encrypted. It is sent only to the hub, and only if the hub denies the service access without it.
+    The token is stored encrypted. It is sent only to the hub, and only after the hub has rejected a request without
+    it.
     """
     return usecases.put(services, caller, body.token.get_secret_value())
 
 
 @router.get("", operation_id="get_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
 def get_hub_token(services: CurrentServices, caller: Auth) -> HubTokenView:
-    """Get the account of your tenant's hub token, and when it was stored."""
+    """Get the name of the hub account that owns your tenant's token, and the time when the token was stored."""
     with services.sessions.begin() as session:
         return HubTokenView.of(hub_tokens.get(session, caller.tenant))
 
 
 @router.delete("", operation_id="delete_hub_token", responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST))
 def delete_hub_token(services: CurrentServices, caller: Admin) -> HubTokenView:
-    """Delete your tenant's hub token. Files that jobs downloaded with it are deleted when the jobs end."""
+    """Delete your tenant's hub token. Files that running jobs downloaded with it are deleted when those jobs end."""
     return usecases.delete(services, caller)

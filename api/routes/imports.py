@@ -30,7 +30,8 @@ router = APIRouter(prefix="/imports", tags=["datasets"], route_class=JsonRoute)
 def create_import(services: CurrentServices, caller: Auth, body: ImportRequest, response: Response) -> ImportView:
     """Begin an import: send a file in parts, or have the service fetch a source.
 
-    Returns the unfinished import with the same name, size and `resume_key` if there is one.
+    If an unfinished import has the same name, size and `resume_key`, that import is returned. You can then continue
+    it.
     """
     view = usecases.create(services, caller, body)
     response.headers["Location"] = f"/imports/{view.id}"
@@ -46,7 +47,7 @@ def list_imports(
     ] = None,
     limit: Limit = 20,
 ) -> ImportPage:
-    """List your imports, newest first. Those that are done or failed are deleted after 30 days."""
+    """List your imports, newest first. Imports that are done or failed are deleted after 30 days."""
     with services.sessions.begin() as session:
         rows, more = imports.page(session, caller.tenant, after=after, limit=limit)
         return ImportPage(data=[ImportView.of(row) for row in rows], has_more=more)
@@ -54,7 +55,7 @@ def list_imports(
 
 @router.get("/{import_id}", operation_id="get_import", responses=ERRORS)
 def get_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Get one import: its status, its dataset or its error."""
+    """Get one import: its status, and the id of its dataset or the error."""
     with services.sessions.begin() as session:
         return ImportView.of(imports.get(session, caller.tenant, import_id))
 
@@ -67,7 +68,7 @@ def list_import_parts(
     after: Annotated[int, Query(ge=0, le=imports.PARTS, description="Number of a part. The page starts after it.")] = 0,
     limit: Limit = 20,
 ) -> PartPage:
-    """List the parts of a file: which the storage has received, and links to PUT the others to."""
+    """List the parts of an import. Parts that the storage has not received yet have a link to PUT them to."""
     return usecases.parts(services, caller, import_id, after=after, limit=limit)
 
 
@@ -78,11 +79,11 @@ def list_import_parts(
     responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
 )
 def complete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Complete an import after all parts are sent. The file is then checked like an upload. Idempotent."""
+    """Complete an import after you have sent all parts. The file is then checked like an upload. Idempotent."""
     return usecases.complete(services, caller, import_id)
 
 
 @router.delete("/{import_id}", operation_id="delete_import", responses=ERRORS)
 def delete_import(services: CurrentServices, caller: Auth, import_id: ImportId) -> ImportView:
-    """Delete an import and its parts. The dataset that it made is kept."""
+    """Delete an import and the parts that were sent. The dataset of a finished import is kept."""
     return usecases.delete(services, caller, import_id)

@@ -26,7 +26,7 @@ from core.states import Status
 from core.tables import Json
 
 RETRY_AFTER_SECONDS = "2"
-"""Pause before the first poll of a new job, for the header Retry-After."""
+"""Seconds in the header Retry-After of a new job: the pause before its first poll."""
 POLL_SECONDS = 1.0
 """Seconds between two reads of a job while a request waits for a change."""
 CREATE_ERRORS = (
@@ -70,7 +70,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
 def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
 ) -> JobDetail:
-    """Create a job that prunes a model and repairs it. Invalid requests are rejected at once."""
+    """Create a job that prunes a model and repairs it. A job that cannot run is rejected at once."""
     return _accepted(response, usecases.create(services, caller, spec, idempotency_key=idempotency_key))
 
 
@@ -87,7 +87,7 @@ def create_job(
     ),
 )
 def estimate_job(services: CurrentServices, caller: Auth, spec: EstimateSpec) -> EstimateView:
-    """Estimate memory, time and storage of a job, and which workers it fits. Creates nothing, reads no weights."""
+    """Estimate a job's memory, time and storage, and which workers can run it. No job is created."""
     return usecases.estimate(services, caller, spec)
 
 
@@ -139,13 +139,14 @@ async def get_job(
     job_id: JobId,
     *,
     wait: Annotated[
-        int, Query(ge=0, le=60, description="Longest time to wait for a change of the job, in seconds, 0 to 60.")
+        int, Query(ge=0, le=60, description="Maximum seconds to wait for a change of the job, 0 to 60.")
     ] = 0,
     if_none_match: IfNoneMatch = "",
 ) -> Response:
     """Get one job: status, progress, scores, error.
 
-    With `wait`, blocks until the job differs from the ETag in `If-None-Match`, or from its state now.
+    With `wait`, answers when the job has changed since the ETag in `If-None-Match` (without that header: since this
+    request), or after `wait` seconds.
     """
     deadline = time.monotonic() + wait
     first = await run_sync(usecases.get, services, caller, job_id)
@@ -175,9 +176,9 @@ def clone_job(
     *,
     idempotency_key: Idempotency = None,
 ) -> JobDetail:
-    """Create a job with the settings of another job, except for the given fields. `null` restores a default.
+    """Create a job with the settings of another job, except for the fields in the body. `null` restores a default.
 
-    It repairs the same commit of the model, unless you give `model` or `revision`.
+    The new job uses the same commit of the model, unless you give `model` or `revision`.
     """
     with services.sessions.begin() as session:
         original = jobs.get(session, caller.tenant, job_id).spec
@@ -201,6 +202,6 @@ def _overridden(original: Json, overrides: Json) -> JobSpec:
 
 
 def _may_wait(view: JobDetail, response: Response, first: JobDetail, if_none_match: str) -> bool:
-    """Return True if the client has this state already and the job can still change."""
+    """Return True if the client already has this state of the job and the job can still change."""
     unchanged = response.status_code == HTTPStatus.NOT_MODIFIED if if_none_match else view == first
     return unchanged and not view.status.final

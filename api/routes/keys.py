@@ -40,7 +40,7 @@ def list_keys(
     ] = None,
     limit: Limit = 20,
 ) -> KeyPage:
-    """List your tenant's API keys, newest first, including revoked ones. No secrets are shown."""
+    """List your tenant's API keys, newest first, revoked ones included. The keys are listed without their secrets."""
     with services.sessions.begin() as session:
         rows, more = keys.page(session, caller.tenant, after=after, limit=limit)
     return KeyPage(data=[KeyView.of(row) for row in rows], has_more=more)
@@ -56,7 +56,7 @@ def revoke_key(
     caller: Admin,
     key_id: Annotated[str, Path(description="Key id.", examples=["key_01jz5h4c8m2v9q7w3t6x0y1b2d"])],
 ) -> KeyView:
-    """Revoke an API key permanently, at once. Idempotent. A key cannot revoke itself."""
+    """Revoke an API key at once and permanently. A key cannot revoke itself. Idempotent."""
     return usecases.revoke(services, caller, key_id)
 
 
@@ -69,7 +69,7 @@ def list_audit(
     ] = None,
     limit: Limit = 20,
 ) -> AuditPage:
-    """List all changes made with your tenant's keys, newest first: key, operation, target, time."""
+    """List the changes that were made with your tenant's keys, newest first: key, operation, target, time."""
     with services.sessions.begin() as session:
         rows, more = audit.page(session, caller.tenant, before=after, limit=limit)
     return AuditPage(data=[AuditView.of(row) for row in rows], has_more=more)

@@ -1,4 +1,4 @@
-"""Models that can be repaired: list, get."""
+"""Models that a job can prune and repair: list, get."""
 
 from typing import Annotated
 
@@ -24,7 +24,7 @@ def list_models(
     ] = None,
     limit: Limit = 20,
 ) -> ModelPage:
-    """List models that can be repaired: local models, models in the hub cache, and results of your jobs."""
+    """List models that a job can use: local models, models in the service's hub cache, and results of your jobs."""
     return models.page(services, caller, after=after, limit=limit)
 
 
@@ -37,11 +37,20 @@ def get_model(
     services: CurrentServices,
     caller: Auth,
     model_id: Annotated[
-        str, Path(max_length=512, pattern=ID, description="Model id; any model of the hub.", examples=["tiny"])
+        str,
+        Path(
+            max_length=512,
+            pattern=ID,
+            description="Model id, as in the list, or the id of any model on the Hugging Face Hub.",
+            examples=["tiny"],
+        ),
     ],
     revision: Annotated[
         str | None, Query(max_length=128, pattern=ID, description="Branch, tag or commit of a hub model.")
     ] = None,
 ) -> ModelView:
-    """Get one model: size, architecture, licence, and which workers it fits. It can be any model of the hub."""
+    """Get one model: size, architecture, licence, and which workers can run a job with it.
+
+    The model can be any model on the Hugging Face Hub, also one that `GET /models` does not list.
+    """
     return models.get(services, caller, model_id, revision)

@@ -16,9 +16,9 @@ from core.errors import Code, Flaw, ProblemError
 from core.infra import queue
 
 CHECK_SECONDS = 3.0
-"""Timeout of one check."""
+"""Timeout of one check, in seconds."""
 REQUIRED = ("database", "storage")
-"""Servers without which the service is not ready. Without the broker, jobs run and new ones are accepted."""
+"""Servers that the service needs to be ready. Without the broker it is `degraded`, but still accepts and runs jobs."""
 
 log = structlog.get_logger(__name__)
 router = APIRouter(tags=["operations"])
@@ -26,13 +26,13 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/livez", operation_id="livez")
 async def livez() -> Alive:
-    """Return that the process is alive. Checks nothing else."""
+    """Report that the process runs. Checks no other server."""
     return Alive()
 
 
 @router.get("/readyz", operation_id="readyz", responses=responses(Code.UNAVAILABLE))
 async def readyz(services: CurrentServices) -> Ready:
-    """Check database, object storage and broker, all at once, with a timeout of three seconds."""
+    """Check the database, the object storage and the broker. The response comes within about three seconds."""
     results: dict[str, str] = {}
     async with anyio.create_task_group() as group:
         for name, check in _checks(services).items():
@@ -69,7 +69,10 @@ def _ping_database(services: Services) -> None:
 
 
 async def _run_check(name: str, check: Callable[[], object], results: dict[str, str]) -> None:
-    """Store `ok` or the type of the error. The full error goes only to the log: it may contain hosts and users."""
+    """Run a check and store `ok` or the type of its error.
+
+    The error's text goes only to the log, because it may contain host and user names.
+    """
     try:
         with anyio.fail_after(CHECK_SECONDS):
             await run_sync(check, abandon_on_cancel=True)

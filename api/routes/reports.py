@@ -1,4 +1,4 @@
-"""Reports of a job: events (pages or a live stream), metrics (JSON or CSV), checkpoints with links."""
+"""Reports of a job: events (pages or a live stream), metrics (JSON or CSV), and checkpoints with download links."""
 
 import csv
 import io
@@ -26,11 +26,11 @@ from core.tables import Checkpoint, JobMetric
 POLL_SECONDS = 1.0
 """Seconds between two reads of new events for a stream."""
 STREAM_SECONDS = 300.0
-"""Longest duration of a stream. The client reconnects with `Last-Event-ID`, and its key is checked again."""
+"""Maximum seconds of one stream. A client reconnects with `Last-Event-ID`, and its key is then checked again."""
 KEEPALIVE_SECONDS = 15.0
-"""Seconds of silence after which a comment is sent, because proxies close silent connections."""
+"""Seconds without an event after which a comment is sent. Otherwise proxies would close the connection."""
 STREAM_PAGE = 100
-"""Events read at a time for a stream."""
+"""Maximum number of events that a stream reads from the database at a time."""
 
 ERRORS = responses(Code.NOT_FOUND, Code.INVALID_REQUEST)
 Accept = Annotated[str, Header(include_in_schema=False)]
@@ -58,14 +58,19 @@ def list_job_events(
     *,
     accept: Accept = "",
     last_event_id: Annotated[
-        int | None, Header(ge=0, le=LARGEST_ID, description="Event after which a stream starts. Overrides `after`.")
+        int | None,
+        Header(
+            ge=0,
+            le=LARGEST_ID,
+            description="Id of the last event that you received. A stream starts after it. Overrides `after`.",
+        ),
     ] = None,
     after: Annotated[int, Query(ge=0, le=LARGEST_ID, description="Id of an event. The result starts after it.")] = 0,
     limit: Limit = 100,
 ) -> Response:
     """List the events of a job, oldest first.
 
-    With `Accept: text/event-stream`, a live stream that ends with the job or after five minutes.
+    With `Accept: text/event-stream`, the response is a live stream. It ends when the job ends or after five minutes.
     """
     if "text/event-stream" in accept:
         return _stream(services, caller.tenant, job_id, after if last_event_id is None else last_event_id)
@@ -97,12 +102,13 @@ def list_job_metrics(
     limit: Annotated[int, Query(ge=1, le=10_000, description="Largest number of rows in the page, 1 to 10000.")] = 1000,
     points: Annotated[
         int | None,
-        Query(ge=2, le=10_000, description="Return all steps, merged into at most this many rows, 2 to 10000."),
+        Query(ge=2, le=10_000, description="Merge all steps into at most this many rows, 2 to 10000."),
     ] = None,
 ) -> Response:
-    """List the metrics of a job by step. With `Accept: text/csv`, a table with one column per metric.
+    """List the metrics of a job by step. With `Accept: text/csv`, the response is a table with a column per metric.
 
-    With `points`, neighbouring steps are merged: a row has their last step and the means of their values.
+    With `points`, consecutive steps are merged into one row. The row has the last of their steps and the averages of
+    their values.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
@@ -157,7 +163,10 @@ def _stream(services: Services, tenant: str, job_id: str, after: int) -> Respons
 
 
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield events until the job's last one or `STREAM_SECONDS`. No transaction stays open between reads."""
+    """Yield events until the last event of the job, or for `STREAM_SECONDS`.
+
+    No transaction stays open between two reads.
+    """
     began = sent = time.monotonic()
     while time.monotonic() - began < STREAM_SECONDS:
         rows, ended = await run_sync(_next_events, services, tenant, job_id, after)
@@ -175,7 +184,10 @@ async def _events(services: Services, tenant: str, job_id: str, after: int) -> A
 
 
 def _next_events(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:
-    """Return the next events, and whether the job had ended before they were read: then none will follow."""
+    """Return the next events, and whether the job had already ended before they were read.
+
+    If it had ended, no further events will follow.
+    """
     with services.sessions.begin() as session:
         ended = Status(jobs.get(session, tenant, job_id).status).final
         rows, _ = reports.events(session, job_id, after=after, limit=STREAM_PAGE)

@@ -35,7 +35,7 @@ router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=JsonRoute)
     responses=responses(*BODY, Code.CONFLICT),
 )
 def create_webhook(services: CurrentServices, caller: Auth, body: WebhookRequest, response: Response) -> WebhookSecret:
-    """Create a webhook: a URL that receives the events of your jobs. Only this response shows the secret."""
+    """Create a webhook: a URL that receives the events of your jobs. Only this response contains its secret."""
     view = usecases.create(services, caller, body)
     response.headers["Location"] = f"/webhooks/{view.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -58,7 +58,7 @@ def get_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) 
 
 @router.delete("/{webhook_id}", operation_id="delete_webhook", responses=ERRORS)
 def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Delete a webhook and its deliveries. A message that is being sent may still arrive."""
+    """Delete a webhook and its deliveries. A message that is already being sent may still arrive."""
     return usecases.delete(services, caller, webhook_id)
 
 
@@ -66,14 +66,14 @@ def delete_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookI
 def rotate_webhook_secret(
     services: CurrentServices, caller: Auth, webhook_id: WebhookId, response: Response
 ) -> WebhookSecret:
-    """Create a new secret. For one day, messages are signed with both secrets, in the same header."""
+    """Replace the secret of a webhook. For one day, each message is signed with both the old and the new secret."""
     response.headers["Cache-Control"] = "no-store"
     return usecases.rotate(services, caller, webhook_id)
 
 
 @router.post("/{webhook_id}/disable", operation_id="disable_webhook", responses=ERRORS)
 def disable_webhook(services: CurrentServices, caller: Auth, webhook_id: WebhookId) -> WebhookView:
-    """Disable a webhook. Pending messages wait until it is enabled; new events are not queued. Idempotent."""
+    """Disable a webhook. Pending messages wait until it is enabled. New events create no messages. Idempotent."""
     return usecases.disable(services, caller, webhook_id)
 
 
@@ -104,7 +104,7 @@ def list_webhook_deliveries(
     ] = None,
     limit: Limit = 20,
 ) -> DeliveryPage:
-    """List sent and pending messages of a webhook with its responses, newest first. They are kept for 30 days."""
+    """List the messages of a webhook, sent and pending, with the responses, newest first. Kept for 30 days."""
     with services.sessions.begin() as session:
         hook = webhooks.get(session, caller.tenant, webhook_id)
         rows, more = webhooks.deliveries(session, hook.id, after=after, limit=limit)

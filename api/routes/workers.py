@@ -1,4 +1,4 @@
-"""Workers, and metrics of the service for Prometheus."""
+"""The list of workers, and metrics of the whole service for Prometheus."""
 
 from fastapi import APIRouter, Response
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
 def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
-    """List all workers seen within the last day: host, device, versions, job, last heartbeat."""
+    """List all workers that sent a heartbeat within the last day: host, device, versions, job, last heartbeat."""
     with services.sessions.begin() as session:
         rows = workers.list_with_jobs(session)
     return WorkerList(data=[WorkerView.of(worker, job, caller.tenant) for worker, job in rows])
@@ -28,7 +28,7 @@ def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
     },
 )
 def get_metrics(services: CurrentServices, _caller: Scraper) -> Response:
-    """Get metrics of the whole service in the text format of Prometheus. None of them is per job."""
+    """Get metrics of the whole service in the text format of Prometheus. There are no metrics of single jobs."""
     with services.sessions.begin() as session:
         text = prometheus.render(session, services.settings.lease_seconds)
     return Response(text, media_type=prometheus.MEDIA_TYPE)

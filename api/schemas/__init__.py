@@ -1,1 +1,1 @@
-"""Schemas of requests and responses. They are separate from the tables, so that a table can change on its own."""
+"""Schemas of requests and responses. They are separate from the database tables, so that each can change alone."""

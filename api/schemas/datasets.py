@@ -14,7 +14,7 @@ from seft.models.source import ModelSource
 
 
 class DatasetView(BaseModel):
-    """A valid dataset."""
+    """A dataset that was checked and stored."""
 
     model_config = example(
         {
@@ -34,7 +34,9 @@ class DatasetView(BaseModel):
     format: Format = Field(description="Format of the records, detected from the first one.")
     bytes: int = Field(description="Size of the records as uncompressed JSONL.")
     records: int
-    skipped: int = Field(description="Invalid lines that were skipped, as `invalid_sample_skip_percentage` allows.")
+    skipped: int = Field(
+        description="Number of invalid lines that were skipped. `invalid_sample_skip_percentage` limits it."
+    )
     sha256: str = Field(description="SHA-256 of the records as uncompressed JSONL.")
     created_at: datetime
 
@@ -52,16 +54,16 @@ class RecordPart(BaseModel):
 
 
 class RecordView(BaseModel):
-    """A record as the model's tokenizer reads it."""
+    """A record as training input of a model, in parts."""
 
     tokens: int
-    trained_tokens: int = Field(description="Tokens that a repair learns to predict.")
+    trained_tokens: int = Field(description="Number of tokens of this record that a repair learns to predict.")
     parts: list[RecordPart]
     cut: bool = Field(description="True if only the first 2000 tokens are shown.")
 
 
 class PreviewView(BaseModel):
-    """The first records of a dataset as a model would be trained on them, with token counts."""
+    """The first records of a dataset as training input of a model, with token counts."""
 
     model_config = example(
         {
@@ -90,9 +92,13 @@ class PreviewView(BaseModel):
     model: str
     revision: str | None
     records: list[RecordView]
-    counted_records: int = Field(description="Records whose tokens were counted: those in the first 256 KiB.")
-    tokens: int = Field(description="Tokens of the whole dataset, estimated from its size unless `exact`.")
-    trained_tokens: int = Field(description="Those of them that a repair learns to predict.")
+    counted_records: int = Field(
+        description="Number of records whose tokens were counted: those in the first 256 KiB of the dataset."
+    )
+    tokens: int = Field(
+        description="Number of tokens of the whole dataset. Estimated from its size unless `exact` is true."
+    )
+    trained_tokens: int = Field(description="Number of these tokens that a repair learns to predict.")
     exact: bool = Field(description="True if the tokens of all records were counted.")
 
     @classmethod

@@ -15,26 +15,26 @@ def _describe(schema: dict[str, Any]) -> None:
 
 
 class EstimateSpec(JobSpec):
-    """A job to estimate: the fields of a job, with an optional `dataset`."""
+    """A job to estimate. It has the fields of a job, but `dataset` is optional."""
 
     model_config = ConfigDict(json_schema_extra=_describe)
 
     dataset: str | None = Field(  # type: ignore[assignment]
-        default=None, pattern=ids.pattern("file"), description="Has no effect on the estimate."
+        default=None, pattern=ids.pattern("file"), description="Optional, and has no effect on the estimate."
     )
 
 
 class StageView(BaseModel):
-    """Peak memory of a phase, to within about 10 %."""
+    """Peak memory of one phase of a job. The error of the estimate is about 10 %."""
 
     phase: Phase
     device_bytes: int = Field(description="Bytes of tensors on the device.")
-    host_bytes: int = Field(description="Bytes of all processes of the job on the host, if the device is a GPU.")
-    together_bytes: int = Field(description="Bytes of all processes of the job, if the device is the CPU.")
+    host_bytes: int = Field(description="Bytes of host memory for all processes of the job, if the device is a GPU.")
+    together_bytes: int = Field(description="Bytes of memory for all processes of the job, if the device is the CPU.")
 
 
 class TokensView(BaseModel):
-    """Largest number of tokens that each phase reads. A token that is read twice counts twice."""
+    """Maximum number of tokens that each phase processes. A token that is processed twice counts twice."""
 
     calibration: int
     training: int
@@ -42,25 +42,25 @@ class TokensView(BaseModel):
 
 
 class FitView(BaseModel):
-    """A live worker, and whether the job fits it."""
+    """A live worker, and whether the job fits into its memory."""
 
     name: str
     device: str
     device_name: str = Field(description="Model of the device. Equal devices take about the same time for a job.")
     fits: bool
-    phase: Phase = Field(description="Phase that needs the most memory; it decides whether the job fits.")
-    needed_bytes: int = Field(description="Memory that this phase needs.")
-    memory_bytes: int = Field(description="Memory of the device. A tenth of it must stay free.")
+    phase: Phase = Field(description="Phase that needs the most memory. It decides whether the job fits.")
+    needed_bytes: int = Field(description="Bytes of memory that this phase needs.")
+    memory_bytes: int = Field(description="Bytes of memory of the device. A tenth of it must stay free.")
     change: dict[str, Any] | None = Field(
         description="Changes to the job, at any depth (RFC 7396), that make it fit. `null` if no change helps."
     )
     seconds: float | None = Field(
-        description="Duration of the whole job, from similar jobs on such a device. `null` if there were none."
+        description="Seconds that the job takes, judged by similar jobs on such a device. `null` if there were none."
     )
 
 
 class EstimateView(BaseModel):
-    """What a job would need."""
+    """The memory, time and storage that a job would need."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -99,10 +99,10 @@ class EstimateView(BaseModel):
 
     architecture: str
     parameters: int
-    target_weights: int = Field(description="Number of weights in the linear layers that are made sparse.")
-    steps: int = Field(description="Optimizer steps.")
+    target_weights: int = Field(description="Number of weights in the linear layers that are pruned.")
+    steps: int = Field(description="Number of optimizer steps.")
     tokens: TokensView
     memory: list[StageView] = Field(description="Peak memory of each phase, in the order of the phases.")
-    checkpoint_bytes: int = Field(description="Size of the weights in the published checkpoint.")
+    checkpoint_bytes: int = Field(description="Bytes of the weight files in the published checkpoint.")
     fits: bool | None = Field(description="True if the job fits a live worker. `null` if there is no live worker.")
     workers: list[FitView]

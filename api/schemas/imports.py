@@ -14,7 +14,7 @@ from core.specs import WHOLE, Number, Spec, StorableText
 from core.tables import Import
 
 LARGEST = 5 << 40
-"""Largest object that S3 stores, in bytes."""
+"""Size of the largest object that S3 can store, in bytes."""
 IMPORT_ID = "imp_01jz5h4c8m2v9q7w3t6x0y1b2d"
 
 
@@ -30,7 +30,8 @@ class ImportRequest(Spec):
         default=None, description="Size of the file that you send."
     )
     resume_key: Annotated[StorableText, Field(min_length=1, max_length=128)] | None = Field(
-        default=None, description="Identifies the file, such as its SHA-256. The same key resumes an unfinished import."
+        default=None,
+        description="Text that identifies the file, such as its SHA-256. Send it again to resume an unfinished import.",
     )
     source: Annotated[StorableText, Field(max_length=1024)] | None = Field(
         default=None,
@@ -40,7 +41,7 @@ class ImportRequest(Spec):
         default=0.0,
         ge=0,
         le=100,
-        description="Percentage of invalid lines to skip. With more, the file is rejected.",
+        description="Largest percentage of invalid lines that are skipped. A file with more is rejected.",
     )
 
     @model_validator(mode="after")
@@ -79,12 +80,14 @@ class ImportView(BaseModel):
 
     id: str
     name: str
-    status: State = Field(description="`receiving` parts, `checking` (or fetching) the file, `done` or `failed`.")
+    status: State = Field(
+        description="`receiving`: parts are sent. `checking`: the file is fetched or checked. Then `done` or `failed`."
+    )
     source: str | None
     bytes: int | None
-    part_bytes: int | None = Field(description="Size of every part except the last one, which may be smaller.")
+    part_bytes: int | None = Field(description="Bytes of every part except the last one, which may be smaller.")
     parts: int | None = Field(description="Number of parts.")
-    dataset_id: str | None = Field(description="Id of the dataset that it made.")
+    dataset_id: str | None = Field(description="Id of the dataset that the import created.")
     error: ImportFailure | None
     created_at: datetime
 

@@ -16,7 +16,7 @@ class ErrorView(BaseModel):
     """Why a job failed."""
 
     fault: Annotated[str, Passthrough(Literal["user_error", "system_error"])] = Field(
-        description="What caused it: the request or the service."
+        description="Whether the request (`user_error`) or the service (`system_error`) caused the failure."
     )
     code: str
     message: str
@@ -30,21 +30,23 @@ class ReasonView(BaseModel):
 
 
 class JobView(BaseModel):
-    """A job in a list."""
+    """A job as it appears in a list."""
 
     id: str
     status: Status
     reason: ReasonView | None = Field(
-        description="Why the job does not run: while paused, and for a single job also while queued."
+        description="Why a paused job does not run. When you get a single job, also why a queued job does not run."
     )
-    pausing: bool = Field(description="A pause was requested; the worker is saving the state.")
-    stopping: bool = Field(description="A stop was requested: training ends and the result is published.")
+    pausing: bool = Field(description="True if a pause was requested and the worker is still saving the state.")
+    stopping: bool = Field(description="True if a stop was requested: training ends early and the result is published.")
     phase: Annotated[str | None, Passthrough(Phase | None)] = Field(description="Phase of the running attempt.")
     progress: float = Field(description="Fraction of the whole job that is done, 0 to 1.")
-    step: int = Field(description="Optimizer steps done, of `spec.repair.steps`.")
+    step: int = Field(description="Number of optimizer steps done, out of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
-    scores: dict[str, float] = Field(description="Perplexities `dense`, `pruned`, `repaired`, as far as measured.")
-    measured: dict[str, Any] | None = Field(description="Sparsity, counted in the exported file.")
+    scores: dict[str, float] = Field(
+        description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured."
+    )
+    measured: dict[str, Any] | None = Field(description="Sparsity, counted in the files of the checkpoint.")
     error: ErrorView | None
     spec: Annotated[dict[str, Any], Passthrough(JobSpec)] = Field(description="The request, with defaults filled in.")
     created_at: datetime
@@ -54,7 +56,7 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, job: Job, **computed: Any) -> Self:
-        """Return the view of a row, with fields that are not in the row."""
+        """Return the view of a row. `computed` are the values of fields that are not columns of the row."""
         names = set(JobView.model_fields)
         return cls.model_validate(
             {name: getattr(job, name) for name in names} | {"spec": with_defaults(job.spec)} | computed
@@ -87,9 +89,11 @@ class JobDetail(JobView):
 
     model_config = example({**_JOB, "queue_position": None, "estimate": None})
 
-    queue_position: int | None = Field(description="Place in the queue while queued, from 1. 1000 means 1000 or more.")
+    queue_position: int | None = Field(
+        description="Place in the queue, from 1, if the job is queued. 1000 means 1000 or more."
+    )
     estimate: Annotated[dict[str, Any] | None, Passthrough(EstimateView | None)] = Field(
-        description="Estimate from when the job was created, if it was created with `auto_start: false`."
+        description="Estimate made when the job was created. Only for jobs with `auto_start: false`."
     )
 
 

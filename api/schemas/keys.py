@@ -43,12 +43,12 @@ class KeyView(BaseModel):
     name: str
     scope: Scope
     created_at: datetime
-    last_used_at: datetime | None = Field(description="Time of the last use, exact to a minute.")
+    last_used_at: datetime | None = Field(description="Time of the last use, accurate to one minute.")
     revoked_at: datetime | None
 
     @classmethod
     def of(cls, row: ApiKey, **computed: Any) -> Self:
-        """Return the view of a row, with fields that are not in the row."""
+        """Return the view of a row. `computed` are the values of fields that are not columns of the row."""
         return cls.model_validate({name: getattr(row, name) for name in KeyView.model_fields} | computed)
 
 
@@ -57,7 +57,9 @@ class KeySecret(KeyView):
 
     model_config = example({**_KEY, "secret": "seft_…"})
 
-    secret: str = Field(description="Send it as `Authorization: Bearer …`. Shown only once; only its hash is stored.")
+    secret: str = Field(
+        description="Secret to send as `Authorization: Bearer …`. Shown only once, because only its hash is stored."
+    )
 
 
 class KeyPage(BaseModel):
@@ -73,7 +75,7 @@ class AuditView(BaseModel):
     """An entry of the audit log: one change."""
 
     id: int
-    key_id: str = Field(description="Key of the request.")
+    key_id: str = Field(description="Id of the API key that was used.")
     request_id: str = Field(description="Request id, as in the response header `X-Request-Id` and in the log.")
     action: str = Field(description="Name of the operation, such as `create_job`.")
     target: str = Field(description="Id of what was created, changed or deleted.")
@@ -86,7 +88,7 @@ class AuditView(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Entries, newest first. For the next page, send the last id as `after`."""
+    """Audit entries, newest first. For the next page, send the last id as `after`."""
 
     model_config = example(
         {

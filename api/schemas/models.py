@@ -29,19 +29,21 @@ class ModelView(BaseModel):
 
     id: str = Field(description="Value for the field `model` of a job.")
     kind: Literal["hub", "folder", "gguf", "result"] = Field(
-        description="Where the model is stored. A `result` was published by one of your jobs and has its id."
+        description="Where the model is stored. A `result` is the checkpoint of one of your jobs and has the job's id."
     )
     revision: str | None = Field(description="Commit of a hub model, or SHA-256 of a result's manifest.")
     architecture: str
     licence: str | None
     context: int | None = Field(description="Context length in tokens.")
     parameters: int
-    target_weights: int = Field(description="Number of weights in the linear layers that are made sparse.")
-    fits_on: list[str] = Field(description="Names of live workers that a job with default settings fits.")
+    target_weights: int = Field(description="Number of weights in the linear layers that are pruned.")
+    fits_on: list[str] = Field(
+        description="Names of live workers that have enough memory for a job with default settings."
+    )
 
 
 class ModelPage(BaseModel):
-    """Shared models by name, then your results, newest first. For the next page, send the last id as `after`."""
+    """Models: shared ones by name, then your results, newest first. For the next page, send the last id as `after`."""
 
     model_config = example({"data": [_MODEL], "has_more": False})
 
@@ -50,7 +52,7 @@ class ModelPage(BaseModel):
 
 
 def _sendable(token: SecretStr) -> SecretStr:
-    """Reject what an HTTP header cannot carry, such as line ends from copying."""
+    """Reject a token that an HTTP header cannot carry, such as one that was copied with a line break."""
     if not all("!" <= character <= "~" for character in token.get_secret_value()):
         raise ValueError("must be printable ASCII without spaces")
     return token
@@ -62,7 +64,9 @@ class HubTokenRequest(Spec):
     model_config = example({"token": "hf_example"})
 
     token: Annotated[SecretStr, AfterValidator(_sendable)] = Field(
-        min_length=1, max_length=512, description="Access token from the settings of the hub. Read access is enough."
+        min_length=1,
+        max_length=512,
+        description="Access token, from your account's settings on the hub. Read access is enough.",
     )
 
 
@@ -72,7 +76,7 @@ class HubTokenView(BaseModel):
     model_config = example({"id": "hub_01jz5h4c8m2v9q7w3t6x0y1b2d", "name": "acme", "created_at": TIME})
 
     id: str
-    name: str = Field(description="Account of the token, as the hub named it when the token was stored.")
+    name: str = Field(description="Name of the hub account that owns the token, read when the token was stored.")
     created_at: datetime
 
     @classmethod

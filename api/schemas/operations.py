@@ -8,7 +8,7 @@ from api.schemas.shared import example
 
 
 class Alive(BaseModel):
-    """The process is alive."""
+    """Answer of a process that is running."""
 
     model_config = example({"status": "ok"})
 
@@ -21,9 +21,9 @@ class Ready(BaseModel):
     model_config = example({"status": "ready", "checks": {"database": "ok", "storage": "ok", "broker": "ok"}})
 
     status: Literal["ready", "degraded"] = Field(
-        description="`degraded` if the broker does not answer: running jobs continue, new ones start when it is back."
+        description="`degraded`: the broker does not answer. Running jobs continue. New jobs start when it answers."
     )
-    checks: dict[str, str] = Field(description="`ok` or the kind of error, per server.")
+    checks: dict[str, str] = Field(description="Per server: `ok`, or the type of the error.")
 
 
 class Version(BaseModel):

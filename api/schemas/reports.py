@@ -14,7 +14,7 @@ class EventView(BaseModel):
     """An event of a job."""
 
     id: int
-    type: str = Field(description="`job.<transition>` for a change of status; other types for other events.")
+    type: str = Field(description="Type of the event. Changes of the status have types `job.<transition>`.")
     attempt: int
     data: dict[str, Any]
     created_at: datetime
@@ -40,7 +40,7 @@ class EventPage(BaseModel):
 
 
 class MetricView(BaseModel):
-    """Metrics of one step."""
+    """Values measured at one step."""
 
     step: int
     attempt: int
@@ -53,7 +53,7 @@ class MetricView(BaseModel):
 
 
 class MetricPage(BaseModel):
-    """Metrics by step. For the next page, send the last step as `after_step`."""
+    """Metrics in the order of steps. For the next page, send the last step as `after_step`."""
 
     model_config = example(
         {"data": [{"step": 1, "attempt": 1, "values": {"loss": 3.91, "learning_rate": 0.003}}], "has_more": True}
@@ -77,15 +77,15 @@ class CheckpointView(BaseModel):
 
     id: str
     step: int
-    sha256: str = Field(description="SHA-256 of `manifest.json`, which lists that of every other file.")
+    sha256: str = Field(description="SHA-256 of `manifest.json`. That file lists the SHA-256 of every other file.")
     scores: dict[str, float]
     files: list[FileView]
     created_at: datetime
-    expires_at: datetime | None = Field(description="Time at which it is deleted. `null` means never.")
+    expires_at: datetime | None = Field(description="Time at which the checkpoint is deleted. `null` means never.")
 
     @classmethod
     def of(cls, row: Checkpoint, files: list[FileView]) -> Self:
-        """Return the view of a row, with links."""
+        """Return the view of a row. `files` are its files with download links."""
         names = cls.model_fields.keys() - {"files"}
         return cls.model_validate({name: getattr(row, name) for name in names} | {"files": files})
 

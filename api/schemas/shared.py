@@ -1,4 +1,4 @@
-"""Shared parts of schemas: example values, and fields that return a stored value unchanged."""
+"""Parts that several schemas share: example values, and a type for stored values that are returned unchanged."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,9 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 TIME = "2026-01-31T12:00:00Z"
 LARGEST_ID = 2**63 - 1
-"""Largest id that the database gives to a numbered row."""
+"""Largest id of a row with a numeric id in the database."""
 LARGEST_STEP = 2**31 - 1
-"""Largest step that the database stores."""
+"""Largest step number that the database can store."""
 
 
 def example(value: dict[str, Any]) -> ConfigDict:
@@ -24,9 +24,9 @@ def example(value: dict[str, Any]) -> ConfigDict:
 
 @dataclass(frozen=True, slots=True)
 class Passthrough:
-    """Annotation of a field that OpenAPI describes as `type`, but whose stored value is returned without validation.
+    """Annotation for a field that returns a stored value without validation. OpenAPI describes the field as `type`.
 
-    A newer version of the software may have written the row.
+    The value is not validated, because a newer version of the software may have stored it.
     """
 
     type: Any

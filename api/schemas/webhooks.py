@@ -53,8 +53,12 @@ class WebhookView(BaseModel):
     url: str
     events: list[str]
     created_at: datetime
-    failing_since: datetime | None = Field(description="Time of the first failure since the last success.")
-    disabled_at: datetime | None = Field(description="Time since which nothing is sent, until you `enable` it.")
+    failing_since: datetime | None = Field(
+        description="Time of the first failure after the last success. `null` if the last try succeeded."
+    )
+    disabled_at: datetime | None = Field(
+        description="Time when the webhook was disabled. Nothing is sent until you enable it. `null` if it is enabled."
+    )
 
     @classmethod
     def of(cls, row: Webhook) -> Self:
@@ -67,7 +71,7 @@ class WebhookSecret(WebhookView):
 
     model_config = example({**_HOOK, "secret": "whsec_…"})
 
-    secret: str = Field(description="Key of the signatures (standardwebhooks.com). Shown only once.")
+    secret: str = Field(description="Secret that signs the messages (see standardwebhooks.com). Shown only once.")
 
 
 class WebhookList(BaseModel):
@@ -79,7 +83,7 @@ class WebhookList(BaseModel):
 
 
 class TryView(BaseModel):
-    """One attempt at a delivery."""
+    """One try to send a message."""
 
     at: datetime
     status: int | None = Field(description="HTTP status of the response. `null` if there was none.")
@@ -102,12 +106,12 @@ class DeliveryView(BaseModel):
 
     model_config = example(_DELIVERY)
 
-    id: str = Field(description="Value of the header `webhook-id`, the same in every attempt.")
+    id: str = Field(description="Value of the header `webhook-id`. It is the same at every try.")
     type: str
     state: DeliveryState
     body: str
-    log: list[TryView] = Field(description="All attempts so far.")
-    due_at: datetime | None = Field(description="Time of the next attempt. `null` if there will be none.")
+    log: list[TryView] = Field(description="All tries so far.")
+    due_at: datetime | None = Field(description="Time of the next try. `null` if there will be none.")
     created_at: datetime
 
     @classmethod

@@ -17,16 +17,18 @@ class WorkerView(BaseModel):
     device: str = Field(description="Kind of device: `cpu` or `cuda`.")
     device_name: str
     memory: int = Field(description="Memory of the device in bytes.")
-    disk: int = Field(description="Free disk space for the files of jobs, in bytes, at the last heartbeat.")
+    disk: int = Field(description="Free disk space for files of jobs, in bytes, at the last heartbeat.")
     temperature: int | None = Field(
         description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
     )
     versions: dict[str, str]
     busy: bool = Field(description="True if the worker runs a job.")
-    job_id: str | None = Field(description="The job that it runs, if that is one of yours.")
+    job_id: str | None = Field(
+        description="Id of the job that the worker runs. `null` if it runs none or the job is not yours."
+    )
     started_at: datetime
     seen_at: datetime = Field(description="Time of the last heartbeat.")
-    consumed_at: datetime = Field(description="Time at which it last took a message from the broker.")
+    consumed_at: datetime = Field(description="Time when the worker last received a message from the broker.")
 
     @classmethod
     def of(cls, worker: Worker, job: Job | None, tenant: str) -> Self:
@@ -38,7 +40,7 @@ class WorkerView(BaseModel):
 
 
 class WorkerList(BaseModel):
-    """All workers seen within the last day."""
+    """All workers that sent a heartbeat within the last day."""
 
     model_config = example(
         {

@@ -1,4 +1,4 @@
-"""A change and its audit row, in one transaction."""
+"""Make a change and write its audit row, in one transaction."""
 
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
@@ -11,11 +11,11 @@ from core.access.audit import Caller
 
 
 class Identified(Protocol):
-    """A row with an id."""
+    """A row that has an id."""
 
     @property
     def id(self) -> str:
-        """The id that the audit row names as its target."""
+        """Id of the row. The audit row stores it as the target of the change."""
 
 
 Row = TypeVar("Row", bound=Identified)
@@ -32,7 +32,10 @@ def audited(
     *args: Params.args,
     **kwargs: Params.kwargs,
 ) -> View:
-    """Call `change(session, tenant, ...)`, record it in the audit log as `operation`, and return the row's view."""
+    """Call `change(session, tenant, ...)`, write an audit row for it, and return the changed row's view.
+
+    `operation` is the name of the change in the audit log.
+    """
     with services.sessions.begin() as session:
         row = change(session, caller.tenant, *args, **kwargs)
         audit.record(session, caller, operation, row.id)

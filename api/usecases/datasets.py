@@ -13,9 +13,9 @@ from core.datasets import datasets, previews
 def upload(
     services: Services, caller: Caller, file: BinaryIO, name: str | None, skip_percentage: float = 0.0
 ) -> DatasetView:
-    """Check and store an uploaded file. The same content under the same name returns the earlier dataset.
+    """Check and store an uploaded file. Returns the existing dataset if one has the same content and name.
 
-    Raises INVALID_DATASET if the file breaks a rule, LIMIT_REACHED if the tenant's storage is full.
+    Raises INVALID_DATASET if the file breaks a rule, and LIMIT_REACHED if the tenant's storage is full.
     """
     content = services.dataset_store.store(caller.tenant, file, skip_percentage)
     with services.sessions.begin() as session:

@@ -14,15 +14,19 @@ from core.tables import Import
 
 
 def create(services: Services, caller: Caller, body: ImportRequest) -> ImportView:
-    """Begin an import, or return the unfinished one with the same name, size and `resume_key`.
+    """Begin an import, or return the unfinished import with the same name, size and `resume_key`.
 
-    Raises INVALID_REQUEST if the source is not allowed or the file too large, LIMIT_REACHED if a quota is used up.
+    Raises INVALID_REQUEST if the source is not allowed or the file is too large, and LIMIT_REACHED if the tenant has
+    too many unfinished imports or its storage is full.
     """
     return _resume(services, caller, body) or _begin(services, caller, body)
 
 
 def parts(services: Services, caller: Caller, import_id: str, *, after: int, limit: int) -> PartPage:
-    """List up to `limit` parts behind number `after`: whether the storage has each, else a link to PUT it to."""
+    """List up to `limit` parts of an import that follow part number `after`.
+
+    A part that the storage has not received yet has a link to PUT it to.
+    """
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
     if row.upload is None or row.bytes is None:
@@ -40,7 +44,7 @@ def parts(services: Services, caller: Caller, import_id: str, *, after: int, lim
 
 
 def complete(services: Services, caller: Caller, import_id: str) -> ImportView:
-    """Join the parts into one object and hand it to the importer. Idempotent. Raises CONFLICT if parts are missing."""
+    """Join the parts into one object and queue it for the check. Idempotent. Raises CONFLICT if a part is missing."""
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
     if row.state == State.RECEIVING:
@@ -55,7 +59,7 @@ def complete(services: Services, caller: Caller, import_id: str) -> ImportView:
 
 
 def delete(services: Services, caller: Caller, import_id: str) -> ImportView:
-    """Delete an import and its parts. The dataset that it made stays."""
+    """Delete an import and the parts that were sent. The dataset of a finished import is kept."""
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
         view, upload = ImportView.of(row), row.upload
@@ -110,7 +114,7 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
 
 
 def _join(services: Services, row: Import) -> None:
-    """Make one object of the parts. Raises CONFLICT if a part is missing or has the wrong length."""
+    """Join the parts into one object. Raises CONFLICT if a part is missing or has the wrong length."""
     assert row.bytes is not None
     assert row.upload is not None
     key, count = imports.key(row.id), imports.part_count(row.bytes)

@@ -1,4 +1,4 @@
-"""Use cases of jobs: create, estimate, apply an action, and read one with its place in the queue."""
+"""Create a job, estimate it, apply an action to it, and read it with its place in the queue."""
 
 from collections.abc import Callable, Mapping
 
@@ -34,9 +34,10 @@ def create(
     idempotency_key: str | None,
     operation: str = "create_job",
 ) -> JobDetail:
-    """Admit a job and notify the workers. Raises the errors of `core.jobs.admission.admit`.
+    """Check and create a job, and notify the workers. Raises the errors of `core.jobs.admission.admit`.
 
-    Returns the earlier job if this key and body have created one before. `operation` is recorded in the audit log.
+    If the same key and body have created a job before, that job is returned. `operation` is the name of the change in
+    the audit log.
     """
     job, new = admit(
         services.models,
@@ -54,7 +55,7 @@ def create(
 
 
 def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> EstimateView:
-    """Estimate memory, time and bytes of a job, and which workers it fits. Reads no weights."""
+    """Estimate a job's memory, time and storage, and which workers can run it. No weights are read."""
     source = services.models.find(caller.tenant, spec.model, spec.revision)
     dimensions = services.models.dimensions(caller.tenant, source)
     with services.sessions.begin() as session:
@@ -62,7 +63,7 @@ def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> Estimate
 
 
 def act(services: Services, caller: Caller, job_id: str, action: str) -> JobDetail:
-    """Apply one of `ACTIONS` to a job, and notify the workers if it is queued after that."""
+    """Apply one of `ACTIONS` to a job. If the job is queued afterwards, notify the workers."""
     with services.sessions.begin() as session:
         job = ACTIONS[action](session, caller.tenant, job_id)
         audit.record(session, caller, f"{action}_job", job.id)
@@ -73,12 +74,12 @@ def act(services: Services, caller: Caller, job_id: str, action: str) -> JobDeta
 
 
 def get(services: Services, caller: Caller, job_id: str) -> JobDetail:
-    """Return one job of the caller's tenant. Raises NOT_FOUND."""
+    """Return one job of the caller's tenant. Raises NOT_FOUND if the tenant has no such job."""
     with services.sessions.begin() as session:
         return detail(services, session, jobs.get(session, caller.tenant, job_id))
 
 
 def detail(services: Services, session: Session, job: Job) -> JobDetail:
-    """Return the full view of a job, with its position in the queue and why it waits."""
+    """Return the full view of a job, with its place in the queue and the reason why it waits."""
     reason = fairness.waiting_reason(session, job, services.settings)
     return JobDetail.of(job, queue_position=jobs.position(session, job), reason=reason, estimate=job.estimate)

@@ -8,7 +8,7 @@ from core.access.audit import Caller
 
 
 def create(services: Services, caller: Caller, body: KeyRequest) -> KeySecret:
-    """Create a key of the caller's tenant. The secret is in this result only."""
+    """Create a key for the caller's tenant. Only this result contains the secret."""
     with services.sessions.begin() as session:
         row, secret = keys.issue(session, caller.tenant, body.name, body.scope)
         audit.record(session, caller, "create_key", row.id)
@@ -16,5 +16,5 @@ def create(services: Services, caller: Caller, body: KeyRequest) -> KeySecret:
 
 
 def revoke(services: Services, caller: Caller, key_id: str) -> KeyView:
-    """Revoke a key. Idempotent. Raises CONFLICT if it is the caller's own."""
+    """Revoke a key. Idempotent. Raises CONFLICT if it is the key that sent the request."""
     return audited(services, caller, "revoke_key", KeyView.of, keys.revoke, key_id, by=caller.key_id)

@@ -1,4 +1,4 @@
-"""Use cases of models: list those that can be repaired, look up one."""
+"""List the models that a job can use, and look up one model."""
 
 from api.deps import Services
 from api.schemas.models import ModelPage, ModelView
@@ -7,13 +7,16 @@ from core.errors import Code, ProblemError
 
 
 def page(services: Services, caller: Caller, *, after: str | None, limit: int) -> ModelPage:
-    """List local models, models in the hub's cache, and results of the tenant's jobs."""
+    """List local models, models in the service's hub cache, and results of the tenant's jobs."""
     entries, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
     return ModelPage(data=[ModelView.model_validate(entry.to_json()) for entry in entries], has_more=more)
 
 
 def get(services: Services, caller: Caller, model_id: str, revision: str | None = None) -> ModelView:
-    """Look up one model, on the hub too. Raises NOT_FOUND if there is none, as reads do, not MODEL_NOT_FOUND."""
+    """Look up one model, on the hub if it is not stored here. Raises NOT_FOUND if it does not exist.
+
+    Other functions raise MODEL_NOT_FOUND for a missing model, but a route that reads answers NOT_FOUND.
+    """
     try:
         return ModelView.model_validate(services.catalogue.get(caller.tenant, model_id, revision).to_json())
     except ProblemError as error:

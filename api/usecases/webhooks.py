@@ -13,7 +13,10 @@ from core.errors import Code, Flaw, ProblemError
 
 
 def create(services: Services, caller: Caller, body: WebhookRequest) -> WebhookSecret:
-    """Create a webhook. Raises INVALID_REQUEST if its URL may not be called, CONFLICT if the tenant has too many."""
+    """Create a webhook.
+
+    Raises INVALID_REQUEST if its URL may not be called, and CONFLICT if the tenant has too many webhooks.
+    """
     require_callable(body.url, services.settings.webhook_networks)
     return audited(services, caller, "create_webhook", WebhookSecret.of, webhooks.create, body.url, body.events)
 
@@ -24,27 +27,30 @@ def delete(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
 
 
 def rotate(services: Services, caller: Caller, webhook_id: str) -> WebhookSecret:
-    """Give a webhook a new secret. The old one signs too for a day."""
+    """Replace the secret of a webhook. For a day, messages are also signed with the old one."""
     return audited(services, caller, "rotate_webhook_secret", WebhookSecret.of, webhooks.rotate, webhook_id)
 
 
 def disable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
-    """Stop deliveries to a webhook until it is enabled. Idempotent."""
+    """Disable a webhook: nothing is sent to it until it is enabled. Idempotent."""
     return audited(services, caller, "disable_webhook", WebhookView.of, webhooks.disable, webhook_id)
 
 
 def enable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
-    """Continue deliveries to a disabled webhook. Idempotent."""
+    """Enable a disabled webhook: messages are sent to it again. Idempotent."""
     return audited(services, caller, "enable_webhook", WebhookView.of, webhooks.enable, webhook_id)
 
 
 def test(services: Services, caller: Caller, webhook_id: str) -> DeliveryView:
-    """Queue a test message. Raises CONFLICT if the webhook is disabled."""
+    """Queue a test message for a webhook. Raises CONFLICT if the webhook is disabled."""
     return audited(services, caller, "test_webhook", DeliveryView.of, webhooks.send_test, webhook_id)
 
 
 def require_callable(url: str, allowed: Sequence[Network]) -> None:
-    """Raise INVALID_REQUEST if this URL could never be called. A host name is resolved and checked at every call."""
+    """Raise INVALID_REQUEST if messages to this URL would always be rejected.
+
+    An IP address is checked now. A host name is resolved and checked at each delivery.
+    """
     rule = None
     try:
         parts = urlsplit(url)

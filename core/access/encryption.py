@@ -1,4 +1,4 @@
-"""Encryption of tenants' secrets. The database holds only the encrypted text; only the settings hold the key."""
+"""Encrypt the secrets of tenants. The database stores only encrypted text. The key is only in the settings."""
 
 import base64
 import hashlib
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Encryption:
-    """Encrypts and decrypts with the setting `secret_key`."""
+    """Encrypts and decrypts text with the key from the setting `secret_key`."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.secret_key
 
     def encrypt(self, text: str) -> str:
-        """Return the text encrypted. Raises CONFLICT if the service has no key."""
+        """Return the encrypted text. Raises CONFLICT if the setting `secret_key` is not set."""
         if self._secret is None:
             flaw = Flaw("SEFT_SECRET_KEY", "must be set on the server", "not set", "Ask the operator to set it.")
             raise ProblemError(Code.CONFLICT, "This service has no key to encrypt secrets with.", (flaw,))
@@ -28,7 +28,10 @@ class Encryption:
         return encrypted.decode()
 
     def decrypt(self, encrypted: str) -> str:
-        """Return the plain text. Raises INVALID_REQUEST if it was encrypted with a different key or there is no key."""
+        """Return the decrypted text.
+
+        Raises INVALID_REQUEST if the setting `secret_key` is not set or is not the key that encrypted the text.
+        """
         from cryptography.fernet import InvalidToken
 
         try:

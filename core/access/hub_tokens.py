@@ -1,7 +1,7 @@
-"""Tenants' tokens for the model hub, one per tenant, for private and gated models and datasets.
+"""Tenants' access tokens for the model hub, for private and gated models and datasets. A tenant has at most one.
 
-A token is stored encrypted and never shown. It is decrypted only after the hub has rejected a request that the service
-made without it.
+A token is stored encrypted and never shown. It is decrypted only after the hub has rejected a request that the
+service made without it.
 """
 
 import huggingface_hub as hub
@@ -36,7 +36,7 @@ def account_name(token: str) -> str:
 
 
 def put(session: Session, tenant: str, encrypted: str, name: str) -> HubToken:
-    """Set or replace the tenant's token. `name` is the account that owns it."""
+    """Store the tenant's token, which replaces an earlier one. `name` is the hub account that owns the token."""
     values = {"id": ids.new("hub"), "name": name, "sealed": encrypted, "created_at": func.now()}
     row = insert(HubToken).values(tenant=tenant, **values)
     upsert = row.on_conflict_do_update(index_elements=["tenant"], set_=values).returning(HubToken)
@@ -60,18 +60,21 @@ def remove(session: Session, tenant: str) -> HubToken:
 
 
 def find_encrypted(session: Session, tenant: str) -> str | None:
-    """Return the tenant's token, still encrypted. Returns None if the tenant has none."""
+    """Return the tenant's token in encrypted form, or None if the tenant has none."""
     return session.scalar(select(HubToken.sealed).where(HubToken.tenant == tenant))
 
 
 class HubTokens:
-    """Reads and decrypts tenants' tokens. Safe to share between threads."""
+    """Reads and decrypts the tokens of tenants. Safe to share between threads."""
 
     def __init__(self, encryption: Encryption, sessions: sessionmaker[Session]) -> None:
         self._encryption, self._sessions = encryption, sessions
 
     def get(self, tenant: str) -> str | None:
-        """Return the tenant's token in plain text, or None if there is none. Raises as `Encryption.decrypt`."""
+        """Return the tenant's token in plain text, or None if the tenant has none.
+
+        Raises the errors of `Encryption.decrypt`.
+        """
         with self._sessions.begin() as session:
             encrypted = find_encrypted(session, tenant)
         return None if encrypted is None else self._encryption.decrypt(encrypted)

@@ -1,6 +1,6 @@
-"""API keys, stored as SHA-256 hashes.
+"""API keys. The database stores only their SHA-256 hashes.
 
-A key is 256 random bits. So its hash needs no salt and no stretching, and looking it up by hash leaks nothing.
+A key is 256 random bits. So its hash needs no salt and no slow hash function, and a lookup by hash reveals nothing.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from core.errors import Code, ProblemError
 from core.tables import ApiKey
 
 USE_SECONDS = 60
-"""Resolution of `last_used_at`: it is written at most once in this many seconds per key."""
+"""Minimum seconds between two updates of a key's `last_used_at`."""
 
 
 class Scope(StrEnum):
-    """What a key may do. `write` includes `read`, `admin` includes all; `metrics` allows only scraping of metrics."""
+    """What a key may do. `write` includes `read`, `admin` includes everything. `metrics` allows only `GET /metrics`."""
 
     METRICS = "metrics"
     READ = "read"
@@ -30,7 +30,7 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
     def allows(self, needed: "Scope") -> bool:
-        """Return whether this scope is enough for an operation that needs the scope `needed`."""
+        """Return whether a key with this scope may run an operation that needs the scope `needed`."""
         if Scope.METRICS in {self, needed}:
             return self in {needed, Scope.ADMIN}
         order = list(Scope)
@@ -38,7 +38,7 @@ class Scope(StrEnum):
 
 
 def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKey, str]:
-    """Create a key. Return its row and its secret, which is not stored anywhere."""
+    """Create a key. Return its row and its secret. The secret is not stored anywhere."""
     secret = f"seft_{secrets.token_urlsafe(32)}"
     key = ApiKey(id=ids.new("key"), tenant=tenant, name=name, scope=scope, sha256=digest(secret))
     session.add(key)
@@ -48,18 +48,24 @@ def issue(session: Session, tenant: str, name: str, scope: Scope) -> tuple[ApiKe
 
 
 def verify(session: Session, secret: str) -> ApiKey | None:
-    """Return the key with this secret and update `last_used_at`. Returns None if the key is unknown or revoked."""
+    """Return the key with this secret, and update its `last_used_at`. Returns None if the key is unknown or revoked."""
     return _use(session, _valid_key_query(ApiKey.sha256), digest(secret))
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
-    """Do the same as `verify` by the key's id, for a caller who has shown the secret before."""
+    """Return the key with this id, and update its `last_used_at`. Returns None if the key is unknown or revoked.
+
+    Use it only for a caller who has already sent the secret of the key, such as a browser with a session.
+    """
     return _use(session, _valid_key_query(ApiKey.id), key_id)
 
 
 @cache
 def _valid_key_query(column: InstrumentedAttribute[str]) -> Select[ApiKey, bool]:
-    """Select the key whose `column` equals the parameter `value`, and whether `last_used_at` is due for an update."""
+    """Return the query for a key that is not revoked and whose `column` equals the parameter `value`.
+
+    The second value of the result is true if `last_used_at` must be updated.
+    """
     due = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(seconds=USE_SECONDS))
     return select(ApiKey, due).where(column == bindparam("value"), ApiKey.revoked_at.is_(None))
 
@@ -78,7 +84,10 @@ def _use(session: Session, query: Select[ApiKey, bool], value: str) -> ApiKey | 
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tuple[Sequence[ApiKey], bool]:
-    """Return up to `limit` keys older than `after`, newest first, with revoked ones, and whether there are more."""
+    """Return up to `limit` keys older than `after`, newest first, revoked ones included.
+
+    The second value is true if there are older keys.
+    """
     query = select(ApiKey).where(ApiKey.tenant == tenant).order_by(ApiKey.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(ApiKey.id < after)
@@ -89,8 +98,8 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
     """Revoke a key immediately. Idempotent.
 
-    Raises NOT_FOUND if the tenant has no such key, and CONFLICT if a key would revoke itself. So a tenant cannot lock
-    itself out, unless two of its keys revoke each other at the same moment.
+    Raises NOT_FOUND if the tenant has no such key, and CONFLICT if `by`, the key that sent the request, is the same
+    key. This prevents a tenant from locking itself out, unless two of its keys revoke each other at the same moment.
     """
     query = select(ApiKey).where(ApiKey.id == key_id, ApiKey.tenant == tenant).with_for_update()
     key = session.scalar(query) if ids.is_id("key", key_id) else None
@@ -106,5 +115,5 @@ def revoke(session: Session, tenant: str, key_id: str, *, by: str) -> ApiKey:
 
 
 def digest(secret: str) -> str:
-    """Return the SHA-256 of a secret, the only form in which it is stored."""
+    """Return the SHA-256 of a secret. Secrets are stored only in this form."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

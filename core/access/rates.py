@@ -1,6 +1,7 @@
-"""Rate limit per API key: `rate_limit` requests per second, in bursts of up to ten seconds' worth.
+"""Rate limit per API key: `rate_limit` requests per second on average, with bursts of ten seconds' worth of requests.
 
-The counts are stored in the broker's server and may be lost. While that server is unreachable, nothing is limited.
+The counts are stored in the server of the broker and may be lost. While that server is unreachable, no request is
+limited.
 """
 
 import redis
@@ -13,7 +14,7 @@ from core.settings import Settings
 
 BURST_SECONDS = 10.0
 ANSWER_SECONDS = 0.25
-"""Timeout of a call to the server. A slower server counts as unreachable."""
+"""Timeout of a call to the server, in seconds. A slower server counts as unreachable."""
 
 # The generic cell rate algorithm (GCRA). The one number stored per key is the theoretical arrival time: the time at
 # which all requests so far are paid off. All processes use the server's clock.
@@ -45,7 +46,7 @@ class Limiter:
         self._breaker = CircuitBreaker()
 
     def take(self, key_id: str) -> float:
-        """Count one request of this key. Return 0 if it is allowed now, else the seconds until the next retry."""
+        """Count one request of this key. Return 0 if it is allowed, else the seconds to wait before a retry."""
         if not self._rate or self._breaker.is_open:
             return 0.0
         burst = max(BURST_SECONDS, 1 / self._rate)
@@ -57,5 +58,5 @@ class Limiter:
             return 0.0
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to the server."""
         self._server.close()

@@ -1,6 +1,7 @@
-"""Browsers that are signed in. A browser's cookie holds a random token, never the API key. The database holds its hash.
+"""Sessions of browsers that have signed in. The cookie contains a random token and never the API key.
 
-The token is rotated while it is in use, so a stolen token soon stops working. Revoking an API key ends its sign-ins.
+The database stores only the hash of the token. The token is replaced regularly while it is in use, so a stolen token
+soon stops working. If an API key is revoked, its sessions end.
 """
 
 import secrets
@@ -16,24 +17,30 @@ from core.tables import ApiKey, SignIn
 
 LIFE = timedelta(days=7)
 IDLE = timedelta(days=1)
-"""Time without a request after which a sign-in expires."""
+"""Time without a request after which a session expires."""
 ROTATION = timedelta(minutes=15)
 GRACE = timedelta(minutes=1)
-"""Time for which the previous token stays valid after a rotation, for requests sent at the same moment."""
+"""Time for which the previous token stays valid after it was replaced.
+
+Requests sent at the same moment still use it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class BrowserSession:
-    """The sign-in behind a browser's request."""
+    """The session of the browser that sent a request."""
 
     key: ApiKey
     csrf: str
     token: str
-    """Token for the browser's cookie from now on."""
+    """Token that the browser's cookie must contain from now on."""
 
 
 def begin(session: Session, secret: str) -> BrowserSession | None:
-    """Sign a browser in with an API key. Returns None if the key is unknown or revoked. Deletes expired sign-ins."""
+    """Start a session with an API key. Returns None if the key is unknown or revoked.
+
+    Also deletes expired sessions.
+    """
     key = keys.verify(session, secret)
     if key is None:
         return None
@@ -45,7 +52,7 @@ def begin(session: Session, secret: str) -> BrowserSession | None:
 
 
 def authenticate(session: Session, token: str) -> BrowserSession | None:
-    """Return the sign-in of the browser with this token. Returns None if it has ended or expired."""
+    """Return the session with this token. Returns None if the session has ended or expired."""
     now, sha256 = func.now(), digest(token)
     due = SignIn.rotated_at < now - ROTATION
     query = select(SignIn, due).where(
@@ -62,13 +69,16 @@ def authenticate(session: Session, token: str) -> BrowserSession | None:
 
 
 def end(session: Session, token: str) -> None:
-    """Sign the browser out."""
+    """End the session with this token."""
     sha256 = digest(token)
     session.execute(delete(SignIn).where(or_(SignIn.sha256 == sha256, SignIn.former_sha256 == sha256)))
 
 
 def _rotate(session: Session, row: SignIn, token: str) -> str:
-    """Replace the token and return the new one. Return the old one if another request has just replaced it."""
+    """Replace the token of a session and return the new one.
+
+    If another request has just replaced it, return the old token, which stays valid for `GRACE`.
+    """
     fresh = secrets.token_urlsafe(32)
     change = (
         update(SignIn)

@@ -1,7 +1,7 @@
-"""Datasets: check an upload line by line in constant memory, store it under its hash, and add a row per upload.
+"""Datasets: check an uploaded file, store its records under their hash, and add a database row per upload.
 
-`seft.data.validation` defines what a record is and what is stored of a file. A rejected upload leaves no object and no
-row.
+A file is checked line by line, so the memory in use does not depend on its size. `seft.data.validation` defines what
+a valid record is and in which form it is stored. A rejected upload leaves no object and no row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,25 +28,25 @@ NOT_DELETED = Dataset.deleted_at.is_(None)
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The stored content of a checked file."""
+    """Properties of the records of a file that was checked."""
 
     sha256: str
     bytes: int
     records: int
     format: Format
     skipped: int = 0
-    """Number of broken lines that were left out."""
+    """Number of invalid lines that were left out."""
 
     @property
     def object_key(self) -> str:
-        """Key of the object in storage. Equal files share one object."""
+        """Key of the object in storage. Files with equal records have the same object."""
         return f"datasets/{self.sha256}.jsonl"
 
 
 def read_content(file: BinaryIO, max_bytes: int, skip_percentage: float = 0.0) -> Content:
-    """Read and check a whole file of up to `max_bytes`, counted after decompression.
+    """Read and check a whole file of at most `max_bytes`, counted after decompression.
 
-    Raises INVALID_DATASET if it is not a dataset, with one flaw for each of the first broken lines.
+    Raises INVALID_DATASET if the file is not a valid dataset. The error lists the first invalid lines.
     """
     with _file_errors():
         result = validate(file, max_bytes, skip_percentage)
@@ -59,7 +59,7 @@ def read_content(file: BinaryIO, max_bytes: int, skip_percentage: float = 0.0) -
 
 
 def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -> None:
-    """Store the content of a checked file.
+    """Store the records of a file that was checked.
 
     Raises INVALID_DATASET, and stores nothing, if the file has changed since it was checked.
     """
@@ -70,7 +70,7 @@ def upload(storage: Storage, file: BinaryIO, max_bytes: int, content: Content) -
 def find_equal(session: Session, tenant: str, name: str, content: Content) -> Dataset | None:
     """Return the tenant's dataset with this name and content, or None.
 
-    Locks the pair of name and content until the transaction ends.
+    Until the transaction ends, no other transaction can look up the same name and content.
     """
     cleaned = clean_name(name)
     lock = func.pg_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{content.sha256}\n{cleaned}", 0))
@@ -80,7 +80,7 @@ def find_equal(session: Session, tenant: str, name: str, content: Content) -> Da
 
 
 def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
-    """Add the row of an upload whose object is already stored."""
+    """Add the row of a dataset whose object is already stored."""
     row = Dataset(
         id=ids.new("file"),
         tenant=tenant,
@@ -100,7 +100,7 @@ def add(session: Session, tenant: str, name: str, content: Content) -> Dataset:
 
 
 def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
-    """Return the tenant's dataset. Raises NOT_FOUND if there is none with this id."""
+    """Return the tenant's dataset with this id. Raises NOT_FOUND if the tenant has no such dataset."""
     query = select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant == tenant, NOT_DELETED)
     row = session.scalar(query) if ids.is_id("file", dataset_id) else None
     if row is None:
@@ -109,7 +109,10 @@ def get(session: Session, tenant: str, dataset_id: str) -> Dataset:
 
 
 def page(session: Session, tenant: str, *, after: str | None = None, limit: int) -> tuple[Sequence[Dataset], bool]:
-    """Return up to `limit` datasets older than `after`, newest first, and whether there are more."""
+    """Return up to `limit` datasets older than `after`, newest first.
+
+    The second value is true if there are older datasets.
+    """
     query = select(Dataset).where(Dataset.tenant == tenant, NOT_DELETED).order_by(Dataset.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Dataset.id < after)
@@ -120,7 +123,7 @@ def page(session: Session, tenant: str, *, after: str | None = None, limit: int)
 def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
     """Mark a dataset as deleted.
 
-    Raises NOT_FOUND if there is none, and CONFLICT while a job that uses it has not ended.
+    Raises NOT_FOUND if the tenant has no such dataset, and CONFLICT if a job that has not ended uses it.
     """
     row = get(session, tenant, dataset_id)
     # The lock waits for a job that is being created now, so that the next query sees it.
@@ -134,9 +137,9 @@ def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
 
 
 def require_stored(session: Session, storage: Storage, content: Content) -> None:
-    """Raise UNAVAILABLE if the object was deleted between its upload and the creation of its row.
+    """Raise UNAVAILABLE if the object was deleted between its upload and this transaction, which adds its row.
 
-    Locks the object until the transaction ends, so that it cannot be deleted before the row is committed.
+    Until the transaction ends, nobody else can delete the object.
     """
     _lock_object(session, content.object_key)
     if storage.modified(content.object_key) is None:
@@ -145,7 +148,7 @@ def require_stored(session: Session, storage: Storage, content: Content) -> None
 
 
 def delete_object(session: Session, storage: Storage, key: str, before: datetime) -> bool:
-    """Delete an object if no row refers to it and it is older than `before`. Return whether it was deleted."""
+    """Delete an object if no row refers to it and it is older than `before`. Return True if it was deleted."""
     _lock_object(session, key)
     modified = storage.modified(key)
     referenced = session.scalar(select(Dataset.id).where(Dataset.object_key == key, NOT_DELETED).limit(1))
@@ -156,19 +159,19 @@ def delete_object(session: Session, storage: Storage, key: str, before: datetime
 
 
 def _lock_object(session: Session, key: str) -> None:
-    """Prevent others from deleting the object or adding a row for it, until the transaction ends."""
+    """Lock an object until the transaction ends. Others can then not delete it or add a row for it."""
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
 
 
 def clean_name(name: str) -> str:
-    """Return a file name that is safe to display: no folders, no unprintable characters, bounded length."""
+    """Return the file name without folders and unprintable characters, and shortened, so that pages can show it."""
     base = name.replace("\\", "/").rpartition("/")[2]
     return "".join(filter(str.isprintable, base)).strip()[:NAME_CHARACTERS] or "dataset.jsonl"
 
 
 @contextmanager
 def _file_errors() -> Iterator[None]:
-    """Turn a FileError of the library into INVALID_DATASET."""
+    """While the `with` block runs, turn a FileError of the library into INVALID_DATASET."""
     try:
         yield
     except FileError as error:

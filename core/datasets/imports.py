@@ -1,7 +1,7 @@
-"""Imports: datasets uploaded in parts, or fetched by the service from a remote source.
+"""Imports: datasets that are uploaded in parts, or that the service fetches from a remote source.
 
-The row holds the state. An importer claims a row with a lease, renews it while it works, and then completes or fails
-the import. If an importer dies, the lease expires and another importer retries.
+The state of an import is in its row. An importer claims the row with a lease and renews the lease while it works.
+Then it marks the import as done or failed. If the importer dies, the lease expires and another importer tries again.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,21 @@ MAX_ACTIVE = 100
 LEASE = timedelta(seconds=60)
 TRIES = 5
 UPLOAD_EXPIRY = timedelta(days=2)
-"""Age at which an incomplete upload fails. `core.infra.storage.ABORT_INCOMPLETE_UPLOADS` uses the same time."""
+"""Time after which an upload fails if parts are missing.
+
+The bucket rule `core.infra.storage.ABORT_INCOMPLETE_UPLOADS` uses the same time.
+"""
 RETENTION = timedelta(days=30)
-"""Time for which a finished import stays listed."""
+"""Time for which finished imports are kept."""
 PART_BYTES, PARTS = 16 << 20, 10_000
-"""Minimum bytes per part, and the maximum number of parts that S3 accepts."""
+"""Minimum bytes per part, and maximum number of parts. S3 accepts no more parts."""
 
 
 class State(StrEnum):
-    """State of an import. `receiving` waits for parts; `checking` is queued for an importer."""
+    """State of an import.
+
+    `receiving`: the user sends parts. `checking`: the import is queued for an importer, or in work.
+    """
 
     RECEIVING = "receiving"
     CHECKING = "checking"
@@ -37,12 +43,12 @@ class State(StrEnum):
 
 
 def key(import_id: str) -> str:
-    """Return the key of the object that the parts are assembled into."""
+    """Return the key of the object that the parts are joined into."""
     return f"imports/{import_id}"
 
 
 def part_bytes(size: int) -> int:
-    """Return the bytes per part, for every part except the last."""
+    """Return the bytes of every part except the last, for a file of `size` bytes."""
     return max(PART_BYTES, -(-size // PARTS))
 
 
@@ -52,14 +58,14 @@ def part_count(size: int) -> int:
 
 
 def part_length(size: int, number: int) -> int:
-    """Return the bytes of one part. Part numbers start at 1."""
+    """Return the bytes of the part with this number, for a file of `size` bytes. Part numbers start at 1."""
     return min(part_bytes(size), size - (number - 1) * part_bytes(size))
 
 
 def require_import_quota(session: Session, tenant: str) -> None:
     """Raise LIMIT_REACHED if the tenant has `MAX_ACTIVE` unfinished imports.
 
-    Locks the tenant's imports, so that it cannot start another one until the transaction ends.
+    Until the transaction ends, no other transaction can start an import for the tenant.
     """
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"imports\n{tenant}", 0))))
     active = (Import.tenant == tenant, Import.state.in_((State.RECEIVING, State.CHECKING)))
@@ -72,14 +78,17 @@ def require_import_quota(session: Session, tenant: str) -> None:
 
 
 def find_unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
-    """Return the tenant's newest upload of the same file that still waits for parts, or None."""
+    """Return the tenant's newest upload with this name, size and `resume_key` that waits for parts, or None."""
     same = (Import.name == name, Import.bytes == size, Import.resume_key == resume_key)
     query = select(Import).where(Import.tenant == tenant, Import.state == State.RECEIVING, *same)
     return session.scalars(query.order_by(Import.id.desc()).limit(1)).first()
 
 
 def get(session: Session, tenant: str, import_id: str, *, change: bool = False) -> Import:
-    """Return the tenant's import, locked if `change` is true. Raises NOT_FOUND if there is none with this id."""
+    """Return the tenant's import with this id, and lock its row if `change` is true.
+
+    Raises NOT_FOUND if the tenant has no such import.
+    """
     query = select(Import).where(Import.id == import_id, Import.tenant == tenant)
     row = session.scalar(query.with_for_update() if change else query) if ids.is_id("imp", import_id) else None
     if row is None:
@@ -88,7 +97,10 @@ def get(session: Session, tenant: str, import_id: str, *, change: bool = False) 
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tuple[Sequence[Import], bool]:
-    """Return up to `limit` imports older than `after`, newest first, and whether there are more."""
+    """Return up to `limit` imports older than `after`, newest first.
+
+    The second value is true if there are older imports.
+    """
     query = select(Import).where(Import.tenant == tenant).order_by(Import.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Import.id < after)
@@ -97,9 +109,9 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
 
 
 def claim(session: Session) -> Import | None:
-    """Claim an import that is due: count a new try and start a lease. Returns None if no import can be claimed.
+    """Claim the next due import: count a try and start a lease. Returns None if no import is due.
 
-    An import that has already been tried `TRIES` times fails instead.
+    An import that was already tried `TRIES` times is marked as failed instead.
     """
     due = select(Import).where(Import.due_at < func.now()).order_by(Import.due_at)
     row = session.scalars(due.limit(1).with_for_update(skip_locked=True)).first()
@@ -121,28 +133,31 @@ def renew(session: Session, import_id: str) -> None:
 
 
 def start_check(row: Import) -> None:
-    """Queue the uploaded file for its check, or the source for its download."""
+    """Queue the import for an importer, which checks the uploaded file or fetches the source."""
     row.state, row.due_at = State.CHECKING, func.now()
 
 
 def lock_claimed(session: Session, claimed: Import) -> Import | None:
-    """Lock and return the row of a claimed import. Returns None if the claim has been lost."""
+    """Lock and return the row of a claimed import. Returns None if another importer has claimed it since."""
     mine = (Import.id == claimed.id, Import.tries == claimed.tries, Import.due_at.is_not(None))
     return session.scalars(select(Import).where(*mine).with_for_update()).first()
 
 
 def complete(row: Import, dataset: Dataset) -> None:
-    """Mark the import as done, with the dataset that it created."""
+    """Mark the import as done. `dataset` is the dataset that it created."""
     row.state, row.due_at, row.dataset_id = State.DONE, None, dataset.id
 
 
 def fail(row: Import, problem: ProblemError) -> None:
-    """Mark the import as failed."""
+    """Mark the import as failed because of `problem`."""
     row.state, row.due_at, row.error = State.FAILED, None, _failure(problem)
 
 
 def expire(session: Session) -> None:
-    """Fail uploads that are still incomplete after `UPLOAD_EXPIRY`. Delete finished imports older than `RETENTION`."""
+    """Mark uploads as failed that are incomplete after `UPLOAD_EXPIRY`.
+
+    Delete finished imports older than `RETENTION`.
+    """
     rule, way_out = f"must all arrive within {UPLOAD_EXPIRY.days} days", "Upload the file again."
     flaw = Flaw("parts", rule, "incomplete", way_out)
     error = _failure(ProblemError(Code.TOO_SLOW, "Some parts of the file did not arrive in time.", (flaw,)))
@@ -153,7 +168,7 @@ def expire(session: Session) -> None:
 
 
 def _failure(problem: ProblemError) -> Json:
-    """Return a problem as JSON for the import's row."""
+    """Return the problem as JSON, in the format of the import's row."""
     return {"code": problem.code, "message": problem.message, "errors": [_flaw_json(flaw) for flaw in problem.flaws]}
 
 

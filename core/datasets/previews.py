@@ -1,4 +1,4 @@
-"""Dataset previews: the first records as a model's tokenizer reads them, and the number of tokens in total."""
+"""Dataset previews: the first records as training input of a model, and the number of tokens of the dataset."""
 
 import io
 import json
@@ -13,16 +13,17 @@ from core.infra.storage import Storage
 from core.tables import Dataset, Json
 
 SAMPLE_BYTES = 256 << 10
-"""Bytes at the beginning of a dataset whose tokens are counted. The total is extrapolated from them."""
+"""Bytes at the start of a dataset whose tokens are counted. The total is estimated from them."""
 SECONDS = 60
-"""Timeout of the tokenizer process."""
+"""Maximum seconds that the tokenizer process may run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The first `records`, in the form of `seft.data.preview`, and token counts of the whole dataset.
+    """The first records of a dataset as training input of a model, and token counts of the whole dataset.
 
-    The counts are exact if `counted_records` covers the whole dataset, and otherwise extrapolated.
+    `records` are in the format of `seft.data.preview`. The token counts are exact if `counted_records` is the number
+    of all records. Otherwise they are estimated from the start of the dataset.
     """
 
     records: list[Json]
@@ -32,7 +33,7 @@ class Preview:
 
 
 def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> Preview:
-    """Preview a dataset with the tokenizer in a folder or a GGUF file. `show` is the number of records to show.
+    """Preview the first `show` records of a dataset. `tokenizer` is a folder or a GGUF file with the model's tokenizer.
 
     Raises MODEL_REFUSED if the tokenizer fails on this dataset.
     """
@@ -44,7 +45,10 @@ def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> P
 
 
 def _first_lines(storage: Storage, dataset: Dataset) -> list[bytes]:
-    """Return the whole lines among the first `SAMPLE_BYTES`. If the first line is longer, read more until it fits."""
+    """Return the complete lines in the first `SAMPLE_BYTES` of the dataset.
+
+    If the first line is longer than that, read until its end.
+    """
     end = SAMPLE_BYTES
     while True:
         content = storage.read(dataset.object_key, end)
@@ -55,7 +59,10 @@ def _first_lines(storage: Storage, dataset: Dataset) -> list[bytes]:
 
 
 def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json:
-    """Run `seft.data.preview` in a separate process, without secrets in its environment, and return its answer."""
+    """Run `seft.data.preview` in a separate process and return its result.
+
+    The environment of that process contains no secrets.
+    """
     request = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
     package_root = str(Path(seft.__file__).parents[1])
     environment = {"PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

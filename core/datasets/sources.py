@@ -1,7 +1,7 @@
-"""Remote sources of datasets: `s3://bucket/key` in a bucket that the operator allows, or a dataset on the hub.
+"""Remote sources of datasets: an object in an S3 bucket that the operator allows, or a dataset on the model hub.
 
-A hub dataset is `hf://datasets/owner/name[@revision][/path/to/file]`. The path is required if the dataset has several
-data files. A fetched file is checked like any upload.
+The formats are `s3://bucket/key` and `hf://datasets/owner/name[@revision][/path/to/file]`. The path is required if
+the hub dataset has several data files. A fetched file is checked like an uploaded one.
 """
 
 import re
@@ -36,9 +36,9 @@ DENIED = (401, 403, 404)
 
 
 def require_allowed(source: str, buckets: Sequence[str]) -> str:
-    """Return the name of the file that a source refers to. Raises INVALID_REQUEST if the source is not allowed.
+    """Return the name of the file that a source points to. Raises INVALID_REQUEST if the source is not allowed.
 
-    `buckets` are the allowed buckets, each `bucket` or `bucket/prefix`.
+    `buckets` are the allowed buckets, each in the form `bucket` or `bucket/prefix`.
     """
     if match := _S3.fullmatch(source):
         bucket, key = match.groups()
@@ -53,10 +53,11 @@ def require_allowed(source: str, buckets: Sequence[str]) -> str:
 
 @contextmanager
 def open_source(storage: Storage, source: str, max_bytes: int, token: Callable[[], str | None]) -> Iterator[BinaryIO]:
-    """Open a source that `require_allowed` has accepted, as a file.
+    """Open a source as a file. `require_allowed` must have accepted the source.
 
-    If the hub rejects a request made without the tenant's token, `token` is called and the download is retried with its
-    result. Raises ProblemError if the source cannot be read or is larger than `max_bytes`.
+    The first request to the hub uses no token of the tenant. If the hub rejects it, `token` is called to get the
+    tenant's token, and the download is tried again with it. Raises ProblemError if the source cannot be read or is
+    larger than `max_bytes`.
     """
     if match := _S3.fullmatch(source):
         with _open_object(storage, *match.groups()) as file:
@@ -89,7 +90,10 @@ def _open_object(storage: Storage, bucket: str, key: str) -> BinaryIO:
 def _download(
     name: str, revision: str | None, path: str | None, max_bytes: int, folder: Path, *, token: str | None
 ) -> Path:
-    """Download a file of a hub dataset with this token, or with the process's own if it is None."""
+    """Download a file of a hub dataset and return its path.
+
+    `token` is the tenant's token. If it is None, the process's own token is used.
+    """
     try:
         api = hub.HfApi(token=token)
         info = api.dataset_info(name, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
@@ -124,7 +128,10 @@ def _unreachable(name: str, error: Exception) -> ProblemError:
 
 
 def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
-    """Return `path`, or the only data file if no path is given. Raises INVALID_REQUEST if that is not one file."""
+    """Return the name of the file to download: `path`, or the only data file of the dataset if `path` is None.
+
+    Raises INVALID_REQUEST if there is no such file, or if `path` is None and there is not exactly one data file.
+    """
     data = sorted(each for each in names if _DATA_FILE.fullmatch(each))
     if path is None and len(data) == 1:
         return data[0]
@@ -136,7 +143,7 @@ def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
 
 
 def _allows(allowed: str, bucket: str, key: str) -> bool:
-    """Return whether the setting `allowed`, a bucket with or without a prefix, covers this object."""
+    """Return whether this object is in `allowed`, which is a bucket or a bucket with a key prefix (`bucket/prefix`)."""
     allowed_bucket, _, prefix = allowed.partition("/")
     return allowed_bucket == bucket and (not prefix or key.startswith(f"{prefix.rstrip('/')}/"))
 

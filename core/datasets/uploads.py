@@ -1,4 +1,4 @@
-"""From an uploaded file to a dataset: check the file and the tenant's storage quota, store it, and add its row."""
+"""Turn an uploaded file into a dataset: check the file and the tenant's storage quota, store it, and add its row."""
 
 from functools import partial
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from core.tables import Dataset
 
 
 class DatasetStore:
-    """Stores uploads. Safe to share between threads."""
+    """Checks and stores uploaded files. Safe to share between threads."""
 
     def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
         self._sessions, self._storage = sessions, storage
@@ -22,9 +22,10 @@ class DatasetStore:
         self._check_limit = partial(fairness.require_storage_quota, limit=settings.tenant_bytes)
 
     def store(self, tenant: str, file: BinaryIO, skip_percentage: float) -> Content:
-        """Check a file and store it.
+        """Check a file and store its records.
 
-        Raises INVALID_DATASET if it is not a dataset, and LIMIT_REACHED if it exceeds the tenant's storage quota.
+        Raises INVALID_DATASET if the file is not a valid dataset, and LIMIT_REACHED if it exceeds the tenant's
+        storage quota.
         """
         content = datasets.read_content(file, self._max_bytes, skip_percentage)
         with self._sessions.begin() as session:
@@ -33,7 +34,10 @@ class DatasetStore:
         return content
 
     def find_or_add(self, session: Session, tenant: str, name: str, content: Content) -> tuple[Dataset, bool]:
-        """Return the row of stored content, and whether it is new. Equal content under the same name shares a row."""
+        """Return the row of a dataset with this name and content. Add the row if there is none.
+
+        The second value is true if the row was added.
+        """
         if existing := datasets.find_equal(session, tenant, name, content):
             return existing, False
         # Checked again: another upload may have used up the quota since `store`.

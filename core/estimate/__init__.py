@@ -1,1 +1,1 @@
-"""Estimates before a job runs: model dimensions, memory, time, and which workers it fits."""
+"""Estimates before a job runs: the dimensions of its model, memory, time, and which workers can run it."""

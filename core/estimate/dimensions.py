@@ -1,4 +1,7 @@
-"""The model sizes that determine memory and time, from the config and the shapes of the tensors. No weight is read."""
+"""The dimensions of a model that determine memory and time. They are read from its config and its tensors' shapes.
+
+The values of the weights are not read.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,58 +15,58 @@ from seft.models.source import REFUSED, Kind, ModelSource
 BLOCK_TENSOR = re.compile(r"(?P<list>.*?)\.?(?P<number>\d+)\.(?P<rest>.+)")
 HEAD = "lm_head.weight"
 ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
-"""Name endings of the tensors that route tokens to experts. They are not pruned."""
+"""Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 STORED_TRANSPOSED = frozenset({"gpt2"})
-"""Model types whose linear weights are stored with the shape (inputs, outputs)."""
+"""Model types that store the weight matrix of a linear layer in the shape (inputs, outputs), not (outputs, inputs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A target linear: `rows` outputs and `cols` inputs."""
+    """The weight matrix of a linear layer that is pruned. It has `rows` outputs and `cols` inputs."""
 
     rows: int
     cols: int
     use: float = 1.0
-    """Fraction of the tokens that pass through it. Less than 1 for an expert."""
+    """Fraction of all tokens that pass through the layer. It is less than 1 for an expert."""
 
     @property
     def weights(self) -> int:
-        """Number of weights."""
+        """Number of weights in the matrix."""
         return self.rows * self.cols
 
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The sizes of a decoder. All are counts of weights, tokens or vector entries, never bytes."""
+    """The dimensions of a decoder model, as numbers of weights, tokens or vector entries. None of them is in bytes."""
 
     architecture: str
     context: int | None
-    """Maximum number of tokens in a sequence, if the config says it."""
+    """Maximum number of tokens in a sequence. None if the config does not say it."""
     parameters: int
     largest: int
     """Number of weights in the largest tensor."""
     hidden: int
     vocabulary: int
     attention: int
-    """Total width of the queries of all heads, per token."""
+    """Number of query values per token, over all heads of an attention layer."""
     blocks: tuple[tuple[Matrix, ...], ...]
-    """The target linears of each decoder block."""
+    """The weight matrices that are pruned, per decoder block."""
 
     @property
     def targets(self) -> int:
-        """Number of weights in all target linears. These are the weights that are pruned."""
+        """Number of weights in all linear layers that are pruned."""
         return sum(matrix.weights for block in self.blocks for matrix in block)
 
     @property
     def active_targets(self) -> float:
-        """Number of target weights that a token passes through, on average."""
+        """Average number of weights, among those that are pruned, that a token passes through."""
         return sum(matrix.use * matrix.weights for block in self.blocks for matrix in block)
 
 
 def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
-    """Derive the dimensions of a model from its config and the shapes of its tensors.
+    """Compute the dimensions of a model from its config and the shapes of its tensors.
 
-    Raises SourceError if the tensors are not those of a decoder.
+    Raises SourceError if these are not the tensors of a decoder model.
     """
     config = _Config(source)
     sizes = {name: _product(shape) for name, shape in shapes.items()}
@@ -88,9 +91,9 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
 
 
 class _Config:
-    """Values of a model's config, which architectures store under different names.
+    """Values of a model's config. Different architectures store them under different names.
 
-    The keys of a GGUF file start with the architecture's name; that prefix is removed.
+    In a GGUF file, the keys start with the name of the architecture. That prefix is removed.
     """
 
     def __init__(self, source: ModelSource) -> None:
@@ -114,13 +117,16 @@ class _Config:
         self.attention = heads * width if heads and width else None
 
     def number(self, *names: str) -> int | None:
-        """Return the first value under these names that is a positive integer, or None."""
+        """Return the first value under one of these names that is a positive integer. Returns None if there is none."""
         values = (self._values.get(name) for name in names)
         return next((value for value in values if type(value) is int and value > 0), None)
 
 
 def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str]]:
-    """Return the target linears of the model's largest numbered list of modules, and the names of all its tensors."""
+    """Return the weight matrices that are pruned, per decoder block, and the names of all tensors of these blocks.
+
+    The decoder blocks are the largest numbered list of modules in the model.
+    """
     lists: dict[str, dict[int, list[Matrix]]] = {}
     names: dict[str, set[str]] = {}
     for name, shape in shapes.items():
@@ -136,7 +142,10 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
 
 
 def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> Iterator[Matrix]:
-    """Yield the linears in a tensor of a block: none, one, or several if the tensor stacks experts."""
+    """Yield the weight matrices that are pruned in one tensor of a block.
+
+    A tensor has none, one, or, if it contains several experts, several of them.
+    """
     expert = "expert" in name or "_exps." in name
     use = config.use if expert and "shared" not in name else 1.0
     if name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:

@@ -1,4 +1,7 @@
-"""Estimate a job before it runs: memory, time, checkpoint size, and which workers it fits. No weight is read."""
+"""Estimate a job before it runs: memory, time, size of the checkpoint, and which workers can run it.
+
+The weights of the model are not read.
+"""
 
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +19,7 @@ from core.tables import Json, Worker
 
 
 def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Settings) -> Json:
-    """Return the fields of `api.schemas.estimates.EstimateView`."""
+    """Estimate a job. Return the values of the fields of `api.schemas.estimates.EstimateView`."""
     measured = timings.load(session)
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
     living = [_on_worker(worker, model, spec, measured) for worker in session.scalars(query)]

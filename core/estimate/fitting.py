@@ -1,4 +1,4 @@
-"""Decide whether a job fits a worker's device memory, and suggest changes to the job that make it fit."""
+"""Decide whether a job fits into a worker's device memory. If not, suggest changes to the job that make it fit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,19 @@ from core.states import Phase
 from core.tables import Worker
 
 USABLE_FRACTION = 0.9
-"""Fraction of the device memory that a job may need. The rest covers estimation errors and other processes."""
+"""Fraction of the device memory that a job can use. The rest is for estimation errors and other processes."""
 CONTEXT_BYTES = 600_000_000
-"""Device memory that CUDA reserves per process."""
+"""Bytes of device memory that CUDA reserves per process."""
 MIN_TOKENS, MIN_SAMPLES = 128, 16
-"""Smallest window and smallest calibration set that are suggested. Below these, results would be poor."""
+"""Smallest number of tokens per sequence, and of calibration sequences, that is suggested.
+
+Results would else be poor.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The phase of a job that needs the most memory, what it needs, and what the worker's device has."""
+    """The phase of a job that needs the most memory, the bytes that it needs, and the bytes that the worker has."""
 
     phase: Phase
     needed_bytes: int
@@ -28,12 +31,15 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        """Whether the job fits."""
+        """Whether the job fits into the worker's memory."""
         return self.needed_bytes <= USABLE_FRACTION * self.memory_bytes
 
 
 def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
-    """Return how a job fits a worker. On a worker with an accelerator, the host's memory is not checked."""
+    """Compare the memory that a job needs with the memory of a worker.
+
+    If the worker has an accelerator, the memory of its host is not checked.
+    """
     needed = {phase: _needed(need, worker) for phase, need in memory_by_phase(model, spec).items()}
     phase = max(needed, key=lambda each: needed[each])
     return Fit(phase, needed[phase], worker.memory)
@@ -42,7 +48,7 @@ def fit(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> Fit:
 def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker) -> dict[str, Any] | None:
     """Return the fields to change so that the job fits, in the format of `POST /jobs/{job_id}/clone`.
 
-    Returns None if no change of these fields is enough.
+    Returns None if the job cannot be made to fit by such changes.
     """
     changed: JobSpec | None = spec
     while changed and not (result := fit(model, changed, worker)).fits:
@@ -55,9 +61,9 @@ def _needed(need: Footprint, worker: Capability | Worker) -> int:
 
 
 def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
-    """Return a job that needs less memory in a phase, with the change that affects its result the least.
+    """Return the job with one change that reduces the memory of a phase and affects the result as little as possible.
 
-    Returns None if nothing is left to shrink.
+    Returns None if no further change is possible.
     """
     repair, calibration = spec.repair, spec.prune.calibration
     match phase:
@@ -81,7 +87,7 @@ def _with(spec: JobSpec, part: str, **values: Any) -> JobSpec:
 
 
 def _merge_patch(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return the merge patch (RFC 7396) that turns `before` into `after`."""
+    """Return the JSON merge patch (RFC 7396) that turns `before` into `after`."""
     return {
         name: _merge_patch(before[name], value) if isinstance(value, dict) else value
         for name, value in after.items()

@@ -1,7 +1,7 @@
-"""Peak memory of a job in each phase, derived from what the training code keeps in memory.
+"""Estimate the peak memory of a job in each phase. The formulas follow what the training code keeps in memory.
 
-Counts tensors in float32, the type in which a worker holds a model, plus `PROCESS_BYTES` per process. If the device is
-the CPU, device and host are the same memory. `tests/worker/test_footprint.py` compares these numbers with real runs.
+They count tensors in float32, the type of a model in a worker, and `PROCESS_BYTES` per process. If the device is the
+CPU, device and host have the same memory. `tests/worker/test_footprint.py` compares the estimates with real runs.
 """
 
 from collections.abc import Iterator
@@ -14,49 +14,58 @@ from seft.config import Allocation, PruneMethod, Refinement
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
-"""Maximum number of logits in memory at a time, as in `seft.loss`."""
+"""Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
 PROCESS_BYTES = 350_000_000
-"""Bytes of a process that has loaded torch, transformers, a tokenizer and the text. Two such processes run while a
-checkpoint is verified. Torch built for CUDA needs 130 MB more. This is ignored, because with that build the device is
-rarely the CPU."""
+"""Bytes of a process that has loaded torch, transformers, a tokenizer and the text of the dataset.
+
+While a checkpoint is verified, two such processes run. With a torch built for CUDA, a process needs 130 MB more. That
+is ignored, because such machines rarely train on the CPU.
+"""
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
-"""Bytes per trained position (index, base, value, moments, age, gradient), bytes per candidate position, and the number
-of candidates kept per position that an event selects."""
+"""Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
+
+A candidate is a weight that a topology update can select. The last number is how many candidates are kept per weight
+that it selects.
+"""
 GATED = 1.5
-"""A block has a gate if its up projections produce more than this many times the values that its down projections
-consume."""
+"""Ratio above which a block has a gate.
+
+It is the number of values that the up projections produce, divided by the number that the down projections read.
+"""
 FRAGMENTATION = 0.45
-"""Heap fragmentation of glibc, as a fraction of the activations saved for backward. Measured in
-`tests/worker/test_footprint.py`."""
+"""Bytes lost to heap fragmentation (glibc), as a fraction of the activations that are saved for the backward pass.
+
+Measured in `tests/worker/test_footprint.py`.
+"""
 VECTOR = 16
-"""Bytes per value that is trained in a dense vector: the value, its moments and its gradient."""
+"""Bytes per trained value of a dense vector: the value, its two moments and its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes that a phase needs at its peak."""
+    """Peak memory of a phase, in bytes."""
 
     device: int
     host_resident: int = 0
-    """Bytes on the host in addition to the device, whatever the device is."""
+    """Bytes that are needed on the host in any case, even if the device is not the CPU."""
     host_transfer: int = 0
-    """Bytes on the host only to copy data to or from a device that is not the CPU."""
+    """Bytes on the host for copies to or from the device. Not needed if the device is the CPU."""
     fragmentation: int = 0
-    """Bytes lost to heap fragmentation if the device is the CPU."""
+    """Bytes lost to heap fragmentation. Counted only if the device is the CPU."""
 
     @property
     def host(self) -> int:
-        """Bytes on the host if the device is not the CPU."""
+        """Bytes of host memory if the device is not the CPU."""
         return self.host_resident + self.host_transfer
 
     @property
     def combined(self) -> int:
-        """Bytes in total if the device is the CPU."""
+        """Bytes of memory in total if the device is the CPU."""
         return self.device + self.host_resident + self.fragmentation
 
 
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
-    """Return the peak memory of each phase of a job, in the order of the phases."""
+    """Return the peak memory of each phase that the job has, in the order of the phases."""
     weights, written = FLOAT * model.parameters, HALF * model.parameters
     phases = {
         Phase.LOADING: Footprint(weights, host_transfer=weights),
@@ -73,12 +82,15 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
 
 
 def _logits(model: Dimensions, tokens: int) -> int:
-    """Return the bytes of the logits that are in memory at a time."""
+    """Return the bytes of the logits of `tokens` tokens that are in memory at the same time."""
     return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
 
 
 def _forward(model: Dimensions, tokens: int) -> int:
-    """Return the bytes of one window without gradients: the peak in a block, or the logits and their logarithms."""
+    """Return the peak bytes of a forward pass over `tokens` tokens without gradients.
+
+    This is the peak in one block, or the logits and their logarithms, if they are larger.
+    """
     return max(2 * _logits(model, tokens) + FLOAT * tokens * model.hidden, _block_peak(model, tokens))
 
 
@@ -88,10 +100,10 @@ def _block_peak(model: Dimensions, tokens: int) -> int:
 
 
 def _pruning(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of pruning, in addition to the weights.
+    """Return the bytes that pruning needs in addition to the weights.
 
-    These are the hidden states of all calibration windows, held twice while a block passes them on, or once together
-    with the statistics of a block.
+    These are the hidden states of all calibration sequences. They are in memory twice while a block computes the next
+    ones, or once together with the statistics of a block.
     """
     if not _needs_calibration(spec):
         return max(_mask_selection(matrix) for matrix in _all(model))
@@ -103,13 +115,13 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
 
 
 def _states(model: Dimensions, spec: JobSpec) -> int:
-    """Return the bytes of the hidden states of all calibration windows."""
+    """Return the bytes of the hidden states of all calibration sequences."""
     calibration = spec.prune.calibration
     return FLOAT * calibration.samples * calibration.tokens * model.hidden
 
 
 def _needs_calibration(spec: JobSpec) -> bool:
-    """Return whether any step reads calibration text."""
+    """Return whether the job prunes or reconstructs with calibration text."""
     prune = spec.prune
     return (
         prune.method is not PruneMethod.MAGNITUDE
@@ -120,7 +132,7 @@ def _needs_calibration(spec: JobSpec) -> bool:
 
 
 def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
-    """Return the bytes of the statistics of a block's linears, and of the work on the linear that is being pruned."""
+    """Return the bytes of the statistics of a block's layers, and of the work on the layer that is being pruned."""
     match method:
         case PruneMethod.SPARSEGPT:
             factors, copies, hessians = 4, 4, sum(FLOAT * each.cols**2 for each in block)
@@ -132,14 +144,15 @@ def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
 
 
 def _mask_selection(matrix: Matrix) -> int:
-    """Return the bytes of the scores of a linear, their sort order and the mask."""
+    """Return the bytes needed to select the zeros of a matrix: the scores, their sort order and the mask."""
     return 21 * matrix.weights
 
 
 def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
-    """Return the footprint of reconstruction.
+    """Return the memory that reconstruction needs.
 
-    The dense model and its outputs for every window are on the host, and one block of the dense model is on the device.
+    The dense model and its outputs for every calibration sequence are on the host. One block of the dense model is on
+    the device.
     """
     states, tokens = _states(model, spec), spec.prune.calibration.tokens
     block = max(sum(each.weights for each in block) for block in model.blocks)
@@ -149,7 +162,7 @@ def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
 
 
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
-    """Return the footprint of training: weights, the method's state, and a micro-batch between forward and backward."""
+    """Return the memory that training needs: weights, state of the repair method, and activations of a micro-batch."""
     repair = spec.repair
     tokens = min(repair.micro_batch * repair.sequence_tokens, repair.batch_tokens)
     head, models = 3, 1
@@ -165,15 +178,15 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
 
 
 def _saved_for_backward(model: Dimensions, tokens: int) -> int:
-    """Return the bytes of the activations that the forward pass saves for the backward pass."""
+    """Return the bytes of the activations that a forward pass over `tokens` tokens saves for the backward pass."""
     return round(FLOAT * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
 
 
 def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
-    """Return the number of values that a block saves per token.
+    """Return the number of values that a block saves per token for the backward pass.
 
-    These are the outputs of the linears, two norms, the attention output, the activation's output, and its product with
-    the gate if there is one.
+    These are the outputs of the linear layers, two norms, the attention output, and the output of the activation
+    function. A block with a gate also saves the product of gate and activation.
     """
     outputs = sum(each.use * each.rows for each in block)
     down = [each for each in block if each.rows == model.hidden and each.cols not in {model.hidden, model.attention}]
@@ -184,7 +197,10 @@ def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
 
 
 def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
-    """Return the peak bytes of a repair method's state, and the bytes of its copy on the host if the best is kept."""
+    """Return the peak bytes of the state of the repair method, and the bytes of its copy on the host.
+
+    The copy is needed if the job keeps the best state. Otherwise the second number is 0.
+    """
     repair = spec.repair
     count = round(repair.density * model.targets)
     match repair.method:

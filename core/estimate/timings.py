@@ -1,6 +1,6 @@
-"""Estimate how long a job takes, from the time that each phase took in recent jobs on the same kind of worker.
+"""Estimate how long a job takes, from the time that recent jobs took per phase on the same kind of worker.
 
-Work is counted as weights times tokens. Time in the queue is not included.
+The unit of work is one weight times one token. Time in the queue is not included.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,23 +17,26 @@ from core.states import PHASE_BEGAN, Phase, Status, Transition
 from core.tables import Job, JobEvent
 
 LATEST = 50
-"""Number of recent jobs that are measured."""
+"""Number of recent jobs whose times are used."""
 CLAIMED, SUCCEEDED = f"job.{Transition.CLAIMED}", f"job.{Transition.SUCCEEDED}"
 
 
 class Task(NamedTuple):
-    """A phase and the method it uses, because methods differ in speed."""
+    """A phase, and the method that it uses. Methods differ in speed."""
 
     phase: str
     method: str = ""
 
 
 Timings = Mapping[tuple[str, Task], float]
-"""Seconds per unit of work, by kind of worker and task."""
+"""Type: kind of worker -> task -> seconds per unit of work."""
 
 
 def load(session: Session) -> Timings:
-    """Return the median timings of the latest jobs that succeeded in one attempt and were not stopped early."""
+    """Return the median timings of recent jobs.
+
+    Only jobs count that succeeded in one attempt and were not stopped early.
+    """
     complete = (Job.status == Status.SUCCEEDED, Job.attempt == 1, ~Job.stopping)
     jobs = session.scalars(select(Job).where(*complete).order_by(Job.id.desc()).limit(LATEST)).all()
     types = (CLAIMED, PHASE_BEGAN, SUCCEEDED)
@@ -49,13 +52,16 @@ def load(session: Session) -> Timings:
 
 
 def estimate_seconds(timings: Timings, kind: str, work: Mapping[Task, float]) -> float | None:
-    """Return the seconds from claim to end on a kind of worker. Returns None if a task was never measured there."""
+    """Return the estimated seconds from the claim of a job to its end, on a worker of this kind.
+
+    Returns None if one of its tasks has never run on such a worker.
+    """
     parts = [(timings.get((kind, task)), amount) for task, amount in work.items()]
     return None if any(pace is None for pace, _ in parts) else sum(pace * amount for pace, amount in parts if pace)
 
 
 def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float]:
-    """Return the units of work per task, for a model with `parameters` weights of which `targets` are pruned."""
+    """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     calibration = float(targets * prune.calibration.samples * prune.calibration.tokens)
     evaluations = 3 if repair.method is not RepairMethod.NONE else 2
@@ -73,7 +79,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
 
 
 def _measure(job: Job, events: list[JobEvent]) -> Iterator[tuple[tuple[str, Task], float]]:
-    """Yield the seconds per unit of work of each task of a job."""
+    """Yield the seconds per unit of work of each task that a job has run."""
     try:
         spec, measured = JobSpec.model_validate(job.spec), job.measured or {}
         work = count_work(spec, measured["model"]["weights"], measured["linears"]["weights"])

@@ -1,1 +1,1 @@
-"""Adapters to servers and to the machine: Postgres, object storage, broker, logging, tracing, devices."""
+"""Access to servers and to the machine: Postgres, object storage, broker, logging, tracing, devices."""

@@ -1,8 +1,9 @@
-"""Back up the bucket to a folder, and restore it from one.
+"""Back up the bucket to a folder, and restore the bucket from the folder.
 
-An object never changes under its key, so files that the folder already has are not fetched again. Run `save` before and
-after the dump of the database: then the folder has every object that the dump refers to. The only exception is the
-saved state of a running job, which may be created and replaced between the two runs; that job then starts over.
+An object never changes after it was stored, so a file that is already in the folder is not downloaded again. Run
+`save` once before and once after the dump of the database. The folder then contains every object that the dump refers
+to, with one exception: the saved state of a running job, if it was created and deleted between the two runs. After a
+restore, such a job starts again from the beginning.
 """
 
 from pathlib import Path
@@ -15,7 +16,10 @@ PART = ".part"
 
 
 def save(storage: Storage, folder: Path) -> int:
-    """Download the objects that the folder lacks, and return their number. Skip objects deleted in the meantime."""
+    """Download the objects that are not in the folder yet, and return their number.
+
+    An object that is deleted in the meantime is skipped.
+    """
     fetched = 0
     for key in storage.keys(""):
         path = folder / key
@@ -35,7 +39,7 @@ def save(storage: Storage, folder: Path) -> int:
 
 
 def load(storage: Storage, folder: Path) -> int:
-    """Upload all files of the folder, and return their number. Creates the bucket if it is missing."""
+    """Upload all files of the folder to the bucket, and return their number. Creates the bucket if it is missing."""
     storage.ensure_bucket()
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != PART]
     for path in files:

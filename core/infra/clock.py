@@ -1,7 +1,7 @@
-"""Sign requests with the storage's clock. S3 rejects a request if the host's clock is more than 15 minutes off.
+"""Sign S3 requests with the clock of the storage, because this machine's clock may be wrong.
 
-The `Date` header of the rejection gives the storage's time. The request is signed again with that time, as are all
-later ones.
+S3 rejects a request if its time is wrong by more than 15 minutes. The rejection contains the time of the storage in
+the header `Date`. The request is then signed again with that time, and so are all later requests.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 TOLERANCE = timedelta(minutes=5)
-"""Clock difference that every storage accepts."""
+"""Difference of the clocks that every storage accepts."""
 OFFSET = "seft-clock-offset"
 
 
 class Clock:
-    """The difference between the clock of a client's storage and the clock of this host."""
+    """The difference between the clock of the storage and the clock of this machine, for one client."""
 
     def __init__(self, client: "S3Client") -> None:
         AUTH_TYPE_MAPS["s3v4"] = Signer
@@ -33,7 +33,10 @@ class Clock:
         request.context[OFFSET] = self.offset
 
     def _learn_offset(self, response: Any, **_: Any) -> int | None:
-        """Return the seconds to wait before a retry if the request was rejected because of its time, else None."""
+        """If the storage rejected the request because of its time, store the difference of the clocks.
+
+        Returns the seconds to wait before a retry. Returns None for any other response.
+        """
         if response is None or response[0].status_code != 403 or "date" not in response[0].headers:
             return None
         offset = parsedate_to_datetime(response[0].headers["date"]) - datetime.now(UTC)
@@ -44,7 +47,7 @@ class Clock:
 
 
 class Signer(S3SigV4Auth):
-    """Signs with the host's time plus the offset of the request's `Clock`."""
+    """Signs a request with the time of this machine plus the difference in the request's `Clock`."""
 
     @override
     def canonical_request(self, request: AWSRequest) -> str:

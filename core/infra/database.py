@@ -1,4 +1,4 @@
-"""Create the database engine and its sessions. This module has no queries, and importing it connects to nothing."""
+"""Create the database engine and the session factory. This module has no queries. Its import opens no connection."""
 
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from core.settings import Settings
 
 STATEMENT_SECONDS = 30
-"""Timeout of a statement. All our statements are fast; a slow one waits for a lock."""
+"""Timeout of an SQL statement, in seconds. All statements of this software are fast. A slow one waits for a lock."""
 KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
-"""Connection options that drop a silent server after 20 seconds. By default the kernel waits for about 15 minutes."""
+"""Connection options: a server that does not answer is dropped after 20 seconds. The kernel's default is 15 minutes."""
 
 
 def url(settings: Settings) -> URL:
@@ -19,7 +19,7 @@ def url(settings: Settings) -> URL:
 
 
 def make_engine(settings: Settings) -> Engine:
-    """Create an engine whose connection pool detects a restarted server."""
+    """Create the database engine. Its connection pool detects that the server was restarted."""
     limit = f"{STATEMENT_SECONDS}s"
     engine = create_engine(
         url(settings),
@@ -39,12 +39,15 @@ def make_engine(settings: Settings) -> Engine:
 
 
 def _disconnect_if_read_only(context: ExceptionContext) -> None:
-    """Treat a read-only server as disconnected. After a failover, the old primary rejects writes."""
+    """Treat a read-only server as disconnected. After a failover, the former primary server rejects writes."""
     if isinstance(context.original_exception, ReadOnlySqlTransaction):
         context.is_disconnect = True
         raise OperationalError(context.statement, None, context.original_exception, hide_parameters=True)
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
-    """Create the session factory. Use `with sessions.begin() as session:`. Rows stay readable after the commit."""
+    """Create the session factory. Use it as `with sessions.begin() as session:`.
+
+    Objects that were read in a session can still be used after its commit.
+    """
     return sessionmaker(engine, expire_on_commit=False)

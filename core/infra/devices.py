@@ -1,4 +1,7 @@
-"""Inspect the machine's devices: the NVIDIA driver, the torch build, device memory. Does not import torch."""
+"""Read facts about the machine's devices: NVIDIA driver, torch build, device memory.
+
+This module does not import torch.
+"""
 
 import json
 import shutil
@@ -14,7 +17,10 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "the
 """
 SECONDS = 120
 QUERY_SECONDS = 10
-"""Timeout of a query to nvidia-smi. Short, because a worker runs one before it renews its first lease."""
+"""Timeout of a call to nvidia-smi, in seconds.
+
+It is short, because a worker calls it before it first renews a lease.
+"""
 MIB = 1 << 20
 
 
@@ -33,13 +39,13 @@ def driver() -> str | None:
 
 
 def used_memory(uuid: str) -> int | None:
-    """Return the bytes in use on the device by all processes. Returns None if NVML does not report it."""
+    """Return the bytes of device memory that all processes use. Returns None if NVML does not report it."""
     mebibytes = _query("memory.used", uuid)
     return None if mebibytes is None else mebibytes * MIB
 
 
 def temperature(uuid: str) -> int | None:
-    """Return the device's temperature in degrees Celsius. Returns None if NVML does not report it."""
+    """Return the temperature of the device in degrees Celsius. Returns None if NVML does not report it."""
     return _query("temperature.gpu", uuid)
 
 
@@ -53,10 +59,10 @@ def _query(field: str, uuid: str) -> int | None:
 
 
 def torch() -> dict[str, Any] | None:
-    """Return torch's `version`, its `cuda` version, whether a device is `there`, and the `memory` of each.
+    """Return facts about the installed torch: `version`, `cuda` version, `there` (finds a device), and `memory`.
 
-    `memory` has a pair (free, total) in bytes per device. Returns None if torch is not installed, and raises OSError if
-    it cannot be loaded.
+    `memory` has a pair (free, total) in bytes per device. Returns None if torch is not installed. Raises OSError if
+    torch cannot be loaded.
     """
     command = [sys.executable, "-c", TORCH_PROBE]
     process = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)

@@ -1,6 +1,7 @@
-"""Logging with structlog, for our own lines and those of libraries: one JSON object per line, or colours for a console.
+"""Logging with structlog, also for messages of libraries.
 
-Values bound with `structlog.contextvars.bind_contextvars` (request_id, job, attempt, worker) appear in every line.
+A log line is a JSON object, or coloured text for a console. Values bound with
+`structlog.contextvars.bind_contextvars` (request_id, job, attempt, worker) appear in every line.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""The message broker. A message only notifies workers that a job waits. It names no job, so losing it loses no work."""
+"""The message broker. A message only notifies the workers that some job is waiting.
+
+The message does not name the job. Jobs are in the database, so no work is lost if a message is lost.
+"""
 
 from typing import Any
 
@@ -12,13 +15,16 @@ from core.settings import Settings
 
 QUEUE, TASK = "seft", "seft.work"
 MAX_WAITING = 100
-"""Maximum number of notifications in the queue. More are not needed: with this many, every worker finds one."""
+"""Maximum number of notifications in the queue. With this many, every worker finds one, so more are not needed."""
 
 log = structlog.get_logger(__name__)
 
 
 class Broker(Celery):  # type: ignore[misc]
-    """A Celery app with a circuit breaker. Modules that only send notifications need not import Celery."""
+    """A Celery app with a circuit breaker.
+
+    Modules that only send notifications use this type, so that they need not import Celery.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -26,7 +32,11 @@ class Broker(Celery):  # type: ignore[misc]
 
 
 def make_app(settings: Settings) -> Broker:
-    """Create the Celery app for Valkey or Redis: no results, JSON only, early acknowledgement, no prefetching."""
+    """Create the Celery app for Valkey or Redis.
+
+    It stores no results and accepts only JSON. A message is acknowledged when it is received, and none is fetched in
+    advance.
+    """
     app = Broker("seft", broker=str(settings.broker_url), backend=None, set_as_current=False)
     app.conf.update(
         task_default_queue=QUEUE,
@@ -45,9 +55,9 @@ def make_app(settings: Settings) -> Broker:
 
 
 def notify(app: Broker) -> bool:
-    """Notify the workers that a job waits. Return whether the broker could be reached.
+    """Notify the workers that a job is waiting. Return whether the broker could be reached.
 
-    An unreachable broker is logged and is not an error, because the sweep finds the job later.
+    An unreachable broker is logged and raises no error, because the sweep of a worker finds the job later.
     """
     if app.breaker.is_open:
         return False
@@ -63,6 +73,6 @@ def notify(app: Broker) -> bool:
 
 
 def ping(app: Broker) -> None:
-    """Raise an error if the broker does not answer within seconds."""
+    """Raise an error if the broker does not answer within a few seconds."""
     with redis.Redis.from_url(app.conf.broker_url, socket_connect_timeout=2, socket_timeout=2) as client:
         client.ping()

@@ -1,7 +1,7 @@
-"""Object storage on any server that speaks S3. All keys are chosen by this software, so none needs escaping.
+"""Object storage on any server with an S3 API. This software chooses all keys, so no key needs escaping.
 
-Keys: datasets are at `datasets/<sha256>.jsonl`. Multipart uploads are at `imports/<import id>` until they are checked.
-Files of an attempt are under `jobs/<job id>/<attempt>/`.
+Datasets have keys `datasets/<sha256>.jsonl`. A multipart upload is at `imports/<import id>` until it is checked.
+Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 """
 
 import io
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, LifecycleRuleUnionTypeDef, ObjectIdentifierTypeDef
 
 DELETE_BATCH = 1000
-"""Maximum number of objects that S3 deletes per request."""
+"""Maximum number of objects that S3 deletes in one request."""
 READ_BYTES = 4 << 20
 """Bytes fetched per request when an object is read at random offsets."""
 ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
@@ -35,29 +35,31 @@ ABORT_INCOMPLETE_UPLOADS: "LifecycleRuleUnionTypeDef" = {
     "Filter": {"Prefix": ""},
     "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2},
 }
-"""Bucket rule that lets the server delete the parts of uploads that were never completed. No listing shows these parts,
-so this software cannot find them."""
+"""Bucket rule by which the server deletes the parts of uploads that were never completed.
+
+These parts appear in no listing, so this software cannot find and delete them.
+"""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in a listing, and when it was last written, by the storage's clock."""
+    """The key of an object, and when the object was last written, by the clock of the storage."""
 
     key: str
     modified: datetime
 
 
 class Part(NamedTuple):
-    """A part that has been uploaded."""
+    """A part of a multipart upload that the storage has received."""
 
     bytes: int
     etag: str
 
 
 class Storage:
-    """One bucket. Safe to share between threads. Methods raise the errors of botocore."""
+    """One bucket. Safe to share between threads. If a request fails, methods raise the errors of botocore."""
 
     def __init__(self, settings: Settings) -> None:
         self._link_seconds = settings.link_seconds
@@ -68,7 +70,10 @@ class Storage:
         self._signer = _client(settings, settings.s3_public_endpoint or settings.s3_endpoint)
 
     def ensure_bucket(self) -> None:
-        """Create the bucket if it is missing. Add `ABORT_INCOMPLETE_UPLOADS` if it has no such rule."""
+        """Create the bucket if it is missing.
+
+        Add the rule `ABORT_INCOMPLETE_UPLOADS` if the bucket does not have it.
+        """
         try:
             self.ping()
         except ClientError as error:
@@ -87,7 +92,7 @@ class Storage:
         self._s3.head_bucket(Bucket=self._bucket)
 
     def upload(self, source: Path | BinaryIO, key: str) -> None:
-        """Store a file, or the rest of a stream. Large ones are sent in parts."""
+        """Store a file, or a stream from its current position. A large one is sent in parts."""
         if isinstance(source, Path):
             self._s3.upload_file(str(source), self._bucket, key)
         else:
@@ -102,31 +107,34 @@ class Storage:
         self._s3.put_object(Bucket=self._bucket, Key=key, Body=content)
 
     def read(self, key: str, size: int | None = None) -> bytes:
-        """Read a small object, or the first `size` bytes of any object."""
+        """Return the content of a small object, or the first `size` bytes of any object."""
         with self._s3.get_object(Bucket=self._bucket, Key=key)["Body"] as body:
             return body.read(size)
 
     def read_range(self, key: str, start: int, size: int) -> bytes:
-        """Read up to `size` bytes of an object from offset `start`. Fewer are returned only at its end."""
+        """Return `size` bytes of an object from offset `start`. The result is shorter only at the end of the object."""
         byte_range = f"bytes={start}-{start + size - 1}"
         with self._s3.get_object(Bucket=self._bucket, Key=key, Range=byte_range)["Body"] as body:
             return body.read()
 
     def open(self, key: str, bucket: str | None = None) -> BinaryIO:
-        """Open an object of this bucket, or of another one, as a seekable file."""
+        """Open an object as a seekable file. `bucket` is another bucket to read from; None for this one."""
         return cast("BinaryIO", io.BufferedReader(_Object(self._s3, bucket or self._bucket, key), READ_BYTES))
 
     def begin_upload(self, key: str) -> str:
-        """Begin a multipart upload and return its id. The object does not exist until `finish_upload`."""
+        """Begin a multipart upload and return its id. The object exists only after `finish_upload`."""
         return self._s3.create_multipart_upload(Bucket=self._bucket, Key=key)["UploadId"]
 
     def part_link(self, key: str, upload: str, number: int, length: int) -> str:
-        """Return a URL to PUT one part of exactly `length` bytes. Anyone with the URL may use it for `link_seconds`."""
+        """Return a URL to which one part of exactly `length` bytes can be sent by PUT.
+
+        Anyone who has the URL can use it for `link_seconds`.
+        """
         params = {"Bucket": self._bucket, "Key": key, "UploadId": upload, "PartNumber": number, "ContentLength": length}
         return self._signer.generate_presigned_url("upload_part", Params=params, ExpiresIn=self._link_seconds)
 
     def parts(self, key: str, upload: str) -> dict[int, Part]:
-        """Return the uploaded parts by number. Returns none if the upload was finished or aborted."""
+        """Return the parts that were uploaded, by number. The result is empty if the upload was finished or aborted."""
         pages = self._s3.get_paginator("list_parts").paginate(Bucket=self._bucket, Key=key, UploadId=upload)
         try:
             parts = [part for page in pages for part in page.get("Parts", ())]
@@ -135,14 +143,14 @@ class Storage:
         return {part["PartNumber"]: Part(part["Size"], part["ETag"]) for part in parts}
 
     def finish_upload(self, key: str, upload: str, parts: Mapping[int, Part]) -> None:
-        """Assemble the uploaded parts into an object."""
+        """Finish a multipart upload: join the parts into an object."""
         completed: list[CompletedPartTypeDef] = [{"PartNumber": n, "ETag": parts[n].etag} for n in sorted(parts)]
         self._s3.complete_multipart_upload(
             Bucket=self._bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": completed}
         )
 
     def abort_upload(self, key: str, upload: str) -> None:
-        """Delete the parts of an upload. Idempotent."""
+        """Abort a multipart upload: delete its parts. Idempotent."""
         with suppress(self._s3.exceptions.NoSuchUpload):
             self._s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload)
 
@@ -151,12 +159,15 @@ class Storage:
         return sorted(each.key for page in self.pages(prefix) for each in page)
 
     def pages(self, prefix: str) -> Iterator[list[StoredObject]]:
-        """Yield all objects whose keys start with `prefix`, up to 1000 at a time."""
+        """Yield lists of up to 1000 objects whose keys start with `prefix`."""
         for page in self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             yield [StoredObject(each["Key"], each["LastModified"]) for each in page.get("Contents", ())]
 
     def modified(self, key: str) -> datetime | None:
-        """Return when an object was last written, by the storage's clock. Returns None if it does not exist."""
+        """Return when an object was last written, by the clock of the storage.
+
+        Returns None if the object does not exist.
+        """
         try:
             return self._s3.head_object(Bucket=self._bucket, Key=key)["LastModified"]
         except ClientError as error:
@@ -165,7 +176,7 @@ class Storage:
             raise
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete these objects. Idempotent. Raises ClientError if the storage could not delete one of them."""
+        """Delete the objects with these keys. Idempotent. Raises ClientError if an object could not be deleted."""
         for start in range(0, len(keys), DELETE_BATCH):
             batch: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys[start : start + DELETE_BATCH]]
             reply = self._s3.delete_objects(Bucket=self._bucket, Delete={"Objects": batch, "Quiet": True})
@@ -173,9 +184,10 @@ class Storage:
                 raise ClientError({"Error": {**errors[0]}}, "DeleteObjects")  # type: ignore[typeddict-unknown-key]
 
     def link(self, key: str, *, saved_as: str | None = None) -> str:
-        """Return a URL to GET the object. Anyone with the URL may use it for `link_seconds`.
+        """Return a URL from which the object can be downloaded.
 
-        With `saved_as`, a browser saves the object under that name.
+        Anyone who has the URL can use it for `link_seconds`. With `saved_as`, a browser saves the object under that
+        name.
         """
         params = {"Bucket": self._bucket, "Key": key}
         if saved_as is not None:
@@ -196,12 +208,12 @@ class Storage:
 
 
 def is_missing(error: ClientError) -> bool:
-    """Return whether the storage answered that the object, bucket or setting does not exist."""
+    """Return whether the error means that the object, the bucket or the bucket's setting does not exist."""
     return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
 
 
 class _Object(io.RawIOBase):
-    """An object as a raw stream. Each read is a separate request, so no connection stays open between reads."""
+    """An object as a raw stream. Each read is a separate request, so no connection stays open between two reads."""
 
     def __init__(self, s3: "S3Client", bucket: str, key: str) -> None:
         self._s3, self._bucket, self._key, self._at = s3, bucket, key, 0
@@ -234,7 +246,11 @@ class _Object(io.RawIOBase):
 
 
 def _client(settings: Settings, endpoint: str) -> "S3Client":
-    """Create a client with path-style addresses. Sends checksums only if required, as many S3 servers reject them."""
+    """Create an S3 client for the server at `endpoint`.
+
+    The bucket's name is in the path of a URL, not in its host name. Checksums are sent only if they are required,
+    because many S3 servers reject them.
+    """
     config = Config(
         signature_version="s3v4",
         connect_timeout=5,

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces. One trace covers a job from the request that created it to its checkpoint, in all processes.
+"""Traces with OpenTelemetry. One trace covers a job from its HTTP request to its checkpoint, in all processes.
 
 Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set. The SDK reads the other
-standard variables. FastAPI creates the spans of requests, and the users of `TRACER` create those of jobs. The trace
-context is stored in the job's row and passed to the training process in the environment variable `TRACEPARENT`.
+standard variables. FastAPI creates the spans of requests, and modules that use `TRACER` create those of jobs. The
+trace context is stored in the job's row. The training process gets it in the environment variable `TRACEPARENT`.
 """
 
 import os
@@ -19,9 +19,9 @@ _W3C = TraceContextTextMapPropagator()
 
 
 def configure(process: str) -> None:
-    """Export the spans of this process, under the service name `seft-<process>`. Call it once, when the process starts.
+    """Start to export the spans of this process under the service name `seft-<process>`. Call it once, at the start.
 
-    Does nothing if tracing is off. Raises ImportError if tracing is on and the packages are not installed.
+    Does nothing if tracing is off. Raises ImportError if tracing is on and its packages are not installed.
     """
     variable = next((name for name in ENDPOINTS if os.environ.get(name)), None)
     if variable is None or os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
@@ -41,18 +41,21 @@ def configure(process: str) -> None:
 
 
 def flush() -> None:
-    """Send all pending spans. Call it before a process reports that it is done, because it may then be killed."""
+    """Send all spans that were not sent yet.
+
+    Call it before a process reports its end, because it may then be killed.
+    """
     if force_flush := getattr(trace.get_tracer_provider(), "force_flush", None):
         force_flush(int(1000 * FLUSH_SECONDS))
 
 
 def current_traceparent() -> str | None:
-    """Return the current span as a W3C `traceparent` string. Returns None if nothing is traced."""
+    """Return the current span in the W3C format `traceparent`. Returns None if there is no current span."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier)
     return carrier.get("traceparent")
 
 
 def parent_context(traceparent: str | None) -> Context:
-    """Return the context of a `traceparent` string, as the parent of new spans."""
+    """Return the trace context of a `traceparent` value. Spans that are started in it belong to that trace."""
     return _W3C.extract({"traceparent": traceparent} if traceparent else {}, Context())

@@ -1,7 +1,8 @@
 """Actions of a tenant on a job: cancel, pause, resume, stop, start. Each is idempotent.
 
-An action on a waiting job takes effect at once. The worker of a running job learns of it from the reply to its next
-heartbeat. A cancel takes effect at once for a running job too: the worker's next write raises LeaseLostError.
+An action on a waiting job takes effect at once. If the job is running, its worker learns of the action from the reply
+to its next heartbeat. A cancel takes effect at once for a running job too: the next write of its worker raises
+LeaseLostError.
 """
 
 from sqlalchemy import select
@@ -17,7 +18,7 @@ PAUSED_MESSAGE = "The job was paused by POST /jobs/{}/pause. POST /jobs/{}/resum
 
 
 def cancel(session: Session, tenant: str, job_id: str) -> Job:
-    """Cancel a job at once and publish nothing. Raises CONFLICT if it succeeded or failed."""
+    """Cancel a job at once and publish nothing. Raises CONFLICT if the job has succeeded or failed."""
     job = _get_locked(session, tenant, job_id)
     if job.status != Status.CANCELLED:
         _require_not_ended(job, "cancelled")
@@ -26,9 +27,9 @@ def cancel(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def pause(session: Session, tenant: str, job_id: str) -> Job:
-    """Pause a job. A running one first saves its state and frees its device. Raises CONFLICT if it has ended.
+    """Pause a job. A running job first saves its state and frees its device. Raises CONFLICT if the job has ended.
 
-    A job that waits for disk space then waits for its tenant instead.
+    A job that was paused for lack of disk space then stays paused until the tenant resumes it.
     """
     job = _get_locked(session, tenant, job_id)
     _require_not_ended(job, "paused")
@@ -40,7 +41,10 @@ def pause(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def resume(session: Session, tenant: str, job_id: str) -> Job:
-    """Requeue a paused job whatever paused it, or cancel a pending pause. Raises CONFLICT if the job has ended."""
+    """Requeue a paused job, whatever the reason of the pause, or cancel a pause that has not taken effect yet.
+
+    Raises CONFLICT if the job has ended.
+    """
     job = _get_locked(session, tenant, job_id)
     _require_not_ended(job, "resumed")
     if job.status == Status.PAUSED:
@@ -51,7 +55,10 @@ def resume(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def start(session: Session, tenant: str, job_id: str) -> Job:
-    """Queue a job created with `auto_start: false`. Raises CONFLICT if it has ended, or was started and is paused."""
+    """Queue a job that was created with `auto_start: false`.
+
+    Raises CONFLICT if the job has ended, or if it was started and is paused now.
+    """
     job = _get_locked(session, tenant, job_id)
     _require_not_ended(job, "started")
     if job.reason and job.reason["code"] == Reason.NOT_STARTED:
@@ -66,8 +73,8 @@ def start(session: Session, tenant: str, job_id: str) -> Job:
 def stop(session: Session, tenant: str, job_id: str) -> Job:
     """End training early and publish the result. A job that is not running and has no saved state is cancelled.
 
-    Steps that are lost after the stop are trained again before the result is published.
-    Raises CONFLICT if the job ended and was never stopped.
+    If steps before the stop are lost, they are trained again before the result is published. Raises CONFLICT if the
+    job has ended without a stop.
     """
     job = _get_locked(session, tenant, job_id)
     if job.stopping or job.status == Status.CANCELLED:
@@ -83,7 +90,7 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
 
 
 def _get_locked(session: Session, tenant: str, job_id: str) -> Job:
-    """Return the tenant's job with its row locked, so that it cannot change between the check and the write.
+    """Return the tenant's job with its row locked until the transaction ends.
 
     Raises NOT_FOUND if the tenant has no such job.
     """

@@ -1,4 +1,4 @@
-"""Turn a request into a job. Everything that can be rejected is rejected before there is a row.
+"""Check a request and create its job. All checks are done before the job's row is created.
 
 No transaction is open during requests to the model hub.
 """
@@ -25,11 +25,13 @@ def admit(
     action: str,
     settings: Settings,
 ) -> tuple[Job, bool]:
-    """Create a job and return it with True, or return the job that the same key and body created, with False.
+    """Check a request and create its job.
 
-    `action` is the name for the audit log. The revision of a hub model is replaced by its present commit, so that a
-    branch that moves does not change the job. A job with `auto_start: false` stores an estimate of its cost.
-    Raises ProblemError if the dataset, the model or the key is rejected, or if a limit of the tenant is reached.
+    Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
+    False. `action` is the name of the operation in the audit log. The revision of a hub model is replaced by its
+    current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
+    stores an estimate of its cost. Raises ProblemError if the dataset, the model or the idempotency key is rejected,
+    or if a limit of the tenant is reached.
     """
     body = spec.fingerprint()
     if idempotency_key is not None:

@@ -1,7 +1,8 @@
-"""Writes of a worker to its job: claim it, report progress, save its state, end it.
+"""Database writes of a worker for its job: claim it, report progress, save its state, end it.
 
-Every write names the job and the number of the attempt, and takes effect only if that attempt is the running one.
-Otherwise it writes nothing and raises LeaseLostError: the job was cancelled, or requeued after its lease expired.
+Every write except the claim names the job and the number of the attempt. It takes effect only if that attempt is the
+running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled, or was
+requeued after its lease expired.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from core.totals import Kind, Sum
 
 
 class Fault(StrEnum):
-    """Who can fix a failure: the user or the operator."""
+    """Who can fix a failure: the user (`user_error`) or the operator (`system_error`)."""
 
     USER = "user_error"
     SYSTEM = "system_error"
@@ -36,7 +37,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A claimed job, as it was at the claim. Writes are rejected unless `number` is the job's newest attempt."""
+    """A claimed job, as it was at the claim. It can write only while `number` is the job's newest attempt."""
 
     job_id: str
     number: int
@@ -49,25 +50,25 @@ class Attempt:
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
-    """Step at which training ends early; None to train all steps."""
+    """Step at which training ends early, or None to train all steps."""
     micro_batch: int | None
-    """Windows on the device at a time after an earlier attempt ran out of memory; None otherwise."""
+    """Number of sequences on the device at a time; None for that of the request. Set after running out of memory."""
     capability: Capability
-    """Capability of its worker."""
+    """What the worker of this attempt can run."""
     model_files: list[Json]
-    """If the model is the result of another job: its files with the keys of their objects. Otherwise empty."""
+    """Files of the model with the keys of their objects, if the model is the result of another job. Otherwise empty."""
     hub_token: str | None
-    """Hub token of the tenant, encrypted."""
+    """The tenant's token for the model hub, encrypted. None if the tenant has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingActions:
-    """Actions of the tenant that the running attempt must carry out."""
+    """Actions of the tenant that the running attempt must execute."""
 
     pausing: bool
-    """True if it must save its state and release the job."""
+    """True if the attempt must save its state and release the job."""
     stop_step: int | None
-    """Step at which it must end training, or at the next step, and publish the result; None if it is not stopped."""
+    """Step at which it must end training and publish, or the next step if it is past that. None for no stop."""
 
 
 def claim(
@@ -79,10 +80,10 @@ def claim(
     tenant_running: int = 0,
     key_running: int = 0,
 ) -> Attempt | None:
-    """Start a new attempt of the next job in the queue. Returns None if no job waits that this worker can run.
+    """Claim the next job of the queue and start a new attempt. Returns None if no waiting job can run on this worker.
 
-    Jobs that another worker is claiming, or that newer software accepted, are skipped. A job whose request is invalid
-    for this software fails, and the next one is claimed.
+    Jobs that another worker is claiming, or that newer software accepted, are skipped. If the request of a job is
+    invalid for this software, the job fails and the next one is claimed.
     """
     query = fairness.next_job(session, capability, tenant_running, key_running)
     while row := session.execute(query).first():
@@ -105,7 +106,7 @@ def claim(
 
 
 def _parse_spec(session: Session, job: Job) -> JobSpec | None:
-    """Return the request of a job that was just claimed. If it is invalid, fail the job and return None."""
+    """Return the request of a job that was just claimed. If the request is invalid, fail the job and return None."""
     try:
         return JobSpec.model_validate(job.spec)
     except ValidationError as error:
@@ -121,9 +122,9 @@ def _parse_spec(session: Session, job: Job) -> JobSpec | None:
 
 
 def _model_files(session: Session, job: Job) -> list[Json]:
-    """Return the files of the result that the job uses as its model, or an empty list if there is no such result.
+    """Return the files of the model, if the model is the result of another job. Otherwise return an empty list.
 
-    If it was deleted, the training process reports that the model is missing.
+    The list is also empty if that result was deleted. The training process then reports that the model is missing.
     """
     reference = job.spec["model"]
     result = results.find(session, job.tenant, reference) if results.is_result(reference) else None
@@ -133,7 +134,7 @@ def _model_files(session: Session, job: Job) -> list[Json]:
 def _attempt(
     job: Job, spec: JobSpec, dataset: Dataset, capability: Capability, model_files: list[Json], *, hub_token: str | None
 ) -> Attempt:
-    """Return the attempt. `job` is the row before the claim, which raised `attempt` by 1."""
+    """Build the attempt. `job` is the row before the claim, so its `attempt` is one less than the new number."""
     return Attempt(
         job_id=job.id,
         number=job.attempt + 1,
@@ -154,7 +155,10 @@ def _attempt(
 
 
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> PendingActions:
-    """Renew the lease and return the pending actions. Does not change `updated_at`: readers see no change."""
+    """Renew the lease and return the actions that the tenant has requested.
+
+    Does not change `updated_at`, because readers of the job see no difference.
+    """
     _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
     query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step).where(Job.id == attempt.job_id)
     pausing, stopping, stop_step, step = session.execute(query).one()
@@ -162,9 +166,9 @@ def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> Pendi
 
 
 def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
-    """Set the phase, the completed fraction of the whole job (0 to 1), and the optimizer step.
+    """Write the phase, the completed fraction of the whole job (0 to 1), and the optimizer step.
 
-    A new phase writes the event `phase.began`.
+    If the phase is new, also write the event `phase.began`.
     """
     previous, seconds = _phase(session, attempt)
     phase_start = {"phase_at": func.now()} if phase != previous else {}
@@ -175,7 +179,7 @@ def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: 
 
 
 def add_metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[str, float]]]) -> None:
-    """Write rows of (step, values). Rows of the same steps are replaced."""
+    """Write rows of metrics, each as (step, values). Existing rows of the same steps are replaced."""
     if not rows:
         return
     _write(session, attempt)
@@ -187,15 +191,15 @@ def add_metrics(session: Session, attempt: Attempt, rows: list[tuple[int, dict[s
 
 
 def add_event(session: Session, attempt: Attempt, type: str, data: dict[str, Any]) -> None:  # noqa: A002
-    """Write an event that reports no transition."""
+    """Write an event that does not report a change of the job's status."""
     _write(session, attempt)
     record_event(session, attempt.job_id, attempt.number, type, data)
 
 
 def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
-    """Write the event `topology.evolved` of `data["step"]`, unless there is one.
+    """Write the event `topology.evolved` of the step `data["step"]`, unless that event exists already.
 
-    An attempt that resumes from a saved state repeats some steps, and their events exist already.
+    An attempt that resumes from a saved state repeats some steps. The events of these steps already exist.
     """
     _write(session, attempt)
     existing = select(JobEvent.id).where(
@@ -208,7 +212,7 @@ def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
 
 
 def restart_training(session: Session, attempt: Attempt, type: str, message: str) -> None:  # noqa: A002
-    """Restart training from step 0 because the saved state is lost, and write an event of this type with `message`.
+    """Restart training from step 0 because the saved state is lost. Write an event of this type with `message`.
 
     Deletes the metrics and topology events of the lost steps, and the score of the repaired model.
     """
@@ -221,15 +225,15 @@ def restart_training(session: Session, attempt: Attempt, type: str, message: str
 
 
 def add_scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:
-    """Add scores to those of earlier calls."""
+    """Add scores to the job. Scores with other names are kept."""
     _write(session, attempt, scores=Job.scores.concat(values))
 
 
 def save_resume(session: Session, attempt: Attempt, resume: Json) -> Json | None:
-    """Store the state that the next attempt starts from. Returns the previous one, whose objects can be deleted.
+    """Store the state that the next attempt starts from. Return the previous one, whose objects can be deleted now.
 
-    A state of a later step resets the count of failures: the limit is on failures without progress. From now on the job
-    needs a device of the same kind, since other kinds do not give the same bits.
+    If the new state is of a later step, the count of failures is reset, because only failures without progress are
+    limited. From now on the job needs a device of the same kind, because other kinds do not give the same bits.
     """
     previous = session.scalar(select(Job.resume).where(Job.id == attempt.job_id).with_for_update())
     advanced = previous is None or resume["step"] > previous["step"]
@@ -253,9 +257,9 @@ def publish(
     measured: Json,
     days: int = 0,
 ) -> None:
-    """End the job as succeeded with this checkpoint, whose objects are already stored under `prefix`.
+    """End the job as succeeded and publish its checkpoint. The objects under `prefix` must already be stored.
 
-    The checkpoint expires after `days` days; 0 keeps it permanently.
+    The checkpoint expires after `days` days. With 0, it is kept permanently.
     """
     checkpoint_id = ids.new("ckpt")
     expires = session.scalars(select(func.now())).one() + timedelta(days=days) if days else None
@@ -283,7 +287,7 @@ def publish(
 def fail(
     session: Session, attempt: Attempt, *, fault: Fault, code: str, message: str, retry: bool, max_failures: int
 ) -> bool:
-    """End the attempt with an error. Returns True if the job will be retried, False if it has failed permanently."""
+    """End the attempt with an error. Return True if the job is retried, and False if it has failed permanently."""
     error = {"fault": fault, "code": code, "message": message}
     failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
     if retry and failures < max_failures:
@@ -296,10 +300,11 @@ def fail(
 def fail_out_of_memory(
     session: Session, attempt: Attempt, *, message: str, micro_batch: int | None, larger: bool, max_failures: int
 ) -> bool:
-    """End an attempt that ran out of memory, which is the user's error. Returns True if the job will be retried.
+    """End an attempt that ran out of memory. Return True if the job is retried, and False if it has failed.
 
-    The job is retried once with `micro_batch`, unless that is None. After that, if a worker has a `larger` device of
-    the same kind, the job is retried there with the micro batch of its request and with no failures counted.
+    The error counts as the user's. The job is retried once with `micro_batch`, unless that is None. After that, if
+    `larger` is true (some worker has a larger device of the same kind), the job is retried there. That retry uses the
+    micro-batch of the request and resets the count of failures.
     """
     error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
     if micro_batch is not None and attempt.micro_batch is None:
@@ -326,9 +331,10 @@ def fail_out_of_memory(
 
 
 def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: str, needs: int) -> None:
-    """Release the job and pause it until `needs` bytes are free. A pending pause of the tenant takes precedence.
+    """Release the job and pause it until `needs` bytes are free. The attempt does not count as a failure.
 
-    The attempt does not count as a failure. From now on only workers with that much free disk space can run the job.
+    If the tenant has requested a pause, that pause takes precedence. From now on only workers with that much free
+    disk space can run the job.
     """
     _requeue(session, attempt, Transition.RELEASED, {}, needs=Job.needs.concat({"disk": needs}))
     if session.scalar(select(Job.status).where(Job.id == attempt.job_id)) == Status.QUEUED:
@@ -336,12 +342,12 @@ def hold_for_space(session: Session, attempt: Attempt, reason: Reason, message: 
 
 
 def release(session: Session, attempt: Attempt) -> None:
-    """Requeue the job, or pause it if a pause is pending. The attempt does not count as a failure."""
+    """Release the job: requeue it, or pause it if the tenant has requested a pause. Does not count as a failure."""
     _requeue(session, attempt, Transition.RELEASED, {})
 
 
 def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
-    """Lock the job's row. Returns its phase and the seconds since that began."""
+    """Lock the row of the job. Return its phase and the seconds since that phase began."""
     seconds = func.coalesce(func.extract("epoch", func.now() - Job.phase_at), 0)
     query = select(Job.phase, seconds).where(Job.id == attempt.job_id).with_for_update()
     phase, elapsed = session.execute(query).one()
@@ -354,7 +360,10 @@ def _count_phase(session: Session, phase: str | None, seconds: float) -> None:
 
 
 def _stop_step(stopping: bool, stop_step: int | None, step: int) -> int | None:
-    """Return the step at which to stop. Older software stored none: then it is the present step."""
+    """Return the step at which training must stop, or None.
+
+    Older software stored no step for a stop. Then the result is the current step.
+    """
     if not stopping:
         return None
     return step if stop_step is None else stop_step

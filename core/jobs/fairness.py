@@ -1,7 +1,7 @@
-"""Order of the queue and limits per tenant and per key.
+"""The order of the queue, and the limits per tenant and per API key.
 
-Jobs run by priority, then by the fewest running jobs of their tenant, then by age. The reason that a waiting job does
-not run is here too.
+Jobs run by priority, then by the fewest running jobs of their tenant, then by age. This module also says why a job
+does not run.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +18,14 @@ from core.states import Status
 from core.tables import Dataset, Holding, Job, Json
 
 CLAIM_LOCK = 0x5EF72
-"""Advisory lock for counting running jobs in a claim. Any number that no other advisory lock uses."""
+"""Advisory lock for a claim that counts running jobs. The number must differ from those of all other advisory locks."""
 
 
 def next_job(session: Session, capability: Capability, tenant_limit: int, key_limit: int) -> Select[Job, Dataset]:
-    """Return the query for the next job that a worker with this capability runs. The query locks the job's row.
+    """Return the query for the next job that a worker with this capability can run. It locks the job's row.
 
-    `tenant_limit` and `key_limit` are the most running jobs per tenant and per key; 0 is no limit. A job accepted by
-    newer software is left to a newer worker.
+    `tenant_limit` and `key_limit` are the maximum number of running jobs per tenant and per key. The value 0 means no
+    limit. The query skips jobs that newer software accepted.
     """
     running = (
         select(Job.tenant, func.count().label("jobs"))
@@ -55,7 +55,7 @@ def next_job(session: Session, capability: Capability, tenant_limit: int, key_li
 
 
 def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:
-    """Raise LIMIT_REACHED if the tenant or the key has its maximum of waiting jobs already."""
+    """Raise LIMIT_REACHED if the tenant or the key already has the maximum number of waiting jobs."""
     for whose, owned, limit in (
         ("your jobs", Job.tenant == caller.tenant, settings.tenant_waiting),
         ("this key's jobs", Job.key_id == caller.key_id, settings.key_waiting),
@@ -68,9 +68,10 @@ def require_waiting_quota(session: Session, caller: Caller, settings: Settings) 
 
 
 def require_storage_quota(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
-    """Raise LIMIT_REACHED if `more` bytes of the content with hash `sha256` exceed the tenant's limit; 0 is no limit.
+    """Raise LIMIT_REACHED if the tenant would store more than `limit` bytes. A limit of 0 means no limit.
 
-    With a limit, other transactions that store data for the tenant wait until this one ends.
+    `more` are the bytes to add, `sha256` is their hash. If the tenant already stores content with this hash, it does
+    not count twice. With a limit, other transactions that store data for the tenant wait until this transaction ends.
     """
     if not limit:
         return
@@ -91,7 +92,7 @@ class StoredBytes(NamedTuple):
 
 
 def stored_bytes(session: Session, tenant: str, *, without: str = "") -> StoredBytes:
-    """Return the bytes that the tenant stores, not counting the dataset with the hash `without`."""
+    """Return the bytes that the tenant stores. The dataset with the hash `without` is not counted."""
     owned = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != without)
     contents = select(Dataset.sha256, Dataset.bytes).where(*owned).distinct().subquery()
     datasets = select(func.sum(contents.c.bytes))
@@ -100,7 +101,10 @@ def stored_bytes(session: Session, tenant: str, *, without: str = "") -> StoredB
 
 
 def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | None:
-    """Return why the job does not run: from its row if it is paused, from the queue if it is queued."""
+    """Return why the job does not run, or None if it is neither paused nor queued.
+
+    The reason of a paused job is in its row. The reason of a queued job is computed from the queue.
+    """
     if job.status != Status.QUEUED:
         return job.reason
     for code, whose, owned, limit in (

@@ -1,6 +1,7 @@
-"""When waiting jobs are expected to start.
+"""Estimate when waiting jobs will start.
 
-Assumes that running jobs keep their speed, and that waiting jobs last as long as recent ones did on average.
+The estimate assumes that running jobs keep their speed, and that a waiting job takes as long as recent jobs did on
+average.
 """
 
 import heapq
@@ -14,19 +15,22 @@ from core.states import Status
 from core.tables import Job
 
 RECENT_JOBS = 50
-"""Number of succeeded jobs, of any tenant, whose mean duration is used."""
+"""Number of recent succeeded jobs, of all tenants, whose average duration is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds until each live worker is free, and the expected duration of a job, None if no job has succeeded."""
+    """Seconds until each live worker is free, and the expected seconds of a job.
+
+    The expected seconds are None if no job has succeeded yet.
+    """
 
     free_in: tuple[float, ...]
     duration: float | None
 
     @classmethod
     def now(cls, session: Session, sweep_seconds: float) -> "Forecast":
-        """Return the forecast for the present state of the queue."""
+        """Compute the forecast from the current state of the queue and the workers."""
         seconds = func.extract("epoch", Job.finished_at - Job.started_at).label("seconds")
         recent = select(seconds).where(Job.status == Status.SUCCEEDED).order_by(Job.id.desc()).limit(RECENT_JOBS)
         mean = session.scalar(select(func.avg(recent.subquery().c.seconds)))
@@ -39,7 +43,10 @@ class Forecast:
         return cls((*[0.0] * idle, *known), duration)
 
     def start(self, position: int) -> float | None:
-        """Return the seconds until the job at this place in the queue, from 1, starts. None if it is unknown."""
+        """Return the seconds until the job at this place in the queue starts. Returns None if there is no estimate.
+
+        The first place is 1.
+        """
         if not self.free_in or (position > len(self.free_in) and self.duration is None):
             return None
         free_in = list(self.free_in)

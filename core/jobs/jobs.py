@@ -23,17 +23,17 @@ from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 
 HEADER = "Idempotency-Key"
 MAX_POSITION = 1000
-"""Largest count of jobs or place in the queue, so that a long queue costs no more than a short one."""
+"""Limit for counts of jobs and for places in the queue. Larger numbers are not computed, because that would be slow."""
 
 
 class Order(StrEnum):
-    """Order of a list of jobs. Jobs that compare equal are listed newest first."""
+    """Order of a list of jobs. Jobs with equal sort values are listed newest first."""
 
     NEWEST = "newest"
     OLDEST = "oldest"
     SPARSEST = "sparsest"
     BEST = "best"
-    """Lowest perplexity of the repaired model first; jobs without one come last."""
+    """Order by the perplexity of the repaired model, lowest first. Jobs without that perplexity come last."""
 
 
 def create(
@@ -47,10 +47,11 @@ def create(
     request_id: str | None = None,
     estimate: Json | None = None,
 ) -> tuple[Job, bool]:
-    """Create a job and return it with True, or return the job that the same key and body created, with False.
+    """Create a job.
 
-    The job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such dataset, and
-    the errors of `find_by_idempotency_key`.
+    Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
+    False. The new job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such
+    dataset, and the errors of `find_by_idempotency_key`.
     """
     if idempotency_key is not None and (
         existing := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
@@ -85,10 +86,10 @@ def create(
 
 
 def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256: str) -> Job | None:
-    """Return the job that this key created, or None. Locks the key until the transaction ends.
+    """Return the job that was created with this idempotency key, or None.
 
-    Raises IDEMPOTENCY_CONFLICT if the key was used with another body, and IDEMPOTENCY_IN_FLIGHT if another request has
-    locked it.
+    Locks the key until the transaction ends. Raises IDEMPOTENCY_CONFLICT if the key was used with another body, and
+    IDEMPOTENCY_IN_FLIGHT if another request has locked the key.
     """
     lock = func.pg_try_advisory_xact_lock(func.hashtextextended(f"{tenant}\n{key}", 0))
     if not session.scalar(select(lock)):
@@ -108,7 +109,7 @@ def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256
 
 
 def get(session: Session, tenant: str, job_id: str) -> Job:
-    """Return the tenant's job. Raises NOT_FOUND if the tenant has no such job."""
+    """Return the tenant's job with this id. Raises NOT_FOUND if the tenant has no such job."""
     query = select(Job).where(Job.id == job_id, Job.tenant == tenant)
     job = session.scalar(query) if ids.is_id("job", job_id) else None
     if job is None:
@@ -129,9 +130,10 @@ def page(
     after: str | None = None,
     limit: int,
 ) -> tuple[Sequence[Job], bool]:
-    """Return up to `limit` jobs in this order that follow the job `after`, and whether there are more.
+    """Return up to `limit` jobs that come after the job `after` in the given order.
 
-    `since` (included) and `until` (excluded) are times of creation, by which ids sort.
+    The second value is true if more jobs follow. Only jobs created at `since` or later and before `until` are
+    returned.
     """
     query = _ordered(select(Job).where(Job.tenant == tenant), tenant, order, after).limit(limit + 1)
     if status is not None:
@@ -167,12 +169,12 @@ def _ordered(query: Select[Job], tenant: str, order: Order, after: str | None) -
 
 
 def _pair_hashes(metadata: Mapping[str, str]) -> list[str]:
-    """Return the values of `JobLabel.pair`."""
+    """Return the hashes of all pairs of the metadata, as in the column `JobLabel.pair`."""
     return [keys.digest(f"{name}\0{value}") for name, value in metadata.items()]
 
 
 def counts(session: Session, tenant: str) -> dict[Status, int]:
-    """Return the number of jobs per status; `MAX_POSITION` means that many or more."""
+    """Return the number of jobs per status. The value `MAX_POSITION` means that many or more."""
     return {status: _count(session, tenant, status) for status in Status}
 
 
@@ -182,7 +184,7 @@ def _count(session: Session, tenant: str, status: Status) -> int:
 
 
 def models(session: Session, tenant: str) -> list[str]:
-    """Return the models of the tenant's newest jobs without duplicates, most recently used first."""
+    """Return the models of the tenant's newest jobs without duplicates. The model of the newest job comes first."""
     newest = select(Job.id, Job.spec["model"].astext.label("model")).where(Job.tenant == tenant)
     recent = newest.order_by(Job.id.desc()).limit(MAX_POSITION).subquery()
     query = select(recent.c.model).group_by(recent.c.model).order_by(func.max(recent.c.id).desc())
@@ -190,13 +192,16 @@ def models(session: Session, tenant: str) -> list[str]:
 
 
 def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job]:
-    """Return the tenant's first queued jobs, in the order of the queue."""
+    """Return the tenant's first `limit` queued jobs, in the order of the queue."""
     queued = select(Job).where(Job.tenant == tenant, Job.status == Status.QUEUED)
     return session.scalars(queued.order_by(Job.priority.desc(), Job.id).limit(limit)).all()
 
 
 def position(session: Session, job: Job) -> int | None:
-    """Return the place in the queue, from 1; `MAX_POSITION` means that or later. None if the job is not queued."""
+    """Return the job's place in the queue, from 1. Returns None if the job is not queued.
+
+    The value `MAX_POSITION` means this place or a later one.
+    """
     if job.status != Status.QUEUED:
         return None
     return 1 + (session.scalar(_ahead(), {"id": job.id, "priority": job.priority}) or 0)

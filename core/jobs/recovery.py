@@ -1,6 +1,6 @@
 """Recover jobs whose worker stopped sending heartbeats, and queued jobs whose notification was lost.
 
-The sweep of every worker calls this. An advisory lock lets one sweep requeue at a time.
+The sweep of every worker calls these functions. An advisory lock ensures that only one sweep requeues at a time.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,17 @@ from core.states import Reason, Status, Transition
 from core.tables import Job, JobEvent
 
 SWEEP_LOCK = 0x5EF7
-"""Advisory lock of the sweep. Any number that no other lock uses; those of `core.jobs.jobs` are 64-bit hashes."""
+"""Advisory lock of the sweep. The number must differ from those of all other locks.
+
+Other locks in `core` are 64-bit hashes, or named constants like this one.
+"""
 
 
 def requeue_lost(session: Session, max_failures: int) -> list[str]:
-    """Requeue, pause, or at `max_failures` fail the running jobs whose lease expired. Returns their ids."""
+    """End the attempts of running jobs whose lease has expired. Return the ids of these jobs.
+
+    A job is requeued, or paused if its tenant has requested a pause, or failed after `max_failures` failures.
+    """
     if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))):
         return []
     expired = (
@@ -33,7 +39,7 @@ def requeue_lost(session: Session, max_failures: int) -> list[str]:
 
 
 def waiting_for_space(session: Session, reason: Reason, capability: Capability = UNLIMITED) -> Sequence[str]:
-    """Lock the jobs that are paused for this reason and that such a worker can run. Returns their ids."""
+    """Lock the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids."""
     paused = (
         select(Job.id)
         .where(Job.status == Status.PAUSED, Job.reason.has_key("needs"))
@@ -44,15 +50,16 @@ def waiting_for_space(session: Session, reason: Reason, capability: Capability =
 
 
 def resume_waiting_for_space(session: Session, reason: Reason, capability: Capability) -> list[str]:
-    """Requeue the jobs that are paused for this reason and that such a worker can run. Returns their ids."""
+    """Requeue the jobs that are paused for `reason` and can run on a worker with this capability. Return their ids."""
     job_ids = waiting_for_space(session, reason, capability)
     return [job_id for job_id in job_ids if transition(session, job_id, Transition.RESUMED)]
 
 
 def mark_for_notification(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
-    """Mark as notified up to `limit` queued jobs whose last notification is older than this. Returns their ids.
+    """Set the time of the last notification to now for queued jobs that have waited too long. Return their ids.
 
-    The jobs that run next come first.
+    These are up to `limit` jobs whose last notification is older than `older_than_seconds`. Jobs with a high priority
+    and old jobs come first.
     """
     old = func.now() - timedelta(seconds=older_than_seconds)
     waiting = (

@@ -1,4 +1,4 @@
-"""Read the events, metrics and checkpoints of a job. The caller checks that the job belongs to the tenant."""
+"""Read the events, metrics and checkpoints of a job. The caller must check that the job belongs to the tenant."""
 
 import math
 from collections import defaultdict
@@ -13,14 +13,14 @@ from core.states import TOPOLOGY_EVOLVED
 from core.tables import Checkpoint, JobEvent, JobMetric, Json
 
 CHANGES = ("dropped", "grown", "reactivated", "pruned")
-"""Counts in the data of an event `topology.evolved`."""
+"""Names of the counts in the data of an event `topology.evolved`."""
 LAYERS = "layers"
-"""Key of the counts per layer in that data: the only part of an event that can be large."""
+"""Name of the counts per layer in the data of such an event. No other part of an event can be large."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricPoint:
-    """Several rows of metrics as one: the last step, the newest attempt, the mean of each value."""
+    """Several rows of metrics merged into one: their last step, their newest attempt, and the average of each value."""
 
     step: int
     attempt: int
@@ -29,7 +29,10 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True)
 class Evolution:
-    """Consecutive events `topology.evolved` as one: the last step, the sum of each count, and one of them per layer."""
+    """Several consecutive events `topology.evolved` merged into one.
+
+    It has their last step, the sum of each count, and one of the counts per layer.
+    """
 
     step: int
     sums: dict[str, int]
@@ -37,14 +40,20 @@ class Evolution:
 
 
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
-    """Return up to `limit` events with an id above `after`, oldest first, and whether there are more."""
+    """Return up to `limit` events with an id greater than `after`, oldest first.
+
+    The second value is true if more events follow.
+    """
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
 def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:
-    """Return the last `limit` events, newest first, without counts per layer and detached from the session."""
+    """Return the last `limit` events, newest first, without their counts per layer.
+
+    They are detached from the session, so a change of them is not written.
+    """
     data = JobEvent.data.op("-")(LAYERS).label("data")
     query = select(JobEvent.id, JobEvent.job_id, JobEvent.attempt, JobEvent.type, data, JobEvent.created_at)
     rows = session.execute(query.where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc()).limit(limit))
@@ -58,14 +67,17 @@ def events_of(session: Session, job_id: str, type: str, *, limit: int) -> Sequen
 
 
 def metrics(session: Session, job_id: str, *, after_step: int, limit: int) -> tuple[Sequence[JobMetric], bool]:
-    """Return up to `limit` rows of metrics after `after_step`, in order, and whether there are more."""
+    """Return up to `limit` rows of metrics with steps greater than `after_step`, in order.
+
+    The second value is true if more rows follow.
+    """
     query = select(JobMetric).where(JobMetric.job_id == job_id, JobMetric.step > after_step).order_by(JobMetric.step)
     rows = session.scalars(query.limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit
 
 
 def downsample_metrics(session: Session, job_id: str, *, after_step: int, points: int) -> Sequence[MetricPoint]:
-    """Return at most `points` points for all steps after `after_step`, one per span; the spans have equal lengths."""
+    """Divide all steps after `after_step` into at most `points` spans of equal length. Return one point per span."""
     selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
     bounds = (
         select(func.min(JobMetric.step).label("low"), func.max(JobMetric.step).label("high")).where(*selected).cte()
@@ -76,22 +88,28 @@ def downsample_metrics(session: Session, job_id: str, *, after_step: int, points
 
 
 def span_length(session: Session, job_id: str, points: int) -> int:
-    """Return the smallest power of two so that `points` spans of this many steps cover all steps.
+    """Return the smallest power of two so that `points` spans of this many steps cover all steps of the job.
 
-    A power of two seldom changes while the job trains.
+    A power of two seldom changes while the job trains, so a page can keep the points that it already has.
     """
     high = session.scalar(select(func.max(JobMetric.step)).where(JobMetric.job_id == job_id)) or 0
     return 1 << max(0, math.ceil(high / points) - 1).bit_length()
 
 
 def first_attempt(session: Session, job_id: str) -> int:
-    """Return the attempt that trained the first step, or 0 if none has. It changes if training restarts."""
+    """Return the number of the attempt that trained the first step, or 0 if no step was trained.
+
+    The number changes only if training restarts.
+    """
     query = select(JobMetric.attempt).where(JobMetric.job_id == job_id).order_by(JobMetric.step).limit(1)
     return session.scalar(query) or 0
 
 
 def downsample_metrics_by_span(session: Session, job_id: str, *, after_step: int, length: int) -> Sequence[MetricPoint]:
-    """Return one point per span of `length` steps, counted from step 1. Points of complete spans do not change."""
+    """Return one point per span of `length` steps. The spans are counted from step 1.
+
+    The point of a complete span does not change any more.
+    """
     selected = (JobMetric.job_id == job_id, JobMetric.step > after_step)
     span = ((JobMetric.step - 1) // length).label("span")
     return _points(session, select(span, JobMetric.step, JobMetric.attempt, JobMetric.values).where(*selected))
@@ -120,9 +138,9 @@ def _points(session: Session, spans: Select[int, int, int, Json]) -> Sequence[Me
 
 
 def evolution(session: Session, job_id: str, *, layer_count: str, max_runs: int) -> list[Evolution]:
-    """Return the events `topology.evolved` in order, grouped into at most `max_runs` runs of equal length.
+    """Return the events `topology.evolved` in order, merged into at most `max_runs` groups of equal length.
 
-    `layer_count` is the one of `CHANGES` to return per layer.
+    `layer_count` is the name in `CHANGES` of the count to return per layer.
     """
     run = func.ntile(max_runs).over(order_by=JobEvent.id).label("run")
     selected = (JobEvent.job_id == job_id, JobEvent.type == TOPOLOGY_EVOLVED)

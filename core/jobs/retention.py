@@ -1,6 +1,6 @@
-"""Expire checkpoints at the time their job set, and datasets that no job has used for a long time.
+"""Expire checkpoints after the time that their job has set, and datasets that no job has used for a long time.
 
-Only rows are deleted here. `worker.cleanup` deletes the objects that no row refers to.
+Only rows are deleted here. `worker.cleanup` deletes objects that have no row any more.
 """
 
 from datetime import timedelta
@@ -15,21 +15,24 @@ from core.specs import JobSpec
 from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job
 
 EXPIRED = "checkpoint.expired"
-"""Type of the event of an expired checkpoint."""
+"""Type of the event that a checkpoint has expired."""
 BATCH = 1000
-"""Largest number of rows that one call expires."""
+"""Maximum number of rows that one call expires."""
 AUDIT_KEY_ID = "retention"
-"""Value of `AuditEntry.key_id` for datasets that expired."""
+"""Value of `AuditEntry.key_id` if a dataset has expired, because no API key deleted it."""
 
 
 def checkpoint_days(spec: JobSpec, settings: Settings) -> int:
-    """Return the number of days that the job's checkpoint is kept; 0 means permanently."""
+    """Return the number of days for which the checkpoint of this job is kept. The value 0 means permanently."""
     limits = [limit for limit in (spec.output.retention_days, settings.checkpoint_days) if limit]
     return min(limits, default=0)
 
 
 def claim_chore(session: Session, chore: str, seconds: float) -> bool:
-    """Return True to one worker if the chore was last claimed more than `seconds` ago, and False to all others."""
+    """Claim a periodic chore. Returns True if nobody has claimed it in the last `seconds` seconds.
+
+    If several workers call this at the same time, only one of them gets True.
+    """
     overdue = Chore.done_at < func.now() - timedelta(seconds=seconds)
     claim = (
         insert(Chore)
@@ -40,7 +43,10 @@ def claim_chore(session: Session, chore: str, seconds: float) -> bool:
 
 
 def expire_checkpoints(session: Session) -> list[str]:
-    """Delete expired checkpoints that no unfinished job uses as its model, with an event each. Returns their ids."""
+    """Delete expired checkpoints that no unfinished job uses as its model. Return their ids.
+
+    Each deletion writes an event of the checkpoint's job.
+    """
     in_use = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.finished_at.is_(None))
     expired = (
         select(Checkpoint)
@@ -57,9 +63,9 @@ def expire_checkpoints(session: Session) -> list[str]:
 
 
 def expire_datasets(session: Session, days: int) -> list[str]:
-    """Mark datasets as deleted that no job has used within `days`, unfinished jobs included. Returns their ids.
+    """Mark datasets as deleted that no job has used in the last `days` days. Return their ids.
 
-    With `days` 0 no dataset expires.
+    A dataset of an unfinished job counts as used. With `days` 0, no dataset expires.
     """
     if not days:
         return []

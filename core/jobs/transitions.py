@@ -1,6 +1,7 @@
-"""Change a job's status by compare-and-swap and write its event in the same transaction. Nothing else changes it.
+"""Change the status of a job and write the event of the change, in one transaction. No other code changes a status.
 
-Permissions are not checked here. `core.jobs.actions`, `core.jobs.attempts` and `core.jobs.recovery` are the callers.
+The change is a compare-and-swap: it is made only if the job still has one of the expected statuses. Permissions are
+not checked here. The callers are `core.jobs.actions`, `core.jobs.attempts` and `core.jobs.recovery`.
 """
 
 from datetime import datetime
@@ -17,7 +18,7 @@ from core.tables import Job, JobEvent
 from core.totals import Sum
 
 STATUS_EVENT_PREFIX = "job."
-"""Prefix of the types of events that report a transition. Webhooks get these events."""
+"""Prefix of the types of events that report a change of status. Webhooks get these events."""
 
 
 def transition(
@@ -29,10 +30,10 @@ def transition(
     data: dict[str, Any] | None = None,
     **values: Any,
 ) -> bool:
-    """Make a transition of `TRANSITIONS`, set the columns `values`, and write the event `job.<transition>` with `data`.
+    """Change the status of a job by a transition of `TRANSITIONS`, and write the event `job.<transition>` with `data`.
 
-    Returns False and writes nothing if the transition cannot start from the job's status, or if `attempt` is given and
-    is not the newest one.
+    Also sets the columns in `values`. Returns False and writes nothing if the transition is not allowed from the
+    current status, or if `attempt` is given and is not the newest attempt of the job.
     """
     starts, end = TRANSITIONS[change]
     allowed = [Job.id == job_id, Job.status.in_(starts)]
@@ -55,7 +56,10 @@ def transition(
 def requeue(
     session: Session, job_id: str, change: Transition, *, attempt: int, data: dict[str, Any], **values: Any
 ) -> bool:
-    """End an attempt and requeue its job, or pause it if a pause is pending. Returns False as `transition` does."""
+    """End an attempt and requeue its job, or pause the job if its tenant has requested a pause.
+
+    Returns False in the same cases as `transition`.
+    """
     if not transition(session, job_id, change, attempt=attempt, data=data, **values):
         return False
     if session.scalar(select(Job.pausing).where(Job.id == job_id)):
@@ -64,16 +68,16 @@ def requeue(
 
 
 def hold(session: Session, job_id: str, reason: Reason, message: str, **more: Any) -> bool:
-    """Pause a queued job, or replace the reason of a paused one. `more` is stored with the reason."""
+    """Pause a queued job, or replace the reason of a paused job. `more` are further values to store with the reason."""
     stored = {"code": reason, "message": message, **more}
     return transition(session, job_id, Transition.PAUSED, data={"reason": stored}, reason=stored)
 
 
 def record_event(session: Session, job_id: str, attempt: int, type: str, data: dict[str, Any]) -> None:  # noqa: A002
-    """Write an event, and enqueue it for webhooks if it reports a transition.
+    """Write an event of a job. If the event reports a change of status, also create its webhook deliveries.
 
-    The caller must have updated the job's row in the same transaction. The row lock makes the events of a job commit in
-    the order of their ids, so a reader that continues after the last id it saw misses none.
+    The caller must have updated the job's row in the same transaction. That locks the row, so the events of a job are
+    committed in the order of their ids. A reader that continues after the last id it saw therefore misses no event.
     """
     event = {"job_id": job_id, "attempt": attempt, "type": type, "data": data}
     event_id, at = session.execute(_insert_event(), event).one()
@@ -87,7 +91,7 @@ def _insert_event() -> ReturningInsert[int, datetime]:
 
 
 def _implied_values(change: Transition, end: Status | None) -> dict[str, Any]:
-    """Return the column values that a transition always sets."""
+    """Return the values of columns that this transition always sets."""
     if end is None:
         return {}
     values: dict[str, Any] = {"status": end}

@@ -1,1 +1,1 @@
-"""The models that a job may use: resolver, catalogue, and results of earlier jobs."""
+"""The models that a job can use: find and check a model, list all models, and use results of earlier jobs."""

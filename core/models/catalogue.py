@@ -1,6 +1,7 @@
-"""The catalogue of usable models: models under the model roots, models in the hub's cache, and results of earlier jobs.
+"""The list of models that jobs can use: local models, models in the hub cache, and results of earlier jobs.
 
-Listing never asks the hub. A hub model that is not in the cache is not listed, but can be looked up by name.
+Local models are in the folders of SEFT_MODEL_ROOTS. No request to the hub is made for the list. A hub model that is
+not in the cache is not listed, but can be looked up by name.
 """
 
 import os
@@ -25,21 +26,21 @@ from core.tables import Json, Worker
 from seft.models.source import CONFIG, ModelSource, cached_models
 
 DEPTH = 3
-"""Maximum number of parts in the path of a model under a root."""
+"""Maximum number of parts in the path of a local model, relative to its folder in SEFT_MODEL_ROOTS."""
 TYPICAL_JOB = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
-"""Job with default settings, used to decide whether a model fits a worker."""
+"""A job with default settings. A model fits a worker if this job with the model does."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """A model that a job may use, and the names of the workers that it fits."""
+    """A model that a job can use, and the names of the workers whose memory it fits into."""
 
     source: ModelSource
     dimensions: Dimensions
     fits_on: Sequence[str]
 
     def to_json(self) -> Json:
-        """Return the fields of `api.schemas.models.ModelView`."""
+        """Return the values of the fields of `api.schemas.models.ModelView`."""
         return {
             "id": self.source.reference,
             "kind": "result" if results.is_result(self.source.reference) else self.source.kind,
@@ -54,20 +55,20 @@ class CatalogueEntry:
 
 
 class Catalogue:
-    """The models that a tenant may use."""
+    """Lists and looks up the models that a tenant can use."""
 
     def __init__(self, resolver: ModelResolver, sessions: sessionmaker[Session], settings: Settings) -> None:
         self._resolver, self._sessions, self._settings = resolver, sessions, settings
 
     def get(self, tenant: str, reference: str, revision: str | None) -> CatalogueEntry:
-        """Look up one model, which may be on the hub. Raises as `ModelResolver.find`."""
+        """Look up one model, on the hub too. Raises the errors of `ModelResolver.find`."""
         return self._entry(tenant, self._resolver.find(tenant, reference, revision), self._living_workers())
 
     def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[CatalogueEntry], bool]:
-        """Return up to `limit` models that follow the one named `after`, and whether there are more.
+        """Return up to `limit` models that follow the model `after` in the list.
 
-        Shared models come first, sorted by name; then the tenant's own results, newest first. Models that cannot be
-        loaded are left out.
+        The second value is true if more models follow. Models of all tenants come first, sorted by name; then the
+        tenant's own results, newest first. Models that cannot be loaded are left out.
         """
         living, entries = self._living_workers(), list[CatalogueEntry]()
         for reference in self._names(tenant, after, limit + 1):
@@ -78,11 +79,14 @@ class Catalogue:
         return entries[:limit], len(entries) > limit
 
     def names(self, tenant: str, limit: int) -> list[str]:
-        """Return the first names, without checking that the models can be loaded."""
+        """Return the first `limit` names of the list. Does not check that the models can be loaded."""
         return list(islice(self._names(tenant, None, limit), limit))
 
     def _names(self, tenant: str, after: str | None, limit: int) -> Iterator[str]:
-        """Yield names in the order of `page`. Reads the results from the database only if the shared models run out."""
+        """Yield the names in the order of the list.
+
+        The results are read from the database only after all names of shared models.
+        """
         if after is None or not results.is_result(after):
             names = {*cached_models(), *(name for root in self._settings.model_roots for name in _under(root))}
             yield from sorted(name for name in names if after is None or name > after)
@@ -103,7 +107,7 @@ class Catalogue:
 
 
 def _under(root: Path) -> Iterator[str]:
-    """Yield the names of possible models under a root: folders with a config, and GGUF files."""
+    """Yield the names of possible models in a folder: folders with a config, and GGUF files."""
     for path, folders, files in os.walk(root):
         relative = Path(path).relative_to(root)
         if CONFIG in files or len(relative.parts) >= DEPTH:

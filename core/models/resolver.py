@@ -1,6 +1,6 @@
-"""Resolve model references. A job whose model cannot be loaded is rejected before it is created.
+"""Find the model that a job names. A job whose model cannot be loaded is rejected before it is created.
 
-The rules for a loadable model are in `seft.models.source`. This module adds results of earlier jobs and hub tokens.
+`seft.models.source` defines which models can be loaded. This module adds results of earlier jobs, and hub tokens.
 """
 
 import threading
@@ -26,9 +26,12 @@ from seft.models.shapes import Shapes, shapes
 from seft.models.source import NOT_FOUND, Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
 
 HUB_CALLS = 8
-"""Maximum number of requests that wait for the hub at once. A hub that does not answer must not block all threads."""
+"""Maximum number of requests to the hub at the same time. A hub that does not answer must not block all threads."""
 CACHE_SIZE = 256
-"""Maximum number of models whose dimensions are cached. Only hub commits and results are cached; they never change."""
+"""Maximum number of models whose dimensions are cached.
+
+Only commits of hub models and results of jobs are cached, because they never change.
+"""
 PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: "Give a hub id, a folder or GGUF file under one of the model roots, or a job that succeeded. "
@@ -49,10 +52,10 @@ class ModelResolver:
         self._cache: dict[tuple[str, str | None], Dimensions] = {}
 
     def find(self, tenant: str, reference: str, revision: str | None, *, cached: bool = False) -> ModelSource:
-        """Find the model that a reference names. With `cached`, looks only into the hub's cache, not at the hub.
+        """Find the model with this name. If `cached` is true, look only in the hub cache and do not ask the hub.
 
-        Raises ProblemError with the parameter `model` or `revision` if there is no such model or it may not be loaded.
-        Raises HUB_BUSY immediately if too many requests already wait for the hub.
+        Raises ProblemError for the parameter `model` or `revision` if the model does not exist or cannot be used.
+        Raises HUB_BUSY immediately if `HUB_CALLS` requests already wait for the hub.
         """
         with _source_errors(reference):
             if is_result(reference):
@@ -67,7 +70,10 @@ class ModelResolver:
         return source
 
     def dimensions(self, tenant: str, source: ModelSource) -> Dimensions:
-        """Return the dimensions of a model, cached for hub commits and results. Raises as `find`."""
+        """Return the dimensions of a model. Raises the errors of `find`.
+
+        They are cached for commits of hub models and for results of jobs.
+        """
         with _source_errors(source.reference):
             if source.revision is None:
                 return read_dimensions(source, shapes(source))
@@ -81,9 +87,10 @@ class ModelResolver:
 
     @contextmanager
     def tokenizer(self, tenant: str, reference: str, revision: str | None) -> Iterator[tuple[ModelSource, Path]]:
-        """Yield the model, and the folder or GGUF file that has its tokenizer. Raises as `find`.
+        """Yield the model, and the path of the folder or GGUF file that contains its tokenizer.
 
-        Files that were fetched with the tenant's token are deleted afterwards.
+        Raises the errors of `find`. Files that were downloaded with the tenant's token are deleted after the `with`
+        block.
         """
         source = self.find(tenant, reference, revision)
         with TemporaryDirectory() as private:
@@ -112,7 +119,10 @@ class ModelResolver:
         return checkpoint
 
     def token_owner(self, token: str) -> str:
-        """Return the hub account that owns a token. Raises as `account_name`, and HUB_BUSY as `find`."""
+        """Return the name of the hub account that owns a token.
+
+        Raises the errors of `account_name`, and HUB_BUSY if `HUB_CALLS` requests already wait for the hub.
+        """
         with self._hub_call("token", "(not repeated)"):
             return account_name(token)
 
@@ -122,7 +132,10 @@ class ModelResolver:
 
     @contextmanager
     def _hub_call(self, param: str, value: str) -> Iterator[None]:
-        """Count the block as a call to the hub. Raises HUB_BUSY if there are already `HUB_CALLS`."""
+        """Count the `with` block as one request to the hub.
+
+        Raises HUB_BUSY if there are already `HUB_CALLS` requests.
+        """
         if not self._hub_calls.acquire(blocking=False):
             way_out = "Send the same request again in a few seconds."
             flaw = Flaw(param, f"at most {HUB_CALLS} requests may wait for the hub at once", value, way_out)
@@ -135,7 +148,7 @@ class ModelResolver:
 
 @contextmanager
 def _source_errors(reference: str) -> Iterator[None]:
-    """Turn errors about a model into a ProblemError with the parameter `model`."""
+    """While the `with` block runs, turn errors of a model into a ProblemError for the parameter `model`."""
     try:
         yield
     except SourceError as error:

@@ -1,4 +1,7 @@
-"""Checkpoints of earlier jobs as models, to repair again or to prune further. The job's id is the model's name."""
+"""Use the checkpoints of earlier jobs as models, to repair them again or to prune them further.
+
+The name of such a model is the id of its job.
+"""
 
 import json
 import tempfile
@@ -31,7 +34,7 @@ def find(session: Session, tenant: str, job_id: str) -> Checkpoint | None:
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Sequence[str]:
-    """Return the ids of up to `limit` of the tenant's jobs with a checkpoint, older than `after`, newest first."""
+    """Return the ids of up to `limit` of the tenant's jobs that have a checkpoint, older than `after`, newest first."""
     query = select(Job.id).join(Checkpoint, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
     if after is not None:
         query = query.where(Job.id < after)
@@ -44,14 +47,17 @@ def files(checkpoint: Checkpoint) -> list[Json]:
 
 
 def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
-    """Return the checkpoint as a model. Its revision is the hash of its manifest."""
+    """Return the checkpoint as a model. The model's revision is the hash of the checkpoint's manifest."""
     config, card = (storage.read(checkpoint.prefix + name) for name in (CONFIG, CARD))
     licence = card_licence(card.decode(errors="replace"))
     return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence)
 
 
 def download_tokenizer(storage: Storage, checkpoint: Checkpoint) -> Path:
-    """Download all files except the weights into a local folder, and return it. The folder is cached by hash."""
+    """Download all files except the weights to a local folder, and return the folder.
+
+    The folder is a cache: its name is the hash of the checkpoint.
+    """
     folder = Path(tempfile.gettempdir()) / "seft-results" / checkpoint.sha256
     if not folder.exists():
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +71,7 @@ def download_tokenizer(storage: Storage, checkpoint: Checkpoint) -> Path:
 
 
 def shapes(storage: Storage, checkpoint: Checkpoint) -> Shapes:
-    """Read the shapes of the checkpoint's tensors from the headers of its files."""
+    """Read the shapes of the checkpoint's tensors. Only the headers of its files are downloaded."""
     merged: dict[str, tuple[int, ...]] = {}
     for file in files(checkpoint):
         if file["name"].endswith(WEIGHTS):

@@ -1,1 +1,1 @@
-"""One module per page: what it shows, and what its forms do."""
+"""The pages of the dashboard. Each module has the routes of one page: the page itself and its forms."""

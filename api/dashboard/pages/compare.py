@@ -1,4 +1,4 @@
-"""Compare two to six jobs: their scores, their curves, and the settings that differ."""
+"""The page that compares two to six jobs: their scores, their curves, and the settings in which they differ."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ router = APIRouter()
 def compare(
     request: Request, services: CurrentServices, visitor: Signed, job: Annotated[list[str] | None, Query()] = None
 ) -> Response:
-    """Show the comparison. With too few or too many jobs, show how to select them."""
+    """Show the comparison. With fewer than two or more than six jobs, explain how to select jobs."""
     selected = list(dict.fromkeys(job or []))
     comparable = MIN_JOBS <= len(selected) <= MAX_JOBS
     with services.sessions.begin() as session:
@@ -38,7 +38,7 @@ def compare(
 
 
 def differing_settings(views: list[JobView]) -> dict[str, list[str]]:
-    """Return the settings that differ between the jobs: by name, one value per job."""
+    """Return the settings in which the jobs differ: name of the setting -> its value in each job."""
     settings = [formatting.flatten(view.spec) for view in views]
     names = dict.fromkeys(name for setting in settings for name in setting)
     rows = {name: [setting.get(name, "") for setting in settings] for name in names}

@@ -1,4 +1,4 @@
-"""Datasets: upload with an error per invalid line, the list, and a preview as training input of a model."""
+"""The pages of datasets: upload a file, list datasets, and preview one as training input of a model."""
 
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
@@ -23,13 +23,13 @@ router = APIRouter()
 def list_datasets(
     request: Request, services: CurrentServices, visitor: Signed, after: str = "", new: str = ""
 ) -> Response:
-    """Show the list. `new` is the id of a dataset that was just uploaded."""
+    """Show the list of datasets. `new` is the id of a dataset that was just uploaded."""
     return _page(request, services, visitor, after=after, new=new)
 
 
 @router.get("/datasets/{dataset_id}")
 def show(request: Request, services: CurrentServices, visitor: Signed, dataset_id: str, model: str = "") -> Response:
-    """Show one dataset, with a preview of its first records as training input if `model` is given."""
+    """Show one dataset. If `model` is given, also show the first records as training input of that model."""
     preview, problem = None, ""
     with services.sessions.begin() as session:
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
@@ -53,7 +53,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, dataset_i
 
 @router.post("/datasets")
 def upload(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Store a file, or show what is wrong with it, line by line."""
+    """Store the uploaded file. If it is invalid, show an error for each invalid line."""
     file = form.get("file")
     try:
         if not isinstance(file, UploadFile) or not file.filename:

@@ -1,4 +1,4 @@
-"""The page of one job: summary, phases, charts, layers, events, checkpoints, request, and the actions on it."""
+"""The page of one job: summary, phases, charts, layers, events, checkpoints, request and actions."""
 
 import json
 from typing import Annotated
@@ -25,9 +25,9 @@ from core.tables import Checkpoint
 
 EVENTS = 50
 POINTS = 600
-"""Number of points of a curve at most: about as many as a wide screen can show."""
+"""Maximum number of points in a curve. A wide screen cannot show more."""
 RUNS = 60
-"""Number of columns of a topology map at most. More events are summed into this many runs."""
+"""Maximum number of columns in a topology map. If there are more updates, neighbouring ones are added up."""
 PHASES = 200
 
 JobId = Annotated[str, Path()]
@@ -38,7 +38,7 @@ router = APIRouter(prefix="/jobs/{job_id}")
 
 @router.get("")
 def show(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
-    """Show the page. `refused` is the name of an action that was rejected."""
+    """Show the page of a job. `refused` is the name of an action that has just been rejected."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = usecases.detail(services, session, row)
@@ -73,11 +73,11 @@ def series(
     length: int = 0,
     began: int = 0,
 ) -> Response:
-    """Return the job's metrics as means over spans of steps: {"step": [...], "values": {"loss": [...], ...}}.
+    """Return the metrics of a job as averages over spans of steps: {"step": [...], "values": {"loss": [...], ...}}.
 
-    A page that already has the values up to the step `after` sends the `length` of its spans and the attempt that
-    `began` the training. It gets only the values after that step. It gets all values, and "after" is -1, if the spans
-    are longer by now or training has restarted.
+    A page that already has the values up to step `after` also sends the `length` of its spans in steps, and `began`,
+    the number of the attempt that started its training. The response then has only the values after that step. If the
+    length has changed or training has restarted, the response has all values, and its "after" is -1.
     """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
@@ -93,7 +93,7 @@ def series(
 
 @router.get("/topology")
 def topology(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, of: str = "") -> Response:
-    """Return the history of the job's topology. `of` is the kind of change that is counted per layer."""
+    """Return the topology updates of a job. `of` names the count to return per layer, such as `grown`."""
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
         runs = reports.evolution(session, job.id, layer_count=of if of in reports.CHANGES else "grown", max_runs=RUNS)
@@ -104,7 +104,10 @@ def topology(request: Request, services: CurrentServices, visitor: Signed, job_i
 
 @router.get("/checkpoints/{checkpoint_id}/{name:path}")
 def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoint_id: str, name: str) -> Response:
-    """Redirect to a new signed link to a checkpoint's file. The page itself has no links that expire."""
+    """Redirect to a new presigned link to a checkpoint's file.
+
+    The page cannot contain such links, because they expire.
+    """
     with services.sessions.begin() as session:
         job = jobs.get(session, visitor.caller.tenant, job_id)
         matches = [
@@ -118,7 +121,7 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
 
 @router.post("/{action}")
 def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, action: str) -> Response:
-    """Run an action on the job, and show the job again."""
+    """Run an action on the job, then show the job's page again."""
     if action not in ACTIONS:
         raise ProblemError(Code.NOT_FOUND, "There is no such action.")
     try:

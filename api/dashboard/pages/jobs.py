@@ -1,4 +1,4 @@
-"""The list of jobs, with filters, sorting and paging. Jobs can be selected for a comparison."""
+"""The list of jobs, with filters, sorting and paging. Jobs can be selected here for a comparison."""
 
 from datetime import UTC, date, datetime, time, timedelta
 from urllib.parse import urlencode
@@ -21,7 +21,7 @@ router = APIRouter()
 
 
 class Filters(BaseModel):
-    """The filters of the list. An invalid value is ignored, and the page shows only the filters that are in effect."""
+    """The filters of the list. Invalid values are ignored and not shown."""
 
     status: Status | None = None
     q: str = ""
@@ -37,18 +37,18 @@ class Filters(BaseModel):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata searched for, if the search text is name=value."""
+        """The metadata pair to filter by. Empty unless the search text has the form `name=value`."""
         name, equals, value = self.q.strip().partition("=")
         return {name: value} if equals and name else {}
 
     @property
     def model(self) -> str | None:
-        """The model searched for, if the search text is not name=value."""
+        """The model to filter by: the search text. None if the text has the form `name=value`."""
         text = self.q.strip().replace("\0", "")
         return text if text and not self.metadata else None
 
     def query(self, **changes: object) -> str:
-        """Return the filters as the query of a link, with some of them changed."""
+        """Return the filters as a URL query, with `changes` applied."""
         values = {**self.model_dump(mode="json"), **changes}
         return urlencode({name: value for name, value in values.items() if value})
 
@@ -64,7 +64,7 @@ def _filters(request: Request) -> Filters:
 
 @router.get("/jobs")
 def list_jobs(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """Show the list."""
+    """Show the list of jobs."""
     filters = _filters(request)
     if ids.is_id("job", filters.q.strip()):
         return go(f"/jobs/{filters.q.strip()}")

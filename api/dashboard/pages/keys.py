@@ -1,4 +1,4 @@
-"""API keys, for administrators: create, revoke, list; and the audit log."""
+"""The page of API keys and the audit log, for administrators: create, revoke and list keys."""
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ def list_keys(request: Request, services: CurrentServices, visitor: Administrato
 
 @router.post("")
 def create_key(request: Request, services: CurrentServices, visitor: Administrator, form: Submitted) -> Response:
-    """Create a key. Only this response shows it."""
+    """Create a key and show it. No later response shows it again."""
     try:
         body = KeyRequest.model_validate({"name": form.get("name"), "scope": form.get("scope")})
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The list of available models, and the look-up of one model, local or on the Hugging Face Hub."""
+"""The page of models: list the available ones, and look up any model by name, local or on the Hugging Face Hub."""
 
 from collections.abc import Iterable
 
@@ -16,7 +16,7 @@ from core.models.results import is_result
 
 LIMIT = 25
 SUGGESTIONS = 50
-"""Number of models that a form field suggests at most. Any other model can be typed."""
+"""Maximum number of models that the form suggests. The user can type any other name."""
 
 router = APIRouter()
 
@@ -31,7 +31,7 @@ def list_models(
     revision: str = "",
     after: str = "",
 ) -> Response:
-    """Show the list, and the model that is looked up if `model` is given."""
+    """Show the list of models. If `model` is given, also show the details of that model."""
     query = {"model": model.strip(), "revision": revision.strip()}
     found, flaws = None, {}
     if query["model"]:
@@ -57,9 +57,10 @@ def list_models(
 
 
 def suggested_models(services: Services, tenant: str) -> dict[str, str]:
-    """Return models for a form field to suggest, by name, those of earlier jobs first.
+    """Return the models that the form of a new job suggests, those of earlier jobs first.
 
-    The value is the title of the job if the model is a job's result, else empty.
+    Maps the name of each model to a title. The title is the job's title if the model is the result of a job, else
+    empty.
     """
     with services.sessions.begin() as session:
         named = jobs.models(session, tenant)
@@ -69,7 +70,7 @@ def suggested_models(services: Services, tenant: str) -> dict[str, str]:
 
 
 def _titles(services: Services, tenant: str, models: Iterable[str]) -> dict[str, str]:
-    """Return the title of each job whose result is in `models`, by job id."""
+    """Return the titles of the jobs whose results are in `models`, by job id."""
     with services.sessions.begin() as session:
         rows = [jobs.get(session, tenant, name) for name in models if is_result(name)]
     return {row.id: formatting.job_title(JobView.of(row)) for row in rows}

@@ -1,4 +1,4 @@
-"""The form of a new job, its estimate, and the creation of the job by the rules of `POST /jobs`."""
+"""The form of a new job, and the estimate of its cost. Jobs are created by the same function as in `POST /jobs`."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,16 +21,16 @@ from core.jobs import jobs
 from core.specs import JobSpec
 
 DATASET_CHOICES = 100
-"""Number of datasets in the list at most. The newest come first."""
+"""Maximum number of datasets in the selection, newest first."""
 PREFILLED = ("model", "revision", "dataset")
-"""Fields that a link from another page may fill in."""
+"""Fields that the query of a link to the form may fill in."""
 
 router = APIRouter()
 
 
 @router.get("/jobs/new")
 def show_form(request: Request, services: CurrentServices, visitor: Signed, clone: str = "") -> Response:
-    """Show the form with defaults and the values of the query, or with all settings of the job `clone`."""
+    """Show the form. With `clone`, it has the settings of that job; else the defaults and the values of the query."""
     require_scope(visitor.caller, Scope.WRITE)
     values = {name: value for name, value in request.query_params.items() if name in PREFILLED}
     if clone:
@@ -42,7 +42,7 @@ def show_form(request: Request, services: CurrentServices, visitor: Signed, clon
 
 @router.post("/jobs")
 def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Create the job, or show the form again with an error at each invalid field."""
+    """Create the job. If the form is invalid, show it again with an error at each invalid field."""
     values, clone, nonce = forms.submitted_values(form), str(form.get("clone") or ""), str(form.get("nonce") or "")
     body, flaws = forms.request_body(values)
     message = ""
@@ -59,7 +59,10 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
 
 @router.post("/jobs/estimate")
 def estimate(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Show what the job in the form would need, or what is missing in the form. The result is a part of the page."""
+    """Show what the job in the form would need, or which fields are invalid.
+
+    Returns a part of the page, not a whole page.
+    """
     body, _ = forms.request_body(forms.submitted_values(form))
     if not body.get("model"):
         return page(request, visitor, "estimate.html", missing="Enter a model to see what the job needs.")
@@ -77,7 +80,10 @@ def estimate(request: Request, services: CurrentServices, visitor: Signed, form:
 
 
 def _create_job(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
-    """Create the job and redirect to its page. The same form sent twice creates one job; a changed form another one."""
+    """Create the job and redirect to its page.
+
+    Sending the same form twice creates one job. Sending it again with changes creates another job.
+    """
     idempotency_key = f"{nonce}-{spec.fingerprint()[:16]}" if nonce else None
     job = usecases.create(services, visitor.caller, spec, idempotency_key=idempotency_key, operation=action)
     return go(f"/jobs/{job.id}")

@@ -17,16 +17,16 @@ from core.jobs.forecast import Forecast
 from core.states import Status
 
 SHOWN = 6
-"""Number of jobs in each list at most."""
+"""Maximum number of jobs in each list."""
 FAILED_WITHIN = timedelta(days=7)
-"""Age of a failure until which the overview shows it."""
+"""Time for which a failed job is shown here."""
 
 router = APIRouter()
 
 
 @router.get("/")
 def overview(request: Request, services: CurrentServices, visitor: Signed) -> Response:
-    """Show the page."""
+    """Show the overview."""
     tenant = visitor.caller.tenant
     with services.sessions.begin() as session:
         running, paused, succeeded = (
@@ -57,7 +57,7 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
 
 
 def _starts_in(forecast: Forecast, job: JobDetail) -> float | None:
-    """Return the estimated seconds until the job starts; None if it is unknown."""
+    """Return the estimated seconds until the job starts, or None if there is no estimate."""
     in_turn = job.reason is not None and job.reason.code == IN_TURN
     return forecast.start(job.queue_position) if job.queue_position and in_turn else None
 

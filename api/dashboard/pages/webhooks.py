@@ -1,4 +1,4 @@
-"""Webhooks: create, change, delete; their deliveries with the responses. A secret is shown once."""
+"""The pages of webhooks: create, change and delete them, and show their deliveries with the responses."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated
@@ -26,7 +26,7 @@ ACTIONS: dict[str, Callable[[Services, Caller, str], object]] = {
     "enable": usecases.enable,
     "disable": usecases.disable,
 }
-"""Actions on a webhook that return to its page, by the last part of their URL."""
+"""Actions after which a webhook's page is shown again. The name is the last part of the URL."""
 
 WebhookId = Annotated[str, Path()]
 
@@ -41,7 +41,7 @@ def list_webhooks(request: Request, services: CurrentServices, visitor: Signed) 
 
 @router.post("")
 def create(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Create a webhook and show its secret, once."""
+    """Create a webhook and show its secret. No later response shows the secret again."""
     values = {"url": str(form.get("url") or "").strip(), "events": form.getlist("events")}
     try:
         webhook = usecases.create(services, visitor.caller, WebhookRequest.model_validate(values))
@@ -64,7 +64,7 @@ def show(
     after: str = "",
     refused: str = "",
 ) -> Response:
-    """Show a webhook and its deliveries. `refused` is the name of an action that was rejected."""
+    """Show a webhook and its deliveries. `refused` is the name of an action that has just been rejected."""
     return _one(request, services, visitor, webhook_id, after=after, refused=refused)
 
 
@@ -72,7 +72,7 @@ def show(
 def rotate(
     request: Request, services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId
 ) -> Response:
-    """Replace the secret, and show the new one once."""
+    """Replace the secret and show the new one. No later response shows it again."""
     rotated = usecases.rotate(services, visitor.caller, webhook_id)
     return _one(request, services, visitor, webhook_id, secret=rotated.secret)
 
@@ -88,7 +88,7 @@ def delete(services: CurrentServices, visitor: Signed, _: Submitted, webhook_id:
 def run_action(
     services: CurrentServices, visitor: Signed, _: Submitted, webhook_id: WebhookId, action: str
 ) -> Response:
-    """Test, enable or disable the webhook, and show it again."""
+    """Run one of `ACTIONS` on the webhook, then show its page again."""
     if action not in ACTIONS:
         raise ProblemError(Code.NOT_FOUND, "There is no such action.")
     try:

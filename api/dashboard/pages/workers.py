@@ -1,4 +1,4 @@
-"""The workers: which are busy, which are idle, and which do not respond."""
+"""The page of workers: which of them are busy, idle, or not responding."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker, and whether its heartbeat is overdue."""
+    """A worker, and whether it is late with its heartbeat."""
 
     worker: WorkerView
     unresponsive: bool
@@ -32,7 +32,10 @@ def list_workers(request: Request, services: CurrentServices, visitor: Signed) -
 
 
 def list_with_state(services: Services, session: Session, tenant: str) -> list[WorkerState]:
-    """Return every worker that sent a heartbeat in the last 24 hours. Only the tenant's own jobs are named."""
+    """Return all workers that sent a heartbeat in the last 24 hours.
+
+    A job is named only if it belongs to the tenant.
+    """
     views = [WorkerView.of(worker, job, tenant) for worker, job in workers.list_with_jobs(session)]
     overdue = datetime.now(UTC) - timedelta(seconds=workers.MAX_MISSED_SWEEPS * services.settings.sweep_seconds)
     return [WorkerState(view, view.seen_at < overdue) for view in views]
