@@ -52,7 +52,7 @@ class ModelPage(BaseModel):
 def _sendable(token: SecretStr) -> SecretStr:
     """Reject what an HTTP header cannot carry, such as line ends from copying."""
     if not all("!" <= character <= "~" for character in token.get_secret_value()):
-        raise ValueError("must be printable ASCII without spaces")
+        raise ValueError("must have only printable ASCII characters, without spaces and line breaks")
     return token
 
 
