@@ -123,7 +123,9 @@ def scraping(
 def _verified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
     """Return the API key of the request. Raises UNAUTHENTICATED if the request has no valid key."""
     if credentials is None:
-        raise ProblemError(Code.UNAUTHENTICATED, "Send an API key: Authorization: Bearer seft_…")
+        raise ProblemError(
+            Code.UNAUTHENTICATED, "The request has no API key. Send one in the header: Authorization: Bearer seft_…"
+        )
     with services.sessions.begin() as session:
         key = keys.verify(session, credentials.credentials)
     if key is None:
@@ -164,7 +166,8 @@ def require_scope(caller: Caller, needed: Scope) -> None:
     if not caller.scope.allows(needed):
         raise ProblemError(
             Code.FORBIDDEN,
-            f"This needs a key of scope {needed}; yours is of scope {caller.scope}. Create one with POST /keys.",
+            f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. A key with"
+            " the scope admin can create one with POST /keys.",
         )
 
 
@@ -181,7 +184,11 @@ class RequireContentType:
             flaw = Flaw(
                 "Content-Type", f"must be {self.media_type}", repr(media_type), f"Send the body as {self.media_type}."
             )
-            raise ProblemError(Code.UNSUPPORTED_MEDIA_TYPE, f"The body must be {self.media_type}.", (flaw,))
+            raise ProblemError(
+                Code.UNSUPPORTED_MEDIA_TYPE,
+                f"The Content-Type must be {self.media_type}; it is {media_type!r}.",
+                (flaw,),
+            )
 
 
 JobId = Annotated[str, Path(description="Job id.", examples=["job_01jz5h4c8m2v9q7w3t6x0y1b2d"])]

@@ -169,7 +169,7 @@ async def _framework(request: Request, error: Exception) -> Response:
         allowed = _methods(request)
         detail = f"{request.url.path} does not support {request.method}. Use {allowed}."
         return problem(request, Code.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
-    flaw = Flaw("body", error.detail, "unreadable", "Send what the header Content-Type says. See GET /docs.")
+    flaw = Flaw("body", error.detail, "unreadable", "Send the body in the format that the header Content-Type names.")
     return problem(request, Code.INVALID_REQUEST, f"The body cannot be read: {error.detail}", (flaw,))
 
 
@@ -182,4 +182,4 @@ def _methods(request: Request) -> str:
 
 async def _server_down(request: Request, error: Exception) -> Response:
     log.error("server.down", error=str(error))
-    return problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Retry soon.")
+    return problem(request, Code.UNAVAILABLE, "The database or the object storage does not answer. Try again soon.")

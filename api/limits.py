@@ -92,16 +92,24 @@ def _require_shallow(body: bytes) -> None:
     for bracket in NO_BRACKETS.sub(b"", body).decode("ascii"):
         depth += 1 if bracket in "[{" else -1
         if depth > JSON_DEPTH:
-            raise json.JSONDecodeError(f"nested more than {JSON_DEPTH} deep", "", 0)
+            raise json.JSONDecodeError(f"it has more than {JSON_DEPTH} nested levels", "", 0)
 
 
 def _too_large(most: int) -> LimitError:
-    way_out = "Split it, or ask the operator to raise the limit."
-    flaw = Flaw("body", f"must have at most {most} bytes at this address", "more", way_out)
-    return LimitError(ProblemError(Code.TOO_LARGE, f"The body must have at most {most} bytes here.", (flaw,)))
+    way_out = "Send less. For a dataset, split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
+    flaw = Flaw("body", f"must have at most {most} bytes for this operation", "larger", way_out)
+    message = f"The body must have at most {most} bytes for this operation. This body is larger."
+    return LimitError(ProblemError(Code.TOO_LARGE, message, (flaw,)))
 
 
 def _too_slow(received: int) -> LimitError:
-    rule = f"must arrive with at least {SLOWEST:g} bytes per second on average, after {PATIENCE_SECONDS:g} seconds"
-    flaw = Flaw("body", rule, f"{received} bytes so far", "Retry over a faster connection, or send the file in parts.")
+    rule = (
+        f"must arrive at {SLOWEST:g} or more bytes per second on average, after the first {PATIENCE_SECONDS:g} seconds"
+    )
+    flaw = Flaw(
+        "body",
+        rule,
+        f"{received} bytes so far",
+        "Use a faster connection, or send the file in parts with POST /imports.",
+    )
     return LimitError(ProblemError(Code.TOO_SLOW, "The body arrived too slowly or is incomplete.", (flaw,)))

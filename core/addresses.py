@@ -44,7 +44,9 @@ def resolve_public(host: str, allowed: Sequence[Network], resolver: Resolver = r
     addresses = resolver(host)
     for address in addresses:
         if not is_allowed(ip_address(address), allowed):
-            raise AddressError(f"{host!r} resolves to {address}, which is not a public address")
+            raise AddressError(
+                f"{host!r} resolves to {address}, which is not a public address and not in SEFT_WEBHOOK_NETWORKS"
+            )
     return addresses[0]
 
 

@@ -178,7 +178,7 @@ def _check_link(settings: Settings, link: str) -> str:
         seen = f"{public.netloc} responds, but not with the object"
     except httpx2.HTTPError as error:
         seen = f"{public.netloc} cannot be reached from here ({error})"
-    fix = "Open it on a user's machine. If it does not respond there either, correct SEFT_S3_PUBLIC_ENDPOINT."
+    fix = f"Try {public.netloc} on a user's machine. If it fails there too, correct SEFT_S3_PUBLIC_ENDPOINT."
     raise CheckFailed(f"stores objects and signs download links correctly; {seen}", fix, State.NOTE)
 
 
@@ -206,7 +206,9 @@ def models(settings: Settings) -> str:
                 rejected.append(str(error))
     if rejected:
         seen = f"{accepted} models are accepted and {len(rejected)} are rejected: {rejected[0]}"
-        raise CheckFailed(seen, "Repair or remove it. The user that runs the worker must be able to read it.")
+        raise CheckFailed(
+            seen, "Repair or remove each rejected model. The user that runs the worker must be able to read it."
+        )
     if not accepted:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
         seen = "no local models" + (

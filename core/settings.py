@@ -132,7 +132,8 @@ class Settings(BaseSettings):
     def _require_private_bucket(self) -> Self:
         if any(location.partition("/")[0] == self.s3_bucket for location in self.dataset_buckets):
             raise ValueError(
-                f"dataset_buckets must not contain s3_bucket ({self.s3_bucket}), which has the data of all tenants"
+                f"SEFT_DATASET_BUCKETS must not contain SEFT_S3_BUCKET ({self.s3_bucket}), which has the data of all"
+                " tenants. Remove it from SEFT_DATASET_BUCKETS."
             )
         return self
 
@@ -140,7 +141,8 @@ class Settings(BaseSettings):
     def _require_lease_for_three_heartbeats(self) -> Self:
         if self.lease_seconds < 3 * self.heartbeat_seconds:
             raise ValueError(
-                f"lease_seconds ({self.lease_seconds}) must be at least three times heartbeat_seconds"
-                f" ({self.heartbeat_seconds}), so that one lost heartbeat does not lose the job"
+                f"SEFT_LEASE_SECONDS ({self.lease_seconds}) must be at least three times SEFT_HEARTBEAT_SECONDS"
+                f" ({self.heartbeat_seconds}), so that a worker keeps its job if one heartbeat is lost. Raise the first"
+                " or lower the second."
             )
         return self

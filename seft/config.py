@@ -133,7 +133,10 @@ class Pattern:
         numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
         if not numbers or not int(numbers[1]) < int(numbers[2]):
             raise ConfigError(
-                "pattern", "must be unstructured, or N:M with 0 < N < M", text, "2:4 keeps 2 of every 4 weights."
+                "pattern",
+                "must be unstructured, or N:M with 0 < N < M",
+                text,
+                "Use for example 2:4, which keeps 2 of every 4 weights.",
             )
         return cls(int(numbers[1]), int(numbers[2]))
 
@@ -153,7 +156,9 @@ class Pattern:
         if requested is not None:
             return requested
         if not self.grouped:
-            raise ConfigError("sparsity", "must be given without an N:M pattern", None, "0.6 is usual.")
+            raise ConfigError(
+                "sparsity", "must be given if the pattern is not N:M", None, "Set it, for example to 0.6."
+            )
         return 1 - self.kept / self.of
 
 
@@ -303,7 +308,7 @@ class RepairConfig:
         _require_at_least("patience", self.patience, 0)
         if self.patience and not self.evaluate_interval:
             way_out = "Set evaluate_interval to a number of steps, or leave patience out."
-            raise ConfigError("patience", "must be 0 without evaluations", self.patience, way_out)
+            raise ConfigError("patience", "must be 0 if evaluate_interval is 0", self.patience, way_out)
 
     @property
     def distills(self) -> bool:

@@ -35,7 +35,8 @@ class Distillation:
             own, other = (getattr(each.config, setting, None) for each in (model, teacher))
             if own != other:
                 rule = f"must have the {setting} of the pruned model, {own}"
-                raise ConfigError("teacher", rule, other, "Use the dense model that was pruned.")
+                way_out = "Use the original model, from before pruning."
+                raise ConfigError("teacher", rule, str(other), way_out, lead="it has")
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
         """Return the loss of a batch, as `Objective` describes."""

@@ -15,8 +15,10 @@ class ConfigError(SeftError):
 
     code = "invalid_config"
 
-    def __init__(self, field: str, rule: str, value: object, way_out: str) -> None:
-        super().__init__(f"{field} {rule}; it is {value!r}. {way_out}")
+    def __init__(self, field: str, rule: str, value: object, way_out: str, *, lead: str = "it is") -> None:
+        """Build the message. `lead` are the words before the value."""
+        shown = "it is not given" if value is None else f"{lead} {value!r}"
+        super().__init__(f"{field} {rule}; {shown}. {way_out}")
         self.field = field
 
 

@@ -39,7 +39,8 @@ def mean_loss(model: Any, windows: Packed | Int[Tensor, "windows tokens"], repor
         summed = loss(window.to(model.device)).double().mean().item() * window.predictions
         if not math.isfinite(summed):
             raise EvaluateError(
-                f"losses must be finite; window {done} has {summed}. The weights of the model are broken."
+                f"losses must be finite; sequence {done} has {summed}. The weights of the model are broken."
+                " Prune it less, or choose a different model."
             )
         total += summed
         report(Progress(Phase.EVALUATING, done, len(windows)))

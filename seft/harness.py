@@ -23,7 +23,9 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) 
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ConfigError("task", "needs lm-eval", task, "Install the extra: pip install 'seft[tasks]'.") from error
+        raise ConfigError(
+            "task", "needs the package lm-eval", task, "Install the extra: pip install 'seft[tasks]'."
+        ) from error
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
     if task not in tasks.all_tasks:
         way_out = "Check the name, or give the folder of its YAML file with --tasks."

@@ -40,7 +40,7 @@ def make_objective(model: Any, config: RepairConfig, teacher: Any | None) -> Obj
 def require_teacher(config: RepairConfig, teacher: object | None) -> None:
     """Raise ConfigError if `config` distills and there is no teacher, or if it does not and there is one."""
     if config.distills and teacher is None:
-        way_out = "Give the dense model, or set distill_weight and hidden_weight to 0."
+        way_out = "Give the original model, from before pruning, or set distill_weight and hidden_weight to 0."
         raise ConfigError("teacher", "must be given for distillation", None, way_out)
     if teacher is not None and not config.distills:
         value = teacher if isinstance(teacher, str) else type(teacher).__name__

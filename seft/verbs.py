@@ -106,7 +106,9 @@ def repair(
     source, teacher_source = _find_folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:
-        raise ConfigError("folder", "must be pruned and not repaired yet", str(folder), "Use the pruned folder.")
+        raise ConfigError(
+            "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
+        )
     texts, held_out_texts = records.read(data), records.read(held_out) if held_out else []
     loaded = _load(source, place, report)
     training = pack(encode(texts, loaded.tokenizer), config.sequence_tokens)

@@ -161,7 +161,7 @@ class Supervisor:
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
-            message = f"{error.message} Check SEFT_SECRET_KEY of this worker."
+            message = f"{error.message} Set SEFT_SECRET_KEY of this worker to the value that the API has."
             raise AttemptError("hub_token_sealed", message) from error
 
     def _start(self, gone: GoneError | None) -> None:
@@ -187,7 +187,7 @@ class Supervisor:
         try:
             message = decode(line)
         except ValueError as error:
-            flaw = f"The training process wrote a line that is not a message: {line[:200]!r}"
+            flaw = f"The training process wrote a line that is not a message: {line[:200]!r}. Report this as a bug."
             raise AttemptError("protocol_broken", flaw) from error
         self.watchdog.record(message)
         match message:

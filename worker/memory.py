@@ -39,15 +39,15 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     windows = micro_batch or repair.micro_batch
     if phase is not Phase.TRAINING:
         return (
-            f"The job used windows of {calibration.tokens} tokens for calibration and of {spec.evaluate.tokens} tokens"
-            f" for evaluation. Set prune.calibration.tokens to {max(2, calibration.tokens // 2)} and evaluate.tokens to"
-            f" {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
+            f"The job used sequences of {calibration.tokens} tokens for calibration and of {spec.evaluate.tokens}"
+            f" tokens for evaluation. Set prune.calibration.tokens to {max(2, calibration.tokens // 2)} and"
+            f" evaluate.tokens to {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
         )
     if windows > 1:
         option = f"repair.micro_batch to {windows // 2}"
     else:
         option = f"repair.sequence_tokens to {repair.sequence_tokens // 2}"
     return (
-        f"Training held {windows} x {repair.sequence_tokens} of the {repair.batch_tokens} tokens of a step at a time."
+        f"Training had {windows} sequences of {repair.sequence_tokens} tokens on the device at a time."
         f" Set {option}, which needs about half the memory, or run the job on a larger device."
     )

@@ -51,7 +51,10 @@ def require_same_origin(request: Request) -> None:
     else:
         is_same = origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if not is_same:
-        raise ProblemError(Code.FORBIDDEN, "The request was rejected because a page of another site sent it.")
+        raise ProblemError(
+            Code.FORBIDDEN,
+            "The request was rejected because a page of another site sent it. Send the form from the dashboard itself.",
+        )
 
 
 def signed_in(request: Request, services: CurrentServices) -> Visitor:

@@ -72,7 +72,7 @@ async def create_dataset(
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
-            flaw = Flaw("file", "must be a part of the form", "nothing", "Send the file as the form's part `file`.")
+            flaw = Flaw("file", "must be a part of the form", "missing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
         upload = partial(usecases.upload, services, caller, file.file, file.filename, invalid_sample_skip_percentage)
         view = await run_sync(upload, limiter=services.uploads)

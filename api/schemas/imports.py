@@ -47,7 +47,10 @@ class ImportRequest(Spec):
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.bytes is None) == (self.source is None):
-            raise ValueError("must have either bytes (of a file sent in parts) or a source")
+            raise ValueError(
+                "Give exactly one: `bytes`, the size of the file that you will send in parts, or `source`."
+                f" The request has {'neither' if self.bytes is None else 'both'}."
+            )
         return self
 
 

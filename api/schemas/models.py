@@ -54,7 +54,7 @@ class ModelPage(BaseModel):
 def _sendable(token: SecretStr) -> SecretStr:
     """Reject a token that an HTTP header cannot carry, such as one that was copied with a line break."""
     if not all("!" <= character <= "~" for character in token.get_secret_value()):
-        raise ValueError("must be printable ASCII without spaces")
+        raise ValueError("must have only printable ASCII characters, without spaces and line breaks")
     return token
 
 

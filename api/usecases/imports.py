@@ -85,9 +85,10 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
     if body.source is not None:
         default_name = sources.require_allowed(body.source, settings.dataset_buckets)
     elif body.bytes is not None and body.bytes > settings.max_dataset_bytes:
-        way_out = "Split it, or ask the operator to raise the limit."
+        way_out = "Split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
         flaw = Flaw("bytes", f"must be at most {settings.max_dataset_bytes}", str(body.bytes), way_out)
-        raise ProblemError(Code.INVALID_REQUEST, "The file is too large.", (flaw,))
+        detail = f"A file must have at most {settings.max_dataset_bytes} bytes; `bytes` is {body.bytes}. {way_out}"
+        raise ProblemError(Code.INVALID_REQUEST, detail, (flaw,))
     else:
         default_name = ""
     row = Import(
@@ -124,8 +125,10 @@ def _join(services: Services, row: Import) -> None:
     # The object exists if another request has joined the parts in the meantime.
     if missing and services.storage.modified(key) is None:
         numbers = ", ".join(map(str, missing[:10])) + ("…" if len(missing) > 10 else "")
-        way_out = f"GET /imports/{row.id}/parts and PUT them to their links."
-        flaw = Flaw("parts", "must all be received completely", f"without {numbers}", way_out)
+        way_out = f"Get the links of these parts with GET /imports/{row.id}/parts. Send each part with PUT to its link."
+        flaw = Flaw(
+            "parts", "must all be received completely", f"incomplete or missing for the numbers {numbers}", way_out
+        )
         raise ProblemError(Code.CONFLICT, f"{len(missing)} of {count} parts are missing or incomplete.", (flaw,))
     if not missing:
         services.storage.finish_upload(key, row.upload, {number: stored[number] for number in lengths})

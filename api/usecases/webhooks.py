@@ -56,13 +56,17 @@ def require_callable(url: str, allowed: Sequence[Network]) -> None:
         parts = urlsplit(url)
         address = resolve_literal(parts.hostname or "")
         if not parts.hostname or parts.port == 0:
-            rule = "must name a host, and no port 0"
+            rule = "must have a host, and a port other than 0"
         elif parts.username is not None or parts.fragment:
-            rule = "must have neither a user nor a fragment"
+            rule = "must not have a user name or a fragment (#…)"
         elif address is not None and not is_allowed(address, allowed):
-            rule = f"must have a public address, not {address}"
+            rule = f"must have a public address or one in SEFT_WEBHOOK_NETWORKS, not {address}"
     except ValueError as error:
-        rule = f"must be a URL: {error}"
+        rule = f"must be a valid URL ({error})"
     if rule is not None:
-        flaw = Flaw("url", rule, repr(url), "Give an http or https URL that is reachable from the internet.")
-        raise ProblemError(Code.INVALID_REQUEST, f"url: {rule}", (flaw,))
+        way_out = (
+            "Give an http or https URL that the service can call. The operator can allow a private network with"
+            " SEFT_WEBHOOK_NETWORKS."
+        )
+        flaw = Flaw("url", rule, repr(url), way_out)
+        raise ProblemError(Code.INVALID_REQUEST, f"The `url` of a webhook {rule}.", (flaw,))

@@ -23,7 +23,11 @@ class Encryption:
         """Return the encrypted text. Raises CONFLICT if the setting `secret_key` is not set."""
         if self._secret is None:
             flaw = Flaw("SEFT_SECRET_KEY", "must be set on the server", "not set", "Ask the operator to set it.")
-            raise ProblemError(Code.CONFLICT, "This service has no key to encrypt secrets with.", (flaw,))
+            raise ProblemError(
+                Code.CONFLICT,
+                "The service cannot store a secret, because SEFT_SECRET_KEY is not set on the server.",
+                (flaw,),
+            )
         encrypted: bytes = self._cipher(self._secret).encrypt(text.encode())
         return encrypted.decode()
 
@@ -40,10 +44,12 @@ class Encryption:
                 return text.decode()
         except InvalidToken:
             pass
-        way_out = "PUT /hub-token again, or ask the operator to restore the earlier key."
+        way_out = "Set the token again with PUT /hub-token, or ask the operator to restore the earlier key."
         rule = "must be the key that encrypted the hub token"
         flaw = Flaw("SEFT_SECRET_KEY", rule, "a different key, or not set", way_out)
-        raise ProblemError(Code.INVALID_REQUEST, "Your tenant's hub token cannot be decrypted.", (flaw,))
+        raise ProblemError(
+            Code.INVALID_REQUEST, "Your tenant's hub token cannot be decrypted with SEFT_SECRET_KEY.", (flaw,)
+        )
 
     def _cipher(self, secret: SecretStr) -> "Fernet":
         from cryptography.fernet import Fernet

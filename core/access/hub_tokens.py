@@ -32,7 +32,9 @@ def account_name(token: str) -> str:
         message = f"The hub did not return the owner of this token: {type(error).__name__}. Try again later."
         raise ProblemError(Code.HUB_UNREACHABLE, message) from error
     flaw = Flaw("token", "must be valid on the hub", "(not repeated)", "Create a token with read access on the hub.")
-    raise ProblemError(Code.INVALID_REQUEST, "The hub rejected this token.", (flaw,))
+    raise ProblemError(
+        Code.INVALID_REQUEST, "The hub rejected this token. Create a token with read access on the hub.", (flaw,)
+    )
 
 
 def put(session: Session, tenant: str, encrypted: str, name: str) -> HubToken:

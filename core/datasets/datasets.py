@@ -143,7 +143,7 @@ def require_stored(session: Session, storage: Storage, content: Content) -> None
     """
     _lock_object(session, content.object_key)
     if storage.modified(content.object_key) is None:
-        detail = "An equal file was deleted while this one was uploaded. Send it again."
+        detail = "A file with the same content was deleted during this upload. Upload the file again."
         raise ProblemError(Code.UNAVAILABLE, detail, retry_after=1)
 
 

@@ -160,7 +160,7 @@ def expire(session: Session) -> None:
     """
     rule, way_out = f"must all arrive within {UPLOAD_EXPIRY.days} days", "Upload the file again."
     flaw = Flaw("parts", rule, "incomplete", way_out)
-    error = _failure(ProblemError(Code.TOO_SLOW, "Some parts of the file did not arrive in time.", (flaw,)))
+    error = _failure(ProblemError(Code.TOO_SLOW, f"The parts of the file {rule}; some did not. {way_out}", (flaw,)))
     late = (Import.state == State.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
     session.execute(update(Import).where(*late).values(state=State.FAILED, error=error))
     finished = Import.state.in_((State.DONE, State.FAILED))

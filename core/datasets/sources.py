@@ -43,12 +43,20 @@ def require_allowed(source: str, buckets: Sequence[str]) -> str:
     if match := _S3.fullmatch(source):
         bucket, key = match.groups()
         if not any(_allows(allowed, bucket, key) for allowed in buckets):
-            way_out = f"Allowed buckets: {', '.join(buckets) or 'none'}."
+            way_out = (
+                f"The operator allows these buckets: {', '.join(buckets)}."
+                if buckets
+                else "The operator allows no buckets. Upload the file itself with POST /datasets."
+            )
             raise _invalid("must be in a bucket that the operator allows", source, way_out)
         return key
     if match := _HUB.fullmatch(source):
         return match[3] or match[1]
-    raise _invalid("must be s3://bucket/key or hf://datasets/owner/name", source, "Use one of these two forms.")
+    raise _invalid(
+        "must be s3://bucket/key or hf://datasets/owner/name",
+        source,
+        "Write it like s3://bucket/data.jsonl or hf://datasets/owner/name.",
+    )
 
 
 @contextmanager
@@ -83,7 +91,7 @@ def _open_object(storage: Storage, bucket: str, key: str) -> BinaryIO:
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] not in DENIED:
             raise
-        message = "The object does not exist, or the service may not read it."
+        message = f"s3://{bucket}/{key} does not exist, or the service may not read it."
         raise _missing(f"s3://{bucket}/{key}", message) from error
 
 
@@ -100,7 +108,7 @@ def _download(
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
         chosen = _choose_file(name, path, list(sizes))
         if sizes[chosen] > max_bytes:
-            way_out = "Split the file, or ask the operator to raise the limit."
+            way_out = "Split the file, or ask the operator to raise SEFT_MAX_DATASET_BYTES."
             raise _invalid(f"must have at most {max_bytes} bytes", f"{sizes[chosen]} bytes", way_out)
         return Path(
             api.hf_hub_download(
@@ -108,23 +116,26 @@ def _download(
             )
         )
     except OfflineModeIsEnabled as error:
-        raise _missing(name, "The service runs without the hub, because HF_HUB_OFFLINE is set.") from error
+        raise _missing(
+            name, f"The service cannot download {name} from the hub, because HF_HUB_OFFLINE is set."
+        ) from error
     except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but it means that the hub is down
         raise _unreachable(name, error) from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError, HFValidationError) as error:
         message = (
-            "The hub has no such dataset. If it is private or gated, set your tenant's hub token with PUT /hub-token."
+            f"The hub has no dataset {name}. If it is private or gated, set your tenant's hub token with PUT"
+            " /hub-token."
         )
         raise _missing(name, message) from error
     except (HTTPError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in DENIED:
-            message = "The hub denied access to the dataset. Check that your tenant's hub token may read it."
+            message = f"The hub denied access to {name}. Check that your tenant's hub token may read it."
             raise _missing(name, message) from error
         raise _unreachable(name, error) from error
 
 
 def _unreachable(name: str, error: Exception) -> ProblemError:
-    return ProblemError(Code.HUB_UNREACHABLE, f"Downloading {name} from the hub failed: {error}")
+    return ProblemError(Code.HUB_UNREACHABLE, f"Downloading {name} from the hub failed ({error}). Try again later.")
 
 
 def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
@@ -138,7 +149,7 @@ def _choose_file(name: str, path: str | None, names: Sequence[str]) -> str:
     if path in names and path is not None:
         return path
     value = f"{len(data)} data files: {', '.join(data[:10])}" if path is None else path
-    way_out = f"Name a file: hf://datasets/{name}/{data[0] if data else 'train.jsonl'}"
+    way_out = f"Name one file, such as hf://datasets/{name}/{data[0] if data else 'train.jsonl'}"
     raise _invalid("must name exactly one data file", value, way_out)
 
 
@@ -150,7 +161,7 @@ def _allows(allowed: str, bucket: str, key: str) -> bool:
 
 def _invalid(rule: str, value: str, way_out: str) -> ProblemError:
     flaw = Flaw("source", rule, value, way_out)
-    return ProblemError(Code.INVALID_REQUEST, f"The source {rule}.", (flaw,))
+    return ProblemError(Code.INVALID_REQUEST, f"The `source` {rule}; it is {value}.", (flaw,))
 
 
 def _missing(source: str, detail: str) -> ProblemError:

@@ -75,7 +75,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     blocks, block_names = _blocks(shapes, config)
     embeddings = [shapes[name] for name in sizes if name not in block_names and len(shapes[name]) == 2]
     if not blocks or not embeddings:
-        message = f"a decoder has blocks with linears and an embedding; the files of {source.reference!r} lack them."
+        message = f"a model must have an embedding and blocks with linear layers; {source.reference!r} has not."
         raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
     vocabulary, hidden = max(embeddings, key=_product)
     return Dimensions(

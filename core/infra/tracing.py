@@ -32,7 +32,10 @@ def configure(process: str) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        message = f"{variable} is set, but OpenTelemetry's SDK is not installed. Install the extra `telemetry`."
+        message = (
+            f"{variable} is set, but OpenTelemetry's SDK is not installed. Run pip install '.[telemetry]' in the"
+            " checkout, or unset the variable."
+        )
         raise ImportError(message) from error
     name = os.environ.get("OTEL_SERVICE_NAME", f"seft-{process}")
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))

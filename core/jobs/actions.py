@@ -108,5 +108,6 @@ def _refreshed(session: Session, job: Job) -> Job:
 def _require_not_ended(job: Job, action: str) -> None:
     if Status(job.status).final:
         raise ProblemError(
-            Code.CONFLICT, f"{job.id} is {job.status} already; only a job that has not ended can be {action}."
+            Code.CONFLICT,
+            f"{job.id} has ended, with the status {job.status}. Only a job that has not ended can be {action}.",
         )

@@ -221,7 +221,9 @@ def require_dataset(session: Session, tenant: str, dataset_id: str) -> None:
         flaw = Flaw(
             "dataset", "must be the id of a dataset", dataset_id, "Upload one with POST /datasets and use its id."
         )
-        raise ProblemError(Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}.", (flaw,))
+        raise ProblemError(
+            Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}. List yours with GET /datasets.", (flaw,)
+        )
 
 
 @cache

@@ -34,10 +34,10 @@ Only commits of hub models and results of jobs are cached, because they never ch
 """
 PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
 WAYS_OUT = {
-    Code.MODEL_NOT_FOUND: "Give a hub id, a folder or GGUF file under one of the model roots, or a job that succeeded. "
+    Code.MODEL_NOT_FOUND: "Give a hub id, a model in a folder of SEFT_MODEL_ROOTS, or the id of a job that succeeded. "
     + PRIVATE,
     Code.MODEL_REFUSED: f"Give a decoder-only model with its tokenizer and safetensors weights. {PRIVATE}",
-    Code.HUB_UNREACHABLE: "Send the same request again later, or use a model under one of the model roots.",
+    Code.HUB_UNREACHABLE: "Send the same request again later, or use a model in a folder of SEFT_MODEL_ROOTS.",
 }
 
 
@@ -64,9 +64,13 @@ class ModelResolver:
                 ask_hub = find_cached if cached else partial(self._ask_hub, tenant)
                 source = find(reference, roots=self._roots, revision=revision, ask_hub=ask_hub)
         if revision not in {None, source.revision} and source.kind is not Kind.HUB:
-            way_out = "Leave it out: only a model of the hub has revisions."
-            flaw = Flaw("revision", "is only allowed for hub models", repr(revision), way_out)
-            raise ProblemError(Code.INVALID_REQUEST, f"{reference!r} has no revision {revision!r}.", (flaw,))
+            way_out = "Leave `revision` out, or name a hub model."
+            flaw = Flaw("revision", "must be left out for a model that is not on the hub", repr(revision), way_out)
+            raise ProblemError(
+                Code.INVALID_REQUEST,
+                f"The `revision` {revision!r} must be left out: {reference!r} is not a hub model.",
+                (flaw,),
+            )
         return source
 
     def dimensions(self, tenant: str, source: ModelSource) -> Dimensions:
@@ -138,7 +142,7 @@ class ModelResolver:
         """
         if not self._hub_calls.acquire(blocking=False):
             way_out = "Send the same request again in a few seconds."
-            flaw = Flaw(param, f"at most {HUB_CALLS} requests may wait for the hub at once", value, way_out)
+            flaw = Flaw(param, f"At most {HUB_CALLS} requests may wait for the hub at once.", value, way_out)
             raise ProblemError(Code.HUB_BUSY, "Too many requests wait for the model hub. Try again soon.", (flaw,))
         try:
             yield
@@ -158,6 +162,6 @@ def _source_errors(reference: str) -> Iterator[None]:
     except ClientError as error:
         if not is_missing(error):
             raise
-        message = f"The checkpoint of {reference} is gone from the storage."
+        message = f"The checkpoint of {reference} is no longer in the storage. Use the checkpoint of another job."
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
         raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error

@@ -66,7 +66,12 @@ class Facts:
     def __post_init__(self) -> None:
         for name, score in self.scores.items():
             if not math.isfinite(score):
-                raise ConfigError(f"scores.{name}", "must be finite", score, "The model is broken. Prune it less.")
+                raise ConfigError(
+                    f"scores.{name}",
+                    "must be finite",
+                    score,
+                    "The weights of the model are broken. Lower the sparsity.",
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,10 @@ class Record:
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
-            raise VerifyError(f"{path} must be as seft wrote it; {field}: {first['msg']}. Export again.") from None
+            raise VerifyError(
+                f"{path} must be as seft wrote it; {field or 'the file'} is wrong: {first['msg']}."
+                " Create the checkpoint again."
+            ) from None
 
 
 _RECORD = TypeAdapter(Record)

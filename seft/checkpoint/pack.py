@@ -42,7 +42,8 @@ def load_pruned(model: nn.Module, path: Path) -> None:
         if set(file.keys()) != expected:
             odd = sorted(set(file.keys()) ^ expected)[0]
             raise StateError(
-                f"{path} must contain the target linears of this model; {odd} differs. Prune this model again."
+                f"{path} must contain exactly the linear layers of this model; the tensor {odd} is missing or extra."
+                " Prune this model again."
             )
         for name, target in targets.items():
             _fill(name, target.weight, file.get_tensor(f"{name}.kept"), file.get_tensor(f"{name}.values"))
@@ -57,7 +58,9 @@ def _fill(name: str, weight: Shaped[Tensor, "rows cols"], kept: UInt8[Tensor, "r
         )
     mask = unpack_bits(kept, cols)
     if int(mask.sum()) != len(values):
-        raise StateError(f"{name} must have one value for each kept weight; it has {len(values)}. Prune again.")
+        raise StateError(
+            f"{name} must have one value for each of {int(mask.sum())} nonzeros; it has {len(values)}. Prune again."
+        )
     weight.zero_()
     weight[mask.to(weight.device)] = values.to(weight.device)
 

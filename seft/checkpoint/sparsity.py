@@ -107,7 +107,7 @@ def _count(model: nn.Module, weights: Iterable[tuple[str, Tensor]], layout: Layo
         if layers[name].weights != target.weight.numel():
             raise VerifyError(
                 f"{name} must have all its {target.weight.numel()} weights in the safetensors files; it has"
-                f" {layers[name].weights}. Export or download the folder again."
+                f" {layers[name].weights}. Create or download the checkpoint again."
             )
     return Sparsity(layers, sum(layers.values(), Count(0, 0)), total)
 

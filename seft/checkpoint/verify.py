@@ -77,13 +77,15 @@ def _verify_files(folder: Path) -> None:
         written = json.loads((folder / MANIFEST).read_bytes())
         expected = {file["name"]: (file["size"], file["sha256"]) for file in written["files"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VerifyError(f"{folder} must contain a readable {MANIFEST}: {error}. Export again.") from None
+        raise VerifyError(
+            f"{folder} must contain a readable {MANIFEST}: {error}. Create the checkpoint again."
+        ) from None
     actual = {file["name"]: (file["size"], file["sha256"]) for file in json.loads(manifest(folder))["files"]}
     for name in sorted(expected.keys() | actual.keys()):
         if expected.get(name) != actual.get(name):
             raise VerifyError(
-                f"{name} must have the (size, sha256) of {MANIFEST}, {expected.get(name)};"
-                f" it has {actual.get(name)}. Export or download again."
+                f"{name} must have the (size, sha256) of {MANIFEST}, {expected.get(name) or 'no entry'};"
+                f" it has {actual.get(name) or 'no file'}. Create or download the checkpoint again."
             )
 
 
@@ -95,7 +97,7 @@ def _verify_counts(record: Record, counted: sparsity.Sparsity) -> None:
         if recorded.get(name) != actual.get(name):
             raise VerifyError(
                 f"{name} must have the zeros that sparsity.json gives, {recorded.get(name)};"
-                f" the safetensors files have {actual.get(name)}. Export again."
+                f" the safetensors files have {actual.get(name)}. Create the checkpoint again."
             )
 
 
@@ -103,7 +105,7 @@ def _verify_model(folder: Path, record: Record) -> None:
     try:
         model = load(find(str(folder))).model
     except SourceError as error:
-        raise VerifyError(f"the folder must load as a model: {error} Export again.") from None
+        raise VerifyError(f"the folder must load as a model: {error} Create the checkpoint again.") from None
     _verify_budget(model, record)
     _verify_pattern(model, record.facts.prune.pattern)
     _verify_fingerprint(record.fingerprint, fingerprint(model))
@@ -131,7 +133,7 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
         if count.zeros < zeros:
             raise VerifyError(
                 f"{name} must have a fraction of zeros of {zeros / count.weights:.6f}; it has {count.share:.6f}. Repair"
-                " exceeded its budget of nonzeros. Do not publish this."
+                " exceeded its budget of nonzeros. Do not publish this checkpoint."
             )
 
 
@@ -141,7 +143,7 @@ def _verify_pattern(model: nn.Module, pattern: Pattern) -> None:
         if groups:
             raise VerifyError(
                 f"{name} must have at most {pattern.kept} nonzeros in every {pattern.of} inputs; {groups} groups have"
-                " more. The weights violate the pattern. Do not publish this."
+                " more. The weights violate the pattern. Do not publish this checkpoint."
             )
 
 
@@ -150,7 +152,7 @@ def _verify_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
     if actual.tokens != expected.tokens or gap > FINGERPRINT_TOLERANCE:
         raise VerifyError(
             f"the model must give the log-probabilities written at export within {FINGERPRINT_TOLERANCE};"
-            f" they differ by {gap:.4g}. A weight is wrong. Export again."
+            f" they differ by {gap:.4g}. A weight is wrong. Create the checkpoint again."
         )
 
 

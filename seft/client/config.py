@@ -53,7 +53,7 @@ def config_file() -> Path:
 def require_http(url: str) -> str:
     """Return the address without a trailing slash. Raises SetupError if it does not begin with http:// or https://."""
     if not url.startswith(("http://", "https://")):
-        raise SetupError(f"The address must begin with http:// or https://; it is {url!r}.")
+        raise SetupError(f"The address of the service (SEFT_URL) must begin with http:// or https://; it is {url!r}.")
     return url.rstrip("/")
 
 

@@ -66,7 +66,9 @@ class _Target:
     def of(cls, file: File, folder: Path) -> "_Target":
         name = PurePosixPath(file["name"])
         if name.is_absolute() or ".." in name.parts or "\\" in file["name"]:
-            raise IntegrityError(f"The service names a file outside of the folder: {file['name']!r}.")
+            raise IntegrityError(
+                f"The service names a file outside of the folder: {file['name']!r}. Report it to the operator."
+            )
         return cls(file["name"], file["size"], file["sha256"], folder / name)
 
     @property
@@ -176,7 +178,10 @@ class _Session:
         if reply.status in EXPIRED:
             return
         if reply.status == HTTPStatus.OK:
-            raise ClientError(f"{part.target.name} cannot be downloaded in parts: its storage ignores byte ranges.")
+            raise ClientError(
+                f"{part.target.name} cannot be downloaded in parts: the storage ignores the header Range."
+                " Ask the operator to check the storage and the proxies in front of it."
+            )
         if reply.status != HTTPStatus.PARTIAL_CONTENT:
             problem = ApiProblem.read(reply)
             raise ClientError(f"{part.target.name} cannot be downloaded: {problem.message}")

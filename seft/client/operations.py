@@ -262,7 +262,7 @@ class Operations:
         if not checkpoints:
             job = yield from self._get(f"/jobs/{job_id}")
             gone = ", and its checkpoint has expired" if job["status"] == "succeeded" else ""
-            raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}.")
+            raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
 
         def again() -> Steps[Checkpoint]:
@@ -392,7 +392,9 @@ def _answer(reply: Reply) -> Json:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise Unreachable(f"{reply.url} did not answer with a JSON object. Is that the address of the service?")
+        raise Unreachable(
+            f"{reply.url} did not answer with a JSON object. Check that SEFT_URL is the address of the service."
+        )
     return answer
 
 

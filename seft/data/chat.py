@@ -45,8 +45,9 @@ class _Template:
 
     def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template:
+            kind = type(tokenizer).__name__
             way_out = "Choose the instruct version of the model, or write the records as prompt and completion."
-            raise ConfigError("tokenizer", "must have a chat template to read messages", None, way_out)
+            raise ConfigError("tokenizer", "must have a chat template for records with `messages`", kind, way_out)
         self._tokenizer = tokenizer
         self._text: str = tokenizer.get_chat_template()
         self.marks = _MARKS.search(self._text) is not None
@@ -84,7 +85,7 @@ class _Template:
         """Return the error for a template that breaks `rule`. `text` is what the template rendered."""
         shown = text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
         way_out = "Add {% generation %} marks to the template, or write the records as prompt and completion."
-        return ConfigError("chat_template", rule, shown, way_out)
+        return ConfigError("chat_template", rule, shown, way_out, lead="it rendered")
 
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         """Return the start and the end of assistant message `number` in the whole rendered text."""
@@ -111,9 +112,8 @@ class _Template:
         except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message.role for message in messages)
             way_out = "Remove such conversations, or write the records as prompt and completion."
-            raise ConfigError(
-                "chat_template", f"must render a conversation with these roles ({error})", roles, way_out
-            ) from error
+            rule = f"must render every conversation without an error ({error})"
+            raise ConfigError("chat_template", rule, roles, way_out, lead="it failed for the roles") from error
 
     def _token_lists(self, texts: Sequence[str]) -> list[list[int]]:
         tokens: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

@@ -104,7 +104,7 @@ def _zstd(file: BinaryIO) -> Read:
         try:
             return stream.read(count)
         except zstd.ZstdError as error:
-            raise OSError(str(error)) from error
+            raise OSError(f"damaged ({error})") from error
 
     return read
 
@@ -127,11 +127,14 @@ class _Bounded(io.RawIOBase):
         try:
             chunk = self._read(len(buffer))
         except (OSError, EOFError, zlib.error) as error:
-            raise FileError("must be complete and readable", str(error).rstrip("."), "Create it again.") from error
+            # An OSError without a number is one of this module. Its text already says what the file is.
+            is_own = type(error) is OSError and error.errno is None
+            value = str(error).rstrip(".") if is_own else f"damaged ({error})"
+            raise FileError("must be complete and readable", value, "Create the file again.") from error
         self._size += len(chunk)
         if self._size > self._max_bytes:
             rule = f"must have at most {self._max_bytes:g} bytes after decompression"
-            raise FileError(rule, "larger", "Split it, or ask the operator to raise the limit.")
+            raise FileError(rule, "larger", "Split it, or ask the operator to raise SEFT_MAX_DATASET_BYTES.")
         if self._size > max(UNCHECKED_BYTES, MAX_RATIO * self._position()):
             rule = f"must decompress to at most {MAX_RATIO} times its size"
             raise FileError(rule, f"{self._size} bytes from {self._position()}", "Send it uncompressed.")

@@ -111,8 +111,8 @@ def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "wind
     count = len(tokens) // length
     if not count:
         raise DataError(
-            f"the text must fill one window of {length} tokens; it has {len(tokens)}."
-            " Give more text, or a shorter window."
+            f"the text must have at least {length} tokens, the length of one sequence; it has {len(tokens)}."
+            " Give more text, or set fewer tokens per sequence."
         )
     return tokens[: count * length].view(count, length)
 
@@ -146,8 +146,8 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
         bisect.insort(spaces, (space - len(piece.tokens), number))
     if not windows:
         raise DataError(
-            f"a record must have a token to train on within a window of {length} tokens; no record has one."
-            " Give other records, or a longer window."
+            f"at least one record must have a token to train on among its first {length} tokens, the length of one"
+            " sequence; no record has one. Give other records, or set more tokens per sequence."
         )
     padded = [_padded_window(window, length) for window in windows]
     return Packed(*(torch.stack(parts) for parts in zip(*padded, strict=True)))

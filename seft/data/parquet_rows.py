@@ -39,7 +39,9 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
     names = file.schema_arrow.names
     columns = [name for name in names if name in COLUMNS]
     if not columns:
-        sys.exit(f"a table without a column of a record; its columns are {', '.join(names)[:200]}")
+        sys.exit(
+            f"a table without a column named {', '.join(sorted(COLUMNS))}; its columns are {', '.join(names)[:200]}"
+        )
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False):
         for number in range(batch.num_rows):
             yield {

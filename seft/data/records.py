@@ -233,12 +233,15 @@ class _Fields:
         messages = tuple(each.message() for each in fields)
         roles = [message.role for message in messages]
         for broken, rule in (
-            (Role.ASSISTANT not in roles, "must have a message of the assistant, because only those are trained on"),
-            (roles[:1] == [Role.ASSISTANT], "must not begin with the assistant, because its messages are answers"),
+            (
+                Role.ASSISTANT not in roles,
+                "must have a message with the role assistant, because only such messages are trained on",
+            ),
+            (roles[:1] == [Role.ASSISTANT], "must not begin with the role assistant, because its messages are answers"),
         ):
             if broken:
                 raise self.error(
-                    "messages", rule, _short(f"the roles {', '.join(roles) or 'none'}"), "Remove the line."
+                    "messages", rule, _short(f"a list with the roles {', '.join(roles) or 'none'}"), "Remove the line."
                 )
         return Chat(messages)
 

@@ -85,6 +85,6 @@ def require_known_tokens(tokens: Int[Tensor, "..."], model: Any) -> None:
     if largest >= embeddings:
         raise SourceError(
             "model_refused",
-            f"every token of the text must have an embedding, of which the model has {embeddings}; the text has token"
-            f" {largest}. Use the tokenizer that the model was trained with, or remove that token.",
+            f"every token id of the text must be below {embeddings}, the number of embeddings of the model; the text"
+            f" has the token id {largest}. Use the tokenizer that the model was trained with, or remove that token.",
         )

@@ -45,7 +45,10 @@ def eos_token(tokenizer: Any) -> int:
     token: int | None = tokenizer.eos_token_id
     if token is None:
         raise ConfigError(
-            "tokenizer", "must have an end-of-text token", None, "Set eos_token in tokenizer_config.json."
+            "tokenizer",
+            "must have an end-of-text token",
+            type(tokenizer).__name__,
+            "Set eos_token in tokenizer_config.json.",
         )
     return token
 

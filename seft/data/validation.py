@@ -89,7 +89,7 @@ def _chunks(file: BinaryIO, max_bytes: float, sha256: str, whole: bool) -> Itera
             digest.update(chunk)
             yield chunk
     if digest.hexdigest() != sha256:
-        raise FileError("must not change while it is read", "different now", "Send it again.")
+        raise FileError("must not change while it is read", "different from what was read first", "Send it again.")
 
 
 def _valid(lines: Lines) -> Iterator[bytes]:

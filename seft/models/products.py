@@ -109,7 +109,8 @@ class _Products(TorchFunctionMode):
         if used and isinstance(result, Tensor) and not self._is_stacked(result):
             raise SourceError(
                 "model_refused",
-                f"experts must use one weight matrix per product; {self._name} uses {getattr(func, '__name__', func)}."
+                f"a matrix product of an expert layer must use the weights of one expert; {self._name} combines several"
+                f" in {getattr(func, '__name__', func)}."
                 " Choose a different model.",
             )
         return result

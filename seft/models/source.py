@@ -143,7 +143,9 @@ def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
     name = PurePosixPath(reference)
     if name.is_absolute() or ".." in name.parts:
         raise SourceError(
-            REFUSED, f"a local model must be named relative to a model root, without '..'; it is {reference!r}."
+            REFUSED,
+            f"The local model {reference!r} is not valid. Give its path relative to a folder in SEFT_MODEL_ROOTS,"
+            " without '..'.",
         )
     for root in roots:
         path = root / name
@@ -153,8 +155,8 @@ def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
                 if not file.resolve().is_relative_to(inside):
                     raise SourceError(
                         REFUSED,
-                        f"the files of a model must be inside its model root; {reference!r} has the link"
-                        f" {file.name!r}, which leads out of its model root. Copy the file instead.",
+                        f"the files of a local model must be inside its folder of SEFT_MODEL_ROOTS; {reference!r} has"
+                        f" the link {file.name!r}, which leads out of that folder. Copy the file there instead.",
                     )
             return path
     return None
@@ -292,7 +294,8 @@ def find_cached(reference: str, revision: str | None) -> ModelSource:
         )
     except LocalEntryNotFoundError as error:
         raise SourceError(
-            UNREACHABLE, f"HF_HUB_OFFLINE is set and {reference} is not in the cache. Unset it, or download the model."
+            UNREACHABLE,
+            f"HF_HUB_OFFLINE is set and {reference} is not in the hub cache. Unset it, or download the model first.",
         ) from error
     return downloaded(reference, folder)
 

@@ -55,8 +55,8 @@ def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     if blocks is None or not _target_weights(blocks):
         raise SourceError(
             "model_refused",
-            f"a model must have decoder blocks with linear maps to prune; {type(model).__name__}"
-            " has no list of blocks with one. Choose a different model.",
+            f"a model must have decoder blocks with linear layers to prune; {type(model).__name__}"
+            " has none. Choose a different model.",
         )
     _require_unshared_weights(blocks)
     return blocks
@@ -155,7 +155,7 @@ def _require_unshared_weights(blocks: nn.ModuleList) -> None:
             if (first := names.setdefault(parameter, name)) != name:
                 raise SourceError(
                     "model_refused",
-                    f"each linear map of the blocks must have its own weight; {first} and {name} share one."
+                    f"each linear layer of the blocks must have its own weight matrix; {first} and {name} share one."
                     " Choose a model without shared layers.",
                 )
 
@@ -169,6 +169,6 @@ def _require_only_linears(block: nn.Module, modules: dict[str, nn.Module]) -> No
             if parameter.ndim >= 2 and id(parameter) not in targets and not bias_of_stack:
                 raise SourceError(
                     "model_refused",
-                    f"only linear maps can be pruned; {type(block).__name__} has {name}.{key}"
-                    f" of shape {tuple(parameter.shape)}. Choose a different model.",
+                    f"each weight matrix of a block must belong to a linear layer; in {type(block).__name__},"
+                    f" {name}.{key} of shape {tuple(parameter.shape)} does not. Choose a different model.",
                 )

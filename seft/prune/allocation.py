@@ -34,7 +34,7 @@ def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
     if sparsity > MOST_SPARSE:
         most = math.floor(MOST_SPARSE * targets / parameters * 1e4) / 1e4
         rule = (
-            f"must be at most {most} of this model; its target linear layers have {targets / parameters:.1%} of its"
+            f"must be at most {most} for this model, because its linear layers have {targets / parameters:.1%} of its"
             " parameters"
         )
         way_out = "Lower the sparsity, or set sparsity_of to targets."
@@ -73,8 +73,8 @@ def apportion(proportions: Sequence[float], limits: Sequence[int], total: int) -
     `total` is larger than the sum of the limits.
     """
     if total > sum(limits):
-        rule = f"must give at most {sum(limits)} zeros in the target linear layers"
-        raise ConfigError("sparsity", rule, total, "Lower the sparsity.")
+        rule = f"must give at most {sum(limits)} zeros in the linear layers"
+        raise ConfigError("sparsity", rule, total, "Lower the sparsity.", lead="it gives")
     scale = _scale(proportions, limits, total)
     exact = [min(max(part, 0.0) * scale, limit) for part, limit in zip(proportions, limits, strict=True)]
     counts = [int(value) for value in exact]

@@ -77,7 +77,10 @@ def _require_divisible(targets: Sequence[Mapping[str, Target]], pattern: Pattern
         for name, target in of_block.items():
             cols = target.weight.shape[1]
             if cols % pattern.of:
-                rule = f"must divide the inputs of every linear layer; block {number}, {name} has {cols} inputs"
+                rule = (
+                    "must have groups that divide the inputs of every linear layer, such as the"
+                    f" {cols} of block {number}, {name}"
+                )
                 raise ConfigError("pattern", rule, str(pattern), "Choose another pattern, or unstructured.")
 
 

@@ -56,5 +56,7 @@ def _require_usable(squares: Float[Tensor, "cols"]) -> Float[Tensor, "cols"]:
     if not squares.isfinite().all():
         raise PruneError("inputs must be finite; some are not. Check the model's weights and dtype.")
     if not squares.any():
-        raise PruneError("inputs must not be all zero; no calibration token reached this linear. Give more text.")
+        raise PruneError(
+            "inputs must not be all zero; no calibration token reached this linear layer. Give more calibration text."
+        )
     return squares

@@ -56,8 +56,8 @@ def sample_nonzeros(
     Raises ConfigError if the weight matrix is too large for int32 positions.
     """
     if weight.numel() > LARGEST_POSITION:
-        rule = f"must have at most {LARGEST_POSITION} weights in each linear, because positions are int32"
-        raise ConfigError("model", rule, tuple(weight.shape), "Split this linear, or repair another model.")
+        rule = f"must have at most {LARGEST_POSITION} weights in each linear layer, because positions are int32"
+        raise ConfigError("model", rule, tuple(weight.shape), "Choose a smaller model.", lead="one has the shape")
     nonzeros = weight.flatten().nonzero().squeeze(1)
     bounds = torch.arange(count + 1) * len(nonzeros) // max(count, 1)
     draws = torch.rand(count, generator=generator, dtype=torch.float64)

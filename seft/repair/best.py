@@ -85,7 +85,7 @@ def require_held_out(config: RepairConfig, held_out: object | None) -> None:
     """Raise ConfigError if `config` evaluates and `held_out` is None, or if it does not and `held_out` is given."""
     if config.evaluate_interval and held_out is None:
         way_out = "Give a text that is not trained on, or set evaluate_interval to 0."
-        raise ConfigError("held_out", "must be given to evaluate on", None, way_out)
+        raise ConfigError("held_out", "must be given if evaluate_interval is set", None, way_out)
     if held_out is not None and not config.evaluate_interval:
         way_out = "Set evaluate_interval, or leave the text out."
-        raise ConfigError("held_out", "must be left out if nothing is evaluated", str(held_out), way_out)
+        raise ConfigError("held_out", "must be left out if evaluate_interval is 0", str(held_out), way_out)

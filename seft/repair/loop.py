@@ -136,7 +136,7 @@ class Repair:
         """
         if self.step:
             raise StateError(
-                f"a state must be loaded into a fresh repair; this one is at step {self.step}. Create a new one."
+                f"a state must be loaded into a new repair; this repair is at step {self.step}. Create a new one."
             )
         saved = state.load(folder, self.config, self._fingerprint)
         self._method.resume(self._best.split(saved))

@@ -107,7 +107,7 @@ class LoraReprune:
 def _require_modules(targets: Mapping[str, Target], config: RepairConfig) -> None:
     for name, target in targets.items():
         if target.number is not None:
-            rule = f"must suit the model's experts; PEFT cannot adapt stacked experts, such as {name}"
+            rule = f"must support stacked experts, such as {name}, which PEFT cannot adapt"
             raise ConfigError("method", rule, str(config.method), "Choose another method.")
 
 

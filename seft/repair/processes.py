@@ -26,9 +26,13 @@ def require_same_config(config: RepairConfig) -> None:
     sizes = {"batch_tokens": config.batch_tokens // config.sequence_tokens, "micro_batch": config.micro_batch}
     for field, windows in sizes.items():
         if windows % process_count():
-            rule = f"must be, in windows, a multiple of the number of processes, {process_count()}"
+            rule = f"must give a number of sequences that is a multiple of the number of processes, {process_count()}"
             raise ConfigError(
-                field, rule, windows, "Choose a multiple, because every process reads the same number of windows."
+                field,
+                rule,
+                windows,
+                "Change it, or the number of processes. Every process reads the same number of sequences.",
+                lead="it gives",
             )
 
 

@@ -47,11 +47,13 @@ def _shape(target: Target) -> Shape:
 
 def _require_fit(shapes: Mapping[str, Shape], rank_of: Mapping[str, int], config: RepairConfig) -> None:
     if not any(rank_of.values()):
-        rule = f"must be enough for rank 1 in at least one linear, for {config.method}"
+        rule = f"must give at least one linear layer rank 1 with {config.method}"
         raise ConfigError(
             "density", rule, config.density, "Increase it, or choose a method that trains single weights."
         )
     for name, rank in rank_of.items():
         if rank >= min(shapes[name]):
-            rule = f"must give {name}, {shapes[name][0]} x {shapes[name][1]}, a smaller rank than {rank}"
+            rule = (
+                f"must give {name}, {shapes[name][0]} x {shapes[name][1]}, a rank below {min(shapes[name])}, not {rank}"
+            )
             raise ConfigError("density", rule, config.density, "Lower it, or choose masked_full.")

@@ -68,7 +68,7 @@ def test_parts_become_the_same_dataset_as_one_upload_and_can_be_resumed(
     assert (upload["status"], upload["parts"]) == ("receiving", 3)
     send(client, upload, lines, 1, 3)
     report = problem(client.post(f"/imports/{upload['id']}/complete"), 409, "conflict")
-    assert report["errors"][0]["value"] == "without 2"
+    assert report["errors"][0]["value"] == "incomplete or missing for the numbers 2"
     assert begin(client, len(lines), resume_key="k") == upload
     assert [part["received"] for part in parts(client, upload)] == [True, False, True]
     send(client, upload, lines, 2)
@@ -208,7 +208,7 @@ def test_an_object_of_an_opened_place_becomes_a_dataset(opened: tuple[FastAPI, T
 
 
 def test_the_own_bucket_cannot_be_opened(settings: Settings) -> None:
-    with pytest.raises(ValidationError, match="must not contain s3_bucket"):
+    with pytest.raises(ValidationError, match="must not contain SEFT_S3_BUCKET"):
         Settings.model_validate(settings.model_dump() | {"dataset_buckets": [f"{settings.s3_bucket}/inbox"]})
 
 

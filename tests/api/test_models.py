@@ -55,7 +55,7 @@ def test_a_result_without_its_files_is_not_listed_and_rejected(
     app.state.services.storage.delete([f"jobs/{result}/1/result/config.json"])
     assert [each["id"] for each in listed(client)] == ["tiny"]
     report = problem(client.post("/jobs", json={**body, "model": result}), 422, "model_not_found")
-    assert "gone from the storage" in report["detail"]
+    assert "no longer in the storage" in report["detail"]
 
 
 def test_pages_have_no_gaps(client: TestClient, root: Path, result: str) -> None:

@@ -69,14 +69,14 @@ def test_questions_are_read_and_an_invalid_one_is_reported_with_its_line(tmp_pat
         ({**GOOD, "choices": ["2"]}, "choices: List should have at least 2 items"),
         ({**GOOD, "prompt": ""}, "prompt: String should have at least 1 character"),
         ({"prompt": "a"}, "choices: Field required"),
-        ([], "a line: Input should be"),
+        ([], "line 2: Input should be"),
     ):
         path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(broken)}\n")
         with pytest.raises(RecordError, match=rule) as caught:
             read_questions(path)
         assert caught.value.line == 2
     path.write_text(f"{json.dumps(GOOD)}\nno json\n")
-    with pytest.raises(RecordError, match="line 2: a line: Invalid JSON"):
+    with pytest.raises(RecordError, match="line 2: Invalid JSON"):
         read_questions(path)
     path.write_text("")
     with pytest.raises(DataError, match="has no question"):

@@ -205,7 +205,7 @@ def test_settings_out_of_range_are_rejected(
     for arguments, message in (
         ((*prune, "1.2", *out), "sparsity must be from 0.0 to 0.99; it is 1.2"),
         ((*prune, "half", *out), "invalid float value: 'half'"),
-        (("prune", tiny_folder, *out), "sparsity must be given without an N:M pattern"),
+        (("prune", tiny_folder, *out), "sparsity must be given if the pattern is not N:M"),
         ((*prune, "0.6", "--pattern", "2:4", *out), "must be 0.5, the sparsity of the pattern 2:4"),
         ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
         ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
@@ -221,9 +221,9 @@ def test_settings_out_of_range_are_rejected(
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given for distillation"),
         ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must be left out without distillation"),
-        ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given to evaluate on"),
-        ((*repair, "1", "--held-out", texts, *out), "held_out must be left out if nothing is evaluated"),
-        ((*repair, "1", "--patience", "2", *out), "patience must be 0 without evaluations"),
+        ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given if evaluate_interval is set"),
+        ((*repair, "1", "--held-out", texts, *out), "held_out must be left out if evaluate_interval is 0"),
+        ((*repair, "1", "--patience", "2", *out), "patience must be 0 if evaluate_interval is 0"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):

@@ -57,7 +57,7 @@ def upload(request: Request, services: CurrentServices, visitor: Signed, form: S
     file = form.get("file")
     try:
         if not isinstance(file, UploadFile) or not file.filename:
-            raise ProblemError(Code.INVALID_REQUEST, "Select a file.")
+            raise ProblemError(Code.INVALID_REQUEST, "No file was sent. Select a file.")
         view = usecases.upload(services, visitor.caller, file.file, file.filename)
     except ProblemError as error:
         return _page(request, services, visitor, problem=error.message, flaws=error.flaws, status=422)

@@ -114,7 +114,7 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
             row for row in reports.checkpoints(session, job.id) if row.id == checkpoint_id and _has_file(row, name)
         ]
     if not matches:
-        raise ProblemError(Code.NOT_FOUND, "The job has no such file.")
+        raise ProblemError(Code.NOT_FOUND, f"The job {job_id} has no file {name!r}. Its page lists its files.")
     link = services.storage.link(matches[0].prefix + name, saved_as=name.rpartition("/")[2])
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
@@ -123,7 +123,7 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
 def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, action: str) -> Response:
     """Run an action on the job, then show the job's page again."""
     if action not in ACTIONS:
-        raise ProblemError(Code.NOT_FOUND, "There is no such action.")
+        raise ProblemError(Code.NOT_FOUND, f"There is no action {action!r}. Use one of: {', '.join(ACTIONS)}.")
     try:
         usecases.act(services, visitor.caller, job_id, action)
     except ProblemError as error:

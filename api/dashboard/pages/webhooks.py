@@ -50,7 +50,7 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
         return _list(request, services, visitor, values=values, problem=f"{flaw.param}: {flaw.rule}. {flaw.way_out}")
     except ProblemError as error:
         fixes = " ".join(flaw.way_out for flaw in error.flaws)
-        return _list(request, services, visitor, values=values, problem=f"{error.message}. {fixes}")
+        return _list(request, services, visitor, values=values, problem=f"{error.message} {fixes}".strip())
     return _one(request, services, visitor, webhook.id, secret=webhook.secret)
 
 
@@ -90,7 +90,7 @@ def run_action(
 ) -> Response:
     """Run one of `ACTIONS` on the webhook, then show its page again."""
     if action not in ACTIONS:
-        raise ProblemError(Code.NOT_FOUND, "There is no such action.")
+        raise ProblemError(Code.NOT_FOUND, f"There is no action {action!r}. Use one of: {', '.join(ACTIONS)}.")
     try:
         ACTIONS[action](services, visitor.caller, webhook_id)
     except ProblemError as error:

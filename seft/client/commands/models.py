@@ -20,7 +20,7 @@ def models(
 ) -> None:
     """List the models that a job may name: local models, models in the hub cache, and results of your jobs."""
     if revision is not None and model is None:
-        raise typer.BadParameter("Name the model of the revision.", param_hint="--revision")
+        raise typer.BadParameter("needs a model. Write the model's id before it.", param_hint="--revision")
     with connected(as_json) as service:
         if model is None:
             models = service.models()

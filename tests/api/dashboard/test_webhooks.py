@@ -55,7 +55,7 @@ def test_webhook_is_created_rotated_tested_and_disabled_and_its_secret_is_shown_
 
 def test_url_that_is_never_called_is_rejected_at_its_field(browser: Browser, client: TestClient) -> None:
     for url, expected in (
-        ("http://127.0.0.1/", "must have a public address, not 127.0.0.1"),
+        ("http://127.0.0.1/", "must have a public address or one in SEFT_WEBHOOK_NETWORKS, not 127.0.0.1"),
         ("ftp://example.com", "should match pattern"),
         ("", "should match pattern"),
     ):

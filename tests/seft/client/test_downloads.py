@@ -126,7 +126,7 @@ def test_a_busy_storage_is_retried_and_another_rejection_is_reported(
 def test_a_storage_without_ranges_is_reported(script: Script, client: Client, store: Store, tmp_path: Path) -> None:
     publish(script, store.file())
     store.rejections = [(200, {})]
-    with pytest.raises(ClientError, match="ignores byte ranges"):
+    with pytest.raises(ClientError, match="ignores the header Range"):
         client.download("job_1", tmp_path, at_once=1)
 
 

@@ -79,7 +79,7 @@ def test_an_address_of_another_server_is_reported(script: Script, client: Client
     with pytest.raises(ApiProblem, match="HTTP 301"):
         client.job("job_1")
     script.will_answer(b"<h1>It works!</h1>")
-    with pytest.raises(ClientError, match="Is that the address of the service"):
+    with pytest.raises(ClientError, match="Check that SEFT_URL is the address of the service"):
         client.job("job_1")
 
 

@@ -57,7 +57,7 @@ def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
     script.will_answer(b"<h1>It works!</h1>")
     code, stdout, stderr = run(*words, url=script.url, key="k")
     assert (code, json.loads(stdout)["error"]["code"]) == (Exit.UNREACHABLE, "unreachable")
-    assert "Is that the address of the service?" in stderr
+    assert "Check that SEFT_URL is the address of the service." in stderr
     script.will_answer(b"<h1>Nothing here</h1>", status=404)
     assert run(*words, url=script.url, key="k")[0] == Exit.UNREACHABLE
     flaw = {"param": "sparsity", "rule": "at most 0.99", "value": "1.2", "way_out": "0.6 is usual."}

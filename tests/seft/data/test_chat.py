@@ -175,7 +175,7 @@ def test_a_template_that_uses_the_date_always_gets_the_same_one() -> None:
         (None, "must have a chat template"),
         ("{{ raise_exception('No tools here') }}", "No tools here"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
-        ("{% for", "must render a conversation"),
+        ("{% for", "must render every conversation"),
         ("{{ messages | length }}", "must render"),
         ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "must render the content of assistant message 1"),
         (CHATML.replace("message['content']", "message['content'] | upper"), "must render the content of assistant"),

@@ -45,9 +45,17 @@ def test_any_text_survives_a_round_trip_through_json(text: str) -> None:
         (b'{"text": "a\\ud800"}', "must be valid Unicode", "surrogate at character 1"),
         (b'{"messages": {}}', "`messages` must be a list", "{}"),
         (b'{"messages": ["hi"]}', "`messages` must be a list of objects", '["hi"]'),
-        (b'{"messages": []}', "must have a message of the assistant", "the roles none"),
-        (b'{"messages": [{"role": "user", "content": "a"}]}', "must have a message of the assistant", "roles user"),
-        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "must not begin with the assistant", "assistant"),
+        (b'{"messages": []}', "must have a message with the role", "the roles none"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}]}',
+            "must have a message with the role",
+            "roles user",
+        ),
+        (
+            b'{"messages": [{"role": "assistant", "content": "a"}]}',
+            "must not begin with the role",
+            "assistant",
+        ),
         (
             b'{"messages": [{"role": "human", "content": "a"}]}',
             "`messages[0].role` must be one of system, user",

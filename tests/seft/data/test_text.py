@@ -97,7 +97,7 @@ def test_random_windows_have_the_requested_number_and_depend_only_on_the_seed() 
 @pytest.mark.parametrize("order", CalibrationOrder)
 def test_a_text_shorter_than_one_window_is_rejected(order: CalibrationOrder) -> None:
     assert len(windows(torch.arange(8), 8, 1, order, seed=0)) == 1
-    with pytest.raises(DataError, match="one window of 8 tokens; it has 7"):
+    with pytest.raises(DataError, match="at least 8 tokens, the length of one sequence; it has 7"):
         windows(torch.arange(7), 8, 1, order, seed=0)
 
 
@@ -114,7 +114,7 @@ def test_a_token_without_embedding_is_rejected(use: Callable[[Any, Tensor], obje
     tokens = torch.arange(32)
     use(pruned_tiny(), tokens)
     tokens[7] = VOCABULARY
-    with pytest.raises(SourceError, match=f"has {VOCABULARY}; the text has token {VOCABULARY}"):
+    with pytest.raises(SourceError, match=f"below {VOCABULARY}, .* has the token id {VOCABULARY}"):
         use(pruned_tiny(), tokens)
 
 

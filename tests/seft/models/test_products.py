@@ -82,5 +82,5 @@ def test_a_product_with_one_of_stacked_matrices_is_recognised(
 def test_any_other_use_of_a_stacked_weight_is_rejected(use: Callable[[Tensor, Tensor], Tensor]) -> None:
     block = nn.ModuleDict({"experts": Experts(use, (3, 4, 3), transposed=False)})
     handlers = {target: recording([], name) for name, target in block_linears(block).items()}
-    with intercepted_products(handlers), pytest.raises(SourceError, match="Experts uses"):
+    with intercepted_products(handlers), pytest.raises(SourceError, match="Experts combines several in"):
         block["experts"](INPUTS)

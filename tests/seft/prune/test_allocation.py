@@ -182,7 +182,7 @@ def test_a_sparsity_of_the_whole_model_is_reached_in_the_targets(method: PruneMe
 
 
 def test_a_sparsity_of_the_whole_model_that_targets_cannot_reach_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"sparsity must be at most 0\.\d+ of this model"):
+    with pytest.raises(ConfigError, match=r"sparsity must be at most 0\.\d+ for this model"):
         prune_model(untrained_tiny(), WINDOWS, PruneConfig(0.95, sparsity_of=SparsityOf.MODEL))
 
 

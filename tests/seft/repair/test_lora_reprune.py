@@ -90,5 +90,5 @@ def test_it_requires_the_pruning_settings_and_enough_text() -> None:
 
 def test_stacked_experts_are_rejected() -> None:
     model = ARCHITECTURES["mixtral"].model()
-    with pytest.raises(ConfigError, match="method must suit the model's experts"):
+    with pytest.raises(ConfigError, match="method must support stacked experts"):
         Repair(model, TOKENS % 50, CONFIG, pruned=PruneConfig(0.5, PruneMethod.MAGNITUDE))

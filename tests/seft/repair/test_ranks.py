@@ -45,7 +45,7 @@ def test_single_ranks_are_spread_evenly() -> None:
     assert all(sum(values[place : place + 2]) == 1 for place in range(0, 8, 2))
 
 
-@pytest.mark.parametrize(("density", "rule"), [(1e-6, "be enough for rank 1"), (0.9, "must give 1, 32 x 64")])
+@pytest.mark.parametrize(("density", "rule"), [(1e-6, "at least one linear layer"), (0.9, "must give 1, 32 x 64")])
 def test_a_density_that_whole_ranks_cannot_give_is_rejected(density: float, rule: str) -> None:
     with pytest.raises(ConfigError, match=rule) as error:
         ranks(targets(SHAPES), config(density), LowRank.size)
