@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -268,11 +269,8 @@ class Operations:
         def again() -> Steps[Checkpoint]:
             return next(one for one in (yield from self._checkpoints(job_id)) if one["id"] == newest["id"])
 
-        return (
-            yield from downloads.fetch(
-                newest, folder, again=again, at_once=at_once, progress=progress, pauses=self.pauses
-            )
-        )
+        fetch = partial(downloads.fetch, again=again, at_once=at_once, progress=progress, pauses=self.pauses)
+        return (yield from fetch(newest, folder))
 
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
