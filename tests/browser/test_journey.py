@@ -45,7 +45,7 @@ def upload_a_dataset(page: Page, tmp_path: Path) -> None:
     )
     page.locator(".upload-progress").evaluate(record_progress)
     page.get_by_role("button", name="Upload").click()
-    expect(page.get_by_role("alert")).to_contain_text("2 of 3 lines are no records")
+    expect(page.get_by_role("alert")).to_contain_text("2 of 3 lines are not valid records")
     assert page.evaluate("window.uploaded") == 1, "upload progress"
     expect(page.get_by_role("row", name="line 2")).to_contain_text("no json")
     expect(page.get_by_role("row", name="line 3")).to_contain_text("txet")

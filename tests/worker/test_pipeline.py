@@ -159,7 +159,7 @@ def test_a_state_of_other_software_restarts_training_and_does_not_fail_the_job(
 ) -> None:
     first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40])
     with monkeypatch.context() as older:
-        older.setattr(state, "KIND", state.FORMAT_VERSION - 1)
+        older.setattr(state, "FORMAT_VERSION", state.FORMAT_VERSION - 1)
         first.run_until(4)
     second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40]).resume_from(first, 4).run()
     (refused,) = second.of_type(Refused)
