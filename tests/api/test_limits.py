@@ -39,7 +39,7 @@ def test_no_json_body_may_nest_deeply(app: FastAPI, client: TestClient) -> None:
         for content in ('{"metadata": ' + nested(JSON_DEPTH) + "}", nested(100_000)):
             answer = client.request(operation.method, address, content=content, headers=AS_JSON)
             report = problem(answer, 422, "invalid_request")
-            assert (report["param"], f"more than {JSON_DEPTH} deep" in report["detail"]) == ("body", True)
+            assert (report["param"], f"more than {JSON_DEPTH} nested levels" in report["detail"]) == ("body", True)
         answer = client.request(operation.method, address, content=nested(JSON_DEPTH), headers=AS_JSON)
         report = problem(answer, 422, "invalid_request")
         assert "deep" not in report["detail"]
