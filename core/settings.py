@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     max_failures: int = Field(
         default=3,
         ge=1,
-        description="Number of failed attempts after which a job fails permanently. Counted from 0 again once a later"
-        " step of training is saved.",
+        description="Number of failed attempts after which a job fails permanently. The count returns to 0"
+        " when the job saves a step that it had not reached before.",
     )
 
     scratch: Path = Field(default=Path("/tmp/seft"), description="Folder for the files of a running job.")  # noqa: S108

@@ -29,7 +29,9 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) 
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
     if task not in tasks.all_tasks:
         way_out = "Check the name, or give the folder of its YAML file with --tasks."
-        raise ConfigError("task", "must be one of the tasks of lm-evaluation-harness or of your folder", task, way_out)
+        raise ConfigError(
+            "task", "must be a task of lm-evaluation-harness or of the folder given with --tasks", task, way_out
+        )
     try:
         results = lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer),

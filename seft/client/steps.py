@@ -149,7 +149,7 @@ class Blocking:
     """Base class of a client whose methods block."""
 
     def run(self, steps: Steps[T]) -> T:
-        """Perform all steps. Returns the result of the operation."""
+        """Perform the steps that an operation yields, one after another, and return its result."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> Iterator[T]:
@@ -161,7 +161,7 @@ class Awaiting:
     """Base class of a client whose methods are awaited."""
 
     async def run(self, steps: Steps[T]) -> T:
-        """Perform all steps. Returns the result of the operation."""
+        """Perform the steps that an operation yields, one after another, and return its result."""
         raise NotImplementedError
 
     def rows(self, flow: Flow[T]) -> AsyncIterator[T]:

@@ -46,7 +46,7 @@ class PreviewedRecord:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Token counts over all given lines, and the first of their records."""
+    """The token counts of all given lines, and the first few records in detail."""
 
     lines: int
     tokens: int

@@ -67,7 +67,7 @@ def parse_shapes(read: Callable[[int, int], bytes]) -> dict[str, tuple[int, ...]
     """
     (size,) = struct.unpack("<Q", read(0, 8).ljust(8, b"\0"))
     if not 0 < size <= MAX_HEADER_BYTES:
-        raise ValueError(f"a header must have 1 to {MAX_HEADER_BYTES} bytes; it has {size}")
+        raise ValueError(f"a safetensors header must have 1 to {MAX_HEADER_BYTES} bytes; this one has {size}")
     header = json.loads(read(8, size))
     return {name: tuple(map(int, value["shape"])) for name, value in header.items() if name != "__metadata__"}
 

@@ -32,7 +32,7 @@ class Active(BasePositions):
 
     @classmethod
     def start(cls, weight: Float[Tensor, "rows cols"], indices: Int[Tensor, "positions"]) -> "Active":
-        """Return new active positions with empty moments. Values and bases are the present entries of the matrix."""
+        """Return newly trained positions: value and base are the current weight, the optimizer's moments are zero."""
         bases = entries(weight, indices)
         values = bases.to(master_dtype(weight.dtype), copy=True)
         means, squares = torch.zeros_like(values), torch.zeros_like(values)
