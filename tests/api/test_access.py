@@ -64,7 +64,7 @@ def test_a_key_does_what_its_scope_allows_and_no_more(
             answer = operation.send(weak, world)
             if forbidden(operation, scope):
                 report = problem(answer, 403, "forbidden")
-                assert f"yours is of scope {scope}" in report["detail"]
+                assert f"Your key has the scope {scope}" in report["detail"]
             else:
                 assert answer.status_code < 400, (operation.name, answer.text)
                 world = world if operation.method == "GET" else make_world(client)

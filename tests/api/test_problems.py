@@ -25,11 +25,11 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"sparsty": 0.5}, "sparsty", "no such field", "0.5", "Did you mean 'sparsity'? Known fields: model"),
     ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
     ({"sparsity": 1.2}, "sparsity", "less than or equal to 0.99", "1.2", "It is at least 0.0 and at most 0.99."),
-    ({"sparsity": None}, "sparsity", "valid number", "None", "Fraction of zeros"),
+    ({"sparsity": None}, "sparsity", "valid number", "None", "Fraction of weights to set to zero"),
     ({"dataset": "mine"}, "dataset", "match pattern", "'mine'", "Id of an uploaded dataset"),
     ({"priority": 1000}, "priority", "less than or equal to 100", "1000", "The default is 0."),
     ({"pattern": "2/4"}, "pattern", "match pattern", "'2/4'", "The default is 'unstructured'."),
-    ({"pattern": "2:4"}, "pattern", "must agree with sparsity (0.6); 2:4 implies 0.5", "'2:4'", "such as `2:4`"),
+    ({"pattern": "2:4"}, "pattern", "must agree with sparsity (0.6); 2:4 implies 0.5", "'2:4'", "as in `2:4`"),
     ({"allocation": "best"}, "allocation", "'owl'", "'best'", "The default is"),
     ({"prune": {"compare": "row"}}, "prune.compare", "must be auto for sparsegpt", "'row'", "The default is 'auto'."),
     ({"repair": {"learning_rate": "x"}}, "repair.learning_rate", "number", "'x'", "The default is 'auto'."),
@@ -38,10 +38,10 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"evaluate": {"tasks": ["x"]}}, "evaluate.tasks.0", "'perplexity'", "'x'", "Metrics to measure"),
     ({"metadata": {"team": 5}}, "metadata.team", "valid string", "5", "Up to 16"),
     ({"metadata": {"team": "\0"}}, "metadata.team", "NUL", "'\\x00'", "Up to 16"),
-    ({"model": "a\ud800"}, "model", "unicode", "'a\\ud800'", "A hub id"),
-    ({"model": "x" * 10_000}, "model", "at most 512", "xxx…", "A hub id"),
+    ({"model": "a\ud800"}, "model", "unicode", "'a\\ud800'", "Id of a hub model"),
+    ({"model": "x" * 10_000}, "model", "at most 512", "xxx…", "Id of a hub model"),
     ({"seed": 10**4000}, "seed", "less than", "1000", "The default is 0."),
-    ({"sparsity": float("nan")}, "sparsity", "less than or equal to", "nan", "Fraction of zeros"),
+    ({"sparsity": float("nan")}, "sparsity", "less than or equal to", "nan", "Fraction of weights to set to zero"),
 ]
 
 

@@ -45,7 +45,7 @@ def test_weights_that_are_not_finite_are_an_error_and_a_huge_loss_is_infinite() 
         embedding.mul_(1e6)
     assert perplexity(model, text) == math.inf
     torch.nn.init.constant_(embedding, math.nan)
-    with pytest.raises(EvaluateError, match="window 1 has nan"):
+    with pytest.raises(EvaluateError, match="sequence 1 has nan"):
         perplexity(model, text)
 
 

@@ -60,7 +60,7 @@ def test_the_command_line_runs_it(folder: Path, tiny_folder: Path, capsys: pytes
 
 
 def test_an_unknown_task_and_missing_data_are_errors(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="task must be one of"):
+    with pytest.raises(ConfigError, match="task must be a task of"):
         run_task(untrained_tiny(), tiny_tokenizer(), "no such task", folder)
     (folder / "our_own.yaml").write_text(TASK.replace("FILE", "nothing.jsonl"))
     with pytest.raises(EvaluateError, match="our_own failed"):

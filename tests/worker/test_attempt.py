@@ -286,7 +286,7 @@ def test_running_out_of_memory_in_training_is_retried_once_with_less(backend: Ba
     assert job.status == Status.FAILED
     assert job.error is not None
     assert (job.error["fault"], job.error["code"]) == ("user_error", "out_of_memory")
-    assert "held 1 x 512 of the" in job.error["message"]
+    assert "had 1 sequences of 512 tokens on the device" in job.error["message"]
     assert "repair.sequence_tokens to 256" in job.error["message"]
 
 

@@ -133,7 +133,7 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
 
 def test_an_upload_gets_its_row_only_if_its_object_exists(backend: Backend) -> None:
     content = datasets.Content("1" * 64, 30, 2, Format.TEXT)
-    with backend.sessions.begin() as session, pytest.raises(ProblemError, match="Send it again"):
+    with backend.sessions.begin() as session, pytest.raises(ProblemError, match="Upload the file again"):
         datasets.require_stored(session, backend.storage, content)
     backend.storage.put(content.object_key, b"1")
     with backend.sessions.begin() as session:

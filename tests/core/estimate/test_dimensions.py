@@ -53,5 +53,5 @@ def test_a_model_without_blocks_is_rejected(tmp_path: Path) -> None:
     write_hollow(tmp_path / "model")
     source = find("model", roots=[tmp_path])
     assert shapes(source) == SHAPES
-    with pytest.raises(SourceError, match="has blocks with linears"):
+    with pytest.raises(SourceError, match="must have an embedding and blocks with linear layers"):
         read_dimensions(source, {"model.embed_tokens.weight": (8, 4)})

@@ -58,7 +58,7 @@ def test_an_invalid_setting_is_named_and_no_secret_is_shown() -> None:
 
 
 def test_a_lease_lasts_at_least_three_heartbeats(settings: Settings) -> None:
-    with pytest.raises(ValidationError, match="three times heartbeat_seconds"):
+    with pytest.raises(ValidationError, match="three times SEFT_HEARTBEAT_SECONDS"):
         Settings.model_validate({**settings.model_dump(), "lease_seconds": 10, "heartbeat_seconds": 5})
 
 

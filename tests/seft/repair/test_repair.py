@@ -101,7 +101,7 @@ def test_a_state_without_readable_tensors_is_rejected(tmp_path: Path, content: b
 def test_only_a_fresh_repair_loads_a_state(tmp_path: Path) -> None:
     _, repair = repaired(short(), 3)
     repair.save(tmp_path)
-    with pytest.raises(StateError, match="fresh"):
+    with pytest.raises(StateError, match="new repair"):
         repair.load(tmp_path)
 
 
