@@ -5,6 +5,7 @@ that a record can have, and leaves out null values.
 """
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Iterator
@@ -64,4 +65,13 @@ def _placeholder(value: object) -> dict[str, str]:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    main(int(sys.argv[1]))
+    message = ""
+    try:
+        main(int(sys.argv[1]))
+    except SystemExit as error:
+        message = f"{error.code}\n"
+    sys.stdout.flush()
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    # Skips the C++ destructors: pyarrow's threads may still run, and then the process would abort at its end.
+    os._exit(bool(message))
