@@ -3,32 +3,71 @@
     python -m benchmarks.quality --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt \\
         --questions ARC-Easy_test.json --out quality.json
 
-Every method is trained with three learning rates, and the best result counts. A run has 100 steps of 2 x 512 tokens,
-one seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are
+Every recipe is trained with three learning rates, and the best result counts. The recipes are the repair methods after
+Wanda, and `seft` with all nonzeros trained in place after several pruners. A run has 100 steps of 2 x 512 tokens, one
+seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are
 perplexity, and accuracy on the first 500 questions of ARC-Easy in the dtype of training. `benchmarks.trial` describes
 how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
 """
 
 import json
 import re
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.trial import BATCH, LENGTH, Cell, Cells, Trial, parser
+from benchmarks.trial import BATCH, LENGTH, PRUNE, Cell, Cells, Trial, parser
 from seft.checkpoint.pack import load_pruned
 from seft.choices import Question, accuracy
-from seft.config import RepairConfig, RepairMethod
+from seft.config import Compare, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
 
 STEPS = 100
 QUESTIONS = 500
-RATES: dict[RepairMethod, tuple[float, ...]] = {
-    RepairMethod.SEFT: (1e-2, 3e-2, 1e-1),
-    RepairMethod.MASKED_LORA: (3e-3, 1e-2, 3e-2),
-    RepairMethod.FIXED_MASK: (1e-2, 3e-2, 1e-1),
-    RepairMethod.MASKED_FULL: (3e-4, 1e-3, 3e-3),
-    RepairMethod.SPP: (1e-2, 3e-2, 1e-1),
-    RepairMethod.LORA_REPRUNE: (3e-3, 1e-2, 3e-2),
+RATES_OF_ALL = (5e-4, 1e-3, 2e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is pruned and repaired, and the learning rates to try."""
+
+    method: RepairMethod
+    rates: tuple[float, ...]
+    density: float | Literal["all"] = 0.005
+    prune: PruneConfig = PRUNE
+
+    def config(self, rate: float) -> RepairConfig:
+        """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
+        return RepairConfig(
+            steps=STEPS,
+            method=self.method,
+            density=self.density,
+            learning_rate=rate,
+            update_interval=10,
+            batch_tokens=BATCH * LENGTH,
+            sequence_tokens=LENGTH,
+            micro_batch=BATCH,
+        )
+
+
+def trains_all(prune: PruneConfig) -> Recipe:
+    """Return the recipe that trains all nonzeros in place after this pruning, or while it happens."""
+    return Recipe(RepairMethod.SEFT, RATES_OF_ALL, "all", prune)
+
+
+RECIPES = {
+    "seft": Recipe(RepairMethod.SEFT, (1e-2, 3e-2, 1e-1)),
+    "masked_lora": Recipe(RepairMethod.MASKED_LORA, (3e-3, 1e-2, 3e-2)),
+    "fixed_mask": Recipe(RepairMethod.FIXED_MASK, (1e-2, 3e-2, 1e-1)),
+    "masked_full": Recipe(RepairMethod.MASKED_FULL, (3e-4, 1e-3, 3e-3)),
+    "spp": Recipe(RepairMethod.SPP, (1e-2, 3e-2, 1e-1)),
+    "lora_reprune": Recipe(RepairMethod.LORA_REPRUNE, (3e-3, 1e-2, 3e-2)),
+    "all": trains_all(PRUNE),
+    "all-sparsegpt": trains_all(replace(PRUNE, method=PruneMethod.SPARSEGPT)),
+    "all-gradual": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)),
+    "all-gradual-model": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, compare=Compare.MODEL)),
 }
+"""Recipes by name. Those that begin with `all` train all nonzeros; `all` alone does so after Wanda."""
 
 
 def main() -> None:
@@ -36,8 +75,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--questions", required=True, type=Path, help="JSON file of ARC-Easy in instruction form")
     options.add_argument(
-        "--methods", nargs="*", type=RepairMethod, default=list(RATES), help="methods to run; default: all"
+        "--recipes", nargs="*", choices=RECIPES, default=list(RECIPES), help="recipes to run; default: all"
     )
+    options.add_argument("--rates", nargs="*", type=float, help="learning rates; default: those of the recipe")
     arguments = options.parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
     questions = [question(record) for record in json.loads(arguments.questions.read_text())[:QUESTIONS]]
@@ -51,31 +91,19 @@ def main() -> None:
     for name, weights in (("dense", trial.dense), ("pruned", trial.pruned)):
         judged = cells.fill(name, lambda weights=weights: {"perplexity": trial.perplexity(weights), **answers(weights)})  # type: ignore[misc]
         print(row(name, judged, judged))
-    for method in arguments.methods:
-        results = {rate: trial.work / f"{method} {rate:g}.safetensors" for rate in RATES[method]}
+    for name in arguments.recipes:
+        recipe = RECIPES[name]
+        results = {rate: trial.work / f"{name} {rate:g}.safetensors" for rate in arguments.rates or recipe.rates}
         by_rate = {
-            rate: cells.fill(f"{method} {rate:g}", partial(trial.train, config(method, rate), result))
+            rate: cells.fill(f"{name} {rate:g}", partial(trial.train, recipe.config(rate), result, recipe.prune))
             for rate, result in results.items()
         }
         best = min(by_rate, key=lambda rate: float(by_rate[rate]["perplexity"]))
-        if f"{method} {best:g} answers" not in cells.results and not results[best].exists():
-            trial.train(config(method, best), results[best])  # its weights are not in the folder
-        judged = cells.fill(f"{method} {best:g} answers", partial(answers, results[best]))
+        if f"{name} {best:g} answers" not in cells.results and not results[best].exists():
+            trial.train(recipe.config(best), results[best], recipe.prune)  # its weights are not in the folder
+        judged = cells.fill(f"{name} {best:g} answers", partial(answers, results[best]))
         rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
-        print(row(str(method), by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
-
-
-def config(method: RepairMethod, rate: float) -> RepairConfig:
-    """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
-    return RepairConfig(
-        steps=STEPS,
-        method=method,
-        learning_rate=rate,
-        update_interval=10,
-        batch_tokens=BATCH * LENGTH,
-        sequence_tokens=LENGTH,
-        micro_batch=BATCH,
-    )
+        print(row(name, by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
 
 
 def question(record: dict[str, str]) -> Question:

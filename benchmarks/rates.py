@@ -9,7 +9,7 @@ Trains 5 % of the weights instead of the 0.5 % of `benchmarks.quality`, for 40 s
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.quality import config
+from benchmarks.quality import RECIPES
 from benchmarks.trial import Cells, Trial, parser
 from seft.config import RepairMethod
 
@@ -31,7 +31,7 @@ def main() -> None:
     for method, rates in RATES.items():
         by_rate = {}
         for rate in rates:
-            settings = replace(config(method, rate), density=DENSITY, steps=STEPS)
+            settings = replace(RECIPES[method].config(rate), density=DENSITY, steps=STEPS)
             make = partial(trial.train, settings, trial.work / "rates.safetensors")
             by_rate[rate] = cells.fill(f"{method} {rate:g}", make)
         perplexities = " · ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())

@@ -1,8 +1,8 @@
 """Code that the repair benchmarks share: one pruned model, its training and evaluation, and saved results.
 
-The model is pruned by Wanda to 60 % zeros on the first 48 windows (sequences) of 512 tokens, in float32, and saved in
-the working folder. It is trained in `dtype` and evaluated in float32: perplexity on the first 20 windows of 1024
-tokens.
+The model is pruned to 60 % zeros on the first 48 windows (sequences) of 512 tokens, in float32, by default by Wanda,
+and saved in the working folder. It is trained in `dtype` and evaluated in float32: perplexity on the first 20 windows
+of 1024 tokens.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
 from seft.models.load import load
-from seft.models.source import find
+from seft.models.source import ModelSource, find
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Report, Step
@@ -33,23 +33,29 @@ Cell = dict[str, Any]
 
 
 class Trial:
-    """A pruned model that can be trained many times. Each training starts from exactly the same weights."""
+    """A model that can be pruned and trained many times. Each training starts from exactly the same weights."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.work: Path = arguments.work
         self.work.mkdir(parents=True, exist_ok=True)
-        evaluated, trained = (load(find(arguments.model), dtype=dtype) for dtype in (torch.float32, arguments.dtype))
+        self._source: ModelSource = find(arguments.model)
+        evaluated, trained = (load(self._source, dtype=dtype) for dtype in (torch.float32, arguments.dtype))
         self.evaluated, self.model, self.tokenizer = evaluated.model, trained.model, evaluated.tokenizer
         self.tokens = tokenize(read(arguments.data), self.tokenizer)
         self.test = windows(tokenize(read(arguments.test), self.tokenizer), 1024, 20, CalibrationOrder.SEQUENTIAL, 0)
-        self.dense = self.work / "dense.safetensors"
-        self.pruned = self.work / "pruned.safetensors"
-        self._prepare()
+        self.dense: Path = self.work / "dense.safetensors"
+        if not self.dense.exists():
+            save_pruned(self.model, self.dense)
 
-    def train(self, config: RepairConfig, result: Path) -> Cell:
+    @property
+    def pruned(self) -> Path:
+        """File of the weights after the default pruning."""
+        return self.base(PRUNE)
+
+    def train(self, config: RepairConfig, result: Path, prune: PruneConfig = PRUNE) -> Cell:
         """Repair the model, save its weights in the file `result`, and return the evaluation of these weights."""
-        load_pruned(self.model, self.pruned)
-        repair = Repair(self.model, self.tokens, config, pruned=PRUNE)
+        load_pruned(self.model, self.base(prune))
+        repair = Repair(self.model, self.tokens, config, pruned=prune)
         began = time.perf_counter()
         repair.run(_print)
         seconds, trained, grown = time.perf_counter() - began, repair.trained_values, repair.grown_zeros
@@ -70,16 +76,20 @@ class Trial:
             target.copy_(source)
         return self.evaluated
 
-    def _prepare(self) -> None:
-        if not self.dense.exists():
-            save_pruned(self.model, self.dense)
-        if not self.pruned.exists():
-            calibration = windows(self.tokens, PRUNE.tokens, PRUNE.samples, CalibrationOrder.SEQUENTIAL, 0)
-            prune_model(self.evaluated, calibration, PRUNE)
+    def base(self, prune: PruneConfig) -> Path:
+        """Return the file of the weights before training. Prunes the dense model if the file is missing."""
+        if prune.gradual:
+            return self.dense
+        path = self.work / f"pruned {prune.summary} {prune.sparsity:g}.safetensors"
+        if not path.exists():
+            calibration = windows(self.tokens, prune.tokens, prune.samples, CalibrationOrder.SEQUENTIAL, 0)
+            self.evaluated.load_state_dict(load(self._source).model.state_dict())
+            prune_model(self.evaluated, calibration, prune)
             with torch.no_grad():
                 for target, source in zip(self.model.parameters(), self.evaluated.parameters(), strict=True):
                     target.copy_(source)
-            save_pruned(self.model, self.pruned)
+            save_pruned(self.model, path)
+        return path
 
 
 class Cells:

@@ -3,6 +3,7 @@
 The command line derives its options from these fields (`seft.options`). The `Doc` of a field is its help text.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,15 +25,23 @@ class PruneMethod(StrEnum):
     ALPS = "alps"
 
 
-class Compare(StrEnum):
-    """The weights among which importance is compared: those of a row, or those of the whole linear.
+class PruneSchedule(StrEnum):
+    """When weights become zero: all before training, or more and more while the model trains."""
 
-    `auto` is the choice of the method's paper.
+    ONE_SHOT = "one_shot"
+    GRADUAL = "gradual"
+
+
+class Compare(StrEnum):
+    """The weights among which importance is compared: those of a row, of a linear, or of all linears of the model.
+
+    `auto` is the choice of the method's paper. `model` is possible with the schedule `gradual` only.
     """
 
     AUTO = "auto"
     ROW = "row"
     LAYER = "layer"
+    MODEL = "model"
 
 
 class Allocation(StrEnum):
@@ -172,9 +181,10 @@ _PatternText = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """Settings of one-shot pruning. With an N:M pattern, `sparsity` must be that of the pattern.
+    """Settings of pruning. With an N:M pattern, `sparsity` must be that of the pattern.
 
-    Every linear layer in the decoder blocks is pruned, except routers.
+    Every linear layer in the decoder blocks is pruned, except routers. With the schedule `gradual`, no pruning method
+    runs: the sparsity rises during the repair.
     """
 
     sparsity: Annotated[float, Doc("Fraction of weights set to zero. May be left out with an N:M pattern.")]
@@ -190,6 +200,11 @@ class PruneConfig:
     sparsity_of: Annotated[
         SparsityOf, Doc("What sparsity is a fraction of: weights of the target linears, or all of the model.")
     ] = SparsityOf.TARGETS
+    schedule: Annotated[
+        PruneSchedule, Doc("one_shot prunes before training. gradual raises the sparsity while the model trains.")
+    ] = PruneSchedule.ONE_SHOT
+    rise: Annotated[float, Doc("Fraction of the training steps in which the sparsity rises, with gradual.")] = 0.7
+    rise_interval: Annotated[int, Doc("Steps between two increases of the sparsity, with gradual.")] = 2
     samples: Annotated[int, Doc("Number of calibration windows.")] = 128
     tokens: Annotated[int, Doc("Tokens per calibration window.")] = 2048
     order: Annotated[CalibrationOrder, Doc("Which windows of the calibration text are used.")] = CalibrationOrder.RANDOM
@@ -209,18 +224,43 @@ class PruneConfig:
         _require_between("damping", self.damping, 1e-6, 1.0, "0.01 is the published value.")
         _require_between("reconstruct_epochs", self.reconstruct_epochs, 0, 100, "0 turns it off; 5 is a high value.")
         _require_between("reconstruct_learning_rate", self.reconstruct_learning_rate, 1e-8, 1.0, "Try 2e-4.")
-        if self.method is PruneMethod.SPARSEGPT and self.compare is not Compare.AUTO:
+        _require_between("rise", self.rise, 0.0, 1.0, "0.7 keeps the last 30 % of the steps for repair.")
+        _require_at_least("rise_interval", self.rise_interval, 1)
+        if self.gradual:
+            self._require_gradual_settings()
+        elif self.compare is Compare.MODEL:
+            way_out = "Use row or layer, or the schedule gradual."
+            raise ConfigError("compare", "must not be model with the schedule one_shot", str(self.compare), way_out)
+        elif self.method is PruneMethod.SPARSEGPT and self.compare is not Compare.AUTO:
             way_out = "sparsegpt compares within 128 columns at a time. Leave compare out, or use another method."
             raise ConfigError("compare", "must be auto for sparsegpt", str(self.compare), way_out)
         if self.pattern.grouped:
             self._require_group_settings()
 
     @property
+    def gradual(self) -> bool:
+        """True if the sparsity rises while the model trains."""
+        return self.schedule is PruneSchedule.GRADUAL
+
+    @property
     def summary(self) -> str:
         """Method and pattern, for example `wanda with dsnot (2:4)`."""
         more = [str(each) for each in (self.refine, self.allocation) if each not in _DEFAULTS]
         more += ["reconstruction"] if self.reconstruct_epochs else []
-        return f"{' with '.join([str(self.method), *filter(None, [' and '.join(more)])])} ({self.pattern})"
+        how = self.schedule if self.gradual else self.method
+        return f"{' with '.join([str(how), *filter(None, [' and '.join(more)])])} ({self.pattern})"
+
+    def _require_gradual_settings(self) -> None:
+        """Raise ConfigError if a setting has no effect because no pruning method runs."""
+        for field, value, only in (
+            ("method", self.method, DEFAULT_PRUNER),
+            ("refine", self.refine, Refinement.NONE),
+            ("reconstruct_epochs", self.reconstruct_epochs, 0),
+        ):
+            if value != only:
+                way_out = f"Leave {field} out, or use the schedule one_shot."
+                rule = "must be left out with the schedule gradual, because no pruning method runs"
+                raise ConfigError(field, rule, value if isinstance(value, int) else str(value), way_out)
 
     def _require_group_settings(self) -> None:
         implied = self.pattern.sparsity(None)
@@ -249,7 +289,8 @@ class RepairConfig:
     steps: Annotated[int, Doc("Number of optimizer steps.")]
     method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
     density: Annotated[
-        float, Doc("Trained values as a fraction of the target weights. masked_full trains all nonzeros.")
+        float | Literal["all"],
+        Doc("Trained values as a fraction of the target weights. all trains every nonzero in place, with seft only."),
     ] = 0.005
     learning_rate: Annotated[
         float | Literal["auto"], Doc("Peak learning rate. auto chooses it from method and density.")
@@ -283,7 +324,10 @@ class RepairConfig:
 
     def __post_init__(self) -> None:
         _require_at_least("steps", self.steps, 1)
-        _require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
+        if self.density == "all":
+            self._require_all_settings()
+        else:
+            _require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
         if self.learning_rate != "auto":
             _require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
         _require_at_least("warmup_steps", self.warmup_steps, 0)
@@ -311,9 +355,51 @@ class RepairConfig:
             raise ConfigError("patience", "must be 0 if evaluate_interval is 0", self.patience, way_out)
 
     @property
+    def trains_all(self) -> bool:
+        """True if all nonzeros are trained in place (`density: all`)."""
+        return self.density == "all"
+
+    @property
+    def trained_fraction(self) -> float:
+        """Density as a number: 1.0 for `all`."""
+        return 1.0 if self.density == "all" else self.density
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches in a step."""
+        return math.ceil(self.batch_tokens / self.sequence_tokens / self.micro_batch)
+
+    @property
     def distills(self) -> bool:
         """True if training needs the dense model as a teacher."""
         return self.distill_weight > 0 or self.hidden_weight > 0
+
+    def _require_all_settings(self) -> None:
+        """Raise ConfigError if a setting contradicts the training of all nonzeros in place."""
+        if self.method is not RepairMethod.SEFT:
+            way_out = "Use the method seft, or give density a number. masked_full trains all nonzeros with AdamW."
+            raise ConfigError("density", f"must be a number with the method {self.method}", self.density, way_out)
+        if self.weight_decay:
+            way_out = "Leave weight_decay out, or give density a number."
+            rule = "must be 0 with density all, which keeps no initial values to decay to"
+            raise ConfigError("weight_decay", rule, self.weight_decay, way_out)
+        if self.clip_norm is not None:
+            way_out = "Leave clip_norm out, or give density a number."
+            rule = "must be left out with density all, which limits the step of each linear layer instead"
+            raise ConfigError("clip_norm", rule, self.clip_norm, way_out)
+
+
+def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
+    """Raise ConfigError if the sparsity rises during training and the repair cannot do that."""
+    if not prune.gradual:
+        return
+    if repair is None or not repair.trains_all:
+        way_out = "Use the method seft with density all, or the schedule one_shot."
+        value = None if repair is None else repair.density
+        raise ConfigError("density", "must be all with the schedule gradual", value, way_out)
+    if prune.rise * repair.steps < 1:
+        way_out = f"Use at least {math.ceil(1 / prune.rise) if prune.rise else 1} steps and a rise above 0."
+        raise ConfigError("rise", f"must cover at least one of the {repair.steps} steps", prune.rise, way_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,10 @@ def prune(
     """Prune the model in place, then reconstruct its blocks if `config` has reconstruction epochs.
 
     One block at a time is on `device`; None means the device of the model. `load_dense` is called only for
-    reconstruction.
+    reconstruction. With the schedule `gradual` nothing is pruned, because the sparsity rises during the repair.
     """
+    if config.gradual:
+        return
     prune_model(loaded.model, calibration, config, report, device=device)
     if config.reconstruct_epochs:
         reconstruct(loaded.model, load_dense(), calibration, config, report, device=device)

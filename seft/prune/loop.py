@@ -15,7 +15,7 @@ from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
 from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, PruneError
 from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
-from seft.models.targets import Target, block_linears, decoder_blocks
+from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
 from seft.prune import allocation, alphapruning, owl
 from seft.prune.methods import make_pruner, text_users
 from seft.prune.pruner import Pruner
@@ -60,6 +60,20 @@ def prune_model(
 
     walk(text, prune)
     walk.report_progress()
+
+
+@torch.no_grad()
+def final_zeros(model: Any, calibration: Windows, config: PruneConfig) -> dict[str, int]:
+    """Return how many zeros each target of `model` gets by `config`, by the names of `target_linears`.
+
+    For models whose sparsity rises while they train. `calibration` is read if the allocation needs text. Raises
+    ConfigError if the pattern or the sparsity does not fit the model.
+    """
+    targets = [block_linears(block) for block in decoder_blocks(model)]
+    _require_divisible(targets, config.pattern)
+    walk = Walk(model, model.device, silent, Phase.PRUNING)
+    counts = _zeros(model, targets, config, walk, calibration)
+    return dict(zip(target_linears(model), (count for of_block in counts for count in of_block.values()), strict=True))
 
 
 def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Windows:

@@ -29,16 +29,18 @@ def make_pruner(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneCon
 
 
 def comparison(config: PruneConfig) -> Compare:
-    """Return whether importance is compared per row or over the whole linear.
+    """Return the weights among which importance is compared.
 
-    `auto` means the choice of the method's paper.
+    `auto` means the choice of the method's paper, and the whole linear with the schedule `gradual`.
     """
-    return PRUNERS[config.method].compare if config.compare is Compare.AUTO else config.compare
+    if config.compare is not Compare.AUTO:
+        return config.compare
+    return Compare.LAYER if config.gradual else PRUNERS[config.method].compare
 
 
 def text_users(config: PruneConfig) -> list[str]:
     """Return the names of the settings of `config` that need calibration text; an empty list if none does."""
-    method = [str(config.method)] if PRUNERS[config.method].needs_text else []
+    method = [str(config.method)] if PRUNERS[config.method].needs_text and not config.gradual else []
     options = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
     reconstruction = ["reconstruction"] if config.reconstruct_epochs else []
     return method + [str(user) for user, option in options if option is user] + reconstruction

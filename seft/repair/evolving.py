@@ -5,7 +5,6 @@ increase. Method: Xiao et al., "Leave it to the Specialist", arXiv 2505.24037. T
 `seft.repair.evolve`.
 """
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -60,7 +59,7 @@ class SEFT(FixedMask):
         if schedule.next_event(self.config, step) != step:
             return None
         steps = schedule.window_steps(self.config, step)
-        pieces = math.ceil(self.config.batch_tokens / self.config.sequence_tokens / self.config.micro_batch)
+        pieces = self.config.micro_batches
         changes = {
             name: linear.evolve(schedule.drop_count(self.config, step, len(linear.active)), steps, pieces)
             for name, linear in self.linears.items()

@@ -17,7 +17,9 @@ class FixedMask(InPlaceMethod):
     def __init__(self, work: Work) -> None:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         self.linears = {
-            name: RepairedLinear(target.weight, work.config.density, generator(work.config.seed, name), work.pattern)
+            name: RepairedLinear(
+                target.weight, work.config.trained_fraction, generator(work.config.seed, name), work.pattern
+            )
             for name, target in work.targets.items()
         }
         super().__init__(work, self.linears)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import PruneConfig, RepairConfig
+from seft.config import PruneConfig, RepairConfig, require_repair_of
 from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
 from seft.errors import StateError, TrainError
@@ -22,7 +22,7 @@ from seft.objective import make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Method, Work
-from seft.repair.methods import METHODS
+from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
@@ -51,6 +51,8 @@ class Repair:
         judge: Judge | None = None,
     ) -> None:
         require_same_config(config)
+        if pruned:
+            require_repair_of(pruned, config)
         self._best = Best(config, judge)
         self.config = config
         self.step = 0
@@ -65,7 +67,7 @@ class Repair:
         teacher_targets = {} if teacher is None else target_linears(teacher)
         self._fingerprint = state.fingerprint(targets, self._windows, pruned, teacher_targets)
         work = Work(model, targets, config, self._windows.tokens.flatten(), pruned)
-        self._method: Method = METHODS[config.method](work)
+        self._method: Method = make_method(work)
 
     @property
     def grown_zeros(self) -> int:
@@ -151,8 +153,10 @@ class Repair:
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):
             part = self._objective(batch[own_windows()].to(self._device)) / windows.predictions
-            part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach().cpu()
+            if process_count() == 1 and not loss.isfinite():
+                break  # The backward pass of some methods changes weights. All processes must call it equally often.
+            part.backward()  # type: ignore[no-untyped-call]
         return float(sum_over_processes(loss.to(self._device))) if process_count() > 1 else float(loss)
 
     @torch.no_grad()

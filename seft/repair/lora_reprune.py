@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.data.text import windows
 from seft.errors import ConfigError
 from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
-from seft.prune.methods import text_users
 from seft.repair import optimizer
 from seft.repair.dense_change import Values
 from seft.repair.masked_lora import SCALE, LowRank
@@ -40,10 +38,7 @@ class LoraReprune:
             raise ConfigError("pruned", f"must be given for {work.config.method}, which prunes again", None, way_out)
         _require_modules(work.targets, work.config)
         self._work, self._pruned = work, work.pruned
-        length, count = self._pruned.tokens, self._pruned.samples if text_users(self._pruned) else 0
-        self._windows = (
-            windows(work.text, length, count, self._pruned.order, self._pruned.seed) if count else work.text[:0, None]
-        )
+        self._windows = work.calibration()
         self._zeros = [
             {name: int((target.weight == 0).sum()) for name, target in block_linears(block).items()}
             for block in decoder_blocks(work.model)

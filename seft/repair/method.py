@@ -8,7 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, RepairConfig
+from seft.data.text import windows
 from seft.models.targets import Target
+from seft.prune.methods import text_users
 from seft.report import Evolved, Reporter
 
 
@@ -25,6 +27,15 @@ class Work:
     config: RepairConfig
     text: Int[Tensor, "tokens"]
     pruned: PruneConfig | None
+
+    def calibration(self) -> Int[Tensor, "windows tokens"]:
+        """Return the windows of the text that the pruning settings ask for; none if they need no text.
+
+        Raises DataError if the text is too short.
+        """
+        if self.pruned is None or not text_users(self.pruned):
+            return self.text[:0, None]
+        return windows(self.text, self.pruned.tokens, self.pruned.samples, self.pruned.order, self.pruned.seed)
 
     @property
     def pattern(self) -> Pattern:
@@ -49,7 +60,10 @@ class Method(Protocol):
         """Prepare a step. The loop calls it before the first micro-batch of the step."""
 
     def take_gradients(self) -> list[Tensor]:
-        """Return the gradients accumulated since the last call, always in the same order, and reset them."""
+        """Return the gradients accumulated since the last call, always in the same order, and reset them.
+
+        If the backward pass has already taken the optimizer step of a linear, its gradient is replaced by its norm.
+        """
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
         """Take one optimizer step with these gradients. Clipping has already multiplied them by `scale`."""

@@ -1,13 +1,20 @@
 """The repair methods by name. A new method needs one file and one line here."""
 
 from seft.config import RepairMethod
+from seft.repair.all_nonzeros import AllNonzeros
 from seft.repair.evolving import SEFT
 from seft.repair.fixed_mask import FixedMask
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
-from seft.repair.method import Method
+from seft.repair.method import Method, Work
 from seft.repair.spp import SPP
+
+
+def make_method(work: Work) -> Method:
+    """Return the method that the configuration describes, ready for the first step."""
+    return AllNonzeros(work) if work.config.trains_all else METHODS[work.config.method](work)
+
 
 METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SEFT: SEFT,

@@ -24,7 +24,7 @@ def ranks(targets: Mapping[str, Target], config: RepairConfig, size: Size) -> di
     or columns.
     """
     shapes = {name: _shape(target) for name, target in targets.items()}
-    count = round(config.density * sum(rows * cols for rows, cols in shapes.values()))
+    count = round(config.trained_fraction * sum(rows * cols for rows, cols in shapes.values()))
     rank = 0
     while sum(size(shape, rank + 1) for shape in shapes.values()) <= count:
         rank += 1

@@ -39,10 +39,13 @@ def sampled_product(
     return compute(left.to(dtype), right.to(dtype), indices)
 
 
-def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
-    """Yield slices that together cover the rows of a matrix, each with a limited number of entries."""
+def row_chunks(shape: Sequence[int], most: int | None = None) -> Iterator[slice]:
+    """Yield slices that together cover the rows of a matrix, each with at most `most` entries, or with one row.
+
+    The default of `most` is `CHUNK`.
+    """
     rows, cols = shape
-    height = max(1, CHUNK // cols)
+    height = max(1, (most or CHUNK) // cols)
     return (slice(start, min(rows, start + height)) for start in range(0, rows, height))
 
 

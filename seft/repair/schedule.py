@@ -32,6 +32,9 @@ RATES = {
 }
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
+ALL_RATE = 1e-3
+"""Peak learning rate if all nonzeros are trained in place (`density: all`)."""
+
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
 """Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
 further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
@@ -62,8 +65,10 @@ def peak_rate(config: RepairConfig) -> float:
     """
     if config.learning_rate != "auto":
         return config.learning_rate
+    if config.trains_all:
+        return ALL_RATE
     rate = RATES[config.method]
-    return rate if config.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / config.density))
+    return rate if config.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / config.trained_fraction))
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:

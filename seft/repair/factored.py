@@ -1,0 +1,143 @@
+"""The optimizer of all nonzeros of a weight matrix, with state for one row and one column of it.
+
+The second moment of a gradient entry is the product of a row's and a column's mean square (Shazeer & Stern 2018,
+Adafactor, section 3). There is no momentum, and the weights are changed in their own dtype. In bfloat16 and float16 a
+changed weight is rounded stochastically, so that small steps count on average (Gupta et al. 2015, section 3).
+
+[ours] Means are over the nonzeros of the matrix. Zeros have no gradient and stay zero.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from seft.dtypes import master_dtype
+from seft.repair.sampled import row_chunks
+from seft.seeds import generator
+
+SQUARE_DECAY = 0.99
+EPSILON = 1e-30
+"""Added to every mean square, so that a row or column without gradient is no division by zero (Adafactor's eps1)."""
+CACHED, CHUNK = 1 << 18, 1 << 24
+"""Number of entries that are changed at a time, on a CPU, where their copies stay in the cache, and on other devices.
+The random numbers of the rounding depend on it."""
+DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+"""Number of mantissa bits of float32 that a narrower dtype lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Moving averages of the mean squared gradient of each row and column, and the number of gradients in them.
+
+    `row_counts` and `col_counts` are the numbers of nonzeros of which the means are.
+    """
+
+    rows: Float[Tensor, "rows"]
+    cols: Float[Tensor, "cols"]
+    age: Int[Tensor, ""]
+    row_counts: Float[Tensor, "rows"]
+    col_counts: Float[Tensor, "cols"]
+
+    @classmethod
+    def start(cls, weight: Float[Tensor, "rows cols"]) -> "Moments":
+        """Return moments without gradients for the nonzeros of a weight matrix."""
+        rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
+        moments = cls(rows, cols, torch.zeros((), dtype=torch.int64), rows.clone(), cols.clone())
+        moments.count(weight)
+        return moments
+
+    def count(self, weight: Float[Tensor, "rows cols"]) -> None:
+        """Count the nonzeros again, after their positions changed."""
+        self.row_counts.copy_(weight.count_nonzero(1))
+        self.col_counts.copy_(weight.count_nonzero(0))
+
+    def observe(self, squares_by_row: Float[Tensor, "rows"], squares_by_col: Float[Tensor, "cols"]) -> None:
+        """Add a gradient to the averages, given the sums of its squares."""
+        self.rows.lerp_(squares_by_row / self.row_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
+        self.cols.lerp_(squares_by_col / self.col_counts.clamp(min=1) + EPSILON, 1 - SQUARE_DECAY)
+        self.age.add_(1)
+
+    def scales(self) -> tuple[Float[Tensor, "rows"], Float[Tensor, "cols"]]:
+        """Return factors of rows and columns; their products are the inverse root mean squares of the gradients."""
+        mean = (self.rows * self.row_counts).sum() / self.row_counts.sum()
+        correction = 1 - SQUARE_DECAY ** int(self.age)
+        return (mean * correction / self.rows).sqrt(), self.cols.rsqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by field name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def step(
+    weight: Float[Tensor, "rows cols"],
+    gradient: Float[Tensor, "rows cols"],
+    moments: Moments,
+    rate: float,
+    *,
+    seed: int,
+    name: str,
+) -> Float[Tensor, ""]:
+    """Change the nonzeros of a weight matrix in place by one step. Returns the norm of their gradient.
+
+    The gradient is overwritten. The step of every nonzero is `rate` times its normalised gradient. If the root mean
+    square of the normalised gradients is larger than 1, all are divided by it (Adafactor, section 6). A gradient that
+    is zero everywhere, or not finite, changes nothing. `seed` and `name` set the random numbers of the rounding; a
+    call with the same two gives the same bits.
+    """
+    by_row, by_col = torch.zeros_like(moments.rows), torch.zeros_like(moments.cols)
+    for rows in _chunks(weight):
+        masked = gradient[rows].to(by_row.dtype) * _nonzeros(weight[rows].to(by_row.dtype))
+        gradient[rows] = masked
+        squares = masked.square_()
+        by_row[rows] = squares.sum(1)
+        by_col += squares.sum(0)
+    total = by_row.sum()
+    if not (total.isfinite() and total > 0):
+        return total.sqrt()
+    moments.observe(by_row, by_col)
+    row_scale, col_scale = moments.scales()
+    normalised = total.new_zeros(())
+    for rows in _chunks(weight):
+        squares = gradient[rows].to(by_row.dtype).square()
+        normalised += squares.mv(col_scale.square()) @ row_scale[rows].square()
+    row_scale *= rate / (normalised / moments.row_counts.sum()).sqrt().clamp(min=1)
+    for rows in _chunks(weight):
+        change = gradient[rows].to(by_row.dtype).mul_(col_scale).mul_(row_scale[rows, None])
+        changed = weight[rows].to(by_row.dtype) - change
+        weight[rows] = round_stochastically(changed, weight.dtype, seed, f"{name} {rows.start}")
+    return total.sqrt()
+
+
+def round_stochastically(
+    values: Float[Tensor, "*shape"], dtype: torch.dtype, seed: int, name: str
+) -> Shaped[Tensor, "*shape"]:
+    """Return the values in a narrower dtype, rounded up or down at random so that the mean of the result is the value.
+
+    Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. `seed` and `name` set the random numbers.
+    """
+    bits = DROPPED_BITS.get(dtype)
+    if bits is None:
+        return values.to(dtype)
+    # Adding a random number below the last kept bit and cutting the rest off carries with the right probability.
+    raw = values.view(torch.int32)
+    raw.add_(_random_bits(raw, seed, name).bitwise_and_((1 << bits) - 1)).bitwise_and_(-1 << bits)
+    return values.to(dtype)
+
+
+def _chunks(weight: Float[Tensor, "rows cols"]) -> Iterator[slice]:
+    return row_chunks(weight.shape, CACHED if weight.device.type == "cpu" else CHUNK)
+
+
+def _nonzeros(weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+    """Return 1 for nonzeros and 0 for zeros. On a CPU this is many times faster than a mask."""
+    return weight.sign().abs_()
+
+
+def _random_bits(like: Int[Tensor, "*shape"], seed: int, name: str) -> Int[Tensor, "*shape"]:
+    """Return whole numbers whose lowest 16 bits are random, four of them from each number drawn."""
+    drawn = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+    halves = drawn.random_(-(1 << 63), None, generator=generator(seed, name, like.device)).view(torch.int32)
+    return torch.cat([halves, halves >> 16])[: like.numel()].view(like.shape)

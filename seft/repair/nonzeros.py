@@ -1,0 +1,140 @@
+"""A linear in which all nonzeros are trained in place, in the memory of inference.
+
+The gradient of the weight matrix exists for one linear at a time. If a step is one micro-batch of one process, the
+backward pass of the linear also takes the optimizer step, so no gradient is stored. Otherwise the gradients of the
+nonzeros are summed in float32 until the step ends. Both ways give the same bits for the same gradient.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from seft.checkpoint.pack import pack_bits, unpack_bits
+from seft.config import Compare, Pattern
+from seft.dtypes import master_dtype
+from seft.models.products import Product
+from seft.repair import factored, rise
+from seft.repair.factored import Moments
+from seft.repair.processes import sum_over_processes
+from seft.repair.product import trained_product
+
+CURVATURE_DECAY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a backward pass does: the number of the step, and its learning rate if it also takes the optimizer step."""
+
+    step: int
+    rate: float | None
+
+
+class NonzeroLinear:
+    """A linear whose nonzeros are all trained. Zeros stay zero until the sparsity rises.
+
+    `weight` is changed in place. The caller must call `product` instead of the linear's forward function, and must set
+    `plan` before every step. `seed` and `name` set the random numbers of the rounding. `watch` keeps the mean squares
+    of inputs and output gradients, which tell how important each weight is.
+    """
+
+    def __init__(self, weight: Float[Tensor, "rows cols"], seed: int, name: str, *, watch: bool) -> None:
+        self.weight, self._seed, self._name = weight, seed, name
+        self.plan = Plan(0, None)
+        self._moments = Moments.start(weight)
+        rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
+        self._inputs, self._outputs = (cols, rows) if watch else (cols[:0], rows[:0])
+        self._new_inputs, self._new_outputs = torch.zeros_like(self._inputs), torch.zeros_like(self._outputs)
+        self._sum: Tensor | None = None
+        self._norm = rows.new_zeros(())
+        self._leaf = rows.new_zeros(0).requires_grad_()
+
+    @property
+    def trained_values(self) -> int:
+        """Number of nonzeros."""
+        return int(self._moments.row_counts.sum())
+
+    @property
+    def zeros(self) -> int:
+        """Number of zeros."""
+        return self.weight.numel() - int(self.weight.count_nonzero())
+
+    def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
+        """Return `plain(inputs)`, the linear's outputs with the present weights.
+
+        `plain` is the forward function of the linear. The result is differentiable in the inputs.
+        """
+        return trained_product(inputs, self._leaf, self, plain)
+
+    @torch.no_grad()
+    def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Float[Tensor, "0"]:
+        """Use the gradient of one micro-batch as the plan says. Returns nothing to accumulate.
+
+        `left` is the gradient of the linear's outputs, `right` are its inputs.
+        """
+        if len(self._inputs):
+            self._new_inputs += right.to(self._inputs.dtype).square().sum(0)
+            self._new_outputs += left.to(self._outputs.dtype).square().sum(0)
+        gradient = left.t() @ right
+        if self.plan.rate is not None:
+            self._step(gradient, self.plan.rate)
+        else:
+            part = gradient[self.weight != 0].to(self._norm.dtype)
+            self._sum = part if self._sum is None else self._sum.add_(part)
+        return self._leaf.detach()
+
+    def take_gradient(self) -> Float[Tensor, "values"]:
+        """Return the summed gradient of the nonzeros and reset it; if the step is already taken, return its norm."""
+        if self.plan.rate is not None:
+            norm, self._norm = self._norm[None], torch.zeros_like(self._norm)
+            return norm
+        gradient, self._sum = self._sum, None
+        return self._norm.new_zeros(int(self.weight.count_nonzero())) if gradient is None else gradient
+
+    def update(self, gradient: Float[Tensor, "values"], rate: float, _weight_decay: float = 0.0) -> None:
+        """Take one optimizer step with the gradient of the nonzeros, unless the backward pass has taken it."""
+        if self.plan.rate is None:
+            dense = torch.zeros_like(self.weight, dtype=gradient.dtype)
+            dense[self.weight != 0] = gradient
+            self._step(dense, rate)
+
+    def update_curvature(self) -> None:
+        """Add the sums of squares of a step, over all processes, to their moving averages, and reset them."""
+        for average, new in ((self._inputs, self._new_inputs), (self._outputs, self._new_outputs)):
+            average.lerp_(sum_over_processes(new), 1 - CURVATURE_DECAY)
+            new.zero_()
+
+    def importance(self) -> Float[Tensor, "rows cols"]:
+        """Return the estimated loss increase if each weight became zero, up to a common factor; -1 for zeros."""
+        return rise.importance(self.weight, self._inputs, self._outputs)
+
+    def prune(self, zeros: int, compare: Compare, pattern: Pattern) -> int:
+        """Set the least important weights to zero, so that `zeros` are zero. Returns how many became zero."""
+        before = self.zeros
+        self.weight.masked_fill_(rise.choose(self.importance(), zeros, compare, pattern), 0)
+        self._moments.count(self.weight)
+        return self.zeros - before
+
+    def reactivated_count(self) -> int:
+        """Return 0, because zeros stay zero."""
+        return 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the nonzeros, where they are, and the statistics."""
+        kept = self.weight != 0
+        weights = {"values": self.weight[kept], "kept": pack_bits(kept)}
+        return {**weights, **self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weights and the statistics by saved ones."""
+        kept = unpack_bits(tensors["kept"].cpu(), self.weight.shape[1]).to(self.weight.device)
+        self.weight.zero_()
+        self.weight[kept] = tensors["values"]
+        for name, tensor in {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}.items():
+            tensor.copy_(tensors[name])
+
+    def _step(self, gradient: Float[Tensor, "rows cols"], rate: float) -> None:
+        name = f"{self._name} {self.plan.step}"
+        self._norm = factored.step(self.weight, gradient, self._moments, rate, seed=self._seed, name=name)
