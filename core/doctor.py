@@ -242,9 +242,8 @@ def device(settings: Settings) -> str:
     for index, (free, total) in enumerate(torch["memory"]):
         if free < total / 2:
             seen = f"cuda:{index} has {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-            raise CheckFailed(
-                seen, "nvidia-smi shows which processes use the rest. It may be a running job.", State.NOTE
-            )
+            fix = "Run nvidia-smi to see which processes use the other memory. One of them may be a running job."
+            raise CheckFailed(seen, fix, State.NOTE)
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
 
 

@@ -258,7 +258,8 @@ class JobSpec(Spec):
     model: StorableText = Field(
         min_length=1,
         max_length=512,
-        description="Id of a hub model, path of a local model on the server, or id of a job whose result to use.",
+        description="Id of a hub model, path of a model in a folder that the operator made available, or id of a job"
+        " whose result to use.",
     )
     revision: StorableText | None = Field(
         default=None, max_length=128, description="Branch, tag or commit of a hub model."

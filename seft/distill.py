@@ -83,8 +83,8 @@ def square_head(
     """Return the squared distance of the block outputs to the teacher's, divided by the teacher's squared norm.
 
     This is SquareHead (arXiv 2310.06927). The mean over the blocks is computed per window and multiplied by the number
-    of the window's predictions, `counts`. [ours] The division is done per window, so that the size of micro-batches
-    changes nothing.
+    of the window's predicted tokens, `counts`. [ours] The division is done per window, so that the size of
+    micro-batches changes nothing.
     """
     terms = []
     for own, other in zip(blocks, target, strict=True):

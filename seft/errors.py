@@ -16,7 +16,7 @@ class ConfigError(SeftError):
     code = "invalid_config"
 
     def __init__(self, field: str, rule: str, value: object, way_out: str, *, lead: str = "it is") -> None:
-        """Build the message. `lead` are the words before the value."""
+        """Build the message. `lead` is the text directly before the rejected value, as `it gives` in `it gives 12`."""
         shown = "it is not given" if value is None else f"{lead} {value!r}"
         super().__init__(f"{field} {rule}; {shown}. {way_out}")
         self.field = field

@@ -27,7 +27,7 @@ def perplexity(model: Any, windows: Packed | Int[Tensor, "windows tokens"], repo
 
 @torch.no_grad()
 def mean_loss(model: Any, windows: Packed | Int[Tensor, "windows tokens"], report: Reporter = silent) -> float:
-    """Return the mean loss over all trained predictions, in nats.
+    """Return the mean loss over all predicted tokens, in nats.
 
     Raises EvaluateError if a loss is not finite.
     """

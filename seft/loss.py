@@ -31,7 +31,7 @@ class TokenLoss:
         self._predictor = Predictor(model)
 
     def __call__(self, batch: Packed | Int[Tensor, "windows tokens"]) -> Float[Tensor, "predictions"]:
-        """Return the loss of each trained token in nats, ordered by window and token.
+        """Return the loss of each predicted token in nats, ordered by window and token.
 
         It is differentiable in the last hidden states, and so in the trained weights.
         """

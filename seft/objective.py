@@ -1,4 +1,4 @@
-"""The loss that training minimizes, summed over the trained predictions of a batch."""
+"""The loss that training minimizes: the sum over all tokens of a batch that the model is trained to predict."""
 
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ class Objective(Protocol):
     """Function from a batch to its summed loss."""
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
-        """Return the sum of the losses of all trained predictions. It is differentiable in the trained weights."""
+        """Return the sum of the losses of all predicted tokens. It is differentiable in the trained weights."""
         ...
 
 
@@ -44,5 +44,5 @@ def require_teacher(config: RepairConfig, teacher: object | None) -> None:
         raise ConfigError("teacher", "must be given for distillation", None, way_out)
     if teacher is not None and not config.distills:
         value = teacher if isinstance(teacher, str) else type(teacher).__name__
-        way_out = "Set distill_weight or hidden_weight, or leave the teacher out."
-        raise ConfigError("teacher", "must be left out without distillation", value, way_out)
+        way_out = "Set distill_weight or hidden_weight, or give no teacher."
+        raise ConfigError("teacher", "must not be set without distillation", value, way_out)

@@ -287,7 +287,7 @@ class Pipeline:
     def _report_training(self, _: Report) -> None:
         """Report progress during a held-out evaluation between two steps.
 
-        A request to stop waits until it has ended.
+        A request to stop takes effect only after the evaluation.
         """
         assert self.repair is not None
         self._progress(Stage.TRAINING, self.step / self.repair.steps)

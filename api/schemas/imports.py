@@ -55,7 +55,7 @@ class ImportRequest(Spec):
 
 
 class ImportFailure(BaseModel):
-    """Why an import failed, as in a problem report."""
+    """Reason why an import failed. `code` and `errors` are those of an error response, `message` is its `detail`."""
 
     code: Code
     message: str

@@ -1,4 +1,4 @@
-"""Encrypt the secrets of tenants. The database stores only encrypted text. The key is only in the settings."""
+"""Encrypt the secrets of tenants. The database stores only encrypted text. The encryption key is a setting."""
 
 import base64
 import hashlib

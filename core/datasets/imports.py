@@ -43,7 +43,7 @@ class State(StrEnum):
 
 
 def key(import_id: str) -> str:
-    """Return the key of the object that the parts are joined into."""
+    """Return the storage key of the object into which the parts of the import are joined."""
     return f"imports/{import_id}"
 
 

@@ -11,7 +11,7 @@ from core.states import Phase
 from core.tables import Worker
 
 USABLE_FRACTION = 0.9
-"""Fraction of the device memory that a job can use. The rest is for estimation errors and other processes."""
+"""Fraction of the device memory that a job can use. The other memory is for estimation errors and other processes."""
 CONTEXT_BYTES = 600_000_000
 """Bytes of device memory that CUDA reserves per process."""
 MIN_TOKENS, MIN_SAMPLES = 128, 16

@@ -70,8 +70,9 @@ def require_waiting_quota(session: Session, caller: Caller, settings: Settings) 
 def require_storage_quota(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
     """Raise LIMIT_REACHED if the tenant would store more than `limit` bytes. A limit of 0 means no limit.
 
-    `more` are the bytes to add, `sha256` is their hash. If the tenant already stores content with this hash, it does
-    not count twice. With a limit, other transactions that store data for the tenant wait until this transaction ends.
+    `more` is the number of bytes to add, and `sha256` is the hash of their content. Content with this hash that the
+    tenant already stores is not counted twice. If there is a limit, other transactions that store data for the tenant
+    wait until this transaction ends.
     """
     if not limit:
         return

@@ -64,11 +64,11 @@ class ModelResolver:
                 ask_hub = find_cached if cached else partial(self._ask_hub, tenant)
                 source = find(reference, roots=self._roots, revision=revision, ask_hub=ask_hub)
         if revision not in {None, source.revision} and source.kind is not Kind.HUB:
-            way_out = "Leave `revision` out, or name a hub model."
-            flaw = Flaw("revision", "must be left out for a model that is not on the hub", repr(revision), way_out)
+            way_out = "Remove `revision`, or name a hub model."
+            flaw = Flaw("revision", "must not be set for a model that is not on the hub", repr(revision), way_out)
             raise ProblemError(
                 Code.INVALID_REQUEST,
-                f"The `revision` {revision!r} must be left out: {reference!r} is not a hub model.",
+                f"The `revision` {revision!r} must not be set: {reference!r} is not a hub model.",
                 (flaw,),
             )
         return source
@@ -143,7 +143,9 @@ class ModelResolver:
         if not self._hub_calls.acquire(blocking=False):
             way_out = "Send the same request again in a few seconds."
             flaw = Flaw(param, f"At most {HUB_CALLS} requests may wait for the hub at once.", value, way_out)
-            raise ProblemError(Code.HUB_BUSY, "Too many requests wait for the model hub. Try again soon.", (flaw,))
+            raise ProblemError(
+                Code.HUB_BUSY, "Too many requests are waiting for the model hub. Try again soon.", (flaw,)
+            )
         try:
             yield
         finally:

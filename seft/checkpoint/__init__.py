@@ -1,1 +1,4 @@
-"""Checkpoint folders: export, model card, metadata, counts of zeros and verification. Also stores pruned weights."""
+"""Checkpoint folders: export, model card, metadata, counts of zeros and verification.
+
+Also stores the pruned weights from which a retry continues.
+"""

@@ -57,14 +57,15 @@ class Sparsity:
 
 
 def of_model(model: nn.Module) -> Sparsity:
-    """Return the counts of a model in memory."""
+    """Return the counts of weights and zeros of a model in memory."""
     return _count(model, model.state_dict().items(), _layout(model))
 
 
 def of_folder(folder: Path) -> Sparsity:
-    """Return the counts of a Hugging Face folder, read from its safetensors files with one tensor in memory at a time.
+    """Return the counts of weights and zeros of a Hugging Face folder.
 
-    The targets follow from config.json. Raises VerifyError if the files lack the weights of a target.
+    The safetensors files are read with one tensor in memory at a time. The targets follow from config.json. Raises
+    VerifyError if the files lack the weights of a target.
     """
     model = skeleton(folder)
     return _count(model, _tensors(folder), _layout_on_disk(model))

@@ -157,7 +157,10 @@ def _verify_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
 
 
 def main() -> None:
-    """Verify the folder that the command line names. The last line on stderr is the first failure."""
+    """Verify the checkpoint folder given on the command line.
+
+    If a check fails, stop and write that failure as the last line of stderr.
+    """
     try:
         check(Path(sys.argv[1]))
     except SeftError as error:

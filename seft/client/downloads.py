@@ -168,7 +168,7 @@ class _Session:
         part.note()
 
     def _more(self, part: _Part) -> Steps[None]:
-        """Request the rest of a part, and write the bytes that arrive."""
+        """Request the missing bytes of a part, and write them as they arrive."""
         link = self.links[part.target.name]
         headers = {"Range": f"bytes={part.at}-{part.end - 1}", "Accept-Encoding": "identity"}
         reply = yield from tried(Open(Request("GET", link, headers=headers)), self.pauses)

@@ -21,7 +21,7 @@ class Unreachable(ClientError):  # noqa: N818 (it states what the service is)
 
 
 class IntegrityError(ClientError):
-    """A downloaded file is not equal to the published file."""
+    """A downloaded file differs from the published file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ TIMEOUT = httpx2.Timeout(30.0, read=120.0)
 
 
 class Client(Operations, Blocking):
-    """Client of the service whose methods block. Address and key default to SEFT_URL and SEFT_API_KEY.
+    """Client of the service whose methods block.
 
-    If a variable is not set, the value comes from the file that `seft login` writes.
+    Address and key default to the environment variables SEFT_URL and SEFT_API_KEY. If a variable is not set, the value
+    comes from the file that `seft login` writes.
     """
 
     def __init__(self, url: str | None = None, api_key: str | None = None, *, pauses: Sequence[float] = PAUSES) -> None:

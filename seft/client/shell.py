@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
     from seft.client.http import Client
 
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A hub id, the path of a model in a folder that the operator made available on the server, or a job's id."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: the answer of the API, or one object per line.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Any other field, such as repair.steps=100.", metavar="KEY=VALUE")

@@ -1,7 +1,7 @@
 """Packs records into windows: sequences of tokens of equal length.
 
 Texts may be cut anywhere, so they are concatenated and cut into windows. A completion must stay with its prompt. Such a
-record stays whole if it fits into a window, and the rest of the window is padded. Positions restart at every record,
+record stays whole if it fits into a window. Padding fills the end of the window. Positions restart at every record,
 and `seft.models.predictor` ensures that no record attends to another one.
 """
 
@@ -104,7 +104,9 @@ def concatenate(records: Sequence[Encoded]) -> Int[Tensor, "tokens"]:
 
 
 def cut_windows(tokens: Int[Tensor, "tokens"], length: int) -> Int[Tensor, "windows {length}"]:
-    """Return all full windows of `length` tokens, as a view of `tokens`. The rest is left out.
+    """Return all full windows of `length` tokens, as a view of `tokens`.
+
+    Tokens after the last full window are not returned.
 
     Raises DataError if the tokens fill no window.
     """

@@ -1,7 +1,7 @@
 """Validates a dataset file in one pass and constant memory, and reads its valid lines. Needs no torch.
 
 The service stores every dataset as plain JSONL, for any format of the upload. So equal records have equal bytes and one
-hash, a worker needs no decompression, and the first records can be read without the rest.
+hash, a worker needs no decompression, and the first records can be read without the later ones.
 """
 
 import hashlib
@@ -89,7 +89,8 @@ def _chunks(file: BinaryIO, max_bytes: float, sha256: str, whole: bool) -> Itera
             digest.update(chunk)
             yield chunk
     if digest.hexdigest() != sha256:
-        raise FileError("must not change while it is read", "different from what was read first", "Send it again.")
+        value = "a file whose content differs from the first reading"
+        raise FileError("must not change while it is read", value, "Send it again.")
 
 
 def _valid(lines: Lines) -> Iterator[bytes]:

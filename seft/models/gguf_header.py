@@ -30,7 +30,7 @@ class _Cursor:
         """Move forward by `size` bytes. Returns the position before the move."""
         start, end = self._position, self._position + size
         if end > len(self._data):
-            raise ValueError("the header continues past the end of the file")
+            raise ValueError("the header continues past the end of the file; the file is probably incomplete")
         self._position = end
         return start
 

@@ -1,7 +1,7 @@
 """Runs a causal language model on packed windows, so that no record attends to another one.
 
 A packed window is a sequence of tokens that may contain several records. `Predictor.rows` returns the model's output
-before the head, one row per trained prediction. `Predictor.logits` then computes the logits of any number of rows at a
+before the head, one row per predicted token. `Predictor.logits` then computes the logits of any number of rows at a
 time, which limits the memory for logits.
 """
 
@@ -30,7 +30,7 @@ that does not separate the records."""
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Outputs of a model at the trained predictions of a batch, in the order of windows and tokens.
+    """Outputs of a model from which it predicts the tokens of a batch, in the order of windows and tokens.
 
     `last` is the last hidden state, or the logits if the model changes logits after the head. `blocks` has the output
     of each decoder block.
@@ -55,7 +55,7 @@ class Predictor:
         self.vocabulary = len(model.get_output_embeddings().weight)
 
     def rows(self, batch: Packed, *, blocks: bool = False) -> Rows:
-        """Return the rows of all trained predictions, with the outputs of every decoder block if `blocks` is true."""
+        """Return the rows of all predicted tokens, with the outputs of every decoder block if `blocks` is true."""
         mask = batch.trained[:, 1:]
         last, *inner = (state[:, :-1][mask] for state in self._states(batch, blocks=blocks))
         return Rows(last, inner)

@@ -156,7 +156,7 @@ def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
                     raise SourceError(
                         REFUSED,
                         f"the files of a local model must be inside its folder of SEFT_MODEL_ROOTS; {reference!r} has"
-                        f" the link {file.name!r}, which leads out of that folder. Copy the file there instead.",
+                        f" the link {file.name!r} to a file outside of it. Copy the file there instead.",
                     )
             return path
     return None

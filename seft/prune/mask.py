@@ -1,4 +1,4 @@
-"""The rule that all pruners share: how many entries of a weight matrix become zero, and which are compared."""
+"""The rule that all pruners share: how many entries of a weight matrix become zero, and which entries are compared."""
 
 from dataclasses import dataclass
 

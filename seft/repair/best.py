@@ -87,5 +87,5 @@ def require_held_out(config: RepairConfig, held_out: object | None) -> None:
         way_out = "Give a text that is not trained on, or set evaluate_interval to 0."
         raise ConfigError("held_out", "must be given if evaluate_interval is set", None, way_out)
     if held_out is not None and not config.evaluate_interval:
-        way_out = "Set evaluate_interval, or leave the text out."
-        raise ConfigError("held_out", "must be left out if evaluate_interval is 0", str(held_out), way_out)
+        way_out = "Set evaluate_interval, or give no held-out text."
+        raise ConfigError("held_out", "must not be set if evaluate_interval is 0", str(held_out), way_out)

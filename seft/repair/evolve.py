@@ -120,8 +120,8 @@ class _Adapt:
         excess = int((entries(self.weight, grown) == 0).sum()) - self.spare - int(overfull.sum())
         if excess > len(others):
             raise TrainError(
-                f"a linear layer must keep its budget of nonzeros; {excess} more must become zero and only"
-                f" {len(others)} can. Report this as a bug."
+                f"a linear layer must keep its budget of nonzeros; {excess} more weights must become"
+                f" zero, but only {len(others)} can. Report this as a bug."
             )
         return torch.cat([queue[overfull], others[: max(0, excess)]])
 

@@ -75,7 +75,7 @@ class InPlaceMethod:
             linear.update(gradient, rate, self.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Return None, because there are no topology events."""
+        """Return None, because this method has no topology events."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ class Repair:
         self.step = int(saved.facts["step"])
 
     def _accumulate(self, step: int) -> float:
-        """Accumulate the gradients of the mean loss over all predictions of a step, by micro-batches.
+        """Accumulate the gradients of the mean loss over all predicted tokens of a step, by micro-batches.
 
         Returns the loss.
         """

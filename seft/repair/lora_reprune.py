@@ -69,7 +69,7 @@ class LoraReprune:
             optimizer.step(vector, gradient, rate, self._work.config.weight_decay)
 
     def evolve(self, _: int) -> Evolved | None:
-        """Return None, because there are no topology events."""
+        """Return None, because this method has no topology events."""
         return None
 
     def tensors(self) -> dict[str, Tensor]:

@@ -25,7 +25,10 @@ MAX_AGE = torch.iinfo(torch.int16).max
 
 
 class Trained(Protocol):
-    """Interface of trained values with Adam's moments. There is one age per value, or one age for all values."""
+    """Interface of trained values with Adam's moments.
+
+    An age is the number of gradients in the moments. There is one age per value, or one age for all values.
+    """
 
     @property
     def values(self) -> Float[Tensor, "values"]:
@@ -92,8 +95,9 @@ def seed_moments(grown: Active, window: GradientSums, steps: int, pieces: int) -
 def _mean_square(window: GradientSums, steps: int, pieces: int) -> Float[Tensor, "positions"]:
     """Return the mean square of a step's gradient per position, from `steps` steps of `pieces` micro-batches each.
 
-    A step's gradient is the sum of the gradients of its micro-batches, which are zero if an expert got no token. So its
-    mean square is the squared mean plus `pieces` times the variance.
+    A step's gradient is the sum of the gradients of its micro-batches. A micro-batch in which an expert got no token
+    counts with gradient zero. So the mean square is the squared mean of the step's gradient plus `pieces` times the
+    variance of a micro-batch's gradient.
     """
     mean = window.sums / steps
     return mean**2 + (window.squares / steps - mean**2 / pieces).clamp_(min=0)

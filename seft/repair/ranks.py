@@ -48,9 +48,8 @@ def _shape(target: Target) -> Shape:
 def _require_fit(shapes: Mapping[str, Shape], rank_of: Mapping[str, int], config: RepairConfig) -> None:
     if not any(rank_of.values()):
         rule = f"must give at least one linear layer rank 1 with {config.method}"
-        raise ConfigError(
-            "density", rule, config.density, "Increase it, or choose a method that trains single weights."
-        )
+        way_out = "Increase it, or choose a method that trains individual weights, such as seft."
+        raise ConfigError("density", rule, config.density, way_out)
     for name, rank in rank_of.items():
         if rank >= min(shapes[name]):
             rule = (

@@ -164,7 +164,7 @@ def test_distillation_moves_the_predictions_towards_the_teacher() -> None:
     ("mix", "teacher", "rule"),
     [
         (MIX, None, "must be given"),
-        ({}, untrained_tiny, "must be left out"),
+        ({}, untrained_tiny, "must not be set"),
         (MIX, ARCHITECTURES["llama"].model, "must have the hidden_size"),
     ],
 )

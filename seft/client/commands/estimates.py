@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from seft.client.responses import Estimate, Fit
-from seft.client.shell import AsJson, Set, assigned, connected, show_rows
+from seft.client.shell import AsJson, Model, Set, assigned, connected, show_rows
 
 GIGABYTE = 1e9
 
 
 def estimate(
-    model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
+    model: Model,
     sparsity: Annotated[
         float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
     ] = None,

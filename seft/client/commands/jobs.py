@@ -11,6 +11,7 @@ from seft.client.responses import Event, Job
 from seft.client.shell import (
     AsJson,
     Exit,
+    Model,
     Set,
     advance,
     assigned,
@@ -27,7 +28,7 @@ app = typer.Typer(help="Create and manage repair jobs.", no_args_is_help=True, r
 
 @app.command()
 def create(
-    model: Annotated[str, typer.Option(help="A hub id, a name under the service's model roots, or a job's id.")],
+    model: Model,
     dataset: Annotated[str, typer.Option(help="Id of an uploaded dataset, or a file to upload.")],
     sparsity: Annotated[
         float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")

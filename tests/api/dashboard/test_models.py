@@ -85,7 +85,7 @@ def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
         ("model=nothing", "model", "must be a local model or a hub id"),
         ("model=../tiny", "model", "without '..'"),
         ("model=%00", "model", "must be a local model or a hub id"),
-        ("model=tiny&revision=main", "revision", "must be left out"),
+        ("model=tiny&revision=main", "revision", "must not be set"),
     ],
 )
 def test_error_is_shown_at_its_field(browser: Browser, root: Path, query: str, field: str, expected: str) -> None:

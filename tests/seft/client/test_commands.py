@@ -241,7 +241,7 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
         assert row.rstrip().endswith("w1")
     assert shell.run("models", "--revision", "main").exit_code == Exit.USAGE
     result = shell.run("models", "tiny", "--revision", "main")
-    assert (result.exit_code, "Leave `revision` out, or name a hub model." in result.stderr) == (Exit.REFUSED, True)
+    assert (result.exit_code, "Remove `revision`, or name a hub model." in result.stderr) == (Exit.REFUSED, True)
     too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
     long = ("--set", "repair.sequence_tokens=4096")
     assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *long).stdout

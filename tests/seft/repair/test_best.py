@@ -106,5 +106,5 @@ def test_a_loss_that_is_not_a_number_is_an_error() -> None:
 def test_a_judge_is_required_exactly_if_there_are_evaluations() -> None:
     with pytest.raises(ConfigError, match="held_out must be given"):
         repaired(short(evaluate_interval=2), 0)
-    with pytest.raises(ConfigError, match="held_out must be left out"):
+    with pytest.raises(ConfigError, match="held_out must not be set"):
         repaired(short(), 0, judge=lambda: 0.0)
