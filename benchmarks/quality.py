@@ -5,9 +5,9 @@
 
 Every recipe is trained with three learning rates, and the best result counts. The recipes are the repair methods after
 Wanda, and `seft` with all nonzeros trained in place after several pruners. A run has 100 steps of 2 x 512 tokens, one
-seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are
-perplexity, and accuracy on the first 500 questions of ARC-Easy in the dtype of training. `benchmarks.trial` describes
-how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
+seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are perplexity,
+and with `--questions` accuracy on the first 500 questions of ARC-Easy in the dtype of training. `benchmarks.trial`
+describes how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
 """
 
 import json
@@ -73,24 +73,24 @@ RECIPES = {
 def main() -> None:
     """Run the experiments that have no saved result, one after another, and print the table."""
     options = parser(__doc__)
-    options.add_argument("--questions", required=True, type=Path, help="JSON file of ARC-Easy in instruction form")
+    options.add_argument("--questions", type=Path, help="JSON file of ARC-Easy in instruction form; default: none")
     options.add_argument(
         "--recipes", nargs="*", choices=RECIPES, default=list(RECIPES), help="recipes to run; default: all"
     )
     options.add_argument("--rates", nargs="*", type=float, help="learning rates; default: those of the recipe")
     arguments = options.parse_args()
     trial, cells = Trial(arguments), Cells(arguments.out)
-    questions = [question(record) for record in json.loads(arguments.questions.read_text())[:QUESTIONS]]
+    questions = read_questions(arguments.questions) if arguments.questions else []
 
-    def answers(weights: Path) -> Cell:
-        load_pruned(trial.model, weights)
-        score = accuracy(trial.model, trial.tokenizer, questions)
-        return {"accuracy": score.accuracy, "accuracy_per_byte": score.accuracy_per_byte}
+    def answers(name: str, weights: Path) -> Cell:
+        """Return the accuracy of the model with the weights in a file; nothing if there are no questions."""
+        make = partial(_accuracy, trial, weights, questions)
+        return cells.fill(f"{name} answers", make) if questions else {}
 
-    print(f"| method | values trained | rate | perplexity | ARC-Easy | per byte |\n{'|---' * 6}|")
+    print(f"| recipe | values trained | rate | perplexity | ARC-Easy | per byte |\n{'|---' * 6}|")
     for name, weights in (("dense", trial.dense), ("pruned", trial.pruned)):
-        judged = cells.fill(name, lambda weights=weights: {"perplexity": trial.perplexity(weights), **answers(weights)})  # type: ignore[misc]
-        print(row(name, judged, judged))
+        cell = cells.fill(name, partial(_perplexity, trial, weights))
+        print(row(name, cell, answers(name, weights)), flush=True)
     for name in arguments.recipes:
         recipe = RECIPES[name]
         results = {rate: trial.work / f"{name} {rate:g}.safetensors" for rate in arguments.rates or recipe.rates}
@@ -99,11 +99,26 @@ def main() -> None:
             for rate, result in results.items()
         }
         best = min(by_rate, key=lambda rate: float(by_rate[rate]["perplexity"]))
-        if f"{name} {best:g} answers" not in cells.results and not results[best].exists():
+        if questions and not results[best].exists():
             trial.train(recipe.config(best), results[best], recipe.prune)  # its weights are not in the folder
-        judged = cells.fill(f"{name} {best:g} answers", partial(answers, results[best]))
         rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
+        judged = answers(f"{name} {best:g}", results[best])
         print(row(name, by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
+
+
+def _perplexity(trial: Trial, weights: Path) -> Cell:
+    return {"perplexity": trial.perplexity(weights)}
+
+
+def _accuracy(trial: Trial, weights: Path, questions: list[Question]) -> Cell:
+    load_pruned(trial.model, weights)
+    score = accuracy(trial.model, trial.tokenizer, questions)
+    return {"accuracy": score.accuracy, "accuracy_per_byte": score.accuracy_per_byte}
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return the first questions in a file of ARC-Easy."""
+    return [question(record) for record in json.loads(path.read_text())[:QUESTIONS]]
 
 
 def question(record: dict[str, str]) -> Question:
@@ -120,7 +135,7 @@ def question(record: dict[str, str]) -> Question:
 def row(name: str, cell: Cell, judged: Cell, rate: str = "") -> str:
     """Return a row of the table in Markdown. `judged` is the result with the accuracy."""
     trained = f"{cell['trained']:,}" if "trained" in cell else ""
-    accuracies = f"{judged['accuracy']:.1%} | {judged['accuracy_per_byte']:.1%}"
+    accuracies = f"{judged['accuracy']:.1%} | {judged['accuracy_per_byte']:.1%}" if judged else " | "
     return f"| {name} | {trained} | {rate} | {cell['perplexity']:.2f} | {accuracies} |"
 
 
