@@ -301,6 +301,9 @@ class RepairConfig:
     drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
     drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
     settle: Annotated[float, Doc("Fraction of the steps, at the end, without updates of the active set.")] = 0.25
+    swap_tokens: Annotated[
+        int, Doc("Tokens between two events that swap zeros and nonzeros, with density all. 0 is off.")
+    ] = 0
     batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
     sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
     micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
@@ -332,6 +335,10 @@ class RepairConfig:
             _require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
         _require_at_least("warmup_steps", self.warmup_steps, 0)
         _require_at_least("update_interval", self.update_interval, 1)
+        _require_at_least("swap_tokens", self.swap_tokens, 0)
+        if self.swap_tokens and not self.trains_all:
+            way_out = "Leave it out, or use density all. Otherwise update_interval sets when events run."
+            raise ConfigError("swap_tokens", "must be 0 if density is a number", self.swap_tokens, way_out)
         _require_between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to 20 % of the active set per update.")
         _require_between("settle", self.settle, 0.0, 1.0, "0.25 runs the last quarter of the steps without updates.")
         _require_at_least("sequence_tokens", self.sequence_tokens, 2)

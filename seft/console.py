@@ -100,7 +100,9 @@ def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
         case Step():
             return f"loss {report.loss:.3f}  rate {report.learning_rate:.1e}  {report.tokens_per_second:,.0f} tokens/s"
         case Evolved():
-            return f"{report.grown:,} grown, {report.reactivated:,} of them from zero; {report.pruned:,} pruned"
+            undone = "; undone, because it made the held-out loss worse" if report.undone else ""
+            counts = f"{report.grown:,} grown, {report.reactivated:,} of them from zero; {report.pruned:,} pruned"
+            return f"{counts}; {report.sparsity:.2%} zeros{undone}"
         case Judged():
             return f"step {report.step}: held-out loss {report.held_out_loss:.4f}"
         case _:

@@ -84,20 +84,26 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Evolved:
-    """One topology event, after a training step: the change of each linear by name, and the sums over all."""
+    """One topology event, after a training step: the change of each linear by name, and the sums over all.
+
+    `sparsity` is the fraction of zeros in all linears after the event. `undone` is True if the event made a held-out
+    loss worse and was undone; the counts are then those of the attempt.
+    """
 
     step: int
     dropped: int
     grown: int
     reactivated: int
     pruned: int
+    sparsity: float
+    undone: bool
     layers: Mapping[str, Change] = field(repr=False)
 
     @classmethod
-    def of(cls, step: int, layers: Mapping[str, Change]) -> "Evolved":
+    def of(cls, step: int, layers: Mapping[str, Change], sparsity: float, *, undone: bool = False) -> "Evolved":
         """Return the report of the event after `step`, with the sums over `layers`."""
         sums = {each.name: sum(getattr(change, each.name) for change in layers.values()) for each in fields(Change)}
-        return cls(step, **sums, layers=layers)
+        return cls(step, **sums, sparsity=sparsity, undone=undone, layers=layers)
 
 
 Report = Progress | Unseen | Reconstructed | Step | Evolved | Judged

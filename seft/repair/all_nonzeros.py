@@ -18,7 +18,7 @@ from seft.repair.in_place import InPlaceMethod
 from seft.repair.method import Work
 from seft.repair.nonzeros import NonzeroLinear, Plan
 from seft.repair.processes import process_count
-from seft.report import Change, Evolved
+from seft.report import Change, Evolved, Reporter
 
 _START = "start"
 """Key of the numbers of zeros at the start in a saved state. The keys of linears contain a slash."""
@@ -58,12 +58,9 @@ class AllNonzeros(InPlaceMethod):
         """Set weights to zero if the sparsity rises after this step. Returns None if it does not."""
         if not self._gradual or not rise.is_event(self._gradual, self.config.steps, step):
             return None
-        zeros = self._zeros_after(step, self._gradual)
-        pruned = {
-            name: linear.prune(count, self._gradual.compare, self._gradual.pattern)
-            for (name, linear), count in zip(self.linears.items(), zeros, strict=True)
-        }
-        return Evolved.of(step, {name: Change(0, 0, 0, count) for name, count in pruned.items()})
+        progress = step / rise.last_event(self._gradual, self.config.steps)
+        pruned = self._prune(self._gradual, progress)
+        return Evolved.of(step, {name: Change(0, 0, 0, count) for name, count in pruned.items()}, self.sparsity)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of all linears, and the numbers of zeros at the start."""
@@ -74,9 +71,19 @@ class AllNonzeros(InPlaceMethod):
         self._start = tensors[_START].cpu()
         super().resume({key: tensor for key, tensor in tensors.items() if key != _START})
 
-    def _zeros_after(self, step: int, config: PruneConfig) -> list[int]:
-        """Return how many zeros each linear has after the event of a step."""
-        progress = step / rise.last_event(config, self.config.steps)
+    def finish(self, report: Reporter, /) -> None:
+        """Raise the sparsity to its end if training ended early, and restore the forward functions of the modules."""
+        if self._gradual:
+            self._prune(self._gradual, 1.0)
+        super().finish(report)
+
+    def _prune(self, config: PruneConfig, progress: float) -> dict[str, int]:
+        """Set weights to zero for a fraction of the rise. Returns how many became zero, by linear."""
+        zeros = zip(self.linears.items(), self._zeros_at(config, progress), strict=True)
+        return {name: linear.prune(count, config.compare, config.pattern) for (name, linear), count in zeros}
+
+    def _zeros_at(self, config: PruneConfig, progress: float) -> list[int]:
+        """Return how many zeros each linear has at a fraction of the rise."""
         if config.compare is not Compare.MODEL:
             return [
                 rise.zeros_at(start, max(start, end), progress)

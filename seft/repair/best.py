@@ -22,15 +22,15 @@ _MARK = "best:"
 
 
 class Best:
-    """The held-out evaluations so far, and the best state.
+    """The held-out evaluations so far, and the best state. A state from before the step `first` is never the best.
 
     Raises ConfigError if `config` requires evaluations and `judge` is None, or if it requires none and `judge` is
     given.
     """
 
-    def __init__(self, config: RepairConfig, judge: Judge | None) -> None:
+    def __init__(self, config: RepairConfig, judge: Judge | None, first: int = 0) -> None:
         require_held_out(config, judge)
-        self._config, self._judge = config, judge
+        self._config, self._judge, self._first = config, judge, first
         self.step: int | None = None
         """Step of the best state; None before the first evaluation."""
         self._loss = 0.0
@@ -45,11 +45,12 @@ class Best:
     def evaluate(self, step: int, tensors: Mapping[str, Tensor]) -> Judged | None:
         """Evaluate the model after a step if an evaluation is due, and keep `tensors` if the loss is the lowest so far.
 
-        An evaluation is due at every interval and after the last step. Returns None at other steps. Raises TrainError
+        An evaluation is due at every interval from the step `first`, and after the last step. Returns None at other
+        steps. Raises TrainError
         if the loss is not a number.
         """
         interval = self._config.evaluate_interval
-        if self._judge is None or (step % interval and step < self._config.steps):
+        if self._judge is None or step < self._first or (step % interval and step < self._config.steps):
             return None
         loss = self._judge()
         if math.isnan(loss):

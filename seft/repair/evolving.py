@@ -64,4 +64,4 @@ class SEFT(FixedMask):
             name: linear.evolve(schedule.drop_count(self.config, step, len(linear.active)), steps, pieces)
             for name, linear in self.linears.items()
         }
-        return Evolved.of(step, changes)
+        return Evolved.of(step, changes, self.sparsity)

@@ -62,6 +62,12 @@ class InPlaceMethod:
         """Number of weights that were zero at the start and are nonzero now."""
         return sum(linear.reactivated_count() for linear in self._trainers.values())
 
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros in all targets."""
+        weights = [linear.weight for linear in self._trainers.values()]
+        return 1 - sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+
     def before_step(self, _: int) -> None:
         """Do nothing, because nothing must be prepared."""
 

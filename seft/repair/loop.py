@@ -24,6 +24,7 @@ from seft.repair.best import Best, Judge
 from seft.repair.method import Method, Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
+from seft.repair.rise import last_event
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
 
@@ -36,8 +37,9 @@ class Repair:
     the same loss for the same weights, at any time and in every process.
 
     Every parameter is frozen until `finish`; only the values of the method are trained. At the end no linear has more
-    nonzeros than at the start, and all follow the pattern of `pruned`. Raises DataError if the text is shorter than one
-    window, and ConfigError if model, method and settings do not fit together.
+    nonzeros than at the start, and all follow the pattern of `pruned`. With the schedule `gradual` of `pruned`, the
+    model has fewer zeros at the start, and the sparsity of `pruned` at the end. Raises DataError if the text is shorter
+    than one window, and ConfigError if model, method and settings do not fit together.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Repair:
         require_same_config(config)
         if pruned:
             require_repair_of(pruned, config)
-        self._best = Best(config, judge)
+        self._rises = bool(pruned and pruned.gradual)
+        # A state from before the end of the rise is better only because it has fewer zeros.
+        self._best = Best(config, judge, last_event(pruned, config.steps) if pruned and pruned.gradual else 0)
         self.config = config
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
@@ -118,7 +122,13 @@ class Repair:
 
     @torch.no_grad()
     def finish(self, report: Reporter = silent) -> None:
-        """Write the weights of `kept_step` into the model, restore its modules, and unfreeze its parameters."""
+        """Write the weights of `kept_step` into the model, restore its modules, and unfreeze its parameters.
+
+        If the sparsity rises during training and has not reached its end, it is raised at once. Raises TrainError if
+        it has to rise and no step was taken.
+        """
+        if self._rises and self.step == 0:
+            raise TrainError("the sparsity must rise before the end; no step was taken. Take at least one step.")
         if self.kept_step != self.step:
             self._method.resume(self._best.tensors)
         self._method.finish(report)
