@@ -1,10 +1,11 @@
 """The repair method SEFT at `density: all`: train all nonzeros in place, and let the sparsity rise while they train.
 
-With the schedule `one_shot` the model is already pruned, and its zeros stay zero. With `gradual` it starts as it is,
-dense or less sparse, and events set weights to zero until the model has the requested sparsity.
+With the schedule `one_shot` the model is already pruned. With `gradual` it starts as it is, dense or less sparse, and
+events set weights to zero until the model has the requested sparsity. Zeros stay zero, except if `swap_tokens` is set:
+then events swap zeros and nonzeros, and an event that makes the loss on held-out windows worse is undone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,63 +14,90 @@ from seft.config import Compare, PruneConfig
 from seft.errors import ConfigError
 from seft.prune.loop import final_zeros
 from seft.prune.mask import overfull_groups
-from seft.repair import rise, schedule
+from seft.repair import rise, schedule, swaps
 from seft.repair.in_place import InPlaceMethod
 from seft.repair.method import Work
 from seft.repair.nonzeros import NonzeroLinear, Plan
 from seft.repair.processes import process_count
+from seft.repair.swaps import Observed
 from seft.report import Change, Evolved, Reporter
 
-_START = "start"
-"""Key of the numbers of zeros at the start in a saved state. The keys of linears contain a slash."""
+_START, _OBSERVED = "start", "observed"
+"""Keys in a saved state that belong to no linear. The keys of linears contain a slash."""
 
 
 class AllNonzeros(InPlaceMethod):
-    """Trains all nonzeros of every linear. Raises ConfigError if the weights do not follow the pattern."""
+    """Trains all nonzeros of every linear.
+
+    Raises ConfigError if the weights do not follow the pattern, or for swaps in several processes: an expert may get
+    tokens in one process and none in another, so they cannot collect gradients together.
+    """
 
     def __init__(self, work: Work) -> None:
         self._gradual = work.pruned if work.pruned and work.pruned.gradual else None
         zeros = final_zeros(work.model, work.calibration(), self._gradual) if self._gradual else {}
         if not self._gradual:
             _require_pattern(work)
-        watch, seed = self._gradual is not None, work.config.seed
+        if work.check and process_count() > 1:
+            way_out = "Repair the model in one process, or set swap_tokens to 0."
+            raise ConfigError("swap_tokens", "must be 0 in several processes", work.config.swap_tokens, way_out)
+        kinds = {"watch": self._gradual is not None, "swapping": work.check is not None}
         self.linears = {
-            name: NonzeroLinear(target.weight, seed, name, watch=watch) for name, target in work.targets.items()
+            name: NonzeroLinear(target.weight, work.config.seed, name, **kinds) for name, target in work.targets.items()
         }
         super().__init__(work, self.linears)
         self._start = torch.tensor([linear.zeros for linear in self.linears.values()])
         self._end = list(zeros.values())
+        self._check, self._pattern = work.check, work.pattern
+        self._first = rise.last_event(self._gradual, work.config.steps) if self._gradual else 0
+        self._observed = Observed()
 
     def before_step(self, step: int, /) -> None:
         """Tell every linear the step, and the learning rate if its backward pass takes the optimizer step."""
         at_once = self.config.micro_batches == 1 and process_count() == 1
         rate = schedule.learning_rate(self.config, step) if at_once else None
+        collects = self._check is not None and step > self._first
         for linear in self.linears.values():
-            linear.plan = Plan(step, rate)
+            linear.plan = Plan(step, rate, collects)
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
         """Take the optimizer step of each linear, unless its backward pass has taken it."""
         super().update(gradients, rate, scale)
-        if self._gradual:
-            for linear in self.linears.values():
-                linear.update_curvature()
+        for linear in self.linears.values():
+            linear.update_curvature()
+        if any(linear.plan.collects for linear in self.linears.values()):
+            self._observed = self._observed.plus_step(self.config.micro_batches)
 
     def evolve(self, step: int, /) -> Evolved | None:
-        """Set weights to zero if the sparsity rises after this step. Returns None if it does not."""
-        if not self._gradual or not rise.is_event(self._gradual, self.config.steps, step):
-            return None
-        progress = step / rise.last_event(self._gradual, self.config.steps)
-        pruned = self._prune(self._gradual, progress)
-        return Evolved.of(step, {name: Change(0, 0, 0, count) for name, count in pruned.items()}, self.sparsity)
+        """Raise the sparsity or swap zeros and nonzeros, if one of them is due after this step. Else return None."""
+        if self._gradual and rise.is_event(self._gradual, self.config.steps, step):
+            pruned = self._prune(self._gradual, step / self._first)
+            return Evolved.of(step, {name: Change(0, 0, 0, count) for name, count in pruned.items()}, self.sparsity)
+        if self._check and swaps.is_event(self.config, self._first, step):
+            return self._swap(step, self._check)
+        return None
+
+    def _swap(self, step: int, check: Callable[[], float]) -> Evolved:
+        """Swap zeros and nonzeros in every linear, and undo all swaps if the loss on the held-out windows is higher."""
+        before = check()
+        done = {name: linear.swap(self._observed, self._pattern) for name, linear in self.linears.items()}
+        self._observed = Observed()
+        undone = not check() <= before
+        if undone:
+            for name, (swap, moments) in done.items():
+                self.linears[name].undo(swap, moments)
+        changes = {name: Change(0, *[len(swap.grown)] * 3) for name, (swap, _) in done.items()}
+        return Evolved.of(step, changes, self.sparsity, undone=undone)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of all linears, and the numbers of zeros at the start."""
-        return {**super().tensors(), _START: self._start}
+        """Return the tensors of all linears, their numbers of zeros at the start, and the numbers of gradients."""
+        observed = torch.tensor([self._observed.steps, self._observed.micro_batches])
+        return {**super().tensors(), _START: self._start, _OBSERVED: observed}
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:
         """Replace the present state by saved tensors."""
-        self._start = tensors[_START].cpu()
-        super().resume({key: tensor for key, tensor in tensors.items() if key != _START})
+        self._start, self._observed = tensors[_START].cpu(), Observed(*tensors[_OBSERVED].tolist())
+        super().resume({key: tensor for key, tensor in tensors.items() if key not in {_START, _OBSERVED}})
 
     def finish(self, report: Reporter, /) -> None:
         """Raise the sparsity to its end if training ended early, and restore the forward functions of the modules."""
@@ -83,7 +111,13 @@ class AllNonzeros(InPlaceMethod):
         return {name: linear.prune(count, config.compare, config.pattern) for (name, linear), count in zeros}
 
     def _zeros_at(self, config: PruneConfig, progress: float) -> list[int]:
-        """Return how many zeros each linear has at a fraction of the rise."""
+        """Return how many zeros each linear has at a fraction of the rise.
+
+        At its end in an N:M pattern, all are allowed that the pattern asks for. A group that had more zeros at the
+        start must leave no other group with too few.
+        """
+        if config.pattern.grouped and progress >= 1:
+            return [linear.weight.numel() for linear in self.linears.values()]
         if config.compare is not Compare.MODEL:
             return [
                 rise.zeros_at(start, max(start, end), progress)

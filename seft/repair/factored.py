@@ -66,6 +66,10 @@ class Moments:
         correction = 1 - SQUARE_DECAY ** int(self.age)
         return (mean * correction / self.rows).sqrt(), self.cols.rsqrt()
 
+    def copy(self) -> "Moments":
+        """Return a copy that shares no memory."""
+        return Moments(*(tensor.clone() for tensor in self.tensors().values()))
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

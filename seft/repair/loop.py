@@ -16,7 +16,7 @@ from torch import Tensor
 from seft.config import PruneConfig, RepairConfig, require_repair_of
 from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
-from seft.errors import StateError, TrainError
+from seft.errors import ConfigError, StateError, TrainError
 from seft.models.targets import target_linears
 from seft.objective import make_objective
 from seft.repair import schedule, state
@@ -25,6 +25,7 @@ from seft.repair.method import Method, Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
 from seft.repair.rise import last_event
+from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
 
@@ -62,6 +63,9 @@ class Repair:
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
         require_known_tokens(self._windows.tokens, model)
+        self._checked = self._windows[:0]
+        if config.swap_tokens:
+            self._windows, self._checked = _split_checked(self._windows)
         self._device: torch.device = model.device
         targets = target_linears(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,7 +74,8 @@ class Repair:
         self._objective = make_objective(model, config, teacher)
         teacher_targets = {} if teacher is None else target_linears(teacher)
         self._fingerprint = state.fingerprint(targets, self._windows, pruned, teacher_targets)
-        work = Work(model, targets, config, self._windows.tokens.flatten(), pruned)
+        check = self._check_loss if config.swap_tokens else None
+        work = Work(model, targets, config, self._windows.tokens.flatten(), pruned, check)
         self._method: Method = make_method(work)
 
     @property
@@ -170,6 +175,12 @@ class Repair:
         return float(sum_over_processes(loss.to(self._device))) if process_count() > 1 else float(loss)
 
     @torch.no_grad()
+    def _check_loss(self) -> float:
+        """Return the mean loss on the windows that are held out to check topology events."""
+        losses = [self._objective(batch.to(self._device)) for batch in self._checked.split(self.config.micro_batch)]
+        return float(torch.stack(losses).sum()) / max(1, self._checked.predictions)
+
+    @torch.no_grad()
     def _update(self, step: int, loss: float, rate: float) -> None:
         gradients = [sum_over_processes(gradient) for gradient in self._method.take_gradients()]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
@@ -183,3 +194,11 @@ class Repair:
             scale = self.config.clip_norm / float(norm)
             gradients = [gradient * scale for gradient in gradients]
         self._method.update(gradients, rate, scale)
+
+
+def _split_checked(windows: Packed) -> tuple[Packed, Packed]:
+    """Return the windows to train on, and the last ones, which check topology events."""
+    if len(windows) <= CHECKED:
+        rule = f"must be 0 if the text has only {len(windows)} windows, because {CHECKED} are held out"
+        raise ConfigError("swap_tokens", rule, len(windows), "Give a longer text.", lead="the number of windows is")
+    return windows[:-CHECKED], windows[-CHECKED:]

@@ -1,6 +1,6 @@
 """The interface of every repair method, and the input that a method gets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ class Work:
     """Input of a repair method: a frozen model, its targets by name, the configuration, and the text.
 
     A target is a linear layer that is pruned. The text is one row of tokens. `pruned` is how the targets were pruned.
-    None means that this is unknown and that they follow no pattern.
+    None means that this is unknown and that they follow no pattern. `check` returns the loss of the present weights on
+    windows that are not trained on; it is given if the configuration swaps zeros and nonzeros.
     """
 
     model: Any
@@ -27,6 +28,7 @@ class Work:
     config: RepairConfig
     text: Int[Tensor, "tokens"]
     pruned: PruneConfig | None
+    check: Callable[[], float] | None = None
 
     def calibration(self) -> Int[Tensor, "windows tokens"]:
         """Return the windows of the text that the pruning settings ask for; none if they need no text.

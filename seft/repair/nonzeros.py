@@ -16,20 +16,27 @@ from seft.checkpoint.pack import pack_bits, unpack_bits
 from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
 from seft.models.products import Product
-from seft.repair import factored, rise
+from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
+from seft.repair.positions import fields_of, named_fields
 from seft.repair.processes import sum_over_processes
 from seft.repair.product import trained_product
+from seft.repair.swaps import Observed, Swap
+from seft.repair.window import GradientSums
 
 CURVATURE_DECAY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a backward pass does: the number of the step, and its learning rate if it also takes the optimizer step."""
+    """What a backward pass does: the number of the step, and its learning rate if it also takes the optimizer step.
+
+    `collects` is True if it also collects the gradients of zeros that may grow.
+    """
 
     step: int
     rate: float | None
+    collects: bool = False
 
 
 class NonzeroLinear:
@@ -37,17 +44,22 @@ class NonzeroLinear:
 
     `weight` is changed in place. The caller must call `product` instead of the linear's forward function, and must set
     `plan` before every step. `seed` and `name` set the random numbers of the rounding. `watch` keeps the mean squares
-    of inputs and output gradients, which tell how important each weight is.
+    of inputs and output gradients, which tell how important each weight is. `swapping` also keeps the gradients of
+    zeros that may grow.
     """
 
-    def __init__(self, weight: Float[Tensor, "rows cols"], seed: int, name: str, *, watch: bool) -> None:
+    def __init__(
+        self, weight: Float[Tensor, "rows cols"], seed: int, name: str, *, watch: bool = False, swapping: bool = False
+    ) -> None:
         self.weight, self._seed, self._name = weight, seed, name
         self.plan = Plan(0, None)
         self._moments = Moments.start(weight)
         rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
-        self._inputs, self._outputs = (cols, rows) if watch else (cols[:0], rows[:0])
+        self._inputs, self._outputs = (cols, rows) if watch or swapping else (cols[:0], rows[:0])
         self._new_inputs, self._new_outputs = torch.zeros_like(self._inputs), torch.zeros_like(self._outputs)
         self._sum: Tensor | None = None
+        self._first_kept = pack_bits(weight != 0) if swapping else None
+        self.candidates = GradientSums(rows[:0].int(), rows[:0], rows[:0])
         self._norm = rows.new_zeros(())
         self._leaf = rows.new_zeros(0).requires_grad_()
 
@@ -78,6 +90,8 @@ class NonzeroLinear:
             self._new_inputs += right.to(self._inputs.dtype).square().sum(0)
             self._new_outputs += left.to(self._outputs.dtype).square().sum(0)
         gradient = left.t() @ right
+        if self.plan.collects:
+            self.candidates = swaps.observe(self.candidates, gradient, self.weight)
         if self.plan.rate is not None:
             self._step(gradient, self.plan.rate)
         else:
@@ -117,23 +131,49 @@ class NonzeroLinear:
         self._moments.count(self.weight)
         return self.zeros - before
 
+    def swap(self, observed: Observed, pattern: Pattern) -> tuple[Swap, Moments]:
+        """Swap zeros and nonzeros where the estimated gain is larger than the estimated loss.
+
+        Returns what `undo` needs. The list of candidates is then empty.
+        """
+        growth = swaps.estimate_growth(self.weight, self.candidates, observed, self._outputs, self._inputs)
+        losses = self.importance().div_(2).masked_fill_(self.weight == 0, torch.inf)
+        swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
+        swap.apply(self.weight)
+        before = self._moments.copy()
+        self._moments.count(self.weight)
+        self.candidates = self.candidates[self.candidates.indices < 0]
+        return swap, before
+
+    def undo(self, swap: Swap, before: Moments) -> None:
+        """Undo a swap bit for bit."""
+        swap.undo(self.weight)
+        self._moments = before
+
     def reactivated_count(self) -> int:
-        """Return 0, because zeros stay zero."""
-        return 0
+        """Return the number of weights that were zero at the start and are nonzero now."""
+        if self._first_kept is None:
+            return 0
+        first = unpack_bits(self._first_kept, self.weight.shape[1]).to(self.weight.device)
+        return int(((self.weight != 0) & ~first).sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the nonzeros, where they are, and the statistics."""
         kept = self.weight != 0
         weights = {"values": self.weight[kept], "kept": pack_bits(kept)}
-        return {**weights, **self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}
+        return {**weights, **self._statistics(), **named_fields({"candidates": self.candidates})}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the weights and the statistics by saved ones."""
         kept = unpack_bits(tensors["kept"].cpu(), self.weight.shape[1]).to(self.weight.device)
         self.weight.zero_()
         self.weight[kept] = tensors["values"]
-        for name, tensor in {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}.items():
+        for name, tensor in self._statistics().items():
             tensor.copy_(tensors[name])
+        self.candidates = GradientSums(**fields_of(tensors, "candidates"))
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}
 
     def _step(self, gradient: Float[Tensor, "rows cols"], rate: float) -> None:
         name = f"{self._name} {self.plan.step}"

@@ -15,15 +15,17 @@ from seft.checkpoint.export import export
 from seft.checkpoint.facts import Base, Facts
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.verify import check
-from seft.config import PruneConfig, PruneMethod, RepairConfig, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
 from seft.loss import TokenLoss
 from seft.models.load import Loaded, load
 from seft.models.products import intercepted_products
 from seft.models.source import Kind, ModelSource, find
 from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.loop import prune_model
+from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
+from seft.repair.rise import last_event, zeros_at
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import tiny_tokenizer
 
@@ -144,15 +146,51 @@ def test_a_model_pruned_in_bfloat16_passes_verification(
 
 
 @every
-@pytest.mark.parametrize("method", [RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA])
-def test_methods_that_keep_zeros_repair_it(name: str, method: RepairMethod) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"method": RepairMethod.MASKED_FULL}, {"method": RepairMethod.MASKED_LORA}, {"density": "all"}],
+    ids=lambda changes: next(iter(changes.values())),
+)
+def test_methods_that_keep_zeros_repair_it(name: str, changes: dict[str, Any]) -> None:
     model = ARCHITECTURES[name].model()
     prune_model(model, WINDOWS[:0], PruneConfig(0.5, PruneMethod.MAGNITUDE))
     before = {key: target.weight.clone() for key, target in target_linears(model).items()}
-    repair = Repair(model, TOKENS, replace(REPAIR, method=method))
+    repair = Repair(model, TOKENS, replace(REPAIR, **changes))
     repair.run()
     repair.finish()
     after = {key: target.weight for key, target in target_linears(model).items()}
     assert not any(after[key][before[key] == 0].any() for key in before)
     assert sum(not torch.equal(after[key], before[key]) for key in before) > len(before) // 2
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@every
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Pattern(2, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sparsity_rises_while_it_trains_and_a_resumed_run_has_the_same_bits(
+    name: str, pattern: Pattern, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    pruned = PruneConfig(0.5, pattern=pattern, schedule=PruneSchedule.GRADUAL, rise_interval=1)
+    config = replace(REPAIR, steps=6, density="all")
+
+    def start() -> tuple[Any, Repair]:
+        model = ARCHITECTURES[name].model().to(dtype)
+        model.set_experts_implementation("eager")
+        return model, Repair(model, TOKENS, config, pruned=pruned)
+
+    model, repair = start()
+    sizes = {key: target.weight.numel() for key, target in target_linears(model).items()}
+    for step in range(1, config.steps + 1):
+        if step == 3:
+            repair.save(tmp_path)
+        repair.advance()
+        progress = min(1.0, step / last_event(pruned, config.steps))
+        zeros = {key: sizes[key] - count for key, count in budgets(model).items()}
+        assert zeros == {key: zeros_at(0, size // 2, progress) for key, size in sizes.items()}
+    repair.finish()
+    assert not any(overfull_groups(target.weight, pattern) for target in target_linears(model).values())
+    other, again = start()
+    again.load(tmp_path)
+    again.run()
+    again.finish()
+    assert torch.equal(logits(other), logits(model))

@@ -18,7 +18,7 @@ def train(report: Reporter) -> None:
     for step in range(1, STEPS + 1):
         report(Step(step, 3.25, 1e-3, 1234.0))
         if step == 60:
-            report(Evolved(step, 7, 7, 5, 3, layers={}))
+            report(Evolved(step, 7, 7, 5, 3, 0.6, undone=True, layers={}))
         report(Progress(Phase.TRAINING, step, STEPS))
     report(Progress(Phase.EVALUATING, 1, 1))
 
@@ -28,7 +28,11 @@ def test_a_file_gets_a_line_at_each_tenth_and_each_event(capsys: pytest.CaptureF
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "training" in line]) == 11
     assert "training 200/200  loss 3.250  rate 1.0e-03  1,234 tokens/s" in lines[-2]
-    assert any("step 60  7 grown, 5 of them from zero; 3 pruned" in line for line in lines)
+    assert any(
+        "step 60  7 grown, 5 of them from zero; 3 pruned; 60.00% zeros; undone, because it made the held-out loss worse"
+        in line
+        for line in lines
+    )
     assert "loss" not in lines[-1]
 
 

@@ -13,28 +13,53 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from seft.config import UNSTRUCTURED, Pattern, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneSchedule, RepairMethod
 from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
 from tests.seft.prune.test_loop import SMALL
 from tests.seft.repair.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short
+from tests.tiny import VOCABULARY, untrained_tiny
 
 STEPS = 8
-CASES = {
-    "seft": (RepairMethod.SEFT, UNSTRUCTURED),
-    "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4)),
-    "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED),
-    "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED),
+ALL: dict[str, Any] = {"density": "all"}
+CASES: dict[str, tuple[RepairMethod, Pattern, dict[str, Any]]] = {
+    "seft": (RepairMethod.SEFT, UNSTRUCTURED, {}),
+    "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4), {}),
+    "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED, {}),
+    "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED, {}),
+    "all": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
+    "all-gradual": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
+    "all-gradual-experts": (RepairMethod.SEFT, Pattern(2, 4), ALL),
 }
+MOVES = {"seft", "seft-2-4"}
+"""Cases whose set of trained weights changes."""
+
+
+def start(name: str) -> tuple[Any, PruneConfig]:
+    """Return the model of a case before training, and how it is pruned."""
+    pattern = CASES[name][1]
+    pruned = by_magnitude(pattern)
+    if "gradual" in name:
+        pruned = PruneConfig(pruned.sparsity, pattern=pattern, schedule=PruneSchedule.GRADUAL)
+    if "experts" in name:
+        torch.manual_seed(0)
+        sizes = {**SMALL, "vocab_size": VOCABULARY}
+        model: Any = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4))
+        model.set_experts_implementation("eager")
+    elif pruned.gradual:
+        model = untrained_tiny()
+    else:
+        model = in_pattern(pattern) if pattern.grouped else pruned_tiny()
+    return model.double(), pruned
 
 
 def train(name: str, folder: Path) -> None:
     """Run a whole repair and save state and loss after every step. In double precision, so rounding decides nothing."""
-    method, pattern = CASES[name]
-    model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
-    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is smaller
-    repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
+    method, _, changes = CASES[name]
+    model, pruned = start(name)
+    config = short(method=method, batch_tokens=6 * 32, micro_batch=4, **changes)  # the second micro-batch is smaller
+    repair = Repair(model, TOKENS, config, pruned=pruned)
     losses = []
     for step in range(1, STEPS + 1):
         losses += [report.loss for report in repair.advance() if isinstance(report, Step)]
@@ -46,7 +71,12 @@ def rejected_fields() -> list[str]:
     """Return the fields that two processes reject."""
     mixtral: Any = MixtralForCausalLM(MixtralConfig(**SMALL, num_key_value_heads=2, num_local_experts=2))
     rejected = []
-    for model, changes in ((mixtral, {}), (pruned_tiny(), {"batch_tokens": 96}), (pruned_tiny(), {"micro_batch": 3})):
+    for model, changes in (
+        (mixtral, {}),
+        (pruned_tiny(), {"batch_tokens": 96}),
+        (pruned_tiny(), {"micro_batch": 3}),
+        (pruned_tiny(), {"density": "all", "swap_tokens": 96}),
+    ):
         with pytest.raises(ConfigError) as error:
             Repair(model, TOKENS, short(**{"batch_tokens": 128, **changes}))
         rejected.append(error.value.field)
@@ -89,7 +119,7 @@ def test_both_decide_like_one_process_with_the_whole_batch(name: str, together: 
                 assert torch.equal(tensor, shared[key]), (step, key)
         before = state(tmp_path, max(1, step - 1))
         moved += sum(not torch.equal(before[key], alone[key]) for key in alone if key.endswith("active.indices"))
-    assert (moved > 0) is (CASES[name][0] is RepairMethod.SEFT)
+    assert (moved > 0) is (name in MOVES)
     assert torch.load(tmp_path / "losses") == pytest.approx(torch.load(together / name / "0" / "losses"), rel=1e-5)
 
 
@@ -103,4 +133,4 @@ def test_both_have_the_same_bits_after_every_step(name: str, together: Path) -> 
 
 def test_work_that_processes_cannot_share_is_rejected(together: Path) -> None:
     for rank in "01":
-        assert torch.load(together / f"rejected.{rank}") == ["model", "batch_tokens", "micro_batch"]
+        assert torch.load(together / f"rejected.{rank}") == ["model", "batch_tokens", "micro_batch", "swap_tokens"]

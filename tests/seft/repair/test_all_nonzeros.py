@@ -1,0 +1,257 @@
+"""Laws of `density: all`: zeros against the schedule at every step, equal bits, undone events, swaps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seft.config import Compare, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
+from seft.errors import ConfigError, TrainError
+from seft.models.targets import target_linears
+from seft.prune.mask import overfull_groups
+from seft.repair import Repair, all_nonzeros, rise, swaps
+from seft.repair.nonzeros import NonzeroLinear, Plan
+from seft.report import Evolved, Judged
+from tests.seft.repair.repairing import (
+    PRUNED,
+    TOKENS,
+    Allocated,
+    by_magnitude,
+    in_pattern,
+    nonzeros,
+    pruned_tiny,
+    same_bits,
+    short,
+    sparse_linear,
+    weights,
+)
+from tests.tiny import untrained_tiny
+
+GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)
+PAIRS = Pattern(2, 4)
+Start = Callable[[], Any]
+
+
+def config(**changes: object) -> RepairConfig:
+    """Return a configuration of eight steps whose rise has events after steps 2, 4 and 5."""
+    return short(density="all", **{"micro_batch": 3, **changes})
+
+
+CASES: dict[str, tuple[Start, PruneConfig, RepairConfig]] = {
+    "one_shot": (pruned_tiny, PRUNED, config()),
+    "micro_batches": (pruned_tiny, PRUNED, config(micro_batch=2)),
+    "gradual": (untrained_tiny, GRADUAL, config()),
+    "gradual-row": (untrained_tiny, replace(GRADUAL, compare=Compare.ROW), config()),
+    "gradual-model": (untrained_tiny, replace(GRADUAL, compare=Compare.MODEL), config(micro_batch=1)),
+    "gradual-groups": (untrained_tiny, replace(GRADUAL, sparsity=0.5, pattern=PAIRS), config()),
+    "gradual-from-sparse": (pruned_tiny, replace(GRADUAL, sparsity=0.8), config()),
+    "swaps": (pruned_tiny, PRUNED, config(swap_tokens=192)),
+    "swaps-groups": (lambda: in_pattern(PAIRS), by_magnitude(PAIRS), config(swap_tokens=192, micro_batch=1)),
+    "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96)),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(autouse=True)
+def many_swaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an event swap more than a fraction of a percent, because the linears are small, and let every check pass."""
+    monkeypatch.setattr(swaps, "MOST", 0.1)
+    monkeypatch.setattr(Repair, "_check_loss", lambda _: 1.0)
+
+
+def started(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Repair]:
+    start, pruned, settings = CASES[name]
+    model = start().to(dtype)
+    return model, Repair(model, TOKENS, settings, pruned=pruned)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dtype) -> None:
+    _, pruned, settings = CASES[name]
+    model, repair = started(name, dtype)
+    sizes = {key: target.weight.numel() for key, target in target_linears(model).items()}
+    first = {key: sizes[key] - count for key, count in nonzeros(model).items()}
+    swapped = 0
+    for step in range(1, settings.steps + 1):
+        events = [report for report in repair.advance() if isinstance(report, Evolved)]
+        swapped += sum(event.grown for event in events)
+        zeros = {key: sizes[key] - count for key, count in nonzeros(model).items()}
+        assert all(event.sparsity == pytest.approx(sum(zeros.values()) / sum(sizes.values())) for event in events)
+        if not pruned.gradual:
+            assert zeros == first
+            continue
+        past = max((each for each in range(step + 1) if rise.is_event(pruned, settings.steps, each)), default=0)
+        progress = past / rise.last_event(pruned, settings.steps)
+        asked = {key: int(size * pruned.sparsity) for key, size in sizes.items()}
+        if pruned.compare is Compare.MODEL:
+            expected = rise.zeros_at(sum(first.values()), sum(asked.values()), progress)
+            assert sum(zeros.values()) == expected
+        elif pruned.compare is Compare.ROW:
+            assert sum(zeros.values()) <= rise.zeros_at(sum(first.values()), sum(asked.values()), progress)
+        else:
+            assert zeros == {key: rise.zeros_at(first[key], asked[key], progress) for key in sizes}
+    assert not any(overfull_groups(weight, pruned.pattern) for weight in weights(model).values())
+    assert (swapped > 0) is (settings.swap_tokens > 0)
+    before = weights(model)
+    repair.finish()
+    assert same_bits(before, weights(model))
+    assert (repair.grown_zeros > 0) is (settings.swap_tokens > 0 and not pruned.gradual)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    model, repair = started(name, dtype)
+    for step in range(9):
+        repair.save(tmp_path / str(step))
+        if step < 8:
+            repair.advance()
+    repair.finish()
+    for stop in range(9):
+        other, again = started(name, dtype)
+        again.load(tmp_path / str(stop))
+        again.run()
+        again.finish()
+        assert same_bits(weights(other), weights(model))
+        assert again.grown_zeros == repair.grown_zeros
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_in_the_backward_pass_has_the_bits_of_one_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    at_once, repair = started("one_shot", dtype)
+    repair.run()
+    collected = pruned_tiny(dtype)
+    plan = Plan
+    monkeypatch.setattr(all_nonzeros, "Plan", lambda step, _, collects: plan(step, None, collects))
+    Repair(collected, TOKENS, config(), pruned=PRUNED).run()
+    assert same_bits(weights(at_once), weights(collected))
+
+
+def test_training_that_ends_early_raises_the_sparsity_at_once() -> None:
+    model, repair = started("gradual")
+    with pytest.raises(TrainError, match="must rise before the end; no step was taken"):
+        repair.finish()
+    repair.advance()
+    repair.finish()
+    sizes = {key: target.weight.numel() for key, target in target_linears(model).items()}
+    assert {key: sizes[key] - count for key, count in nonzeros(model).items()} == {
+        key: int(size * 0.6) for key, size in sizes.items()
+    }
+
+
+def test_no_state_from_before_the_end_of_the_rise_is_the_best() -> None:
+    losses = iter([1.0, 2.0, 3.0, 4.0])
+    model = untrained_tiny()
+    repair = Repair(model, TOKENS, config(evaluate_interval=1), pruned=GRADUAL, judge=lambda: next(losses))
+    judged: list[int] = []
+    repair.run(lambda report: judged.append(report.step) if isinstance(report, Judged) else None)
+    assert judged == [5, 6, 7, 8]
+    assert repair.kept_step == 5
+
+
+def test_an_event_that_makes_the_held_out_loss_worse_is_undone_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(event: Callable[..., bool]) -> tuple[list[Evolved], list[dict[str, torch.Tensor]]]:
+        losses = iter(range(100))
+        monkeypatch.setattr(Repair, "_check_loss", lambda _: float(next(losses)))
+        monkeypatch.setattr(swaps, "is_event", event)
+        model, repair = started("swaps", torch.bfloat16)
+        events, seen = [], []
+        for _ in range(8):
+            events += [report for report in repair.advance() if isinstance(report, Evolved)]
+            seen.append(weights(model))
+        return events, seen
+
+    undone, with_events = run(swaps.is_event)
+    none, without = run(lambda *_: False)
+    assert len(undone) > 1
+    assert not none
+    assert all(event.undone and event.grown for event in undone)
+    assert all(map(same_bits, with_events, without))
+
+
+def test_a_zero_with_a_steady_gradient_swaps_and_noise_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = sparse_linear(24, 32, 0.5).requires_grad_(False)
+    owner = NonzeroLinear(linear.weight, 0, "a", watch=True, swapping=True)
+    steady = tuple((linear.weight == 0).nonzero()[5].tolist())
+    observed = swaps.Observed()
+    for step in range(1, 41):
+        owner.plan = Plan(step, 1e-8, collects=True)
+        right = torch.randn(64, 32, generator=generator)
+        left = torch.randn(64, 24, generator=generator) / 64
+        left[:, steady[0]] += right[:, steady[1]] / 64
+        owner.gradient(left, right)
+        owner.update_curvature()
+        observed = observed.plus_step(1)
+    swap, _ = owner.swap(observed, PRUNED.pattern)
+    place = steady[0] * 32 + steady[1]
+    assert place in swap.grown.tolist()
+    assert float(swap.values[swap.grown == place]) < 0
+    assert len(swap.grown) <= 0.1 * owner.trained_values
+
+
+def test_no_gradient_of_the_size_of_the_weight_outlives_the_backward_pass() -> None:
+    linear = sparse_linear(64, 96, 0.6).requires_grad_(False)
+    owner = NonzeroLinear(linear.weight, 0, "a", watch=True)
+    owner.plan = Plan(1, 1e-3)
+    inputs = torch.randn(10, 96)
+    with Allocated() as allocated:
+        owner.product(inputs, linear).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert allocated.elements <= 64 * 96
+    kept = sum(tensor.numel() for tensor in owner.tensors().values()) - owner.trained_values - 64 * 96 // 8
+    assert kept < 6 * (64 + 96)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    model, repair = started("one_shot")
+    repair.advance()
+    before = weights(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[TOKENS] = torch.nan
+    with pytest.raises(TrainError, match="must be finite"):
+        repair.advance()
+    assert same_bits(before, weights(model))
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "rule"),
+    [
+        (lambda: config(method=RepairMethod.SPP), "density", "must be a number with the method spp"),
+        (lambda: config(clip_norm=1.0), "clip_norm", "must be left out with density all"),
+        (lambda: config(weight_decay=0.1), "weight_decay", "must be 0 with density all"),
+        (lambda: short(swap_tokens=100), "swap_tokens", "must be 0 if density is a number"),
+        (lambda: replace(GRADUAL, method=PruneMethod.WANDA), "method", "must be left out with the schedule gradual"),
+        (lambda: replace(GRADUAL, reconstruct_epochs=1), "reconstruct_epochs", "must be left out with the schedule"),
+        (lambda: PruneConfig(0.6, compare=Compare.MODEL), "compare", "must not be model with the schedule one_shot"),
+        (
+            lambda: PruneConfig(0.5, pattern=PAIRS, schedule=PruneSchedule.GRADUAL, compare=Compare.MODEL),
+            "compare",
+            "must be auto with the pattern 2:4",
+        ),
+        (
+            lambda: Repair(untrained_tiny(), TOKENS, short(), pruned=GRADUAL),
+            "density",
+            "must be all with the schedule gradual",
+        ),
+        (
+            lambda: Repair(untrained_tiny(), TOKENS, config(steps=1), pruned=GRADUAL),
+            "rise",
+            "must cover at least one of the 1 steps",
+        ),
+        (
+            lambda: Repair(pruned_tiny(), TOKENS[:128], config(swap_tokens=96), pruned=PRUNED),
+            "swap_tokens",
+            "must be 0 if the text has only 4 windows",
+        ),
+    ],
+)
+def test_settings_that_contradict_are_rejected(make: Callable[[], object], field: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule) as error:
+        make()
+    assert error.value.field == field

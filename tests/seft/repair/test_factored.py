@@ -1,0 +1,116 @@
+"""The optimizer of all nonzeros: equal to its formula in float64, and unbiased rounding in narrow dtypes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from seft.repair import factored
+from seft.repair.factored import Moments
+
+RATE, DECAY = 0.1, 0.99
+
+
+def sparse(rows: int, cols: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator, dtype=torch.float64)
+    weight[torch.rand(rows, cols, generator=generator) < 0.6] = 0
+    return weight.to(dtype)
+
+
+def gradients(rows: int, cols: int, count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return [torch.randn(rows, cols, generator=generator, dtype=torch.float64) * 10**-number for number in range(count)]
+
+
+def reference(weight: Tensor, steps: list[Tensor]) -> Tensor:
+    """Return the weight after some steps, by the formula in the documentation, entry by entry over dense matrices."""
+    mask, weight = weight != 0, weight.clone()
+    by_row, by_col = torch.zeros(len(weight)).double(), torch.zeros(weight.shape[1]).double()
+    counts = mask.sum(1).clamp(min=1), mask.sum(0).clamp(min=1)
+    for number, gradient in enumerate(steps, 1):
+        masked = gradient * mask
+        by_row = DECAY * by_row + (1 - DECAY) * (masked**2).sum(1) / counts[0]
+        by_col = DECAY * by_col + (1 - DECAY) * (masked**2).sum(0) / counts[1]
+        corrected = 1 - DECAY**number
+        rows, cols = by_row / corrected, by_col / corrected
+        mean = (rows * mask.sum(1)).sum() / mask.sum()
+        normalised = torch.where(mask, masked / (rows[:, None] * cols / mean).sqrt(), 0)
+        size = ((normalised**2).sum() / mask.sum()).sqrt()
+        weight -= RATE * normalised / max(1.0, float(size))
+    return weight
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 18])
+def test_steps_equal_the_formula_in_any_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(factored, "CACHED", chunk)
+    weight = sparse(7, 12, 0)
+    start, moments, steps = weight.clone(), Moments.start(weight), gradients(7, 12, 4)
+    for number, gradient in enumerate(steps):
+        norm = factored.step(weight, gradient.clone(), moments, RATE, seed=0, name=str(number))
+        torch.testing.assert_close(norm, (gradient * (start != 0)).norm())
+    torch.testing.assert_close(weight, reference(start, steps))
+    assert torch.equal(weight == 0, start == 0)
+
+
+def test_rows_and_columns_without_nonzeros_or_gradients_change_nothing_else() -> None:
+    weight = sparse(6, 8, 1)
+    weight[2], weight[:, 3] = 0, 0
+    gradient = gradients(6, 8, 1)[0]
+    gradient[4] = 0
+    start, moments = weight.clone(), Moments.start(weight)
+    factored.step(weight, gradient.clone(), moments, RATE, seed=0, name="")
+    assert weight.isfinite().all()
+    assert torch.equal(weight[4], start[4])
+    changed = (start != 0) & (gradient != 0)
+    assert torch.equal(weight != start, changed)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.inf, torch.nan])
+def test_a_gradient_that_is_zero_or_not_finite_changes_nothing(value: float) -> None:
+    weight = sparse(6, 8, 2)
+    start, moments = weight.clone(), Moments.start(weight)
+    before = moments.copy()
+    gradient = torch.zeros_like(weight)
+    gradient[tuple(weight.nonzero()[0])] = value
+    factored.step(weight, gradient, moments, RATE, seed=0, name="")
+    assert torch.equal(weight, start)
+    assert all(map(torch.equal, moments.tensors().values(), before.tensors().values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_goes_to_a_neighbour_and_is_right_on_average(dtype: torch.dtype) -> None:
+    values = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    values[:8] = 0
+    rounded = torch.stack([factored.round_stochastically(values.clone(), dtype, 0, str(draw)) for draw in range(4000)])
+    assert rounded.dtype is dtype
+    exact, spacing = rounded.float(), values.abs() * torch.finfo(dtype).eps
+    assert ((exact - values).abs() <= spacing).all()
+    assert (exact[:, :8] == 0).all()
+    assert ((exact.mean(0) - values).abs() <= 5 * spacing / 4000**0.5).all()
+
+
+def test_values_that_the_narrow_dtype_has_are_not_rounded() -> None:
+    values = torch.randn(100).bfloat16()
+    assert torch.equal(factored.round_stochastically(values.float(), torch.bfloat16, 0, ""), values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_random_numbers_depend_on_seed_and_name_alone(dtype: torch.dtype) -> None:
+    def after(seed: int, name: str) -> Tensor:
+        weight = sparse(20, 30, 3, dtype)
+        gradient = gradients(20, 30, 1)[0].to(dtype)
+        factored.step(weight, gradient, Moments.start(weight), 1e-3, seed=seed, name=name)
+        return weight
+
+    assert torch.equal(after(0, "a"), after(0, "a"))
+    narrow = dtype is torch.bfloat16
+    assert torch.equal(after(0, "a"), after(1, "a")) is not narrow
+    assert torch.equal(after(0, "a"), after(0, "b")) is not narrow
+
+
+def test_small_steps_count_in_bfloat16_although_each_is_below_the_rounding() -> None:
+    weight = torch.ones(64, 64, dtype=torch.bfloat16)
+    moments, gradient = Moments.start(weight), torch.ones_like(weight)
+    for number in range(100):
+        factored.step(weight, gradient.clone(), moments, 1e-4, seed=0, name=str(number))
+    assert 1 - float(weight.float().mean()) == pytest.approx(100 * 1e-4, rel=0.1)

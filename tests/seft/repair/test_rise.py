@@ -1,0 +1,97 @@
+"""The rise of the sparsity: the schedule, which weights become zero, and the split over a whole model."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seft.config import Compare, Pattern, PruneConfig, PruneSchedule
+from seft.prune.mask import overfull_groups
+from seft.repair import rise
+
+GRADUAL = PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, rise=0.7, rise_interval=3)
+
+
+def test_events_follow_the_interval_and_the_last_one_ends_the_rise() -> None:
+    assert [step for step in range(1, 21) if rise.is_event(GRADUAL, 20, step)] == [3, 6, 9, 12, 14]
+
+
+@given(start=st.integers(0, 100), more=st.integers(0, 1000))
+def test_the_zeros_rise_from_start_to_end_and_never_fall(start: int, more: int) -> None:
+    counts = [rise.zeros_at(start, start + more, step / 10) for step in range(11)]
+    assert (counts[0], counts[-1]) == (start, start + more)
+    assert counts == sorted(counts)
+
+
+def test_importance_is_the_square_of_the_weight_times_its_curvature_and_zeros_come_first() -> None:
+    weight = torch.tensor([[1.0, 0.0], [-2.0, 3.0]])
+    inputs, outputs = torch.tensor([1.0, 10.0]), torch.tensor([2.0, 5.0])
+    assert rise.importance(weight, inputs, outputs).tolist() == [[2.0, -1.0], [20.0, 450.0]]
+    assert weight.tolist() == [[1.0, 0.0], [-2.0, 3.0]]
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    sparsity=st.sampled_from([0.0, 0.3, 0.9]),
+    pattern=st.sampled_from([Pattern(2, 4), Pattern(1, 4), Pattern(3, 8)]),
+)
+def test_groups_fill_up_to_the_pattern_and_every_count_before_is_exact(
+    seed: int, sparsity: float, pattern: Pattern
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(3, 24, generator=generator)
+    weight[torch.rand(3, 24, generator=generator) < sparsity] = 0
+    score = rise.importance(weight, torch.rand(24, generator=generator), torch.rand(3, generator=generator))
+    end = 72 * (pattern.of - pattern.kept) // pattern.of
+    present, before = weight == 0, weight == 0
+    for zeros in (*range(0, end + 1, 3), weight.numel()):
+        mask = rise.choose(score, zeros, Compare.AUTO, pattern) | present
+        limit = present.view(-1, pattern.of).sum(1).clamp(min=pattern.of - pattern.kept)
+        assert (mask.view(-1, pattern.of).sum(1) <= limit).all()
+        assert int(mask.sum()) == max(int(present.sum()), min(zeros, int(limit.sum())))
+        assert not (before & ~mask).any()
+        before = mask
+    assert not overfull_groups(weight.masked_fill(before, 0), pattern)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+    levels=st.integers(1, 40),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 999),
+)
+def test_the_split_over_a_model_equals_sorting_all_scores(
+    sizes: list[int], levels: int, fraction: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = [torch.randint(levels, (size, 1), generator=generator).float() / 7 for size in sizes]
+    for score in scores:
+        score[torch.rand(score.shape, generator=generator) < 0.2] = -1
+    everything = torch.cat([score.flatten() for score in scores])
+    present = int((everything < 0).sum())
+    zeros = present + int(fraction * (len(everything) - present))
+    order = everything.argsort(stable=True)[:zeros]
+    owner = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])[order]
+    expected = torch.bincount(owner, minlength=len(sizes)).tolist()
+
+    def reader(score: Tensor) -> Callable[[], Tensor]:
+        return lambda: score
+
+    assert rise.split_over_model([reader(score) for score in scores], zeros) == expected
+
+
+@pytest.mark.parametrize("compare", [Compare.AUTO, Compare.LAYER, Compare.ROW])
+def test_the_smallest_scores_are_chosen(compare: Compare) -> None:
+    score = torch.rand(6, 10, generator=torch.Generator().manual_seed(0))
+    mask = rise.choose(score, 24, compare)
+    assert int(mask.sum()) == 24
+    if compare is Compare.ROW:
+        assert mask.sum(1).tolist() == [4] * 6
+        assert (score.masked_fill(~mask, 0).max(1).values <= score.masked_fill(mask, 1).min(1).values).all()
+    else:
+        assert score[mask].max() <= score[~mask].min()
