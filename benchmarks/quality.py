@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.trial import BATCH, LENGTH, Cell, Cells, Trial, parser
 from seft.checkpoint.pack import load_pruned
 from seft.choices import Question, accuracy
-from seft.config import RepairConfig, RepairMethod
+from seft.config import RepairConfig, RepairMethod, Variant
 
 STEPS = 100
 QUESTIONS = 500
@@ -29,6 +29,7 @@ RATES: dict[RepairMethod, tuple[float, ...]] = {
     RepairMethod.SPP: (1e-2, 3e-2, 1e-1),
     RepairMethod.LORA_REPRUNE: (3e-3, 1e-2, 3e-2),
 }
+PUBLISHED_RATES = (1e-3, 3e-3, 1e-2)
 
 
 def main() -> None:
@@ -38,7 +39,11 @@ def main() -> None:
     options.add_argument(
         "--methods", nargs="*", type=RepairMethod, default=list(RATES), help="methods to run; default: all"
     )
+    options.add_argument(
+        "--variant", type=Variant, default=Variant.IMPROVED, help="rules of seft; published allows no other method"
+    )
     arguments = options.parse_args()
+    variant, published = arguments.variant, arguments.variant is Variant.PUBLISHED
     trial, cells = Trial(arguments), Cells(arguments.out)
     questions = [question(record) for record in json.loads(arguments.questions.read_text())[:QUESTIONS]]
 
@@ -51,25 +56,27 @@ def main() -> None:
     for name, weights in (("dense", trial.dense), ("pruned", trial.pruned)):
         judged = cells.fill(name, lambda weights=weights: {"perplexity": trial.perplexity(weights), **answers(weights)})  # type: ignore[misc]
         print(row(name, judged, judged))
-    for method in arguments.methods:
-        results = {rate: trial.work / f"{method} {rate:g}.safetensors" for rate in RATES[method]}
+    for method in [RepairMethod.SEFT] if published else arguments.methods:
+        name, rates = (f"{method} as published", PUBLISHED_RATES) if published else (str(method), RATES[method])
+        results = {rate: trial.work / f"{name} {rate:g}.safetensors" for rate in rates}
         by_rate = {
-            rate: cells.fill(f"{method} {rate:g}", partial(trial.train, config(method, rate), result))
+            rate: cells.fill(f"{name} {rate:g}", partial(trial.train, config(method, rate, variant), result))
             for rate, result in results.items()
         }
         best = min(by_rate, key=lambda rate: float(by_rate[rate]["perplexity"]))
-        if f"{method} {best:g} answers" not in cells.results and not results[best].exists():
-            trial.train(config(method, best), results[best])  # its weights are not in the folder
-        judged = cells.fill(f"{method} {best:g} answers", partial(answers, results[best]))
-        rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
-        print(row(str(method), by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
+        if f"{name} {best:g} answers" not in cells.results and not results[best].exists():
+            trial.train(config(method, best, variant), results[best])  # its weights are not in the folder
+        judged = cells.fill(f"{name} {best:g} answers", partial(answers, results[best]))
+        perplexities = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
+        print(row(name, by_rate[best], judged, f"{best:g}"), f"<!-- {perplexities} -->", flush=True)
 
 
-def config(method: RepairMethod, rate: float) -> RepairConfig:
+def config(method: RepairMethod, rate: float, variant: Variant = Variant.IMPROVED) -> RepairConfig:
     """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
     return RepairConfig(
         steps=STEPS,
         method=method,
+        variant=variant,
         learning_rate=rate,
         update_interval=10,
         batch_tokens=BATCH * LENGTH,

@@ -83,6 +83,16 @@ class RepairMethod(StrEnum):
         return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
+class Variant(StrEnum):
+    """Rules of the method `seft`: those of this library, or those of the paper (Xiao et al., arXiv 2505.24037).
+
+    docs/method.md compares them.
+    """
+
+    IMPROVED = "improved"
+    PUBLISHED = "published"
+
+
 class RateSchedule(StrEnum):
     """How the learning rate changes after the warm-up."""
 
@@ -260,6 +270,9 @@ class RepairConfig:
     drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
     drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
     settle: Annotated[float, Doc("Fraction of the steps, at the end, without updates of the active set.")] = 0.25
+    variant: Annotated[
+        Variant, Doc("Rules of the method seft: improved is this library's, published is the paper's.")
+    ] = Variant.IMPROVED
     batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
     sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
     micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
@@ -290,6 +303,9 @@ class RepairConfig:
         _require_at_least("update_interval", self.update_interval, 1)
         _require_between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to 20 % of the active set per update.")
         _require_between("settle", self.settle, 0.0, 1.0, "0.25 runs the last quarter of the steps without updates.")
+        if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
+            way_out = "Only seft has a published variant. Use the method seft, or leave variant out."
+            raise ConfigError("variant", f"must be improved for the method {self.method}", str(self.variant), way_out)
         _require_at_least("sequence_tokens", self.sequence_tokens, 2)
         _require_at_least("micro_batch", self.micro_batch, 1)
         if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from seft.config import UNSTRUCTURED, Pattern, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, RepairMethod, Variant
 from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
@@ -22,18 +22,20 @@ from tests.seft.repair.repairing import TOKENS, by_magnitude, in_pattern, pruned
 
 STEPS = 8
 CASES = {
-    "seft": (RepairMethod.SEFT, UNSTRUCTURED),
-    "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4)),
-    "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED),
-    "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED),
+    "seft": (RepairMethod.SEFT, UNSTRUCTURED, Variant.IMPROVED),
+    "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4), Variant.IMPROVED),
+    "seft-published": (RepairMethod.SEFT, UNSTRUCTURED, Variant.PUBLISHED),
+    "seft-published-2-4": (RepairMethod.SEFT, Pattern(2, 4), Variant.PUBLISHED),
+    "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED, Variant.IMPROVED),
+    "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED, Variant.IMPROVED),
 }
 
 
 def train(name: str, folder: Path) -> None:
     """Run a whole repair and save state and loss after every step. In double precision, so rounding decides nothing."""
-    method, pattern = CASES[name]
+    method, pattern, variant = CASES[name]
     model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
-    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is smaller
+    config = short(method=method, variant=variant, batch_tokens=6 * 32, micro_batch=4)  # the second one is smaller
     repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
     losses = []
     for step in range(1, STEPS + 1):
