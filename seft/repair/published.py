@@ -39,7 +39,7 @@ class PublishedWindow(Window):
         super().resume(tensors, observed)
         self.sums = tensors["sums"]
 
-    def clipped(self, active: Int[Tensor, "positions"]) -> tuple[Candidates, GradientSums]:
+    def clipped(self, active: Int[Tensor, "positions"], /) -> tuple[Candidates, GradientSums]:
         """Return the positions with the largest sums of clipped gradients, except `active`, and an empty sample."""
         self.growth = self._largest(active)
         return super().clipped(active)

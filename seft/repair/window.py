@@ -120,7 +120,7 @@ class Window:
         self.outputs, self.inputs, self.scales = tensors["outputs"], tensors["inputs"], tensors["scales"].tolist()
         self.observed = observed
 
-    def clipped(self, _: Int[Tensor, "positions"]) -> tuple[Candidates, GradientSums]:
+    def clipped(self, _: Int[Tensor, "positions"], /) -> tuple[Candidates, GradientSums]:
         """Return the candidates and the sample with clipped gradients, like the gradients in Adam's moments."""
         scale = sum(self.scales) / len(self.scales) if self.scales else 1.0
         return self.growth.scaled(scale), self.sample.scaled(scale)
