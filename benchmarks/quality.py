@@ -20,7 +20,7 @@ from typing import Literal
 from benchmarks.trial import BATCH, LENGTH, PRUNE, Cell, Cells, Trial, parser
 from seft.checkpoint.pack import load_pruned
 from seft.choices import Question, accuracy
-from seft.config import Compare, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
+from seft.config import Compare, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod, Variant
 
 STEPS = 100
 QUESTIONS = 500
@@ -35,12 +35,14 @@ class Recipe:
     rates: tuple[float, ...]
     density: float | Literal["all"] = 0.005
     prune: PruneConfig = PRUNE
+    variant: Variant = Variant.IMPROVED
 
     def config(self, rate: float) -> RepairConfig:
         """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
         return RepairConfig(
             steps=STEPS,
             method=self.method,
+            variant=self.variant,
             density=self.density,
             learning_rate=rate,
             update_interval=10,
@@ -57,6 +59,7 @@ def trains_all(prune: PruneConfig) -> Recipe:
 
 RECIPES = {
     "seft": Recipe(RepairMethod.SEFT, (1e-2, 3e-2, 1e-1)),
+    "seft-published": Recipe(RepairMethod.SEFT, (1e-3, 3e-3, 1e-2), variant=Variant.PUBLISHED),
     "masked_lora": Recipe(RepairMethod.MASKED_LORA, (3e-3, 1e-2, 3e-2)),
     "fixed_mask": Recipe(RepairMethod.FIXED_MASK, (1e-2, 3e-2, 1e-1)),
     "masked_full": Recipe(RepairMethod.MASKED_FULL, (3e-4, 1e-3, 3e-3)),

@@ -26,9 +26,9 @@ from pydantic import (
 
 from core import ids
 from seft import config
-from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf
+from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf, Variant
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -148,6 +148,10 @@ class RepairSpec(Spec):
     drop_decay: DropDecay = Field(
         default=DropDecay.LINEAR, description="How `drop_rate` decreases to 0 at the last step."
     )
+    variant: Variant = Field(
+        default=Variant.IMPROVED,
+        description="Rules of `seft`: `improved` are those of this software, `published` those of the paper.",
+    )
     batch_tokens: Integer = Field(default=16384, ge=2, le=1 << 24, description="Tokens per optimizer step.")
     sequence_tokens: Integer = Field(
         default=512, ge=2, le=131072, description="Tokens per training sequence. Must divide `batch_tokens`."
@@ -187,6 +191,12 @@ class RepairSpec(Spec):
         le=1_000_000,
         description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
     )
+
+    @model_validator(mode="after")
+    def _require_seft_for_variant(self) -> Self:
+        if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
+            raise ValueError(f"variant must be improved for the method {self.method}; it is {self.variant}")
+        return self
 
     @model_validator(mode="after")
     def _require_evaluations_for_patience(self) -> Self:

@@ -92,6 +92,16 @@ class RepairMethod(StrEnum):
         return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
 
 
+class Variant(StrEnum):
+    """Rules of the method `seft`: those of this library, or those of the paper (Xiao et al., arXiv 2505.24037).
+
+    docs/method.md compares them.
+    """
+
+    IMPROVED = "improved"
+    PUBLISHED = "published"
+
+
 class RateSchedule(StrEnum):
     """How the learning rate changes after the warm-up."""
 
@@ -304,6 +314,9 @@ class RepairConfig:
     swap_tokens: Annotated[
         int, Doc("Tokens between two events that swap zeros and nonzeros, with density all. 0 is off.")
     ] = 0
+    variant: Annotated[
+        Variant, Doc("Rules of the method seft: improved is this library's, published is the paper's.")
+    ] = Variant.IMPROVED
     batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
     sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
     micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
@@ -341,6 +354,9 @@ class RepairConfig:
             raise ConfigError("swap_tokens", "must be 0 if density is a number", self.swap_tokens, way_out)
         _require_between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to 20 % of the active set per update.")
         _require_between("settle", self.settle, 0.0, 1.0, "0.25 runs the last quarter of the steps without updates.")
+        if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
+            way_out = "Only seft has a published variant. Use the method seft, or leave variant out."
+            raise ConfigError("variant", f"must be improved for the method {self.method}", str(self.variant), way_out)
         _require_at_least("sequence_tokens", self.sequence_tokens, 2)
         _require_at_least("micro_batch", self.micro_batch, 1)
         if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:
@@ -383,6 +399,9 @@ class RepairConfig:
 
     def _require_all_settings(self) -> None:
         """Raise ConfigError if a setting contradicts the training of all nonzeros in place."""
+        if self.variant is Variant.PUBLISHED:
+            way_out = "Leave variant out, or give density a number."
+            raise ConfigError("variant", "must be improved with density all", str(self.variant), way_out)
         if self.method is not RepairMethod.SEFT:
             way_out = "Use the method seft, or give density a number. masked_full trains all nonzeros with AdamW."
             raise ConfigError("density", f"must be a number with the method {self.method}", self.density, way_out)

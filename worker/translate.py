@@ -43,6 +43,7 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
         update_interval=repair.update_interval,
         drop_rate=repair.drop_rate,
         drop_decay=repair.drop_decay,
+        variant=repair.variant,
         batch_tokens=repair.batch_tokens,
         sequence_tokens=repair.sequence_tokens,
         micro_batch=micro_batch or repair.micro_batch,

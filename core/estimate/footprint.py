@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from core.estimate.dimensions import Dimensions, Matrix
 from core.specs import JobSpec, RepairMethod
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, Refinement
+from seft.config import Allocation, PruneMethod, Refinement, Variant
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
@@ -207,7 +207,9 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
         case RepairMethod.SEFT:
             # The first event replaces the whole active set.
             window = LISTED * CANDIDATE if repair.steps > 1 else 0
-            return count * (ACTIVE + window), count * ACTIVE
+            # The published variant sums the gradients of all weights before an event.
+            sums = FLOAT * model.targets if repair.variant is Variant.PUBLISHED else 0
+            return count * (ACTIVE + window) + sums, count * ACTIVE + sums
         case RepairMethod.FIXED_MASK:
             return count * ACTIVE, count * ACTIVE
         case RepairMethod.MASKED_FULL:

@@ -93,6 +93,15 @@ def choose(
     return Choice(_select(growth, chosen), removed, chosen[torch.isin(chosen, dropped.indices)].sort().values)
 
 
+def limit_zeros(growth: Candidates, weight: Float[Tensor, "rows cols"], most: int) -> Candidates:
+    """Return the candidates except the zeros, of which only the `most` with the best scores are returned.
+
+    [ours] For each zero that grows, a nonzero becomes zero. If too many do so at once, the model breaks.
+    """
+    zero = entries(weight, growth.indices) == 0
+    return growth[~zero | torch.isin(growth.indices, growth[zero].best(most).indices)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Adapt:
     """Chooses which positions become zero after others have grown.

@@ -35,9 +35,9 @@ class SEFT(FixedMask):
         super().__init__(work)
 
     def before_step(self, step: int, /) -> None:
-        """Start to collect gradients in every linear if an event follows within `schedule.WINDOW` steps."""
+        """Start to collect gradients in every linear if the step is in the gradient window of an event."""
         event = schedule.next_event(self.config, step)
-        if event is None or event - step >= schedule.WINDOW:
+        if event is None or event - step >= schedule.WINDOW[self.config.variant]:
             return
         for linear in self.linears.values():
             count = schedule.drop_count(self.config, event, len(linear.active))

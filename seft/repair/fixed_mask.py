@@ -8,6 +8,7 @@ import warnings
 from seft.repair.in_place import InPlaceMethod
 from seft.repair.linear import RepairedLinear
 from seft.repair.method import Work
+from seft.repair.published import WINDOWS
 from seft.seeds import generator
 
 
@@ -16,9 +17,10 @@ class FixedMask(InPlaceMethod):
 
     def __init__(self, work: Work) -> None:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        config, pattern = work.config, work.pattern
         self.linears = {
             name: RepairedLinear(
-                target.weight, work.config.trained_fraction, generator(work.config.seed, name), work.pattern
+                target.weight, config.trained_fraction, generator(config.seed, name), pattern, WINDOWS[config.variant]
             )
             for name, target in work.targets.items()
         }

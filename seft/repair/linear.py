@@ -23,13 +23,18 @@ from seft.repair.sampled import sampled_product
 from seft.repair.window import Window
 from seft.report import Change
 
+MOST_ZEROS = 0.01
+"""[ours] Largest number of zeros that grow in an event, as a fraction of the nonzeros of the linear (at least one zero
+may grow). As many nonzeros become zero at once, before any step could adapt the other weights to it."""
+
 
 class RepairedLinear:
     """A linear under repair: its active positions, its budget of nonzeros, and the positions that events set to zero.
 
     `weight` is changed in place. It differs from the initial matrix only at the positions in `active` and `removed`;
     `removed` has the former nonzeros that events set to zero. The caller must call `product` instead of the linear's
-    forward function. Raises ConfigError if the weight matrix does not follow the pattern.
+    forward function. `window_type` has the rules that topology events follow. Raises ConfigError if the weight matrix
+    does not follow the pattern.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class RepairedLinear:
         density: float,
         generator: torch.Generator,
         pattern: Pattern = UNSTRUCTURED,
+        window_type: type[Window] = Window,
     ) -> None:
         if weight.shape[1] % pattern.of or overfull_groups(weight, pattern):
             rule = "must be one that the weights follow"
@@ -48,6 +54,8 @@ class RepairedLinear:
         self.adopt(Active.start(self.weight, sample_nonzeros(self.weight, count, generator)))
         self.removed = BasePositions(self.active.indices[:0], self.active.bases[:0])
         self.window: Window | None = None
+        self._window_type = window_type
+        self.most_zeros = max(1, round(MOST_ZEROS * self.budget))
         self._seed = int(torch.randint(1 << 62, (), generator=generator))
         self._typical = self.active.values.new_zeros(())
 
@@ -88,7 +96,7 @@ class RepairedLinear:
 
     def open_window(self, count: int, event: int) -> Window:
         """Start to collect gradients for the topology event at step `event`, which chooses `count` positions."""
-        self.window, self._event = Window(self.weight, count, self._seed + event, self.pattern), event
+        self.window, self._event = self._window_type(self.weight, count, self._seed + event, self.pattern), event
         return self.window
 
     def take_gradient(self) -> Float[Tensor, "positions"]:
@@ -105,19 +113,21 @@ class RepairedLinear:
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
         """Run a topology event, which replaces `count` active positions, and close the gradient window.
 
-        The gradient window observed `steps` steps of `pieces` micro-batches each. If it observed no gradient, nothing
-        changes.
+        At most `most_zeros` zeros grow, and as many nonzeros become zero. If nonzeros cannot take the place of further
+        zeros, fewer positions are replaced. The gradient window observed `steps` steps of `pieces` micro-batches each.
+        If it observed no gradient, nothing changes.
         """
         window, self.window = self.window, None
         if window is None or not window.observed:
             return Change(0, 0, 0, 0)
-        growth, sample = window.clipped()
+        growth, sample = window.clipped(self.active.indices)
+        growth = evolve.limit_zeros(growth, self.weight, self.most_zeros)
         # The maximum, because an expert may have had few tokens until now. All other linears have their largest
         # gradients at the start.
         self._typical = self._typical.maximum(optimizer.typical_gradient(sample, steps, pieces))
         kept, dropped = evolve.drop(self.active, min(count, len(growth)))
         dropped.restore(self.weight)
-        removal = window.removal(self.weight, kept.indices)
+        removal = window.removal(kept.indices)
         choice = evolve.choose(self.weight, kept, dropped, growth, removal, budget=self.budget, pattern=self.pattern)
         grown = Active.start(self.weight, choice.grown.indices)
         optimizer.seed_moments(grown, choice.grown, steps, pieces)

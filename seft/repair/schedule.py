@@ -1,8 +1,9 @@
 """Schedules as functions of the step (the first is 1): learning rate, topology events, and the text of each step.
 
-A topology event changes which weights are trained. [ours] Training begins with an opening event. The first active
-positions are an arbitrary sample of the nonzeros. After step 1 all are replaced by positions drawn in proportion to
-their gradients. The weight changes of step 1 are undone; its gradients are used.
+A topology event changes which weights are trained. The first event, called the opening, replaces all active positions,
+because the first ones are an arbitrary sample of the nonzeros. Their weight changes are undone; the gradients of these
+steps are used. SpIEL's published code, on which SEFT is built, has this event too (github.com/AlanAnsell/peft, commit
+73b455b). [ours] It comes after step 1 instead of 5, and a gradient window has 2 steps instead of 5.
 """
 
 import functools
@@ -12,14 +13,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
+from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant
 from seft.seeds import generator
 
-OPENING = 1
+OPENING = {Variant.IMPROVED: 1, Variant.PUBLISHED: 5}
 """Step after which the opening event runs. A later event would find better positions, but leave less time to train
 them."""
 
-WINDOW = 2
+WINDOW = {Variant.IMPROVED: 2, Variant.PUBLISHED: 5}
 """Number of steps before a topology event whose gradients decide it (the gradient window)."""
 
 RATES = {
@@ -34,6 +35,8 @@ RATES = {
 
 ALL_RATE = 1e-3
 """Peak learning rate if all nonzeros are trained in place (`density: all`)."""
+PUBLISHED_RATE = 3e-3
+"""The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
 """Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
@@ -67,7 +70,7 @@ def peak_rate(config: RepairConfig) -> float:
         return config.learning_rate
     if config.trains_all:
         return ALL_RATE
-    rate = RATES[config.method]
+    rate = PUBLISHED_RATE if config.variant is Variant.PUBLISHED else RATES[config.method]
     return rate if config.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / config.trained_fraction))
 
 
@@ -77,7 +80,8 @@ def next_event(config: RepairConfig, step: int) -> int | None:
     The last `settle` fraction of the steps has no events.
     """
     last = min(config.steps - math.ceil(config.steps * config.settle), config.steps - 1)
-    event = OPENING if step <= OPENING else -(-step // config.update_interval) * config.update_interval
+    opening = OPENING[config.variant]
+    event = opening if step <= opening else -(-step // config.update_interval) * config.update_interval
     return event if event <= last else None
 
 
@@ -86,7 +90,8 @@ def window_steps(config: RepairConfig, event: int) -> int:
 
     It is at most `WINDOW`. Only steps after the previous event count.
     """
-    return sum(next_event(config, step) == event for step in range(max(1, event - WINDOW + 1), event + 1))
+    first = max(1, event - WINDOW[config.variant] + 1)
+    return sum(next_event(config, step) == event for step in range(first, event + 1))
 
 
 def drop_count(config: RepairConfig, event: int, active: int) -> int:
@@ -94,7 +99,7 @@ def drop_count(config: RepairConfig, event: int, active: int) -> int:
 
     All are replaced at the opening event, and a falling fraction at later events.
     """
-    return round((1.0 if event == OPENING else _drop_rate(config, event / config.steps)) * active)
+    return round((1.0 if event == OPENING[config.variant] else _drop_rate(config, event / config.steps)) * active)
 
 
 def _drop_rate(config: RepairConfig, progress: float) -> float:

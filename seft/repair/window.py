@@ -97,10 +97,10 @@ class Window:
     ) -> None:
         empty = torch.zeros(0, dtype=master_dtype(weight.dtype), device=weight.device)
         self.count, self._seed = count, seed
-        self._pattern = pattern
+        self._weight, self._pattern = weight, pattern
         self.observed = 0
         self.growth = Candidates(empty.int(), empty, empty, empty)
-        sampled = _sample(weight, generator(seed, "sample"))
+        sampled = self._sample()
         self.sample = GradientSums(sampled, empty.new_zeros(len(sampled)), empty.new_zeros(len(sampled)))
         self.outputs, self.inputs = (empty.new_zeros(size) for size in weight.shape)
         self.scales: list[float] = []
@@ -120,7 +120,7 @@ class Window:
         self.outputs, self.inputs, self.scales = tensors["outputs"], tensors["inputs"], tensors["scales"].tolist()
         self.observed = observed
 
-    def clipped(self) -> tuple[Candidates, GradientSums]:
+    def clipped(self, _: Int[Tensor, "positions"], /) -> tuple[Candidates, GradientSums]:
         """Return the candidates and the sample with clipped gradients, like the gradients in Adam's moments."""
         scale = sum(self.scales) / len(self.scales) if self.scales else 1.0
         return self.growth.scaled(scale), self.sample.scaled(scale)
@@ -137,63 +137,67 @@ class Window:
         cannot grow.
         """
         left, right = left.to(self.outputs.dtype), right.to(self.inputs.dtype)
-        self.outputs = self.outputs + sum_over_processes(left.square().sum(0))
-        self.inputs = self.inputs + sum_over_processes(right.square().sum(0))
-        self.sample = self.sample.updated(sum_over_processes(sampled_product(left, right, self.sample.indices)))
-        growth = self.growth.updated(sum_over_processes(sampled_product(left, right, self.growth.indices)))
-        taken = torch.cat([active, growth.indices]).sort().values
-        for rows in row_chunks((left.shape[1], right.shape[1])):
-            gradient = sum_over_processes((left[:, rows].t() @ right).flatten())
-            growth = growth.joined(self._new_candidates(gradient, rows.start * right.shape[1], taken))
-            growth = growth.best(self.count * CANDIDATES_PER_POSITION)
-        self.growth, self.observed = growth, self.observed + 1
+        self._add(left, right)
+        taken = torch.cat([active, self.growth.indices]).sort().values
+        for rows in row_chunks(self._weight.shape):
+            self._list(sum_over_processes((left[:, rows].t() @ right).flatten()), rows, taken)
+        self.observed += 1
 
-    def removal(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
+    def removal(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "removal"]:
         """Return the positions that may become zero, the least sensitive first.
 
         `kept` has the active positions that were kept. In an N:M pattern these are all nonzero or kept positions in the
         groups of the zeros that may grow. Otherwise they are the least sensitive nonzeros, as many as the largest
         number of candidates for growth.
         """
-        places = self._rivals(weight, kept) if self._pattern.grouped else self._least_sensitive(weight)
-        return places[self._sensitivity(weight, places).argsort(stable=True)]
+        places = self._rivals(kept) if self._pattern.grouped else self._least_sensitive()
+        return places[self._sensitivity(places).argsort(stable=True)]
 
-    def _sensitivity(
-        self, weight: Float[Tensor, "rows cols"], places: Int[Tensor, "positions"]
-    ) -> Float[Tensor, "positions"]:
+    def _add(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> None:
+        """Add the gradients of one micro-batch to the sums of all positions that are listed already."""
+        self.outputs = self.outputs + sum_over_processes(left.square().sum(0))
+        self.inputs = self.inputs + sum_over_processes(right.square().sum(0))
+        self.sample = self.sample.updated(sum_over_processes(sampled_product(left, right, self.sample.indices)))
+        self.growth = self.growth.updated(sum_over_processes(sampled_product(left, right, self.growth.indices)))
+
+    def _list(self, gradient: Float[Tensor, "chunk"], rows: slice, taken: Int[Tensor, "taken"]) -> None:
+        """Find new candidates in the gradient of some rows. `taken` has the active and listed positions."""
+        growth = self.growth.joined(self._new_candidates(gradient, rows, taken))
+        self.growth = growth.best(self.count * CANDIDATES_PER_POSITION)
+
+    def _sensitivity(self, places: Int[Tensor, "positions"]) -> Float[Tensor, "positions"]:
         """Return the square root of the loss increase if a weight became zero, for each of `places`, up to a factor.
 
         [ours] The increase is W^2 times the curvature (LeCun et al. 1990, Optimal Brain Damage). The curvature is the
         mean square of the output's gradient times the mean square of the input (Martens & Grosse 2015, section 3). The
         paper's |W * gradient| is often small only by chance.
         """
-        rows, cols = places // weight.shape[1], places % weight.shape[1]
-        return entries(weight, places).abs() * self.outputs.sqrt()[rows] * self.inputs.sqrt()[cols]
+        rows, cols = places // self._weight.shape[1], places % self._weight.shape[1]
+        return entries(self._weight, places).abs() * self.outputs.sqrt()[rows] * self.inputs.sqrt()[cols]
 
-    def _least_sensitive(self, weight: Float[Tensor, "rows cols"]) -> Int[Tensor, "least"]:
+    def _least_sensitive(self) -> Int[Tensor, "least"]:
         """Return the positions of the least sensitive nonzeros, found chunk by chunk."""
+        weight = self._weight
         least = torch.zeros(0, dtype=torch.int64, device=weight.device)
         for rows in row_chunks(weight.shape):
             nonzeros = weight[rows].flatten().nonzero().squeeze(1) + rows.start * weight.shape[1]
             least = torch.cat([least, nonzeros])
             count = min(self.count * CANDIDATES_PER_POSITION, len(least))
-            least = least[self._sensitivity(weight, least).topk(count, largest=False).indices]
+            least = least[self._sensitivity(least).topk(count, largest=False).indices]
         return least.sort().values
 
-    def _rivals(self, weight: Float[Tensor, "rows cols"], kept: Int[Tensor, "positions"]) -> Int[Tensor, "rivals"]:
+    def _rivals(self, kept: Int[Tensor, "positions"]) -> Int[Tensor, "rivals"]:
         """Return the nonzero or kept positions in the groups of the zeros that may grow."""
-        growth = self.growth.indices
+        weight, growth = self._weight, self.growth.indices
         groups = torch.unique(growth[entries(weight, growth) == 0] // self._pattern.of)
         members = torch.arange(self._pattern.of, device=groups.device, dtype=groups.dtype)
         places: Tensor = (groups[:, None] * self._pattern.of + members).flatten()
         return places[(entries(weight, places) != 0) | torch.isin(places, kept)]
 
-    def _new_candidates(self, gradient: Float[Tensor, "chunk"], offset: int, taken: Int[Tensor, "taken"]) -> Candidates:
-        """Return the entries of a chunk with the best scores that are neither active nor already listed.
-
-        `offset` is the position of the first entry, and `taken` has the active and listed positions.
-        """
-        draws = self._draws(gradient, offset)
+    def _new_candidates(self, gradient: Float[Tensor, "chunk"], rows: slice, taken: Int[Tensor, "taken"]) -> Candidates:
+        """Return the entries of some rows with the best scores that are neither active nor already listed."""
+        offset = rows.start * self._weight.shape[1]
+        draws = self._draws(gradient, rows)
         scores = gradient.abs() / draws
         bounds = torch.tensor([offset, offset + len(gradient)], device=taken.device, dtype=taken.dtype)
         first, last = torch.searchsorted(taken, bounds).tolist()
@@ -202,13 +206,14 @@ class Window:
         places = places[scores[places] > 0]
         return Candidates.from_micro_batch(places + offset, gradient[places], draws[places])
 
-    def _draws(self, gradient: Float[Tensor, "chunk"], offset: int) -> Float[Tensor, "chunk"]:
-        """Return the random numbers of a chunk's positions, which are the same on every call."""
-        return torch.empty_like(gradient).exponential_(generator=generator(self._seed, str(offset), gradient.device))
+    def _draws(self, gradient: Float[Tensor, "chunk"], rows: slice) -> Float[Tensor, "chunk"]:
+        """Return the random numbers of the positions in some rows, which are the same on every call."""
+        name = str(rows.start * self._weight.shape[1])
+        return torch.empty_like(gradient).exponential_(generator=generator(self._seed, name, gradient.device))
 
-
-def _sample(weight: Float[Tensor, "rows cols"], generator: torch.Generator) -> Int[Tensor, "sampled"]:
-    """Return the sorted positions of a uniform sample of the nonzeros: the nonzeros among evenly drawn positions."""
-    places = torch.randint(weight.numel(), (4 * SAMPLE_SIZE,), generator=generator).to(weight.device)
-    sampled: Tensor = torch.unique(places[entries(weight, places) != 0][:SAMPLE_SIZE])
-    return sampled.int()
+    def _sample(self) -> Int[Tensor, "sampled"]:
+        """Return the sorted positions of a uniform sample of the nonzeros: those among evenly drawn positions."""
+        drawn = torch.randint(self._weight.numel(), (4 * SAMPLE_SIZE,), generator=generator(self._seed, "sample"))
+        places = drawn.to(self._weight.device)
+        sampled: Tensor = torch.unique(places[entries(self._weight, places) != 0][:SAMPLE_SIZE])
+        return sampled.int()

@@ -51,6 +51,8 @@ def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
         {"repair": {"patience": 1}},
         {"repair": {"evaluate_interval": -1}},
         {"repair": {"drop_decay": "sudden"}},
+        {"repair": {"variant": "draft"}},
+        {"repair": {"method": "spp", "variant": "published"}},
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},
         {"evaluate": {"held_out": 1.0}},
@@ -147,7 +149,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (4, "a579d8071448fca3"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (5, "ced05e9e83db2f1c"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from core import specs
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, RepairMethod, Variant
 from seft.errors import ConfigError
 
 Maker = Callable[..., object]
@@ -73,11 +73,12 @@ def test_the_library_accepts_every_number_of_a_request(
         (lambda value: RepairConfig(steps=1, patience=value), "patience", 2),
         (lambda value: RepairConfig(steps=1, evaluate_interval=5, patience=value), "patience", -1),
         (lambda value: RepairConfig(steps=1, clip_norm=value), "clip_norm", 0.0),
+        (lambda value: RepairConfig(1, RepairMethod.SPP, variant=Variant(value)), "variant", "published"),
         (lambda value: EvaluateConfig(windows=value), "windows", 0),
     ],
     ids=lambda value: None if callable(value) else str(value),
 )
-def test_an_error_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float) -> None:
+def test_an_error_names_the_field_the_rule_the_value_and_a_way_out(make: Maker, field: str, value: float | str) -> None:
     with pytest.raises(ConfigError) as error:
         make(value)
     assert error.value.field == field

@@ -17,6 +17,7 @@ REPAIR: dict[str, Any] = {
     "update_interval": 3,
     "drop_rate": 0.1,
     "drop_decay": "cosine",
+    "variant": "improved",
     "batch_tokens": 256,
     "sequence_tokens": 128,
     "micro_batch": 2,
@@ -74,10 +75,17 @@ def test_every_option_is_translated() -> None:
         reconstruct_learning_rate=0.001,
         seed=5,
     )
-    enums = {"method": config.RepairMethod(REPAIR["method"]), "drop_decay": config.DropDecay(REPAIR["drop_decay"])}
+    kinds = {"method": config.RepairMethod, "drop_decay": config.DropDecay, "variant": config.Variant}
+    enums = {name: kind(REPAIR[name]) for name, kind in kinds.items()}
     assert repair_config(spec) == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
     assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
     assert set(REPAIR) == set(specs.RepairSpec.model_fields)
+
+
+def test_the_variant_of_seft_is_translated() -> None:
+    config_of_job = repair_config(job_spec(repair={"variant": "published"}))
+    assert config_of_job is not None
+    assert config_of_job.variant is config.Variant.PUBLISHED
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])

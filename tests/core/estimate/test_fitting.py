@@ -65,3 +65,11 @@ def test_a_cpu_counts_all_processes_and_another_device_only_its_tensors(model: D
     assert fitting.fit(model, spec, Capability(CPU, "x86_64", 2 * peak, LARGEST)).fits
     tensors = max(each.device for each in footprints.values())
     assert fitting.fit(model, spec, gpu(100)).needed_bytes == tensors + fitting.CONTEXT_BYTES
+
+
+def test_seft_as_published_needs_the_dense_sum_of_gradients(model: Dimensions) -> None:
+    ours, published = (
+        memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": {"variant": variant}}))[Phase.TRAINING]
+        for variant in ("improved", "published")
+    )
+    assert published.device - ours.device == 4 * model.targets

@@ -22,7 +22,7 @@ PRUNED = PruneConfig(0.6, samples=4, tokens=32)
 
 
 def short(**changes: object) -> RepairConfig:
-    """Return a configuration of eight steps, with events after steps 1, 3 and 6."""
+    """Return a configuration of eight steps, with events after steps 1, 3 and 6. As published: after 5 and 6."""
     fields = {"steps": 8, "density": 0.02, "update_interval": 3, "drop_rate": 0.5, "batch_tokens": 96, "settle": 0.1}
     return RepairConfig(**{**fields, "sequence_tokens": 32, "micro_batch": 2, **changes})  # type: ignore[arg-type]
 

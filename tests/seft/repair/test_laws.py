@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Pattern
+from seft.config import UNSTRUCTURED, Pattern, Variant
 from seft.repair.active import Active
 from seft.repair.linear import RepairedLinear
+from seft.repair.published import WINDOWS
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 3), Pattern(4, 8), Pattern(3, 4), Pattern(1, 4)]
 RATE = 0.1
@@ -50,7 +51,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Case:
-    """A linear and its events. In every step a fraction of the active values becomes zero, as by rounding."""
+    """A linear and its events. In every step a fraction of the active values becomes zero, as by rounding.
+
+    At most the fraction `most_zeros` of the nonzeros may become zero in an event, and at least one.
+    """
 
     pattern: Pattern
     rows: int
@@ -60,6 +64,8 @@ class Case:
     vanishing: float
     gradients: Gradients
     events: list[Event]
+    most_zeros: float
+    variant: Variant
     seed: int
 
     def start(self, dtype: torch.dtype, *, transposed: bool = False) -> Tensor:
@@ -75,7 +81,10 @@ class Case:
         return weight.mT.contiguous().mT if transposed else weight
 
     def owner(self, weight: Tensor) -> RepairedLinear:
-        return RepairedLinear(weight, self.density, torch.Generator().manual_seed(self.seed), self.pattern)
+        generator = torch.Generator().manual_seed(self.seed)
+        owner = RepairedLinear(weight, self.density, generator, self.pattern, WINDOWS[self.variant])
+        owner.most_zeros = max(1, round(self.most_zeros * owner.budget))
+        return owner
 
 
 cases = st.builds(
@@ -92,6 +101,8 @@ cases = st.builds(
         min_size=1,
         max_size=6,
     ),
+    most_zeros=st.sampled_from([0.01, 0.2, 1.0]),
+    variant=st.sampled_from(Variant),
     seed=st.integers(0, 2**16),
 )
 
@@ -120,7 +131,8 @@ class Life:
                 yield None
             count = round(event.fraction * len(self.owner.active))
             self.sampled = self.owner.open_window(count, number).sample.indices.tolist()
-            assert len(self.sampled) >= 0.9 * int(self.owner.weight.count_nonzero()), "nearly all nonzeros are sampled"
+            sampled = 0.9 if self.case.variant is Variant.IMPROVED else 0.0
+            assert len(self.sampled) >= sampled * int(self.owner.weight.count_nonzero()), "nearly all are sampled"
             for _ in range(event.watched):
                 self._step(generator)
                 yield None
@@ -167,6 +179,19 @@ def test_budget_groups_and_order_hold_at_every_step(*, case: Case, dtype: torch.
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases)
+def test_an_event_grows_no_more_zeros_than_it_may_and_makes_no_more_nonzeros_zero(*, case: Case) -> None:
+    owner = case.owner(case.start(torch.float32))
+    active, removed = owner.active.indices, len(owner.removed)
+    for event in Life(case, owner):
+        if event is not None:
+            grown = ~torch.isin(owner.active.indices, active) & (owner.active.bases == 0)
+            assert int(grown.sum()) <= owner.most_zeros
+            assert len(owner.removed) - removed <= owner.most_zeros
+        active, removed = owner.active.indices, len(owner.removed)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases)
 def test_each_position_keeps_its_state_and_gets_its_base_or_zero_when_it_leaves(*, case: Case) -> None:
     owner = case.owner(case.start(torch.float64))
     life = Life(case, owner)
@@ -183,7 +208,9 @@ def test_each_position_keeps_its_state_and_gets_its_base_or_zero_when_it_leaves(
             for index in set(expected) - set(owner.active.indices.tolist()):
                 assert present[index] in (expected.pop(index).base, 0.0)
             for index in set(owner.active.indices.tolist()) - set(expected):
-                expected[index] = Traced.grown(owner.active, index, float(present[index]), life.window, event.pieces)
+                steady = case.variant is Variant.PUBLISHED
+                value = float(present[index])
+                expected[index] = Traced.grown(owner.active, index, value, life.window, event.pieces, steady=steady)
                 assert present[index] == before[index], "growing changes no weight"
         for place, index in enumerate(owner.active.indices.tolist()):
             expected[index].require_equal(owner.active, place)
@@ -219,14 +246,20 @@ class Traced:
         self.value = self.base
 
     @classmethod
-    def grown(cls, active: Active, index: int, value: float, window: list[Tensor], pieces: int) -> "Traced":
-        """Return the state seeded from the micro-batches since the position was listed; earlier ones count as 0."""
+    def grown(
+        cls, active: Active, index: int, value: float, window: list[Tensor], pieces: int, *, steady: bool
+    ) -> "Traced":
+        """Return the state seeded from the micro-batches since the position was listed; earlier ones count as 0.
+
+        If `steady`, it is seeded from all micro-batches, as if their gradients were equal.
+        """
         (place,) = (active.indices == index).nonzero().flatten().tolist()
         actual = float(active.means[place]), float(active.squares[place])
         matches = []
-        for first in range(len(window)):
+        for first in range(1 if steady else len(window)):
             steps = math.ceil(len(window) / pieces)
             mean, square = moments([float(gradient[index]) for gradient in window[first:]], steps, pieces)
+            square = max(mean**2, mean**2 + (mean**2 * steps / len(window) - mean**2 / pieces)) if steady else square
             seeded = cls(value)
             seeded.mean, seeded.square, seeded.age = mean * (1 - 0.9**steps), square * (1 - 0.999**steps), steps
             if actual == pytest.approx((seeded.mean, seeded.square), rel=1e-6, abs=1e-12):

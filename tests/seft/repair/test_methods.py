@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod, Variant
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
 from seft.models.targets import target_linears
@@ -31,6 +31,10 @@ from tests.seft.repair.repairing import (
 )
 
 every = pytest.mark.parametrize("method", RepairMethod)
+every_variant = pytest.mark.parametrize(
+    ("method", "variant"),
+    [*((method, Variant.IMPROVED) for method in RepairMethod), (RepairMethod.SEFT, Variant.PUBLISHED)],
+)
 
 RATES = {
     RepairMethod.SEFT: 3e-2,
@@ -47,13 +51,13 @@ def test_every_method_is_registered() -> None:
     assert METHODS.keys() == set(RepairMethod)
 
 
-@every
+@every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype) -> None:
+def test_the_budget_holds_at_every_step(method: RepairMethod, variant: Variant, dtype: torch.dtype) -> None:
     model = pruned_tiny(dtype)
     budget, zeros = nonzeros(model), {name: weight == 0 for name, weight in weights(model).items()}
     targets = target_linears(model)
-    repair = Repair(model, TOKENS, short(method=method), pruned=PRUNED)
+    repair = Repair(model, TOKENS, short(method=method, variant=variant), pruned=PRUNED)
 
     def require_budget() -> None:
         assert all(int(target.weight.count_nonzero()) <= budget[name] for name, target in targets.items())
@@ -69,11 +73,12 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, dtype: torch.dtype
     assert {target.weight.dtype for target in targets.values()} == {dtype}
 
 
+@pytest.mark.parametrize("variant", Variant)
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(3, 8)], ids=str)
-def test_seft_moves_zeros_with_legal_groups_at_every_step_and_resumes_at_any_step(
-    tmp_path: Path, pattern: Pattern
+def test_seft_keeps_groups_legal_at_every_step_moves_zeros_if_improved_and_resumes_at_any_step(
+    tmp_path: Path, pattern: Pattern, variant: Variant
 ) -> None:
-    model, config = in_pattern(pattern), short()
+    model, config = in_pattern(pattern), short(variant=variant)
     before, budget = weights(model), nonzeros(model)
     repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
     for _ in range(config.steps):
@@ -82,7 +87,8 @@ def test_seft_moves_zeros_with_legal_groups_at_every_step_and_resumes_at_any_ste
         assert not any(overfull_groups(weight, pattern) for weight in weights(model).values())
         assert all(count <= budget[name] for name, count in nonzeros(model).items())
     after = weights(model)
-    assert 0 < repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
+    assert repair.grown_zeros == sum(int(after[name][before[name] == 0].count_nonzero()) for name in before)
+    assert (repair.grown_zeros > 0) is (variant is Variant.IMPROVED)
     for stop in range(config.steps):
         model = in_pattern(pattern)
         again = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
@@ -130,9 +136,9 @@ def outcome(config: RepairConfig, steps: int | None = None) -> dict[str, Tensor]
     return weights(model)
 
 
-@every
-def test_same_seed_same_bits(method: RepairMethod) -> None:
-    first, second = (outcome(short(method=method)) for _ in range(2))
+@every_variant
+def test_same_seed_same_bits(method: RepairMethod, variant: Variant) -> None:
+    first, second = (outcome(short(method=method, variant=variant)) for _ in range(2))
     assert same_bits(first, second)
 
 
@@ -177,12 +183,12 @@ def test_another_seed_gives_other_weights(method: RepairMethod) -> None:
     assert not same_bits(first, second)
 
 
-@every
+@every_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
-    tmp_path: Path, method: RepairMethod, dtype: torch.dtype
+    tmp_path: Path, method: RepairMethod, variant: Variant, dtype: torch.dtype
 ) -> None:
-    config = short(method=method)
+    config = short(method=method, variant=variant)
     uninterrupted, repair = repaired(config, dtype=dtype)
     repair.finish()
     expected = weights(uninterrupted)

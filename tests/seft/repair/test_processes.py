@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneSchedule, RepairMethod
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneSchedule, RepairMethod, Variant
 from seft.errors import ConfigError
 from seft.repair import Repair
 from seft.report import Step
@@ -23,16 +23,19 @@ from tests.tiny import VOCABULARY, untrained_tiny
 
 STEPS = 8
 ALL: dict[str, Any] = {"density": "all"}
+PUBLISHED: dict[str, Any] = {"variant": Variant.PUBLISHED}
 CASES: dict[str, tuple[RepairMethod, Pattern, dict[str, Any]]] = {
     "seft": (RepairMethod.SEFT, UNSTRUCTURED, {}),
     "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4), {}),
+    "seft-published": (RepairMethod.SEFT, UNSTRUCTURED, PUBLISHED),
+    "seft-published-2-4": (RepairMethod.SEFT, Pattern(2, 4), PUBLISHED),
     "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED, {}),
     "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED, {}),
     "all": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
     "all-gradual": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
     "all-gradual-experts": (RepairMethod.SEFT, Pattern(2, 4), ALL),
 }
-MOVES = {"seft", "seft-2-4"}
+MOVES = {"seft", "seft-2-4", "seft-published", "seft-published-2-4"}
 """Cases whose set of trained weights changes."""
 
 

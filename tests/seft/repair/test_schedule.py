@@ -1,10 +1,11 @@
 """Schedules: events, learning rates and windows of text by step."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod
+from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant
 from seft.repair import schedule
 
 
@@ -21,9 +22,14 @@ def events(config: RepairConfig) -> list[int]:
         ({"steps": 8, "update_interval": 2, "settle": 0.0}, [1, 2, 4, 6]),
         ({"steps": 40, "settle": 1.0}, []),
         ({"steps": 1, "settle": 0.0}, []),
+        ({"steps": 40, "update_interval": 10, "variant": Variant.PUBLISHED}, [5, 10, 20, 30]),
+        ({"steps": 16, "update_interval": 3, "variant": Variant.PUBLISHED}, [5, 6, 9, 12]),
+        ({"steps": 6, "variant": Variant.PUBLISHED}, []),
     ],
 )
-def test_events_start_at_step_one_repeat_and_leave_time_to_settle(options: dict[str, Any], expected: list[int]) -> None:
+def test_events_start_with_the_opening_repeat_and_leave_time_to_settle(
+    options: dict[str, Any], expected: list[int]
+) -> None:
     assert events(RepairConfig(**options)) == expected
 
 
@@ -32,6 +38,8 @@ def test_the_opening_replaces_all_and_later_events_fewer_and_fewer() -> None:
         config = RepairConfig(steps=100, update_interval=10, drop_rate=0.2, drop_decay=decay)
         counts = {event: schedule.drop_count(config, event, 1000) for event in events(config)}
         assert counts[1] == 1000
+        published = replace(config, variant=Variant.PUBLISHED)
+        assert [schedule.drop_count(published, event, 1000) for event in (5, 10)] == [1000, second]
         assert [*counts.values()] == sorted(counts.values(), reverse=True)
         assert (counts[10], counts[50]) == (second, half)
         assert schedule.drop_count(config, 100, 1000) == 0
@@ -61,6 +69,11 @@ def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(met
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
+def test_as_published_auto_is_the_rate_of_large_gradients() -> None:
+    rates = [schedule.peak_rate(RepairConfig(1, density=each, variant=Variant.PUBLISHED)) for each in (0.005, 0.5)]
+    assert rates == pytest.approx([3e-3, 3e-4])
+
+
 def test_each_epoch_reads_each_window_once_in_a_new_order() -> None:
     config = RepairConfig(steps=1, batch_tokens=6, sequence_tokens=2)
     read = [int(row) for step in range(1, 5) for row in schedule.rows_of_step(config, 4, step)]
@@ -79,3 +92,9 @@ def test_an_event_uses_the_steps_since_the_last_event_but_at_most_two() -> None:
     assert [schedule.window_steps(often, event) for event in (1, 2, 3)] == [1, 1, 1]
     assert [schedule.window_steps(rare, event) for event in (1, 10, 20)] == [1, 2, 2]
     assert schedule.window_steps(RepairConfig(steps=100, update_interval=2), 2) == 1
+
+
+def test_as_published_an_event_uses_five_steps() -> None:
+    often, rare = (RepairConfig(100, update_interval=every, variant=Variant.PUBLISHED) for every in (3, 10))
+    assert [schedule.window_steps(often, event) for event in (5, 6, 9)] == [5, 1, 3]
+    assert [schedule.window_steps(rare, event) for event in (5, 10, 20)] == [5, 5, 5]

@@ -61,7 +61,7 @@ def test_removal_takes_the_least_sensitive_nonzeros_of_all_micro_batches(
     monkeypatch.setattr(module, "CHUNK", chunk)
     pairs = batches(3)
     expected = sensitivities(WEIGHT, pairs).masked_fill(WEIGHT.flatten() == 0, torch.inf).argsort()
-    assert torch.equal(watched(pairs).removal(WEIGHT, ACTIVE), expected[: COUNT * CANDIDATES_PER_POSITION])
+    assert torch.equal(watched(pairs).removal(ACTIVE), expected[: COUNT * CANDIDATES_PER_POSITION])
 
 
 def test_listed_positions_sum_the_micro_batches_since_they_were_listed() -> None:
@@ -98,7 +98,7 @@ def test_in_a_pattern_the_groups_of_listed_zeros_may_lose_positions() -> None:
     grow_here = {int(index) // 4 for index in window.growth.indices if weight.flatten()[index] == 0}
     assert grow_here
     used = {*weight.flatten().nonzero()[:, 0].tolist(), *active.tolist()}
-    removal = window.removal(weight, active.int())
+    removal = window.removal(active.int())
     assert set(removal.tolist()) == {index for index in used if index // 4 in grow_here}
     assert sensitivities(weight, pairs)[removal].diff().ge(0).all()
 
@@ -159,7 +159,7 @@ def test_the_sample_sums_all_micro_batches_and_clipping_scales_the_sums() -> Non
     here = window.sample.indices
     torch.testing.assert_close(window.sample.sums, gradients.sum(0)[here])
     torch.testing.assert_close(window.sample.squares, (gradients**2).sum(0)[here])
-    growth, sample = window.clipped()
+    growth, sample = window.clipped(ACTIVE)
     torch.testing.assert_close(sample.sums, 0.3 * gradients.sum(0)[here])
     torch.testing.assert_close(sample.squares, 0.09 * (gradients**2).sum(0)[here])
     assert torch.equal(growth.scores.argsort(), window.growth.scores.argsort())
