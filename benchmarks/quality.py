@@ -37,17 +37,17 @@ class Recipe:
     prune: PruneConfig = PRUNE
     variant: Variant = Variant.IMPROVED
 
-    def config(self, rate: float) -> RepairConfig:
+    def config(self, rate: float, steps: int = STEPS, length: int = LENGTH) -> RepairConfig:
         """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
         return RepairConfig(
-            steps=STEPS,
+            steps=steps,
             method=self.method,
             variant=self.variant,
             density=self.density,
             learning_rate=rate,
             update_interval=10,
-            batch_tokens=BATCH * LENGTH,
-            sequence_tokens=LENGTH,
+            batch_tokens=BATCH * length,
+            sequence_tokens=length,
             micro_batch=BATCH,
         )
 
