@@ -38,7 +38,7 @@ FRAGMENTATION = 0.45
 Measured in `tests/worker/test_footprint.py`.
 """
 VECTOR = 16
-"""Bytes per trained value of a dense vector: the value, its two moments and its gradient."""
+"""Bytes per trained value of a low-rank method: the value, its two moments and its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +213,8 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
         case RepairMethod.MASKED_FULL:
             nonzeros = round((1 - spec.sparsity) * model.targets)
             return nonzeros * ACTIVE, nonzeros * ACTIVE
-        case RepairMethod.LORA_REPRUNE:
-            return count * VECTOR, count * VECTOR
         case _:
-            return FLOAT * model.targets + count * VECTOR, count * VECTOR
+            return count * VECTOR, count * VECTOR
 
 
 def _all(model: Dimensions) -> Iterator[Matrix]:

@@ -1,4 +1,4 @@
-"""Base class of the repair methods that keep the trained weights merged in the model, with one trainer per linear."""
+"""Base class of the repair methods that replace the forward functions of the linears, with one trainer per linear."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -22,7 +22,7 @@ class LinearTrainer(Protocol):
         """Number of trained values."""
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
+        """Return the linear's outputs with the present weights.
 
         `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
         returns.
@@ -32,7 +32,7 @@ class LinearTrainer(Protocol):
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step with this gradient, and write the trained weights into the linear."""
+        """Take one optimizer step with this gradient."""
 
     def reactivated_count(self) -> int:
         """Return the number of weights that were zero at the start and are nonzero now."""

@@ -33,7 +33,10 @@ class Work:
 
 
 class Method(Protocol):
-    """Trains the targets of one model. Between two calls the model always has the weights trained so far."""
+    """Trains the targets of one model. Between two calls the model computes with the weights trained so far.
+
+    The weight matrices may contain other weights until `finish`, so read them after it.
+    """
 
     def __init__(self, work: Work) -> None: ...
 

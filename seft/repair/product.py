@@ -1,8 +1,8 @@
 """The forward and backward pass of a linear under repair. The weight matrix itself gets no gradient.
 
-The forward pass calls the forward function of the linear, with the trained weights merged in place. The backward pass
-computes the gradient of the inputs. It gives the inputs and the gradient of the outputs to the trainer, which computes
-the gradient of its trained values from them.
+The forward pass calls a function that returns the linear's outputs with the trained weights. The backward pass gives
+the inputs and the gradient of the outputs to the trainer. From them the trainer computes the gradient of the inputs and
+the gradient of its trained values.
 """
 
 from typing import Any, Protocol
@@ -18,7 +18,8 @@ from seft.models.products import Product
 class Trainer(Protocol):
     """Trains some values that determine the weight matrix of a linear."""
 
-    weight: Float[Tensor, "rows cols"]
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
 
     def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Tensor:
         """Return the gradient of the trained values.
@@ -30,7 +31,7 @@ class Trainer(Protocol):
 def trained_product(
     inputs: Float[Tensor, "*batch cols"], values: Tensor, trainer: Trainer, plain: Product
 ) -> Float[Tensor, "*batch rows"]:
-    """Return `plain(inputs)`, where `plain` is the forward function of the linear.
+    """Return `plain(inputs)`. `plain` returns the linear's outputs with the present weights.
 
     The result is differentiable in the inputs and in `values`, the trained values of `trainer`.
     """
@@ -54,5 +55,5 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Float[Tensor, "*batch rows"]) -> tuple[Tensor | None, Tensor, None, None]:
         trainer: Trainer = ctx.trainer
         (inputs,) = ctx.saved_tensors
-        input_gradient = gradient @ trainer.weight if ctx.needs_input_grad[0] else None
+        input_gradient = trainer.input_gradient(gradient) if ctx.needs_input_grad[0] else None
         return input_gradient, trainer.gradient(gradient.flatten(0, -2), inputs.flatten(0, -2)), None, None

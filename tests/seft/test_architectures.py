@@ -144,7 +144,7 @@ def test_a_model_pruned_in_bfloat16_passes_verification(
 
 
 @every
-@pytest.mark.parametrize("method", [RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA])
+@pytest.mark.parametrize("method", [RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA, RepairMethod.SPP])
 def test_methods_that_keep_zeros_repair_it(name: str, method: RepairMethod) -> None:
     model = ARCHITECTURES[name].model()
     prune_model(model, WINDOWS[:0], PruneConfig(0.5, PruneMethod.MAGNITUDE))

@@ -26,6 +26,7 @@ CASES = {
     "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4)),
     "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED),
     "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED),
+    "spp": (RepairMethod.SPP, UNSTRUCTURED),
 }
 
 
