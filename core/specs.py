@@ -28,7 +28,7 @@ from core import ids
 from seft import config
 from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -161,6 +161,9 @@ class RepairSpec(Spec):
     clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
         default=None,
         description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",
+    )
+    norms_and_biases: Boolean = Field(
+        default=False, description="Also train the weights of norm layers and all biases, with every method."
     )
     distill_weight: Number = Field(
         default=0.0,

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.models.products import Product, intercept_products
+from seft.models.products import Handler, Product, intercept_products
+from seft.models.targets import Target
 from seft.repair.method import Work
+from seft.repair.product import with_bias_gradient
 from seft.report import Evolved, Reporter
 
 
@@ -50,7 +52,9 @@ class InPlaceMethod:
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
         self._trainers = linears
-        self._release = intercept_products({work.targets[name]: linear.product for name, linear in linears.items()})
+        self._release = intercept_products(
+            {target: _handler(target, linears[name]) for name, target in work.targets.items()}
+        )
 
     @property
     def trained_values(self) -> int:
@@ -96,3 +100,7 @@ class InPlaceMethod:
     def finish(self, _: Reporter) -> None:
         """Restore the original forward functions of the modules."""
         self._release()
+
+
+def _handler(target: Target, linear: LinearTrainer) -> Handler:
+    return lambda inputs, plain: with_bias_gradient(linear.product(inputs, plain), target.bias)

@@ -21,8 +21,8 @@ from seft.models.targets import target_linears
 from seft.objective import make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
-from seft.repair.method import Method, Work
-from seft.repair.methods import METHODS
+from seft.repair.method import Work
+from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 
@@ -35,9 +35,10 @@ class Repair:
     `config` distils. `judge` returns the loss on held-out text; it is required if `config` evaluates. It must return
     the same loss for the same weights, at any time and in every process.
 
-    Every parameter is frozen until `finish`; only the values of the method are trained. At the end no linear has more
-    nonzeros than at the start, and all follow the pattern of `pruned`. Raises DataError if the text is shorter than one
-    window, and ConfigError if model, method and settings do not fit together.
+    Until `finish`, every parameter is frozen. Only the values of the method are trained, and the norms and biases if
+    `config` says so. At the end no linear has more nonzeros than at the start, and all follow the pattern of `pruned`.
+    Raises DataError if the text is shorter than one window, and ConfigError if model, method and settings do not fit
+    together.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Repair:
         teacher_targets = {} if teacher is None else target_linears(teacher)
         self._fingerprint = state.fingerprint(targets, self._windows, pruned, teacher_targets)
         work = Work(model, targets, config, self._windows.tokens.flatten(), pruned)
-        self._method: Method = METHODS[config.method](work)
+        self._method = make_method(work)
 
     @property
     def grown_zeros(self) -> int:
@@ -84,7 +85,7 @@ class Repair:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values in all targets."""
+        """Number of trained values."""
         return self._method.trained_values
 
     def run(self, report: Reporter = silent) -> None:

@@ -42,7 +42,7 @@ class Method(Protocol):
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values in all targets."""
+        """Number of trained values."""
 
     @property
     def grown_zeros(self) -> int:
@@ -63,7 +63,7 @@ class Method(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume. They are not copies.
 
-        The key of a tensor is the target's name, a slash, and the name of the part.
+        The key of a tensor is the name of what is trained, a slash, and the name of the part.
         """
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:

@@ -6,7 +6,8 @@ from seft.repair.fixed_mask import FixedMask
 from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
-from seft.repair.method import Method
+from seft.repair.method import Method, Work
+from seft.repair.norms_and_biases import WithNormsAndBiases
 from seft.repair.spp import SPP
 
 METHODS: dict[RepairMethod, type[Method]] = {
@@ -17,3 +18,9 @@ METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SPP: SPP,
     RepairMethod.LORA_REPRUNE: LoraReprune,
 }
+
+
+def make_method(work: Work) -> Method:
+    """Return the configured method, which also trains the norms and biases if this is configured."""
+    method: Method = METHODS[work.config.method](work)
+    return WithNormsAndBiases(method, work) if work.config.norms_and_biases else method

@@ -39,6 +39,32 @@ def trained_product(
     return outputs
 
 
+def with_bias_gradient(
+    outputs: Float[Tensor, "*batch rows"], bias: Float[Tensor, "rows"] | None
+) -> Float[Tensor, "*batch rows"]:
+    """Return the outputs of a linear, differentiable in its bias too if the bias is trained.
+
+    `trained_product` treats the bias as a constant.
+    """
+    if bias is None or not bias.requires_grad:
+        return outputs
+    result: Tensor = _BiasGradient.apply(outputs, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _BiasGradient(torch.autograd.Function):
+    """Returns the outputs, to which the bias was added before. Its backward pass computes the gradient of the bias."""
+
+    @staticmethod
+    def forward(_: Any, outputs: Float[Tensor, "*batch rows"], _bias: Tensor) -> Float[Tensor, "*batch rows"]:
+        return outputs.view_as(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(_: Any, gradient: Float[Tensor, "*batch rows"]) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.flatten(0, -2).sum(0)
+
+
 class _Product(torch.autograd.Function):
     """`y = x W^T + b`. The backward pass treats W and b as constants, except for the trained values."""
 

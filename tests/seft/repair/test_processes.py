@@ -21,12 +21,14 @@ from tests.seft.prune.test_loop import SMALL
 from tests.seft.repair.repairing import TOKENS, by_magnitude, in_pattern, pruned_tiny, short
 
 STEPS = 8
+NORMS = "norms-and-biases"
 CASES = {
     "seft": (RepairMethod.SEFT, UNSTRUCTURED),
     "seft-2-4": (RepairMethod.SEFT, Pattern(2, 4)),
     "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED),
     "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED),
     "spp": (RepairMethod.SPP, UNSTRUCTURED),
+    NORMS: (RepairMethod.FIXED_MASK, UNSTRUCTURED),
 }
 
 
@@ -34,7 +36,8 @@ def train(name: str, folder: Path) -> None:
     """Run a whole repair and save state and loss after every step. In double precision, so rounding decides nothing."""
     method, pattern = CASES[name]
     model = (in_pattern(pattern) if pattern.grouped else pruned_tiny()).double()
-    config = short(method=method, batch_tokens=6 * 32, micro_batch=4)  # the second micro-batch is smaller
+    # The second micro-batch is smaller.
+    config = short(method=method, batch_tokens=6 * 32, micro_batch=4, norms_and_biases=name == NORMS)
     repair = Repair(model, TOKENS, config, pruned=by_magnitude(pattern))
     losses = []
     for step in range(1, STEPS + 1):
