@@ -1,9 +1,8 @@
-"""LoRA under the mask, `W = W0 + 2 * mask(B A)`, computed as in LoRS (arXiv 2501.08582).
+"""LoRA under the mask, `W = W0 + 2 * mask(B A)`, as in SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582).
 
-The gradients of `A` and `B` ignore the mask, as in the published code of LoRS. They are those of LoRA without a mask,
-which two products with the factors give. The exact gradient needs the gradient of the whole weight matrix. SQFT's
-SparsePEFT (arXiv 2410.03750) has the same formula with the exact gradient. [ours] `A` and `B` start as in LoRA. In LoRS
-their start is computed from gradients.
+The masked product is computed again when it is needed, as in LoRS. The gradients of `A` and `B` are exact, as in SQFT.
+Those in the published code of LoRS ignore the mask. They cost less, but docs/log.md has worse losses with them. [ours]
+`A` and `B` start as in LoRA. In LoRS their start is computed from gradients.
 """
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
+from seft.repair.sampled import row_chunks
 from seft.repair.values import Vector
 
 SCALE = 2.0
@@ -45,15 +45,17 @@ class LowRank:
     def gradient(
         self,
         values: Vector,
-        _base: Float[Tensor, "rows cols"],
+        base: Float[Tensor, "rows cols"],
         left: Float[Tensor, "tokens rows"],
         right: Float[Tensor, "tokens cols"],
     ) -> Vector:
-        """Return the gradients of `A` and `B` as if there were no mask."""
-        pulled = torch.empty_like(values)
+        """Return the gradients of `A` and `B`, computed for a few rows of the weight matrix at a time."""
+        pulled = torch.zeros_like(values)
         (a, b), (of_a, of_b) = self._factors(values), self._factors(pulled)
-        torch.mm((left @ b).t(), right, out=of_a)
-        torch.mm(left.t(), right @ a.t(), out=of_b)
+        for rows in row_chunks(base.shape):
+            masked = (left[:, rows].t() @ right).masked_fill_(base[rows] == 0, 0)
+            of_a.addmm_(b[rows].t(), masked)
+            of_b[rows] = masked @ a.t()
         return pulled.mul_(SCALE)
 
     def _factors(self, values: Vector) -> tuple[Float[Tensor, "rank cols"], Float[Tensor, "rows rank"]]:

@@ -24,10 +24,9 @@ both = pytest.mark.parametrize("formula", FORMULAS)
 
 
 def masked_lora(base: Tensor, values: Tensor) -> Tensor:
-    """Return W0 + 2 * mask(B A), as in the papers. The gradient ignores the mask, as in LoRS."""
+    """Return W0 + 2 * mask(B A), as in the papers."""
     first, second = values[: RANK * COLS].view(RANK, COLS), values[RANK * COLS :].view(ROWS, RANK)
-    product = 2 * (second @ first)
-    return base + product - ((base == 0) * product).detach()
+    return base + 2 * (base != 0) * (second @ first)
 
 
 def spp(base: Tensor, values: Tensor) -> Tensor:
