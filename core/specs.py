@@ -166,6 +166,9 @@ class RepairSpec(Spec):
         default=None,
         description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",
     )
+    norms_and_biases: Boolean = Field(
+        default=False, description="Also train the weights of norm layers and all biases, with every method."
+    )
     distill_weight: Number = Field(
         default=0.0,
         ge=0.0,

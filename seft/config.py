@@ -324,6 +324,7 @@ class RepairConfig:
     clip_norm: Annotated[
         float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
     ] = None
+    norms_and_biases: Annotated[bool, Doc("Train the weights of norm layers and all biases too.")] = False
     distill_weight: Annotated[
         float, Doc("Weight of the predictions of the teacher in the loss, from 0 to 1. 0 is off.")
     ] = 0.0

@@ -47,6 +47,9 @@ def read_options(options: argparse.Namespace, config: type[Config], **values: ob
 def _add_option(parser: argparse.ArgumentParser, name: str, field: Field[Any], hint: Any, *, required: bool) -> None:
     default = None if field.default is MISSING else field.default
     text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
+    if hint.__origin__ is bool:
+        parser.add_argument(name, dest=field.name, action="store_true", help=text)
+        return
     read, metavar = _reader(hint.__origin__)
     parser.add_argument(
         name,

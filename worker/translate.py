@@ -48,6 +48,7 @@ def repair_config(spec: JobSpec, micro_batch: int | None = None) -> RepairConfig
         sequence_tokens=repair.sequence_tokens,
         micro_batch=micro_batch or repair.micro_batch,
         clip_norm=repair.clip_norm,
+        norms_and_biases=repair.norms_and_biases,
         distill_weight=repair.distill_weight,
         hidden_weight=repair.hidden_weight,
         evaluate_interval=repair.evaluate_interval,

@@ -51,6 +51,8 @@ class Dimensions:
     """Number of query values per token, over all heads of an attention layer."""
     blocks: tuple[tuple[Matrix, ...], ...]
     """The weight matrices that are pruned, per decoder block."""
+    vectors: int = 0
+    """Number of values in norm layers and biases."""
 
     @property
     def targets(self) -> int:
@@ -87,6 +89,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         vocabulary=vocabulary,
         attention=config.attention or hidden,
         blocks=blocks,
+        vectors=sum(size for name, size in sizes.items() if len(shapes[name]) == 1 or name.endswith("bias")),
     )
 
 

@@ -38,7 +38,9 @@ FRAGMENTATION = 0.45
 Measured in `tests/worker/test_footprint.py`.
 """
 VECTOR = 16
-"""Bytes per trained value of a dense vector: the value, its two moments and its gradient."""
+"""Bytes per trained value of a low-rank method: the value, its two moments and its gradient."""
+WITH_INITIAL = VECTOR + FLOAT
+"""Bytes per trained value of a norm or bias: as `VECTOR`, and its initial value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,9 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     peak = max(head * _logits(model, tokens), _block_peak(model, tokens))
     state, best_state = _method(model, spec)
     saved = _saved_for_backward(model, tokens)
+    if repair.norms_and_biases:
+        state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
+        saved += FLOAT * tokens * model.hidden * (2 * len(model.blocks) + 1)  # the outputs of the norms before scaling
     device = models * FLOAT * model.parameters + state + saved + peak + teacher
     host = best_state if repair.evaluate_interval else 0
     return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
@@ -215,10 +220,8 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
         case RepairMethod.MASKED_FULL:
             nonzeros = round((1 - spec.sparsity) * model.targets)
             return nonzeros * ACTIVE, nonzeros * ACTIVE
-        case RepairMethod.LORA_REPRUNE:
-            return count * VECTOR, count * VECTOR
         case _:
-            return FLOAT * model.targets + count * VECTOR, count * VECTOR
+            return count * VECTOR, count * VECTOR
 
 
 def _all(model: Dimensions) -> Iterator[Matrix]:

@@ -72,6 +72,8 @@ def _description(record: Record) -> str:
     )
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     method = _METHODS[facts.repair.method].format(fraction=f"{facts.repair.density:.2%}")
+    if facts.repair.norms_and_biases:
+        method += " and of the norms and biases"
     teacher = f", with `{facts.teacher.reference}` as the teacher" if facts.teacher else ""
     kept = (
         ""

@@ -44,6 +44,11 @@ class Target:
         matrix = stored if self.number is None else stored[self.number]
         return matrix.mT if self.transposed else matrix
 
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """Bias that the module's forward function adds. None for a matrix of a stack, to which other code adds it."""
+        return getattr(self.module, "bias", None) if self.number is None else None
+
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
     """Return the decoder blocks: of the outermost module lists, the one with the most target weights.
@@ -91,6 +96,26 @@ def block_linears(block: nn.Module) -> dict[str, Target]:
         for name, module in modules.items()
         for suffix, target in _own_targets(module, expert=module in experts)
     }
+
+
+def norms_and_biases(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the vectors among the parameters of a model by name, without the bias of its head.
+
+    These are the weights of norm layers and the biases, also the biases of stacked experts, which are stacked too. A
+    few architectures have other vectors, such as attention sinks.
+    """
+    head = set(model.get_output_embeddings().parameters())  # type: ignore[operator]
+    names = {
+        parameter: f"{name}.{key}"
+        for name, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if (parameter.ndim == 1 or _is_stacked_bias(module, parameter)) and parameter not in head
+    }
+    return {name: parameter for parameter, name in names.items()}
+
+
+def _is_stacked_bias(module: nn.Module, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and len(parameter) in {len(stack) for _, stack in _stacks(module)}
 
 
 def _own_targets(module: nn.Module, *, expert: bool = False) -> Iterator[tuple[str, Target]]:
@@ -162,11 +187,10 @@ def _require_unshared_weights(blocks: nn.ModuleList) -> None:
 
 def _require_only_linears(block: nn.Module, modules: dict[str, nn.Module]) -> None:
     for name, module in modules.items():
-        experts = {len(parameter) for _, parameter in _stacks(module)}
         targets = {id(target.parameter) for _, target in _own_targets(module)}
         for key, parameter in module.named_parameters(recurse=False):
-            bias_of_stack = parameter.ndim == 2 and len(parameter) in experts
-            if parameter.ndim >= 2 and id(parameter) not in targets and not bias_of_stack:
+            known = id(parameter) in targets or _is_stacked_bias(module, parameter)
+            if parameter.ndim >= 2 and not known:
                 raise SourceError(
                     "model_refused",
                     f"each weight matrix of a block must belong to a linear layer; in {type(block).__name__},"

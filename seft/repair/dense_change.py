@@ -1,17 +1,16 @@
 """A change of all nonzeros of a linear, computed from a short vector of trained values. Zeros stay zero.
 
-The weight matrix of the linear is always the merged one: `base + change(values)` in its own dtype, and zero at the
-zeros of the base. Change and gradient are computed for a few rows at a time, so the weight matrix and its base are the
-only full matrices. The base is a copy of the pruned weight matrix. It is needed because the change cannot be recovered
-from a rounded sum.
+The weight matrix of the linear keeps its pruned values until `merge`. The forward and the backward pass compute the
+changed matrix, `base + change(values)` in the dtype of the linear and zero at its zeros, again for a few rows at a
+time, as LoRS does (arXiv 2501.08582). So there is no second matrix of the size of the weight.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from seft.dtypes import master_dtype
@@ -22,16 +21,15 @@ from seft.repair.method import Work
 from seft.repair.product import trained_product
 from seft.repair.ranks import Shape, ranks
 from seft.repair.sampled import row_chunks
+from seft.repair.values import Values, Vector
+from seft.report import Reporter
 from seft.seeds import generator
 
 Rows = Float[Tensor, "chunk cols"]
 
 
 class Formula(Protocol):
-    """Computes the change of a weight matrix from one vector of trained values, for some rows at a time.
-
-    `rows` is a slice of the rows of the matrix, and `base` has the pruned weights of these rows.
-    """
+    """Computes the change of a weight matrix from one vector of trained values."""
 
     def __init__(self, shape: Shape, rank: int) -> None: ...
 
@@ -39,51 +37,33 @@ class Formula(Protocol):
     def size(shape: Shape, rank: int) -> int:
         """Return the length of the vector for a weight matrix of this shape."""
 
-    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+    def initial(self, generator: torch.Generator) -> Vector:
         """Return the initial vector, for which the change is zero."""
 
-    def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
-        """Return the matrix that is added to `base`. The caller sets its entries at the zeros of `base` to zero."""
+    def change(self, values: Vector, base: Rows, rows: slice) -> Rows:
+        """Return a new matrix, which is added to `base`, the pruned weights of the rows in the slice `rows`.
 
-    def backward(
-        self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
-    ) -> Float[Tensor, "values"]:
-        """Return the part of the vector's gradient that comes from these rows.
+        The caller sets its entries at the zeros of `base` to zero.
+        """
 
-        `gradient` is the gradient of these rows of the weight matrix, and zero at the zeros of `base`.
+    def gradient(
+        self,
+        values: Vector,
+        base: Float[Tensor, "rows cols"],
+        left: Float[Tensor, "tokens rows"],
+        right: Float[Tensor, "tokens cols"],
+    ) -> Vector:
+        """Return the gradient of the vector for one micro-batch.
+
+        `base` is the pruned weight matrix, `left` is the gradient of the linear's outputs, `right` are its inputs.
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
-    """Vector of trained values, in float32 or wider, with Adam's moments and the number of gradients in them."""
-
-    values: Float[Tensor, "values"]
-    means: Float[Tensor, "values"]
-    squares: Float[Tensor, "values"]
-    ages: Int[Tensor, "1"]
-
-    @classmethod
-    def start(cls, values: Float[Tensor, "values"]) -> "Values":
-        """Return the vector with empty moments."""
-        ages = torch.zeros(1, dtype=torch.int16, device=values.device)
-        return cls(values, torch.zeros_like(values), torch.zeros_like(values), ages)
-
-    @property
-    def deltas(self) -> Float[Tensor, "values"]:
-        """Values that weight decay pulls to zero, which are all of them."""
-        return self.values
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the vector by field name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
 class ChangedLinear:
-    """A linear whose weight matrix is its pruned weight matrix plus the change that a formula computes."""
+    """A linear that computes with its pruned weight matrix plus the change that a formula computes."""
 
     def __init__(self, weight: Float[Tensor, "rows cols"], formula: Formula, generator: torch.Generator) -> None:
-        self.weight, self.base, self.formula = weight, weight.clone(), formula
+        self.weight, self.formula = weight, formula
         dtype = master_dtype(weight.dtype)
         self._adopt(Values.start(formula.initial(generator).to(weight.device, dtype)))
 
@@ -93,62 +73,80 @@ class ChangedLinear:
         return len(self.vector.values)
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
+        """Return the linear's outputs with the changed weights.
 
-        `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
-        returns.
+        `plain` is the forward function of the linear, which has the pruned weights. The backward pass adds to the
+        gradient that `take_gradient` returns.
         """
-        return trained_product(inputs, self._leaf, self, plain)
+        return trained_product(inputs, self._leaf, self, lambda each: self._outputs(each, plain))
 
-    def gradient(
-        self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
-    ) -> Float[Tensor, "values"]:
-        """Return the gradient of the vector for one micro-batch, computed a few rows at a time.
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the inputs, summed in float32 or wider. `left` is the gradient of the outputs."""
+        shape = (*left.shape[:-1], self.weight.shape[1])
+        gradient = left.new_zeros(shape, dtype=self.vector.values.dtype)
+        for rows, changed in self._changed_rows():
+            gradient += left[..., rows] @ changed
+        return gradient.to(left.dtype)
+
+    def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Vector:
+        """Return the gradient of the vector for one micro-batch.
 
         `left` is the gradient of the linear's outputs, `right` are its inputs.
         """
         values = self.vector.values
-        left, right = left.to(values.dtype), right.to(values.dtype)
-        whole = torch.zeros_like(values)
-        for rows in row_chunks(self.weight.shape) if len(values) else ():
-            base = self.base[rows].to(values.dtype)
-            masked = (left[:, rows].t() @ right).masked_fill_(base == 0, 0)
-            whole += self.formula.backward(values, base, rows, masked)
-        return whole
+        if not len(values):
+            return torch.zeros_like(values)
+        return self.formula.gradient(values, self.weight, left.to(values.dtype), right.to(values.dtype))
 
-    def take_gradient(self) -> Float[Tensor, "values"]:
+    def take_gradient(self) -> Vector:
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
         gradient, self._leaf.grad = self._leaf.grad, None
         return torch.zeros_like(self.vector.values) if gradient is None else gradient
 
-    def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step with this gradient, and write the changed weights into the linear."""
+    def update(self, gradient: Vector, rate: float, weight_decay: float) -> None:
+        """Take one optimizer step with this gradient."""
         optimizer.step(self.vector, gradient, rate, weight_decay)
-        self._write()
+
+    def merge(self) -> None:
+        """Write the changed weights into the weight matrix. Call it once, after the last step."""
+        for rows, changed in self._changed_rows():
+            self.weight[rows] = changed
 
     def reactivated_count(self) -> int:
         """Return 0, because zeros stay zero."""
         return 0
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the vector and its moments. The weights follow from them and the pruned weights."""
+        """Return the vector and its moments. The changed weights follow from them and the pruned weights."""
         return self.vector.tensors()
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the vector and its moments by saved ones, and write the changed weights into the linear."""
+        """Replace the vector and its moments by saved ones."""
         self._adopt(Values(**tensors))
-        self._write()
 
     def _adopt(self, vector: Values) -> None:
         self.vector = vector
         self._leaf = vector.values.detach().requires_grad_()
 
-    def _write(self) -> None:
+    def _outputs(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
+        height, width = self.weight.shape
+        bias = plain(inputs.new_zeros(1, width))[0]  # The bias may be in the forward function of an expert.
+        outputs = inputs.new_empty(*inputs.shape[:-1], height)
+        for rows, changed in self._changed_rows():
+            outputs[..., rows] = F.linear(inputs, changed, bias[rows])
+        return outputs
+
+    def _changed_rows(self) -> Iterator[tuple[slice, Rows]]:
+        """Yield the changed weight matrix, a few rows at a time. A linear without trained values is not changed."""
         values = self.vector.values
-        for rows in row_chunks(self.weight.shape) if len(values) else ():
-            base = self.base[rows].to(values.dtype)
-            changed = base + self.formula.change(values, base, rows)
-            self.weight[rows] = changed.masked_fill_(base == 0, 0).to(self.weight.dtype)
+        for rows in row_chunks(self.weight.shape):
+            base = self.weight[rows]
+            if len(values):
+                wide = base.to(values.dtype)
+                changed = self.formula.change(values, wide, rows).add_(wide).masked_fill_(base == 0, 0)
+                yield rows, changed.to(base.dtype)
+            else:
+                yield rows, base
 
 
 class DenseChange(InPlaceMethod):
@@ -161,9 +159,15 @@ class DenseChange(InPlaceMethod):
 
     def __init__(self, work: Work) -> None:
         rank_of = ranks(work.targets, work.config, self.formula.size)
-        linears = {}
+        self._linears = {}
         for name, target in work.targets.items():
             rows, cols = target.weight.shape
             formula = self.formula((rows, cols), rank_of[name])
-            linears[name] = ChangedLinear(target.weight, formula, generator(work.config.seed, name))
-        super().__init__(work, linears)
+            self._linears[name] = ChangedLinear(target.weight, formula, generator(work.config.seed, name))
+        super().__init__(work, self._linears)
+
+    def finish(self, report: Reporter) -> None:
+        """Merge the changes into the weight matrices, and restore the original forward functions of the modules."""
+        for linear in self._linears.values():
+            linear.merge()
+        super().finish(report)

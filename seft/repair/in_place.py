@@ -1,4 +1,4 @@
-"""Base class of the repair methods that keep the trained weights merged in the model, with one trainer per linear."""
+"""Base class of the repair methods that replace the forward functions of the linears, with one trainer per linear."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import RepairConfig
-from seft.models.products import Product, intercept_products
+from seft.models.products import Handler, Product, intercept_products
+from seft.models.targets import Target
 from seft.repair.method import Work
+from seft.repair.product import with_bias_gradient
 from seft.report import Evolved, Reporter
 
 
@@ -22,7 +24,7 @@ class LinearTrainer(Protocol):
         """Number of trained values."""
 
     def product(self, inputs: Float[Tensor, "*batch cols"], plain: Product) -> Float[Tensor, "*batch rows"]:
-        """Return `plain(inputs)`, the linear's outputs with the present weights.
+        """Return the linear's outputs with the present weights.
 
         `plain` is the forward function of the linear. The backward pass adds to the gradient that `take_gradient`
         returns.
@@ -32,7 +34,7 @@ class LinearTrainer(Protocol):
         """Return the gradient accumulated since the last call, and reset it. It is zero if the linear got no tokens."""
 
     def update(self, gradient: Float[Tensor, "values"], rate: float, weight_decay: float) -> None:
-        """Take one optimizer step with this gradient, and write the trained weights into the linear."""
+        """Take one optimizer step with this gradient."""
 
     def reactivated_count(self) -> int:
         """Return the number of weights that were zero at the start and are nonzero now."""
@@ -50,7 +52,9 @@ class InPlaceMethod:
     def __init__(self, work: Work, linears: Mapping[str, LinearTrainer]) -> None:
         self.config: RepairConfig = work.config
         self._trainers = linears
-        self._release = intercept_products({work.targets[name]: linear.product for name, linear in linears.items()})
+        self._release = intercept_products(
+            {target: _handler(target, linears[name]) for name, target in work.targets.items()}
+        )
 
     @property
     def trained_values(self) -> int:
@@ -102,3 +106,7 @@ class InPlaceMethod:
     def finish(self, _: Reporter) -> None:
         """Restore the original forward functions of the modules."""
         self._release()
+
+
+def _handler(target: Target, linear: LinearTrainer) -> Handler:
+    return lambda inputs, plain: with_bias_gradient(linear.product(inputs, plain), target.bias)

@@ -149,6 +149,10 @@ class RepairedLinear:
         """
         return trained_product(inputs, self._leaf, self, plain)
 
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the inputs for the gradient `left` of the outputs."""
+        return left @ self.weight
+
     def gradient(
         self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]
     ) -> Float[Tensor, "positions"]:

@@ -21,7 +21,7 @@ from seft.models.targets import target_linears
 from seft.objective import make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
-from seft.repair.method import Method, Work
+from seft.repair.method import Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
 from seft.repair.rise import last_event
@@ -37,10 +37,11 @@ class Repair:
     `config` distils. `judge` returns the loss on held-out text; it is required if `config` evaluates. It must return
     the same loss for the same weights, at any time and in every process.
 
-    Every parameter is frozen until `finish`; only the values of the method are trained. At the end no linear has more
-    nonzeros than at the start, and all follow the pattern of `pruned`. With the schedule `gradual` of `pruned`, the
-    model has fewer zeros at the start, and the sparsity of `pruned` at the end. Raises DataError if the text is shorter
-    than one window, and ConfigError if model, method and settings do not fit together.
+    Until `finish`, every parameter is frozen. Only the values of the method are trained, and the norms and biases if
+    `config` says so. At the end no linear has more nonzeros than at the start, and all follow the pattern of `pruned`.
+    With the schedule `gradual` of `pruned`, the model has fewer zeros at the start, and the sparsity of `pruned` at the
+    end. Raises DataError if the text is shorter than one window, and ConfigError if model, method and settings do not
+    fit together.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Repair:
         self._fingerprint = state.fingerprint(targets, self._windows, pruned, teacher_targets)
         check = self._check_loss if config.swap_tokens else None
         work = Work(model, targets, config, self._windows.tokens.flatten(), pruned, check)
-        self._method: Method = make_method(work)
+        self._method = make_method(work)
 
     @property
     def grown_zeros(self) -> int:
@@ -95,7 +96,7 @@ class Repair:
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values in all targets."""
+        """Number of trained values."""
         return self._method.trained_values
 
     def run(self, report: Reporter = silent) -> None:

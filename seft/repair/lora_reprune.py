@@ -18,10 +18,10 @@ from seft.models.targets import Target, block_linears, decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
 from seft.repair import optimizer
-from seft.repair.dense_change import Values
 from seft.repair.masked_lora import SCALE, LowRank
 from seft.repair.method import Work
 from seft.repair.ranks import ranks
+from seft.repair.values import Values
 from seft.report import Evolved, Reporter
 from seft.seeds import generator
 

@@ -1,4 +1,9 @@
-"""LoRA under the mask: `W = W0 + 2 * mask(B A)`, as in SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582)."""
+"""LoRA under the mask, `W = W0 + 2 * mask(B A)`, as in SQFT's SparsePEFT (arXiv 2410.03750) and LoRS (2501.08582).
+
+The masked product is computed again when it is needed, as in LoRS. The gradients of `A` and `B` are exact, as in SQFT.
+Those in the published code of LoRS ignore the mask. They cost less, but docs/log.md has worse losses with them. [ours]
+`A` and `B` start as in LoRA. In LoRS their start is computed from gradients.
+"""
 
 import torch
 from jaxtyping import Float
@@ -6,6 +11,8 @@ from torch import Tensor
 
 from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
+from seft.repair.sampled import row_chunks
+from seft.repair.values import Vector
 
 SCALE = 2.0
 """Scale of the product `B A`, which LoRA calls alpha / r; the same for every rank."""
@@ -25,32 +32,33 @@ class LowRank:
         """Return the number of entries of `A` and `B`."""
         return rank * sum(shape)
 
-    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+    def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `A` uniform within +-1 / sqrt(cols), as in the code of LoRA, and `B` zero."""
         first = torch.rand(self.rank * self.cols, generator=generator) * 2 - 1
         return torch.cat([first * self.cols**-0.5, torch.zeros(self.rows * self.rank)])
 
-    def change(self, values: Float[Tensor, "values"], _base: Rows, rows: slice) -> Rows:
+    def change(self, values: Vector, _base: Rows, rows: slice) -> Rows:
         """Return these rows of the scaled product of `B` and `A`."""
         right, left = self._factors(values)
         return SCALE * (left[rows] @ right)
 
-    def backward(
-        self, values: Float[Tensor, "values"], _base: Rows, rows: slice, gradient: Rows
-    ) -> Float[Tensor, "values"]:
-        """Return the part of the vector's gradient that comes from these rows.
-
-        It covers all of `A`, and these rows of `B`.
-        """
+    def gradient(
+        self,
+        values: Vector,
+        base: Float[Tensor, "rows cols"],
+        left: Float[Tensor, "tokens rows"],
+        right: Float[Tensor, "tokens cols"],
+    ) -> Vector:
+        """Return the gradients of `A` and `B`, computed for a few rows of the weight matrix at a time."""
         pulled = torch.zeros_like(values)
-        (right, left), (of_right, of_left) = self._factors(values), self._factors(pulled)
-        of_right.addmm_(left[rows].t(), gradient, alpha=SCALE)
-        of_left[rows] = SCALE * (gradient @ right.t())
-        return pulled
+        (a, b), (of_a, of_b) = self._factors(values), self._factors(pulled)
+        for rows in row_chunks(base.shape):
+            masked = (left[:, rows].t() @ right).masked_fill_(base[rows] == 0, 0)
+            of_a.addmm_(b[rows].t(), masked)
+            of_b[rows] = masked @ a.t()
+        return pulled.mul_(SCALE)
 
-    def _factors(
-        self, values: Float[Tensor, "values"]
-    ) -> tuple[Float[Tensor, "rank cols"], Float[Tensor, "rows rank"]]:
+    def _factors(self, values: Vector) -> tuple[Float[Tensor, "rank cols"], Float[Tensor, "rows rank"]]:
         end = self.rank * self.cols
         return values[:end].view(self.rank, self.cols), values[end:].view(self.rows, self.rank)
 

@@ -46,13 +46,16 @@ class Work:
 
 
 class Method(Protocol):
-    """Trains the targets of one model. Between two calls the model always has the weights trained so far."""
+    """Trains the targets of one model. Between two calls the model computes with the weights trained so far.
+
+    The weight matrices may contain other weights until `finish`, so read them after it.
+    """
 
     def __init__(self, work: Work) -> None: ...
 
     @property
     def trained_values(self) -> int:
-        """Number of trained values in all targets."""
+        """Number of trained values."""
 
     @property
     def grown_zeros(self) -> int:
@@ -76,7 +79,7 @@ class Method(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors that are needed to resume. They are not copies.
 
-        The key of a tensor is the target's name, a slash, and the name of the part.
+        The key of a tensor is the name of what is trained, a slash, and the name of the part.
         """
 
     def resume(self, tensors: Mapping[str, Tensor], /) -> None:

@@ -8,13 +8,8 @@ from seft.repair.lora_reprune import LoraReprune
 from seft.repair.masked_full import MaskedFull
 from seft.repair.masked_lora import MaskedLora
 from seft.repair.method import Method, Work
+from seft.repair.norms_and_biases import WithNormsAndBiases
 from seft.repair.spp import SPP
-
-
-def make_method(work: Work) -> Method:
-    """Return the method that the configuration describes, ready for the first step."""
-    return AllNonzeros(work) if work.config.trains_all else METHODS[work.config.method](work)
-
 
 METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SEFT: SEFT,
@@ -24,3 +19,9 @@ METHODS: dict[RepairMethod, type[Method]] = {
     RepairMethod.SPP: SPP,
     RepairMethod.LORA_REPRUNE: LoraReprune,
 }
+
+
+def make_method(work: Work) -> Method:
+    """Return the configured method, which also trains the norms and biases if this is configured."""
+    method: Method = AllNonzeros(work) if work.config.trains_all else METHODS[work.config.method](work)
+    return WithNormsAndBiases(method, work) if work.config.norms_and_biases else method

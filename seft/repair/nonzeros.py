@@ -80,6 +80,10 @@ class NonzeroLinear:
         """
         return trained_product(inputs, self._leaf, self, plain)
 
+    def input_gradient(self, left: Float[Tensor, "*batch rows"]) -> Float[Tensor, "*batch cols"]:
+        """Return the gradient of the linear's inputs. `left` is the gradient of its outputs."""
+        return left @ self.weight
+
     @torch.no_grad()
     def gradient(self, left: Float[Tensor, "tokens rows"], right: Float[Tensor, "tokens cols"]) -> Float[Tensor, "0"]:
         """Use the gradient of one micro-batch as the plan says. Returns nothing to accumulate.

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from seft.repair.dense_change import DenseChange, Rows
 from seft.repair.ranks import Shape
+from seft.repair.sampled import row_chunks
+from seft.repair.values import Vector
 
 SCALE = 2.0
 """Factor 2 in the formula; the same for every rank."""
@@ -30,31 +32,34 @@ class Scaling:
         rows, cols = shape
         return rank * cols + rows if rank else 0
 
-    def initial(self, generator: torch.Generator) -> Float[Tensor, "values"]:
+    def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `alpha` uniform within +-1 / sqrt(cols), as in the published code, and `beta` zero."""
         first = torch.rand(self.rank * self.cols, generator=generator) * 2 - 1
         return torch.cat([first * self.cols**-0.5, torch.zeros(self.rows if self.rank else 0)])
 
-    def change(self, values: Float[Tensor, "values"], base: Rows, rows: slice) -> Rows:
+    def change(self, values: Vector, base: Rows, rows: slice) -> Rows:
         """Return the change of these rows of the weight matrix."""
         alpha, beta = self._factors(values)
         return SCALE * base * (self._groups(rows, values) @ alpha) * beta[rows, None]
 
-    def backward(
-        self, values: Float[Tensor, "values"], base: Rows, rows: slice, gradient: Rows
-    ) -> Float[Tensor, "values"]:
-        """Return the part of the vector's gradient that comes from these rows.
-
-        It covers all of `alpha`, and these rows of `beta`.
-        """
+    def gradient(
+        self,
+        values: Vector,
+        base: Float[Tensor, "rows cols"],
+        left: Float[Tensor, "tokens rows"],
+        right: Float[Tensor, "tokens cols"],
+    ) -> Vector:
+        """Return the gradient of the vector, computed for a few rows at a time."""
         pulled = torch.zeros_like(values)
         (alpha, beta), (of_alpha, of_beta) = self._factors(values), self._factors(pulled)
-        groups, scaled = self._groups(rows, values), SCALE * base * gradient
-        of_alpha.copy_((groups * beta[rows, None]).t() @ scaled)
-        of_beta[rows] = (scaled * (groups @ alpha)).sum(1)
+        for rows in row_chunks(base.shape):
+            groups = self._groups(rows, values)
+            scaled = (left[:, rows].t() @ right).mul_(base[rows]).mul_(SCALE)
+            of_alpha.addmm_((groups * beta[rows, None]).t(), scaled)
+            of_beta[rows] = scaled.mul_(groups @ alpha).sum(1)
         return pulled
 
-    def _factors(self, values: Float[Tensor, "values"]) -> tuple[Float[Tensor, "rank cols"], Float[Tensor, "rows"]]:
+    def _factors(self, values: Vector) -> tuple[Float[Tensor, "rank cols"], Float[Tensor, "rows"]]:
         end = self.rank * self.cols
         return values[:end].view(self.rank, self.cols), values[end:]
 

@@ -145,12 +145,14 @@ def test_a_model_pruned_in_bfloat16_passes_verification(
     check(tmp_path / "out")
 
 
+KEEP_ZEROS: dict[str, dict[str, Any]] = {
+    **{method: {"method": method} for method in (RepairMethod.MASKED_FULL, RepairMethod.MASKED_LORA, RepairMethod.SPP)},
+    "all": {"density": "all"},
+}
+
+
 @every
-@pytest.mark.parametrize(
-    "changes",
-    [{"method": RepairMethod.MASKED_FULL}, {"method": RepairMethod.MASKED_LORA}, {"density": "all"}],
-    ids=lambda changes: next(iter(changes.values())),
-)
+@pytest.mark.parametrize("changes", KEEP_ZEROS.values(), ids=KEEP_ZEROS)
 def test_methods_that_keep_zeros_repair_it(name: str, changes: dict[str, Any]) -> None:
     model = ARCHITECTURES[name].model()
     prune_model(model, WINDOWS[:0], PruneConfig(0.5, PruneMethod.MAGNITUDE))

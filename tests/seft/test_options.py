@@ -44,13 +44,14 @@ def sample(config: type[Any], name: str) -> object:
         return Pattern(2, 4)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return next(each for each in kind if each is not default)
-    return 7 if kind is int else 0.125
+    return True if kind is bool else 7 if kind is int else 0.125
 
 
 @every_field
 def test_every_field_has_an_option_of_its_type(config: type[Any], field: Any) -> None:
     value = sample(config, field.name)
-    parsed = parse(config, option(config, field.name), str(value))[field.name]
+    words = [] if value is True else [str(value)]
+    parsed = parse(config, option(config, field.name), *words)[field.name]
     assert parsed == value
     assert type(parsed) is type(value)
 

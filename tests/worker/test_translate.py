@@ -22,6 +22,7 @@ REPAIR: dict[str, Any] = {
     "sequence_tokens": 128,
     "micro_batch": 2,
     "clip_norm": 0.5,
+    "norms_and_biases": True,
     "distill_weight": 0.5,
     "hidden_weight": 2.0,
     "evaluate_interval": 3,

@@ -50,6 +50,7 @@ CASES: dict[str, tuple[Start, PruneConfig, RepairConfig]] = {
     "gradual-from-sparse": (pruned_tiny, replace(GRADUAL, sparsity=0.8), config()),
     "swaps": (pruned_tiny, PRUNED, config(swap_tokens=192)),
     "swaps-groups": (lambda: in_pattern(PAIRS), by_magnitude(PAIRS), config(swap_tokens=192, micro_batch=1)),
+    "norms_and_biases": (untrained_tiny, GRADUAL, config(norms_and_biases=True)),
     "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96)),
 }
 every = pytest.mark.parametrize("name", CASES)

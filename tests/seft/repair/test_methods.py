@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,8 +66,11 @@ def test_the_budget_holds_at_every_step(method: RepairMethod, variant: Variant, 
     for _ in range(8):
         repair.advance()
         require_budget()
+    trained = logits(model)
     repair.finish()
     require_budget()
+    if method is not RepairMethod.LORA_REPRUNE:
+        assert torch.equal(logits(model), trained)
     moved = sum(int(targets[name].weight[zeros[name]].count_nonzero()) for name in targets)
     assert repair.grown_zeros == moved
     assert (moved > 0) is not method.keeps_zeros
@@ -128,6 +132,12 @@ def test_the_density_sets_the_number_of_trained_values(method: RepairMethod) -> 
         case _:
             one_rank_of_the_largest = 64 + 160
             assert abs(trained - 0.02 * sum(sizes)) <= one_rank_of_the_largest / 2
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model(input_ids=TOKENS[:64].view(2, 32), use_cache=False).logits
+    return result
 
 
 def outcome(config: RepairConfig, steps: int | None = None) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ CASES: dict[str, tuple[RepairMethod, Pattern, dict[str, Any]]] = {
     "seft-published-2-4": (RepairMethod.SEFT, Pattern(2, 4), PUBLISHED),
     "fixed-mask": (RepairMethod.FIXED_MASK, UNSTRUCTURED, {}),
     "masked-lora": (RepairMethod.MASKED_LORA, UNSTRUCTURED, {}),
+    "spp": (RepairMethod.SPP, UNSTRUCTURED, {}),
+    "norms-and-biases": (RepairMethod.FIXED_MASK, UNSTRUCTURED, {"norms_and_biases": True}),
     "all": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
     "all-gradual": (RepairMethod.SEFT, UNSTRUCTURED, ALL),
     "all-gradual-experts": (RepairMethod.SEFT, Pattern(2, 4), ALL),
