@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seft.config import Compare, PruneConfig
 from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Gram, damped
+from seft.prune.statistics import Batch, Gram, damped
 
 FIRST_PENALTY = 0.1
 CHECK_EVERY, MOST_ITERATIONS = 3, 300
@@ -40,9 +40,9 @@ class ALPS:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(inputs)
+        self._inputs.observe(batch)
 
     def prune(self) -> Weight:
         """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""

@@ -15,6 +15,7 @@ from seft.errors import PruneError
 from seft.prune.allocation import uniform_zeros
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
+from seft.prune.statistics import Batch
 
 WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
 WIDTH = 128  # columns per mask in SparseGPT
@@ -44,7 +45,7 @@ def prune(
     config = PruneConfig(sparsity, method, **more)
     pruner = make_pruner(weight, uniform_zeros(weight.shape, sparsity, config), config)
     for window in inputs.chunk(4):
-        pruner.observe(window[None])
+        pruner.observe(Batch(window[None]))
     return pruner.prune()
 
 
@@ -191,7 +192,7 @@ def test_the_number_of_zeros_is_exact(method: PruneMethod, rows: int, cols: int,
 def test_any_number_of_zeros_is_split_evenly_over_rows(rows: int, cols: int, fraction: float) -> None:
     zeros = int(rows * cols * fraction)
     pruner = make_pruner(make_weight(rows, cols), zeros, PruneConfig(0.5, PruneMethod.WANDA))
-    pruner.observe(correlated(64, cols))
+    pruner.observe(Batch(correlated(64, cols)))
     of_rows = (pruner.prune() == 0).sum(1)
     assert of_rows.sum() == zeros
     assert of_rows.max() - of_rows.min() <= 1
@@ -250,3 +251,12 @@ def test_the_factor_is_that_of_the_damped_inverse() -> None:
     damped = hessian.double() + 0.05 * hessian.diagonal().mean() * torch.eye(20)
     torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
     assert torch.equal(factor, factor.triu())
+
+
+def test_a_batch_is_not_shared_with_other_or_changed_inputs() -> None:
+    inputs = correlated(8, 4)
+    batch = Batch(inputs)
+    assert batch.contains(inputs)
+    assert not batch.contains(inputs.clone())
+    inputs += 1
+    assert not batch.contains(inputs)
