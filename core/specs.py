@@ -28,7 +28,7 @@ from core import ids
 from seft import config
 from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf
 
-SPEC_VERSION = 4
+SPEC_VERSION = 5
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
