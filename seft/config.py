@@ -23,6 +23,7 @@ class PruneMethod(StrEnum):
     RIA = "ria"
     SPARSEGPT = "sparsegpt"
     ALPS = "alps"
+    ADMM = "admm"
 
 
 class PruneSchedule(StrEnum):
@@ -117,7 +118,7 @@ class DropDecay(StrEnum):
     COSINE = "cosine"
 
 
-DEFAULT_PRUNER = PruneMethod.SPARSEGPT
+DEFAULT_PRUNER = PruneMethod.ADMM
 """Pruning method of the library, the command line and the service if the user chooses none."""
 MOST_SPARSE = 0.99
 """Largest allowed fraction of zeros in a linear."""
@@ -219,7 +220,8 @@ class PruneConfig:
     tokens: Annotated[int, Doc("Tokens per calibration window.")] = 2048
     order: Annotated[CalibrationOrder, Doc("Which windows of the calibration text are used.")] = CalibrationOrder.RANDOM
     damping: Annotated[
-        float, Doc("Fraction of the mean Hessian diagonal added to the diagonal. Used by sparsegpt and alps.")
+        float,
+        Doc("Fraction of the mean Hessian diagonal added to the diagonal. Used by sparsegpt and alps; admm adds 0.1."),
     ] = 0.01
     reconstruct_epochs: Annotated[
         int, Doc("Passes over the calibration windows when blocks are reconstructed after pruning. 0 is off.")

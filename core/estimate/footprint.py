@@ -134,12 +134,17 @@ def _needs_calibration(spec: JobSpec) -> bool:
 
 
 def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
-    """Return the bytes of the statistics of a block's layers, and of the work on the layer that is being pruned."""
+    """Return the bytes of the statistics of a block's layers, and of the work on the layer that is being pruned.
+
+    The copies include the sort of the scores in an N:M pattern and on a GPU.
+    """
     match method:
         case PruneMethod.SPARSEGPT:
             factors, copies, hessians = 4, 4, sum(FLOAT * each.cols**2 for each in block)
         case PruneMethod.ALPS:
-            factors, copies, hessians = 10, 8, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 10, 15, sum(FLOAT * each.cols**2 for each in block)
+        case PruneMethod.ADMM:
+            factors, copies, hessians = 4, 14, sum(FLOAT * each.cols**2 for each in block)
         case _:
             return max(map(_mask_selection, block))
     return hessians + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)

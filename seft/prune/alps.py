@@ -3,11 +3,11 @@
 ADMM chooses the weights that stay nonzero (the support). Conjugate gradients then compute their best values. The error
 of a linear is a least-squares problem in the Hessian. The problem is scaled so that the diagonal of the Hessian is one
 (section 3.3); plain conjugate gradients on the scaled problem equal the paper's preconditioned ones. The penalty
-parameter of ADMM grows while the support still changes (appendix B). Everything is float32, except the eigenvalues in
-float64.
+parameter of ADMM grows while the support still changes (appendix B). The iterations stop as in the published code. The
+published code also restarts with a smaller penalty if the first checks find less than 0.5 % of the support changed; we
+continue [ours]. Everything is float32, except the eigenvalues in float64.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -15,19 +15,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seft.config import Compare, PruneConfig
+from seft.prune.least_squares import Choose, Hessian, Weight, solve_on_support, unit_diagonal
 from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Gram, damped
+from seft.prune.statistics import Batch, Gram, damped
 
 FIRST_PENALTY = 0.1
 CHECK_EVERY, MOST_ITERATIONS = 3, 300
+PATIENT_ITERATIONS, SETTLED = 30, 0.0003
+"""After so many iterations, they stop if less than this fraction of the support changed between two checks."""
 GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
 """Pairs (fraction, factor). The penalty is multiplied by the factor of the first pair whose fraction of the support has
 changed."""
 SOLVER_STEPS = 10
-
-Weight = Float[Tensor, "rows cols"]
-Choose = Callable[[Weight], Bool[Tensor, "rows cols"]]
-"""Function that returns the mask of the entries to set to zero in a weight matrix."""
 
 
 class ALPS:
@@ -40,33 +39,30 @@ class ALPS:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(inputs)
+        self._inputs.observe(batch)
 
     def prune(self) -> Weight:
         """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
         hessian = self._inputs.hessian()
         dead = hessian.diagonal() == 0
-        hessian = damped(hessian, self._damping)
-        scale = hessian.diagonal().sqrt()
-        hessian = hessian / scale / scale[:, None]
+        hessian, scale = unit_diagonal(damped(hessian, self._damping))
         weight = self._weight.float().masked_fill(dead, 0.0) * scale
 
         def choose(candidate: Weight) -> Bool[Tensor, "rows cols"]:
             score = zeros_first(candidate.square(), weight)
             return self._rule.choose(score) | (weight == 0)
 
-        solved = solve_on_support(admm(weight, hessian, choose), weight, hessian)
+        solved = solve_on_support(find_support(weight, hessian, choose), weight, hessian, SOLVER_STEPS)
         return (solved / scale).to(self._weight.dtype)
 
 
-def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) -> Weight:
+def find_support(weight: Weight, hessian: Hessian, choose: Choose) -> Weight:
     """Return a sparse matrix whose outputs are close to those of `weight` (algorithm 1).
 
-    Stops if the support no longer changes, and after 300 iterations at the latest. `dense` minimises error and penalty
-    together. `sparse` is the nearest matrix in which the entries selected by `choose` are zero. `dual` is the Lagrange
-    multiplier of `dense == sparse`.
+    `dense` minimises error and penalty together. `sparse` is the nearest matrix in which the entries selected by
+    `choose` are zero. `dual` is the Lagrange multiplier of `dense == sparse`.
     """
     values, vectors = (part.float() for part in torch.linalg.eigh(hessian.double()))
     penalty, target = FIRST_PENALTY, weight @ hessian
@@ -81,30 +77,21 @@ def admm(weight: Weight, hessian: Float[Tensor, "cols cols"], choose: Choose) ->
         if iteration % CHECK_EVERY:
             continue
         before, support = support, sparse != 0
-        changed = int((before ^ support).sum())
-        if not changed:
+        changed = int((before ^ support).sum()) / max(1, int(support.sum()))
+        if is_settled(iteration, changed):
             break
-        penalty *= next(factor for fraction, factor in GROWTH if changed > fraction * int(support.sum()))
+        penalty *= next(factor for fraction, factor in GROWTH if changed > fraction)
         inverse = _shifted_inverse(values, vectors, penalty)
     return sparse
 
 
-def _shifted_inverse(
-    values: Float[Tensor, "cols"], vectors: Float[Tensor, "cols cols"], shift: float
-) -> Float[Tensor, "cols cols"]:
+def is_settled(iteration: int, changed: float) -> bool:
+    """Return whether the iterations stop because only a fraction `changed` of the support changed since the last check.
+
+    As in the published code, they stop if nothing changed, and after 30 iterations if less than 0.0003 changed.
+    """
+    return changed == 0 or (iteration > PATIENT_ITERATIONS and changed < SETTLED)
+
+
+def _shifted_inverse(values: Float[Tensor, "cols"], vectors: Hessian, shift: float) -> Hessian:
     return (vectors / (values + shift)) @ vectors.T
-
-
-def solve_on_support(sparse: Weight, weight: Weight, hessian: Float[Tensor, "cols cols"]) -> Weight:
-    """Return `sparse` with better values of its nonzeros, by conjugate gradients on all rows at once (algorithm 2)."""
-    support = sparse != 0
-    residual = ((weight - sparse) @ hessian) * support
-    direction, square = residual, residual.square().sum(1, keepdim=True)
-    for _ in range(SOLVER_STEPS):
-        curved = (direction @ hessian) * support
-        step = square / (direction * curved).sum(1, keepdim=True).clamp_min(1e-30)
-        sparse = sparse + step * direction
-        residual = residual - step * curved
-        before, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + square / before.clamp_min(1e-30) * direction
-    return sparse

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
 from seft.prune.pruner import Pruner
-from seft.prune.statistics import Gram, Norms
+from seft.prune.statistics import Batch, Gram, Norms
 
 CYCLES = 50
 
@@ -38,12 +38,12 @@ class DSnoT:
         self._gram, self._norms = Gram(weight), Norms(weight)
         self._sum, self._tokens = torch.zeros(weight.shape[1], device=weight.device), 0
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the statistics, also to those of the other pruner."""
-        self._inner.observe(inputs)
-        self._gram.observe(inputs)
-        self._norms.observe(inputs)
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self._inner.observe(batch)
+        self._gram.observe(batch)
+        self._norms.observe(batch)
+        rows = batch.rows
         self._sum += rows.sum(0)
         self._tokens += len(rows)
 

@@ -19,7 +19,7 @@ from seft.models.targets import Target, block_linears, decoder_blocks, target_li
 from seft.prune import allocation, alphapruning, owl
 from seft.prune.methods import make_pruner, text_users
 from seft.prune.pruner import Pruner
-from seft.prune.statistics import Norms
+from seft.prune.statistics import Batch, Norms
 from seft.prune.walk import Runs, Walk, Windows
 from seft.report import Phase, Reporter, Unseen, silent
 
@@ -161,15 +161,19 @@ def _by_magnitude(weight: Float[Tensor, "rows cols"], zeros: int, config: PruneC
 def _observe(targets: Mapping[str, Target], watchers: Mapping[str, Pruner | Norms], runs: Runs) -> list[str]:
     """Run a block so that each target's inputs go to its watcher.
 
-    Returns the names of the targets that tokens reached, in the block's order.
+    Consecutive targets that get the same tensor share a batch, so sums over its tokens are computed once. Returns the
+    names of the targets that tokens reached, in the block's order.
     """
     reached: set[str] = set()
+    latest: Batch | None = None
 
     def handler(name: str) -> Handler:
         def handle(inputs: Inputs, product: Product) -> Outputs:
+            nonlocal latest
             if inputs.numel():
                 reached.add(name)
-                watchers[name].observe(inputs)
+                latest = latest if latest and latest.contains(inputs) else Batch(inputs)
+                watchers[name].observe(latest)
             return product(inputs)
 
         return handle

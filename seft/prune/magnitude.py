@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seft.config import Compare
 from seft.prune.pruner import Scored
-from seft.prune.statistics import Norms
+from seft.prune.statistics import Batch, Norms
 
 
 class Magnitude(Scored):
@@ -16,7 +16,7 @@ class Magnitude(Scored):
     needs_text: ClassVar[bool] = False
     compare: ClassVar[Compare] = Compare.LAYER
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Do nothing: the score does not depend on the inputs."""
 
     @staticmethod

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.config import Allocation, Compare, PruneConfig, PruneMethod, Refinement
+from seft.prune.admm import ADMM
 from seft.prune.alps import ALPS
 from seft.prune.dsnot import DSnoT
 from seft.prune.magnitude import Magnitude
@@ -19,6 +20,7 @@ PRUNERS: dict[PruneMethod, type[Method]] = {
     PruneMethod.RIA: RIA,
     PruneMethod.SPARSEGPT: SparseGPT,
     PruneMethod.ALPS: ALPS,
+    PruneMethod.ADMM: ADMM,
 }
 
 

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from seft.config import Compare, PruneConfig
 from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Norms
+from seft.prune.statistics import Batch, Norms
 
 
 @runtime_checkable
 class Pruner(Protocol):
     """Computes the pruned version of one weight matrix, once. Does not change the matrix. Its zeros stay zeros."""
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the statistics."""
 
     def prune(self) -> Float[Tensor, "rows cols"]:
@@ -48,9 +48,9 @@ class Scored(ABC):
         self._weight, self._rule = weight, rule
         self._inputs = Norms(weight)
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the column norms."""
-        self._inputs.observe(inputs)
+        self._inputs.observe(batch)
 
     def prune(self) -> Float[Tensor, "rows cols"]:
         """Return the pruned weight matrix.

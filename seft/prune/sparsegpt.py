@@ -16,7 +16,7 @@ from torch import Tensor
 from seft.config import Compare, PruneConfig
 from seft.errors import PruneError
 from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
-from seft.prune.statistics import Gram, damped
+from seft.prune.statistics import Batch, Gram, damped
 
 BLOCK = 128
 DAMPING_TRIES = (1, 10, 100)
@@ -32,9 +32,9 @@ class SparseGPT:
         self._weight, self._rule, self._damping = weight, rule, config.damping
         self._inputs = Gram(weight)
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(inputs)
+        self._inputs.observe(batch)
 
     def prune(self) -> Float[Tensor, "rows cols"]:
         """Return the pruned and corrected weight matrix.

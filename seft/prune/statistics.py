@@ -1,4 +1,9 @@
-"""Statistics of a linear's inputs, in float32: the norm of each column, and the Gram matrix of the columns."""
+"""Statistics of a linear's inputs, in float32: the norm of each column, and the Gram matrix of the columns.
+
+Linears with the same inputs, such as the projections to queries, keys and values, share the sums over the tokens.
+"""
+
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -7,15 +12,42 @@ from torch import Tensor
 from seft.errors import PruneError
 
 
+class Batch:
+    """The inputs of a linear in one call, and sums over their tokens. Each sum is computed at most once."""
+
+    def __init__(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+        self._inputs, self._version = inputs, inputs._version
+
+    def contains(self, inputs: Float[Tensor, "*batch cols"]) -> bool:
+        """Return whether `inputs` is the tensor of this batch, and was not modified since."""
+        return inputs is self._inputs and inputs._version == self._version
+
+    @property
+    def rows(self) -> Float[Tensor, "tokens cols"]:
+        """The inputs as one row per token, in float32."""
+        return self._inputs.reshape(-1, self._inputs.shape[-1]).float()
+
+    @cached_property
+    def squares(self) -> Float[Tensor, "cols"]:
+        """The sum of the squares of each column."""
+        return self.rows.square().sum(0)
+
+    @cached_property
+    def product(self) -> Float[Tensor, "cols cols"]:
+        """The sum of `x x^T` over the tokens x."""
+        rows = self.rows
+        return rows.T @ rows
+
+
 class Norms:
     """The l2 norm of each input column, over all observed tokens."""
 
     def __init__(self, weight: Float[Tensor, "rows cols"]) -> None:
         self._squares = torch.zeros(weight.shape[1], device=weight.device)
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of inputs to the norms."""
-        self._squares += inputs.reshape(-1, inputs.shape[-1]).float().square().sum(0)
+        self._squares += batch.squares
 
     def norms(self) -> Float[Tensor, "cols"]:
         """Return the norms. Raises PruneError if the inputs were missing, all zero, or not finite."""
@@ -29,12 +61,11 @@ class Gram:
         self._mean = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
         self._calls = 0
 
-    def observe(self, inputs: Float[Tensor, "*batch cols"]) -> None:
+    def observe(self, batch: Batch) -> None:
         """Add a batch of inputs to the mean."""
-        rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self._calls += 1
         self._mean.mul_((self._calls - 1) / self._calls)
-        self._mean.addmm_(rows.T, rows, alpha=2 / self._calls)
+        self._mean.add_(batch.product, alpha=2 / self._calls)
 
     def hessian(self) -> Float[Tensor, "cols cols"]:
         """Return the Hessian. The caller must not change it, because it is not a copy.

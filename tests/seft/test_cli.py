@@ -92,7 +92,7 @@ def test_the_folder_generates_with_plain_transformers(repaired: Path) -> None:
 def test_inspect_counts_the_zeros_and_shows_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
     data = run_json(capsys, "inspect", repaired)
     assert data["sparsity"] == sparsity.of_folder(repaired).data()
-    assert data["facts"]["prune"]["method"] == "sparsegpt"
+    assert data["facts"]["prune"]["method"] == "admm"
     assert run("inspect", repaired) == 0
     text = capsys.readouterr().out
     assert "q_proj" in text
@@ -160,7 +160,7 @@ def test_a_sparsity_of_the_whole_model_is_distributed_and_recorded(
     sizes = ["--calibration", texts, "--samples", "4", "--tokens", "64", "--out", tmp_path / "out"]
     assert run_json(capsys, *command, *sizes)["sparsity"]["model"]["share"] == pytest.approx(0.5, abs=1e-3)
     assert run("inspect", tmp_path / "out") == 0
-    assert "pruned to 50% by sparsegpt with owl (unstructured)" in capsys.readouterr().out
+    assert "pruned to 50% by admm with owl (unstructured)" in capsys.readouterr().out
     assert "Requested: 50.00% of the whole model" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -210,7 +210,7 @@ def test_settings_out_of_range_are_rejected(
         ((*prune, "0.6", "--pattern", "4:2", *out), "pattern must be unstructured, or N:M"),
         ((*prune, "0.6", "--method", "magnitude", "--refine", "dsnot", *out), "calibration must be given for dsnot"),
         ((*prune, "0.6", "--allocation", "best", *out), "invalid choice: 'best'"),
-        ((*prune, "0.5", *out), "calibration must be given for sparsegpt"),
+        ((*prune, "0.5", *out), "calibration must be given for admm"),
         ((*prune, "0.5", "--out", tiny_folder), "must be a new or an empty folder"),
         ((*repair, "0", *out), "steps must be at least 1"),
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),

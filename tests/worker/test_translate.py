@@ -43,8 +43,7 @@ def test_options_that_are_not_set_have_the_defaults_of_the_library() -> None:
     spec = job_spec(repair={"steps": 7})
     assert repair_config(spec) == config.RepairConfig(steps=7)
     assert evaluate_config(spec) == config.EvaluateConfig()
-    # The default method of the service is the better one; that of the library is the cheaper one.
-    assert prune_config(spec) == config.PruneConfig(0.6, method=config.PruneMethod.SPARSEGPT)
+    assert prune_config(spec) == config.PruneConfig(0.6)
 
 
 def test_every_option_is_translated() -> None:

@@ -25,9 +25,11 @@ from seft.models.blocks import hidden_state
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import block_linears, decoder_blocks, target_linears
+from seft.prune import loop
 from seft.prune.capture import capture
 from seft.prune.loop import prune_model
 from seft.prune.methods import make_pruner
+from seft.prune.statistics import Batch
 from seft.report import Phase, Progress, Report, Unseen
 from tests.tiny import VOCABULARY, tiny_texts, untrained_tiny
 
@@ -94,7 +96,7 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
         targets = block_linears(block).values()
         pruners = {target.module: make_pruner(target.weight, target.weight.numel() // 2, config) for target in targets}
         hooks = [
-            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.observe(args[0]))
+            module.register_forward_hook(lambda _, args, __, pruner=pruner: pruner.observe(Batch(args[0])))
             for module, pruner in pruners.items()
         ]
         for window in WINDOWS:
@@ -106,6 +108,30 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_ones_before_it(method
     prune_model(model, WINDOWS, config)
     for (name, linear), other in zip(target_linears(model).items(), target_linears(expected).values(), strict=True):
         assert torch.equal(linear.weight, other.weight), name
+
+
+@pytest.mark.parametrize("make", [untrained_tiny, mixtral])
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_linears_that_share_sums_over_their_inputs_get_the_same_bits(
+    make: Callable[[], Any], method: PruneMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = make()
+    separate = copy.deepcopy(shared)
+    config, batches = PruneConfig(0.5, method), list[Batch]()
+
+    def record(inputs: Tensor) -> Batch:
+        batches.append(Batch(inputs))
+        return batches[-1]
+
+    monkeypatch.setattr(loop, "Batch", record)
+    prune_model(shared, WINDOWS, config)
+    fewer = len(batches)
+    monkeypatch.setattr(Batch, "contains", lambda *_: False)
+    prune_model(separate, WINDOWS, config)
+    more = len(batches) - fewer
+    assert all(torch.equal(weight, separate.state_dict()[name]) for name, weight in shared.state_dict().items())
+    # Queries, keys and values have the same inputs. So have gate and up. The experts of Mixtral stack gate and up.
+    assert fewer == more * 4 / 7 if make is untrained_tiny else fewer == more - 2 * 3 * len(WINDOWS)
 
 
 @pytest.mark.parametrize("method", PruneMethod)
@@ -130,7 +156,7 @@ def test_pruning_more_keeps_the_zeros_of_pruning_less(method: PruneMethod) -> No
         assert (linear.weight == 0).float().mean() == pytest.approx(0.6, abs=0.02)
 
 
-def test_pruning_hurts_and_sparsegpt_hurts_least(tiny_folder: Path) -> None:
+def test_pruning_hurts_least_with_admm_and_alps(tiny_folder: Path) -> None:
     loaded = load(find(str(tiny_folder)))
     tokens = tokenize(tiny_texts(), loaded.tokenizer)
     calibration = windows(tokens, 128, 32, CalibrationOrder.RANDOM, seed=0)
@@ -141,6 +167,7 @@ def test_pruning_hurts_and_sparsegpt_hurts_least(tiny_folder: Path) -> None:
         prune_model(model, calibration, PruneConfig(0.7, method))
         scores[method] = perplexity(model, text)
     assert scores["dense"] * 1.2 < scores[PruneMethod.SPARSEGPT]
+    assert max(scores[PruneMethod.ADMM], scores[PruneMethod.ALPS]) < scores[PruneMethod.SPARSEGPT]
     assert scores[PruneMethod.SPARSEGPT] < min(scores[PruneMethod.WANDA], scores[PruneMethod.MAGNITUDE])
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
 from seft.errors import PruneError
 from seft.prune.allocation import uniform_zeros
+from seft.prune.alps import is_settled
 from seft.prune.methods import make_pruner
 from seft.prune.sparsegpt import inverse_factor
+from seft.prune.statistics import Batch
 
 WITH_TEXT = [method for method in PruneMethod if method is not PruneMethod.MAGNITUDE]
 WIDTH = 128  # columns per mask in SparseGPT
@@ -44,7 +46,7 @@ def prune(
     config = PruneConfig(sparsity, method, **more)
     pruner = make_pruner(weight, uniform_zeros(weight.shape, sparsity, config), config)
     for window in inputs.chunk(4):
-        pruner.observe(window[None])
+        pruner.observe(Batch(window[None]))
     return pruner.prune()
 
 
@@ -99,29 +101,31 @@ def test_ria_zeroes_the_smallest_of_the_linear_by_fractions_of_row_and_column_ti
     assert torch.equal(prune(weight, inputs, PruneMethod.RIA, 0.55), expected)
 
 
-def admm(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
+def projected(candidate: Tensor, zeros: int, group: int) -> Tensor:
+    """Return the candidate with the `zeros` smallest entries of every group of `group` neighbours set to zero."""
+    sizes = candidate.abs().reshape(-1, group)
+    threshold = sizes.sort(1).values[:, zeros, None]
+    return candidate.masked_fill((sizes < threshold).view_as(candidate), 0.0)
+
+
+def alps_support(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
     """Return the support that ALPS finds, by algorithm 1 and appendix B, for a Hessian with a diagonal of ones.
 
-    Every group of `group` neighbours gets `zeros` zeros.
+    It stops as the published code does. Every group of `group` neighbours gets `zeros` zeros.
     """
 
-    def projected(candidate: Tensor) -> Tensor:
-        sizes = candidate.abs().reshape(-1, group)
-        threshold = sizes.sort(1).values[:, zeros, None]
-        return candidate.masked_fill((sizes < threshold).view_as(candidate), 0.0)
-
     rho, eye = 0.1, torch.eye(len(hessian), dtype=torch.float64)
-    kept, dual = projected(weight), torch.zeros_like(weight)
+    kept, dual = projected(weight, zeros, group), torch.zeros_like(weight)
     support = kept != 0
     for iteration in range(300):
         free = torch.linalg.solve(hessian + rho * eye, (weight @ hessian - dual + rho * kept).T).T
-        kept = projected(free + dual / rho)
+        kept = projected(free + dual / rho, zeros, group)
         dual = dual + rho * (free - kept)
         if iteration % 3 == 2:
             changed, support = int((support ^ (kept != 0)).sum()), kept != 0
-            if changed == 0:
-                break
             total = int(support.sum())
+            if changed == 0 or (iteration >= 30 and changed / total < 0.0003):
+                break
             rho *= 1.3 if changed > 0.1 * total else 1.2 if changed > 0.005 * total else 1.1
     return support
 
@@ -144,7 +148,7 @@ def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(
     scale = hessian.diagonal().sqrt()
     scaled, unit = weight.double() * scale, hessian / scale / scale[:, None]
     group = pattern.of if pattern.grouped else weight.numel()
-    support = admm(scaled, unit, int(group * sparsity), group)
+    support = alps_support(scaled, unit, int(group * sparsity), group)
     expected = least_squares(weight.double(), hessian, support)
     pruned = prune(weight, inputs, PruneMethod.ALPS, sparsity, pattern=pattern).double()
 
@@ -154,6 +158,44 @@ def test_alps_is_as_good_as_admm_with_exact_least_squares_in_double_precision(
     assert ((pruned != 0) == support).double().mean() > 0.99
     assert error(pruned) < 1.02 * error(expected)
     assert error(pruned) < 1.02 * error(least_squares(weight.double(), hessian, pruned != 0))
+
+
+def admm_reference(weight: Tensor, hessian: Tensor, zeros: int, group: int) -> Tensor:
+    """Return the result of 20 iterations of gradual ADMM as in the published code of Boža 2024, without more solving.
+
+    `hessian` is scaled and damped. Every group of `group` neighbours gets `zeros` zeros.
+    """
+    inverse = torch.linalg.inv(hessian + torch.eye(len(hessian), dtype=torch.float64))
+    dense, dual = weight, torch.zeros_like(weight)
+    for iteration in range(20):
+        if iteration < 15:
+            share = 1 - (1 - (iteration + 1) / 15) ** 3
+            now = round(share * zeros) if group < weight.numel() else int(share * zeros)
+            mask = projected(dense + dual, now, group) != 0
+        kept = (dense + dual) * mask
+        dual = dual + dense - kept
+        dense = (weight @ hessian + kept - dual) @ inverse
+    return (dense + dual) * mask
+
+
+@pytest.mark.parametrize(("sparsity", "pattern"), [(0.6, UNSTRUCTURED), (0.8, UNSTRUCTURED), (0.5, Pattern(2, 4))])
+def test_admm_finds_the_support_of_the_published_iterations_and_the_best_values_on_it(
+    sparsity: float, pattern: Pattern
+) -> None:
+    weight, inputs = make_weight(24, 120), correlated(1024, 120)
+    hessian = inputs.double().T @ inputs.double()
+    scale = hessian.diagonal().sqrt()
+    unit = hessian / scale / scale[:, None] + 0.1 * torch.eye(120, dtype=torch.float64)
+    scaled, group = weight.double() * scale, pattern.of if pattern.grouped else weight.numel()
+    reference = admm_reference(scaled, unit, int(group * sparsity), group)
+    pruned = prune(weight, inputs, PruneMethod.ADMM, sparsity, pattern=pattern).double() * scale
+
+    def error(candidate: Tensor) -> float:
+        return float((((candidate - scaled) @ unit) * (candidate - scaled)).sum())
+
+    assert ((pruned != 0) == (reference != 0)).double().mean() > 0.995
+    assert error(pruned) < error(reference)
+    assert error(pruned) < 1.001 * error(least_squares(scaled, unit, pruned != 0))
 
 
 def test_sparsegpt_equals_optimal_brain_surgery_in_double_precision() -> None:
@@ -170,7 +212,7 @@ def test_pruners_that_use_more_of_the_inputs_have_smaller_errors(sparsity: float
     errors = {
         method: (inputs @ (weight - prune(weight, inputs, method, sparsity)).T).norm().item() for method in PruneMethod
     }
-    assert errors[PruneMethod.ALPS] < 0.8 * errors[PruneMethod.SPARSEGPT]
+    assert max(errors[PruneMethod.ALPS], errors[PruneMethod.ADMM]) < 0.8 * errors[PruneMethod.SPARSEGPT]
     assert errors[PruneMethod.SPARSEGPT] < 0.8 * errors[PruneMethod.WANDA]
     assert max(errors[PruneMethod.WANDA], errors[PruneMethod.RIA]) < 0.8 * errors[PruneMethod.MAGNITUDE]
 
@@ -191,7 +233,7 @@ def test_the_number_of_zeros_is_exact(method: PruneMethod, rows: int, cols: int,
 def test_any_number_of_zeros_is_split_evenly_over_rows(rows: int, cols: int, fraction: float) -> None:
     zeros = int(rows * cols * fraction)
     pruner = make_pruner(make_weight(rows, cols), zeros, PruneConfig(0.5, PruneMethod.WANDA))
-    pruner.observe(correlated(64, cols))
+    pruner.observe(Batch(correlated(64, cols)))
     of_rows = (pruner.prune() == 0).sum(1)
     assert of_rows.sum() == zeros
     assert of_rows.max() - of_rows.min() <= 1
@@ -250,3 +292,20 @@ def test_the_factor_is_that_of_the_damped_inverse() -> None:
     damped = hessian.double() + 0.05 * hessian.diagonal().mean() * torch.eye(20)
     torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
     assert torch.equal(factor, factor.triu())
+
+
+@pytest.mark.parametrize(
+    ("iteration", "changed", "stops"),
+    [(3, 0.0, True), (3, 1e-4, False), (30, 1e-4, False), (33, 1e-4, True), (33, 3e-4, False), (297, 0.01, False)],
+)
+def test_alps_stops_once_the_support_hardly_changes(iteration: int, changed: float, stops: bool) -> None:
+    assert is_settled(iteration, changed) is stops
+
+
+def test_a_batch_is_not_shared_with_other_or_changed_inputs() -> None:
+    inputs = correlated(8, 4)
+    batch = Batch(inputs)
+    assert batch.contains(inputs)
+    assert not batch.contains(inputs.clone())
+    inputs += 1
+    assert not batch.contains(inputs)
