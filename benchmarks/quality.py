@@ -67,6 +67,7 @@ RECIPES = {
     "lora_reprune": Recipe(RepairMethod.LORA_REPRUNE, (3e-3, 1e-2, 3e-2)),
     "all": trains_all(PRUNE),
     "all-sparsegpt": trains_all(replace(PRUNE, method=PruneMethod.SPARSEGPT)),
+    "all-admm": trains_all(replace(PRUNE, method=PruneMethod.ADMM)),
     "all-gradual": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)),
     "all-gradual-model": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, compare=Compare.MODEL)),
 }

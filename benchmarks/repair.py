@@ -39,7 +39,7 @@ BATCH = 2
 WARM_UP = 3
 DENSITY = 0.005
 Run = Callable[[], object]
-SIDES = ("floor", "lora", *(name for name in RECIPES if name not in {"lora_reprune", "all-sparsegpt"}))
+SIDES = ("floor", "lora", *(name for name in RECIPES if name not in {"lora_reprune", "all-sparsegpt", "all-admm"}))
 
 
 def main() -> None:
