@@ -1,0 +1,42 @@
+"""Settings of pruning, repair and evaluation as frozen dataclasses that reject contradictions. Needs no torch.
+
+The command line derives its options from these fields (`seft.options`). The `Doc` of a field is its help text.
+"""
+
+from seft.config.evaluate import EvaluateConfig
+from seft.config.pattern import UNSTRUCTURED, Pattern
+from seft.config.prune import (
+    DEFAULT_PRUNER,
+    MOST_SPARSE,
+    Allocation,
+    CalibrationOrder,
+    Compare,
+    PruneConfig,
+    PruneMethod,
+    PruneSchedule,
+    Refinement,
+    SparsityOf,
+)
+from seft.config.repair import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant, require_repair_of
+
+__all__ = [
+    "DEFAULT_PRUNER",
+    "MOST_SPARSE",
+    "UNSTRUCTURED",
+    "Allocation",
+    "CalibrationOrder",
+    "Compare",
+    "DropDecay",
+    "EvaluateConfig",
+    "Pattern",
+    "PruneConfig",
+    "PruneMethod",
+    "PruneSchedule",
+    "RateSchedule",
+    "Refinement",
+    "RepairConfig",
+    "RepairMethod",
+    "SparsityOf",
+    "Variant",
+    "require_repair_of",
+]

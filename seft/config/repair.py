@@ -1,0 +1,195 @@
+"""Settings of the training that repairs a pruned model."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from typing_extensions import Doc
+
+from seft.config.checks import require_at_least, require_between
+from seft.config.prune import PruneConfig
+from seft.errors import ConfigError
+
+
+class RepairMethod(StrEnum):
+    """Repair method: which values are trained. A model that is only pruned has no RepairConfig."""
+
+    SEFT = "seft"
+    FIXED_MASK = "fixed_mask"
+    MASKED_FULL = "masked_full"
+    MASKED_LORA = "masked_lora"
+    SPP = "spp"
+    LORA_REPRUNE = "lora_reprune"
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """True if every zero of the pruned model stays zero during repair."""
+        return self not in {RepairMethod.SEFT, RepairMethod.LORA_REPRUNE}
+
+
+class Variant(StrEnum):
+    """Rules of the method `seft`: those of this library, or those of the paper (Xiao et al., arXiv 2505.24037).
+
+    docs/method.md compares them.
+    """
+
+    IMPROVED = "improved"
+    PUBLISHED = "published"
+
+
+class RateSchedule(StrEnum):
+    """How the learning rate changes after the warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class DropDecay(StrEnum):
+    """How the drop rate, the fraction that a topology event replaces, falls to 0 at the last step."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True, slots=True)
+class RepairConfig:
+    """Settings of the training of a pruned model. It does not increase the number of nonzeros.
+
+    The active set is the set of weights that are trained at a time. With the method `seft`, a topology event every
+    `update_interval` steps drops some weights from the active set and adds others. The other methods have no such
+    events.
+    """
+
+    steps: Annotated[int, Doc("Number of optimizer steps.")]
+    method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
+    density: Annotated[
+        float | Literal["all"],
+        Doc("Trained values as a fraction of the target weights. all trains every nonzero in place, with seft only."),
+    ] = 0.005
+    learning_rate: Annotated[
+        float | Literal["auto"], Doc("Peak learning rate. auto chooses it from method and density.")
+    ] = "auto"
+    schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
+    warmup_steps: Annotated[int, Doc("Steps in which the learning rate rises to its peak.")] = 0
+    update_interval: Annotated[int, Doc("Steps between two updates of the active set.")] = 60
+    drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
+    drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
+    settle: Annotated[float, Doc("Fraction of the steps, at the end, without updates of the active set.")] = 0.25
+    swap_tokens: Annotated[
+        int, Doc("Tokens between two events that swap zeros and nonzeros, with density all. 0 is off.")
+    ] = 0
+    variant: Annotated[
+        Variant, Doc("Rules of the method seft: improved is this library's, published is the paper's.")
+    ] = Variant.IMPROVED
+    batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
+    sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
+    micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
+    weight_decay: Annotated[float, Doc("Decay of the trained values towards their initial values.")] = 0.0
+    clip_norm: Annotated[
+        float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
+    ] = None
+    norms_and_biases: Annotated[bool, Doc("Train the weights of norm layers and all biases too.")] = False
+    distill_weight: Annotated[
+        float, Doc("Weight of the predictions of the teacher in the loss, from 0 to 1. 0 is off.")
+    ] = 0.0
+    hidden_weight: Annotated[float, Doc("Weight of the hidden states of the teacher, added to the loss. 0 is off.")] = (
+        0.0
+    )
+    evaluate_interval: Annotated[
+        int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")
+    ] = 0
+    patience: Annotated[
+        int, Doc("Stop after this many evaluations in a row without improvement. 0 never stops early.")
+    ] = 0
+    seed: Annotated[int, Doc("Random seed.")] = 0
+
+    def __post_init__(self) -> None:
+        require_at_least("steps", self.steps, 1)
+        if self.density == "all":
+            self._require_all_settings()
+        else:
+            require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
+        if self.learning_rate != "auto":
+            require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
+        require_at_least("warmup_steps", self.warmup_steps, 0)
+        require_at_least("update_interval", self.update_interval, 1)
+        require_at_least("swap_tokens", self.swap_tokens, 0)
+        if self.swap_tokens and not self.trains_all:
+            way_out = "Leave it out, or use density all. Otherwise update_interval sets when events run."
+            raise ConfigError("swap_tokens", "must be 0 if density is a number", self.swap_tokens, way_out)
+        require_between("drop_rate", self.drop_rate, 0.0, 1.0, "0.2 replaces up to 20 % of the active set per update.")
+        require_between("settle", self.settle, 0.0, 1.0, "0.25 runs the last quarter of the steps without updates.")
+        if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
+            way_out = "Only seft has a published variant. Use the method seft, or leave variant out."
+            raise ConfigError("variant", f"must be improved for the method {self.method}", str(self.variant), way_out)
+        require_at_least("sequence_tokens", self.sequence_tokens, 2)
+        require_at_least("micro_batch", self.micro_batch, 1)
+        if self.batch_tokens < self.sequence_tokens or self.batch_tokens % self.sequence_tokens:
+            raise ConfigError(
+                "batch_tokens",
+                f"must be a multiple of sequence_tokens ({self.sequence_tokens})",
+                self.batch_tokens,
+                f"Try {max(1, round(self.batch_tokens / self.sequence_tokens)) * self.sequence_tokens}.",
+            )
+        require_between("weight_decay", self.weight_decay, 0.0, 1.0, "0.0 turns it off.")
+        if self.clip_norm is not None:
+            require_between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual. Leave it out for no limit.")
+        require_between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 turns it off.")
+        require_between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 turns it off.")
+        require_at_least("evaluate_interval", self.evaluate_interval, 0)
+        require_at_least("patience", self.patience, 0)
+        if self.patience and not self.evaluate_interval:
+            way_out = "Set evaluate_interval to a number of steps, or leave patience out."
+            raise ConfigError("patience", "must be 0 if evaluate_interval is 0", self.patience, way_out)
+
+    @property
+    def trains_all(self) -> bool:
+        """True if all nonzeros are trained in place (`density: all`)."""
+        return self.density == "all"
+
+    @property
+    def trained_fraction(self) -> float:
+        """Density as a number: 1.0 for `all`."""
+        return 1.0 if self.density == "all" else self.density
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches in a step."""
+        return math.ceil(self.batch_tokens / self.sequence_tokens / self.micro_batch)
+
+    @property
+    def distills(self) -> bool:
+        """True if training needs the dense model as a teacher."""
+        return self.distill_weight > 0 or self.hidden_weight > 0
+
+    def _require_all_settings(self) -> None:
+        """Raise ConfigError if a setting contradicts the training of all nonzeros in place."""
+        if self.variant is Variant.PUBLISHED:
+            way_out = "Leave variant out, or give density a number."
+            raise ConfigError("variant", "must be improved with density all", str(self.variant), way_out)
+        if self.method is not RepairMethod.SEFT:
+            way_out = "Use the method seft, or give density a number. masked_full trains all nonzeros with AdamW."
+            raise ConfigError("density", f"must be a number with the method {self.method}", self.density, way_out)
+        if self.weight_decay:
+            way_out = "Leave weight_decay out, or give density a number."
+            rule = "must be 0 with density all, which keeps no initial values to decay to"
+            raise ConfigError("weight_decay", rule, self.weight_decay, way_out)
+        if self.clip_norm is not None:
+            way_out = "Leave clip_norm out, or give density a number."
+            rule = "must be left out with density all, which limits the step of each linear layer instead"
+            raise ConfigError("clip_norm", rule, self.clip_norm, way_out)
+
+
+def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
+    """Raise ConfigError if the sparsity rises during training and the repair cannot do that."""
+    if not prune.gradual:
+        return
+    if repair is None or not repair.trains_all:
+        way_out = "Use the method seft with density all, or the schedule one_shot."
+        value = None if repair is None else repair.density
+        raise ConfigError("density", "must be all with the schedule gradual", value, way_out)
+    if prune.rise * repair.steps < 1:
+        way_out = f"Use at least {math.ceil(1 / prune.rise) if prune.rise else 1} steps and a rise above 0."
+        raise ConfigError("rise", f"must cover at least one of the {repair.steps} steps", prune.rise, way_out)
