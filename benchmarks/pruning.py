@@ -94,7 +94,8 @@ def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tenso
 
 def _time(loaded: Loaded, names: list[str], calibration: torch.Tensor, rounds: int) -> None:
     """Prune the first blocks of the model by each experiment in turn, and print the median seconds."""
-    decoder = loaded.model.get_decoder()
+    model: Any = loaded.model
+    decoder = model.get_decoder()
     decoder.layers = decoder.layers[:TIMED_BLOCKS]
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -109,9 +110,8 @@ def _time(loaded: Loaded, names: list[str], calibration: torch.Tensor, rounds: i
     base = statistics.median(seconds[names[0]])
     for name, times in seconds.items():
         median = statistics.median(times)
-        print(
-            f"{name:>20}  {median:6.1f} s  {median / base:.2f} x {names[0]}  of {sorted(round(each, 1) for each in times)}"
-        )
+        runs = ", ".join(f"{each:.1f}" for each in sorted(times))
+        print(f"{name:>20}  {median:6.1f} s  {median / base:.2f} x {names[0]}  of {runs}")
 
 
 @torch.no_grad()
