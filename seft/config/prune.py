@@ -32,7 +32,8 @@ class PruneSchedule(StrEnum):
 class Compare(StrEnum):
     """The weights among which importance is compared: those of a row, of a linear, or of all linears of the model.
 
-    `auto` is the choice of the method's paper. `model` is possible with the schedule `gradual` only.
+    `auto` is the choice of the method's paper, and `layer` with the schedule `gradual`. `model` is possible with
+    `gradual` only.
     """
 
     AUTO = "auto"
@@ -94,7 +95,8 @@ class PruneConfig:
         PatternText, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")
     ] = UNSTRUCTURED
     compare: Annotated[
-        Compare, Doc("Rank weights within a row or a layer. auto does what the paper of the method does.")
+        Compare,
+        Doc("Rank weights within a row, a layer or the model (gradual only). auto: as the paper of the method; layer."),
     ] = Compare.AUTO
     refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
     allocation: Annotated[Allocation, Doc("How the zeros are distributed over the blocks.")] = Allocation.UNIFORM
@@ -163,6 +165,9 @@ class PruneConfig:
                 way_out = f"Leave {field} out, or use the schedule one_shot."
                 rule = "must be left out with the schedule gradual, because no pruning method runs"
                 raise ConfigError(field, rule, value if isinstance(value, int) else str(value), way_out)
+        if self.compare is Compare.MODEL and self.allocation is not Allocation.UNIFORM:
+            rule = "must be uniform if compare is model, which distributes the zeros itself"
+            raise ConfigError("allocation", rule, str(self.allocation), "Leave allocation or compare out.")
 
     def _require_group_settings(self) -> None:
         implied = self.pattern.sparsity(None)

@@ -76,7 +76,9 @@ class RepairConfig:
     update_interval: Annotated[int, Doc("Steps between two updates of the active set.")] = 60
     drop_rate: Annotated[float, Doc("Largest fraction of the active set that one update replaces.")] = 0.2
     drop_decay: Annotated[DropDecay, Doc("How the drop rate falls to zero at the last step.")] = DropDecay.LINEAR
-    settle: Annotated[float, Doc("Fraction of the steps, at the end, without updates of the active set.")] = 0.25
+    settle: Annotated[
+        float, Doc("Fraction of the steps, at the end, without updates of the active set and without swaps.")
+    ] = 0.25
     swap_tokens: Annotated[
         int, Doc("Tokens between two events that swap zeros and nonzeros, with density all. 0 is off.")
     ] = 0

@@ -6,6 +6,7 @@ then events swap zeros and nonzeros, and an event that makes the loss on held-ou
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ _START, _OBSERVED = "start", "observed"
 class AllNonzeros(InPlaceMethod):
     """Trains all nonzeros of every linear.
 
-    Raises ConfigError if the weights do not follow the pattern, or for swaps in several processes: an expert may get
-    tokens in one process and none in another, so they cannot collect gradients together.
+    Raises ConfigError if the weights do not follow the pattern, if swaps are configured and no event would run, or for
+    swaps in several processes, because candidates are collected in the backward pass of each process.
     """
 
     def __init__(self, work: Work) -> None:
@@ -47,16 +48,20 @@ class AllNonzeros(InPlaceMethod):
         }
         super().__init__(work, self.linears)
         self._start = torch.tensor([linear.zeros for linear in self.linears.values()])
-        self._end = list(zeros.values())
+        self._end = [
+            rise.zeros_in_pattern(linear.weight, work.pattern) if work.pattern.grouped else zero
+            for linear, zero in zip(self.linears.values(), zeros.values(), strict=False)
+        ]
         self._check, self._pattern = work.check, work.pattern
         self._first = rise.last_event(self._gradual, work.config.steps) if self._gradual else 0
         self._observed = Observed()
+        swaps.require_event(work.config, self._first)
 
     def before_step(self, step: int, /) -> None:
         """Tell every linear the step, and the learning rate if its backward pass takes the optimizer step."""
         at_once = self.config.micro_batches == 1 and process_count() == 1
         rate = schedule.learning_rate(self.config, step) if at_once else None
-        collects = self._check is not None and step > self._first
+        collects = self._check is not None and self._first < step <= swaps.last_step(self.config)
         for linear in self.linears.values():
             linear.plan = Plan(step, rate, collects)
 
@@ -86,7 +91,8 @@ class AllNonzeros(InPlaceMethod):
         if undone:
             for name, (swap, moments) in done.items():
                 self.linears[name].undo(swap, moments)
-        changes = {name: Change(0, *[len(swap.grown)] * 3) for name, (swap, _) in done.items()}
+        counts = {name: len(swap.grown) for name, (swap, _) in done.items()}
+        changes = {name: Change(0, grown=count, reactivated=count, pruned=count) for name, count in counts.items()}
         return Evolved.of(step, changes, self.sparsity, undone=undone)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -118,14 +124,23 @@ class AllNonzeros(InPlaceMethod):
         """
         if config.pattern.grouped and progress >= 1:
             return [linear.weight.numel() for linear in self.linears.values()]
-        if config.compare is not Compare.MODEL:
-            return [
-                rise.zeros_at(start, max(start, end), progress)
-                for start, end in zip(self._start.tolist(), self._end, strict=True)
-            ]
-        start = int(self._start.sum())
-        total = rise.zeros_at(start, max(start, sum(self._end)), progress)
-        return rise.split_over_model([linear.importance for linear in self.linears.values()], total)
+        ends = [max(start, end) for start, end in zip(self._start.tolist(), self._end, strict=True)]
+        zeros = [rise.zeros_at(start, end, progress) for start, end in zip(self._start.tolist(), ends, strict=True)]
+        if config.compare is Compare.MODEL:
+            # Nothing is known of the weights of an expert that got no token. It gets the zeros of `layer`.
+            known = [number for number, linear in enumerate(self.linears.values()) if linear.observed]
+            linears = list(self.linears.values())
+            scores = [partial(_protected_importance, linears[number]) for number in known]
+            total = rise.zeros_at(int(self._start.sum()), sum(ends), progress) - sum(
+                count for number, count in enumerate(zeros) if number not in set(known)
+            )
+            for number, count in zip(known, rise.split_over_model(scores, total), strict=True):
+                zeros[number] = count
+        return zeros
+
+
+def _protected_importance(linear: NonzeroLinear) -> Tensor:
+    return rise.protected(linear.importance())
 
 
 def _require_pattern(work: Work) -> None:

@@ -42,7 +42,7 @@ class Best:
         """True if none of the last `patience` evaluations was better than the best. False if `patience` is 0."""
         return 0 < self._config.patience <= self._idle
 
-    def evaluate(self, step: int, tensors: Mapping[str, Tensor]) -> Judged | None:
+    def evaluate(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> Judged | None:
         """Evaluate the model after a step if an evaluation is due, and keep `tensors` if the loss is the lowest so far.
 
         An evaluation is due at every interval from the step `first`, and after the last step. Returns None at other
@@ -60,7 +60,7 @@ class Best:
             )
         if self.step is None or loss < self._loss:
             self.step, self._loss, self._idle = step, loss, 0
-            self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            self.tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors().items()}
         else:
             self._idle += 1
         return Judged(step, loss)

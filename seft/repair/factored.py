@@ -19,6 +19,7 @@ from seft.repair.sampled import row_chunks
 from seft.seeds import generator
 
 SQUARE_DECAY = 0.99
+"""Decay per step of the moving averages of the squared gradients."""
 EPSILON = 1e-30
 """Added to every mean square, so that a row or column without gradient is no division by zero (Adafactor's eps1)."""
 CACHED, CHUNK = 1 << 18, 1 << 24
@@ -120,7 +121,8 @@ def round_stochastically(
 ) -> Shaped[Tensor, "*shape"]:
     """Return the values in a narrower dtype, rounded up or down at random so that the mean of the result is the value.
 
-    Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. `seed` and `name` set the random numbers.
+    Overwrites `values`. A wider dtype needs no rounding. Zero stays zero. Values below the normal numbers of float16
+    (6e-5) are rounded to the nearest number. `seed` and `name` set the random numbers.
     """
     bits = DROPPED_BITS.get(dtype)
     if bits is None:

@@ -64,9 +64,10 @@ class Repair:
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
         require_known_tokens(self._windows.tokens, model)
-        self._checked = self._windows[:0]
+        text = self._windows
+        self._checked = text[:0]
         if config.swap_tokens:
-            self._windows, self._checked = _split_checked(self._windows)
+            self._windows, self._checked = _split_checked(text)
         self._device: torch.device = model.device
         targets = target_linears(model)
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -74,7 +75,7 @@ class Repair:
             parameter.requires_grad_(False)
         self._objective = make_objective(model, config, teacher)
         teacher_targets = {} if teacher is None else target_linears(teacher)
-        self._fingerprint = state.fingerprint(targets, self._windows, pruned, teacher_targets)
+        self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets)
         check = self._check_loss if config.swap_tokens else None
         work = Work(model, targets, config, self._windows.tokens.flatten(), pruned, check)
         self._method = make_method(work)
@@ -110,7 +111,8 @@ class Repair:
         """Take one optimizer step, and then the topology event and the evaluation that are due.
 
         Returns the reports of all. Raises TrainError if the loss or the gradient is not finite. The weights are then
-        those after the previous step.
+        those after the previous step. With `density: all` this holds for the loss alone: a gradient that is not finite
+        may come after other linears have taken their step. Load a saved state then.
         """
         began = time.perf_counter()
         step = self.step + 1
@@ -122,7 +124,7 @@ class Repair:
         speed = self.config.batch_tokens / (time.perf_counter() - began)
         with torch.no_grad():
             evolved = self._method.evolve(step)
-            judged = self._best.evaluate(step, self._method.tensors())
+            judged = self._best.evaluate(step, self._method.tensors)
         reports = (Step(step, loss, rate, speed), evolved, judged)
         return [item for item in reports if item is not None]
 

@@ -9,22 +9,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from seft.checkpoint.pack import pack_bits, unpack_bits
 from seft.config import Compare, Pattern
 from seft.dtypes import master_dtype
+from seft.errors import TrainError
 from seft.models.products import Product
 from seft.repair import factored, rise, swaps
 from seft.repair.factored import Moments
 from seft.repair.positions import fields_of, named_fields
 from seft.repair.processes import sum_over_processes
 from seft.repair.product import trained_product
+from seft.repair.sampled import row_chunks
 from seft.repair.swaps import Observed, Swap
 from seft.repair.window import GradientSums
 
 CURVATURE_DECAY = 0.9
+"""Decay per step of the moving averages that give the curvature."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +55,21 @@ class NonzeroLinear:
         self, weight: Float[Tensor, "rows cols"], seed: int, name: str, *, watch: bool = False, swapping: bool = False
     ) -> None:
         self.weight, self._seed, self._name = weight, seed, name
-        self.plan = Plan(0, None)
+        self.plan, self._stepped = Plan(0, None), 0
         self._moments = Moments.start(weight)
         rows, cols = (weight.new_zeros(size, dtype=master_dtype(weight.dtype)) for size in weight.shape)
         self._inputs, self._outputs = (cols, rows) if watch or swapping else (cols[:0], rows[:0])
         self._new_inputs, self._new_outputs = torch.zeros_like(self._inputs), torch.zeros_like(self._outputs)
         self._sum: Tensor | None = None
         self._first_kept = pack_bits(weight != 0) if swapping else None
-        self.candidates = GradientSums(rows[:0].int(), rows[:0], rows[:0])
+        self.candidates = GradientSums.empty(rows)
         self._norm = rows.new_zeros(())
         self._leaf = rows.new_zeros(0).requires_grad_()
 
     @property
     def trained_values(self) -> int:
         """Number of nonzeros."""
-        return int(self._moments.row_counts.sum())
+        return int(self.weight.count_nonzero())
 
     @property
     def zeros(self) -> int:
@@ -99,7 +102,7 @@ class NonzeroLinear:
         if self.plan.rate is not None:
             self._step(gradient, self.plan.rate)
         else:
-            part = gradient[self.weight != 0].to(self._norm.dtype)
+            part = _gather(gradient, self.weight).to(self._norm.dtype)
             self._sum = part if self._sum is None else self._sum.add_(part)
         return self._leaf.detach()
 
@@ -114,15 +117,17 @@ class NonzeroLinear:
     def update(self, gradient: Float[Tensor, "values"], rate: float, _weight_decay: float = 0.0) -> None:
         """Take one optimizer step with the gradient of the nonzeros, unless the backward pass has taken it."""
         if self.plan.rate is None:
-            dense = torch.zeros_like(self.weight, dtype=gradient.dtype)
-            dense[self.weight != 0] = gradient
+            # Contiguous also if the weight matrix is transposed, like the gradient of a backward pass.
+            dense = torch.zeros(self.weight.shape, dtype=gradient.dtype, device=gradient.device)
+            _scatter(dense, self.weight != 0, gradient)
             self._step(dense, rate)
 
     def update_curvature(self) -> None:
         """Add the sums of squares of a step, over all processes, to their moving averages, and reset them."""
         for average, new in ((self._inputs, self._new_inputs), (self._outputs, self._new_outputs)):
-            average.lerp_(sum_over_processes(new), 1 - CURVATURE_DECAY)
-            new.zero_()
+            if len(average):
+                average.lerp_(sum_over_processes(new), 1 - CURVATURE_DECAY)
+                new.zero_()
 
     def importance(self) -> Float[Tensor, "rows cols"]:
         """Return the estimated loss increase if each weight became zero, up to a common factor; -1 for zeros."""
@@ -140,13 +145,15 @@ class NonzeroLinear:
 
         Returns what `undo` needs. The list of candidates is then empty.
         """
-        growth = swaps.estimate_growth(self.weight, self.candidates, observed, self._outputs, self._inputs)
-        losses = self.importance().div_(2).masked_fill_(self.weight == 0, torch.inf)
+        started = 1 - CURVATURE_DECAY**self.plan.step  # The averages started at zero.
+        outputs, inputs = self._outputs / started, self._inputs / started
+        growth = swaps.estimate_growth(self.weight, self.candidates, observed, outputs, inputs)
+        losses = rise.importance(self.weight, inputs, outputs).div_(2).masked_fill_(self.weight == 0, torch.inf)
         swap = swaps.choose(self.weight, growth, losses, pattern, int(swaps.MOST * self.trained_values))
         swap.apply(self.weight)
         before = self._moments.copy()
         self._moments.count(self.weight)
-        self.candidates = self.candidates[self.candidates.indices < 0]
+        self.candidates = GradientSums.empty(self._norm)
         return swap, before
 
     def undo(self, swap: Swap, before: Moments) -> None:
@@ -162,16 +169,15 @@ class NonzeroLinear:
         return int(((self.weight != 0) & ~first).sum())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the nonzeros, where they are, and the statistics."""
-        kept = self.weight != 0
-        weights = {"values": self.weight[kept], "kept": pack_bits(kept)}
+        """Return the nonzeros and where they are, as copies in host memory, and the statistics."""
+        weights = {"values": _gather(self.weight, self.weight).cpu(), "kept": pack_bits(self.weight != 0)}
         return {**weights, **self._statistics(), **named_fields({"candidates": self.candidates})}
 
     def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the weights and the statistics by saved ones."""
         kept = unpack_bits(tensors["kept"].cpu(), self.weight.shape[1]).to(self.weight.device)
         self.weight.zero_()
-        self.weight[kept] = tensors["values"]
+        _scatter(self.weight, kept, tensors["values"])
         for name, tensor in self._statistics().items():
             tensor.copy_(tensors[name])
         self.candidates = GradientSums(**fields_of(tensors, "candidates"))
@@ -179,6 +185,33 @@ class NonzeroLinear:
     def _statistics(self) -> dict[str, Tensor]:
         return {**self._moments.tensors(), "inputs": self._inputs, "outputs": self._outputs}
 
+    @property
+    def observed(self) -> bool:
+        """True if the linear got tokens, so that the importance of its weights is known."""
+        return bool(self._outputs.any())
+
     def _step(self, gradient: Float[Tensor, "rows cols"], rate: float) -> None:
+        if self.plan.step == self._stepped:
+            raise TrainError(
+                f"{self._name} must run once in a step; the model calls it several times. Use a smaller micro_batch, so"
+                " that a step has several micro-batches."
+            )
+        self._stepped = self.plan.step
         name = f"{self._name} {self.plan.step}"
         self._norm = factored.step(self.weight, gradient, self._moments, rate, seed=self._seed, name=name)
+
+
+def _gather(matrix: Shaped[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Shaped[Tensor, "nonzeros"]:
+    """Return the entries of `matrix` at the nonzeros of `weight`, gathered a few rows at a time to save memory."""
+    return torch.cat([matrix[rows][weight[rows] != 0] for rows in row_chunks(weight.shape)])
+
+
+def _scatter(
+    matrix: Shaped[Tensor, "rows cols"], kept: Bool[Tensor, "rows cols"], values: Shaped[Tensor, "kept"]
+) -> None:
+    """Write values into a matrix where `kept` is true, a few rows at a time to save memory."""
+    begin = 0
+    for rows in row_chunks(matrix.shape):
+        end = begin + int(kept[rows].sum())
+        matrix[rows] = matrix[rows].masked_scatter(kept[rows], values[begin:end])
+        begin = end

@@ -47,10 +47,11 @@ class PublishedWindow(Window):
     def _largest(self, active: Int[Tensor, "positions"]) -> Candidates:
         scores = self.sums.flatten().abs()
         scores[active] = 0
-        if self._pattern.grouped:
-            scores[self._weight.flatten() == 0] = 0
-        indices = scores.topk(min(self.count * CANDIDATES_PER_POSITION, len(scores))).indices.sort().values
-        indices = indices[scores[indices] > 0].int()
+        zero = self._weight.flatten() == 0
+        kinds = [~zero] if self._pattern.grouped else [~zero, zero]  # An event may limit the number of zeros.
+        count = min(self.count * CANDIDATES_PER_POSITION, len(scores))
+        best = torch.cat([(scores * kind).topk(count).indices for kind in kinds])
+        indices = torch.unique(best[scores[best] > 0]).int()
         sums = entries(self.sums, indices)
         return Candidates(indices, sums, sums**2 / max(1, self.observed), torch.ones_like(sums))
 

@@ -2,8 +2,9 @@
 
 The sparsity rises cubically over a fraction of the steps (Zhu & Gupta 2017, arXiv 1710.01878, section 3). The weights
 with the smallest estimated effect on the loss become zero: W^2 times the curvature (LeCun et al. 1990, Optimal Brain
-Damage). The curvature is the mean square of the output's gradient times the mean square of the input (Martens & Grosse
-2015, section 3). No function here changes a weight.
+Damage). The curvature is the sum over a step's tokens of the squares of the output's gradient, times that of the input
+(Martens & Grosse 2015, section 3); both are moving averages over steps. Output gradients are those of a mean over the
+tokens, so the product estimates the curvature of the mean loss. No function here changes a weight.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seft.config import UNSTRUCTURED, Compare, Pattern, PruneConfig
+from seft.config import MOST_SPARSE, UNSTRUCTURED, Compare, Pattern, PruneConfig
 from seft.prune.mask import Rule, smallest_in_groups, smallest_overall, zeros_first
 
 
@@ -38,9 +39,18 @@ def importance(
 ) -> Float[Tensor, "rows cols"]:
     """Return the estimated loss increase if a weight became zero, up to a factor that all weights share.
 
-    `inputs` and `outputs` are sums over tokens of the squares of each input and of each output's gradient.
+    `inputs` and `outputs` are moving averages of a step's sums over tokens of the squares of each input, and of each
+    output's gradient. [ours] If they are zero, because no token reached an expert, the square of the weight counts.
     """
+    if not outputs.any():
+        inputs, outputs = torch.ones_like(inputs), torch.ones_like(outputs)
     return zeros_first(weight.to(inputs.dtype).square().mul_(inputs).mul_(outputs[:, None]), weight)
+
+
+def zeros_in_pattern(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
+    """Return how many zeros a matrix has if every group gets the zeros of the pattern and keeps those it has."""
+    present = (weight == 0).reshape(-1, pattern.of).sum(1)
+    return int(present.clamp(min=pattern.of - pattern.kept).sum())
 
 
 def choose(
@@ -54,7 +64,12 @@ def choose(
     if pattern.grouped:
         allowed = smallest_in_groups(score, pattern) | (score < 0)
         return smallest_overall(score.masked_fill(~allowed, torch.inf), min(zeros, int(allowed.sum())))
-    return Rule(zeros, Compare.ROW if compare is Compare.ROW else Compare.LAYER).choose(score)
+    return Rule(zeros, compare).choose(score)
+
+
+def protected(score: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:
+    """Return the scores with infinity for the most important weights, so that no linear gets too many zeros."""
+    return score.masked_fill(~smallest_overall(score, int(MOST_SPARSE * score.numel())), torch.inf)
 
 
 def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]], zeros: int) -> list[int]:
@@ -69,35 +84,37 @@ def split_over_model(scores: Sequence[Callable[[], Float[Tensor, "rows cols"]]],
         return present
     # Find the score with the rank `wanted` from counts of the upper half of the bits of all scores, and then of the
     # lower half. Scores are not negative, so their bits have the same order.
-    upper, before = _find_bin(sum(_histogram(_bits(score()) >> 16) for score in scores), wanted)
-    lower, inside = _find_bin(sum(_histogram(_lower_bits(score(), upper)) for score in scores), wanted - before)
+    upper, before = _find_bin([_histogram(_bits(score()) >> 16) for score in scores], wanted)
+    lower, inside = _find_bin([_histogram(_lower_bits(score(), upper)) for score in scores], wanted - before)
     last, ties = (upper << 16) + lower, wanted - before - inside
     counts = []
     for score, already in zip(scores, present, strict=True):
         bits = _bits(score())
         equal = min(ties, int((bits == last).sum()))
-        counts.append(already + int((bits < last).sum()) + equal)
+        counts.append(already + int(((bits >= 0) & (bits < last)).sum()) + equal)
         ties -= equal
     return counts
 
 
-def _bits(score: Float[Tensor, "rows cols"]) -> Int[Tensor, "nonzeros"]:
-    """Return the scores that are not negative, rounded to float32, as whole numbers in the same order."""
-    return score[score >= 0].float().view(torch.int32)
+def _bits(score: Float[Tensor, "rows cols"]) -> Int[Tensor, "rows cols"]:
+    """Return the scores, rounded to float32, as whole numbers in the same order. Those of present zeros are -1."""
+    return score.float().view(torch.int32).masked_fill(score < 0, -1)
 
 
-def _lower_bits(score: Float[Tensor, "rows cols"], upper: int) -> Int[Tensor, "some"]:
+def _lower_bits(score: Float[Tensor, "rows cols"], upper: int) -> Int[Tensor, "rows cols"]:
+    """Return the lower half of the bits of the scores whose upper half is `upper`, and -1 for the others."""
     bits = _bits(score)
-    return bits[bits >> 16 == upper] & 0xFFFF
+    return (bits & 0xFFFF).masked_fill_(bits >> 16 != upper, -1)
 
 
-def _histogram(values: Int[Tensor, "values"]) -> Int[Tensor, "bins"]:
-    return torch.bincount(values, minlength=1 << 16)
+def _histogram(values: Int[Tensor, "rows cols"]) -> Int[Tensor, "bins"]:
+    """Count the values from 0 to 2^16 - 1. Ignores -1."""
+    return torch.bincount(values.flatten() + 1, minlength=(1 << 16) + 1)[1:]
 
 
-def _find_bin(counts: Int[Tensor, "bins"] | int, wanted: int) -> tuple[int, int]:
+def _find_bin(counts: Sequence[Int[Tensor, "bins"]], wanted: int) -> tuple[int, int]:
     """Return the bin that contains the entry with the rank `wanted`, and the number of entries in the bins before."""
-    assert isinstance(counts, Tensor)
-    ends = counts.cumsum(0)
+    total = torch.stack(list(counts)).sum(0)
+    ends = total.cumsum(0)
     place = int(torch.searchsorted(ends, wanted))
-    return place, int(ends[place] - counts[place])
+    return place, int(ends[place] - total[place])

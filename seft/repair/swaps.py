@@ -8,6 +8,7 @@ gradient g of many steps and the curvature h, growing gains up to g^2 / 2h, and 
 mean gradient is subtracted from g^2, and a new weight gets only the part -g / h of its best value that is not noise.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
+from seft.errors import ConfigError
 from seft.repair.positions import entries, put
 from seft.repair.window import GradientSums
 
 MOST = 0.005
 """Largest fraction of the nonzeros that an event swaps. Swapping 2 % at once destroyed a model (docs/log.md)."""
 LISTED = 4
-"""Number of candidates per zero that an event may grow."""
+"""Length of the list of candidates, as a multiple of the largest number of swaps."""
 CHECKED = 4
 """Number of training windows that are held out to check every event."""
 
@@ -31,10 +33,24 @@ def is_event(config: RepairConfig, first: int, step: int) -> bool:
 
     The last `settle` fraction of the steps has no events.
     """
-    if not config.swap_tokens or step <= first or step > config.steps * (1 - config.settle):
+    if not config.swap_tokens or not first < step <= last_step(config):
         return False
     tokens = (step - first) * config.batch_tokens
     return tokens // config.swap_tokens > (tokens - config.batch_tokens) // config.swap_tokens
+
+
+def last_step(config: RepairConfig) -> int:
+    """Return the last step after which zeros and nonzeros may be swapped."""
+    return math.floor(config.steps * (1 - config.settle))
+
+
+def require_event(config: RepairConfig, first: int) -> None:
+    """Raise ConfigError if swaps are configured and no event would run after step `first`."""
+    steps = math.ceil(config.swap_tokens / config.batch_tokens)
+    if config.swap_tokens and first + steps > last_step(config):
+        rule = f"must give an event between step {first} and step {last_step(config)}"
+        way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
+        raise ConfigError("swap_tokens", rule, config.swap_tokens, way_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +67,9 @@ class Observed:
     def mean_and_noise(self, listed: GradientSums) -> tuple[Float[Tensor, "positions"], Float[Tensor, "positions"]]:
         """Return the mean gradient of a step at each position, and the variance of this mean."""
         mean = listed.sums / self.micro_batches
-        variance = (listed.squares / self.micro_batches - mean**2).clamp(min=0) / max(1, self.micro_batches - 1)
+        if self.micro_batches < 2:
+            return mean, mean**2  # One gradient tells nothing about its noise.
+        variance = (listed.squares / self.micro_batches - mean**2).clamp(min=0) / (self.micro_batches - 1)
         pieces = self.micro_batches / self.steps
         return mean * pieces, variance * pieces**2
 
@@ -120,13 +138,13 @@ def estimate_growth(
     The curvature of a position is the product of its entries in `by_row` and `by_col`. No value is larger than the root
     mean square of the nonzeros.
     """
-    places, present = listed.indices.long(), weight[weight != 0].to(listed.sums.dtype)
+    places = listed.indices.long()
     mean, noise = observed.mean_and_noise(listed)
     tiny = torch.finfo(mean.dtype).tiny
     signal = (mean**2 - noise).clamp(min=0)
     curvature = (by_row[places // weight.shape[1]] * by_col[places % weight.shape[1]]).clamp(min=tiny)
     gains = signal / (2 * curvature)
-    limit = present.square().mean().sqrt() if len(present) else mean.new_zeros(())
+    limit = weight.to(mean.dtype).norm() / weight.count_nonzero().clamp(min=1).sqrt()
     values = (-mean * signal / (mean**2).clamp(min=tiny) / curvature).clamp(min=-limit, max=limit).to(weight.dtype)
     usable = ((values != 0) & (entries(weight, places) == 0)).nonzero().squeeze(1)
     best = usable[gains[usable].argsort(descending=True, stable=True)]

@@ -49,6 +49,12 @@ class GradientSums(Positions):
     sums: Float[Tensor, "positions"]
     squares: Float[Tensor, "positions"]
 
+    @classmethod
+    def empty(cls, like: Float[Tensor, "*shape"]) -> "GradientSums":
+        """Return a list without positions, with the dtype and device of `like`."""
+        none = like.new_zeros(0)
+        return GradientSums(none.int(), none, none)
+
     def updated(self: W, gradients: Float[Tensor, "positions"]) -> W:
         """Return the sums with the gradients of one more micro-batch added."""
         return replace(self, sums=self.sums + gradients, squares=self.squares + gradients**2)

@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from seft.config import Compare, Pattern, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod
+from seft.config import (
+    Allocation,
+    Compare,
+    Pattern,
+    PruneConfig,
+    PruneMethod,
+    PruneSchedule,
+    RepairConfig,
+    RepairMethod,
+)
 from seft.errors import ConfigError, TrainError
 from seft.models.targets import target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair, all_nonzeros, rise, swaps
 from seft.repair.nonzeros import NonzeroLinear, Plan
 from seft.report import Evolved, Judged
+from tests.seft.architectures import ARCHITECTURES
 from tests.seft.repair.repairing import (
     PRUNED,
     TOKENS,
@@ -27,6 +37,7 @@ from tests.seft.repair.repairing import (
     short,
     sparse_linear,
     weights,
+    zero_smallest,
 )
 from tests.tiny import untrained_tiny
 
@@ -51,7 +62,7 @@ CASES: dict[str, tuple[Start, PruneConfig, RepairConfig]] = {
     "swaps": (pruned_tiny, PRUNED, config(swap_tokens=192)),
     "swaps-groups": (lambda: in_pattern(PAIRS), by_magnitude(PAIRS), config(swap_tokens=192, micro_batch=1)),
     "norms_and_biases": (untrained_tiny, GRADUAL, config(norms_and_biases=True)),
-    "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96)),
+    "gradual-swaps": (untrained_tiny, GRADUAL, config(swap_tokens=96, micro_batch=1)),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -122,16 +133,48 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_a_step_in_the_backward_pass_has_the_bits_of_one_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    at_once, repair = started("one_shot", dtype)
-    repair.run()
-    collected = pruned_tiny(dtype)
+    at_once, collected = (ARCHITECTURES[name].model().to(dtype) for _ in range(2))
+    for model in (at_once, collected):
+        model.set_experts_implementation("eager")
+        zero_smallest(model.float())
+        model.to(dtype)
+    Repair(at_once, TOKENS, config()).run()
     plan = Plan
     monkeypatch.setattr(all_nonzeros, "Plan", lambda step, _, collects: plan(step, None, collects))
-    Repair(collected, TOKENS, config(), pruned=PRUNED).run()
+    Repair(collected, TOKENS, config()).run()
     assert same_bits(weights(at_once), weights(collected))
+
+
+@pytest.mark.parametrize("compare", [Compare.LAYER, Compare.MODEL])
+def test_an_expert_without_tokens_is_pruned_by_magnitude(compare: Compare) -> None:
+    model: Any = ARCHITECTURES["mixtral"].model()
+    model.set_experts_implementation("eager")
+    for block in model.model.layers:
+        with torch.no_grad():
+            block.mlp.gate.weight[0] = -100 * block.mlp.gate.weight[1:].abs().sum(0)
+    before = weights(model)
+    forced = torch.zeros_like(TOKENS)
+    repair = Repair(model, forced, config(), pruned=replace(GRADUAL, compare=compare))
+    repair.run()
+    unseen = {name: linear for name, linear in repair._method.linears.items() if not linear.observed}  # type: ignore[attr-defined]
+    assert unseen
+    for name, linear in unseen.items():
+        pruned = linear.weight == 0
+        assert int(pruned.sum()) == int(0.6 * pruned.numel())
+        assert before[name][pruned].abs().max() <= before[name][~pruned].abs().min()
+
+
+def test_no_linear_gets_more_zeros_than_allowed_if_all_are_compared() -> None:
+    model = untrained_tiny()
+    target = next(iter(target_linears(model).values()))
+    with torch.no_grad():
+        target.weight.mul_(1e-6)
+    Repair(model, TOKENS, config(), pruned=replace(GRADUAL, compare=Compare.MODEL)).run()
+    assert int((target.weight == 0).sum()) == int(0.99 * target.weight.numel())
 
 
 def test_training_that_ends_early_raises_the_sparsity_at_once() -> None:
@@ -234,6 +277,16 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
             lambda: PruneConfig(0.5, pattern=PAIRS, schedule=PruneSchedule.GRADUAL, compare=Compare.MODEL),
             "compare",
             "must be auto with the pattern 2:4",
+        ),
+        (
+            lambda: replace(GRADUAL, compare=Compare.MODEL, allocation=Allocation.OWL),
+            "allocation",
+            "must be uniform if compare is model",
+        ),
+        (
+            lambda: Repair(pruned_tiny(), TOKENS, config(swap_tokens=8 * 96), pruned=PRUNED),
+            "swap_tokens",
+            "must give an event between step 0 and step 7",
         ),
         (
             lambda: Repair(untrained_tiny(), TOKENS, short(), pruned=GRADUAL),
