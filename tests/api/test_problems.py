@@ -21,6 +21,7 @@ def test_every_code_has_a_status_and_a_title() -> None:
 
 AS_JSON = {"Content-Type": "application/json"}
 
+GRADUAL: Json = {"prune": {"schedule": "gradual"}}
 FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"sparsty": 0.5}, "sparsty", "no such field", "0.5", "Did you mean 'sparsity'? Known fields: model"),
     ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
@@ -31,9 +32,13 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"pattern": "2/4"}, "pattern", "match pattern", "'2/4'", "The default is 'unstructured'."),
     ({"pattern": "2:4"}, "pattern", "must agree with sparsity (0.6); 2:4 implies 0.5", "'2:4'", "as in `2:4`"),
     ({"allocation": "best"}, "allocation", "'owl'", "'best'", "The default is"),
-    ({"prune": {"compare": "row"}}, "prune.compare", "must be auto for sparsegpt", "'row'", "The default is 'auto'."),
+    ({"prune": {"compare": "row"}}, "prune.compare", "must be auto for sparsegpt", "'row'", "Leave compare out"),
     ({"repair": {"learning_rate": "x"}}, "repair.learning_rate", "number", "'x'", "The default is 'auto'."),
-    ({"repair": {"batch_tokens": 1000}}, "repair", "multiple of sequence_tokens", "1000", "repaired"),
+    ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", "multiple of sequence_tokens", "1000", "Try 1024."),
+    (GRADUAL, "repair.density", "must be all with the schedule gradual", "0.005", "Use the method seft with density"),
+    (GRADUAL | {"repair": {"method": "none"}}, "repair.method", "must be seft", "'none'", "or the schedule one_shot."),
+    ({"repair": {"swap_tokens": 5}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
+    ({"prune": {"method": "ria", "compare": "model"}}, "prune.compare", "must not be model", "'model'", "Use row"),
     ({"prune": {"method": "magic"}}, "prune.method", "'wanda'", "'magic'", "The default is 'sparsegpt'."),
     ({"evaluate": {"tasks": ["x"]}}, "evaluate.tasks.0", "'perplexity'", "'x'", "Metrics to measure"),
     ({"metadata": {"team": 5}}, "metadata.team", "valid string", "5", "Up to 16"),

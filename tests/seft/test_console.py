@@ -18,7 +18,7 @@ def train(report: Reporter) -> None:
     for step in range(1, STEPS + 1):
         report(Step(step, 3.25, 1e-3, 1234.0))
         if step == 60:
-            report(Evolved(step, 7, 7, 5, 3, layers={}))
+            report(Evolved(step, 7, 7, 5, 3, sparsity=0.6, undone=False, layers={}))
         report(Progress(Phase.TRAINING, step, STEPS))
     report(Progress(Phase.EVALUATING, 1, 1))
 
