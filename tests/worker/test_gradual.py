@@ -1,15 +1,30 @@
 """Jobs that train all nonzeros, with a pruned model or while the sparsity rises: messages, resuming and early ends."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seft import stages
 from seft.checkpoint.facts import Record
 from seft.config import PruneSchedule
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
-from worker.protocol import ENOUGH, RESULT, Finished, Measured, Progressed, Saved, TopologyEvolved
+from worker.pipeline import Pipeline
+from worker.protocol import (
+    ENOUGH,
+    RESULT,
+    RESUME,
+    STATE,
+    Finished,
+    Measured,
+    Message,
+    Progressed,
+    Saved,
+    TopologyEvolved,
+)
 
 STEPS = 8
 REPAIR: dict[str, Any] = {"steps": STEPS, "batch_tokens": 192, "sequence_tokens": 96, "density": "all"}
@@ -22,19 +37,39 @@ WHOLE_MODEL: dict[str, Any] = {
 JOBS = {"gradual": GRADUAL, "one_shot": ONE_SHOT, "whole_model": WHOLE_MODEL}
 
 
+class SavingRun(Run):
+    """A run that saves its state after every step. The states are moved to a folder, as the worker does it."""
+
+    def run(self, stopping: Callable[[], bool] = lambda: False) -> "SavingRun":
+        task = self.task.model_copy(update={"checkpoint_seconds": 0})
+        Pipeline(self.folder, task, self._receive, stopping).run()
+        return self
+
+    def _receive(self, message: Message) -> None:
+        self.messages.append(message)
+        if isinstance(message, Saved):
+            shutil.move(self.folder / RESUME / str(message.step), self.folder / "saved" / str(message.step))
+
+
 class Runs:
     """Creates runs on the tiny model, each in a folder of its own."""
 
     def __init__(self, folder: Path, models: Path, texts: list[str]) -> None:
         self._folder, self._models, self._texts = folder, models, texts
 
-    def new(self, name: str, spec: dict[str, Any]) -> Run:
-        return Run(self._folder / name, self._models, self._texts[:40], **spec)
+    def new(self, name: str, spec: dict[str, Any], kind: type[Run] = Run) -> Run:
+        return kind(self._folder / name, self._models, self._texts[:40], **spec)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, tiny_texts: list[str]) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"), tiny_folder.parent, tiny_texts)
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not verify the written files in a process of its own, which takes longer than the run of a tiny model."""
+    monkeypatch.setattr(stages, "verify", lambda _: None)
 
 
 def result_of(run: Run) -> Finished:
@@ -71,20 +106,20 @@ def test_a_gradual_job_is_not_pruned_before_training_and_has_no_score_of_a_prune
     assert "in one shot" not in card
 
 
+@pytest.mark.usefixtures("unverified")
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_killed_at_any_saved_step_gives_the_same_bytes(runs: Runs, name: str) -> None:
-    whole = runs.new(name, JOBS[name]).run()
-    for step in (0, 1, 2, 3, 4, 6, STEPS):
-        first = runs.new(f"{name}-{step}-first", JOBS[name])
-        if step:
-            first.run_until(step)
-            assert first.of_type(Saved) == [Saved(step=0), Saved(step=step)]
-        else:
-            first.run_until(1)
-        second = runs.new(f"{name}-{step}-second", JOBS[name]).resume_from(first, step).run()
-        assert second.manifest() == whole.manifest(), step
+    whole = runs.new(name, JOBS[name], SavingRun).run()
+    assert [message.step for message in whole.of_type(Saved)] == list(range(STEPS + 1))
+    for step in range(STEPS + 1):
+        resumed = runs.new(f"{name}-{step}", JOBS[name])
+        for part in dict.fromkeys(("0", str(step))):
+            shutil.copytree(whole.folder / "saved" / part, resumed.folder / STATE, dirs_exist_ok=True)
+        resumed.task = resumed.task.model_copy(update={"resume": step})
+        assert resumed.run().manifest() == whole.manifest(), step
 
 
+@pytest.mark.usefixtures("unverified")
 @pytest.mark.parametrize("stop", [0, 1, 3, 6])
 def test_a_gradual_job_that_ends_early_has_the_requested_sparsity(runs: Runs, stop: int) -> None:
     run, lost, again = (runs.new(f"stop-{stop}-{name}", GRADUAL) for name in "abc")
@@ -100,6 +135,7 @@ def test_a_gradual_job_that_ends_early_has_the_requested_sparsity(runs: Runs, st
     assert again.manifest() == run.manifest()
 
 
+@pytest.mark.usefixtures("unverified")
 def test_a_gradual_job_keeps_a_best_state_only_from_after_the_rise(runs: Runs) -> None:
     repair = {**REPAIR, "evaluate_interval": 1, "learning_rate": 0.1}
     run = runs.new("best", {**GRADUAL, "repair": repair}).run()
@@ -114,6 +150,7 @@ def test_a_gradual_job_keeps_a_best_state_only_from_after_the_rise(runs: Runs) -
     assert second.manifest() == run.manifest()
 
 
+@pytest.mark.usefixtures("unverified")
 def test_blocks_that_get_different_zeros_are_read_from_the_training_text(runs: Runs) -> None:
     prune = {**GRADUAL["prune"], "calibration": {"samples": 4, "tokens": 96}}
     run = runs.new("owl", {**GRADUAL, "prune": prune, "allocation": "owl"}).run()
@@ -121,6 +158,7 @@ def test_blocks_that_get_different_zeros_are_read_from_the_training_text(runs: R
     assert Record.read(run.folder / RESULT).facts.calibration_sha256 is None
 
 
+@pytest.mark.usefixtures("unverified")
 def test_a_job_of_one_micro_batch_per_step_trains_all_nonzeros_and_keeps_the_zeros(runs: Runs) -> None:
     run = runs.new("kept", {"repair": {**REPAIR, "micro_batch": 2}}).run()
     result = result_of(run)
