@@ -70,7 +70,8 @@ def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str
         return Flaw(_dotted([*names, unknown]), "There is no such field", value, _did_you_mean(unknown, model))
     if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
         names = [*names, *rest[:1]]
-    way_out = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
+    known = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
+    way_out = entry.get("ctx", {}).get("way_out", known)
     value = "(not repeated)" if field is not None and field.annotation is SecretStr else _value(entry)
     return Flaw(_dotted(names) or "body", rule, value, way_out)
 

@@ -1,13 +1,14 @@
 """The request of a job. The API and the column `spec` of the job's row use the same model.
 
-Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The allowed ranges are the same as
-in `seft.config`, so that the API rejects what the library would reject. A test checks that they agree. The allowed
-words are the enums of the library.
+Only `model`, `dataset` and `sparsity` are required. Unknown fields are rejected. The allowed words are the enums of the
+library. The allowed ranges are the same as in `seft.config`; a test checks that they agree. Rules about several fields
+are those of the library: a valid request can be converted to the library's settings.
 """
 
 import hashlib
 import json
 import re
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -23,10 +24,22 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
 from seft import config
-from seft.config import DEFAULT_PRUNER, Allocation, Compare, DropDecay, PruneMethod, Refinement, SparsityOf, Variant
+from seft.config import (
+    DEFAULT_PRUNER,
+    Allocation,
+    Compare,
+    DropDecay,
+    PruneMethod,
+    PruneSchedule,
+    Refinement,
+    SparsityOf,
+    Variant,
+)
+from seft.errors import ConfigError
 
 SPEC_VERSION = 5
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
@@ -76,7 +89,8 @@ class PruneSpec(Spec):
     )
     compare: Compare = Field(
         default=Compare.AUTO,
-        description="Compare the weights of one `row` or of one `layer`. `auto` follows the paper of the method.",
+        description="Compare the weights of one `row`, of one `layer`, or, with the schedule `gradual`, of the whole"
+        " `model`. `auto` follows the paper of the method.",
     )
     refine: Refinement = Field(
         default=Refinement.NONE, description="`dsnot` improves the choice of zeros after pruning. `none` keeps it."
@@ -90,17 +104,21 @@ class PruneSpec(Spec):
     reconstruct_learning_rate: Number = Field(
         default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the passes of `reconstruct_epochs`."
     )
+    schedule: PruneSchedule = Field(
+        default=PruneSchedule.ONE_SHOT,
+        description="`one_shot` prunes before training. `gradual` raises the sparsity while all nonzeros train; it"
+        " needs the repair method `seft` with the density `all`.",
+    )
+    rise: Number = Field(
+        default=0.7, ge=0.0, le=1.0, description="Fraction of the steps in which the sparsity rises, with `gradual`."
+    )
+    rise_interval: Integer = Field(
+        default=2, ge=1, le=1_000_000, description="Steps between two increases of the sparsity, with `gradual`."
+    )
     calibration: CalibrationSpec = Field(
         default_factory=CalibrationSpec,
         description="Calibration text: pruning measures the importance of weights on it.",
     )
-
-    @field_validator("compare")
-    @classmethod
-    def _require_auto_for_sparsegpt(cls, value: Compare, info: ValidationInfo) -> Compare:
-        if value is not Compare.AUTO and info.data.get("method") is PruneMethod.SPARSEGPT:
-            raise ValueError("must be auto for sparsegpt, which compares weights within blocks of 128 columns")
-        return value
 
 
 class RepairMethod(StrEnum):
@@ -123,11 +141,10 @@ class RepairSpec(Spec):
         default=RepairMethod.SEFT,
         description="What is trained; `none` only prunes. Only `seft` and `lora_reprune` can move the zeros.",
     )
-    density: Number = Field(
+    density: Annotated[Number, Field(ge=1e-6, le=1.0)] | Literal["all"] = Field(
         default=0.005,
-        ge=1e-6,
-        le=1.0,
-        description="Number of trained values, as a fraction of the weights in the pruned layers.",
+        description="Number of trained values, as a fraction of the weights in the pruned layers. `all` trains all"
+        " nonzeros, with `seft` only.",
     )
     steps: Integer = Field(default=500, ge=1, le=1_000_000, description="Number of optimizer steps.")
     learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
@@ -151,6 +168,12 @@ class RepairSpec(Spec):
     variant: Variant = Field(
         default=Variant.IMPROVED,
         description="Rules of `seft`: `improved` are those of this software, `published` those of the paper.",
+    )
+    swap_tokens: Integer = Field(
+        default=0,
+        ge=0,
+        le=1 << 40,
+        description="Tokens between two events that swap zeros and nonzeros, with the density `all`. 0 is off.",
     )
     batch_tokens: Integer = Field(default=16384, ge=2, le=1 << 24, description="Tokens per optimizer step.")
     sequence_tokens: Integer = Field(
@@ -194,26 +217,6 @@ class RepairSpec(Spec):
         le=1_000_000,
         description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
     )
-
-    @model_validator(mode="after")
-    def _require_seft_for_variant(self) -> Self:
-        if self.variant is not Variant.IMPROVED and self.method is not RepairMethod.SEFT:
-            raise ValueError(f"variant must be improved for the method {self.method}; it is {self.variant}")
-        return self
-
-    @model_validator(mode="after")
-    def _require_evaluations_for_patience(self) -> Self:
-        if self.patience and not self.evaluate_interval:
-            raise ValueError(f"patience must be 0 without evaluate_interval; it is {self.patience}")
-        return self
-
-    @model_validator(mode="after")
-    def _require_whole_windows(self) -> Self:
-        if self.batch_tokens % self.sequence_tokens:
-            raise ValueError(
-                f"batch_tokens ({self.batch_tokens}) must be a multiple of sequence_tokens ({self.sequence_tokens})"
-            )
-        return self
 
 
 class EvaluateSpec(Spec):
@@ -333,19 +336,46 @@ class JobSpec(Spec):
             raise ValueError(f"must agree with sparsity ({sparsity}); {value} implies {implied:g}")
         return value
 
-    @field_validator("allocation", "sparsity_of", "prune")
-    @classmethod
-    def _require_pattern_support(cls, value: Any, info: ValidationInfo) -> Any:
-        pattern = info.data.get("pattern", "unstructured")
-        if pattern == "unstructured":
-            return value
-        if isinstance(value, PruneSpec) and value.compare is not Compare.AUTO:
-            raise ValueError(f"compare must be auto with the pattern {pattern}; it is {value.compare}")
-        if value in (Allocation.OWL, Allocation.ALPHAPRUNING, SparsityOf.MODEL):
-            raise ValueError(
-                f"must be {'targets' if value is SparsityOf.MODEL else 'uniform'} with the pattern {pattern}"
-            )
-        return value
+    @model_validator(mode="after")
+    def _require_settings_of_library(self) -> Self:
+        """Reject values that contradict each other. The rules are those of the library."""
+        try:
+            prune, repair = self.prune_config(), self.repair_config()
+            if prune.gradual and repair is None:
+                way_out = "Use the method seft with density all, or the schedule one_shot."
+                raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
+            config.require_repair_of(prune, repair)
+        except ConfigError as error:
+            raise _located(error) from error
+        return self
+
+    def prune_config(self) -> config.PruneConfig:
+        """Return the pruning settings of the library. Fields of the same name have the same meaning."""
+        values = {**dict(self), **dict(self.prune), **dict(self.prune.calibration)}
+        values["pattern"] = config.Pattern.parse(self.pattern)
+        return config.PruneConfig(
+            **{each.name: values[each.name] for each in fields(config.PruneConfig) if each.name in values}
+        )
+
+    def repair_config(self, micro_batch: int | None = None) -> config.RepairConfig | None:
+        """Return the repair settings of the library, or None if the job only prunes.
+
+        `micro_batch` overrides the value of the request, if it is set.
+        """
+        if self.repair.method is RepairMethod.NONE:
+            return None
+        values = {**dict(self.repair), "method": config.RepairMethod(self.repair.method), "seed": self.seed}
+        return config.RepairConfig(**{**values, "micro_batch": micro_batch or self.repair.micro_batch})
+
+    def evaluate_config(self) -> config.EvaluateConfig:
+        """Return the evaluation settings of the library."""
+        return config.EvaluateConfig(tokens=self.evaluate.tokens, windows=self.evaluate.windows)
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The models of the job that are evaluated, in order, by the names of their scores."""
+        pruned = () if self.prune.schedule is PruneSchedule.GRADUAL else ("pruned",)
+        return ("dense", *pruned, *(() if self.repair.method is RepairMethod.NONE else ("repaired",)))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of all values that are not defaults. It is equal for requests with equal meaning.
@@ -354,6 +384,15 @@ class JobSpec(Spec):
         """
         canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _located(error: ConfigError) -> ValidationError:
+    """Return an error of the library as an error of the field of the request that it names."""
+    parts: dict[str, type[Spec]] = {"prune": PruneSpec, "repair": RepairSpec}
+    found = ((part, error.field) for part, spec in parts.items() if error.field in spec.model_fields)
+    kind = PydanticCustomError("contradiction", "{rule}", {"rule": error.rule, "way_out": error.way_out})
+    details = InitErrorDetails(type=kind, loc=next(found, tuple(error.field.split("."))), input=error.value)
+    return ValidationError.from_exception_data("JobSpec", [details])
 
 
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

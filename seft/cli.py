@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `evaluate` and `inspect`, which use the library on this machine.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`, which use the library on this machine.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
 error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
+REPAIR = "repair "
+"""Prefix of the parsed settings of the repair in `seft compress`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,25 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
     return _checkpoint(options.out, record)
 
 
+def _compress(options: argparse.Namespace, report: Reporter) -> Result:
+    pruning = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
+    config = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed)
+    from seft import verbs
+
+    record = verbs.compress(
+        options.model,
+        pruning,
+        config,
+        options.out,
+        data=options.data,
+        held_out=options.held_out,
+        revision=options.revision,
+        place=verbs.Place.of(options.device, options.dtype),
+        report=report,
+    )
+    return _checkpoint(options.out, record)
+
+
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_options(options, EvaluateConfig)
     from seft import verbs
@@ -153,6 +174,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     descriptions: tuple[tuple[str, Command, Callable[[argparse.ArgumentParser], None], str], ...] = (
         ("prune", _prune, _add_prune, "Set a fraction of the weights of a model to zero."),
         ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
+        ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
         ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
     )
@@ -176,15 +198,20 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 def _add_repair(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="Folder that prune wrote.")
-    command.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="Training text: .jsonl with one record per line, or .txt with one text.",
-    )
+    _add_texts(command)
     add_options(command, RepairConfig)
     command.add_argument("--teacher", help="Dense model to distill from: a folder, a GGUF file or a hub id.")
-    command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
+    _add_out(command)
+    _add_place(command)
+
+
+def _add_compress(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_texts(command)
+    names = {"order": "--calibration-order", "method": "--prune-method"}
+    add_options(command, PruneConfig, names=names, optional={"sparsity"})
+    names = {"schedule": "--rate-schedule", "method": "--repair-method"}
+    add_options(command, RepairConfig, names=names, without={"seed"}, prefix=REPAIR)
     _add_out(command)
     _add_place(command)
 
@@ -211,6 +238,12 @@ def _add_inspect(command: argparse.ArgumentParser) -> None:
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="Folder, GGUF file or hub id.")
     command.add_argument("--revision", help="Branch, tag or commit of a hub model.")
+
+
+def _add_texts(command: argparse.ArgumentParser) -> None:
+    text = "Training text: .jsonl with one record per line, or .txt with one text."
+    command.add_argument("--data", type=Path, required=True, help=text)
+    command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:

@@ -26,25 +26,32 @@ def add_options(
     *,
     names: Mapping[str, str] = _NO_NAMES,
     optional: Collection[str] = (),
+    without: Collection[str] = (),
+    prefix: str = "",
 ) -> None:
-    """Add one command-line option per field of `config`.
+    """Add one command-line option per field of `config`, except those in `without`.
 
     `names` maps a field to its option name if the two differ. A field in `optional` may be missing on the command line.
-    Its value is None then, instead of its default.
+    Its value is None then, instead of its default. `prefix` is for commands with two settings classes: it separates
+    the parsed values of fields that both have.
     """
     hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
-        required = field.default is MISSING and field.name not in optional
-        name = names.get(field.name, "--" + field.name.replace("_", "-"))
-        _add_option(parser, name, field, hints[field.name], required=required)
+        if field.name not in without:
+            required = field.default is MISSING and field.name not in optional
+            name = names.get(field.name, "--" + field.name.replace("_", "-"))
+            _add_option(parser, name, prefix, field, hints[field.name], required=required)
 
 
-def read_options(options: argparse.Namespace, config: type[Config], **values: object) -> Config:
+def read_options(options: argparse.Namespace, config: type[Config], *, prefix: str = "", **values: object) -> Config:
     """Return the settings that the parsed command line gives. `values` replace single fields."""
-    return config(**{**{field.name: getattr(options, field.name) for field in fields(config)}, **values})
+    given = {each.name: getattr(options, prefix + each.name) for each in fields(config) if each.name not in values}
+    return config(**{**given, **values})
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str, field: Field[Any], hint: Any, *, required: bool) -> None:
+def _add_option(
+    parser: argparse.ArgumentParser, name: str, prefix: str, field: Field[Any], hint: Any, *, required: bool
+) -> None:
     default = None if field.default is MISSING else field.default
     text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
     if hint.__origin__ is bool:
@@ -53,9 +60,9 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: Field[Any], h
     read, metavar = _reader(hint.__origin__)
     parser.add_argument(
         name,
-        dest=field.name,
+        dest=prefix + field.name,
         type=read,
-        metavar=metavar,
+        metavar=metavar or field.name.upper(),
         default=default,
         required=required,
         help=(text if default is None else f"{text} Default: {default}.").replace("%", "%%"),

@@ -1,4 +1,4 @@
-"""Operations on whole models, one function per command: prune, repair, evaluate, inspect.
+"""Operations on whole models, one function per command: prune, repair, compress, evaluate, inspect.
 
 They read the files, check the arguments before any weight is loaded, and run `seft.stages`. They print nothing; the
 command line in `seft.cli` does.
@@ -12,10 +12,10 @@ import torch
 
 from seft import harness, stages
 from seft.checkpoint import sparsity
-from seft.checkpoint.export import require_empty
+from seft.checkpoint.export import require_empty, round_weights
 from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
 from seft.choices import Accuracy, accuracy, read_questions
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, require_repair_of
 from seft.data import records
 from seft.data.packing import pack
 from seft.data.text import encode, evaluation_windows
@@ -65,21 +65,18 @@ def prune(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Prune a model, write it to the folder `out` and verify the folder. Only one block at a time is on the device."""
+    """Prune a model, write it to the folder `out` and verify the folder. Only one block at a time is on the device.
+
+    Raises ConfigError if the sparsity is to rise during training.
+    """
     require_empty(out)
+    if config.gradual:
+        way_out = "Use seft compress, which prunes the model while it trains it."
+        raise ConfigError("schedule", "must be one_shot if the model is only pruned", str(config.schedule), way_out)
     source = find(reference, revision=revision)
     texts = _read_calibration(config, calibration)
-    host = replace(place, device="cpu")
-    loaded = _load(source, host, report)
-    windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
-    if texts:
-        config = replace(config, samples=len(windows))
-
-    def load_dense() -> Any:
-        return _load(source, host, report).model
-
-    stages.prune(loaded, windows, config, load_dense, report, device=place.device)
-    facts = stages.pruned_facts(source, config, sha256(calibration) if texts and calibration else None)
+    text_sha256 = sha256(calibration) if texts and calibration else None
+    loaded, facts = _prune(source, config, texts, text_sha256, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -109,24 +106,41 @@ def repair(
         raise ConfigError(
             "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
         )
-    texts, held_out_texts = records.read(data), records.read(held_out) if held_out else []
+    texts = _Texts.read(data, held_out)
     loaded = _load(source, place, report)
-    training = pack(encode(texts, loaded.tokenizer), config.sequence_tokens)
-    held_out_windows = pack(encode(held_out_texts, loaded.tokenizer), config.sequence_tokens) if held_out else None
+    facts = _repair(loaded, facts, config, texts, teacher=teacher_source, place=place, report=report)
+    return _publish(loaded, out, facts, report)
 
-    def load_teacher() -> Any:
-        assert teacher_source is not None
-        return _load(teacher_source, place, report).model
 
-    work = stages.start_repair(
-        loaded, training, config, pruned=facts.prune, load_teacher=load_teacher, held_out=held_out_windows
-    )
-    work.run(report)
-    result = stages.finish_repair(work, report)
-    # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
-    del work
-    loaded.model.to("cpu")
-    facts = stages.repaired_facts(facts, config, result, teacher=teacher_source, dataset_sha256=sha256(data))
+def compress(
+    reference: str,
+    pruning: PruneConfig,
+    config: RepairConfig,
+    out: Path,
+    *,
+    data: Path,
+    held_out: Path | None = None,
+    revision: str | None = None,
+    place: Place = HOST,
+    report: Reporter = silent,
+) -> Record:
+    """Prune a dense model and repair it with the same text, write the result to `out` and verify it.
+
+    This gives the same weights as `prune` and then `repair`. With the schedule `gradual`, the model is pruned while it
+    trains. If `config` distills, the dense model is the teacher.
+    """
+    require_empty(out)
+    require_repair_of(pruning, config)
+    require_held_out(config, held_out)
+    source = find(reference, revision=revision)
+    texts = _Texts.read(data, held_out)
+    text_sha256 = texts.sha256 if stages.reads_calibration(pruning) else None
+    loaded, facts = _prune(source, pruning, texts.training, text_sha256, place=place, report=report)
+    with torch.no_grad():
+        round_weights(loaded.model)
+    loaded.model.to(place.device)
+    teacher = source if config.distills else None
+    facts = _repair(loaded, facts, config, texts, teacher=teacher, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -191,6 +205,73 @@ def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[rec
         way_out = "Give a .jsonl or .txt file, or use magnitude without refinement and reconstruction."
         raise ConfigError("calibration", f"must be given for {' and '.join(names)}", None, way_out)
     return records.read(calibration)
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The training text with the hash of its file, and the text to evaluate on or None."""
+
+    training: list[records.Record]
+    sha256: str
+    held_out: list[records.Record] | None
+
+    @classmethod
+    def read(cls, data: Path, held_out: Path | None) -> "_Texts":
+        return cls(records.read(data), sha256(data), records.read(held_out) if held_out else None)
+
+
+def _prune(
+    source: ModelSource,
+    config: PruneConfig,
+    texts: list[records.Record],
+    text_sha256: str | None,
+    *,
+    place: Place,
+    report: Reporter,
+) -> tuple[Loaded, Facts]:
+    """Load a model on the host and prune it, one block at a time on the device. Returns the model and its facts."""
+    host = replace(place, device="cpu")
+    loaded = _load(source, host, report)
+    windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
+    if len(windows):
+        config = replace(config, samples=len(windows))
+
+    def load_dense() -> Any:
+        return _load(source, host, report).model
+
+    stages.prune(loaded, windows, config, load_dense, report, device=place.device)
+    return loaded, stages.pruned_facts(source, config, text_sha256)
+
+
+def _repair(
+    loaded: Loaded,
+    facts: Facts,
+    config: RepairConfig,
+    texts: _Texts,
+    *,
+    teacher: ModelSource | None,
+    place: Place,
+    report: Reporter,
+) -> Facts:
+    """Repair a loaded model in place and move it to the host. Returns its facts."""
+    training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
+    held_out = None
+    if texts.held_out is not None:
+        held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
+
+    def load_teacher() -> Any:
+        assert teacher is not None
+        return _load(teacher, place, report).model
+
+    work = stages.start_repair(
+        loaded, training, config, pruned=facts.prune, load_teacher=load_teacher, held_out=held_out
+    )
+    work.run(report)
+    result = stages.finish_repair(work, report)
+    # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
+    del work
+    loaded.model.to("cpu")
+    return stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=texts.sha256)
 
 
 def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:

@@ -37,6 +37,11 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     """
     repair, calibration = spec.repair, spec.prune.calibration
     windows = micro_batch or repair.micro_batch
+    if phase is not Phase.TRAINING and "pruned" not in spec.scored:
+        return (
+            f"The job used sequences of {spec.evaluate.tokens} tokens for evaluation. Set evaluate.tokens to"
+            f" {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
+        )
     if phase is not Phase.TRAINING:
         return (
             f"The job used sequences of {calibration.tokens} tokens for calibration and of {spec.evaluate.tokens}"

@@ -41,9 +41,10 @@ ALL_STAGES = tuple(Stage)
 """All stages, in the order in which a job runs them."""
 
 
-def stages(*, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
-    """Return the stages that a job runs, in order."""
+def stages(*, prunes: bool, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
+    """Return the stages that a job runs, in order. `prunes` is false if the sparsity rises during the training."""
     skipped = set() if reconstructs else {Stage.RECONSTRUCTING}
+    skipped |= set() if prunes else {Stage.PRUNING, Stage.PRUNED}
     skipped |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
     return tuple(stage for stage in Stage if stage not in skipped)
 

@@ -35,7 +35,6 @@ from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
 from seft.models.source import ModelSource, downloaded, find
-from seft.prune.methods import text_users
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
@@ -57,7 +56,6 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.translate import evaluate_config, prune_config, repair_config
 
 PRUNED, SCORES = "pruned.safetensors", "scores.json"
 PRUNED_BYTES, EXPORTED_BYTES = 4, 2
@@ -82,9 +80,13 @@ class Pipeline:
 
     def __init__(self, folder: Path, task: Task, send: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
         self.folder, self.task, self.send, self.stopping = folder, task, send, stopping
-        self.prune, self.repair = prune_config(task.spec), repair_config(task.spec, task.micro_batch)
-        self.evaluate = evaluate_config(task.spec)
-        self.stages = meter.stages(reconstructs=self.prune.reconstruct_epochs > 0, repairs=self.repair is not None)
+        self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
+        self.evaluate = task.spec.evaluate_config()
+        self.stages = meter.stages(
+            prunes=not self.prune.gradual,
+            reconstructs=self.prune.reconstruct_epochs > 0,
+            repairs=self.repair is not None,
+        )
         self.scores: dict[str, float] = {}
         self.step = task.resume or 0
         self.stage: Stage | None = None
@@ -105,7 +107,8 @@ class Pipeline:
             self._resume(loaded)
         if self._enough and self.step == 0:
             self.repair = None
-        facts = stages.pruned_facts(source, self.prune, self.task.dataset_sha256 if text_users(self.prune) else None)
+        reads_text = stages.reads_calibration(self.prune)
+        facts = stages.pruned_facts(source, self.prune, self.task.dataset_sha256 if reads_text else None)
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
             sha256 = self.task.dataset_sha256
@@ -139,9 +142,10 @@ class Pipeline:
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
-        The weights are rounded as in the checkpoint before the second evaluation. The state is saved before any
-        training. So the job fails now, and not at its end, if the state cannot be written or stored, or if the disk
-        has no space for the state and the checkpoint.
+        The weights are rounded as in the checkpoint before the second evaluation. With the schedule `gradual` the
+        model is not pruned now, so there is no second evaluation, and the state has the dense weights. The state is
+        saved before any training. So the job fails now, and not at its end, if the state cannot be written or stored,
+        or if the disk has no space for the state and the checkpoint.
         """
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
@@ -150,7 +154,8 @@ class Pipeline:
 
         stages.prune(loaded, text.calibration, self.prune, load_dense, self._reporter())
         round_weights(loaded.model)
-        self._evaluate("pruned", Stage.PRUNED, loaded, text)
+        if not self.prune.gradual:
+            self._evaluate("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
         disk_space.require_space(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
         save_pruned(loaded.model, folder / PRUNED)
@@ -158,7 +163,7 @@ class Pipeline:
         self.send(Saved(step=self.step))
 
     def _resume(self, loaded: Loaded) -> None:
-        """Read the pruned weights and the scores from a saved state.
+        """Read the weights and the scores from before the training from a saved state.
 
         If incompatible software wrote the training state, training starts again from step 0. Pruning is not repeated.
         """
@@ -219,7 +224,7 @@ class Pipeline:
             values = asdict(report)
             if isinstance(report, Evolved):
                 self.send(TopologyEvolved(**values))
-                del values["layers"]
+                del values["layers"], values["undone"]
             del values["step"]
             metrics |= values
         metrics["memory_bytes"] = usage.peak_usage(self._device)
@@ -227,9 +232,12 @@ class Pipeline:
 
     @property
     def _enough(self) -> bool:
-        """True if training must end early and has reached the requested step."""
-        path = self.folder / ENOUGH
-        return path.exists() and self.step >= int(path.read_text())
+        """True if training must end early and has reached the requested step.
+
+        With the schedule `gradual` it takes at least one step, because weights become zero by what a step measures.
+        """
+        path, least = self.folder / ENOUGH, int(self.prune.gradual)
+        return path.exists() and self.step >= max(least, int(path.read_text()))
 
     @property
     def _all_stored(self) -> bool:

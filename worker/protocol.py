@@ -83,10 +83,15 @@ class LayerChange(_Part):
 
 
 class TopologyEvolved(LayerChange):
-    """Message: a topology update, with the sums and with the counts of each pruned layer by name."""
+    """Message: a topology update, with the sums and with the counts of each pruned layer by name.
+
+    `sparsity` is the fraction of zeros in all pruned layers after it. If the update was undone, `undone` is true.
+    """
 
     type: Literal["topology_evolved"] = "topology_evolved"
     step: int
+    sparsity: float
+    undone: bool
     layers: dict[str, LayerChange]
 
 

@@ -59,7 +59,10 @@ def _with_reason(text: str) -> Callable[[Data], tuple[str, str]]:
 def _evolved(data: Data) -> tuple[str, str]:
     counts = {name: formatting.count(data.get(name, 0)) for name in ("dropped", "grown", "reactivated", "pruned")}
     details = "{dropped} dropped, {grown} grown ({reactivated} from zero), {pruned} pruned".format(**counts)
-    return f"Topology evolved after step {data.get('step')}", details
+    if "sparsity" in data:
+        details += f"; {formatting.percent(data['sparsity'])} zeros"
+    undone = ", and the change was undone" if data.get("undone") else ""
+    return f"Topology evolved after step {data.get('step')}{undone}", details
 
 
 DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {

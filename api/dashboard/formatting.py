@@ -6,6 +6,7 @@ from typing import Any
 
 from api.schemas.jobs import JobDetail, JobView
 from core.states import Reason
+from seft.config import PruneSchedule
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 COUNT_UNITS = ("", "k", "M", "B", "T")
@@ -78,6 +79,23 @@ def short_name(model: str) -> str:
 def job_title(job: JobView) -> str:
     """Return the name of a job to show on pages: its `suffix` if it has one, else the name of its model."""
     return job.spec["suffix"] or short_name(job.spec["model"])
+
+
+def is_gradual(job: JobView) -> bool:
+    """Return whether the sparsity of the job's model rises during the training, so that no pruned model is scored."""
+    return bool(job.spec["prune"].get("schedule") == PruneSchedule.GRADUAL)
+
+
+def score_names(job: JobView) -> list[str]:
+    """Return the names of the scores that the job's page shows."""
+    return [name for name in SCORES if name != "pruned" or not is_gradual(job)]
+
+
+def has_events(job: JobView) -> bool:
+    """Return whether the training of the job changes which weights are trained, or which are zero."""
+    repair = job.spec["repair"]
+    fixed = repair["density"] == "all" and not is_gradual(job) and not repair.get("swap_tokens")
+    return bool(repair["method"] == "seft" and not fixed)
 
 
 def recovered_fraction(scores: Mapping[str, float]) -> float | None:

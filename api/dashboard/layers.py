@@ -72,8 +72,8 @@ def _read(storage: Storage, key: str) -> SparsityTable | None:
 def topology_history(runs: Sequence[Evolution]) -> Json:
     """Return the topology updates of a job as data for the charts.
 
-    {"step": [...], "sums": {"grown": [...], ...}, "blocks": [...], "parts": [{"name": ..., "cells": [[a count per
-    step] per block]}]}.
+    {"step": [...], "sparsity": [...], "sums": {"grown": [...], ...}, "blocks": [...], "parts": [{"name": ...,
+    "cells": [[a count per step] per block]}]}.
     """
     positions = {name: LayerPosition.of(name) for run in runs for name in run.layers}
     counts: dict[LayerPosition, list[int]] = {position: [0] * len(runs) for position in positions.values()}
@@ -84,6 +84,7 @@ def topology_history(runs: Sequence[Evolution]) -> Json:
     no_changes = [0] * len(runs)
     return {
         "step": [run.step for run in runs],
+        "sparsity": [run.sparsity for run in runs],
         "sums": {name: [run.sums[name] for run in runs] for name in CHANGES},
         "blocks": blocks,
         "parts": [

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from api.dashboard import formatting
 from api.schemas.jobs import JobView
 from api.schemas.reports import EventView
 from core.states import Phase, Status
@@ -50,6 +51,8 @@ def phase_progress(job: JobView, phase_events: Sequence[EventView]) -> list[Phas
 
 def _is_included(job: JobView, phase: Phase) -> bool:
     match phase:
+        case Phase.PRUNING:
+            return not formatting.is_gradual(job)
         case Phase.RECONSTRUCTING:
             return bool(job.spec["prune"]["reconstruct_epochs"] > 0)
         case Phase.TRAINING:

@@ -31,6 +31,9 @@ FILTERS = (
     "sentence",
     "job_title",
     "job_summary",
+    "is_gradual",
+    "score_names",
+    "has_events",
     "recovered_fraction",
     "waiting_reason",
 )

@@ -44,7 +44,8 @@ class JobView(BaseModel):
     step: int = Field(description="Number of optimizer steps done, out of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
     scores: dict[str, float] = Field(
-        description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured."
+        description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured. With"
+        " the schedule `gradual` there is no `pruned` model."
     )
     measured: dict[str, Any] | None = Field(description="Sparsity, counted in the files of the checkpoint.")
     error: ErrorView | None

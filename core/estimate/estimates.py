@@ -43,9 +43,9 @@ def _tokens(spec: JobSpec) -> dict[str, int]:
     calibration, repair, evaluate = spec.prune.calibration, spec.repair, spec.evaluate
     trains = repair.method is not RepairMethod.NONE
     return {
-        "calibration": calibration.samples * calibration.tokens,
+        "calibration": calibration.samples * calibration.tokens if "pruned" in spec.scored else 0,
         "training": repair.steps * repair.batch_tokens if trains else 0,
-        "evaluation": evaluate.windows * evaluate.tokens * (3 if trains else 2),
+        "evaluation": evaluate.windows * evaluate.tokens * len(spec.scored),
     }
 
 

@@ -65,12 +65,10 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
 
     Returns None if no further change is possible.
     """
-    repair, calibration = spec.repair, spec.prune.calibration
+    calibration = spec.prune.calibration
     match phase:
-        case Phase.TRAINING if repair.micro_batch > 1:
-            return _with(spec, "repair", micro_batch=repair.micro_batch // 2)
-        case Phase.TRAINING if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
-            return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
+        case Phase.TRAINING:
+            return _shrink_training(spec)
         case Phase.PRUNING | Phase.RECONSTRUCTING if calibration.samples >= 2 * MIN_SAMPLES:
             fewer = calibration.model_copy(update={"samples": calibration.samples // 2})
             return _with(spec, "prune", calibration=fewer)
@@ -80,6 +78,18 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
         case _:
             return None
+
+
+def _shrink_training(spec: JobSpec) -> JobSpec | None:
+    repair = spec.repair
+    if repair.micro_batch > 1:
+        return _with(spec, "repair", micro_batch=repair.micro_batch // 2)
+    if repair.density == "all" and repair.batch_tokens > repair.sequence_tokens:
+        # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
+        return _with(spec, "repair", batch_tokens=repair.sequence_tokens)
+    if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
+        return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
+    return None
 
 
 def _with(spec: JobSpec, part: str, **values: Any) -> JobSpec:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from core.estimate.dimensions import Dimensions, Matrix
 from core.specs import JobSpec, RepairMethod
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, Refinement, Variant
+from seft.config import Allocation, PruneMethod, PruneSchedule, Refinement, Variant
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
@@ -41,6 +41,13 @@ VECTOR = 16
 """Bytes per trained value of a low-rank method: the value, its two moments and its gradient."""
 WITH_INITIAL = VECTOR + FLOAT
 """Bytes per trained value of a norm or bias: as `VECTOR`, and its initial value."""
+VECTORS, MEANS = 4, 4
+"""With the density `all`: number of vectors over the rows and columns of a matrix that the optimizer keeps, and of
+those with which the rise of the sparsity estimates the importance of weights."""
+CHUNK, COPIES = 1 << 24, 4
+"""Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
+INDEXED = 21
+"""Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +79,9 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     phases = {
         Phase.LOADING: Footprint(weights, host_transfer=weights),
         Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens)),
-        Phase.PRUNING: Footprint(weights + _pruning(model, spec)),
     }
+    if not _rises(spec):
+        phases[Phase.PRUNING] = Footprint(weights + _pruning(model, spec))
     if spec.prune.reconstruct_epochs:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
@@ -81,6 +89,11 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     # A separate process loads the written checkpoint, on the host.
     phases[Phase.EXPORTING] = Footprint(weights, PROCESS_BYTES + weights, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
+
+
+def _rises(spec: JobSpec) -> bool:
+    """Return whether the sparsity rises while the model trains, so that there is no phase of pruning."""
+    return spec.prune.schedule is PruneSchedule.GRADUAL
 
 
 def _logits(model: Dimensions, tokens: int) -> int:
@@ -176,13 +189,16 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     if repair.distill_weight or repair.hidden_weight:
         head, models = (5 if repair.distill_weight else 3), 2
     teacher = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
-    peak = max(head * _logits(model, tokens), _block_peak(model, tokens))
-    state, best_state = _method(model, spec)
+    whole = repair.density == "all"
+    step = _block_peak(model, tokens) + (_step_of_nonzeros(model, spec) if whole else 0)
+    peak = max(head * _logits(model, tokens), step)
+    state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec, float(repair.density))
     saved = _saved_for_backward(model, tokens)
     if repair.norms_and_biases:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         saved += FLOAT * tokens * model.hidden * (2 * len(model.blocks) + 1)  # the outputs of the norms before scaling
-    device = models * FLOAT * model.parameters + state + saved + peak + teacher
+    work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
+    device = models * FLOAT * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
     return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
 
@@ -206,13 +222,64 @@ def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
     return outputs + 2 * model.hidden + model.attention + (2 if up > GATED * inner else 1) * inner
 
 
-def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
+def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
+    """Return what `_method` returns, for the density `all`. The weights are changed in place.
+
+    The gradients of several micro-batches are added up: those of the nonzeros, or, if the sparsity rises, first those
+    of all weights.
+    """
+    sides = sum(matrix.rows + matrix.cols for matrix in _all(model))
+    vectors = FLOAT * sides * (VECTORS + (MEANS if _rises(spec) else 0))
+    summed = FLOAT * _present(model, spec) if _sums_gradients(spec) else 0
+    return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8
+
+
+def _step_of_nonzeros(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes with which the backward pass of the largest matrix changes its nonzeros.
+
+    These are its gradient, and either the copies of an optimizer step, or those of adding the gradient to a sum.
+    """
+    largest = max(matrix.weights for matrix in _all(model))
+    if _sums_gradients(spec):
+        return FLOAT * largest + round(INDEXED * largest * _present(model, spec) / model.targets)
+    return FLOAT * (largest + COPIES * min(largest, CHUNK))
+
+
+def _outside_steps(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes that training needs before the first step, or between two steps.
+
+    These are the copy of all nonzeros that is saved, and, if the sparsity rises, the choice of the weights that become
+    zero, and the calibration text with which `owl` distributes the zeros.
+    """
+    copied = FLOAT * _present(model, spec)
+    if not _rises(spec):
+        return copied
+    calibrated = 2 * _states(model, spec) + _block_peak(model, spec.prune.calibration.tokens)
+    reads_text = spec.allocation is Allocation.OWL
+    return max(copied, calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
+
+
+def _sums_gradients(spec: JobSpec) -> bool:
+    repair = spec.repair
+    return repair.batch_tokens > repair.micro_batch * repair.sequence_tokens
+
+
+def _nonzeros(model: Dimensions, spec: JobSpec) -> int:
+    return round((1 - spec.sparsity) * model.targets)
+
+
+def _present(model: Dimensions, spec: JobSpec) -> int:
+    """Return the largest number of nonzeros during the training."""
+    return model.targets if _rises(spec) else _nonzeros(model, spec)
+
+
+def _method(model: Dimensions, spec: JobSpec, density: float) -> tuple[int, int]:
     """Return the peak bytes of the state of the repair method, and the bytes of its copy on the host.
 
     The copy is needed if the job keeps the best state. Otherwise the second number is 0.
     """
     repair = spec.repair
-    count = round(repair.density * model.targets)
+    count = round(density * model.targets)
     match repair.method:
         case RepairMethod.SEFT:
             # The first event replaces the whole active set.
@@ -223,8 +290,7 @@ def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
         case RepairMethod.FIXED_MASK:
             return count * ACTIVE, count * ACTIVE
         case RepairMethod.MASKED_FULL:
-            nonzeros = round((1 - spec.sparsity) * model.targets)
-            return nonzeros * ACTIVE, nonzeros * ACTIVE
+            return _nonzeros(model, spec) * ACTIVE, _nonzeros(model, spec) * ACTIVE
         case _:
             return count * VECTOR, count * VECTOR
 

@@ -64,17 +64,16 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     calibration = float(targets * prune.calibration.samples * prune.calibration.tokens)
-    evaluations = 3 if repair.method is not RepairMethod.NONE else 2
     work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
-    work[Task(Phase.EVALUATING)] = float(parameters * evaluations * evaluate.windows * evaluate.tokens)
-    work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
+    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * evaluate.windows * evaluate.tokens)
+    if "pruned" in spec.scored:
+        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
     if prune.reconstruct_epochs:
         work[Task(Phase.RECONSTRUCTING)] = calibration * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        work[Task(Phase.TRAINING, f"{repair.method} {distills}")] = float(
-            parameters * repair.steps * repair.batch_tokens
-        )
+        method = f"{repair.method} {repair.density == 'all'} {prune.schedule} {distills}"
+        work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
     return work
 
 

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, column, func, select, true
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, ColumnElement, Double, Select, cast, column, false, func, select, true
+from sqlalchemy.dialects.postgresql import JSONB, aggregate_order_by
 from sqlalchemy.orm import Session
 
 from core.states import TOPOLOGY_EVOLVED
@@ -31,12 +31,14 @@ class MetricPoint:
 class Evolution:
     """Several consecutive events `topology.evolved` merged into one.
 
-    It has their last step, the sum of each count, and one of the counts per layer.
+    It has their last step, the sparsity after it, the sum of each count, and one of the counts per layer. Events that
+    were undone count 0. The sparsity is None if older software wrote the event.
     """
 
     step: int
     sums: dict[str, int]
     layers: dict[str, int]
+    sparsity: float | None
 
 
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
@@ -144,20 +146,26 @@ def evolution(session: Session, job_id: str, *, layer_count: str, max_runs: int)
     """
     run = func.ntile(max_runs).over(order_by=JobEvent.id).label("run")
     selected = (JobEvent.job_id == job_id, JobEvent.type == TOPOLOGY_EVOLVED)
-    rows = select(run, JobEvent.data).where(*selected).cte()
+    rows = select(run, JobEvent.id, JobEvent.data).where(*selected).cte()
+    kept = ~func.coalesce(rows.c.data["undone"].as_boolean(), false())
     layer = func.jsonb_each(rows.c.data[LAYERS]).table_valued(column("key"), column("value", JSONB))
-    by_layer = select(rows.c.run, layer.c.key, _total(layer.c.value, layer_count)).join(layer, true())
+    by_layer = select(rows.c.run, layer.c.key, _total(layer.c.value, layer_count)).join(layer, true()).where(kept)
     layers: dict[int, dict[str, int]] = defaultdict(dict)
     for number, name, count in session.execute(by_layer.group_by(rows.c.run, layer.c.key)):
         layers[number][name] = count
-    sums = [_total(rows.c.data, name) for name in CHANGES]
-    by_run = select(rows.c.run, func.max(rows.c.data["step"].as_integer()), *sums)
+    sparsities = func.array_agg(aggregate_order_by(rows.c.data["sparsity"].as_float(), rows.c.id))
+    sums = [func.coalesce(_total(rows.c.data, name, kept), 0) for name in CHANGES]
+    by_run = select(rows.c.run, func.max(rows.c.data["step"].as_integer()), sparsities, *sums)
     runs = session.execute(by_run.group_by(rows.c.run).order_by(rows.c.run))
-    return [Evolution(step, dict(zip(CHANGES, counts, strict=True)), layers[number]) for number, step, *counts in runs]
+    return [
+        Evolution(step, dict(zip(CHANGES, counts, strict=True)), layers[number], sparsity[-1])
+        for number, step, sparsity, *counts in runs
+    ]
 
 
-def _total(data: ColumnElement[Json], name: str) -> ColumnElement[int]:
-    return cast(func.sum(cast(data[name].astext, BigInteger)), BigInteger)
+def _total(data: ColumnElement[Json], name: str, *conditions: ColumnElement[bool]) -> ColumnElement[int]:
+    total = func.sum(cast(data[name].astext, BigInteger))
+    return cast(total.filter(*conditions) if conditions else total, BigInteger)
 
 
 def checkpoints(session: Session, job_id: str) -> Sequence[Checkpoint]:

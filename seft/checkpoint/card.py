@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from seft.checkpoint.facts import Facts, Record
 from seft.checkpoint.sparsity import Count
-from seft.config import Allocation, PruneConfig, RepairMethod, SparsityOf
+from seft.config import Allocation, PruneConfig, RepairConfig, RepairMethod, SparsityOf
 from seft.models.source import Kind
 
 _LOAD = """```python
@@ -59,28 +59,35 @@ def _title(record: Record) -> str:
 
 def _description(record: Record) -> str:
     facts, sparsity = record.facts, record.sparsity.linears.share
-    pruned = (
-        f"`{facts.base.reference}` with {sparsity:.1%} of the weights in its linear layers set to zero"
-        f" by {facts.prune.summary}"
-    )
+    zeros_set = f"`{facts.base.reference}` with {sparsity:.1%} of the weights in its linear layers set to zero"
+    pruned = f"{zeros_set} by {facts.prune.summary}"
     if facts.repair is None:
         return f"{pruned}, in one shot. It was not repaired afterwards."
+    keeps_zeros = facts.repair.method.keeps_zeros or (facts.repair.trains_all and not facts.repair.swap_tokens)
     zeros = (
         "Every weight that pruning set to zero is still zero."
-        if facts.repair.method.keeps_zeros
+        if keeps_zeros
         else f"{facts.grown_zeros:,} weights that pruning set to zero are nonzero now. No layer has more nonzeros."
     )
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
-    method = _METHODS[facts.repair.method].format(fraction=f"{facts.repair.density:.2%}")
-    if facts.repair.norms_and_biases:
-        method += " and of the norms and biases"
+    method = _method(facts.repair)
     teacher = f", with `{facts.teacher.reference}` as the teacher" if facts.teacher else ""
     kept = (
         ""
         if facts.kept_at is None
         else f" The state after step {facts.kept_at} had the lowest loss on held-out text and was kept."
     )
+    if facts.prune.gradual:
+        rise = f"step by step in {steps} training steps, while all nonzero weights among these were trained"
+        return f"{zeros_set} {rise}{teacher}.{kept} {zeros}"
     return f"{pruned}, then repaired in {steps} steps of {method}{teacher}.{kept} {zeros}"
+
+
+def _method(repair: RepairConfig) -> str:
+    method = _METHODS[repair.method].format(fraction=f"{repair.trained_fraction:.2%}")
+    if repair.trains_all:
+        method = "training all nonzero weights among these in place"
+    return method + (" and of the norms and biases" if repair.norms_and_biases else "")
 
 
 def _requested(config: PruneConfig) -> str:
@@ -95,8 +102,9 @@ def _scores(facts: Facts) -> str:
     assert facts.evaluate is not None
     names = [name for name in ("dense", "pruned", "repaired") if name in facts.scores]
     rows = [f"| {name} | {facts.scores[name]:.2f} |" for name in names]
+    rounded = " and ".join(name for name in names if name != "dense").capitalize()
     note = (
-        f"Measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens. Pruned and repaired weights"
+        f"Measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens. {rounded} weights"
         " were rounded to the stored precision first."
     )
     return "\n".join(["| model | perplexity |", "|---|---|", *rows, "", note])

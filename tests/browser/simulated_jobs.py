@@ -127,7 +127,8 @@ class SimulatedJob:
             name: {change: round(count * fraction) for change, count in changes.items()}
             for name, fraction in zip(names, fractions, strict=True)
         }
-        return {"step": step, **changes, "layers": layers}
+        sparsity = self.attempt.spec.sparsity
+        return {"step": step, **changes, "sparsity": sparsity, "undone": False, "layers": layers}
 
     def _layers(self) -> dict[str, dict[str, int]]:
         """Return counts of zeros with a sparsity that differs a little between layers."""

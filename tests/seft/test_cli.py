@@ -89,6 +89,65 @@ def test_the_folder_generates_with_plain_transformers(repaired: Path) -> None:
     assert len(text) > len("The statement")
 
 
+TRAINING = ["--steps", "6", "--learning-rate", "1e-3", "--batch-tokens", "192", "--sequence-tokens", "96"]
+
+
+def test_compress_in_one_shot_writes_the_same_files_as_prune_and_repair(
+    tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    calibration = ["--samples", "4", "--tokens", "96", "--seed", "3"]
+    prune = ["prune", tiny_folder, "--sparsity", "0.6", "--method", "wanda", "--calibration", texts, *calibration]
+    training = ["--data", texts, *TRAINING, "--density", "0.02", "--distill-weight", "0.5"]
+    assert run(*prune, "--out", tmp_path / "pruned") == 0
+    repair = ["repair", tmp_path / "pruned", *training, "--seed", "3", "--teacher", tiny_folder]
+    assert run(*repair, "--out", tmp_path / "two") == 0
+    compress = ["compress", tiny_folder, "--sparsity", "0.6", "--prune-method", "wanda", *calibration, *training]
+    assert run(*compress, "--out", tmp_path / "one") == 0
+    manifests = [(tmp_path / name / "manifest.json").read_bytes() for name in ("one", "two")]
+    assert manifests[0] == manifests[1]
+
+
+def test_compress_gradually_reaches_the_sparsity_and_records_how(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out, held_out = tmp_path / "out", tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(texts.read_text().splitlines(keepends=True)[:4]))
+    command = ["compress", tiny_folder, "--sparsity", "0.6", "--schedule", "gradual", "--rise", "0.5", "--data", texts]
+    evaluation = ["--held-out", held_out, "--evaluate-interval", "2"]
+    data = run_json(capsys, *command, *TRAINING, "--density", "all", *evaluation, "--out", out)
+    assert data["sparsity"]["linears"]["share"] == pytest.approx(0.6, abs=1e-3)
+    facts = Record.read(out).facts
+    assert (facts.prune.gradual, facts.calibration_sha256, facts.dataset_sha256) == (True, None, sha256(texts))
+    assert facts.repair
+    assert facts.repair.density == "all"
+    assert run("inspect", out) == 0
+    assert "pruned to 60% by gradual (unstructured)" in capsys.readouterr().out
+    line = error_line(capsys, "repair", out, "--data", texts, *TRAINING, "--out", tmp_path / "again")
+    assert "must be pruned and not repaired yet" in line
+
+
+def test_contradictions_of_pruning_and_repair_are_rejected(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = ("--out", tmp_path / "out")
+    gradual = ("compress", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", "--data", texts, *TRAINING)
+    for arguments, message in (
+        (("prune", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", *out), "Use seft compress, which prunes"),
+        ((*gradual, *out), "density must be all with the schedule gradual; it is 0.005"),
+        ((*gradual, "--density", "all", "--prune-method", "wanda", *out), "method must be left out with the schedule"),
+        (
+            (*gradual, "--density", "all", "--repair-method", "spp", *out),
+            "density must be a number with the method spp",
+        ),
+        ((*gradual, "--density", "all", "--rise", "0.1", *out), "rise must cover at least one of the 6 steps"),
+        ((*gradual, "--density", "all", "--evaluate-interval", "2", *out), "held_out must be given"),
+        ((*gradual, "--density", "all", "--clip-norm", "1", *out), "clip_norm must be left out with density all"),
+        ((*gradual, "--swap-tokens", "64", *out), "swap_tokens must be 0 if density is a number"),
+    ):
+        assert message in error_line(capsys, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_counts_the_zeros_and_shows_the_facts(capsys: pytest.CaptureFixture[str], repaired: Path) -> None:
     data = run_json(capsys, "inspect", repaired)
     assert data["sparsity"] == sparsity.of_folder(repaired).data()

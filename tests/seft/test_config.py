@@ -51,8 +51,8 @@ def test_the_library_accepts_every_number_of_a_request(
     sizes = (
         dict.fromkeys(("batch_tokens", "sequence_tokens"), value) if name in {"batch_tokens", "sequence_tokens"} else {}
     )
-    evaluated = {"evaluate_interval": 1} if name == "patience" else {}
-    assert config(**{**required, name: value, **sizes, **evaluated})
+    others: dict[str, dict[str, Any]] = {"patience": {"evaluate_interval": 1}, "swap_tokens": {"density": "all"}}
+    assert config(**{**required, name: value, **sizes, **others.get(name, {})})
 
 
 @pytest.mark.parametrize(

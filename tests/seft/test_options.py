@@ -7,8 +7,17 @@ from typing import Any, get_type_hints
 import pytest
 from typing_extensions import Doc
 
-from seft.cli import UsageError, make_parser
-from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
+from seft.cli import REPAIR, UsageError, make_parser
+from seft.config import (
+    EvaluateConfig,
+    Pattern,
+    PruneConfig,
+    PruneMethod,
+    PruneSchedule,
+    RateSchedule,
+    RepairConfig,
+    RepairMethod,
+)
 from seft.options import read_options
 
 COMMANDS: dict[type[Any], list[str]] = {
@@ -85,6 +94,21 @@ def test_an_option_without_a_default_is_required() -> None:
     with pytest.raises(UsageError, match="--steps"):
         make_parser("seft").parse_args(COMMANDS[RepairConfig])
     assert parse(PruneConfig)["sparsity"] is None, "an N:M pattern implies it"
+
+
+def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> None:
+    words = ["compress", "model", "--data", "data.txt", "--out", "out", "--sparsity", "0.5", "--steps", "3"]
+    more = ["--schedule", "gradual", "--rate-schedule", "cosine", "--prune-method", "ria", "--repair-method", "spp"]
+    options = make_parser("seft").parse_args([*words, *more, "--seed", "5", "--tokens", "64", "--clip-norm", "0.5"])
+    values = vars(options)
+    assert {name: values[name] for name in ("schedule", "method", "seed", "tokens")} == {
+        "schedule": PruneSchedule.GRADUAL,
+        "method": PruneMethod.RIA,
+        "seed": 5,
+        "tokens": 64,
+    }
+    repair = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed)
+    assert repair == RepairConfig(3, RepairMethod.SPP, schedule=RateSchedule.COSINE, clip_norm=0.5, seed=5)
 
 
 def test_the_options_make_the_settings() -> None:

@@ -60,7 +60,11 @@ class StandIn:
     def evolve(self, *steps: int) -> None:
         change = {"dropped": 2, "grown": 2, "reactivated": 1, "pruned": 1}
         for step in steps:
-            self.say(TopologyEvolved(step=step, **change, layers={"up_proj": LayerChange(**change)}))
+            self.say(
+                TopologyEvolved(
+                    step=step, **change, sparsity=0.6, undone=False, layers={"up_proj": LayerChange(**change)}
+                )
+            )
 
     def finish(self) -> None:
         result = self.folder / RESULT

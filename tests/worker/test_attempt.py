@@ -146,7 +146,8 @@ def test_a_repeated_step_records_its_topology_event_once(backend: Backend, job_i
     events = [event for event in backend.event_rows(job_id) if event.type == "topology.evolved"]
     assert [(event.attempt, event.data["step"]) for event in events] == [(1, 3), (1, 6), (2, 9)]
     change = {"dropped": 2, "grown": 2, "reactivated": 1, "pruned": 1}
-    assert events[0].data == {"step": 3, **change, "layers": {"up_proj": change}}
+    shared = {"sparsity": 0.6, "undone": False}
+    assert events[0].data == {"step": 3, **change, **shared, "layers": {"up_proj": change}}
 
 
 def test_a_crash_is_retried_until_the_maximum_number_of_failures(backend: Backend, job_id: str) -> None:

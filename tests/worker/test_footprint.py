@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,16 +20,21 @@ from worker.protocol import DATA, Task
 
 CUDA_BUILD_BYTES = 130_000_000
 """The part of a CUDA build that `PROCESS_BYTES` does not include."""
-SPEC = JobSpec.model_validate(
-    {
-        "model": "model",
-        "dataset": ids.new("file"),
-        "sparsity": 0.6,
-        "prune": {"method": "wanda", "calibration": {"samples": 2, "tokens": 256}},
-        "repair": {"steps": 2, "batch_tokens": 1024, "sequence_tokens": 512, "micro_batch": 2},
-        "evaluate": {"windows": 1, "tokens": 256},
-    }
-)
+REPAIR: dict[str, Any] = {"steps": 2, "batch_tokens": 1024, "sequence_tokens": 512, "micro_batch": 2}
+WANDA: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 2, "tokens": 256}}
+JOBS: dict[str, dict[str, Any]] = {
+    "seft": {"prune": WANDA, "repair": REPAIR},
+    "all nonzeros in one micro-batch": {"prune": WANDA, "repair": {**REPAIR, "density": "all"}},
+    "rise with several micro-batches and a best state": {
+        "prune": {"schedule": "gradual"},
+        "repair": {**REPAIR, "density": "all", "micro_batch": 1, "evaluate_interval": 1},
+    },
+}
+
+
+def job_spec(more: dict[str, Any]) -> JobSpec:
+    shared = {"model": "model", "dataset": ids.new("file"), "sparsity": 0.6, "evaluate": {"windows": 1, "tokens": 256}}
+    return JobSpec.model_validate({**shared, **more})
 
 
 def write_model(folder: Path) -> None:
@@ -53,17 +59,19 @@ def write_model(folder: Path) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
+@pytest.mark.parametrize("name", JOBS)
 def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
-    tmp_path: Path, tiny_texts: list[str]
+    tmp_path: Path, tiny_texts: list[str], name: str
 ) -> None:
     import torch
 
+    spec = job_spec(JOBS[name])
     write_model(tmp_path / "model")
     job = tmp_path / "job"
     job.mkdir()
     (job / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts))
     Task(
-        spec=SPEC,
+        spec=spec,
         dataset_sha256="0" * 64,
         resume=None,
         model_roots=[tmp_path],
@@ -78,7 +86,7 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     )
     peaks = json.loads(result.stdout)
     source = find("model", roots=[tmp_path])
-    expected = memory_by_phase(read_dimensions(source, shapes(source)), SPEC)
+    expected = memory_by_phase(read_dimensions(source, shapes(source)), spec)
     if torch.version.cuda:
         for phase in peaks:
             peaks[phase] -= CUDA_BUILD_BYTES * (2 if phase == Phase.EXPORTING else 1)

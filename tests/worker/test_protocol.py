@@ -29,6 +29,8 @@ MESSAGES: list[Message] = [
         grown=2,
         reactivated=1,
         pruned=1,
+        sparsity=0.6,
+        undone=False,
         layers={"model.layers.0.mlp.up_proj": LayerChange(dropped=2, grown=2, reactivated=1, pruned=1)},
     ),
     Scored(scores={"dense": 20.630000000000003}),
@@ -54,7 +56,7 @@ def test_a_line_that_is_not_a_message_is_rejected(line: bytes) -> None:
         decode(line)
 
 
-@pytest.mark.parametrize("stages", [ALL_STAGES, stages(reconstructs=False, repairs=False)])
+@pytest.mark.parametrize("stages", [ALL_STAGES, stages(prunes=True, reconstructs=False, repairs=False)])
 def test_progress_never_decreases_and_ends_at_one(stages: tuple[Stage, ...]) -> None:
     values = [progress(stages, stage, fraction) for stage in stages for fraction in (0.0, 0.5, 1.0)]
     assert values == sorted(values)

@@ -1,4 +1,4 @@
-// History of a job's topology: how many positions changed at each event, and in which layers.
+// History of a job's topology: how many positions changed at each event, in which layers, and the sparsity after it.
 "use strict";
 
 (() => {
@@ -13,6 +13,7 @@
   let maps = [];
   let shown = null;
 
+  const formatPercent = (value) => (value === null || value === undefined ? "–" : `${Number((100 * value).toFixed(2))} %`);
   const createElement = (name, text = "", properties = {}) => Object.assign(document.createElement(name), { textContent: text, ...properties });
 
   // Bars above zero: positions that joined the active set. Bars below zero: positions that left it or became zero.
@@ -24,6 +25,12 @@
       bar("Pruned", COLOUR.pruned, pruned.map((count, at) => -count - dropped[at]), pruned),
       bar("Dropped", COLOUR.dropped, dropped.map((count) => -count), dropped),
     ]);
+  };
+
+  // Only pages of jobs whose sparsity rises during the training have this chart.
+  const drawSparsity = ({ step, sparsity }) => {
+    const figure = section().querySelector("[data-chart=sparsity]");
+    if (figure) draw(figure, step, [{ label: "Sparsity", stroke: COLOUR.pruned, points: true, values: sparsity }], formatPercent);
   };
 
   // One map per part: a row per block, a column per event. The shade follows the square root of the count relative to
@@ -105,6 +112,7 @@
       return;
     }
     drawBars(topology);
+    drawSparsity(topology);
     drawMaps();
     drawTables();
   };

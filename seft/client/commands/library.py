@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `evaluate` and `inspect`, which work on this machine without the service.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`. They need no service.
 
 They call `seft.cli`, which imports torch only when a command runs.
 """
@@ -10,6 +10,7 @@ from seft.client.shell import Exit
 VERBS = {
     "prune": "Set a fraction of a model's weights to zero, on this machine.",
     "repair": "Train a pruned model on this machine. It keeps its sparsity.",
+    "compress": "Prune a dense model and repair it in one command, on this machine.",
     "evaluate": "Evaluate a model on this machine: perplexity, multiple choice, or a named task.",
     "inspect": "Count the zeros in the files of a folder.",
 }

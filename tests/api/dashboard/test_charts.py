@@ -33,11 +33,13 @@ def test_topology_history_sums_all_events_into_runs(
         for event in range(events):
             layers = {name: {change: n * counts[event, name] for n, change in enumerate(CHANGES)} for name in names}
             sums = {change: sum(layer[change] for layer in layers.values()) for change in CHANGES}
-            attempts.record_evolution(session, attempt, {"step": event, **sums, "layers": layers})
+            data = {"step": event, **sums, "sparsity": event / 1000, "undone": False, "layers": layers}
+            attempts.record_evolution(session, attempt, data)
     path = f"/jobs/{attempt.job_id}"
     for n, change in enumerate(CHANGES):
         history = json.loads(browser.show(f"{path}/topology?of={change}"))
         assert history["step"] == list(range(1, events, 2))
+        assert history["sparsity"] == [step / 1000 for step in range(1, events, 2)]
         assert history["blocks"] == [0, 2, 10]
         assert [part["name"] for part in history["parts"]] == ["self_attn.q_proj", "mlp.experts.up_proj"]
         cells = {part["name"]: part["cells"] for part in history["parts"]}
@@ -51,6 +53,25 @@ def test_topology_history_sums_all_events_into_runs(
     assert f"Topology evolved after step {events - 1}" in visible(browser.show(path))
     with sessions.begin() as session:
         assert all("layers" not in event.data for event in reports.latest_events(session, attempt.job_id, limit=9))
+
+
+def test_an_undone_event_counts_nothing_and_an_older_event_has_no_sparsity(
+    browser: Browser, sessions: sessionmaker[Session], attempt: Attempt
+) -> None:
+    change = {"dropped": 1, "grown": 7, "reactivated": 3, "pruned": 3}
+    more: list[Json] = [{}, {"sparsity": 0.25, "undone": False}, {"sparsity": 0.25, "undone": True}]
+    with sessions.begin() as session:
+        for step, each in enumerate(more, 1):
+            layers = {"model.layers.0.self_attn.q_proj": change}
+            attempts.record_evolution(session, attempt, {"step": step, **change, **each, "layers": layers})
+    history = json.loads(browser.show(f"/jobs/{attempt.job_id}/topology?of=grown"))
+    assert history["sparsity"] == [None, 0.25, 0.25]
+    assert history["sums"] == {name: [count, count, 0] for name, count in change.items()}
+    assert history["parts"] == [{"name": "self_attn.q_proj", "cells": [[7, 7, 0]]}]
+    page = " ".join(visible(browser.show(f"/jobs/{attempt.job_id}")).split())
+    assert "Topology evolved after step 1 1 dropped, 7 grown (3 from zero), 3 pruned 2" in page
+    assert "Topology evolved after step 2 1 dropped, 7 grown (3 from zero), 3 pruned; 25 % zeros" in page
+    assert "Topology evolved after step 3, and the change was undone" in page
 
 
 @pytest.fixture

@@ -48,6 +48,17 @@ def test_unchanged_form_creates_a_job_with_the_defaults(
     assert job["spec"] == client.post("/jobs", json=body).json()["spec"]
 
 
+def test_form_accepts_a_word_as_density_and_shows_a_contradiction_at_its_field(
+    browser: Browser, client: TestClient, filled: Json
+) -> None:
+    gradual = {**filled, "prune.schedule": "gradual"}
+    response = browser.post(f"{ROOT}/jobs", data=gradual)
+    assert response.status_code == 422
+    assert "must be all with the schedule gradual" in visible(response.text)
+    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**gradual, "repair.density": "all"}))
+    assert (job["spec"]["prune"]["schedule"], job["spec"]["repair"]["density"]) == ("gradual", "all")
+
+
 def test_every_setting_of_a_job_has_a_field(browser: Browser, dataset: str) -> None:
     def names(schema: Json, prefix: str = "") -> set[str]:
         paths: set[str] = set()

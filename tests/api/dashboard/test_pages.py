@@ -179,6 +179,29 @@ def test_job_without_metrics_shows_its_error_and_no_empty_charts(
     assert not any(part in page for part in parts)
 
 
+def test_page_of_a_gradual_job_shows_the_rise_and_nothing_of_a_pruned_model(
+    browser: Browser, client: TestClient, sessions: sessionmaker[Session], body: Json
+) -> None:
+    jobs = {
+        "gradual": {"prune": {"schedule": "gradual"}, "repair": {"density": "all"}},
+        "all": {"repair": {"density": "all"}},
+        "seft": {},
+    }
+    pages = {}
+    for name, more in jobs.items():
+        client.post("/jobs", json={**body, **more})
+        with sessions.begin() as session:
+            claimed = attempts.claim(session, "gpu-1", 60)
+            assert claimed is not None
+            attempts.add_scores(session, claimed, {"dense": 12.0, "repaired": 18.0})
+        pages[name] = browser.show(f"/jobs/{claimed.job_id}")
+    assert {name for name, page in pages.items() if 'data-chart="sparsity"' in page} == {"gradual"}
+    assert {name for name, page in pages.items() if "data-topology" in page} == {"gradual", "seft"}
+    for part in ('class="score pruned"', "loss recovered", 'class="repair-bar"', ">pruning<"):
+        assert {name for name, page in pages.items() if part in page} == {"all", "seft"}, part
+    assert "perplexity 12 → 18" in visible(pages["gradual"])
+
+
 def test_missing_page_is_answered_with_an_error_page(browser: Browser) -> None:
     for path in (
         "/nothing",

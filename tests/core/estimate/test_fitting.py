@@ -40,6 +40,8 @@ def gpu(mebibytes: int) -> Capability:
         {"prune": {"calibration": {"samples": 4096, "tokens": 512}}},
         {"evaluate": {"tokens": 16384}},
         {"prune": {"calibration": {"samples": 256}, "reconstruct_epochs": 2}},
+        {"repair": {"density": "all", "sequence_tokens": 4096}},
+        {"prune": {"schedule": "gradual"}, "repair": {"density": "all", "sequence_tokens": 4096}},
     ],
 )
 def test_the_suggested_change_makes_the_job_fit_and_is_a_merge_patch(model: Dimensions, more: dict[str, Any]) -> None:
@@ -50,6 +52,38 @@ def test_the_suggested_change_makes_the_job_fit_and_is_a_merge_patch(model: Dime
     fitting_spec = apply_overrides(spec.model_dump(mode="json"), change)
     assert fitting.fit(model, fitting_spec, worker).fits
     assert fitting.suggest_change(model, fitting_spec, worker) == {}
+
+
+def training_bytes(model: Dimensions, **repair: Any) -> int:
+    return memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": repair}))[Phase.TRAINING].device
+
+
+def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Dimensions) -> None:
+    several, one = ({"density": "all", "batch_tokens": tokens} for tokens in (1024, 512))
+    assert training_bytes(model, **several) - training_bytes(model, **one) >= round(4 * 0.4 * model.targets)
+    assert training_bytes(model, **one) < training_bytes(model, method="masked_full")
+
+
+def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: Dimensions) -> None:
+    request = {**MINIMAL, "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
+    several, one = (
+        JobSpec.model_validate({**request, "repair": {"density": "all", "batch_tokens": tokens}})
+        for tokens in (1024, 512)
+    )
+    most = fitting.fit(model, one, gpu(0)).needed_bytes
+    worker = Capability("cuda", "a device", round(most / fitting.USABLE_FRACTION) + 1, LARGEST)
+    assert not fitting.fit(model, several, worker).fits
+    assert fitting.suggest_change(model, several, worker) == {"repair": {"batch_tokens": 512}}
+
+
+def test_a_gradual_job_has_no_phase_of_pruning_and_sums_the_gradients_of_all_weights(model: Dimensions) -> None:
+    repair = {"density": "all", "batch_tokens": 1024}
+    gradual, one_shot = (
+        memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "prune": {"schedule": name}, "repair": repair}))
+        for name in ("gradual", "one_shot")
+    )
+    assert set(one_shot) - set(gradual) == {Phase.PRUNING}
+    assert gradual[Phase.TRAINING].device - one_shot[Phase.TRAINING].device >= round(4 * 0.6 * model.targets)
 
 
 def test_no_change_is_suggested_if_the_weights_alone_do_not_fit(model: Dimensions) -> None:

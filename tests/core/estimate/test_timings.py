@@ -54,6 +54,17 @@ def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_worker
     assert timings.estimate_seconds(measured, GPU.device_name, work) is None
 
 
+def test_a_gradual_job_has_no_work_of_pruning_and_two_evaluations(spec: JobSpec) -> None:
+    gradual = JobSpec.model_validate(
+        {**spec.model_dump(), "prune": {"schedule": "gradual"}, "repair": {"density": "all"}}
+    )
+    before, after = (timings.count_work(each, 1000, 800) for each in (spec, gradual))
+    assert {task.phase for task in before} - {task.phase for task in after} == {Phase.PRUNING}
+    evaluating = timings.Task(Phase.EVALUATING)
+    assert after[evaluating] == pytest.approx(before[evaluating] * 2 / 3)
+    assert not {task for task in before if task.phase is Phase.TRAINING} & set(after), "methods differ in speed"
+
+
 def test_jobs_on_unknown_machines_and_stopped_jobs_are_not_measured(sessions: Sessions, make_job: MakeJob) -> None:
     make_job()
     run(sessions, UNLIMITED)

@@ -7,7 +7,6 @@ import pytest
 from core import specs
 from core.specs import JobSpec
 from seft import config
-from worker.translate import evaluate_config, prune_config, repair_config
 
 REPAIR: dict[str, Any] = {
     "method": "fixed_mask",
@@ -18,6 +17,7 @@ REPAIR: dict[str, Any] = {
     "drop_rate": 0.1,
     "drop_decay": "cosine",
     "variant": "improved",
+    "swap_tokens": 0,
     "batch_tokens": 256,
     "sequence_tokens": 128,
     "micro_batch": 2,
@@ -41,9 +41,9 @@ def test_the_repair_methods_are_those_of_the_library_and_none() -> None:
 
 def test_options_that_are_not_set_have_the_defaults_of_the_library() -> None:
     spec = job_spec(repair={"steps": 7})
-    assert repair_config(spec) == config.RepairConfig(steps=7)
-    assert evaluate_config(spec) == config.EvaluateConfig()
-    assert prune_config(spec) == config.PruneConfig(0.6)
+    assert spec.repair_config() == config.RepairConfig(steps=7)
+    assert spec.evaluate_config() == config.EvaluateConfig()
+    assert spec.prune_config() == config.PruneConfig(0.6)
 
 
 def test_every_option_is_translated() -> None:
@@ -62,7 +62,7 @@ def test_every_option_is_translated() -> None:
         repair=REPAIR,
         evaluate={"windows": 4, "tokens": 32},
     )
-    assert prune_config(spec) == config.PruneConfig(
+    assert spec.prune_config() == config.PruneConfig(
         0.6,
         config.PruneMethod.WANDA,
         compare=config.Compare.LAYER,
@@ -77,24 +77,27 @@ def test_every_option_is_translated() -> None:
     )
     kinds = {"method": config.RepairMethod, "drop_decay": config.DropDecay, "variant": config.Variant}
     enums = {name: kind(REPAIR[name]) for name, kind in kinds.items()}
-    assert repair_config(spec) == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
-    assert evaluate_config(spec) == config.EvaluateConfig(windows=4, tokens=32)
+    assert spec.repair_config() == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
+    assert spec.evaluate_config() == config.EvaluateConfig(windows=4, tokens=32)
     assert set(REPAIR) == set(specs.RepairSpec.model_fields)
 
 
-def test_the_variant_of_seft_is_translated() -> None:
-    config_of_job = repair_config(job_spec(repair={"variant": "published"}))
-    assert config_of_job is not None
-    assert config_of_job.variant is config.Variant.PUBLISHED
+def test_the_settings_of_a_rise_are_translated() -> None:
+    prune = {"schedule": "gradual", "compare": "model", "rise": 0.5, "rise_interval": 3}
+    spec = job_spec(prune=prune, repair={"density": "all", "swap_tokens": 4096})
+    assert spec.prune_config() == config.PruneConfig(
+        0.6, compare=config.Compare.MODEL, schedule=config.PruneSchedule.GRADUAL, rise=0.5, rise_interval=3
+    )
+    assert spec.repair_config() == config.RepairConfig(steps=500, density="all", swap_tokens=4096)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])
 def test_a_pattern_is_translated_with_its_sparsity(pattern: str) -> None:
     spec = JobSpec.model_validate({"model": "m", "dataset": "file_" + "0" * 26, "pattern": pattern})
-    result = prune_config(spec)
+    result = spec.prune_config()
     assert str(result.pattern) == pattern
     assert result.sparsity == spec.sparsity == result.pattern.sparsity(None)
 
 
 def test_a_job_that_only_prunes_has_no_repair_config() -> None:
-    assert repair_config(job_spec(repair={"method": "none"})) is None
+    assert job_spec(repair={"method": "none"}).repair_config() is None

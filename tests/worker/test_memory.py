@@ -1,0 +1,20 @@
+"""The advice to a user whose job ran out of memory."""
+
+from typing import Any
+
+import pytest
+
+from core import ids
+from core.specs import JobSpec
+from core.states import Phase
+from worker import memory
+
+GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density": "all"}}
+
+
+@pytest.mark.parametrize(("more", "advised"), [({}, True), (GRADUAL, False)])
+def test_calibration_is_advised_only_to_a_job_that_reads_calibration_text(more: dict[str, Any], advised: bool) -> None:
+    spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, **more})
+    advice = memory.advice(spec, Phase.LOADING, None)
+    assert "evaluate.tokens to 512, or run the job on a larger device" in advice
+    assert ("prune.calibration.tokens" in advice) is advised
