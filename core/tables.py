@@ -199,7 +199,7 @@ class Job(Base):
     resume: Mapped[Json | None]
     """Newest saved state: {"step", "files": [{"name", "key", "size", "sha256"}]}."""
     scores: Mapped[Json] = mapped_column(server_default=text("'{}'"))
-    """Perplexities: {"dense", "pruned", "repaired"}. Each is added as soon as it is measured."""
+    """Perplexities: {"dense", "pruned", "repaired"}, each as soon as it is measured. A gradual job has no `pruned`."""
     measured: Mapped[Json | None]
     """Counted in the checkpoint: sparsity of the pruned layers and of the whole model, and zeros that grew."""
     estimate: Mapped[Json | None]

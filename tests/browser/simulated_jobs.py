@@ -13,6 +13,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt, Fault
 from core.jobs.reports import CHANGES
 from core.states import Phase
+from seft.config import PruneSchedule
 from tests import hollow
 
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -127,7 +128,10 @@ class SimulatedJob:
             name: {change: round(count * fraction) for change, count in changes.items()}
             for name, fraction in zip(names, fractions, strict=True)
         }
-        sparsity = self.attempt.spec.sparsity
+        spec = self.attempt.spec
+        rises = spec.prune.schedule is PruneSchedule.GRADUAL
+        done = min(1.0, step / self.steps / spec.prune.rise) if rises else 1.0
+        sparsity = spec.sparsity * (1 - (1 - done) ** 3)
         return {"step": step, **changes, "sparsity": sparsity, "undone": False, "layers": layers}
 
     def _layers(self) -> dict[str, dict[str, int]]:

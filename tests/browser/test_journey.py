@@ -128,6 +128,19 @@ def test_curve_that_grew_on_the_page_equals_the_curve_after_a_reload(user: User)
     assert loss.locator("canvas").evaluate(image) == grown
 
 
+def test_rise_of_the_sparsity_is_a_curve(user: User) -> None:
+    page, site = user.page, user.site
+    repair = {"steps": 100, "density": "all", "update_interval": 10}
+    job_id = site.add_job(prune={"schedule": "gradual"}, repair=repair)
+    site.claim_job().train(0, 80)
+    user.go(f"/jobs/{job_id}")
+    curve = page.locator('[data-chart="sparsity"]')
+    expect(curve.locator("canvas")).to_be_visible()
+    expect(curve.locator(".plot")).to_have_attribute("aria-label", "Sparsity: last 60 %")
+    expect(page.locator(".map canvas").first).to_have_attribute("aria-label", re.compile("pruned per layer and event"))
+    expect(page.locator(".score")).to_have_count(2)
+
+
 def test_two_jobs_are_compared_and_a_third_is_cancelled(user: User) -> None:
     page, site = user.page, user.site
     for name, sparsity, scores in (("mild", 0.5, Scores(pruned=39, repaired=24.6)), ("bold", 0.7, Scores())):
