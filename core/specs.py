@@ -13,12 +13,8 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    Strict,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -27,6 +23,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
+from core.request_fields import Boolean, Integer, Number, Spec, StorableText
 from seft import config
 from seft.config import (
     DEFAULT_PRUNER,
@@ -43,34 +40,6 @@ from seft.errors import ConfigError
 
 SPEC_VERSION = 5
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
-
-
-def _storable(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain the character NUL, which Postgres cannot store")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("must be valid Unicode text; it contains half of a surrogate pair")
-    return value
-
-
-StorableText = Annotated[str, AfterValidator(_storable)]
-
-
-def _to_int(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# The types of JSON Schema: a string is neither a number nor a boolean, a boolean is not a number, 5.0 is an integer.
-WHOLE = BeforeValidator(_to_int)
-Integer = Annotated[int, Strict(), WHOLE]
-Number = Annotated[float, Strict()]
-Boolean = Annotated[bool, Strict()]
-
-
-class Spec(BaseModel):
-    """Base class of all request models. They are immutable and reject unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class CalibrationSpec(Spec):

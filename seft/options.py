@@ -55,7 +55,7 @@ def _add_option(
     default = None if field.default is MISSING else field.default
     text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
     if hint.__origin__ is bool:
-        parser.add_argument(name, dest=field.name, action="store_true", help=text)
+        parser.add_argument(name, dest=prefix + field.name, action="store_true", help=text)
         return
     read, metavar = _reader(hint.__origin__)
     parser.add_argument(

@@ -16,7 +16,7 @@ from api.usecases import datasets as usecases
 from core import ids
 from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
-from core.specs import StorableText
+from core.request_fields import StorableText
 
 UPLOAD: dict[str, Any] = {
     "requestBody": {

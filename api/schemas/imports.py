@@ -10,7 +10,7 @@ from api.schemas.shared import FILE_ID, SHA256, TIME, example
 from core.datasets import imports
 from core.datasets.imports import State
 from core.errors import Code
-from core.specs import WHOLE, Number, Spec, StorableText
+from core.request_fields import WHOLE, Number, Spec, StorableText
 from core.tables import Import
 
 LARGEST = 5 << 40

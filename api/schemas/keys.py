@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.shared import JOB_ID, TIME, example
 from core.access.keys import Scope
-from core.specs import Spec, StorableText
+from core.request_fields import Spec, StorableText
 from core.tables import ApiKey, AuditEntry
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from api.schemas.shared import TIME, example
-from core.specs import Spec
+from core.request_fields import Spec
 from core.tables import HubToken
 
 _MODEL = {

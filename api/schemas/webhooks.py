@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.shared import JOB_ID, TIME, example
 from core.jobs.transitions import STATUS_EVENT_PREFIX
-from core.specs import Spec
+from core.request_fields import Spec
 from core.states import Transition
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import DeliveryState

@@ -1,0 +1,33 @@
+"""Types of the fields of requests, and the base class of all request models."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
+
+
+def _storable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain the character NUL, which Postgres cannot store")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must be valid Unicode text; it contains half of a surrogate pair")
+    return value
+
+
+StorableText = Annotated[str, AfterValidator(_storable)]
+
+
+def _to_int(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# The types of JSON Schema: a string is neither a number nor a boolean, a boolean is not a number, 5.0 is an integer.
+WHOLE = BeforeValidator(_to_int)
+Integer = Annotated[int, Strict(), WHOLE]
+Number = Annotated[float, Strict()]
+Boolean = Annotated[bool, Strict()]
+
+
+class Spec(BaseModel):
+    """Base class of all request models. They are immutable and reject unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
