@@ -3,16 +3,20 @@
 No transaction is open during requests to the model hub.
 """
 
+import json
+
 from sqlalchemy.orm import Session, sessionmaker
 
 from core.access import audit
 from core.access.audit import Caller
+from core.errors import Code, Flaw, ProblemError
 from core.estimate.estimates import estimate
 from core.jobs import fairness, jobs
 from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
-from core.tables import Job
+from core.tables import Job, Json
+from seft.config import PruneSchedule
 
 
 def admit(
@@ -31,7 +35,7 @@ def admit(
     False. `action` is the name of the operation in the audit log. The revision of a hub model is replaced by its
     current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
     stores an estimate of its cost. Raises ProblemError if the dataset, the model or the idempotency key is rejected,
-    or if a limit of the tenant is reached.
+    if a limit of the tenant is reached, or if the schedule is `gradual` and no live worker has the memory for it.
     """
     body = spec.fingerprint()
     if idempotency_key is not None:
@@ -39,11 +43,15 @@ def admit(
             if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
                 return existing, False
     source = resolver.find(caller.tenant, spec.model, spec.revision)
-    dimensions = None if spec.auto_start else resolver.dimensions(caller.tenant, source)
+    gradual = spec.prune.schedule is PruneSchedule.GRADUAL
+    dimensions = None if spec.auto_start and not gradual else resolver.dimensions(caller.tenant, source)
     pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
+        estimated = estimate(session, dimensions, pinned, settings) if dimensions else None
+        if gradual and estimated:
+            _require_memory(estimated)
         job, new = jobs.create(
             session,
             caller.tenant,
@@ -52,8 +60,27 @@ def admit(
             body,
             key_id=caller.key_id,
             request_id=caller.request_id,
-            estimate=estimate(session, dimensions, pinned, settings) if dimensions else None,
+            estimate=None if spec.auto_start else estimated,
         )
         if new:
             audit.record(session, caller, action, job.id)
         return job, new
+
+
+def _require_memory(estimated: Json) -> None:
+    """Raise ProblemError if live workers exist and the job fits into the memory of none of them.
+
+    With the schedule `gradual` the model trains while it is still dense, so a job that does not fit would fail late.
+    """
+    if estimated["fits"] is not False:
+        return
+    closest = max(estimated["workers"], key=lambda worker: worker["memory_bytes"] / worker["needed_bytes"])
+    need, have = (f"{closest[name] / 1e9:.1f} GB" for name in ("needed_bytes", "memory_bytes"))
+    rule = (
+        "must not be gradual, because the model does not fit while it is dense:"
+        f" {closest['phase']} needs {need}, and the largest worker has {have}"
+    )
+    change = closest["change"]
+    way_out = f"Change the request: {json.dumps(change)}." if change else "Use a smaller model or a larger device."
+    flaw = Flaw("prune.schedule", rule, "'gradual'", way_out)
+    raise ProblemError(Code.INVALID_REQUEST, f"prune.schedule {rule}. {way_out}", (flaw,))

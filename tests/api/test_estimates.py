@@ -67,6 +67,22 @@ def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
     assert estimated(client, repair={**huge, **fit["change"]["repair"]})["fits"] is True
 
 
+def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(
+    client: TestClient, sessions: sessionmaker[Session], body: Json, worker: str
+) -> None:
+    repair = {"density": "all", "micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
+    gradual = {**body, "prune": {"schedule": "gradual"}, "repair": repair}
+    report = problem(client.post("/jobs", json=gradual), 422, "invalid_request")
+    (flaw,) = report["errors"]
+    assert flaw["param"] == "prune.schedule"
+    assert "does not fit while it is dense: training needs" in flaw["rule"]
+    assert '"micro_batch":' in flaw["way_out"]
+    assert client.post("/jobs", json={**body, "repair": repair}).status_code == 202
+    with sessions.begin() as session:
+        session.execute(text("UPDATE workers SET seen_at = now() - interval '1 h'"))
+    assert client.post("/jobs", json=gradual).status_code == 202
+
+
 def test_only_a_job_that_waits_for_its_start_keeps_its_estimate(client: TestClient, body: Json, worker: str) -> None:
     waiting = client.post("/jobs", json={**body, "auto_start": False}).json()
     without = {name: value for name, value in body.items() if name != "dataset"}
