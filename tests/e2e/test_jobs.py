@@ -10,7 +10,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors import safe_open
 
@@ -73,29 +72,6 @@ def test_jobs_from_post_to_download(service: Service, tmp_path: Path) -> None:
     check_paused(service, service.workers.processes[-1].pid, sha256)
     check_stopped(service)
     check_cancelled(service, service.workers.processes[-1].pid)
-
-
-def test_a_gradual_job_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
-    repair = {**SPEC["repair"], "density": "all", "learning_rate": "auto"}
-    spec = {**SPEC, "prune": {"schedule": "gradual"}, "repair": repair}
-    worker = service.start_worker()
-    undisturbed = service.post(**spec)
-    job = end(service, undisturbed)
-    assert job["status"] == "succeeded", job
-    assert set(job["scores"]) == {"dense", "repaired"}
-    measured: Any = job["measured"]
-    assert abs(measured["linears"]["share"] - 0.6) < 0.01
-    killed = service.post(**spec)
-    wait_for(lambda: in_mid_repair(service, killed), seconds=90)
-    os.kill(worker, signal.SIGKILL)
-    service.start_worker()
-    job = end(service, killed)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job
-    first, second = (service.client.checkpoints(each)[0]["sha256"] for each in (undisturbed, killed))
-    assert first == second
-    evolved = [each["data"] for each in service.client.events(killed) if each["type"] == "topology.evolved"]
-    assert [each["step"] for each in evolved] == list(range(2, 29, 2))
-    assert evolved[-1]["sparsity"] == pytest.approx(measured["linears"]["share"])
 
 
 def check_result(service: Service, job: Job, folder: Path) -> None:
