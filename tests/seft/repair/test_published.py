@@ -91,9 +91,10 @@ def test_an_event_is_the_one_that_a_dense_gradient_decides(
     allowed = torch.ones(ROWS * COLS, dtype=torch.bool).index_fill(0, before.indices.long(), value=False)
     if pattern.grouped:
         allowed &= start != 0
-    ranked = largest(gradient, allowed)[: count * CANDIDATES_PER_POSITION]
-    zeros = [index for index in ranked if start[index] == 0][:most]
-    ranked = [index for index in ranked if start[index] != 0 or index in zeros]
+    listed = count * CANDIDATES_PER_POSITION
+    candidates = largest(gradient, allowed & (start != 0))[:listed]
+    candidates += largest(gradient, allowed & (start == 0))[: min(most, listed)]
+    ranked = [index for index in largest(gradient, allowed) if index in candidates]
     grown = set(owner.active.indices.tolist()) - set(before.indices.tolist())
     assert grown == set(ranked[: len(grown)])
     assert len(grown) >= min(count, len(ranked))
