@@ -88,20 +88,18 @@ def _ask(pipe: Any, question: str) -> Any:
 
 
 def _serve(name: str, arguments: argparse.Namespace, pipe: Any) -> None:
-    """Run one side in its own process: load the model, then take a step or report the peak on request."""
+    """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
     loaded = load(find(arguments.model), dtype=arguments.dtype)
     tokens = tokenize(read(arguments.data), loaded.tokenizer)
     step = _make(name, loaded, tokens.to(arguments.device), arguments)
     pipe.send("ready")
-    while True:
-        if pipe.recv() == "peak":
-            pipe.send(_peak(arguments.device))
-            continue
+    while pipe.recv() == "step":
         began = time.perf_counter()
         step()
         if arguments.device != "cpu":
             torch.cuda.synchronize()
         pipe.send(time.perf_counter() - began)
+    pipe.send(_peak(arguments.device))
 
 
 def _peak(device: str) -> int:
