@@ -45,9 +45,8 @@ class Best:
     def evaluate(self, step: int, tensors: Callable[[], Mapping[str, Tensor]]) -> Judged | None:
         """Evaluate the model after a step if an evaluation is due, and keep `tensors` if the loss is the lowest so far.
 
-        An evaluation is due at every interval from the step `first`, and after the last step. Returns None at other
-        steps. Raises TrainError
-        if the loss is not a number.
+        An evaluation is due at each multiple of the interval from the step `first` on, and after the last step. Returns
+        None at other steps. Raises TrainError if the loss is not a number.
         """
         interval = self._config.evaluate_interval
         if self._judge is None or step < self._first or (step % interval and step < self._config.steps):

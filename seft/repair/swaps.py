@@ -76,7 +76,10 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """Positions that grow with their new values, and as many positions that become zero, with their old values."""
+    """The positions that grow, with their new values, and the positions that become zero, with their old values.
+
+    There are equally many of both.
+    """
 
     grown: Int[Tensor, "swaps"]
     values: Float[Tensor, "swaps"]
