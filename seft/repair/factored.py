@@ -8,7 +8,7 @@ changed weight is rounded stochastically, so that small steps count on average (
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seft.dtypes import master_dtype
 from seft.repair.sampled import row_chunks
+from seft.repair.values import TensorFields
 from seft.seeds import generator
 
 SQUARE_DECAY = 0.99
@@ -30,7 +31,7 @@ DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(TensorFields):
     """Moving averages of the mean squared gradient of each row and column, and the number of gradients in them.
 
     `row_counts` and `col_counts` are the numbers of nonzeros of which the means are.
@@ -70,10 +71,6 @@ class Moments:
     def copy(self) -> "Moments":
         """Return a copy that shares no memory."""
         return Moments(*(tensor.clone() for tensor in self.tensors().values()))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by field name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def step(

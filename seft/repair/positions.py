@@ -4,19 +4,21 @@ A position is the flat index `row * cols + col` as int32, so a matrix has at mos
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from seft.repair.values import TensorFields
+
 P = TypeVar("P", bound="Positions")
 """Type of a list of positions. `Self` is not used because the shape checks of the tests do not support it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
+class Positions(TensorFields):
     """Sorted unique positions `indices`.
 
     Every other field of a subclass has one entry per position, in the same order.
@@ -36,10 +38,6 @@ class Positions:
         order = torch.cat([self.indices, other.indices]).argsort()
         pairs = zip(self.tensors().values(), other.tensors().values(), strict=True)
         return type(self)(*(torch.cat(pair)[order] for pair in pairs))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the list by field name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)

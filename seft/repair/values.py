@@ -1,4 +1,4 @@
-"""A vector of trained values with Adam's moments."""
+"""Dataclasses of tensors, and one of them: a vector of trained values with Adam's moments."""
 
 from dataclasses import dataclass, fields
 
@@ -10,7 +10,16 @@ Vector = Float[Tensor, "values"]
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class TensorFields:
+    """Base of dataclasses whose fields are all tensors."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by field name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Values(TensorFields):
     """Vector of trained values, in float32 or wider, with Adam's moments and the number of gradients in them."""
 
     values: Vector
@@ -28,7 +37,3 @@ class Values:
     def deltas(self) -> Vector:
         """Values that weight decay pulls to zero, which are all of them."""
         return self.values
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors of the vector by field name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
