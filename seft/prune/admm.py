@@ -7,14 +7,11 @@ of the nonzeros; the published code runs 5 more iterations with the last mask [o
 zeros rises in each group separately [ours]. Existing zeros stay [ours].
 """
 
-from typing import ClassVar
-
 import torch
 
-from seft.config import Compare, PruneConfig
 from seft.prune.least_squares import Hessian, Weight, solve_on_support, unit_diagonal
-from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Batch, Gram
+from seft.prune.mask import Rule, cubic_rise, zeros_first
+from seft.prune.pruner import Corrected
 
 DAMPING = 0.1
 """Number added to the diagonal of the scaled Hessian. The setting `damping` is not used."""
@@ -23,19 +20,8 @@ ITERATIONS, SOLVER_STEPS = 15, 6
 is the same to four digits."""
 
 
-class ADMM:
+class ADMM(Corrected):
     """Prunes one weight matrix gradually, and corrects the weights that remain."""
-
-    needs_text: ClassVar[bool] = True
-    compare: ClassVar[Compare] = Compare.LAYER
-
-    def __init__(self, weight: Weight, rule: Rule, _: PruneConfig) -> None:
-        self._weight, self._rule = weight, rule
-        self._inputs = Gram(weight)
-
-    def observe(self, batch: Batch) -> None:
-        """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(batch)
 
     def prune(self) -> Weight:
         """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""
@@ -60,13 +46,8 @@ def prune_gradually(weight: Weight, hessian: Hessian, rule: Rule) -> Weight:
     zeros, target = weight == 0, weight @ hessian
     candidate = weight
     for iteration in range(1, ITERATIONS + 1):
-        mask = rule.partial(rising_fraction(iteration)).choose(zeros_first(candidate.square(), weight)) | zeros
+        mask = rule.partial(cubic_rise(iteration / ITERATIONS)).choose(zeros_first(candidate.square(), weight)) | zeros
         sparse = candidate * (~mask).float()  # much faster than masked_fill
         dual = candidate - sparse
         candidate = (target + sparse - dual) @ inverse + dual
     return candidate.masked_fill(mask, 0.0)
-
-
-def rising_fraction(iteration: int) -> float:
-    """Return the fraction of the zeros that the mask of an iteration has: it rises cubically to 1."""
-    return 1 - (1 - iteration / ITERATIONS) ** 3

@@ -8,16 +8,14 @@ published code also restarts with a smaller penalty if the first checks find les
 continue [ours]. Everything is float32, except the eigenvalues in float64.
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seft.config import Compare, PruneConfig
 from seft.prune.least_squares import Choose, Hessian, Weight, solve_on_support, unit_diagonal
-from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Batch, Gram, damped
+from seft.prune.mask import zeros_first
+from seft.prune.pruner import Corrected
+from seft.prune.statistics import damped
 
 FIRST_PENALTY = 0.1
 CHECK_EVERY, MOST_ITERATIONS = 3, 300
@@ -29,19 +27,8 @@ changed."""
 SOLVER_STEPS = 10
 
 
-class ALPS:
+class ALPS(Corrected):
     """Prunes one weight matrix by ADMM, and corrects the values of the weights that remain."""
-
-    needs_text: ClassVar[bool] = True
-    compare: ClassVar[Compare] = Compare.LAYER
-
-    def __init__(self, weight: Weight, rule: Rule, config: PruneConfig) -> None:
-        self._weight, self._rule, self._damping = weight, rule, config.damping
-        self._inputs = Gram(weight)
-
-    def observe(self, batch: Batch) -> None:
-        """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(batch)
 
     def prune(self) -> Weight:
         """Return the pruned and corrected weight matrix. Raises PruneError if the inputs were missing or not finite."""

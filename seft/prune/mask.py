@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Compare, Pattern
+from seft.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,21 @@ def smallest_in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> B
 def overfull_groups(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
     """Return the number of groups of a weight matrix that have more nonzeros than the pattern allows."""
     return int(((weight != 0).reshape(-1, pattern.of).sum(1) > pattern.kept).sum())
+
+
+def require_pattern(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> None:
+    """Raise ConfigError if a pruned weight matrix does not follow the pattern."""
+    if weight.shape[1] % pattern.of or overfull_groups(weight, pattern):
+        rule = "must be one that the weights follow"
+        raise ConfigError("pattern", rule, str(pattern), "Give the pattern that the model was pruned to.")
+
+
+def cubic_rise(progress: float) -> float:
+    """Return the fraction of the zeros that are set at a fraction of a gradual rise: fast at first, from 0 to 1.
+
+    The cubic schedule of Zhu & Gupta 2017, arXiv 1710.01878, section 3.
+    """
+    return 1 - (1 - progress) ** 3
 
 
 def split_evenly(count: int, parts: int) -> Tensor:

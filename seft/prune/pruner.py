@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seft.config import Compare, PruneConfig
 from seft.prune.mask import Rule, zeros_first
-from seft.prune.statistics import Batch, Norms
+from seft.prune.statistics import Batch, Gram, Norms
 
 
 @runtime_checkable
@@ -33,6 +33,21 @@ class Method(Pruner, Protocol):
     compare: ClassVar[Compare]
 
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None: ...
+
+
+class Corrected:
+    """Base of the pruners that also correct the weights that remain, by the Hessian of the linear's error."""
+
+    needs_text: ClassVar[bool] = True
+    compare: ClassVar[Compare] = Compare.LAYER
+
+    def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None:
+        self._weight, self._rule, self._damping = weight, rule, config.damping
+        self._inputs = Gram(weight)
+
+    def observe(self, batch: Batch) -> None:
+        """Add a batch of the linear's inputs to the Hessian."""
+        self._inputs.observe(batch)
 
 
 class Scored(ABC):

@@ -7,34 +7,23 @@ stay.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seft.config import Compare, PruneConfig
 from seft.errors import PruneError
 from seft.prune.mask import Rule, smallest_in_groups, smallest_overall
-from seft.prune.statistics import Batch, Gram, damped
+from seft.prune.pruner import Corrected
+from seft.prune.statistics import damped
 
 BLOCK = 128
 DAMPING_TRIES = (1, 10, 100)
 
 
-class SparseGPT:
+class SparseGPT(Corrected):
     """Prunes the entries of one weight matrix with the smallest `W^2 / diag(H^-1)^2`, and corrects later columns."""
-
-    needs_text: ClassVar[bool] = True
-    compare: ClassVar[Compare] = Compare.LAYER
-
-    def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None:
-        self._weight, self._rule, self._damping = weight, rule, config.damping
-        self._inputs = Gram(weight)
-
-    def observe(self, batch: Batch) -> None:
-        """Add a batch of the linear's inputs to the Hessian."""
-        self._inputs.observe(batch)
 
     def prune(self) -> Float[Tensor, "rows cols"]:
         """Return the pruned and corrected weight matrix.

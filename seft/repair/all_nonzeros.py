@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.config import Compare, PruneConfig
 from seft.errors import ConfigError
 from seft.prune.loop import final_zeros
-from seft.prune.mask import overfull_groups
+from seft.prune.mask import require_pattern
 from seft.repair import rise, schedule, swaps
 from seft.repair.in_place import InPlaceMethod
 from seft.repair.method import Work
@@ -36,9 +36,12 @@ class AllNonzeros(InPlaceMethod):
 
     def __init__(self, work: Work) -> None:
         self._gradual = work.pruned if work.pruned and work.pruned.gradual else None
-        zeros = final_zeros(work.model, work.calibration(), self._gradual) if self._gradual else {}
-        if not self._gradual:
-            _require_pattern(work)
+        zeros: dict[str, int] = {}
+        if self._gradual:
+            zeros = final_zeros(work.model, work.calibration(), self._gradual)
+        else:
+            for target in work.targets.values():
+                require_pattern(target.weight, work.pattern)
         if work.check and process_count() > 1:
             way_out = "Repair the model in one process, or set swap_tokens to 0."
             raise ConfigError("swap_tokens", "must be 0 in several processes", work.config.swap_tokens, way_out)
@@ -62,15 +65,16 @@ class AllNonzeros(InPlaceMethod):
         at_once = self.config.micro_batches == 1 and process_count() == 1
         rate = schedule.learning_rate(self.config, step) if at_once else None
         collects = self._check is not None and self._first < step <= swaps.last_step(self.config)
+        self._plan = Plan(step, rate, collects)
         for linear in self.linears.values():
-            linear.plan = Plan(step, rate, collects)
+            linear.plan = self._plan
 
     def update(self, gradients: Sequence[Tensor], rate: float, scale: float) -> None:
         """Take the optimizer step of each linear, unless its backward pass has taken it."""
         super().update(gradients, rate, scale)
         for linear in self.linears.values():
             linear.update_curvature()
-        if any(linear.plan.collects for linear in self.linears.values()):
+        if self._plan.collects:
             self._observed = self._observed.plus_step(self.config.micro_batches)
 
     def evolve(self, step: int, /) -> Evolved | None:
@@ -124,16 +128,15 @@ class AllNonzeros(InPlaceMethod):
         """
         if config.pattern.grouped and progress >= 1:
             return [linear.weight.numel() for linear in self.linears.values()]
-        ends = [max(start, end) for start, end in zip(self._start.tolist(), self._end, strict=True)]
-        zeros = [rise.zeros_at(start, end, progress) for start, end in zip(self._start.tolist(), ends, strict=True)]
+        starts, linears = self._start.tolist(), list(self.linears.values())
+        ends = [max(start, end) for start, end in zip(starts, self._end, strict=True)]
+        zeros = [rise.zeros_at(start, end, progress) for start, end in zip(starts, ends, strict=True)]
         if config.compare is Compare.MODEL:
-            # Nothing is known of the weights of an expert that got no token. It gets the zeros of `layer`.
-            known = [number for number, linear in enumerate(self.linears.values()) if linear.observed]
-            linears = list(self.linears.values())
+            # Nothing is known of the weights of an expert that got no token. It keeps the zeros of `layer`.
+            known = [number for number, linear in enumerate(linears) if linear.observed]
+            others = sum(zeros) - sum(zeros[number] for number in known)
+            total = rise.zeros_at(sum(starts), sum(ends), progress) - others
             scores = [partial(_protected_importance, linears[number]) for number in known]
-            total = rise.zeros_at(int(self._start.sum()), sum(ends), progress) - sum(
-                count for number, count in enumerate(zeros) if number not in set(known)
-            )
             for number, count in zip(known, rise.split_over_model(scores, total), strict=True):
                 zeros[number] = count
         return zeros
@@ -141,10 +144,3 @@ class AllNonzeros(InPlaceMethod):
 
 def _protected_importance(linear: NonzeroLinear) -> Tensor:
     return rise.protected(linear.importance())
-
-
-def _require_pattern(work: Work) -> None:
-    for target in work.targets.values():
-        if target.weight.shape[1] % work.pattern.of or overfull_groups(target.weight, work.pattern):
-            rule = "must be one that the weights follow"
-            raise ConfigError("pattern", rule, str(work.pattern), "Give the pattern that the model was pruned to.")

@@ -12,9 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern
-from seft.errors import ConfigError
 from seft.models.products import Product
-from seft.prune.mask import overfull_groups
+from seft.prune.mask import require_pattern
 from seft.repair import evolve, optimizer
 from seft.repair.active import Active, sample_nonzeros
 from seft.repair.positions import BasePositions, entries, fields_of, named_fields, put
@@ -45,9 +44,7 @@ class RepairedLinear:
         pattern: Pattern = UNSTRUCTURED,
         window_type: type[Window] = Window,
     ) -> None:
-        if weight.shape[1] % pattern.of or overfull_groups(weight, pattern):
-            rule = "must be one that the weights follow"
-            raise ConfigError("pattern", rule, str(pattern), "Give the pattern that the model was pruned to.")
+        require_pattern(weight, pattern)
         self.weight, self.pattern = weight, pattern
         self.budget = int(self.weight.count_nonzero())
         count = min(max(1, round(density * self.weight.numel())), self.budget)
@@ -113,9 +110,11 @@ class RepairedLinear:
     def evolve(self, count: int, steps: int, pieces: int) -> Change:
         """Run a topology event, which replaces `count` active positions, and close the gradient window.
 
-        At most `most_zeros` zeros grow, and as many nonzeros become zero. If nonzeros cannot take the place of further
-        zeros, fewer positions are replaced. The gradient window observed `steps` steps of `pieces` micro-batches each.
-        If it observed no gradient, nothing changes.
+        At most `most_zeros` zeros grow. For each of them, one nonzero becomes zero. The other grown positions are
+        nonzeros. If there are too few of these, the event replaces fewer positions.
+
+        The gradient window observed `steps` steps of `pieces` micro-batches each. If it observed no gradient, nothing
+        changes.
         """
         window, self.window = self.window, None
         if window is None or not window.observed:

@@ -57,9 +57,9 @@ class Repair:
         require_same_config(config)
         if pruned:
             require_repair_of(pruned, config)
-        self._rises = bool(pruned and pruned.gradual)
+        self._rise_end = last_event(pruned, config.steps) if pruned and pruned.gradual else 0
         # A state from before the end of the rise is better only because it has fewer zeros.
-        self._best = Best(config, judge, last_event(pruned, config.steps) if pruned and pruned.gradual else 0)
+        self._best = Best(config, judge, self._rise_end)
         self.config = config
         self.step = 0
         self._windows = Packed.of(cut_windows(text, config.sequence_tokens) if isinstance(text, Tensor) else text)
@@ -135,7 +135,7 @@ class Repair:
         If the sparsity rises during training and has not reached its end, it is raised at once. Raises TrainError if
         it has to rise and no step was taken.
         """
-        if self._rises and self.step == 0:
+        if self._rise_end and self.step == 0:
             raise TrainError("the sparsity must rise before the end; no step was taken. Take at least one step.")
         if self.kept_step != self.step:
             self._method.resume(self._best.tensors)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seft.config import MOST_SPARSE, UNSTRUCTURED, Compare, Pattern, PruneConfig
-from seft.prune.mask import Rule, smallest_in_groups, smallest_overall, zeros_first
+from seft.prune.mask import Rule, cubic_rise, smallest_in_groups, smallest_overall, zeros_first
 
 
 def last_event(pruned: PruneConfig, steps: int) -> int:
@@ -31,7 +31,7 @@ def is_event(pruned: PruneConfig, steps: int, step: int) -> bool:
 
 def zeros_at(start: int, end: int, progress: float) -> int:
     """Return the number of zeros at a fraction of the rise, from `start` at 0 to `end` at 1, cubically."""
-    return start + round((end - start) * (1 - (1 - progress) ** 3))
+    return start + round((end - start) * cubic_rise(progress))
 
 
 def importance(
