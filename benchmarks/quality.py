@@ -1,146 +1,153 @@
-"""Which repair method gives the best model, with equal steps and equal numbers of trained values? One table.
+"""Which way to prune and repair gives the best model? Runs studies, which are grids of experiments.
 
-    python -m benchmarks.quality --model GGUF --data wikitext2_valid.txt --test wikitext2_test.txt \\
-        --questions ARC-Easy_test.json --out quality.json
+    python -m benchmarks.quality methods --model GGUF --data DIR
 
-Every recipe is trained with three learning rates, and the best result counts. The recipes are the repair methods after
-Wanda, and `seft` with all nonzeros trained in place after several pruners. A run has 100 steps of 2 x 512 tokens, one
-seed and linear decay of the learning rate. The dense and the pruned model are measured too. The columns are perplexity,
-and with `--questions` accuracy on the first 500 questions of ARC-Easy in the dtype of training. `benchmarks.trial`
-describes how the model is pruned and evaluated. Results are saved, and an interrupted run resumes.
+`benchmarks.studies` lists the studies and `benchmarks.cells` describes an experiment. `--data` is a folder with
+WikiText-2, GSM8K and ARC-Easy, under the names in `benchmarks.cells`. One experiment runs per core. Each result is
+added to a file at once, with the settings, the commit and a hash of the code, and an experiment that has a result of
+the same settings and code is not run again. So an interrupted study resumes.
 """
 
+import argparse
 import json
-import re
-from dataclasses import dataclass, replace
-from functools import partial
+import os
+import platform
+import subprocess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from benchmarks.trial import BATCH, LENGTH, PRUNE, Cell, Cells, Trial, parser
-from seft.checkpoint.pack import load_pruned
-from seft.choices import Question, accuracy
-from seft.config import Compare, PruneConfig, PruneMethod, PruneSchedule, RepairConfig, RepairMethod, Variant
+import torch
 
-STEPS = 100
-QUESTIONS = 500
-RATES_OF_ALL = (5e-4, 1e-3, 2e-3)
+from benchmarks.cells import Bench, Cell, Figures, code_hash
+from benchmarks.studies import STUDIES, Study
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a model is pruned and repaired, and the learning rates to try."""
-
-    method: RepairMethod
-    rates: tuple[float, ...]
-    density: float | Literal["all"] = 0.005
-    prune: PruneConfig = PRUNE
-    variant: Variant = Variant.IMPROVED
-
-    def config(self, rate: float, steps: int = STEPS, length: int = LENGTH) -> RepairConfig:
-        """Return the settings of one run. With the method seft, a topology event follows every ten steps."""
-        return RepairConfig(
-            steps=steps,
-            method=self.method,
-            variant=self.variant,
-            density=self.density,
-            learning_rate=rate,
-            update_interval=10,
-            batch_tokens=BATCH * length,
-            sequence_tokens=length,
-            micro_batch=BATCH,
-        )
-
-
-def trains_all(prune: PruneConfig) -> Recipe:
-    """Return the recipe that trains all nonzeros in place after this pruning, or while it happens."""
-    return Recipe(RepairMethod.SEFT, RATES_OF_ALL, "all", prune)
-
-
-RECIPES = {
-    "seft": Recipe(RepairMethod.SEFT, (1e-2, 3e-2, 1e-1)),
-    "seft-published": Recipe(RepairMethod.SEFT, (1e-3, 3e-3, 1e-2), variant=Variant.PUBLISHED),
-    "masked_lora": Recipe(RepairMethod.MASKED_LORA, (3e-3, 1e-2, 3e-2)),
-    "fixed_mask": Recipe(RepairMethod.FIXED_MASK, (1e-2, 3e-2, 1e-1)),
-    "masked_full": Recipe(RepairMethod.MASKED_FULL, (3e-4, 1e-3, 3e-3)),
-    "spp": Recipe(RepairMethod.SPP, (1e-2, 3e-2, 1e-1)),
-    "lora_reprune": Recipe(RepairMethod.LORA_REPRUNE, (3e-3, 1e-2, 3e-2)),
-    "all": trains_all(PRUNE),
-    "all-sparsegpt": trains_all(replace(PRUNE, method=PruneMethod.SPARSEGPT)),
-    "all-admm": trains_all(replace(PRUNE, method=PruneMethod.ADMM)),
-    "all-gradual": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL)),
-    "all-gradual-model": trains_all(PruneConfig(0.6, schedule=PruneSchedule.GRADUAL, compare=Compare.MODEL)),
-}
-"""Recipes by name. Those that begin with `all` train all nonzeros; `all` alone does so after Wanda."""
+RESULTS = Path(__file__).parent / "results.jsonl"
+COLUMNS = ("wikitext2", "gsm8k", "accuracy", "trained", "seconds", "peak_bytes")
 
 
 def main() -> None:
-    """Run the experiments that have no saved result, one after another, and print the table."""
-    options = parser(__doc__)
-    options.add_argument("--questions", type=Path, help="JSON file of ARC-Easy in instruction form; default: none")
-    options.add_argument(
-        "--recipes", nargs="*", choices=RECIPES, default=list(RECIPES), help="recipes to run; default: all"
-    )
-    options.add_argument("--rates", nargs="*", type=float, help="learning rates; default: those of the recipe")
-    arguments = options.parse_args()
-    trial, cells = Trial(arguments), Cells(arguments.out)
-    questions = read_questions(arguments.questions) if arguments.questions else []
+    """Run the experiments that have no result, and print the table of each study."""
+    arguments = _arguments()
+    studies = {name: _chosen(STUDIES[name](), arguments.only) for name in arguments.studies}
+    results = Results(arguments.results, Path(arguments.model).name, arguments.any_code)
+    if not arguments.table:
+        _run(arguments, results, {cell: label for study in studies.values() for label, cell in study.items()})
+    for name, study in studies.items():
+        print(f"\n{name}\n\n{table(study, results)}")
 
-    def answers(name: str, weights: Path) -> Cell:
-        """Return the accuracy of the model with the weights in a file; nothing if there are no questions."""
-        make = partial(_accuracy, trial, weights, questions)
-        return cells.fill(f"{name} answers", make) if questions else {}
 
-    print(f"| recipe | values trained | rate | perplexity | ARC-Easy | per byte |\n{'|---' * 6}|")
-    for name, weights in (("dense", trial.dense), ("pruned", trial.pruned)):
-        cell = cells.fill(name, partial(_perplexity, trial, weights))
-        print(row(name, cell, answers(name, weights)), flush=True)
-    for name in arguments.recipes:
-        recipe = RECIPES[name]
-        results = {rate: trial.work / f"{name} {rate:g}.safetensors" for rate in arguments.rates or recipe.rates}
-        by_rate = {
-            rate: cells.fill(f"{name} {rate:g}", partial(trial.train, recipe.config(rate), result, recipe.prune))
-            for rate, result in results.items()
+class Results:
+    """File with one result per line. The newest line of an experiment counts."""
+
+    def __init__(self, path: Path, model: str, any_code: bool) -> None:
+        self._path, self._model, self._code = path, model, code_hash()
+        self._rows: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            row = json.loads(line)
+            if any_code or row["code"] == self._code:
+                self._rows[row["key"]] = row
+
+    def __getitem__(self, cell: Cell) -> Figures | None:
+        row = self._rows.get(cell.key(self._model))
+        return row and row["figures"]
+
+    def add(self, cell: Cell, figures: Figures) -> None:
+        """Append a result to the file."""
+        key = cell.key(self._model)
+        row = {
+            "key": key,
+            "model": self._model,
+            "settings": cell.settings,
+            "code": self._code,
+            "commit": _commit(),
+            "made_with": {"machine": platform.machine(), "torch": torch.__version__},
+            "figures": figures,
         }
-        best = min(by_rate, key=lambda rate: float(by_rate[rate]["perplexity"]))
-        if questions and not results[best].exists():
-            trial.train(recipe.config(best), results[best], recipe.prune)  # its weights are not in the folder
-        rates = ", ".join(f"{cell['perplexity']:.2f} ({rate:g})" for rate, cell in by_rate.items())
-        judged = answers(f"{name} {best:g}", results[best])
-        print(row(name, by_rate[best], judged, f"{best:g}"), f"<!-- {rates} -->", flush=True)
+        self._rows[key] = row
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
-def _perplexity(trial: Trial, weights: Path) -> Cell:
-    return {"perplexity": trial.perplexity(weights)}
+def table(study: Study, results: Results) -> str:
+    """Return the results of a study as a table in Markdown."""
+    lines = [f"| experiment | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
+    for label, cell in study.items():
+        figures = results[cell]
+        if figures:
+            lines.append(f"| {label} | {' | '.join(_shown(name, figures.get(name)) for name in COLUMNS)} |")
+    return "\n".join(lines)
 
 
-def _accuracy(trial: Trial, weights: Path, questions: list[Question]) -> Cell:
-    load_pruned(trial.model, weights)
-    score = accuracy(trial.model, trial.tokenizer, questions)
-    return {"accuracy": score.accuracy, "accuracy_per_byte": score.accuracy_per_byte}
+def _shown(name: str, value: float | None) -> str:
+    match name:
+        case _ if value is None:
+            return ""
+        case "accuracy":
+            return f"{value:.1%}"
+        case "peak_bytes":
+            return f"{value / 1e6:,.0f} MB"
+        case "trained" | "seconds":
+            return f"{value:,.0f}"
+        case _:
+            return f"{value:.2f}"
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Return the first questions in a file of ARC-Easy."""
-    return [question(record) for record in json.loads(path.read_text())[:QUESTIONS]]
+def _chosen(study: Study, only: str) -> Study:
+    return {label: cell for label, cell in study.items() if only in label}
 
 
-def question(record: dict[str, str]) -> Question:
-    """Return a question of ARC from LLM-Adapters in the form that lm-evaluation-harness uses."""
-    text, _, rest = (
-        record["instruction"]
-        .removeprefix("Please choose the correct answer to the question: ")
-        .partition("\n\nAnswer1: ")
-    )
-    choices = re.split(r" Answer\d: ", rest.partition("\n\nAnswer format:")[0])
-    return Question(f"Question: {text}\nAnswer:", choices, int(record["answer"].removeprefix("answer")) - 1)
+def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
+    """Run what is missing, the bases of experiments first, with one process per experiment and one thread in each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    bench = Bench(arguments.model, arguments.data, arguments.work)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for cells in rounds([cell for cell in labels if results[cell] is None], bench):
+        with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
+            running = {pool.submit(_work, arguments, cell, labels.get(cell, "base")): cell for cell in cells}
+            for done in as_completed(running):
+                cell = running[done]
+                results.add(cell, done.result())
+                print(table({labels.get(cell, "base"): cell}, results).splitlines()[-1], flush=True)
 
 
-def row(name: str, cell: Cell, judged: Cell, rate: str = "") -> str:
-    """Return a row of the table in Markdown. `judged` is the result with the accuracy."""
-    trained = f"{cell['trained']:,}" if "trained" in cell else ""
-    accuracies = f"{judged['accuracy']:.1%} | {judged['accuracy_per_byte']:.1%}" if judged else " | "
-    return f"| {name} | {trained} | {rate} | {cell['perplexity']:.2f} | {accuracies} |"
+def rounds(wanted: list[Cell], bench: Bench) -> list[list[Cell]]:
+    """Return groups of experiments. Those of a group start from weights that earlier groups or earlier runs made."""
+    groups: list[list[Cell]] = []
+    while wanted:
+        groups.insert(0, wanted)
+        bases = dict.fromkeys(cell.base for cell in wanted if cell.base)
+        wanted = [base for base in bases if not bench.weights(base).exists()]
+    first: dict[Cell, int] = {}
+    for number, group in enumerate(groups):
+        for cell in group:
+            first.setdefault(cell, number)
+    return [[cell for cell, at in first.items() if at == number] for number in range(len(groups))]
+
+
+def _work(arguments: argparse.Namespace, cell: Cell, label: str) -> Figures:
+    return Bench(arguments.model, arguments.data, arguments.work).run(cell, label, arguments.questions)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", choices=STUDIES, help="studies to run")
+    parser.add_argument("--only", default="", help="run only the experiments whose label contains this text")
+    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the texts")
+    parser.add_argument("--questions", type=int, default=0, help="number of questions of ARC-Easy; default: none")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results, which is read and extended")
+    parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder of weights")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of experiments at a time")
+    parser.add_argument("--any-code", action="store_true", help="use results of other versions of the code too")
+    parser.add_argument("--table", action="store_true", help="run nothing; print the tables of the results that exist")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

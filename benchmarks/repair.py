@@ -4,7 +4,7 @@
 
 *floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
 mask, of the rank that trains about 0.5 % of the weights, with AdamW of torch. The others are recipes of
-`benchmarks.quality`. Each side has a process of its own, so that its peak memory is its own; the sides take their steps
+`benchmarks.recipes`. Each side has a process of its own, so that its peak memory is its own; the sides take their steps
 in turn, so that a noisy machine slows all of them. The model is pruned by magnitude to 60 % zeros, which costs no time.
 A step has 2 windows of 512 tokens. The table has medians.
 """
@@ -24,7 +24,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from benchmarks.quality import RECIPES, Recipe
+from benchmarks.recipes import RECIPES, Recipe
 from seft.config import PruneConfig, PruneMethod
 from seft.data.records import read
 from seft.data.text import tokenize
@@ -39,7 +39,7 @@ BATCH = 2
 WARM_UP = 3
 DENSITY = 0.005
 Run = Callable[[], object]
-SIDES = ("floor", "lora", *(name for name in RECIPES if name not in {"lora_reprune", "all-sparsegpt", "all-admm"}))
+SIDES = ("floor", "lora", *(name for name in RECIPES if name not in {"lora_reprune", "all-admm", "ceiling"}))
 
 
 def main() -> None:
@@ -111,9 +111,10 @@ def _peak(device: str) -> int:
 def _make(name: str, loaded: Loaded, tokens: Int[Tensor, "tokens"], arguments: argparse.Namespace) -> Run:
     """Return the function that takes one step of a side."""
     model: Any = loaded.model
-    if name in RECIPES and RECIPES[name].prune.gradual:
+    recipe = RECIPES.get(name)
+    if recipe and recipe.prune and recipe.prune.gradual:
         model.to(arguments.device)
-        return _recipe(RECIPES[name], model, tokens, arguments.length)
+        return _recipe(recipe, model, tokens, arguments.length)
     prune_model(model, tokens[:0].view(0, 8).cpu(), PruneConfig(0.6, PruneMethod.MAGNITUDE))
     model.to(arguments.device)
     batch = tokens[: BATCH * arguments.length].view(BATCH, arguments.length)

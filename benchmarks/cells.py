@@ -1,0 +1,213 @@
+"""One experiment on quality: prune a model, repair it, and measure it. `benchmarks.quality` runs many of them.
+
+A model is always judged on two texts: the one of the same kind as its training text, and a second one of another kind.
+Repair can improve the first and damage the second. A text is judged on its first 20 windows (sequences) of 1024 tokens,
+in float32. Calibration uses the first 48 windows of 512 tokens of the training text, also in float32.
+"""
+
+import hashlib
+import json
+import math
+import resource
+import statistics
+import time
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from benchmarks.changes import applied
+from benchmarks.questions import read_questions
+from seft.checkpoint.pack import load_pruned, save_pruned
+from seft.choices import accuracy
+from seft.config import CalibrationOrder, PruneConfig, RepairConfig
+from seft.data.packing import cut_windows
+from seft.data.text import tokenize, windows
+from seft.evaluate import mean_loss
+from seft.models.load import load
+from seft.models.source import find
+from seft.models.targets import target_linears
+from seft.prune.loop import prune_model
+from seft.repair import Repair
+from seft.report import Step
+
+TextName = Literal["wikitext2", "gsm8k"]
+TRAINED = {"wikitext2": "wikitext2_valid.txt", "gsm8k": "gsm8k_train.jsonl"}
+JUDGED = {"wikitext2": "wikitext2_test.txt", "gsm8k": "gsm8k_test.jsonl"}
+QUESTIONS = "ARC-Easy_test.json"
+TEST_LENGTH, TEST_WINDOWS = 1024, 20
+POINTS = 10
+"""Number of points of a curve."""
+POINT_WINDOWS = 4
+"""Number of windows of each text that are judged at a point of a curve, in the dtype of training."""
+CODE = ("config", "data", "models", "prune", "repair", "distill.py", "evaluate.py", "loss.py", "objective.py")
+"""Parts of the package `seft` on which the figures of an experiment depend."""
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Settings of one experiment. Without `prune` the model stays dense, and without `repair` it is not trained.
+
+    `adapt` trains the dense model before it is pruned. `change` names an entry of `benchmarks.changes`.
+    """
+
+    prune: PruneConfig | None = None
+    repair: RepairConfig | None = None
+    text: TextName = "wikitext2"
+    adapt: RepairConfig | None = None
+    change: str = ""
+    dtype: str = "bfloat16"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that differ from their defaults. So a new setting does not change older experiments."""
+        settings: dict[str, Any] = _settings(self)
+        return settings
+
+    @property
+    def base(self) -> "Cell | None":
+        """The experiment that makes the weights from which the training of this one starts. None: the dense model."""
+        if self.repair is None:
+            return None if self.adapt is None else Cell(repair=self.adapt, text=self.text, dtype=self.dtype)
+        if self.prune is None or self.prune.gradual:
+            return Cell(adapt=self.adapt, text=self.text, dtype=self.dtype).base
+        return Cell(self.prune, text=self.text, adapt=self.adapt, dtype=self.dtype)
+
+    def key(self, model: str) -> str:
+        """Return a name that is unique for these settings and this model."""
+        text = json.dumps({"model": model, **self.settings}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_hash() -> str:
+    """Return a hash of the code that determines the figures."""
+    package = Path(__file__).parents[1] / "seft"
+    digest = hashlib.sha256()
+    for name in CODE:
+        part = package / name
+        for path in sorted(part.rglob("*.py")) if part.is_dir() else [part]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Bench:
+    """The model, the texts and the folder of weights of the experiments."""
+
+    def __init__(self, model: str, data: Path, work: Path) -> None:
+        self.source, self.data, self.work = find(model), data, work
+        self.name = Path(model).name
+
+    def weights(self, cell: Cell) -> Path:
+        """Return the file of the weights that an experiment makes."""
+        return self.work / f"{cell.key(self.name)}-{code_hash()}.safetensors"
+
+    def run(self, cell: Cell, label: str, questions: int = 0) -> Figures:
+        """Run one experiment, whose base must have been run, and save its weights.
+
+        With `questions`, the model also answers this number of questions of ARC-Easy.
+        """
+        loaded = load(self.source, dtype=torch.float32 if cell.repair is None else getattr(torch, cell.dtype))
+        figures: Figures = {}
+        if cell.base:
+            self._load_base(loaded.model, cell)
+        with applied(cell.change):
+            if cell.repair:
+                figures |= self._train(loaded, cell, label)
+            elif cell.prune and not cell.prune.gradual:
+                figures |= self._prune(loaded, cell)
+        figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        model = self._judged(loaded, cell)
+        for name in JUDGED:
+            figures[name] = math.exp(mean_loss(model, self._test(name, loaded.tokenizer)))
+        if questions:
+            asked = read_questions(self.data / QUESTIONS, questions)
+            found = accuracy(model, loaded.tokenizer, asked)
+            figures |= {"accuracy": found.accuracy, "accuracy_per_byte": found.accuracy_per_byte, "asked": len(asked)}
+        weights = [linear.weight for linear in target_linears(model).values()]
+        figures["zeros"] = sum(int((weight == 0).sum()) for weight in weights) / sum(map(Tensor.numel, weights))
+        return figures
+
+    @torch.no_grad()
+    def _load_base(self, model: Any, cell: Cell) -> None:
+        """Load the weights of the base of an experiment. Weights that are not pruned are never trained either."""
+        assert cell.base
+        if cell.repair:
+            load_pruned(model, self.weights(cell.base))
+            return
+        stored = load(self.source, dtype=getattr(torch, cell.dtype)).model
+        load_pruned(stored, self.weights(cell.base))
+        for own, other in zip(model.parameters(), stored.parameters(), strict=True):
+            own.copy_(other)
+
+    def _judged(self, loaded: Any, cell: Cell) -> Any:
+        """Save the weights in the dtype of training, and return the model with exactly these weights in float32."""
+        stored = loaded.model.to(getattr(torch, cell.dtype))
+        path = self.weights(cell)
+        save_pruned(stored, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
+        return stored.float()
+
+    def _prune(self, loaded: Any, cell: Cell) -> Figures:
+        assert cell.prune
+        text = self.tokens(TRAINED[cell.text], loaded.tokenizer)
+        calibration = windows(text, cell.prune.tokens, cell.prune.samples, CalibrationOrder.SEQUENTIAL, 0)
+        began = time.perf_counter()
+        prune_model(loaded.model, calibration, cell.prune)
+        return {"seconds": time.perf_counter() - began}
+
+    def _train(self, loaded: Any, cell: Cell, label: str) -> Figures:
+        config = cell.repair
+        assert config
+        text = self.tokens(TRAINED[cell.text], loaded.tokenizer)
+        points = {name: self._test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
+        repair = Repair(loaded.model, text, config, pruned=cell.prune)
+        curve, losses, times = list[dict[str, float]](), list[float](), list[float]()
+        while not repair.done:
+            began = time.perf_counter()
+            losses += [item.loss for item in repair.advance() if isinstance(item, Step)]
+            times.append(time.perf_counter() - began)
+            if repair.step * POINTS // config.steps > (repair.step - 1) * POINTS // config.steps:
+                judged = {name: math.exp(mean_loss(loaded.model, text)) for name, text in points.items()}
+                loss = statistics.fmean(losses[-max(1, config.steps // POINTS) :])
+                curve.append({"step": repair.step, "seconds": sum(times), "loss": loss, **judged})
+                shown = "  ".join(f"{name} {value:.2f}" for name, value in judged.items())
+                print(f"{label}: step {repair.step}/{config.steps}  loss {loss:.3f}  {shown}", flush=True)
+        trained, grown = repair.trained_values, repair.grown_zeros
+        repair.finish()
+        return {
+            "trained": trained,
+            "grown_zeros": grown,
+            "seconds": sum(times),
+            "step_seconds": statistics.median(times),
+            "tokens": config.steps * config.batch_tokens,
+            "curve": curve,
+        }
+
+    def _test(self, name: str, tokenizer: Any) -> Int[Tensor, "windows tokens"]:
+        return cut_windows(self.tokens(JUDGED[name], tokenizer), TEST_LENGTH)[:TEST_WINDOWS]
+
+    def tokens(self, name: str, tokenizer: Any) -> Int[Tensor, "tokens"]:
+        """Return the tokens of a file. Questions of GSM8K are texts: the question, a newline and the answer."""
+        text = (self.data / name).read_text()
+        records = [text]
+        if name.endswith(".jsonl"):
+            records = ["{question}\n{answer}".format(**json.loads(line)) for line in text.splitlines()]
+        return tokenize(records, tokenizer)
+
+
+def _settings(value: Any) -> Any:
+    if not is_dataclass(value):
+        return value if isinstance(value, (int, float, bool, type(None))) else str(value)
+    return {
+        field.name: _settings(getattr(value, field.name))
+        for field in fields(value)
+        if getattr(value, field.name) != _default(field)
+    }
+
+
+def _default(field: Field[Any]) -> Any:
+    return None if field.default is MISSING else field.default

@@ -1,0 +1,74 @@
+"""The experiments of `benchmarks.quality`, in named studies. A label is unique in its study."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from benchmarks.cells import Cell
+from benchmarks.changes import CHANGES
+from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
+from seft.config import Compare, Pattern, PruneConfig, Variant
+
+Study = dict[str, Cell]
+
+
+def bases() -> Study:
+    """Return the dense model, the pruned models, and the model that the training of the dense one ends in."""
+    ceiling = RECIPES["ceiling"].config(1e-3)
+    return {"dense": Cell(), "wanda": Cell(WANDA), "admm": Cell(ADMM), "ceiling": Cell(None, ceiling)}
+
+
+def methods() -> Study:
+    """Return every recipe with all its learning rates."""
+    return {
+        f"{name} {rate:g}": Cell(recipe.prune, recipe.config(rate))
+        for name, recipe in RECIPES.items()
+        for rate in recipe.rates
+    }
+
+
+def ablations() -> Study:
+    """Return SEFT at 0.5 % with one part removed or changed, for 40 steps at the default learning rate."""
+    base = RECIPES["seft"].config("auto", steps=40)
+    return {
+        "as built": Cell(WANDA, base),
+        "as published": Cell(WANDA, replace(base, variant=Variant.PUBLISHED)),
+        **{name: Cell(WANDA, base, change=name) for name in CHANGES},
+        **{
+            f"an event every {interval} steps": Cell(WANDA, replace(base, update_interval=interval))
+            for interval in (5, 20, 40)
+        },
+    }
+
+
+def swaps() -> Study:
+    """Return the training of all nonzeros with and without swaps, at three sparsities."""
+    study = {}
+    for name, prune in (("60%", ADMM), ("70%", replace(ADMM, sparsity=0.7)), ("2:4", _pairs(ADMM))):
+        config = RECIPES["all-admm"].config(1e-3)
+        study[name] = Cell(prune, config)
+        study[f"{name} with swaps"] = Cell(prune, replace(config, swap_tokens=10 * config.batch_tokens))
+    return study
+
+
+def gradual() -> Study:
+    """Return the rising sparsity with other settings of the rise."""
+    config = RECIPES["all-gradual"].config(1e-3)
+    return {
+        "as built": Cell(GRADUAL, config),
+        **{f"rise {rise:g}": Cell(replace(GRADUAL, rise=rise), config) for rise in (0.5, 0.9)},
+        "an event every 5 steps": Cell(replace(GRADUAL, rise_interval=5), config),
+        "compared within the model": Cell(replace(GRADUAL, compare=Compare.MODEL), config),
+        "compared within rows": Cell(replace(GRADUAL, compare=Compare.ROW), config),
+        "after 40 steps of dense training": Cell(
+            GRADUAL, RECIPES["all-gradual"].config(5e-4, steps=60), adapt=RECIPES["ceiling"].config(1e-3, steps=40)
+        ),
+    }
+
+
+def _pairs(prune: PruneConfig) -> PruneConfig:
+    return replace(prune, sparsity=0.5, pattern=Pattern(2, 4))
+
+
+STUDIES: dict[str, Callable[[], Study]] = {
+    study.__name__: study for study in (bases, methods, ablations, swaps, gradual)
+}

@@ -1,0 +1,70 @@
+"""Experiments on quality: equal settings give equal figures, and an interrupted study resumes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cells, quality
+from benchmarks.cells import Bench, Cell
+from benchmarks.quality import Results, rounds
+from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
+from seft.config import PruneConfig, PruneMethod
+
+TRAINING = RECIPES["all"].config(1e-3, steps=3, length=16)
+PRUNED = Cell(PruneConfig(0.5, PruneMethod.WANDA, samples=4, tokens=16))
+REPAIRED = replace(PRUNED, repair=TRAINING)
+
+
+@pytest.fixture
+def bench(tiny_folder: Path, tiny_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    for name in (*cells.TRAINED.values(), *cells.JUDGED.values()):
+        question = json.dumps({"question": " ".join(tiny_texts), "answer": "4"})
+        (tmp_path / name).write_text(question if name.endswith("jsonl") else " ".join(tiny_texts))
+    monkeypatch.setattr(cells, "TEST_LENGTH", 16)
+    return Bench(str(tiny_folder), tmp_path, tmp_path)
+
+
+def test_the_same_experiment_gives_the_same_figures(bench: Bench) -> None:
+    bench.run(PRUNED, "pruned")
+    first, second = (bench.run(REPAIRED, "repaired") for _ in range(2))
+    assert first["zeros"] == 0.5
+    assert first["curve"][-1]["step"] == TRAINING.steps
+    for name in cells.JUDGED:
+        assert first[name] == second[name]
+
+
+def test_training_starts_from_the_weights_of_the_base(bench: Bench) -> None:
+    pruned = bench.run(PRUNED, "pruned")
+    still = replace(REPAIRED, repair=replace(TRAINING, learning_rate=1e-8))
+    assert bench.run(still, "still")["wikitext2"] == pytest.approx(pruned["wikitext2"], rel=1e-3)
+
+
+def test_a_key_depends_on_the_model_and_on_settings_that_are_not_defaults() -> None:
+    assert PRUNED.key("a") == Cell(PRUNED.prune, dtype="bfloat16").key("a")
+    assert len({PRUNED.key("a"), PRUNED.key("b"), REPAIRED.key("a"), replace(PRUNED, change="x").key("a")}) == 4
+
+
+def test_results_of_other_code_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    Results(path, "model", any_code=False).add(PRUNED, {"wikitext2": 9.0})
+    assert Results(path, "model", any_code=False)[PRUNED] == {"wikitext2": 9.0}
+    monkeypatch.setattr(quality, "code_hash", lambda: "other")
+    assert Results(path, "model", any_code=False)[PRUNED] is None
+    assert Results(path, "model", any_code=True)[PRUNED] == {"wikitext2": 9.0}
+
+
+def test_bases_run_before_the_experiments_that_need_them(bench: Bench) -> None:
+    adapt = RECIPES["ceiling"].config(1e-3, steps=2)
+    wanted = [
+        Cell(ADMM, TRAINING),
+        Cell(ADMM),
+        Cell(GRADUAL, TRAINING),
+        Cell(WANDA, TRAINING, adapt=adapt),
+    ]
+    order = [cell for group in rounds(wanted, bench) for cell in group]
+    assert len(order) == len(set(order)) == 6
+    assert set(wanted) < set(order)
+    for cell in order:
+        assert cell.base is None or order.index(cell.base) < order.index(cell)
