@@ -23,9 +23,10 @@ from benchmarks.changes import applied
 from benchmarks.questions import read_questions
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.choices import accuracy
-from seft.config import CalibrationOrder, PruneConfig, RepairConfig
+from seft.config import CalibrationOrder, PruneConfig, RepairConfig, Retain
 from seft.data.packing import cut_windows
-from seft.data.text import tokenize, windows
+from seft.data.records import Record
+from seft.data.text import encode, tokenize, windows
 from seft.evaluate import mean_loss
 from seft.models.load import load
 from seft.models.source import find
@@ -33,17 +34,32 @@ from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Step
+from seft.retain import load_retained, save_retained
+from seft.stages import retained_text
 
 TextName = Literal["wikitext2", "gsm8k"]
 TRAINED = {"wikitext2": "wikitext2_valid.txt", "gsm8k": "gsm8k_train.jsonl"}
 JUDGED = {"wikitext2": "wikitext2_test.txt", "gsm8k": "gsm8k_test.jsonl"}
 QUESTIONS = "ARC-Easy_test.json"
+RETAINED = "ARC-Easy_train.json"
+"""The dataset to retain. It is of a third kind, so that the second text stays unseen."""
 TEST_LENGTH, TEST_WINDOWS = 1024, 20
 POINTS = 10
 """Number of points of a curve."""
 POINT_WINDOWS = 4
 """Number of windows of each text that are judged at a point of a curve, in the dtype of training."""
-CODE = ("config", "data", "models", "prune", "repair", "distill.py", "evaluate.py", "loss.py", "objective.py")
+CODE = (
+    "config",
+    "data",
+    "models",
+    "prune",
+    "repair",
+    "distill.py",
+    "evaluate.py",
+    "loss.py",
+    "objective.py",
+    "retain.py",
+)
 """Parts of the package `seft` on which the figures of an experiment depend."""
 Figures = dict[str, Any]
 
@@ -79,8 +95,7 @@ class Cell:
 
     def key(self, model: str) -> str:
         """Return a name that is unique for these settings and this model."""
-        text = json.dumps({"model": model, **self.settings}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _hash({"model": model, **self.settings})
 
 
 def code_hash() -> str:
@@ -104,6 +119,25 @@ class Bench:
     def weights(self, cell: Cell) -> Path:
         """Return the file of the weights that an experiment makes."""
         return self.work / f"{cell.key(self.name)}-{code_hash()}.safetensors"
+
+    def retained(self, cell: Cell) -> Path | None:
+        """Return the file of the text that an experiment retains, or None if it retains none."""
+        config = cell.repair
+        if config is None or not config.retains:
+            return None
+        which = (config.retain, config.retain_tokens, config.sequence_tokens, config.seed, cell.dtype)
+        return self.work / f"retained {_hash([self.name, *map(str, which)])}-{code_hash()}.safetensors"
+
+    def retain(self, cell: Cell) -> None:
+        """Make the file of the text that an experiment retains."""
+        path, config = self.retained(cell), cell.repair
+        assert path
+        assert config
+        loaded = load(self.source, dtype=getattr(torch, cell.dtype))
+        records = encode(self._records(RETAINED), loaded.tokenizer) if config.retain is Retain.DATASET else []
+        retained = retained_text(loaded, config, records)
+        assert retained
+        save_retained(retained, path)
 
     def run(self, cell: Cell, label: str, questions: int = 0) -> Figures:
         """Run one experiment, whose base must have been run, and save its weights.
@@ -164,7 +198,9 @@ class Bench:
         assert config
         text = self.tokens(TRAINED[cell.text], loaded.tokenizer)
         points = {name: self._test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
-        repair = Repair(loaded.model, text, config, pruned=cell.prune)
+        kept = self.retained(cell)
+        retained = load_retained(kept) if kept else None
+        repair = Repair(loaded.model, text, config, pruned=cell.prune, retained=retained)
         curve, losses, times = list[dict[str, float]](), list[float](), list[float]()
         while not repair.done:
             began = time.perf_counter()
@@ -191,12 +227,23 @@ class Bench:
         return cut_windows(self.tokens(JUDGED[name], tokenizer), TEST_LENGTH)[:TEST_WINDOWS]
 
     def tokens(self, name: str, tokenizer: Any) -> Int[Tensor, "tokens"]:
-        """Return the tokens of a file. Questions of GSM8K are texts: the question, a newline and the answer."""
+        """Return the tokens of a file."""
+        return tokenize(self._records(name), tokenizer)
+
+    def _records(self, name: str) -> list[Record]:
+        """Return the texts of a file. A question of GSM8K or ARC is a text: the question, a newline and the answer."""
         text = (self.data / name).read_text()
-        records = [text]
-        if name.endswith(".jsonl"):
-            records = ["{question}\n{answer}".format(**json.loads(line)) for line in text.splitlines()]
-        return tokenize(records, tokenizer)
+        match Path(name).suffix:
+            case ".jsonl":
+                return ["{question}\n{answer}".format(**json.loads(line)) for line in text.splitlines()]
+            case ".json":
+                return ["{instruction}\n{output}".format(**each) for each in json.loads(text)]
+            case _:
+                return [text]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _settings(value: Any) -> Any:

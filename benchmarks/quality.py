@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
     os.environ["OMP_NUM_THREADS"] = "1"
     bench = Bench(arguments.model, arguments.data, arguments.work)
     arguments.work.mkdir(parents=True, exist_ok=True)
+    texts = {bench.retained(cell): cell for cell in labels if results[cell] is None}
+    with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
+        missing = [cell for path, cell in texts.items() if path and not path.exists()]
+        list(pool.map(partial(_retain, arguments), missing))
     for cells in rounds([cell for cell in labels if results[cell] is None], bench):
         with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
             running = {pool.submit(_work, arguments, cell, labels.get(cell, "base")): cell for cell in cells}
@@ -128,6 +133,10 @@ def rounds(wanted: list[Cell], bench: Bench) -> list[list[Cell]]:
 
 def _work(arguments: argparse.Namespace, cell: Cell, label: str) -> Figures:
     return Bench(arguments.model, arguments.data, arguments.work).run(cell, label, arguments.questions)
+
+
+def _retain(arguments: argparse.Namespace, cell: Cell) -> None:
+    Bench(arguments.model, arguments.data, arguments.work).retain(cell)
 
 
 def _commit() -> str:

@@ -38,7 +38,7 @@ from seft.config import (
 )
 from seft.errors import ConfigError
 
-SPEC_VERSION = 5
+SPEC_VERSION = 6
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -173,7 +173,17 @@ class RepairSpec(Spec):
         le=100.0,
         description="Weight in the loss of the difference to the dense model's hidden states; 0 is off.",
     )
-
+    retain: Literal[config.Retain.NONE, config.Retain.WRITTEN] = Field(
+        default=config.Retain.NONE,
+        description="Text on which the model keeps the predictions of the dense model. `written`: the dense model"
+        " writes it before it is pruned.",
+    )
+    retain_share: Number = Field(
+        default=0.5, ge=0.0, le=0.9, description="Fraction of each batch that is retained text."
+    )
+    retain_tokens: Integer = Field(
+        default=65536, ge=2, le=1 << 24, description="Number of tokens of retained text, which are read repeatedly."
+    )
     evaluate_interval: Integer = Field(
         default=0,
         ge=0,
@@ -186,6 +196,11 @@ class RepairSpec(Spec):
         le=1_000_000,
         description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
     )
+
+    @property
+    def retains(self) -> bool:
+        """True if a part of each batch is text on which the model keeps the predictions of the dense model."""
+        return self.method is not RepairMethod.NONE and self.retain is not config.Retain.NONE and self.retain_share > 0
 
 
 class EvaluateSpec(Spec):
@@ -342,7 +357,7 @@ class JobSpec(Spec):
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The models of the job that are evaluated, in order, by the names of their scores."""
+        """The models of the job that are evaluated, in order."""
         pruned = () if self.prune.schedule is PruneSchedule.GRADUAL else ("pruned",)
         return ("dense", *pruned, *(() if self.repair.method is RepairMethod.NONE else ("repaired",)))
 

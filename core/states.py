@@ -29,6 +29,7 @@ class Phase(StrEnum):
     """Phase of a running attempt."""
 
     LOADING = "loading"
+    WRITING = "writing"
     PRUNING = "pruning"
     RECONSTRUCTING = "reconstructing"
     TRAINING = "training"

@@ -90,6 +90,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
         data=options.data,
         teacher=options.teacher,
         held_out=options.held_out,
+        retain_data=options.retain_data,
         place=verbs.Place.of(options.device, options.dtype),
         report=report,
     )
@@ -108,6 +109,7 @@ def _compress(options: argparse.Namespace, report: Reporter) -> Result:
         options.out,
         data=options.data,
         held_out=options.held_out,
+        retain_data=options.retain_data,
         revision=options.revision,
         place=verbs.Place.of(options.device, options.dtype),
         report=report,
@@ -244,6 +246,8 @@ def _add_texts(command: argparse.ArgumentParser) -> None:
     text = "Training text: .jsonl with one record per line, or .txt with one text."
     command.add_argument("--data", type=Path, required=True, help=text)
     command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
+    text = "Text to retain, in a format of --data, with --retain dataset."
+    command.add_argument("--retain-data", type=Path, help=text)
 
 
 def _add_out(command: argparse.ArgumentParser) -> None:

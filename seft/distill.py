@@ -14,7 +14,7 @@ from torch import Tensor
 from seft.config import RepairConfig
 from seft.data.packing import Packed
 from seft.errors import ConfigError
-from seft.loss import Criterion, cross_entropy, losses
+from seft.loss import Criterion, cross_entropy, losses, top_divergence, with_recorded
 from seft.models.predictor import Predictor
 
 TOP_LOGITS = 64
@@ -43,7 +43,7 @@ class Distillation:
         with torch.no_grad():
             teacher_rows = self._teacher.rows(batch, blocks=self._hidden > 0)
         rows = self._student.rows(batch, blocks=self._hidden > 0)
-        loss = losses(self._student, rows.last, self._criterion(batch, teacher_rows.last)).sum()
+        loss = losses(self._student, rows.last, with_recorded(batch, self._criterion(batch, teacher_rows.last))).sum()
         if not self._hidden:
             return loss
         return loss + self._hidden * square_head(rows.blocks, teacher_rows.blocks, batch.trained.sum(1))
@@ -56,23 +56,11 @@ class Distillation:
         def mixed(logits: Tensor, some: slice) -> Tensor:
             with torch.no_grad():
                 target = self._teacher.logits(teacher_rows[some])
-            return (1 - self._weight) * plain(logits, some) + self._weight * top_divergence(logits, target)
+                top = target.topk(min(TOP_LOGITS, target.shape[1]))
+            divergence = top_divergence(logits, top.indices, top.values)
+            return (1 - self._weight) * plain(logits, some) + self._weight * divergence
 
         return mixed
-
-
-def top_divergence(
-    logits: Float[Tensor, "predictions vocabulary"], target: Float[Tensor, "predictions vocabulary"]
-) -> Float[Tensor, "predictions"]:
-    """Return the Kullback-Leibler divergence of the student from the teacher, in nats, at temperature 1.
-
-    The distribution of the teacher covers its `TOP_LOGITS` largest logits. That of the student covers the whole
-    vocabulary, so probability that it gives to other tokens raises the divergence.
-    """
-    top = target.topk(min(TOP_LOGITS, target.shape[1]))
-    teacher = top.values.log_softmax(1)
-    student = logits.log_softmax(1).gather(1, top.indices)
-    return (teacher.exp() * (teacher - student)).sum(1)
 
 
 def square_head(

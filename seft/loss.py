@@ -25,7 +25,10 @@ Criterion = Callable[[Float[Tensor, "some vocabulary"], slice], Float[Tensor, "s
 
 
 class TokenLoss:
-    """Computes the cross-entropy per token of a causal language model of transformers."""
+    """Computes the loss per token of a causal language model of transformers.
+
+    The loss is the cross-entropy. In windows with recorded predictions of a teacher, it is the divergence from them.
+    """
 
     def __init__(self, model: Any) -> None:
         self._predictor = Predictor(model)
@@ -36,13 +39,48 @@ class TokenLoss:
         It is differentiable in the last hidden states, and so in the trained weights.
         """
         batch = Packed.of(batch)
-        return losses(self._predictor, self._predictor.rows(batch).last, cross_entropy(batch))
+        criterion = with_recorded(batch, cross_entropy(batch))
+        return losses(self._predictor, self._predictor.rows(batch).last, criterion)
 
 
 def cross_entropy(batch: Packed) -> Criterion:
     """Return the criterion that computes the cross-entropy of the predictions with the actual next tokens."""
     targets = batch.tokens[batch.trained]
     return lambda logits, some: F.cross_entropy(logits, targets[some], reduction="none")
+
+
+def with_recorded(batch: Packed, criterion: Criterion) -> Criterion:
+    """Return a criterion that uses the divergence from recorded predictions in the windows that have some.
+
+    In the other windows it is `criterion`.
+    """
+    if (teacher := batch.teacher) is None:
+        return criterion
+    known = teacher.known.repeat_interleave(batch.trained.sum(1))
+    tokens, target = teacher.tokens[batch.trained].long(), teacher.logits[batch.trained].float()
+
+    def chosen(logits: Tensor, some: slice) -> Tensor:
+        if not known[some].any():
+            return criterion(logits, some)
+        divergence = top_divergence(logits, tokens[some], target[some])
+        return divergence if known[some].all() else torch.where(known[some], divergence, criterion(logits, some))
+
+    return chosen
+
+
+def top_divergence(
+    logits: Float[Tensor, "predictions vocabulary"],
+    tokens: Int[Tensor, "predictions top"],
+    target: Float[Tensor, "predictions top"],
+) -> Float[Tensor, "predictions"]:
+    """Return the Kullback-Leibler divergence of a model from its teacher, in nats, at temperature 1.
+
+    The distribution of the teacher covers `tokens`, and `target` has their logits. That of the model covers the whole
+    vocabulary, so probability that it gives to other tokens raises the divergence.
+    """
+    teacher = target.log_softmax(1)
+    student = logits.log_softmax(1).gather(1, tokens)
+    return (teacher.exp() * (teacher - student)).sum(1)
 
 
 def losses(

@@ -21,7 +21,10 @@ class Objective(Protocol):
 
 
 class CrossEntropy:
-    """Objective without a teacher: cross-entropy with the actual next token, in nats."""
+    """Objective without a teacher in memory: cross-entropy with the actual next token, in nats.
+
+    In retained text it is the divergence from the recorded predictions.
+    """
 
     def __init__(self, model: Any) -> None:
         self._losses = TokenLoss(model)

@@ -13,6 +13,7 @@ class Phase(StrEnum):
     """Phases of a run, in their order."""
 
     LOADING = "loading"
+    WRITING = "writing"
     PRUNING = "pruning"
     RECONSTRUCTING = "reconstructing"
     TRAINING = "training"

@@ -17,8 +17,8 @@ from torch import Tensor
 from seft.checkpoint.export import export
 from seft.checkpoint.facts import Base, Facts, Record
 from seft.checkpoint.verify import verify
-from seft.config import PruneConfig, RepairConfig
-from seft.data.packing import Encoded, Packed, concatenate
+from seft.config import PruneConfig, RepairConfig, Retain
+from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import windows
 from seft.data.tokens import bos_tokens
 from seft.evaluate import mean_loss
@@ -29,6 +29,7 @@ from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Phase, Progress, Reporter, silent
+from seft.retain import split_retained, with_predictions, write_windows
 
 LoadModel = Callable[[], Any]
 """Function that loads a dense model. It is called only if the stage needs the model."""
@@ -61,6 +62,24 @@ def calibration_windows(
     return windows(concatenate(records), config.tokens, config.samples, config.order, config.seed, head=head)
 
 
+def retained_text(
+    loaded: Loaded, config: RepairConfig, records: Sequence[Encoded], report: Reporter = silent
+) -> Packed | None:
+    """Return the text that the repair retains, with the predictions of the dense model, or None if it retains none.
+
+    `loaded` is the dense model, on the device on which it runs. `records` is the dataset to retain; it is read if
+    `config` says so.
+    """
+    match config.retain:
+        case _ if not config.retains:
+            return None
+        case Retain.WRITTEN:
+            windows = write_windows(loaded.model, loaded.tokenizer, config, report)
+        case _:
+            windows = pack(records, config.sequence_tokens)[: max(1, config.retain_tokens // config.sequence_tokens)]
+    return with_predictions(loaded.model, windows, report)
+
+
 def prune(
     loaded: Loaded,
     calibration: Int[Tensor, "windows tokens"],
@@ -89,10 +108,13 @@ def start_repair(
     *,
     pruned: PruneConfig,
     load_teacher: LoadModel,
+    retained: Packed | None,
     held_out: Packed | None,
     alive: Reporter = silent,
 ) -> Repair:
     """Return a repair before its first step, with the teacher and the held-out evaluation that `config` requires.
+
+    `retained` is the result of `retained_text`. A part of it is not trained on (`seft.retain.split_retained`).
 
     `alive` is called regularly during each held-out evaluation, and may raise an exception to stop.
     """
@@ -100,7 +122,8 @@ def start_repair(
     judge = None
     if config.evaluate_interval and held_out is not None:
         judge = partial(mean_loss, loaded.model, held_out, alive)
-    return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, judge=judge)
+    kept = split_retained(retained)[0] if retained else None
+    return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, judge=judge)
 
 
 def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
@@ -128,7 +151,7 @@ def repaired_facts(
 ) -> Facts:
     """Return the facts of a repaired model, made from the facts of the pruned model without its scores.
 
-    `teacher` is recorded only if `config` distills.
+    `teacher` is recorded only if `config` distills or retains.
     """
     last, kept = result.last_step, result.kept_step
     return replace(
@@ -136,7 +159,7 @@ def repaired_facts(
         repair=config,
         stopped_at=last if last < config.steps else None,
         kept_at=kept if kept < last else None,
-        teacher=Base.of(teacher) if teacher and config.distills else None,
+        teacher=Base.of(teacher) if teacher and (config.distills or config.retains) else None,
         grown_zeros=result.grown_zeros,
         dataset_sha256=dataset_sha256,
         scores={},

@@ -15,9 +15,9 @@ from seft.checkpoint import sparsity
 from seft.checkpoint.export import require_empty, round_weights
 from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
 from seft.choices import Accuracy, accuracy, read_questions
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig, require_repair_of
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
 from seft.data import records
-from seft.data.packing import pack
+from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows
 from seft.devices import choose_device
 from seft.errors import ConfigError
@@ -76,7 +76,8 @@ def prune(
     source = find(reference, revision=revision)
     texts = _read_calibration(config, calibration)
     text_sha256 = sha256(calibration) if texts and calibration else None
-    loaded, facts = _prune(source, config, texts, text_sha256, place=place, report=report)
+    loaded = _load(source, replace(place, device="cpu"), report)
+    facts = _prune(loaded, config, texts, text_sha256, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -88,27 +89,36 @@ def repair(
     data: Path,
     teacher: str | None = None,
     held_out: Path | None = None,
+    retain_data: Path | None = None,
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
     """Repair the model in a folder that `prune` wrote, write the result to `out` and verify it.
 
     The number of nonzeros does not increase, and the N:M pattern is kept. `teacher` is a reference to the dense model;
-    it is required if `config` distills. `held_out` is a text in a format of `data`, read completely; it is required if
-    `config` evaluates.
+    it is required if `config` distills or retains. `held_out` is a text in a format of `data`, read completely; it is
+    required if `config` evaluates. `retain_data` is the text to retain, if `config` retains a dataset.
     """
     require_empty(out)
-    require_teacher(config, teacher)
+    if config.retains and teacher is None:
+        way_out = "Give the original model, from before pruning, or set retain to none."
+        raise ConfigError("teacher", "must be given if text is retained", None, way_out)
+    if not config.retains:
+        require_teacher(config, teacher)
     require_held_out(config, held_out)
+    _require_retain_data(config, retain_data)
     source, teacher_source = _find_folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError(
             "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
         )
-    texts = _Texts.read(data, held_out)
+    texts = _Texts.read(data, held_out, retain_data)
+    retained = None
+    if config.retains and teacher_source:
+        retained = _retained(_load(teacher_source, place, report), config, texts, place, report)
     loaded = _load(source, place, report)
-    facts = _repair(loaded, facts, config, texts, teacher=teacher_source, place=place, report=report)
+    facts = _repair(loaded, facts, config, texts, retained, teacher=teacher_source, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -120,6 +130,7 @@ def compress(
     *,
     data: Path,
     held_out: Path | None = None,
+    retain_data: Path | None = None,
     revision: str | None = None,
     place: Place = HOST,
     report: Reporter = silent,
@@ -132,15 +143,18 @@ def compress(
     require_empty(out)
     require_repair_of(pruning, config)
     require_held_out(config, held_out)
+    _require_retain_data(config, retain_data)
     source = find(reference, revision=revision)
-    texts = _Texts.read(data, held_out)
+    texts = _Texts.read(data, held_out, retain_data)
     text_sha256 = texts.sha256 if stages.reads_calibration(pruning) else None
-    loaded, facts = _prune(source, pruning, texts.training, text_sha256, place=place, report=report)
+    loaded = _load(source, replace(place, device="cpu"), report)
+    retained = _retained(loaded, config, texts, place, report)
+    facts = _prune(loaded, pruning, texts.training, text_sha256, place=place, report=report)
     with torch.no_grad():
         round_weights(loaded.model)
     loaded.model.to(place.device)
-    teacher = source if config.distills else None
-    facts = _repair(loaded, facts, config, texts, teacher=teacher, place=place, report=report)
+    teacher = source if config.distills or config.retains else None
+    facts = _repair(loaded, facts, config, texts, retained, teacher=teacher, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -209,38 +223,59 @@ def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[rec
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The training text with the hash of its file, and the text to evaluate on or None."""
+    """The training text with the hash of its file, the text to evaluate on or None, and the text to retain."""
 
     training: list[records.Record]
     sha256: str
     held_out: list[records.Record] | None
+    retained: list[records.Record]
 
     @classmethod
-    def read(cls, data: Path, held_out: Path | None) -> "_Texts":
-        return cls(records.read(data), sha256(data), records.read(held_out) if held_out else None)
+    def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "_Texts":
+        return cls(
+            records.read(data),
+            sha256(data),
+            records.read(held_out) if held_out else None,
+            records.read(retained) if retained else [],
+        )
+
+
+def _require_retain_data(config: RepairConfig, retain_data: Path | None) -> None:
+    """Raise ConfigError if a dataset is to be retained and there is none, or the other way round."""
+    if (config.retain is Retain.DATASET) != (retain_data is not None):
+        rule = "must be given with retain dataset, and only with it"
+        raise ConfigError("retain_data", rule, retain_data and str(retain_data), "Give the text, or change retain.")
+
+
+def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place, report: Reporter) -> Packed | None:
+    """Return the text to retain, with what the loaded dense model predicts for it on the device."""
+    model: Any = loaded.model
+    device = model.device
+    model.to(place.device)
+    retained = stages.retained_text(loaded, config, encode(texts.retained, loaded.tokenizer), report)
+    model.to(device)
+    return retained
 
 
 def _prune(
-    source: ModelSource,
+    loaded: Loaded,
     config: PruneConfig,
     texts: list[records.Record],
     text_sha256: str | None,
     *,
     place: Place,
     report: Reporter,
-) -> tuple[Loaded, Facts]:
-    """Load a model on the host and prune it, one block at a time on the device. Returns the model and its facts."""
-    host = replace(place, device="cpu")
-    loaded = _load(source, host, report)
+) -> Facts:
+    """Prune a model that is on the host, one block at a time on the device. Returns its facts."""
     windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
     if len(windows):
         config = replace(config, samples=len(windows))
 
     def load_dense() -> Any:
-        return _load(source, host, report).model
+        return _load(loaded.source, replace(place, device="cpu"), report).model
 
     stages.prune(loaded, windows, config, load_dense, report, device=place.device)
-    return loaded, stages.pruned_facts(source, config, text_sha256)
+    return stages.pruned_facts(loaded.source, config, text_sha256)
 
 
 def _repair(
@@ -248,6 +283,7 @@ def _repair(
     facts: Facts,
     config: RepairConfig,
     texts: _Texts,
+    retained: Packed | None,
     *,
     teacher: ModelSource | None,
     place: Place,
@@ -264,7 +300,13 @@ def _repair(
         return _load(teacher, place, report).model
 
     work = stages.start_repair(
-        loaded, training, config, pruned=facts.prune, load_teacher=load_teacher, held_out=held_out
+        loaded,
+        training,
+        config,
+        pruned=facts.prune,
+        load_teacher=load_teacher,
+        retained=retained,
+        held_out=held_out,
     )
     work.run(report)
     result = stages.finish_repair(work, report)

@@ -10,6 +10,7 @@ class Stage(StrEnum):
     """A stage of a job. It is finer than the phases that the API shows."""
 
     LOADING = "loading"
+    WRITING = "writing"
     DENSE = "dense"
     PRUNING = "pruning"
     RECONSTRUCTING = "reconstructing"
@@ -27,6 +28,7 @@ class Stage(StrEnum):
 
 WEIGHTS = {
     Stage.LOADING: 3,
+    Stage.WRITING: 5,
     Stage.DENSE: 6,
     Stage.PRUNING: 25,
     Stage.RECONSTRUCTING: 25,
@@ -41,9 +43,13 @@ ALL_STAGES = tuple(Stage)
 """All stages, in the order in which a job runs them."""
 
 
-def stages(*, prunes: bool, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
-    """Return the stages that a job runs, in order. `prunes` is false if the sparsity rises during the training."""
+def stages(*, writes: bool, prunes: bool, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
+    """Return the stages that a job runs, in order.
+
+    `writes` is true if text is retained. `prunes` is false if the sparsity rises during the training.
+    """
     skipped = set() if reconstructs else {Stage.RECONSTRUCTING}
+    skipped |= set() if writes else {Stage.WRITING}
     skipped |= set() if prunes else {Stage.PRUNING, Stage.PRUNED}
     skipped |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
     return tuple(stage for stage in Stage if stage not in skipped)

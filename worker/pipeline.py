@@ -38,6 +38,7 @@ from seft.models.source import ModelSource, downloaded, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
+from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, meter, usage
 from worker.meter import Stage
 from worker.protocol import (
@@ -57,7 +58,7 @@ from worker.protocol import (
     TopologyEvolved,
 )
 
-PRUNED, SCORES = "pruned.safetensors", "scores.json"
+PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
 PRUNED_BYTES, EXPORTED_BYTES = 4, 2
 """Maximum bytes on disk per weight: in a saved state, and in the checkpoint."""
 
@@ -82,7 +83,9 @@ class Pipeline:
         self.folder, self.task, self.send, self.stopping = folder, task, send, stopping
         self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
         self.evaluate = task.spec.evaluate_config()
+        self.retained: Packed | None = None
         self.stages = meter.stages(
+            writes=self.repair is not None and self.repair.retains,
             prunes=not self.prune.gradual,
             reconstructs=self.prune.reconstruct_epochs > 0,
             repairs=self.repair is not None,
@@ -142,11 +145,15 @@ class Pipeline:
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
+        Before that, the dense model writes the text that the repair retains.
+
         The weights are rounded as in the checkpoint before the second evaluation. With the schedule `gradual` the
         model is not pruned now, so there is no second evaluation, and the state has the dense weights. The state is
         saved before any training. So the job fails now, and not at its end, if the state cannot be written or stored,
         or if the disk has no space for the state and the checkpoint.
         """
+        if self.repair:
+            self.retained = stages.retained_text(loaded, self.repair, [], self._reporter())
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:
@@ -159,6 +166,8 @@ class Pipeline:
         (folder := self._state_folder).mkdir(parents=True)
         disk_space.require_space(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
         save_pruned(loaded.model, folder / PRUNED)
+        if self.retained:
+            save_retained(self.retained, folder / RETAINED)
         (folder / SCORES).write_text(json.dumps(self.scores))
         self.send(Saved(step=self.step))
 
@@ -169,6 +178,8 @@ class Pipeline:
         """
         load_pruned(loaded.model, self.folder / STATE / PRUNED)
         round_weights(loaded.model)
+        if self.repair and self.repair.retains:
+            self.retained = load_retained(self.folder / STATE / RETAINED)
         self.scores = json.loads((self.folder / STATE / SCORES).read_bytes())
         self.send(Scored(scores=self.scores))
         if self.repair and self.step and (message := outdated(self.folder / STATE, self.repair)):
@@ -187,6 +198,7 @@ class Pipeline:
             config,
             pruned=self.prune,
             load_teacher=load_teacher,
+            retained=self.retained,
             held_out=text.held_out,
             alive=self._report_training,
         )
@@ -258,10 +270,14 @@ class Pipeline:
         self.send(Saved(step=self.step))
 
     def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
-        score = perplexity(loaded.model, text.held_out, self._reporter(stage))
-        if not math.isfinite(score):
-            raise EvaluateError(f"the {name} model must have a finite perplexity; it has {score}. Prune it less.")
-        self.scores[name] = score
+        texts = {name: text.held_out}
+        if self.retained:
+            texts[f"{name}_retained"] = split_retained(self.retained)[1]
+        for key, windows in texts.items():
+            score = perplexity(loaded.model, windows, self._reporter(stage) if key == name else self._check_stop)
+            if not math.isfinite(score):
+                raise EvaluateError(f"the {name} model must have a finite perplexity; it has {score}. Prune it less.")
+            self.scores[key] = score
         self.send(Scored(scores=self.scores))
 
     def _export(self, loaded: Loaded, facts: Facts) -> None:
@@ -286,11 +302,15 @@ class Pipeline:
 
         return report
 
-    def _report_finishing(self, _: Report) -> None:
-        """Report that the method finishes its weights after the last step. Raises Cancelled if the run must stop."""
-        self._progress(Stage.TRAINING, 1.0)
+    def _check_stop(self, _: Report) -> None:
+        """Report nothing. Raises Cancelled if the run must stop."""
         if self.stopping():
             raise Cancelled
+
+    def _report_finishing(self, report: Report) -> None:
+        """Report that the method finishes its weights after the last step. Raises Cancelled if the run must stop."""
+        self._progress(Stage.TRAINING, 1.0)
+        self._check_stop(report)
 
     def _report_training(self, _: Report) -> None:
         """Report progress during a held-out evaluation between two steps.

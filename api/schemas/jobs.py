@@ -45,7 +45,8 @@ class JobView(BaseModel):
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
     scores: dict[str, float] = Field(
         description="Perplexities of the `dense`, `pruned` and `repaired` model, each as soon as it is measured. With"
-        " the schedule `gradual` there is no `pruned` model."
+        " the schedule `gradual` there is no `pruned` model. `dense_retained` and so on are those on retained text, and"
+        " show what the model has lost elsewhere."
     )
     measured: dict[str, Any] | None = Field(description="Sparsity, counted in the files of the checkpoint.")
     error: ErrorView | None

@@ -46,6 +46,8 @@ VECTORS, MEANS = 4, 4
 those with which the rise of the sparsity estimates the importance of weights."""
 CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
+WRITTEN_AT_ONCE = 1 << 13
+"""Number of tokens that the dense model writes at a time, as in `seft.retain`."""
 INDEXED = 21
 """Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 
@@ -80,6 +82,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         Phase.LOADING: Footprint(weights, host_transfer=weights),
         Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens)),
     }
+    if spec.repair.retains:
+        phases[Phase.WRITING] = Footprint(weights + _writing(model, spec))
     if not _rises(spec):
         phases[Phase.PRUNING] = Footprint(weights + _pruning(model, spec))
     if spec.prune.reconstruct_epochs:
@@ -112,6 +116,17 @@ def _forward(model: Dimensions, tokens: int) -> int:
 def _block_peak(model: Dimensions, tokens: int) -> int:
     widest = max(each.cols for block in model.blocks for each in block)
     return FLOAT * tokens * (3 * model.hidden + 3 * widest)
+
+
+def _writing(model: Dimensions, spec: JobSpec) -> int:
+    """Return the bytes that the dense model needs to write text and to record its predictions.
+
+    These are the keys and values of the windows that it writes at a time. They are copied for each new token.
+    """
+    length = spec.repair.sequence_tokens
+    together = max(1, WRITTEN_AT_ONCE // length)
+    cache = 2 * FLOAT * together * length * model.attention * len(model.blocks)
+    return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
 
 
 def _pruning(model: Dimensions, spec: JobSpec) -> int:

@@ -68,6 +68,8 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * evaluate.windows * evaluate.tokens)
     if "pruned" in spec.scored:
         work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
+    if repair.retains:
+        work[Task(Phase.WRITING)] = float(parameters * repair.retain_tokens)
     if prune.reconstruct_epochs:
         work[Task(Phase.RECONSTRUCTING)] = calibration * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Text, cast, delete, func, select, update
+from sqlalchemy import ARRAY, Text, cast, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -214,9 +214,9 @@ def record_evolution(session: Session, attempt: Attempt, data: Json) -> None:
 def restart_training(session: Session, attempt: Attempt, type: str, message: str) -> None:  # noqa: A002
     """Restart training from step 0 because the saved state is lost. Write an event of this type with `message`.
 
-    Deletes the metrics and topology events of the lost steps, and the score of the repaired model.
+    Deletes the metrics and topology events of the lost steps, and the scores of the repaired model.
     """
-    repaired = cast("repaired", Text)
+    repaired = cast(["repaired", "repaired_retained"], ARRAY(Text))
     _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(repaired))
     record_event(session, attempt.job_id, attempt.number, type, {"message": message})
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))

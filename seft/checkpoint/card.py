@@ -72,6 +72,8 @@ def _description(record: Record) -> str:
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     method = _method(facts.repair)
     teacher = f", with `{facts.teacher.reference}` as the teacher" if facts.teacher else ""
+    if facts.repair.retains:
+        teacher += f" and {facts.repair.retain_share:.0%} of the text retained ({facts.repair.retain})"
     kept = (
         ""
         if facts.kept_at is None
@@ -101,13 +103,20 @@ def _requested(config: PruneConfig) -> str:
 def _scores(facts: Facts) -> str:
     assert facts.evaluate is not None
     names = [name for name in ("dense", "pruned", "repaired") if name in facts.scores]
-    rows = [f"| {name} | {facts.scores[name]:.2f} |" for name in names]
+    second = any(f"{name}_retained" in facts.scores for name in names)
+    shown = {name: [facts.scores[name], *([facts.scores[f"{name}_retained"]] if second else [])] for name in names}
+    rows = [f"| {name} | {' | '.join(f'{score:.2f}' for score in scores)} |" for name, scores in shown.items()]
+    head = (
+        ["| model | perplexity | on retained text |", "|---|---|---|"]
+        if second
+        else ["| model | perplexity |", "|---|---|"]
+    )
     rounded = " and ".join(name for name in names if name != "dense").capitalize()
     note = (
         f"Measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens. {rounded} weights"
         " were rounded to the stored precision first."
     )
-    return "\n".join(["| model | perplexity |", "|---|---|", *rows, "", note])
+    return "\n".join([*head, *rows, "", note])
 
 
 def _sparsity(record: Record) -> str:

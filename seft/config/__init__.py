@@ -17,7 +17,7 @@ from seft.config.prune import (
     Refinement,
     SparsityOf,
 )
-from seft.config.repair import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant, require_repair_of
+from seft.config.repair import DropDecay, RateSchedule, RepairConfig, RepairMethod, Retain, Variant, require_repair_of
 
 __all__ = [
     "DEFAULT_PRUNER",
@@ -36,6 +36,7 @@ __all__ = [
     "Refinement",
     "RepairConfig",
     "RepairMethod",
+    "Retain",
     "SparsityOf",
     "Variant",
     "require_repair_of",

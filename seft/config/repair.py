@@ -53,6 +53,17 @@ class DropDecay(StrEnum):
     COSINE = "cosine"
 
 
+class Retain(StrEnum):
+    """Text on which the model learns what the dense model predicts, so that it does not lose its other abilities.
+
+    `written` is text that the dense model writes itself before it is pruned. `dataset` is a text of the user.
+    """
+
+    NONE = "none"
+    WRITTEN = "written"
+    DATASET = "dataset"
+
+
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
     """Settings of the training of a pruned model. It does not increase the number of nonzeros.
@@ -99,6 +110,12 @@ class RepairConfig:
     hidden_weight: Annotated[float, Doc("Weight of the hidden states of the teacher, added to the loss. 0 is off.")] = (
         0.0
     )
+    retain: Annotated[
+        Retain,
+        Doc("Text on which the model keeps the predictions of the dense model: none, written (by it) or dataset."),
+    ] = Retain.NONE
+    retain_share: Annotated[float, Doc("Fraction of each batch that is retained text, unless retain is none.")] = 0.5
+    retain_tokens: Annotated[int, Doc("Number of tokens of retained text. They are read again and again.")] = 65536
     evaluate_interval: Annotated[
         int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")
     ] = 0
@@ -140,6 +157,10 @@ class RepairConfig:
             require_between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual. Leave it out for no limit.")
         require_between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 turns it off.")
         require_between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 turns it off.")
+        require_between("retain_share", self.retain_share, 0.0, 0.9, "0.5 takes half of each batch.")
+        if self.retains and self.retain_tokens < 2 * self.sequence_tokens:
+            rule = f"must be at least twice sequence_tokens ({self.sequence_tokens}), the length of one sequence"
+            raise ConfigError("retain_tokens", rule, self.retain_tokens, f"Try {128 * self.sequence_tokens}.")
         require_at_least("evaluate_interval", self.evaluate_interval, 0)
         require_at_least("patience", self.patience, 0)
         if self.patience and not self.evaluate_interval:
@@ -160,6 +181,20 @@ class RepairConfig:
     def micro_batches(self) -> int:
         """Number of micro-batches in a step."""
         return math.ceil(self.batch_tokens / self.sequence_tokens / self.micro_batch)
+
+    @property
+    def retains(self) -> bool:
+        """True if a part of each batch is text on which the model keeps the predictions of the dense model."""
+        return self.retain is not Retain.NONE and self.retain_share > 0
+
+    def retained_before(self, step: int) -> int:
+        """Return the number of windows of retained text in all steps before a step. The first step is 1."""
+        return int((step - 1) * self.windows * self.retain_share + 1e-6) if self.retains else 0
+
+    @property
+    def windows(self) -> int:
+        """Number of windows in a step."""
+        return self.batch_tokens // self.sequence_tokens
 
     @property
     def distills(self) -> bool:

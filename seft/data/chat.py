@@ -40,6 +40,16 @@ def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
     return tokenized
 
 
+def question_opening(tokenizer: Any) -> str | None:
+    """Return what the chat template writes before the first question, or None if it has no such text."""
+    mark = "QUESTION"
+    try:
+        before, found, _ = _Template(tokenizer).render([Message(Role.USER, mark)]).partition(mark)
+    except ConfigError:
+        return None
+    return before if found else None
+
+
 class _Template:
     """The chat template of a tokenizer."""
 

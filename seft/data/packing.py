@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from seft.errors import DataError
@@ -48,15 +48,45 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model predicted for every token of some windows: its most probable tokens and their logits.
+
+    `known` marks the windows for which there are predictions. The values of the other windows mean nothing.
+    """
+
+    tokens: Int[Tensor, "windows length top"]
+    logits: Float[Tensor, "windows length top"]
+    known: Bool[Tensor, "windows"]
+
+    def unknown(self, windows: int) -> "Predictions":
+        """Return predictions of the same shape and dtype for windows without predictions."""
+        shape = (windows, *self.tokens.shape[1:])
+        return Predictions(self.tokens.new_zeros(shape), self.logits.new_zeros(shape), self.known.new_zeros(windows))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Predictions":
+        """Return the predictions with all tensors changed in the same way."""
+        return Predictions(change(self.tokens), change(self.logits), change(self.known))
+
+    def __add__(self, other: "Predictions") -> "Predictions":
+        return Predictions(
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.logits, other.logits]),
+            torch.cat([self.known, other.known]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """Windows of equal length. `positions` count from 0 in each record. `trained` marks the tokens that are predicted.
 
-    The first token of a record is never predicted, because nothing comes before it.
+    The first token of a record is never predicted, because nothing comes before it. `teacher` has what another model
+    predicted for the windows.
     """
 
     tokens: Int[Tensor, "windows length"]
     trained: Bool[Tensor, "windows length"]
     positions: Int[Tensor, "windows length"]
+    teacher: Predictions | None = None
 
     @classmethod
     def of(cls, windows: "Packed | Int[Tensor, 'windows length']") -> "Packed":
@@ -94,8 +124,21 @@ class Packed:
         """True if any window contains several records."""
         return bool((self.positions[:, 1:] == 0).any())
 
+    def __add__(self, other: "Packed") -> "Packed":
+        """Return the windows of both. If one has no predictions of a teacher, its windows get unknown ones."""
+        teacher = None
+        if some := self.teacher or other.teacher:
+            teacher = (self.teacher or some.unknown(len(self))) + (other.teacher or some.unknown(len(other)))
+        return Packed(
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.trained, other.trained]),
+            torch.cat([self.positions, other.positions]),
+            teacher,
+        )
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Packed":
-        return Packed(change(self.tokens), change(self.trained), change(self.positions))
+        teacher = self.teacher.each(change) if self.teacher else None
+        return Packed(change(self.tokens), change(self.trained), change(self.positions), teacher)
 
 
 def concatenate(records: Sequence[Encoded]) -> Int[Tensor, "tokens"]:
@@ -151,8 +194,8 @@ def pack_whole(records: Sequence[Encoded], length: int) -> Packed:
             f"at least one record must have a token to train on among its first {length} tokens, the length of one"
             " sequence; no record has one. Give other records, or set more tokens per sequence."
         )
-    padded = [_padded_window(window, length) for window in windows]
-    return Packed(*(torch.stack(parts) for parts in zip(*padded, strict=True)))
+    tokens, trained, positions = zip(*(_padded_window(window, length) for window in windows), strict=True)
+    return Packed(torch.stack(tokens), torch.stack(trained), torch.stack(positions))
 
 
 def _pack_cut(records: Sequence[Encoded], length: int) -> Packed:

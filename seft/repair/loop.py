@@ -27,6 +27,7 @@ from seft.repair.processes import own_windows, process_count, require_same_confi
 from seft.repair.rise import last_event
 from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
+from seft.retain import require_retained
 
 
 class Repair:
@@ -34,8 +35,9 @@ class Repair:
 
     `text` is packed windows (sequences of tokens of equal length), or one row of tokens, which is cut into windows and
     trained on completely. `pruned` is how the model was pruned. `teacher` is the dense model; it is required if
-    `config` distils. `judge` returns the loss on held-out text; it is required if `config` evaluates. It must return
-    the same loss for the same weights, at any time and in every process.
+    `config` distils. `retained` is windows with the predictions of the dense model, of the same length as the others;
+    it is required if `config` retains. `judge` returns the loss on held-out text; it is required if `config`
+    evaluates. It must return the same loss for the same weights, at any time and in every process.
 
     Until `finish`, every parameter is frozen. Only the values of the method are trained, and the norms and biases if
     `config` says so. At the end no linear has more nonzeros than at the start, and all follow the pattern of `pruned`.
@@ -52,9 +54,11 @@ class Repair:
         *,
         pruned: PruneConfig | None = None,
         teacher: Any | None = None,
+        retained: Packed | None = None,
         judge: Judge | None = None,
     ) -> None:
         require_same_config(config)
+        require_retained(config, retained)
         if pruned:
             require_repair_of(pruned, config)
         self._rise_end = last_event(pruned, config.steps) if pruned and pruned.gradual else 0
@@ -75,7 +79,8 @@ class Repair:
             parameter.requires_grad_(False)
         self._objective = make_objective(model, config, teacher)
         teacher_targets = {} if teacher is None else target_linears(teacher)
-        self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets)
+        self._retained = retained
+        self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets, retained)
         check = self._check_loss if config.swap_tokens else None
         work = Work(model, targets, config, self._windows.tokens.flatten(), pruned, check)
         self._method = make_method(work)
@@ -168,6 +173,8 @@ class Repair:
         Returns the loss.
         """
         windows = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
+        if self._retained is not None:
+            windows += self._retained[schedule.retained_rows_of_step(self.config, len(self._retained), step)]
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):
             part = self._objective(batch[own_windows()].to(self._device)) / windows.predictions

@@ -115,11 +115,21 @@ def rows_of_step(config: RepairConfig, rows: int, step: int) -> Int[Tensor, "bat
 
     Each epoch reads each window once, in a new random order.
     """
-    batch = config.batch_tokens // config.sequence_tokens
-    places = (divmod(place, rows) for place in range((step - 1) * batch, step * batch))
-    return torch.stack([_order(config.seed, epoch, rows)[rank] for epoch, rank in places])
+    first, last = (number * config.windows - config.retained_before(number + 1) for number in (step - 1, step))
+    return _rows("epoch", config.seed, rows, range(first, last))
 
 
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, rows: int) -> Int[Tensor, "rows"]:
-    return torch.randperm(rows, generator=generator(seed, f"epoch {epoch}"))
+def retained_rows_of_step(config: RepairConfig, rows: int, step: int) -> Int[Tensor, "batch"]:
+    """Return the numbers of the windows of retained text that a step reads, in the same way as `rows_of_step`."""
+    places = range(config.retained_before(step), config.retained_before(step + 1))
+    return _rows("retained epoch", config.seed, rows, places)
+
+
+def _rows(name: str, seed: int, rows: int, places: range) -> Int[Tensor, "batch"]:
+    chosen = [_order(f"{name} {place // rows}", seed, rows)[place % rows] for place in places]
+    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(name: str, seed: int, rows: int) -> Int[Tensor, "rows"]:
+    return torch.randperm(rows, generator=generator(seed, name))

@@ -23,7 +23,7 @@ from seft.models.targets import Target
 from seft.repair.schedule import peak_rate
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """Version of the format. Increase it if training from an older state would not give the same bits. This includes a new
 field in `PruneConfig`, because the pruning settings are part of the fingerprint."""
 SAMPLED = 1024
@@ -42,16 +42,23 @@ class State:
 
 
 def fingerprint(
-    targets: Mapping[str, Target], text: Packed, pruned: PruneConfig | None, teacher: Mapping[str, Target]
+    targets: Mapping[str, Target],
+    text: Packed,
+    pruned: PruneConfig | None,
+    teacher: Mapping[str, Target],
+    retained: Packed | None,
 ) -> str:
     """Return a hash that identifies a repair by its text, pruning settings and weights.
 
-    It covers the text with its trained tokens and record boundaries, the pruning settings, and every weight matrix of
-    the pruned model and the teacher. Of each matrix it covers the shape, the dtype, the number of nonzeros and a sample
-    of the values.
+    It covers the text with its trained tokens and record boundaries, the retained text with the predictions of the
+    dense model, the pruning settings, and every weight matrix of the pruned model and the teacher. Of each matrix it
+    covers the shape, the dtype, the number of nonzeros and a sample of the values.
     """
     digest = hashlib.sha256(str(pruned).encode())
-    for part in (text.tokens, text.trained, text.positions):
+    parts = [text.tokens, text.trained, text.positions]
+    if retained is not None and retained.teacher is not None:
+        parts += [retained.tokens, retained.trained, retained.teacher.tokens, retained.teacher.logits.float()]
+    for part in parts:
         digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in (*targets.items(), *teacher.items()):
         weight = target.weight

@@ -25,6 +25,9 @@ REPAIR: dict[str, Any] = {
     "norms_and_biases": True,
     "distill_weight": 0.5,
     "hidden_weight": 2.0,
+    "retain": "written",
+    "retain_share": 0.25,
+    "retain_tokens": 4096,
     "evaluate_interval": 3,
     "patience": 2,
 }
@@ -75,7 +78,12 @@ def test_every_option_is_translated() -> None:
         reconstruct_learning_rate=0.001,
         seed=5,
     )
-    kinds = {"method": config.RepairMethod, "drop_decay": config.DropDecay, "variant": config.Variant}
+    kinds = {
+        "method": config.RepairMethod,
+        "drop_decay": config.DropDecay,
+        "variant": config.Variant,
+        "retain": config.Retain,
+    }
     enums = {name: kind(REPAIR[name]) for name, kind in kinds.items()}
     assert spec.repair_config() == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
     assert spec.evaluate_config() == config.EvaluateConfig(windows=4, tokens=32)

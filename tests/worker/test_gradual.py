@@ -28,11 +28,12 @@ from worker.protocol import (
 
 STEPS = 8
 REPAIR: dict[str, Any] = {"steps": STEPS, "batch_tokens": 192, "sequence_tokens": 96, "density": "all"}
+RETAIN: dict[str, Any] = {"retain": "written", "retain_tokens": 8 * 96}
 GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual", "rise": 0.5, "rise_interval": 2}, "repair": REPAIR}
 ONE_SHOT: dict[str, Any] = {"repair": REPAIR}
 WHOLE_MODEL: dict[str, Any] = {
     "prune": {**GRADUAL["prune"], "compare": "model"},
-    "repair": {**REPAIR, "micro_batch": 2},
+    "repair": {**REPAIR, "micro_batch": 2, **RETAIN},
 }
 JOBS = {"gradual": GRADUAL, "one_shot": ONE_SHOT, "whole_model": WHOLE_MODEL}
 
@@ -117,6 +118,22 @@ def test_a_job_killed_at_any_saved_step_gives_the_same_bytes(runs: Runs, name: s
             shutil.copytree(whole.folder / "saved" / part, resumed.folder / STATE, dirs_exist_ok=True)
         resumed.task = resumed.task.model_copy(update={"resume": step})
         assert resumed.run().manifest() == whole.manifest(), step
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_job_that_retains_text_writes_it_first_and_scores_every_model_on_it(runs: Runs) -> None:
+    run = runs.new("retained", {"repair": {**REPAIR, **RETAIN}}).run()
+    phases = list(dict.fromkeys(str(each.phase) for each in run.of_type(Progressed)))
+    assert phases == ["loading", "writing", "evaluating", "pruning", "training", "exporting"]
+    progress = [message.progress for message in run.of_type(Progressed)]
+    assert progress == sorted(progress)
+    names = ("dense", "pruned", "repaired")
+    scores = result_of(run).scores
+    assert set(scores) == {*names, *(f"{name}_retained" for name in names)}
+    assert scores["dense_retained"] < scores["repaired_retained"] < scores["pruned_retained"]
+    card = (run.folder / RESULT / "README.md").read_text()
+    assert f"| repaired | {scores['repaired']:.2f} | {scores['repaired_retained']:.2f} |" in card
+    assert "50% of the text retained (written)" in card
 
 
 @pytest.mark.usefixtures("unverified")

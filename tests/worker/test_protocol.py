@@ -56,7 +56,7 @@ def test_a_line_that_is_not_a_message_is_rejected(line: bytes) -> None:
         decode(line)
 
 
-@pytest.mark.parametrize("stages", [ALL_STAGES, stages(prunes=True, reconstructs=False, repairs=False)])
+@pytest.mark.parametrize("stages", [ALL_STAGES, stages(writes=True, prunes=True, reconstructs=False, repairs=False)])
 def test_progress_never_decreases_and_ends_at_one(stages: tuple[Stage, ...]) -> None:
     values = [progress(stages, stage, fraction) for stage in stages for fraction in (0.0, 0.5, 1.0)]
     assert values == sorted(values)

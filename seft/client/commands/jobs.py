@@ -214,6 +214,9 @@ def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
             yield name, values
     for name in ("dense", "pruned", "repaired"):
         yield f"perplexity {name}", [job["scores"].get(name) for job in jobs]
+    for name in ("dense_retained", "pruned_retained", "repaired_retained"):
+        if any(name in job["scores"] for job in jobs):
+            yield f"perplexity {name}", [job["scores"].get(name) for job in jobs]
     measured = [_flat(job["measured"] or {}) for job in jobs]
     for name in sorted(set().union(*measured)):
         yield f"measured {name}", [each.get(name) for each in measured]

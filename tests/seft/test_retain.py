@@ -1,0 +1,135 @@
+"""Retained text: recorded predictions equal a teacher in memory, shares are kept, and the repair resumes exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seft.config import RepairConfig, Retain
+from seft.data.packing import Packed
+from seft.distill import Distillation
+from seft.errors import ConfigError, StateError
+from seft.loss import TokenLoss
+from seft.objective import CrossEntropy
+from seft.repair import Repair, schedule
+from seft.retain import load_retained, save_retained, with_predictions, write_windows
+from tests.seft.repair.repairing import TOKENS, pruned_tiny, same_bits, short, weights
+from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
+
+LENGTH = short().sequence_tokens
+OTHER = Packed.plain(TOKENS[-6 * LENGTH :].view(6, LENGTH))
+KEEP = {"retain": Retain.DATASET, "retain_share": 0.5, "retain_tokens": 6 * LENGTH}
+CHAT = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+
+
+def retained(seed: int = 3) -> Packed:
+    return with_predictions(untrained_tiny(seed), OTHER)
+
+
+def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory() -> None:
+    results = []
+    for recorded in (True, False):
+        model = untrained_tiny()
+        if recorded:
+            loss = CrossEntropy(model)(retained())
+        else:
+            loss = Distillation(model, untrained_tiny(3), short(distill_weight=1.0))(OTHER)
+        loss.backward()  # type: ignore[no-untyped-call]
+        results.append((loss.detach(), model.model.layers[0].mlp.up_proj.weight.grad))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=5e-3, atol=2e-3)
+
+
+def test_the_loss_of_a_mixed_batch_is_the_sum_of_its_parts() -> None:
+    model, text = untrained_tiny(), Packed.plain(TOKENS[: 3 * LENGTH].view(3, LENGTH))
+    loss = CrossEntropy(model)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(text + retained()), loss(text) + loss(retained()))
+        torch.testing.assert_close(loss(text), TokenLoss(model)(text.tokens).sum())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_a_step_has_its_share_of_retained_windows_and_no_window_is_skipped(share: float) -> None:
+    config = replace(short(**KEEP), retain_share=share, batch_tokens=3 * LENGTH)
+    user, kept = list[int](), list[int]()
+    for step in range(1, 41):
+        rows, others = schedule.rows_of_step(config, 5, step), schedule.retained_rows_of_step(config, 7, step)
+        assert len(rows) + len(others) == 3
+        user += rows.tolist()
+        kept += others.tolist()
+    assert len(kept) == round(120 * share)
+    for read, count in ((user, 5), (kept, 7)):
+        for epoch in range(0, len(read) - count + 1, count):
+            assert sorted(read[epoch : epoch + count]) == list(range(count))
+
+
+@pytest.mark.parametrize("tokenizer", [tiny_tokenizer(), beginning_tokenizer()])
+@pytest.mark.parametrize("template", [None, CHAT, "{{ raise_exception('no') }}"])
+def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: Any, template: str | None) -> None:
+    tokenizer.chat_template = template
+    model, config = untrained_tiny(), replace(short(), retain=Retain.WRITTEN, retain_tokens=5 * LENGTH)
+    before, settings = torch.get_rng_state(), model.generation_config
+    first, second = (write_windows(model, tokenizer, config) for _ in range(2))
+    other = write_windows(model, tokenizer, replace(config, seed=1))
+    assert first.tokens.shape == (5, LENGTH)
+    assert torch.equal(first.tokens, second.tokens)
+    assert not torch.equal(first.tokens, other.tokens)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.generation_config is settings
+    opening = tokenizer.decode(first.tokens[0])
+    assert opening.startswith("<|user|>" if template == CHAT else tokenizer.bos_token or tokenizer.eos_token)
+
+
+def test_a_repair_resumes_exactly_and_only_with_its_retained_text(tmp_path: Path) -> None:
+    def run(stop: int, text: Packed) -> tuple[Any, Repair]:
+        model = pruned_tiny()
+        repair = Repair(model, TOKENS, short(**KEEP), retained=text)
+        while repair.step < stop:
+            repair.advance()
+        return model, repair
+
+    save_retained(retained(), tmp_path / "retained.safetensors")
+    text = load_retained(tmp_path / "retained.safetensors")
+    whole, _ = run(8, retained())
+    _, half = run(4, text)
+    half.save(tmp_path / "state")
+    model, again = run(0, text)
+    again.load(tmp_path / "state")
+    again.run()
+    assert same_bits(weights(model), weights(whole))
+    with pytest.raises(StateError, match="must have the fingerprint"):
+        run(0, retained(4))[1].load(tmp_path / "state")
+
+
+def test_the_model_keeps_what_it_knows_of_the_retained_text() -> None:
+    """The same training without retained text moves the predictions on it further away."""
+    losses = []
+    for share in (0.0, 0.5):
+        model, config = pruned_tiny(), short(steps=30, density="all", learning_rate=3e-3, **KEEP)
+        config = replace(config, retain_share=share)
+        Repair(model, TOKENS[: -6 * LENGTH], config, retained=retained() if share else None).run()
+        with torch.no_grad():
+            losses.append(float(CrossEntropy(model)(retained())))
+    assert losses[1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"retain": "dataset", "retain_share": 0.95}, "retain_share"),
+        ({"retain": "written", "retain_tokens": LENGTH - 1}, "retain_tokens"),
+    ],
+)
+def test_contradictions_are_rejected(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        short(**{**settings, **({"retain": Retain(settings["retain"])} if "retain" in settings else {})})
+    assert caught.value.field == field
+
+
+def test_the_text_must_be_there_exactly_if_it_is_used() -> None:
+    configs: list[tuple[RepairConfig, Packed | None]] = [(short(**KEEP), None), (short(), retained())]
+    for config, text in configs:
+        with pytest.raises(ConfigError, match="retained text"):
+            Repair(pruned_tiny(), TOKENS, config, retained=text)
