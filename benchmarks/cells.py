@@ -34,7 +34,7 @@ from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Step
-from seft.retain import load_retained, save_retained
+from seft.retain import load_retained, save_retained, split_retained
 from seft.stages import retained_text
 
 TextName = Literal["wikitext2", "gsm8k"]
@@ -200,7 +200,10 @@ class Bench:
         points = {name: self._test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
         kept = self.retained(cell)
         retained = load_retained(kept) if kept else None
-        repair = Repair(loaded.model, text, config, pruned=cell.prune, retained=retained)
+        if retained:
+            retained = split_retained(retained)[0]
+        teacher = load(self.source, dtype=getattr(torch, cell.dtype)).model if config.distills else None
+        repair = Repair(loaded.model, text, config, pruned=cell.prune, teacher=teacher, retained=retained)
         curve, losses, times = list[dict[str, float]](), list[float](), list[float]()
         while not repair.done:
             began = time.perf_counter()

@@ -6,9 +6,11 @@ from dataclasses import replace
 from benchmarks.cells import Cell
 from benchmarks.changes import CHANGES
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
-from seft.config import Compare, Pattern, PruneConfig, Variant
+from seft.config import Compare, Pattern, PruneConfig, Retain, Variant
 
 Study = dict[str, Cell]
+TEXT = 1 << 14
+"""Tokens of retained text. Each is read about three times in a hundred steps."""
 
 
 def bases() -> Study:
@@ -65,10 +67,28 @@ def gradual() -> Study:
     }
 
 
+def retention() -> Study:
+    """Return the training of all nonzeros with several kinds and shares of retained text, and with distillation."""
+    study = {}
+    for name, prune in (("admm", ADMM), ("gradual", GRADUAL)):
+        config = RECIPES["all"].config(1e-3)
+        study[name] = Cell(prune, config)
+        for weight in (0.5, 0.67, 1.0):
+            study[f"{name}, distillation {weight:g}"] = Cell(prune, replace(config, distill_weight=weight))
+        for share in (0.25, 0.5):
+            for retain in (Retain.WRITTEN, Retain.DATASET):
+                kept = replace(config, retain=retain, retain_share=share, retain_tokens=TEXT)
+                study[f"{name}, {retain} {share:g}"] = Cell(prune, kept)
+        for rate in (5e-4, 2e-3):
+            kept = replace(config, retain=Retain.WRITTEN, retain_tokens=TEXT, learning_rate=rate)
+            study[f"{name}, written 0.5, rate {rate:g}"] = Cell(prune, kept)
+    return study
+
+
 def _pairs(prune: PruneConfig) -> PruneConfig:
     return replace(prune, sparsity=0.5, pattern=Pattern(2, 4))
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    study.__name__: study for study in (bases, methods, ablations, swaps, gradual)
+    study.__name__: study for study in (bases, methods, ablations, swaps, gradual, retention)
 }
