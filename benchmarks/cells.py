@@ -178,12 +178,16 @@ class Bench:
             own.copy_(other)
 
     def _judged(self, loaded: Any, cell: Cell) -> Any:
-        """Save the weights in the dtype of training, and return the model with exactly these weights in float32."""
-        stored = loaded.model.to(getattr(torch, cell.dtype))
+        """Save the weights in the dtype of training, and return the model with exactly these weights in float32.
+
+        The buffers of the model are float32 in any case.
+        """
+        _convert(loaded.model, getattr(torch, cell.dtype))
         path = self.weights(cell)
-        save_pruned(stored, path.with_suffix(".new"))
+        save_pruned(loaded.model, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-        return stored.float()
+        _convert(loaded.model, torch.float32)
+        return loaded.model
 
     def _prune(self, loaded: Any, cell: Cell) -> Figures:
         assert cell.prune
@@ -243,6 +247,11 @@ class Bench:
                 return ["{instruction}\n{output}".format(**each) for each in json.loads(text)]
             case _:
                 return [text]
+
+
+def _convert(model: Any, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _hash(value: Any) -> str:

@@ -113,6 +113,8 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
             running = {pool.submit(_work, arguments, cell, labels.get(cell, "base")): cell for cell in cells}
             for done in as_completed(running):
                 cell = running[done]
+                if done.exception():
+                    pool.shutdown(cancel_futures=True)
                 results.add(cell, done.result())
                 print(table({labels.get(cell, "base"): cell}, results).splitlines()[-1], flush=True)
 

@@ -1,5 +1,6 @@
 """Settings of pruning."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
@@ -140,6 +141,10 @@ class PruneConfig:
             raise ConfigError("compare", "must be auto for sparsegpt", str(self.compare), way_out)
         if self.pattern.grouped:
             self._require_group_settings()
+
+    def rise_end(self, steps: int) -> int:
+        """Return the step of `steps` after which the model has its final sparsity. It is 0 with `one_shot`."""
+        return max(1, math.floor(self.rise * steps)) if self.gradual else 0
 
     @property
     def gradual(self) -> bool:

@@ -168,6 +168,18 @@ class RepairConfig:
             raise ConfigError("patience", "must be 0 if evaluate_interval is 0", self.patience, way_out)
 
     @property
+    def last_swap(self) -> int:
+        """Last step after which zeros and nonzeros may be swapped."""
+        return math.floor(self.steps * (1 - self.settle))
+
+    def require_swap_after(self, first: int) -> None:
+        """Raise ConfigError if swaps are configured and none would run after step `first`."""
+        if self.swap_tokens and first + math.ceil(self.swap_tokens / self.batch_tokens) > self.last_swap:
+            rule = f"must give an event between step {first} and step {self.last_swap}"
+            way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
+            raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
+
+    @property
     def trains_all(self) -> bool:
         """True if all nonzeros are trained in place (`density: all`)."""
         return self.density == "all"
@@ -220,8 +232,10 @@ class RepairConfig:
 
 
 def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
-    """Raise ConfigError if the sparsity rises during training and the repair cannot do that."""
+    """Raise ConfigError if the sparsity rises during training and the repair cannot do that, or if nothing swaps."""
     if not prune.gradual:
+        if repair:
+            repair.require_swap_after(0)
         return
     if repair is None or not repair.trains_all:
         way_out = "Use the method seft with density all, or the schedule one_shot."
@@ -230,3 +244,4 @@ def require_repair_of(prune: PruneConfig, repair: RepairConfig | None) -> None:
     if prune.rise * repair.steps < 1:
         way_out = f"Use at least {math.ceil(1 / prune.rise) if prune.rise else 1} steps and a rise above 0."
         raise ConfigError("rise", f"must cover at least one of the {repair.steps} steps", prune.rise, way_out)
+    repair.require_swap_after(prune.rise_end(repair.steps))

@@ -56,15 +56,14 @@ class AllNonzeros(InPlaceMethod):
             for linear, zero in zip(self.linears.values(), zeros.values(), strict=False)
         ]
         self._check, self._pattern = work.check, work.pattern
-        self._first = rise.last_event(self._gradual, work.config.steps) if self._gradual else 0
+        self._first = self._gradual.rise_end(work.config.steps) if self._gradual else 0
         self._observed = Observed()
-        swaps.require_event(work.config, self._first)
 
     def before_step(self, step: int, /) -> None:
         """Tell every linear the step, and the learning rate if its backward pass takes the optimizer step."""
         at_once = self.config.micro_batches == 1 and process_count() == 1
         rate = schedule.learning_rate(self.config, step) if at_once else None
-        collects = self._check is not None and self._first < step <= swaps.last_step(self.config)
+        collects = self._check is not None and self._first < step <= self.config.last_swap
         self._plan = Plan(step, rate, collects)
         for linear in self.linears.values():
             linear.plan = self._plan

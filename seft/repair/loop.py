@@ -24,7 +24,6 @@ from seft.repair.best import Best, Judge
 from seft.repair.method import Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
-from seft.repair.rise import last_event
 from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 from seft.retain import require_retained
@@ -61,7 +60,9 @@ class Repair:
         require_retained(config, retained)
         if pruned:
             require_repair_of(pruned, config)
-        self._rise_end = last_event(pruned, config.steps) if pruned and pruned.gradual else 0
+        else:
+            config.require_swap_after(0)
+        self._rise_end = pruned.rise_end(config.steps) if pruned else 0
         # A state from before the end of the rise is better only because it has fewer zeros.
         self._best = Best(config, judge, self._rise_end)
         self.config = config

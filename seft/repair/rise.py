@@ -7,7 +7,6 @@ Damage). The curvature is the sum over a step's tokens of the squares of the out
 tokens, so the product estimates the curvature of the mean loss. No function here changes a weight.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,14 +17,9 @@ from seft.config import MOST_SPARSE, UNSTRUCTURED, Compare, Pattern, PruneConfig
 from seft.prune.mask import Rule, cubic_rise, smallest_in_groups, smallest_overall, zeros_first
 
 
-def last_event(pruned: PruneConfig, steps: int) -> int:
-    """Return the step of the last event of the rise, after which the model has its final sparsity."""
-    return max(1, math.floor(pruned.rise * steps))
-
-
 def is_event(pruned: PruneConfig, steps: int, step: int) -> bool:
     """Return whether the sparsity rises after a step: every `rise_interval` steps, and at the end of the rise."""
-    last = last_event(pruned, steps)
+    last = pruned.rise_end(steps)
     return step == last or (step < last and step % pruned.rise_interval == 0)
 
 

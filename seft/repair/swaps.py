@@ -8,7 +8,6 @@ gradient g of many steps and the curvature h, growing gains up to g^2 / 2h, and 
 mean gradient is subtracted from g^2, and a new weight gets only the part -g / h of its best value that is not noise.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.config import Pattern, RepairConfig
-from seft.errors import ConfigError
 from seft.repair.positions import entries, put
 from seft.repair.window import GradientSums
 
@@ -33,24 +31,10 @@ def is_event(config: RepairConfig, first: int, step: int) -> bool:
 
     The last `settle` fraction of the steps has no events.
     """
-    if not config.swap_tokens or not first < step <= last_step(config):
+    if not config.swap_tokens or not first < step <= config.last_swap:
         return False
     tokens = (step - first) * config.batch_tokens
     return tokens // config.swap_tokens > (tokens - config.batch_tokens) // config.swap_tokens
-
-
-def last_step(config: RepairConfig) -> int:
-    """Return the last step after which zeros and nonzeros may be swapped."""
-    return math.floor(config.steps * (1 - config.settle))
-
-
-def require_event(config: RepairConfig, first: int) -> None:
-    """Raise ConfigError if swaps are configured and no event would run after step `first`."""
-    steps = math.ceil(config.swap_tokens / config.batch_tokens)
-    if config.swap_tokens and first + steps > last_step(config):
-        rule = f"must give an event between step {first} and step {last_step(config)}"
-        way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
-        raise ConfigError("swap_tokens", rule, config.swap_tokens, way_out)
 
 
 @dataclass(frozen=True, slots=True)

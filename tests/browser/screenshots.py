@@ -47,6 +47,20 @@ SPEC: dict[str, Any] = {
     },
     "evaluate": {"windows": 40, "tokens": 96},
 }
+GRADUAL: dict[str, Any] = {
+    "prune": {"schedule": "gradual"},
+    "repair": {
+        "steps": 150,
+        "batch_tokens": 768,
+        "sequence_tokens": 96,
+        "micro_batch": 8,
+        "density": "all",
+        "swap_tokens": 3 * 768,
+        "retain": "written",
+        "retain_tokens": 96 * 96,
+        "evaluate_interval": 10,
+    },
+}
 
 
 def main() -> None:
@@ -78,11 +92,12 @@ def _webhook_receiver() -> Iterator[str]:
 
 
 def _run_jobs(client: Client, folder: Path, url: str) -> dict[str, str]:
-    """Return the path of every page, after two jobs succeeded and one failed, while another one runs."""
+    """Return the path of every page, after three jobs succeeded and one failed, while another one runs."""
     hook = client.create_webhook(url, events=["job.succeeded", "job.failed"])["id"]
     dataset = client.upload_dataset(write_topics(folder / "python-topics.jsonl"))["id"]
     spec = {**SPEC, "dataset": dataset}
     done = [client.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.7, 0.6)]
+    done.append(client.create_job({**spec, **GRADUAL, "suffix": "python-gradual", "sparsity": 0.7})["id"])
     short = folder / "two-lines.jsonl"
     short.write_text('{"text": "Too little"}\n{"text": "to learn from."}\n')
     small_dataset = client.upload_dataset(short)["id"]
@@ -99,10 +114,11 @@ def _run_jobs(client: Client, folder: Path, url: str) -> dict[str, str]:
         "overview": "/",
         "jobs": "/jobs",
         "job": f"/jobs/{done[0]}",
+        "gradual": f"/jobs/{done[2]}",
         "running": f"/jobs/{running['id']}",
         "failed": f"/jobs/{failed['id']}",
         "new": f"/jobs/new?clone={done[0]}",
-        "compare": f"/compare?job={done[0]}&job={done[1]}",
+        "compare": f"/compare?job={done[0]}&job={done[2]}",
         "models": f"/models?model={done[0]}",
         "datasets": "/datasets",
         "dataset": f"/datasets/{dataset}?model={MODEL}",

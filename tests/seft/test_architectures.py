@@ -25,7 +25,7 @@ from seft.prune.loop import prune_model
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.linear import RepairedLinear
-from seft.repair.rise import last_event, zeros_at
+from seft.repair.rise import zeros_at
 from tests.seft.architectures import ARCHITECTURES, VOCABULARY
 from tests.tiny import tiny_tokenizer
 
@@ -186,7 +186,7 @@ def test_the_sparsity_rises_while_it_trains_and_a_resumed_run_has_the_same_bits(
         if step == 3:
             repair.save(tmp_path)
         repair.advance()
-        progress = min(1.0, step / last_event(pruned, config.steps))
+        progress = min(1.0, step / pruned.rise_end(config.steps))
         zeros = {key: sizes[key] - count for key, count in budgets(model).items()}
         assert zeros == {key: zeros_at(0, size // 2, progress) for key, size in sizes.items()}
     repair.finish()

@@ -97,7 +97,7 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
             assert zeros == first
             continue
         past = max((each for each in range(step + 1) if rise.is_event(pruned, settings.steps, each)), default=0)
-        progress = past / rise.last_event(pruned, settings.steps)
+        progress = past / pruned.rise_end(settings.steps)
         asked = {key: int(size * pruned.sparsity) for key, size in sizes.items()}
         if pruned.compare is Compare.MODEL:
             expected = rise.zeros_at(sum(first.values()), sum(asked.values()), progress)
@@ -287,6 +287,11 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
             lambda: Repair(pruned_tiny(), TOKENS, config(swap_tokens=8 * 96), pruned=PRUNED),
             "swap_tokens",
             "must give an event between step 0 and step 7",
+        ),
+        (
+            lambda: Repair(untrained_tiny(), TOKENS, config(swap_tokens=5 * 96), pruned=GRADUAL),
+            "swap_tokens",
+            "must give an event between step 5 and step 7",
         ),
         (
             lambda: Repair(untrained_tiny(), TOKENS, short(), pruned=GRADUAL),
