@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.cells import Bench, Cell, Figures, code_hash
+from benchmarks.plots import plot
 from benchmarks.studies import STUDIES, Study
 
 RESULTS = Path(__file__).parent / "results.jsonl"
@@ -37,6 +38,9 @@ def main() -> None:
         _run(arguments, results, {cell: label for study in studies.values() for label, cell in study.items()})
     for name, study in studies.items():
         print(f"\n{name}\n\n{table(study, results)}")
+        if arguments.plots:
+            found = {label: figures for label, cell in study.items() if (figures := results[cell])}
+            print("\n".join(map(str, plot(found, name, arguments.plots))))
 
 
 class Results:
@@ -156,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the results, which is read and extended")
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder of weights")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of experiments at a time")
+    parser.add_argument("--plots", type=Path, help="folder for plots of the studies; default: none")
     parser.add_argument("--any-code", action="store_true", help="use results of other versions of the code too")
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of the results that exist")
     return parser.parse_args()

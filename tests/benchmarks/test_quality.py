@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import cells, quality
 from benchmarks.cells import Bench, Cell
+from benchmarks.plots import plot
 from benchmarks.quality import Results, rounds
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import PruneConfig, PruneMethod
@@ -53,6 +54,16 @@ def test_results_of_other_code_are_not_used(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(quality, "code_hash", lambda: "other")
     assert Results(path, "model", any_code=False)[PRUNED] is None
     assert Results(path, "model", any_code=True)[PRUNED] == {"wikitext2": 9.0}
+
+
+def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
+    curve = [{"step": step, "seconds": 2.0 * step, "wikitext2": 30.0 - step, "gsm8k": 9.0} for step in (1, 2, 3)]
+    figures = {"curve": curve, "tokens": 300, "peak_bytes": 5e8, "wikitext2": 27.0, "gsm8k": 9.0}
+    first, second = (plot({"a & b": figures}, "study", tmp_path / folder) for folder in ("1", "2"))
+    assert [path.name for path in first] == [f"study-{axis}.svg" for axis in ("step", "tokens", "seconds", "memory")]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert "a &amp; b" in one.read_text()
 
 
 def test_bases_run_before_the_experiments_that_need_them(bench: Bench) -> None:

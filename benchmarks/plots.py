@@ -1,0 +1,57 @@
+"""Plots of a study: perplexity against steps, tokens and seconds of training, and at the end against memory."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from benchmarks.cells import JUDGED, Figures
+
+AXES = {"step": "optimizer steps", "tokens": "training tokens", "seconds": "seconds of training"}
+
+
+def plot(study: dict[str, Figures], name: str, folder: Path) -> list[Path]:
+    """Write the plots of a study as SVG files, and return their paths. `study` has the figures by label.
+
+    The same figures give the same files.
+    """
+    mpl.rcParams |= {"svg.hashsalt": name, "svg.fonttype": "none"}
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = {label: figures for label, figures in study.items() if "curve" in figures}
+    paths = [_save(_curves(curves, axis), folder / f"{name}-{axis}.svg") for axis in AXES if curves]
+    return [*paths, _save(_memory(study), folder / f"{name}-memory.svg")]
+
+
+def _curves(study: dict[str, Figures], axis: str) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for place, text in enumerate(JUDGED):
+        plane = figure.add_subplot(1, len(JUDGED), place + 1)
+        for label, figures in study.items():
+            points = [_point(each, axis, figures) for each in figures["curve"]]
+            plane.plot(points, [each[text] for each in figures["curve"]], marker=".", label=label)
+        plane.set(xlabel=AXES[axis], ylabel="perplexity", title=text, yscale="log")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def _point(point: dict[str, float], axis: str, figures: Figures) -> float:
+    if axis == "tokens":
+        return point["step"] / figures["curve"][-1]["step"] * float(figures["tokens"])
+    return float(point[axis])
+
+
+def _memory(study: dict[str, Figures]) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for place, text in enumerate(JUDGED):
+        plane: Any = figure.add_subplot(1, len(JUDGED), place + 1)
+        for label, figures in study.items():
+            plane.plot(figures["peak_bytes"] / 1e6, figures[text], "o")
+            plane.annotate(label, (figures["peak_bytes"] / 1e6, figures[text]), fontsize="x-small")
+        plane.set(xlabel="peak memory of the process, MB", ylabel="perplexity", title=text, yscale="log")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return path
