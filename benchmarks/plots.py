@@ -37,7 +37,8 @@ def _curves(study: dict[str, Figures], axis: str) -> Figure:
 
 def _point(point: dict[str, float], axis: str, figures: Figures) -> float:
     if axis == "tokens":
-        return point["step"] / figures["curve"][-1]["step"] * float(figures["tokens"])
+        share: float = point["step"] / figures["curve"][-1]["step"]
+        return share * float(figures["tokens"])
     return float(point[axis])
 
 
