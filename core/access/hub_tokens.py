@@ -15,7 +15,7 @@ from core import ids
 from core.access.encryption import Encryption
 from core.errors import Code, Flaw, ProblemError
 from core.tables import HubToken
-from seft.models.source import DENIED_STATUSES, HUB_SECONDS
+from seft.models.hub_files import DENIED_STATUSES, HUB_SECONDS
 
 
 def account_name(token: str) -> str:

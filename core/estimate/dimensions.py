@@ -3,36 +3,48 @@
 The values of the weights are not read.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from seft.errors import SourceError
+from seft.models.hub_files import REFUSED
+from seft.models.limits import values
 from seft.models.shapes import Shapes
-from seft.models.source import REFUSED, Kind, ModelSource
+from seft.models.source import Kind, ModelSource
 
-BLOCK_TENSOR = re.compile(r"(?P<list>.*?)\.?(?P<number>\d+)\.(?P<rest>.+)")
 HEAD = "lm_head.weight"
 ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
 """Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
+MAX_NUMBER = 1 << 31
+"""Largest number of a config that is used. No model has a larger one."""
+MAX_SHAPES = 20_000
+"""Largest number of different weight matrices in all blocks. Equal matrices of a block count once."""
 STORED_TRANSPOSED = frozenset({"gpt2"})
 """Model types that store the weight matrix of a linear layer in the shape (inputs, outputs), not (outputs, inputs)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The weight matrix of a linear layer that is pruned. It has `rows` outputs and `cols` inputs."""
+    """Equal weight matrices of linear layers that are pruned. Each has `rows` outputs and `cols` inputs."""
 
     rows: int
     cols: int
     use: float = 1.0
     """Fraction of all tokens that pass through the layer. It is less than 1 for an expert."""
+    count: int = 1
+    """Number of these matrices in the block, such as one per expert."""
 
     @property
     def weights(self) -> int:
-        """Number of weights in the matrix."""
+        """Number of weights in one matrix."""
         return self.rows * self.cols
+
+    @property
+    def total(self) -> int:
+        """Number of weights in all these matrices."""
+        return self.count * self.weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +69,12 @@ class Dimensions:
     @property
     def targets(self) -> int:
         """Number of weights in all linear layers that are pruned."""
-        return sum(matrix.weights for block in self.blocks for matrix in block)
+        return sum(matrix.total for block in self.blocks for matrix in block)
 
     @property
     def active_targets(self) -> float:
         """Average number of weights, among those that are pruned, that a token passes through."""
-        return sum(matrix.use * matrix.weights for block in self.blocks for matrix in block)
+        return sum(matrix.use * matrix.total for block in self.blocks for matrix in block)
 
 
 def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
@@ -71,15 +83,16 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     Raises SourceError if these are not the tensors of a decoder model.
     """
     config = _Config(source)
-    sizes = {name: _product(shape) for name, shape in shapes.items()}
+    sizes = {name: values(shape) for name, shape in shapes.items()}
     if config.tied:
         sizes.pop(HEAD, None)
     blocks, block_names = _blocks(shapes, config)
-    embeddings = [shapes[name] for name in sizes if name not in block_names and len(shapes[name]) == 2]
+    outside = [shapes[name] for name in sizes if name not in block_names]
+    embeddings = [shape for shape in outside if len(shape) == 2 and min(shape) > 0]
     if not blocks or not embeddings:
         message = f"a model must have an embedding and blocks with linear layers; {source.reference!r} has not."
         raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
-    vocabulary, hidden = max(embeddings, key=_product)
+    vocabulary, hidden = max(embeddings, key=values)
     return Dimensions(
         architecture=config.architecture,
         context=config.number("max_position_embeddings", "n_positions", "context_length"),
@@ -111,7 +124,7 @@ class _Config:
             inner = config.get("text_config")
             self._values = {**config, **inner} if isinstance(inner, dict) else config
         self.tied = self._values.get("tie_word_embeddings") is True
-        self.transposed = self._values.get("model_type") in STORED_TRANSPOSED
+        self.transposed = str(self._values.get("model_type")) in STORED_TRANSPOSED
         self.experts = self.number("num_experts", "num_local_experts", "n_routed_experts", "expert_count") or 0
         active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count") or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
@@ -120,9 +133,18 @@ class _Config:
         self.attention = heads * width if heads and width else None
 
     def number(self, *names: str) -> int | None:
-        """Return the first value under one of these names that is a positive integer. Returns None if there is none."""
-        values = (self._values.get(name) for name in names)
-        return next((value for value in values if type(value) is int and value > 0), None)
+        """Return the first value under one of these names that is a positive integer. Returns None if there is none.
+
+        Raises SourceError if it is larger than `MAX_NUMBER`.
+        """
+        for name in names:
+            value = self._values.get(name)
+            if type(value) is int and value > 0:
+                if value > MAX_NUMBER:
+                    message = f"`{name}` of a model must be at most {MAX_NUMBER}; it has {len(str(value))} digits."
+                    raise SourceError(REFUSED, f"{message} Choose a different model.")
+                return value
+        return None
 
 
 def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str]]:
@@ -130,39 +152,49 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
 
     The decoder blocks are the largest numbered list of modules in the model.
     """
-    lists: dict[str, dict[int, list[Matrix]]] = {}
+    lists: dict[str, dict[int, Counter[Matrix]]] = {}
     names: dict[str, set[str]] = {}
     for name, shape in shapes.items():
-        if match := BLOCK_TENSOR.fullmatch(name):
-            names.setdefault(match["list"], set()).add(name)
-            block = lists.setdefault(match["list"], {}).setdefault(int(match["number"]), [])
-            block += _matrices(match["rest"], shape, config)
-    blocks = {key: tuple(tuple(numbered[number]) for number in sorted(numbered)) for key, numbered in lists.items()}
+        if place := _place(name):
+            key, number, rest = place
+            names.setdefault(key, set()).add(name)
+            block = lists.setdefault(key, {}).setdefault(number, Counter())
+            block.update(_matrices(rest, shape, config))
+    if sum(len(block) for blocks in lists.values() for block in blocks.values()) > MAX_SHAPES:
+        message = f"the blocks of a model may have at most {MAX_SHAPES} weight matrices of different shapes."
+        raise SourceError(REFUSED, f"{message} Choose a different model.")
+    blocks = {key: tuple(_counted(numbered[number]) for number in sorted(numbered)) for key, numbered in lists.items()}
     if not blocks:
         return (), set()
-    largest = max(blocks, key=lambda key: sum(each.weights for block in blocks[key] for each in block))
+    largest = max(blocks, key=lambda key: sum(each.total for block in blocks[key] for each in block))
     return (blocks[largest] if any(blocks[largest]) else ()), names[largest]
 
 
-def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> Iterator[Matrix]:
-    """Yield the weight matrices that are pruned in one tensor of a block.
+def _place(name: str) -> tuple[str, int, str] | None:
+    """Return the list of modules, the number in it and the rest of a tensor's name. Returns None without a number."""
+    parts = name.split(".")
+    for at, part in enumerate(parts[:-1]):
+        if part.isascii() and part.isdigit():
+            return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
+    return None
+
+
+def _counted(block: Counter[Matrix]) -> tuple[Matrix, ...]:
+    return tuple(replace(matrix, count=count) for matrix, count in block.items())
+
+
+def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> dict[Matrix, int]:
+    """Return the weight matrices that are pruned in one tensor of a block, with their number.
 
     A tensor has none, one, or, if it contains several experts, several of them.
     """
     expert = "expert" in name or "_exps." in name
     use = config.use if expert and "shared" not in name else 1.0
     if name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
-        return
+        return {}
     if len(shape) == 3:
-        if min(shape) > 1:
-            yield from (Matrix(shape[1], shape[2], use) for _ in range(shape[0]))
-    elif not (config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS)):
-        rows, cols = reversed(shape) if config.transposed else shape
-        yield Matrix(rows, cols, use)
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+        return {Matrix(shape[1], shape[2], use): shape[0]} if min(shape) > 1 else {}
+    if config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS):
+        return {}
+    rows, cols = reversed(shape) if config.transposed else shape
+    return {Matrix(rows, cols, use): 1}

@@ -168,14 +168,19 @@ def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
     """
     match method:
         case PruneMethod.SPARSEGPT:
-            factors, copies, hessians = 4, 4, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 4, 4, _hessians(block)
         case PruneMethod.ALPS:
-            factors, copies, hessians = 10, 15, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 10, 15, _hessians(block)
         case PruneMethod.ADMM:
-            factors, copies, hessians = 4, 14, sum(FLOAT * each.cols**2 for each in block)
+            factors, copies, hessians = 4, 14, _hessians(block)
         case _:
-            return max(map(_mask_selection, block))
-    return hessians + max(FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block)
+            return max(map(_mask_selection, block), default=0)
+    largest = max((FLOAT * (factors * each.cols**2 + copies * each.weights) for each in block), default=0)
+    return hessians + largest
+
+
+def _hessians(block: tuple[Matrix, ...]) -> int:
+    return sum(FLOAT * each.count * each.cols**2 for each in block)
 
 
 def _mask_selection(matrix: Matrix) -> int:
@@ -190,7 +195,7 @@ def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
     the device.
     """
     states, tokens = _states(model, spec), spec.prune.calibration.tokens
-    block = max(sum(each.weights for each in block) for block in model.blocks)
+    block = max(sum(each.total for each in block) for block in model.blocks)
     tuned = block * (FLOAT + 6 * FLOAT + 1)
     device = FLOAT * model.parameters + 2 * states + tuned + _saved_for_backward(model, tokens) // len(model.blocks)
     return Footprint(device, FLOAT * model.parameters + 2 * states)
@@ -229,11 +234,12 @@ def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
     These are the outputs of the linear layers, two norms, the attention output, and the output of the activation
     function. A block with a gate also saves the product of gate and activation.
     """
-    outputs = sum(each.use * each.rows for each in block)
+    outputs = sum(each.count * each.use * each.rows for each in block)
     down = [each for each in block if each.rows == model.hidden and each.cols not in {model.hidden, model.attention}]
     widths = {each.cols for each in down} | {2 * each.cols for each in down}
-    inner = sum(each.use * each.cols for each in down)
-    up = sum(each.use * each.rows for each in block if each.cols == model.hidden and each.rows in widths)
+    inner = sum(each.count * each.use * each.cols for each in down)
+    wide = (each for each in block if each.cols == model.hidden and each.rows in widths)
+    up = sum(each.count * each.use * each.rows for each in wide)
     return outputs + 2 * model.hidden + model.attention + (2 if up > GATED * inner else 1) * inner
 
 
@@ -243,7 +249,7 @@ def _all_nonzeros(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     The gradients of several micro-batches are added up: those of the nonzeros, or, if the sparsity rises, first those
     of all weights.
     """
-    sides = sum(matrix.rows + matrix.cols for matrix in _all(model))
+    sides = sum(matrix.count * (matrix.rows + matrix.cols) for matrix in _all(model))
     vectors = FLOAT * sides * (VECTORS + (MEANS if _rises(spec) else 0))
     summed = FLOAT * _present(model, spec) if _sums_gradients(spec) else 0
     return vectors + summed, vectors + FLOAT * _nonzeros(model, spec) + model.targets // 8

@@ -4,9 +4,7 @@ The name of such a model is the id of its job.
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import select
@@ -15,10 +13,11 @@ from sqlalchemy.orm import Session
 from core import ids
 from core.infra.storage import Storage
 from core.tables import Checkpoint, Job, Json
-from seft.models.shapes import Shapes, parse_shapes
-from seft.models.source import CARD, CONFIG, Kind, ModelSource, card_licence
-
-WEIGHTS = ".safetensors"
+from seft.models.limits import MAX_FILE_BYTES
+from seft.models.model_files import CARD, CONFIG, TEXT_FILES, card_licence, is_weights, require_size
+from seft.models.safetensors_header import Header, merge, read_header
+from seft.models.shapes import Shapes
+from seft.models.source import Kind, ModelSource
 
 
 def is_result(reference: str) -> bool:
@@ -48,32 +47,29 @@ def files(checkpoint: Checkpoint) -> list[Json]:
 
 def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
     """Return the checkpoint as a model. The model's revision is the hash of the checkpoint's manifest."""
-    config, card = (storage.read(checkpoint.prefix + name) for name in (CONFIG, CARD))
+    config, card = (storage.read(checkpoint.prefix + name, MAX_FILE_BYTES) for name in (CONFIG, CARD))
     licence = card_licence(card.decode(errors="replace"))
     return ModelSource(checkpoint.job_id, Kind.FOLDER, None, checkpoint.sha256, json.loads(config), licence)
 
 
-def download_tokenizer(storage: Storage, checkpoint: Checkpoint) -> Path:
-    """Download all files except the weights to a local folder, and return the folder.
+def download_tokenizer(storage: Storage, checkpoint: Checkpoint, folder: Path, max_bytes: int) -> None:
+    """Download the files of the tokenizer to a folder that belongs to the caller.
 
-    The folder is a cache: its name is the hash of the checkpoint.
+    Raises SourceError if they have more than `max_bytes` bytes together.
     """
-    folder = Path(tempfile.gettempdir()) / "seft-results" / checkpoint.sha256
-    if not folder.exists():
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent))
-        for file in files(checkpoint):
-            if not file["name"].endswith(WEIGHTS):
-                storage.download(file["key"], partial / file["name"])
-        with suppress(OSError):  # another thread or process has downloaded them in the meantime
-            partial.rename(folder)
-    return folder
+    needed = [file for file in files(checkpoint) if file["name"] in TEXT_FILES]
+    require_size(checkpoint.job_id, sum(file["size"] for file in needed), max_bytes)
+    for file in needed:
+        storage.download(file["key"], folder / file["name"])
 
 
 def shapes(storage: Storage, checkpoint: Checkpoint) -> Shapes:
-    """Read the shapes of the checkpoint's tensors. Only the headers of its files are downloaded."""
-    merged: dict[str, tuple[int, ...]] = {}
-    for file in files(checkpoint):
-        if file["name"].endswith(WEIGHTS):
-            merged |= parse_shapes(lambda start, size, key=file["key"]: storage.read_range(key, start, size))  # type: ignore[misc]
-    return merged
+    """Read the shapes of the checkpoint's tensors. Only the headers of its files are downloaded.
+
+    Raises ValueError if a header is malformed.
+    """
+    return merge(_header(storage, file) for file in files(checkpoint) if is_weights(file["name"]))
+
+
+def _header(storage: Storage, file: Json) -> Header:
+    return read_header(lambda start, size: storage.read_range(file["key"], start, size), file["size"])

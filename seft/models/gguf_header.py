@@ -11,12 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from seft.models.limits import (
+    MAX_DIMENSIONS,
+    MAX_HEADERS_BYTES,
+    MAX_TENSORS,
+    checked_shape,
+    require_plausible,
+    values,
+)
+
 Value = int | float | bool | str
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _TYPE_AND_OFFSET = 12
 """Number of bytes for the type and the offset of a tensor, which follow its shape."""
+MAX_KEYS = 10_000
+MAX_TEXTS = 4_000_000
+"""Largest number of texts in all arrays together. The largest vocabularies have 300,000."""
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
 
@@ -25,6 +37,7 @@ class _Cursor:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._position = data, 0
+        self._bytes_left, self._texts_left = MAX_HEADERS_BYTES, MAX_TEXTS
 
     def skip(self, size: int) -> int:
         """Move forward by `size` bytes. Returns the position before the move."""
@@ -43,6 +56,9 @@ class _Cursor:
 
     def string(self) -> str:
         size = self.count()
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise ValueError(f"the texts of a header may have at most {MAX_HEADERS_BYTES} bytes together")
         start = self.skip(size)
         return self._data[start : start + size].decode("utf-8")
 
@@ -60,11 +76,12 @@ class _Cursor:
         kind, length = int(self.scalar("<I")), self.count()
         if kind in _SCALARS:
             self.skip(length * struct.calcsize(_SCALARS[kind]))
-        elif kind == _STRING:
+        elif kind == _STRING and length <= self._texts_left:
+            self._texts_left -= length
             for _ in range(length):
                 self.skip(self.count())
         else:
-            raise ValueError(f"the header has an array of unsupported type {kind}")
+            raise ValueError(f"the header has an array of {length} items of type {kind}, which is not supported")
         return length
 
 
@@ -83,8 +100,15 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises ValueError if the file is not readable GGUF.
     """
     with _open(path) as (cursor, tensors):
+        if tensors > MAX_TENSORS:
+            raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {tensors}")
         _values(cursor)
-        return dict(_tensor(cursor) for _ in range(tensors))
+        shapes = dict(_tensor(cursor) for _ in range(tensors))
+    require_plausible(shapes)
+    # Every type of GGUF needs more than one bit per value.
+    if sum(map(values, shapes.values())) > 8 * path.stat().st_size:
+        raise ValueError("the tensors have more values than the file can contain; it is incomplete")
+    return shapes
 
 
 @contextmanager
@@ -101,11 +125,14 @@ def _open(path: Path) -> Iterator[tuple[_Cursor, int]]:
 
 
 def _values(cursor: _Cursor) -> dict[str, Value]:
-    return {cursor.string(): cursor.value(int(cursor.scalar("<I"))) for _ in range(cursor.count())}
+    keys = cursor.count()
+    if keys > MAX_KEYS:
+        raise ValueError(f"a header may have at most {MAX_KEYS} keys; this one has {keys}")
+    return {cursor.string(): cursor.value(int(cursor.scalar("<I"))) for _ in range(keys)}
 
 
 def _tensor(cursor: _Cursor) -> tuple[str, tuple[int, ...]]:
     name, dimensions = cursor.string(), int(cursor.scalar("<I"))
-    shape = [cursor.count() for _ in range(dimensions)]
+    shape = [cursor.count() for _ in range(min(dimensions, MAX_DIMENSIONS + 1))]
     cursor.skip(_TYPE_AND_OFFSET)
-    return name, tuple(reversed(shape))
+    return name, checked_shape(name, shape[::-1])

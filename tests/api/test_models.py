@@ -12,7 +12,7 @@ from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import Job
 from tests.api.conftest import SHA256, Json, NewClient, problem
-from tests.hollow import SHAPES, write_hollow
+from tests.hollow import SHAPES, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
 
 
@@ -56,6 +56,20 @@ def test_a_result_without_its_files_is_not_listed_and_rejected(
     assert [each["id"] for each in listed(client)] == ["tiny"]
     report = problem(client.post("/jobs", json={**body, "model": result}), 422, "model_not_found")
     assert "no longer in the storage" in report["detail"]
+
+
+def test_a_header_that_claims_more_than_its_file_is_refused(
+    client: TestClient, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = {"model.layers.0.experts.up_proj": {"dtype": "F32", "shape": [10**12, 2, 2], "data_offsets": [0, 4]}}
+    for folder in (root / "bomb", tmp_path / "repo"):
+        (write_hollow(folder) / "model.safetensors").write_bytes(safetensors(bomb, 4))
+    with hub({"owner/bomb": Repo(tmp_path / "repo")}) as endpoint:
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
+        for name in ("bomb", "owner/bomb"):
+            report = problem(client.get(f"/models/{name}"), 422, "model_refused")
+            assert "needs 16000000000000 bytes" in report["detail"]
+    assert [each["id"] for each in listed(client)] == ["tiny"]
 
 
 def test_pages_have_no_gaps(client: TestClient, root: Path, result: str) -> None:

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from core.estimate.dimensions import read_dimensions
+from core.estimate.dimensions import MAX_SHAPES, read_dimensions
+from core.estimate.footprint import memory_by_phase
+from core.specs import JobSpec
+from seft.config import PruneMethod
 from seft.errors import SourceError
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
+from tests.core.estimate.test_fitting import MINIMAL
 from tests.hollow import SHAPES, write_hollow
 from tests.seft.architectures import ARCHITECTURES
 
@@ -53,5 +57,46 @@ def test_a_model_without_blocks_is_rejected(tmp_path: Path) -> None:
     write_hollow(tmp_path / "model")
     source = find("model", roots=[tmp_path])
     assert shapes(source) == SHAPES
-    with pytest.raises(SourceError, match="must have an embedding and blocks with linear layers"):
-        read_dimensions(source, {"model.embed_tokens.weight": (8, 4)})
+    for embedding in ((8, 4), (0, 4)):
+        with pytest.raises(SourceError, match="must have an embedding and blocks with linear layers"):
+            read_dimensions(source, {"model.embed_tokens.weight": embedding})
+
+
+def test_experts_are_counted_and_not_built(tmp_path: Path) -> None:
+    write_hollow(tmp_path / "model")
+    stacked = {**SHAPES, "model.layers.0.mlp.experts.gate_up_proj": (10**9, 2, 3)}
+    apart = {**SHAPES, **{f"model.layers.0.mlp.experts.{n}.gate_proj.weight": (2, 3) for n in range(1000)}}
+    source = find("model", roots=[tmp_path])
+    for shapes_, experts in ((stacked, 10**9), (apart, 1000)):
+        dimensions = read_dimensions(source, shapes_)
+        assert [each.count for each in dimensions.blocks[0] if (each.rows, each.cols) == (2, 3)] == [experts]
+        assert dimensions.targets == read_dimensions(source, SHAPES).targets + 6 * experts
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_position_embeddings": 10**400},
+        {"num_attention_heads": 1 << 40, "head_dim": 1 << 40},
+    ],
+)
+def test_a_number_that_no_model_has_is_rejected(tmp_path: Path, more: dict[str, int]) -> None:
+    config = write_hollow(tmp_path / "model") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_bytes()), **more}))
+    with pytest.raises(SourceError, match="must be at most 2147483648"):
+        read_dimensions(find("model", roots=[tmp_path]), SHAPES)
+
+
+def test_the_number_of_different_matrices_is_limited(tmp_path: Path) -> None:
+    write_hollow(tmp_path / "model")
+    many = {f"model.layers.{n}.proj.weight": (2, 3 + n) for n in range(MAX_SHAPES + 1)}
+    with pytest.raises(SourceError, match=f"at most {MAX_SHAPES} weight matrices of different shapes"):
+        read_dimensions(find("model", roots=[tmp_path]), {**SHAPES, **many})
+
+
+def test_a_block_without_linear_layers_can_be_estimated(tmp_path: Path) -> None:
+    write_hollow(tmp_path / "model")
+    dimensions = read_dimensions(find("model", roots=[tmp_path]), {**SHAPES, "model.layers.9.norm.weight": (64,)})
+    for method in PruneMethod:
+        prune = {"method": method}
+        assert memory_by_phase(dimensions, JobSpec.model_validate({**MINIMAL, "prune": prune}))

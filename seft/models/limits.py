@@ -1,0 +1,45 @@
+"""Limits on the files of a model. A server reads files of strangers, so each limit holds before memory is used.
+
+The largest open models stay below every limit. A file above one is rejected as malformed.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_FILE_BYTES = 4 << 20
+"""Largest configuration, index or header of a weight file, in bytes."""
+MAX_HEADERS_BYTES = 32 << 20
+"""Largest total size of the headers of all weight files of a model, in bytes."""
+MAX_WEIGHT_FILES = 1000
+MAX_TENSORS = 200_000
+MAX_PARAMETERS = 10**13
+MAX_DIMENSIONS = 8
+MAX_NAME = 256
+"""Largest number of characters in the name of a tensor."""
+
+
+def checked_shape(name: str, shape: Any) -> tuple[int, ...]:
+    """Return the shape of one tensor as a tuple. Raises ValueError if the name or the shape is malformed."""
+    if not 0 < len(name) <= MAX_NAME:
+        raise ValueError(f"the name of a tensor must have 1 to {MAX_NAME} characters; one has {len(name)}")
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a shape must be a list of at most {MAX_DIMENSIONS} integers; {name!r} has none")
+    if not all(type(size) is int and 0 <= size <= MAX_PARAMETERS for size in shape):
+        raise ValueError(f"each size of a shape must be an integer from 0 to {MAX_PARAMETERS}; {name!r} has another")
+    return tuple(shape)
+
+
+def values(shape: Sequence[int]) -> int:
+    """Return the number of values of a tensor."""
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def require_plausible(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError if a model has too many tensors or too many parameters."""
+    if len(shapes) > MAX_TENSORS:
+        raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this one has {len(shapes)} or more")
+    if (parameters := sum(map(values, shapes.values()))) > MAX_PARAMETERS:
+        raise ValueError(f"a model may have at most {MAX_PARAMETERS} parameters; this one has {parameters} or more")

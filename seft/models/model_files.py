@@ -1,0 +1,208 @@
+"""The files of a model that may be read, and the checks of its configuration. Needs no weights and no torch.
+
+A folder or a repository may hold anything. Only the files whose names are here reach a loader. So a file that a loader
+would act on, such as `adapter_config.json`, has no effect.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from seft.errors import SourceError
+from seft.models.hub_files import NOT_FOUND, REFUSED
+from seft.models.limits import MAX_FILE_BYTES, MAX_WEIGHT_FILES
+
+CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER, CARD = "tokenizer.json", "README.md"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXT_FILES = frozenset(
+    {
+        CONFIG,
+        "generation_config.json",
+        TOKENIZER,
+        TOKENIZER_CONFIG,
+        SPECIAL_TOKENS,
+        "added_tokens.json",
+        "vocab.json",
+        "chat_template.jinja",
+        INDEX,
+    }
+)
+"""Names of the files without weights that a loader may read."""
+PATTERNS = (*sorted(TEXT_FILES), "model*.safetensors")
+"""Patterns that match the names of all files that are downloaded."""
+_WEIGHTS = re.compile(r"model[\w.-]{0,100}\.safetensors", re.ASCII)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL and lone surrogates. A database cannot store them, and UTF-8 cannot encode the second kind."""
+_NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
+_FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
+_LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
+_DECODER_SUFFIXES = ("ForCausalLM", "LMHeadModel")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_REJECTED_KEYS = {
+    "auto_map": "names Python code to run while loading. Choose an architecture that transformers supports",
+    "sparsity_config": "can make loaders run code or skip weights. Save the model with plain dense weights",
+    "quantization_config": "means that the weights are quantised. Use the unquantised model, or a GGUF file",
+}
+_SHOWN = 5
+"""Number of names that an error shows."""
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a file with this name may hold weights."""
+    return _WEIGHTS.fullmatch(name) is not None
+
+
+def is_read(name: str) -> bool:
+    """Return whether a loader may read a file with this name."""
+    return name in TEXT_FILES or is_weights(name)
+
+
+def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Return the content of config.json after all checks of the model. Raises SourceError if one fails.
+
+    `sizes` are the sizes of the model's files in bytes by name, and `read` returns the content of one.
+    """
+    if CONFIG not in sizes:
+        raise SourceError(
+            NOT_FOUND,
+            f"a model must have a config.json; {reference!r} has no config.json. Name a model's folder or a GGUF file.",
+        )
+    config = _json_object(reference, CONFIG, sizes, read)
+    _require_no_code(reference, CONFIG, config)
+    if TOKENIZER_CONFIG in sizes:
+        _require_no_code(reference, TOKENIZER_CONFIG, _json_object(reference, TOKENIZER_CONFIG, sizes, read))
+    architectures = config.get("architectures")
+    names = list(map(str, architectures)) if isinstance(architectures, list) else []
+    if config.get("is_encoder_decoder") or not any(name.endswith(_DECODER_SUFFIXES) for name in names):
+        raise not_decoder(reference, ", ".join(names[:_SHOWN])[:200] or "unnamed")
+    require_names(reference, architectures=names)
+    if TOKENIZER not in sizes:
+        raise SourceError(
+            REFUSED,
+            f"a model must have a fast tokenizer; {reference!r} has no tokenizer.json. Write one with"
+            " transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    weight_files(reference, sizes, read)
+    return config
+
+
+def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> list[str]:
+    """Return the names of the files with the weights of a model, sorted. Raises SourceError if one is missing."""
+    if INDEX in sizes:
+        weight_map = _json_object(reference, INDEX, sizes, read).get("weight_map")
+        shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+        missing = sorted(shards - {name for name in sizes if is_weights(name)})
+        if not shards or missing:
+            raise SourceError(
+                REFUSED,
+                f"a model must have all shards of its index; {reference!r} lacks shards:"
+                f" {missing[:_SHOWN] or 'the index names none'}. Download or save the model again.",
+            )
+        if len(shards) > MAX_WEIGHT_FILES:
+            raise SourceError(
+                REFUSED,
+                f"a model may have at most {MAX_WEIGHT_FILES} shards; {reference!r} has {len(shards)}."
+                " Save it in larger shards.",
+            )
+        return sorted(shards)
+    if SINGLE not in sizes:
+        pickles = sorted(name for name in sizes if name.endswith(_PICKLE_SUFFIXES))[:_SHOWN]
+        files = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
+        raise SourceError(
+            REFUSED,
+            f"a model must have safetensors weights; {reference!r} has {files}."
+            " Save it with save_pretrained, which writes safetensors.",
+        )
+    return [SINGLE]
+
+
+def require_size(reference: str, size: int, max_bytes: int) -> None:
+    """Raise SourceError if the files of a model have more than `max_bytes` bytes together."""
+    if size > max_bytes:
+        raise SourceError(
+            REFUSED,
+            f"the tokenizer and the configuration of a model may have at most {max_bytes} bytes; those of"
+            f" {reference!r} have {size}. Choose a different model.",
+        )
+
+
+def require_names(reference: str, **names: Iterable[str]) -> None:
+    """Raise SourceError unless each value is a short name without special characters."""
+    for field, values in names.items():
+        for value in values:
+            if not _NAME.fullmatch(value):
+                raise SourceError(
+                    REFUSED,
+                    f"`{field}` of a model must be names of letters, digits, '_', '.' and '-';"
+                    f" {reference!r} has {value[:100]!r}. Save the model again.",
+                )
+
+
+def require_storable(reference: str, name: str, text: str) -> None:
+    """Raise SourceError if a text of a file contains NUL or half of a surrogate pair."""
+    if _UNSTORABLE.search(text):
+        raise SourceError(
+            REFUSED,
+            f"no text in {name} of {reference!r} may contain NUL or half of a surrogate pair; {text[:100]!r} does."
+            " Save the model again.",
+        )
+
+
+def not_decoder(reference: str, architecture: str) -> SourceError:
+    """Return the error for a model that is not a decoder-only language model."""
+    return SourceError(
+        REFUSED,
+        f"a model must be a decoder-only language model (…ForCausalLM); {reference!r} has the architecture"
+        f" {architecture}. Choose a different model.",
+    )
+
+
+def card_licence(card: str) -> str | None:
+    """Return the licence in the front matter of a model card, or None if it has none."""
+    head = _FRONT_MATTER.match(card)
+    licence = _LICENCE.search(head.group()) if head else None
+    return checked_licence(licence.group(1)) if licence else None
+
+
+def checked_licence(value: object) -> str | None:
+    """Return the name of a licence, or None if the value is not one."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
+
+
+def _json_object(reference: str, name: str, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> dict[str, Any]:
+    if sizes[name] > MAX_FILE_BYTES:
+        raise SourceError(
+            REFUSED,
+            f"{name} of a model may have at most {MAX_FILE_BYTES} bytes; that of {reference!r} has {sizes[name]}."
+            " Choose a different model.",
+        )
+    try:
+        value = json.loads(read(name))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}. Save the model again.") from error
+    if not isinstance(value, dict):
+        raise SourceError(REFUSED, f"{name} of {reference!r} is not a JSON object. Save the model again.")
+    for text in _texts(value):
+        require_storable(reference, name, text)
+    return value
+
+
+def _require_no_code(reference: str, name: str, value: dict[str, Any]) -> None:
+    for key in _REJECTED_KEYS.keys() & set(_texts(value, only_keys=True)):
+        raise SourceError(REFUSED, f"{name} of {reference!r} has `{key}`, which {_REJECTED_KEYS[key]}.")
+
+
+def _texts(value: Any, *, only_keys: bool = False) -> Iterator[str]:
+    """Yield all keys and texts of nested JSON. The config of a text model may be inside that of a larger model."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str) and not only_keys:
+            yield value

@@ -1,0 +1,115 @@
+"""Reads the header of a safetensors file without its weights, and checks it as strictly as the library safetensors.
+
+The library needs the whole file. A server has only the header, from a hub or a bucket. A shape that the file cannot
+contain is rejected, so all later numbers are bounded by the size of the file. Format:
+github.com/huggingface/safetensors#format.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from seft.models.limits import (
+    MAX_FILE_BYTES,
+    MAX_HEADERS_BYTES,
+    MAX_TENSORS,
+    checked_shape,
+    require_plausible,
+    values,
+)
+
+Shape = tuple[int, ...]
+_METADATA = "__metadata__"
+_PREFIX_BYTES = 8
+_FIRST_READ = 1 << 16
+"""Bytes of the first read. Most headers are smaller, so they need no second read."""
+_DTYPES = (
+    (4, ("F4",)),
+    (6, ("F6_E2M3", "F6_E3M2")),
+    (8, ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")),
+    (16, ("I16", "U16", "F16", "BF16")),
+    (32, ("I32", "U32", "F32")),
+    (64, ("I64", "U64", "F64", "C64")),
+)
+BITS = {dtype: bits for bits, dtypes in _DTYPES for dtype in dtypes}
+"""Bits per value, by the name of the dtype."""
+
+
+class Header(NamedTuple):
+    """The shapes of the tensors of one file by name, and the bytes of the header."""
+
+    shapes: dict[str, Shape]
+    bytes: int
+
+
+def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
+    """Return the header of a file of `file_bytes` bytes. `read(start, size)` returns at most `size` of its bytes.
+
+    Raises ValueError if the header is malformed or does not fit the file.
+    """
+    first = read(0, min(_FIRST_READ, file_bytes))
+    if len(first) < _PREFIX_BYTES:
+        raise ValueError(f"a safetensors file must have at least {_PREFIX_BYTES} bytes; this one has {len(first)}")
+    (size,) = struct.unpack_from("<Q", first)
+    end, largest = _PREFIX_BYTES + size, min(MAX_FILE_BYTES, file_bytes - _PREFIX_BYTES)
+    if not 0 < size <= largest:
+        raise ValueError(f"a safetensors header must have 1 to {largest} bytes here; this one has {size}")
+    content = first[_PREFIX_BYTES:end] if end <= len(first) else read(_PREFIX_BYTES, size)
+    if len(content) != size:
+        raise ValueError(f"the header must have {size} bytes; only {len(content)} could be read")
+    return Header(_parse(content, file_bytes - end), size)
+
+
+def merge(headers: Iterable[Header]) -> dict[str, Shape]:
+    """Return the shapes of all files of a model. Raises ValueError as soon as the files exceed a limit together."""
+    merged: dict[str, Shape] = {}
+    total = 0
+    for header in headers:
+        merged |= header.shapes
+        total += header.bytes
+        if total > MAX_HEADERS_BYTES:
+            raise ValueError(f"all headers of a model may have at most {MAX_HEADERS_BYTES} bytes together")
+        require_plausible(merged)
+    return merged
+
+
+def _parse(content: bytes, data_bytes: int) -> dict[str, Shape]:
+    header = json.loads(content)
+    if not isinstance(header, dict):
+        raise ValueError("a safetensors header must be a JSON object")
+    header.pop(_METADATA, None)
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {len(header)}")
+    shapes = {name: checked_shape(name, entry["shape"]) for name, entry in header.items()}
+    spans = [_span(name, shapes[name], entry) for name, entry in header.items()]
+    _require_cover(spans, data_bytes)
+    return shapes
+
+
+def _span(name: str, shape: Shape, entry: dict[str, Any]) -> tuple[int, int]:
+    """Return the first byte of a tensor and the byte after its last one. Raises ValueError if its shape needs others.
+
+    All bytes are relative to the end of the header.
+    """
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int:
+        raise ValueError(f"`data_offsets` must be two integers; those of {name!r} are not")
+    if (dtype := str(entry["dtype"])) not in BITS:
+        raise ValueError(f"the dtype of a tensor must be one of {', '.join(BITS)}; that of {name!r} is {dtype[:20]!r}")
+    bits = values(shape) * BITS[dtype]
+    if bits != 8 * (end - begin):
+        needed, has = bits / 8, end - begin
+        raise ValueError(f"{name!r} of shape {list(shape)} needs {needed:.0f} bytes, but its `data_offsets` have {has}")
+    return begin, end
+
+
+def _require_cover(spans: list[tuple[int, int]], data_bytes: int) -> None:
+    """Raise ValueError unless the tensors fill the file without gaps and without common bytes."""
+    at = 0
+    for begin, end in sorted(spans):
+        if begin != at:
+            raise ValueError(f"each tensor must begin where another ends; none begins at byte {at} of the data")
+        at = end
+    if at != data_bytes:
+        raise ValueError(f"the tensors have {at} bytes, but the file has {data_bytes} bytes of data; it is incomplete")
