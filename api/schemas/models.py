@@ -42,13 +42,23 @@ class ModelView(BaseModel):
     )
 
 
+class SkippedModel(BaseModel):
+    """A model that exists but cannot be used."""
+
+    id: str = Field(description="Name of the model. Characters that are not valid text are replaced.")
+    reason: str = Field(description="Why the model cannot be used, and the way out.")
+
+
 class ModelPage(BaseModel):
     """Models: shared ones by name, then your results, newest first. For the next page, send the last id as `after`."""
 
-    model_config = example({"data": [_MODEL], "has_more": False})
+    model_config = example({"data": [_MODEL], "has_more": False, "skipped": []})
 
     data: list[ModelView]
     has_more: bool
+    skipped: list[SkippedModel] = Field(
+        description="Models that would be in this page if they could be used, such as one with a damaged file."
+    )
 
 
 def _sendable(token: SecretStr) -> SecretStr:

@@ -13,7 +13,7 @@ def put(services: Services, caller: Caller, token: str) -> HubTokenView:
     Replaces the tenant's earlier token. Raises INVALID_REQUEST if the hub rejects it.
     """
     encrypted = services.encryption.encrypt(token)
-    name = services.models.token_owner(token)
+    name = services.models.token_owner(caller.tenant, token)
     return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
 
 

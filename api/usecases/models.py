@@ -1,15 +1,19 @@
 """List the models that a job can use, and look up one model."""
 
 from api.deps import Services
-from api.schemas.models import ModelPage, ModelView
+from api.schemas.models import ModelPage, ModelView, SkippedModel
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
 
 
 def page(services: Services, caller: Caller, *, after: str | None, limit: int) -> ModelPage:
     """List local models, models in the service's hub cache, and results of the tenant's jobs."""
-    entries, more = services.catalogue.page(caller.tenant, after=after, limit=limit)
-    return ModelPage(data=[ModelView.model_validate(entry.to_json()) for entry in entries], has_more=more)
+    part = services.catalogue.page(caller.tenant, after=after, limit=limit)
+    return ModelPage(
+        data=[ModelView.model_validate(entry.to_json()) for entry in part.entries],
+        has_more=part.more,
+        skipped=[SkippedModel.model_validate(each, from_attributes=True) for each in part.skipped],
+    )
 
 
 def get(services: Services, caller: Caller, model_id: str, revision: str | None = None) -> ModelView:

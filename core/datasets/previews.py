@@ -11,6 +11,7 @@ import seft
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage
 from core.tables import Dataset, Json
+from seft.models.loadable import loadable
 
 SAMPLE_BYTES = 256 << 10
 """Bytes at the start of a dataset whose tokens are counted. The total is estimated from them."""
@@ -38,7 +39,8 @@ def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> P
     Raises MODEL_REFUSED if the tokenizer fails on this dataset.
     """
     lines = _first_lines(storage, dataset)
-    answer = _run_tokenizer(tokenizer, lines, show)
+    with loadable(tokenizer) as folder:
+        answer = _run_tokenizer(folder / tokenizer.name if tokenizer.is_file() else folder, lines, show)
     fraction = sum(map(len, lines)) / dataset.bytes
     totals = (round(answer[name] / fraction) for name in ("tokens", "trained_tokens"))
     return Preview(answer["shown"], answer["lines"], *totals)

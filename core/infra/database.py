@@ -1,10 +1,14 @@
 """Create the database engine and the session factory. This module has no queries. Its import opens no connection."""
 
+import json
+from typing import Any
+
 from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from core.request_fields import printable
 from core.settings import Settings
 
 STATEMENT_SECONDS = 30
@@ -27,6 +31,7 @@ def make_engine(settings: Settings) -> Engine:
         max_overflow=10,
         pool_timeout=10,
         pool_pre_ping=True,
+        json_serializer=to_json,
         hide_parameters=True,  # errors are logged, and parameters hold tenants' data
         connect_args={
             "connect_timeout": 5,
@@ -36,6 +41,25 @@ def make_engine(settings: Settings) -> Engine:
     )
     event.listen(engine, "handle_error", _disconnect_if_read_only)
     return engine
+
+
+def to_json(value: Any) -> str:
+    """Return a value as JSON that Postgres can store. Texts of a training process or a model file can be anything."""
+    text = json.dumps(value)
+    # Only these escapes can be of characters that Postgres rejects. Most values have none, and need one pass.
+    return json.dumps(_printable(value)) if "\\u0000" in text or "\\ud" in text else text
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {_printable(key): _printable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_printable(each) for each in value]
+        case _:
+            return value
 
 
 def _disconnect_if_read_only(context: ExceptionContext) -> None:

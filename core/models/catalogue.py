@@ -6,7 +6,6 @@ not in the cache is not listed, but can be looked up by name.
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +19,12 @@ from core.estimate import fitting
 from core.estimate.dimensions import Dimensions
 from core.models import results
 from core.models.resolver import ModelResolver
+from core.request_fields import printable
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
-from seft.models.source import CONFIG, ModelSource, cached_models
+from seft.models.model_files import CONFIG
+from seft.models.source import ModelSource, cached_models
 
 DEPTH = 3
 """Maximum number of parts in the path of a local model, relative to its folder in SEFT_MODEL_ROOTS."""
@@ -54,6 +55,23 @@ class CatalogueEntry:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SkippedModel:
+    """A model that is not in the list because it cannot be used, and the reason."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CataloguePage:
+    """A part of the list of models, the models that are left out of this part, and whether more models follow."""
+
+    entries: Sequence[CatalogueEntry]
+    skipped: Sequence[SkippedModel]
+    more: bool
+
+
 class Catalogue:
     """Lists and looks up the models that a tenant can use."""
 
@@ -64,23 +82,25 @@ class Catalogue:
         """Look up one model, on the hub too. Raises the errors of `ModelResolver.find`."""
         return self._entry(tenant, self._resolver.find(tenant, reference, revision), self._living_workers())
 
-    def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[CatalogueEntry], bool]:
+    def page(self, tenant: str, *, after: str | None, limit: int) -> CataloguePage:
         """Return up to `limit` models that follow the model `after` in the list.
 
-        The second value is true if more models follow. Models of all tenants come first, sorted by name; then the
-        tenant's own results, newest first. Models that cannot be loaded are left out.
+        Models of all tenants come first, sorted by name; then the tenant's own results, newest first. A model that
+        cannot be used is skipped, so that it does not hide the others.
         """
-        living, entries = self._living_workers(), list[CatalogueEntry]()
+        living, entries, skipped = self._living_workers(), list[CatalogueEntry](), list[SkippedModel]()
         for reference in self._names(tenant, after, limit + 1):
-            with suppress(ProblemError):
+            if len(entries) == limit:
+                return CataloguePage(entries, skipped, more=True)
+            try:
                 entries.append(self._entry(tenant, self._resolver.find(tenant, reference, None, cached=True), living))
-            if len(entries) > limit:
-                break
-        return entries[:limit], len(entries) > limit
+            except ProblemError as error:
+                skipped.append(SkippedModel(printable(reference), error.message))
+        return CataloguePage(entries, skipped, more=False)
 
     def names(self, tenant: str, limit: int) -> list[str]:
         """Return the first `limit` names of the list. Does not check that the models can be loaded."""
-        return list(islice(self._names(tenant, None, limit), limit))
+        return [name for name in islice(self._names(tenant, None, limit), limit) if name == printable(name)]
 
     def _names(self, tenant: str, after: str | None, limit: int) -> Iterator[str]:
         """Yield the names in the order of the list.
@@ -91,9 +111,13 @@ class Catalogue:
             names = {*cached_models(), *(name for root in self._settings.model_roots for name in _under(root))}
             yield from sorted(name for name in names if after is None or name > after)
             after = None
-        with self._sessions.begin() as session:
-            newest = results.page(session, tenant, after=after, limit=limit)
-        yield from newest
+        while True:
+            with self._sessions.begin() as session:
+                newest = results.page(session, tenant, after=after, limit=limit)
+            yield from newest
+            if len(newest) < limit:
+                return
+            after = newest[-1]
 
     def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> CatalogueEntry:
         model = self._resolver.dimensions(tenant, source)

@@ -4,12 +4,14 @@
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import structlog
 from botocore.exceptions import ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,18 +21,29 @@ from core.estimate.dimensions import Dimensions, read_dimensions
 from core.infra.storage import Storage, is_missing
 from core.models import results
 from core.models.results import is_result
+from core.request_fields import printable
 from core.settings import Settings
 from core.tables import Checkpoint
 from seft.errors import SourceError
+from seft.models.hub_files import NOT_FOUND
+from seft.models.model_files import require_size
 from seft.models.shapes import Shapes, shapes
-from seft.models.source import NOT_FOUND, Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
+from seft.models.source import Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
 
-HUB_CALLS = 8
-"""Maximum number of requests to the hub at the same time. A hub that does not answer must not block all threads."""
+HUB_CALLS, TENANT_HUB_CALLS = 8, 4
+"""Maximum number of requests to the hub at the same time, for all tenants and for one.
+
+A hub that does not answer must not block all threads, and one tenant must not keep the others from the hub.
+"""
+MAX_TOKENIZER_BYTES = 128 << 20
+"""Largest total size of the files without weights that a preview downloads."""
 CACHE_SIZE = 256
 """Maximum number of models whose dimensions are cached.
 
 Only commits of hub models and results of jobs are cached, because they never change.
+"""
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""Errors of code that reads a file that is not what it seems. The log has them, because they can also be our mistake.
 """
 PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
 WAYS_OUT = {
@@ -40,6 +53,8 @@ WAYS_OUT = {
     Code.HUB_UNREACHABLE: "Send the same request again later, or use a model in a folder of SEFT_MODEL_ROOTS.",
 }
 
+log = structlog.get_logger(__name__)
+
 
 class ModelResolver:
     """Finds and checks models. Safe to share between threads."""
@@ -48,16 +63,19 @@ class ModelResolver:
         self, settings: Settings, sessions: sessionmaker[Session], storage: Storage, tokens: HubTokens
     ) -> None:
         self._roots, self._sessions, self._storage, self._tokens = settings.model_roots, sessions, storage, tokens
-        self._hub_calls = threading.BoundedSemaphore(HUB_CALLS)
+        self._hub_calls, self._hub_lock = Counter[str](), threading.Lock()
         self._cache: dict[tuple[str, str | None], Dimensions] = {}
 
     def find(self, tenant: str, reference: str, revision: str | None, *, cached: bool = False) -> ModelSource:
         """Find the model with this name. If `cached` is true, look only in the hub cache and do not ask the hub.
 
         Raises ProblemError for the parameter `model` or `revision` if the model does not exist or cannot be used.
-        Raises HUB_BUSY immediately if `HUB_CALLS` requests already wait for the hub.
+        Raises HUB_BUSY immediately if too many requests already wait for the hub.
         """
         with _source_errors(reference):
+            if reference != printable(reference):
+                message = f"the name of a model must be valid text without NUL; {reference!r} is not. Rename it."
+                raise SourceError(NOT_FOUND, message)
             if is_result(reference):
                 source = results.source(self._storage, self._result(tenant, reference))
             else:
@@ -93,25 +111,31 @@ class ModelResolver:
     def tokenizer(self, tenant: str, reference: str, revision: str | None) -> Iterator[tuple[ModelSource, Path]]:
         """Yield the model, and the path of the folder or GGUF file that contains its tokenizer.
 
-        Raises the errors of `find`. Files that were downloaded with the tenant's token are deleted after the `with`
-        block.
+        Raises the errors of `find`. Files that only this tenant may read are deleted after the `with` block.
         """
         source = self.find(tenant, reference, revision)
         with TemporaryDirectory() as private:
+            path = Path(private)
             with _source_errors(reference):
                 if is_result(reference):
-                    path = results.download_tokenizer(self._storage, self._result(tenant, reference))
-                elif source.token is None:
-                    path = fetch(source, weights=False)
+                    results.download_tokenizer(
+                        self._storage, self._result(tenant, reference), path, MAX_TOKENIZER_BYTES
+                    )
+                elif source.path is not None:
+                    path = source.path
                 else:
-                    path = Path(private)
-                    fetch_into(path, source, weights=False)
+                    require_size(reference, source.bytes(weights=False), MAX_TOKENIZER_BYTES)
+                    with self._hub_call(tenant, "model", repr(reference)):
+                        if source.token is None:
+                            path = fetch(source, weights=False)
+                        else:
+                            fetch_into(path, source, weights=False)
             yield source, path
 
     def _shapes(self, tenant: str, source: ModelSource) -> Shapes:
         if is_result(source.reference):
             return results.shapes(self._storage, self._result(tenant, source.reference))
-        with self._hub_call("model", repr(source.reference)):
+        with self._hub_call(tenant, "model", repr(source.reference)):
             return shapes(source)
 
     def _result(self, tenant: str, reference: str) -> Checkpoint:
@@ -122,34 +146,39 @@ class ModelResolver:
             raise SourceError(NOT_FOUND, message)
         return checkpoint
 
-    def token_owner(self, token: str) -> str:
+    def token_owner(self, tenant: str, token: str) -> str:
         """Return the name of the hub account that owns a token.
 
-        Raises the errors of `account_name`, and HUB_BUSY if `HUB_CALLS` requests already wait for the hub.
+        Raises the errors of `account_name`, and HUB_BUSY if too many requests already wait for the hub.
         """
-        with self._hub_call("token", "(not repeated)"):
+        with self._hub_call(tenant, "token", "(not repeated)"):
             return account_name(token)
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
-        with self._hub_call("model", repr(reference)):
+        with self._hub_call(tenant, "model", repr(reference)):
             return find_on_hub(reference, revision, token=partial(self._tokens.get, tenant))
 
     @contextmanager
-    def _hub_call(self, param: str, value: str) -> Iterator[None]:
-        """Count the `with` block as one request to the hub.
+    def _hub_call(self, tenant: str, param: str, value: str) -> Iterator[None]:
+        """Count the `with` block as one request of the tenant to the hub.
 
-        Raises HUB_BUSY if there are already `HUB_CALLS` requests.
+        Raises HUB_BUSY if there are already `HUB_CALLS` requests, or `TENANT_HUB_CALLS` of this tenant.
         """
-        if not self._hub_calls.acquire(blocking=False):
-            way_out = "Send the same request again in a few seconds."
-            flaw = Flaw(param, f"At most {HUB_CALLS} requests may wait for the hub at once.", value, way_out)
-            raise ProblemError(
-                Code.HUB_BUSY, "Too many requests are waiting for the model hub. Try again soon.", (flaw,)
-            )
+        with self._hub_lock:
+            own, all_ = self._hub_calls[tenant], self._hub_calls.total()
+            if own >= TENANT_HUB_CALLS or all_ >= HUB_CALLS:
+                rule = f"At most {HUB_CALLS} requests, {TENANT_HUB_CALLS} of one tenant, may wait for the hub at once."
+                flaw = Flaw(param, rule, value, "Send the same request again in a few seconds.")
+                raise ProblemError(
+                    Code.HUB_BUSY, "Too many requests are waiting for the model hub. Try again soon.", (flaw,)
+                )
+            self._hub_calls[tenant] += 1
         try:
             yield
         finally:
-            self._hub_calls.release()
+            with self._hub_lock:
+                self._hub_calls[tenant] -= 1
+                self._hub_calls = +self._hub_calls
 
 
 @contextmanager
@@ -167,3 +196,8 @@ def _source_errors(reference: str) -> Iterator[None]:
         message = f"The checkpoint of {reference} is no longer in the storage. Use the checkpoint of another job."
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
         raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
+    except MALFORMED as error:
+        log.exception("model.malformed", model=reference)
+        message = f"The files of {reference!r} are malformed: {type(error).__name__}. Save the model again."
+        flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_REFUSED])
+        raise ProblemError(Code.MODEL_REFUSED, message, (flaw,)) from error

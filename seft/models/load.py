@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pyto
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import SourceError
+from seft.models.loadable import loadable
 from seft.models.source import Kind, ModelSource, fetch
 
 LOAD_ERRORS = (
@@ -50,8 +51,7 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     Raises SourceError if the files are not a complete model.
     """
     tokenizer = load_tokenizer(source)
-    folder, options = _location(source)
-    with _source_errors(source.reference):
+    with _source_errors(source.reference), _location(source) as (folder, options):
         model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
@@ -61,15 +61,16 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
 
 def load_tokenizer(source: ModelSource) -> Any:
     """Load only the tokenizer, so that a text can be checked before the weights are loaded."""
-    folder, options = _location(source)
-    with _source_errors(source.reference):
+    with _source_errors(source.reference), _location(source) as (folder, options):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
-def _location(source: ModelSource) -> tuple[Path, dict[str, str]]:
-    """Return the folder of the model, and the options that make transformers read a GGUF file in this folder."""
+@contextmanager
+def _location(source: ModelSource) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield the folder that a loader may see, and the options that make transformers read a GGUF file in it."""
     path = fetch(source)
-    return (path.parent, {"gguf_file": path.name}) if source.kind is Kind.GGUF else (path, {})
+    with loadable(path) as folder:
+        yield folder, {"gguf_file": path.name} if source.kind is Kind.GGUF else {}
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
+from api.app import make_app
 from core.infra import queue
 from core.jobs import attempts, jobs
 from core.jobs.attempts import Attempt
-from core.models.resolver import HUB_CALLS
+from core.models.resolver import TENANT_HUB_CALLS
 from core.settings import Settings
 from core.specs import JobSpec
 from core.states import Phase
@@ -93,6 +94,17 @@ def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, b
     assert client.get("/jobs").json() == {"data": [], "has_more": False}
 
 
+def test_a_longer_run_time_than_the_operator_allows_is_refused(app: FastAPI, new_client: NewClient, body: Json) -> None:
+    limits = {"job_seconds": 100, "tenant_job_seconds": {"theirs": 1000}}
+    service = make_app(app.state.services.settings.model_copy(update=limits))
+    key = new_client("ours").headers["Authorization"]
+    with TestClient(service, headers={"Authorization": key}) as client:
+        report = problem(client.post("/jobs", json=body | {"max_seconds": 101}), 422, "invalid_request")
+        assert (report["param"], "must be at most 100" in report["detail"]) == ("max_seconds", True)
+        assert client.post("/jobs", json=body | {"max_seconds": 100}).status_code == 202
+    assert service.state.services.settings.job_seconds_of("theirs") == 1000
+
+
 def test_an_unreachable_hub_has_its_own_code(client: TestClient, body: Json, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
@@ -111,19 +123,25 @@ def mute_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         yield hub
 
 
-def test_a_hub_that_never_answers_stalls_nobody_else(mute_hub: socket.socket, client: TestClient, body: Json) -> None:
+def test_a_hub_that_never_answers_stalls_nobody_else(
+    mute_hub: socket.socket, client: TestClient, new_client: NewClient, body: Json
+) -> None:
     with ThreadPoolExecutor(40) as pool:
         calls = [pool.submit(client.post, "/jobs", json=body | {"model": "owner/name"}) for _ in range(40)]
-        waiting = [mute_hub.accept()[0] for _ in range(HUB_CALLS)]
-        rejected = [answer.result() for answer in islice(as_completed(calls), 40 - HUB_CALLS)]
+        waiting = [mute_hub.accept()[0] for _ in range(TENANT_HUB_CALLS)]
+        rejected = [answer.result() for answer in islice(as_completed(calls), 40 - TENANT_HUB_CALLS)]
         for answer in rejected:
             problem(answer, 503, "hub_busy")
             assert answer.headers["retry-after"]
         assert client.post("/jobs", json=body).status_code == 202
+        other = pool.submit(new_client("theirs").get, "/models/owner/name")
+        waiting.append(mute_hub.accept()[0])
         for connection in waiting:
             connection.close()
         mute_hub.close()
-    assert sorted(answer.result().status_code for answer in calls) == [502] * HUB_CALLS + [503] * (40 - HUB_CALLS)
+    problem(other.result(), 502, "hub_unreachable")
+    statuses = sorted(answer.result().status_code for answer in calls)
+    assert statuses == [502] * TENANT_HUB_CALLS + [503] * (40 - TENANT_HUB_CALLS)
 
 
 def test_the_list_is_paged_newest_first_and_narrowed(client: TestClient, body: Json) -> None:

@@ -50,6 +50,7 @@ def list_models(
         found=found,
         flaws=flaws,
         models=listed.data,
+        skipped=listed.skipped,
         more=listed.has_more,
         after=after,
         titles=_titles(services, visitor.caller.tenant, shown),
