@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage
-from seft.models.source import HUB_SECONDS
+from seft.models.hub_files import HUB_SECONDS
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 _HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
@@ -42,6 +42,7 @@ def require_allowed(source: str, buckets: Sequence[str]) -> str:
     """
     if match := _S3.fullmatch(source):
         bucket, key = match.groups()
+        _require_plain_path(source, key)
         if not any(_allows(allowed, bucket, key) for allowed in buckets):
             way_out = (
                 f"The operator allows these buckets: {', '.join(buckets)}."
@@ -51,12 +52,20 @@ def require_allowed(source: str, buckets: Sequence[str]) -> str:
             raise _invalid("must be in a bucket that the operator allows", source, way_out)
         return key
     if match := _HUB.fullmatch(source):
+        _require_plain_path(source, match[3] or match[1])
         return match[3] or match[1]
     raise _invalid(
         "must be s3://bucket/key or hf://datasets/owner/name",
         source,
         "Write it like s3://bucket/data.jsonl or hf://datasets/owner/name.",
     )
+
+
+def _require_plain_path(source: str, path: str) -> None:
+    """Raise INVALID_REQUEST if a server or a client could read the path as another path."""
+    if "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        rule = "must have no backslash, and no part between slashes that is empty, `.` or `..`"
+        raise _invalid(rule, source, "Name the object by its full key, such as s3://bucket/folder/data.jsonl.")
 
 
 @contextmanager

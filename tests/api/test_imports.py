@@ -172,6 +172,7 @@ def test_an_invalid_request_is_rejected(app: FastAPI, client: TestClient) -> Non
         ({"source": f"s3://{app.state.services.settings.s3_bucket}/datasets/x.jsonl"}, "source"),
         ({"source": "file:///etc/passwd"}, "source"),
         ({"source": "https://example.com/x.jsonl"}, "source"),
+        ({"source": "hf://datasets/owner/name/../x.jsonl"}, "source"),
     ]
     for body, param in bodies:
         assert problem(client.post("/imports", json=body), 422, "invalid_request")["param"] == param
@@ -199,6 +200,11 @@ def test_an_object_of_an_opened_place_becomes_a_dataset(opened: tuple[FastAPI, T
     for key in ("shut/texts.jsonl", "opened.jsonl"):
         report = problem(client.post("/imports", json={"source": f"s3://test-inbox/{key}"}), 422, "invalid_request")
         assert "test-inbox/open/" in report["errors"][0]["way_out"]
+    for key in ("../shut/texts.jsonl", "./texts.jsonl", "a/../../shut/texts.jsonl", "a//b", "a\\..\\b", "..", "a/"):
+        report = problem(
+            client.post("/imports", json={"source": f"s3://test-inbox/open/{key}"}), 422, "invalid_request"
+        )
+        assert "must have no backslash, and no part" in report["detail"]
     row = client.post("/imports", json={"source": "s3://test-inbox/open/texts.jsonl.gz"}).json()
     assert (row["status"], row["parts"], parts(client, row)) == ("checking", None, [])
     dataset = client.get(f"/datasets/{settled(app, client, row)['dataset_id']}").json()
