@@ -108,6 +108,15 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         default=10, gt=0, description="How often, in seconds, a worker looks for lost jobs and lost notifications."
     )
+    job_seconds: int = Field(
+        default=7 * 24 * 3600,
+        ge=0,
+        description="Maximum number of seconds that a job may run, in all attempts together; 0 means no limit.",
+    )
+    tenant_job_seconds: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        default={},
+        description='Tenants with another limit than `SEFT_JOB_SECONDS`, as a JSON object such as `{"acme": 2592000}`.',
+    )
     max_failures: int = Field(
         default=3,
         ge=1,
@@ -127,6 +136,10 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field(
         default="json", description="Format of log lines: `json` (one object per line) or `console` (colours)."
     )
+
+    def job_seconds_of(self, tenant: str) -> int:
+        """Return the maximum number of seconds that a job of this tenant may run. 0 means no limit."""
+        return self.tenant_job_seconds.get(tenant, self.job_seconds)
 
     @model_validator(mode="after")
     def _require_private_bucket(self) -> Self:

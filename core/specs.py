@@ -38,8 +38,11 @@ from seft.config import (
 )
 from seft.errors import ConfigError
 
-SPEC_VERSION = 6
+SPEC_VERSION = 7
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
+
+
+MAX_SECONDS = 366 * 24 * 3600
 
 
 class CalibrationSpec(Spec):
@@ -290,6 +293,13 @@ class JobSpec(Spec):
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Jobs with a higher priority run first.")
     seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
+    max_seconds: Integer = Field(
+        default=0,
+        ge=0,
+        le=MAX_SECONDS,
+        description="Maximum run time of all attempts together; a job that needs longer fails. 0 sets no limit of its"
+        " own, so the operator's limit applies.",
+    )
     suffix: StorableText | None = Field(
         default=None, max_length=64, description="Name that the pages show for the job and its result."
     )

@@ -180,6 +180,8 @@ class Job(Base):
     """Number of the newest attempt. A write of a worker with another number is rejected."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
     """Number of failures since the last progress: expired leases, and failed attempts that were retried."""
+    run_seconds: Mapped[float] = mapped_column(server_default=text("0"))
+    """Seconds that all attempts have run, as of the last heartbeat. A job has a maximum run time."""
     worker: Mapped[str | None]
     pausing: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if a pause was requested while the job runs. The job is paused when the current attempt ends."""

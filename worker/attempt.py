@@ -32,7 +32,7 @@ from core.settings import Settings
 from core.states import OUT_OF_MEMORY, Reason
 from core.tables import Json
 from seft.errors import SourceError
-from seft.models.source import UNREACHABLE
+from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
 from worker.files import Files
 from worker.ledger import Ledger
@@ -45,6 +45,7 @@ from worker.protocol import (
     Measured,
     NoDiskSpace,
     Progressed,
+    Reading,
     Refused,
     Saved,
     Scored,
@@ -99,7 +100,8 @@ class Supervisor:
         self.resume_files: dict[str, Json] = {}
         """Files of the newest state in object storage, by name."""
         self.process: Process | None = None
-        self.watchdog = Watchdog()
+        self.watchdog = Watchdog(self.files.dataset_bytes)
+        self.hang_is_user_error = False
         self.oom_kills_before = memory.oom_kills()
 
     def run(self) -> bool:
@@ -149,6 +151,7 @@ class Supervisor:
         self._check_stop()
         if self.lifecycle.ended:
             return
+        self._check_run_time()
         self._check_early_stop()
         self._check_hang()
         with suppress(Empty):
@@ -205,6 +208,8 @@ class Supervisor:
                 self._pause_for_space(Reason.DISK_FULL, message.message, message.needed)
             case Stopped():
                 log.info("training.stopped")
+            case Reading():
+                pass
 
     def _keep_state(self, step: int, files: list[Json]) -> None:
         """Record a state in object storage as the one to resume from, then delete the files of the previous state.
@@ -284,16 +289,28 @@ class Supervisor:
         if step is not None and self.lifecycle.state is State.TRAINING:
             self.files.request_early_stop(step)
 
+    def _check_run_time(self) -> None:
+        """Fail the attempt if the job has run for longer than its limit. The upload of a result is not interrupted."""
+        limits = [self.attempt.spec.max_seconds, self.settings.job_seconds_of(self.attempt.tenant)]
+        limit, ran = min(filter(None, limits), default=None), self.ledger.requests.run_seconds
+        if limit is not None and ran > limit and self.lifecycle.state is not State.UPLOADING:
+            way_out = "Raise `max_seconds`, train fewer steps, or ask the operator for a higher SEFT_JOB_SECONDS."
+            message = f"The job must run for at most {limit} s; it has run for {ran:.0f} s. {way_out}"
+            raise AttemptError("run_time_exceeded", message, user_error=True)
+
     def _check_hang(self) -> None:
         """If the process hangs, ask it to write the stacks of its threads. Then fail the attempt with that output."""
         if self.process is None or self.lifecycle.state is not State.TRAINING:
             return
         if not self.lifecycle.hang and (overdue := self.watchdog.overdue):
-            self.lifecycle.report_hang(overdue)
+            self.lifecycle.report_hang(overdue.message)
+            self.hang_is_user_error = overdue.user_error
             self.process.request_stacks()
         if self.lifecycle.stacks_are_due:
             hang, output = self.lifecycle.hang, self.process.tail
             self._record_event("attempt.hung", {"message": hang, "output": output})
+            if self.hang_is_user_error:
+                raise AttemptError("reading_hung", hang, user_error=True)
             raise AttemptError("training_process_hung", f"{hang} Its last output:\n{output}")
 
     def _fail(self, error: AttemptError) -> None:

@@ -35,6 +35,10 @@ class Files:
         """Prefix of the keys of the checkpoint's objects."""
         return f"{self.prefix}{RESULT}/"
 
+    def dataset_bytes(self) -> int:
+        """Return the size of the dataset. It must have been fetched."""
+        return (self.folder / DATA).stat().st_size
+
     def fetch(self) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
 

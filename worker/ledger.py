@@ -106,7 +106,9 @@ class Ledger:
         def change(session: Session) -> None:
             nonlocal started
             started = time.monotonic()
-            self.requests = attempts.heartbeat(session, self._attempt, self._settings.lease_seconds)
+            self.requests = attempts.heartbeat(
+                session, self._attempt, self._settings.lease_seconds, started - self._renewed
+            )
 
         self.write(change)
         self._renewed = started

@@ -34,7 +34,7 @@ from seft.devices import choose_device
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, downloaded, find
+from seft.models.source import ModelSource, downloaded, fetch, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
@@ -51,6 +51,7 @@ from worker.protocol import (
     Measured,
     Message,
     Progressed,
+    Reading,
     Refused,
     Saved,
     Scored,
@@ -61,6 +62,9 @@ from worker.protocol import (
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
 PRUNED_BYTES, EXPORTED_BYTES = 4, 2
 """Maximum bytes on disk per weight: in a saved state, and in the checkpoint."""
+
+READING_SECONDS = 1.0
+"""Seconds between two messages about the records that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,8 @@ class Pipeline:
         self.scores: dict[str, float] = {}
         self.step = task.resume or 0
         self.stage: Stage | None = None
+        self.reported = 0.0
+        """Time of the last report about the records that are read."""
         self.state_bytes = 0
         """Size of the newest training state in bytes."""
 
@@ -102,6 +108,7 @@ class Pipeline:
         self._progress(Stage.LOADING, 0.0)
         source = self._source()
         text = self._read(source)
+        self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
@@ -127,15 +134,23 @@ class Pipeline:
     def _read(self, source: ModelSource) -> Text:
         """Read and tokenize the dataset. Raises DataError if the text is too short.
 
-        This is done before the weights are loaded, so that a bad dataset fails early.
+        This is done before the weights are loaded, so that a bad dataset fails early. The worker expects a message at
+        least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
-        spec, tokenizer = self.task.spec, load_tokenizer(source)
+        spec = self.task.spec
+        fetch(source)  # a download may take hours, so it must be done before the first message about reading
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
-        encoded = encode(training, tokenizer)
+        self.send(Reading(records=0))
+        tokenizer = load_tokenizer(source)
+        encoded = encode(training, tokenizer, self._report_reading)
         return Text(
             calibration=stages.calibration_windows(encoded, tokenizer, self.prune),
             training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
-            held_out=evaluation_windows(encode(held_out, tokenizer), self.evaluate.tokens, self.evaluate.windows),
+            held_out=evaluation_windows(
+                encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done)),
+                self.evaluate.tokens,
+                self.evaluate.windows,
+            ),
         )
 
     @property
@@ -311,6 +326,14 @@ class Pipeline:
         """Report that the method finishes its weights after the last step. Raises Cancelled if the run must stop."""
         self._progress(Stage.TRAINING, 1.0)
         self._check_stop(report)
+
+    def _report_reading(self, done: int) -> None:
+        """Report at most once per second how many records are read. Raises Cancelled if the run must stop."""
+        if (now := time.monotonic()) > self.reported + READING_SECONDS:
+            self.reported = now
+            self.send(Reading(records=done))
+            if self.stopping():
+                raise Cancelled
 
     def _report_training(self, _: Report) -> None:
         """Report progress during a held-out evaluation between two steps.

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from core.infra import tracing
+from worker.protocol import MAX_MESSAGE_BYTES
 
 LOG_BYTES = 8000
 """Bytes of the newest output of the process that are kept in memory."""
-LINE_BYTES = 1 << 20
 LOG_SECONDS = 5.0
 """Maximum seconds to wait for the end of the output. A child that left the process group could keep it open."""
 
@@ -81,7 +81,7 @@ class Process:
 
     def _listen(self, messages: BinaryIO) -> None:
         with messages:
-            while line := messages.readline(LINE_BYTES):
+            while line := messages.readline(MAX_MESSAGE_BYTES):
                 self._on_line(line)
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         # Processes that it started must not outlive it, and they keep its output open.

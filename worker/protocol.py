@@ -17,13 +17,21 @@ remaining stages. When the worker ends, standard input of the process closes and
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from core.request_fields import printable
 from core.specs import JobSpec
 from core.states import Phase
 
+MAX_MESSAGE_BYTES = 64 << 20
+"""Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model
+of many experts has tens of thousands of layers."""
 TASK, DATA, MODELS, STATE = "job.json", "data.jsonl", "models", "state"
 RESUME, ENOUGH, RESULT = "resume", "enough", "result"
+
+
+Text = Annotated[str, BeforeValidator(lambda value: printable(value) if isinstance(value, str) else value)]
+"""A text that a model file can have influenced. Characters that cannot be sent or stored are replaced."""
 
 
 class _Part(BaseModel):
@@ -63,6 +71,13 @@ class Progressed(_Part):
     phase: Phase
     progress: float
     step: int
+
+
+class Reading(_Part):
+    """Message: the process reads the dataset with the model's tokenizer, and has read this number of records."""
+
+    type: Literal["reading"] = "reading"
+    records: int
 
 
 class Measured(_Part):
@@ -116,7 +131,7 @@ class Refused(_Part):
     """Message: incompatible software wrote the saved training state, so training restarts from step 0."""
 
     type: Literal["refused"] = "refused"
-    message: str
+    message: Text
 
 
 class Finished(_Part):
@@ -141,7 +156,7 @@ class NoDiskSpace(_Part):
     """Message: the process exits because the disk is full. `needed` are the bytes it had to write, None if unknown."""
 
     type: Literal["no_room"] = "no_room"
-    message: str
+    message: Text
     needed: int | None
 
 
@@ -150,11 +165,23 @@ class Failed(_Part):
 
     type: Literal["failed"] = "failed"
     user_error: bool
-    code: str
-    message: str
+    code: Text
+    message: Text
 
 
-Message = Progressed | Measured | TopologyEvolved | Scored | Saved | Refused | Finished | Stopped | NoDiskSpace | Failed
+Message = (
+    Progressed
+    | Reading
+    | Measured
+    | TopologyEvolved
+    | Scored
+    | Saved
+    | Refused
+    | Finished
+    | Stopped
+    | NoDiskSpace
+    | Failed
+)
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

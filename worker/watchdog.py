@@ -1,16 +1,19 @@
 """Detect a training process that hangs: record each message, and report when the next message is overdue.
 
 A process that hangs in a GPU kernel, a collective operation or a file system is alive but sends nothing. In training,
-the time limit follows from the duration of earlier steps. In other phases a long silence is normal, so the limit is
-one hour.
+the time limit follows from the duration of earlier steps. While the dataset is read, the model's tokenizer and chat
+template run. If they do not end, another attempt would not end either, so that is an error of the user. In other phases
+a long silence is normal, so the limit is one hour.
 """
 
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
+from typing import NamedTuple
 
 from core.states import Phase
-from worker.protocol import Message, Progressed
+from worker.protocol import Message, Progressed, Reading
 
 SILENT_SECONDS = 3600.0
 """Seconds without any message after which a process counts as hanging. Downloads of large models take longest."""
@@ -21,14 +24,28 @@ STEP_MEDIANS = 10
 
 `STEP_SECONDS` must also have passed.
 """
+RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
+"""Seconds without a message while the dataset is read after which reading counts as hanging.
+
+To this is added the time that the whole dataset needs at the second number, because it can be a single record.
+"""
 REMEMBERED = 101
 """Number of latest steps whose median duration is used."""
 
 
-class Watchdog:
-    """Watches one training process."""
+class Overdue(NamedTuple):
+    """A message that is overdue: a sentence that says what is missing since when, and whether a retry could help."""
 
-    def __init__(self) -> None:
+    message: str
+    user_error: bool
+
+
+class Watchdog:
+    """Watches one training process, which reads a dataset of `dataset_bytes` bytes."""
+
+    def __init__(self, dataset_bytes: Callable[[], int]) -> None:
+        self._dataset_bytes = dataset_bytes
+        self._reading: Reading | None = None
         self._last_message = self._last_step = time.monotonic()
         self._phase: Phase | None = None
         self._step = -1
@@ -42,6 +59,7 @@ class Watchdog:
     def record(self, message: Message) -> None:
         """Record a message that the process has just sent."""
         self._last_message = time.monotonic()
+        self._reading = message if isinstance(message, Reading) else None
         if not isinstance(message, Progressed):
             return
         if message.phase is not self._phase:
@@ -51,13 +69,24 @@ class Watchdog:
             self._step, self._last_step = message.step, self._last_message
 
     @property
-    def overdue(self) -> str | None:
-        """Return a sentence that says what is overdue and since when, or None if nothing is overdue."""
+    def overdue(self) -> Overdue | None:
+        """Return what is overdue, or None if nothing is overdue."""
         now = time.monotonic()
-        if now > self._last_message + SILENT_SECONDS:
-            return f"The training process sent no message for {now - self._last_message:.0f} s."
+        silent = now - self._last_message
+        if self._reading and silent > RECORD_SECONDS + self._dataset_bytes() / RECORD_BYTES_PER_SECOND:
+            message = (
+                f"Reading the dataset did not go on for {silent:.0f} s after record {self._reading.records}. The"
+                " tokenizer or the chat template of the model needs too long for the next record. Shorten that record,"
+                " or choose a different model."
+            )
+            return Overdue(message, user_error=True)
+        if silent > SILENT_SECONDS:
+            return Overdue(f"The training process sent no message for {silent:.0f} s.", user_error=False)
         if self._phase is Phase.TRAINING and self._durations:
             typical = median(self._durations)
             if now > self._last_step + max(STEP_SECONDS, STEP_MEDIANS * typical):
-                return f"No new training step for {now - self._last_step:.0f} s; the median step takes {typical:.1f} s."
+                message = (
+                    f"No new training step for {now - self._last_step:.0f} s; the median step takes {typical:.1f} s."
+                )
+                return Overdue(message, user_error=False)
         return None

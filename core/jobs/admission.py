@@ -37,6 +37,7 @@ def admit(
     stores an estimate of its cost. Raises ProblemError if the dataset, the model or the idempotency key is rejected,
     if a limit of the tenant is reached, or if the schedule is `gradual` and no live worker has the memory for it.
     """
+    _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
     if idempotency_key is not None:
         with sessions.begin() as session:
@@ -65,6 +66,14 @@ def admit(
         if new:
             audit.record(session, caller, action, job.id)
         return job, new
+
+
+def _require_run_time(spec: JobSpec, limit: int) -> None:
+    """Raise ProblemError if the request asks for a longer run time than the operator allows."""
+    if limit and spec.max_seconds > limit:
+        rule, way_out = f"must be at most {limit}, the operator's limit", f"Send {limit} or less, or leave it out."
+        flaw = Flaw("max_seconds", rule, str(spec.max_seconds), way_out)
+        raise ProblemError(Code.INVALID_REQUEST, f"max_seconds {rule}. {way_out}", (flaw,))
 
 
 def _require_memory(estimated: Json) -> None:

@@ -69,6 +69,8 @@ class PendingActions:
     """True if the attempt must save its state and release the job."""
     stop_step: int | None
     """Step at which it must end training and publish, or the next step if it is past that. None for no stop."""
+    run_seconds: float = 0.0
+    """Seconds that the job has run, in all attempts together. An attempt must end if the job has run too long."""
 
 
 def claim(
@@ -154,15 +156,17 @@ def _attempt(
     )
 
 
-def heartbeat(session: Session, attempt: Attempt, lease_seconds: float) -> PendingActions:
+def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float = 0.0) -> PendingActions:
     """Renew the lease and return the actions that the tenant has requested.
 
-    Does not change `updated_at`, because readers of the job see no difference.
+    `ran` are the seconds that the attempt has run since its last heartbeat. Does not change `updated_at`, because
+    readers of the job see no difference.
     """
-    _write(session, attempt, lease_expires_at=_lease(lease_seconds), updated_at=Job.updated_at)
-    query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step).where(Job.id == attempt.job_id)
-    pausing, stopping, stop_step, step = session.execute(query).one()
-    return PendingActions(pausing, _stop_step(stopping, stop_step, step))
+    run_seconds = Job.run_seconds + ran
+    _write(session, attempt, lease_expires_at=_lease(lease_seconds), run_seconds=run_seconds, updated_at=Job.updated_at)
+    query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step, Job.run_seconds).where(Job.id == attempt.job_id)
+    pausing, stopping, stop_step, step, run = session.execute(query).one()
+    return PendingActions(pausing, _stop_step(stopping, stop_step, step), run)
 
 
 def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:

@@ -17,6 +17,12 @@ CHANGES = ("dropped", "grown", "reactivated", "pruned")
 LAYERS = "layers"
 """Name of the counts per layer in the data of such an event. No other part of an event can be large."""
 
+PAGE_LAYERS, STREAMED_ROWS = 50_000, 10
+"""Largest number of layers whose counts are in one page of events, and the events that are read from Postgres at once.
+
+A model of many experts has more than 10,000 layers, so a page of its events would have hundreds of megabytes.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class MetricPoint:
@@ -44,11 +50,18 @@ class Evolution:
 def events(session: Session, job_id: str, *, after: int, limit: int) -> tuple[Sequence[JobEvent], bool]:
     """Return up to `limit` events with an id greater than `after`, oldest first.
 
-    The second value is true if more events follow.
+    The second value is true if more events follow. The events have counts of at most `PAGE_LAYERS` layers together,
+    or of one event.
     """
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id > after).order_by(JobEvent.id)
-    rows = session.scalars(query.limit(limit + 1)).all()
-    return rows[:limit], len(rows) > limit
+    rows, layers = list[JobEvent](), 0
+    with session.scalars(query.limit(limit + 1).execution_options(yield_per=STREAMED_ROWS)) as stream:
+        for row in stream:
+            layers += len(row.data.get(LAYERS, ()))
+            if len(rows) == limit or (rows and layers > PAGE_LAYERS):
+                return rows, True
+            rows.append(row)
+    return rows, False
 
 
 def latest_events(session: Session, job_id: str, *, limit: int) -> Sequence[JobEvent]:

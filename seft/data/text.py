@@ -1,6 +1,6 @@
 """Converts records to tokens, and tokens to windows (sequences of equal length) for calibration and evaluation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -15,10 +15,14 @@ from seft.errors import SourceError
 from seft.seeds import generator
 
 
-def encode(records: Iterable[Record], tokenizer: Any) -> list[Encoded]:
-    """Return the tokens of each record. The end-of-text token is between texts, and at the end of each completion."""
+def encode(records: Iterable[Record], tokenizer: Any, alive: Callable[[int], None] = lambda _: None) -> list[Encoded]:
+    """Return the tokens of each record. The end-of-text token is between texts, and at the end of each completion.
+
+    Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
+    """
     head, encoded = bos_tokens(tokenizer), list[Encoded]()
     for record in records:
+        alive(len(encoded))
         match record:
             case str():
                 if encoded:

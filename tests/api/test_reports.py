@@ -55,6 +55,22 @@ def test_events_come_in_order_and_in_pages(client: TestClient, attempt: Attempt,
     assert not rest["has_more"]
 
 
+def test_a_page_of_events_holds_few_of_a_model_with_many_layers(
+    client: TestClient, attempt: Attempt, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.jobs.reports.PAGE_LAYERS", 5)
+    with sessions.begin() as session:
+        for step, layers in ((1, 3), (2, 2), (3, 1), (4, 9), (5, 1)):
+            data = {"step": step, "layers": {str(n): {"grown": 1} for n in range(layers)}}
+            attempts.record_evolution(session, attempt, data)
+    pages, page = list[list[int]](), Json({"has_more": True, "data": [{"id": 0}]})
+    while page["has_more"]:
+        after = page["data"][-1]["id"]
+        page = client.get(f"/jobs/{attempt.job_id}/events", params={"after": after}).json()
+        pages.append([event["data"].get("step", 0) for event in page["data"]])
+    assert pages == [[0, 0, 1, 2], [3], [4], [5]]
+
+
 def test_a_stream_sends_events_as_they_happen_and_ends_with_the_job(
     live: Client, attempt: Attempt, sessions: Sessions
 ) -> None:

@@ -3,6 +3,7 @@
 `python -m tests.worker.stand_in SCENARIO FOLDER PIPE PARENT`. Pipes, files and signals are real; there is no torch.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from worker.protocol import (
     Message,
     NoDiskSpace,
     Progressed,
+    Reading,
     Refused,
     Saved,
     Scored,
@@ -76,6 +78,15 @@ class StandIn:
 
     # The scenarios.
 
+    def evolve_many_experts(self) -> None:
+        change = {"dropped": 123456, "grown": 123456, "reactivated": 123456, "pruned": 123456}
+        layers = {f"model.layers.{block}.mlp.experts.{n}.gate_proj": change for block in range(100) for n in range(125)}
+        message = TopologyEvolved(step=1, **change, sparsity=0.6, undone=False, layers=layers)
+        line = encode(message)
+        while line:
+            line = line[os.write(self.pipe, line) :]
+        self.finish()
+
     def succeed(self) -> None:
         self.report()
         self.save(0, pruned="p", run="r0")
@@ -127,6 +138,14 @@ class StandIn:
     def fail_with_user_error(self) -> None:
         self.say(Failed(user_error=True, code="not_enough_text", message="Give more text."))
 
+    def report_texts_with_nul(self) -> None:
+        self.say(Scored(scores={"a\0": 1.0}))
+        os.write(
+            self.pipe, json.dumps({"type": "failed", "user_error": True, "code": "a\0", "message": "b\0"}).encode()
+        )
+        os.write(self.pipe, b"\n")
+        time.sleep(60)
+
     def write_garbage(self) -> None:
         os.write(self.pipe, b"hello\n")
         time.sleep(60)
@@ -151,6 +170,10 @@ class StandIn:
             time.sleep(0.02)
         self.save(5, pruned="p", run="r5")
         self.say(Stopped())
+
+    def read_forever(self) -> None:
+        self.say(Reading(records=7))
+        time.sleep(60)
 
     def get_stuck(self) -> None:
         for step in range(1, 6):

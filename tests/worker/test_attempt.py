@@ -1,12 +1,14 @@
 """One attempt in its worker, with a fake training process that follows the protocol."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from botocore.exceptions import ClientError
@@ -52,6 +54,15 @@ def test_a_result_is_published_with_everything_reported(backend: Backend, job_id
     assert len(phases) == 2, "training, and uploading the result"
     assert [file["name"] for file in checkpoint.files] == ["model.safetensors", "manifest.json"]
     assert checkpoint.sha256 == checkpoint.files[-1]["sha256"]
+
+
+def test_an_event_of_a_model_with_many_experts_is_stored_as_a_whole(backend: Backend, job_id: str) -> None:
+    supervisor(backend, "evolve_many_experts").run()
+    assert backend.job(job_id).status == Status.SUCCEEDED, backend.job(job_id).error
+    (event,) = (row for row in backend.event_rows(job_id) if row.type == "topology.evolved")
+    assert len(json.dumps(event.data)) > 1 << 20
+    assert len(event.data["layers"]) == 12_500
+    assert event.data["layers"]["model.layers.99.mlp.experts.124.gate_proj"]["pruned"] == 123456
 
 
 def test_after_success_only_the_checkpoint_remains(backend: Backend, job_id: str) -> None:
@@ -274,6 +285,45 @@ def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monk
     assert "job.retried" in backend.events(job_id)
     (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
     assert "No new training step for" in event.data["message"]
+
+
+def test_a_nul_in_a_report_ends_in_the_error_and_not_in_a_lost_lease(backend: Backend, job_id: str) -> None:
+    assert supervisor(backend, "report_texts_with_nul").run(), "the worker is healthy"
+    job, mark = backend.job(job_id), "\N{REPLACEMENT CHARACTER}"
+    assert job.error == {"fault": "user_error", "code": f"a{mark}", "message": f"b{mark}"}
+    assert (job.status, job.attempt, job.scores) == (Status.FAILED, 1, {f"a{mark}": 1.0})
+
+
+def test_a_tokenizer_that_does_not_end_is_an_error_of_the_user_and_not_retried(
+    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.watchdog.RECORD_SECONDS", 1.0)
+    assert supervisor(backend, "read_forever").run(), "the worker is healthy"
+    job = backend.job(job_id)
+    assert job.error is not None
+    assert (job.status, job.attempt) == (Status.FAILED, 1)
+    assert (job.error["fault"], job.error["code"]) == ("user_error", "reading_hung")
+    assert "after record 7" in job.error["message"]
+    (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
+    assert "in read_forever" in event.data["output"], "the stack of the process that hangs"
+
+
+def test_a_job_runs_no_longer_than_its_limit_over_all_attempts(backend: Backend) -> None:
+    job_id = backend.add_job(backend.add_dataset(["one", "two"]), max_seconds=100)
+    with backend.sessions.begin() as session:
+        session.get_one(Job, job_id).run_seconds = 99.9
+    assert supervisor(backend, "hang_with_child").run(), "the worker is healthy"
+    job = backend.job(job_id)
+    assert job.error is not None
+    assert (job.status, job.attempt, job.error["code"]) == (Status.FAILED, 1, "run_time_exceeded")
+    assert 100 < job.run_seconds < 110
+
+
+@pytest.mark.parametrize("limits", [{"job_seconds": 1}, {"tenant_job_seconds": {"default": 1}}])
+def test_the_operator_limits_the_run_time(backend: Backend, job_id: str, limits: dict[str, Any]) -> None:
+    strict = replace(backend, settings=backend.settings.model_copy(update=limits))
+    supervisor(strict, "hang_with_child").run()
+    assert (backend.job(job_id).error or {}).get("code") == "run_time_exceeded"
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])

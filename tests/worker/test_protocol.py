@@ -12,6 +12,8 @@ from worker.protocol import (
     Message,
     NoDiskSpace,
     Progressed,
+    Reading,
+    Refused,
     Saved,
     Scored,
     Stopped,
@@ -22,6 +24,7 @@ from worker.protocol import (
 
 MESSAGES: list[Message] = [
     Progressed(phase=Phase.TRAINING, progress=1 / 3, step=7),
+    Reading(records=7),
     Measured(step=7, values={"loss": 0.1 + 0.2, "tokens_per_second": 1e-300}),
     TopologyEvolved(
         step=60,
@@ -48,6 +51,13 @@ def test_a_message_is_one_line_and_is_decoded_to_an_equal_message(message: Messa
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert decode(line) == message
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_a_message_can_name_any_text_of_a_model(text: str) -> None:
+    for message in (Failed(user_error=True, code=text, message=text), Refused(message=text)):
+        assert decode(encode(message)).message == "a\N{REPLACEMENT CHARACTER}b"  # type: ignore[union-attr]
+    assert b"\\u0000" not in encode(Failed(user_error=True, code="a", message=text))
 
 
 @pytest.mark.parametrize("line", [b"", b"hello\n", b'{"type": "saved"}\n', b'{"type": "other"}\n', b"\xff\n"])
