@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from api.app import make_app
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
-from tests.api.conftest import problem, serving
+from tests.api.conftest import Json, problem, serving
 
 Sessions = sessionmaker[Session]
 STREAM = {"Accept": "text/event-stream"}
@@ -63,7 +63,7 @@ def test_a_page_of_events_holds_few_of_a_model_with_many_layers(
         for step, layers in ((1, 3), (2, 2), (3, 1), (4, 9), (5, 1)):
             data = {"step": step, "layers": {str(n): {"grown": 1} for n in range(layers)}}
             attempts.record_evolution(session, attempt, data)
-    pages, page = list[list[int]](), Json({"has_more": True, "data": [{"id": 0}]})
+    pages, page = list[list[int]](), Json(has_more=True, data=[{"id": 0}])
     while page["has_more"]:
         after = page["data"][-1]["id"]
         page = client.get(f"/jobs/{attempt.job_id}/events", params={"after": after}).json()
