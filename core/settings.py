@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     )
 
     scratch: Path = Field(default=Path("/tmp/seft"), description="Folder for the files of a running job.")  # noqa: S108
+    hub_cache_bytes: int = Field(
+        default=1 << 39,
+        ge=0,
+        description="Maximum size of the models that this machine keeps from the hub, in bytes; 0 means no limit. The"
+        " least recently used models that no process uses are deleted first.",
+    )
     device: str = Field(
         default="auto",
         description="Torch device of a worker, such as `cpu` or `cuda:1`; `auto` uses CUDA if available.",

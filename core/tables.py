@@ -218,9 +218,8 @@ class Job(Base):
 class JobLabel(Base):
     """One name-value pair of a job's metadata. Lists of jobs are filtered with these rows.
 
-    The primary key sorts the jobs of a pair in the order of a list. The pairs inside the JSON column cannot be used,
-    because Postgres has no statistics of them. It would scan all jobs to find a rare pair, or collect all jobs with a
-    common pair for a page of 20.
+    The primary key sorts the jobs of a pair in the order of a list. Postgres has no statistics of the pairs inside the
+    JSON column. It would scan all jobs to find a rare pair, or collect all jobs with a common pair for a page of 20.
     """
 
     __tablename__ = "job_labels"

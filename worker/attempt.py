@@ -132,7 +132,7 @@ class Supervisor:
             self._fail(AttemptError("storage_failed", str(error)))
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                self._pause_for_space(Reason.DISK_FULL, str(error), None)
+                self._pause_for_space(Reason.DISK_FULL, str(error), getattr(error, "needed", None))
             else:
                 message = (
                     f"The worker cannot use its scratch folder: {error}. Check the disk of {self.settings.scratch}."

@@ -16,6 +16,7 @@ from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
 from seft.models.source import fetch_into, find, find_on_hub
+from worker import disk_space
 from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_file
 
@@ -56,6 +57,7 @@ class Files:
         except GoneError as error:
             shutil.rmtree(self.folder / STATE)
             resume, gone = None, error
+        disk_space.require_space(self.folder, sum(file["size"] for file in self.attempt.model_files))
         for file in self.attempt.model_files:
             path = self.folder / MODELS / self.attempt.spec.model / file["name"]
             self.transfers.download(file["key"], path, file["sha256"])
@@ -68,6 +70,7 @@ class Files:
             threads=self.settings.threads,
             checkpoint_seconds=self.settings.checkpoint_seconds,
             micro_batch=self.attempt.micro_batch,
+            hub_cache_bytes=self.settings.hub_cache_bytes,
             private=self._fetch_private_model(),
         ).write(self.folder)
         if self.attempt.stop_step is not None:
@@ -89,6 +92,7 @@ class Files:
         if source.token is None:
             return None
         folder = self.folder / MODELS / str(source.revision)
+        disk_space.require_space(self.folder, source.bytes())
         fetch_into(folder, source, alive=self.transfers.check)
         return folder
 

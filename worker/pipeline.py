@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from core.models import hub_cache
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Facts
@@ -107,6 +108,10 @@ class Pipeline:
         configure_torch(self.task.threads)
         self._progress(Stage.LOADING, 0.0)
         source = self._source()
+        with hub_cache.using(source, self.task.hub_cache_bytes):
+            self._run(source)
+
+    def _run(self, source: ModelSource) -> None:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)

@@ -51,6 +51,8 @@ class Task(_Part):
     checkpoint_seconds: float
     micro_batch: int | None
     """Number of sequences on the device at a time, or None to use the value of the request."""
+    hub_cache_bytes: int = 0
+    """Maximum size of the cache of hub models; 0 means no limit."""
     private: Path | None = None
     """Folder of a private hub model that the worker has downloaded, or None for any other model."""
 

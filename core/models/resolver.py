@@ -3,10 +3,11 @@
 `seft.models.source` defines which models can be loaded. This module adds results of earlier jobs, and hub tokens.
 """
 
+import errno
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from core.access.hub_tokens import HubTokens, account_name
 from core.errors import Code, Flaw, ProblemError
 from core.estimate.dimensions import Dimensions, read_dimensions
 from core.infra.storage import Storage, is_missing
-from core.models import results
+from core.models import hub_cache, results
 from core.models.results import is_result
 from core.request_fields import printable
 from core.settings import Settings
@@ -42,6 +43,8 @@ CACHE_SIZE = 256
 
 Only commits of hub models and results of jobs are cached, because they never change.
 """
+RETRY_SECONDS = 60
+"""Seconds after which a request may be sent again that found no space on the disk."""
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of code that reads a file that is not what it seems. The log has them, because they can also be our mistake.
 """
@@ -63,6 +66,7 @@ class ModelResolver:
         self, settings: Settings, sessions: sessionmaker[Session], storage: Storage, tokens: HubTokens
     ) -> None:
         self._roots, self._sessions, self._storage, self._tokens = settings.model_roots, sessions, storage, tokens
+        self._cache_bytes = settings.hub_cache_bytes
         self._hub_calls, self._hub_lock = Counter[str](), threading.Lock()
         self._cache: dict[tuple[str, str | None], Dimensions] = {}
 
@@ -114,8 +118,8 @@ class ModelResolver:
         Raises the errors of `find`. Files that only this tenant may read are deleted after the `with` block.
         """
         source = self.find(tenant, reference, revision)
-        with TemporaryDirectory() as private:
-            path = Path(private)
+        with ExitStack() as stack:
+            path = Path(stack.enter_context(TemporaryDirectory()))
             with _source_errors(reference):
                 if is_result(reference):
                     results.download_tokenizer(
@@ -127,6 +131,7 @@ class ModelResolver:
                     require_size(reference, source.bytes(weights=False), MAX_TOKENIZER_BYTES)
                     with self._hub_call(tenant, "model", repr(reference)):
                         if source.token is None:
+                            stack.enter_context(hub_cache.using(source, self._cache_bytes, weights=False))
                             path = fetch(source, weights=False)
                         else:
                             fetch_into(path, source, weights=False)
@@ -196,6 +201,11 @@ def _source_errors(reference: str) -> Iterator[None]:
         message = f"The checkpoint of {reference} is no longer in the storage. Use the checkpoint of another job."
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
         raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message = f"The disk of the service has no space for the files of {reference}. Try again later."
+        raise ProblemError(Code.UNAVAILABLE, message, retry_after=RETRY_SECONDS) from error
     except MALFORMED as error:
         log.exception("model.malformed", model=reference)
         message = f"The files of {reference!r} are malformed: {type(error).__name__}. Save the model again."

@@ -4,6 +4,7 @@ The checks need no weights and no torch, so a server rejects at once what a work
 that need the weights (missing tensors, no linear layer to prune) are in `seft.models.load` and `seft.models.targets`.
 """
 
+import errno
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class ModelSource:
     shared cache."""
     sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
     """Sizes in bytes of the files on the hub, by name. Empty for a model whose files are not on the hub."""
+    branch: str | None = None
+    """Branch, tag or commit by which the model was found on the hub. None for the default branch."""
 
     def files(self, *, weights: bool = True) -> list[str]:
         """Return the names of the files on the hub that a loader reads, with or without those of the weights."""
@@ -108,15 +111,19 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
     if source.path is not None:
         return source.path
     try:
-        return Path(
-            hub.snapshot_download(
-                source.reference,
-                revision=source.revision,
-                allow_patterns=source.files(weights=weights),
-                etag_timeout=HUB_SECONDS,
-            )
+        folder = hub.snapshot_download(
+            source.reference,
+            revision=source.revision,
+            allow_patterns=source.files(weights=weights),
+            etag_timeout=HUB_SECONDS,
         )
+        if source.branch != source.revision:
+            # This stores in the cache which commit the branch means, for use offline.
+            hub.hf_hub_download(source.reference, CONFIG, revision=source.branch, etag_timeout=HUB_SECONDS)
+        return Path(folder)
     except (HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise SourceError(
             UNREACHABLE, f"the download of {source.reference} from the hub failed: {error}. Try again later."
         ) from error
@@ -218,11 +225,8 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
             return read_part(reference, name, 0, MAX_FILE_BYTES, revision=info.sha, token=token)
 
         config = read_config(reference, sizes, read)
-        if token is None:
-            # This stores the name of the commit in the cache, for use offline.
-            hub.hf_hub_download(reference, CONFIG, revision=revision, etag_timeout=HUB_SECONDS)
     licence = checked_licence(info.card_data.license if info.card_data else None)
-    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token, sizes)
+    return ModelSource(reference, Kind.HUB, None, info.sha, config, licence, token, sizes, revision)
 
 
 def fetch_into(
@@ -252,14 +256,22 @@ def cached_models() -> list[str]:
 
 
 def find_cached(reference: str, revision: str | None) -> ModelSource:
-    """Return a hub model from the cache, while HF_HUB_OFFLINE is set. Raises SourceError if it is not cached."""
+    """Return a hub model from the cache, while HF_HUB_OFFLINE is set. Raises SourceError if it is not cached.
+
+    Without a revision, and if the cache does not know the default branch, the newest commit in the cache is returned.
+    """
     try:
         folder = Path(
             hub.snapshot_download(reference, revision=revision, allow_patterns=[*PATTERNS], local_files_only=True)
         )
     except LocalEntryNotFoundError as error:
-        raise SourceError(
-            UNREACHABLE,
-            f"HF_HUB_OFFLINE is set and {reference} is not in the hub cache. Unset it, or download the model first.",
-        ) from error
+        commits = Path(constants.HF_HUB_CACHE).glob(f"models--{reference.replace('/', '--')}/snapshots/*")
+        newest = max(commits, key=lambda commit: commit.stat().st_mtime, default=None)
+        if revision is not None or newest is None:
+            raise SourceError(
+                UNREACHABLE,
+                f"HF_HUB_OFFLINE is set and {reference} is not in the hub cache. Unset it, or download the model"
+                " first.",
+            ) from error
+        folder = newest
     return downloaded(reference, folder)

@@ -114,6 +114,6 @@ def test_a_model_of_the_hub_is_described_without_its_weights(
         assert (model["kind"], model["revision"], model["licence"]) == ("hub", COMMIT, "apache-2.0")
         assert model["parameters"] == client.get("/models/tiny").json()["parameters"]
         problem(client.get("/models/owner/none"), 404, "not_found")
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert not list((tmp_path / "cache").rglob("*"))
     problem(client.get("/models/nothing"), 404, "not_found")
     problem(client.get("/models/tiny", params={"revision": "main"}), 422, "invalid_request")

@@ -253,6 +253,7 @@ def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tm
     assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
     offline = ask_hub(tmp_path, endpoint, "tiny/llama", "main", HF_HUB_OFFLINE="1")
     assert (offline["revision"], offline["config"]) == (COMMIT, CONFIG)
+    assert ask_hub(tmp_path, endpoint, "tiny/llama", HF_HUB_OFFLINE="1")["revision"] == COMMIT
     absent = ask_hub(tmp_path, endpoint, "tiny/other", HF_HUB_OFFLINE="1")
     assert absent["code"] == "hub_unreachable"
 

@@ -1,0 +1,114 @@
+"""Keep the cache of hub models on this machine below its limit, and delete the models that were not used for longest.
+
+A process that uses a model holds a shared lock on the model's lock file. The kernel releases it when the process ends,
+however it ends. Only a model without such a lock is deleted. A model that no process of this service has ever used has
+no lock file, and is never deleted: the cache may also belong to a user of the machine.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import huggingface_hub as hub
+from huggingface_hub import constants
+
+from seft.errors import SourceError
+from seft.models.hub_files import REFUSED
+from seft.models.source import ModelSource
+
+LOCKS = ".seft-locks"
+SPARE_BYTES = 1 << 30
+"""Bytes that stay free on the disk after a download."""
+
+
+class CacheFullError(OSError):
+    """The disk has too little space for the `needed` bytes of a model, even without the models that no job uses."""
+
+    def __init__(self, reference: str, needed: int, free: int) -> None:
+        way_out = "Free space on the disk of the hub cache: the job continues as soon as there is enough."
+        message = f"The download of {reference} needs {needed} bytes, and {SPARE_BYTES} must stay free;"
+        super().__init__(errno.ENOSPC, f"{message} only {free} are free. {way_out}")
+        self.needed = needed + SPARE_BYTES
+
+
+@contextmanager
+def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[None]:
+    """Make space for the files of a hub model that are not cached yet, and protect the model during the `with` block.
+
+    Does nothing for a model whose files are somewhere else.
+    `limit` is the maximum size of the cache in bytes; 0 means no limit. Raises SourceError if the model is larger than
+    the limit, and CacheFullError if the disk has too little space.
+    """
+    if source.path is not None:
+        yield
+        return
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
+    with _lock_file(folder) as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(lock)
+        _make_space(source, folder, limit, weights=weights)
+        yield
+
+
+def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool) -> None:
+    if limit and source.bytes(weights=weights) > limit:
+        message = f"a model must have at most {limit} bytes, the limit of the cache of the machine;"
+        way_out = "Choose a smaller model, or ask the operator to raise SEFT_HUB_CACHE_BYTES."
+        size = source.bytes(weights=weights)
+        raise SourceError(REFUSED, f"{message} {source.reference!r} has {size} bytes. {way_out}")
+    missing = sum(source.sizes[name] for name in source.files(weights=weights) if not _is_cached(source, name))
+    candidates = _least_recently_used(folder)
+    while missing and not _fits(missing, folder.parent, limit):
+        oldest = next(candidates, None)
+        if oldest is None:
+            free = shutil.disk_usage(folder.parent).free
+            if missing + SPARE_BYTES > free:
+                raise CacheFullError(source.reference, missing, free)
+            return  # every other model is in use, so the cache exceeds its limit until one is not
+        _delete_unused(oldest)
+
+
+def _is_cached(source: ModelSource, name: str) -> bool:
+    return isinstance(hub.try_to_load_from_cache(source.reference, name, revision=source.revision), str)
+
+
+def _fits(missing: int, cache: Path, limit: int) -> bool:
+    used = sum(_size(folder) for folder in _folders(cache)) if limit else 0
+    return missing + SPARE_BYTES <= shutil.disk_usage(cache).free and (not limit or used + missing <= limit)
+
+
+def _folders(cache: Path) -> list[Path]:
+    """Return the folders of the models that this service has used."""
+    return [cache / lock.name for lock in (cache / LOCKS).iterdir() if (cache / lock.name).is_dir()]
+
+
+def _least_recently_used(own: Path) -> Iterator[Path]:
+    locks = own.parent / LOCKS
+    others = [folder for folder in _folders(own.parent) if folder != own]
+    yield from sorted(others, key=lambda folder: (locks / folder.name).stat().st_mtime)
+
+
+def _delete_unused(folder: Path) -> None:
+    """Delete a model from the cache, unless a process uses it."""
+    with _lock_file(folder) as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _lock_file(folder: Path) -> Iterator[int]:
+    (locks := folder.parent / LOCKS).mkdir(parents=True, exist_ok=True)
+    lock = os.open(locks / folder.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes that a folder uses on the disk. Links are not followed: a snapshot has links to the files."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
