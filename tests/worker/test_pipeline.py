@@ -29,6 +29,7 @@ from worker.protocol import (
     Measured,
     Message,
     Progressed,
+    Reading,
     Refused,
     Saved,
     Scored,
@@ -124,6 +125,17 @@ def test_a_run_reports_its_progress_and_its_measurements(uninterrupted: Run) -> 
     assert set(result.scores) == {"dense", "pruned", "repaired"}
     assert result.measured["linears"]["share"] == pytest.approx(0.6, abs=0.01)
     assert result.measured["grown_zeros"] > 0
+
+
+def test_reading_is_reported_before_a_tokenizer_runs_and_can_be_stopped(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pipeline.READING_SECONDS", 0.0)
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:10])
+    with pytest.raises(Cancelled):
+        run.run(stopping=lambda: len(run.of_type(Reading)) == 4)
+    assert [message.records for message in run.of_type(Reading)] == [0, 0, 1, 2]
+    assert [message.progress for message in run.of_type(Progressed)] == [0.0], "nothing is loaded yet"
 
 
 def test_topology_updates_are_reported_per_layer_and_their_sums_are_in_the_metrics(uninterrupted: Run) -> None:

@@ -1,5 +1,6 @@
 """The page of models, the look-up of a model, and the suggestions in forms."""
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_models_are_listed_with_their_details_and_a_result_links_to_its_job(
     assert "/jobs/new?model" not in stranger
 
 
+def test_a_model_that_cannot_be_used_is_named_with_its_reason_and_hides_no_other(browser: Browser, root: Path) -> None:
+    odd = write_hollow(root / EVIL) / "config.json"
+    odd.write_text(json.dumps({"architectures": ["x\ud800ForCausalLM"]}))
+    page = browser.show("/models")
+    assert [row.partition(" ")[0] for row in rows_of(page)] == ["tiny"]
+    text = " ".join(visible(page).split())
+    assert f"Skipped models that cannot be used {EVIL} no text in config.json of" in text
+
+
 def test_paging_lists_every_model_once(
     browser: Browser, root: Path, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +94,7 @@ def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
     [
         ("model=nothing", "model", "must be a local model or a hub id"),
         ("model=../tiny", "model", "without '..'"),
-        ("model=%00", "model", "must be a local model or a hub id"),
+        ("model=%00", "model", "must be valid text without NUL"),
         ("model=tiny&revision=main", "revision", "must not be set"),
     ],
 )
