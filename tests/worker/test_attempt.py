@@ -6,9 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 from botocore.exceptions import ClientError
@@ -267,63 +266,6 @@ def test_a_shutdown_waits_no_longer_than_its_limit(
         wait_for(lambda: backend.job(job_id).progress == 0.5)
         attempt.draining.set()
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 0)
-
-
-def test_a_silent_process_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.watchdog.SILENT_SECONDS", 3.0)
-    supervisor(backend, "hang_with_child").run()
-    assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
-    (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
-    assert "in hang_with_child" in event.data["output"], "the stack of the process that hangs"
-    assert "sent no message for" in event.data["message"]
-
-
-def test_training_without_new_steps_is_ended(backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.watchdog.STEP_SECONDS", 1.0)
-    supervisor(backend, "get_stuck").run()
-    assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
-    assert "job.retried" in backend.events(job_id)
-    (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
-    assert "No new training step for" in event.data["message"]
-
-
-def test_a_nul_in_a_report_ends_in_the_error_and_not_in_a_lost_lease(backend: Backend, job_id: str) -> None:
-    assert supervisor(backend, "report_texts_with_nul").run(), "the worker is healthy"
-    job, mark = backend.job(job_id), "\N{REPLACEMENT CHARACTER}"
-    assert job.error == {"fault": "user_error", "code": f"a{mark}", "message": f"b{mark}"}
-    assert (job.status, job.attempt, job.scores) == (Status.FAILED, 1, {f"a{mark}": 1.0})
-
-
-def test_a_tokenizer_that_does_not_end_is_an_error_of_the_user_and_not_retried(
-    backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.watchdog.RECORD_SECONDS", 1.0)
-    assert supervisor(backend, "read_forever").run(), "the worker is healthy"
-    job = backend.job(job_id)
-    assert job.error is not None
-    assert (job.status, job.attempt) == (Status.FAILED, 1)
-    assert (job.error["fault"], job.error["code"]) == ("user_error", "reading_hung")
-    assert "after record 7" in job.error["message"]
-    (event,) = [event for event in backend.event_rows(job_id) if event.type == "attempt.hung"]
-    assert "in read_forever" in event.data["output"], "the stack of the process that hangs"
-
-
-def test_a_job_runs_no_longer_than_its_limit_over_all_attempts(backend: Backend) -> None:
-    job_id = backend.add_job(backend.add_dataset(["one", "two"]), max_seconds=100)
-    with backend.sessions.begin() as session:
-        session.get_one(Job, job_id).run_seconds = 99.9
-    assert supervisor(backend, "hang_with_child").run(), "the worker is healthy"
-    job = backend.job(job_id)
-    assert job.error is not None
-    assert (job.status, job.attempt, job.error["code"]) == (Status.FAILED, 1, "run_time_exceeded")
-    assert 100 < job.run_seconds < 110
-
-
-@pytest.mark.parametrize("limits", [{"job_seconds": 1}, {"tenant_job_seconds": {"default": 1}}])
-def test_the_operator_limits_the_run_time(backend: Backend, job_id: str, limits: dict[str, Any]) -> None:
-    strict = replace(backend, settings=backend.settings.model_copy(update=limits))
-    supervisor(strict, "hang_with_child").run()
-    assert (backend.job(job_id).error or {}).get("code") == "run_time_exceeded"
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
