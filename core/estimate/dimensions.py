@@ -19,7 +19,7 @@ ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.we
 """Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 MAX_NUMBER = 1 << 31
 """Largest number of a config that is used. No model has a larger one."""
-MAX_SHAPES = 20_000
+MAX_SHAPES = 5_000
 """Largest number of different weight matrices in all blocks. Equal matrices of a block count once."""
 STORED_TRANSPOSED = frozenset({"gpt2"})
 """Model types that store the weight matrix of a linear layer in the shape (inputs, outputs), not (outputs, inputs)."""

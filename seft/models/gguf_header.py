@@ -104,9 +104,10 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {tensors}")
         _values(cursor)
         shapes = dict(_tensor(cursor) for _ in range(tensors))
-    require_plausible(shapes)
+    parameters = sum(map(values, shapes.values()))
+    require_plausible(len(shapes), parameters)
     # Every type of GGUF needs more than one bit per value.
-    if sum(map(values, shapes.values())) > 8 * path.stat().st_size:
+    if parameters > 8 * path.stat().st_size:
         raise ValueError("the tensors have more values than the file can contain; it is incomplete")
     return shapes
 

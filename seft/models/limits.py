@@ -3,7 +3,7 @@
 The largest open models stay below every limit. A file above one is rejected as malformed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 MAX_FILE_BYTES = 4 << 20
@@ -37,9 +37,9 @@ def values(shape: Sequence[int]) -> int:
     return product
 
 
-def require_plausible(shapes: Mapping[str, Sequence[int]]) -> None:
+def require_plausible(tensors: int, parameters: int) -> None:
     """Raise ValueError if a model has too many tensors or too many parameters."""
-    if len(shapes) > MAX_TENSORS:
-        raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this one has {len(shapes)} or more")
-    if (parameters := sum(map(values, shapes.values()))) > MAX_PARAMETERS:
+    if tensors > MAX_TENSORS:
+        raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this one has {tensors} or more")
+    if parameters > MAX_PARAMETERS:
         raise ValueError(f"a model may have at most {MAX_PARAMETERS} parameters; this one has {parameters} or more")

@@ -64,13 +64,13 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
 def merge(headers: Iterable[Header]) -> dict[str, Shape]:
     """Return the shapes of all files of a model. Raises ValueError as soon as the files exceed a limit together."""
     merged: dict[str, Shape] = {}
-    total = 0
+    total = parameters = 0
     for header in headers:
         merged |= header.shapes
-        total += header.bytes
+        total, parameters = total + header.bytes, parameters + sum(map(values, header.shapes.values()))
         if total > MAX_HEADERS_BYTES:
             raise ValueError(f"all headers of a model may have at most {MAX_HEADERS_BYTES} bytes together")
-        require_plausible(merged)
+        require_plausible(len(merged), parameters)
     return merged
 
 
