@@ -43,7 +43,8 @@ class Process:
                 stderr=subprocess.STDOUT,
                 pass_fds=[child_end],
                 start_new_session=True,
-                env=_environment(),
+                # Temporary files are deleted with the folder of the job, also if the process is killed.
+                env={**_environment(), "TMPDIR": str(folder)},
             )
         except BaseException:
             os.close(messages)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -208,7 +209,7 @@ class StandIn:
 
 def main(scenario: str, folder: str, pipe: str, parent: str) -> None:
     exit_with_parent(int(parent))
-    (Path(folder) / "environment").write_text("\n".join(os.environ))
+    (Path(folder) / "environment").write_text("\n".join([*os.environ, tempfile.gettempdir()]))
     getattr(StandIn(Path(folder), int(pipe)), scenario)()
 
 

@@ -341,6 +341,7 @@ def test_the_training_process_gets_none_of_the_settings(
         wait_for(lambda: backend.job(job_id).phase == Phase.TRAINING)
         names = (attempt.files.folder / "environment").read_text().split()
         assert "PATH" in names
+        assert names[-1] == str(attempt.files.folder), "temporary files are deleted with the job"
         assert not [name for name in names if name.startswith("SEFT_")]
         assert "secret" not in (attempt.files.folder / "job.json").read_text()
 
