@@ -34,7 +34,7 @@ from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Step
-from seft.retain import load_retained, save_retained, split_retained
+from seft.retain import load_retained, opening_tokens, save_retained, split_retained
 from seft.stages import retained_text
 
 TextName = Literal["wikitext2", "gsm8k"]
@@ -54,11 +54,15 @@ CODE = (
     "models",
     "prune",
     "repair",
+    "checkpoint/pack.py",
+    "choices.py",
     "distill.py",
     "evaluate.py",
     "loss.py",
     "objective.py",
     "retain.py",
+    "seeds.py",
+    "stages.py",
 )
 """Parts of the package `seft` on which the figures of an experiment depend."""
 Figures = dict[str, Any]
@@ -125,7 +129,7 @@ class Bench:
         config = cell.repair
         if config is None or not config.retains:
             return None
-        which = (config.retain, config.retain_tokens, config.sequence_tokens, config.seed, cell.dtype)
+        which = (config.retain, config.retained_windows, config.sequence_tokens, config.seed, cell.dtype)
         return self.work / f"retained {_hash([self.name, *map(str, which)])}-{code_hash()}.safetensors"
 
     def retain(self, cell: Cell) -> None:
@@ -135,9 +139,10 @@ class Bench:
         assert config
         loaded = load(self.source, dtype=getattr(torch, cell.dtype))
         records = encode(self._records(RETAINED), loaded.tokenizer) if config.retain is Retain.DATASET else []
-        retained = retained_text(loaded, config, records)
+        retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), records)
         assert retained
-        save_retained(retained, path)
+        save_retained(retained, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
 
     def run(self, cell: Cell, label: str, questions: int = 0) -> Figures:
         """Run one experiment, whose base must have been run, and save its weights.

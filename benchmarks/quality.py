@@ -117,8 +117,9 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
             running = {pool.submit(_work, arguments, cell, labels.get(cell, "base")): cell for cell in cells}
             for done in as_completed(running):
                 cell = running[done]
-                if done.exception():
-                    pool.shutdown(cancel_futures=True)
+                if error := done.exception():
+                    print(f"{labels.get(cell, 'base')}: {error!r}", flush=True)
+                    continue
                 results.add(cell, done.result())
                 print(table({labels.get(cell, "base"): cell}, results).splitlines()[-1], flush=True)
 

@@ -182,10 +182,13 @@ class RepairSpec(Spec):
         " writes it before it is pruned.",
     )
     retain_share: Number = Field(
-        default=0.5, ge=0.0, le=0.9, description="Fraction of each batch that is retained text."
+        default=0.5, ge=0.01, le=0.9, description="Fraction of each batch that is retained text."
     )
     retain_tokens: Integer = Field(
-        default=65536, ge=2, le=1 << 24, description="Number of tokens of retained text, which are read repeatedly."
+        default=65536,
+        ge=2,
+        le=1 << 22,
+        description="Largest number of tokens of retained text. Each token is used several times.",
     )
     evaluate_interval: Integer = Field(
         default=0,
@@ -203,7 +206,7 @@ class RepairSpec(Spec):
     @property
     def retains(self) -> bool:
         """True if a part of each batch is text on which the model keeps the predictions of the dense model."""
-        return self.method is not RepairMethod.NONE and self.retain is not config.Retain.NONE and self.retain_share > 0
+        return self.method is not RepairMethod.NONE and self.retain is not config.Retain.NONE
 
 
 class EvaluateSpec(Spec):
@@ -338,6 +341,9 @@ class JobSpec(Spec):
             if prune.gradual and repair is None:
                 way_out = "Use the method seft with density all, or the schedule one_shot."
                 raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
+            if repair is None and self.repair.retain is not config.Retain.NONE:
+                way_out = "Leave retain out, or choose a repair method."
+                raise ConfigError("retain", "must be none if nothing is trained", str(self.repair.retain), way_out)
             config.require_repair_of(prune, repair)
         except ConfigError as error:
             raise _located(error) from error

@@ -202,7 +202,9 @@ def _add_repair(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="Folder that prune wrote.")
     _add_texts(command)
     add_options(command, RepairConfig)
-    command.add_argument("--teacher", help="Dense model to distill from: a folder, a GGUF file or a hub id.")
+    command.add_argument(
+        "--teacher", help="Dense model to distill from, or to retain: a folder, a GGUF file or a hub id."
+    )
     _add_out(command)
     _add_place(command)
 

@@ -31,12 +31,7 @@ class Distillation:
     def __init__(self, model: Any, teacher: Any, config: RepairConfig) -> None:
         self._student, self._teacher = Predictor(model), Predictor(teacher)
         self._weight, self._hidden = config.distill_weight, config.hidden_weight
-        for setting in ("vocab_size", "hidden_size", "num_hidden_layers"):
-            own, other = (getattr(each.config, setting, None) for each in (model, teacher))
-            if own != other:
-                rule = f"must have the {setting} of the pruned model, {own}"
-                way_out = "Use the original model, from before pruning."
-                raise ConfigError("teacher", rule, str(other), way_out, lead="it has")
+        require_same_shape(model, teacher)
 
     def __call__(self, batch: Packed) -> Float[Tensor, ""]:
         """Return the loss of a batch, as `Objective` describes."""
@@ -55,12 +50,22 @@ class Distillation:
 
         def mixed(logits: Tensor, some: slice) -> Tensor:
             with torch.no_grad():
-                target = self._teacher.logits(teacher_rows[some])
+                target = self._teacher.logits(teacher_rows[some]).log_softmax(1)
                 top = target.topk(min(TOP_LOGITS, target.shape[1]))
             divergence = top_divergence(logits, top.indices, top.values)
             return (1 - self._weight) * plain(logits, some) + self._weight * divergence
 
         return mixed
+
+
+def require_same_shape(model: Any, teacher: Any) -> None:
+    """Raise ConfigError if the teacher cannot be the dense model from which `model` was made."""
+    for setting in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        own, other = (getattr(each.config, setting, None) for each in (model, teacher))
+        if own != other:
+            rule = f"must have the {setting} of the pruned model, {own}"
+            way_out = "Use the original model, from before pruning."
+            raise ConfigError("teacher", rule, str(other), way_out, lead="it has")
 
 
 def square_head(

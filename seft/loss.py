@@ -20,6 +20,8 @@ from seft.models.predictor import Predictor
 LOGITS_AT_ONCE = 1 << 24
 """Number of logits in memory at a time."""
 
+SMALLEST = 1e-6
+"""Probability below which all tokens outside of the most probable ones are ignored."""
 Criterion = Callable[[Float[Tensor, "some vocabulary"], slice], Float[Tensor, "some"]]
 """Function that computes the losses of some predictions from their logits. The slice tells which predictions."""
 
@@ -50,19 +52,19 @@ def cross_entropy(batch: Packed) -> Criterion:
 
 
 def with_recorded(batch: Packed, criterion: Criterion) -> Criterion:
-    """Return a criterion that uses the divergence from recorded predictions in the windows that have some.
+    """Return a criterion that uses the divergence from recorded predictions, in windows that have recorded predictions.
 
     In the other windows it is `criterion`.
     """
     if (teacher := batch.teacher) is None:
         return criterion
     known = teacher.known.repeat_interleave(batch.trained.sum(1))
-    tokens, target = teacher.tokens[batch.trained].long(), teacher.logits[batch.trained].float()
+    tokens, target = teacher.tokens[batch.trained].long(), teacher.logarithms[batch.trained]
 
     def chosen(logits: Tensor, some: slice) -> Tensor:
         if not known[some].any():
             return criterion(logits, some)
-        divergence = top_divergence(logits, tokens[some], target[some])
+        divergence = teacher.weight * top_divergence(logits, tokens[some], target[some])
         return divergence if known[some].all() else torch.where(known[some], divergence, criterion(logits, some))
 
     return chosen
@@ -75,12 +77,14 @@ def top_divergence(
 ) -> Float[Tensor, "predictions"]:
     """Return the Kullback-Leibler divergence of a model from its teacher, in nats, at temperature 1.
 
-    The distribution of the teacher covers `tokens`, and `target` has their logits. That of the model covers the whole
-    vocabulary, so probability that it gives to other tokens raises the divergence.
+    `target` has the teacher's log-probabilities of `tokens`. All other tokens count as one, so the divergence is 0 if
+    the model equals the teacher, and at most the divergence over the whole vocabulary.
     """
-    teacher = target.log_softmax(1)
     student = logits.log_softmax(1).gather(1, tokens)
-    return (teacher.exp() * (teacher - student)).sum(1)
+    divergence = (target.exp() * (target - student)).sum(1)
+    rest, own = (1 - each.exp().sum(1) for each in (target, student))
+    outside = rest * (rest.clamp(min=SMALLEST).log() - own.clamp(min=SMALLEST).log())
+    return divergence + torch.where(rest > SMALLEST, outside, 0.0)
 
 
 def losses(

@@ -7,20 +7,26 @@ writes it itself, as in LLM-QAT (Liu et al. 2023, arXiv 2305.17888). [ours] A mo
 question, as in Magpie (Xu et al. 2024, arXiv 2406.08464), and samples at a temperature below 1.
 """
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 
 from seft.config import RepairConfig
 from seft.data.chat import question_opening
 from seft.data.packing import Packed, Predictions
+from seft.data.text import require_known_tokens
 from seft.data.tokens import bos_tokens, eos_token, text_tokens
 from seft.distill import TOP_LOGITS
 from seft.errors import ConfigError
+from seft.loss import LOGITS_AT_ONCE
 from seft.models.predictor import Predictor
 from seft.report import Phase, Progress, Reporter, silent
 from seft.seeds import generator
@@ -31,77 +37,122 @@ MEASURED = 8
 """One of this number of windows is not trained on. The loss on these windows shows what the model has kept."""
 TOKENS_AT_ONCE = 1 << 13
 """Number of tokens that the model writes at a time, in several windows. It limits the memory of the key-value cache."""
+REPORTED = 16
+"""Number of tokens of a window between two reports."""
+LONGEST_OPENING = 0.5
+"""Largest part of a window that the opening may fill."""
 
 
 def require_retained(config: RepairConfig, retained: Packed | None) -> None:
-    """Raise ConfigError if `config` retains and there is no retained text, or if it does not and there is one."""
+    """Raise ConfigError if the retained text is not what `config` needs: windows of its length, with predictions."""
     if config.retains and retained is None:
         raise ConfigError("retain", "must be none if there is no retained text", str(config.retain), "Give the text.")
-    if retained is not None and not config.retains:
+    if retained is None:
+        return
+    if not config.retains:
         way_out = "Set retain to written or dataset, or give no retained text."
         raise ConfigError("retain", "must not be none if there is retained text", str(config.retain), way_out)
+    shape = tuple(retained.tokens.shape)
+    if retained.teacher is None or not len(retained) or shape[1] != config.sequence_tokens:
+        rule = f"must be at least one window of {config.sequence_tokens} tokens with the dense model's predictions"
+        raise ConfigError("retained", rule, str(shape), "Give more text, or make it with seft.retain.", lead="it has")
 
 
-@torch.no_grad()
-def write_windows(model: Any, tokenizer: Any, config: RepairConfig, report: Reporter = silent) -> Packed:
-    """Return windows that the model writes, about `retain_tokens` tokens in all. It reads no text.
+def opening_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens from which the model writes on: the start of a question, or the start of a text.
 
-    Reports the first half of the phase WRITING. `with_predictions` reports the second half.
-
-    The text follows from the seed and the model, on devices of one kind.
+    This runs the chat template of the model.
     """
-    length = config.sequence_tokens
-    count, at_once = max(1, config.retain_tokens // length), max(1, TOKENS_AT_ONCE // length)
-    opening = torch.tensor(_opening(tokenizer)[: length - 1], device=model.device)
-    settings, model.generation_config = (
-        model.generation_config,
-        GenerationConfig(
-            do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_length=length, pad_token_id=0
-        ),
-    )
-    seeds, parts = generator(config.seed, "retained text"), []
-    try:
-        for done in range(0, count, at_once):
-            starts = opening.expand(min(at_once, count - done), -1)
-            with torch.random.fork_rng():
-                torch.manual_seed(int(torch.randint(1 << 62, (), generator=seeds)))
-                parts.append(model.generate(starts, attention_mask=torch.ones_like(starts), use_cache=True).cpu())
-            report(Progress(Phase.WRITING, min(count, done + at_once), 2 * count))
-    finally:
-        model.generation_config = settings
-    return Packed.plain(torch.cat(parts))
-
-
-def _opening(tokenizer: Any) -> list[int]:
-    """Return the tokens from which the model writes on: the start of a question, or the start of a text."""
     if opening := question_opening(tokenizer):
         return text_tokens(opening, tokenizer)
     return bos_tokens(tokenizer) or [eos_token(tokenizer)]
 
 
 @torch.no_grad()
+def write_windows(model: Any, opening: Sequence[int], config: RepairConfig, report: Reporter = silent) -> Packed:
+    """Return windows that the model writes after `opening`, about `retain_tokens` tokens in all. It reads no text.
+
+    The opening is not trained on. Reports the first half of the phase WRITING; `with_predictions` reports the second.
+    The text follows from the seed and the model, on devices of one kind. Raises ConfigError if the opening is too long.
+    """
+    length = config.sequence_tokens
+    if len(opening) > LONGEST_OPENING * length:
+        rule = (
+            f"must be at least {math.ceil(len(opening) / LONGEST_OPENING)} to retain written text, because this model"
+        )
+        raise ConfigError(
+            "sequence_tokens",
+            f"{rule} starts every conversation with {len(opening)} tokens",
+            length,
+            "Raise it, or set retain to none.",
+        )
+    count = config.retained_windows
+    at_once = max(1, TOKENS_AT_ONCE // length)
+    start = torch.tensor(list(opening), device=model.device)
+    require_known_tokens(start.cpu(), model)
+    seeds, parts = generator(config.seed, "retained text"), []
+    with _sampling(model, length):
+        for done in range(0, count, at_once):
+            rows = start.expand(min(at_once, count - done), -1)
+            progress = _Progress(report, done * length, count * length)
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(int(torch.randint(1 << 62, (), generator=seeds)))
+                written = model.generate(
+                    rows, attention_mask=torch.ones_like(rows), use_cache=True, stopping_criteria=[progress]
+                )
+            parts.append(written.cpu())
+    windows = Packed.plain(torch.cat(parts))
+    return replace(windows, trained=windows.positions >= len(opening))
+
+
+class _Progress(StoppingCriteria):  # type: ignore[misc]
+    """Reports how many tokens of all are written, of which `before` were written earlier. It stops nothing itself."""
+
+    def __init__(self, report: Reporter, before: int, total: int) -> None:
+        self._report, self._before, self._total = report, before, total
+
+    def __call__(self, input_ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        if input_ids.shape[1] % REPORTED == 0:
+            self._report(Progress(Phase.WRITING, self._before + input_ids.numel(), 2 * self._total))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def _sampling(model: Any, length: int) -> Iterator[None]:
+    """Make the model sample windows of `length` tokens, whatever its own settings are."""
+    settings = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_length=length, pad_token_id=0
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = settings
+
+
+@torch.no_grad()
 def with_predictions(model: Any, windows: Packed, report: Reporter = silent) -> Packed:
     """Return the windows with the predictions of the model for each trained token."""
+    require_known_tokens(windows.tokens, model)
     predictor = Predictor(model)
-    top = min(TOP_LOGITS, predictor.vocabulary)
+    top, together = min(TOP_LOGITS, predictor.vocabulary), max(1, LOGITS_AT_ONCE // predictor.vocabulary)
     tokens = torch.zeros(*windows.tokens.shape, top, dtype=torch.int32)
-    logits = torch.zeros(*windows.tokens.shape, top, dtype=torch.float16)
+    logarithms = torch.zeros(*windows.tokens.shape, top)
     for number in range(len(windows)):
         window = windows[number : number + 1]
-        found = predictor.logits(predictor.rows(window.to(model.device)).last).topk(top)
-        place = window.trained[0]
-        tokens[number, place] = found.indices.cpu().int()
-        logits[number, place] = found.values.log_softmax(1).cpu().half()
+        last = predictor.rows(window.to(model.device)).last
+        found = [predictor.logits(some).log_softmax(1).topk(top) for some in torch.split(last, together)]
+        tokens[number, window.trained[0]] = torch.cat([each.indices for each in found]).cpu().int()
+        logarithms[number, window.trained[0]] = torch.cat([each.values for each in found]).cpu().float()
         report(Progress(Phase.WRITING, len(windows) + number + 1, 2 * len(windows)))
     known = torch.ones(len(windows), dtype=torch.bool)
-    return Packed(windows.tokens, windows.trained, windows.positions, Predictions(tokens, logits, known))
+    return replace(windows, teacher=Predictions(tokens, logarithms, known))
 
 
 def split_retained(retained: Packed) -> tuple[Packed, Packed]:
     """Return the windows to train on, and the last eighth to measure on, at least one, without the predictions."""
     end = len(retained) - max(1, len(retained) // MEASURED)
-    measured = retained[end:]
-    return retained[:end], Packed(measured.tokens, measured.trained, measured.positions)
+    return retained[:end], replace(retained[end:], teacher=None)
 
 
 def save_retained(retained: Packed, path: Path) -> None:
@@ -113,7 +164,7 @@ def save_retained(retained: Packed, path: Path) -> None:
             "trained": retained.trained.contiguous(),
             "positions": retained.positions.contiguous(),
             "teacher.tokens": retained.teacher.tokens,
-            "teacher.logits": retained.teacher.logits,
+            "teacher.logarithms": retained.teacher.logarithms,
         },
         path,
     )
@@ -123,5 +174,5 @@ def load_retained(path: Path) -> Packed:
     """Return the windows in a file of `save_retained`."""
     tensors: dict[str, Tensor] = load_file(path)
     known = torch.ones(len(tensors["tokens"]), dtype=torch.bool)
-    teacher = Predictions(tensors["teacher.tokens"], tensors["teacher.logits"], known)
+    teacher = Predictions(tensors["teacher.tokens"], tensors["teacher.logarithms"], known)
     return Packed(tensors["tokens"], tensors["trained"], tensors["positions"], teacher)

@@ -21,6 +21,7 @@ from seft.config import PruneConfig, RepairConfig, Retain
 from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import windows
 from seft.data.tokens import bos_tokens
+from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.load import Loaded
 from seft.models.source import ModelSource
@@ -63,20 +64,28 @@ def calibration_windows(
 
 
 def retained_text(
-    loaded: Loaded, config: RepairConfig, records: Sequence[Encoded], report: Reporter = silent
+    loaded: Loaded,
+    config: RepairConfig,
+    opening: Sequence[int],
+    dataset: Sequence[Encoded],
+    report: Reporter = silent,
 ) -> Packed | None:
     """Return the text that the repair retains, with the predictions of the dense model, or None if it retains none.
 
-    `loaded` is the dense model, on the device on which it runs. `records` is the dataset to retain; it is read if
-    `config` says so.
+    `loaded` is the dense model, on the device on which it runs. It writes after `opening`, the result of
+    `seft.retain.opening_tokens`, unless the dataset is to be retained. Raises DataError if the dataset is too short.
     """
-    match config.retain:
-        case _ if not config.retains:
-            return None
-        case Retain.WRITTEN:
-            windows = write_windows(loaded.model, loaded.tokenizer, config, report)
-        case _:
-            windows = pack(records, config.sequence_tokens)[: max(1, config.retain_tokens // config.sequence_tokens)]
+    if not config.retains:
+        return None
+    if config.retain is Retain.WRITTEN:
+        windows = write_windows(loaded.model, opening, config, report)
+    else:
+        windows = pack(dataset, config.sequence_tokens)[: config.retained_windows]
+        if len(windows) < 2:
+            raise DataError(
+                f"the text to retain must fill at least two sequences of {config.sequence_tokens} tokens; it fills"
+                f" {len(windows)}. Give more text, or set fewer tokens per sequence."
+            )
     return with_predictions(loaded.model, windows, report)
 
 

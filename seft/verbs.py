@@ -20,6 +20,7 @@ from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows
 from seft.devices import choose_device
+from seft.distill import require_same_shape
 from seft.errors import ConfigError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load
@@ -28,6 +29,7 @@ from seft.objective import require_teacher
 from seft.prune.methods import text_users
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
+from seft.retain import opening_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,12 @@ def repair(
             "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
         )
     texts = _Texts.read(data, held_out, retain_data)
-    retained = None
+    loaded, retained = _load(source, place, report), None
     if config.retains and teacher_source:
-        retained = _retained(_load(teacher_source, place, report), config, texts, place, report)
-    loaded = _load(source, place, report)
+        dense = _load(teacher_source, place, report)
+        require_same_shape(loaded.model, dense.model)
+        retained = _retained(dense, config, texts, place, report)
+        del dense
     facts = _repair(loaded, facts, config, texts, retained, teacher=teacher_source, place=place, report=report)
     return _publish(loaded, out, facts, report)
 
@@ -243,16 +247,19 @@ class _Texts:
 def _require_retain_data(config: RepairConfig, retain_data: Path | None) -> None:
     """Raise ConfigError if a dataset is to be retained and there is none, or the other way round."""
     if (config.retain is Retain.DATASET) != (retain_data is not None):
-        rule = "must be given with retain dataset, and only with it"
+        rule = "must be given if retain is dataset, and only then"
         raise ConfigError("retain_data", rule, retain_data and str(retain_data), "Give the text, or change retain.")
 
 
 def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place, report: Reporter) -> Packed | None:
     """Return the text to retain, with what the loaded dense model predicts for it on the device."""
+    if not config.retains:
+        return None
     model: Any = loaded.model
     device = model.device
     model.to(place.device)
-    retained = stages.retained_text(loaded, config, encode(texts.retained, loaded.tokenizer), report)
+    opening, dataset = opening_tokens(loaded.tokenizer), encode(texts.retained, loaded.tokenizer)
+    retained = stages.retained_text(loaded, config, opening, dataset, report)
     model.to(device)
     return retained
 

@@ -39,7 +39,7 @@ from seft.models.source import ModelSource, downloaded, fetch, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
-from seft.retain import load_retained, save_retained, split_retained
+from seft.retain import load_retained, opening_tokens, save_retained, split_retained
 from worker import disk_space, meter, usage
 from worker.meter import Stage
 from worker.protocol import (
@@ -75,6 +75,8 @@ class Text:
     calibration: Int[Tensor, "windows tokens"]
     training: Packed | None
     held_out: Packed
+    opening: list[int]
+    """What the dense model starts with if it writes the text to retain."""
 
 
 class Pipeline:
@@ -149,6 +151,7 @@ class Pipeline:
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
         return Text(
+            opening=opening_tokens(tokenizer) if self.repair and self.repair.retains else [],
             calibration=stages.calibration_windows(encoded, tokenizer, self.prune),
             training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
             held_out=evaluation_windows(
@@ -173,7 +176,7 @@ class Pipeline:
         or if the disk has no space for the state and the checkpoint.
         """
         if self.repair:
-            self.retained = stages.retained_text(loaded, self.repair, [], self._reporter())
+            self.retained = stages.retained_text(loaded, self.repair, text.opening, [], self._reporter())
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:

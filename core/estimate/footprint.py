@@ -46,6 +46,8 @@ VECTORS, MEANS = 4, 4
 those with which the rise of the sparsity estimates the importance of weights."""
 CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
+PREDICTED = 64 * (FLOAT + FLOAT)
+"""Bytes per token of retained text: the most probable tokens and their log-probabilities."""
 WRITTEN_AT_ONCE = 1 << 13
 """Number of tokens that the dense model writes at a time, as in `seft.retain`."""
 INDEXED = 21
@@ -124,7 +126,7 @@ def _writing(model: Dimensions, spec: JobSpec) -> int:
     These are the keys and values of the windows that it writes at a time. They are copied for each new token.
     """
     length = spec.repair.sequence_tokens
-    together = max(1, WRITTEN_AT_ONCE // length)
+    together = min(max(1, WRITTEN_AT_ONCE // length), max(1, spec.repair.retain_tokens // length))
     cache = 2 * FLOAT * together * length * model.attention * len(model.blocks)
     return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
 
@@ -208,6 +210,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     head, models = 3, 1
     if repair.distill_weight or repair.hidden_weight:
         head, models = (5 if repair.distill_weight else 3), 2
+    if repair.retains:
+        head = 5
     teacher = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
     whole = repair.density == "all"
     step = _block_peak(model, tokens) + (_step_of_nonzeros(model, spec) if whole else 0)
@@ -220,6 +224,8 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
     device = models * FLOAT * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
+    if repair.retains:
+        host += PREDICTED * repair.retain_tokens
     return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
 
 

@@ -65,7 +65,8 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     calibration = float(targets * prune.calibration.samples * prune.calibration.tokens)
     work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
-    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * evaluate.windows * evaluate.tokens)
+    judged = evaluate.windows * evaluate.tokens + (repair.retain_tokens // 8 if repair.retains else 0)
+    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:
         work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
     if repair.retains:

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from seft.checkpoint.facts import Facts, Record
 from seft.checkpoint.sparsity import Count
-from seft.config import Allocation, PruneConfig, RepairConfig, RepairMethod, SparsityOf
+from seft.config import Allocation, PruneConfig, RepairConfig, RepairMethod, Retain, SparsityOf
 from seft.models.source import Kind
 
 _LOAD = """```python
@@ -71,9 +71,12 @@ def _description(record: Record) -> str:
     )
     steps = f"{facts.repair.steps}" if facts.stopped_at is None else f"{facts.stopped_at} of {facts.repair.steps}"
     method = _method(facts.repair)
-    teacher = f", with `{facts.teacher.reference}` as the teacher" if facts.teacher else ""
+    teacher = ""
+    if facts.teacher and facts.repair.distills:
+        teacher = f", with `{facts.teacher.reference}` as the teacher"
     if facts.repair.retains:
-        teacher += f" and {facts.repair.retain_share:.0%} of the text retained ({facts.repair.retain})"
+        text = "text that the dense model wrote" if facts.repair.retain is Retain.WRITTEN else "a second dataset"
+        teacher += f". {facts.repair.retain_share:.0%} of each batch was {text}, with its predictions as the target"
     kept = (
         ""
         if facts.kept_at is None

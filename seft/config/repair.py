@@ -115,7 +115,9 @@ class RepairConfig:
         Doc("Text on which the model keeps the predictions of the dense model: none, written (by it) or dataset."),
     ] = Retain.NONE
     retain_share: Annotated[float, Doc("Fraction of each batch that is retained text, unless retain is none.")] = 0.5
-    retain_tokens: Annotated[int, Doc("Number of tokens of retained text. They are read again and again.")] = 65536
+    retain_tokens: Annotated[
+        int, Doc("Number of tokens of retained text, at most. Each token is used several times.")
+    ] = 65536
     evaluate_interval: Annotated[
         int, Doc("Steps between evaluations on held-out text. Training returns the best state. 0 is off.")
     ] = 0
@@ -157,10 +159,10 @@ class RepairConfig:
             require_between("clip_norm", self.clip_norm, 1e-4, 1e4, "1.0 is usual. Leave it out for no limit.")
         require_between("distill_weight", self.distill_weight, 0.0, 1.0, "0.0 turns it off.")
         require_between("hidden_weight", self.hidden_weight, 0.0, 100.0, "0.0 turns it off.")
-        require_between("retain_share", self.retain_share, 0.0, 0.9, "0.5 takes half of each batch.")
-        if self.retains and self.retain_tokens < 2 * self.sequence_tokens:
-            rule = f"must be at least twice sequence_tokens ({self.sequence_tokens}), the length of one sequence"
-            raise ConfigError("retain_tokens", rule, self.retain_tokens, f"Try {128 * self.sequence_tokens}.")
+        require_between("retain_share", self.retain_share, 0.01, 0.9, "0.5 takes half of each batch.")
+        require_between("retain_tokens", self.retain_tokens, 2, 1 << 22, "65536 is the default.")
+        if self.retains:
+            self._require_retained_text()
         require_at_least("evaluate_interval", self.evaluate_interval, 0)
         require_at_least("patience", self.patience, 0)
         if self.patience and not self.evaluate_interval:
@@ -175,7 +177,7 @@ class RepairConfig:
     def require_swap_after(self, first: int) -> None:
         """Raise ConfigError if swaps are configured and none would run after step `first`."""
         if self.swap_tokens and first + math.ceil(self.swap_tokens / self.batch_tokens) > self.last_swap:
-            rule = f"must give an event between step {first} and step {self.last_swap}"
+            rule = f"must be small enough for a swap after step {first} and not later than step {self.last_swap}"
             way_out = "Lower it, or set settle or rise to a lower value, or take more steps."
             raise ConfigError("swap_tokens", rule, self.swap_tokens, way_out)
 
@@ -197,11 +199,17 @@ class RepairConfig:
     @property
     def retains(self) -> bool:
         """True if a part of each batch is text on which the model keeps the predictions of the dense model."""
-        return self.retain is not Retain.NONE and self.retain_share > 0
+        return self.retain is not Retain.NONE
 
     def retained_before(self, step: int) -> int:
         """Return the number of windows of retained text in all steps before a step. The first step is 1."""
         return int((step - 1) * self.windows * self.retain_share + 1e-6) if self.retains else 0
+
+    @property
+    def retained_windows(self) -> int:
+        """Number of windows of retained text, of which an eighth is only measured on. No more are used than needed."""
+        read = math.ceil(self.retained_before(self.steps + 1) * 8 / 7)
+        return max(2, min(self.retain_tokens // self.sequence_tokens, read))
 
     @property
     def windows(self) -> int:
@@ -212,6 +220,15 @@ class RepairConfig:
     def distills(self) -> bool:
         """True if training needs the dense model as a teacher."""
         return self.distill_weight > 0 or self.hidden_weight > 0
+
+    def _require_retained_text(self) -> None:
+        """Raise ConfigError if no window of retained text can be trained on."""
+        if self.retain_tokens < 2 * self.sequence_tokens:
+            rule = f"must be at least twice sequence_tokens ({self.sequence_tokens}), the length of one sequence"
+            raise ConfigError("retain_tokens", rule, self.retain_tokens, f"Try {128 * self.sequence_tokens}.")
+        if not self.retained_before(self.steps + 1):
+            rule = f"must give at least one window of retained text in {self.steps} steps of {self.windows} windows"
+            raise ConfigError("retain_share", rule, self.retain_share, "Raise it, or set retain to none.")
 
     def _require_all_settings(self) -> None:
         """Raise ConfigError if a setting contradicts the training of all nonzeros in place."""

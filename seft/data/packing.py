@@ -49,29 +49,33 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model predicted for every token of some windows: its most probable tokens and their logits.
+    """What a model predicted for every token of some windows: its most probable tokens, and their log-probabilities.
 
-    `known` marks the windows for which there are predictions. The values of the other windows mean nothing.
+    `known` marks the windows for which there are predictions. The values of the other windows mean nothing. `weight` is
+    the weight of these windows in the loss.
     """
 
     tokens: Int[Tensor, "windows length top"]
-    logits: Float[Tensor, "windows length top"]
+    logarithms: Float[Tensor, "windows length top"]
     known: Bool[Tensor, "windows"]
+    weight: float = 1.0
 
     def unknown(self, windows: int) -> "Predictions":
         """Return predictions of the same shape and dtype for windows without predictions."""
         shape = (windows, *self.tokens.shape[1:])
-        return Predictions(self.tokens.new_zeros(shape), self.logits.new_zeros(shape), self.known.new_zeros(windows))
+        tokens, logarithms = self.tokens.new_zeros(shape), self.logarithms.new_zeros(shape)
+        return Predictions(tokens, logarithms, self.known.new_zeros(windows), self.weight)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Predictions":
         """Return the predictions with all tensors changed in the same way."""
-        return Predictions(change(self.tokens), change(self.logits), change(self.known))
+        return Predictions(change(self.tokens), change(self.logarithms), change(self.known), self.weight)
 
     def __add__(self, other: "Predictions") -> "Predictions":
         return Predictions(
             torch.cat([self.tokens, other.tokens]),
-            torch.cat([self.logits, other.logits]),
+            torch.cat([self.logarithms, other.logarithms]),
             torch.cat([self.known, other.known]),
+            self.weight,
         )
 
 

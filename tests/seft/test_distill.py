@@ -56,9 +56,11 @@ def reference(model: Any, teacher: Any, batch: Packed, distill_weight: float, hi
                 logits[window, index - 1], batch.tokens[window, index]
             )
             largest = target_logits[window, index - 1].argsort(descending=True)[: distill.TOP_LOGITS]
-            student = torch.log(torch.softmax(logits[window, index - 1], 0)[largest])
-            teachers = torch.softmax(target_logits[window, index - 1, largest], 0)
-            total = total + distill_weight * F.kl_div(student, teachers, reduction="sum")
+            student, teachers = (
+                torch.cat([each[largest], 1 - each[largest].sum()[None]])
+                for each in (torch.softmax(all_logits[window, index - 1], 0) for all_logits in (logits, target_logits))
+            )
+            total = total + distill_weight * F.kl_div(torch.log(student), teachers, reduction="sum")
         rows = torch.tensor(indices) - 1
         for own, other in zip(blocks, teacher_blocks, strict=True):
             far = F.mse_loss(own[window, rows], other[window, rows])
@@ -93,8 +95,9 @@ def test_over_the_whole_vocabulary_the_divergence_is_the_standard_one() -> None:
     own, other = torch.randn(2, 9, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     everything = torch.arange(50).expand(9, -1)
     plain = F.kl_div(own.log_softmax(1), other.log_softmax(1), reduction="none", log_target=True).sum(1)
-    torch.testing.assert_close(top_divergence(own, everything, other), plain)
-    torch.testing.assert_close(top_divergence(own, everything, own), own.new_zeros(9))
+    torch.testing.assert_close(top_divergence(own, everything, other.log_softmax(1)), plain)
+    top = own.log_softmax(1).topk(5)
+    torch.testing.assert_close(top_divergence(own, top.indices, top.values), own.new_zeros(9))
 
 
 def test_all_logits_are_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

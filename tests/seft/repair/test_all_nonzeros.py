@@ -286,12 +286,12 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
         (
             lambda: Repair(pruned_tiny(), TOKENS, config(swap_tokens=8 * 96), pruned=PRUNED),
             "swap_tokens",
-            "must give an event between step 0 and step 7",
+            "must be small enough for a swap after step 0 and not later than step 7",
         ),
         (
             lambda: Repair(untrained_tiny(), TOKENS, config(swap_tokens=5 * 96), pruned=GRADUAL),
             "swap_tokens",
-            "must give an event between step 5 and step 7",
+            "must be small enough for a swap after step 5 and not later than step 7",
         ),
         (
             lambda: Repair(untrained_tiny(), TOKENS, short(), pruned=GRADUAL),
