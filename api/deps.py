@@ -1,5 +1,7 @@
 """Dependencies that FastAPI injects into routes and pages: services, the authenticated caller, common parameters."""
 
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated
@@ -10,6 +12,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from api.changes import JobChanges
+from api.concurrency import ConcurrencyLimit, WorkQueue
+from api.connections import network_of
+from api.unknown_callers import UnknownCallers
 from core.access import keys
 from core.access.audit import Caller
 from core.access.encryption import Encryption
@@ -28,10 +34,13 @@ from core.tables import ApiKey
 
 READ_METHODS = ("GET", "HEAD")
 """HTTP methods that need a key of scope `read`. All other methods need `write`."""
-UPLOADS = 4
-"""Number of dataset uploads that are processed at the same time. Further uploads wait."""
-PREVIEWS = 2
-"""Number of previews that are computed at the same time. Further previews wait."""
+TENANT_UPLOADS = 8
+"""Maximum number of dataset uploads that a tenant sends at the same time. Each may fill `max_upload_bytes` of disk."""
+CHECKS = 12
+"""Number of threads that the checks of `GET /readyz` may occupy."""
+EVENT_STREAM = "text/event-stream"
+KEYS_PER_NETWORK = 4
+"""A network may have as many open waits as this number of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +61,17 @@ class Services:
     models: ModelResolver
     catalogue: Catalogue
     dataset_store: DatasetStore
-    uploads: CapacityLimiter
-    """Limits the threads that uploads occupy, so that other requests still get a thread."""
-    previews: CapacityLimiter
-    """Limits the threads that previews occupy, so that other requests still get a thread."""
+    open_uploads: ConcurrencyLimit
+    uploads: WorkQueue
+    """Uploads that were received and are checked, each in a thread."""
+    previews: WorkQueue
+    """Previews, each of which starts a process that may take 4 GiB of memory."""
+    checks: CapacityLimiter
+    """Threads of the checks of `GET /readyz`. They are separate, so that a busy service still reports that it works."""
+    changes: JobChanges
+    key_waits: ConcurrencyLimit
+    network_waits: ConcurrencyLimit
+    unknown_callers: UnknownCallers
 
 
 def make_services(settings: Settings) -> Services:
@@ -77,8 +93,17 @@ def make_services(settings: Settings) -> Services:
         hub_tokens=hub_tokens,
         models=models,
         catalogue=Catalogue(models, sessions, settings),
-        uploads=CapacityLimiter(UPLOADS),
-        previews=CapacityLimiter(PREVIEWS),
+        open_uploads=ConcurrencyLimit(TENANT_UPLOADS, "Uploads are limited per tenant"),
+        uploads=WorkQueue("uploads", running=4, waiting=64, per_tenant=TENANT_UPLOADS),
+        previews=WorkQueue("previews", running=2, waiting=16, per_tenant=6),
+        checks=CapacityLimiter(CHECKS),
+        changes=JobChanges(sessions),
+        key_waits=ConcurrencyLimit(settings.key_waits, "Requests with `wait` and event streams are limited per key"),
+        network_waits=ConcurrencyLimit(
+            KEYS_PER_NETWORK * settings.key_waits,
+            "Requests with `wait` and event streams are limited per network address",
+        ),
+        unknown_callers=UnknownCallers(limited=bool(settings.rate_limit)),
     )
 
 
@@ -105,7 +130,7 @@ def authenticated(
     Raises UNAUTHENTICATED if the request has no valid key, RATE_LIMITED if the key has made too many requests, and
     FORBIDDEN if the method needs a higher scope than the key has.
     """
-    return make_caller(request, services, _verified(services, credentials))
+    return make_caller(request, services, _verified(request, services, credentials))
 
 
 def scraping(
@@ -117,17 +142,23 @@ def scraping(
 
     Raises the same errors as `authenticated`.
     """
-    return make_caller(request, services, _verified(services, credentials), Scope.METRICS)
+    return make_caller(request, services, _verified(request, services, credentials), Scope.METRICS)
 
 
-def _verified(services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-    """Return the API key of the request. Raises UNAUTHENTICATED if the request has no valid key."""
+def _verified(request: Request, services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
+    """Return the API key of the request.
+
+    Raises UNAUTHENTICATED if the request has no valid key, and RATE_LIMITED if its network has sent too many of them.
+    """
     if credentials is None:
         raise ProblemError(
             Code.UNAUTHENTICATED, "The request has no API key. Send one in the header: Authorization: Bearer seft_…"
         )
+    network, secret = network_of(request), credentials.credentials
+    services.unknown_callers.require_patience(network, secret)
     with services.sessions.begin() as session:
-        key = keys.verify(session, credentials.credentials)
+        key = keys.verify(session, secret)
+    services.unknown_callers.record(network, secret, valid=key is not None)
     if key is None:
         raise ProblemError(Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for a new one.")
     return key
@@ -150,6 +181,34 @@ def make_caller(request: Request, services: Services, key: ApiKey, needed: Scope
 
 Scraper = Annotated[Caller, Depends(scraping)]
 Auth = Annotated[Caller, Depends(authenticated)]
+
+
+async def network_wait(request: Request, services: CurrentServices) -> AsyncIterator[None]:
+    """Count the request as an open wait of its network until the response is sent, if it is one.
+
+    Raises RATE_LIMITED if the network has too many. This is checked before the key, so a refusal costs no thread.
+    """
+    with services.network_waits.hold(network_of(request)) if _waits(request) else nullcontext():
+        yield
+
+
+async def key_wait(request: Request, services: CurrentServices, caller: Auth) -> AsyncIterator[None]:
+    """Count the request as an open wait of its key until the response is sent, if it is one.
+
+    Raises RATE_LIMITED if the key has too many.
+    """
+    with services.key_waits.hold(caller.key_id) if _waits(request) else nullcontext():
+        yield
+
+
+def _waits(request: Request) -> bool:
+    """Return whether this is a request with `wait` or for an event stream."""
+    stream = EVENT_STREAM in request.headers.get("accept", "")
+    return stream or request.query_params.get("wait", "0") != "0"
+
+
+LIMITED_WAITS = [Depends(network_wait), Depends(key_wait)]
+"""Dependencies of operations that can wait."""
 
 
 def administrator(caller: Auth) -> Caller:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
 from api.flaws import flaws_of
@@ -42,7 +43,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INVALID_REQUEST: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request is not valid"),
     Code.UNAUTHENTICATED: (HTTPStatus.UNAUTHORIZED, "A valid API key is required"),
     Code.FORBIDDEN: (HTTPStatus.FORBIDDEN, "The API key's scope does not allow this"),
-    Code.RATE_LIMITED: (HTTPStatus.TOO_MANY_REQUESTS, "Too many requests with this API key"),
+    Code.RATE_LIMITED: (HTTPStatus.TOO_MANY_REQUESTS, "Too many requests"),
     Code.NOT_FOUND: (HTTPStatus.NOT_FOUND, "Not found"),
     Code.METHOD_NOT_ALLOWED: (HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed"),
     Code.UNSUPPORTED_MEDIA_TYPE: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body has the wrong media type"),
@@ -53,6 +54,7 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.MODEL_REFUSED: (HTTPStatus.UNPROCESSABLE_ENTITY, "The model is not supported"),
     Code.HUB_UNREACHABLE: (HTTPStatus.BAD_GATEWAY, "The model hub does not answer"),
     Code.HUB_BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests are waiting for the model hub"),
+    Code.BUSY: (HTTPStatus.SERVICE_UNAVAILABLE, "Too many requests of this kind are waiting"),
     Code.IDEMPOTENCY_CONFLICT: (HTTPStatus.UNPROCESSABLE_ENTITY, "The idempotency key was used with another body"),
     Code.IDEMPOTENCY_IN_FLIGHT: (HTTPStatus.CONFLICT, "A request with this idempotency key is in progress"),
     Code.LIMIT_REACHED: (HTTPStatus.CONFLICT, "Your tenant has reached a limit"),
@@ -61,10 +63,13 @@ TABLE: dict[Code, tuple[HTTPStatus, str]] = {
     Code.INTERNAL: (HTTPStatus.INTERNAL_SERVER_ERROR, "Internal server error"),
 }
 
-RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
+RETRY_AFTER = {Code.UNAVAILABLE: 5, Code.HUB_BUSY: 5, Code.BUSY: 5, Code.IDEMPOTENCY_IN_FLIGHT: 1}
 """Value of the header Retry-After per error code, in seconds. A retry is then likely to succeed."""
 
 SERVERS_DOWN = (OperationalError, InterfaceError, PoolTimeoutError, Boto3Error, BotoCoreError, ClientError)
+
+CLIENT_CLOSED_REQUEST = 499
+"""Status in the log of a request whose client left before the response. Nobody receives it."""
 
 log = structlog.get_logger(__name__)
 
@@ -136,8 +141,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ProblemError, _problem_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _framework)
+    app.add_exception_handler(ClientDisconnect, abandoned)
     for error in SERVERS_DOWN:
         app.add_exception_handler(error, _server_down)
+
+
+async def abandoned(_: Request, __: Exception) -> Response:
+    """Return an empty response for a client that has left."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _problem_error(request: Request, error: Exception) -> Response:

@@ -4,7 +4,7 @@ import time
 
 import structlog
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.render import ROOT
@@ -51,8 +51,6 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, self._limited(scope, receive), send_with_id)
-        except ClientDisconnect:
-            log.info("request.abandoned")
         except Exception:
             log.exception("request.broken")
             if not status:

@@ -21,6 +21,7 @@ class Code(StrEnum):
     MODEL_REFUSED = "model_refused"
     HUB_UNREACHABLE = "hub_unreachable"
     HUB_BUSY = "hub_busy"
+    BUSY = "busy"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight"
     CONFLICT = "conflict"

@@ -56,7 +56,13 @@ class Settings(BaseSettings):
         default=200,
         ge=0,
         description="Requests per second that each API key may send on average, and up to 10 times this number at once;"
-        " 0 means no limit.",
+        " 0 means no limit, also for requests with unknown keys.",
+    )
+    key_waits: int = Field(
+        default=100,
+        ge=0,
+        description="Requests with `wait` and event streams that each API key may have open at the same time, per API"
+        " process; a network address may have four times as many; 0 means no limit.",
     )
     webhook_networks: list[IPv4Network | IPv6Network] = Field(
         default=[], description="Private networks to which webhooks may be sent, as a JSON list of CIDR ranges."
@@ -76,10 +82,15 @@ class Settings(BaseSettings):
         description="Seconds between two heartbeats. A heartbeat renews the lease and returns pending actions.",
     )
     tenant_running: int = Field(
-        default=0, ge=0, description="Maximum number of running jobs per tenant; 0 means no limit."
+        default=32, ge=0, description="Maximum number of running jobs per tenant; 0 means no limit."
     )
     tenant_waiting: int = Field(
-        default=0, ge=0, description="Maximum number of queued and paused jobs per tenant; 0 means no limit."
+        default=1000, ge=0, description="Maximum number of queued and paused jobs per tenant; 0 means no limit."
+    )
+    tenant_weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = Field(
+        default={},
+        description='Weights of tenants, as a JSON object such as `{"acme": 2}`. A tenant with weight 2 gets twice as'
+        " many workers as a tenant with weight 1, which is the weight of all others. Only workers read it.",
     )
     key_running: int = Field(
         default=0, ge=0, description="Maximum number of running jobs per API key; 0 means no limit."

@@ -5,14 +5,13 @@ extra process in the same process group watches standard input. This is a pipe t
 the pipe closes, the extra process kills the group.
 """
 
-import ctypes
 import faulthandler
 import os
 import select
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from seft.parent_process import end_with_parent
 
 
 def exit_with_parent(parent: int) -> None:
@@ -21,11 +20,7 @@ def exit_with_parent(parent: int) -> None:
     Call this before any thread starts. If the parent has already ended, this process exits at once.
     """
     faulthandler.register(signal.SIGUSR2)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        sys.exit(f"the parent, process {parent}, is gone")
+    end_with_parent(parent)
     if os.fork() == 0:
         _watch(sys.stdin.fileno())
 

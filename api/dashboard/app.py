@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,7 +15,7 @@ from api.dashboard.pages import compare, datasets, job, jobs, keys, models, new_
 from api.dashboard.render import ASSETS, ROOT, page
 from api.dashboard.visitors import SignInNeededError
 from api.deps import Services
-from api.errors import SERVERS_DOWN, TABLE
+from api.errors import RETRY_AFTER, SERVERS_DOWN, TABLE, abandoned
 from api.limits import LimitError
 from core.errors import Code, ProblemError
 
@@ -51,6 +52,7 @@ def make_dashboard(services: Services) -> ASGIApp:
     app.add_exception_handler(SignInNeededError, _redirect_to_sign_in)
     app.add_exception_handler(ProblemError, _problem_page)
     app.add_exception_handler(HTTPException, _framework_error_page)
+    app.add_exception_handler(ClientDisconnect, abandoned)
     app.add_exception_handler(Exception, _internal_error_page)
     for error in SERVERS_DOWN:
         app.add_exception_handler(error, _unavailable_page)
@@ -107,8 +109,8 @@ def _error_page(request: Request, code: Code, detail: str) -> Response:
 async def _problem_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     response = _error_page(request, error.code, error.message)
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
+    if seconds := error.retry_after or RETRY_AFTER.get(error.code):
+        response.headers["Retry-After"] = str(seconds)
     return response
 
 

@@ -5,6 +5,7 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 
+from api.connections import network_of
 from api.dashboard.render import ROOT, go, page
 from api.dashboard.visitors import COOKIE, Submitted, require_same_origin
 from api.deps import CurrentServices
@@ -24,12 +25,16 @@ def sign_in(
     request: Request, services: CurrentServices, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = ""
 ) -> Response:
     """Start a session for this browser. If the browser already has a session, that session is ended first."""
+    network, secret = network_of(request), key.strip()
+    services.unknown_callers.require_patience(network, secret)
     with services.sessions.begin() as session:
-        visit = sign_ins.begin(session, key.strip())
+        visit = sign_ins.begin(session, secret)
         if visit and (old_token := request.cookies.get(COOKIE)):
             sign_ins.end(session, old_token)
+    services.unknown_callers.record(network, secret, valid=visit is not None)
     if visit is None:
         return page(request, None, "sign_in.html", status=422, back=back, rejected=True)
+    services.unknown_callers.record(network, visit.token, valid=True)
     request.state.fresh_token = visit.token
     # Only a path of the dashboard is allowed. A path that starts with two slashes would lead to another host.
     return go(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/")

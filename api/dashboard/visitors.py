@@ -1,6 +1,7 @@
 """Identify who requests a page. Checks the session cookie, the key's scope, and that the request is not forged."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
+from api.connections import network_of
 from api.deps import READ_METHODS, CurrentServices, make_caller, require_scope
 from core.access import sign_ins
 from core.access.audit import Caller
@@ -61,11 +63,15 @@ def signed_in(request: Request, services: CurrentServices) -> Visitor:
     """Return the person who is signed in, and count the request against the rate limit of the key.
 
     Raises SignInNeededError if nobody is signed in, FORBIDDEN if the key's scope is not enough, and RATE_LIMITED if
-    the key has made too many requests.
+    the key has made too many requests, or the network too many with unknown sessions.
     """
-    token = request.cookies.get(COOKIE, "")
+    token, network = request.cookies.get(COOKIE, ""), network_of(request)
+    if not token:
+        raise SignInNeededError
+    services.unknown_callers.require_patience(network, token)
     with services.sessions.begin() as session:
-        visit = sign_ins.authenticate(session, token) if token else None
+        visit = sign_ins.authenticate(session, token)
+    services.unknown_callers.record(network, visit.token if visit else token, valid=visit is not None)
     if visit is None:
         raise SignInNeededError
     if visit.token != token:
@@ -93,6 +99,22 @@ async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData
 
     The form is read only after the session was checked. So nobody else can fill the disk with uploads.
     """
+    async with _form(request, visitor) as form:
+        yield form
+
+
+async def submitted_upload(request: Request, services: CurrentServices, visitor: Signed) -> AsyncIterator[FormData]:
+    """Return the submitted form of an upload, which counts as an open upload of the tenant until the response is sent.
+
+    Raises RATE_LIMITED if the tenant has too many, and FORBIDDEN as `submitted` does.
+    """
+    with services.open_uploads.hold(visitor.caller.tenant):
+        async with _form(request, visitor) as form:
+            yield form
+
+
+@asynccontextmanager
+async def _form(request: Request, visitor: Visitor) -> AsyncIterator[FormData]:
     async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
         if form.get("csrf") != visitor.csrf:
             raise ProblemError(
@@ -102,3 +124,4 @@ async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData
 
 
 Submitted = Annotated[FormData, Depends(submitted)]
+SubmittedUpload = Annotated[FormData, Depends(submitted_upload)]

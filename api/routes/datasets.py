@@ -4,16 +4,17 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.datastructures import UploadFile
 
-from api.deps import Auth, CurrentServices, Limit, RequireContentType
+from api.connections import while_connected
+from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
 from api.schemas.shared import FILE_ID, MODEL
 from api.usecases import datasets as usecases
 from core import ids
+from core.access.audit import Caller
 from core.datasets import datasets
 from core.errors import Code, Flaw, ProblemError
 from core.request_fields import StorableText
@@ -54,6 +55,7 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
         *BODY,
         Code.INVALID_DATASET,
         Code.LIMIT_REACHED,
+        Code.BUSY,
     ),
 )
 async def create_dataset(
@@ -69,15 +71,20 @@ async def create_dataset(
     under the same name, the response is the existing dataset.
     """
     # The form is not a parameter: FastAPI would read it before the API key is checked, and anyone could fill the disk.
+    with services.open_uploads.hold(caller.tenant):
+        view = await _receive(services, caller, request, invalid_sample_skip_percentage)
+    response.headers["Location"] = f"/datasets/{view.id}"
+    return view
+
+
+async def _receive(services: Services, caller: Caller, request: Request, skip_percentage: float) -> DatasetView:
+    """Read the form of an upload and store its file."""
     async with request.form(max_files=1, max_fields=1) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             flaw = Flaw("file", "must be a part of the form", "missing", "Send the file as the form's part `file`.")
             raise ProblemError(Code.INVALID_REQUEST, "The form has no part `file`.", (flaw,))
-        upload = partial(usecases.upload, services, caller, file.file, file.filename, invalid_sample_skip_percentage)
-        view = await run_sync(upload, limiter=services.uploads)
-    response.headers["Location"] = f"/datasets/{view.id}"
-    return view
+        return await usecases.upload(services, caller, file.file, file.filename, skip_percentage)
 
 
 @router.get("", operation_id="list_datasets", responses=responses(Code.INVALID_REQUEST))
@@ -120,11 +127,13 @@ def get_dataset(
         Code.MODEL_REFUSED,
         Code.HUB_UNREACHABLE,
         Code.HUB_BUSY,
+        Code.BUSY,
     ),
 )
 async def preview_dataset(
     services: CurrentServices,
     caller: Auth,
+    request: Request,
     *,
     dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
     model: Annotated[
@@ -140,7 +149,7 @@ async def preview_dataset(
     Each part of a record is marked: true if a repair learns to predict it, else false.
     """
     preview = partial(usecases.preview, services, caller, dataset_id, model=model, revision=revision, limit=limit)
-    return await run_sync(preview, limiter=services.previews)
+    return await while_connected(request, preview)
 
 
 @router.delete(

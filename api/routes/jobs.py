@@ -1,16 +1,19 @@
 """Jobs: create, clone, estimate, list, get. The actions on a job are in `api.routes.actions`."""
 
 import time
+from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import Field, ValidationError
 
-from api.deps import Auth, CurrentServices, JobId, Limit, RequireContentType
+from api.changes import JobVersion
+from api.connections import while_connected
+from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, RequireContentType
 from api.errors import BODY, responses
 from api.etags import TAGGED, IfNoneMatch, tagged_json
 from api.limits import JsonRoute
@@ -27,8 +30,6 @@ from core.tables import Json
 
 RETRY_AFTER_SECONDS = "2"
 """Seconds in the header Retry-After of a new job: the pause before its first poll."""
-POLL_SECONDS = 1.0
-"""Seconds between two reads of a job while a request waits for a change."""
 CREATE_ERRORS = (
     *BODY,
     Code.IDEMPOTENCY_IN_FLIGHT,
@@ -129,6 +130,7 @@ def list_jobs(
 @router.get(
     "/{job_id}",
     operation_id="get_job",
+    dependencies=LIMITED_WAITS,
     response_model=JobDetail,
     responses={**TAGGED, **responses(Code.NOT_FOUND, Code.INVALID_REQUEST)},
 )
@@ -146,16 +148,15 @@ async def get_job(
     """Get one job: status, progress, scores, error.
 
     With `wait`, answers when the job has changed since the ETag in `If-None-Match` (without that header: since this
-    request), or after `wait` seconds.
+    request), or after `wait` seconds. A change of `queue_position` alone does not end the wait.
     """
     deadline = time.monotonic() + wait
     first = await run_sync(usecases.get, services, caller, job_id)
     view, response = first, tagged_json(first, if_none_match)
-    while _may_wait(view, response, first, if_none_match) and time.monotonic() < deadline:
-        await anyio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        if await request.is_disconnected():
-            break
-        view = await run_sync(usecases.get, services, caller, job_id)
+    while _may_wait(view, response, first, if_none_match) and (seconds := deadline - time.monotonic()) > 0:
+        is_new = partial(_is_newer, view.updated_at)
+        await while_connected(request, partial(services.changes.wait, job_id, is_new, seconds))
+        view = await run_sync(usecases.get, services, caller, job_id, limiter=services.changes.readers)
         response = tagged_json(view, if_none_match)
     return response
 
@@ -205,3 +206,7 @@ def _may_wait(view: JobDetail, response: Response, first: JobDetail, if_none_mat
     """Return True if the client already has this state of the job and the job can still change."""
     unchanged = response.status_code == HTTPStatus.NOT_MODIFIED if if_none_match else view == first
     return unchanged and not view.status.final
+
+
+def _is_newer(updated_at: datetime, version: JobVersion) -> bool:
+    return version.updated_at != updated_at

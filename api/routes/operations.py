@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import anyio
 import structlog
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from sqlalchemy import text
@@ -36,7 +37,7 @@ async def readyz(services: CurrentServices) -> Ready:
     results: dict[str, str] = {}
     async with anyio.create_task_group() as group:
         for name, check in _checks(services).items():
-            group.start_soon(_run_check, name, check, results)
+            group.start_soon(_run_check, name, check, services.checks, results)
     checks = {name: results[name] for name in _checks(services)}
     flaws = tuple(
         Flaw(name, f"must answer within {CHECK_SECONDS:g} s", result, "Check this server and the connection to it.")
@@ -68,14 +69,14 @@ def _ping_database(services: Services) -> None:
         connection.execute(text("SELECT 1"))
 
 
-async def _run_check(name: str, check: Callable[[], object], results: dict[str, str]) -> None:
+async def _run_check(name: str, check: Callable[[], object], threads: CapacityLimiter, results: dict[str, str]) -> None:
     """Run a check and store `ok` or the type of its error.
 
     The error's text goes only to the log, because it may contain host and user names.
     """
     try:
         with anyio.fail_after(CHECK_SECONDS):
-            await run_sync(check, abandon_on_cancel=True)
+            await run_sync(check, abandon_on_cancel=True, limiter=threads)
         results[name] = "ok"
     except Exception as error:
         log.warning("check.failed", server=name, error=str(error))

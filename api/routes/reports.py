@@ -4,16 +4,17 @@ import csv
 import io
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 
-import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from sqlalchemy.orm import Session
 
-from api.deps import Auth, CurrentServices, JobId, Limit, Services
+from api.changes import JobVersion
+from api.deps import EVENT_STREAM, LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
 from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
 from api.schemas.shared import LARGEST_ID, LARGEST_STEP
@@ -23,8 +24,6 @@ from core.jobs.reports import MetricPoint
 from core.states import Status
 from core.tables import Checkpoint, JobMetric
 
-POLL_SECONDS = 1.0
-"""Seconds between two reads of new events for a stream."""
 STREAM_SECONDS = 300.0
 """Maximum seconds of one stream. A client reconnects with `Last-Event-ID`, and its key is then checked again."""
 KEEPALIVE_SECONDS = 15.0
@@ -41,11 +40,12 @@ router = APIRouter(prefix="/jobs/{job_id}", tags=["jobs"])
 @router.get(
     "/events",
     operation_id="list_job_events",
+    dependencies=LIMITED_WAITS,
     response_model=EventPage,
     responses={
         200: {
             "description": "A page of events, or a stream.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
         },
         204: {"description": "To a stream that would start after the last event of a finished job."},
         **ERRORS,
@@ -72,7 +72,7 @@ def list_job_events(
 
     With `Accept: text/event-stream`, the response is a live stream. It ends when the job ends or after five minutes.
     """
-    if "text/event-stream" in accept:
+    if EVENT_STREAM in accept:
         return _stream(services, caller.tenant, job_id, after if last_event_id is None else last_event_id)
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
@@ -165,22 +165,28 @@ def _stream(services: Services, tenant: str, job_id: str, after: int) -> Respons
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
     """Yield events until the last event of the job, or for `STREAM_SECONDS`.
 
-    No transaction stays open between two reads.
+    No transaction stays open and no thread is held between two reads.
     """
     began = sent = time.monotonic()
-    while time.monotonic() - began < STREAM_SECONDS:
-        rows, ended = await run_sync(_next_events, services, tenant, job_id, after)
+    while (left := began + STREAM_SECONDS - time.monotonic()) > 0:
+        rows, ended = await run_sync(_next_events, services, tenant, job_id, after, limiter=services.changes.readers)
         for row in rows:
             after = row.id
             yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))
             sent = time.monotonic()
-        if ended and len(rows) < STREAM_PAGE:
+        if len(rows) == STREAM_PAGE:
+            continue
+        if ended:
             return
-        if time.monotonic() - sent > KEEPALIVE_SECONDS:
+        silence = sent + KEEPALIVE_SECONDS - time.monotonic()
+        await services.changes.wait(job_id, partial(_has_news, after), max(0.0, min(left, silence)))
+        if time.monotonic() - sent >= KEEPALIVE_SECONDS:
             yield KEEPALIVE_COMMENT
             sent = time.monotonic()
-        if len(rows) < STREAM_PAGE:
-            await anyio.sleep(POLL_SECONDS)
+
+
+def _has_news(after: int, version: JobVersion) -> bool:
+    return version.ended or version.last_event > after
 
 
 def _next_events(services: Services, tenant: str, job_id: str, after: int) -> tuple[list[EventView], bool]:

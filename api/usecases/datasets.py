@@ -1,6 +1,10 @@
 """Use cases of datasets: upload, preview, delete."""
 
+from functools import partial
 from typing import BinaryIO
+
+from anyio.to_thread import run_sync
+from fastapi.concurrency import contextmanager_in_threadpool
 
 from api.deps import Services
 from api.schemas.datasets import DatasetView, PreviewView
@@ -8,15 +12,43 @@ from api.usecases.audited import audited
 from core.access import audit
 from core.access.audit import Caller
 from core.datasets import datasets, previews
+from core.tables import Dataset
 
 
-def upload(
+async def upload(
     services: Services, caller: Caller, file: BinaryIO, name: str | None, skip_percentage: float = 0.0
 ) -> DatasetView:
     """Check and store an uploaded file. Returns the existing dataset if one has the same content and name.
 
-    Raises INVALID_DATASET if the file breaks a rule, and LIMIT_REACHED if the tenant's storage is full.
+    Raises INVALID_DATASET if the file breaks a rule, LIMIT_REACHED if the tenant's storage is full, and BUSY if too
+    many uploads wait to be checked.
     """
+    async with services.uploads.turn(caller.tenant):
+        return await run_sync(partial(_upload, services, caller, file, name, skip_percentage))
+
+
+async def preview(
+    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
+) -> PreviewView:
+    """Tokenize the first `limit` records of a dataset with the model's tokenizer.
+
+    If it is cancelled, nothing of it goes on. Raises BUSY if too many previews wait.
+    """
+    async with services.previews.turn(caller.tenant):
+        row = await run_sync(_find, services, caller, dataset_id)
+        opened = services.models.tokenizer(caller.tenant, model, revision)
+        async with contextmanager_in_threadpool(opened) as (source, tokenizer):
+            return PreviewView.of(row, source, await previews.preview(services.storage, row, tokenizer, limit))
+
+
+def delete(services: Services, caller: Caller, dataset_id: str) -> DatasetView:
+    """Delete a dataset. Raises CONFLICT if an unfinished job uses it."""
+    return audited(services, caller, "delete_dataset", DatasetView.of, datasets.delete, dataset_id)
+
+
+def _upload(
+    services: Services, caller: Caller, file: BinaryIO, name: str | None, skip_percentage: float
+) -> DatasetView:
     content = services.dataset_store.store(caller.tenant, file, skip_percentage)
     with services.sessions.begin() as session:
         row, new = services.dataset_store.find_or_add(session, caller.tenant, name or "", content)
@@ -25,17 +57,8 @@ def upload(
         return DatasetView.of(row)
 
 
-def preview(
-    services: Services, caller: Caller, dataset_id: str, *, model: str, revision: str | None = None, limit: int
-) -> PreviewView:
-    """Tokenize the first `limit` records of a dataset with the model's tokenizer."""
+def _find(services: Services, caller: Caller, dataset_id: str) -> Dataset:
     with services.sessions.begin() as session:
         row = datasets.get(session, caller.tenant, dataset_id)
         session.expunge(row)
-    with services.models.tokenizer(caller.tenant, model, revision) as (source, tokenizer):
-        return PreviewView.of(row, source, previews.preview(services.storage, row, tokenizer, limit))
-
-
-def delete(services: Services, caller: Caller, dataset_id: str) -> DatasetView:
-    """Delete a dataset. Raises CONFLICT if an unfinished job uses it."""
-    return audited(services, caller, "delete_dataset", DatasetView.of, datasets.delete, dataset_id)
+        return row

@@ -2,10 +2,14 @@
 
 import io
 import json
-import subprocess
+import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+import anyio
+from anyio.to_thread import run_sync
 
 import seft
 from core.errors import Code, Flaw, ProblemError
@@ -33,14 +37,15 @@ class Preview:
     trained_tokens: int
 
 
-def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> Preview:
+async def preview(storage: Storage, dataset: Dataset, tokenizer: Path, show: int) -> Preview:
     """Preview the first `show` records of a dataset. `tokenizer` is a folder or a GGUF file with the model's tokenizer.
 
-    Raises MODEL_REFUSED if the tokenizer fails on this dataset.
+    If it is cancelled, the tokenizer process is killed. Raises MODEL_REFUSED if the tokenizer fails on this dataset.
     """
-    lines = _first_lines(storage, dataset)
-    with loadable(tokenizer) as folder:
-        answer = _run_tokenizer(folder / tokenizer.name if tokenizer.is_file() else folder, lines, show)
+    lines = await run_sync(_first_lines, storage, dataset)
+    with ExitStack() as stack:
+        folder = await run_sync(stack.enter_context, loadable(tokenizer))
+        answer = await _run_tokenizer(folder / tokenizer.name if tokenizer.is_file() else folder, lines, show)
     fraction = sum(map(len, lines)) / dataset.bytes
     totals = (round(answer[name] / fraction) for name in ("tokens", "trained_tokens"))
     return Preview(answer["shown"], answer["lines"], *totals)
@@ -60,28 +65,27 @@ def _first_lines(storage: Storage, dataset: Dataset) -> list[bytes]:
         end *= 8
 
 
-def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json:
+async def _run_tokenizer(tokenizer: Path, lines: list[bytes], show: int) -> Json:
     """Run `seft.data.preview` in a separate process and return its result.
 
-    The environment of that process contains no secrets.
+    The environment of that process contains no secrets. The process ends with this one.
     """
     request = json.dumps({"path": str(tokenizer), "lines": [line.decode() for line in lines], "show": show})
     package_root = str(Path(seft.__file__).parents[1])
     environment = {"PYTHONPATH": package_root, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", "seft.data.preview"],
-            check=False,
-            input=request,
-            env=environment,
-            timeout=SECONDS,
-            capture_output=True,
-            encoding="utf-8",
-        )
-    except subprocess.TimeoutExpired as error:
+        with anyio.fail_after(SECONDS):
+            process = await anyio.run_process(
+                [sys.executable, "-m", "seft.data.preview", str(os.getpid())],
+                check=False,
+                input=request.encode(),
+                env=environment,
+            )
+    except TimeoutError as error:
         raise _tokenizer_error(f"the tokenizer did not finish within {SECONDS} s") from error
     if process.returncode:
-        raise _tokenizer_error((process.stderr.strip().splitlines() or ["the tokenizer process crashed"])[-1])
+        output = process.stderr.decode(errors="replace").strip().splitlines()
+        raise _tokenizer_error((output or ["the tokenizer process crashed"])[-1])
     answer: Json = json.loads(process.stdout)
     return answer
 

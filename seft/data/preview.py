@@ -1,9 +1,9 @@
 """Computes a preview of a dataset: its first records as a model's tokenizer reads them.
 
-`python -m seft.data.preview` runs as a separate process with little time and memory, no secrets and no network, because
-tokenizers and chat templates come from other people and transformers is large. It reads a JSON object with the keys
-`path`, `lines` and `show` from standard input and writes a `Preview` as JSON. It needs no torch, unless the tokenizer
-is in a GGUF file.
+`python -m seft.data.preview PARENT` runs as a separate process with little time and memory, no secrets and no network,
+because tokenizers and chat templates come from other people and transformers is large. It reads a JSON object with the
+keys `path`, `lines` and `show` from standard input and writes a `Preview` as JSON. It ends when the process PARENT
+ends. It needs no torch, unless the tokenizer is in a GGUF file.
 """
 
 import json
@@ -19,6 +19,7 @@ from seft.data.chat import Tokenized, common_length
 from seft.data.records import Parser
 from seft.data.tokens import bos_tokens, tokenize_record
 from seft.errors import SeftError, SourceError
+from seft.parent_process import end_with_parent
 
 SECONDS, MEMORY_BYTES = 30, 4 << 30
 MAX_SHOWN_TOKENS = 2000
@@ -119,4 +120,5 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    end_with_parent(int(sys.argv[1]))
     main()

@@ -131,10 +131,12 @@ def serving(app: FastAPI, client: TestClient) -> Iterator[Client]:
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
-        yield connected
-    server.should_exit = True
-    thread.join()
+    try:
+        with Client(base_url=f"http://127.0.0.1:{port}", headers=dict(client.headers), timeout=20) as connected:
+            yield connected
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def problem(answer: Any, status: int, code: str) -> Json:

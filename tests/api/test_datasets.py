@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import make_app
-from api.deps import UPLOADS
+from api.deps import TENANT_UPLOADS
 from core.datasets.uploads import DatasetStore
 from core.infra.storage import Storage
 from tests.api.conftest import NewClient, problem
@@ -107,7 +107,9 @@ def test_a_form_without_the_file_is_refused(client: TestClient) -> None:
     problem(client.post("/datasets", content=b"--b\r\nnonsense", headers=torn), 422, "invalid_request")
 
 
-def test_uploads_leave_threads_to_the_other_requests(app: FastAPI, client: TestClient) -> None:
+def test_uploads_leave_threads_to_other_requests_and_turns_to_other_tenants(
+    app: FastAPI, client: TestClient, new_client: NewClient
+) -> None:
     permits = threading.Semaphore(0)
     started: list[str] = []
 
@@ -120,14 +122,17 @@ def test_uploads_leave_threads_to_the_other_requests(app: FastAPI, client: TestC
     services = app.state.services
     slow = DatasetStore(services.settings, services.sessions, Slow(services.settings))
     app.state.services = replace(services, dataset_store=slow)
-    with ThreadPoolExecutor(50) as pool:
-        uploads = [pool.submit(upload, client, RIGHT) for _ in range(50)]
-        while len(started) < UPLOADS:
+    with ThreadPoolExecutor(TENANT_UPLOADS + 1) as pool:
+        uploads = [pool.submit(upload, client, RIGHT) for _ in range(TENANT_UPLOADS)]
+        while len(started) < 3:
             time.sleep(0.01)
         assert client.get("/jobs").status_code == 200
-        assert len(started) == UPLOADS
+        theirs = pool.submit(upload, new_client("theirs"), RIGHT)
+        while len(started) < 4:
+            time.sleep(0.01)
+        assert not theirs.done()
         permits.release(50)
-        assert {future.result().status_code for future in uploads} == {201}
+        assert {future.result().status_code for future in (*uploads, theirs)} == {201}
 
 
 def test_an_upload_has_its_own_limit(app: FastAPI, new_client: NewClient) -> None:

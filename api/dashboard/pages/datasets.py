@@ -1,13 +1,17 @@
 """The pages of datasets: upload a file, list datasets, and preview one as training input of a model."""
 
+from functools import partial
+
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import UploadFile
 
+from api.connections import while_connected
 from api.dashboard.pages.models import suggested_models
 from api.dashboard.render import go, page
-from api.dashboard.visitors import Signed, Submitted, Visitor
+from api.dashboard.visitors import Signed, SubmittedUpload, Visitor
 from api.deps import CurrentServices, Services
-from api.schemas.datasets import DatasetView
+from api.schemas.datasets import DatasetView, PreviewView
 from api.usecases import datasets as usecases
 from core import ids
 from core.datasets import datasets
@@ -28,16 +32,36 @@ def list_datasets(
 
 
 @router.get("/datasets/{dataset_id}")
-def show(request: Request, services: CurrentServices, visitor: Signed, dataset_id: str, model: str = "") -> Response:
+async def show(
+    request: Request, services: CurrentServices, visitor: Signed, dataset_id: str, model: str = ""
+) -> Response:
     """Show one dataset. If `model` is given, also show the first records as training input of that model."""
     preview, problem = None, ""
+    if model:
+        compute = partial(usecases.preview, services, visitor.caller, dataset_id, model=model, limit=PREVIEW_RECORDS)
+        try:
+            preview = await while_connected(request, compute)
+        except ProblemError as error:
+            if error.code in {Code.NOT_FOUND, Code.BUSY}:
+                raise
+            problem = error.message
+    return await run_sync(
+        partial(_dataset_page, request, services, visitor, dataset_id, model=model, preview=preview, problem=problem)
+    )
+
+
+def _dataset_page(
+    request: Request,
+    services: Services,
+    visitor: Visitor,
+    dataset_id: str,
+    *,
+    model: str,
+    preview: PreviewView | None,
+    problem: str,
+) -> Response:
     with services.sessions.begin() as session:
         view = DatasetView.of(datasets.get(session, visitor.caller.tenant, dataset_id))
-    if model:
-        try:
-            preview = usecases.preview(services, visitor.caller, dataset_id, model=model, limit=PREVIEW_RECORDS)
-        except ProblemError as error:
-            problem = error.message
     return page(
         request,
         visitor,
@@ -52,15 +76,18 @@ def show(request: Request, services: CurrentServices, visitor: Signed, dataset_i
 
 
 @router.post("/datasets")
-def upload(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
+async def upload(request: Request, services: CurrentServices, visitor: Signed, form: SubmittedUpload) -> Response:
     """Store the uploaded file. If it is invalid, show an error for each invalid line."""
     file = form.get("file")
     try:
         if not isinstance(file, UploadFile) or not file.filename:
             raise ProblemError(Code.INVALID_REQUEST, "No file was sent. Select a file.")
-        view = usecases.upload(services, visitor.caller, file.file, file.filename)
+        view = await usecases.upload(services, visitor.caller, file.file, file.filename)
     except ProblemError as error:
-        return _page(request, services, visitor, problem=error.message, flaws=error.flaws, status=422)
+        if error.code is Code.BUSY:
+            raise
+        show_again = partial(_page, request, services, visitor, problem=error.message, flaws=error.flaws, status=422)
+        return await run_sync(show_again)
     return go(f"/datasets?new={view.id}")
 
 

@@ -1,0 +1,54 @@
+"""The connection of a request: the network that it comes from, and work that ends when the client leaves."""
+
+from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TypeVar
+
+import anyio
+from anyio import CancelScope
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+Result = TypeVar("Result")
+
+
+def network_of(request: Request) -> str:
+    """Return the network that a request comes from: an IPv4 address, or the /64 network of an IPv6 address.
+
+    A host chooses its own addresses inside a /64 network, so a limit per IPv6 address would limit nothing.
+    """
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, IPv6Address):
+        return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
+    return host
+
+
+async def while_connected(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Return the result of `work()`. If the client leaves first, cancel the work and raise ClientDisconnect.
+
+    A thread cannot be cancelled. If the work runs one, it is waited for.
+    """
+    results: list[Result] = []
+    errors: list[Exception] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(_cancel_when_disconnected, request, group.cancel_scope)
+        try:
+            results.append(await work())
+        except Exception as error:  # a task group would put it into an ExceptionGroup
+            errors.append(error)
+        group.cancel_scope.cancel()
+    if errors:
+        raise errors[0]
+    if not results:
+        raise ClientDisconnect
+    return results[0]
+
+
+async def _cancel_when_disconnected(request: Request, scope: CancelScope) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

@@ -1,0 +1,194 @@
+"""Requests that wait: they cost next to nothing, and their number is limited per key and per network."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.to_thread import current_default_thread_limiter
+from fastapi import FastAPI, Request
+from httpx2 import AsyncClient, TimeoutException
+from sqlalchemy import event
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api import unknown_callers
+from api.app import make_app
+from api.connections import network_of
+from core.jobs import attempts
+from core.jobs.attempts import Attempt
+from core.states import Phase
+from tests.api.conftest import NewClient, problem, serving
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+def strict(app: FastAPI) -> Iterator[FastAPI]:
+    """The same app, but a key may have two open waits, and a network eight."""
+    limited = make_app(app.state.services.settings.model_copy(update={"key_waits": 2}))
+    yield limited
+    limited.state.services.engine.dispose()
+
+
+@contextmanager
+def counted_statements(app: FastAPI) -> Iterator[list[str]]:
+    """Collect the SQL statements that the app executes."""
+    statements: list[str] = []
+
+    def record(_: Any, __: Any, statement: str, *more: Any) -> None:
+        statements.append(statement)
+
+    event.listen(app.state.services.engine, "before_cursor_execute", record)
+    yield statements
+    event.remove(app.state.services.engine, "before_cursor_execute", record)
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_waits_share_one_query_per_second_and_end_with_the_change(
+    app: FastAPI, client: TestClient, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    path = f"/jobs/{attempt.job_id}"
+
+    async def run(url: str) -> None:
+        async with AsyncClient(base_url=url, headers=dict(client.headers), timeout=60) as many:
+
+            async def wait() -> None:
+                answers.append((await many.get(path, params={"wait": 60})).json()["step"])
+
+            async def stream() -> None:
+                async with many.stream("GET", f"{path}/events", headers=STREAM) as answer:
+                    async for line in answer.aiter_lines():
+                        if line == "event: phase.began":
+                            lines.append(line)
+                            return
+
+            async with anyio.create_task_group() as group:
+                for _ in range(30):
+                    group.start_soon(wait)
+                    group.start_soon(stream)
+                await anyio.sleep(2)
+                with counted_statements(app) as statements:
+                    await anyio.sleep(2.5)
+                    assert len(statements) <= 3, statements
+                    assert app.state.services.engine.pool.checkedout() == 0
+                with sessions.begin() as session:
+                    attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=7)
+                with anyio.fail_after(20):
+                    while len(lines) < 30 or len(answers) < 30:
+                        await anyio.sleep(0.05)
+                group.cancel_scope.cancel()
+
+    answers: list[int] = []
+    lines: list[str] = []
+    with serving(app, client) as server:
+        anyio.run(run, str(server.base_url))
+    assert answers == [7] * 30
+
+
+def test_a_key_has_a_limited_number_of_waits_and_gets_them_back(
+    strict: FastAPI, client: TestClient, new_client: NewClient, job_id: str
+) -> None:
+    path = f"/jobs/{job_id}"
+    with serving(strict, client) as server:
+        with ExitStack() as open_streams:
+            for _ in range(2):
+                answer = open_streams.enter_context(server.stream("GET", f"{path}/events", headers=STREAM))
+                assert answer.status_code == 200
+            for refused in (server.get(path, params={"wait": 60}), server.get(f"{path}/events", headers=STREAM)):
+                report = problem(refused, 429, "rate_limited")
+                assert "per key: at most 2 at the same time" in report["detail"]
+                assert int(refused.headers["retry-after"]) > 0
+            assert server.get(path).status_code == 200
+            assert server.get(f"{path}/events").status_code == 200
+            other = dict(new_client("ours").headers)
+            assert server.get(path, params={"wait": 1}, headers=other).status_code == 200
+        eventually(lambda: server.get(path, params={"wait": 1}).status_code == 200)
+
+
+def test_a_wait_ends_when_its_client_leaves(strict: FastAPI, client: TestClient, job_id: str) -> None:
+    with serving(strict, client) as server:
+        for _ in range(2):
+            with pytest.raises(TimeoutException):
+                server.get(f"/jobs/{job_id}", params={"wait": 60}, timeout=0.5)
+        eventually(lambda: server.get(f"/jobs/{job_id}", params={"wait": 1}).status_code == 200)
+
+
+def test_a_network_has_a_limited_number_of_waits_whatever_its_keys(
+    strict: FastAPI, client: TestClient, new_client: NewClient, job_id: str
+) -> None:
+    with serving(strict, client) as server, ExitStack() as open_streams:
+        for _ in range(4):
+            headers = {"Authorization": new_client("ours").headers["Authorization"], **STREAM}
+            for _ in range(2):
+                open_streams.enter_context(server.stream("GET", f"/jobs/{job_id}/events", headers=headers))
+        with counted_statements(strict) as statements:
+            for key in (client.headers["Authorization"], "Bearer seft_wrong"):
+                refused = server.get(f"/jobs/{job_id}", params={"wait": 1}, headers={"Authorization": key})
+                assert "per network address" in problem(refused, 429, "rate_limited")["detail"]
+        assert not [statement for statement in statements if "api_keys" in statement]
+
+
+def test_unknown_keys_are_refused_before_the_database_is_asked(
+    app: FastAPI, client: TestClient, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unknown_callers, "FAILURES", 3)
+    monkeypatch.setattr(unknown_callers, "SECONDS_PER_FAILURE", 100.0)
+    assert client.get("/jobs").status_code == 200
+    wrong = {"Authorization": "Bearer seft_wrong"}
+    for _ in range(3):
+        problem(client.get("/jobs", headers=wrong), 401, "unauthenticated")
+    newcomer = new_client("ours")
+    with counted_statements(app) as statements:
+        refused = client.get("/jobs", headers=wrong)
+        problem(refused, 429, "rate_limited")
+        assert refused.headers["retry-after"]
+        assert client.get("/dashboard/", headers={"Cookie": "seft_session=wrong"}).status_code == 429
+        assert client.post("/dashboard/sign-in", data={"key": "seft_wrong"}).status_code == 429
+        problem(newcomer.get("/jobs"), 429, "rate_limited")
+    assert statements == []
+    assert client.get("/jobs").status_code == 200
+    monkeypatch.setattr(unknown_callers, "FAILURES", 4)
+    assert newcomer.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:bbbb::9", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_address(host: str, network: str) -> None:
+    assert network_of(Request({"type": "http", "client": (host, 1), "headers": []})) == network
+
+
+def test_readiness_is_reported_while_every_thread_is_busy(client: TestClient) -> None:
+    async def occupy() -> None:
+        threads = current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):
+            threads.acquire_on_behalf_of_nowait(object())
+
+    async def free() -> None:
+        threads = current_default_thread_limiter()
+        for borrower in threads.statistics().borrowers:
+            threads.release_on_behalf_of(borrower)
+
+    assert client.portal is not None
+    client.portal.call(occupy)
+    try:
+        answer = client.get("/readyz")
+    finally:
+        client.portal.call(free)
+    assert (answer.status_code, answer.elapsed.total_seconds() < 2) == (200, True)
