@@ -16,6 +16,7 @@ import platform
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from benchmarks.many_jobs import RARE, STEPS, fill
 from core.access import keys, sign_ins
 from core.access.keys import Scope
 from core.infra.database import make_engine, make_sessions
+from core.jobs import attempts
 from core.settings import Settings
 from local.folder import FolderLock
 from local.processes import children_of
@@ -115,8 +117,9 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
     lock = FolderLock(servers.lock.folder / name)
     lock.acquire()
     models = _models(lock.folder)
-    # The rate limit is checked as usual, but never reached.
-    overrides = {"SEFT_MODEL_ROOTS": json.dumps([str(models)]), "SEFT_RATE_LIMIT": "1000000"}
+    # The limits are checked as usual, but never reached.
+    limits = {"SEFT_RATE_LIMIT": "1000000", "SEFT_TENANT_WAITING": "1000000000"}
+    overrides = {"SEFT_MODEL_ROOTS": json.dumps([str(models)]), **limits}
     api = Api(lock, {**os.environ, **variables, **overrides})
     try:
         api.start()
@@ -193,10 +196,29 @@ def _growth(servers: Servers, arguments: argparse.Namespace) -> list[Json]:
             for _ in range(arguments.rounds):
                 for (_, connection, _), request, times in zip(connections, requests, seconds, strict=True):
                     times.append(_send(connection, request).seconds)
-            small, large = (1000 * statistics.median(each) for each in seconds)
-            rows.append({"request": name, "few_ms": small, "many_ms": large, "ratio": large / small})
-            print(f"{name:45} {small:8.1f} ms {large:8.1f} ms {large / small:6.2f}", flush=True)
+            rows.append(_compared(name, *seconds))
+        rows.append(_compared("claim of a worker", *(_claims(site, arguments.rounds) for site in (few, many))))
     return rows
+
+
+def _compared(name: str, few: list[float], many: list[float]) -> Json:
+    small, large = (1000 * statistics.median(each) for each in (few, many))
+    print(f"{name:45} {small:8.1f} ms {large:8.1f} ms {large / small:6.2f}", flush=True)
+    return {"request": name, "few_ms": small, "many_ms": large, "ratio": large / small}
+
+
+def _claims(site: Site, rounds: int) -> list[float]:
+    """Return the seconds of each of `rounds` claims, which are rolled back."""
+    engine, seconds = make_engine(site.settings), []
+    for _ in range(rounds):
+        with make_sessions(engine)() as session:
+            began = time.perf_counter()
+            if attempts.claim(session, "benchmark", 60, tenant_running=32) is None:
+                raise RuntimeError("there is no queued job to claim")
+            seconds.append(time.perf_counter() - began)
+            session.rollback()
+    engine.dispose()
+    return seconds
 
 
 PATHS = {

@@ -141,7 +141,7 @@ class Job(Base):
         Index("jobs_by_tenant", "tenant", "id"),
         Index("jobs_by_dataset", "dataset_id"),
         Index("jobs_by_status", "tenant", "status", "id"),
-        Index("jobs_to_claim", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
+        Index("jobs_in_turn", "tenant", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
         Index("jobs_by_model", "tenant", text("(spec ->> 'model')"), "id"),
         Index("jobs_without_room", "id", postgresql_where=text("status = 'paused' AND reason ? 'needs'")),
@@ -213,6 +213,19 @@ class Job(Base):
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
     """Time of the last change that a reader of the job can see. Heartbeats and notifications do not count."""
+
+
+class Turn(Base):
+    """The turns of a tenant in a queue that tenants share, in virtual time. See `core.turns`."""
+
+    __tablename__ = "turns"
+
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    served: Mapped[float] = mapped_column(Double)
+    """Start of the turn in which the tenant was served last."""
+    next: Mapped[float] = mapped_column(Double)
+    """Earliest start of its next turn."""
 
 
 class JobLabel(Base):

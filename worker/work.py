@@ -109,6 +109,7 @@ class Work:
                     capability,
                     tenant_running=settings.tenant_running,
                     key_running=settings.key_running,
+                    weights=settings.tenant_weights,
                 )
         except SQLAlchemyError as error:
             log.warning("claim.failed", error=str(error))

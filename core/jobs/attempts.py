@@ -5,6 +5,7 @@ running one. Otherwise it writes nothing and raises LeaseLostError. The reason i
 requeued after its lease expired.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -81,14 +82,15 @@ def claim(
     *,
     tenant_running: int = 0,
     key_running: int = 0,
+    weights: Mapping[str, float] | None = None,
 ) -> Attempt | None:
     """Claim the next job of the queue and start a new attempt. Returns None if no waiting job can run on this worker.
 
     Jobs that another worker is claiming, or that newer software accepted, are skipped. If the request of a job is
     invalid for this software, the job fails and the next one is claimed.
     """
-    query = fairness.next_job(session, capability, tenant_running, key_running)
-    while row := session.execute(query).first():
+    limits = {"tenant_limit": tenant_running, "key_limit": key_running}
+    while row := fairness.next_job(session, capability, **limits, weights=weights):
         job, dataset = row
         lease = _lease(lease_seconds)
         if not transition(

@@ -1,56 +1,115 @@
 """The order of the queue, and the limits per tenant and per API key.
 
-Jobs run by priority, then by the fewest running jobs of their tenant, then by age. This module also says why a job
-does not run.
+Fairness between tenants comes first: the tenant with the fewest running jobs per weight is served, and among equal ones
+the tenant whose turn it is (`core.turns`). Priority and age order the jobs of one tenant. This module also says why a
+job does not run.
 """
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import CTE, ColumnElement, Select, bindparam, func, or_, select, true
+from sqlalchemy.orm import Session
 
-from core import workers
+from core import turns, workers
 from core.access.audit import Caller
 from core.capability import Capability, can_run
 from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.states import Status
 from core.tables import Dataset, Holding, Job, Json
+from core.turns import Queue
 
 CLAIM_LOCK = 0x5EF72
-"""Advisory lock for a claim that counts running jobs. The number must differ from those of all other advisory locks."""
+"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
+
+It makes one claim see the jobs and the turns of the claims before it.
+"""
 
 
-def next_job(session: Session, capability: Capability, tenant_limit: int, key_limit: int) -> Select[Job, Dataset]:
-    """Return the query for the next job that a worker with this capability can run. It locks the job's row.
+class Waiting(NamedTuple):
+    """A tenant with queued jobs."""
 
-    `tenant_limit` and `key_limit` are the maximum number of running jobs per tenant and per key. The value 0 means no
-    limit. The query skips jobs that newer software accepted.
+    tenant: str
+    first: str
+    """Id of its first job."""
+    running: int
+    """Number of its running jobs."""
+
+
+def next_job(
+    session: Session,
+    capability: Capability,
+    *,
+    tenant_limit: int = 0,
+    key_limit: int = 0,
+    weights: Mapping[str, float] | None = None,
+) -> tuple[Job, Dataset] | None:
+    """Lock and return the next job that a worker with this capability can run, and take the turn of its tenant.
+
+    Returns None if there is no such job. `tenant_limit` and `key_limit` are the maximum number of running jobs per
+    tenant and per key. The value 0 means no limit. `weights` are the weights of tenants; others have the weight 1. Jobs
+    that newer software accepted, or whose row is locked, are skipped. Other claims wait until this transaction ends.
     """
+    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    weight = {} if weights is None else weights
+    waiting = [each for each in _waiting(session) if not tenant_limit or each.running < tenant_limit]
+    starts = turns.starts(session, Queue.JOBS, [each.tenant for each in waiting])
+    query = _first_job(capability, key_limit)
+    for each in sorted(
+        waiting, key=lambda each: (each.running / weight.get(each.tenant, 1.0), starts[each.tenant], each.first)
+    ):
+        if row := session.execute(query, {"tenant": each.tenant}).first():
+            turns.take(session, Queue.JOBS, each.tenant, starts[each.tenant], weight.get(each.tenant, 1.0))
+            return row[0], row[1]
+    return None
+
+
+def _waiting(session: Session) -> Sequence[Waiting]:
+    return [Waiting(*row) for row in session.execute(_waiting_query())]
+
+
+@cache
+def _waiting_query() -> Select[str, str, int]:
     running = (
         select(Job.tenant, func.count().label("jobs"))
         .where(Job.status == Status.RUNNING)
         .group_by(Job.tenant)
         .subquery()
     )
-    running_jobs = func.coalesce(running.c.jobs, 0)
+    waiting = waiting_tenants()
+    query = select(waiting.c.tenant, waiting.c.id, func.coalesce(running.c.jobs, 0))
+    return query.outerjoin(running, running.c.tenant == waiting.c.tenant)
+
+
+def waiting_tenants() -> CTE:
+    """Return a table with one row per tenant with queued jobs: `tenant`, and `id`, which is the id of its first job.
+
+    It jumps from tenant to tenant in the index `jobs_in_turn`. So it does not read all queued jobs.
+    """
+    order = (Job.tenant, Job.priority.desc(), Job.id)
+    queued = select(Job.tenant, Job.id).where(Job.status == Status.QUEUED)
+    first = queued.order_by(*order).limit(1).subquery()
+    tenants = select(first.c.tenant, first.c.id).cte("waiting", recursive=True)
+    following = queued.where(Job.tenant > tenants.c.tenant).order_by(*order).limit(1).correlate(tenants).lateral()
+    return tenants.union_all(select(following.c.tenant, following.c.id).select_from(tenants.join(following, true())))
+
+
+def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
+    """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the row."""
     query = (
         select(Job, Dataset)
         .join(Dataset, Dataset.id == Job.dataset_id)
-        .outerjoin(running, running.c.tenant == Job.tenant)
-        .where(Job.status == Status.QUEUED, can_run(capability))
-        .order_by(Job.priority.desc(), running_jobs, Job.id)
+        .where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"), can_run(capability))
+        .order_by(Job.priority.desc(), Job.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )
-    if tenant_limit or key_limit:
-        session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
-    if tenant_limit:
-        query = query.where(running_jobs < tenant_limit)
     if key_limit:
-        other = aliased(Job)
-        same_key = (other.status == Status.RUNNING, other.key_id == Job.key_id)
-        query = query.where(select(func.count()).where(*same_key).correlate(Job).scalar_subquery() < key_limit)
+        running = select(Job.key_id).where(Job.status == Status.RUNNING, Job.key_id.is_not(None)).group_by(Job.key_id)
+        full = running.having(func.count() >= key_limit)
+        query = query.where(or_(Job.key_id.is_(None), Job.key_id.not_in(full)))
     return query
 
 

@@ -9,13 +9,28 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache
 
-from sqlalchemy import BindParameter, ColumnElement, Double, Select, and_, bindparam, cast, func, or_, select, true
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    cast,
+    func,
+    or_,
+    select,
+    true,
+    union_all,
+)
 from sqlalchemy.orm import Session, aliased
 
 from core import ids
 from core.access import keys
 from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
+from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Reason, Status, Transition
@@ -198,21 +213,40 @@ def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job
 
 
 def position(session: Session, job: Job) -> int | None:
-    """Return the job's place in the queue, from 1. Returns None if the job is not queued.
+    """Return the job's expected place in the queue, from 1. Returns None if the job is not queued.
 
-    The value `MAX_POSITION` means this place or a later one.
+    These jobs come before it: the earlier jobs of its tenant and, because tenants take turns, as many jobs of every
+    other tenant. Weights and running jobs are not counted. The value `MAX_POSITION` means this place or a later one.
     """
     if job.status != Status.QUEUED:
         return None
-    return 1 + (session.scalar(_ahead(), {"id": job.id, "priority": job.priority}) or 0)
+    ours = {"tenant": job.tenant, "id": job.id, "priority": job.priority}
+    own = session.scalar(_ahead(), ours) or 0
+    others = session.scalar(_ahead_of_others(), {"tenant": job.tenant, "turns": own + 1}) or 0
+    return min(1 + own + others, MAX_POSITION)
 
 
 @cache
 def _ahead() -> Select[int]:
+    """Count the jobs of the tenant before the job. Each of the two ranges is read from the index `jobs_in_turn`."""
     priority: BindParameter[int] = bindparam("priority")
-    before = or_(Job.priority > priority, and_(Job.priority == priority, Job.id < bindparam("id")))
-    earlier = select(Job.id).where(Job.status == Status.QUEUED, before).limit(MAX_POSITION - 1)
-    return select(func.count()).select_from(earlier.subquery())
+    queued = select(Job.id).where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"))
+    ranges = (Job.priority > priority, and_(Job.priority == priority, Job.id < bindparam("id")))
+    both = union_all(*(select(queued.where(each).limit(MAX_POSITION).subquery().c.id) for each in ranges)).subquery()
+    return select(func.count()).select_from(both)
+
+
+@cache
+def _ahead_of_others() -> Select[int]:
+    """Count up to `turns` jobs of every other tenant. It is one less if the first job of that tenant is newer."""
+    tenant: BindParameter[str] = bindparam("tenant")
+    waiting = fairness.waiting_tenants()
+    first = select(waiting.c.id).where(waiting.c.tenant == tenant).scalar_subquery()
+    turns = bindparam("turns", type_=Integer) - cast(waiting.c.id > first, Integer)
+    theirs = select(Job.id).where(Job.status == Status.QUEUED, Job.tenant == waiting.c.tenant)
+    counted = theirs.limit(turns).correlate(waiting).lateral()
+    rows = select(counted.c.id).select_from(waiting.join(counted, true())).where(waiting.c.tenant != tenant)
+    return select(func.count()).select_from(rows.limit(MAX_POSITION).subquery())
 
 
 def require_dataset(session: Session, tenant: str, dataset_id: str) -> None:

@@ -58,14 +58,13 @@ def resume_waiting_for_space(session: Session, reason: Reason, capability: Capab
 def mark_for_notification(session: Session, older_than_seconds: float, limit: int) -> Sequence[str]:
     """Set the time of the last notification to now for queued jobs that have waited too long. Return their ids.
 
-    These are up to `limit` jobs whose last notification is older than `older_than_seconds`. Jobs with a high priority
-    and old jobs come first.
+    These are up to `limit` jobs whose last notification is older than `older_than_seconds`, in any order, because a
+    notification names no job.
     """
     old = func.now() - timedelta(seconds=older_than_seconds)
     waiting = (
         select(Job.id)
         .where(Job.status == Status.QUEUED, or_(Job.notified_at.is_(None), Job.notified_at < old))
-        .order_by(Job.priority.desc(), Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

@@ -38,7 +38,9 @@ class FuzzResult:
 def fuzz(settings: Settings, folder: Path, *, examples: int, seed: int | None = None) -> FuzzResult:
     """Call every operation with up to `examples` generated requests per phase, valid and invalid ones."""
     model = write_hollow(folder / "models" / "tiny")
-    ours = settings.model_copy(update={"model_roots": [model.parent], "rate_limit": 0.0, "log_format": "json"})
+    ours = settings.model_copy(
+        update={"model_roots": [model.parent], "rate_limit": 0.0, "tenant_waiting": 0, "log_format": "json"}
+    )
     with _serving(ours, folder / "server") as (api, secret):
         command = [
             str(Path(sys.executable).with_name("schemathesis")),

@@ -131,8 +131,9 @@ def variables(settings: Settings) -> dict[str, str]:
     lists = {
         name: json.dumps([str(each) for each in value]) for name, value in values.items() if isinstance(value, list)
     }
+    objects = {name: json.dumps(value) for name, value in values.items() if isinstance(value, dict)}
     texts = {name: str(value) for name, value in values.items() if value is not None}
-    return {f"SEFT_{name.upper()}": value for name, value in {**texts, **secrets, **lists}.items()}
+    return {f"SEFT_{name.upper()}": value for name, value in {**texts, **secrets, **lists, **objects}.items()}
 
 
 class Workers:

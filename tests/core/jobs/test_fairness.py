@@ -11,7 +11,7 @@ from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Code, ProblemError
 from core.jobs import attempts, fairness, jobs
-from core.jobs.attempts import Attempt
+from core.jobs.attempts import Attempt, Fault
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Job
@@ -37,14 +37,27 @@ def make(sessions: Sessions, spec: JobSpec) -> MakeFor:
     return job
 
 
-def claim(sessions: Sessions, tenant_running: int = 0, key_running: int = 0) -> Attempt | None:
+def claim(sessions: Sessions, **limits: Any) -> Attempt | None:
     with sessions.begin() as session:
-        return attempts.claim(session, "w1", LEASE, tenant_running=tenant_running, key_running=key_running)
+        return attempts.claim(session, "w1", LEASE, **limits)
 
 
-def claims(sessions: Sessions, count: int, **limits: int) -> list[str | None]:
+def claims(sessions: Sessions, count: int, **limits: Any) -> list[str | None]:
+    """Claim jobs that all keep running."""
     claimed = [claim(sessions, **limits) for _ in range(count)]
     return [attempt.job_id if attempt else None for attempt in claimed]
+
+
+def served(sessions: Sessions, count: int, **limits: Any) -> list[str]:
+    """Return the tenants that a single worker serves, one after the other."""
+    tenants = []
+    for _ in range(count):
+        attempt = claim(sessions, **limits)
+        assert attempt is not None
+        tenants.append(attempt.tenant)
+        with sessions.begin() as session:
+            attempts.fail(session, attempt, fault=Fault.USER, code="x", message="", retry=False, max_failures=1)
+    return tenants
 
 
 def test_tenants_take_turns_regardless_of_how_many_jobs_each_has_queued(sessions: Sessions, make: MakeFor) -> None:
@@ -53,16 +66,63 @@ def test_tenants_take_turns_regardless_of_how_many_jobs_each_has_queued(sessions
     assert claims(sessions, 5) == [ours[0], theirs[0], ours[1], theirs[1], ours[2]]
 
 
-def test_priority_takes_precedence_over_fairness(sessions: Sessions, make: MakeFor) -> None:
-    ours = [make("ours", 1) for _ in range(2)]
-    theirs = make("theirs")
-    assert claims(sessions, 3) == [*ours, theirs]
+def test_tenants_take_turns_on_a_single_worker(sessions: Sessions, make: MakeFor) -> None:
+    for _ in range(5):
+        make("ours", 100)
+    for _ in range(2):
+        make("theirs")
+    assert served(sessions, 7) == ["ours", "theirs", "ours", "theirs", "ours", "ours", "ours"]
+
+
+def test_priority_orders_the_jobs_of_one_tenant_only(sessions: Sessions, make: MakeFor) -> None:
+    late, urgent = make("ours"), make("ours", 100)
+    theirs = make("theirs", -100)
+    with sessions.begin() as session:
+        places = [jobs.position(session, session.get_one(Job, job_id)) for job_id in (late, urgent, theirs)]
+    assert places == [3, 1, 2]
+    assert claims(sessions, 3) == [urgent, theirs, late]
+
+
+def test_a_tenant_with_a_larger_weight_gets_more_workers_and_more_turns(sessions: Sessions, make: MakeFor) -> None:
+    for _ in range(8):
+        make("ours")
+        make("theirs")
+    weights = {"theirs": 3.0}
+    turns = served(sessions, 8, weights=weights)
+    assert (turns.count("ours"), turns.count("theirs")) == (2, 6)
+    for _ in range(8):
+        make("theirs")
+    claimed = [claim(sessions, weights=weights) for _ in range(8)]
+    tenants = [attempt.tenant for attempt in claimed if attempt]
+    assert (tenants.count("ours"), tenants.count("theirs")) == (2, 6)
+
+
+def test_a_tenant_that_was_idle_is_owed_no_turns(sessions: Sessions, make: MakeFor) -> None:
+    for _ in range(6):
+        make("ours")
+    assert served(sessions, 3) == ["ours"] * 3
+    for _ in range(3):
+        make("theirs")
+    assert served(sessions, 4) == ["theirs", "ours", "theirs", "ours"]
+
+
+def test_a_job_that_no_worker_can_run_does_not_hold_up_other_tenants(sessions: Sessions, make: MakeFor) -> None:
+    stuck, theirs, ours = make("ours", 9), make("theirs"), make("ours")
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET spec_version = 1000 WHERE id = :id"), {"id": stuck})
+    assert set(claims(sessions, 2)) == {theirs, ours}
+    assert claim(sessions) is None
+
+
+def test_limits_per_tenant_are_on_by_default(settings: Settings) -> None:
+    assert settings.tenant_running > 0
+    assert settings.tenant_waiting > 0
 
 
 def test_running_jobs_per_tenant_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
     ours = [make("ours", 5) for _ in range(3)]
     theirs = make("theirs")
-    assert claims(sessions, 4, tenant_running=2) == [ours[0], ours[1], theirs, None]
+    assert claims(sessions, 4, tenant_running=2) == [ours[0], theirs, ours[1], None]
     with sessions.begin() as session:
         waiting = session.get_one(Job, ours[2])
         reason = fairness.waiting_reason(session, waiting, settings.model_copy(update={"tenant_running": 2}))

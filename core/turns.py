@@ -1,0 +1,38 @@
+"""Turns: in which order a queue serves the tenants that share it. A tenant with weight 2 is served twice as often.
+
+The order is that of start-time fair queueing (Goyal, Vin and Cheng, 1996), with one unit of cost per job or import.
+Each time a tenant is served, its next turn moves back by 1 / weight. A tenant that had nothing to do is not owed turns
+for that time: its next turn is at least the start of the turn that was served last.
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from core.tables import Turn
+
+
+class Queue(StrEnum):
+    """Queues that tenants share."""
+
+    JOBS = "jobs"
+    IMPORTS = "imports"
+
+
+def starts(session: Session, queue: Queue, tenants: Collection[str]) -> dict[str, float]:
+    """Return when the next turn of each tenant starts, in virtual time. The tenant with the lowest value is next."""
+    rows = session.execute(select(Turn.tenant, Turn.served, Turn.next).where(Turn.queue == queue)).all()
+    now = max((served for _, served, _ in rows), default=0.0)
+    following = {tenant: next_start for tenant, _, next_start in rows}
+    return {tenant: max(following.get(tenant, now), now) for tenant in tenants}
+
+
+def take(session: Session, queue: Queue, tenant: str, start: float, weight: float = 1.0) -> None:
+    """Record that the tenant was served. `start` is the value of `starts`."""
+    row = {"queue": queue, "tenant": tenant, "served": start, "next": start + 1 / weight}
+    change = insert(Turn).values(row)
+    changed = {"served": change.excluded.served, "next": change.excluded.next}
+    session.execute(change.on_conflict_do_update(index_elements=["queue", "tenant"], set_=changed))
