@@ -2,36 +2,43 @@
 
 Each pending delivery is a row in the database. A process claims a row before it sends the message, so no two
 processes send it at the same time. A delivery is a POST request, signed as standardwebhooks.com specifies. It
-connects to the address that was checked, follows no redirects, and ends after `CALL_SECONDS` even if the receiver is
-still sending.
+connects to the address that was checked and follows no redirects. It ends after `CALL_SECONDS`, whatever it waits for:
+the name server, the connection, TLS, or a receiver that sends a byte now and then.
+
+Deliveries are asyncio tasks of one loop. A slow receiver occupies one of the `TENANT_CALLS` tasks of its tenant, and
+delays nobody else.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
-import http.client
-import socket
 import ssl
-import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import cache
 from urllib.parse import urlsplit
 
+import anyio
+import httpx2
 import structlog
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import override
 
-from api.poller import Poller
+from api.poller import POLL_SECONDS, Poller
 from core import __version__, webhooks
 from core.addresses import AddressError, Network, Resolver, resolve, resolve_public
 from core.webhooks import DeliveryResult, PendingDelivery
 
 CALL_SECONDS = 15.0
 """Longest duration of one delivery, in seconds."""
-CALLS = 8
+CALLS = 64
 """Number of deliveries that one process sends at the same time."""
+TENANT_CALLS = 8
+"""Number of these that may belong to one tenant. At most one belongs to one webhook."""
 SHOWN_BYTES = 1024
 """Bytes of a response body that are stored in the log of the delivery."""
 
@@ -46,42 +53,67 @@ class Courier(Poller):
     ) -> None:
         super().__init__("courier")
         self.sessions, self.allowed, self.resolver = sessions, allowed, resolver
-        self.pool = ThreadPoolExecutor(CALLS, "courier")
 
     @override
     def poll(self) -> int:
-        """Send up to `CALLS` due deliveries, at most one per webhook. Return the number sent."""
-        with self.sessions.begin() as session:
-            deliveries = webhooks.claim(session, CALLS)
-        list(self.pool.map(self._deliver, deliveries))
-        return len(deliveries)
+        """Send deliveries until none is due. Return the number sent."""
+        due = self._claim([])
+        return asyncio.run(self._send(due)) if due else 0
 
-    @override
-    def clean_up(self) -> None:
-        with self.sessions.begin() as session:
-            webhooks.delete_old(session)
+    async def _send(self, due: list[PendingDelivery]) -> int:
+        """Send these deliveries and all that become due meanwhile."""
+        sent = 0
+        running: dict[asyncio.Task[None], PendingDelivery] = {}
+        while due or running:
+            running |= {asyncio.create_task(self._deliver(delivery)): delivery for delivery in due}
+            sent += len(due)
+            if not due:
+                await asyncio.wait(running, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if task.done()]:
+                del running[task]
+            due = await run_sync(self._claim, list(running.values()))
+        return sent
 
-    def _deliver(self, delivery: PendingDelivery) -> None:
-        answer = call(delivery, self.allowed, self.resolver)
+    def _claim(self, running: Sequence[PendingDelivery]) -> list[PendingDelivery]:
+        """Claim due deliveries, at most one of each tenant. `running` are the deliveries that this process sends."""
+        if len(running) >= CALLS:
+            return []
+        calls = Counter(delivery.tenant for delivery in running)
+        full = [tenant for tenant, count in calls.items() if count >= TENANT_CALLS]
+        busy = [delivery.webhook_id for delivery in running]
         with self.sessions.begin() as session:
-            webhooks.record_result(session, delivery, answer)
+            return webhooks.claim(session, CALLS - len(running), busy=busy, full=full)
+
+    async def _deliver(self, delivery: PendingDelivery) -> None:
+        result = await call(delivery, self.allowed, self.resolver)
+        try:
+            await run_sync(self._record, delivery, result)
+        except Exception as error:
+            log.warning("webhook.unrecorded", delivery=delivery.id, error=str(error))
+
+    def _record(self, delivery: PendingDelivery, result: DeliveryResult) -> None:
+        with self.sessions.begin() as session:
+            webhooks.record_result(session, delivery, result)
         log.info(
             "webhook.called",
             webhook=delivery.webhook_id,
             delivery=delivery.id,
             number=delivery.number,
-            status=answer.status,
+            status=result.status,
         )
 
 
-def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver = resolve) -> DeliveryResult:
+async def call(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver = resolve) -> DeliveryResult:
     """Send one delivery and return the result. After a failure, the result has an error text and no HTTP status."""
     try:
-        return _post(delivery, allowed, resolver)
+        with anyio.fail_after(CALL_SECONDS):
+            return await _post(delivery, allowed, resolver)
     except AddressError as error:
         return DeliveryResult(None, str(error))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return DeliveryResult(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES])
+    except (TimeoutError, httpx2.TimeoutException):
+        return DeliveryResult(None, f"The receiver did not respond in time. A delivery may take {CALL_SECONDS:g} s.")
+    except (OSError, httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        return DeliveryResult(None, f"{type(error).__name__}: {error}"[:SHOWN_BYTES].replace("\0", "\ufffd"))
 
 
 def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
@@ -91,56 +123,46 @@ def sign(secret: str, message_id: str, timestamp: int, body: str) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver) -> DeliveryResult:
+async def _post(delivery: PendingDelivery, allowed: Sequence[Network], resolver: Resolver) -> DeliveryResult:
     url = urlsplit(delivery.url)
-    host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
-    address = resolve_public(host, allowed, resolver)
-    connection = _Connection(host, port, address, secure=url.scheme == "https")
-    # The socket's own timeout starts again with every byte; a receiver that drips would never reach it.
-    deadline = threading.Timer(CALL_SECONDS, connection.abort)
-    deadline.start()
-    try:
-        path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
-        connection.request("POST", path, delivery.body.encode(), _headers(delivery))
-        response = connection.getresponse()
-        return DeliveryResult(
-            response.status, response.read(SHOWN_BYTES).decode(errors="replace").replace("\0", "\ufffd")
-        )
-    finally:
-        deadline.cancel()
-        connection.close()
+    host = url.hostname or ""
+    # Every call has a thread of its own, because a name server that does not answer holds it for a long time.
+    thread, step_seconds = CapacityLimiter(1), CALL_SECONDS / 3
+    with anyio.fail_after(step_seconds):
+        address = await run_sync(resolve_public, host, allowed, resolver, abandon_on_cancel=True, limiter=thread)
+    path = f"{url.path or '/'}{'?' if url.query else ''}{url.query}"
+    # The URL contains the address that was checked. TLS verifies the certificate against the host name.
+    target = httpx2.URL(scheme=url.scheme, host=address, port=url.port, raw_path=path.encode())
+    headers = {"Host": url.netloc, **_headers(delivery)}
+    # It counts for the connection and for TLS. Without it, a cancelled TLS handshake would leave its socket open.
+    timeout = httpx2.Timeout(None, connect=step_seconds)
+    async with (
+        httpx2.AsyncClient(verify=_tls(), trust_env=False, timeout=timeout) as client,
+        client.stream(
+            "POST", target, content=delivery.body.encode(), headers=headers, extensions={"sni_hostname": host}
+        ) as response,
+    ):
+        content = b""
+        async for block in response.aiter_raw():
+            content += block
+            if len(content) >= SHOWN_BYTES:
+                break
+        text = content[:SHOWN_BYTES].decode(errors="replace").replace("\0", "\ufffd")
+        return DeliveryResult(response.status_code, text)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 def _headers(delivery: PendingDelivery) -> dict[str, str]:
     now = int(time.time())
     return {
         "Content-Type": "application/json",
+        "Accept-Encoding": "identity",
         "User-Agent": f"seft/{__version__}",
         "webhook-id": delivery.id,
         "webhook-timestamp": str(now),
         "webhook-signature": " ".join(sign(secret, delivery.id, now, delivery.body) for secret in delivery.secrets),
     }
-
-
-class _Connection(http.client.HTTPConnection):
-    """An HTTP connection to an address that was checked already. The host name is not resolved again.
-
-    TLS still verifies the certificate against the host name.
-    """
-
-    def __init__(self, host: str, port: int, address: str, *, secure: bool) -> None:
-        super().__init__(host, port, timeout=CALL_SECONDS)
-        self.address, self.secure = address, secure
-        self.default_port = 443 if secure else 80
-
-    @override
-    def connect(self) -> None:
-        self.sock = socket.create_connection((self.address, self.port), self.timeout)
-        if self.secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
-
-    def abort(self) -> None:
-        """Close the connection. A thread that is reading from it gets an error."""
-        with suppress(OSError):
-            if self.sock is not None:
-                self.sock.shutdown(socket.SHUT_RDWR)

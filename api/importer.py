@@ -43,11 +43,6 @@ class Importer(Poller):
             self._process(row)
         return 1
 
-    @override
-    def clean_up(self) -> None:
-        with self.services.sessions.begin() as session:
-            imports.expire(session)
-
     def _process(self, row: Import) -> None:
         services = self.services
         try:

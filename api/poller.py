@@ -1,7 +1,6 @@
 """Base class of the background threads, which poll the database for due work as long as the process runs."""
 
 import threading
-import time
 from abc import ABC, abstractmethod
 
 import structlog
@@ -9,8 +8,6 @@ from typing_extensions import override
 
 POLL_SECONDS = 1.0
 """Seconds between two polls if nothing was due."""
-CLEANUP_SECONDS = 3600.0
-"""Seconds between two deletions of old rows."""
 
 log = structlog.get_logger(__name__)
 
@@ -26,14 +23,11 @@ class Poller(threading.Thread, ABC):
 
     @override
     def run(self) -> None:
-        idle, cleaned = threading.Event(), time.monotonic()
+        idle = threading.Event()
         while True:
             count = 0
             try:
                 count = self.poll()
-                if time.monotonic() > cleaned + CLEANUP_SECONDS:
-                    cleaned = time.monotonic()
-                    self.clean_up()
             except Exception as error:
                 log.warning(f"{self.name}.failed", error=str(error))
             if not count:
@@ -42,7 +36,3 @@ class Poller(threading.Thread, ABC):
     @abstractmethod
     def poll(self) -> int:
         """Process due work and return the number of processed items. If it returns 0, the thread pauses."""
-
-    @abstractmethod
-    def clean_up(self) -> None:
-        """Delete rows that are no longer needed."""

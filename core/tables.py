@@ -384,6 +384,7 @@ class WebhookDelivery(Base):
     __table_args__ = (
         Index("webhook_deliveries_by_webhook", "webhook_id", "id"),
         Index("webhook_deliveries_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+        Index("webhook_deliveries_pending", "webhook_id", postgresql_where=text("due_at IS NOT NULL")),
         Index("webhook_deliveries_settled", "created_at", postgresql_where=text("due_at IS NULL")),
     )
 

@@ -8,14 +8,14 @@ message again. So a message can arrive twice, with the same id.
 import base64
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
 
-from sqlalchemy import Select, bindparam, delete, func, or_, select
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Integer, Select, bindparam, delete, func, or_, select
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
 from core import ids
@@ -24,6 +24,12 @@ from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
 """Maximum number of webhooks per tenant."""
+MAX_PENDING = 5000
+"""Maximum number of pending messages per tenant. Further ones are not sent; their deliveries have failed at once."""
+MAX_TESTS, TEST_SECONDS = 5, 60
+"""Maximum number of test messages of a webhook within this number of seconds."""
+TEST = "webhook.test"
+"""Type of a test message."""
 RETRY_DELAYS = (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000)
 """Seconds between two tries. All tries together take more than two days."""
 JITTER = (0.9, 0.95, 1.0, 1.05, 1.1)
@@ -54,6 +60,7 @@ class PendingDelivery:
 
     id: str
     webhook_id: str
+    tenant: str
     number: int
     """Number of this try, from 1. The result is recorded only if no newer try exists."""
     url: str
@@ -147,16 +154,23 @@ def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
 
 
 def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
-    """Create a delivery of the type `webhook.test`. Raises CONFLICT if the webhook is disabled."""
-    row = get(session, tenant, webhook_id)
+    """Create a delivery of the type `webhook.test`.
+
+    Raises CONFLICT if the webhook is disabled, and RATE_LIMITED after `MAX_TESTS` tests within `TEST_SECONDS`.
+    """
+    row = get(session, tenant, webhook_id, change=True)
     if row.disabled_at is not None:
         flaw = Flaw("webhook_id", "must be enabled", "disabled", f"POST /webhooks/{webhook_id}/enable first.")
         raise ProblemError(
             Code.CONFLICT, f"{webhook_id} is disabled. POST /webhooks/{webhook_id}/enable enables it.", (flaw,)
         )
     now: datetime = session.scalars(select(func.now())).one()
-    delivery = _new_delivery(row.id, "webhook.test", now, {"webhook_id": row.id})
-    session.add(delivery)
+    since = ids.floor("msg", now - timedelta(seconds=TEST_SECONDS))
+    tests = (WebhookDelivery.webhook_id == row.id, WebhookDelivery.type == TEST, WebhookDelivery.id > since)
+    if (session.scalar(select(func.count()).where(*tests)) or 0) >= MAX_TESTS:
+        detail = f"A webhook can be tested at most {MAX_TESTS} times in {TEST_SECONDS} s. Retry in {TEST_SECONDS} s."
+        raise ProblemError(Code.RATE_LIMITED, detail, retry_after=TEST_SECONDS)
+    (delivery,) = _add_deliveries(session, tenant, [row.id], type=TEST, at=now, data={"webhook_id": row.id})
     session.flush()
     session.refresh(delivery)
     return delivery
@@ -164,17 +178,19 @@ def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery
 
 def enqueue(session: Session, job_id: str, type: str, event_data: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
     """Create deliveries of a job's event, one for each enabled webhook of the tenant that wants events of this type."""
-    data = {"job_id": job_id, "event_id": event_id, **event_data}
-    subscribed = session.scalars(_subscribed(), {"job_id": job_id, "types": [type]})
-    session.add_all([_new_delivery(webhook_id, type, at, data) for webhook_id in subscribed.all()])
+    subscribed = session.execute(_subscribed(), {"job_id": job_id, "types": [type]}).all()
+    if subscribed:
+        data = {"job_id": job_id, "event_id": event_id, **event_data}
+        hooks = [row.id for row in subscribed]
+        _add_deliveries(session, subscribed[0].tenant, hooks, type=type, at=at, data=data)
 
 
 @cache
-def _subscribed() -> Select[str]:
+def _subscribed() -> Select[str, str]:
     types = bindparam("types", type_=JSONB)
     matching = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains(types))
     tenant = select(Job.tenant).where(Job.id == bindparam("job_id")).scalar_subquery()
-    query = select(Webhook.id).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), matching)
+    query = select(Webhook.id, Webhook.tenant).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), matching)
     # Locked, so that a concurrent delete of the webhook cannot make the transaction of the job's event fail.
     return query.with_for_update(read=True, key_share=True)
 
@@ -194,22 +210,26 @@ def deliveries(
     return rows[:limit], len(rows) > limit
 
 
-def claim(session: Session, limit: int) -> list[PendingDelivery]:
-    """Claim up to `limit` due deliveries for `CLAIM_SECONDS`. Claims only the oldest delivery of each webhook.
+def claim(
+    session: Session, limit: int, *, busy: Collection[str] = (), full: Collection[str] = ()
+) -> list[PendingDelivery]:
+    """Claim up to `limit` due deliveries for `CLAIM_SECONDS`, at most one of each tenant.
 
-    So a slow receiver with many deliveries does not delay the others.
+    Nothing of the webhooks in `busy` and of the tenants in `full` is claimed. So neither a slow receiver nor a tenant
+    with many deliveries delays the others.
     """
-    due = WebhookDelivery.due_at <= func.now()
-    oldest = (
-        select(func.min(WebhookDelivery.id))
+    due = (WebhookDelivery.due_at <= func.now(), Webhook.disabled_at.is_(None))
+    first_of_tenants = (
+        select(WebhookDelivery.id)
+        .ext(distinct_on(Webhook.tenant))
         .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
-        .where(due, Webhook.disabled_at.is_(None))
-        .group_by(WebhookDelivery.webhook_id)
+        .where(*due, Webhook.id.not_in(busy), Webhook.tenant.not_in(full))
+        .order_by(Webhook.tenant, WebhookDelivery.due_at, WebhookDelivery.id)
     )
     query = (
         select(WebhookDelivery, Webhook)
         .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
-        .where(WebhookDelivery.id.in_(oldest), due)
+        .where(WebhookDelivery.id.in_(first_of_tenants.scalar_subquery()), *due)
         .order_by(WebhookDelivery.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True, of=WebhookDelivery)
@@ -220,7 +240,15 @@ def claim(session: Session, limit: int) -> list[PendingDelivery]:
         delivery.tries += 1
         delivery.due_at = now + timedelta(seconds=CLAIM_SECONDS)
         claimed.append(
-            PendingDelivery(delivery.id, webhook.id, delivery.tries, webhook.url, delivery.body, _secrets(webhook, now))
+            PendingDelivery(
+                id=delivery.id,
+                webhook_id=webhook.id,
+                tenant=webhook.tenant,
+                number=delivery.tries,
+                url=webhook.url,
+                body=delivery.body,
+                secrets=_secrets(webhook, now),
+            )
         )
     session.flush()
     return claimed
@@ -258,11 +286,41 @@ def delete_old(session: Session) -> None:
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), old))
 
 
-def _new_delivery(webhook_id: str, type: str, at: datetime, data: Json) -> WebhookDelivery:  # noqa: A002
+def _add_deliveries(
+    session: Session,
+    tenant: str,
+    webhook_ids: Sequence[str],
+    *,
+    type: str,  # noqa: A002
+    at: datetime,
+    data: Json,
+) -> list[WebhookDelivery]:
+    """Add a delivery to each webhook. If the tenant has `MAX_PENDING` pending ones, the new ones fail at once."""
     body = json.dumps({"type": type, "timestamp": at.isoformat(), "data": data})
-    return WebhookDelivery(
-        id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, state=DeliveryState.PENDING, due_at=at
+    pending = session.scalar(_pending(), {"tenant": tenant, "most": MAX_PENDING}) or 0
+    state: Json = {"state": DeliveryState.PENDING, "due_at": at}
+    if pending + len(webhook_ids) > MAX_PENDING:
+        text = f"Not sent, because your tenant already has {pending} messages that wait to be sent."
+        entry = {"at": at.isoformat(), "status": None, "text": text}
+        state = {"state": DeliveryState.FAILED, "due_at": None, "log": [entry]}
+    rows = [
+        WebhookDelivery(id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, **state)
+        for webhook_id in webhook_ids
+    ]
+    session.add_all(rows)
+    return rows
+
+
+@cache
+def _pending() -> Select[int]:
+    """Return the query for the number of the tenant's pending deliveries. It counts up to the parameter `most`."""
+    pending = (
+        select(WebhookDelivery.id)
+        .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
+        .where(Webhook.tenant == bindparam("tenant"), WebhookDelivery.due_at.is_not(None))
+        .limit(bindparam("most", type_=Integer))
     )
+    return select(func.count()).select_from(pending.subquery())
 
 
 def _secrets(webhook: Webhook, now: datetime) -> tuple[str, ...]:

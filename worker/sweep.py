@@ -7,7 +7,8 @@ import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core import workers
+from core import webhooks, workers
+from core.datasets import imports
 from core.infra import queue
 from core.infra.storage import Storage
 from core.jobs import recovery, retention
@@ -108,7 +109,7 @@ class Sweep(threading.Thread):
         cleanup.clear_scratch(self.sessions, self.settings.scratch)
 
     def expire(self) -> None:
-        """Delete expired checkpoints and datasets, and objects without a row.
+        """Delete expired checkpoints and datasets, old deliveries and imports, and objects without a row.
 
         One worker does this, once per `tidy_seconds`.
         """
@@ -118,6 +119,8 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             expired = retention.expire_checkpoints(session)
             expired += retention.expire_datasets(session, self.settings.dataset_days)
+            webhooks.delete_old(session)
+            imports.expire(session)
         removed = cleanup.delete_unreferenced(self.sessions, self.storage)
         log.info("storage.tidied", expired=expired, removed=removed)
 
