@@ -1,4 +1,4 @@
-"""Check files that were uploaded in parts, and download remote sources, in a background thread of every API process.
+"""Check files that were uploaded in parts, and download remote sources, in background threads of every API process.
 
 Each import is a row in the database. A process claims a row by a lease before it works on it.
 """
@@ -16,6 +16,7 @@ from api.deps import Services
 from api.poller import Poller
 from core.datasets import imports, sources
 from core.errors import Code, ProblemError
+from core.states import ImportState
 from core.tables import Import
 
 TRANSIENT = (Code.HUB_UNREACHABLE, Code.UNAVAILABLE)
@@ -24,33 +25,56 @@ TRANSIENT = (Code.HUB_UNREACHABLE, Code.UNAVAILABLE)
 log = structlog.get_logger(__name__)
 
 
-class Importer(Poller):
-    """The background thread that turns due imports into datasets."""
+class TenantsInWork:
+    """The tenants whose imports the importers of one process work on. Importers claim imports under its lock."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.names: set[str] = set()
+
+
+class Importer(Poller):
+    """A background thread that turns due imports into datasets.
+
+    The importers of a process share `in_work`, so they never work for the same tenant at the same time.
+    """
+
+    def __init__(self, services: Services, in_work: TenantsInWork | None = None) -> None:
         super().__init__("importer")
         self.services = services
+        self.in_work = in_work or TenantsInWork()
 
     @override
     def poll(self) -> int:
         """Process the next due import. Return 1, or 0 if no import is due."""
-        with self.services.sessions.begin() as session:
-            row = imports.claim(session)
-            if row is None:
-                return 0
-            session.expunge(row)
-        with self._lease(row.id):
-            self._process(row)
+        with self.in_work.lock:
+            with self.services.sessions.begin() as session:
+                row = imports.claim(session, busy=self.in_work.names)
+                if row is None:
+                    return 0
+                session.expunge(row)
+            self.in_work.names.add(row.tenant)
+        try:
+            if row.state == ImportState.FAILED:  # it was tried too often
+                self._delete_object(row)
+            else:
+                with self._lease(row.id):
+                    self._process(row)
+        finally:
+            with self.in_work.lock:
+                self.in_work.names.discard(row.tenant)
         return 1
 
     def _process(self, row: Import) -> None:
         services = self.services
         try:
             with self._file(row) as file:
-                content = services.dataset_store.store(row.tenant, file, row.skip_percentage)
+                content = services.dataset_store.store(row.tenant, file, row.skip_percentage, import_id=row.id)
             with services.sessions.begin() as session:
                 if held := imports.lock_claimed(session, row):
-                    dataset, _ = services.dataset_store.find_or_add(session, row.tenant, row.name, content)
+                    dataset, _ = services.dataset_store.find_or_add(
+                        session, row.tenant, row.name, content, import_id=row.id
+                    )
                     imports.complete(held, dataset)
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
@@ -59,8 +83,13 @@ class Importer(Poller):
             with services.sessions.begin() as session:
                 if held := imports.lock_claimed(session, row):
                     imports.fail(held, problem)
+        if held:  # else another importer needs the object
+            self._delete_object(row)
+
+    def _delete_object(self, row: Import) -> None:
+        """Delete the uploaded file of an import that has ended. If this fails, a worker deletes it later."""
         if row.upload is not None:
-            services.storage.delete([imports.key(row.id)])
+            self.services.storage.delete([imports.key(row.id)])
 
     @contextmanager
     def _file(self, row: Import) -> Iterator[BinaryIO]:

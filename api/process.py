@@ -10,9 +10,12 @@ from fastapi import FastAPI
 
 from api.app import make_app
 from api.courier import Courier
-from api.importer import Importer
+from api.importer import Importer, TenantsInWork
 from core.infra import logging, tracing
 from core.settings import Settings
+
+IMPORTERS = 2
+"""Number of imports that a process works on at the same time. They are of different tenants."""
 
 
 def make_process_app() -> FastAPI:
@@ -27,7 +30,9 @@ def make_process_app() -> FastAPI:
         threading.Thread(target=_end_with, args=(supervisor,), name="parent-death", daemon=True).start()
     app = make_app(settings)
     Courier(app.state.services.sessions, settings.webhook_networks).start()
-    Importer(app.state.services).start()
+    in_work = TenantsInWork()
+    for _ in range(IMPORTERS):
+        Importer(app.state.services, in_work).start()
     return app
 
 

@@ -101,7 +101,8 @@ class Settings(BaseSettings):
     tenant_bytes: int = Field(
         default=0,
         ge=0,
-        description="Maximum total size of a tenant's datasets and checkpoints, in bytes; 0 means no limit.",
+        description="Maximum total size of a tenant's datasets, checkpoints and unfinished imports, in bytes; 0 means"
+        " no limit.",
     )
     checkpoint_days: int = Field(
         default=0,

@@ -1,4 +1,4 @@
-"""The statuses of a job, and the table of allowed transitions between them. This module does not use the database."""
+"""The statuses of a job and of an import, and the transitions of a job. This module does not use the database."""
 
 from enum import StrEnum
 
@@ -23,6 +23,18 @@ class Status(StrEnum):
     def final(self) -> bool:
         """True if the job has ended."""
         return self in {Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}
+
+
+class ImportState(StrEnum):
+    """State of an import.
+
+    `receiving`: the user sends parts. `checking`: the import is queued for an importer, or in work.
+    """
+
+    RECEIVING = "receiving"
+    CHECKING = "checking"
+    DONE = "done"
+    FAILED = "failed"
 
 
 class Phase(StrEnum):

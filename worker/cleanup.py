@@ -1,4 +1,4 @@
-"""Delete files that jobs leave behind in object storage and on disk.
+"""Delete files that jobs and imports leave behind in object storage and on disk.
 
 An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt resumes
 from. Everything else of a job can be deleted. `delete_unreferenced` deletes objects without a database row: those of
@@ -15,10 +15,10 @@ from pathlib import Path
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.datasets import datasets
+from core.datasets import datasets, imports
 from core.infra.storage import Storage, StoredObject
-from core.states import Status
-from core.tables import ApiKey, Checkpoint, Dataset, Job
+from core.states import ImportState, Status
+from core.tables import ApiKey, Checkpoint, Dataset, Import, Job
 
 UNREFERENCED_AGE = timedelta(days=1)
 """Minimum age at which an object without a row is deleted."""
@@ -70,8 +70,9 @@ def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
     """Delete all objects without a database row. Return their number."""
-    return sum(_delete_of_jobs(sessions, storage, page) for page in storage.pages("jobs/")) + sum(
-        _delete_of_datasets(sessions, storage, page) for page in storage.pages("datasets/")
+    deletions = {"jobs/": _delete_of_jobs, "datasets/": _delete_of_datasets, "imports/": _delete_of_imports}
+    return sum(
+        delete(sessions, storage, page) for prefix, delete in deletions.items() for page in storage.pages(prefix)
     )
 
 
@@ -110,6 +111,21 @@ def _delete_of_datasets(sessions: sessionmaker[Session], storage: Storage, page:
             with sessions.begin() as session:
                 deleted += datasets.delete_object(session, storage, item.key, until)
     return deleted
+
+
+def _delete_of_imports(sessions: sessionmaker[Session], storage: Storage, page: list[StoredObject]) -> int:
+    """Delete the files of imports that have ended, and of imports without a row."""
+    owners = {item: item.key.removeprefix(imports.key("")) for item in page}
+    with sessions.begin() as session:
+        rows = session.execute(select(Import.id, Import.state).where(Import.id.in_(owners.values()))).all()
+        since, until = _deletable_period(session)
+    states, unreferenced = dict(rows), []
+    for item, import_id in owners.items():
+        state = states.get(import_id)
+        if since <= item.modified < until if state is None else state in {ImportState.DONE, ImportState.FAILED}:
+            unreferenced.append(item.key)
+    storage.delete(unreferenced)
+    return len(unreferenced)
 
 
 def _deletable_period(session: Session) -> tuple[datetime, datetime]:

@@ -120,7 +120,9 @@ class Sweep(threading.Thread):
             expired = retention.expire_checkpoints(session)
             expired += retention.expire_datasets(session, self.settings.dataset_days)
             webhooks.delete_old(session)
-            imports.expire(session)
+            late = imports.expire(session)
+        for import_id, upload in late:
+            self.storage.abort_upload(imports.key(import_id), upload)
         removed = cleanup.delete_unreferenced(self.sessions, self.storage)
         log.info("storage.tidied", expired=expired, removed=removed)
 

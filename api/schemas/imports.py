@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field, Strict, model_validator
 from api.errors import FlawView
 from api.schemas.shared import FILE_ID, SHA256, TIME, example
 from core.datasets import imports
-from core.datasets.imports import State
 from core.errors import Code
 from core.request_fields import WHOLE, Number, Spec, StorableText
+from core.states import ImportState
 from core.tables import Import
 
 LARGEST = 5 << 40
@@ -83,7 +83,7 @@ class ImportView(BaseModel):
 
     id: str
     name: str
-    status: State = Field(
+    status: ImportState = Field(
         description="`receiving`: parts are sent. `checking`: the file is fetched or checked. Then `done` or `failed`."
     )
     source: str | None

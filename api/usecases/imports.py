@@ -7,9 +7,9 @@ from core.access import audit
 from core.access.audit import Caller
 from core.datasets import imports, sources
 from core.datasets.datasets import clean_name
-from core.datasets.imports import State
 from core.errors import Code, Flaw, ProblemError
 from core.jobs import fairness
+from core.states import ImportState
 from core.tables import Import
 
 
@@ -31,7 +31,7 @@ def parts(services: Services, caller: Caller, import_id: str, *, after: int, lim
         row = imports.get(session, caller.tenant, import_id)
     if row.upload is None or row.bytes is None:
         return PartPage(data=[], has_more=False)
-    sent = row.state != State.RECEIVING
+    sent = row.state != ImportState.RECEIVING
     stored = {} if sent else services.storage.parts(imports.key(row.id), row.upload)
     count = imports.part_count(row.bytes)
     data = []
@@ -47,11 +47,11 @@ def complete(services: Services, caller: Caller, import_id: str) -> ImportView:
     """Join the parts into one object and queue it for the check. Idempotent. Raises CONFLICT if a part is missing."""
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id)
-    if row.state == State.RECEIVING:
+    if row.state == ImportState.RECEIVING:
         _join(services, row)
     with services.sessions.begin() as session:
         row = imports.get(session, caller.tenant, import_id, change=True)
-        if row.state == State.RECEIVING:
+        if row.state == ImportState.RECEIVING:
             imports.start_check(row)
             audit.record(session, caller, "complete_import", row.id)
             session.flush()
@@ -104,7 +104,7 @@ def _begin(services: Services, caller: Caller, body: ImportRequest) -> ImportVie
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes, more=body.bytes or 1)
         imports.require_import_quota(session, caller.tenant)
         if body.source is None:
-            row.state, row.upload = State.RECEIVING, services.storage.begin_upload(imports.key(row.id))
+            row.state, row.upload = ImportState.RECEIVING, services.storage.begin_upload(imports.key(row.id))
         else:
             imports.start_check(row)
         session.add(row)

@@ -4,16 +4,17 @@ The state of an import is in its row. An importer claims the row with a lease an
 Then it marks the import as done or failed. If the importer dies, the lease expires and another importer tries again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
-from enum import StrEnum
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from core import ids
+from core import ids, turns
 from core.errors import Code, Flaw, ProblemError
+from core.states import ImportState
 from core.tables import Dataset, Import, Json
+from core.turns import Queue
 
 MAX_ACTIVE = 100
 """Maximum number of unfinished imports per tenant."""
@@ -28,18 +29,6 @@ RETENTION = timedelta(days=30)
 """Time for which finished imports are kept."""
 PART_BYTES, PARTS = 16 << 20, 10_000
 """Minimum bytes per part, and maximum number of parts. S3 accepts no more parts."""
-
-
-class State(StrEnum):
-    """State of an import.
-
-    `receiving`: the user sends parts. `checking`: the import is queued for an importer, or in work.
-    """
-
-    RECEIVING = "receiving"
-    CHECKING = "checking"
-    DONE = "done"
-    FAILED = "failed"
 
 
 def key(import_id: str) -> str:
@@ -68,7 +57,7 @@ def require_import_quota(session: Session, tenant: str) -> None:
     Until the transaction ends, no other transaction can start an import for the tenant.
     """
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"imports\n{tenant}", 0))))
-    active = (Import.tenant == tenant, Import.state.in_((State.RECEIVING, State.CHECKING)))
+    active = (Import.tenant == tenant, Import.state.in_((ImportState.RECEIVING, ImportState.CHECKING)))
     if (session.scalar(select(func.count()).where(*active)) or 0) >= MAX_ACTIVE:
         detail = (
             f"A tenant may have at most {MAX_ACTIVE} unfinished imports, and you have that many."
@@ -80,7 +69,7 @@ def require_import_quota(session: Session, tenant: str) -> None:
 def find_unfinished(session: Session, tenant: str, name: str, size: int, resume_key: str) -> Import | None:
     """Return the tenant's newest upload with this name, size and `resume_key` that waits for parts, or None."""
     same = (Import.name == name, Import.bytes == size, Import.resume_key == resume_key)
-    query = select(Import).where(Import.tenant == tenant, Import.state == State.RECEIVING, *same)
+    query = select(Import).where(Import.tenant == tenant, Import.state == ImportState.RECEIVING, *same)
     return session.scalars(query.order_by(Import.id.desc()).limit(1)).first()
 
 
@@ -108,22 +97,30 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> tup
     return rows[:limit], len(rows) > limit
 
 
-def claim(session: Session) -> Import | None:
+def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     """Claim the next due import: count a try and start a lease. Returns None if no import is due.
 
-    An import that was already tried `TRIES` times is marked as failed instead.
+    The tenant with the fewest imports in work is served, and among equal ones the tenant whose turn it is. Imports of
+    the tenants in `busy` are not claimed. An import that was already tried `TRIES` times is marked as failed and
+    returned.
     """
-    due = select(Import).where(Import.due_at < func.now()).order_by(Import.due_at)
-    row = session.scalars(due.limit(1).with_for_update(skip_locked=True)).first()
-    if row is None:
-        return None
-    if row.tries >= TRIES:
-        fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
-        return None
-    row.tries, row.due_at = row.tries + 1, func.now() + LEASE
-    session.flush()
-    session.refresh(row)
-    return row
+    due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
+    waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
+    working = select(Import.tenant, func.count()).where(Import.due_at >= func.now(), Import.tries > 0)
+    in_work = dict(session.execute(working.group_by(Import.tenant)).all())
+    starts = turns.starts(session, Queue.IMPORTS, waiting)
+    for tenant in sorted(waiting, key=lambda tenant: (in_work.get(tenant, 0), starts[tenant], tenant)):
+        query = select(Import).where(*due, Import.tenant == tenant).order_by(Import.due_at)
+        if row := session.scalars(query.limit(1).with_for_update(skip_locked=True)).first():
+            turns.take(session, Queue.IMPORTS, tenant, starts[tenant])
+            if row.tries >= TRIES:
+                fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
+            else:
+                row.tries, row.due_at = row.tries + 1, func.now() + LEASE
+            session.flush()
+            session.refresh(row)
+            return row
+    return None
 
 
 def renew(session: Session, import_id: str) -> None:
@@ -134,7 +131,7 @@ def renew(session: Session, import_id: str) -> None:
 
 def start_check(row: Import) -> None:
     """Queue the import for an importer, which checks the uploaded file or fetches the source."""
-    row.state, row.due_at = State.CHECKING, func.now()
+    row.state, row.due_at = ImportState.CHECKING, func.now()
 
 
 def lock_claimed(session: Session, claimed: Import) -> Import | None:
@@ -145,26 +142,30 @@ def lock_claimed(session: Session, claimed: Import) -> Import | None:
 
 def complete(row: Import, dataset: Dataset) -> None:
     """Mark the import as done. `dataset` is the dataset that it created."""
-    row.state, row.due_at, row.dataset_id = State.DONE, None, dataset.id
+    row.state, row.due_at, row.dataset_id = ImportState.DONE, None, dataset.id
 
 
 def fail(row: Import, problem: ProblemError) -> None:
     """Mark the import as failed because of `problem`."""
-    row.state, row.due_at, row.error = State.FAILED, None, _failure(problem)
+    row.state, row.due_at, row.error = ImportState.FAILED, None, _failure(problem)
 
 
-def expire(session: Session) -> None:
-    """Mark uploads as failed that are incomplete after `UPLOAD_EXPIRY`.
+def expire(session: Session) -> list[tuple[str, str]]:
+    """Mark uploads as failed that are incomplete after `UPLOAD_EXPIRY`. Return their ids and ids of multipart uploads.
 
     Delete finished imports older than `RETENTION`.
     """
     rule, way_out = f"must all arrive within {UPLOAD_EXPIRY.days} days", "Upload the file again."
     flaw = Flaw("parts", rule, "incomplete", way_out)
     error = _failure(ProblemError(Code.TOO_SLOW, f"The parts of the file {rule}; some did not. {way_out}", (flaw,)))
-    late = (Import.state == State.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
-    session.execute(update(Import).where(*late).values(state=State.FAILED, error=error))
-    finished = Import.state.in_((State.DONE, State.FAILED))
+    late = (Import.state == ImportState.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
+    change = (
+        update(Import).where(*late).values(state=ImportState.FAILED, error=error).returning(Import.id, Import.upload)
+    )
+    expired = session.execute(change, execution_options={"synchronize_session": False}).all()
+    finished = Import.state.in_((ImportState.DONE, ImportState.FAILED))
     session.execute(delete(Import).where(finished, Import.created_at < func.now() - RETENTION))
+    return [(import_id, upload) for import_id, upload in expired if upload is not None]
 
 
 def _failure(problem: ProblemError) -> Json:

@@ -21,19 +21,21 @@ class DatasetStore:
         self._max_bytes = settings.max_dataset_bytes
         self._check_limit = partial(fairness.require_storage_quota, limit=settings.tenant_bytes)
 
-    def store(self, tenant: str, file: BinaryIO, skip_percentage: float) -> Content:
-        """Check a file and store its records.
+    def store(self, tenant: str, file: BinaryIO, skip_percentage: float, *, import_id: str = "") -> Content:
+        """Check a file and store its records. `import_id` is the import that the file comes from, if any.
 
         Raises INVALID_DATASET if the file is not a valid dataset, and LIMIT_REACHED if it exceeds the tenant's
         storage quota.
         """
         content = datasets.read_content(file, self._max_bytes, skip_percentage)
         with self._sessions.begin() as session:
-            self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
+            self._check_limit(session, tenant, sha256=content.sha256, import_id=import_id, more=content.bytes)
         datasets.upload(self._storage, file, self._max_bytes, content)
         return content
 
-    def find_or_add(self, session: Session, tenant: str, name: str, content: Content) -> tuple[Dataset, bool]:
+    def find_or_add(
+        self, session: Session, tenant: str, name: str, content: Content, *, import_id: str = ""
+    ) -> tuple[Dataset, bool]:
         """Return the row of a dataset with this name and content. Add the row if there is none.
 
         The second value is true if the row was added.
@@ -41,6 +43,6 @@ class DatasetStore:
         if existing := datasets.find_equal(session, tenant, name, content):
             return existing, False
         # Checked again: another upload may have used up the quota since `store`.
-        self._check_limit(session, tenant, sha256=content.sha256, more=content.bytes)
+        self._check_limit(session, tenant, sha256=content.sha256, import_id=import_id, more=content.bytes)
         datasets.require_stored(session, self._storage, content)
         return datasets.add(session, tenant, name, content), True

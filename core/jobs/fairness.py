@@ -17,8 +17,8 @@ from core.access.audit import Caller
 from core.capability import Capability, can_run
 from core.errors import Code, ProblemError
 from core.settings import Settings
-from core.states import Status
-from core.tables import Dataset, Holding, Job, Json
+from core.states import ImportState, Status
+from core.tables import Dataset, Holding, Import, Job, Json
 from core.turns import Queue
 
 CLAIM_LOCK = 0x5EF72
@@ -126,21 +126,25 @@ def require_waiting_quota(session: Session, caller: Caller, settings: Settings) 
             )
 
 
-def require_storage_quota(session: Session, tenant: str, limit: int, *, sha256: str = "", more: int = 1) -> None:
+def require_storage_quota(
+    session: Session, tenant: str, limit: int, *, sha256: str = "", import_id: str = "", more: int = 1
+) -> None:
     """Raise LIMIT_REACHED if the tenant would store more than `limit` bytes. A limit of 0 means no limit.
 
     `more` is the number of bytes to add, and `sha256` is the hash of their content. Content with this hash that the
-    tenant already stores is not counted twice. If there is a limit, other transactions that store data for the tenant
-    wait until this transaction ends.
+    tenant already stores is not counted twice. `import_id` is the import that the bytes come from, if any. If there is
+    a limit, other transactions that store data for the tenant wait until this transaction ends.
     """
     if not limit:
         return
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"bytes of {tenant}", 0))))
-    if (used := sum(stored_bytes(session, tenant, without=sha256))) + more > limit:
+    used = sum(stored_bytes(session, tenant, without=sha256, without_import=import_id))
+    if used + more > limit:
         raise ProblemError(
             Code.LIMIT_REACHED,
-            f"Your datasets and checkpoints may use at most {limit:,} bytes; they use {used:,}, and this needs at least"
-            f" {more:,} more. Delete a dataset, wait until something expires, or ask the operator for a higher limit.",
+            f"Your datasets, checkpoints and unfinished imports may use at most {limit:,} bytes; they use {used:,}, and"
+            f" this needs at least {more:,} more. Delete a dataset or an import, wait until something expires, or ask"
+            " the operator for a higher limit.",
         )
 
 
@@ -149,15 +153,22 @@ class StoredBytes(NamedTuple):
 
     datasets: int
     checkpoints: int
+    imports: int
+    """Sizes of the files of unfinished imports, as announced. The size of a source is unknown and not counted."""
 
 
-def stored_bytes(session: Session, tenant: str, *, without: str = "") -> StoredBytes:
-    """Return the bytes that the tenant stores. The dataset with the hash `without` is not counted."""
+def stored_bytes(session: Session, tenant: str, *, without: str = "", without_import: str = "") -> StoredBytes:
+    """Return the bytes that the tenant stores.
+
+    The dataset with the hash `without` and the import `without_import` are not counted.
+    """
     owned = (Dataset.tenant == tenant, Dataset.deleted_at.is_(None), Dataset.sha256 != without)
     contents = select(Dataset.sha256, Dataset.bytes).where(*owned).distinct().subquery()
     datasets = select(func.sum(contents.c.bytes))
     checkpoints = select(Holding.checkpoints).where(Holding.tenant == tenant)
-    return StoredBytes(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints)))
+    unfinished = Import.state.in_((ImportState.RECEIVING, ImportState.CHECKING))
+    imports = select(func.sum(Import.bytes)).where(Import.tenant == tenant, unfinished, Import.id != without_import)
+    return StoredBytes(*(int(session.scalar(query) or 0) for query in (datasets, checkpoints, imports)))
 
 
 def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | None:

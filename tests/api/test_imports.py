@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api.app import make_app
-from api.importer import Importer
+from api.importer import Importer, TenantsInWork
 from core.datasets import imports
+from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.tables import Import
 from local.servers import Servers
@@ -32,6 +33,14 @@ def begin(client: TestClient, size: int, **fields: Any) -> Json:
     assert answer.status_code == 201, answer.text
     row: Json = answer.json()
     assert answer.headers["location"] == f"/imports/{row['id']}"
+    return row
+
+
+def ready(client: TestClient, content: bytes) -> Json:
+    """Upload a file that only has to be checked."""
+    row = begin(client, len(content))
+    send(client, row, content, 1)
+    assert client.post(f"/imports/{row['id']}/complete").status_code == 202
     return row
 
 
@@ -129,10 +138,86 @@ def test_an_import_that_never_works_fails(app: FastAPI, client: TestClient, sess
         with sessions.begin() as session:
             assert imports.claim(session)
         let_leases_end(sessions)
-    with sessions.begin() as session:
-        assert imports.claim(session) is None
-    result = client.get(f"/imports/{upload['id']}").json()
+    assert len(stored(app)) == 1
+    result = settled(app, client, upload)
     assert (result["status"], result["error"]["code"]) == ("failed", "unavailable")
+    assert stored(app) == []
+
+
+def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(
+    app: FastAPI, client: TestClient, sessions: Sessions
+) -> None:
+    upload = ready(client, RIGHT)
+    with sessions.begin() as session:
+        late = imports.claim(session)
+        assert late is not None
+        session.expunge(late)
+    let_leases_end(sessions)
+    with sessions.begin() as session:
+        assert imports.claim(session)
+    Importer(app.state.services)._process(late)
+    let_leases_end(sessions)
+    assert settled(app, client, upload)["status"] == "done"
+
+
+def test_tenants_take_turns_however_many_imports_each_has(
+    client: TestClient, new_client: NewClient, sessions: Sessions
+) -> None:
+    theirs = new_client("theirs")
+    for each, count in ((client, 3), (theirs, 2)):
+        for _ in range(count):
+            ready(each, RIGHT)
+
+    def claim() -> str:
+        with sessions.begin() as session:
+            row = imports.claim(session)
+            assert row is not None
+            imports.fail(row, ProblemError(Code.INVALID_DATASET, "x"))
+            return row.tenant
+
+    assert [claim() for _ in range(5)] == ["ours", "theirs", "ours", "theirs", "ours"]
+
+
+def test_a_tenant_whose_imports_are_in_work_comes_last(
+    client: TestClient, new_client: NewClient, sessions: Sessions
+) -> None:
+    theirs = new_client("theirs")
+    for each in (client, client, client, theirs, theirs):
+        ready(each, RIGHT)
+    with sessions.begin() as session:
+        tenants = [row.tenant for row in iter(lambda: imports.claim(session), None)]
+    assert tenants == ["ours", "theirs", "ours", "theirs", "ours"]
+
+
+def test_the_importers_of_a_process_work_for_different_tenants(
+    app: FastAPI, client: TestClient, new_client: NewClient
+) -> None:
+    upload, in_work = ready(client, RIGHT), TenantsInWork()
+    in_work.names.add("ours")
+    assert Importer(app.state.services, in_work).poll() == 0
+    ready(new_client("theirs"), RIGHT)
+    assert Importer(app.state.services, in_work).poll() == 1
+    assert in_work.names == {"ours"}
+    in_work.names.clear()
+    assert Importer(app.state.services, in_work).poll() == 1
+    assert client.get(f"/imports/{upload['id']}").json()["status"] == "done"
+
+
+def test_the_imports_of_a_tenant_count_together_against_its_limit(app: FastAPI, new_client: NewClient) -> None:
+    limited = make_app(app.state.services.settings.model_copy(update={"tenant_bytes": 5 * len(RIGHT) // 2}))
+    key = new_client("ours").headers["Authorization"]
+    with TestClient(limited, headers={"Authorization": key}) as client:
+        first, second = begin(client, len(RIGHT)), begin(client, len(RIGHT))
+        body = {"name": "texts.jsonl", "bytes": len(RIGHT)}
+        report = problem(client.post("/imports", json=body), 409, "limit_reached")
+        assert f"they use {2 * len(RIGHT)}" in report["detail"]
+        assert client.delete(f"/imports/{second['id']}").status_code == 200
+        second = begin(client, len(RIGHT))
+        for upload in (first, second):
+            send(client, upload, RIGHT, 1)
+            client.post(f"/imports/{upload['id']}/complete")
+            assert settled(limited, client, upload)["status"] == "done", "an import does not count twice"
+        assert begin(client, len(RIGHT))["status"] == "receiving", "the dataset counts once, and no import is left"
 
 
 def test_a_deleted_import_leaves_no_part(app: FastAPI, client: TestClient, sessions: Sessions) -> None:
@@ -154,7 +239,8 @@ def test_unfinished_imports_are_bounded_and_expire(client: TestClient, sessions:
     with sessions.begin() as session:
         old = func.now() - imports.UPLOAD_EXPIRY - timedelta(hours=1)
         session.execute(update(Import).where(Import.id == import_ids[0]).values(created_at=old))
-        imports.expire(session)
+        ((expired, _),) = imports.expire(session)
+    assert expired == import_ids[0]
     assert client.get(f"/imports/{import_ids[0]}").json()["error"]["code"] == "too_slow"
     page = client.get("/imports", params={"limit": 3}).json()
     assert ([row["id"] for row in page["data"]], page["has_more"]) == (import_ids[:-4:-1], True)

@@ -4,17 +4,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+import httpx2
 import pytest
 from sqlalchemy import text
 
 from core import ids
 from core.access import keys
 from core.access.keys import Scope
-from core.datasets import datasets
+from core.datasets import datasets, imports
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Storage, StoredObject
 from core.jobs import attempts
+from core.states import ImportState
+from core.tables import Import
 from seft.data.records import Format
 from tests.worker.conftest import TENANT, Backend
 from worker import cleanup
@@ -138,3 +141,36 @@ def test_an_upload_gets_its_row_only_if_its_object_exists(backend: Backend) -> N
     backend.storage.put(content.object_key, b"1")
     with backend.sessions.begin() as session:
         datasets.require_stored(session, backend.storage, content)
+
+
+def test_the_file_of_an_import_stays_until_the_import_has_ended(backend: Backend, job_id: str, aged: Aged) -> None:
+    rows = {state: ids.new("imp") for state in ImportState}
+    with backend.sessions.begin() as session:
+        session.add_all(
+            Import(id=import_id, tenant=TENANT, name="x", state=state, skip_percentage=0.0)
+            for state, import_id in rows.items()
+        )
+    unknown = ids.new("imp")
+    for import_id in (*rows.values(), unknown):
+        backend.storage.put(imports.key(import_id), b"1")
+    needed = {imports.key(rows[state]) for state in (ImportState.RECEIVING, ImportState.CHECKING)}
+    assert cleanup.delete_unreferenced(backend.sessions, backend.storage) == 2
+    assert set(backend.storage.keys("imports/")) == needed | {imports.key(unknown)}
+    assert cleanup.delete_unreferenced(backend.sessions, aged) == 1
+    assert set(backend.storage.keys("imports/")) == needed
+
+
+def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend) -> None:
+    row = Import(id=ids.new("imp"), tenant=TENANT, name="x", state=ImportState.RECEIVING, skip_percentage=0.0)
+    row.upload = backend.storage.begin_upload(imports.key(row.id))
+    link = backend.storage.part_link(imports.key(row.id), row.upload, 1, 1)
+    assert httpx2.put(link, content=b"1").status_code == 200
+    with backend.sessions.begin() as session:
+        session.add(row)
+        session.flush()
+        session.execute(text("UPDATE imports SET created_at = now() - interval '3 days'"))
+        upload = row.upload
+    assert backend.storage.parts(imports.key(row.id), upload)
+    app = queue.make_app(backend.settings)
+    Sweep("gpu-1", backend.settings, app, backend.sessions, backend.storage).expire()
+    assert backend.storage.parts(imports.key(row.id), upload) == {}

@@ -179,8 +179,8 @@ def test_stored_bytes_are_limited_and_equal_datasets_count_once(sessions: Sessio
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
         datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
-        assert fairness.stored_bytes(session, "ours") == (30, 50)
-        assert fairness.stored_bytes(session, "theirs") == (30, 0)
+        assert fairness.stored_bytes(session, "ours") == (30, 50, 0)
+        assert fairness.stored_bytes(session, "theirs") == (30, 0, 0)
 
     def is_rejected(limit: int, **content: Any) -> bool:
         try:
@@ -196,4 +196,4 @@ def test_stored_bytes_are_limited_and_equal_datasets_count_once(sessions: Sessio
     with sessions.begin() as session:
         session.execute(text("UPDATE datasets SET deleted_at = now() WHERE tenant = 'ours'"))
         session.execute(text("DELETE FROM checkpoints"))
-        assert fairness.stored_bytes(session, "ours") == (0, 0)
+        assert fairness.stored_bytes(session, "ours") == (0, 0, 0)
