@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0240"
+revision = "0250"
 down_revision = "0230"
 
 QUEUED = sa.text("status = 'queued'")

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0241"
-down_revision = "0240"
+revision = "0251"
+down_revision = "0250"
 
 NAME, TABLE = "webhook_deliveries_pending", "webhook_deliveries"
 
