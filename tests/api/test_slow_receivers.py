@@ -1,0 +1,168 @@
+"""Webhooks whose receivers are slow, or whose tenant has many messages, do not delay other tenants."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from api import courier
+from core import webhooks
+from core.jobs.attempts import Attempt
+from tests.api.conftest import NewClient, problem
+from tests.api.test_courier import Receiver, call, deliveries, finish, hooked, known, receiver, rounds
+
+__all__ = ["receiver"]  # a fixture
+
+Sessions = sessionmaker[Session]
+DRIPS = {
+    "a head": ("http", b"HTTP/1.1 200 OK\r\nX-Long: "),
+    "a body": ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
+    "nothing": ("https", b""),
+    "a TLS handshake": ("https", b"\x16\x03\x03\x40\x00"),
+}
+
+
+class Dripping:
+    """A receiver that accepts connections, sends `head`, and then one byte now and then."""
+
+    def __init__(self, head: bytes, *, drips: bool = True) -> None:
+        self.head, self.drips = head, drips
+        self.end = threading.Event()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        self.threads = [threading.Thread(target=self._accept)]
+        self.threads[0].start()
+
+    def _accept(self) -> None:
+        while not self.end.is_set():
+            connection = self.server.accept()[0]
+            self.threads.append(threading.Thread(target=self._drip, args=[connection]))
+            self.threads[-1].start()
+
+    def _drip(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.sendall(self.head)
+            while not self.end.wait(0.1):
+                connection.sendall(b"x" if self.drips else b"")
+
+    def close(self) -> None:
+        self.end.set()
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        for thread in self.threads:
+            thread.join()
+        self.server.close()
+
+
+@contextmanager
+def dripping(head: bytes, *, drips: bool = True) -> Iterator[Dripping]:
+    receiver = Dripping(head, drips=drips)
+    yield receiver
+    receiver.close()
+
+
+@pytest.mark.parametrize("what", DRIPS)
+def test_a_receiver_that_drips_is_cut_off(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
+    scheme, head = DRIPS[what]
+    with dripping(head, drips=what != "nothing") as receiver:
+        began = time.monotonic()
+        result = call(f"{scheme}://127.0.0.1:{receiver.port}/")
+        assert (result.status, time.monotonic() - began < 2) == (None, True)
+    assert "did not respond in time" in result.text
+
+
+def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
+    answered = threading.Event()
+
+    def hang(_: str) -> list[str]:
+        answered.wait(20)
+        return ["127.0.0.1"]
+
+    began = time.monotonic()
+    result = call("http://receiver.example/", hang)
+    assert (result.status, time.monotonic() - began < 2) == (None, True)
+    answered.set()
+
+
+def test_a_certificate_is_verified_against_the_name() -> None:
+    with dripping(b"") as receiver:
+        assert "SSL" in call(f"https://receiver.example:{receiver.port}/", known).text
+
+
+def test_slow_receivers_of_one_tenant_do_not_delay_another_tenant(
+    receiver: Receiver,
+    client: TestClient,
+    new_client: NewClient,
+    sessions: Sessions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(courier, "CALL_SECONDS", 4.0)
+    theirs = new_client("theirs")
+    with dripping(b"HTTP/1.1 200 OK\r\nX-Long: ") as slow:
+        for _ in range(2 * courier.TENANT_CALLS):
+            hook = hooked(theirs, f"http://receiver.example:{slow.port}/")
+            theirs.post(f"/webhooks/{hook['id']}/test")
+        thread = threading.Thread(target=rounds, args=[sessions])
+        thread.start()
+        time.sleep(1.5)
+        assert len(slow.threads) - 1 == courier.TENANT_CALLS
+        ours = hooked(client, receiver.url)
+        began = time.monotonic()
+        for _ in range(2):
+            client.post(f"/webhooks/{ours['id']}/test")
+        while len(receiver.got) < 2:
+            time.sleep(0.01)
+        assert time.monotonic() - began < 2.5
+        monkeypatch.setattr(courier, "CALL_SECONDS", 0.1)
+        thread.join()
+
+
+def test_one_message_of_each_tenant_is_claimed_at_a_time(
+    client: TestClient, new_client: NewClient, sessions: Sessions
+) -> None:
+    theirs = new_client("theirs")
+    for each, count in ((theirs, 3), (client, 1)):
+        hook = hooked(each, "https://example.com/")
+        for _ in range(count):
+            each.post(f"/webhooks/{hook['id']}/test")
+    with sessions.begin() as session:
+        assert [each.tenant for each in webhooks.claim(session, 8)] == ["theirs", "ours"]
+        assert [each.tenant for each in webhooks.claim(session, 8, full=["theirs"])] == []
+        (again,) = webhooks.claim(session, 8)
+        assert webhooks.claim(session, 8, busy=[again.webhook_id]) == []
+
+
+def test_the_messages_that_wait_are_limited_per_tenant(
+    client: TestClient,
+    new_client: NewClient,
+    sessions: Sessions,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_PENDING", 2)
+    hook, theirs = hooked(client, "https://example.com/"), new_client("theirs")
+    for _ in range(2):
+        client.post(f"/webhooks/{hook['id']}/test")
+    finish(sessions, attempt)
+    dropped, *pending = deliveries(client, hook)
+    assert (dropped["type"], dropped["state"], dropped["due_at"]) == ("job.succeeded", "failed", None)
+    assert "already has 2 messages that wait to be sent" in dropped["log"][0]["text"]
+    assert [each["state"] for each in pending] == ["pending", "pending"]
+    other = hooked(theirs, "https://example.com/")
+    assert theirs.post(f"/webhooks/{other['id']}/test").json()["state"] == "pending"
+
+
+def test_the_tests_of_a_webhook_are_limited(client: TestClient, receiver: Receiver) -> None:
+    hook, other = (hooked(client, receiver.url) for _ in range(2))
+    for _ in range(webhooks.MAX_TESTS):
+        assert client.post(f"/webhooks/{hook['id']}/test").status_code == 202
+    refused = client.post(f"/webhooks/{hook['id']}/test")
+    problem(refused, 429, "rate_limited")
+    assert refused.headers["retry-after"] == str(webhooks.TEST_SECONDS)
+    assert client.post(f"/webhooks/{other['id']}/test").status_code == 202
