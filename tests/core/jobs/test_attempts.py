@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,15 +70,26 @@ def test_no_job_is_claimed_twice(sessions: Sessions, make_job: MakeJob) -> None:
     assert set(claims) == job_ids
 
 
-def test_a_claim_skips_a_row_that_another_claim_has_locked(sessions: Sessions, make_job: MakeJob) -> None:
+def test_a_claim_skips_a_job_that_is_being_changed(sessions: Sessions, make_job: MakeJob) -> None:
     first, second = make_job(), make_job()
-    with sessions.begin() as one, sessions.begin() as other:
-        first_claim, second_claim = attempts.claim(one, "w1", LEASE), attempts.claim(other, "w2", LEASE)
-        assert first_claim is not None
-        assert second_claim is not None
-        assert {first_claim.job_id, second_claim.job_id} == {first, second}
-        with sessions.begin() as third:
-            assert attempts.claim(third, "w3", LEASE) is None
+    with sessions.begin() as other:
+        other.execute(select(Job).where(Job.id == first).with_for_update())
+        assert claimed(sessions).job_id == second
+        with sessions.begin() as session:
+            assert attempts.claim(session, "w2", LEASE) is None
+    assert claimed(sessions).job_id == first
+
+
+def test_claims_run_one_after_the_other(sessions: Sessions, make_job: MakeJob) -> None:
+    first, second = make_job(), make_job()
+    with ThreadPoolExecutor(1) as pool:
+        with sessions.begin() as one:
+            ours = attempts.claim(one, "w1", LEASE)
+            later = pool.submit(claimed, sessions, "w2")
+            time.sleep(0.3)
+            assert not later.done()
+        assert ours is not None
+        assert (ours.job_id, later.result().job_id) == (first, second)
 
 
 def test_a_job_whose_request_is_invalid_now_fails_and_the_next_one_is_claimed(
