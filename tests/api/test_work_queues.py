@@ -6,13 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
 import pytest
 from fastapi import FastAPI
-from httpx2 import Client, Response, TimeoutException
+from httpx2 import Client
 from starlette.testclient import TestClient
 
 from api import deps
@@ -43,12 +43,12 @@ def server(app: FastAPI, client: TestClient) -> Iterator[Client]:
         yield connected
 
 
-def preview(server: Client, dataset: str, seconds: float = 20) -> Response | None:
-    """Ask for a preview, and leave after `seconds`."""
-    try:
-        return server.get(f"/datasets/{dataset}/preview", params={"model": "tiny"}, timeout=seconds)
-    except TimeoutException:
-        return None
+def ask(server: Client, dataset: str) -> socket.socket:
+    """Ask for a preview, and return the connection. The client leaves when it is closed."""
+    connection = socket.create_connection((server.base_url.host, server.base_url.port or 80), timeout=20)
+    request = f"GET /datasets/{dataset}/preview?model=tiny HTTP/1.1\r\nHost: x\r\n"
+    connection.sendall(f"{request}Authorization: {server.headers['Authorization']}\r\n\r\n".encode())
+    return connection
 
 
 def test_no_tenant_takes_all_turns_or_fills_the_queue() -> None:
@@ -80,30 +80,28 @@ def test_no_tenant_takes_all_turns_or_fills_the_queue() -> None:
 
 
 def test_a_preview_ends_with_its_client(server: Client, dataset: str, children: Callable[[], list[int]]) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        leaving = pool.submit(preview, server, dataset, 2)
+    with ask(server, dataset):
         wait_for(lambda: len(children()) == 1)
-        assert leaving.result() is None
+        assert all(map(alive, children()))
     wait_for(lambda: not any(map(alive, children())))
 
 
 def test_a_flood_of_previews_starts_few_processes_and_is_refused_by_the_api_and_the_dashboard(
-    server: Client, dataset: str, children: Callable[[], list[int]], new_browser: NewBrowser
+    app: FastAPI, server: Client, dataset: str, children: Callable[[], list[int]], new_browser: NewBrowser
 ) -> None:
     browser: Browser = new_browser()
-    with ThreadPoolExecutor(6) as pool:
-        flood = [pool.submit(preview, server, dataset, 4) for _ in range(6)]
-        wait_for(lambda: len(children()) == 1)
-        time.sleep(1)
+    with ExitStack() as flood:
+        for _ in range(6):
+            flood.enter_context(ask(server, dataset))
+        wait_for(lambda: app.state.services.previews._open["ours"] == 6 and len(children()) == 1)
         refused = server.get(f"/datasets/{dataset}/preview", params={"model": "tiny"})
         problem(refused, 503, "busy")
         page = browser.get(f"/dashboard/datasets/{dataset}", params={"model": "tiny"})
         assert (page.status_code, "Too many previews are waiting" in page.text) == (503, True)
         assert [answer.headers["retry-after"] for answer in (refused, page)] == ["5", "5"]
         assert server.get("/readyz").status_code == 200
-        assert [each.result() for each in flood] == [None] * 6
-    wait_for(lambda: not any(map(alive, children())))
-    assert len(children()) == 1
+        assert len(children()) == 1
+    wait_for(lambda: not any(map(alive, children())) and not app.state.services.previews._open)
 
 
 def test_the_tokenizer_process_ends_with_the_api() -> None:
