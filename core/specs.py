@@ -294,9 +294,7 @@ class JobSpec(Spec):
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are evaluated.")
     output: OutputSpec = Field(default_factory=OutputSpec, description="Format and lifetime of the checkpoint.")
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
-    priority: Integer = Field(
-        default=0, ge=-100, le=100, description="Of your tenant's jobs, those with a higher priority run first."
-    )
+    priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
     seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
     max_seconds: Integer = Field(
         default=0,

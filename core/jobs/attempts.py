@@ -92,7 +92,6 @@ def claim(
     limits = {"tenant_limit": tenant_running, "key_limit": key_running}
     while row := fairness.next_job(session, capability, **limits, weights=weights):
         job, dataset = row
-        lease = _lease(lease_seconds)
         if not transition(
             session,
             job.id,
@@ -100,7 +99,7 @@ def claim(
             attempt=job.attempt,
             data={"worker": worker, "kind": capability.device_name},
             worker=worker,
-            lease_expires_at=lease,
+            lease_expires_at=_lease(lease_seconds),
         ):
             raise LeaseLostError(f"{job.id} changed while its row was locked")
         if spec := _parse_spec(session, job):
