@@ -178,17 +178,11 @@ class RepairSpec(Spec):
     )
     retain: Literal[config.Retain.NONE, config.Retain.WRITTEN] = Field(
         default=config.Retain.NONE,
-        description="Text on which the model keeps the predictions of the dense model. `written`: the dense model"
-        " writes it before it is pruned.",
+        description="Text on which the model keeps what the dense model predicts. `written`: the dense model writes it.",
     )
-    retain_share: Number = Field(
-        default=0.5, ge=0.01, le=0.9, description="Fraction of each batch that is retained text."
-    )
+    retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
     retain_tokens: Integer = Field(
-        default=65536,
-        ge=2,
-        le=1 << 22,
-        description="Largest number of tokens of retained text. Each token is used several times.",
+        default=65536, ge=2, le=1 << 22, description="Largest number of tokens of retained text."
     )
     evaluate_interval: Integer = Field(
         default=0,
@@ -342,8 +336,8 @@ class JobSpec(Spec):
                 way_out = "Use the method seft with density all, or the schedule one_shot."
                 raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
             if repair is None and self.repair.retain is not config.Retain.NONE:
-                way_out = "Leave retain out, or choose a repair method."
-                raise ConfigError("retain", "must be none if nothing is trained", str(self.repair.retain), way_out)
+                rule, way_out = "must be none if nothing is trained", "Leave retain out, or choose a repair method."
+                raise ConfigError("retain", rule, str(self.repair.retain), way_out)
             config.require_repair_of(prune, repair)
         except ConfigError as error:
             raise _located(error) from error
