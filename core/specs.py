@@ -178,7 +178,7 @@ class RepairSpec(Spec):
     )
     retain: Literal[config.Retain.NONE, config.Retain.WRITTEN] = Field(
         default=config.Retain.NONE,
-        description="Text on which the model keeps what the dense model predicts. `written`: the dense model writes it.",
+        description="Text on which the model keeps what the dense model predicts: `written` by the dense model.",
     )
     retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
     retain_tokens: Integer = Field(
