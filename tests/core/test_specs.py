@@ -89,8 +89,8 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
     [
         ({"prune": GRADUAL["prune"]}, "repair.density", 0.005),
         (GRADUAL | {"repair": {"method": "none", "density": "all"}}, "repair.method", "none"),
-        (MINIMAL | {"repair": {"method": "none", "retain": "written"}}, "repair.retain", "written"),
-        (MINIMAL | {"repair": {"retain": "written", "retain_share": 0.01, "steps": 1}}, "repair.retain_share", 0.01),
+        ({"repair": {"method": "none", "retain": "written"}}, "repair.retain", "written"),
+        ({"repair": {"retain": "written", "retain_share": 0.01, "steps": 1}}, "repair.retain_share", 0.01),
         (GRADUAL | {"repair": {"method": "spp"}}, "repair.density", 0.005),
         (GRADUAL | {"prune": {"schedule": "gradual", "method": "wanda"}}, "prune.method", "wanda"),
         (GRADUAL | {"prune": {"schedule": "gradual", "refine": "dsnot"}}, "prune.refine", "dsnot"),
