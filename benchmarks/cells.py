@@ -11,7 +11,8 @@ import math
 import resource
 import statistics
 import time
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,9 +85,8 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings that differ from their defaults. So a new setting does not change older experiments."""
-        settings: dict[str, Any] = _settings(self)
-        return settings
+        """All settings, as JSON."""
+        return completed({field.name: _plain(getattr(self, field.name)) for field in fields(self)})
 
     @property
     def base(self) -> "Cell | None":
@@ -99,7 +99,24 @@ class Cell:
 
     def key(self, model: str) -> str:
         """Return a name that is unique for these settings and this model."""
-        return _hash({"model": model, **self.settings})
+        return key(model, self.settings)
+
+
+def key(model: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of an experiment with these settings."""
+    return _hash({"model": model, **settings})
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings, with the defaults of settings that were added since they were stored.
+
+    So a setting that is added does not change older experiments, and neither does a new default.
+    """
+    values = {field.name: _plain(field.default) for field in fields(Cell)} | dict(settings)
+    for name, kind in (("prune", PruneConfig), ("repair", RepairConfig), ("adapt", RepairConfig)):
+        if values[name] is not None:
+            values[name] = {field.name: _plain(field.default) for field in fields(kind)} | values[name]
+    return values
 
 
 def code_hash() -> str:
@@ -263,15 +280,9 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _settings(value: Any) -> Any:
-    if not is_dataclass(value):
-        return value if isinstance(value, (int, float, bool, type(None))) else str(value)
-    return {
-        field.name: _settings(getattr(value, field.name))
-        for field in fields(value)
-        if getattr(value, field.name) != _default(field)
-    }
-
-
-def _default(field: Field[Any]) -> Any:
-    return None if field.default is MISSING else field.default
+def _plain(value: Any) -> Any:
+    if value is MISSING:
+        return None
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value if isinstance(value, (int, float, type(None))) else str(value)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import Bench, Cell, Figures, code_hash
+from benchmarks.cells import Bench, Cell, Figures, code_hash, completed, key
 from benchmarks.plots import plot
 from benchmarks.studies import STUDIES, Study
 
@@ -52,7 +52,7 @@ class Results:
         for line in path.read_text().splitlines() if path.exists() else []:
             row = json.loads(line)
             if any_code or row["code"] == self._code:
-                self._rows[row["key"]] = row
+                self._rows[key(row["model"], completed(row["settings"]))] = row
 
     def __getitem__(self, cell: Cell) -> Figures | None:
         row = self._rows.get(cell.key(self._model))
@@ -60,9 +60,7 @@ class Results:
 
     def add(self, cell: Cell, figures: Figures) -> None:
         """Append a result to the file."""
-        key = cell.key(self._model)
         row = {
-            "key": key,
             "model": self._model,
             "settings": cell.settings,
             "code": self._code,
@@ -70,7 +68,7 @@ class Results:
             "made_with": {"machine": platform.machine(), "torch": torch.__version__},
             "figures": figures,
         }
-        self._rows[key] = row
+        self._rows[cell.key(self._model)] = row
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

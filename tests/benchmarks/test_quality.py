@@ -42,8 +42,16 @@ def test_training_starts_from_the_weights_of_the_base(bench: Bench) -> None:
     assert bench.run(still, "still")["wikitext2"] == pytest.approx(pruned["wikitext2"], rel=1e-3)
 
 
-def test_a_key_depends_on_the_model_and_on_settings_that_are_not_defaults() -> None:
-    assert PRUNED.key("a") == Cell(PRUNED.prune, dtype="bfloat16").key("a")
+def test_a_result_keeps_its_settings_when_one_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    Results(path, "model", any_code=False).add(REPAIRED, {"wikitext2": 9.0})
+    row = json.loads(path.read_text())
+    del row["settings"]["repair"]["retain"], row["settings"]["adapt"]
+    path.write_text(json.dumps(row) + "\n")
+    assert Results(path, "model", any_code=False)[REPAIRED] == {"wikitext2": 9.0}
+
+
+def test_a_key_depends_on_the_model_and_on_every_setting() -> None:
     assert len({PRUNED.key("a"), PRUNED.key("b"), REPAIRED.key("a"), replace(PRUNED, change="x").key("a")}) == 4
 
 
