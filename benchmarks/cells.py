@@ -34,7 +34,7 @@ from seft.models.source import find
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
 from seft.repair import Repair
-from seft.report import Step
+from seft.report import Evolved, Step
 from seft.retain import load_retained, opening_tokens, save_retained, split_retained
 from seft.stages import retained_text
 
@@ -231,9 +231,12 @@ class Bench:
         teacher = load(self.source, dtype=getattr(torch, cell.dtype)).model if config.distills else None
         repair = Repair(loaded.model, text, config, pruned=cell.prune, teacher=teacher, retained=retained)
         curve, losses, times = list[dict[str, float]](), list[float](), list[float]()
+        events = list[Evolved]()
         while not repair.done:
             began = time.perf_counter()
-            losses += [item.loss for item in repair.advance() if isinstance(item, Step)]
+            reports = repair.advance()
+            losses += [item.loss for item in reports if isinstance(item, Step)]
+            events += [item for item in reports if isinstance(item, Evolved)]
             times.append(time.perf_counter() - began)
             if repair.step * POINTS // config.steps > (repair.step - 1) * POINTS // config.steps:
                 judged = {name: math.exp(mean_loss(loaded.model, text)) for name, text in points.items()}
@@ -246,6 +249,8 @@ class Bench:
         return {
             "trained": trained,
             "grown_zeros": grown,
+            "events": len(events),
+            "undone": sum(event.undone for event in events),
             "seconds": sum(times),
             "step_seconds": statistics.median(times),
             "tokens": config.steps * config.batch_tokens,

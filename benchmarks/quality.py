@@ -79,7 +79,8 @@ def table(study: Study, results: Results) -> str:
     for label, cell in study.items():
         figures = results[cell]
         if figures:
-            lines.append(f"| {label} | {' | '.join(_shown(name, figures.get(name)) for name in COLUMNS)} |")
+            name = label.replace("|", "\\|")
+            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in COLUMNS)} |")
     return "\n".join(lines)
 
 
