@@ -1,7 +1,9 @@
 """Errors that users can cause or see. Each has a stable code. Only `api` knows HTTP status codes."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
+
+from seft.storable import printable
 
 
 class Code(StrEnum):
@@ -43,14 +45,16 @@ class Flaw:
 class ProblemError(Exception):
     """A request is rejected. Contains the reason for the sender of the request.
 
-    If `retry_after` is set, the sender may retry after that many seconds.
+    If `retry_after` is set, the sender may retry after that many seconds. The texts can be sent and stored, also if
+    they quote a file or a name that has characters which UTF-8 cannot encode.
     """
 
     def __init__(
         self, code: Code, message: str, flaws: tuple[Flaw, ...] = (), *, retry_after: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.code, self.message, self.flaws, self.retry_after = code, message, flaws, retry_after
+        super().__init__(message := printable(message))
+        self.flaws = tuple(Flaw(*map(printable, astuple(flaw))) for flaw in flaws)
+        self.code, self.message, self.retry_after = code, message, retry_after
 
 
 class LeaseLostError(Exception):

@@ -1,19 +1,8 @@
 """Types of the fields of requests, and the base class of all request models."""
 
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Return a text in which the replacement character stands for NUL and for halves of surrogate pairs.
-
-    Postgres cannot store the first, and UTF-8 cannot encode the second.
-    """
-    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _storable(value: str) -> str:

@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from core.request_fields import printable
 from core.specs import JobSpec
 from core.states import Phase
+from seft.storable import printable
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model

@@ -8,8 +8,8 @@ from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.request_fields import printable
 from core.settings import Settings
+from seft.storable import printable
 
 STATEMENT_SECONDS = 30
 """Timeout of an SQL statement, in seconds. All statements of this software are fast. A slow one waits for a lock."""

@@ -19,12 +19,12 @@ from core.estimate import fitting
 from core.estimate.dimensions import Dimensions
 from core.models import results
 from core.models.resolver import ModelResolver
-from core.request_fields import printable
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
 from seft.models.model_files import CONFIG
 from seft.models.source import ModelSource, cached_models
+from seft.storable import printable
 
 DEPTH = 3
 """Maximum number of parts in the path of a local model, relative to its folder in SEFT_MODEL_ROOTS."""

@@ -22,7 +22,6 @@ from core.estimate.dimensions import Dimensions, read_dimensions
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
 from core.models.results import is_result
-from core.request_fields import printable
 from core.settings import Settings
 from core.tables import Checkpoint
 from seft.errors import SourceError
@@ -30,6 +29,7 @@ from seft.models.hub_files import NOT_FOUND
 from seft.models.model_files import require_size
 from seft.models.shapes import Shapes, shapes
 from seft.models.source import Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
+from seft.storable import printable
 
 HUB_CALLS, TENANT_HUB_CALLS = 8, 4
 """Maximum number of requests to the hub at the same time, for all tenants and for one.

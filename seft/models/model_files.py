@@ -12,6 +12,7 @@ from typing import Any
 from seft.errors import SourceError
 from seft.models.hub_files import NOT_FOUND, REFUSED
 from seft.models.limits import MAX_FILE_BYTES, MAX_WEIGHT_FILES
+from seft.storable import UNSTORABLE
 
 CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER, CARD = "tokenizer.json", "README.md"
@@ -33,8 +34,6 @@ TEXT_FILES = frozenset(
 PATTERNS = (*sorted(TEXT_FILES), "model*.safetensors")
 """Patterns that match the names of all files that are downloaded."""
 _WEIGHTS = re.compile(r"model[\w.-]{0,100}\.safetensors", re.ASCII)
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-"""NUL and lone surrogates. A database cannot store them, and UTF-8 cannot encode the second kind."""
 _NAME = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _FRONT_MATTER = re.compile(r"---\n.*?\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *[\"']?([\w.-]+)", re.MULTILINE)
@@ -109,7 +108,7 @@ def weight_files(reference: str, sizes: Mapping[str, int], read: Callable[[str],
         return sorted(shards)
     if SINGLE not in sizes:
         pickles = sorted(name for name in sizes if name.endswith(_PICKLE_SUFFIXES))[:_SHOWN]
-        files = f"only pickles ({', '.join(pickles)}), which can run code" if pickles else "no model.safetensors"
+        files = f"only pickles ({pickles}), which can run code" if pickles else "no model.safetensors"
         raise SourceError(
             REFUSED,
             f"a model must have safetensors weights; {reference!r} has {files}."
@@ -142,7 +141,7 @@ def require_names(reference: str, **names: Iterable[str]) -> None:
 
 def require_storable(reference: str, name: str, text: str) -> None:
     """Raise SourceError if a text of a file contains NUL or half of a surrogate pair."""
-    if _UNSTORABLE.search(text):
+    if UNSTORABLE.search(text):
         raise SourceError(
             REFUSED,
             f"no text in {name} of {reference!r} may contain NUL or half of a surrogate pair; {text[:100]!r} does."

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from core.errors import Code, Flaw, ProblemError
 from core.models.resolver import MAX_TOKENIZER_BYTES
 from seft.models.hub_files import read_part
 from seft.models.limits import MAX_FILE_BYTES
@@ -45,6 +46,8 @@ def test_an_odd_model_is_skipped_and_named_and_hides_no_other(
     write_config(root / "digits", max_position_embeddings=10**4000)
     number = {f"model.layers.{'9' * 5000}.proj.weight": ONE}
     (write_hollow(root / "block") / "model.safetensors").write_bytes(safetensors(number, 24))
+    pickles = write_hollow(root / "pickles")
+    (pickles / "model.safetensors").rename(pickles / os.fsdecode(b"\xff.bin"))
     write_hollow(root / "name").rename(root / os.fsdecode(b"name-\xff"))
     cache(write_config(tmp_path / "one", architectures=[SURROGATE]), "odd", tmp_path / "cache")
     cache(write_hollow(tmp_path / "two"), "good", tmp_path / "cache")
@@ -54,10 +57,20 @@ def test_an_odd_model_is_skipped_and_named_and_hides_no_other(
         page = answer.json()
         assert [model["id"] for model in page["data"]] == ["owner/good", "tiny", "typed"]
         reasons = {model["id"]: model["reason"] for model in page["skipped"]}
-    odd = {"block", "digits", "name-\N{REPLACEMENT CHARACTER}", "nul", "owner/odd", "surrogate", "wide"}
+    odd = {"block", "digits", "name-\N{REPLACEMENT CHARACTER}", "nul", "owner/odd", "pickles", "surrogate", "wide"}
     assert set(reasons) == odd
     assert "may contain NUL or half of a surrogate pair" in reasons["owner/odd"]
     assert all(len(reason) < 500 for reason in reasons.values())
+
+
+def test_the_texts_of_a_problem_can_be_sent_and_stored() -> None:
+    error = ProblemError(Code.MODEL_REFUSED, f"no {SURROGATE}", (Flaw("model", NUL, SURROGATE, "Rename it."),))
+    shown = "x\N{REPLACEMENT CHARACTER}ForCausalLM"
+    assert (str(error), error.message, error.flaws) == (
+        f"no {shown}",
+        f"no {shown}",
+        (Flaw("model", shown, shown, "Rename it."),),
+    )
 
 
 @pytest.mark.parametrize("value", [NUL, SURROGATE])
