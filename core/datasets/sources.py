@@ -30,7 +30,7 @@ from core.infra.storage import Storage
 from seft.models.hub_files import HUB_SECONDS
 
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
-_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
+_HUB = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+))?", re.ASCII)
 _DATA_FILE = re.compile(r".+\.(jsonl|json|parquet)(\.gz|\.zst)?")
 DENIED = (401, 403, 404)
 
@@ -52,8 +52,11 @@ def require_allowed(source: str, buckets: Sequence[str]) -> str:
             raise _invalid("must be in a bucket that the operator allows", source, way_out)
         return key
     if match := _HUB.fullmatch(source):
-        _require_plain_path(source, match[3] or match[1])
-        return match[3] or match[1]
+        name, revision, path = match.groups()
+        for part in (name, revision, path):
+            if part is not None:
+                _require_plain_path(source, part)
+        return path or name
     raise _invalid(
         "must be s3://bucket/key or hf://datasets/owner/name",
         source,

@@ -259,6 +259,10 @@ def test_an_invalid_request_is_rejected(app: FastAPI, client: TestClient) -> Non
         ({"source": "file:///etc/passwd"}, "source"),
         ({"source": "https://example.com/x.jsonl"}, "source"),
         ({"source": "hf://datasets/owner/name/../x.jsonl"}, "source"),
+        ({"source": "hf://datasets/../../x.jsonl"}, "source"),
+        ({"source": "hf://datasets/owner/..@main/x.jsonl"}, "source"),
+        ({"source": "hf://datasets/owner/name@../x.jsonl"}, "source"),
+        ({"source": "hf://datasets/ownér/name/x.jsonl"}, "source"),
     ]
     for body, param in bodies:
         assert problem(client.post("/imports", json=body), 422, "invalid_request")["param"] == param
