@@ -50,12 +50,15 @@ class SkippedModel(BaseModel):
 
 
 class ModelPage(BaseModel):
-    """Models: shared ones by name, then your results, newest first. For the next page, send the last id as `after`."""
+    """Models: shared ones by name, then your results, newest first. For the next page, send `next` as `after`."""
 
-    model_config = example({"data": [_MODEL], "has_more": False, "skipped": []})
+    model_config = example({"data": [_MODEL], "has_more": False, "next": None, "skipped": []})
 
     data: list[ModelView]
     has_more: bool
+    next: str | None = Field(
+        description="Name of the last model of this page, in `data` or skipped. Null if no more models follow."
+    )
     skipped: list[SkippedModel] = Field(
         description="Models that would be in this page if they could be used, such as one with a damaged file."
     )

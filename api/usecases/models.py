@@ -11,7 +11,8 @@ def page(services: Services, caller: Caller, *, after: str | None, limit: int) -
     part = services.catalogue.page(caller.tenant, after=after, limit=limit)
     return ModelPage(
         data=[ModelView.model_validate(entry.to_json()) for entry in part.entries],
-        has_more=part.more,
+        has_more=part.next is not None,
+        next=part.next,
         skipped=[SkippedModel.model_validate(each, from_attributes=True) for each in part.skipped],
     )
 

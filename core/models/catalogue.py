@@ -65,11 +65,14 @@ class SkippedModel:
 
 @dataclass(frozen=True, slots=True)
 class CataloguePage:
-    """A part of the list of models, the models that are left out of this part, and whether more models follow."""
+    """A part of the list of models, and the models that are left out of this part.
+
+    The next part follows the model `next`. It is None if no more models follow.
+    """
 
     entries: Sequence[CatalogueEntry]
     skipped: Sequence[SkippedModel]
-    more: bool
+    next: str | None
 
 
 class Catalogue:
@@ -86,17 +89,21 @@ class Catalogue:
         """Return up to `limit` models that follow the model `after` in the list.
 
         Models of all tenants come first, sorted by name; then the tenant's own results, newest first. A model that
-        cannot be used is skipped, so that it does not hide the others.
+        cannot be used is skipped, so that it does not hide the others. A page ends after `limit` skipped models too,
+        because each costs a read of its files.
         """
         living, entries, skipped = self._living_workers(), list[CatalogueEntry](), list[SkippedModel]()
+        last = ""
         for reference in self._names(tenant, after, limit + 1):
-            if len(entries) == limit:
-                return CataloguePage(entries, skipped, more=True)
+            # No request can continue after a name that is not valid text.
+            if max(len(entries), len(skipped)) >= limit and last == printable(last):
+                return CataloguePage(entries, skipped, next=last)
+            last = reference
             try:
                 entries.append(self._entry(tenant, self._resolver.find(tenant, reference, None, cached=True), living))
             except ProblemError as error:
                 skipped.append(SkippedModel(printable(reference), error.message))
-        return CataloguePage(entries, skipped, more=False)
+        return CataloguePage(entries, skipped, next=None)
 
     def names(self, tenant: str, limit: int) -> list[str]:
         """Return the first `limit` names of the list. Does not check that the models can be loaded."""

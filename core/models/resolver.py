@@ -48,6 +48,8 @@ RETRY_SECONDS = 60
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """Errors of code that reads a file that is not what it seems. The log has them, because they can also be our mistake.
 """
+VANISHED = (FileNotFoundError, NotADirectoryError, PermissionError)
+"""Errors of a model whose files were deleted while they were read, or that this process must not read."""
 PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: "Give a hub id, a model in a folder of SEFT_MODEL_ROOTS, or the id of a job that succeeded. "
@@ -202,9 +204,13 @@ def _source_errors(reference: str) -> Iterator[None]:
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
         raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        message = f"The disk of the service has no space for the files of {reference}. Try again later."
+        if isinstance(error, VANISHED):
+            message = f"The files of {reference!r} were deleted or cannot be read. Check the name and the permissions."
+            flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_NOT_FOUND])
+            raise ProblemError(Code.MODEL_NOT_FOUND, message, (flaw,)) from error
+        log.exception("model.unreadable", model=reference)
+        what = "has no space for" if error.errno == errno.ENOSPC else "cannot read"
+        message = f"The disk of the service {what} the files of {reference!r}. Try again later."
         raise ProblemError(Code.UNAVAILABLE, message, retry_after=RETRY_SECONDS) from error
     except MALFORMED as error:
         log.exception("model.malformed", model=reference)

@@ -372,12 +372,15 @@ class Operations:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
 
     def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a paged route. The field `cursor` of a page's last row selects the next page."""
+        """Yield all rows of a paged route.
+
+        The field `next` of a page selects the next page. Without it, the field `cursor` of the last row does.
+        """
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
         yield from map(Row, page["data"])
         while page["has_more"]:
-            page = yield from self._get(path, {**query, name: page["data"][-1][cursor]})
+            page = yield from self._get(path, {**query, name: page.get("next") or page["data"][-1][cursor]})
             yield from map(Row, page["data"])
 
 

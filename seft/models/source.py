@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from glob import iglob
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -250,8 +251,9 @@ def downloaded(reference: str, folder: Path) -> ModelSource:
 
 def cached_models() -> list[str]:
     """Return the ids of the hub models whose weights are in the local cache, at least in part."""
-    weights = Path(constants.HF_HUB_CACHE).glob("models--*--*/snapshots/*/*.safetensors")
-    folders = {file.parents[2].name for file in weights}
+    # `Path.glob` raises an error if a folder is deleted while it is listed. `iglob` does not.
+    weights = iglob("models--*--*/snapshots/*/*.safetensors", root_dir=constants.HF_HUB_CACHE)  # noqa: PTH207
+    folders = {PurePosixPath(file).parts[0] for file in weights}
     return [folder.removeprefix("models--").replace("--", "/", 1) for folder in folders]
 
 

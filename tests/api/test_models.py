@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from huggingface_hub import constants
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -79,6 +80,38 @@ def test_pages_have_no_gaps(client: TestClient, root: Path, result: str) -> None
         model_ids += [each["id"] for each in page]
         after = model_ids[-1]
     assert model_ids == [*names, "tiny", result]
+
+
+def test_a_page_ends_after_as_many_skipped_models_as_it_may_list(client: TestClient, root: Path, result: str) -> None:
+    for number in range(5):
+        (write_hollow(root / f"broken-{number}") / "config.json").write_text("{")
+    pages, query = list[tuple[int, int]](), {"limit": 2}
+    model_ids = list[str]()
+    while True:
+        page = client.get("/models", params=query).json()
+        pages.append((len(page["data"]), len(page["skipped"])))
+        model_ids += [model["id"] for model in page["data"]]
+        assert page["has_more"] == (page["next"] is not None)
+        if not page["has_more"]:
+            break
+        query["after"] = page["next"]
+    assert pages == [(0, 2), (0, 2), (2, 1)]
+    assert model_ids == ["tiny", result]
+
+
+def test_a_model_that_is_deleted_while_it_is_listed_is_skipped(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshots = tmp_path / "cache" / "models--owner--gone" / "snapshots"
+    write_hollow(snapshots / COMMIT)
+    (snapshots / "deleted").symlink_to("nothing")
+    page = client.get("/models").json()
+    assert ([each["id"] for each in page["data"]], [each["id"] for each in page["skipped"]]) == (
+        ["tiny"],
+        ["owner/gone"],
+    )
+    assert "were deleted" in page["skipped"][0]["reason"]
 
 
 def test_a_job_repairs_what_another_one_of_its_tenant_has_published(

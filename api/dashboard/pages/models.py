@@ -51,7 +51,7 @@ def list_models(
         flaws=flaws,
         models=listed.data,
         skipped=listed.skipped,
-        more=listed.has_more,
+        next=listed.next,
         after=after,
         titles=_titles(services, visitor.caller.tenant, shown),
     )
