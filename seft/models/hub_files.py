@@ -4,13 +4,16 @@ Nothing is stored on disk. Each read has a limit in bytes and in seconds, whatev
 """
 
 import errno
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http import HTTPStatus
+from urllib.parse import quote
 
 import huggingface_hub as hub
-from httpx2 import HTTPError, ReadTimeout
+from httpx2 import HTTPError, ReadTimeout, Response, TooManyRedirects
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -21,12 +24,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._validators import validate_repo_id
 
 from seft.errors import SourceError
 
 NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
 HUB_SECONDS = 10.0
+MAX_LISTING_BYTES = 8 << 20
+"""Largest description of a repository, which names its files. One file needs about 300 bytes."""
+_ERROR_BYTES = 1 << 16
+"""Bytes that are read of the body of an error. The hub's client looks for a reason in it."""
+_REDIRECTS = 5
 DENIED_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 """HTTP statuses of the hub if the caller has no access to a model, or if the hub does not know the token."""
 _HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token on the service"
@@ -41,23 +49,70 @@ def read_part(reference: str, name: str, start: int, size: int, *, revision: str
 
     Raises the errors of the hub's client, and ReadTimeout if the file does not arrive within `HUB_SECONDS`.
     """
-    headers = {
-        **build_hf_headers(token=token),
-        "Range": f"bytes={start}-{start + size - 1}",
-        "Accept-Encoding": "identity",  # a compressed body could be small on the way and large in memory
-    }
-    url, deadline = hub.hf_hub_url(reference, name, revision=revision), time.monotonic() + HUB_SECONDS
-    with hub.get_session().stream("GET", url, headers=headers, timeout=HUB_SECONDS) as response:
-        hub.hf_raise_for_status(response)
-        if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
-            raise ValueError(f"the hub must be able to send a part of {name}; it sent status {response.status_code}")
-        content = bytearray()
-        for block in response.iter_raw():
-            content += block
-            if len(content) >= size:
+    url = hub.hf_hub_url(reference, name, revision=revision)
+    response = _get(url, size, token, Range=f"bytes={start}-{start + size - 1}")
+    if start and response.status_code != HTTPStatus.PARTIAL_CONTENT:
+        raise ValueError(f"the hub must be able to send a part of {name}; it sent status {response.status_code}")
+    return response.content
+
+
+def describe(reference: str, *, revision: str | None, token: str | None) -> hub.ModelInfo:
+    """Return the hub's description of a model, with the names and sizes of its files.
+
+    Raises the errors of the hub's client, and SourceError if the description is malformed or has more than
+    `MAX_LISTING_BYTES` bytes.
+    """
+    validate_repo_id(reference)
+    at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+    url = f"{constants.ENDPOINT}/api/models/{reference}{at}?blobs=True"
+    content = _get(url, MAX_LISTING_BYTES + 1, token).content
+    if len(content) > MAX_LISTING_BYTES:
+        rule = f"the hub's description of a model may have at most {MAX_LISTING_BYTES} bytes"
+        raise SourceError(REFUSED, f"{rule}; that of {reference!r} has more. Choose a model with fewer files.")
+    try:
+        return hub.ModelInfo(**json.loads(content))  # type: ignore[no-untyped-call]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        message = f"the hub's description of {reference!r} is malformed: {error!r}. Choose a different model."
+        raise SourceError(REFUSED, message) from error
+
+
+def _get(url: str, size: int, token: str | None, **headers: str) -> Response:
+    """Return the answer of the hub with at most `size` bytes of its body. Raises the errors of the hub's client.
+
+    The hub's client would read the whole body of an error or of a redirect.
+    """
+    session, deadline = hub.get_session(), time.monotonic() + HUB_SECONDS
+    headers["Accept-Encoding"] = "identity"  # a compressed body could be small on the way and large in memory
+    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = hub.get_token()
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    request = session.build_request("GET", url, headers=headers, timeout=HUB_SECONDS)
+    for _ in range(_REDIRECTS + 1):
+        with closing(session.send(request, stream=True, follow_redirects=False)) as response:
+            if response.next_request is None:
+                if response.is_error:
+                    size = _ERROR_BYTES
+                content = _read(response, size, deadline)
                 break
-            if time.monotonic() > deadline:
-                raise ReadTimeout(f"{name} did not arrive within {HUB_SECONDS:.0f} s")
+            request = response.next_request
+    else:
+        raise TooManyRedirects(f"{url} has more than {_REDIRECTS} redirects", request=request)
+    kept = {name: value for name, value in response.headers.items() if name.startswith("x-")}
+    limited = Response(response.status_code, headers=kept, content=content, request=response.request)
+    hub.hf_raise_for_status(limited)
+    limited.raise_for_status()  # the line before accepts a redirect to nowhere
+    return limited
+
+
+def _read(response: Response, size: int, deadline: float) -> bytes:
+    content = bytearray()
+    for block in response.iter_raw():
+        content += block
+        if len(content) >= size:
+            break
+        if time.monotonic() > deadline:
+            raise ReadTimeout(f"{response.url} did not arrive within {HUB_SECONDS:.0f} s")
     return bytes(content[:size])
 
 

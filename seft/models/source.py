@@ -20,7 +20,16 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from seft.errors import SourceError
 from seft.models.gguf_header import read_header
-from seft.models.hub_files import HUB_SECONDS, NOT_FOUND, REFUSED, UNREACHABLE, AccessDeniedError, hub_errors, read_part
+from seft.models.hub_files import (
+    HUB_SECONDS,
+    NOT_FOUND,
+    REFUSED,
+    UNREACHABLE,
+    AccessDeniedError,
+    describe,
+    hub_errors,
+    read_part,
+)
 from seft.models.limits import MAX_FILE_BYTES
 from seft.models.model_files import (
     CARD,
@@ -219,7 +228,7 @@ def find_on_hub(reference: str, revision: str | None, *, token: Callable[[], str
 def _query_hub(reference: str, revision: str | None, token: str | None) -> ModelSource:
     """Return the hub's model, read with `token`, or with the token of this process if it is None."""
     with hub_errors(reference, revision):
-        info = hub.HfApi(token=token).model_info(reference, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
+        info = describe(reference, revision=revision, token=token)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or ()}
 
         def read(name: str) -> bytes:

@@ -3,7 +3,10 @@
 import json
 import os
 import tempfile
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from fastapi import FastAPI
@@ -11,8 +14,10 @@ from starlette.testclient import TestClient
 
 from core.errors import Code, Flaw, ProblemError
 from core.models.resolver import MAX_TOKENIZER_BYTES
+from seft.errors import SourceError
 from seft.models.hub_files import read_part
 from seft.models.limits import MAX_FILE_BYTES
+from seft.models.source import find_on_hub
 from tests.api.conftest import Json, NewClient, problem
 from tests.hollow import CONFIG, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
@@ -112,6 +117,38 @@ def test_no_more_of_a_file_is_read_than_was_asked_for(tmp_path: Path, monkeypatc
     with hub({"owner/name": Repo(tmp_path / "repo")}) as endpoint:
         use_hub(monkeypatch, endpoint, tmp_path / "cache")
         assert read_part("owner/name", "config.json", 5, 1000, revision=None, token=None) == bytes(1000)
+
+
+@pytest.mark.parametrize("status", [200, 302, 404])
+@pytest.mark.parametrize("headers", [{}, {"X-Error-Code": "RepoNotFound"}])
+def test_no_answer_of_a_hub_is_read_without_limit(
+    status: int, headers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = list[int]()
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Location": "/api/models/owner/name"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with suppress(OSError):
+                while sum(sent) < 256 << 20:
+                    sent.append(self.wfile.write(bytes(1 << 20)))
+
+        def log_message(self, *_: object) -> None:
+            """Log nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    Thread(target=server.serve_forever, daemon=True).start()
+    use_hub(monkeypatch, f"http://127.0.0.1:{server.server_address[1]}", tmp_path / "cache")
+    try:
+        with pytest.raises(SourceError):
+            find_on_hub("owner/name", None)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert sum(sent) < 128 << 20
 
 
 def test_a_private_model_in_shards_leaves_nothing_in_the_cache(

@@ -147,7 +147,7 @@ def test_a_folder_without_config_is_rejected(model: Path) -> None:
 
 def test_a_model_with_only_pickles_is_rejected(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    assert "only pickles (pytorch_model.bin), which can run code" in rejection(model)
+    assert "only pickles (['pytorch_model.bin']), which can run code" in rejection(model)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
