@@ -146,8 +146,8 @@ class Pipeline:
         """
         spec = self.task.spec
         fetch(source)  # a download may take hours, so it must be done before the first message about reading
-        training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         self.send(Reading(records=0))
+        training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
         return Text(

@@ -11,6 +11,7 @@ from typing import Any
 from seft.errors import SourceError
 from seft.models.hub_files import REFUSED
 from seft.models.limits import values
+from seft.models.model_files import BLOCK_COUNTS, VOCABULARY_SIZE, require_counts
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
 
@@ -86,12 +87,14 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     sizes = {name: values(shape) for name, shape in shapes.items()}
     if config.tied:
         sizes.pop(HEAD, None)
-    blocks, block_names = _blocks(shapes, config)
+    blocks, block_names, numbered = _blocks(shapes, config)
     outside = [shapes[name] for name in sizes if name not in block_names]
     embeddings = [shape for shape in outside if len(shape) == 2 and min(shape) > 0]
     if not blocks or not embeddings:
         message = f"a model must have an embedding and blocks with linear layers; {source.reference!r} has not."
         raise SourceError(REFUSED, f"{message} Give a decoder-only language model.")
+    config.require_at_most(numbered, *BLOCK_COUNTS)
+    config.require_at_most(max(rows for rows, _ in embeddings), VOCABULARY_SIZE)
     vocabulary, hidden = max(embeddings, key=values)
     return Dimensions(
         architecture=config.architecture,
@@ -113,7 +116,7 @@ class _Config:
     """
 
     def __init__(self, source: ModelSource) -> None:
-        config = source.config
+        config, self._reference = source.config, source.reference
         if source.kind is Kind.GGUF:
             self.architecture = str(config["general.architecture"])
             self._values: Mapping[str, Any] = {
@@ -146,11 +149,19 @@ class _Config:
                 return value
         return None
 
+    def require_at_most(self, most: int, *names: str) -> None:
+        """Raise SourceError if a value under one of these names is not an integer from 1 to `most`.
 
-def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str]]:
+        A loader builds as many modules as the config claims before it looks for their weights.
+        """
+        require_counts(self._reference, self._values, dict.fromkeys(names, most))
+
+
+def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], ...], set[str], int]:
     """Return the weight matrices that are pruned, per decoder block, and the names of all tensors of these blocks.
 
-    The decoder blocks are the largest numbered list of modules in the model.
+    The decoder blocks are the largest numbered list of modules in the model. The third value is the number of modules
+    in the longest list.
     """
     lists: dict[str, dict[int, Counter[Matrix]]] = {}
     names: dict[str, set[str]] = {}
@@ -165,9 +176,10 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
         raise SourceError(REFUSED, f"{message} Choose a different model.")
     blocks = {key: tuple(_counted(numbered[number]) for number in sorted(numbered)) for key, numbered in lists.items()}
     if not blocks:
-        return (), set()
+        return (), set(), 0
     largest = max(blocks, key=lambda key: sum(each.total for block in blocks[key] for each in block))
-    return (blocks[largest] if any(blocks[largest]) else ()), names[largest]
+    longest = max(map(len, blocks.values()))
+    return (blocks[largest] if any(blocks[largest]) else ()), names[largest], longest
 
 
 def _place(name: str) -> tuple[str, int, str] | None:

@@ -44,6 +44,10 @@ _REJECTED_KEYS = {
     "sparsity_config": "can make loaders run code or skip weights. Save the model with plain dense weights",
     "quantization_config": "means that the weights are quantised. Use the unquantised model, or a GGUF file",
 }
+BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "block_count")
+"""Names of the number of decoder blocks in a configuration."""
+VOCABULARY_SIZE = "vocab_size"
+_MAX_COUNTS = {**dict.fromkeys(BLOCK_COUNTS, 10_000), VOCABULARY_SIZE: 1 << 24}
 _SHOWN = 5
 """Number of names that an error shows."""
 
@@ -72,6 +76,9 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
     _require_no_code(reference, CONFIG, config)
     if TOKENIZER_CONFIG in sizes:
         _require_no_code(reference, TOKENIZER_CONFIG, _json_object(reference, TOKENIZER_CONFIG, sizes, read))
+    for values in (config, config.get("text_config")):
+        if isinstance(values, dict):
+            require_counts(reference, values)
     architectures = config.get("architectures")
     names = list(map(str, architectures)) if isinstance(architectures, list) else []
     if config.get("is_encoder_decoder") or not any(name.endswith(_DECODER_SUFFIXES) for name in names):
@@ -137,6 +144,21 @@ def require_names(reference: str, **names: Iterable[str]) -> None:
                     f"`{field}` of a model must be names of letters, digits, '_', '.' and '-';"
                     f" {reference!r} has {value[:100]!r}. Save the model again.",
                 )
+
+
+def require_counts(reference: str, values: Mapping[str, Any], most: Mapping[str, int] = _MAX_COUNTS) -> None:
+    """Raise SourceError unless each value under a name in `most` is an integer from 1 to the number there, or null.
+
+    A loader builds as many modules as a configuration claims, before it looks for their weights.
+    """
+    for name, largest in most.items():
+        value = values.get(name)
+        if value is not None and not (type(value) is int and 0 < value <= largest):
+            raise SourceError(
+                REFUSED,
+                f"`{name}` of a model must be an integer from 1 to {largest} here; {reference!r} has"
+                f" {repr(value)[:20]}. Save the model again.",
+            )
 
 
 def require_storable(reference: str, name: str, text: str) -> None:

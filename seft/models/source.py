@@ -41,6 +41,7 @@ from seft.models.model_files import (
     is_weights,
     not_decoder,
     read_config,
+    require_counts,
     require_names,
     require_storable,
 )
@@ -203,6 +204,7 @@ def _find_gguf(reference: str, path: Path) -> ModelSource:
         raise SourceError(REFUSED, f"{reference!r} is only a part of a model. Give a GGUF file with the whole model.")
     if architecture.startswith("t5") or "bert" in architecture or f"{architecture}.block_count" not in header:
         raise not_decoder(reference, architecture)
+    require_counts(reference, {key.removeprefix(f"{architecture}."): value for key, value in header.items()})
     if "tokenizer.ggml.tokens" not in header:
         raise SourceError(REFUSED, f"{reference!r} has no tokenizer. Give a GGUF file that contains the vocabulary.")
     return ModelSource(reference, Kind.GGUF, path, None, dict(header), checked_licence(header.get("general.license")))

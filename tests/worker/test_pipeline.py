@@ -127,6 +127,20 @@ def test_a_run_reports_its_progress_and_its_measurements(uninterrupted: Run) -> 
     assert result.measured["grown_zeros"] > 0
 
 
+def test_reading_is_reported_before_the_first_record_is_read(
+    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:10])
+
+    def read(_: Path) -> None:
+        assert run.of_type(Reading) == [Reading(records=0)]
+        raise Cancelled
+
+    monkeypatch.setattr("seft.data.records.read", read)
+    with pytest.raises(Cancelled):
+        run.run()
+
+
 def test_reading_is_reported_before_a_tokenizer_runs_and_can_be_stopped(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from seft.errors import SourceError
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
-from tests.hollow import SHAPES, write_hollow
+from tests.hollow import BLOCKS, SHAPES, VOCABULARY, write_hollow
 from tests.seft.architectures import ARCHITECTURES
 
 
@@ -85,6 +85,27 @@ def test_a_number_that_no_model_has_is_rejected(tmp_path: Path, more: dict[str, 
     config.write_text(json.dumps({**json.loads(config.read_bytes()), **more}))
     with pytest.raises(SourceError, match="must be at most 2147483648"):
         read_dimensions(find("model", roots=[tmp_path]), SHAPES)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer", "vocab_size"])
+@pytest.mark.parametrize("value", [2_000_000_000, 10**12, -1, 0, 4.0, True, "x", [4]])
+def test_a_config_that_claims_more_than_the_weight_files_have_is_rejected(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    config = write_hollow(tmp_path / "model") / "config.json"
+    content = json.loads(config.read_bytes())
+    for accepted in (None, BLOCKS):
+        config.write_text(json.dumps({**content, name: accepted}))
+        read_dimensions(find("model", roots=[tmp_path]), SHAPES)
+    config.write_text(json.dumps({**content, name: max(BLOCKS, VOCABULARY) + 1}))
+    with pytest.raises(SourceError, match=f"`{name}` of a model must be an integer from 1 to"):
+        read_dimensions(find("model", roots=[tmp_path]), SHAPES)
+    config.write_text(json.dumps({**content, "text_config": {name: value}}))
+    with pytest.raises(SourceError, match=f"`{name}` of a model must be an integer from 1 to"):
+        find("model", roots=[tmp_path])
+    config.write_text(json.dumps({**content, name: value}))
+    with pytest.raises(SourceError, match=f"`{name}` of a model must be an integer from 1 to"):
+        find("model", roots=[tmp_path])
 
 
 def test_the_number_of_different_matrices_is_limited(tmp_path: Path) -> None:
