@@ -49,7 +49,8 @@ def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[
     folder = Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
     with _lock_file(folder) as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        os.utime(lock)
+        with suppress(PermissionError):  # the lock file of another user keeps its time
+            os.utime(lock)
         _make_space(source, folder, limit, weights=weights)
         yield
 
@@ -102,7 +103,11 @@ def _delete_unused(folder: Path) -> None:
 @contextmanager
 def _lock_file(folder: Path) -> Iterator[int]:
     (locks := folder.parent / LOCKS).mkdir(parents=True, exist_ok=True)
-    lock = os.open(locks / folder.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path = locks / folder.name
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except PermissionError:  # another user of the machine made the file; a lock needs only the right to read it
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield lock
     finally:

@@ -31,7 +31,7 @@ from seft.models.shapes import Shapes, shapes
 from seft.models.source import Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
 from seft.storable import printable
 
-HUB_CALLS, TENANT_HUB_CALLS = 8, 4
+HUB_CALLS, TENANT_HUB_CALLS = 8, 2
 """Maximum number of requests to the hub at the same time, for all tenants and for one.
 
 A hub that does not answer must not block all threads, and one tenant must not keep the others from the hub.

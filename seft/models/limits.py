@@ -1,6 +1,7 @@
 """Limits on the files of a model. A server reads files of strangers, so each limit holds before memory is used.
 
-The largest open models stay below every limit. A file above one is rejected as malformed.
+A file above a limit is rejected as malformed. A model of about 45,000 tensors or more is refused, such as a mixture
+with hundreds of experts in each block that stores every expert as a tensor: its index has more than 4 MiB.
 """
 
 from collections.abc import Sequence
