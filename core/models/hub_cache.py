@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub as hub
@@ -48,6 +49,8 @@ def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[
         return
     folder = Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
     with _lock_file(folder) as lock:
+        if source.bytes(weights=weights) <= limit or not limit:
+            _delete_other_commits(source, folder, lock, limit, weights=weights)
         fcntl.flock(lock, fcntl.LOCK_SH)
         with suppress(PermissionError):  # the lock file of another user keeps its time
             os.utime(lock)
@@ -61,7 +64,7 @@ def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool)
         way_out = "Choose a smaller model, or ask the operator to raise SEFT_HUB_CACHE_BYTES."
         size = source.bytes(weights=weights)
         raise SourceError(REFUSED, f"{message} {source.reference!r} has {size} bytes. {way_out}")
-    missing = sum(source.sizes[name] for name in source.files(weights=weights) if not _is_cached(source, name))
+    missing = _missing(source, weights=weights)
     candidates = _least_recently_used(folder)
     while missing and not _fits(missing, folder.parent, limit):
         oldest = next(candidates, None)
@@ -71,6 +74,10 @@ def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool)
                 raise CacheFullError(source.reference, missing, free)
             return  # every other model is in use, so the cache exceeds its limit until one is not
         _delete_unused(oldest)
+
+
+def _missing(source: ModelSource, *, weights: bool) -> int:
+    return sum(source.sizes[name] for name in source.files(weights=weights) if not _is_cached(source, name))
 
 
 def _is_cached(source: ModelSource, name: str) -> bool:
@@ -91,6 +98,20 @@ def _least_recently_used(own: Path) -> Iterator[Path]:
     locks = own.parent / LOCKS
     others = [folder for folder in _folders(own.parent) if folder != own]
     yield from sorted(others, key=lambda folder: (locks / folder.name).stat().st_mtime)
+
+
+def _delete_other_commits(source: ModelSource, folder: Path, lock: int, limit: int, *, weights: bool) -> None:
+    """If space is needed, delete all commits of a model but that of `source`, unless a process uses the model."""
+    if not folder.is_dir() or not (missing := _missing(source, weights=weights)):
+        return
+    if not _fits(missing, folder.parent, limit):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            cache = hub.scan_cache_dir(folder.parent)
+            own = frozenset(repo for repo in cache.repos if repo.repo_path == folder.resolve())
+            others = {commit.commit_hash for repo in own for commit in repo.revisions} - {source.revision}
+            # Another model may have equal commits, so the deletion gets this model alone.
+            replace(cache, repos=own).delete_revisions(*sorted(others)).execute()
 
 
 def _delete_unused(folder: Path) -> None:

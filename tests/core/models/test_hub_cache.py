@@ -65,6 +65,20 @@ def test_a_model_in_use_and_a_model_of_another_program_are_kept(cache: Path) -> 
     assert cached(cache) == ["first", "third"]
 
 
+def test_old_commits_of_a_model_are_deleted_before_other_models(cache: Path) -> None:
+    size = use(NAMES[1], 0).bytes()
+    old = cache / folder(NAMES[0]) / "snapshots" / ("f" * 40) / "model.safetensors"
+    blob = cache / folder(NAMES[0]) / "blobs" / "old"
+    for file in (old, blob):
+        file.parent.mkdir(parents=True)
+    blob.write_bytes(bytes(size))
+    old.symlink_to("../../blobs/old")
+    use(NAMES[0], 5 * size // 2)
+    assert not old.exists()
+    assert not blob.exists()
+    assert cached(cache) == ["first", "second"]
+
+
 def test_a_model_larger_than_the_limit_is_refused(cache: Path) -> None:
     with pytest.raises(SourceError, match="must have at most 1000 bytes, the limit of the cache"):
         use(NAMES[0], 1000)
