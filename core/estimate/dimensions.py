@@ -165,15 +165,18 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
     """
     lists: dict[str, dict[int, Counter[Matrix]]] = {}
     names: dict[str, set[str]] = {}
+    different = 0
     for name, shape in shapes.items():
         if place := _place(name):
             key, number, rest = place
             names.setdefault(key, set()).add(name)
             block = lists.setdefault(key, {}).setdefault(number, Counter())
+            before = len(block)
             block.update(_matrices(rest, shape, config))
-    if sum(len(block) for blocks in lists.values() for block in blocks.values()) > MAX_SHAPES:
-        message = f"the blocks of a model may have at most {MAX_SHAPES} weight matrices of different shapes."
-        raise SourceError(REFUSED, f"{message} Choose a different model.")
+            different += len(block) - before
+            if different > MAX_SHAPES:
+                message = f"the blocks of a model may have at most {MAX_SHAPES} weight matrices of different shapes."
+                raise SourceError(REFUSED, f"{message} Choose a different model.")
     blocks = {key: tuple(_counted(numbered[number]) for number in sorted(numbered)) for key, numbered in lists.items()}
     if not blocks:
         return (), set(), 0

@@ -4,7 +4,6 @@ Nothing is stored on disk. Each read has a limit in bytes and in seconds, whatev
 """
 
 import errno
-import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from seft.errors import SourceError
+from seft.models.limits import parse_json
 
 NOT_FOUND, REFUSED, UNREACHABLE = "model_not_found", "model_refused", "hub_unreachable"
 HUB_SECONDS = 10.0
@@ -70,7 +70,7 @@ def describe(reference: str, *, revision: str | None, token: str | None) -> hub.
         rule = f"the hub's description of a model may have at most {MAX_LISTING_BYTES} bytes"
         raise SourceError(REFUSED, f"{rule}; that of {reference!r} has more. Choose a model with fewer files.")
     try:
-        return hub.ModelInfo(**json.loads(content))  # type: ignore[no-untyped-call]
+        return hub.ModelInfo(**parse_json(content))  # type: ignore[no-untyped-call]
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         message = f"the hub's description of {reference!r} is malformed: {error!r}. Choose a different model."
         raise SourceError(REFUSED, message) from error

@@ -1,9 +1,11 @@
 """Limits on the files of a model. A server reads files of strangers, so each limit holds before memory is used.
 
-A file above a limit is rejected as malformed. A model of about 45,000 tensors or more is refused, such as a mixture
-with hundreds of experts in each block that stores every expert as a tensor: its index has more than 4 MiB.
+A file above a limit is rejected as malformed. A model of about 45,000 tensors or more, or of 37,000 in one file, is
+refused. Such is a mixture with hundreds of experts in each block that stores every expert as a tensor.
 """
 
+import json
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +14,29 @@ MAX_FILE_BYTES = 4 << 20
 MAX_HEADERS_BYTES = 32 << 20
 """Largest total size of the headers of all weight files of a model, in bytes."""
 MAX_WEIGHT_FILES = 1000
+MAX_JSON_ITEMS = 300_000
+"""Largest number of the bytes `{`, `[` and `,` in a file of JSON. The header of a weight file has eight per tensor."""
 MAX_TENSORS = 200_000
 MAX_PARAMETERS = 10**13
 MAX_DIMENSIONS = 8
 MAX_NAME = 256
 """Largest number of characters in the name of a tensor."""
+
+
+_PARSING = threading.Lock()
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value of a JSON text of a stranger. Raises ValueError if it is malformed or has too many items.
+
+    A list of empty objects needs 30 times the memory of its text. So the items are counted before they are built, and
+    one text at a time is parsed in this process.
+    """
+    items = sum(map(content.count, (b"{", b"[", b",")))
+    if items > MAX_JSON_ITEMS:
+        raise ValueError(f"it may have at most {MAX_JSON_ITEMS} of the characters '{{', '[' and ','; it has {items}")
+    with _PARSING:
+        return json.loads(content)
 
 
 def checked_shape(name: str, shape: Any) -> tuple[int, ...]:

@@ -4,14 +4,13 @@ A folder or a repository may hold anything. Only the files whose names are here 
 would act on, such as `adapter_config.json`, has no effect.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from seft.errors import SourceError
 from seft.models.hub_files import NOT_FOUND, REFUSED
-from seft.models.limits import MAX_FILE_BYTES, MAX_WEIGHT_FILES
+from seft.models.limits import MAX_FILE_BYTES, MAX_WEIGHT_FILES, parse_json
 from seft.storable import UNSTORABLE
 
 CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -200,7 +199,7 @@ def _json_object(reference: str, name: str, sizes: Mapping[str, int], read: Call
             " Choose a different model.",
         )
     try:
-        value = json.loads(read(name))
+        value = parse_json(read(name))
     except (ValueError, RecursionError) as error:
         raise SourceError(REFUSED, f"{name} of {reference!r} is not JSON: {error}. Save the model again.") from error
     if not isinstance(value, dict):

@@ -5,7 +5,6 @@ contain is rejected, so all later numbers are bounded by the size of the file. F
 github.com/huggingface/safetensors#format.
 """
 
-import json
 import struct
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from seft.models.limits import (
     MAX_HEADERS_BYTES,
     MAX_TENSORS,
     checked_shape,
+    parse_json,
     require_plausible,
     values,
 )
@@ -75,7 +75,7 @@ def merge(headers: Iterable[Header]) -> dict[str, Shape]:
 
 
 def _parse(content: bytes, data_bytes: int) -> dict[str, Shape]:
-    header = json.loads(content)
+    header = parse_json(content)
     if not isinstance(header, dict):
         raise ValueError("a safetensors header must be a JSON object")
     header.pop(_METADATA, None)

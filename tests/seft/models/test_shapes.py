@@ -65,6 +65,13 @@ def test_a_tensor_that_the_file_cannot_contain_is_rejected(entry: dict[str, Any]
         parse(safetensors({"a": entry}, 24))
 
 
+@pytest.mark.parametrize("items", [b"[" + b"{}," * 200_000 + b"{}]", b"[" * 300_001, b"," * 300_001])
+def test_the_items_of_a_header_are_counted_before_they_are_built(items: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("the text must not be parsed"))
+    with pytest.raises(ValueError, match="it may have at most 300000 of the characters"):
+        parse(struct.pack("<Q", len(items)) + items)
+
+
 def test_tensors_with_common_bytes_are_rejected() -> None:
     with pytest.raises(ValueError, match="must begin where another ends"):
         parse(safetensors({"a": ONE, "b": ONE}, 24))
