@@ -9,6 +9,8 @@ from anyio import CancelScope
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from api.limits import LimitError
+
 Result = TypeVar("Result")
 
 
@@ -30,25 +32,28 @@ def network_of(request: Request) -> str:
 async def while_connected(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
     """Return the result of `work()`. If the client leaves first, cancel the work and raise ClientDisconnect.
 
-    A thread cannot be cancelled. If the work runs one, it is waited for.
+    Also cancels the work if the request has a body that exceeds a limit, and raises that LimitError. A thread cannot be
+    cancelled. If the work runs one, it is waited for.
     """
     results: list[Result] = []
     errors: list[Exception] = []
     async with anyio.create_task_group() as group:
-        group.start_soon(_cancel_when_disconnected, request, group.cancel_scope)
+        group.start_soon(_cancel_when_disconnected, request, group.cancel_scope, errors)
         try:
             results.append(await work())
         except Exception as error:  # a task group would put it into an ExceptionGroup
             errors.append(error)
         group.cancel_scope.cancel()
-    if errors:
-        raise errors[0]
-    if not results:
-        raise ClientDisconnect
-    return results[0]
+    if results:
+        return results[0]
+    raise errors[0] if errors else ClientDisconnect
 
 
-async def _cancel_when_disconnected(request: Request, scope: CancelScope) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _cancel_when_disconnected(request: Request, scope: CancelScope, errors: list[Exception]) -> None:
+    """Cancel the scope when the client has left, or when its body exceeds a limit. Append that error to `errors`."""
+    try:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+    except LimitError as error:
+        errors.append(error)
     scope.cancel()

@@ -85,6 +85,20 @@ def test_a_body_that_comes_too_slowly_is_given_up(impatient: Client) -> None:
         assert (json.loads(report)["code"], json.loads(report)["param"]) == ("too_slow", "body")
 
 
+@pytest.mark.parametrize(("length", "status", "code"), [(10, 408, "too_slow"), (BODY_BYTES + 1, 413, "too_large")])
+def test_a_wait_with_a_body_that_exceeds_a_limit_is_refused(
+    length: int, status: int, code: str, impatient: Client, job_id: str
+) -> None:
+    """The operation has no body, so only the watch for the end of the connection reads it."""
+    head = f"GET /jobs/{job_id}?wait=20 HTTP/1.1\r\nHost: x\r\nAuthorization: {impatient.headers['Authorization']}\r\n"
+    with connect(impatient) as waiting:
+        waiting.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: waiting.recv(65536), b""))
+    head_of_answer, _, report = answer.partition(b"\r\n\r\n")
+    assert head_of_answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert json.loads(report)["code"] == code
+
+
 def test_a_body_that_drips_is_given_up(impatient: Client) -> None:
     head = f"POST /datasets HTTP/1.1\r\nHost: x\r\nAuthorization: {impatient.headers['Authorization']}\r\n"
     with connect(impatient) as slow:
