@@ -47,6 +47,7 @@ class UnknownCallers:
             if valid:
                 _remember(self._known, sha256, None)
             else:
+                self._known.pop(sha256, None)  # the key was revoked, or the session has ended
                 _remember(self._paid, network, max(self._paid.get(network, now), now) + SECONDS_PER_FAILURE)
 
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from api import unknown_callers
 from api.app import make_app
 from api.connections import network_of
+from core.errors import ProblemError
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.states import Phase
@@ -158,6 +159,18 @@ def test_unknown_keys_are_refused_before_the_database_is_asked(
     assert client.get("/jobs").status_code == 200
     monkeypatch.setattr(unknown_callers, "FAILURES", 4)
     assert newcomer.get("/jobs").status_code == 200
+
+
+def test_a_key_that_was_revoked_is_limited_like_an_unknown_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unknown_callers, "FAILURES", 3)
+    monkeypatch.setattr(unknown_callers, "SECONDS_PER_FAILURE", 100.0)
+    callers = unknown_callers.UnknownCallers(limited=True)
+    callers.record("192.0.2.7", "seft_key", valid=True)
+    for _ in range(3):
+        callers.require_patience("192.0.2.7", "seft_key")
+        callers.record("192.0.2.7", "seft_key", valid=False)
+    with pytest.raises(ProblemError, match="too many requests with unknown API keys"):
+        callers.require_patience("192.0.2.7", "seft_key")
 
 
 @pytest.mark.parametrize(
