@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
 
-from sqlalchemy import Integer, Select, bindparam, delete, func, or_, select
+from sqlalchemy import ColumnElement, Function, Integer, Select, bindparam, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
@@ -24,8 +24,8 @@ from core.tables import Job, Json, Webhook, WebhookDelivery
 
 MAX_WEBHOOKS = 100
 """Maximum number of webhooks per tenant."""
-MAX_PENDING = 5000
-"""Maximum number of pending messages per tenant. Further ones are not sent; their deliveries have failed at once."""
+MAX_PENDING = 1000
+"""Maximum number of due messages per webhook. Further ones are not sent; their deliveries have failed at once."""
 MAX_TESTS, TEST_SECONDS = 5, 60
 """Maximum number of test messages of a webhook within this number of seconds."""
 TEST = "webhook.test"
@@ -138,6 +138,8 @@ def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
     """Enable a webhook. Its pending messages are sent again. Idempotent."""
     row = get(session, tenant, webhook_id, change=True)
     row.disabled_at = row.failing_since = None
+    waiting = (WebhookDelivery.webhook_id == row.id, WebhookDelivery.state == DeliveryState.PENDING)
+    _set_due(session, func.now(), *waiting, WebhookDelivery.due_at.is_(None))
     session.flush()
     return row
 
@@ -145,10 +147,10 @@ def enable(session: Session, tenant: str, webhook_id: str) -> Webhook:
 def disable(session: Session, tenant: str, webhook_id: str) -> Webhook:
     """Disable a webhook until it is enabled again. Idempotent.
 
-    Its pending messages are kept. New events create no messages for it.
+    Its pending messages are kept for `RETENTION`. New events create no messages for it.
     """
     row = get(session, tenant, webhook_id, change=True)
-    row.disabled_at = row.disabled_at or session.scalars(select(func.now())).one()
+    _disable(session, row, session.scalars(select(func.now())).one())
     session.flush()
     return row
 
@@ -170,7 +172,7 @@ def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery
     if (session.scalar(select(func.count()).where(*tests)) or 0) >= MAX_TESTS:
         detail = f"A webhook can be tested at most {MAX_TESTS} times in {TEST_SECONDS} s. Retry in {TEST_SECONDS} s."
         raise ProblemError(Code.RATE_LIMITED, detail, retry_after=TEST_SECONDS)
-    (delivery,) = _add_deliveries(session, tenant, [row.id], type=TEST, at=now, data={"webhook_id": row.id})
+    (delivery,) = _add_deliveries(session, [row.id], type=TEST, at=now, data={"webhook_id": row.id})
     session.flush()
     session.refresh(delivery)
     return delivery
@@ -178,19 +180,18 @@ def send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery
 
 def enqueue(session: Session, job_id: str, type: str, event_data: Json, *, event_id: int, at: datetime) -> None:  # noqa: A002
     """Create deliveries of a job's event, one for each enabled webhook of the tenant that wants events of this type."""
-    subscribed = session.execute(_subscribed(), {"job_id": job_id, "types": [type]}).all()
+    subscribed = session.scalars(_subscribed(), {"job_id": job_id, "types": [type]}).all()
     if subscribed:
         data = {"job_id": job_id, "event_id": event_id, **event_data}
-        hooks = [row.id for row in subscribed]
-        _add_deliveries(session, subscribed[0].tenant, hooks, type=type, at=at, data=data)
+        _add_deliveries(session, subscribed, type=type, at=at, data=data)
 
 
 @cache
-def _subscribed() -> Select[str, str]:
+def _subscribed() -> Select[str]:
     types = bindparam("types", type_=JSONB)
     matching = or_(func.jsonb_array_length(Webhook.events) == 0, Webhook.events.contains(types))
     tenant = select(Job.tenant).where(Job.id == bindparam("job_id")).scalar_subquery()
-    query = select(Webhook.id, Webhook.tenant).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), matching)
+    query = select(Webhook.id).where(Webhook.tenant == tenant, Webhook.disabled_at.is_(None), matching)
     # Locked, so that a concurrent delete of the webhook cannot make the transaction of the job's event fail.
     return query.with_for_update(read=True, key_share=True)
 
@@ -276,35 +277,44 @@ def record_result(session: Session, pending: PendingDelivery, result: DeliveryRe
     else:
         delivery.due_at = now + timedelta(seconds=RETRY_DELAYS[pending.number - 1] * secrets.choice(JITTER))
     webhook.failing_since = webhook.failing_since or now
-    if result.status == GONE or now - webhook.failing_since > DISABLED_AFTER:
-        webhook.disabled_at = webhook.disabled_at or now
+    if webhook.disabled_at or result.status == GONE or now - webhook.failing_since > DISABLED_AFTER:
+        session.flush()
+        _disable(session, webhook, now)
 
 
 def delete_old(session: Session) -> None:
-    """Delete finished deliveries that are older than `RETENTION`."""
+    """Delete deliveries older than `RETENTION` that have finished, or whose webhook is disabled."""
+    # An event that was recorded while its webhook was disabled can have left a due delivery.
+    disabled = select(Webhook.id).where(Webhook.disabled_at.is_not(None)).with_for_update(key_share=True)
+    disabled_ids = session.scalars(disabled).all()
+    _set_due(session, None, WebhookDelivery.webhook_id.in_(disabled_ids), WebhookDelivery.due_at.is_not(None))
     old = WebhookDelivery.created_at < func.now() - RETENTION
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.due_at.is_(None), old))
 
 
 def _add_deliveries(
     session: Session,
-    tenant: str,
     webhook_ids: Sequence[str],
     *,
     type: str,  # noqa: A002
     at: datetime,
     data: Json,
 ) -> list[WebhookDelivery]:
-    """Add a delivery to each webhook. If the tenant has `MAX_PENDING` pending ones, the new ones fail at once."""
+    """Add a delivery to each webhook. If a webhook has `MAX_PENDING` due ones, its new one fails at once."""
     body = json.dumps({"type": type, "timestamp": at.isoformat(), "data": data})
-    pending = session.scalar(_pending(), {"tenant": tenant, "most": MAX_PENDING}) or 0
-    state: Json = {"state": DeliveryState.PENDING, "due_at": at}
-    if pending + len(webhook_ids) > MAX_PENDING:
-        text = f"Not sent, because your tenant already has {pending} messages that wait to be sent."
-        entry = {"at": at.isoformat(), "status": None, "text": text}
-        state = {"state": DeliveryState.FAILED, "due_at": None, "log": [entry]}
+    full = set(session.scalars(_full(), {"webhooks": webhook_ids, "most": MAX_PENDING}))
+    text = f"Not sent, because {MAX_PENDING} messages of this webhook already wait to be sent."
+    entry = {"at": at.isoformat(), "status": None, "text": text}
+    pending: Json = {"state": DeliveryState.PENDING, "due_at": at}
+    failed: Json = {"state": DeliveryState.FAILED, "due_at": None, "log": [entry]}
     rows = [
-        WebhookDelivery(id=ids.new("msg"), webhook_id=webhook_id, type=type, body=body, **state)
+        WebhookDelivery(
+            id=ids.new("msg"),
+            webhook_id=webhook_id,
+            type=type,
+            body=body,
+            **(failed if webhook_id in full else pending),
+        )
         for webhook_id in webhook_ids
     ]
     session.add_all(rows)
@@ -312,15 +322,24 @@ def _add_deliveries(
 
 
 @cache
-def _pending() -> Select[int]:
-    """Return the query for the number of the tenant's pending deliveries. It counts up to the parameter `most`."""
-    pending = (
-        select(WebhookDelivery.id)
-        .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
-        .where(Webhook.tenant == bindparam("tenant"), WebhookDelivery.due_at.is_not(None))
-        .limit(bindparam("most", type_=Integer))
+def _full() -> Select[str]:
+    """Return the query for those of the parameter `webhooks` that have as many due deliveries as `most`."""
+    due = select(WebhookDelivery.id).where(
+        WebhookDelivery.webhook_id == Webhook.id, WebhookDelivery.due_at.is_not(None)
     )
-    return select(func.count()).select_from(pending.subquery())
+    last = due.correlate(Webhook).offset(bindparam("most", type_=Integer) - 1).limit(1)
+    return select(Webhook.id).where(Webhook.id.in_(bindparam("webhooks", expanding=True)), last.exists())
+
+
+def _disable(session: Session, webhook: Webhook, now: datetime) -> None:
+    """Disable a webhook. Its pending deliveries are no longer due, so that couriers do not read them."""
+    webhook.disabled_at = webhook.disabled_at or now
+    _set_due(session, None, WebhookDelivery.webhook_id == webhook.id, WebhookDelivery.due_at.is_not(None))
+
+
+def _set_due(session: Session, at: Function[datetime] | None, *which: ColumnElement[bool]) -> None:
+    change = update(WebhookDelivery).where(*which).values(due_at=at)
+    session.execute(change, execution_options={"synchronize_session": False})
 
 
 def _secrets(webhook: Webhook, now: datetime) -> tuple[str, ...]:

@@ -111,7 +111,9 @@ class DeliveryView(BaseModel):
     state: DeliveryState
     body: str
     log: list[TryView] = Field(description="All tries so far.")
-    due_at: datetime | None = Field(description="Time of the next try. `null` if there will be none.")
+    due_at: datetime | None = Field(
+        description="Time of the next try. `null` if there will be none, or while the webhook is disabled."
+    )
     created_at: datetime
 
     @classmethod

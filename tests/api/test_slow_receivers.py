@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api import courier
 from core import webhooks
 from core.jobs.attempts import Attempt
+from core.webhook_tables import Webhook
 from tests.api.conftest import NewClient, problem
 from tests.api.test_courier import Receiver, call, deliveries, finish, hooked, known, receiver, rounds
 
@@ -138,24 +140,43 @@ def test_one_message_of_each_tenant_is_claimed_at_a_time(
         assert webhooks.claim(session, 8, busy=[again.webhook_id]) == []
 
 
-def test_the_messages_that_wait_are_limited_per_tenant(
-    client: TestClient,
-    new_client: NewClient,
-    sessions: Sessions,
-    attempt: Attempt,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_messages_that_wait_are_limited_per_webhook(
+    client: TestClient, sessions: Sessions, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "MAX_PENDING", 2)
-    hook, theirs = hooked(client, "https://example.com/"), new_client("theirs")
+    full, other = (hooked(client, "https://example.com/") for _ in range(2))
     for _ in range(2):
-        client.post(f"/webhooks/{hook['id']}/test")
+        client.post(f"/webhooks/{full['id']}/test")
     finish(sessions, attempt)
-    dropped, *pending = deliveries(client, hook)
+    dropped, *pending = deliveries(client, full)
     assert (dropped["type"], dropped["state"], dropped["due_at"]) == ("job.succeeded", "failed", None)
-    assert "already has 2 messages that wait to be sent" in dropped["log"][0]["text"]
+    assert "2 messages of this webhook already wait to be sent" in dropped["log"][0]["text"]
     assert [each["state"] for each in pending] == ["pending", "pending"]
-    other = hooked(theirs, "https://example.com/")
-    assert theirs.post(f"/webhooks/{other['id']}/test").json()["state"] == "pending"
+    assert [each["state"] for each in deliveries(client, other)] == ["pending"]
+
+
+def test_the_messages_of_a_disabled_webhook_are_not_due(
+    client: TestClient, sessions: Sessions, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_PENDING", 2)
+    disabled, healthy = (hooked(client, "https://example.com/") for _ in range(2))
+    for _ in range(2):
+        client.post(f"/webhooks/{disabled['id']}/test")
+    with sessions.begin() as session:
+        (in_flight,) = webhooks.claim(session, 1)
+    client.post(f"/webhooks/{disabled['id']}/disable")
+    with sessions.begin() as session:
+        webhooks.record_result(session, in_flight, webhooks.DeliveryResult(500, ""))
+    finish(sessions, attempt)
+    assert [(each["state"], each["due_at"]) for each in deliveries(client, disabled)] == [("pending", None)] * 2
+    with sessions.begin() as session:
+        assert [each.webhook_id for each in webhooks.claim(session, 8)] == [healthy["id"]]
+    client.post(f"/webhooks/{disabled['id']}/enable")
+    assert all(each["due_at"] for each in deliveries(client, disabled))
+    with sessions.begin() as session:  # as if an event was recorded while the webhook was disabled
+        session.execute(update(Webhook).where(Webhook.id == disabled["id"]).values(disabled_at=func.now()))
+        webhooks.delete_old(session)
+    assert [each["due_at"] for each in deliveries(client, disabled)] == [None] * 2
 
 
 def test_the_tests_of_a_webhook_are_limited(client: TestClient, receiver: Receiver) -> None:
