@@ -25,6 +25,7 @@ import httpx2
 import structlog
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import override
 
@@ -71,7 +72,11 @@ class Courier(Poller):
                 await asyncio.wait(running, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in running if task.done()]:
                 del running[task]
-            due = await run_sync(self._claim, list(running.values()))
+            try:
+                due = await run_sync(self._claim, list(running.values()))
+            except SQLAlchemyError as error:  # must not cancel the deliveries that run
+                log.warning("webhook.unclaimed", error=str(error))
+                due = []
         return sent
 
     def _claim(self, running: Sequence[PendingDelivery]) -> list[PendingDelivery]:
@@ -85,7 +90,11 @@ class Courier(Poller):
             return webhooks.claim(session, CALLS - len(running), busy=busy, full=full)
 
     async def _deliver(self, delivery: PendingDelivery) -> None:
-        result = await call(delivery, self.allowed, self.resolver)
+        try:
+            result = await call(delivery, self.allowed, self.resolver)
+        except Exception:  # without a result, the delivery would be claimed again without end
+            log.exception("webhook.uncalled", delivery=delivery.id)
+            result = DeliveryResult(None, "An internal error of the service prevented this delivery.")
         try:
             await run_sync(self._record, delivery, result)
         except Exception as error:

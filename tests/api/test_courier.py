@@ -14,6 +14,7 @@ from ipaddress import ip_network
 import anyio
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -201,6 +202,35 @@ def test_a_courier_that_dies_only_delays_a_delivery(receiver: Receiver, client: 
         webhooks.record_result(session, dead, webhooks.DeliveryResult(500, "late"))
     (delivery,) = deliveries(client, hook)
     assert (delivery["state"], len(delivery["log"])) == ("succeeded", 1)
+
+
+def test_an_unexpected_error_of_a_call_is_recorded_as_a_failed_try(
+    client: TestClient, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> DeliveryResult:
+        raise RuntimeError("password=x")
+
+    monkeypatch.setattr(courier, "call", fail)
+    hook = hooked(client, "https://example.com/")
+    client.post(f"/webhooks/{hook['id']}/test")
+    assert rounds(sessions) == 1
+    (delivery,) = deliveries(client, hook)
+    assert [entry["text"] for entry in delivery["log"]] == ["An internal error of the service prevented this delivery."]
+
+
+def test_an_error_of_the_database_does_not_cancel_the_deliveries_that_run(
+    receiver: Receiver, client: TestClient, sessions: Sessions
+) -> None:
+    class Disconnected(Courier):
+        def _claim(self, running: Sequence[webhooks.PendingDelivery]) -> list[webhooks.PendingDelivery]:
+            if running:
+                raise OperationalError("SELECT 1", {}, Exception("the connection was lost"))
+            return super()._claim(running)
+
+    hook = hooked(client, receiver.url)
+    client.post(f"/webhooks/{hook['id']}/test")
+    assert Disconnected(sessions, LOOPBACK, known).poll() == 1
+    assert [each["state"] for each in deliveries(client, hook)] == ["succeeded"]
 
 
 def test_couriers_share_the_work(receiver: Receiver, client: TestClient, sessions: Sessions) -> None:
