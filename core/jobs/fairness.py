@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import CTE, ColumnElement, Select, bindparam, func, or_, select, true
+from sqlalchemy import CTE, ColumnElement, Select, and_, bindparam, func, or_, select, true
 from sqlalchemy.orm import Session
 
 from core import turns, workers
@@ -115,14 +115,16 @@ def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
 
 def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:
     """Raise LIMIT_REACHED if the tenant or the key already has the maximum number of waiting jobs."""
+    ours = Job.tenant == caller.tenant
     for whose, owned, limit in (
-        ("your jobs", Job.tenant == caller.tenant, settings.tenant_waiting),
-        ("this key's jobs", Job.key_id == caller.key_id, settings.key_waiting),
+        ("your jobs", ours, settings.tenant_waiting),
+        ("this key's jobs", and_(ours, Job.key_id == caller.key_id), settings.key_waiting),
     ):
-        if limit and (waiting := _count(session, owned, Status.QUEUED, Status.PAUSED)) >= limit:
+        if limit and _has(session, limit, owned, Status.QUEUED, Status.PAUSED):
             raise ProblemError(
                 Code.LIMIT_REACHED,
-                f"At most {limit} of {whose} can wait; {waiting} wait now. Wait until one of them runs, or cancel one.",
+                f"At most {limit} of {whose} can wait, and that many wait now. Wait until one of them runs, or cancel"
+                " one.",
             )
 
 
@@ -178,12 +180,13 @@ def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | Non
     """
     if job.status != Status.QUEUED:
         return job.reason
+    ours = Job.tenant == job.tenant
     for code, whose, owned, limit in (
-        ("tenant_limit", "your jobs", Job.tenant == job.tenant, settings.tenant_running),
-        ("key_limit", "the jobs of its key", Job.key_id == job.key_id, settings.key_running),
+        ("tenant_limit", "your jobs", ours, settings.tenant_running),
+        ("key_limit", "the jobs of its key", and_(ours, Job.key_id == job.key_id), settings.key_running),
     ):
-        if limit and (running := _count(session, owned, Status.RUNNING)) >= limit:
-            return _reason(code, f"At most {limit} of {whose} can run; {running} run now.")
+        if limit and _has(session, limit, owned, Status.RUNNING):
+            return _reason(code, f"At most {limit} of {whose} can run, and that many run now.")
     alive, capable = workers.count_capable(session, job, settings.sweep_seconds)
     if capable:
         return _reason("in_turn", "It waits for a free worker and for the jobs before it.")
@@ -202,8 +205,10 @@ def _needs(job: Job) -> str:
     return " and ".join([*needs, "software as new as its request"])
 
 
-def _count(session: Session, owned: ColumnElement[bool], *statuses: Status) -> int:
-    return session.scalar(select(func.count()).where(owned, Job.status.in_(statuses))) or 0
+def _has(session: Session, number: int, owned: ColumnElement[bool], *statuses: Status) -> bool:
+    """Return whether at least `number` of these jobs have one of the statuses. Reads no more rows than that."""
+    jobs = select(Job.id).where(owned, Job.status.in_(statuses)).limit(number).subquery()
+    return (session.scalar(select(func.count()).select_from(jobs)) or 0) >= number
 
 
 def _reason(code: str, message: str) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_running_jobs_per_key_are_limited(sessions: Sessions, make: MakeFor, set
     with sessions.begin() as session:
         waiting = session.get_one(Job, mine[2])
         reason = fairness.waiting_reason(session, waiting, settings.model_copy(update={"key_running": 2}))
-    assert reason == {"code": "key_limit", "message": "At most 2 of the jobs of its key can run; 2 run now."}
+    assert reason == {"code": "key_limit", "message": "At most 2 of the jobs of its key can run, and that many run now."}
 
 
 def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
@@ -158,8 +158,8 @@ def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, mak
     assert rejection("ours", "key_a") is None
     assert rejection("ours", "key_a", tenant_waiting=3, key_waiting=2) is None
     assert rejection("theirs", "key_c", tenant_waiting=2, key_waiting=1) is None
-    assert "At most 2 of your jobs can wait; 2 wait now" in str(rejection("ours", "key_c", tenant_waiting=2))
-    assert "At most 1 of this key's jobs can wait; 1 wait now" in str(rejection("ours", "key_a", key_waiting=1))
+    assert "At most 2 of your jobs can wait, and that many wait now" in str(rejection("ours", "key_c", tenant_waiting=2))
+    assert "At most 1 of this key's jobs can wait, and that many wait now" in str(rejection("ours", "key_a", key_waiting=1))
 
 
 def test_a_job_with_an_invalid_request_does_not_block_the_next_one(sessions: Sessions, make: MakeFor) -> None:
