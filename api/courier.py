@@ -5,8 +5,8 @@ processes send it at the same time. A delivery is a POST request, signed as stan
 connects to the address that was checked and follows no redirects. It ends after `CALL_SECONDS`, whatever it waits for:
 the name server, the connection, TLS, or a receiver that sends a byte now and then.
 
-Deliveries are asyncio tasks of one loop. A slow receiver occupies one of the `TENANT_CALLS` tasks of its tenant, and
-delays nobody else.
+Deliveries are asyncio tasks of one loop. A slow receiver occupies one of the `TENANT_CALLS` tasks of its tenant. The
+tenant with the fewest tasks is served first, and `RESERVED_CALLS` tasks are kept for tenants that have none.
 """
 
 import asyncio
@@ -40,6 +40,8 @@ CALLS = 64
 """Number of deliveries that one process sends at the same time."""
 TENANT_CALLS = 8
 """Number of these that may belong to one tenant. At most one belongs to one webhook."""
+RESERVED_CALLS = CALLS // 4
+"""Number of these that are kept for the first delivery of a tenant."""
 SHOWN_BYTES = 1024
 """Bytes of a response body that are stored in the log of the delivery."""
 
@@ -81,13 +83,19 @@ class Courier(Poller):
 
     def _claim(self, running: Sequence[PendingDelivery]) -> list[PendingDelivery]:
         """Claim due deliveries, at most one of each tenant. `running` are the deliveries that this process sends."""
-        if len(running) >= CALLS:
+        free = CALLS - len(running)
+        if free <= 0:
             return []
         calls = Counter(delivery.tenant for delivery in running)
-        full = [tenant for tenant, count in calls.items() if count >= TENANT_CALLS]
         busy = [delivery.webhook_id for delivery in running]
         with self.sessions.begin() as session:
-            return webhooks.claim(session, CALLS - len(running), busy=busy, full=full)
+            first = webhooks.claim(session, free, busy=busy, full=list(calls))
+            free -= len(first) + RESERVED_CALLS
+            if free <= 0 or not calls:
+                return first
+            full = [delivery.tenant for delivery in first]
+            full += [tenant for tenant, count in calls.items() if count >= TENANT_CALLS]
+            return first + webhooks.claim(session, free, busy=busy, full=full, calls=calls)
 
     async def _deliver(self, delivery: PendingDelivery) -> None:
         try:

@@ -8,13 +8,26 @@ message again. So a message can arrive twice, with the same id.
 import base64
 import json
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache
 
-from sqlalchemy import ColumnElement, Function, Integer, Select, bindparam, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Function,
+    Integer,
+    Select,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 from sqlalchemy.orm import Session
 
@@ -212,12 +225,18 @@ def deliveries(
 
 
 def claim(
-    session: Session, limit: int, *, busy: Collection[str] = (), full: Collection[str] = ()
+    session: Session,
+    limit: int,
+    *,
+    busy: Collection[str] = (),
+    full: Collection[str] = (),
+    calls: Mapping[str, int] | None = None,
 ) -> list[PendingDelivery]:
     """Claim up to `limit` due deliveries for `CLAIM_SECONDS`, at most one of each tenant.
 
-    Nothing of the webhooks in `busy` and of the tenants in `full` is claimed. So neither a slow receiver nor a tenant
-    with many deliveries delays the others.
+    `calls` are the numbers of running calls of tenants. Deliveries of the tenants with the fewest calls are claimed
+    first. Nothing of the webhooks in `busy` and of the tenants in `full` is claimed. So neither a slow receiver nor a
+    tenant with many deliveries delays the others.
     """
     due = (WebhookDelivery.due_at <= func.now(), Webhook.disabled_at.is_(None))
     first_of_tenants = (
@@ -231,7 +250,7 @@ def claim(
         select(WebhookDelivery, Webhook)
         .join(Webhook, Webhook.id == WebhookDelivery.webhook_id)
         .where(WebhookDelivery.id.in_(first_of_tenants.scalar_subquery()), *due)
-        .order_by(WebhookDelivery.due_at)
+        .order_by(case(calls, value=Webhook.tenant, else_=0) if calls else literal(0), WebhookDelivery.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True, of=WebhookDelivery)
     )

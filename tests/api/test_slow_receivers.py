@@ -125,6 +125,35 @@ def test_slow_receivers_of_one_tenant_do_not_delay_another_tenant(
         thread.join()
 
 
+def test_slow_receivers_of_eight_tenants_leave_places_for_a_ninth(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "CALLS", 16)
+    monkeypatch.setattr(courier, "TENANT_CALLS", 2)
+    monkeypatch.setattr(courier, "RESERVED_CALLS", 4)
+
+    def add(tenant: str, count: int) -> None:
+        with sessions.begin() as session:
+            for _ in range(count):
+                hook = webhooks.create(session, tenant, "https://example.com/", [])
+                webhooks.send_test(session, tenant, hook.id)
+
+    def claim() -> list[str]:
+        claimed = thread._claim(running)
+        running.extend(claimed)
+        return [delivery.tenant for delivery in claimed]
+
+    thread, running = courier.Courier(sessions, []), list[webhooks.PendingDelivery]()
+    slow = [f"slow-{number}" for number in range(8)]
+    for tenant in slow:
+        add(tenant, 3)
+    assert sorted(claim()) == slow
+    assert len(claim()) == 4
+    assert claim() == []
+    add("ninth", 2)
+    assert claim() == ["ninth"]
+
+
 def test_one_message_of_each_tenant_is_claimed_at_a_time(
     client: TestClient, new_client: NewClient, sessions: Sessions
 ) -> None:
@@ -133,6 +162,9 @@ def test_one_message_of_each_tenant_is_claimed_at_a_time(
         hook = hooked(each, "https://example.com/")
         for _ in range(count):
             each.post(f"/webhooks/{hook['id']}/test")
+    with sessions() as session:
+        (claimed,) = webhooks.claim(session, 1, calls={"theirs": 2, "ours": 1})
+        assert claimed.tenant == "ours"
     with sessions.begin() as session:
         assert [each.tenant for each in webhooks.claim(session, 8)] == ["theirs", "ours"]
         assert [each.tenant for each in webhooks.claim(session, 8, full=["theirs"])] == []
