@@ -3,13 +3,22 @@
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from sqlalchemy.orm import Session
+
 from api.deps import Services
 from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookSecret, WebhookView
 from api.usecases.audited import audited
 from core import webhooks
+from core.access import audit
 from core.access.audit import Caller
 from core.addresses import Network, is_allowed, resolve_literal
 from core.errors import Code, Flaw, ProblemError
+from core.webhook_tables import WebhookDelivery
+
+TEST = "test_webhook"
+"""Name of the operation that sends a test message."""
+MAX_TESTS, TEST_SECONDS = 20, 60
+"""Maximum number of test messages of a tenant within this number of seconds."""
 
 
 def create(services: Services, caller: Caller, body: WebhookRequest) -> WebhookSecret:
@@ -42,8 +51,17 @@ def enable(services: Services, caller: Caller, webhook_id: str) -> WebhookView:
 
 
 def test(services: Services, caller: Caller, webhook_id: str) -> DeliveryView:
-    """Queue a test message for a webhook. Raises CONFLICT if the webhook is disabled."""
-    return audited(services, caller, "test_webhook", DeliveryView.of, webhooks.send_test, webhook_id)
+    """Queue a test message for a webhook.
+
+    Raises CONFLICT if the webhook is disabled, and RATE_LIMITED after `MAX_TESTS` tests of the tenant within
+    `TEST_SECONDS`.
+    """
+    return audited(services, caller, TEST, DeliveryView.of, _send_test, webhook_id)
+
+
+def _send_test(session: Session, tenant: str, webhook_id: str) -> WebhookDelivery:
+    audit.require_rate(session, tenant, TEST, most=MAX_TESTS, seconds=TEST_SECONDS)
+    return webhooks.send_test(session, tenant, webhook_id)
 
 
 def require_callable(url: str, allowed: Sequence[Network]) -> None:

@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from core.access.keys import Scope
+from core.errors import Code, ProblemError
 from core.tables import AuditEntry
+
+COUNTED = 1000
+"""Number of the newest rows of a tenant in which `require_rate` looks for an operation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,22 @@ def record(session: Session, caller: Caller, action: str, target: str) -> None:
     """Write an audit row: the caller ran the operation `action` on the object with the id `target`."""
     identity = {"tenant": caller.tenant, "key_id": caller.key_id, "request_id": caller.request_id}
     session.execute(insert(AuditEntry), {**identity, "action": action, "target": target})
+
+
+def require_rate(session: Session, tenant: str, action: str, *, most: int, seconds: int) -> None:
+    """Raise RATE_LIMITED if the tenant has run the operation `most` times within `seconds`.
+
+    The rows of the audit log are counted, because they are never deleted. Until the transaction ends, other
+    transactions that check this operation of the tenant wait.
+    """
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"rate of {action}\n{tenant}", 0))))
+    query = select(AuditEntry.action, AuditEntry.created_at).where(AuditEntry.tenant == tenant)
+    newest = query.order_by(AuditEntry.id.desc()).limit(COUNTED).subquery()
+    age = func.extract("epoch", func.now() - newest.c.created_at)
+    count = select(func.count()).select_from(newest).where(newest.c.action == action, age < seconds)
+    if (session.scalar(count) or 0) >= most:
+        detail = f"Your tenant can run {action} at most {most} times in {seconds} s. Retry in {seconds} s."
+        raise ProblemError(Code.RATE_LIMITED, detail, retry_after=seconds)
 
 
 def page(session: Session, tenant: str, *, before: int | None, limit: int) -> tuple[Sequence[AuditEntry], bool]:

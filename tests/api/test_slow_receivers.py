@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from api import courier
+from api.usecases import webhooks as usecases
 from core import webhooks
 from core.jobs.attempts import Attempt
 from core.webhook_tables import Webhook
@@ -211,11 +212,17 @@ def test_the_messages_of_a_disabled_webhook_are_not_due(
     assert [each["due_at"] for each in deliveries(client, disabled)] == [None] * 2
 
 
-def test_the_tests_of_a_webhook_are_limited(client: TestClient, receiver: Receiver) -> None:
-    hook, other = (hooked(client, receiver.url) for _ in range(2))
-    for _ in range(webhooks.MAX_TESTS):
+def test_the_tests_of_a_tenant_are_limited_even_if_it_deletes_the_webhooks(
+    client: TestClient, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usecases, "MAX_TESTS", 3)
+    for _ in range(3):
+        hook = hooked(client, "https://example.com/")
         assert client.post(f"/webhooks/{hook['id']}/test").status_code == 202
-    refused = client.post(f"/webhooks/{hook['id']}/test")
-    problem(refused, 429, "rate_limited")
-    assert refused.headers["retry-after"] == str(webhooks.TEST_SECONDS)
-    assert client.post(f"/webhooks/{other['id']}/test").status_code == 202
+        client.delete(f"/webhooks/{hook['id']}")
+    refused = client.post(f"/webhooks/{hooked(client, 'https://example.com/')['id']}/test")
+    assert "at most 3 times in 60 s" in problem(refused, 429, "rate_limited")["detail"]
+    assert refused.headers["retry-after"] == str(usecases.TEST_SECONDS)
+    theirs = new_client("theirs")
+    hook = hooked(theirs, "https://example.com/")
+    assert theirs.post(f"/webhooks/{hook['id']}/test").status_code == 202
