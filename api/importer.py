@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from api.deps import Services
 from api.poller import Poller
-from core.datasets import imports, sources
+from core.datasets import datasets, imports, sources
+from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
 from core.states import ImportState
 from core.tables import Import
@@ -66,7 +67,7 @@ class Importer(Poller):
         return 1
 
     def _process(self, row: Import) -> None:
-        services = self.services
+        services, content, done = self.services, None, False
         try:
             with self._file(row) as file:
                 content = services.dataset_store.store(row.tenant, file, row.skip_percentage, import_id=row.id)
@@ -76,6 +77,7 @@ class Importer(Poller):
                         session, row.tenant, row.name, content, import_id=row.id
                     )
                     imports.complete(held, dataset)
+                    done = True
         except ProblemError as problem:
             log.info("import.refused", id=row.id, code=problem.code, attempt=row.tries)
             if problem.code in TRANSIENT:
@@ -83,8 +85,19 @@ class Importer(Poller):
             with services.sessions.begin() as session:
                 if held := imports.lock_claimed(session, row):
                     imports.fail(held, problem)
+        if content and not done:
+            self._delete_content(row, content)
         if held:  # else another importer needs the object
             self._delete_object(row)
+
+    def _delete_content(self, row: Import, content: Content) -> None:
+        """Delete the records of an import that became no dataset, unless another import or dataset needs them.
+
+        Without a dataset they do not count against the tenant's storage quota.
+        """
+        with self.services.sessions.begin() as session:
+            if not imports.is_unfinished(session, row.id):
+                datasets.delete_object(session, self.services.storage, content.object_key)
 
     def _delete_object(self, row: Import) -> None:
         """Delete the uploaded file of an import that has ended. If this fails, a worker deletes it later."""

@@ -147,12 +147,16 @@ def require_stored(session: Session, storage: Storage, content: Content) -> None
         raise ProblemError(Code.UNAVAILABLE, detail, retry_after=1)
 
 
-def delete_object(session: Session, storage: Storage, key: str, before: datetime) -> bool:
-    """Delete an object if no row refers to it and it is older than `before`. Return True if it was deleted."""
+def delete_object(session: Session, storage: Storage, key: str, before: datetime | None = None) -> bool:
+    """Delete an object if no row refers to it and it is older than `before`. Return True if it was deleted.
+
+    Without `before`, its age does not matter. An upload of the same content that has no row yet then fails with
+    UNAVAILABLE, so that the client sends the file again.
+    """
     _lock_object(session, key)
     modified = storage.modified(key)
     referenced = session.scalar(select(Dataset.id).where(Dataset.object_key == key, NOT_DELETED).limit(1))
-    if referenced or modified is None or modified >= before:
+    if referenced or modified is None or (before is not None and modified >= before):
         return False
     storage.delete([key])
     return True

@@ -140,6 +140,12 @@ def lock_claimed(session: Session, claimed: Import) -> Import | None:
     return session.scalars(select(Import).where(*mine).with_for_update()).first()
 
 
+def is_unfinished(session: Session, import_id: str) -> bool:
+    """Return whether the import exists and is neither done nor failed."""
+    state = session.scalar(select(Import.state).where(Import.id == import_id))
+    return state in {ImportState.RECEIVING, ImportState.CHECKING}
+
+
 def complete(row: Import, dataset: Dataset) -> None:
     """Mark the import as done. `dataset` is the dataset that it created."""
     row.state, row.due_at, row.dataset_id = ImportState.DONE, None, dataset.id

@@ -2,9 +2,10 @@
 
 import gzip
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx2
 import pytest
@@ -158,6 +159,23 @@ def test_an_importer_that_lost_its_lease_keeps_the_file_for_the_next_one(
     Importer(app.state.services)._process(late)
     let_leases_end(sessions)
     assert settled(app, client, upload)["status"] == "done"
+
+
+def test_an_import_that_is_deleted_during_its_check_leaves_no_object(app: FastAPI, client: TestClient) -> None:
+    class Deleting(Importer):
+        @contextmanager
+        def _file(self, row: Import) -> Iterator[BinaryIO]:
+            with super()._file(row) as file:
+                yield file
+            assert client.delete(f"/imports/{row.id}").status_code == 200
+
+    ready(client, RIGHT)
+    assert Deleting(app.state.services).poll() == 1
+    assert stored(app) == []
+    dataset = client.post("/datasets", files={"file": ("texts.jsonl", RIGHT)}).json()
+    ready(client, RIGHT)
+    assert Deleting(app.state.services).poll() == 1
+    assert stored(app) == [f"datasets/{dataset['sha256']}.jsonl"]
 
 
 def test_tenants_take_turns_however_many_imports_each_has(
