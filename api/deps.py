@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated
 
-from anyio import CapacityLimiter
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
@@ -15,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from api.changes import JobChanges
 from api.concurrency import ConcurrencyLimit, WorkQueue
 from api.connections import network_of
+from api.readiness import Readiness
 from api.unknown_callers import UnknownCallers
 from core.access import keys
 from core.access.audit import Caller
@@ -36,8 +36,6 @@ READ_METHODS = ("GET", "HEAD")
 """HTTP methods that need a key of scope `read`. All other methods need `write`."""
 TENANT_UPLOADS = 8
 """Maximum number of dataset uploads that a tenant sends at the same time. Each may fill `max_upload_bytes` of disk."""
-CHECKS = 12
-"""Number of threads that the checks of `GET /readyz` may occupy."""
 EVENT_STREAM = "text/event-stream"
 KEYS_PER_NETWORK = 4
 """A network may have as many open waits as this number of keys."""
@@ -66,8 +64,7 @@ class Services:
     """Uploads that were received and are checked, each in a thread."""
     previews: WorkQueue
     """Previews, each of which starts a process that may take 4 GiB of memory."""
-    checks: CapacityLimiter
-    """Threads of the checks of `GET /readyz`. They are separate, so that a busy service still reports that it works."""
+    readiness: Readiness
     changes: JobChanges
     key_waits: ConcurrencyLimit
     network_waits: ConcurrencyLimit
@@ -79,7 +76,7 @@ def make_services(settings: Settings) -> Services:
     engine = make_engine(settings)
     sessions, storage = make_sessions(engine), Storage(settings)
     encryption = Encryption(settings)
-    hub_tokens = HubTokens(encryption, sessions)
+    hub_tokens, broker = HubTokens(encryption, sessions), make_app(settings)
     models = ModelResolver(settings, sessions, storage, hub_tokens)
     return Services(
         settings=settings,
@@ -87,7 +84,7 @@ def make_services(settings: Settings) -> Services:
         sessions=sessions,
         storage=storage,
         dataset_store=DatasetStore(settings, sessions, storage),
-        broker=make_app(settings),
+        broker=broker,
         limiter=Limiter(settings),
         encryption=encryption,
         hub_tokens=hub_tokens,
@@ -96,7 +93,7 @@ def make_services(settings: Settings) -> Services:
         open_uploads=ConcurrencyLimit(TENANT_UPLOADS, "Uploads are limited per tenant"),
         uploads=WorkQueue("uploads", running=4, waiting=64, per_tenant=TENANT_UPLOADS),
         previews=WorkQueue("previews", running=2, waiting=16, per_tenant=6),
-        checks=CapacityLimiter(CHECKS),
+        readiness=Readiness(engine, storage, broker),
         changes=JobChanges(sessions),
         key_waits=ConcurrencyLimit(settings.key_waits, "Requests with `wait` and event streams are limited per key"),
         network_waits=ConcurrencyLimit(

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI, Request
-from httpx2 import AsyncClient, TimeoutException
+from httpx2 import ASGITransport, AsyncClient, TimeoutException
 from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
@@ -185,6 +185,26 @@ def test_a_key_that_was_revoked_is_limited_like_an_unknown_key(monkeypatch: pyte
 )
 def test_an_ipv6_network_counts_as_one_address(host: str, network: str) -> None:
     assert network_of(Request({"type": "http", "client": (host, 1), "headers": []})) == network
+
+
+def test_many_requests_for_readiness_share_one_run_of_the_checks(app: FastAPI, client: TestClient) -> None:
+    statuses = []
+
+    async def ask(many: AsyncClient) -> None:
+        statuses.append((await many.get("/readyz")).status_code)
+
+    async def run() -> None:
+        async with (
+            AsyncClient(transport=ASGITransport(app), base_url="http://seft.example") as many,
+            anyio.create_task_group() as group,
+        ):
+            for _ in range(500):
+                group.start_soon(ask, many)
+
+    with counted_statements(app) as statements:
+        anyio.run(run)
+    assert statuses == [200] * 500
+    assert len(statements) <= 3, "one run of the checks per second"
 
 
 def test_readiness_is_reported_while_every_thread_is_busy(client: TestClient) -> None:
