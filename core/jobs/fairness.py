@@ -26,6 +26,8 @@ CLAIM_LOCK = 0x5EF72
 
 It makes one claim see the jobs and the turns of the claims before it.
 """
+CONSIDERED = 500
+"""Number of the first queued jobs of a tenant among which a worker looks for one that it can run."""
 
 
 class Waiting(NamedTuple):
@@ -97,12 +99,21 @@ def waiting_tenants() -> CTE:
 
 
 def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
-    """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the row."""
+    """Return the query for the first job of the tenant in the parameter `tenant` that can run. It locks the row.
+
+    It looks at the first `CONSIDERED` queued jobs. The other claims wait meanwhile, so it must not read a long queue of
+    jobs that this worker cannot run.
+    """
+    order = (Job.priority.desc(), Job.id)
+    queued = select(Job.id, Job.priority).where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"))
+    first = queued.order_by(*order).limit(CONSIDERED).subquery()
     query = (
         select(Job, Dataset)
+        .select_from(first)
+        .join(Job, Job.id == first.c.id)
         .join(Dataset, Dataset.id == Job.dataset_id)
-        .where(Job.status == Status.QUEUED, Job.tenant == bindparam("tenant"), can_run(capability))
-        .order_by(Job.priority.desc(), Job.id)
+        .where(Job.status == Status.QUEUED, can_run(capability))
+        .order_by(first.c.priority.desc(), first.c.id)  # the order of `first`, so its rows are read one by one
         .limit(1)
         .with_for_update(skip_locked=True, of=Job)
     )

@@ -114,6 +114,18 @@ def test_a_job_that_no_worker_can_run_does_not_hold_up_other_tenants(sessions: S
     assert claim(sessions) is None
 
 
+def test_only_the_first_jobs_of_a_tenant_are_considered(
+    sessions: Sessions, make: MakeFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, theirs, ours = [make("ours", 9) for _ in range(3)], make("theirs"), make("ours")
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET spec_version = 1000 WHERE id = ANY(:ids)"), {"ids": stuck})
+    monkeypatch.setattr(fairness, "CONSIDERED", 3)
+    assert claims(sessions, 2) == [theirs, None]
+    monkeypatch.setattr(fairness, "CONSIDERED", 4)
+    assert claims(sessions, 1) == [ours]
+
+
 def test_limits_per_tenant_are_on_by_default(settings: Settings) -> None:
     assert settings.tenant_running > 0
     assert settings.tenant_waiting > 0
@@ -139,7 +151,10 @@ def test_running_jobs_per_key_are_limited(sessions: Sessions, make: MakeFor, set
     with sessions.begin() as session:
         waiting = session.get_one(Job, mine[2])
         reason = fairness.waiting_reason(session, waiting, settings.model_copy(update={"key_running": 2}))
-    assert reason == {"code": "key_limit", "message": "At most 2 of the jobs of its key can run, and that many run now."}
+    assert reason == {
+        "code": "key_limit",
+        "message": "At most 2 of the jobs of its key can run, and that many run now.",
+    }
 
 
 def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, make: MakeFor, settings: Settings) -> None:
@@ -158,8 +173,12 @@ def test_waiting_jobs_per_tenant_and_per_key_are_limited(sessions: Sessions, mak
     assert rejection("ours", "key_a") is None
     assert rejection("ours", "key_a", tenant_waiting=3, key_waiting=2) is None
     assert rejection("theirs", "key_c", tenant_waiting=2, key_waiting=1) is None
-    assert "At most 2 of your jobs can wait, and that many wait now" in str(rejection("ours", "key_c", tenant_waiting=2))
-    assert "At most 1 of this key's jobs can wait, and that many wait now" in str(rejection("ours", "key_a", key_waiting=1))
+    assert "At most 2 of your jobs can wait, and that many wait now" in str(
+        rejection("ours", "key_c", tenant_waiting=2)
+    )
+    assert "At most 1 of this key's jobs can wait, and that many wait now" in str(
+        rejection("ours", "key_a", key_waiting=1)
+    )
 
 
 def test_a_job_with_an_invalid_request_does_not_block_the_next_one(sessions: Sessions, make: MakeFor) -> None:
