@@ -119,12 +119,25 @@ class Sweep(threading.Thread):
         with self.sessions.begin() as session:
             expired = retention.expire_checkpoints(session)
             expired += retention.expire_datasets(session, self.settings.dataset_days)
-            webhooks.delete_old(session)
-            late = imports.expire(session)
-        for import_id, upload in late:
-            self.storage.abort_upload(imports.key(import_id), upload)
+        # Each in a transaction of its own, so that none keeps the rows of another locked.
+        for delete_old in (webhooks.delete_old, imports.delete_old):
+            with self.sessions.begin() as session:
+                delete_old(session)
+        self._expire_uploads()
         removed = cleanup.delete_unreferenced(self.sessions, self.storage)
         log.info("storage.tidied", expired=expired, removed=removed)
+
+    def _expire_uploads(self) -> None:
+        """Delete the parts of late uploads, and then mark the uploads as failed.
+
+        In this order, a failure between the two steps leaves an upload that the next run finds again.
+        """
+        with self.sessions.begin() as session:
+            late = imports.late_uploads(session)
+        for import_id, upload in late:
+            self.storage.abort_upload(imports.key(import_id), upload)
+            with self.sessions.begin() as session:
+                imports.expire(session, import_id)
 
     def _storage_accepts_writes(self) -> bool:
         """Return whether the object storage accepts a small object. S3 does not report how much space is free."""

@@ -16,6 +16,11 @@ from core.states import ImportState
 from core.tables import Dataset, Import, Json
 from core.turns import Queue
 
+CLAIM_LOCK = 0x5EF73
+"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
+
+It makes one claim see the turns and the imports in work of the claims before it, in other processes too.
+"""
 MAX_ACTIVE = 100
 """Maximum number of unfinished imports per tenant."""
 LEASE = timedelta(seconds=60)
@@ -102,8 +107,9 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
 
     The tenant with the fewest imports in work is served, and among equal ones the tenant whose turn it is. Imports of
     the tenants in `busy` are not claimed. An import that was already tried `TRIES` times is marked as failed and
-    returned.
+    returned. Other claims wait until this transaction ends.
     """
+    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
     due = (Import.due_at < func.now(), Import.tenant.not_in(busy))
     waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
     working = select(Import.tenant, func.count()).where(Import.due_at >= func.now(), Import.tries > 0)
@@ -156,22 +162,27 @@ def fail(row: Import, problem: ProblemError) -> None:
     row.state, row.due_at, row.error = ImportState.FAILED, None, _failure(problem)
 
 
-def expire(session: Session) -> list[tuple[str, str]]:
-    """Mark uploads as failed that are incomplete after `UPLOAD_EXPIRY`. Return their ids and ids of multipart uploads.
+def late_uploads(session: Session) -> list[tuple[str, str]]:
+    """Return the uploads that are incomplete after `UPLOAD_EXPIRY`, as (import id, id of the multipart upload)."""
+    late = (Import.state == ImportState.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
+    rows = session.execute(select(Import.id, Import.upload).where(*late)).all()
+    return [(import_id, upload) for import_id, upload in rows if upload is not None]
 
-    Delete finished imports older than `RETENTION`.
-    """
+
+def expire(session: Session, import_id: str) -> None:
+    """Mark a late upload as failed, if it is still incomplete. Its parts must have been deleted before."""
     rule, way_out = f"must all arrive within {UPLOAD_EXPIRY.days} days", "Upload the file again."
     flaw = Flaw("parts", rule, "incomplete", way_out)
-    error = _failure(ProblemError(Code.TOO_SLOW, f"The parts of the file {rule}; some did not. {way_out}", (flaw,)))
-    late = (Import.state == ImportState.RECEIVING, Import.created_at < func.now() - UPLOAD_EXPIRY)
-    change = (
-        update(Import).where(*late).values(state=ImportState.FAILED, error=error).returning(Import.id, Import.upload)
-    )
-    expired = session.execute(change, execution_options={"synchronize_session": False}).all()
+    problem = ProblemError(Code.TOO_SLOW, f"The parts of the file {rule}; some did not. {way_out}", (flaw,))
+    late = (Import.id == import_id, Import.state == ImportState.RECEIVING)
+    if row := session.scalars(select(Import).where(*late).with_for_update()).first():
+        fail(row, problem)
+
+
+def delete_old(session: Session) -> None:
+    """Delete finished imports that are older than `RETENTION`."""
     finished = Import.state.in_((ImportState.DONE, ImportState.FAILED))
     session.execute(delete(Import).where(finished, Import.created_at < func.now() - RETENTION))
-    return [(import_id, upload) for import_id, upload in expired if upload is not None]
 
 
 def _failure(problem: ProblemError) -> Json:

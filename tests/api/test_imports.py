@@ -11,7 +11,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
-from sqlalchemy import func, update
+from sqlalchemy import func, text, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -196,6 +197,15 @@ def test_tenants_take_turns_however_many_imports_each_has(
     assert [claim() for _ in range(5)] == ["ours", "theirs", "ours", "theirs", "ours"]
 
 
+def test_claims_of_several_processes_run_one_after_the_other(client: TestClient, sessions: Sessions) -> None:
+    ready(client, RIGHT)
+    with sessions.begin() as session, sessions() as other:
+        assert imports.claim(session)
+        other.execute(text("SET LOCAL lock_timeout = '50ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            imports.claim(other)
+
+
 def test_a_tenant_whose_imports_are_in_work_comes_last(
     client: TestClient, new_client: NewClient, sessions: Sessions
 ) -> None:
@@ -257,8 +267,10 @@ def test_unfinished_imports_are_bounded_and_expire(client: TestClient, sessions:
     with sessions.begin() as session:
         old = func.now() - imports.UPLOAD_EXPIRY - timedelta(hours=1)
         session.execute(update(Import).where(Import.id == import_ids[0]).values(created_at=old))
-        ((expired, _),) = imports.expire(session)
-    assert expired == import_ids[0]
+    with sessions.begin() as session:
+        ((late, _),) = imports.late_uploads(session)
+        imports.expire(session, late)
+    assert late == import_ids[0]
     assert client.get(f"/imports/{import_ids[0]}").json()["error"]["code"] == "too_slow"
     page = client.get("/imports", params={"limit": 3}).json()
     assert ([row["id"] for row in page["data"]], page["has_more"]) == (import_ids[:-4:-1], True)

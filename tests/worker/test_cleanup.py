@@ -160,7 +160,7 @@ def test_the_file_of_an_import_stays_until_the_import_has_ended(backend: Backend
     assert set(backend.storage.keys("imports/")) == needed
 
 
-def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend) -> None:
+def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     row = Import(id=ids.new("imp"), tenant=TENANT, name="x", state=ImportState.RECEIVING, skip_percentage=0.0)
     row.upload = backend.storage.begin_upload(imports.key(row.id))
     link = backend.storage.part_link(imports.key(row.id), row.upload, 1, 1)
@@ -171,6 +171,12 @@ def test_the_parts_of_an_upload_that_expired_are_deleted(backend: Backend) -> No
         session.execute(text("UPDATE imports SET created_at = now() - interval '3 days'"))
         upload = row.upload
     assert backend.storage.parts(imports.key(row.id), upload)
-    app = queue.make_app(backend.settings)
-    Sweep("gpu-1", backend.settings, app, backend.sessions, backend.storage).expire()
+    sweep = Sweep("gpu-1", backend.settings, queue.make_app(backend.settings), backend.sessions, backend.storage)
+    with monkeypatch.context() as broken:
+        broken.setattr(Storage, "abort_upload", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sweep._expire_uploads()
+    sweep.expire()
     assert backend.storage.parts(imports.key(row.id), upload) == {}
+    with backend.sessions.begin() as session:
+        assert session.get_one(Import, row.id).state == ImportState.FAILED
