@@ -152,7 +152,7 @@ def _verified(request: Request, services: Services, credentials: HTTPAuthorizati
             Code.UNAUTHENTICATED, "The request has no API key. Send one in the header: Authorization: Bearer seft_…"
         )
     network, secret = network_of(request), credentials.credentials
-    services.unknown_callers.require_patience(network, secret)
+    services.unknown_callers.require_below_limit(network, secret)
     with services.sessions.begin() as session:
         key = keys.verify(session, secret)
     services.unknown_callers.record(network, secret, valid=key is not None)

@@ -27,14 +27,14 @@ class UnknownCallers:
     def __init__(self, *, limited: bool) -> None:
         self._limited = limited
         self._known: OrderedDict[str, None] = OrderedDict()
-        self._paid: OrderedDict[str, float] = OrderedDict()
-        """Per network, the time at which all its failures are paid off (the generic cell rate algorithm)."""
+        self._arrivals: OrderedDict[str, float] = OrderedDict()
+        """Per network, its theoretical arrival time, as in `core.access.rates` (the generic cell rate algorithm)."""
         self._lock = threading.Lock()
 
-    def require_patience(self, network: str, secret: str) -> None:
+    def require_below_limit(self, network: str, secret: str) -> None:
         """Raise RATE_LIMITED if the network has sent too many unknown keys and this key is not known to be valid."""
         with self._lock:
-            wait = self._paid.get(network, 0.0) - time.monotonic() - FAILURES * SECONDS_PER_FAILURE
+            wait = self._arrivals.get(network, 0.0) - time.monotonic() - FAILURES * SECONDS_PER_FAILURE
             if not self._limited or wait <= -SECONDS_PER_FAILURE or digest(secret) in self._known:
                 return
         detail = "Your network has sent too many requests with unknown API keys. Retry in a few seconds."
@@ -48,7 +48,7 @@ class UnknownCallers:
                 _remember(self._known, sha256, None)
             else:
                 self._known.pop(sha256, None)  # the key was revoked, or the session has ended
-                _remember(self._paid, network, max(self._paid.get(network, now), now) + SECONDS_PER_FAILURE)
+                _remember(self._arrivals, network, max(self._arrivals.get(network, now), now) + SECONDS_PER_FAILURE)
 
 
 def _remember(table: OrderedDict[str, Value], name: str, value: Value) -> None:

@@ -294,8 +294,8 @@ class JobSpec(Spec):
         default=0,
         ge=0,
         le=MAX_SECONDS,
-        description="Maximum run time of all attempts together; a job that needs longer fails. 0 sets no limit of its"
-        " own, so the operator's limit applies.",
+        description="Maximum run time of all attempts together; a job that needs longer fails. 0: only the operator's"
+        " limit applies.",
     )
     suffix: StorableText | None = Field(
         default=None, max_length=64, description="Name that the pages show for the job and its result."

@@ -75,9 +75,9 @@ class Watchdog:
         silent = now - self._last_message
         if self._reading and silent > RECORD_SECONDS + self._dataset_bytes() / RECORD_BYTES_PER_SECOND:
             message = (
-                f"Reading the dataset did not go on for {silent:.0f} s after record {self._reading.records}. The"
-                " tokenizer or the chat template of the model needs too long for the next record. Shorten that record,"
-                " or choose a different model."
+                f"The training process read no further record of the dataset for {silent:.0f} s after record"
+                f" {self._reading.records}. The tokenizer or the chat template of the model needs too long for the next"
+                " record. Shorten that record, or choose a different model."
             )
             return Overdue(message, user_error=True)
         if silent > SILENT_SECONDS:

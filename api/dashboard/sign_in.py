@@ -26,7 +26,7 @@ def sign_in(
 ) -> Response:
     """Start a session for this browser. If the browser already has a session, that session is ended first."""
     network, secret = network_of(request), key.strip()
-    services.unknown_callers.require_patience(network, secret)
+    services.unknown_callers.require_below_limit(network, secret)
     with services.sessions.begin() as session:
         visit = sign_ins.begin(session, secret)
         if visit and (old_token := request.cookies.get(COOKIE)):

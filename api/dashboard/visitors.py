@@ -68,7 +68,7 @@ def signed_in(request: Request, services: CurrentServices) -> Visitor:
     token, network = request.cookies.get(COOKIE, ""), network_of(request)
     if not token:
         raise SignInNeededError
-    services.unknown_callers.require_patience(network, token)
+    services.unknown_callers.require_below_limit(network, token)
     with services.sessions.begin() as session:
         visit = sign_ins.authenticate(session, token)
     services.unknown_callers.record(network, visit.token if visit else token, valid=visit is not None)

@@ -32,7 +32,7 @@ async def preview(
 ) -> PreviewView:
     """Tokenize the first `limit` records of a dataset with the model's tokenizer.
 
-    If it is cancelled, nothing of it goes on. Raises BUSY if too many previews wait.
+    If it is cancelled, its process is killed; a running download is waited for. Raises BUSY if too many previews wait.
     """
     async with services.previews.turn(caller.tenant):
         row = await run_sync(_find, services, caller, dataset_id)

@@ -17,7 +17,7 @@ ANSWER_SECONDS = 0.25
 """Timeout of a call to the server, in seconds. A slower server counts as unreachable."""
 
 # The generic cell rate algorithm (GCRA). The one number stored per key is the theoretical arrival time: the time at
-# which all requests so far are paid off. All processes use the server's clock.
+# which the next request would arrive if all arrived at exactly the allowed rate. All processes use the server's clock.
 TAKE = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000

@@ -167,10 +167,10 @@ def test_a_key_that_was_revoked_is_limited_like_an_unknown_key(monkeypatch: pyte
     callers = unknown_callers.UnknownCallers(limited=True)
     callers.record("192.0.2.7", "seft_key", valid=True)
     for _ in range(3):
-        callers.require_patience("192.0.2.7", "seft_key")
+        callers.require_below_limit("192.0.2.7", "seft_key")
         callers.record("192.0.2.7", "seft_key", valid=False)
     with pytest.raises(ProblemError, match="too many requests with unknown API keys"):
-        callers.require_patience("192.0.2.7", "seft_key")
+        callers.require_below_limit("192.0.2.7", "seft_key")
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_tenant_with_a_larger_weight_gets_more_workers_and_more_turns(sessions
     assert (tenants.count("ours"), tenants.count("theirs")) == (2, 6)
 
 
-def test_a_tenant_that_was_idle_is_owed_no_turns(sessions: Sessions, make: MakeFor) -> None:
+def test_a_tenant_that_was_idle_gets_no_extra_turns(sessions: Sessions, make: MakeFor) -> None:
     for _ in range(6):
         make("ours")
     assert served(sessions, 3) == ["ours"] * 3
