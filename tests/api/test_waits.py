@@ -76,7 +76,9 @@ def test_waits_share_one_query_per_second_and_end_with_the_change(
                 for _ in range(30):
                     group.start_soon(wait)
                     group.start_soon(stream)
-                await anyio.sleep(2)
+                with anyio.fail_after(20):
+                    while sum(map(len, app.state.services.changes._waiters.values())) < 60:
+                        await anyio.sleep(0.05)
                 with counted_statements(app) as statements:
                     await anyio.sleep(2.5)
                     assert len(statements) <= 3, statements
