@@ -372,10 +372,7 @@ class Operations:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
 
     def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a paged route.
-
-        The field `next` of a page selects the next page. Without it, the field `cursor` of the last row does.
-        """
+        """Yield all rows of a paged route. `next` of a page, or `cursor` of its last row, selects the next page."""
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
         yield from map(Row, page["data"])
