@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from seft.checkpoint.facts import Facts, Record
 from seft.checkpoint.sparsity import Count
-from seft.config import Allocation, PruneConfig, RepairConfig, RepairMethod, Retain, SparsityOf
+from seft.config import Allocation, Compare, PruneConfig, RepairConfig, RepairMethod, Retain, SparsityOf
 from seft.models.source import Kind
 
 _LOAD = """```python
@@ -98,6 +98,8 @@ def _method(repair: RepairConfig) -> str:
 def _requested(config: PruneConfig) -> str:
     if config.sparsity_of is SparsityOf.MODEL:
         return f"{config.sparsity:.2%} of the whole model"
+    if config.compare is Compare.MODEL:
+        return f"{config.sparsity:.2%} of all linear layers together"
     if config.allocation is Allocation.UNIFORM:
         return f"{config.sparsity:.2%} of each linear layer"
     return f"{config.sparsity:.2%} of all linear layers together, distributed over the blocks by {config.allocation}"

@@ -15,7 +15,7 @@ from torch import nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
-from seft.config import Allocation, Pattern, SparsityOf
+from seft.config import Allocation, Compare, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
@@ -125,7 +125,7 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
     if config.sparsity_of is SparsityOf.MODEL:
         model_count = record.sparsity.model
         required = {"model": (model_count, int(config.sparsity * model_count.weights) - len(layers))}
-    elif config.allocation is Allocation.UNIFORM:
+    elif config.allocation is Allocation.UNIFORM and config.compare is not Compare.MODEL:
         required = {name: (count, requested[name]) for name, count in layers.items()}
     else:
         required = {"linears": (record.sparsity.linears, sum(requested.values()))}

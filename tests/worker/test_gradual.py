@@ -120,6 +120,12 @@ def test_a_job_killed_at_any_saved_step_gives_the_same_bytes(runs: Runs, name: s
         assert resumed.run().manifest() == whole.manifest(), step
 
 
+def test_a_job_whose_linears_differ_in_sparsity_passes_the_verification(runs: Runs) -> None:
+    run = runs.new("differing", {**WHOLE_MODEL, "repair": {**REPAIR, "steps": 4}}).run()
+    assert result_of(run).measured["linears"]["share"] == pytest.approx(0.6, abs=1e-3)
+    assert "60.00% of all linear layers together" in (run.folder / RESULT / "README.md").read_text()
+
+
 @pytest.mark.usefixtures("unverified")
 def test_a_job_that_retains_text_writes_it_first_and_scores_every_model_on_it(runs: Runs) -> None:
     run = runs.new("retained", {"repair": {**REPAIR, **RETAIN}}).run()
