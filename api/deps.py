@@ -38,7 +38,7 @@ TENANT_UPLOADS = 8
 """Maximum number of dataset uploads that a tenant sends at the same time. Each may fill `max_upload_bytes` of disk."""
 EVENT_STREAM = "text/event-stream"
 KEYS_PER_NETWORK = 4
-"""A network may have as many open waits as this number of keys."""
+"""The limit of open waits of a network is the limit of one key times this number."""
 
 
 @dataclass(frozen=True, slots=True)

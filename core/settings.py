@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         default=100,
         ge=0,
         description="Requests with `wait` and event streams that each API key may have open at the same time, per API"
-        " process; a network address may have four times as many; 0 means no limit.",
+        " process. All keys of a network address together may have four times this number. 0 means no limit.",
     )
     webhook_networks: list[IPv4Network | IPv6Network] = Field(
         default=[], description="Private networks to which webhooks may be sent, as a JSON list of CIDR ranges."

@@ -332,7 +332,10 @@ def _add_deliveries(
 
 @cache
 def _full() -> Select[str]:
-    """Return the query for those of the parameter `webhooks` that have as many due deliveries as `most`."""
+    """Return the query for the webhooks that have at least `most` due deliveries.
+
+    Its parameters are `webhooks`, the ids to choose from, and `most`.
+    """
     due = select(WebhookDelivery.id).where(
         WebhookDelivery.webhook_id == Webhook.id, WebhookDelivery.due_at.is_not(None)
     )

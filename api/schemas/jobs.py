@@ -92,8 +92,8 @@ class JobDetail(JobView):
     model_config = example({**_JOB, "queue_position": None, "estimate": None})
 
     queue_position: int | None = Field(
-        description="Expected place in the queue, from 1, if the job is queued. Tenants take turns, so it counts your"
-        " earlier jobs and as many jobs of every other tenant. 1000 means 1000 or more."
+        description="Expected place in the queue, from 1, if the job is queued. Tenants take turns. If three of"
+        " your jobs are earlier, three jobs of each other tenant are counted too. 1000 means 1000 or more."
     )
     estimate: Annotated[dict[str, Any] | None, Passthrough(EstimateView | None)] = Field(
         description="Estimate made when the job was created. Only for jobs with `auto_start: false`."

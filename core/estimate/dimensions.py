@@ -152,7 +152,7 @@ class _Config:
     def require_at_most(self, most: int, *names: str) -> None:
         """Raise SourceError if a value under one of these names is not an integer from 1 to `most`.
 
-        A loader builds as many modules as the config claims before it looks for their weights.
+        Without this check, a config can claim billions of layers, and a loader creates them before it reads weights.
         """
         require_counts(self._reference, self._values, dict.fromkeys(names, most))
 

@@ -215,8 +215,8 @@ def first_in_queue(session: Session, tenant: str, *, limit: int) -> Sequence[Job
 def position(session: Session, job: Job) -> int | None:
     """Return the job's expected place in the queue, from 1. Returns None if the job is not queued.
 
-    These jobs come before it: the earlier jobs of its tenant and, because tenants take turns, as many jobs of every
-    other tenant. Weights and running jobs are not counted. The value `MAX_POSITION` means this place or a later one.
+    Tenants take turns. If n jobs of its tenant are earlier, n jobs of each other tenant are expected before it too.
+    Weights of tenants and running jobs are not considered. The value `MAX_POSITION` means this place or a later one.
     """
     if job.status != Status.QUEUED:
         return None

@@ -148,7 +148,7 @@ def require_names(reference: str, **names: Iterable[str]) -> None:
 def require_counts(reference: str, values: Mapping[str, Any], most: Mapping[str, int] = _MAX_COUNTS) -> None:
     """Raise SourceError unless each value under a name in `most` is an integer from 1 to the number there, or null.
 
-    A loader builds as many modules as a configuration claims, before it looks for their weights.
+    Without this check, a config can claim billions of layers, and a loader creates them before it reads weights.
     """
     for name, largest in most.items():
         value = values.get(name)
