@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 
 from seft.config import Variant
-from seft.repair import evolve, fixed_mask, optimizer, schedule
+from seft.repair import evolve, fixed_mask, linear, optimizer, schedule
 from seft.repair.positions import entries
 from seft.repair.published import PublishedWindow
 from seft.repair.window import Window
@@ -57,6 +57,7 @@ CHOOSE = evolve.choose
 LATER = dict.fromkeys(Variant, 5)
 CHANGES: dict[str, Change] = {
     "growth at nonzeros only": {(evolve, "choose"): _at_nonzeros},
+    "no limit for zeros": {(linear, "MOST_ZEROS"): 1.0},
     "grown entries start with empty moments": {(optimizer, "seed_moments"): lambda *_: None},
     "the largest gradients grow": {(Window, "_draws"): _equal_draws},
     "steps of full size everywhere": {(Window, "_sample"): PublishedWindow._sample},
