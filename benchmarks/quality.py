@@ -99,7 +99,12 @@ def _shown(name: str, value: float | None) -> str:
 
 
 def _chosen(study: Study, only: list[str]) -> Study:
-    return {label: cell for label, cell in study.items() if any(text in label for text in only)}
+    """Return the experiments whose label is one of these texts, or contains one that is not itself a label."""
+    return {
+        label: cell
+        for label, cell in study.items()
+        if any(text == label if text in study else text in label for text in only)
+    }
 
 
 def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str]) -> None:
@@ -153,7 +158,9 @@ def _commit() -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=STUDIES, help="studies to run")
-    parser.add_argument("--only", nargs="*", default=[""], help="run only experiments whose label contains such a text")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="run only experiments with such a label, or whose label contains it"
+    )
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
     parser.add_argument("--data", required=True, type=Path, help="folder of the texts")
     parser.add_argument("--questions", type=int, default=0, help="number of questions of ARC-Easy; default: none")
