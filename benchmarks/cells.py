@@ -9,10 +9,11 @@ import hashlib
 import json
 import math
 import resource
+import shutil
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,31 +231,36 @@ class Bench:
             retained = split_retained(retained)[0]
         teacher = load(self.source, dtype=getattr(torch, cell.dtype)).model if config.distills else None
         repair = Repair(loaded.model, text, config, pruned=cell.prune, teacher=teacher, retained=retained)
-        curve, losses, times = list[dict[str, float]](), list[float](), list[float]()
-        events = list[Evolved]()
+        state = self.weights(cell).with_suffix(".state")
+        done = _Progress.load(state, repair)
         while not repair.done:
             began = time.perf_counter()
             reports = repair.advance()
-            losses += [item.loss for item in reports if isinstance(item, Step)]
-            events += [item for item in reports if isinstance(item, Evolved)]
-            times.append(time.perf_counter() - began)
+            done.losses += [item.loss for item in reports if isinstance(item, Step)]
+            events = [item for item in reports if isinstance(item, Evolved)]
+            done.events += len(events)
+            done.undone += sum(event.undone for event in events)
+            done.times.append(time.perf_counter() - began)
             if repair.step * POINTS // config.steps > (repair.step - 1) * POINTS // config.steps:
                 judged = {name: math.exp(mean_loss(loaded.model, text)) for name, text in points.items()}
-                loss = statistics.fmean(losses[-max(1, config.steps // POINTS) :])
-                curve.append({"step": repair.step, "seconds": sum(times), "loss": loss, **judged})
+                loss = statistics.fmean(done.losses[-max(1, config.steps // POINTS) :])
+                done.curve.append({"step": repair.step, "seconds": sum(done.times), "loss": loss, **judged})
                 shown = "  ".join(f"{name} {value:.2f}" for name, value in judged.items())
                 print(f"{label}: step {repair.step}/{config.steps}  loss {loss:.3f}  {shown}", flush=True)
+                if not repair.done:
+                    done.save(state, repair)
         trained, grown = repair.trained_values, repair.grown_zeros
         repair.finish()
+        shutil.rmtree(state, ignore_errors=True)
         return {
             "trained": trained,
             "grown_zeros": grown,
-            "events": len(events),
-            "undone": sum(event.undone for event in events),
-            "seconds": sum(times),
-            "step_seconds": statistics.median(times),
+            "events": done.events,
+            "undone": done.undone,
+            "seconds": sum(done.times),
+            "step_seconds": statistics.median(done.times),
             "tokens": config.steps * config.batch_tokens,
-            "curve": curve,
+            "curve": done.curve,
         }
 
     def _test(self, name: str, tokenizer: Any) -> Int[Tensor, "windows tokens"]:
@@ -274,6 +280,34 @@ class Bench:
                 return ["{instruction}\n{output}".format(**each) for each in json.loads(text)]
             case _:
                 return [text]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What an experiment has measured until a point of its curve. With the state of the repair, it resumes there."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    events: int = 0
+    undone: int = 0
+
+    @classmethod
+    def load(cls, folder: Path, repair: Repair) -> "_Progress":
+        """Continue a repair from a folder that `save` wrote. Without this folder, nothing has been measured."""
+        if not folder.exists():
+            return cls()
+        repair.load(folder / "repair")
+        return cls(**json.loads((folder / "progress.json").read_text()))
+
+    def save(self, folder: Path, repair: Repair) -> None:
+        new = folder.with_suffix(".new-state")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        repair.save(new / "repair")
+        (new / "progress.json").write_text(json.dumps(asdict(self)))
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
 
 
 def _convert(model: Any, dtype: torch.dtype) -> None:

@@ -112,13 +112,15 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
     os.environ["OMP_NUM_THREADS"] = "1"
     bench = Bench(arguments.model, arguments.data, arguments.work)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    texts = {bench.retained(cell): cell for cell in labels if results[cell] is None}
+    wanted = [cell for cell in labels if not _complete(results[cell], arguments.questions)]
+    texts = {bench.retained(cell): cell for cell in wanted}
     with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
         missing = [cell for path, cell in texts.items() if path and not path.exists()]
         list(pool.map(partial(_retain, arguments), missing))
-    for cells in rounds([cell for cell in labels if results[cell] is None], bench):
+    for cells in rounds(wanted, bench):
         with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
-            running = {pool.submit(_work, arguments, cell, labels.get(cell, "base")): cell for cell in cells}
+            code = code_hash()
+            running = {pool.submit(_work, arguments, code, cell, labels.get(cell, "base")): cell for cell in cells}
             for done in as_completed(running):
                 cell = running[done]
                 if error := done.exception():
@@ -142,7 +144,13 @@ def rounds(wanted: list[Cell], bench: Bench) -> list[list[Cell]]:
     return [[cell for cell, at in first.items() if at == number] for number in range(len(groups))]
 
 
-def _work(arguments: argparse.Namespace, cell: Cell, label: str) -> Figures:
+def _complete(figures: Figures | None, questions: int) -> bool:
+    return figures is not None and figures.get("asked", 0) >= questions
+
+
+def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str) -> Figures:
+    if code_hash() != code:
+        raise RuntimeError("the code changed since the study began; run it again")
     return Bench(arguments.model, arguments.data, arguments.work).run(cell, label, arguments.questions)
 
 

@@ -1,6 +1,7 @@
 """Experiments on quality: equal settings give equal figures, and an interrupted study resumes."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from benchmarks.plots import plot
 from benchmarks.quality import Results, rounds
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import PruneConfig, PruneMethod
+from seft.repair import Repair
+from seft.report import Evolved, Judged, Step
+
+Report = Step | Evolved | Judged
+Advance = Callable[[Repair], list[Report]]
 
 TRAINING = RECIPES["all"].config(1e-3, steps=3, length=16)
 PRUNED = Cell(PruneConfig(0.5, PruneMethod.WANDA, samples=4, tokens=16))
@@ -34,6 +40,43 @@ def test_the_same_experiment_gives_the_same_figures(bench: Bench) -> None:
     assert first["curve"][-1]["step"] == TRAINING.steps
     for name in cells.JUDGED:
         assert first[name] == second[name]
+
+
+def test_an_interrupted_experiment_resumes_and_gives_the_same_figures(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(PRUNED, "pruned")
+    whole = bench.run(REPAIRED, "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Repair, "advance", interrupted(Repair.advance, 3))
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(REPAIRED, "interrupted")
+    steps: list[int] = []
+    monkeypatch.setattr(Repair, "advance", counted(Repair.advance, steps))
+    resumed = bench.run(REPAIRED, "resumed")
+    assert steps == [3]
+    for name in cells.JUDGED:
+        assert resumed[name] == whole[name]
+        assert [point[name] for point in resumed["curve"]] == [point[name] for point in whole["curve"]]
+    assert not list(bench.work.glob("*.state"))
+
+
+def interrupted(advance: Advance, at: int) -> Advance:
+    def interrupting(repair: Repair) -> list[Report]:
+        if repair.step + 1 == at:
+            raise KeyboardInterrupt
+        return advance(repair)
+
+    return interrupting
+
+
+def counted(advance: Advance, steps: list[int]) -> Advance:
+    def counting(repair: Repair) -> list[Report]:
+        reports = advance(repair)
+        steps.append(repair.step)
+        return reports
+
+    return counting
 
 
 def test_training_starts_from_the_weights_of_the_base(bench: Bench) -> None:
