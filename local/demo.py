@@ -27,13 +27,14 @@ SPARSITY = 0.6
 SPEC: Json = {
     "model": MODEL,
     "sparsity": SPARSITY,
-    "prune": {"method": "wanda", "calibration": {"samples": 16, "tokens": 512}},
-    "repair": {"steps": 24, "update_interval": 6, "batch_tokens": 1024, "sequence_tokens": 512},
-    "evaluate": {"held_out": 0.1, "windows": 12, "tokens": 512},
+    "prune": {"calibration": {"samples": 8, "tokens": 512}},
+    "repair": {"steps": 20, "retain_tokens": 4096},
+    "evaluate": {"held_out": 0.1, "windows": 8, "tokens": 512},
     "suffix": "demo",
 }
 """Request of a job that takes minutes on two cores and still lowers the perplexity visibly."""
 
+MODELS = ("dense", "pruned", "repaired")
 PROMPT = "The for statement in Python is used to"
 GENERATE = """
 import sys
@@ -96,19 +97,16 @@ def write_topics(path: Path) -> Path:
 
 def table(job: Job, stats: CheckpointStats) -> Table:
     """Return a table of the results: the perplexities of the job, and measurements of the downloaded files."""
-    dense, pruned, repaired = (math.log(job["scores"][name]) for name in ("dense", "pruned", "repaired"))
+    scores = job["scores"]
     rows = Table(box=None, show_header=False, pad_edge=False)
     rows.add_column(style="cyan")
     rows.add_column(justify="right")
     for row in (
         ("", ""),
-        ("perplexity on held-out topics: dense", f"{math.exp(dense):.2f}"),
-        ("  pruned", f"{math.exp(pruned):.2f}"),
-        ("  repaired", f"{math.exp(repaired):.2f}"),
-        ("lost log-perplexity that the repair recovered", f"{(pruned - repaired) / (pruned - dense):.0%}"),
+        *_perplexities("on held-out topics", *(scores[name] for name in MODELS)),
+        *_perplexities("on text that the dense model wrote", *(scores[f"{name}_retained"] for name in MODELS)),
         (f"zeros in the pruned layers ({SPARSITY:.0%} requested)", f"{stats.sparsity(stats.linears):.2%}"),
         ("zeros in the whole model", f"{stats.sparsity(list(stats.tensors)):.2%}"),
-        ("weights grown back from zero", f"{stats.grown:,}"),
         ("downloaded weights, bfloat16", f"{stats.bytes / 1e6:.0f} MB"),
         ("  after gzip -1", f"{stats.deflated_bytes / 1e6:.0f} MB"),
         ("dense GGUF file, 4 bits per weight", f"{gguf_path().stat().st_size / 1e6:.0f} MB"),
@@ -116,6 +114,17 @@ def table(job: Job, stats: CheckpointStats) -> Table:
     ):
         rows.add_row(*row)
     return rows
+
+
+def _perplexities(text: str, dense: float, pruned: float, repaired: float) -> list[tuple[str, str]]:
+    """Return the rows with the perplexities of the three models on a text, and how much the repair recovered."""
+    recovered = math.log(pruned / repaired) / math.log(pruned / dense) if pruned > dense else math.nan
+    return [
+        (f"perplexity {text}: dense", f"{dense:.2f}"),
+        ("  pruned", f"{pruned:.2f}"),
+        ("  repaired", f"{repaired:.2f}"),
+        ("  lost log-perplexity that the repair recovered", f"{recovered:.0%}"),
+    ]
 
 
 def generate(checkpoint: Path) -> str:
@@ -130,16 +139,14 @@ def generate(checkpoint: Path) -> str:
 def require_success(job: Job, stats: CheckpointStats) -> None:
     """Check the results of the demo.
 
-    Raises LocalError if the repair did not lower the perplexity, if the sparsity is not the requested one, or if no
-    pruned weight became nonzero again.
+    Raises LocalError if the repair did not lower both perplexities, or if the sparsity is not the requested one.
     """
-    scores = job["scores"]
-    if not scores["repaired"] < scores["pruned"]:
-        raise LocalError(f"The repair did not help: the perplexity was {scores['pruned']}, it is {scores['repaired']}.")
+    for kind in ("", "_retained"):
+        pruned, repaired = (job["scores"][f"{name}{kind}"] for name in ("pruned", "repaired"))
+        if not repaired < pruned:
+            raise LocalError(f"The repair did not help: the perplexity was {pruned}, it is {repaired}.")
     if mismatches := stats.mismatches(SPARSITY):
         raise LocalError(f"{len(mismatches)} layers do not have {SPARSITY:.0%} zeros. The first is {mismatches[0]}.")
-    if not stats.grown:
-        raise LocalError("No weight grew back from zero: the topology did not evolve.")
 
 
 def gguf_path() -> Path:

@@ -55,8 +55,6 @@ class CheckpointStats:
     tensors: dict[str, Count]
     linears: list[str]
     """Names of the weight tensors that were pruned, from `sparsity.json`."""
-    grown: int
-    """Number of weights that were zero after pruning and are nonzero now, from `sparsity.json`."""
     bytes: int
     """Total bytes of the weight files."""
     deflated_bytes: int
@@ -70,7 +68,7 @@ class CheckpointStats:
         tensors = {name: count for shard in shards for name, count in count_zeros(shard).items()}
         linears = [f"{name}.weight" for name in record["sparsity"]["layers"]]
         size = sum(shard.stat().st_size for shard in shards)
-        return cls(tensors, linears, record["facts"]["grown_zeros"], size, sum(map(deflated_size, shards)))
+        return cls(tensors, linears, size, sum(map(deflated_size, shards)))
 
     def sparsity(self, names: list[str]) -> float:
         """Return the fraction of zeros in the tensors with these names."""

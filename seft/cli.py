@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, describe_model, progress_reporter
 from seft.errors import SeftError
 from seft.options import add_options, read_options
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BAD_INPUT, INTERRUPTED = 2, 130
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
+DERIVED = {"batch_tokens", "steps"}
+"""Options of the repair whose defaults depend on other options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _repair(options: argparse.Namespace, report: Reporter) -> Result:
-    config = read_options(options, RepairConfig)
+    config = read_options(options, RepairConfig, **repair_sizes(options, ""))
     from seft import verbs
 
     record = verbs.repair(
@@ -99,7 +101,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     pruning = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    config = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed)
+    config = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed, **repair_sizes(options, REPAIR))
     from seft import verbs
 
     record = verbs.compress(
@@ -115,6 +117,13 @@ def _compress(options: argparse.Namespace, report: Reporter) -> Result:
         report=report,
     )
     return _checkpoint(options.out, record)
+
+
+def repair_sizes(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    """Return the size of a batch and the number of steps. Their defaults depend on the length of a sequence."""
+    given = {name: getattr(options, prefix + name) for name in ("sequence_tokens", "batch_tokens", "steps")}
+    batch = default_batch(given["sequence_tokens"]) if given["batch_tokens"] is None else given["batch_tokens"]
+    return {"batch_tokens": batch, "steps": default_steps(batch) if given["steps"] is None else given["steps"]}
 
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
@@ -201,7 +210,7 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 def _add_repair(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="Folder that prune wrote.")
     _add_texts(command)
-    add_options(command, RepairConfig)
+    add_options(command, RepairConfig, optional=DERIVED)
     command.add_argument(
         "--teacher", help="Dense model to distill from, or to retain: a folder, a GGUF file or a hub id."
     )
@@ -215,7 +224,10 @@ def _add_compress(command: argparse.ArgumentParser) -> None:
     names = {"order": "--calibration-order", "method": "--prune-method"}
     add_options(command, PruneConfig, names=names, optional={"sparsity"})
     names = {"schedule": "--rate-schedule", "method": "--repair-method"}
-    add_options(command, RepairConfig, names=names, without={"seed"}, prefix=REPAIR)
+    defaults = {"retain": Retain.WRITTEN}
+    add_options(
+        command, RepairConfig, names=names, optional=DERIVED, defaults=defaults, without={"seed"}, prefix=REPAIR
+    )
     _add_out(command)
     _add_place(command)
 

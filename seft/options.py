@@ -6,7 +6,7 @@ help text is its `Doc`.
 
 import argparse
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -17,30 +17,33 @@ from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig
 
 Config = TypeVar("Config", PruneConfig, RepairConfig, EvaluateConfig)
 Reader = Callable[[str], object]
-_NO_NAMES: Mapping[str, str] = MappingProxyType({})
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def add_options(
     parser: argparse.ArgumentParser,
     config: type[PruneConfig | RepairConfig | EvaluateConfig],
     *,
-    names: Mapping[str, str] = _NO_NAMES,
+    names: Mapping[str, str] = _NONE,
     optional: Collection[str] = (),
+    defaults: Mapping[str, object] = _NONE,
     without: Collection[str] = (),
     prefix: str = "",
 ) -> None:
     """Add one command-line option per field of `config`, except those in `without`.
 
     `names` maps a field to its option name if the two differ. A field in `optional` may be missing on the command line.
-    Its value is None then, instead of its default. `prefix` is for commands with two settings classes: it separates
-    the parsed values of fields that both have.
+    Its value is None then, instead of its default. `defaults` replaces defaults of fields. `prefix` is for commands
+    with two settings classes: it separates the parsed values of fields that both have.
     """
     hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
         if field.name not in without:
+            missing = field.default is MISSING or field.name in optional
+            default = defaults.get(field.name, None if missing else field.default)
             required = field.default is MISSING and field.name not in optional
             name = names.get(field.name, "--" + field.name.replace("_", "-"))
-            _add_option(parser, name, prefix, field, hints[field.name], required=required)
+            _add_option(parser, name, prefix + field.name, default, hints[field.name], required=required)
 
 
 def read_options(options: argparse.Namespace, config: type[Config], *, prefix: str = "", **values: object) -> Config:
@@ -50,19 +53,18 @@ def read_options(options: argparse.Namespace, config: type[Config], *, prefix: s
 
 
 def _add_option(
-    parser: argparse.ArgumentParser, name: str, prefix: str, field: Field[Any], hint: Any, *, required: bool
+    parser: argparse.ArgumentParser, name: str, dest: str, default: object, hint: Any, *, required: bool
 ) -> None:
-    default = None if field.default is MISSING else field.default
     text = next(extra.documentation for extra in hint.__metadata__ if isinstance(extra, Doc))
     if hint.__origin__ is bool:
-        parser.add_argument(name, dest=prefix + field.name, action="store_true", help=text)
+        parser.add_argument(name, dest=dest, action="store_true", help=text)
         return
     read, metavar = _reader(hint.__origin__)
     parser.add_argument(
         name,
-        dest=prefix + field.name,
+        dest=dest,
         type=read,
-        metavar=metavar or field.name.upper(),
+        metavar=metavar or dest.rpartition(" ")[2].upper(),
         default=default,
         required=required,
         help=(text if default is None else f"{text} Default: {default}.").replace("%", "%%"),

@@ -37,6 +37,11 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     """
     repair, calibration = spec.repair, spec.prune.calibration
     windows = micro_batch or repair.micro_batch
+    if phase is Phase.WRITING:
+        return (
+            "The dense model wrote the text to retain. Set repair.retain to none, which makes the model worse on text"
+            " of other kinds, or run the job on a larger device."
+        )
     if phase is not Phase.TRAINING and "pruned" not in spec.scored:
         return (
             f"The job used sequences of {spec.evaluate.tokens} tokens for evaluation. Set evaluate.tokens to"

@@ -27,6 +27,10 @@ class InputKind(StrEnum):
     PAIRS = "pairs"
 
 
+DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps"}
+"""Fields that may be empty although they have no fixed default. Other fields imply them."""
+
+
 @dataclass(frozen=True, slots=True)
 class FormField:
     """A field of the form."""
@@ -133,7 +137,7 @@ def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
         choices=tuple(_choices(field.annotation)),
         minimum=next((_bound(rule.ge) for rule in bounds if isinstance(rule, Ge)), ""),
         maximum=next((_bound(rule.le) for rule in bounds if isinstance(rule, Le)), ""),
-        required=field.is_required(),
+        required=field.is_required() and path not in DERIVED,
         numeric=_is_numeric(field.annotation),
     )
 

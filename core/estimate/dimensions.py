@@ -62,6 +62,8 @@ class Dimensions:
     vocabulary: int
     attention: int
     """Number of query values per token, over all heads of an attention layer."""
+    keys: int
+    """Number of key values per token, over all heads of an attention layer."""
     blocks: tuple[tuple[Matrix, ...], ...]
     """The weight matrices that are pruned, per decoder block."""
     vectors: int = 0
@@ -104,6 +106,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         hidden=hidden,
         vocabulary=vocabulary,
         attention=config.attention or hidden,
+        keys=round((config.attention or hidden) * config.grouped),
         blocks=blocks,
         vectors=sum(size for name, size in sizes.items() if len(shapes[name]) == 1 or name.endswith("bias")),
     )
@@ -134,6 +137,8 @@ class _Config:
         heads = self.number("num_attention_heads", "n_head", "attention.head_count")
         width = self.number("head_dim", "attention.key_length")
         self.attention = heads * width if heads and width else None
+        grouped = self.number("num_key_value_heads", "attention.head_count_kv")
+        self.grouped = min(1.0, grouped / heads) if grouped and heads else 1.0
 
     def number(self, *names: str) -> int | None:
         """Return the first value under one of these names that is a positive integer. Returns None if there is none.

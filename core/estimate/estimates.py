@@ -14,7 +14,8 @@ from core.estimate import fitting, timings
 from core.estimate.dimensions import Dimensions
 from core.estimate.footprint import HALF, memory_by_phase
 from core.settings import Settings
-from core.specs import JobSpec, RepairMethod
+from core.spec_parts import RepairMethod
+from core.specs import JobSpec
 from core.tables import Json, Worker
 
 

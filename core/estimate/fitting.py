@@ -9,6 +9,8 @@ from core.estimate.footprint import Footprint, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Worker
+from seft.config import Retain
+from seft.errors import ConfigError
 
 USABLE_FRACTION = 0.9
 """Fraction of the device memory that a job can use. The other memory is for estimation errors and other processes."""
@@ -51,8 +53,11 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
     Returns None if the job cannot be made to fit by such changes.
     """
     changed: JobSpec | None = spec
-    while changed and not (result := fit(model, changed, worker)).fits:
-        changed = _shrink(changed, result.phase)
+    try:
+        while changed and not (result := fit(model, changed, worker)).fits:
+            changed = _shrink(changed, result.phase)
+    except ConfigError:  # a smaller value contradicts another setting of the request
+        return None
     return None if changed is None else _merge_patch(spec.model_dump(mode="json"), changed.model_dump(mode="json"))
 
 
@@ -74,6 +79,8 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
             return _with(spec, "prune", calibration=fewer)
         case Phase.RECONSTRUCTING:
             return _with(spec, "prune", reconstruct_epochs=0)
+        case Phase.WRITING:
+            return _with(spec, "repair", retain=Retain.NONE)
         case Phase.EVALUATING if spec.evaluate.tokens >= 2 * MIN_TOKENS:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
         case _:
@@ -82,11 +89,13 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
     repair = spec.repair
+    if spec.trains_all and repair.batch_tokens > repair.sequence_tokens:
+        # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
+        windows = repair.batch_tokens // repair.sequence_tokens
+        windows = repair.micro_batch if windows > repair.micro_batch else windows // 2
+        return _with(spec, "repair", batch_tokens=windows * repair.sequence_tokens, micro_batch=windows)
     if repair.micro_batch > 1:
         return _with(spec, "repair", micro_batch=repair.micro_batch // 2)
-    if repair.density == "all" and repair.batch_tokens > repair.sequence_tokens:
-        # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
-        return _with(spec, "repair", batch_tokens=repair.sequence_tokens)
     if repair.sequence_tokens >= 2 * MIN_TOKENS and repair.sequence_tokens % 2 == 0:
         return _with(spec, "repair", sequence_tokens=repair.sequence_tokens // 2)
     return None

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from core.estimate.dimensions import Dimensions, Matrix
-from core.specs import JobSpec, RepairMethod
+from core.spec_parts import RepairMethod
+from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Allocation, PruneMethod, PruneSchedule, Refinement, Variant
 
@@ -126,8 +127,8 @@ def _writing(model: Dimensions, spec: JobSpec) -> int:
     These are the keys and values of the windows that it writes at a time. They are copied for each new token.
     """
     length = spec.repair.sequence_tokens
-    together = min(max(1, WRITTEN_AT_ONCE // length), max(1, spec.repair.retain_tokens // length))
-    cache = 2 * FLOAT * together * length * model.attention * len(model.blocks)
+    together = min(max(1, WRITTEN_AT_ONCE // length), max(1, spec.retained_tokens // length))
+    cache = 2 * FLOAT * together * length * model.keys * len(model.blocks)
     return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
 
 
@@ -213,10 +214,10 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     if repair.retains:
         head = 5
     teacher = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
-    whole = repair.density == "all"
+    whole = spec.trains_all
     step = _block_peak(model, tokens) + (_step_of_nonzeros(model, spec) if whole else 0)
     peak = max(head * _logits(model, tokens), step)
-    state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec, float(repair.density))
+    state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec)
     saved = _saved_for_backward(model, tokens)
     if repair.norms_and_biases:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
@@ -225,7 +226,7 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     device = models * FLOAT * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
     if repair.retains:
-        host += PREDICTED * repair.retain_tokens
+        host += PREDICTED * spec.retained_tokens
     return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
 
 
@@ -300,13 +301,14 @@ def _present(model: Dimensions, spec: JobSpec) -> int:
     return model.targets if _rises(spec) else _nonzeros(model, spec)
 
 
-def _method(model: Dimensions, spec: JobSpec, density: float) -> tuple[int, int]:
+def _method(model: Dimensions, spec: JobSpec) -> tuple[int, int]:
     """Return the peak bytes of the state of the repair method, and the bytes of its copy on the host.
 
     The copy is needed if the job keeps the best state. Otherwise the second number is 0.
     """
     repair = spec.repair
-    count = round(density * model.targets)
+    config = spec.repair_config()
+    count = round(config.trained_fraction * model.targets) if config else 0
     match repair.method:
         case RepairMethod.SEFT:
             # The first event replaces the whole active set.

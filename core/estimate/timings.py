@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.specs import JobSpec, RepairMethod
+from core.spec_parts import RepairMethod
+from core.specs import JobSpec
 from core.states import PHASE_BEGAN, Phase, Status, Transition
 from core.tables import Job, JobEvent
 
@@ -65,17 +66,17 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     calibration = float(targets * prune.calibration.samples * prune.calibration.tokens)
     work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
-    judged = evaluate.windows * evaluate.tokens + (repair.retain_tokens // 8 if repair.retains else 0)
+    judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
     work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:
         work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
     if repair.retains:
-        work[Task(Phase.WRITING)] = float(parameters * repair.retain_tokens)
+        work[Task(Phase.WRITING)] = float(parameters * spec.retained_tokens)
     if prune.reconstruct_epochs:
         work[Task(Phase.RECONSTRUCTING)] = calibration * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        method = f"{repair.method} {repair.density == 'all'} {prune.schedule} {distills}"
+        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}"
         work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
     return work
 

@@ -17,7 +17,17 @@ from seft.config.prune import (
     Refinement,
     SparsityOf,
 )
-from seft.config.repair import DropDecay, RateSchedule, RepairConfig, RepairMethod, Retain, Variant, require_repair_of
+from seft.config.repair import (
+    DropDecay,
+    RateSchedule,
+    RepairConfig,
+    RepairMethod,
+    Retain,
+    Variant,
+    default_batch,
+    default_steps,
+    require_repair_of,
+)
 
 __all__ = [
     "DEFAULT_PRUNER",
@@ -39,5 +49,7 @@ __all__ = [
     "Retain",
     "SparsityOf",
     "Variant",
+    "default_batch",
+    "default_steps",
     "require_repair_of",
 ]

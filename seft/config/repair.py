@@ -64,6 +64,22 @@ class Retain(StrEnum):
     DATASET = "dataset"
 
 
+SOME = 0.005
+"""Density of the methods that do not train all nonzeros, if it is not given."""
+TOKENS = 1 << 23
+"""Number of tokens that training reads if the number of steps is not given."""
+
+
+def default_batch(sequence_tokens: int) -> int:
+    """Return the number of tokens of two sequences, which are a step by default."""
+    return 2 * sequence_tokens
+
+
+def default_steps(batch_tokens: int) -> int:
+    """Return the number of steps that read about 8 million tokens, from 1 to 1,000,000."""
+    return min(max(1, TOKENS // max(1, batch_tokens)), 1_000_000)
+
+
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
     """Settings of the training of a pruned model. It does not increase the number of nonzeros.
@@ -73,12 +89,15 @@ class RepairConfig:
     events.
     """
 
-    steps: Annotated[int, Doc("Number of optimizer steps.")]
+    steps: Annotated[int, Doc("Number of optimizer steps. If not given, so many that training reads 8,388,608 tokens.")]
     method: Annotated[RepairMethod, Doc("What is trained.")] = RepairMethod.SEFT
     density: Annotated[
-        float | Literal["all"],
-        Doc("Trained values as a fraction of the target weights. all trains every nonzero in place, with seft only."),
-    ] = 0.005
+        float | Literal["auto", "all"],
+        Doc(
+            "Trained values as a fraction of the target weights. all trains every nonzero in place, with seft only."
+            " auto is all with the method seft, except the variant published, and otherwise 0.005."
+        ),
+    ] = "auto"
     learning_rate: Annotated[
         float | Literal["auto"], Doc("Peak learning rate. auto chooses it from method and density.")
     ] = "auto"
@@ -96,9 +115,9 @@ class RepairConfig:
     variant: Annotated[
         Variant, Doc("Rules of the method seft: improved is this library's, published is the paper's.")
     ] = Variant.IMPROVED
-    batch_tokens: Annotated[int, Doc("Tokens per optimizer step.")] = 16384
+    batch_tokens: Annotated[int, Doc("Tokens per optimizer step. If not given, two sequences.")] = 1024
     sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
-    micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 1
+    micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 2
     weight_decay: Annotated[float, Doc("Decay of the trained values towards their initial values.")] = 0.0
     clip_norm: Annotated[
         float | None, Doc("Largest gradient norm of a step, over all trained values. No limit if not given.")
@@ -128,9 +147,9 @@ class RepairConfig:
 
     def __post_init__(self) -> None:
         require_at_least("steps", self.steps, 1)
-        if self.density == "all":
+        if self.trains_all:
             self._require_all_settings()
-        else:
+        elif isinstance(self.density, float | int):
             require_between("density", self.density, 1e-6, 1.0, "0.005 trains one of 200 weights.")
         if self.learning_rate != "auto":
             require_between("learning_rate", self.learning_rate, 1e-8, 1.0, 'Use a rate such as 3e-3, or "auto".')
@@ -184,12 +203,16 @@ class RepairConfig:
     @property
     def trains_all(self) -> bool:
         """True if all nonzeros are trained in place (`density: all`)."""
+        if self.density == "auto":
+            return self.method is RepairMethod.SEFT and self.variant is Variant.IMPROVED
         return self.density == "all"
 
     @property
     def trained_fraction(self) -> float:
-        """Density as a number: 1.0 for `all`."""
-        return 1.0 if self.density == "all" else self.density
+        """Density as a number: 1.0 if all nonzeros are trained."""
+        if self.trains_all:
+            return 1.0
+        return SOME if isinstance(self.density, str) else self.density
 
     @property
     def micro_batches(self) -> int:

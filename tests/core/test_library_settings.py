@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from core import specs
+from core import spec_parts
 from core.specs import JobSpec
 from seft import config
 
@@ -39,12 +39,12 @@ def job_spec(**more: Any) -> JobSpec:
 
 def test_the_repair_methods_are_those_of_the_library_and_none() -> None:
     library = [(method.name, method.value) for method in config.RepairMethod]
-    assert [(method.name, method.value) for method in specs.RepairMethod] == [*library, ("NONE", "none")]
+    assert [(method.name, method.value) for method in spec_parts.RepairMethod] == [*library, ("NONE", "none")]
 
 
-def test_options_that_are_not_set_have_the_defaults_of_the_library() -> None:
+def test_options_that_are_not_set_have_the_defaults_of_the_library_and_a_job_retains_text() -> None:
     spec = job_spec(repair={"steps": 7})
-    assert spec.repair_config() == config.RepairConfig(steps=7)
+    assert spec.repair_config() == config.RepairConfig(steps=7, retain=config.Retain.WRITTEN)
     assert spec.evaluate_config() == config.EvaluateConfig()
     assert spec.prune_config() == config.PruneConfig(0.6)
 
@@ -87,16 +87,16 @@ def test_every_option_is_translated() -> None:
     enums = {name: kind(REPAIR[name]) for name, kind in kinds.items()}
     assert spec.repair_config() == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
     assert spec.evaluate_config() == config.EvaluateConfig(windows=4, tokens=32)
-    assert set(REPAIR) == set(specs.RepairSpec.model_fields)
+    assert set(REPAIR) == set(spec_parts.RepairSpec.model_fields)
 
 
 def test_the_settings_of_a_rise_are_translated() -> None:
     prune = {"schedule": "gradual", "compare": "model", "rise": 0.5, "rise_interval": 3}
-    spec = job_spec(prune=prune, repair={"density": "all", "swap_tokens": 4096})
+    spec = job_spec(prune=prune, repair={"steps": 500, "swap_tokens": 4096, "retain": "none"})
     assert spec.prune_config() == config.PruneConfig(
         0.6, compare=config.Compare.MODEL, schedule=config.PruneSchedule.GRADUAL, rise=0.5, rise_interval=3
     )
-    assert spec.repair_config() == config.RepairConfig(steps=500, density="all", swap_tokens=4096)
+    assert spec.repair_config() == config.RepairConfig(steps=500, swap_tokens=4096)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])

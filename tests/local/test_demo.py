@@ -56,17 +56,18 @@ def job_with_scores(**scores: float) -> Job:
 
 
 @pytest.mark.parametrize(
-    ("repaired", "zeros", "grown", "message"),
+    ("repaired", "retained", "zeros", "message"),
     [
-        (21.0, 6, 1, "did not help"),
-        (15.0, 8, 1, r"1 layers do not have 60% zeros\. The first is a\.weight"),
-        (15.0, 6, 0, "did not evolve"),
+        (21.0, 15.0, 6, "did not help"),
+        (15.0, 31.0, 6, r"did not help: the perplexity was 30\.0, it is 31\.0"),
+        (15.0, 15.0, 8, r"1 layers do not have 60% zeros\. The first is a\.weight"),
     ],
 )
-def test_a_wrong_result_fails_the_demo(repaired: float, zeros: int, grown: int, message: str) -> None:
-    stats = CheckpointStats({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], grown, 20, 10)
+def test_a_wrong_result_fails_the_demo(repaired: float, retained: float, zeros: int, message: str) -> None:
+    stats = CheckpointStats({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], 20, 10)
+    scores = {"pruned": 20.0, "repaired": repaired, "pruned_retained": 30.0, "repaired_retained": retained}
     with pytest.raises(LocalError, match=message):
-        demo.require_success(job_with_scores(dense=10.0, pruned=20.0, repaired=repaired), stats)
+        demo.require_success(job_with_scores(**scores), stats)
 
 
 def test_the_demo_runs_from_the_upload_to_the_generated_text(
@@ -79,11 +80,9 @@ def test_the_demo_runs_from_the_upload_to_the_generated_text(
         "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
         "repair": {
             "steps": 60,
-            "density": 0.05,
-            "learning_rate": 1e-2,
-            "update_interval": 12,
             "batch_tokens": 768,
             "sequence_tokens": 96,
+            "micro_batch": 8,
         },
         "evaluate": {"held_out": 0.1, "windows": 128, "tokens": 96},
     }

@@ -97,7 +97,7 @@ def test_compress_in_one_shot_writes_the_same_files_as_prune_and_repair(
 ) -> None:
     calibration = ["--samples", "4", "--tokens", "96", "--seed", "3"]
     prune = ["prune", tiny_folder, "--sparsity", "0.6", "--method", "wanda", "--calibration", texts, *calibration]
-    training = ["--data", texts, *TRAINING, "--density", "0.02", "--distill-weight", "0.5"]
+    training = ["--data", texts, *TRAINING, "--density", "0.02", "--distill-weight", "0.5", "--retain", "none"]
     assert run(*prune, "--out", tmp_path / "pruned") == 0
     repair = ["repair", tmp_path / "pruned", *training, "--seed", "3", "--teacher", tiny_folder]
     assert run(*repair, "--out", tmp_path / "two") == 0
@@ -133,7 +133,7 @@ def test_contradictions_of_pruning_and_repair_are_rejected(
     gradual = ("compress", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", "--data", texts, *TRAINING)
     for arguments, message in (
         (("prune", tiny_folder, "--sparsity", "0.5", "--schedule", "gradual", *out), "Use seft compress, which prunes"),
-        ((*gradual, *out), "density must be all with the schedule gradual; it is 0.005"),
+        ((*gradual, "--density", "0.1", *out), "density must be all with the schedule gradual; it is 0.1"),
         ((*gradual, "--density", "all", "--prune-method", "wanda", *out), "method must be left out with the schedule"),
         (
             (*gradual, "--density", "all", "--repair-method", "spp", *out),
@@ -142,7 +142,7 @@ def test_contradictions_of_pruning_and_repair_are_rejected(
         ((*gradual, "--density", "all", "--rise", "0.1", *out), "rise must cover at least one of the 6 steps"),
         ((*gradual, "--density", "all", "--evaluate-interval", "2", *out), "held_out must be given"),
         ((*gradual, "--density", "all", "--clip-norm", "1", *out), "clip_norm must be left out with density all"),
-        ((*gradual, "--swap-tokens", "64", *out), "swap_tokens must be 0 if density is a number"),
+        ((*gradual, "--density", "0.1", "--swap-tokens", "64", *out), "swap_tokens must be 0 if density is a number"),
     ):
         assert message in error_line(capsys, *arguments)
     assert not (tmp_path / "out").exists()
@@ -275,7 +275,7 @@ def test_settings_out_of_range_are_rejected(
         ((*repair, "1", "--batch-tokens", "700", *out), "must be a multiple of sequence_tokens"),
         ((*prune, "0.5", "--damping", "0", *out), "damping must be from 1e-06 to 1.0"),
         ((*repair, "1", "--warmup-steps", "-1", *out), "warmup_steps must be at least 0"),
-        ((*repair, "1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
+        ((*repair, "1", "--density", "0.1", "--weight-decay", "2", *out), "weight_decay must be from 0.0 to 1.0"),
         ((*repair, "1", "--settle", "2", *out), "settle must be from 0.0 to 1.0"),
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given for distillation"),

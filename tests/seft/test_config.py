@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from core import specs
+from core import spec_parts, specs
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, RepairMethod, Variant
 from seft.errors import ConfigError
 
@@ -18,10 +18,10 @@ Maker = Callable[..., object]
 BOTH: list[tuple[type[BaseModel], Maker, dict[str, Any]]] = [
     # part of a request, the library's settings, and their required fields
     (specs.JobSpec, PruneConfig, {"sparsity": 0.5}),
-    (specs.CalibrationSpec, PruneConfig, {"sparsity": 0.5}),
-    (specs.PruneSpec, PruneConfig, {"sparsity": 0.5}),
-    (specs.RepairSpec, RepairConfig, {"steps": 1}),
-    (specs.EvaluateSpec, EvaluateConfig, {}),
+    (spec_parts.CalibrationSpec, PruneConfig, {"sparsity": 0.5}),
+    (spec_parts.PruneSpec, PruneConfig, {"sparsity": 0.5}),
+    (spec_parts.RepairSpec, RepairConfig, {"steps": 1}),
+    (spec_parts.EvaluateSpec, EvaluateConfig, {}),
 ]
 
 
@@ -51,7 +51,7 @@ def test_the_library_accepts_every_number_of_a_request(
     sizes = (
         dict.fromkeys(("batch_tokens", "sequence_tokens"), value) if name in {"batch_tokens", "sequence_tokens"} else {}
     )
-    others: dict[str, dict[str, Any]] = {"patience": {"evaluate_interval": 1}, "swap_tokens": {"density": "all"}}
+    others: dict[str, dict[str, Any]] = {"patience": {"evaluate_interval": 1}, "clip_norm": {"density": 0.1}}
     assert config(**{**required, name: value, **sizes, **others.get(name, {})})
 
 

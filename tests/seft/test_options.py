@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 from typing_extensions import Doc
 
-from seft.cli import REPAIR, UsageError, make_parser
+from seft.cli import DERIVED, REPAIR, UsageError, make_parser, repair_sizes
 from seft.config import (
     EvaluateConfig,
     Pattern,
@@ -17,6 +17,7 @@ from seft.config import (
     RateSchedule,
     RepairConfig,
     RepairMethod,
+    Retain,
 )
 from seft.options import read_options
 
@@ -25,8 +26,6 @@ COMMANDS: dict[type[Any], list[str]] = {
     RepairConfig: ["repair", "folder", "--data", "data.txt", "--out", "out"],
     EvaluateConfig: ["evaluate", "model", "--data", "data.txt"],
 }
-REQUIRED = {RepairConfig: ["--steps", "1"]}
-
 WITHOUT_OPTION: set[tuple[type[Any], str]] = set()
 """Fields that have no option."""
 OTHER_NAMES = {(PruneConfig, "order"): "--calibration-order"}
@@ -43,7 +42,7 @@ def option(config: type[Any], name: str) -> str:
 
 
 def parse(config: type[Any], *words: str) -> dict[str, Any]:
-    return vars(make_parser("seft").parse_args([*COMMANDS[config], *REQUIRED.get(config, []), *words]))
+    return vars(make_parser("seft").parse_args([*COMMANDS[config], *words]))
 
 
 def sample(config: type[Any], name: str) -> object:
@@ -67,7 +66,7 @@ def test_every_field_has_an_option_of_its_type(config: type[Any], field: Any) ->
 
 @every_field
 def test_every_option_has_the_default_of_its_field(config: type[Any], field: Any) -> None:
-    if field.default is not MISSING:
+    if field.default is not MISSING and field.name not in DERIVED:
         assert parse(config)[field.name] == field.default
 
 
@@ -90,16 +89,22 @@ def test_words_are_accepted_where_a_number_may_be_one() -> None:
         parse(RepairConfig, "--learning-rate", "fast")
 
 
-def test_an_option_without_a_default_is_required() -> None:
-    with pytest.raises(UsageError, match="--steps"):
-        make_parser("seft").parse_args(COMMANDS[RepairConfig])
+def test_settings_that_others_imply_are_not_required() -> None:
     assert parse(PruneConfig)["sparsity"] is None, "an N:M pattern implies it"
+    words = [*COMMANDS[RepairConfig], "--sequence-tokens", "256"]
+    for more, expected in (
+        ((), (512, 16384)),
+        (("--batch-tokens", "1024"), (1024, 8192)),
+        (("--steps", "3"), (512, 3)),
+    ):
+        sizes = repair_sizes(make_parser("seft").parse_args([*words, *more]), "")
+        assert (sizes["batch_tokens"], sizes["steps"]) == expected
 
 
 def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> None:
     words = ["compress", "model", "--data", "data.txt", "--out", "out", "--sparsity", "0.5", "--steps", "3"]
     more = ["--schedule", "gradual", "--rate-schedule", "cosine", "--prune-method", "ria", "--repair-method", "spp"]
-    options = make_parser("seft").parse_args([*words, *more, "--seed", "5", "--tokens", "64", "--clip-norm", "0.5"])
+    options = make_parser("seft").parse_args([*words, *more, "--seed", "5", "--tokens", "64", "--warmup-steps", "2"])
     values = vars(options)
     assert {name: values[name] for name in ("schedule", "method", "seed", "tokens")} == {
         "schedule": PruneSchedule.GRADUAL,
@@ -107,11 +112,15 @@ def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> N
         "seed": 5,
         "tokens": 64,
     }
-    repair = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed)
-    assert repair == RepairConfig(3, RepairMethod.SPP, schedule=RateSchedule.COSINE, clip_norm=0.5, seed=5)
+    repair = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed, batch_tokens=1024)
+    assert repair == RepairConfig(
+        3, RepairMethod.SPP, schedule=RateSchedule.COSINE, warmup_steps=2, retain=Retain.WRITTEN, seed=5
+    )
 
 
 def test_the_options_make_the_settings() -> None:
-    options = make_parser("seft").parse_args([*COMMANDS[RepairConfig], "--steps", "3", "--clip-norm", "0.5"])
-    assert read_options(options, RepairConfig) == RepairConfig(steps=3, clip_norm=0.5)
-    assert read_options(options, RepairConfig, seed=5) == RepairConfig(steps=3, clip_norm=0.5, seed=5)
+    options = make_parser("seft").parse_args([*COMMANDS[RepairConfig], "--steps", "3", "--warmup-steps", "2"])
+    assert read_options(options, RepairConfig, batch_tokens=1024) == RepairConfig(steps=3, warmup_steps=2)
+    assert read_options(options, RepairConfig, batch_tokens=1024, seed=5) == RepairConfig(
+        steps=3, warmup_steps=2, seed=5
+    )

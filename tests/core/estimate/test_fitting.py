@@ -59,7 +59,7 @@ def training_bytes(model: Dimensions, **repair: Any) -> int:
 
 
 def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Dimensions) -> None:
-    several, one = ({"density": "all", "batch_tokens": tokens} for tokens in (1024, 512))
+    several, one = ({"batch_tokens": tokens, "micro_batch": 1} for tokens in (1024, 512))
     assert training_bytes(model, **several) - training_bytes(model, **one) >= round(4 * 0.4 * model.targets)
     assert training_bytes(model, **one) < training_bytes(model, method="masked_full")
 
@@ -67,7 +67,7 @@ def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Di
 def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: Dimensions) -> None:
     request = {**MINIMAL, "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
     several, one = (
-        JobSpec.model_validate({**request, "repair": {"density": "all", "batch_tokens": tokens}})
+        JobSpec.model_validate({**request, "repair": {"batch_tokens": tokens, "micro_batch": 1, "retain": "none"}})
         for tokens in (1024, 512)
     )
     most = fitting.fit(model, one, gpu(0)).needed_bytes
@@ -77,7 +77,7 @@ def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: 
 
 
 def test_a_gradual_job_has_no_phase_of_pruning_and_sums_the_gradients_of_all_weights(model: Dimensions) -> None:
-    repair = {"density": "all", "batch_tokens": 1024}
+    repair = {"batch_tokens": 1024, "micro_batch": 1}
     gradual, one_shot = (
         memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "prune": {"schedule": name}, "repair": repair}))
         for name in ("gradual", "one_shot")
@@ -103,7 +103,9 @@ def test_a_cpu_counts_all_processes_and_another_device_only_its_tensors(model: D
 
 def test_seft_as_published_needs_the_dense_sum_of_gradients(model: Dimensions) -> None:
     ours, published = (
-        memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": {"variant": variant}}))[Phase.TRAINING]
+        memory_by_phase(model, JobSpec.model_validate({**MINIMAL, "repair": {"variant": variant, "density": 0.005}}))[
+            Phase.TRAINING
+        ]
         for variant in ("improved", "published")
     )
     assert published.device - ours.device == 4 * model.targets

@@ -11,7 +11,15 @@ from core.states import Phase
 from tests.core.conftest import GPU, MakeJob, Sessions
 
 MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
-PHASES = [Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING, Phase.EXPORTING, Phase.UPLOADING]
+PHASES = [
+    Phase.EVALUATING,
+    Phase.WRITING,
+    Phase.PRUNING,
+    Phase.EVALUATING,
+    Phase.TRAINING,
+    Phase.EXPORTING,
+    Phase.UPLOADING,
+]
 
 
 def run(sessions: Sessions, has: Capability) -> None:
@@ -42,12 +50,12 @@ def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_worker
     with sessions.begin() as session:
         measured = timings.load(session)
     same = timings.count_work(spec, 1000, 800)
-    assert timings.estimate_seconds(measured, GPU.device_name, same) == pytest.approx(70)
+    assert timings.estimate_seconds(measured, GPU.device_name, same) == pytest.approx(80)
     longer = spec.model_copy(update={"repair": spec.repair.model_copy(update={"steps": 3 * spec.repair.steps})})
     work = timings.count_work(longer, 1000, 800)
-    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(70 + 20)
+    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(80 + 20)
     work = timings.count_work(spec, 2000, 1600)
-    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(140)
+    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(160)
     assert timings.estimate_seconds(measured, "another kind", same) is None
     other = spec.model_copy(update={"repair": spec.repair.model_copy(update={"method": "spp"})})
     work = timings.count_work(other, 1000, 800)

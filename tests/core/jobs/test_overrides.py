@@ -25,9 +25,9 @@ def test_an_empty_patch_changes_nothing() -> None:
 
 def test_fields_change_at_any_depth_and_null_resets_to_the_default() -> None:
     changed = apply_overrides(ORIGINAL, {"seed": 3, "repair": {"density": None}, "metadata": {"run": None, "of": "1"}})
-    assert (changed.seed, changed.repair.steps, changed.repair.density) == (3, 7, 0.005)
+    assert (changed.seed, changed.repair.steps, changed.repair.density) == (3, 7, "auto")
     assert changed.metadata == {"team": "a", "of": "1"}
-    assert apply_overrides(ORIGINAL, {"repair": None}).repair.steps == 500
+    assert apply_overrides(ORIGINAL, {"repair": None}).repair.steps == 8192
 
 
 def test_a_new_model_drops_the_revision() -> None:

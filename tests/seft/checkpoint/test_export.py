@@ -24,7 +24,7 @@ from tests.tiny import tiny_tokenizer, untrained_tiny
 FACTS = Facts(
     base=Base("owner/tiny", Kind.HUB, "abc123", "apache-2.0"),
     prune=PruneConfig(sparsity=0.5),
-    repair=RepairConfig(steps=20),
+    repair=RepairConfig(steps=20, density=0.005),
     scores={"dense": 10.0, "pruned": 30.25, "repaired": 15.5},
     evaluate=EvaluateConfig(),
     grown_zeros=1234,

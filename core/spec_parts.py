@@ -1,0 +1,240 @@
+"""The parts of a job's request: how the model is pruned, repaired, evaluated and published."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from core.request_fields import Boolean, Integer, Number, Spec
+from seft import config
+from seft.config import (
+    DEFAULT_PRUNER,
+    Compare,
+    DropDecay,
+    PruneMethod,
+    PruneSchedule,
+    Refinement,
+    Variant,
+)
+
+
+class CalibrationSpec(Spec):
+    """The calibration text: pruning measures on it how important each weight is."""
+
+    samples: Integer = Field(default=128, ge=1, le=4096, description="Number of sequences of calibration text.")
+    tokens: Integer = Field(default=2048, ge=2, le=131072, description="Tokens per sequence of calibration text.")
+
+
+class PruneSpec(Spec):
+    """How the model is pruned."""
+
+    method: PruneMethod = Field(
+        default=DEFAULT_PRUNER,
+        description="How the importance of a weight is scored. The least important weights become zero.",
+    )
+    compare: Compare = Field(
+        default=Compare.AUTO,
+        description="Compare the weights of one `row`, of one `layer`, or, with the schedule `gradual`, of the whole"
+        " `model`. `auto` follows the paper of the method.",
+    )
+    refine: Refinement = Field(
+        default=Refinement.NONE, description="`dsnot` improves the choice of zeros after pruning. `none` keeps it."
+    )
+    reconstruct_epochs: Integer = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Passes over the calibration text that train each block to match the dense block; 0 is off.",
+    )
+    reconstruct_learning_rate: Number = Field(
+        default=2e-4, ge=1e-8, le=1.0, description="Learning rate of the passes of `reconstruct_epochs`."
+    )
+    schedule: PruneSchedule = Field(
+        default=PruneSchedule.ONE_SHOT,
+        description="`one_shot` prunes before training. `gradual` raises the sparsity while all nonzeros train; it"
+        " needs the repair method `seft` with the density `all`.",
+    )
+    rise: Number = Field(
+        default=0.7, ge=0.0, le=1.0, description="Fraction of the steps in which the sparsity rises, with `gradual`."
+    )
+    rise_interval: Integer = Field(
+        default=2, ge=1, le=1_000_000, description="Steps between two increases of the sparsity, with `gradual`."
+    )
+    calibration: CalibrationSpec = Field(
+        default_factory=CalibrationSpec,
+        description="Calibration text: pruning measures the importance of weights on it.",
+    )
+
+
+class RepairMethod(StrEnum):
+    """What is trained to repair the pruned model. With `none`, the job only prunes."""
+
+    # An enum cannot be extended, so the members of the library's are repeated here, with its values.
+    SEFT = config.RepairMethod.SEFT
+    FIXED_MASK = config.RepairMethod.FIXED_MASK
+    MASKED_FULL = config.RepairMethod.MASKED_FULL
+    MASKED_LORA = config.RepairMethod.MASKED_LORA
+    SPP = config.RepairMethod.SPP
+    LORA_REPRUNE = config.RepairMethod.LORA_REPRUNE
+    NONE = "none"
+
+
+def _describe_repair(schema: dict[str, Any]) -> None:
+    del schema["required"]  # these fields have defaults that depend on others
+
+
+class RepairSpec(Spec):
+    """How the pruned model is repaired."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_repair)
+
+    method: RepairMethod = Field(
+        default=RepairMethod.SEFT,
+        description="What is trained; `none` only prunes. Only `seft` and `lora_reprune` can move the zeros.",
+    )
+    density: Annotated[Number, Field(ge=1e-6, le=1.0)] | Literal["auto", "all"] = Field(
+        default="auto",
+        description="Number of trained values, as a fraction of the weights in the pruned layers. `all` trains all"
+        " nonzeros in place, with `seft` only. `auto` is `all` with `seft`, except the variant `published`, and"
+        " otherwise 0.005.",
+    )
+    steps: Integer = Field(
+        ge=1,
+        le=1_000_000,
+        description="Number of optimizer steps. By default, training reads about 8 million tokens: the number is"
+        " 8388608 divided by `batch_tokens`.",
+    )
+    learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
+        default="auto", description="Peak learning rate. `auto` chooses it from the method and the density."
+    )
+    update_interval: Integer = Field(
+        default=60,
+        ge=1,
+        le=1_000_000,
+        description="Steps between two topology updates, which exchange some trained weights for others.",
+    )
+    drop_rate: Number = Field(
+        default=0.2,
+        ge=0.0,
+        le=1.0,
+        description="Fraction of the trained weights that the first topology update exchanges.",
+    )
+    drop_decay: DropDecay = Field(
+        default=DropDecay.LINEAR, description="How `drop_rate` decreases to 0 at the last step."
+    )
+    variant: Variant = Field(
+        default=Variant.IMPROVED,
+        description="Rules of `seft`: `improved` are those of this software, `published` those of the paper.",
+    )
+    swap_tokens: Integer = Field(
+        default=0,
+        ge=0,
+        le=1 << 40,
+        description="Tokens between two events that swap zeros and nonzeros, with the density `all`. 0 is off.",
+    )
+    batch_tokens: Integer = Field(
+        ge=2, le=1 << 24, description="Tokens per optimizer step. By default two sequences of `sequence_tokens`."
+    )
+    sequence_tokens: Integer = Field(
+        default=512, ge=2, le=131072, description="Tokens per training sequence. Must divide `batch_tokens`."
+    )
+    micro_batch: Integer = Field(
+        default=2,
+        ge=1,
+        le=4096,
+        description="Number of sequences on the device at a time. Changes memory and speed, not the result.",
+    )
+    clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
+        default=None,
+        description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",
+    )
+    norms_and_biases: Boolean = Field(
+        default=False, description="Also train the weights of norm layers and all biases, with every method."
+    )
+    distill_weight: Number = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Fraction of the loss that compares predictions with those of the dense model; 0 is off.",
+    )
+    hidden_weight: Number = Field(
+        default=0.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight in the loss of the difference to the dense model's hidden states; 0 is off.",
+    )
+    retain: Literal[config.Retain.NONE, config.Retain.WRITTEN] = Field(
+        default=config.Retain.WRITTEN,
+        description="Text on which the model keeps what the dense model predicts: `written` by the dense model, or"
+        " `none`.",
+    )
+    retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
+    retain_tokens: Integer = Field(
+        default=65536, ge=2, le=1 << 22, description="Largest number of tokens of retained text."
+    )
+    evaluate_interval: Integer = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Steps between two evaluations on the held-out text. The best state is published. 0 is off.",
+    )
+    patience: Integer = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_sizes(cls, data: Any) -> Any:
+        """Choose the size of a batch by the length of a sequence, and the number of steps by the size of a batch."""
+        if not isinstance(data, dict):
+            return data
+        default = cls.model_fields["sequence_tokens"].default
+        batch = config.default_batch(_size(data.get("sequence_tokens"), default))
+        batch_tokens = batch if data.get("batch_tokens") is None else data["batch_tokens"]
+        steps = config.default_steps(_size(batch_tokens, batch)) if data.get("steps") is None else data["steps"]
+        return {**data, "batch_tokens": batch_tokens, "steps": steps}
+
+    @property
+    def retains(self) -> bool:
+        """True if a part of each batch is text on which the model keeps the predictions of the dense model."""
+        return self.method is not RepairMethod.NONE and self.retain is not config.Retain.NONE
+
+
+def _size(value: object, default: int) -> int:
+    """Return a number of tokens of a request, or the default if it is not valid."""
+    return int(value) if isinstance(value, int | float) and 2 <= value <= 1 << 24 else default
+
+
+class EvaluateSpec(Spec):
+    """How the dense, the pruned and the repaired model are evaluated."""
+
+    held_out: Number = Field(
+        default=0.1,
+        gt=0.0,
+        lt=1.0,
+        description="Fraction of the dataset's records that is held out from training and used for evaluation.",
+    )
+    tasks: tuple[Literal["perplexity"], ...] = Field(
+        default=("perplexity",), min_length=1, max_length=1, description="Metrics to measure."
+    )
+    windows: Integer = Field(
+        default=20,
+        ge=1,
+        le=4096,
+        description="Number of held-out sequences to evaluate on. If there are fewer, all are used.",
+    )
+    tokens: Integer = Field(default=1024, ge=2, le=131072, description="Tokens per held-out sequence.")
+
+
+class OutputSpec(Spec):
+    """Format of the checkpoint, and how long it is kept."""
+
+    format: Literal["dense"] = Field(
+        default="dense", description="`dense` is a Hugging Face folder in which pruned weights are exactly 0."
+    )
+    retention_days: Integer = Field(
+        default=30, ge=0, le=36500, description="Days after which the checkpoint is deleted; 0 keeps it permanently."
+    )
