@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -76,15 +77,15 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
 
-def table(study: Study, results: Results) -> str:
+def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> str:
     """Return the results of a study as a table in Markdown."""
-    lines = [f"| experiment | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
+    lines = [f"| experiment | {' | '.join(columns)} |", f"| --{' | --' * len(columns)} |"]
     for label, cell in study.items():
         figures = results[cell]
         if figures:
             figures = figures | {"recovered": recovered(cell, figures, results)}
             name = label.replace("|", "\\|")
-            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in COLUMNS)} |")
+            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in columns)} |")
     return "\n".join(lines)
 
 
