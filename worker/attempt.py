@@ -34,6 +34,7 @@ from core.tables import Json
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
+from worker.child_files import RefusedFileError
 from worker.files import Files
 from worker.ledger import Ledger
 from worker.lifecycle import Lifecycle, State
@@ -126,6 +127,8 @@ class Supervisor:
                 self._step()
         except AttemptError as error:
             self._fail(error)
+        except RefusedFileError as error:
+            self._fail(AttemptError("protocol_broken", f"The training process wrote files that are refused: {error}."))
         except StorageFullError as error:
             self._pause_for_space(Reason.STORAGE_FULL, str(error), 0)
         except TransferError as error:
