@@ -94,7 +94,7 @@ class Files:
             checkpoint_seconds=self.settings.checkpoint_seconds,
             micro_batch=self.attempt.micro_batch,
             hub_cache_bytes=self.settings.hub_cache_bytes,
-            private=self._fetch_private_model(),
+            downloaded=self._fetch_private_model(),
         ).write(self.folder)
         if self.attempt.stop_step is not None:
             self.request_early_stop(self.attempt.stop_step)
