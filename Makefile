@@ -44,7 +44,7 @@ down: $(READY) ## stop that stack and keep its data
 
 secrets: ## write .env with new secrets for docker-compose.yml; fails if .env exists
 	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; \
-		for name in DATABASE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
+		for name in DATABASE_PASSWORD DATABASE_SERVICE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
 backup: ## save database and bucket of the Docker stack to backup/, or to FOLDER=

@@ -18,7 +18,7 @@ from core.access.keys import Scope
 from core.infra import bucket_backup, logging
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.settings import Settings
+from core.settings import DatabaseSettings, Settings
 
 SHUTDOWN_SECONDS = 5
 """Seconds that open requests get to finish at shutdown. Event streams are cut off then, because they do not end."""
@@ -67,7 +67,7 @@ def create_key(
     scope: Annotated[Scope, typer.Option(help="What the key may do.")] = Scope.ADMIN,
 ) -> None:
     """Create an API key and print it. The key is shown only once; only its hash is stored."""
-    engine = make_engine(Settings())
+    engine = make_engine(DatabaseSettings())
     with make_sessions(engine).begin() as session:
         _, secret = keys.issue(session, tenant, name, scope)
     engine.dispose()

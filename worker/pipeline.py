@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from core.models import hub_cache
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Facts
@@ -35,7 +34,7 @@ from seft.devices import choose_device
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, downloaded, fetch, find
+from seft.models.source import ModelSource, downloaded, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
@@ -110,10 +109,6 @@ class Pipeline:
         configure_torch(self.task.threads)
         self._progress(Stage.LOADING, 0.0)
         source = self._source()
-        with hub_cache.using(source, self.task.hub_cache_bytes):
-            self._run(source)
-
-    def _run(self, source: ModelSource) -> None:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
@@ -134,8 +129,8 @@ class Pipeline:
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated))
 
     def _source(self) -> ModelSource:
-        spec, private = self.task.spec, self.task.private
-        ask_hub = None if private is None else lambda reference, _: downloaded(reference, private)
+        spec, folder = self.task.spec, self.task.downloaded
+        ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:
@@ -145,7 +140,6 @@ class Pipeline:
         least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
         spec = self.task.spec
-        fetch(source)  # a download may take hours, so it must be done before the first message about reading
         self.send(Reading(records=0))
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         tokenizer = load_tokenizer(source)

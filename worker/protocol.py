@@ -53,8 +53,9 @@ class Task(_Part):
     """Number of sequences on the device at a time, or None to use the value of the request."""
     hub_cache_bytes: int = 0
     """Maximum size of the cache of hub models; 0 means no limit."""
-    private: Path | None = None
-    """Folder of a private hub model that the worker has downloaded, or None for any other model."""
+    downloaded: Path | None = None
+    """Folder of a hub model, named after its commit, or None if the model is not one of the hub. The worker downloads
+    a private model. The training process itself fetches any other before it starts to train."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":

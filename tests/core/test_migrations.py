@@ -14,8 +14,16 @@ from core.infra.database import make_engine, make_sessions
 from core.jobs import fairness, jobs
 from core.settings import Settings
 from core.tables import Base
+from local.servers import Servers
 from migrations import HERE, downgrade, upgrade
+from tests.conftest import as_owner
 from tests.worker.conftest import wait_for
+
+
+@pytest.fixture
+def settings(settings: Settings, servers: Servers) -> Settings:
+    """The owner of the database runs the migrations."""
+    return as_owner(servers, settings)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def check_log(service: Service, job_id: str) -> None:
 
 
 def check_trace(service: Service, job_id: str) -> None:
-    """One trace covers the request, the attempt and the publishing, in three processes."""
+    """One trace covers the request, the attempt and the publishing, in two processes."""
 
     def attempts() -> list[Span]:
         return [span for span in service.collector.spans if span.attributes.get("seft.job") == job_id]
@@ -111,7 +111,7 @@ def check_trace(service: Service, job_id: str) -> None:
     below = {(span.process, span.name) for span in spans.values() if span.parent == attempt.id}
     phases = ("loading", "evaluating", "writing", "pruning", "training", "exporting")
     assert below == {
-        *(("seft-training", phase) for phase in phases),
+        *(("seft-worker", phase) for phase in phases),
         *(("seft-worker", name) for name in ("claim", "uploading", "publish")),
     }
     assert attempt.attributes["seft.outcome"] == "attempt.succeeded"

@@ -333,16 +333,17 @@ def test_a_storage_that_rejects_writes_fails_the_attempt_at_its_first_state(back
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
 
 
-def test_the_training_process_gets_none_of_the_settings(
+def test_the_training_process_gets_no_settings_and_no_other_variables(
     backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SEFT_S3_SECRET_KEY", "secret")
+    for name in ("SEFT_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "UNKNOWN"):
+        monkeypatch.setenv(name, "secret")
     with Running(supervisor(backend, "save_when_asked")) as attempt:
         wait_for(lambda: backend.job(job_id).phase == Phase.TRAINING)
         names = (attempt.files.folder / "environment").read_text().split()
         assert "PATH" in names
         assert names[-1] == str(attempt.files.folder), "temporary files are deleted with the job"
-        assert not [name for name in names if name.startswith("SEFT_")]
+        assert not [name for name in names if name.startswith(("SEFT_", "AWS_", "UNKNOWN"))]
         assert "secret" not in (attempt.files.folder / "job.json").read_text()
 
 

@@ -1,6 +1,7 @@
 """The memory estimate of a job matches its process, on a model that needs more memory than the process itself."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from core.specs import JobSpec
 from core.states import Phase
 from seft.models.shapes import shapes
 from seft.models.source import find
-from worker.process import _environment
+from worker import environment
 from worker.protocol import DATA, Task
 
 CUDA_BUILD_BYTES = 130_000_000
@@ -82,7 +83,11 @@ def test_the_memory_of_every_phase_is_within_fifteen_percent_of_the_estimate(
     ).write(job)
     command = [sys.executable, "-m", "tests.worker.peaks", str(job)]
     result = subprocess.run(
-        command, env=_environment(), stdout=subprocess.PIPE, check=True, cwd=Path(__file__).parents[2]
+        command,
+        env=environment.of_training(environment.of_child(os.environ, tmp_path), tmp_path),
+        stdout=subprocess.PIPE,
+        check=True,
+        cwd=Path(__file__).parents[2],
     )
     peaks = json.loads(result.stdout)
     source = find("model", roots=[tmp_path])
