@@ -176,7 +176,7 @@ class Pipeline:
         or if the disk has no space for the state and the checkpoint.
         """
         if self.repair:
-            self.retained = stages.retained_text(loaded, self.repair, text.opening, [], self._reporter())
+            self.retained = stages.retained_text(loaded, self.repair, text.opening, None, self._reporter())
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:
