@@ -127,7 +127,9 @@ def authenticated(
     Raises UNAUTHENTICATED if the request has no valid key, RATE_LIMITED if the key has made too many requests, and
     FORBIDDEN if the method needs a higher scope than the key has.
     """
-    return make_caller(request, services, _verified(request, services, credentials))
+    caller = make_caller(request, services, _verified(request, services, credentials))
+    require_scope(caller, scope_for(request))
+    return caller
 
 
 def scraping(
@@ -139,7 +141,9 @@ def scraping(
 
     Raises the same errors as `authenticated`.
     """
-    return make_caller(request, services, _verified(request, services, credentials), Scope.METRICS)
+    caller = make_caller(request, services, _verified(request, services, credentials))
+    require_scope(caller, Scope.METRICS)
+    return caller
 
 
 def _verified(request: Request, services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
@@ -161,19 +165,21 @@ def _verified(request: Request, services: Services, credentials: HTTPAuthorizati
     return key
 
 
-def make_caller(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
-    """Count the request against the key's rate limit and return its caller.
+def make_caller(request: Request, services: Services, key: ApiKey) -> Caller:
+    """Count the request against the key's rate limit and return its caller. The scope of the key is not checked.
 
-    Raises RATE_LIMITED if the key has made too many requests, and FORBIDDEN if its scope does not include `needed`.
-    By default, `needed` is `read` for methods that only read, and `write` for all others.
+    Raises RATE_LIMITED if the key has made too many requests.
     """
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
         limit = f"This key may send {services.settings.rate_limit:g} requests per second."
         raise ProblemError(Code.RATE_LIMITED, f"{limit} Retry in {ceil(wait)} s.", retry_after=ceil(wait))
-    caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    require_scope(caller, needed or (Scope.READ if request.method in READ_METHODS else Scope.WRITE))
-    return caller
+    return Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
+
+
+def scope_for(request: Request) -> Scope:
+    """Return the scope that a request with this method needs: `read` for methods that only read, else `write`."""
+    return Scope.READ if request.method in READ_METHODS else Scope.WRITE
 
 
 Scraper = Annotated[Caller, Depends(scraping)]
@@ -220,10 +226,12 @@ Admin = Annotated[Caller, Depends(administrator)]
 def require_scope(caller: Caller, needed: Scope) -> None:
     """Raise FORBIDDEN if the caller's scope does not include `needed`."""
     if not caller.scope.allows(needed):
+        creator = "The operator" if needed is Scope.METRICS else "A key with the scope admin"
+        command = "`python -m api keys create --scope metrics`" if needed is Scope.METRICS else "POST /keys"
         raise ProblemError(
             Code.FORBIDDEN,
-            f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. A key with"
-            " the scope admin can create one with POST /keys.",
+            f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. {creator}"
+            f" can create one with {command}.",
         )
 
 

@@ -10,10 +10,13 @@ the same settings and code is not run again. So an interrupted study resumes.
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,10 +26,11 @@ import torch
 
 from benchmarks.cells import Bench, Cell, Figures, code_hash, completed, key
 from benchmarks.plots import plot
+from benchmarks.recipes import RECIPES, WANDA
 from benchmarks.studies import STUDIES, Study
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-COLUMNS = ("wikitext2", "gsm8k", "accuracy", "trained", "seconds", "peak_bytes")
+COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", "peak_bytes")
 
 
 def main() -> None:
@@ -73,22 +77,41 @@ class Results:
             file.write(json.dumps(row) + "\n")
 
 
-def table(study: Study, results: Results) -> str:
+def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> str:
     """Return the results of a study as a table in Markdown."""
-    lines = [f"| experiment | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
+    lines = [f"| experiment | {' | '.join(columns)} |", f"| --{' | --' * len(columns)} |"]
     for label, cell in study.items():
         figures = results[cell]
         if figures:
+            figures = figures | {"recovered": recovered(cell, figures, results)}
             name = label.replace("|", "\\|")
-            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in COLUMNS)} |")
+            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in columns)} |")
     return "\n".join(lines)
+
+
+def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
+    """Return which part of the loss between Wanda and the ceiling a repair removes on its own text.
+
+    The ceiling is the dense model after the same number of steps on the same text. Returns None for another kind of
+    experiment, and if one of these two has no result.
+    """
+    if cell.prune is None or cell.repair is None:
+        return None
+    sizes = {name: getattr(cell.repair, name) for name in ("steps", "batch_tokens", "sequence_tokens", "micro_batch")}
+    ceiling = results[Cell(None, replace(RECIPES["ceiling"].config(1e-3), **sizes), text=cell.text)]
+    wanda = replace(WANDA, sparsity=cell.prune.sparsity, pattern=cell.prune.pattern)
+    pruned = results[Cell(wanda, text=cell.text)]
+    if ceiling is None or pruned is None:
+        return None
+    before, best, after = (each[cell.text] for each in (pruned, ceiling, figures))
+    return math.log(before / after) / math.log(before / best)
 
 
 def _shown(name: str, value: float | None) -> str:
     match name:
         case _ if value is None:
             return ""
-        case "accuracy":
+        case "accuracy" | "recovered":
             return f"{value:.1%}"
         case "peak_bytes":
             return f"{value / 1e6:,.0f} MB"

@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         default=None,
         description="Key that encrypts tenants' hub tokens (32 characters or more). Without it, they are rejected.",
     )
+    old_secret_keys: list[Annotated[SecretStr, Field(min_length=32)]] = Field(
+        default=[],
+        description="Earlier values of `SEFT_SECRET_KEY`, as a JSON list. They only decrypt, until all hub tokens are"
+        " encrypted with the new key.",
+    )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(default=8000, ge=1, le=65535, description="Port that the API listens on.")

@@ -134,11 +134,17 @@ def start_repair(
     `alive` is called regularly during each held-out evaluation, and may raise an exception to stop.
     """
     teacher = load_teacher() if config.distills else None
+    kept, measured = split_retained(retained) if retained else (None, None)
     judge = None
     if config.evaluate_interval and held_out is not None:
-        judge = partial(mean_loss, loaded.model, held_out, alive)
-    kept = split_retained(retained)[0] if retained else None
+        judge = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, alive)
     return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, judge=judge)
+
+
+def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, alive: Reporter) -> float:
+    """Return the mean loss on held-out text. With retained text, its loss has the weight that it has in training."""
+    loss = mean_loss(model, held_out, alive)
+    return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, alive)
 
 
 def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:

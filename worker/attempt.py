@@ -164,7 +164,7 @@ class Supervisor:
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
-            message = f"{error.message} Set SEFT_SECRET_KEY of this worker to the value that the API has."
+            message = f"{error.message} Give this worker the same SEFT_SECRET_KEY and SEFT_OLD_SECRET_KEYS as the API."
             raise AttemptError("hub_token_sealed", message) from error
 
     def _start(self, gone: GoneError | None) -> None:

@@ -92,7 +92,8 @@ class Files:
         if encrypted_token is None or attempt.model_files:
             return None
         spec, roots = attempt.spec, self.settings.model_roots
-        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).decrypt(encrypted_token))
+        encryption = Encryption(self.settings)
+        ask_hub = partial(find_on_hub, token=lambda: encryption.decrypt(encrypted_token, attempt.tenant))
         source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
         if source.token is None:
             return None

@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from seft.client.steps import flow, operation
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- made from the code -->", "<!-- end -->"
+STUDIED = "SmolLM2-135M-Instruct.Q4_1.gguf"
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -73,10 +75,20 @@ def exits_table() -> str:
     return _table(("exit code", "meaning"), [(str(int(code)), code.meaning) for code in Exit])
 
 
-MADE = {
+def study_table(name: str) -> str:
+    """Return the table of a study of repair quality. Seconds are left out, because other programs were running."""
+    from benchmarks.quality import RESULTS, Results, table  # it loads torch
+    from benchmarks.studies import STUDIES
+
+    columns = ("wikitext2", "gsm8k", "recovered", "trained", "peak_bytes")
+    return table(STUDIES[name](), Results(RESULTS, STUDIED, any_code=True), columns) + "\n"
+
+
+MADE: dict[str, list[Callable[[], str]]] = {
     "configuration.md": [settings_table],
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
+    "results.md": [partial(study_table, name) for name in ("bases", "methods", "retention", "swaps", "ablations")],
 }
 
 

@@ -38,10 +38,11 @@ def test_an_estimate_counts_the_model_and_asks_every_worker_that_lives(
     sizes = {name: shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in SHAPES.items()}
     assert estimate["parameters"] == sum(sizes.values())
     assert estimate["target_weights"] == BLOCKS * sum(rows * cols for rows, cols in LINEARS.values())
-    assert (estimate["steps"], estimate["tokens"]["training"]) == (7, 7 * 16384)
+    assert (estimate["steps"], estimate["tokens"]["training"]) == (7, 7 * 1024)
     assert [stage["phase"] for stage in estimate["memory"]] == [
         "loading",
         "evaluating",
+        "writing",
         "pruning",
         "training",
         "exporting",

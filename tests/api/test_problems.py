@@ -21,7 +21,7 @@ def test_every_code_has_a_status_and_a_title() -> None:
 
 AS_JSON = {"Content-Type": "application/json"}
 
-GRADUAL: Json = {"prune": {"schedule": "gradual"}}
+GRADUAL: Json = {"prune": {"schedule": "gradual"}, "repair": {"density": 0.005}}
 FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"sparsty": 0.5}, "sparsty", "no such field", "0.5", "Did you mean 'sparsity'? Known fields: model"),
     ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
@@ -43,7 +43,7 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", "multiple of sequence_tokens", "1000", "Try 1024."),
     (GRADUAL, "repair.density", "must be all with the schedule gradual", "0.005", "Use the method seft with density"),
     (GRADUAL | {"repair": {"method": "none"}}, "repair.method", "must be seft", "'none'", "or the schedule one_shot."),
-    ({"repair": {"swap_tokens": 5}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
+    ({"repair": {"swap_tokens": 5, "density": 0.1}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
     ({"prune": {"method": "ria", "compare": "model"}}, "prune.compare", "must not be model", "'model'", "Use row"),
     ({"prune": {"method": "magic"}}, "prune.method", "'wanda'", "'magic'", "The default is 'admm'."),
     ({"evaluate": {"tasks": ["x"]}}, "evaluate.tasks.0", "'perplexity'", "'x'", "Metrics to measure"),

@@ -52,7 +52,7 @@ def test_form_accepts_a_word_as_density_and_shows_a_contradiction_at_its_field(
     browser: Browser, client: TestClient, filled: Json
 ) -> None:
     gradual = {**filled, "prune.schedule": "gradual"}
-    response = browser.post(f"{ROOT}/jobs", data=gradual)
+    response = browser.post(f"{ROOT}/jobs", data={**gradual, "repair.density": "0.1"})
     assert response.status_code == 422
     assert "must be all with the schedule gradual" in visible(response.text)
     job = created_job(client, browser.post(f"{ROOT}/jobs", data={**gradual, "repair.density": "all"}))
