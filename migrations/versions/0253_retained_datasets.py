@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0252"
-down_revision = "0251"
+revision = "0253"
+down_revision = "0252"
 
 COLUMN, INDEX = "retain_dataset_id", "jobs_by_retained"
 
