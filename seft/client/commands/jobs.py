@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seft.client.responses import Event, Job
+from seft.client.responses import Event, Job, Json
 from seft.client.shell import (
     AsJson,
     Exit,
@@ -46,18 +46,18 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a job."""
-    spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
+    retained = [] if retain_dataset is None else [f"repair.retain_dataset={retain_dataset}"]
+    spec: Json = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
+    spec |= assigned([*(settings or []), *retained])
     for option, text in (("--dataset", dataset), ("--retain-dataset", retain_dataset)):
         if text is not None and not Path(text).is_file() and not text.startswith("file_"):
             rule = f"{text!r} is neither a file nor the id of a dataset. Ids begin with file_."
             raise typer.BadParameter(rule, param_hint=option)
-    if retain_dataset is not None and not isinstance(spec.get("repair", {}), dict):
-        raise typer.BadParameter("repair must be set by its fields, such as repair.steps=100.", param_hint="--set")
     with connected(as_json, patient=watch) as service:
         spec["dataset"] = _uploaded(service, dataset)
         if retain_dataset is not None:
-            retained = _uploaded(service, retain_dataset)
-            spec["repair"] = {"retain": "dataset", **spec.get("repair", {}), "retain_dataset": retained}
+            dataset_id = _uploaded(service, retain_dataset)
+            spec["repair"] = {"retain": "dataset", **spec["repair"], "retain_dataset": dataset_id}
         job = service.create_job(spec, idempotency_key=idempotency_key)
         _tell(job, as_json)
         if watch:
