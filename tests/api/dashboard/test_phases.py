@@ -11,7 +11,7 @@ from core.jobs.attempts import Attempt, Fault
 from core.states import Phase
 from tests.api.dashboard.conftest import Browser, visible
 
-PHASES = (Phase.LOADING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
+PHASES = (Phase.LOADING, Phase.WRITING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def shown_phases(browser: Browser, attempt: Attempt) -> list[tuple[str, str, str
 def test_phases_are_done_current_or_pending_and_repeated_runs_are_added_up(browser: Browser, training: Attempt) -> None:
     assert shown_phases(browser, training) == [
         ("done", "loading", "10 s"),
+        ("done", "writing", "10 s"),
         ("done", "pruning", "10 s"),
         ("current", "training", "…"),
         ("done", "evaluating", "20 s"),

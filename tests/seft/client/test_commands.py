@@ -182,7 +182,7 @@ def test_a_file_to_retain_is_uploaded_and_named_in_the_request(shell: Shell, dat
     words = ("--dataset", str(data), "--retain-dataset", uploaded, "--set", "repair.retain=none")
     refused = shell.run("jobs", "create", "--model", "tiny", "--sparsity", "0.6", *words)
     assert refused.exit_code == Exit.REFUSED
-    assert "repair.retain_dataset must be left out if retain is none" in " ".join(refused.stderr.split())
+    assert "repair.retain_dataset: must be left out if retain is none" in " ".join(refused.stderr.split())
 
 
 def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
