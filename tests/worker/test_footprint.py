@@ -23,11 +23,11 @@ CUDA_BUILD_BYTES = 130_000_000
 REPAIR: dict[str, Any] = {"steps": 2, "batch_tokens": 1024, "sequence_tokens": 512, "micro_batch": 2}
 WANDA: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 2, "tokens": 256}}
 JOBS: dict[str, dict[str, Any]] = {
-    "seft": {"prune": WANDA, "repair": REPAIR},
-    "all nonzeros in one micro-batch": {"prune": WANDA, "repair": {**REPAIR, "density": "all"}},
+    "seft": {"prune": WANDA, "repair": {**REPAIR, "density": 0.005, "retain": "none"}},
+    "all nonzeros in one micro-batch, and written text": {"prune": WANDA, "repair": REPAIR},
     "rise with several micro-batches and a best state": {
         "prune": {"schedule": "gradual"},
-        "repair": {**REPAIR, "density": "all", "micro_batch": 1, "evaluate_interval": 1},
+        "repair": {**REPAIR, "micro_batch": 1, "evaluate_interval": 1, "retain": "none"},
     },
 }
 

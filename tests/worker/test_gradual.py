@@ -34,7 +34,13 @@ from worker.protocol import (
 )
 
 STEPS = 8
-REPAIR: dict[str, Any] = {"steps": STEPS, "batch_tokens": 192, "sequence_tokens": 96, "density": "all"}
+REPAIR: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_tokens": 192,
+    "sequence_tokens": 96,
+    "micro_batch": 1,
+    "retain": "none",
+}
 RETAIN: dict[str, Any] = {"retain": "written", "retain_tokens": 8 * 96}
 GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual", "rise": 0.5, "rise_interval": 2}, "repair": REPAIR}
 ONE_SHOT: dict[str, Any] = {"repair": REPAIR}
@@ -111,8 +117,8 @@ def test_a_gradual_job_is_not_pruned_before_training_and_has_no_score_of_a_prune
     facts = Record.read(run.folder / RESULT).facts
     assert (facts.prune.schedule, facts.calibration_sha256) == (PruneSchedule.GRADUAL, None)
     assert facts.repair
-    assert facts.repair.density == "all"
-    assert json.loads((run.folder / RESULT / "sparsity.json").read_bytes())["facts"]["repair"]["density"] == "all"
+    assert facts.repair.trains_all
+    assert json.loads((run.folder / RESULT / "sparsity.json").read_bytes())["facts"]["repair"]["density"] == "auto"
     card = (run.folder / RESULT / "README.md").read_text()
     assert "while all nonzero weights among these were trained" in card
     assert "in one shot" not in card

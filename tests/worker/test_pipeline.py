@@ -43,7 +43,15 @@ SPEC: dict[str, Any] = {
     "dataset": "file_" + "0" * 26,
     "sparsity": 0.6,
     "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
-    "repair": {"steps": 8, "batch_tokens": 192, "sequence_tokens": 96, "update_interval": 3, "density": 0.02},
+    "repair": {
+        "steps": 8,
+        "batch_tokens": 192,
+        "sequence_tokens": 96,
+        "micro_batch": 1,
+        "update_interval": 3,
+        "density": 0.02,
+        "retain": "none",
+    },
     "evaluate": {"windows": 3, "tokens": 96},
 }
 

@@ -183,7 +183,7 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
     assert estimate().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, peak in {fit['phase']}")
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
     assert text.startswith("Fits on no worker : training needs")
-    assert "It fits with repair.micro_batch = " in text
+    assert "It fits with repair.batch_tokens = " in text
     assert client.get("/jobs").json()["data"] == []
 
 

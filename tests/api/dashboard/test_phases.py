@@ -11,7 +11,7 @@ from core.jobs.attempts import Attempt, Fault
 from core.states import Phase
 from tests.api.dashboard.conftest import Browser, visible
 
-PHASES = (Phase.LOADING, Phase.WRITING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
+PHASES = (Phase.LOADING, Phase.EVALUATING, Phase.WRITING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
 
 
 @pytest.fixture
