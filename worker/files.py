@@ -22,7 +22,7 @@ from core.tables import Json
 from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
-from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
+from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_open
 
 MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20
@@ -60,8 +60,9 @@ class Files:
         return f"{self.prefix}{RESULT}/"
 
     def dataset_bytes(self) -> int:
-        """Return the size of the dataset. It must have been fetched."""
-        return (self.folder / DATA).stat().st_size
+        """Return the size of the dataset and of the dataset to retain. They must have been fetched."""
+        names = [DATA, *([RETAIN_DATA] if self.attempt.retained else [])]
+        return sum((self.folder / name).stat().st_size for name in names)
 
     def fetch(self) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
@@ -73,6 +74,9 @@ class Files:
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
         self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
+        if self.attempt.retained:
+            key, sha256 = self.attempt.retained
+            self.transfers.download(key, self.folder / RETAIN_DATA, sha256)
         resume, gone = self.attempt.resume, None
         try:
             for file in (resume or {"files": []})["files"]:
@@ -87,6 +91,7 @@ class Files:
         Task(
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
+            retained_sha256=self.attempt.retained[1] if self.attempt.retained else None,
             resume=resume["step"] if resume else None,
             model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,
