@@ -59,15 +59,26 @@ def require_same_origin(request: Request) -> None:
         )
 
 
-def signed_in(request: Request, services: CurrentServices) -> Visitor:
+async def sent_token(request: Request, services: CurrentServices) -> str:
+    """Return the token of the session that the request has sent. It is not verified yet.
+
+    Raises SignInNeededError if there is none, and RATE_LIMITED if the network has sent too many unknown ones. It is
+    async for the same reason as `api.deps.sent_key`.
+    """
+    token = request.cookies.get(COOKIE, "")
+    if not token:
+        raise SignInNeededError
+    services.unknown_callers.require_below_limit(network_of(request), token)
+    return token
+
+
+def signed_in(request: Request, services: CurrentServices, token: Annotated[str, Depends(sent_token)]) -> Visitor:
     """Return the person who is signed in, and count the request against the rate limit of the key.
 
     Raises SignInNeededError if nobody is signed in, FORBIDDEN if the key's scope is not enough, and RATE_LIMITED if
-    the key has made too many requests, or the network too many with unknown sessions.
+    the key has made too many requests. The limit of `sent_token` is checked again, as in `api.deps`.
     """
-    token, network = request.cookies.get(COOKIE, ""), network_of(request)
-    if not token:
-        raise SignInNeededError
+    network = network_of(request)
     services.unknown_callers.require_below_limit(network, token)
     with services.sessions.begin() as session:
         visit = sign_ins.authenticate(session, token)
