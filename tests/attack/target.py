@@ -177,7 +177,8 @@ class Costs:
     def __init__(self, target: Target) -> None:
         self.target, self.stop = target, threading.Event()
         self.victim = target.client("victim")
-        self.slowest = {"/readyz": 0.0, "/jobs": 0.0}
+        self.slowest = {"/readyz": (0.0, 0.0), "/jobs": (0.0, 0.0)}
+        """Seconds of the slowest answer per path, and how many of them the API waited for a processor."""
         self.failed: list[str] = []
         self.most_children = 0
         Path(f"/proc/{target.pid}/clear_refs").write_text("5")  # resets the peak
@@ -187,12 +188,13 @@ class Costs:
         """Ask for each path until the end of the block."""
         while not self.stop.wait(0.05):
             for path in self.slowest:
-                began = time.monotonic()
+                began, waited = time.monotonic(), self._waited()
                 try:
                     status = str(self.victim.get(path).status_code)
                 except HTTPError as error:
                     status = type(error).__name__
-                self.slowest[path] = max(self.slowest[path], time.monotonic() - began)
+                seconds = time.monotonic() - began
+                self.slowest[path] = max(self.slowest[path], (seconds, self._waited() - waited))
                 self.failed += [f"{path} {status}"] if status != "200" else []
                 self.most_children = max(self.most_children, len(self.target.children()))
 
@@ -200,6 +202,11 @@ class Costs:
     def megabytes(self) -> float:
         """How much the API's memory has grown at most, in MB."""
         return (self._peak() - self.before) / 1000
+
+    def _waited(self) -> float:
+        """Return the seconds that the main thread of the API was ready to run, but other programs ran."""
+        statistics = Path(f"/proc/{self.target.pid}/schedstat")
+        return int(statistics.read_text().split()[1]) / 1e9 if statistics.exists() else 0.0
 
     def _peak(self) -> int:
         status = Path(f"/proc/{self.target.pid}/status").read_text()

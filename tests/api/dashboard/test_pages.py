@@ -182,7 +182,7 @@ def test_job_without_metrics_shows_its_error_and_no_empty_charts(
 def test_page_of_a_gradual_job_shows_the_rise_and_nothing_of_a_pruned_model(
     browser: Browser, client: TestClient, sessions: sessionmaker[Session], body: Json
 ) -> None:
-    jobs = {
+    jobs: dict[str, Json] = {
         "gradual": {"prune": {"schedule": "gradual"}},
         "all": {},
         "seft": {"repair": {"density": 0.005}},
