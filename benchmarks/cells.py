@@ -37,7 +37,7 @@ from seft.prune.loop import prune_model
 from seft.repair import Repair
 from seft.report import Evolved, Step
 from seft.retain import load_retained, opening_tokens, save_retained, split_retained
-from seft.stages import retained_text
+from seft.stages import retained_text, windows_to_retain
 
 TextName = Literal["wikitext2", "gsm8k"]
 TRAINED = {"wikitext2": "wikitext2_valid.txt", "gsm8k": "gsm8k_train.jsonl"}
@@ -156,8 +156,10 @@ class Bench:
         assert path
         assert config
         loaded = load(self.source, dtype=getattr(torch, cell.dtype))
-        records = encode(self._records(RETAINED), loaded.tokenizer) if config.retain is Retain.DATASET else []
-        retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), records)
+        dataset = None
+        if config.retain is Retain.DATASET:
+            dataset = windows_to_retain(encode(self._records(RETAINED), loaded.tokenizer), config)
+        retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), dataset)
         assert retained
         save_retained(retained, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)

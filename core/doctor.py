@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, func, inspect, select
 
 from core import ids
-from core.infra import devices
+from core.infra import devices, sandbox
 from core.infra.database import make_engine
 from core.infra.storage import Storage
 from core.settings import Settings
@@ -247,6 +247,14 @@ def device(settings: Settings) -> str:
     return f"{driver or 'a device'}; {build} for CUDA {torch['cuda']}"
 
 
+def training_sandbox(_: Settings) -> str:
+    """Check that the kernel and the container engine offer everything that confines a training process."""
+    if flaws := sandbox.missing():
+        fix = "Use a newer kernel, or a container engine whose seccomp profile allows Landlock (Docker 23 or newer)."
+        raise CheckFailed("this machine lacks " + "; ".join(flaws), fix, State.NOTE)
+    return f"Landlock version {sandbox.landlock_abi()} and seccomp confine training processes"
+
+
 CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     "database": (database, "Check that Postgres runs and that SEFT_DATABASE_URL has its host, user and password."),
     "clock": (clock, "Fix the database first."),
@@ -257,6 +265,7 @@ CHECKS: dict[str, tuple[Callable[[Settings], str], str]] = {
     ),
     "disk": (disk, "Set SEFT_SCRATCH to a folder that the worker's user can write."),
     "models": (models, "Set SEFT_MODEL_ROOTS to existing folders that the service's user can read."),
+    "sandbox": (training_sandbox, "Run the worker on Linux on x86-64 or aarch64."),
     "device": (device, "Repair the NVIDIA driver, or reinstall torch."),
 }
 """All checks: name -> the check and its default advice, which is shown if the check itself gives none."""

@@ -8,12 +8,25 @@ from pydantic import Field, PostgresDsn, RedisDsn, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-class Settings(BaseSettings):
-    """Settings of the service. `docs/configuration.md` is generated from them."""
+class DatabaseSettings(BaseSettings):
+    """Settings of commands that need only the database, so that they get no other secret."""
 
     model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True, hide_input_in_errors=True)
 
-    database_url: PostgresDsn = Field(description="URL of Postgres: `postgresql://user:password@host:port/name`.")
+    database_url: PostgresDsn = Field(
+        description="URL of Postgres: `postgresql://user:password@host:port/name`. For the migrations, its user must"
+        " own the tables."
+    )
+    service_database_url: PostgresDsn | None = Field(
+        default=None,
+        description="URL of the same database for the API and the workers, with a different user. The migrations create"
+        " this user with access to rows only, and set its password. Only migrations read it.",
+    )
+
+
+class Settings(DatabaseSettings):
+    """Settings of the service. `docs/configuration.md` is generated from them."""
+
     broker_url: RedisDsn = Field(
         description="URL of Valkey or Redis. It carries notifications only and can be emptied at any time."
     )
@@ -31,6 +44,11 @@ class Settings(BaseSettings):
     secret_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
         default=None,
         description="Key that encrypts tenants' hub tokens (32 characters or more). Without it, they are rejected.",
+    )
+    old_secret_keys: list[Annotated[SecretStr, Field(min_length=32)]] = Field(
+        default=[],
+        description="Earlier values of `SEFT_SECRET_KEY`, as a JSON list. They only decrypt, until all hub tokens are"
+        " encrypted with the new key.",
     )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")

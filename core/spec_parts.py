@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec
 from seft import config
 from seft.config import (
@@ -163,10 +164,14 @@ class RepairSpec(Spec):
         le=100.0,
         description="Weight in the loss of the difference to the dense model's hidden states; 0 is off.",
     )
-    retain: Literal[config.Retain.NONE, config.Retain.WRITTEN] = Field(
+    retain: config.Retain = Field(
         default=config.Retain.WRITTEN,
-        description="Text on which the model keeps what the dense model predicts: `written` by the dense model, or"
-        " `none`.",
+        description="Text on which the model keeps what the dense model predicts: `written` by the dense model, the"
+        " `dataset` in `retain_dataset`, or `none`.",
+    )
+    retain_dataset: Annotated[str, Field(pattern=ids.pattern("file"))] | None = Field(
+        default=None,
+        description="Id of an uploaded dataset to retain, if `retain` is `dataset`. It must not be the `dataset`.",
     )
     retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
     retain_tokens: Integer = Field(

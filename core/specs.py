@@ -19,7 +19,7 @@ from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec, StorableText
 from core.spec_parts import EvaluateSpec, OutputSpec, PruneSpec, RepairMethod, RepairSpec
 from seft import config
-from seft.config import Allocation, PruneSchedule, SparsityOf
+from seft.config import Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
 SPEC_VERSION = 8
@@ -132,9 +132,24 @@ class JobSpec(Spec):
                 way_out = "Use the method seft with density all, or the schedule one_shot."
                 raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
             config.require_repair_of(prune, repair)
+            self._require_retained_dataset()
         except ConfigError as error:
             raise _located(error) from error
         return self
+
+    def _require_retained_dataset(self) -> None:
+        """Raise ConfigError if no dataset is to be retained and there is one, or the other way round."""
+        retains, dataset = self.repair.retain is Retain.DATASET, self.repair.retain_dataset
+        if retains and dataset is None:
+            way_out = "Use the id of a dataset, or set retain to written or none."
+            raise ConfigError("retain_dataset", "must be given if retain is dataset", None, way_out)
+        if dataset is not None and not retains:
+            way_out = "Leave it out, or set retain to dataset."
+            rule = f"must be left out if retain is {self.repair.retain}"
+            raise ConfigError("retain_dataset", rule, dataset, way_out)
+        if dataset == self.dataset:
+            way_out = "Use another dataset, or set distill_weight to learn the dense model's predictions for this one."
+            raise ConfigError("retain_dataset", "must be another dataset than the one in dataset", dataset, way_out)
 
     def prune_config(self) -> config.PruneConfig:
         """Return the pruning settings of the library. Fields of the same name have the same meaning."""
@@ -152,6 +167,7 @@ class JobSpec(Spec):
         if self.repair.method is RepairMethod.NONE:
             return None
         values = {**dict(self.repair), "method": config.RepairMethod(self.repair.method), "seed": self.seed}
+        del values["retain_dataset"]
         return config.RepairConfig(**{**values, "micro_batch": micro_batch or self.repair.micro_batch})
 
     @property
@@ -162,7 +178,7 @@ class JobSpec(Spec):
 
     @property
     def retained_tokens(self) -> int:
-        """Number of tokens of retained text that the job makes."""
+        """Largest number of tokens of retained text. A small dataset has fewer."""
         config = self.repair_config()
         return config.retained_windows * config.sequence_tokens if config and config.retains else 0
 

@@ -132,6 +132,7 @@ class Job(Base):
     __table_args__ = (
         Index("jobs_by_tenant", "tenant", "id"),
         Index("jobs_by_dataset", "dataset_id"),
+        Index("jobs_by_retained", "retain_dataset_id", postgresql_where=text("retain_dataset_id IS NOT NULL")),
         Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_in_turn", "tenant", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
@@ -152,6 +153,8 @@ class Job(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    retain_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    """The dataset that the job retains, if any."""
     spec: Mapped[Json]
     key_id: Mapped[str | None]
     """Id of the API key that created the job, if any."""

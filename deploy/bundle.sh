@@ -7,7 +7,7 @@ trap 'exit 130' HUP INT TERM # runs the EXIT trap
 verb=$1
 file=$(realpath "$2")
 # The models folder, as Compose reads it from .env. This needs no secrets.
-models=$(SEFT_DATABASE_PASSWORD=- SEFT_BROKER_PASSWORD=- SEFT_S3_PASSWORD=- SEFT_GRAFANA_PASSWORD=- \
+models=$(SEFT_DATABASE_PASSWORD=- SEFT_DATABASE_SERVICE_PASSWORD=- SEFT_BROKER_PASSWORD=- SEFT_S3_PASSWORD=- SEFT_GRAFANA_PASSWORD=- \
     docker compose --profile '*' config | awk '
     /source:/ { source = $0 }
     /target: \/var\/lib\/seft\/models$/ { gsub(/^ *source: |\047/, "", source); print source; exit }')

@@ -12,7 +12,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from core.infra.database import url
-from core.settings import Settings
+from core.settings import DatabaseSettings
+from migrations import service_role
 
 HERE = Path(__file__).parent
 
@@ -22,12 +23,16 @@ LOCK_SECONDS, TRIES, PAUSE_SECONDS = 3, 20, 1.0
 other statements on that table wait behind it, including heartbeats. So it gives up soon and retries."""
 
 
-def upgrade(settings: Settings, to: str = "head") -> None:
-    """Upgrade the database to the newest schema, or to a given revision, in one transaction. Idempotent."""
+def upgrade(settings: DatabaseSettings, to: str = "head") -> None:
+    """Upgrade the database to the newest schema, or to a given revision, in one transaction. Idempotent.
+
+    Afterwards the role of the API and the workers gets its rights.
+    """
     _migrate(settings, command.upgrade, to)
+    service_role.grant(settings)
 
 
-def downgrade(settings: Settings) -> None:
+def downgrade(settings: DatabaseSettings) -> None:
     """Undo the newest migration, so that the previous version of the software can run.
 
     Data that only the columns of that migration hold is lost.
@@ -35,7 +40,7 @@ def downgrade(settings: Settings) -> None:
     _migrate(settings, command.downgrade, "-1")
 
 
-def _migrate(settings: Settings, direction: Callable[[Config, str], None], to: str) -> None:
+def _migrate(settings: DatabaseSettings, direction: Callable[[Config, str], None], to: str) -> None:
     """Run an Alembic command, and retry if a lock times out.
 
     Does not use the statement timeout of `core.infra.database`, because an index on a large table may take longer.

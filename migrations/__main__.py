@@ -2,14 +2,14 @@
 
 import sys
 
-from core.settings import Settings
+from core.settings import DatabaseSettings
 from migrations import downgrade, upgrade
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
-            upgrade(Settings())
+            upgrade(DatabaseSettings())
         case ["back"]:
-            downgrade(Settings())
+            downgrade(DatabaseSettings())
         case words:
             sys.exit(f"the only argument allowed is `back`; it is {' '.join(words)!r}. Give no argument to upgrade.")

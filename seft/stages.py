@@ -17,7 +17,7 @@ from torch import Tensor
 from seft.checkpoint.export import export
 from seft.checkpoint.facts import Base, Facts, Record
 from seft.checkpoint.verify import verify
-from seft.config import PruneConfig, RepairConfig, Retain
+from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import windows
 from seft.data.tokens import bos_tokens
@@ -63,29 +63,35 @@ def calibration_windows(
     return windows(concatenate(records), config.tokens, config.samples, config.order, config.seed, head=head)
 
 
+def windows_to_retain(dataset: Sequence[Encoded], config: RepairConfig) -> Packed:
+    """Return the first windows of a dataset that is to be retained, without predictions.
+
+    They are a copy, so that the rest of the dataset does not stay in memory. Raises DataError if there are fewer than
+    two windows.
+    """
+    try:
+        windows = pack(dataset, config.sequence_tokens)
+    except DataError as error:
+        raise DataError(f"the text to retain fills no sequence: {error}") from error
+    if len(windows) < 2:
+        raise DataError(
+            f"the text to retain must fill at least two sequences of {config.sequence_tokens} tokens; it fills"
+            f" {len(windows)}. Give more text, or set fewer tokens per sequence."
+        )
+    return windows[torch.arange(min(len(windows), config.retained_windows))]
+
+
 def retained_text(
-    loaded: Loaded,
-    config: RepairConfig,
-    opening: Sequence[int],
-    dataset: Sequence[Encoded],
-    report: Reporter = silent,
+    loaded: Loaded, config: RepairConfig, opening: Sequence[int], dataset: Packed | None, report: Reporter = silent
 ) -> Packed | None:
     """Return the text that the repair retains, with the predictions of the dense model, or None if it retains none.
 
     `loaded` is the dense model, on the device on which it runs. It writes after `opening`, the result of
-    `seft.retain.opening_tokens`, unless the dataset is to be retained. Raises DataError if the dataset is too short.
+    `seft.retain.opening_tokens`. If a dataset is to be retained, `dataset` is the result of `windows_to_retain`.
     """
     if not config.retains:
         return None
-    if config.retain is Retain.WRITTEN:
-        windows = write_windows(loaded.model, opening, config, report)
-    else:
-        windows = pack(dataset, config.sequence_tokens)[: config.retained_windows]
-        if len(windows) < 2:
-            raise DataError(
-                f"the text to retain must fill at least two sequences of {config.sequence_tokens} tokens; it fills"
-                f" {len(windows)}. Give more text, or set fewer tokens per sequence."
-            )
+    windows = write_windows(loaded.model, opening, config, report) if dataset is None else dataset
     return with_predictions(loaded.model, windows, report)
 
 
@@ -128,11 +134,17 @@ def start_repair(
     `alive` is called regularly during each held-out evaluation, and may raise an exception to stop.
     """
     teacher = load_teacher() if config.distills else None
+    kept, measured = split_retained(retained) if retained else (None, None)
     judge = None
     if config.evaluate_interval and held_out is not None:
-        judge = partial(mean_loss, loaded.model, held_out, alive)
-    kept = split_retained(retained)[0] if retained else None
+        judge = partial(_held_out_loss, loaded.model, held_out, measured, config.retain_share, alive)
     return Repair(loaded.model, training, config, pruned=pruned, teacher=teacher, retained=kept, judge=judge)
+
+
+def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share: float, alive: Reporter) -> float:
+    """Return the mean loss on held-out text. With retained text, its loss has the weight that it has in training."""
+    loss = mean_loss(model, held_out, alive)
+    return loss if retained is None else (1 - share) * loss + share * mean_loss(model, retained, alive)
 
 
 def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:

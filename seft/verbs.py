@@ -227,12 +227,13 @@ def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[rec
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The training text with the hash of its file, the text to evaluate on or None, and the text to retain."""
+    """The training text, the text to evaluate on or None, and the text to retain, with the hashes of their files."""
 
     training: list[records.Record]
     sha256: str
     held_out: list[records.Record] | None
     retained: list[records.Record]
+    retained_sha256: str | None
 
     @classmethod
     def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "_Texts":
@@ -241,6 +242,7 @@ class _Texts:
             sha256(data),
             records.read(held_out) if held_out else None,
             records.read(retained) if retained else [],
+            sha256(retained) if retained else None,
         )
 
 
@@ -258,7 +260,9 @@ def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place,
     model: Any = loaded.model
     device = model.device
     model.to(place.device)
-    opening, dataset = opening_tokens(loaded.tokenizer), encode(texts.retained, loaded.tokenizer)
+    opening, dataset = opening_tokens(loaded.tokenizer), None
+    if config.retain is Retain.DATASET:
+        dataset = stages.windows_to_retain(encode(texts.retained, loaded.tokenizer), config)
     retained = stages.retained_text(loaded, config, opening, dataset, report)
     model.to(device)
     return retained
@@ -320,7 +324,8 @@ def _repair(
     # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
     del work
     loaded.model.to("cpu")
-    return stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=texts.sha256)
+    facts = stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=texts.sha256)
+    return replace(facts, retained_sha256=texts.retained_sha256)
 
 
 def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis
 from botocore.exceptions import ClientError
+from pydantic import PostgresDsn
 
 from core.settings import Settings
 from local.servers import Servers, make_settings
@@ -48,13 +49,28 @@ def template(servers: Servers) -> str:
     name = "template_migrated"
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    upgrade(make_settings({**servers.environment(), "SEFT_DATABASE_URL": servers.postgres.url(name)}))
+    urls = {"SEFT_DATABASE_URL": servers.postgres.url(name), "SEFT_SERVICE_DATABASE_URL": as_service(servers, name)}
+    upgrade(make_settings({**servers.environment(), **urls}))
     return name
+
+
+def as_service(servers: Servers, database: str) -> str:
+    """Return the URL of a database for the role that the API and the workers have in docker-compose.yml."""
+    return servers.postgres.url(database).replace("//seft:", "//seft_service:")
+
+
+def as_owner(servers: Servers, settings: Settings) -> Settings:
+    """Return settings with which migrations can run."""
+    name = str(settings.database_url).rpartition("/")[2]
+    return settings.model_copy(update={"database_url": PostgresDsn(servers.postgres.url(name))})
 
 
 @pytest.fixture
 def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with a separate database, bucket, Valkey database and scratch folder for each test."""
+    """Settings with a separate database, bucket, Valkey database and scratch folder for each test.
+
+    The user of the database has only the rights of the API and the workers.
+    """
     number = next(NUMBERS)
     database, broker = f"test_{number}", servers.valkey.url(number % 16)
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
@@ -64,7 +80,7 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
     yield make_settings(
         {
             **servers.environment(),
-            "SEFT_DATABASE_URL": servers.postgres.url(database),
+            "SEFT_DATABASE_URL": as_service(servers, database),
             "SEFT_BROKER_URL": broker,
             "SEFT_S3_BUCKET": f"test-{number}",
             "SEFT_SCRATCH": str(tmp_path / "scratch"),

@@ -34,10 +34,12 @@ from core.tables import Json
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
 from worker import cleanup, disk_space, memory
+from worker.child_files import RefusedFileError
 from worker.files import Files
 from worker.ledger import Ledger
 from worker.lifecycle import Lifecycle, State
 from worker.meter import ALL_STAGES, Stage, progress
+from worker.phases import Phases
 from worker.process import Process
 from worker.protocol import (
     Failed,
@@ -101,6 +103,7 @@ class Supervisor:
         """Files of the newest state in object storage, by name."""
         self.process: Process | None = None
         self.watchdog = Watchdog(self.files.dataset_bytes)
+        self.phases = Phases()
         self.hang_is_user_error = False
         self.oom_kills_before = memory.oom_kills()
 
@@ -126,6 +129,8 @@ class Supervisor:
                 self._step()
         except AttemptError as error:
             self._fail(error)
+        except RefusedFileError as error:
+            self._fail(AttemptError("protocol_broken", f"The training process wrote files that are refused: {error}."))
         except StorageFullError as error:
             self._pause_for_space(Reason.STORAGE_FULL, str(error), 0)
         except TransferError as error:
@@ -164,7 +169,7 @@ class Supervisor:
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
-            message = f"{error.message} Set SEFT_SECRET_KEY of this worker to the value that the API has."
+            message = f"{error.message} Give this worker the same SEFT_SECRET_KEY and SEFT_OLD_SECRET_KEYS as the API."
             raise AttemptError("hub_token_sealed", message) from error
 
     def _start(self, gone: GoneError | None) -> None:
@@ -193,6 +198,7 @@ class Supervisor:
             flaw = f"The training process wrote a line that is not a message: {line[:200]!r}. Report this as a bug."
             raise AttemptError("protocol_broken", flaw) from error
         self.watchdog.record(message)
+        self.phases.record(message)
         match message:
             case Progressed() | Measured() | TopologyEvolved() | Scored():
                 self.ledger.add(message)
@@ -367,6 +373,7 @@ class Supervisor:
     def _end_process(self) -> None:
         if self.process:
             self.process.kill()
+        self.phases.end()
 
     def _clean_up(self) -> None:
         """Delete the files of the attempt that are no longer needed.

@@ -1,78 +1,59 @@
 """The training process of one job: `python -m worker.child FOLDER PIPE PARENT`. Only a worker starts it.
 
 The process writes messages to the file descriptor PIPE (see `worker.protocol`) and ends when the process PARENT ends.
-Python prints an unexpected error to the output. The worker reports the last lines of that output.
+This program fetches the model from the hub. Then it gives up everything that training does not need and executes
+`worker.training`: the network, the token of the operator, and all files but the model, the job's folder and the
+programs (`core.infra.sandbox`). SIGTERM ends this program at once, because there is nothing to save.
 """
 
-import errno
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from core.infra import tracing
-from core.states import OUT_OF_MEMORY, Phase
-from seft.errors import (
-    Cancelled,
-    ConfigError,
-    DataError,
-    EvaluateError,
-    PruneError,
-    RecordError,
-    SeftError,
-    SourceError,
-    TrainError,
-)
+from core.infra import sandbox
+from core.models import hub_cache
+from core.states import Phase
+from seft.models.source import Kind, fetch, find
+from worker import environment
 from worker.parent_death import exit_with_parent
-from worker.phases import Phases
-from worker.protocol import Failed, Message, NoDiskSpace, Progressed, Stopped, Task, encode
-
-USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
-"""Types of errors that a retry would raise again. The one exception is an unreachable model hub."""
+from worker.protocol import Progressed, Task
+from worker.reporting import errors_sent, sender
 
 
 def main(folder: Path, pipe: int, parent: int) -> None:
-    """Run the job whose files are in the folder, and send a message that says how the job ended."""
+    """Fetch the model of the job whose files are in the folder, and execute the training in the sandbox."""
     exit_with_parent(parent)
-    os.set_inheritable(pipe, False)
-    tracing.configure("training")
-    stop_signals: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: stop_signals.append(number))
-
-    def write(message: Message) -> None:
-        line = encode(message)
-        while line:
-            line = line[os.write(pipe, line) :]
-
-    say, task = Phases(write), Task.read(folder)
+    send, task = sender(pipe), Task.read(folder)
     # Loading torch takes seconds; users see the phase meanwhile.
-    say(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
-    try:
-        run(folder, task, say, lambda: bool(stop_signals))
-    except Cancelled:
-        say(Stopped())
-    except SeftError as error:
-        user_error = isinstance(error, USER_ERRORS) and error.code != "hub_unreachable"
-        say(Failed(user_error=user_error, code=error.code, message=str(error)))
-    except MemoryError as error:
-        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine ran out of memory. {error}"))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        say(NoDiskSpace(message=str(error), needed=getattr(error, "needed", None)))
+    send(Progressed(phase=Phase.LOADING, progress=0.0, step=task.resume or 0))
+    with errors_sent(send), _fetched(task) as fetched:
+        task.model_copy(update={"downloaded": fetched or task.downloaded}).write(folder)
+        # The files of a commit in the cache are links to files in the folder of the model.
+        model = [fetched.parents[1]] if fetched else task.model_roots
+        sandbox.confine(
+            [*environment.code(os.environ), *model], listable=[environment.ROOT], writable=[folder.resolve()]
+        )
+        command = [sys.executable, "-P", "-m", "worker.training", str(folder), str(pipe), str(parent)]
+        os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
 
 
-def run(folder: Path, task: Task, say: Callable[[Message], None], stopping: Callable[[], bool]) -> None:
-    """Run the job itself. This is a function of its own because it imports torch."""
-    import torch
+@contextmanager
+def _fetched(task: Task) -> Iterator[Path | None]:
+    """Yield the folder of the model in the hub's cache, or None if the model is not one of the hub.
 
-    from worker.pipeline import Pipeline
-
-    try:
-        Pipeline(folder, task, say, stopping).run()
-    except torch.OutOfMemoryError as error:
-        say(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
+    The lock that protects the model in the cache stays until the process ends, also if it executes another program.
+    """
+    if task.downloaded is not None:
+        yield None
+        return
+    source = find(task.spec.model, roots=task.model_roots, revision=task.spec.revision)
+    with hub_cache.using(source, task.hub_cache_bytes) as lock:
+        if lock is not None:
+            os.set_inheritable(lock, True)
+        path = fetch(source)
+        yield path if source.kind is Kind.HUB else None
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ def required_space(folder: Path, needed: int | None) -> int:
 
 
 def size(folder: Path) -> int:
-    """Return the total size in bytes of all files in the folder."""
+    """Return the total size in bytes of all files in the folder. Links are not followed."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):  # another thread has removed it
-            total += path.stat().st_size
+            total += path.lstat().st_size
     return total

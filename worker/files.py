@@ -3,11 +3,15 @@
 Methods that transfer files run in the thread of `worker.transfers`. This module does not use the database.
 """
 
-import json
+import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.access.encryption import Encryption
 from core.infra.tracing import TRACER
@@ -16,11 +20,30 @@ from core.settings import Settings
 from core.states import Phase
 from core.tables import Json
 from seft.models.source import fetch_into, find, find_on_hub
-from worker import disk_space
-from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, STATE, Task
-from worker.transfers import GoneError, Transfers, hash_file
+from worker import child_files, disk_space
+from worker.child_files import RefusedFileError
+from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
+from worker.transfers import GoneError, Transfers, hash_open
 
-MANIFEST = "manifest.json"
+MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20
+
+
+class ResultFile(BaseModel):
+    """An entry of the manifest that the training process wrote."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=f"^{child_files.NAME.pattern}$")]
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    """The manifest that the training process wrote: the files of the checkpoint, without the manifest itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    files: list[ResultFile]
 
 
 class Files:
@@ -37,8 +60,9 @@ class Files:
         return f"{self.prefix}{RESULT}/"
 
     def dataset_bytes(self) -> int:
-        """Return the size of the dataset. It must have been fetched."""
-        return (self.folder / DATA).stat().st_size
+        """Return the size of the dataset and of the dataset to retain. They must have been fetched."""
+        names = [DATA, *([RETAIN_DATA] if self.attempt.retained else [])]
+        return sum((self.folder / name).stat().st_size for name in names)
 
     def fetch(self) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
@@ -50,6 +74,9 @@ class Files:
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
         self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
+        if self.attempt.retained:
+            key, sha256 = self.attempt.retained
+            self.transfers.download(key, self.folder / RETAIN_DATA, sha256)
         resume, gone = self.attempt.resume, None
         try:
             for file in (resume or {"files": []})["files"]:
@@ -64,6 +91,7 @@ class Files:
         Task(
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
+            retained_sha256=self.attempt.retained[1] if self.attempt.retained else None,
             resume=resume["step"] if resume else None,
             model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,
@@ -71,7 +99,7 @@ class Files:
             checkpoint_seconds=self.settings.checkpoint_seconds,
             micro_batch=self.attempt.micro_batch,
             hub_cache_bytes=self.settings.hub_cache_bytes,
-            private=self._fetch_private_model(),
+            downloaded=self._fetch_private_model(),
         ).write(self.folder)
         if self.attempt.stop_step is not None:
             self.request_early_stop(self.attempt.stop_step)
@@ -87,7 +115,8 @@ class Files:
         if encrypted_token is None or attempt.model_files:
             return None
         spec, roots = attempt.spec, self.settings.model_roots
-        ask_hub = partial(find_on_hub, token=lambda: Encryption(self.settings).decrypt(encrypted_token))
+        encryption = Encryption(self.settings)
+        ask_hub = partial(find_on_hub, token=lambda: encryption.decrypt(encrypted_token, attempt.tenant))
         source = find(spec.model, roots=roots, revision=spec.revision, ask_hub=ask_hub)
         if source.token is None:
             return None
@@ -101,45 +130,65 @@ class Files:
 
         Idempotent.
         """
-        path, temporary = self.folder / ENOUGH, self.folder / f"{ENOUGH}.new"
-        if not path.exists():
-            temporary.write_text(str(step))
-            temporary.rename(path)
+        if not (self.folder / ENOUGH).exists():
+            child_files.write_file(self.folder, ENOUGH, str(step))
 
     def upload_state(self, step: int) -> list[Json]:
         """Upload a saved state. Return its list of files in the format of the job's row."""
-        folder, prefix = self._state(step), f"{self.prefix}{RESUME}/{step}/"
-        files: list[Json] = [
-            {"name": path.name, "key": prefix + path.name, "size": path.stat().st_size, "sha256": hash_file(path)}
-            for path in sorted(folder.iterdir())
-        ]
+        place, prefix = (RESUME, str(step)), f"{self.prefix}{RESUME}/{step}/"
+        with child_files.open_folder(self.folder, *place) as folder:
+            names = sorted(os.listdir(folder))  # noqa: PTH208 (of a descriptor)
+        files = [{**self._describe(*place, name), "key": prefix + name} for name in names]
         for file in files:
-            self.transfers.upload(folder / file["name"], file["key"])
+            self._upload((*place, file["name"]), file["key"])
         return files
 
     def remove_state(self, step: int) -> None:
         """Delete the local files of a saved state. The training process waits for this before it writes more states."""
-        shutil.rmtree(self._state(step))
+        with child_files.open_folder(self.folder, RESUME) as folder:
+            shutil.rmtree(str(step), dir_fd=folder)
 
     def upload_result(self) -> list[Json]:
         """Upload the checkpoint, with the manifest last.
 
-        Return its list of files in the format of the checkpoint's row.
+        Return its list of files in the format of the checkpoint's row. Raises RefusedFileError if the manifest does not
+        describe the files of the result folder.
         """
-        folder = self.folder / RESULT
-        manifest = folder / MANIFEST
-        files: list[Json] = json.loads(manifest.read_bytes())["files"]
+        files: list[Json] = [file.model_dump() for file in self._manifest().files]
+        for file in files:
+            if (found := self._size(RESULT, file["name"])) != file["size"]:
+                raise RefusedFileError(f"{file['name']} must have {file['size']} bytes, as in {MANIFEST}, not {found}")
         with TRACER.start_as_current_span(Phase.UPLOADING):
-            for file in files:
-                self.transfers.upload(folder / file["name"], self.result_prefix + file["name"])
-            self.transfers.upload(manifest, self.result_prefix + MANIFEST)
-        return [*files, {"name": MANIFEST, "size": manifest.stat().st_size, "sha256": hash_file(manifest)}]
+            for file in [*files, {"name": MANIFEST}]:
+                self._upload((RESULT, file["name"]), self.result_prefix + file["name"])
+        return [*files, self._describe(RESULT, MANIFEST)]
+
+    def _manifest(self) -> Manifest:
+        with child_files.open_file(self.folder, RESULT, MANIFEST) as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        try:
+            manifest = Manifest.model_validate_json(content[:MAX_MANIFEST_BYTES])
+        except ValidationError as error:
+            flaw = error.errors(include_url=False, include_context=False)[0]
+            raise RefusedFileError(f"{MANIFEST}, at {flaw['loc']}: {flaw['msg']}") from error
+        names = [MANIFEST, *(file.name for file in manifest.files)]
+        if len({*names}) < len(names):
+            raise RefusedFileError(f"{MANIFEST} must name each file once, and not itself")
+        return manifest
+
+    def _describe(self, *place: str) -> Json:
+        with child_files.open_file(self.folder, *place) as file:
+            return {"name": place[-1], "size": os.fstat(file.fileno()).st_size, "sha256": hash_open(file)}
+
+    def _size(self, *place: str) -> int:
+        with child_files.open_file(self.folder, *place) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def _upload(self, place: Sequence[str], key: str) -> None:
+        self.transfers.upload(lambda: child_files.open_file(self.folder, *place), key)
 
     def remove(self) -> None:
         """Delete the folder of the attempt. Also delete the folder of the job, unless another attempt uses it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with suppress(OSError):
             self.folder.parent.rmdir()
-
-    def _state(self, step: int) -> Path:
-        return self.folder / RESUME / str(step)

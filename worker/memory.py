@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.specs import JobSpec
 from core.states import Phase
+from seft.config import Retain
 
 SMALLEST = 1
 VMSTAT = Path("/proc/vmstat")
@@ -37,6 +38,11 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     """
     repair, calibration = spec.repair, spec.prune.calibration
     windows = micro_batch or repair.micro_batch
+    if phase is Phase.WRITING and repair.retain is Retain.DATASET:
+        return (
+            f"The dense model read the text to retain, in sequences of {repair.sequence_tokens} tokens. Set"
+            f" repair.sequence_tokens to {max(2, repair.sequence_tokens // 2)}, or run the job on a larger device."
+        )
     if phase is Phase.WRITING:
         return (
             "The dense model wrote the text to retain. Set repair.retain to none, which makes the model worse on text"

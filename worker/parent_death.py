@@ -2,7 +2,8 @@
 
 The kernel kills the training process when its worker dies, but not the children of the training process. So a small
 extra process in the same process group watches standard input. This is a pipe that only the worker keeps open. When
-the pipe closes, the extra process kills the group.
+the pipe closes, the extra process kills the group. It is outside of the sandbox, so the training
+process cannot send it a signal.
 """
 
 import faulthandler
@@ -11,6 +12,7 @@ import select
 import signal
 import sys
 
+from core.infra import sandbox
 from seft.parent_process import end_with_parent
 
 
@@ -30,6 +32,7 @@ def _watch(pipe: int) -> None:
 
     All other files are closed first, because an open copy would keep the pipes of the training process open.
     """
+    sandbox.forbid_memory_access()  # it was forked when the environment still had the token of the hub
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)

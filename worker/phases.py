@@ -1,48 +1,34 @@
 """Trace the phases of a training process.
 
-Each phase becomes a span in the trace of the job. See `core.infra.tracing`.
+Each phase that the process reports becomes a span of the attempt. The worker does this, because the process has no
+network. See `core.infra.tracing`.
 """
-
-import os
-from collections.abc import Callable
 
 from opentelemetry.trace import Span, StatusCode
 
-from core.infra import tracing
+from core.infra.tracing import TRACER
 from core.states import Phase
-from worker.protocol import Failed, Finished, Message, NoDiskSpace, Progressed, Stopped
+from worker.protocol import Failed, Message, Progressed
 
 
 class Phases:
-    """Passes messages on to the worker and traces them.
+    """Traces the messages of one training process. A span starts with a phase's first report."""
 
-    A span starts with a phase's first report and ends with the next phase.
-    """
-
-    def __init__(self, say: Callable[[Message], None]) -> None:
-        self._say = say
-        self._parent = tracing.parent_context(os.environ.get(tracing.VARIABLE))
+    def __init__(self) -> None:
         self._phase: Phase | None = None
         self._span: Span | None = None
 
-    def __call__(self, message: Message) -> None:
-        """Pass a message on.
-
-        Before a final message, send all spans, because the worker may kill the process after it.
-        """
+    def record(self, message: Message) -> None:
+        """Record a message that the process has just sent."""
         match message:
             case Progressed(phase=phase) if phase != self._phase:
-                self._end()
-                self._phase, self._span = phase, tracing.TRACER.start_span(phase, self._parent)
+                self.end()
+                self._phase, self._span = phase, TRACER.start_span(phase)
             case Failed(code=code):
-                self._end(code)
-                tracing.flush()
-            case Finished() | Stopped() | NoDiskSpace():
-                self._end()
-                tracing.flush()
-        self._say(message)
+                self.end(code)
 
-    def _end(self, code: str = "") -> None:
+    def end(self, code: str = "") -> None:
+        """End the span of the last phase. `code` is the error with which the phase ended."""
         if self._span and code:
             self._span.set_status(StatusCode.ERROR, code)
         if self._span:

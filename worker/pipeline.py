@@ -22,12 +22,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from core.models import hub_cache
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Facts
 from seft.checkpoint.pack import load_pruned, save_pruned
-from seft.config import RepairConfig
+from seft.config import RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows
@@ -35,7 +34,7 @@ from seft.devices import choose_device
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
-from seft.models.source import ModelSource, downloaded, fetch, find
+from seft.models.source import ModelSource, downloaded, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
@@ -47,6 +46,7 @@ from worker.protocol import (
     ENOUGH,
     RESULT,
     RESUME,
+    RETAIN_DATA,
     STATE,
     Finished,
     Measured,
@@ -70,13 +70,15 @@ READING_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The tokenized dataset: training records, held-out records, and calibration text from the training records."""
+    """The tokenized datasets: training records, held-out records, calibration text from the training records."""
 
     calibration: Int[Tensor, "windows tokens"]
     training: Packed | None
     held_out: Packed
     opening: list[int]
     """What the dense model starts with if it writes the text to retain."""
+    retained: Packed | None
+    """Windows of the dataset to retain, if there is one and no saved state has them."""
 
 
 class Pipeline:
@@ -110,10 +112,6 @@ class Pipeline:
         configure_torch(self.task.threads)
         self._progress(Stage.LOADING, 0.0)
         source = self._source()
-        with hub_cache.using(source, self.task.hub_cache_bytes):
-            self._run(source)
-
-    def _run(self, source: ModelSource) -> None:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
@@ -131,27 +129,27 @@ class Pipeline:
             sha256 = self.task.dataset_sha256
             facts = stages.repaired_facts(facts, self.repair, result, teacher=source, dataset_sha256=sha256)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
-        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated))
+        retained = self.task.retained_sha256 if self.retained else None
+        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, retained_sha256=retained))
 
     def _source(self) -> ModelSource:
-        spec, private = self.task.spec, self.task.private
-        ask_hub = None if private is None else lambda reference, _: downloaded(reference, private)
+        spec, folder = self.task.spec, self.task.downloaded
+        ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
     def _read(self, source: ModelSource) -> Text:
-        """Read and tokenize the dataset. Raises DataError if the text is too short.
+        """Read and tokenize the datasets. Raises DataError if the text is too short.
 
         This is done before the weights are loaded, so that a bad dataset fails early. The worker expects a message at
         least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
         spec = self.task.spec
-        fetch(source)  # a download may take hours, so it must be done before the first message about reading
         self.send(Reading(records=0))
         training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
         return Text(
-            opening=opening_tokens(tokenizer) if self.repair and self.repair.retains else [],
+            opening=opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else [],
             calibration=stages.calibration_windows(encoded, tokenizer, self.prune),
             training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
             held_out=evaluation_windows(
@@ -159,7 +157,16 @@ class Pipeline:
                 self.evaluate.tokens,
                 self.evaluate.windows,
             ),
+            retained=self._read_retained(tokenizer, len(training) + len(held_out)),
         )
+
+    def _read_retained(self, tokenizer: Any, before: int) -> Packed | None:
+        """Return the windows of the dataset to retain, if they are needed. `before` records were read before it."""
+        if self.task.resume is not None or not self.repair or self.repair.retain is not Retain.DATASET:
+            return None
+        found = records.read(self.folder / RETAIN_DATA)
+        encoded = encode(found, tokenizer, lambda done: self._report_reading(before + done))
+        return stages.windows_to_retain(encoded, self.repair)
 
     @property
     def _device(self) -> str:
@@ -168,7 +175,7 @@ class Pipeline:
     def _prune(self, loaded: Loaded, text: Text) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
-        Before that, the dense model writes the text that the repair retains.
+        Before that, the dense model writes the text that the repair retains, or reads it, and records its predictions.
 
         The weights are rounded as in the checkpoint before the second evaluation. With the schedule `gradual` the
         model is not pruned now, so there is no second evaluation, and the state has the dense weights. The state is
@@ -176,7 +183,8 @@ class Pipeline:
         or if the disk has no space for the state and the checkpoint.
         """
         if self.repair:
-            self.retained = stages.retained_text(loaded, self.repair, text.opening, [], self._reporter())
+            report = self._reporter()
+            self.retained = stages.retained_text(loaded, self.repair, text.opening, text.retained, report)
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:

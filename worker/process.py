@@ -1,7 +1,7 @@
 """Control the training process from the worker: its process group, its pipe of messages, and its latest output.
 
-The process inherits none of the worker's settings. So it cannot reach the database or the object storage, and cannot
-reveal their secrets. `worker.protocol` defines the messages.
+The process gets only the environment variables that `worker.environment` names, so no secret of the worker.
+`worker.protocol` defines the messages.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from core.infra import tracing
+from worker import environment
 from worker.protocol import MAX_MESSAGE_BYTES
 
 LOG_BYTES = 8000
@@ -43,8 +43,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 pass_fds=[child_end],
                 start_new_session=True,
-                # Temporary files are deleted with the folder of the job, also if the process is killed.
-                env={**_environment(), "TMPDIR": str(folder)},
+                env=environment.of_child(os.environ, folder),
             )
         except BaseException:
             os.close(messages)
@@ -99,10 +98,3 @@ class Process:
         with self._process.stdout as output:
             while block := os.read(output.fileno(), 1 << 16):
                 self._tail = (self._tail + block)[-LOG_BYTES:]
-
-
-def _environment() -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
-    trace = {tracing.VARIABLE: here} if (here := tracing.current_traceparent()) else {}
-    # Threads that spin while they wait make training several times slower if other programs need the cores.
-    return {"OMP_WAIT_POLICY": "passive", **inherited, **trace}

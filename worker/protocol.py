@@ -6,6 +6,7 @@ it to write the stacks of its threads to its output. The file `enough` asks it t
 remaining stages. When the worker ends, standard input of the process closes and the process is killed.
 
     job.json, data.jsonl    the task and the dataset
+    retain.jsonl            the dataset to retain, if there is one
     models/                 the model, if it belongs to the tenant: the result of another job, under that job's id, or a
                             model that needs the tenant's hub token, under its commit
     state/                  the state to resume from, if there is one
@@ -26,7 +27,7 @@ from seft.storable import printable
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
-TASK, DATA, MODELS, STATE = "job.json", "data.jsonl", "models", "state"
+TASK, DATA, RETAIN_DATA, MODELS, STATE = "job.json", "data.jsonl", "retain.jsonl", "models", "state"
 RESUME, ENOUGH, RESULT = "resume", "enough", "result"
 
 
@@ -53,8 +54,11 @@ class Task(_Part):
     """Number of sequences on the device at a time, or None to use the value of the request."""
     hub_cache_bytes: int = 0
     """Maximum size of the cache of hub models; 0 means no limit."""
-    private: Path | None = None
-    """Folder of a private hub model that the worker has downloaded, or None for any other model."""
+    downloaded: Path | None = None
+    """Folder of a hub model, named after its commit, or None if the model is not one of the hub. The worker downloads
+    a private model. The training process itself fetches any other before it starts to train."""
+    retained_sha256: str | None = None
+    """SHA-256 of the dataset to retain, or None if the job retains no dataset."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
@@ -76,7 +80,7 @@ class Progressed(_Part):
 
 
 class Reading(_Part):
-    """Message: the process reads the dataset with the model's tokenizer, and has read this number of records."""
+    """Message: the process reads the datasets with the model's tokenizer, and has read this number of records."""
 
     type: Literal["reading"] = "reading"
     records: int

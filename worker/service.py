@@ -7,9 +7,10 @@ worker at once.
 import os
 from collections.abc import Sequence
 
+import structlog
 from celery import Celery, signals
 
-from core.infra import tracing
+from core.infra import sandbox, tracing
 from core.infra.logging import configure
 from core.infra.queue import TASK, make_app
 from core.settings import Settings
@@ -17,6 +18,8 @@ from worker import device
 from worker.attempt import TRAINING
 from worker.sweep import Sweep
 from worker.work import Work
+
+log = structlog.get_logger(__name__)
 
 
 def main(training: Sequence[str] = TRAINING) -> int:
@@ -26,6 +29,9 @@ def main(training: Sequence[str] = TRAINING) -> int:
     """
     settings = Settings()
     configure(settings)
+    sandbox.forbid_memory_access()
+    if missing := sandbox.missing():
+        log.warning("sandbox.incomplete", missing=missing)
     tracing.configure("worker")
     device.find(settings.device)
     app = make_app(settings)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from queue import Queue
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import structlog
 from boto3.exceptions import Boto3Error
@@ -101,9 +101,14 @@ class Transfers:
         if (actual := hash_file(path)) != sha256:
             raise GoneError(f"The object {key} must have the sha256 {sha256}; it has {actual}. It is damaged.")
 
-    def upload(self, path: Path, key: str) -> None:
-        """Upload a file as an object."""
-        self._retry(lambda: self._storage.upload(path, key))
+    def upload(self, source: Callable[[], BinaryIO], key: str) -> None:
+        """Upload a file as an object. Each try opens the file with `source`."""
+
+        def send() -> None:
+            with source() as file:
+                self._storage.upload(file, key)
+
+        self._retry(send)
 
     def delete(self, keys: list[str]) -> None:
         """Delete objects. Errors are only logged, because the cleanup after the job deletes the objects that remain."""
@@ -142,7 +147,12 @@ class Transfers:
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_open(file)
+
+
+def hash_open(file: BinaryIO) -> str:
+    """Return the SHA-256 of an open file in hex."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _status(error: Exception) -> int | None:

@@ -27,7 +27,7 @@ STEP_MEDIANS = 10
 RECORD_SECONDS, RECORD_BYTES_PER_SECOND = 300.0, 500_000
 """Seconds without a message while the dataset is read after which reading counts as hanging.
 
-To this is added the time that the whole dataset needs at the second number, because it can be a single record.
+To this is added the time that all datasets need at the second number, because they can have a single record.
 """
 REMEMBERED = 101
 """Number of latest steps whose median duration is used."""
@@ -41,7 +41,7 @@ class Overdue(NamedTuple):
 
 
 class Watchdog:
-    """Watches one training process, which reads a dataset of `dataset_bytes` bytes."""
+    """Watches one training process, which reads datasets of `dataset_bytes` bytes in all."""
 
     def __init__(self, dataset_bytes: Callable[[], int]) -> None:
         self._dataset_bytes = dataset_bytes

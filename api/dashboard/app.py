@@ -103,7 +103,9 @@ async def _redirect_to_sign_in(request: Request, _: Exception) -> Response:
 
 def _error_page(request: Request, code: Code, detail: str) -> Response:
     status, title = TABLE[code]
-    return page(request, None, "problem.html", status=int(status), title=title, detail=detail, code=code)
+    # A key of scope `metrics` sees only this page, so the page lets it sign out.
+    csrf = getattr(request.state, "csrf", None)
+    return page(request, None, "problem.html", status=int(status), title=title, detail=detail, code=code, csrf=csrf)
 
 
 async def _problem_page(request: Request, error: Exception) -> Response:

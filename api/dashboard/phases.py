@@ -52,7 +52,8 @@ def phase_progress(job: JobView, phase_events: Sequence[EventView]) -> list[Phas
 def _is_included(job: JobView, phase: Phase) -> bool:
     match phase:
         case Phase.WRITING:
-            return bool(job.spec["repair"].get("retain", "none") != "none")
+            repair = job.spec["repair"]
+            return bool(repair["method"] != "none" and repair.get("retain", "none") != "none")
         case Phase.PRUNING:
             return not formatting.is_gradual(job)
         case Phase.RECONSTRUCTING:

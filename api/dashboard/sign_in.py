@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Form, Request, Response
 
 from api.connections import network_of
 from api.dashboard.render import ROOT, go, page
-from api.dashboard.visitors import COOKIE, Submitted, require_same_origin
+from api.dashboard.visitors import COOKIE, SubmittedByAnyScope, require_same_origin
 from api.deps import CurrentServices
 from core.access import sign_ins
 
@@ -41,8 +41,8 @@ def sign_in(
 
 
 @router.post("/sign-out")
-def sign_out(request: Request, services: CurrentServices, _: Submitted) -> Response:
-    """Sign out: end the session of this browser."""
+def sign_out(request: Request, services: CurrentServices, _: SubmittedByAnyScope) -> Response:
+    """Sign out: end the session of this browser. This needs no scope."""
     with services.sessions.begin() as session:
         sign_ins.end(session, request.cookies[COOKIE])
     request.state.fresh_token = None

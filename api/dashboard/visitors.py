@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
 from api.connections import network_of
-from api.deps import READ_METHODS, CurrentServices, make_caller, require_scope
+from api.deps import READ_METHODS, CurrentServices, make_caller, require_scope, scope_for
 from core.access import sign_ins
 from core.access.audit import Caller
 from core.access.keys import Scope
@@ -72,11 +72,11 @@ async def sent_token(request: Request, services: CurrentServices) -> str:
     return token
 
 
-def signed_in(request: Request, services: CurrentServices, token: Annotated[str, Depends(sent_token)]) -> Visitor:
-    """Return the person who is signed in, and count the request against the rate limit of the key.
+def identified(request: Request, services: CurrentServices, token: Annotated[str, Depends(sent_token)]) -> Visitor:
+    """Return the person who is signed in, with a key of any scope, and count the request against the key's rate limit.
 
-    Raises SignInNeededError if nobody is signed in, FORBIDDEN if the key's scope is not enough, and RATE_LIMITED if
-    the key has made too many requests. The limit of `sent_token` is checked again, as in `api.deps`.
+    Raises SignInNeededError if nobody is signed in, and RATE_LIMITED if the key has made too many requests. The limit
+    of `sent_token` is checked again, as in `api.deps`.
     """
     network = network_of(request)
     services.unknown_callers.require_below_limit(network, token)
@@ -87,10 +87,20 @@ def signed_in(request: Request, services: CurrentServices, token: Annotated[str,
         raise SignInNeededError
     if visit.token != token:
         request.state.fresh_token = visit.token
+    request.state.csrf = visit.csrf
     caller = make_caller(request, services, visit.key)
     if request.method not in READ_METHODS:
         require_same_origin(request)
     return Visitor(caller, visit.csrf, visit.key.name)
+
+
+Identified = Annotated[Visitor, Depends(identified)]
+
+
+def signed_in(request: Request, visitor: Identified) -> Visitor:
+    """Return the person who is signed in. Raises FORBIDDEN if the scope of the key does not allow the request."""
+    require_scope(visitor.caller, scope_for(request))
+    return visitor
 
 
 Signed = Annotated[Visitor, Depends(signed_in)]
@@ -110,6 +120,12 @@ async def submitted(request: Request, visitor: Signed) -> AsyncIterator[FormData
 
     The form is read only after the session was checked. So nobody else can fill the disk with uploads.
     """
+    async with _form(request, visitor) as form:
+        yield form
+
+
+async def submitted_by_any_scope(request: Request, visitor: Identified) -> AsyncIterator[FormData]:
+    """Return the submitted form, as `submitted` does, whatever the scope of the key is."""
     async with _form(request, visitor) as form:
         yield form
 
@@ -135,4 +151,5 @@ async def _form(request: Request, visitor: Visitor) -> AsyncIterator[FormData]:
 
 
 Submitted = Annotated[FormData, Depends(submitted)]
+SubmittedByAnyScope = Annotated[FormData, Depends(submitted_by_any_scope)]
 SubmittedUpload = Annotated[FormData, Depends(submitted_upload)]

@@ -28,7 +28,10 @@ def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
     },
 )
 def get_metrics(services: CurrentServices, _caller: Scraper) -> Response:
-    """Get metrics of the whole service in the text format of Prometheus. There are no metrics of single jobs."""
+    """Get metrics of the whole service, for the operator, in the text format of Prometheus.
+
+    Needs a key of scope `metrics`, which only the operator can create. There are no metrics of single jobs.
+    """
     with services.sessions.begin() as session:
         text = prometheus.render(session, services.settings.lease_seconds)
     return Response(text, media_type=prometheus.MEDIA_TYPE)

@@ -15,13 +15,16 @@ def _describe(schema: dict[str, Any]) -> None:
 
 
 class EstimateSpec(JobSpec):
-    """A job to estimate. It has the fields of a job, but `dataset` is optional."""
+    """A job to estimate. It has the fields of a job, but `dataset` and `repair.retain_dataset` are optional."""
 
     model_config = ConfigDict(json_schema_extra=_describe)
 
     dataset: str | None = Field(  # type: ignore[assignment]
         default=None, pattern=ids.pattern("file"), description="Optional, and has no effect on the estimate."
     )
+
+    def _require_retained_dataset(self) -> None:
+        """Require nothing, because the estimate does not depend on the datasets."""
 
 
 class StageView(BaseModel):

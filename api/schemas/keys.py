@@ -1,7 +1,7 @@
 """Requests and responses about API keys and the audit log."""
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -10,6 +10,9 @@ from core.access.keys import Scope
 from core.request_fields import Spec, StorableText
 from core.tables import ApiKey, AuditEntry
 
+TenantScope = Literal["read", "write", "admin"]
+"""Scopes of the keys that a tenant can create. Only the operator can create a key of scope `metrics`."""
+
 
 class KeyRequest(Spec):
     """A key to create."""
@@ -17,10 +20,10 @@ class KeyRequest(Spec):
     model_config = example({"name": "nightly jobs", "scope": "write"})
 
     name: StorableText = Field(min_length=1, max_length=255, description="Who or what will use the key.")
-    scope: Scope = Field(
-        default=Scope.WRITE,
+    scope: TenantScope = Field(
+        default="write",
         description="`read` may read, `write` may also create and change, `admin` may also manage keys, hub token and"
-        " audit log; `metrics` may only use `GET /metrics`.",
+        " audit log. The operator creates keys of scope `metrics`.",
     )
 
 

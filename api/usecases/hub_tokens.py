@@ -12,7 +12,7 @@ def put(services: Services, caller: Caller, token: str) -> HubTokenView:
 
     Replaces the tenant's earlier token. Raises INVALID_REQUEST if the hub rejects it.
     """
-    encrypted = services.encryption.encrypt(token)
+    encrypted = services.encryption.encrypt(token, caller.tenant)
     name = services.models.token_owner(caller.tenant, token)
     return audited(services, caller, "put_hub_token", HubTokenView.of, hub_tokens.put, encrypted, name)
 

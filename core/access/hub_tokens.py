@@ -66,6 +66,23 @@ def find_encrypted(session: Session, tenant: str) -> str | None:
     return session.scalar(select(HubToken.sealed).where(HubToken.tenant == tenant))
 
 
+def encrypt_again(session: Session, encryption: Encryption) -> tuple[int, list[str]]:
+    """Encrypt all tokens with the newest key. Return how many, and the tenants whose token no key could decrypt.
+
+    A token that no key decrypts stays as it is. Idempotent.
+    """
+    done, unreadable = 0, []
+    for row in session.scalars(select(HubToken).order_by(HubToken.tenant).with_for_update()):
+        try:
+            token = encryption.decrypt(row.sealed, row.tenant)
+        except ProblemError:
+            unreadable.append(row.tenant)
+            continue
+        row.sealed = encryption.encrypt(token, row.tenant)
+        done += 1
+    return done, unreadable
+
+
 class HubTokens:
     """Reads and decrypts the tokens of tenants. Safe to share between threads."""
 
@@ -79,4 +96,4 @@ class HubTokens:
         """
         with self._sessions.begin() as session:
             encrypted = find_encrypted(session, tenant)
-        return None if encrypted is None else self._encryption.decrypt(encrypted)
+        return None if encrypted is None else self._encryption.decrypt(encrypted, tenant)

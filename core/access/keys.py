@@ -22,7 +22,11 @@ USE_SECONDS = 60
 
 
 class Scope(StrEnum):
-    """What a key may do. `write` includes `read`, `admin` includes everything. `metrics` allows only `GET /metrics`."""
+    """What a key may do. `write` includes `read`, and `admin` includes `write`.
+
+    `metrics` allows only `GET /metrics`, which no other scope allows. Only the operator can create such a key, because
+    the metrics count the jobs of all tenants.
+    """
 
     METRICS = "metrics"
     READ = "read"
@@ -32,7 +36,7 @@ class Scope(StrEnum):
     def allows(self, needed: "Scope") -> bool:
         """Return whether a key with this scope may run an operation that needs the scope `needed`."""
         if Scope.METRICS in {self, needed}:
-            return self in {needed, Scope.ADMIN}
+            return self is needed
         order = list(Scope)
         return order.index(self) >= order.index(needed)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from core import ids, totals
@@ -128,7 +128,8 @@ def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
     row = get(session, tenant, dataset_id)
     # The lock waits for a job that is being created now, so that the next query sees it.
     session.refresh(row, with_for_update=True)
-    live = select(Job.id).where(Job.dataset_id == row.id, Job.finished_at.is_(None)).limit(1)
+    uses = or_(Job.dataset_id == row.id, Job.retain_dataset_id == row.id)
+    live = select(Job.id).where(uses, Job.finished_at.is_(None)).limit(1)
     if job_id := session.scalar(live):
         detail = f"{job_id} uses this dataset and has not ended. Cancel the job, or wait until it ends."
         raise ProblemError(Code.CONFLICT, detail)

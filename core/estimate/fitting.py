@@ -80,7 +80,7 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
         case Phase.RECONSTRUCTING:
             return _with(spec, "prune", reconstruct_epochs=0)
         case Phase.WRITING:
-            return _with(spec, "repair", retain=Retain.NONE)
+            return _with(spec, "repair", retain=Retain.NONE, retain_dataset=None)
         case Phase.EVALUATING if spec.evaluate.tokens >= 2 * MIN_TOKENS:
             return _with(spec, "evaluate", tokens=spec.evaluate.tokens // 2)
         case _:

@@ -11,7 +11,7 @@ from core.estimate.dimensions import Dimensions, Matrix
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, PruneSchedule, Refinement, Variant
+from seft.config import Allocation, PruneMethod, PruneSchedule, Refinement, Retain, Variant
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
@@ -124,9 +124,12 @@ def _block_peak(model: Dimensions, tokens: int) -> int:
 def _writing(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes that the dense model needs to write text and to record its predictions.
 
-    These are the keys and values of the windows that it writes at a time. They are copied for each new token.
+    These are the keys and values of the windows that it writes at a time. They are copied for each new token. If a
+    dataset is retained, the model only reads one window at a time.
     """
     length = spec.repair.sequence_tokens
+    if spec.repair.retain is Retain.DATASET:
+        return _forward(model, length)
     together = min(max(1, WRITTEN_AT_ONCE // length), max(1, spec.retained_tokens // length))
     cache = 2 * FLOAT * together * length * model.keys * len(model.blocks)
     return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))

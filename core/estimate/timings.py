@@ -71,7 +71,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     if "pruned" in spec.scored:
         work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
     if repair.retains:
-        work[Task(Phase.WRITING)] = float(parameters * spec.retained_tokens)
+        work[Task(Phase.WRITING, repair.retain)] = float(parameters * spec.retained_tokens)
     if prune.reconstruct_epochs:
         work[Task(Phase.RECONSTRUCTING)] = calibration * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:

@@ -8,7 +8,7 @@ from sqlalchemy import URL, Engine, ExceptionContext, create_engine, event, make
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.settings import Settings
+from core.settings import DatabaseSettings
 from seft.storable import printable
 
 STATEMENT_SECONDS = 30
@@ -17,12 +17,12 @@ KEEPALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count":
 """Connection options: a server that does not answer is dropped after 20 seconds. The kernel's default is 15 minutes."""
 
 
-def url(settings: Settings) -> URL:
+def url(settings: DatabaseSettings) -> URL:
     """Return the URL of the database, with the driver psycopg."""
     return make_url(str(settings.database_url)).set(drivername="postgresql+psycopg")
 
 
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: DatabaseSettings) -> Engine:
     """Create the database engine. Its connection pool detects that the server was restarted."""
     limit = f"{STATEMENT_SECONDS}s"
     engine = create_engine(

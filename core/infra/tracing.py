@@ -2,7 +2,7 @@
 
 Tracing is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set. The SDK reads the other
 standard variables. FastAPI creates the spans of requests, and modules that use `TRACER` create those of jobs. The
-trace context is stored in the job's row. The training process gets it in the environment variable `TRACEPARENT`.
+trace context is stored in the job's row. The worker traces the phases that the training process reports.
 """
 
 import os
@@ -12,9 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACER = trace.get_tracer("seft")
-VARIABLE = "TRACEPARENT"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-FLUSH_SECONDS = 2.0
 _W3C = TraceContextTextMapPropagator()
 
 
@@ -41,15 +39,6 @@ def configure(process: str) -> None:
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-
-
-def flush() -> None:
-    """Send all spans that were not sent yet.
-
-    Call it before a process reports its end, because it may then be killed.
-    """
-    if force_flush := getattr(trace.get_tracer_provider(), "force_flush", None):
-        force_flush(int(1000 * FLUSH_SECONDS))
 
 
 def current_traceparent() -> str | None:

@@ -48,6 +48,8 @@ class Attempt:
     spec: JobSpec
     dataset_key: str
     dataset_sha256: str
+    retained: tuple[str, str] | None
+    """Key and SHA-256 of the dataset to retain. None if the job retains no dataset."""
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
@@ -103,8 +105,7 @@ def claim(
         ):
             raise LeaseLostError(f"{job.id} changed while its row was locked")
         if spec := _parse_spec(session, job):
-            token = hub_tokens.find_encrypted(session, job.tenant)
-            return _attempt(job, spec, dataset, capability, _model_files(session, job), hub_token=token)
+            return _attempt(session, job, spec, dataset, capability)
     return None
 
 
@@ -134,10 +135,9 @@ def _model_files(session: Session, job: Job) -> list[Json]:
     return results.files(result) if result else []
 
 
-def _attempt(
-    job: Job, spec: JobSpec, dataset: Dataset, capability: Capability, model_files: list[Json], *, hub_token: str | None
-) -> Attempt:
+def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capability: Capability) -> Attempt:
     """Build the attempt. `job` is the row before the claim, so its `attempt` is one less than the new number."""
+    retained = session.get_one(Dataset, job.retain_dataset_id) if job.retain_dataset_id else None
     return Attempt(
         job_id=job.id,
         number=job.attempt + 1,
@@ -147,13 +147,14 @@ def _attempt(
         spec=spec,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,
+        retained=(retained.object_key, retained.sha256) if retained else None,
         resume=job.resume,
         scores=job.scores,
         stop_step=_stop_step(job.stopping, job.stop_step, job.step),
         micro_batch=job.micro_batch,
         capability=capability,
-        model_files=model_files,
-        hub_token=hub_token,
+        model_files=_model_files(session, job),
+        hub_token=hub_tokens.find_encrypted(session, job.tenant),
     )
 
 
@@ -225,8 +226,7 @@ def restart_training(session: Session, attempt: Attempt, type: str, message: str
     _write(session, attempt, step=0, resume=Job.resume.concat({"step": 0}), scores=Job.scores.op("-")(repaired))
     record_event(session, attempt.job_id, attempt.number, type, {"message": message})
     session.execute(delete(JobMetric).where(JobMetric.job_id == attempt.job_id))
-    owned = JobEvent.job_id == attempt.job_id
-    session.execute(delete(JobEvent).where(owned, JobEvent.type == TOPOLOGY_EVOLVED))
+    session.execute(delete(JobEvent).where(JobEvent.job_id == attempt.job_id, JobEvent.type == TOPOLOGY_EVOLVED))
 
 
 def add_scores(session: Session, attempt: Attempt, values: dict[str, float]) -> None:

@@ -35,8 +35,10 @@ from core.jobs.transitions import hold, record_event
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
+from seft.data.records import Format
 
 HEADER = "Idempotency-Key"
+RETAIN_DATASET = "repair.retain_dataset"
 MAX_POSITION = 1000
 """Limit for counts of jobs and for places in the queue. Larger numbers are not computed, because that would be slow."""
 
@@ -66,13 +68,13 @@ def create(
 
     Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
     False. The new job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such
-    dataset, and the errors of `find_by_idempotency_key`.
+    datasets or they cannot be used together, and the errors of `find_by_idempotency_key`.
     """
     if idempotency_key is not None and (
         existing := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
     ):
         return existing, False
-    require_dataset(session, tenant, spec.dataset)
+    _require_datasets(session, tenant, spec)
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
@@ -80,6 +82,7 @@ def create(
         request_id=request_id,
         traceparent=tracing.current_traceparent(),
         dataset_id=spec.dataset,
+        retain_dataset_id=spec.repair.retain_dataset,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,
         priority=spec.priority,
@@ -249,19 +252,40 @@ def _ahead_of_others() -> Select[int]:
     return select(func.count()).select_from(rows.limit(MAX_POSITION).subquery())
 
 
-def require_dataset(session: Session, tenant: str, dataset_id: str) -> None:
-    """Raise INVALID_REQUEST if the tenant has no such dataset."""
-    if session.scalar(_locked_dataset(), {"id": dataset_id, "tenant": tenant}) is None:
-        flaw = Flaw(
-            "dataset", "must be the id of a dataset", dataset_id, "Upload one with POST /datasets and use its id."
-        )
+def _require_datasets(session: Session, tenant: str, spec: JobSpec) -> None:
+    """Raise INVALID_REQUEST if the tenant has no such datasets, or if the one to retain is too small or not another."""
+    dataset = _require_dataset(session, tenant, spec.dataset, "dataset")
+    if spec.repair.retain_dataset is None:
+        return
+    retained = _require_dataset(session, tenant, spec.repair.retain_dataset, RETAIN_DATASET)
+    if retained.sha256 == dataset.sha256:
+        rule, value = "must have other records than the dataset in dataset", "the same records"
+        raise _unusable(rule, value, f"Use another dataset than {retained.id}.")
+    # A text has at most one token per byte. A chat template can add any number, so other formats are not checked.
+    least = 2 * spec.repair.sequence_tokens
+    if retained.format == Format.TEXT and retained.bytes < least:
+        rule = f"must have at least {least} bytes, so that it can fill two sequences of sequence_tokens"
+        raise _unusable(rule, f"{retained.bytes} bytes", "Use a larger dataset, or lower repair.sequence_tokens.")
+
+
+def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str) -> Dataset:
+    """Return the dataset, and keep it until the transaction ends. Raise INVALID_REQUEST if the tenant has none such."""
+    dataset = session.scalar(_locked_dataset(), {"id": dataset_id, "tenant": tenant})
+    if dataset is None:
+        flaw = Flaw(field, "must be the id of a dataset", dataset_id, "Upload one with POST /datasets and use its id.")
         raise ProblemError(
             Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}. List yours with GET /datasets.", (flaw,)
         )
+    return dataset
+
+
+def _unusable(rule: str, value: str, way_out: str) -> ProblemError:
+    flaw = Flaw(RETAIN_DATASET, rule, value, way_out)
+    return ProblemError(Code.INVALID_REQUEST, f"{RETAIN_DATASET} {rule}; it has {value}. {way_out}", (flaw,))
 
 
 @cache
-def _locked_dataset() -> Select[str]:
+def _locked_dataset() -> Select[Dataset]:
     owned = (Dataset.id == bindparam("id"), Dataset.tenant == bindparam("tenant"), Dataset.deleted_at.is_(None))
     # A transaction that deletes the dataset waits for this one, and then sees the job.
-    return select(Dataset.id).where(*owned).with_for_update(read=True, key_share=True)
+    return select(Dataset).where(*owned).with_for_update(read=True, key_share=True)

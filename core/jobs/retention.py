@@ -70,8 +70,9 @@ def expire_datasets(session: Session, days: int) -> list[str]:
     if not days:
         return []
     limit = func.now() - timedelta(days=days)
-    used = exists().where(Job.dataset_id == Dataset.id, or_(Job.finished_at.is_(None), Job.finished_at > limit))
-    unused = (Dataset.deleted_at.is_(None), Dataset.created_at < limit, ~used)
+    recent = or_(Job.finished_at.is_(None), Job.finished_at > limit)
+    trained, retained = (exists().where(used == Dataset.id, recent) for used in (Job.dataset_id, Job.retain_dataset_id))
+    unused = (Dataset.deleted_at.is_(None), Dataset.created_at < limit, ~trained, ~retained)
     locked = session.scalars(select(Dataset.id).where(*unused).limit(BATCH).with_for_update(skip_locked=True)).all()
     # The update repeats the condition: a job created before the rows were locked keeps its dataset. A later one waits
     # for the lock and is rejected.

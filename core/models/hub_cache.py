@@ -37,15 +37,16 @@ class CacheFullError(OSError):
 
 
 @contextmanager
-def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[None]:
+def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[int | None]:
     """Make space for the files of a hub model that are not cached yet, and protect the model during the `with` block.
 
-    Does nothing for a model whose files are somewhere else.
+    Yields the descriptor of the lock. A program that inherits it also protects the model. Does nothing, and yields
+    None, for a model whose files are somewhere else.
     `limit` is the maximum size of the cache in bytes; 0 means no limit. Raises SourceError if the model is larger than
     the limit, and CacheFullError if the disk has too little space.
     """
     if source.path is not None:
-        yield
+        yield None
         return
     folder = Path(constants.HF_HUB_CACHE) / f"models--{source.reference.replace('/', '--')}"
     with _lock_file(folder) as lock:
@@ -55,7 +56,7 @@ def using(source: ModelSource, limit: int, *, weights: bool = True) -> Iterator[
         with suppress(PermissionError):  # the lock file of another user keeps its time
             os.utime(lock)
         _make_space(source, folder, limit, weights=weights)
-        yield
+        yield lock
 
 
 def _make_space(source: ModelSource, folder: Path, limit: int, *, weights: bool) -> None:

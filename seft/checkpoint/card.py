@@ -136,7 +136,11 @@ def _sparsity(record: Record) -> str:
 def _recipe(record: Record) -> str:
     facts = record.facts
     base = {"base model": facts.base.reference, "revision": facts.base.revision, "licence": facts.base.licence}
-    hashes = {"calibration sha256": facts.calibration_sha256, "dataset sha256": facts.dataset_sha256}
+    hashes = {
+        "calibration sha256": facts.calibration_sha256,
+        "dataset sha256": facts.dataset_sha256,
+        "retained dataset sha256": facts.retained_sha256,
+    }
     settings = {f"prune {field.name}": getattr(facts.prune, field.name) for field in fields(facts.prune)}
     if facts.repair:
         settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}

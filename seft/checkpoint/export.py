@@ -47,7 +47,9 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
     with _parameters_in(model, torch.float32):
         model_fingerprint = fingerprint(model)
-    loaded.tokenizer.save_pretrained(out)
+    # Several templates would become files in a subfolder, and a checkpoint has none.
+    single = not isinstance(loaded.tokenizer.chat_template, dict)
+    loaded.tokenizer.save_pretrained(out, save_jinja_files=single)
     _write_config(out / "config.json", use_cache=loaded.source.config.get("use_cache", True))
     _write_tokenizer_config(out / "tokenizer_config.json")
     record = Record(facts, sparsity.of_folder(out), model_fingerprint, versions())

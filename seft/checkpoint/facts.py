@@ -44,12 +44,12 @@ class Base:
 class Facts:
     """How a checkpoint was made. `repair` is None if the model was only pruned.
 
-    A hash is None if no text was read. `scores` are perplexities with the keys dense, pruned and repaired, measured
-    with the settings `evaluate`, and with the keys `dense_retained` and so on if text was retained. The dense scores
-    are measured on the original weights, the others on weights rounded as they are exported. `grown_zeros` is the
-    number of weights that pruning set to zero and that are nonzero now. `stopped_at` is the last step of a training
-    that ended early. `kept_at` is the step whose weights were kept because no later ones were better. `teacher` is the
-    dense model that repair distilled from.
+    A hash is None if no text was read. `retained_sha256` is also None if the dense model wrote the text to retain.
+    `scores` are perplexities with the keys dense, pruned and repaired, measured with the settings `evaluate`, and with
+    the keys `dense_retained` and so on if text was retained. The dense scores are measured on the original weights, the
+    others on weights rounded as they are exported. `grown_zeros` is the number of weights that pruning set to zero and
+    that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
+    weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from.
     """
 
     base: Base
@@ -63,6 +63,7 @@ class Facts:
     stopped_at: int | None = None
     kept_at: int | None = None
     teacher: Base | None = None
+    retained_sha256: str | None = None
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

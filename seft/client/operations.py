@@ -274,7 +274,7 @@ class Operations:
 
     @operation
     def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
-        """Create an API key of scope `read`, `write`, `admin` or `metrics`. Only this response has its `secret`."""
+        """Create an API key of scope `read`, `write` or `admin`. Only this response has its `secret`."""
         # Not retried: if only the reply was lost, a retry would create a second key.
         request = Request("POST", "/keys", json={"name": name, "scope": scope})
         return cast("Key", _answer((yield from tried(Send(request), ()))))

@@ -125,7 +125,7 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
         folder = hub.snapshot_download(
             source.reference,
             revision=source.revision,
-            allow_patterns=source.files(weights=weights),
+            allow_patterns=[*source.files(weights=weights), *_card(source, weights=weights)],
             etag_timeout=HUB_SECONDS,
         )
         if source.branch != source.revision:
@@ -138,6 +138,11 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
         raise SourceError(
             UNREACHABLE, f"the download of {source.reference} from the hub failed: {error}. Try again later."
         ) from error
+
+
+def _card(source: ModelSource, *, weights: bool) -> list[str]:
+    """Return the name of the card, which names the licence, if it is downloaded with the other files."""
+    return [CARD] if weights and 0 < source.sizes.get(CARD, 0) <= MAX_FILE_BYTES else []
 
 
 def _local_path(reference: str) -> Path | None:

@@ -82,6 +82,15 @@ def dataset(client: TestClient) -> str:
 
 
 @pytest.fixture
+def other_dataset(client: TestClient) -> str:
+    """A dataset that is large enough to be retained."""
+    record = b'{"text": "%s"}\n'
+    content = record % (b"a" * 1024) + record % b"b"
+    dataset_id: str = client.post("/datasets", files={"file": ("other.jsonl", content)}).json()["id"]
+    return dataset_id
+
+
+@pytest.fixture
 def body(dataset: str) -> Json:
     return {"model": "tiny", "dataset": dataset, "sparsity": 0.6}
 

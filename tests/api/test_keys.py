@@ -50,6 +50,15 @@ def test_keys_are_paged_newest_first(client: TestClient) -> None:
     assert (rest["data"][0]["id"], len(rest["data"]), rest["has_more"]) == (key_ids[0], 2, False)
 
 
+def test_no_tenant_can_read_the_metrics_of_all_or_create_a_key_for_them(client: TestClient) -> None:
+    assert "The operator can create one" in problem(client.get("/metrics"), 403, "forbidden")["detail"]
+    report = problem(client.post("/keys", json={"name": "a", "scope": "metrics"}), 422, "invalid_request")
+    assert report["param"] == "scope"
+    assert "The operator creates keys of scope `metrics`" in report["errors"][0]["way_out"]
+    (own,) = client.get("/keys").json()["data"]
+    assert own["scope"] == "admin"
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [({}, "name"), ({"name": ""}, "name"), ({"name": "a\0"}, "name"), ({"name": "a", "scope": "all"}, "scope")],

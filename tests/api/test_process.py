@@ -38,9 +38,18 @@ def api(servers: Servers, settings: Settings, tmp_path: Path) -> Iterator[Api]:
 
 @pytest.fixture
 def key(settings: Settings) -> str:
+    return issue(settings, Scope.ADMIN)
+
+
+@pytest.fixture
+def metrics_key(settings: Settings) -> str:
+    return issue(settings, Scope.METRICS)
+
+
+def issue(settings: Settings, scope: Scope) -> str:
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
-        _, secret = keys.issue(session, "ours", "test", Scope.ADMIN)
+        _, secret = keys.issue(session, "ours", "test", scope)
     engine.dispose()
     return secret
 
@@ -67,20 +76,22 @@ def alone(api: Api, pid: int) -> Iterator[None]:
         os.kill(each, signal.SIGCONT)
 
 
-def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str) -> None:
-    def send(method: str, path: str, **more: object) -> Call:
+def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str, metrics_key: str) -> None:
+    def send(method: str, path: str, secret: str = key, **more: object) -> Call:
+        headers = {"Authorization": f"Bearer {secret}", "Idempotency-Key": "once"}
         answer = httpx2.request(method, f"{api.url}{path}", headers=headers, timeout=30, **more)  # type: ignore[arg-type]
         assert answer.status_code < 400, answer.text
         return answer
 
-    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "once"}
     upload = {"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}
     body: Json = {"model": "tiny", "dataset": send("POST", "/datasets", files=upload).json()["id"], "sparsity": 0.6}
     job_ids, lines = set(), set()
     for pid in serving(api):
         with alone(api, pid):
             job_ids.add(send("POST", "/jobs", json=body).json()["id"])
-            lines |= {line for line in send("GET", "/metrics").text.splitlines() if 'status="queued"' in line}
+            lines |= {
+                line for line in send("GET", "/metrics", metrics_key).text.splitlines() if 'status="queued"' in line
+            }
     assert len(job_ids) == 1
     assert lines == {'seft_jobs{status="queued"} 1.0'}
 

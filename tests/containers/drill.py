@@ -38,7 +38,10 @@ class Drill:
         (folder / "settings.env").write_text("SEFT_LEASE_SECONDS=10\nSEFT_CHECKPOINT_SECONDS=1\nSEFT_THREADS=1\n")
         for path in (folder, *folder.rglob("*")):
             path.chmod(0o755)
-        passwords = {f"SEFT_{name}_PASSWORD": secrets.token_hex(16) for name in ("DATABASE", "BROKER", "S3", "GRAFANA")}
+        passwords = {
+            f"SEFT_{name}_PASSWORD": secrets.token_hex(16)
+            for name in ("DATABASE", "DATABASE_SERVICE", "BROKER", "S3", "GRAFANA")
+        }
         self.environment = {
             **os.environ,
             **passwords,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
+from core import ids
 from core.capability import Capability
 from core.datasets import datasets
 from core.infra.database import make_engine, make_sessions
@@ -16,6 +17,7 @@ from seft.data.records import Format
 
 Sessions = sessionmaker[Session]
 MakeJob = Callable[..., str]
+AddDataset = Callable[..., str]
 GPU = Capability("cuda", "NVIDIA H100 80GB HBM3", 80 << 30, 500 << 30)
 
 
@@ -31,6 +33,31 @@ def spec(sessions: Sessions) -> JobSpec:
     with sessions.begin() as session:
         row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 30, 2, Format.TEXT))
     return JobSpec(model="tiny", dataset=row.id, sparsity=0.6)
+
+
+@pytest.fixture
+def add_dataset(sessions: Sessions) -> AddDataset:
+    """Return a function that adds a dataset, whose records differ from those of the others, and returns its id."""
+
+    def add(size: int = 30, form: Format = Format.TEXT, *, tenant: str = "ours", sha256: str = "") -> str:
+        content = datasets.Content(sha256 or ids.new("file"), size, 2, form)
+        with sessions.begin() as session:
+            return datasets.add(session, tenant, "other.jsonl", content).id
+
+    return add
+
+
+@pytest.fixture
+def retaining(spec: JobSpec, add_dataset: AddDataset) -> JobSpec:
+    """A request whose job retains a second dataset."""
+    return retain(spec, add_dataset(1 << 20))
+
+
+def retain(spec: JobSpec, dataset_id: str) -> JobSpec:
+    """Return the request with this dataset to retain."""
+    return JobSpec.model_validate(
+        {**spec.model_dump(mode="json"), "repair": {"retain": "dataset", "retain_dataset": dataset_id}}
+    )
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from core.doctor import Finding, State, run_check, run_checks
 from core.settings import Settings
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import Servers
+from tests.conftest import as_owner
 from tests.worker.conftest import variables
 
 DRIVER = "#!/bin/sh\necho 'NVIDIA H100, 570.1, 81559 MiB'\n"
@@ -30,10 +31,18 @@ def test_a_healthy_service_passes_all_checks(
 ) -> None:
     for name, value in variables(settings.model_copy(update={"model_roots": [tiny_folder.parent]})).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("core.infra.sandbox.missing", list)  # the kernel of the machine can be older
     findings = list(run_checks())
     assert {finding.state for finding in findings} == {State.OK}, findings
     assert "1 accepted" in str(findings)
     assert all(finding.seen and not finding.mend for finding in findings)
+
+
+def test_a_kernel_that_cannot_confine_a_training_process_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.infra.sandbox.landlock_abi", lambda: 0)
+    assert_wrong(check("sandbox", settings), "Landlock", "secrets", "kernel", state=State.NOTE)
 
 
 def test_a_missing_setting_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +66,8 @@ def test_a_database_that_is_unreachable_or_rejects_or_is_outdated_is_named(
     assert_wrong(check("database", settings, database_url=url("postgres")), "python -m migrations")
 
 
-def test_a_wrong_clock_is_named(settings: Settings) -> None:
-    with psycopg.connect(str(settings.database_url), autocommit=True) as connection:
+def test_a_wrong_clock_is_named(settings: Settings, servers: Servers) -> None:
+    with psycopg.connect(str(as_owner(servers, settings).database_url), autocommit=True) as connection:
         name = connection.info.dbname
         connection.execute(f"ALTER DATABASE {name} SET search_path = public, pg_catalog")
         later = "SELECT pg_catalog.clock_timestamp() + interval '1 hour'"

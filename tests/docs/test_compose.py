@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,12 +20,12 @@ import boto3
 import pytest
 import redis
 import yaml
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from sqlalchemy.orm import Session
 
 from core import prometheus
 from core.infra.database import make_engine, make_sessions
-from core.settings import Settings
+from core.settings import DatabaseSettings, Settings
 from local import processes
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import package_folder, weed
@@ -38,6 +39,24 @@ LONG_RUNNING = sorted(set(SERVICES) - RUN_ONCE)
 OURS = sorted(name for name in SERVICES if SERVICES[name]["image"].startswith("seft-"))
 MONITORING = {"metrics-key", "prometheus", "grafana"}
 SECRET = "0123456789abcdef"
+OTHER_ADDRESS = "127.0.0.2"
+"""A second address of this machine, in place of the address that a container has in a network."""
+CAPABILITIES = {
+    "storage": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"],
+    "proxy": ["NET_BIND_SERVICE", "DAC_OVERRIDE"],
+}
+_SERVICE = {"SEFT_DATABASE_SERVICE_PASSWORD"}
+_OURS = {*_SERVICE, "SEFT_BROKER_PASSWORD", "SEFT_S3_SECRET_KEY", "SEFT_S3_PASSWORD", "SEFT_SECRET_KEY", "HF_TOKEN"}
+SECRETS = {
+    "postgres": {"SEFT_DATABASE_PASSWORD"},
+    "valkey": {"SEFT_BROKER_PASSWORD"},
+    "storage": {"SEFT_S3_PASSWORD"},
+    "migrate": {"SEFT_DATABASE_PASSWORD", *_SERVICE},
+    "metrics-key": _SERVICE,
+    **dict.fromkeys(("api", "worker", "worker-cpu"), _OURS),
+    "grafana": {"SEFT_GRAFANA_PASSWORD"},
+}
+"""The variables with secrets that a service gets."""
 
 
 def seconds(duration: str) -> int:
@@ -65,7 +84,9 @@ def test_docker_compose_reads_the_file_and_requires_secrets(tmp_path: Path, prof
     if not compose:
         pytest.skip("Docker's compose is not installed, and apt-get brought none.")
     command = [compose, f"--env-file={tmp_path / 'env'}", f"--file={ROOT / 'docker-compose.yml'}", "config", "--quiet"]
-    secrets = [f"SEFT_{name}_PASSWORD={SECRET}\n" for name in ("DATABASE", "BROKER", "S3", "GRAFANA")]
+    secrets = [
+        f"SEFT_{name}_PASSWORD={SECRET}\n" for name in ("DATABASE", "DATABASE_SERVICE", "BROKER", "S3", "GRAFANA")
+    ]
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COMPOSE_PROFILES": profiles}
     for count in range(len(secrets) + 1):
         (tmp_path / "env").write_text("".join(secrets[:count]))
@@ -98,10 +119,58 @@ def test_a_service_gains_no_privileges_has_bounded_logs_and_a_pinned_image(name:
     assert re.fullmatch(r"seft-[a-z-]+:\$\{SEFT_VERSION:-local\}|[a-z/]+:v?[0-9.]+", service["image"])
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_images_run_without_capabilities_on_a_read_only_file_system(name: str) -> None:
-    assert SERVICES[name]["cap_drop"] == ["ALL"]
-    assert SERVICES[name]["read_only"]
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_a_read_only_file_system_few_processes_and_only_the_capabilities_it_needs(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service.get("cap_add", []) == CAPABILITIES.get(name, [])
+    assert 0 < service["deploy"]["resources"]["limits"]["pids"] <= 8192
+    assert not {"privileged", "pid", "ipc", "network_mode", "userns_mode", "devices"} & set(service)
+
+
+def test_a_service_is_only_in_the_networks_that_it_needs() -> None:
+    members: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for network in service["networks"]:
+            members.setdefault(network, set()).add(name)
+    workers = {"worker", "worker-cpu"}
+    assert members == {
+        "database": {"postgres", "migrate", "metrics-key", "api", *workers},
+        "broker": {"valkey", "api", *workers},
+        "storage": {"storage", "api", *workers},
+        "metrics": {"api", "prometheus", "grafana"},
+        "edge": {"api", "storage", "proxy"},
+        "outside": {"migrate", "metrics-key", *workers},
+        "board": {"grafana"},
+    }
+
+
+def test_only_published_services_and_those_with_connections_to_other_machines_are_in_an_open_network() -> None:
+    open_networks = {name for name, network in COMPOSE["networks"].items() if not (network or {}).get("internal")}
+    assert open_networks == {"edge", "outside", "board"}
+    for name, service in SERVICES.items():
+        if "ports" in service:
+            assert open_networks & set(service["networks"]), f"Docker publishes no port of {name}"
+    for name in ("postgres", "valkey", "prometheus"):
+        assert not open_networks & set(SERVICES[name]["networks"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_gets_only_the_secrets_that_it_needs(name: str) -> None:
+    text = yaml.safe_dump(SERVICES[name])
+    found = {secret for secret in re.findall(r"[$]{(\w+)", text) if re.search("PASSWORD|SECRET|TOKEN", secret)}
+    found |= {key for key in ("SEFT_SECRET_KEY",) if key in (SERVICES[name].get("environment") or {})}
+    assert found == SECRETS.get(name, set())
+
+
+def test_only_migrations_connect_as_the_owner_of_the_database() -> None:
+    for name in {*OURS} - {"migrate"}:
+        assert "postgresql://seft_service:" in SERVICES[name]["environment"]["SEFT_DATABASE_URL"]
+        assert "SEFT_SERVICE_DATABASE_URL" not in SERVICES[name]["environment"]
+    migrate = SERVICES["migrate"]["environment"]
+    assert "postgresql://seft:" in migrate["SEFT_DATABASE_URL"]
+    assert migrate["SEFT_SERVICE_DATABASE_URL"] == SERVICES["api"]["environment"]["SEFT_DATABASE_URL"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -131,7 +200,7 @@ def test_only_what_users_need_is_published_on_loopback_by_default() -> None:
 
 
 def test_every_secret_is_required_and_make_secrets_writes_it(tmp_path: Path) -> None:
-    text = yaml.safe_dump(SERVICES)
+    text = yaml.safe_dump(SERVICES, width=10**6)  # one line per value
     needed = set(re.findall(r"\$\{(\w+):\?make secrets makes it\}", text))
     assert all(name in needed for name in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)\}", text))
     assert not re.search(r"(?:PASSWORD|SECRET_KEY|TOKEN)\w*:-[^}$]", text), "a secret has a default"
@@ -156,9 +225,8 @@ def test_every_setting_that_the_file_passes_on_exists() -> None:
     for name in OURS:
         passed = {key for key in SERVICES[name]["environment"] if key.startswith("SEFT_")}
         assert passed <= known
-        assert {
-            f"SEFT_{name.upper()}" for name, field in Settings.model_fields.items() if field.is_required()
-        } <= passed
+        fields = (DatabaseSettings if name in RUN_ONCE else Settings).model_fields
+        assert {f"SEFT_{key.upper()}" for key, field in fields.items() if field.is_required()} <= passed
 
 
 def test_dashboard_and_alerts_use_exactly_the_metrics_that_exist(settings: Settings) -> None:
@@ -192,30 +260,38 @@ def test_the_command_of_valkey_requires_the_password(tmp_path: Path) -> None:
                 stranger.ping()
 
 
-def test_the_command_of_the_storage_accepts_its_keys_and_sends_no_telemetry(tmp_path: Path) -> None:
-    names = [f"{name}.port{grpc}" for name in ("s3", "master", "filer", "volume", "admin") for grpc in ("", ".grpc")]
+def test_the_storage_shows_other_containers_only_its_s3_port_and_sends_no_telemetry(tmp_path: Path) -> None:
+    names = [f"{name}.port{grpc}" for name in ("s3", "master", "filer", "volume") for grpc in ("", ".grpc")]
     reservations = {name: reserve_any() for name in names}
     ports = {name: port_of(reservation) for name, reservation in reservations.items()}
-    command = [
-        part.replace("storage", LOOPBACK).replace("0.0.0.0", LOOPBACK) for part in SERVICES["storage"]["command"]
-    ]
+    command = [part.replace("0.0.0.0", OTHER_ADDRESS) for part in SERVICES["storage"]["command"]]
     assert "-master.telemetry=false" in command
     command = [weed(), *command, f"-dir={tmp_path}", *(f"-{name}={port}" for name, port in ports.items())]
     environment = {"AWS_ACCESS_KEY_ID": "seft", "AWS_SECRET_ACCESS_KEY": SECRET}
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{LOOPBACK}:{ports['s3.port']}",
-        region_name="us-east-1",
-        aws_access_key_id="seft",
-        aws_secret_access_key=SECRET,
-    )
+
+    def client(secret: str) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=f"http://{OTHER_ADDRESS}:{ports['s3.port']}",
+            region_name="us-east-1",
+            aws_access_key_id="seft",
+            aws_secret_access_key=secret,
+        )
+
     with running(command, tmp_path / "log", environment):
-        wait_until_ready(BotoCoreError, client.list_buckets)
-        client.create_bucket(Bucket="seft")
+        wait_until_ready(BotoCoreError, client(SECRET).list_buckets)
+        client(SECRET).create_bucket(Bucket="seft")
+        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            client("wrong").list_buckets()
+        for name in names:
+            if not name.startswith("s3"):
+                socket.create_connection((LOOPBACK, ports[name]), timeout=5).close()
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection((OTHER_ADDRESS, ports[name]), timeout=5)
     for name, port in ports.items():
         reservations[name].close()
-        for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-            socket.unlink()
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink()
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from tests.worker.conftest import wait_for
 
 
 def test_a_gradual_job_that_is_killed_ends_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
-    repair = {**SPEC["repair"], "density": "all", "learning_rate": "auto"}
+    repair = {**SPEC["repair"], "density": "auto", "learning_rate": "auto"}
     spec = {**SPEC, "prune": {"schedule": "gradual"}, "repair": repair}
     worker = service.start_worker()
     undisturbed = service.post(**spec)
     job = end(service, undisturbed)
     assert job["status"] == "succeeded", job
-    assert set(job["scores"]) == {"dense", "repaired"}
+    assert set(job["scores"]) == {"dense", "repaired", "dense_retained", "repaired_retained"}
     measured: Any = job["measured"]
     assert abs(measured["linears"]["share"] - 0.6) < 0.01
     killed = service.post(**spec)

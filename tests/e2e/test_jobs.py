@@ -28,6 +28,7 @@ SPEC: dict[str, Any] = {
         "update_interval": 5,
         "density": 0.02,
         "learning_rate": 3e-3,
+        "retain_tokens": 1024,
     },
     "evaluate": {"windows": 8, "tokens": 128},
     "seed": 3,
@@ -99,7 +100,7 @@ def check_log(service: Service, job_id: str) -> None:
 
 
 def check_trace(service: Service, job_id: str) -> None:
-    """One trace covers the request, the attempt and the publishing, in three processes."""
+    """One trace covers the request, the attempt and the publishing, in two processes."""
 
     def attempts() -> list[Span]:
         return [span for span in service.collector.spans if span.attributes.get("seft.job") == job_id]
@@ -108,9 +109,9 @@ def check_trace(service: Service, job_id: str) -> None:
     (attempt,) = attempts()
     spans = {span.id: span for span in service.collector.spans if span.trace == attempt.trace}
     below = {(span.process, span.name) for span in spans.values() if span.parent == attempt.id}
-    phases = ("loading", "evaluating", "pruning", "training", "exporting")
+    phases = ("loading", "evaluating", "writing", "pruning", "training", "exporting")
     assert below == {
-        *(("seft-training", phase) for phase in phases),
+        *(("seft-worker", phase) for phase in phases),
         *(("seft-worker", name) for name in ("claim", "uploading", "publish")),
     }
     assert attempt.attributes["seft.outcome"] == "attempt.succeeded"

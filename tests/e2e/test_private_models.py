@@ -92,7 +92,7 @@ def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
         time.sleep(0.2)
     row = service.backend.job(job)
     assert row.status == Status.SUCCEEDED, row.error
-    assert b"worker.child" in visible
+    assert b"worker.training" in visible
     assert f'"revision":"{COMMIT}"'.encode() in visible, "its job.json was read"
 
     checkpoint = service.backend.checkpoint(job)

@@ -41,6 +41,7 @@ SPEC: dict[str, Any] = {
         "update_interval": 5,
         "density": 0.02,
         "learning_rate": 3e-3,
+        "retain_tokens": 1024,
     },
     "evaluate": {"windows": 3, "tokens": 96},
 }

@@ -10,10 +10,11 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from seft import stages
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record, sha256
 from seft.cli import main
-from seft.config import Pattern, RateSchedule
+from seft.config import Pattern, RateSchedule, Retain
 
 
 @pytest.fixture(scope="module")
@@ -280,6 +281,19 @@ def test_settings_out_of_range_are_rejected(
         ((*repair, "1", "--schedule", "steep", *out), "invalid choice: 'steep'"),
         ((*repair, "1", "--distill-weight", "0.5", *out), "teacher must be given for distillation"),
         ((*repair, "1", "--teacher", tiny_folder, *out), "teacher must not be set without distillation"),
+        ((*repair, "1", "--retain", "written", *out), "teacher must be given if text is retained"),
+        (
+            (*repair, "1", "--retain", "dataset", "--retain-tokens", "9", *out),
+            "retain_tokens must be at least twice sequence_tokens",
+        ),
+        (
+            (*repair, "2", "--retain", "dataset", "--teacher", tiny_folder, *out),
+            "retain_data must be given if retain is dataset, and only then",
+        ),
+        (
+            (*repair, "1", "--retain-data", texts, *out),
+            "retain_data must be given if retain is dataset, and only then",
+        ),
         ((*repair, "1", "--evaluate-interval", "5", *out), "held_out must be given if evaluate_interval is set"),
         ((*repair, "1", "--held-out", texts, *out), "held_out must not be set if evaluate_interval is 0"),
         ((*repair, "1", "--patience", "2", *out), "patience must be 0 if evaluate_interval is 0"),
@@ -315,6 +329,46 @@ def test_the_record_and_the_card_name_the_teacher(tiny_folder: Path, pruned: Pat
     assert facts.repair
     assert facts.repair.distill_weight == 0.5
     assert f"with `{facts.base.reference}` as the teacher" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not verify the written files in a process of its own, which takes longer than the training."""
+    monkeypatch.setattr(stages, "verify", lambda _: None)
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_retained_dataset_is_recorded_and_the_model_gets_better_on_it(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, pruned: Path, texts: Path, tmp_path: Path
+) -> None:
+    lines = texts.read_text().splitlines(keepends=True)
+    other, few = tmp_path / "other.jsonl", tmp_path / "few.jsonl"
+    other.write_text("".join(lines[40:]))
+    few.write_text("".join(lines[:2]))
+    training = ["--data", few, *TRAINING, "--steps", "12", "--learning-rate", "5e-3"]
+    retain = ["--retain", "dataset", "--retain-data", other, "--retain-share", "0.9", "--teacher", tiny_folder]
+    assert run("repair", pruned, *training, *retain, "--out", tmp_path / "kept") == 0
+    facts = Record.read(tmp_path / "kept").facts
+    assert facts.repair
+    assert (facts.repair.retain, facts.teacher) == (Retain.DATASET, facts.base)
+    assert (facts.dataset_sha256, facts.retained_sha256) == (sha256(few), sha256(other))
+    card = (tmp_path / "kept" / "README.md").read_text()
+    assert "90% of each batch was a second dataset" in card
+    assert f"| retained dataset sha256 | {sha256(other)} |" in card
+    before, after = (perplexity(capsys, model, other) for model in (pruned, tmp_path / "kept"))
+    assert after < 0.97 * before, "without the retained text it is 1.07 times as high"
+
+
+@pytest.mark.usefixtures("unverified")
+def test_text_that_the_dense_model_writes_is_recorded_without_a_hash(
+    tiny_folder: Path, pruned: Path, texts: Path, tmp_path: Path
+) -> None:
+    retain = ["--retain", "written", "--retain-tokens", "384", "--teacher", tiny_folder]
+    assert run("repair", pruned, "--data", texts, *TRAINING, *retain, "--out", tmp_path / "out") == 0
+    facts = Record.read(tmp_path / "out").facts
+    assert facts.repair
+    assert (facts.repair.retain, facts.teacher, facts.retained_sha256) == (Retain.WRITTEN, facts.base, None)
+    assert "50% of each batch was text that the dense model wrote" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from seft import stages
 from seft.config import RepairConfig, Retain
 from seft.data.packing import Packed
 from seft.distill import Distillation
 from seft.errors import ConfigError, StateError
+from seft.evaluate import mean_loss
 from seft.loss import TokenLoss
 from seft.objective import CrossEntropy
 from seft.repair import Repair, schedule
-from seft.report import Step
-from seft.retain import load_retained, opening_tokens, save_retained, with_predictions, write_windows
-from tests.seft.repair.repairing import TOKENS, pruned_tiny, same_bits, short, weights
+from seft.report import Judged, Step
+from seft.retain import load_retained, opening_tokens, save_retained, split_retained, with_predictions, write_windows
+from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, same_bits, short, weights
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
 LENGTH = short().sequence_tokens
@@ -167,3 +170,16 @@ def test_the_text_must_be_there_exactly_if_it_is_used() -> None:
     for config, text in configs:
         with pytest.raises(ConfigError, match="retain"):
             Repair(pruned_tiny(), TOKENS, config, retained=text)
+
+
+def test_the_best_state_is_chosen_by_the_loss_on_both_texts() -> None:
+    config, text = short(**KEEP, evaluate_interval=1), retained()
+    held_out = Packed.plain(TOKENS[: 3 * LENGTH].view(3, LENGTH))
+    loaded: Any = SimpleNamespace(model=pruned_tiny())
+    repair = stages.start_repair(
+        loaded, OTHER, config, pruned=PRUNED, load_teacher=lambda: None, retained=text, held_out=held_out
+    )
+    (judged,) = (each for each in repair.advance() if isinstance(each, Judged))
+    losses = [mean_loss(loaded.model, each) for each in (held_out, split_retained(text)[1])]
+    assert judged.held_out_loss == pytest.approx(sum(losses) / 2)
+    assert losses[0] != pytest.approx(losses[1])

@@ -131,6 +131,33 @@ class StandIn:
         (self.folder / RESULT / "manifest.json").write_text("no manifest")
         self.say(Finished(step=3, scores={}, measured={}))
 
+    def finish_with_name(self, name: str) -> None:
+        """Finish with a result whose manifest names one file."""
+        (self.folder / RESULT).mkdir(exist_ok=True)
+        entry = {"name": name, "size": 7, "sha256": "0" * 64}
+        (self.folder / RESULT / "manifest.json").write_text(json.dumps({"files": [entry]}))
+        self.say(Finished(step=3, scores={}, measured={}))
+
+    def name_a_file_above(self) -> None:
+        self.finish_with_name("../job.json")
+
+    def link_a_result(self) -> None:
+        (self.folder / RESULT).mkdir()
+        (self.folder / RESULT / "weights").symlink_to(self.folder.parent.parent / "secret")
+        self.finish_with_name("weights")
+
+    def link_a_state(self) -> None:
+        (self.folder / RESUME / "3").mkdir(parents=True)
+        (self.folder / RESUME / "3" / "run").symlink_to(self.folder.parent.parent / "secret")
+        self.say(Saved(step=3))
+        time.sleep(60)
+
+    def link_the_states(self) -> None:
+        """Let the folder of the states be a link to a folder that has a folder with the step as its name."""
+        (self.folder / RESUME).symlink_to(self.folder.parent.parent)
+        self.say(Saved(step=3))
+        time.sleep(60)
+
     def crash(self) -> None:
         sys.stderr.write("all the weights \0fell out")
         sys.stderr.flush()

@@ -21,6 +21,8 @@ from tests.worker.conftest import Backend, alive, supervisor, wait_for
 from worker import cleanup
 from worker.attempt import Supervisor
 from worker.lifecycle import State
+from worker.protocol import DATA, RETAIN_DATA, Task
+from worker.transfers import hash_file
 
 
 class Running:
@@ -333,17 +335,42 @@ def test_a_storage_that_rejects_writes_fails_the_attempt_at_its_first_state(back
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 1)
 
 
-def test_the_training_process_gets_none_of_the_settings(
+def test_the_training_process_gets_no_settings_and_no_other_variables(
     backend: Backend, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SEFT_S3_SECRET_KEY", "secret")
+    for name in ("SEFT_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "UNKNOWN"):
+        monkeypatch.setenv(name, "secret")
     with Running(supervisor(backend, "save_when_asked")) as attempt:
         wait_for(lambda: backend.job(job_id).phase == Phase.TRAINING)
         names = (attempt.files.folder / "environment").read_text().split()
         assert "PATH" in names
         assert names[-1] == str(attempt.files.folder), "temporary files are deleted with the job"
-        assert not [name for name in names if name.startswith("SEFT_")]
+        assert not [name for name in names if name.startswith(("SEFT_", "AWS_", "UNKNOWN"))]
         assert "secret" not in (attempt.files.folder / "job.json").read_text()
+
+
+@pytest.fixture
+def retaining_job(backend: Backend) -> str:
+    """A queued job that retains a second dataset."""
+    first, second = backend.add_dataset(["one", "two"]), backend.add_dataset(["a" * 1024, "b"])
+    return backend.add_job(first, repair={"retain": "dataset", "retain_dataset": second})
+
+
+def test_the_training_process_gets_the_dataset_to_retain(backend: Backend, retaining_job: str) -> None:
+    with Running(supervisor(backend, "save_when_asked")) as attempt:
+        wait_for(lambda: backend.job(retaining_job).phase == Phase.TRAINING)
+        folder = attempt.files.folder
+        assert json.loads((folder / RETAIN_DATA).read_text().splitlines()[0]) == {"text": "a" * 1024}
+        assert Task.read(folder).retained_sha256 == hash_file(folder / RETAIN_DATA)
+        sizes = [(folder / name).stat().st_size for name in (DATA, RETAIN_DATA)]
+        assert attempt.files.dataset_bytes() == sum(sizes)
+
+
+def test_a_damaged_dataset_is_not_retained(backend: Backend, retaining_job: str) -> None:
+    (key,) = (key for key in backend.storage.keys("datasets/") if b"aaa" in backend.storage.read(key))
+    backend.storage.put(key, b'{"text": "other"}\n')
+    supervisor(backend, "succeed").run()
+    assert (backend.job(retaining_job).status, backend.job(retaining_job).failures) == (Status.QUEUED, 1)
 
 
 def test_a_damaged_dataset_is_not_trained_on(backend: Backend, job_id: str) -> None:

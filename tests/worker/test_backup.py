@@ -14,6 +14,7 @@ from core.infra.storage import Storage
 from core.settings import Settings
 from core.states import Status
 from local.servers import Servers
+from tests.conftest import as_owner
 from tests.worker.conftest import Backend, Workers, wait_for
 from tests.worker.test_workers import STAND_IN
 
@@ -29,7 +30,7 @@ def test_a_restored_service_finishes_an_unfinished_job(
     first = workers.start(backend, STAND_IN, "report_and_save")
     wait_for(lambda: backend.job(job).resume)
     assert bucket_backup.save(backend.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"
-    dump(servers, backend.settings, tmp_path / "database")
+    dump(servers, as_owner(servers, backend.settings), tmp_path / "database")
     assert bucket_backup.save(backend.storage, tmp_path / "bucket") == 0, "everything is in the backup already"
     first.send_signal(signal.SIGKILL)
 
@@ -58,5 +59,11 @@ def dump(servers: Servers, settings: Settings, file: Path) -> None:
 
 def restore(servers: Servers, settings: Settings, file: Path) -> None:
     pg_restore = str(servers.postgres.binaries / "pg_restore")
-    options = ["--single-transaction", "--exit-on-error", f"--dbname={settings.database_url}", str(file)]
+    options = [
+        "--single-transaction",
+        "--exit-on-error",
+        "--no-privileges",
+        f"--dbname={settings.database_url}",
+        str(file),
+    ]
     subprocess.run([pg_restore, *options], check=True)

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seft import stages
 from seft.checkpoint.facts import Record
-from seft.config import PruneSchedule
+from seft.config import PruneSchedule, Retain
+from seft.data.packing import pack
+from seft.data.text import encode
+from seft.errors import DataError
+from seft.retain import load_retained
+from tests.tiny import tiny_tokenizer
 from tests.worker.test_pipeline import SPEC, Run, _restore_torch_settings  # noqa: F401
-from worker.pipeline import Pipeline
+from worker.pipeline import RETAINED, Pipeline
 from worker.protocol import (
     ENOUGH,
     RESULT,
     RESUME,
+    RETAIN_DATA,
     STATE,
     Finished,
     Measured,
@@ -27,13 +34,22 @@ from worker.protocol import (
 )
 
 STEPS = 8
-REPAIR: dict[str, Any] = {"steps": STEPS, "batch_tokens": 192, "sequence_tokens": 96, "density": "all"}
+REPAIR: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_tokens": 192,
+    "sequence_tokens": 96,
+    "micro_batch": 1,
+    "retain": "none",
+}
 RETAIN: dict[str, Any] = {"retain": "written", "retain_tokens": 8 * 96}
 GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual", "rise": 0.5, "rise_interval": 2}, "repair": REPAIR}
 ONE_SHOT: dict[str, Any] = {"repair": REPAIR}
 WHOLE_MODEL: dict[str, Any] = {
     "prune": {**GRADUAL["prune"], "compare": "model"},
     "repair": {**REPAIR, "micro_batch": 2, **RETAIN},
+}
+DATASET: dict[str, Any] = {
+    "repair": {**REPAIR, "retain": "dataset", "retain_dataset": "file_" + "1" * 26, "retain_tokens": 16 * 96}
 }
 JOBS = {"gradual": GRADUAL, "one_shot": ONE_SHOT, "whole_model": WHOLE_MODEL}
 
@@ -59,7 +75,8 @@ class Runs:
         self._folder, self._models, self._texts = folder, models, texts
 
     def new(self, name: str, spec: dict[str, Any], kind: type[Run] = Run) -> Run:
-        return kind(self._folder / name, self._models, self._texts[:40], **spec)
+        retained = self._texts[40:] if spec is DATASET else ()
+        return kind(self._folder / name, self._models, self._texts[:40], retained=retained, **spec)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +117,8 @@ def test_a_gradual_job_is_not_pruned_before_training_and_has_no_score_of_a_prune
     facts = Record.read(run.folder / RESULT).facts
     assert (facts.prune.schedule, facts.calibration_sha256) == (PruneSchedule.GRADUAL, None)
     assert facts.repair
-    assert facts.repair.density == "all"
-    assert json.loads((run.folder / RESULT / "sparsity.json").read_bytes())["facts"]["repair"]["density"] == "all"
+    assert facts.repair.trains_all
+    assert json.loads((run.folder / RESULT / "sparsity.json").read_bytes())["facts"]["repair"]["density"] == "auto"
     card = (run.folder / RESULT / "README.md").read_text()
     assert "while all nonzero weights among these were trained" in card
     assert "in one shot" not in card
@@ -140,6 +157,41 @@ def test_a_job_that_retains_text_writes_it_first_and_scores_every_model_on_it(ru
     card = (run.folder / RESULT / "README.md").read_text()
     assert f"| repaired | {scores['repaired']:.2f} | {scores['repaired_retained']:.2f} |" in card
     assert "50% of each batch was text that the dense model wrote" in card
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_job_retains_its_second_dataset_and_scores_every_model_on_it(runs: Runs, tiny_texts: list[str]) -> None:
+    run = runs.new("second", DATASET).run()
+    phases = list(dict.fromkeys(str(each.phase) for each in run.of_type(Progressed)))
+    assert phases == ["loading", "writing", "evaluating", "pruning", "training", "exporting"]
+    config = run.task.spec.repair_config()
+    assert config
+    expected = pack(encode(tiny_texts[40:], tiny_tokenizer()), 96)[: config.retained_windows]
+    kept = load_retained(run.folder / RESUME / "0" / RETAINED)
+    assert torch.equal(kept.tokens, expected.tokens)
+    scores = result_of(run).scores
+    assert scores["dense_retained"] < scores["repaired_retained"] < scores["pruned_retained"]
+    assert set(scores) == {f"{name}{part}" for name in ("dense", "pruned", "repaired") for part in ("", "_retained")}
+    facts = Record.read(run.folder / RESULT).facts
+    assert facts.repair
+    assert (facts.repair.retain, facts.retained_sha256) == (Retain.DATASET, "1" * 64)
+    assert "50% of each batch was a second dataset" in (run.folder / RESULT / "README.md").read_text()
+    killed = runs.new("second-killed", DATASET).run_until(3)
+    assert runs.new("second-resumed", DATASET).resume_from(killed, 3).run().manifest() == run.manifest()
+
+
+def test_a_dataset_to_retain_that_is_too_short_fails_the_job_before_the_model_is_loaded(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pipeline.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    run = runs.new("short", DATASET)
+    for texts, message in (
+        (["few", "words"], "the text to retain fills no sequence: the text must have"),
+        (["word " * 50, "more"], "the text to retain must fill at least two sequences of 96 tokens; it fills 1"),
+    ):
+        (run.folder / RETAIN_DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        with pytest.raises(DataError, match=message):
+            run.run()
 
 
 @pytest.mark.usefixtures("unverified")

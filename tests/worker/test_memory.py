@@ -9,6 +9,8 @@ from core.specs import JobSpec
 from core.states import Phase
 from worker import memory
 
+RETAIN: dict[str, Any] = {"repair": {"retain": "dataset", "retain_dataset": ids.new("file"), "sequence_tokens": 512}}
+
 GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density": "all"}}
 
 
@@ -18,3 +20,11 @@ def test_calibration_is_advised_only_to_a_job_that_reads_calibration_text(more: 
     advice = memory.advice(spec, Phase.LOADING, None)
     assert "evaluate.tokens to 512, or run the job on a larger device" in advice
     assert ("prune.calibration.tokens" in advice) is advised
+
+
+@pytest.mark.parametrize(("more", "advised"), [({}, "Set repair.retain to none"), (RETAIN, "sequence_tokens to 256")])
+def test_a_dataset_to_retain_is_read_in_shorter_sequences_and_text_is_not_written(
+    more: dict[str, Any], advised: str
+) -> None:
+    spec = JobSpec.model_validate({"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6, **more})
+    assert advised in memory.advice(spec, Phase.WRITING, None)

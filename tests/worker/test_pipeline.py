@@ -24,6 +24,7 @@ from worker.protocol import (
     ENOUGH,
     RESULT,
     RESUME,
+    RETAIN_DATA,
     STATE,
     Finished,
     Measured,
@@ -42,7 +43,15 @@ SPEC: dict[str, Any] = {
     "dataset": "file_" + "0" * 26,
     "sparsity": 0.6,
     "prune": {"method": "wanda", "calibration": {"samples": 4, "tokens": 96}},
-    "repair": {"steps": 8, "batch_tokens": 192, "sequence_tokens": 96, "update_interval": 3, "density": 0.02},
+    "repair": {
+        "steps": 8,
+        "batch_tokens": 192,
+        "sequence_tokens": 96,
+        "micro_batch": 1,
+        "update_interval": 3,
+        "density": 0.02,
+        "retain": "none",
+    },
     "evaluate": {"windows": 3, "tokens": 96},
 }
 
@@ -67,12 +76,14 @@ class Run:
         models: Path,
         texts: Sequence[str | dict[str, Any]],
         micro_batch: int | None = None,
+        retained: Sequence[str] = (),
         **spec: object,
     ) -> None:
         self.folder, self.messages = folder, list[Message]()
         folder.mkdir()
-        records = [{"text": text} if isinstance(text, str) else text for text in texts]
-        (folder / DATA).write_text("".join(json.dumps(record) + "\n" for record in records))
+        for name, some in ((DATA, texts), (RETAIN_DATA, retained)):
+            records = [{"text": text} if isinstance(text, str) else text for text in some]
+            (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
         self.task = Task(
             spec=JobSpec.model_validate({**SPEC, **spec}),
             dataset_sha256="0" * 64,
@@ -82,6 +93,7 @@ class Run:
             threads=1,
             checkpoint_seconds=1000,
             micro_batch=micro_batch,
+            retained_sha256="1" * 64 if retained else None,
         )
 
     def resume_from(self, other: "Run", step: int) -> "Run":

@@ -37,7 +37,7 @@ def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def add_job(backend: Backend, model: str) -> str:
     with backend.sessions.begin() as session:
-        hub_tokens.put(session, TENANT, Encryption(backend.settings).encrypt(TOKEN), "acme")
+        hub_tokens.put(session, TENANT, Encryption(backend.settings).encrypt(TOKEN, TENANT), "acme")
     return backend.add_job(backend.add_dataset(["one", "two"]), model=model, revision=COMMIT)
 
 
@@ -55,7 +55,7 @@ def test_the_model_is_in_the_jobs_folder_and_not_in_the_cache(backend: Backend, 
     files = Files(backend.claim(), backend.settings, Transfers(backend.storage, lambda _: None))
     files.fetch()
     folder = files.folder / MODELS / COMMIT
-    assert Task.read(files.folder).private == folder
+    assert Task.read(files.folder).downloaded == folder
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     assert not list(cache.glob("models--*"))
 
@@ -64,7 +64,7 @@ def test_the_training_process_downloads_a_model_that_needs_no_token(backend: Bac
     add_job(backend, "acme/open")
     files = Files(backend.claim(), backend.settings, Transfers(backend.storage, lambda _: None))
     files.fetch()
-    assert Task.read(files.folder).private is None
+    assert Task.read(files.folder).downloaded is None
     assert not (files.folder / MODELS).exists()
 
 

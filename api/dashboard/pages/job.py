@@ -21,7 +21,7 @@ from api.usecases import jobs as usecases
 from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.states import PHASE_BEGAN, TOPOLOGY_EVOLVED
-from core.tables import Checkpoint
+from core.tables import Checkpoint, Dataset
 
 EVENTS = 50
 POINTS = 600
@@ -45,11 +45,14 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
         latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
         checkpoints = reports.checkpoints(session, job_id)
+        used = {"Dataset": row.dataset_id, "Retained dataset": row.retain_dataset_id}
+        datasets = {label: session.get_one(Dataset, dataset_id) for label, dataset_id in used.items() if dataset_id}
     return page(
         request,
         visitor,
         "job.html",
         job=job,
+        datasets=datasets,
         phases=phase_progress(job, began),
         events=[event_line(event) for event in latest],
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),

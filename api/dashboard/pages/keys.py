@@ -1,5 +1,7 @@
 """The page of API keys and the audit log, for administrators: create, revoke and list keys."""
 
+from typing import get_args
+
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
@@ -7,10 +9,9 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Administrator, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
-from api.schemas.keys import AuditView, KeyRequest, KeyView
+from api.schemas.keys import AuditView, KeyRequest, KeyView, TenantScope
 from api.usecases import keys as usecases
 from core.access import audit, keys
-from core.access.keys import Scope
 from core.errors import ProblemError
 
 LIMIT = 100
@@ -64,7 +65,7 @@ def _page(
         status=status,
         keys=[KeyView.of(row) for row in rows],
         changes=[AuditView.of(row) for row in changes],
-        scopes=list(Scope),
+        scopes=get_args(TenantScope),
         secret=secret,
         problem=problem,
     )

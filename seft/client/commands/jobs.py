@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seft.client.responses import Event, Job
+from seft.client.responses import Event, Job, Json
 from seft.client.shell import (
     AsJson,
     Exit,
@@ -34,6 +34,10 @@ def create(
         float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
     ] = None,
     *,
+    retain_dataset: Annotated[
+        str | None,
+        typer.Option(help="Retain the text of this dataset, not text of the dense model: an id, or a file to upload."),
+    ] = None,
     settings: Set = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request returns the same job.")
@@ -42,15 +46,19 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a job."""
-    spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
-    is_file = Path(dataset).is_file()
-    if not is_file and not dataset.startswith("file_"):
-        rule = f"{dataset!r} is neither a file nor the id of a dataset. Ids begin with file_."
-        raise typer.BadParameter(rule, param_hint="--dataset")
+    retained = [] if retain_dataset is None else [f"repair.retain_dataset={retain_dataset}"]
+    spec: Json = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
+    spec |= assigned([*(settings or []), *retained])
+    for option, text in (("--dataset", dataset), ("--retain-dataset", retain_dataset)):
+        if text is not None and not Path(text).is_file() and not text.startswith("file_"):
+            rule = f"{text!r} is neither a file nor the id of a dataset. Ids begin with file_."
+            raise typer.BadParameter(rule, param_hint=option)
     with connected(as_json, patient=watch) as service:
-        if is_file:
-            dataset = service.upload_dataset(Path(dataset))["id"]
-        job = service.create_job({**spec, "dataset": dataset}, idempotency_key=idempotency_key)
+        spec["dataset"] = _uploaded(service, dataset)
+        if retain_dataset is not None:
+            dataset_id = _uploaded(service, retain_dataset)
+            spec["repair"] = {"retain": "dataset", **spec["repair"], "retain_dataset": dataset_id}
+        job = service.create_job(spec, idempotency_key=idempotency_key)
         _tell(job, as_json)
         if watch:
             _follow(service, job["id"], as_json)
@@ -166,6 +174,12 @@ def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], 
         rows = list(_differences(jobs))
         answers = [{"field": name, "values": values} for name, values in rows]
         show_rows(answers, as_json, ("", *job_ids), ([name, *map(_word, values)] for name, values in rows))
+
+
+def _uploaded(service: Any, dataset: str) -> str:
+    """Return the id of a dataset. If `dataset` is a file, it is uploaded first."""
+    path = Path(dataset)
+    return str(service.upload_dataset(path)["id"]) if path.is_file() else dataset
 
 
 def _tell(job: Job, as_json: bool) -> None:

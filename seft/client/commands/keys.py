@@ -15,7 +15,7 @@ app = typer.Typer(help="Manage API keys. Needs a key of scope admin.", no_args_i
 @app.command("create")
 def create_key(
     name: Annotated[str, typer.Option(help="Who or what will use the key.")],
-    scope: Annotated[str, typer.Option(help="read, write, admin or metrics.")] = "write",
+    scope: Annotated[str, typer.Option(help="read, write or admin.")] = "write",
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it. It is never shown again."""

@@ -92,6 +92,28 @@ def test_entered_values_reach_the_job(browser: Browser, client: TestClient, fill
     assert job["status"] == "paused"
 
 
+def test_a_dataset_to_retain_is_selected_and_the_page_of_the_job_links_both(
+    browser: Browser, client: TestClient, filled: Json, dataset: str, other_dataset: str
+) -> None:
+    change = {"repair.retain": "dataset", "repair.retain_dataset": other_dataset}
+    page = browser.show("/jobs/new")
+    select = page[page.index('<select id="repair.retain_dataset"') :]
+    options = re.findall(r'<option value="([^"]*)"', select[: select.index("</select>")])
+    assert set(options) == {"", other_dataset, dataset}
+    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.retain": "dataset"})
+    assert 'id="repair.retain_dataset-error"' in response.text
+    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **change}))
+    assert job["spec"]["repair"]["retain_dataset"] == other_dataset
+    links = set(re.findall(rf'href="{ROOT}/datasets/(file_\w+)"', browser.show(f"/jobs/{job['id']}")))
+    assert links == {dataset, other_dataset}
+    assert fields_of(browser.show(f"/jobs/new?clone={job['id']}"))["repair.retain_dataset"] == other_dataset
+    client.post(f"/jobs/{job['id']}/cancel")
+    client.delete(f"/datasets/{other_dataset}")
+    page = browser.show(f"/jobs/{job['id']}")
+    assert "other.jsonl deleted" in " ".join(visible(page).split())
+    assert other_dataset not in re.findall(rf'href="{ROOT}/datasets/(file_\w+)"', page)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -101,6 +123,11 @@ def test_entered_values_reach_the_job(browser: Browser, client: TestClient, fill
         ({"model": "nowhere"}, "model"),
         ({"dataset": ""}, "dataset"),
         ({"dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d"}, "dataset"),
+        ({"repair.retain_dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d"}, "repair.retain_dataset"),
+        (
+            {"repair.retain": "dataset", "repair.retain_dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d"},
+            "repair.retain_dataset",
+        ),
         ({"metadata": "no pair"}, "metadata"),
         ({"pattern": "2:4"}, "pattern"),
     ],
@@ -156,7 +183,7 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
     assert estimate().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, peak in {fit['phase']}")
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
     assert text.startswith("Fits on no worker : training needs")
-    assert "It fits with repair.micro_batch = " in text
+    assert "It fits with repair.batch_tokens = " in text
     assert client.get("/jobs").json()["data"] == []
 
 

@@ -5,13 +5,15 @@ import re
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
 
 from core.jobs import attempts
 from core.jobs.attempts import Attempt, Fault
 from core.states import Phase
+from tests.api.conftest import Json
 from tests.api.dashboard.conftest import Browser, visible
 
-PHASES = (Phase.LOADING, Phase.EVALUATING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
+PHASES = (Phase.LOADING, Phase.EVALUATING, Phase.WRITING, Phase.PRUNING, Phase.EVALUATING, Phase.TRAINING)
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def shown_phases(browser: Browser, attempt: Attempt) -> list[tuple[str, str, str
 def test_phases_are_done_current_or_pending_and_repeated_runs_are_added_up(browser: Browser, training: Attempt) -> None:
     assert shown_phases(browser, training) == [
         ("done", "loading", "10 s"),
+        ("done", "writing", "10 s"),
         ("done", "pruning", "10 s"),
         ("current", "training", "…"),
         ("done", "evaluating", "20 s"),
@@ -58,3 +61,10 @@ def test_phase_in_which_a_job_failed_is_marked(
     assert [phase for phase in shown_phases(browser, training) if phase[0] == "failed"] == [
         ("failed", "training", "10 s")
     ]
+
+
+def test_job_that_only_prunes_neither_writes_nor_trains(browser: Browser, client: TestClient, body: Json) -> None:
+    job = client.post("/jobs", json={**body, "repair": {"method": "none"}}).json()
+    page = browser.show(f"/jobs/{job['id']}")
+    shown = re.findall(r'<span class="phase-name">(\w+)</span>', page)
+    assert shown == ["loading", "pruning", "evaluating", "exporting", "uploading"]

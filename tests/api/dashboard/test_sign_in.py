@@ -1,5 +1,6 @@
 """Sign-in and sign-out: the cookie, its rotation and expiry, and forged requests of other sites."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from http.cookies import SimpleCookie
@@ -87,6 +88,19 @@ def test_signing_out_ends_the_session_for_every_holder_of_the_cookie(browser: Br
     thief = Browser(app, cookies={COOKIE: token}, follow_redirects=False)
     thief.portal = browser.portal
     assert thief.get("/dashboard/").status_code == 303
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_key_of_any_scope_can_sign_out(new_browser: NewBrowser, scope: Scope) -> None:
+    browser = new_browser(scope=scope)
+    page = browser.get("/dashboard/")
+    assert page.status_code == (403 if scope is Scope.METRICS else 200)
+    csrf = re.search(r'/sign-out">\s*<input type="hidden" name="csrf" value="([^"]+)"', page.text)
+    assert csrf, "the page has the button"
+    assert browser.post("/dashboard/sign-out", data={"csrf": "x"}).status_code == 403
+    answer = browser.post("/dashboard/sign-out", data={"csrf": csrf[1]})
+    assert answer.headers["location"] == "/dashboard/sign-in"
+    assert browser.get("/dashboard/").status_code == 303
 
 
 def test_revoked_key_ends_its_sessions(browser: Browser, sessions: Sessions) -> None:

@@ -65,5 +65,5 @@ def test_scopes_include_each_other() -> None:
         Scope.METRICS: {Scope.METRICS},
         Scope.READ: {Scope.READ},
         Scope.WRITE: {Scope.READ, Scope.WRITE},
-        Scope.ADMIN: set(Scope),
+        Scope.ADMIN: {Scope.READ, Scope.WRITE, Scope.ADMIN},
     }

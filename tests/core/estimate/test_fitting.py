@@ -10,6 +10,7 @@ from core.capability import CPU, LARGEST, Capability
 from core.estimate import fitting
 from core.estimate.dimensions import Dimensions, read_dimensions
 from core.estimate.footprint import memory_by_phase
+from core.estimate.timings import count_work
 from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Phase
@@ -84,6 +85,18 @@ def test_a_gradual_job_has_no_phase_of_pruning_and_sums_the_gradients_of_all_wei
     )
     assert set(one_shot) - set(gradual) == {Phase.PRUNING}
     assert gradual[Phase.TRAINING].device - one_shot[Phase.TRAINING].device >= round(4 * 0.6 * model.targets)
+
+
+def test_reading_a_dataset_to_retain_needs_less_memory_than_writing_and_its_time_is_measured_apart(
+    model: Dimensions,
+) -> None:
+    dataset = {"retain": "dataset", "retain_dataset": ids.new("file")}
+    read, written = (JobSpec.model_validate({**MINIMAL, "repair": repair}) for repair in (dataset, {}))
+    needs = [memory_by_phase(model, spec) for spec in (read, written)]
+    assert needs[0][Phase.WRITING].device < needs[1][Phase.WRITING].device
+    assert needs[0][Phase.TRAINING] == needs[1][Phase.TRAINING]
+    works = [{task for task in count_work(spec, 1, 1) if task.phase == Phase.WRITING} for spec in (read, written)]
+    assert not works[0] & works[1]
 
 
 def test_no_change_is_suggested_if_the_weights_alone_do_not_fit(model: Dimensions) -> None:

@@ -10,7 +10,7 @@ from itertools import permutations
 from hypothesis import HealthCheck, strategies
 from hypothesis import settings as limits
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import select, text
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from core.errors import LeaseLostError, ProblemError
@@ -18,7 +18,7 @@ from core.jobs import actions, attempts, jobs, recovery
 from core.jobs.attempts import Attempt, Fault
 from core.specs import JobSpec
 from core.states import Phase, Reason, Status, Transition
-from core.tables import Job, JobEvent
+from core.tables import Base, Job, JobEvent
 from tests.core.conftest import Sessions
 from tests.core.jobs.test_attempts import expire
 
@@ -148,7 +148,9 @@ class JobLife(RuleBasedStateMachine):
         self.sessions, self.spec = sessions, spec
         self.expected: dict[str, ModelJob] = {}
         with sessions.begin() as session:
-            session.execute(text("TRUNCATE jobs CASCADE"))
+            keys = [key for table in reversed(Base.metadata.sorted_tables) for key in table.foreign_keys]
+            for table in [*(key.parent.table for key in keys if key.references(Job.__table__)), Job.__table__]:
+                session.execute(delete(table))
 
     def call_action(self, job_id: str, action: str) -> bool:
         """Call it in a connection of its own. Returns whether it was accepted."""

@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
+from core import ids
+from core.datasets import datasets
 from core.errors import Code, ProblemError
 from core.jobs import actions, attempts, jobs
 from core.jobs.jobs import Order
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
-from tests.core.conftest import MakeJob, Sessions
+from seft.data.records import Format
+from tests.core.conftest import AddDataset, MakeJob, Sessions, retain
 from tests.core.jobs.test_attempts import claimed, event_types
 
 
@@ -57,6 +60,43 @@ def test_a_key_in_use_by_another_request_is_rejected(sessions: Sessions, spec: J
 def test_tenants_do_not_share_idempotency_keys(sessions: Sessions, spec: JobSpec) -> None:
     create(sessions, spec, "k")
     assert rejection_code(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
+
+
+def test_the_dataset_to_retain_must_be_one_of_the_tenant_that_is_not_deleted(
+    sessions: Sessions, spec: JobSpec, retaining: JobSpec, add_dataset: AddDataset
+) -> None:
+    job, _ = create(sessions, retaining)
+    assert (job.dataset_id, job.retain_dataset_id) == (spec.dataset, retaining.repair.retain_dataset)
+    assert create(sessions, spec)[0].retain_dataset_id is None
+    deleted = add_dataset(1 << 20)
+    with sessions.begin() as session:
+        datasets.delete(session, "ours", deleted)
+    for dataset_id in (ids.new("file"), add_dataset(1 << 20, tenant="theirs"), deleted):
+        with pytest.raises(ProblemError, match="There is no dataset") as caught:
+            create(sessions, retain(spec, dataset_id))
+        (flaw,) = caught.value.flaws
+        assert (caught.value.code, flaw.param, flaw.value) == (
+            Code.INVALID_REQUEST,
+            "repair.retain_dataset",
+            dataset_id,
+        )
+
+
+def test_a_dataset_to_retain_that_is_too_small_or_a_copy_is_rejected(
+    sessions: Sessions, spec: JobSpec, add_dataset: AddDataset
+) -> None:
+    for dataset_id, rule, value in (
+        (add_dataset(1023), "must have at least 1024 bytes", "1023 bytes"),
+        (add_dataset(1 << 20, sha256="0" * 64), "must have other records than the dataset in dataset", "the same"),
+    ):
+        with pytest.raises(ProblemError) as caught:
+            create(sessions, retain(spec, dataset_id))
+        (flaw,) = caught.value.flaws
+        assert (caught.value.code, flaw.param) == (Code.INVALID_REQUEST, "repair.retain_dataset")
+        assert flaw.rule.startswith(rule)
+        assert flaw.value.startswith(value)
+    for dataset_id in (add_dataset(1024), add_dataset(30, Format.MESSAGES)):
+        assert create(sessions, retain(spec, dataset_id))[1], "a chat template can add any number of tokens"
 
 
 @pytest.mark.parametrize("order", Order)

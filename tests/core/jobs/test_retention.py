@@ -75,6 +75,23 @@ def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
         assert session.scalars(select(AuditEntry.target)).all() == [spec.dataset]
 
 
+def test_a_retained_dataset_is_kept_as_long_as_the_other_one(sessions: Sessions, retaining: JobSpec) -> None:
+    both = {retaining.dataset, retaining.repair.retain_dataset}
+    with sessions.begin() as session:
+        job_id = jobs.create(session, "ours", retaining, None, "")[0].id
+    run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
+    assert expire_datasets(sessions) == [], "a job waits"
+    for dataset_id in both:
+        with pytest.raises(ProblemError, match=f"{job_id} uses this dataset") as caught, sessions.begin() as session:
+            datasets.delete(session, "ours", str(dataset_id))
+        assert caught.value.code is Code.CONFLICT
+    with sessions.begin() as session:
+        actions.cancel(session, "ours", job_id)
+    assert expire_datasets(sessions) == [], "a job has just ended"
+    run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
+    assert set(expire_datasets(sessions)) == both
+
+
 def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:

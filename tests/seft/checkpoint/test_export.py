@@ -89,6 +89,15 @@ def test_the_tokenizer_is_loaded_with_its_template(folder: Path) -> None:
     assert tokenizer.eos_token == "<eos>"
 
 
+def test_several_templates_are_in_the_folder_itself(tmp_path: Path) -> None:
+    loaded = half_sparse()
+    loaded.tokenizer.chat_template = {"default": "one", "tools": "two"}
+    export(loaded, tmp_path / "model", FACTS)
+    names = [file["name"] for file in json.loads((tmp_path / "model" / "manifest.json").read_bytes())["files"]]
+    assert not [name for name in names if "/" in name]
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == loaded.tokenizer.chat_template
+
+
 def test_the_configuration_files_work_with_older_loaders(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]

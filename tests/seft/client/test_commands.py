@@ -164,10 +164,25 @@ def test_a_job_is_created_changed_listed_compared_and_cloned(shell: Shell, data:
         assert shell.run("jobs", verb, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
 
 
-def test_a_dataset_that_is_neither_a_file_nor_an_id_is_rejected_before_any_request(shell: Shell) -> None:
-    result = shell.run("jobs", "create", "--model", "tiny", "--dataset", "text.jsonl", "--sparsity", "0.6")
+@pytest.mark.parametrize("option", ["--dataset", "--retain-dataset"])
+def test_a_dataset_that_is_neither_a_file_nor_an_id_is_rejected_before_any_request(shell: Shell, option: str) -> None:
+    words = {"--model": "tiny", "--dataset": "file_x", "--sparsity": "0.6", option: "text.jsonl"}
+    result = shell.run("jobs", "create", *(word for pair in words.items() for word in pair))
     assert result.exit_code == Exit.USAGE
     assert "'text.jsonl' is neither a file nor the id of a dataset" in " ".join(result.stderr.split())
+
+
+def test_a_file_to_retain_is_uploaded_and_named_in_the_request(shell: Shell, data: Path, tmp_path: Path) -> None:
+    (other := tmp_path / "other.jsonl").write_text('{"text": "%s"}\n{"text": "b"}\n' % ("a" * 1024))
+    repair = create(shell, data, "--retain-dataset", str(other), "--set", "repair.steps=7")["spec"]["repair"]
+    (uploaded,) = (row["id"] for row in shell.json("datasets", "list") if row["name"] == "other.jsonl")
+    assert (repair["retain"], repair["retain_dataset"], repair["steps"]) == ("dataset", uploaded, 7)
+    settings = ("--set", "repair.retain=dataset", "--set", f"repair.retain_dataset={uploaded}")
+    assert create(shell, data, *settings)["spec"]["repair"]["retain_dataset"] == uploaded
+    words = ("--dataset", str(data), "--retain-dataset", uploaded, "--set", "repair.retain=none")
+    refused = shell.run("jobs", "create", "--model", "tiny", "--sparsity", "0.6", *words)
+    assert refused.exit_code == Exit.REFUSED
+    assert "repair.retain_dataset: must be left out if retain is none" in " ".join(refused.stderr.split())
 
 
 def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,193 @@
+"""Confine a process that runs with data of tenants: to some folders, without a network, and inside its process group.
+
+Three parts of the Linux kernel do this, and none of them needs root:
+
+- Landlock (Linux 5.13) limits which files the process can open. It also keeps the process from reading the memory and
+  the environment of other processes and, since Linux 6.12, from sending them signals.
+- A seccomp filter refuses system calls: sockets other than Unix sockets, leaving the process group, and reading other
+  processes.
+- `no_new_privs` keeps programs such as `sudo` from giving the process more rights.
+
+All of it also holds for every program that the process starts, and cannot be undone. A kernel or a container engine can
+lack a part: `missing` names it.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+ALLOWED_SOCKETS = (1,)
+"""Families of sockets that a confined process may open: AF_UNIX. Training on several GPUs with `torch.distributed`
+would need AF_INET (2) here, for connections to this machine."""
+
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
+SECCOMP_MODE_FILTER, SECCOMP_GET_ACTION_AVAIL = 2, 2
+SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO = 0x7FFF0000, 0x00050000
+X32_CALLS = 0x40000000
+"""On x86-64, system calls from this number on are those of another ABI."""
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+PATH_BENEATH, ABI_VERSION = 1, 1
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEVICE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
+"""The rights that a rule for a single file may give."""
+RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+"""Number of file system rights that a version of Landlock knows. Later versions know as many as version 5."""
+SCOPES = 0b11
+"""Connect to abstract Unix sockets, and send signals: only within the sandbox. Landlock knows both since version 6."""
+
+
+class Machine(NamedTuple):
+    """The numbers of a processor architecture: its id for seccomp, and those of its system calls."""
+
+    audit: int
+    socket: int
+    seccomp: int
+    refused: tuple[int, ...]
+    """setsid, setpgid, ptrace, process_vm_readv, process_vm_writev, pidfd_getfd; and io_uring_setup, because a filter
+    does not see the sockets that a process opens with it."""
+
+
+MACHINES = {
+    "x86_64": Machine(0xC000003E, 41, 317, (112, 109, 101, 310, 311, 438, 425)),
+    "aarch64": Machine(0xC00000B7, 198, 277, (157, 154, 117, 270, 271, 438, 425)),
+}
+
+SYSTEM = (
+    *("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/proc", "/sys"),
+    # Of /etc, which has secrets on some machines: what the C library, OpenSSL and Python read.
+    *(f"/etc/{name}" for name in ("group", "hosts", "ld.so.cache", "localtime", "mime.types", "nsswitch.conf")),
+    *("/etc/os-release", "/etc/passwd", "/etc/ssl/openssl.cnf", "/etc/timezone"),
+)
+DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "nvidia*", "dri", "kfd", "dxg")
+"""Patterns of files and folders in /dev that a confined process may read and write."""
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def missing() -> list[str]:
+    """Return which protections this kernel, or the container engine, does not offer. Each is a short sentence part."""
+    flaws = []
+    if (abi := landlock_abi()) < 1:
+        flaws.append("Landlock, so a training process could read files of the service and secrets of its processes")
+    elif abi < 6:
+        flaws.append("the scopes of Landlock (Linux 6.12), so a training process could kill processes of its user")
+    if not _has_seccomp():
+        flaws.append("seccomp, so a training process could use the network and leave its process group")
+    return flaws
+
+
+def landlock_abi() -> int:
+    """Return the version of Landlock that this kernel has, or 0 if it has none."""
+    return max(0, int(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ABI_VERSION)))
+
+
+def _has_seccomp() -> bool:
+    machine = MACHINES.get(platform.machine())
+    action = ctypes.c_uint32(SECCOMP_RET_ERRNO)
+    available = machine and _libc().syscall(machine.seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0
+    return bool(available)
+
+
+def forbid_memory_access() -> None:
+    """Keep other processes of this user from reading this process's memory, environment and open files."""
+    _prctl(PR_SET_DUMPABLE, 0)
+
+
+def confine(readable: Iterable[Path], listable: Iterable[Path], writable: Iterable[Path]) -> None:
+    """Confine this thread, and every program that it then executes or starts, for ever.
+
+    Execute a program afterwards: this ends the other threads, which are not confined, and takes the capabilities of
+    root away.
+
+    The program can read the files of the system and of the folders or files `readable`, list the folders below
+    `listable` without reading files there, and do everything below `writable` but execute. Paths that do not exist are
+    skipped. Protections that are `missing` are skipped, too.
+    """
+    with suppress(OSError):  # only root has capabilities to lose, and the end of the list is an error
+        for capability in range(64):
+            _prctl(PR_CAPBSET_DROP, capability)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if landlock_abi():
+        _restrict_files(readable, listable, writable)
+    if _has_seccomp():
+        _filter_system_calls(MACHINES[platform.machine()])
+
+
+def _restrict_files(readable: Iterable[Path], listable: Iterable[Path], writable: Iterable[Path]) -> None:
+    abi = landlock_abi()
+    everything = (1 << RIGHTS_BY_ABI.get(abi, 16)) - 1
+    attributes = struct.pack("QQQ", everything, 0, SCOPES)[: 24 if abi >= 6 else 8]
+    ruleset = _call(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    devices = [device for pattern in DEVICES for device in Path("/dev").glob(pattern)]
+    grants = [
+        (READ_FILE | READ_DIR | EXECUTE, [*map(Path, SYSTEM), *readable]),
+        (READ_DIR, listable),
+        (everything & ~EXECUTE, [*devices, *writable]),
+    ]
+    for rights, paths in grants:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                _allow(ruleset, path, rights & everything)
+    _call(RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: Path, rights: int) -> None:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not path.is_dir():
+            rights &= OF_FILES
+        if rights:
+            _call(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", rights, descriptor), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _filter_system_calls(machine: Machine) -> None:
+    """Install a program of the Berkeley packet filter. Each instruction is (code, jump if true, if false, value)."""
+    load, equal, at_least, end = 0x20, 0x15, 0x35, 0x06
+    number, architecture, argument = 0, 4, 16
+    checks = [(equal, call) for call in machine.refused]
+    if machine is MACHINES["x86_64"]:
+        checks.append((at_least, X32_CALLS))
+    body: list[tuple[int, int | str, int | str, int]] = [
+        (load, 0, 0, architecture),
+        (equal, 0, "refuse", machine.audit),
+        (load, 0, 0, number),
+        *((code, "refuse", 0, value) for code, value in checks),
+        (equal, 0, "allow", machine.socket),
+        (load, 0, 0, argument),
+        *((equal, "allow", 0, family) for family in ALLOWED_SOCKETS),
+    ]
+    targets = {"refuse": len(body), "allow": len(body) + 1}
+
+    def jump(at: int, to: int | str) -> int:
+        """Return the number of instructions to skip."""
+        return targets[to] - at - 1 if isinstance(to, str) else to
+
+    program = [(code, jump(at, yes), jump(at, no), value) for at, (code, yes, no, value) in enumerate(body)]
+    program += [(end, 0, 0, SECCOMP_RET_ERRNO | errno.EPERM), (end, 0, 0, SECCOMP_RET_ALLOW)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+    header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+    _prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, header)
+
+
+def _prctl(option: int, value: int, argument: bytes | int = 0) -> None:
+    third = argument if isinstance(argument, bytes) else ctypes.c_ulong(argument)
+    if _libc().prctl(option, ctypes.c_ulong(value), third, ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}): {os.strerror(ctypes.get_errno())}")
+
+
+def _call(number: int, *arguments: object) -> int:
+    result: int = _libc().syscall(number, *arguments)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"system call {number}: {os.strerror(ctypes.get_errno())}")
+    return result

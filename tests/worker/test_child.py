@@ -1,0 +1,178 @@
+"""The real training process: what it has, and what it can reach, when it begins to read a model of the hub."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.infra import sandbox
+from core.settings import Settings
+from core.specs import JobSpec
+from seft.checkpoint.facts import Record
+from tests.hub import COMMIT, Repo, hub
+from tests.worker.conftest import variables
+from worker import environment
+from worker.attempt import TRAINING
+from worker.process import Process
+from worker.protocol import DATA, RESULT, Failed, Finished, Message, Task, decode
+
+PROBE = """
+import glob, json, os, socket, subprocess, sys
+if "worker.training" in sys.orig_argv:
+    job = sys.argv[1]
+    def outcome(action):
+        try:
+            action()
+            return "done"
+        except OSError as error:
+            return type(error).__name__
+    found = {
+        "network": outcome(lambda: socket.create_connection(("127.0.0.1", PORT))),
+        "secret file": outcome(lambda: open("SECRET").read()),
+        "the worker": outcome(lambda: open("/proc/%s/environ" % os.getppid()).read()),
+        "write the hub": outcome(lambda: open("HUB/models--acme--open/refs/x", "w")),
+        "read the hub": outcome(lambda: open("HUB/models--acme--open/snapshots/COMMIT/config.json").read()),
+        "another model": outcome(lambda: open("HUB/models--acme--other").read()),
+        "setsid": outcome(lambda: subprocess.run(["true"], start_new_session=True)),
+        "open": [path for path in map(os.path.realpath, glob.glob("/proc/self/fd/*")) if path.startswith("HUB")],
+        "environment": dict(os.environ),
+    }
+    with open(job + "/found.json", "w") as file:
+        json.dump(found, file)
+    if STOP:
+        os._exit(0)
+"""
+"""A module that Python imports at its start. It looks around at the moment at which training begins."""
+
+
+class Child:
+    """A training process of one job, and the messages that it has sent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.messages = folder, list[Message]()
+        self.ended = threading.Event()
+        self.process = Process(TRAINING, folder, lambda line: self.messages.append(decode(line)), self._exit)
+
+    def _exit(self, _: int) -> None:
+        self.ended.set()
+
+    def wait(self) -> None:
+        assert self.ended.wait(120), self.process.tail
+
+
+def write_job(folder: Path, texts: list[str], **spec: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / DATA).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    body = {"dataset": "file_" + "0" * 26, "sparsity": 0.6, "repair": {"method": "none"}, **spec}
+    Task(
+        spec=JobSpec.model_validate({**body, "evaluate": {"windows": 2, "tokens": 96}}),
+        dataset_sha256="0" * 64,
+        resume=None,
+        model_roots=[],
+        device="cpu",
+        threads=1,
+        checkpoint_seconds=1000,
+        micro_batch=None,
+    ).write(folder)
+
+
+@pytest.fixture
+def port(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a hub with a model. A worker that is started with these variables uses it."""
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    for file in tiny_folder.iterdir():
+        (repo / file.name).symlink_to(file)
+    (repo / "README.md").write_text("---\nlicense: mit\n---\n")
+    with hub({"acme/open": Repo(repo)}, {"hf_of_the_operator": "operator"}) as endpoint:
+        for name, value in {
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN": "hf_of_the_operator",
+            "NO_PROXY": "127.0.0.1",
+            "AWS_SECRET_ACCESS_KEY": "hidden",
+            "SEFT_S3_SECRET_KEY": "hidden",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield int(endpoint.rpartition(":")[2])
+
+
+def probe(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, *, stop: bool) -> None:
+    """Let every Python of this environment run the probe at its start."""
+    (tmp_path / "secret").write_text("hidden")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "models--acme--other").write_text("of another job")
+    code = PROBE.replace("PORT", str(port)).replace("SECRET", str(tmp_path / "secret")).replace("STOP", str(stop))
+    (modules := tmp_path / "modules").mkdir()
+    (modules / "sitecustomize.py").write_text(code.replace("HUB", str(tmp_path / "hub")).replace("COMMIT", COMMIT))
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+
+
+def test_a_training_process_has_no_secret_no_network_and_a_read_only_model(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe(tmp_path, port, monkeypatch, stop=True)
+    write_job(tmp_path / "job", ["one"], model="acme/open")
+    child = Child(tmp_path / "job")
+    child.wait()
+    assert (tmp_path / "job" / "found.json").exists(), (child.messages, child.process.tail)
+    found = json.loads((tmp_path / "job" / "found.json").read_text())
+    assert found["network"] == found["setsid"] == "PermissionError"
+    names = set(found["environment"])
+    assert not [name for name in names if name.startswith(("SEFT_", "AWS_"))]
+    assert "hf_of_the_operator" not in str(found["environment"])
+    assert found["environment"]["HOME"] == found["environment"]["TMPDIR"] == str(tmp_path / "job")
+    assert found["open"] == [str(tmp_path / "hub" / ".seft-locks" / "models--acme--open")], "the lock is held"
+    if sandbox.landlock_abi():
+        assert found["read the hub"] == "done"
+        refused = ("secret file", "the worker", "write the hub", "another model")
+        assert [found[name] for name in refused] == ["PermissionError"] * 4
+
+
+def test_a_job_with_a_model_of_the_hub_ends_in_the_sandbox_with_its_licence(
+    tmp_path: Path, port: int, tiny_texts: list[str]
+) -> None:
+    write_job(tmp_path / "job", tiny_texts[:20], model="acme/open", prune={"method": "magnitude"})
+    child = Child(tmp_path / "job")
+    child.wait()
+    assert isinstance(child.messages[-1], Finished), (child.messages[-1:], child.process.tail)
+    base = Record.read(tmp_path / "job" / RESULT).facts.base
+    assert (base.reference, base.kind, base.revision, base.licence) == ("acme/open", "hub", COMMIT, "mit")
+
+
+def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded(tmp_path: Path, port: int) -> None:
+    write_job(tmp_path / "job", ["one"], model="acme/absent")
+    child = Child(tmp_path / "job")
+    child.wait()
+    (failed,) = [message for message in child.messages if isinstance(message, Failed)]
+    assert (failed.user_error, failed.code) == (True, "model_not_found")
+
+
+def test_the_folder_of_the_service_is_not_readable_as_a_whole() -> None:
+    granted = environment.code({"LD_LIBRARY_PATH": "/opt/cuda/lib64:"})
+    assert not [path for path in granted if environment.ROOT.is_relative_to(path.resolve())]
+    assert Path("/opt/cuda/lib64") in granted
+
+
+def test_the_worker_keeps_other_processes_of_its_user_out_of_its_memory(settings: Settings) -> None:
+    code = """
+import ctypes
+from worker import service
+service.serve = lambda *_: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+print("dumpable:", service.main())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables(settings)},
+        cwd=environment.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "dumpable: 0" in process.stdout

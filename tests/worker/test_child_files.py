@@ -1,0 +1,66 @@
+"""The worker does not trust the files of the training process: it follows no link and accepts only plain names."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from core.states import Status
+from tests.worker.conftest import Backend, supervisor
+from worker import child_files
+from worker.child_files import RefusedFileError
+from worker.files import Manifest
+
+SECRET = b"of another job"
+
+
+@pytest.mark.parametrize("scenario", ["name_a_file_above", "link_a_result", "link_a_state", "link_the_states"])
+def test_the_worker_stores_and_deletes_nothing_outside_of_the_jobs_folder(
+    backend: Backend, job_id: str, scenario: str
+) -> None:
+    scratch = backend.settings.scratch
+    (scratch / "3").mkdir(parents=True)
+    (scratch / "secret").write_bytes(SECRET)
+    (scratch / "3" / "run").write_bytes(SECRET)
+    assert not supervisor(backend, scenario).run()
+    assert (scratch / "secret").read_bytes() == (scratch / "3" / "run").read_bytes() == SECRET
+    assert not [key for key in backend.storage.keys("jobs/") if SECRET in backend.storage.read(key)]
+    assert backend.job(job_id).status == Status.QUEUED
+    assert "files that are refused" in str(backend.event_rows(job_id)[-1].data)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", "a\0b", ".hidden", "a\n", "\ud800", "a" * 300])
+def test_a_name_is_one_plain_segment(name: str) -> None:
+    with pytest.raises(RefusedFileError, match="must match"):
+        child_files.require_name(name)
+    with pytest.raises(ValueError, match=r"files\.0\.name"):
+        Manifest.model_validate({"files": [{"name": name, "size": 1, "sha256": "0" * 64}]})
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "linked").symlink_to("folder")
+    (tmp_path / "folder" / "file").write_text("content")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (("link",), ("linked", "file"), ("folder",), ("pipe",), ("absent",), ("file", "file")):
+        with pytest.raises(RefusedFileError):
+            child_files.open_file(tmp_path, *place)
+    with child_files.open_file(tmp_path, "folder", "file") as file:
+        assert file.read() == b"content"
+    os.link(tmp_path / "file", tmp_path / "other")
+    with pytest.raises(RefusedFileError, match="one name"):
+        child_files.open_file(tmp_path, "other")
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("kept")
+    (folder := tmp_path / "job").mkdir()
+    for name in ("enough", "enough.new"):
+        (folder / name).symlink_to(target)
+    child_files.write_file(folder, "enough", "12")
+    assert target.read_text() == "kept"
+    assert (folder / "enough").read_text() == "12"
+    assert not (folder / "enough").is_symlink()

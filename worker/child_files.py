@@ -1,0 +1,74 @@
+"""Open files that the training process wrote. The worker does not trust them.
+
+The process could write a link in place of a file or folder. The worker would then read, overwrite or delete a file of
+the service. So no link is followed below the job's folder, and only plain names are accepted.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+"""Pattern of the names of files. Such a name is one segment of a path, and needs no escaping in a key of an object."""
+
+
+class RefusedFileError(Exception):
+    """The training process wrote a file, or named one, that the worker refuses."""
+
+
+def require_name(name: str) -> None:
+    """Raise RefusedFileError unless this is a plain name of a file."""
+    if not NAME.fullmatch(name):
+        raise RefusedFileError(f"the name of a file must match {NAME.pattern}; it is {name[:200]!r}")
+
+
+@contextmanager
+def open_folder(root: Path, *names: str) -> Iterator[int]:
+    """Yield a descriptor of the folder `root/names[0]/names[1]/…`. No link is followed below `root`."""
+    descriptor = _open(root, names)
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise RefusedFileError(f"{'/'.join(names)} must be a folder")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def open_file(root: Path, *names: str) -> BinaryIO:
+    """Open the file `root/names[0]/names[1]/…` to read it. No link is followed below `root`."""
+    descriptor = _open(root, names)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(descriptor)
+        raise RefusedFileError(f"{'/'.join(names)} must be a regular file with one name")
+    return os.fdopen(descriptor, "rb")
+
+
+def write_file(root: Path, name: str, content: str) -> None:
+    """Write a new file into `root`, and replace whatever has its name. A link is replaced, and not followed."""
+    temporary = root / f"{name}.new"
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with os.fdopen(os.open(temporary, flags, 0o644), "w") as file:
+        file.write(content)
+    temporary.rename(root / name)
+
+
+def _open(root: Path, names: tuple[str, ...]) -> int:
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # O_NONBLOCK: opening a pipe would wait for its writer.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for name in names:
+        parent = descriptor
+        try:
+            require_name(name)
+            descriptor = os.open(name, flags, dir_fd=parent)
+        except OSError as error:
+            raise RefusedFileError(f"{'/'.join(names)} cannot be opened without following a link: {error}") from error
+        finally:
+            os.close(parent)
+    return descriptor

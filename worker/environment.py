@@ -1,0 +1,59 @@
+"""Choose the environment variables of a training process, by name. All others, such as secrets, stay with the worker.
+
+While the process fetches a model it also needs the settings of the hub's client, and with them the token of the
+operator. `worker.child` takes these away before the process reads anything of the model.
+"""
+
+import site
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+"""Folder with the packages of the service."""
+COMPUTING = (
+    *("PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUNBUFFERED"),
+    *("PYTHONDONTWRITEBYTECODE", "TMPDIR", "OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "ATEN_*", "TORCH_*"),
+    *("PYTORCH_*", "CUDA_*", "CUBLAS_*", "CUDNN_*", "NVIDIA_*", "NCCL_*", "HIP_*", "HSA_*", "ROCR_*", "MIOPEN_*"),
+)
+"""Variables of a process that trains. A `*` at the end stands for any text."""
+FETCHING = (
+    *("HOME", "HF_*", "HUGGINGFACE_*", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    *("CURL_CA_BUNDLE", "ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("all_proxy", "http_proxy", "https_proxy", "no_proxy"),
+)
+"""Further variables of a process that fetches a model from the hub."""
+
+
+def of_child(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return the variables with which a training process starts. `folder` is the folder of its job."""
+    # Threads that spin while they wait make training several times slower if other programs need the cores.
+    # Temporary files are deleted with the folder of the job, also if the process is killed.
+    return {"OMP_WAIT_POLICY": "passive", **_chosen(variables, (*COMPUTING, *FETCHING)), "TMPDIR": str(folder)}
+
+
+def of_training(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return the variables with which a training process continues when it has its model.
+
+    Libraries find no token and no cache of the user, and write their own caches to the folder of the job.
+    """
+    path = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
+    own = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "HF_HOME": str(folder / "cache" / "hub")}
+    fixed = {"PYTHONPATH": ":".join(path), "PYTHONUSERBASE": site.getuserbase(), "HF_HUB_OFFLINE": "1"}
+    return {**_chosen(variables, COMPUTING), **own, **fixed}
+
+
+def code(variables: Mapping[str, str]) -> list[Path]:
+    """Return the folders and files with the programs and libraries that a training process needs.
+
+    The service's folder itself is not one of them, because it can contain secrets of the operator.
+    """
+    packages = [ROOT / name for name in ("core", "seft", "worker")]
+    imported = [Path(entry) for entry in sys.path if entry and not ROOT.is_relative_to(Path(entry).resolve())]
+    libraries = [Path(entry) for entry in variables.get("LD_LIBRARY_PATH", "").split(":") if entry]
+    return [*packages, Path(sys.prefix), Path(sys.base_prefix), *imported, *libraries]
+
+
+def _chosen(variables: Mapping[str, str], patterns: tuple[str, ...]) -> dict[str, str]:
+    prefixes = tuple(pattern.removesuffix("*") for pattern in patterns if pattern.endswith("*"))
+    return {name: value for name, value in variables.items() if name in patterns or name.startswith(prefixes)}

@@ -1,0 +1,55 @@
+"""Send messages from a training process to its worker, and its errors as messages."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from core.states import OUT_OF_MEMORY
+from seft.errors import (
+    Cancelled,
+    ConfigError,
+    DataError,
+    EvaluateError,
+    PruneError,
+    RecordError,
+    SeftError,
+    SourceError,
+    TrainError,
+)
+from worker.protocol import Failed, Message, NoDiskSpace, Stopped, encode
+
+USER_ERRORS = (ConfigError, DataError, EvaluateError, PruneError, RecordError, SourceError, TrainError)
+"""Types of errors that a retry would raise again. The one exception is an unreachable model hub."""
+
+
+def sender(pipe: int) -> Callable[[Message], None]:
+    """Return a function that writes a message to the pipe."""
+
+    def send(message: Message) -> None:
+        line = encode(message)
+        while line:
+            line = line[os.write(pipe, line) :]
+
+    return send
+
+
+@contextmanager
+def errors_sent(send: Callable[[Message], None]) -> Iterator[None]:
+    """Send an error of the `with` block as a message that says how the job ended.
+
+    Python prints an unexpected error to the output. The worker reports the last lines of that output.
+    """
+    try:
+        yield
+    except Cancelled:
+        send(Stopped())
+    except SeftError as error:
+        user_error = isinstance(error, USER_ERRORS) and error.code != "hub_unreachable"
+        send(Failed(user_error=user_error, code=error.code, message=str(error)))
+    except MemoryError as error:
+        send(Failed(user_error=True, code=OUT_OF_MEMORY, message=f"The machine ran out of memory. {error}"))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        send(NoDiskSpace(message=str(error), needed=getattr(error, "needed", None)))
