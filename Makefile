@@ -15,7 +15,7 @@ MDFORMAT := $(BIN)/mdformat --wrap 100 --number --compact-tables
 LAUNCHER := exec $(BIN)/python -I -S local/launcher.py $$PPID 15
 
 .DEFAULT_GOAL := help
-.PHONY: demo test screenshots faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
+.PHONY: demo test screenshots attack faults fuzz containers up down secrets backup restore bundle load check format lint types imports leaks audit bom lock venv clean help
 
 demo: $(READY) ## prune a real language model to 60 % zeros and repair it, through the whole service
 	@$(LAUNCHER) $(BIN)/python -m local demo
@@ -29,6 +29,9 @@ fuzz: $(READY) ## call every operation of the API thousands of times, with valid
 
 faults: $(READY) ## run 200 jobs with one random fault each: about an hour; resumes after an interruption
 	@$(LAUNCHER) $(BIN)/python -m tests.faults
+
+attack: $(READY) ## attack the running service with hostile models and floods of requests: minutes
+	@$(LAUNCHER) $(BIN)/python -m tests.attack
 
 screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs of a tiny model: minutes
 	@$(LAUNCHER) $(BIN)/python -m tests.browser.screenshots

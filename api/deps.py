@@ -36,6 +36,8 @@ READ_METHODS = ("GET", "HEAD")
 """HTTP methods that need a key of scope `read`. All other methods need `write`."""
 TENANT_UPLOADS = 8
 """Maximum number of dataset uploads that a tenant sends at the same time. Each may fill `max_upload_bytes` of disk."""
+PREVIEWS = 2
+"""Number of previews that run at the same time. Each starts a process that may take 4 GiB of memory."""
 EVENT_STREAM = "text/event-stream"
 KEYS_PER_NETWORK = 4
 """The limit of open waits of a network is the limit of one key times this number."""
@@ -63,7 +65,6 @@ class Services:
     uploads: WorkQueue
     """Uploads that were received and are checked, each in a thread."""
     previews: WorkQueue
-    """Previews, each of which starts a process that may take 4 GiB of memory."""
     readiness: Readiness
     changes: JobChanges
     key_waits: ConcurrencyLimit
@@ -92,7 +93,7 @@ def make_services(settings: Settings) -> Services:
         catalogue=Catalogue(models, sessions, settings),
         open_uploads=ConcurrencyLimit(TENANT_UPLOADS, "Uploads are limited per tenant"),
         uploads=WorkQueue("uploads", running=4, waiting=64, per_tenant=TENANT_UPLOADS),
-        previews=WorkQueue("previews", running=2, waiting=16, per_tenant=6),
+        previews=WorkQueue("previews", running=PREVIEWS, waiting=16, per_tenant=6),
         readiness=Readiness(engine, storage, broker),
         changes=JobChanges(sessions),
         key_waits=ConcurrencyLimit(settings.key_waits, "Requests with `wait` and event streams are limited per key"),
@@ -117,49 +118,58 @@ CurrentServices = Annotated[Services, Depends(get_services)]
 Bearer = HTTPBearer(auto_error=False, description="API key, as printed by `python -m api keys create`.")
 
 
-def authenticated(
+async def sent_key(
     request: Request,
     services: CurrentServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
-) -> Caller:
-    """Return the caller: the key of the request and its tenant.
+) -> str:
+    """Return the API key that the request has sent. It is not verified yet.
 
-    Raises UNAUTHENTICATED if the request has no valid key, RATE_LIMITED if the key has made too many requests, and
-    FORBIDDEN if the method needs a higher scope than the key has.
-    """
-    caller = make_caller(request, services, _verified(request, services, credentials))
-    require_scope(caller, scope_for(request))
-    return caller
-
-
-def scraping(
-    request: Request,
-    services: CurrentServices,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(Bearer)],
-) -> Caller:
-    """Return the caller if its key may read the metrics of the whole service.
-
-    Raises the same errors as `authenticated`.
-    """
-    caller = make_caller(request, services, _verified(request, services, credentials))
-    require_scope(caller, Scope.METRICS)
-    return caller
-
-
-def _verified(request: Request, services: Services, credentials: HTTPAuthorizationCredentials | None) -> ApiKey:
-    """Return the API key of the request.
-
-    Raises UNAUTHENTICATED if the request has no valid key, and RATE_LIMITED if its network has sent too many of them.
+    Raises UNAUTHENTICATED if there is none, and RATE_LIMITED if the network has sent too many unknown keys. It is
+    async, so that other requests do not wait for a thread behind those that are refused.
     """
     if credentials is None:
         raise ProblemError(
             Code.UNAUTHENTICATED, "The request has no API key. Send one in the header: Authorization: Bearer seft_…"
         )
-    network, secret = network_of(request), credentials.credentials
-    services.unknown_callers.require_below_limit(network, secret)
+    services.unknown_callers.require_below_limit(network_of(request), credentials.credentials)
+    return credentials.credentials
+
+
+SentKey = Annotated[str, Depends(sent_key)]
+
+
+def authenticated(request: Request, services: CurrentServices, secret: SentKey) -> Caller:
+    """Return the caller: the key of the request and its tenant.
+
+    Raises UNAUTHENTICATED if the key is unknown, RATE_LIMITED if it has made too many requests, and FORBIDDEN if the
+    method needs a higher scope than the key has.
+    """
+    caller = make_caller(request, services, _verified(request, services, secret))
+    require_scope(caller, scope_for(request))
+    return caller
+
+
+def scraping(request: Request, services: CurrentServices, secret: SentKey) -> Caller:
+    """Return the caller if its key may read the metrics of the whole service.
+
+    Raises the same errors as `authenticated`.
+    """
+    caller = make_caller(request, services, _verified(request, services, secret))
+    require_scope(caller, Scope.METRICS)
+    return caller
+
+
+def _verified(request: Request, services: Services, secret: str) -> ApiKey:
+    """Return the row of an API key.
+
+    Raises UNAUTHENTICATED if the key is unknown or revoked, and RATE_LIMITED as `sent_key` does: many requests can pass
+    its check before the first of them is verified.
+    """
+    services.unknown_callers.require_below_limit(network_of(request), secret)
     with services.sessions.begin() as session:
         key = keys.verify(session, secret)
-    services.unknown_callers.record(network, secret, valid=key is not None)
+    services.unknown_callers.record(network_of(request), secret, valid=key is not None)
     if key is None:
         raise ProblemError(Code.UNAUTHENTICATED, "This API key is unknown or revoked. Ask the operator for a new one.")
     return key
@@ -195,12 +205,12 @@ async def network_wait(request: Request, services: CurrentServices) -> AsyncIter
         yield
 
 
-async def key_wait(request: Request, services: CurrentServices, caller: Auth) -> AsyncIterator[None]:
+async def key_wait(request: Request, services: CurrentServices, secret: SentKey) -> AsyncIterator[None]:
     """Count the request as an open wait of its key until the response is sent, if it is one.
 
-    Raises RATE_LIMITED if the key has too many.
+    Raises RATE_LIMITED if the key has too many. This is checked before the key is verified, as in `network_wait`.
     """
-    with services.key_waits.hold(caller.key_id) if _waits(request) else nullcontext():
+    with services.key_waits.hold(keys.digest(secret)) if _waits(request) else nullcontext():
         yield
 
 

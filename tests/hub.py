@@ -7,8 +7,9 @@ codes that the client distinguishes.
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import constants
 
+SPACES = b" " * (1 << 20)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -27,6 +29,8 @@ class Repo:
     """A model or a dataset, with its files in a folder.
 
     Without a token in `readers`, the files of a gated repository are denied, and a private repository is not found.
+    `padding` spaces follow the content of `config.json`. They are sent in blocks and stored nowhere. The hub mentions
+    them in its list of files only if it is `honest`. It waits for `delay` seconds before it answers about a slow one.
     """
 
     folder: Path
@@ -34,6 +38,12 @@ class Repo:
     gated: bool = False
     private: bool = False
     readers: tuple[str, ...] = ()
+    padding: int = 0
+    honest: bool = True
+    delay: float = 0.0
+
+    def size(self, file: Path) -> int:
+        return file.stat().st_size + (self.padding if self.honest and file.name == "config.json" else 0)
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.iterdir() if path.is_file())
@@ -107,13 +117,13 @@ class _Handler(BaseHTTPRequestHandler):
             case _ if repo is None:
                 return
             case [] | ["revision", _]:
-                siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in repo.files()]
+                siblings = [{"rfilename": file.name, "size": repo.size(file)} for file in repo.files()]
                 card = {"license": repo.licence}
                 self._json({"id": repo_id, "sha": COMMIT, "siblings": siblings, "cardData": card})
             case ["tree", _]:
                 self._json(
                     [
-                        {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)}
+                        {"type": "file", "path": file.name, "size": repo.size(file), "oid": _etag(file)}
                         for file in repo.files()
                     ]
                 )
@@ -132,13 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound")
             return
         content, headers = file.read_bytes(), {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
-        if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+        if repo.padding and name == "config.json":
+            self._send(200, content, headers, repo.padding)
+        elif match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
             self._send(206, content[int(match[1]) : int(match[2]) + 1], headers)
         else:
             self._send(200, content, headers)
 
     def _repo(self, repo_id: str, revision: str) -> Repo | None:
         repo = self.repos.get(repo_id)
+        time.sleep(repo.delay if repo else 0)
         if repo is None or (repo.private and self.token not in repo.readers):
             self._error(404 if self.token else 401, "RepoNotFound")
             return None
@@ -154,13 +167,16 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Error-Code": code, "X-Error-Message": message}
         self._send(status, b"{}", {**headers, "Content-Type": "application/json"})
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str], padding: int = 0) -> None:
         self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        for key, value in {**headers, "Content-Length": str(len(body) + padding)}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with suppress(OSError):  # a client may leave before the end
+                self.wfile.write(body)
+                for start in range(0, padding, len(SPACES)):
+                    self.wfile.write(SPACES[: padding - start])
 
 
 def _etag(file: Path) -> str:

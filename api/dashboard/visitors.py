@@ -59,15 +59,26 @@ def require_same_origin(request: Request) -> None:
         )
 
 
-def identified(request: Request, services: CurrentServices) -> Visitor:
-    """Return the person who is signed in, with a key of any scope, and count the request against the key's rate limit.
+async def sent_token(request: Request, services: CurrentServices) -> str:
+    """Return the token of the session that the request has sent. It is not verified yet.
 
-    Raises SignInNeededError if nobody is signed in, and RATE_LIMITED if the key has made too many requests, or the
-    network too many with unknown sessions.
+    Raises SignInNeededError if there is none, and RATE_LIMITED if the network has sent too many unknown ones. It is
+    async for the same reason as `api.deps.sent_key`.
     """
-    token, network = request.cookies.get(COOKIE, ""), network_of(request)
+    token = request.cookies.get(COOKIE, "")
     if not token:
         raise SignInNeededError
+    services.unknown_callers.require_below_limit(network_of(request), token)
+    return token
+
+
+def identified(request: Request, services: CurrentServices, token: Annotated[str, Depends(sent_token)]) -> Visitor:
+    """Return the person who is signed in, with a key of any scope, and count the request against the key's rate limit.
+
+    Raises SignInNeededError if nobody is signed in, and RATE_LIMITED if the key has made too many requests. The limit
+    of `sent_token` is checked again, as in `api.deps`.
+    """
+    network = network_of(request)
     services.unknown_callers.require_below_limit(network, token)
     with services.sessions.begin() as session:
         visit = sign_ins.authenticate(session, token)

@@ -151,16 +151,18 @@ def _local_path(reference: str) -> Path | None:
 
 
 def _path_under(reference: str, roots: Sequence[Path]) -> Path | None:
-    """Return the path of `reference` under the first root that has it, or None. Rejects paths that leave the root."""
-    name = PurePosixPath(reference)
-    if name.is_absolute() or ".." in name.parts:
+    """Return the path of `reference` under the first root that has it, or None.
+
+    Rejects paths that leave the root, and every other name of a path than its plain one.
+    """
+    if "\\" in reference or not {"", ".", ".."}.isdisjoint(reference.split("/")):
         raise SourceError(
             REFUSED,
             f"The local model {reference!r} is not valid. Give its path relative to a folder in SEFT_MODEL_ROOTS,"
-            " without '..'.",
+            " without a backslash, and without a part between slashes that is empty, '.' or '..'.",
         )
     for root in roots:
-        path = root / name
+        path = root / reference
         if path.exists():
             inside = root.resolve()
             for file in [path, *(path.iterdir() if path.is_dir() else ())]:

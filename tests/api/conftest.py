@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from httpx2 import Client
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -22,6 +24,7 @@ from core.access.keys import Scope
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
+from core.tables import Import
 from tests.hollow import write_hollow
 from tests.hub import hub, use_hub
 
@@ -160,3 +163,10 @@ def problem(answer: Any, status: int, code: str) -> Json:
     assert report["param"] == (report["errors"][0]["param"] if report["errors"] else None)
     assert all(error["rule"] and error["value"] and error["way_out"] for error in report["errors"])
     return report
+
+
+def let_leases_end(sessions: sessionmaker[Session]) -> None:
+    """Let the leases of all imports end now."""
+    with sessions.begin() as session:
+        leased = update(Import).where(Import.due_at.is_not(None))
+        session.execute(leased.values(due_at=func.now() - timedelta(seconds=1)))

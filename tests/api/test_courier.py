@@ -5,10 +5,8 @@ import hashlib
 import hmac
 import json
 import socket
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
 
 import anyio
@@ -27,50 +25,16 @@ from core.jobs.attempts import Attempt
 from core.tables import Webhook, WebhookDelivery
 from core.webhooks import RETRY_DELAYS, DeliveryResult
 from tests.api.conftest import Json, NewClient, problem
+from tests.api.receivers import Receiver, receiving
 
 Sessions = sessionmaker[Session]
 LOOPBACK: list[Network] = [ip_network("127.0.0.0/8")]
 
 
-class Receiver(ThreadingHTTPServer):
-    """Stores requests and responds with `status`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.location, self.text = 200, "", b"so so"
-        self.got: list[tuple[dict[str, str], str]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://receiver.example:{self.server_address[1]}/hook?x=1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.server.got.append(({**dict(self.headers), "path": self.path}, body))
-        self.send_response(self.server.status)
-        self.send_header("Location", self.server.location)
-        self.send_header("Content-Length", str(len(self.server.text)))
-        self.end_headers()
-        self.wfile.write(self.server.text)
-
-    do_GET = do_POST  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
-        """Print nothing."""
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with receiving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def known(host: str) -> list[str]:

@@ -23,7 +23,7 @@ from core.errors import Code, ProblemError
 from core.settings import Settings
 from core.tables import Import
 from local.servers import Servers
-from tests.api.conftest import Json, NewClient, problem
+from tests.api.conftest import Json, NewClient, let_leases_end, problem
 from tests.hub import COMMIT, Repo, hub
 
 RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
@@ -372,9 +372,3 @@ def test_a_file_of_a_hub_dataset_becomes_a_dataset(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     row = client.post("/imports", json={"source": "hf://datasets/owner/one"}).json()
     assert settled(app, client, row)["status"] == "checking", "an unreachable hub is tried again later"
-
-
-def let_leases_end(sessions: Sessions) -> None:
-    with sessions.begin() as session:
-        leased = update(Import).where(Import.due_at.is_not(None))
-        session.execute(leased.values(due_at=func.now() - timedelta(seconds=1)))

@@ -1,10 +1,7 @@
 """Webhooks whose receivers are slow, or whose tenant has many messages, do not delay other tenants."""
 
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import func, update
@@ -17,55 +14,12 @@ from core import webhooks
 from core.jobs.attempts import Attempt
 from core.webhook_tables import Webhook
 from tests.api.conftest import NewClient, problem
-from tests.api.test_courier import Receiver, call, deliveries, finish, hooked, known, receiver, rounds
+from tests.api.receivers import DRIPS, Receiver, dripping
+from tests.api.test_courier import call, deliveries, finish, hooked, known, receiver, rounds
 
 __all__ = ["receiver"]  # a fixture
 
 Sessions = sessionmaker[Session]
-DRIPS = {
-    "a head": ("http", b"HTTP/1.1 200 OK\r\nX-Long: "),
-    "a body": ("http", b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"),
-    "nothing": ("https", b""),
-    "a TLS handshake": ("https", b"\x16\x03\x03\x40\x00"),
-}
-
-
-class Dripping:
-    """A receiver that accepts connections, sends `head`, and then one byte now and then."""
-
-    def __init__(self, head: bytes, *, drips: bool = True) -> None:
-        self.head, self.drips = head, drips
-        self.end = threading.Event()
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port = self.server.getsockname()[1]
-        self.threads = [threading.Thread(target=self._accept)]
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        while not self.end.is_set():
-            connection = self.server.accept()[0]
-            self.threads.append(threading.Thread(target=self._drip, args=[connection]))
-            self.threads[-1].start()
-
-    def _drip(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.sendall(self.head)
-            while not self.end.wait(0.1):
-                connection.sendall(b"x" if self.drips else b"")
-
-    def close(self) -> None:
-        self.end.set()
-        socket.create_connection(("127.0.0.1", self.port)).close()
-        for thread in self.threads:
-            thread.join()
-        self.server.close()
-
-
-@contextmanager
-def dripping(head: bytes, *, drips: bool = True) -> Iterator[Dripping]:
-    receiver = Dripping(head, drips=drips)
-    yield receiver
-    receiver.close()
 
 
 @pytest.mark.parametrize("what", DRIPS)

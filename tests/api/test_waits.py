@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from api import unknown_callers
 from api.app import make_app
 from api.connections import network_of
+from core.access.keys import digest
 from core.errors import ProblemError
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
@@ -209,7 +210,10 @@ def test_many_requests_for_readiness_share_one_run_of_the_checks(app: FastAPI, c
     assert len(statements) <= 3, "one run of the checks per second"
 
 
-def test_readiness_is_reported_while_every_thread_is_busy(client: TestClient) -> None:
+@contextmanager
+def busy_threads(client: TestClient) -> Iterator[None]:
+    """Occupy every thread of the server."""
+
     async def occupy() -> None:
         threads = current_default_thread_limiter()
         for _ in range(int(threads.total_tokens)):
@@ -223,7 +227,28 @@ def test_readiness_is_reported_while_every_thread_is_busy(client: TestClient) ->
     assert client.portal is not None
     client.portal.call(occupy)
     try:
-        answer = client.get("/readyz")
+        yield
     finally:
         client.portal.call(free)
+
+
+def test_readiness_is_reported_while_every_thread_is_busy(client: TestClient) -> None:
+    with busy_threads(client):
+        answer = client.get("/readyz")
     assert (answer.status_code, answer.elapsed.total_seconds() < 2) == (200, True)
+
+
+def test_a_refused_request_needs_no_thread(
+    app: FastAPI, client: TestClient, job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unknown_callers, "FAILURES", 0)
+    monkeypatch.setattr(unknown_callers, "SECONDS_PER_FAILURE", 100.0)
+    wrong = {"Authorization": "Bearer seft_wrong"}
+    problem(client.get("/jobs", headers=wrong), 401, "unauthenticated")
+    waits = app.state.services.key_waits
+    monkeypatch.setattr(waits, "_most", 1)
+    with busy_threads(client), waits.hold(digest(client.headers["Authorization"].split()[1])):
+        problem(client.get("/jobs", headers=wrong), 429, "rate_limited")
+        assert client.get("/dashboard/", headers={"Cookie": "seft_session=wrong"}).status_code == 429
+        problem(client.get("/jobs", headers={"Authorization": ""}), 401, "unauthenticated")
+        assert "per key" in problem(client.get(f"/jobs/{job_id}?wait=60"), 429, "rate_limited")["detail"]

@@ -5,7 +5,6 @@ They are written to `build/screenshots`; those of the README, to `docs/screensho
 
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from playwright.sync_api import Browser, Page
 from local.demo import write_topics
 from local.stack import Stack
 from seft.client import Client
-from tests.api.test_courier import Receiver
+from tests.api.receivers import receiving
 from tests.browser import chromium
 from tests.tiny import train_tiny
 
@@ -84,11 +83,9 @@ def main() -> None:
 def _webhook_receiver() -> Iterator[str]:
     """Yield the URL of a server that accepts webhook deliveries."""
     os.environ["SEFT_WEBHOOK_NETWORKS"] = '["127.0.0.0/8"]'
-    with Receiver() as receiver:
+    with receiving() as receiver:
         receiver.text = b"accepted"
-        threading.Thread(target=receiver.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{receiver.server_address[1]}/seft"
-        receiver.shutdown()
 
 
 def _run_jobs(client: Client, folder: Path, url: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
 
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
@@ -169,12 +170,7 @@ class Drill:
         return attempts != sorted(attempts) or bool(metrics and max(metrics) > attempts[-1])
 
     def unreferenced(self) -> list[str]:
-        """Return the keys of objects that no row of a checkpoint or of a dataset refers to."""
-        with self.sessions.begin() as session:
-            referenced = set(session.scalars(select(Dataset.object_key)))
-            for row in session.scalars(select(Checkpoint)):
-                referenced |= {row.prefix + file["name"] for file in row.files}
-        return [key for key in self.storage.keys("") if key not in referenced]
+        return unreferenced(self.sessions, self.storage)
 
     def damaged(self, job_id: str) -> list[str]:
         """Return the keys of the checkpoint's files whose stored bytes do not match the hash in the row."""
@@ -192,6 +188,15 @@ class Drill:
         data = self.folder / "data.jsonl"
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in self.texts))
         return self.client.upload_dataset(data)["id"]
+
+
+def unreferenced(sessions: sessionmaker[Session], storage: Storage) -> list[str]:
+    """Return the keys of objects that no row of a checkpoint or of a dataset refers to."""
+    with sessions.begin() as session:
+        referenced = set(session.scalars(select(Dataset.object_key)))
+        for row in session.scalars(select(Checkpoint)):
+            referenced |= {row.prefix + file["name"] for file in row.files}
+    return [key for key in storage.keys("") if key not in referenced]
 
 
 def alive(process: subprocess.Popen[bytes]) -> bool:

@@ -93,7 +93,7 @@ def test_hub_model_is_looked_up_and_prefilled_in_a_new_job(
     ("query", "field", "expected"),
     [
         ("model=nothing", "model", "must be a local model or a hub id"),
-        ("model=../tiny", "model", "without '..'"),
+        ("model=../tiny", "model", "relative to a folder"),
         ("model=%00", "model", "must be valid text without NUL"),
         ("model=tiny&revision=main", "revision", "must not be set"),
     ],

@@ -108,8 +108,10 @@ def test_a_name_under_a_root_is_found_and_kept_as_the_reference(model: Path) -> 
     assert (source.reference, source.path) == ("model", model)
 
 
-@pytest.mark.parametrize("name", ["../secret", "model/../../secret", "/etc"])
-def test_a_name_that_leads_out_of_its_root_is_rejected(model: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["../secret", "model/../../secret", "/etc", "./model", "model/", "x//model", "x\\..\\model", "x/../model"]
+)
+def test_a_name_that_leads_out_of_its_root_or_is_not_plain_is_rejected(model: Path, name: str) -> None:
     shutil.copytree(model, model.parent.parent / "secret")
     assert "relative to a folder in SEFT_MODEL_ROOTS" in rejection(name, roots=[model.parent])
 

@@ -1,0 +1,1 @@
+"""`python -m tests.attack`: attacks on a running service. Checks that each is refused, or costs only the attacker."""
