@@ -16,8 +16,8 @@ from core.spec_parts import RepairMethod
 from core.specs import SPEC_VERSION, JobSpec, with_defaults
 from seft.config import DEFAULT_PRUNER
 
-MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": ids.new("file"), "sparsity": 0.6}
-OTHER = ids.new("file")
+MINIMAL: dict[str, Any] = {"model": "tiny", "dataset": "file_" + "0" * 26, "sparsity": 0.6}
+OTHER = "file_" + "1" * 26
 
 
 def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
