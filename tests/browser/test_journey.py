@@ -60,6 +60,7 @@ def create_a_job(page: Page) -> None:
     page.get_by_label("Sparsity", exact=True).fill("1.6")
     page.get_by_label("Suffix").fill("first")
     page.get_by_label("Steps").fill("120")
+    page.get_by_label("Density").fill("0.005")  # so that events change what is trained
     page.get_by_role("button", name="Start the job").click()
     expect(page.locator("#sparsity-error")).to_contain_text("less than or equal to 0.99")
     assert page.get_by_label("Sparsity", exact=True).get_attribute("aria-invalid") == "true"
