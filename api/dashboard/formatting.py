@@ -6,7 +6,7 @@ from typing import Any
 
 from api.schemas.jobs import JobDetail, JobView
 from core.states import Reason
-from seft.config import PruneSchedule, Variant
+from seft.config import PruneSchedule, Variant, trains_all
 
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 COUNT_UNITS = ("", "k", "M", "B", "T")
@@ -94,10 +94,8 @@ def score_names(job: JobView) -> list[str]:
 def has_events(job: JobView) -> bool:
     """Return whether the training of the job changes which weights are trained, or which are zero."""
     repair = job.spec["repair"]
-    trains_all = repair["density"] == "all" or (
-        repair["density"] == "auto" and repair.get("variant", Variant.IMPROVED) == Variant.IMPROVED
-    )
-    fixed = trains_all and not is_gradual(job) and not repair.get("swap_tokens")
+    whole = trains_all(repair["density"], repair["method"], repair.get("variant", Variant.IMPROVED))
+    fixed = whole and not is_gradual(job) and not repair.get("swap_tokens")
     return bool(repair["method"] == "seft" and not fixed)
 
 

@@ -27,6 +27,7 @@ from seft.config.repair import (
     default_batch,
     default_steps,
     require_repair_of,
+    trains_all,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "default_batch",
     "default_steps",
     "require_repair_of",
+    "trains_all",
 ]

@@ -80,6 +80,13 @@ def default_steps(batch_tokens: int) -> int:
     return min(max(1, TOKENS // max(1, batch_tokens)), 1_000_000)
 
 
+def trains_all(density: float | str, method: str, variant: str) -> bool:
+    """Return whether these settings train all nonzeros in place. The density `auto` does with `seft` as improved."""
+    if density == "auto":
+        return method == RepairMethod.SEFT and variant == Variant.IMPROVED
+    return density == "all"
+
+
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
     """Settings of the training of a pruned model. It does not increase the number of nonzeros.
@@ -203,9 +210,7 @@ class RepairConfig:
     @property
     def trains_all(self) -> bool:
         """True if all nonzeros are trained in place (`density: all`)."""
-        if self.density == "auto":
-            return self.method is RepairMethod.SEFT and self.variant is Variant.IMPROVED
-        return self.density == "all"
+        return trains_all(self.density, self.method, self.variant)
 
     @property
     def trained_fraction(self) -> float:
