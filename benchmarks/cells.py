@@ -1,6 +1,6 @@
 """One experiment on quality: prune a model, repair it, and measure it. `benchmarks.quality` runs many of them.
 
-Every model is judged on two texts. One is of the same kind as its training text, the other is of another kind.
+Every model is judged on two texts: a text of the same kind as its training text, and a text of another kind.
 Repair can improve the first and damage the second. A text is judged on its first 20 windows (sequences) of 1024 tokens,
 in float32. Calibration uses the first 48 windows of 512 tokens of the training text, also in float32.
 """

@@ -37,7 +37,7 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEVICE = 1 << 0, 1 << 
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
 """The rights that a rule for a single file may give."""
 RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Number of file system rights that a version of Landlock knows. Later versions know as many as version 5."""
+"""Number of file system rights in each version of Landlock. Versions after 5 have the same rights as version 5."""
 SCOPES = 0b11
 """Connect to abstract Unix sockets, and send signals: only within the sandbox. Landlock knows both since version 6."""
 

@@ -198,11 +198,11 @@ def test_many_requests_for_readiness_share_one_run_of_the_checks(app: FastAPI, c
 
     async def run() -> None:
         async with (
-            AsyncClient(transport=ASGITransport(app), base_url="http://seft.example") as many,
+            AsyncClient(transport=ASGITransport(app), base_url="http://seft.example") as http,
             anyio.create_task_group() as group,
         ):
             for _ in range(500):
-                group.start_soon(ask, many)
+                group.start_soon(ask, http)
 
     with counted_statements(app) as statements:
         anyio.run(run)
