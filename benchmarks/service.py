@@ -52,6 +52,7 @@ class Site:
     """Process id of the API, or of its supervisor if it has several processes."""
     database: str
     key: str
+    metrics_key: str
     settings: Settings
     job: Json
     """Body of a request that creates a job."""
@@ -60,6 +61,10 @@ class Site:
     def headers(self) -> dict[str, str]:
         """Headers of a request with an API key."""
         return {"Authorization": f"Bearer {self.key}", "Content-Type": "application/json"}
+
+    def headers_of(self, path: str) -> dict[str, str]:
+        """Return the headers of a GET request of this path. Only the key for metrics may read the metrics."""
+        return {"Authorization": f"Bearer {self.metrics_key}"} if path == "/metrics" else self.signed_in()
 
     def signed_in(self) -> dict[str, str]:
         """Return the headers of a request with a browser's session cookie, which is valid for 15 minutes."""
@@ -81,7 +86,7 @@ def main() -> None:
             result = {
                 "made_with": made_with,
                 "arrivals": _arrivals(servers, arguments) if arguments.seconds else None,
-                "growth": _growth(servers, arguments),
+                "growth": _growth(servers, arguments) if arguments.jobs else None,
             }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -97,7 +102,7 @@ def _arguments() -> argparse.Namespace:
         "--jobs",
         type=int,
         default=1_000_000,
-        help=f"jobs in the large database, which has {STEPS // 100} times as many metric points",
+        help=f"jobs in the large database, which has {STEPS // 100} times as many metric points; 0 skips this part",
     )
     parser.add_argument("--rounds", type=int, default=100, help="times each request is sent to both databases")
     parser.add_argument("--out", type=Path, default=Path("build/service.json"), help="JSON file for the results")
@@ -113,6 +118,7 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
         _, key = keys.issue(session, "default", "benchmark", Scope.ADMIN)
+        _, metrics_key = keys.issue(session, "default", "metrics", Scope.METRICS)
     engine.dispose()
     lock = FolderLock(servers.lock.folder / name)
     lock.acquire()
@@ -135,7 +141,7 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
             "metadata": {"team": "a"},
         }
         assert api.process is not None
-        yield Site(api.port, api.process.pid, servers.postgres.url(name), key, settings, job)
+        yield Site(api.port, api.process.pid, servers.postgres.url(name), key, metrics_key, settings, job)
     finally:
         api.stop()
         lock.release()
@@ -192,7 +198,7 @@ def _growth(servers: Servers, arguments: argparse.Namespace) -> list[Json]:
         print(f"request; median with {FEW} jobs; median with {arguments.jobs} jobs; ratio", flush=True)
         for name, path in PATHS.items():
             seconds: tuple[list[float], list[float]] = ([], [])
-            requests = [Request("GET", path.format(job=job), site.signed_in()) for site, _, job in connections]
+            requests = [Request("GET", path.format(job=job), site.headers_of(path)) for site, _, job in connections]
             for _ in range(arguments.rounds):
                 for (_, connection, _), request, times in zip(connections, requests, seconds, strict=True):
                     times.append(_send(connection, request).seconds)
