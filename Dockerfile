@@ -1,7 +1,7 @@
 # The service's images: `api` (no torch), `worker` (torch for CUDA), `worker-cpu`. docker-compose.yml builds them.
 # They install the dependencies of uv.lock with deploy/install.sh, and run the source from /app.
-# PYTHON may name a mirror's image, or an image by its digest.
-ARG PYTHON=python:3.11-slim-trixie
+# PYTHON may name a mirror's image. docker-compose.yml has the same default.
+ARG PYTHON=python:3.11.17-slim-trixie@sha256:45037981b62b34b44602584fccbc4d884d5f7dc92c7ee86bb38a698a79fe1e51
 
 FROM ${PYTHON} AS base
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

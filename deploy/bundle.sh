@@ -19,15 +19,24 @@ part() { tar --extract --to-stdout --file "$file" "./$1"; }
 case $verb in
 save)
     test -d "$models" || { echo "the models folder $models does not exist: create it, or set SEFT_MODELS" >&2 && exit 1; }
+    # `docker load` restores tags but no digests, and Compose would pull an image again that it knows only by digest. So
+    # the images are saved with their tags, and the docker-compose.yml of the bundle names them only by tag. Loading
+    # checks the SHA-256 of images.tar instead of the digests.
     images=$(docker compose config --images)
+    tags=
     for image in $images; do
         docker image inspect "$image" > /dev/null || { echo "image $image is missing: build or pull it first" >&2 && exit 1; }
+        docker tag "$image" "${image%@*}"
+        tags="$tags ${image%@*}"
     done
     work=$(mktemp -d "$file.XXXXXX")
     trap 'rm -rf "$work"' EXIT
+    mkdir "$work/changed"
+    sed 's/^\( *image: .*\)@sha256:[0-9a-f]*$/\1/' docker-compose.yml > "$work/changed/docker-compose.yml"
     # shellcheck disable=SC2086 # one word per image
-    docker save --output "$work/images.tar" $images
-    tar --create --file "$work/files.tar" docker-compose.yml Makefile deploy docs
+    docker save --output "$work/images.tar" $tags
+    tar --create --file "$work/files.tar" Makefile deploy docs --directory "$work/changed" docker-compose.yml
+    rm -r "$work/changed"
     tar --create --file "$work/models.tar" --directory "$models" .
     (cd "$work" && sha256sum ./*.tar > SHA256SUMS)
     tar --create --file "$file" --directory "$work" .

@@ -34,13 +34,29 @@ from tests.debian import program
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 RUN_ONCE = {"migrate", "metrics-key"}
 LONG_RUNNING = sorted(set(SERVICES) - RUN_ONCE)
 OURS = sorted(name for name in SERVICES if SERVICES[name]["image"].startswith("seft-"))
+OTHERS = sorted(set(SERVICES) - set(OURS))
+PINNED = r"[a-z/]+:v?[0-9]+[.][0-9]+[0-9a-z.-]*@sha256:[0-9a-f]{64}"
+"""An image with an exact version for readers and a digest, which Docker uses."""
 MONITORING = {"metrics-key", "prometheus", "grafana"}
 SECRET = "0123456789abcdef"
 OTHER_ADDRESS = "127.0.0.2"
 """A second address of this machine, in place of the address that a container has in a network."""
+DOCKER = r"""#!/bin/sh
+# In place of Docker: an image is its name, and an archive of images is a list of names.
+set -eu
+case "$*" in
+"compose --profile * config") printf 'source: %s\ntarget: /var/lib/seft/models\n' "$FOLDER/models" ;;
+"compose config --images") cat "$FOLDER/images" ;;
+"image inspect "*) ;;
+"tag "*) echo "$2" "$3" >> "$FOLDER/tagged" ;;
+"save --output "*) shift 2; archive=$1; shift; echo "$@" > "$archive" ;;
+*) exit 1 ;;
+esac
+"""
 CAPABILITIES = {
     "storage": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"],
     "proxy": ["NET_BIND_SERVICE", "DAC_OVERRIDE"],
@@ -112,11 +128,51 @@ def test_a_worker_has_more_time_to_stop_than_a_checkpoint_takes() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_gains_no_privileges_has_bounded_logs_and_a_pinned_image(name: str) -> None:
+def test_a_service_gains_no_privileges_and_has_bounded_logs(name: str) -> None:
     service = SERVICES[name]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}
-    assert re.fullmatch(r"seft-[a-z-]+:\$\{SEFT_VERSION:-local\}|[a-z/]+:v?[0-9.]+", service["image"])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_image_of_another_project_has_a_version_and_a_digest(name: str) -> None:
+    assert re.fullmatch(PINNED, SERVICES[name]["image"])
+
+
+def test_our_images_have_the_version_of_the_release_and_a_base_image_with_a_digest() -> None:
+    (base,) = re.findall("^ARG PYTHON=(.*)$", DOCKERFILE, re.MULTILINE)
+    assert re.fullmatch(PINNED, base)
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    sources = re.findall(r"(?:^FROM |--from=)(\S+)", DOCKERFILE, re.MULTILINE)
+    assert set(sources) <= {"${PYTHON}", *stages}
+    for name in OURS:
+        assert re.fullmatch(r"seft-[a-z-]+:\$\{SEFT_VERSION:-local\}", SERVICES[name]["image"])
+        if "build" in SERVICES[name]:
+            assert SERVICES[name]["build"]["args"]["PYTHON"] == f"${{SEFT_PYTHON_IMAGE:-{base}}}"
+
+
+def test_a_bundle_names_images_by_tag_because_docker_load_restores_no_digests(tmp_path: Path) -> None:
+    images = [service["image"].replace("${SEFT_VERSION:-local}", "local") for service in SERVICES.values()]
+    (tmp_path / "images").write_text("\n".join(images))
+    (tmp_path / "models").mkdir()
+    docker = tmp_path / "docker"
+    docker.write_text(DOCKER)
+    docker.chmod(0o700)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path)}
+    bundle = tmp_path / "bundle.tar"
+    subprocess.run([ROOT / "deploy/bundle.sh", "save", bundle], cwd=ROOT, env=environment, check=True)
+    subprocess.run(["tar", "--extract", f"--file={bundle}"], cwd=tmp_path, check=True)
+    subprocess.run(["tar", "--extract", "--file=files.tar", "docker-compose.yml"], cwd=tmp_path, check=True)
+
+    tags = {re.sub("@.*", "", image) for image in images}
+    assert set((tmp_path / "images.tar").read_text().split()) == tags
+    tagged = [line.split() for line in (tmp_path / "tagged").read_text().splitlines()]
+    assert tagged == [[image, re.sub("@.*", "", image)] for image in images]
+    expected = {
+        **COMPOSE,
+        "services": {name: {**each, "image": re.sub("@.*", "", each["image"])} for name, each in SERVICES.items()},
+    }
+    assert yaml.safe_load((tmp_path / "docker-compose.yml").read_text()) == expected
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -179,7 +235,7 @@ def test_our_images_are_not_pulled_from_a_registry(name: str) -> None:
 
 
 def test_prometheus_runs_as_the_user_of_our_images_and_the_group_of_its_own() -> None:
-    users = re.findall(r"useradd .*--uid (\d+)", (ROOT / "Dockerfile").read_text())
+    users = re.findall(r"useradd .*--uid (\d+)", DOCKERFILE)
     assert SERVICES["prometheus"]["user"] == f"{users[0]}:65534"
 
 
