@@ -104,10 +104,9 @@ def test_a_body_that_drips_is_given_up(impatient: Client) -> None:
     with connect(impatient) as slow:
         slow.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 9999\r\n\r\n".encode())
         slow.sendall(b'--b\r\nContent-Disposition: form-data; name="')
-        began = time.monotonic()
         slow.settimeout(0.1)
         response = b""
-        while not response and time.monotonic() - began < 20:
+        while not response:
             slow.sendall(b"x")
             try:
                 response = slow.recv(65536)

@@ -18,7 +18,8 @@ from local.servers import Servers
 from local.stack import Api
 from tests.api.conftest import Json
 from tests.hollow import write_hollow
-from tests.worker.conftest import alive, children_of, variables, wait_for
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import children_of, variables
 
 Call = httpx2.Response
 
@@ -31,7 +32,7 @@ def api(servers: Servers, settings: Settings, tmp_path: Path) -> Iterator[Api]:
     started = Api(servers.lock, {**os.environ, **variables(settings), **more})
     before = starts(started)
     started.start()
-    wait_for(lambda: starts(started) == before + 2, 120)
+    wait_for(lambda: starts(started) == before + 2)
     yield started
     started.stop()
 
@@ -99,7 +100,7 @@ def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str, me
 def test_a_process_that_was_killed_is_replaced(api: Api) -> None:
     (first, second), before = serving(api), starts(api)
     os.kill(first, signal.SIGKILL)
-    wait_for(lambda: starts(api) == before + 1, 120)
+    wait_for(lambda: starts(api) == before + 1)
     (new,) = set(serving(api)) - {second}
     with alone(api, new):
         assert httpx2.get(f"{api.url}/livez", timeout=30).status_code == 200

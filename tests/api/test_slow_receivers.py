@@ -1,7 +1,6 @@
 """Webhooks whose receivers are slow, or whose tenant has many messages, do not delay other tenants."""
 
 import threading
-import time
 
 import pytest
 from sqlalchemy import func, update
@@ -16,6 +15,7 @@ from core.webhook_tables import Webhook
 from tests.api.conftest import NewClient, problem
 from tests.api.receivers import DRIPS, Receiver, dripping
 from tests.api.test_courier import call, deliveries, finish, hooked, known, receiver, rounds
+from tests.waiting import wait_for
 
 __all__ = ["receiver"]  # a fixture
 
@@ -27,9 +27,8 @@ def test_a_receiver_that_drips_is_cut_off(what: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(courier, "CALL_SECONDS", 0.5)
     scheme, head = DRIPS[what]
     with dripping(head, drips=what != "nothing") as receiver:
-        began = time.monotonic()
         result = call(f"{scheme}://127.0.0.1:{receiver.port}/")
-        assert (result.status, time.monotonic() - began < 2) == (None, True)
+    assert result.status is None
     assert "did not respond in time" in result.text
 
 
@@ -38,12 +37,10 @@ def test_a_name_server_that_does_not_answer_is_given_up(monkeypatch: pytest.Monk
     answered = threading.Event()
 
     def hang(_: str) -> list[str]:
-        answered.wait(20)
+        answered.wait()
         return ["127.0.0.1"]
 
-    began = time.monotonic()
-    result = call("http://receiver.example/", hang)
-    assert (result.status, time.monotonic() - began < 2) == (None, True)
+    assert call("http://receiver.example/", hang).status is None
     answered.set()
 
 
@@ -59,7 +56,7 @@ def test_slow_receivers_of_one_tenant_do_not_delay_another_tenant(
     sessions: Sessions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(courier, "CALL_SECONDS", 4.0)
+    monkeypatch.setattr(courier, "CALL_SECONDS", 3600.0)
     theirs = new_client("theirs")
     with dripping(b"HTTP/1.1 200 OK\r\nX-Long: ") as slow:
         for _ in range(2 * courier.TENANT_CALLS):
@@ -67,20 +64,13 @@ def test_slow_receivers_of_one_tenant_do_not_delay_another_tenant(
             theirs.post(f"/webhooks/{hook['id']}/test")
         thread = threading.Thread(target=rounds, args=[sessions])
         thread.start()
-        deadline = time.monotonic() + 3
-        while len(slow.threads) - 1 < courier.TENANT_CALLS and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)  # a ninth call would come now
-        assert len(slow.threads) - 1 == courier.TENANT_CALLS
+        wait_for(lambda: len(slow.threads) - 1 == courier.TENANT_CALLS)
         ours = hooked(client, receiver.url)
-        began = time.monotonic()
         for _ in range(2):
             client.post(f"/webhooks/{ours['id']}/test")
-        while len(receiver.got) < 2:
-            time.sleep(0.01)
-        assert time.monotonic() - began < 2.5
-        monkeypatch.setattr(courier, "CALL_SECONDS", 0.1)
-        thread.join()
+        wait_for(lambda: len(receiver.got) == 2)
+        assert len(slow.threads) - 1 == courier.TENANT_CALLS
+    thread.join()
 
 
 def test_slow_receivers_of_eight_tenants_leave_places_for_a_ninth(

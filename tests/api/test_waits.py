@@ -1,7 +1,6 @@
 """Requests that wait: they cost next to nothing, and their number is limited per key and per network."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -23,6 +22,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.states import Phase
 from tests.api.conftest import NewClient, problem, serving
+from tests.waiting import wait_for
 
 STREAM = {"Accept": "text/event-stream"}
 
@@ -46,13 +46,6 @@ def counted_statements(app: FastAPI) -> Iterator[list[str]]:
     event.listen(app.state.services.engine, "before_cursor_execute", record)
     yield statements
     event.remove(app.state.services.engine, "before_cursor_execute", record)
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_waits_share_one_query_per_second_and_end_with_the_change(
@@ -115,7 +108,7 @@ def test_a_key_has_a_limited_number_of_waits_and_gets_them_back(
             assert server.get(f"{path}/events").status_code == 200
             other = dict(new_client("ours").headers)
             assert server.get(path, params={"wait": 1}, headers=other).status_code == 200
-        eventually(lambda: server.get(path, params={"wait": 1}).status_code == 200)
+        wait_for(lambda: server.get(path, params={"wait": 1}).status_code == 200)
 
 
 def test_a_wait_ends_when_its_client_leaves(strict: FastAPI, client: TestClient, job_id: str) -> None:
@@ -123,7 +116,7 @@ def test_a_wait_ends_when_its_client_leaves(strict: FastAPI, client: TestClient,
         for _ in range(2):
             with pytest.raises(TimeoutException):
                 server.get(f"/jobs/{job_id}", params={"wait": 60}, timeout=0.5)
-        eventually(lambda: server.get(f"/jobs/{job_id}", params={"wait": 1}).status_code == 200)
+        wait_for(lambda: server.get(f"/jobs/{job_id}", params={"wait": 1}).status_code == 200)
 
 
 def test_a_network_has_a_limited_number_of_waits_whatever_its_keys(

@@ -21,7 +21,7 @@ from api.concurrency import WorkQueue
 from core.errors import ProblemError
 from tests.api.conftest import problem, serving
 from tests.api.dashboard.conftest import Browser, NewBrowser, new_browser, secret
-from tests.worker.conftest import alive, wait_for
+from tests.waiting import alive, wait_for
 
 __all__ = ["new_browser", "secret"]  # fixtures
 

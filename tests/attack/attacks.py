@@ -23,7 +23,7 @@ from tests.api.conftest import let_leases_end
 from tests.api.receivers import DRIPS, dripping, receiving
 from tests.attack.target import BOMBS, CHAT, INBOX, Costs, Target
 from tests.faults.drill import unreferenced
-from tests.worker.conftest import alive
+from tests.waiting import alive
 
 MEGABYTES, ANSWER_SECONDS, HUB_SECONDS, DELIVERY_SECONDS = 100, 1.0, 5.0, 2.0
 

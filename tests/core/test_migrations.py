@@ -17,7 +17,7 @@ from core.tables import Base
 from local.servers import Servers
 from migrations import HERE, downgrade, upgrade
 from tests.conftest import as_owner
-from tests.worker.conftest import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.fixture

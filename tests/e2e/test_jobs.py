@@ -1,7 +1,6 @@
 """Jobs from POST to a checkpoint on the caller's disk: undisturbed, killed, paused, stopped and cancelled.
 
-All processes and the training of the tiny model are real. Starting torch takes most of the time, so one test runs
-several jobs.
+All processes and the training of the tiny model are real.
 """
 
 import json
@@ -17,7 +16,8 @@ from seft.checkpoint.sparsity import of_folder
 from seft.client.responses import Job
 from tests.e2e.collector import Span
 from tests.e2e.conftest import Service
-from tests.worker.conftest import alive, children_of, wait_for
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import children_of
 
 SPEC: dict[str, Any] = {
     "prune": {"method": "sparsegpt", "calibration": {"samples": 8, "tokens": 128}},
@@ -61,18 +61,28 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
     return zeros, weights
 
 
-def test_jobs_from_post_to_download(service: Service, tmp_path: Path) -> None:
-    first_worker = service.start_worker()
+def test_a_job_from_post_to_download(service: Service, tmp_path: Path) -> None:
+    service.start_worker()
     undisturbed = service.post(**SPEC)
     job = end(service, undisturbed)
     check_result(service, job, tmp_path / "checkpoint")
     check_log(service, undisturbed)
     check_trace(service, undisturbed)
+
+
+def test_a_killed_and_a_paused_job_end_with_the_bytes_of_an_undisturbed_one(service: Service) -> None:
+    worker = service.start_worker()
+    undisturbed = service.post(**SPEC)
+    end(service, undisturbed)
     sha256 = service.client.checkpoints(undisturbed)[0]["sha256"]
-    check_killed(service, first_worker, sha256)
+    check_killed(service, worker, sha256)
     check_paused(service, service.workers.processes[-1].pid, sha256)
+
+
+def test_jobs_are_stopped_and_cancelled_while_they_train(service: Service) -> None:
+    worker = service.start_worker()
     check_stopped(service)
-    check_cancelled(service, service.workers.processes[-1].pid)
+    check_cancelled(service, worker)
 
 
 def check_result(service: Service, job: Job, folder: Path) -> None:
@@ -105,7 +115,7 @@ def check_trace(service: Service, job_id: str) -> None:
     def attempts() -> list[Span]:
         return [span for span in service.collector.spans if span.attributes.get("seft.job") == job_id]
 
-    wait_for(attempts, seconds=10)
+    wait_for(attempts)
     (attempt,) = attempts()
     spans = {span.id: span for span in service.collector.spans if span.trace == attempt.trace}
     below = {(span.process, span.name) for span in spans.values() if span.parent == attempt.id}
@@ -124,11 +134,11 @@ def check_trace(service: Service, job_id: str) -> None:
 def check_killed(service: Service, worker: int, sha256: str) -> None:
     """If the worker is killed during repair, another one finishes the job with the same bytes."""
     job_id = service.post(**SPEC)
-    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    wait_for(lambda: in_mid_repair(service, job_id))
     family = children_of(worker)
     assert family
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    wait_for(lambda: not any(alive(process) for process in family))
     service.start_worker()
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
@@ -151,12 +161,12 @@ def check_killed(service: Service, worker: int, sha256: str) -> None:
 def check_paused(service: Service, worker: int, sha256: str) -> None:
     """A pause during repair ends the training process soon. After a resume, the job ends with the same bytes."""
     job_id = service.post(**SPEC)
-    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    wait_for(lambda: in_mid_repair(service, job_id))
     family = children_of(worker)
     assert family
     assert service.client.pause(job_id)["pausing"]
-    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
-    wait_for(lambda: service.client.job(job_id)["status"] == "paused", seconds=5)
+    wait_for(lambda: not any(alive(process) for process in family))
+    wait_for(lambda: service.client.job(job_id)["status"] == "paused")
     assert service.client.resume(job_id)["status"] in {"queued", "running"}
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job
@@ -166,7 +176,7 @@ def check_paused(service: Service, worker: int, sha256: str) -> None:
 def check_stopped(service: Service) -> None:
     """A stop during repair publishes the current weights."""
     job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})
-    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    wait_for(lambda: in_mid_repair(service, job_id))
     assert service.client.stop(job_id)["stopping"]
     job = end(service, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job
@@ -177,10 +187,10 @@ def check_stopped(service: Service) -> None:
 def check_cancelled(service: Service, worker: int) -> None:
     """A cancel during repair ends the training process soon and leaves no object in storage."""
     job_id = service.post(**{**SPEC, "repair": {**SPEC["repair"], "steps": 100_000}})
-    wait_for(lambda: in_mid_repair(service, job_id), seconds=90)
+    wait_for(lambda: in_mid_repair(service, job_id))
     family = children_of(worker)
     assert family
     assert service.client.cancel(job_id)["status"] == "cancelled"
-    wait_for(lambda: not any(alive(process) for process in family), seconds=5)
+    wait_for(lambda: not any(alive(process) for process in family))
     wait_for(lambda: not service.backend.storage.keys(f"jobs/{job_id}/"))
     assert alive(worker)

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from local.background import Running
 from local.folder import FolderLock
 from seft.client import Client
 from seft.client.errors import ApiProblem
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,13 +58,6 @@ def members(folder: Path) -> list[int]:
             if named or any(file.startswith(f"{folder}/") for file in files):
                 pids.append(int(process.name))
     return pids
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def is_ready(stack: Running) -> bool:
@@ -119,7 +112,7 @@ def test_killed_programs_are_restarted(stack: Running, folder: Path) -> None:
     assert len(victims) >= 5, "Postgres, Valkey, SeaweedFS, API, worker"
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: is_ready(stack))
+    wait_for(lambda: is_ready(stack))
     with Client(stack.url, stack.api_key) as client:
         assert list(client.jobs()) == []
 
@@ -130,7 +123,7 @@ def test_no_process_outlives_the_supervisor_and_a_new_stack_has_the_same_data(
 ) -> None:
     os.kill(stack.supervisor, last)
     # `members` can miss a process that is closing its files, so the lock is checked too.
-    wait_until(lambda: members(folder) == [] and FolderLock(folder).free())
+    wait_for(lambda: members(folder) == [] and FolderLock(folder).free())
     assert background.find(folder) is None
     again = stacks.enter_context(background.attached(folder))
     assert (again.url, again.api_key) == (stack.url, stack.api_key)

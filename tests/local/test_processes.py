@@ -9,6 +9,7 @@ from pathlib import Path
 
 from local import processes
 from local.processes import LAUNCHER, LocalError
+from tests.waiting import alive, wait_for
 
 
 def test_a_parent_that_died_too_early_is_noticed() -> None:
@@ -29,14 +30,10 @@ def test_a_process_gets_its_signal_when_its_parent_is_killed(tmp_path: Path) -> 
     assert parent.stdout is not None
     with parent.stdout:
         child = Path(f"/proc/{int(parent.stdout.readline())}")
-    while (child / "comm").read_text() != "sleep\n":
-        time.sleep(0.01)
+    wait_for(lambda: (child / "comm").read_text() == "sleep\n")
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
-    while child.exists() and (child / "stat").read_text().split()[2] != "Z":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not alive(int(child.name)))
 
 
 def test_a_process_is_spawned_from_the_main_thread_only(tmp_path: Path) -> None:

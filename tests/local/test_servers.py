@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from local import servers as module
 from local.folder import LOOPBACK, FolderLock, port_of, reserve, reserve_ports
 from local.processes import LocalError, children_of
 from local.servers import Servers
+from tests.waiting import alive, wait_for
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,14 +43,6 @@ def start_owner(folder: Path) -> subprocess.Popen[bytes]:
     with owner.stdout:
         assert owner.stdout.readline() == b"ready\n"
     return owner
-
-
-def wait_until_free(folder: Path, seconds: float = 15) -> None:
-    """Wait until no process has the folder's lock open, so all of its servers have ended."""
-    deadline = time.monotonic() + seconds
-    while not FolderLock(folder).free():
-        assert time.monotonic() < deadline, "a server outlived its owner"
-        time.sleep(0.05)
 
 
 def s3(servers: Servers, secret: str | None = None) -> "S3Client":
@@ -110,7 +102,7 @@ def test_no_server_outlives_its_owner(tmp_path: Path, last: signal.Signals) -> N
     owner = start_owner(tmp_path)
     owner.send_signal(last)
     owner.wait()
-    wait_until_free(tmp_path)
+    wait_for(lambda: FolderLock(tmp_path).free())  # no process has the lock open: all servers have ended
     with Servers(tmp_path) as again:
         assert again.postgres.running
 
@@ -182,20 +174,9 @@ def test_the_children_of_a_killed_postgres_end(servers: Servers) -> None:
     assert children
     servers.postgres.kill()
     try:
-        deadline = time.monotonic() + 15
-        while any(map(alive, children)):
-            assert time.monotonic() < deadline, "a child outlived its postmaster"
-            time.sleep(0.05)
+        wait_for(lambda: not any(map(alive, children)))
     finally:
         servers.postgres.start()
-
-
-def alive(pid: int) -> bool:
-    """Return whether the process exists and is not a zombie."""
-    try:
-        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_taken_port_is_replaced_and_the_others_stay(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ from worker.protocol import (
 )
 from worker.transfers import hash_file
 
+HANG = 3600
+"""Seconds for which a process hangs: longer than pytest lets a test run."""
+
 
 class StandIn:
     def __init__(self, folder: Path, pipe: int) -> None:
@@ -124,7 +127,7 @@ class StandIn:
     def report_and_save(self) -> None:
         self.report()
         self.save(3, pruned="p", run="r3")
-        time.sleep(60)
+        time.sleep(HANG)
 
     def write_invalid_manifest(self) -> None:
         (self.folder / RESULT).mkdir()
@@ -150,13 +153,13 @@ class StandIn:
         (self.folder / RESUME / "3").mkdir(parents=True)
         (self.folder / RESUME / "3" / "run").symlink_to(self.folder.parent.parent / "secret")
         self.say(Saved(step=3))
-        time.sleep(60)
+        time.sleep(HANG)
 
     def link_the_states(self) -> None:
         """Let the folder of the states be a link to a folder that has a folder with the step as its name."""
         (self.folder / RESUME).symlink_to(self.folder.parent.parent)
         self.say(Saved(step=3))
-        time.sleep(60)
+        time.sleep(HANG)
 
     def crash(self) -> None:
         sys.stderr.write("all the weights \0fell out")
@@ -172,20 +175,20 @@ class StandIn:
             self.pipe, json.dumps({"type": "failed", "user_error": True, "code": "a\0", "message": "b\0"}).encode()
         )
         os.write(self.pipe, b"\n")
-        time.sleep(60)
+        time.sleep(HANG)
 
     def write_garbage(self) -> None:
         os.write(self.pipe, b"hello\n")
-        time.sleep(60)
+        time.sleep(HANG)
 
     def hang_with_child(self) -> None:
         """Ignore SIGTERM, as does the process that it starts; only SIGKILL ends them."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        other = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({HANG})"])
         (self.folder / "pids.new").write_text(f"{os.getpid()} {other.pid}")
         (self.folder / "pids.new").rename(self.folder / "pids")  # atomic: a reader finds all of it
         self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=1))
-        time.sleep(60)
+        time.sleep(HANG)
 
     def save_when_asked(self) -> None:
         if self.task.resume == 5:
@@ -201,7 +204,7 @@ class StandIn:
 
     def read_forever(self) -> None:
         self.say(Reading(records=7))
-        time.sleep(60)
+        time.sleep(HANG)
 
     def get_stuck(self) -> None:
         for step in range(1, 6):
@@ -227,7 +230,7 @@ class StandIn:
 
     def save_and_wait(self) -> None:
         self.save(0, run="r0")
-        time.sleep(60)
+        time.sleep(HANG)
 
     def wait_until_stored(self, step: int) -> None:
         while (self.folder / RESUME / str(step)).exists():

@@ -17,7 +17,8 @@ from core.infra.storage import Storage
 from core.jobs import actions, attempts
 from core.states import Phase, Status
 from core.tables import Job
-from tests.worker.conftest import Backend, alive, supervisor, wait_for
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import Backend, supervisor
 from worker import cleanup
 from worker.attempt import Supervisor
 from worker.lifecycle import State
@@ -38,8 +39,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.supervisor.draining.set()
-        self.thread.join(30)
-        assert not self.thread.is_alive()
+        self.thread.join()
 
 
 def test_a_result_is_published_with_everything_reported(backend: Backend, job_id: str) -> None:
@@ -199,7 +199,7 @@ def test_a_cancel_kills_the_whole_process_group_and_cleans_up(backend: Backend, 
         processes = [int(pid) for pid in (attempt.files.folder / "pids").read_text().split()]
         assert all(alive(process) for process in processes)
         backend.request(actions.cancel, job_id)
-        wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
+        wait_for(lambda: not any(alive(process) for process in processes))
     assert backend.job(job_id).status == Status.CANCELLED
     assert backend.storage.keys(f"jobs/{job_id}/") == []
     assert not attempt.files.folder.exists()
@@ -220,7 +220,7 @@ def test_a_pause_saves_the_state_and_the_job_resumes_from_it(backend: Backend, j
     with Running(supervisor(backend, "save_when_asked")) as attempt:
         wait_for(lambda: backend.job(job_id).step == 4)
         backend.request(actions.pause, job_id)
-        wait_for(lambda: backend.job(job_id).status == Status.PAUSED, seconds=5)
+        wait_for(lambda: backend.job(job_id).status == Status.PAUSED)
         assert State.SAVING in attempt.lifecycle.states
     job = backend.job(job_id)
     assert job.resume is not None
@@ -239,7 +239,7 @@ def test_a_pause_kills_the_whole_group_of_a_process_that_ignores_signals(
         wait_for(lambda: backend.job(job_id).progress == 0.5)
         processes = [int(pid) for pid in (attempt.files.folder / "pids").read_text().split()]
         backend.request(actions.pause, job_id)
-        wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
+        wait_for(lambda: not any(alive(process) for process in processes))
         wait_for(lambda: backend.job(job_id).status == Status.PAUSED)
     assert backend.job(job_id).failures == 0
 
@@ -248,7 +248,7 @@ def test_an_early_stop_ends_training_and_publishes(backend: Backend, job_id: str
     with Running(supervisor(backend, "stop_when_asked")):
         wait_for(lambda: backend.job(job_id).step == 4)
         backend.request(actions.stop, job_id)
-        wait_for(lambda: backend.job(job_id).status == Status.SUCCEEDED, seconds=5)
+        wait_for(lambda: backend.job(job_id).status == Status.SUCCEEDED)
 
 
 def test_a_new_attempt_of_a_stopped_job_gets_the_request_at_its_start(backend: Backend, job_id: str) -> None:

@@ -15,7 +15,8 @@ from core.settings import Settings
 from core.states import Status
 from local.servers import Servers
 from tests.conftest import as_owner
-from tests.worker.conftest import Backend, Workers, wait_for
+from tests.waiting import wait_for
+from tests.worker.conftest import Backend, Workers
 from tests.worker.test_workers import STAND_IN
 
 

@@ -16,7 +16,8 @@ from core.settings import Settings
 from core.states import Status
 from local import processes
 from tests.faults.proxy import Proxy
-from tests.worker.conftest import Backend, alive, children_of, variables, wait_for
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import Backend, children_of, variables
 from tests.worker.test_workers import STAND_IN
 
 needs_root = pytest.mark.skipif(
@@ -95,17 +96,17 @@ def test_a_disconnected_host_loses_its_job_and_works_again_when_reconnected(
     first, second = (Host(number, settings, tmp_path / "log", stack) for number in (1, 2))
     job = backend.add_job(backend.add_dataset(["one", "two"]))
     worker = first.start_worker("hang_with_child", stack)
-    wait_for(lambda: backend.job(job).progress == 0.5, seconds=120)
+    wait_for(lambda: backend.job(job).progress == 0.5)
     children = children_of(worker)
     first.disconnect()
     other = second.start_worker("succeed_slowly", stack)
-    wait_for(lambda: Status(backend.job(job).status).final, seconds=120)
+    wait_for(lambda: Status(backend.job(job).status).final)
     assert (backend.job(job).status, backend.job(job).attempt) == (Status.SUCCEEDED, 2)
-    wait_for(lambda: not any(map(alive, children)), seconds=120)
+    wait_for(lambda: not any(map(alive, children)))
     before = backend.job(job).updated_at
     os.kill(other, signal.SIGKILL)
     first.reconnect()
     further = backend.add_job(backend.add_dataset(["three", "four"]))
-    wait_for(lambda: backend.job(further).progress == 0.5, seconds=120)
+    wait_for(lambda: backend.job(further).progress == 0.5)
     assert len({name for _, name in backend.claims()}) == 2
     assert backend.job(job).updated_at == before

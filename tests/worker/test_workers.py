@@ -17,7 +17,8 @@ from pydantic import PostgresDsn
 from core.infra import queue
 from core.states import Status
 from local.servers import Servers
-from tests.worker.conftest import Backend, Workers, alive, children_of, wait_for
+from tests.waiting import alive, wait_for
+from tests.worker.conftest import Backend, Workers, children_of
 
 STAND_IN = "tests.worker.stand_in_worker"
 
@@ -62,7 +63,7 @@ def test_two_workers_run_every_job_once_although_all_notifications_are_lost(back
         client.flushall()
     for _ in range(2):
         workers.start(backend, STAND_IN, "succeed_slowly")
-    wait_for(lambda: ended(backend, jobs), seconds=240)
+    wait_for(lambda: ended(backend, jobs))
     assert {backend.job(job).status for job in jobs} == {Status.SUCCEEDED}
     assert Counter(job for job, _ in backend.claims()) == dict.fromkeys(jobs, 1)
     assert len({worker for _, worker in backend.claims()}) == 2
@@ -73,7 +74,7 @@ def test_the_first_signal_releases_the_job_and_another_worker_finishes_it(backen
     first = workers.start(backend, STAND_IN, "save_when_asked")
     wait_for(lambda: backend.job(job).step == 4)
     first.send_signal(signal.SIGTERM)
-    assert first.wait(20) == 0
+    assert first.wait() == 0
     assert (backend.job(job).status, backend.job(job).failures) == (Status.QUEUED, 0)
     workers.start(backend, STAND_IN, "save_when_asked")
     wait_for(lambda: ended(backend, [job]))
@@ -88,7 +89,7 @@ def test_the_processes_of_a_killed_worker_end_and_its_job_is_requeued(backend: B
     processes = [*children_of(first.pid), *map(int, pids.read_text().split())]
     assert all(alive(process) for process in processes)
     os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
+    wait_for(lambda: not any(alive(process) for process in processes))
     workers.start(backend, STAND_IN, "succeed_slowly")
     wait_for(lambda: ended(backend, [job]))
     assert (backend.job(job).status, backend.job(job).failures) == (Status.SUCCEEDED, 1)
@@ -107,7 +108,7 @@ def test_a_stopped_worker_that_continues_after_losing_its_job_changes_nothing(
     wait_for(lambda: ended(backend, [job]))
     before, objects = backend.job(job), backend.storage.keys("jobs/")
     first.send_signal(signal.SIGCONT)
-    wait_for(lambda: not any(alive(process) for process in processes), seconds=10)
+    wait_for(lambda: not any(alive(process) for process in processes))
     wait_for(lambda: not (backend.settings.scratch / job / "1").exists())
     assert backend.job(job).updated_at == before.updated_at
     assert backend.storage.keys("jobs/") == objects
@@ -122,8 +123,8 @@ def test_the_second_signal_ends_a_worker_at_once(backend: Backend, workers: Work
     worker.send_signal(signal.SIGTERM)
     wait_for(lambda: "Warm shutdown" in Path(workers.log).read_text())
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(5) == 1
-    wait_for(lambda: not any(alive(process) for process in processes), seconds=5)
+    assert worker.wait() == 1
+    wait_for(lambda: not any(alive(process) for process in processes))
 
 
 def test_a_worker_survives_a_restart_of_its_servers(backend: Backend, workers: Workers, servers: Servers) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.infra import sandbox
-from tests.worker.conftest import alive, wait_for
+from tests.waiting import alive, wait_for
 
 ROOT = Path(__file__).parents[3]
 CONFINE = """
@@ -123,9 +123,9 @@ for action in (os.setsid, lambda: os.setpgid(0, 0), lambda: None):
         if os.fork() == 0:
             leave(action)
             (job / str(os.getpid())).touch()
-            time.sleep(60)
+            time.sleep(3600)
         os._exit(0)
-time.sleep(60)
+time.sleep(3600)
 """
     process = confined(tmp_path, code)
     try:
@@ -134,7 +134,7 @@ time.sleep(60)
         os.killpg(process.pid, 9)
         process.communicate()
     pids = [int(path.name) for path in (tmp_path / "job").iterdir()]
-    wait_for(lambda: not any(alive(pid) for pid in pids), seconds=5)
+    wait_for(lambda: not any(alive(pid) for pid in pids))
 
 
 @NEEDS_ALL

@@ -1,8 +1,6 @@
 """The command line without a service."""
 
 import json
-import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -112,28 +110,15 @@ def test_the_shell_completes_words_and_options() -> None:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["jobs", "--help"], ["datasets", "upload", "--help"]])
-def test_help_loads_no_slow_modules(words: list[str]) -> None:
+def test_help_loads_few_modules_and_no_slow_ones(words: list[str]) -> None:
     slow = {"torch", "httpx2", "rich", "seft.cli", "seft.config", "sqlalchemy", "asyncio", "pydantic"}
     script = f"""
 import sys
 from seft.client.cli import app
 try: app({words})
 except SystemExit: pass
-print(sorted({slow} & set(sys.modules)))
+print(len(sys.modules) < 200, sorted({slow} & set(sys.modules)))
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert process.stdout.startswith("Usage")
-    assert process.stdout.splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize("words", [["--help"], ["jobs", "create", "--help"]])
-def test_help_takes_less_than_150_ms(words: list[str], tmp_path: Path) -> None:
-    """Measures processor time, so that other load on the machine does not count, and takes the best of several runs."""
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
-    seconds = []
-    for _ in range(6):  # the first one compiles
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "seft", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.15
+    assert process.stdout.splitlines()[-1] == "True []"

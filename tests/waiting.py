@@ -1,0 +1,19 @@
+"""Waiting for a condition. There is no time limit, because machines differ in speed: pytest ends a test that hangs."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when the condition is true."""
+    while not condition():
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process with this id exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
