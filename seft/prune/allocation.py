@@ -12,7 +12,6 @@ from typing import Any
 
 from seft.config import MOST_SPARSE, Compare, PruneConfig, SparsityOf
 from seft.errors import ConfigError
-from seft.prune.methods import comparison
 
 Sizes = Sequence[Sequence[int]]
 """Number of weights of each target: one sequence per block."""
@@ -45,13 +44,19 @@ def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
 def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
     """Return the number of zeros that one target gets at this sparsity, rounded down.
 
-    If weights are compared per row, the number is rounded down in every row, as in the published code. With
-    `sparsity_of: model` the number is rounded once per target, which comes closer to the requested sparsity.
+    If `compare` is `row`, the number is rounded down in every row, as in the published code of Wanda. If it is `auto`,
+    or with `sparsity_of: model`, the number is rounded once per target, which comes closer to the requested sparsity.
     """
+    if config.compare is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
+        return zeros_of_equal_rows(shape, sparsity)
     rows, cols = shape
-    if comparison(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
-        return rows * int(cols * sparsity)
     return int(rows * cols * sparsity)
+
+
+def zeros_of_equal_rows(shape: Shape, sparsity: float) -> int:
+    """Return the number of zeros that one target gets if every row gets the same number, rounded down."""
+    rows, cols = shape
+    return rows * int(cols * sparsity)
 
 
 def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:
