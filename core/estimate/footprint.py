@@ -7,7 +7,7 @@ CPU, device and host have the same memory. `tests/worker/test_footprint.py` comp
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from core.estimate.dimensions import Dimensions, Matrix
+from seft.models.dimensions import Dimensions, Matrix
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids, workers
 from core.errors import ProblemError
 from core.estimate import fitting
-from core.estimate.dimensions import Dimensions
+from seft.models.dimensions import Dimensions
 from core.models import results
 from core.models.resolver import ModelResolver
 from core.settings import Settings
