@@ -6,9 +6,7 @@ same. The counts are whole numbers: the proportions are scaled to the total of t
 zeros go to the targets whose counts were rounded down most.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from seft.config import MOST_SPARSE, Compare, PruneConfig, SparsityOf
 from seft.errors import ConfigError
@@ -18,27 +16,6 @@ Sizes = Sequence[Sequence[int]]
 
 Shape = tuple[int, ...]
 """Rows and columns of a target."""
-
-
-def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
-    """Return the sparsity of the targets that gives the sparsity requested in `config`.
-
-    Raises ConfigError if pruning the targets alone cannot reach it, which is possible with `sparsity_of: model`.
-    """
-    if config.sparsity_of is SparsityOf.TARGETS:
-        return config.sparsity
-    parameters: int = sum(parameter.numel() for parameter in model.parameters())
-    targets = sum(size for block in sizes for size in block)
-    sparsity = config.sparsity * parameters / targets
-    if sparsity > MOST_SPARSE:
-        most = math.floor(MOST_SPARSE * targets / parameters * 1e4) / 1e4
-        rule = (
-            f"must be at most {most} for this model, because its linear layers have {targets / parameters:.1%} of its"
-            " parameters"
-        )
-        way_out = "Lower the sparsity, or set sparsity_of to targets."
-        raise ConfigError("sparsity", rule, config.sparsity, way_out)
-    return sparsity
 
 
 def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
