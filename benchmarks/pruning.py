@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import transformers
 
-from seft.config import Allocation, CalibrationOrder, Pattern, PruneConfig, PruneMethod, Refinement
+from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
 from seft.data.text import tokenize, windows
 from seft.evaluate import perplexity
@@ -33,11 +33,13 @@ from seft.prune.loop import prune_model
 
 PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
 
+AS_PUBLISHED = {PruneMethod.WANDA: Compare.ROW}
+"""With `row`, the zeros of each row are rounded down, as in the published code of Wanda."""
 GROUPS = Pattern(2, 4)
 CELLS: dict[str, PruneConfig | None] = {
     "dense": None,
     **{
-        f"{method} {sparsity:.0%}": PruneConfig(sparsity, method)
+        f"{method} {sparsity:.0%}": PruneConfig(sparsity, method, compare=AS_PUBLISHED.get(method, Compare.AUTO))
         for sparsity in (0.5, 0.6, 0.7)
         for method in PruneMethod
     },

@@ -1,9 +1,9 @@
 """The parts of a job's request: how the model is pruned, repaired, evaluated and published."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
 
 from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec
@@ -18,12 +18,19 @@ from seft.config import (
     Variant,
 )
 
+WITHIN_CONTEXT = "At most the context length of the model. A longer default is lowered to it."
+
 
 class CalibrationSpec(Spec):
     """The calibration text: pruning measures on it how important each weight is."""
 
     samples: Integer = Field(default=128, ge=1, le=4096, description="Number of sequences of calibration text.")
-    tokens: Integer = Field(default=2048, ge=2, le=131072, description="Tokens per sequence of calibration text.")
+    tokens: Integer = Field(
+        default=2048,
+        ge=2,
+        le=131072,
+        description=f"Tokens per sequence of calibration text. {WITHIN_CONTEXT}",
+    )
 
 
 class PruneSpec(Spec):
@@ -36,7 +43,8 @@ class PruneSpec(Spec):
     compare: Compare = Field(
         default=Compare.AUTO,
         description="Compare the weights of one `row`, of one `layer`, or, with the schedule `gradual`, of the whole"
-        " `model`. `auto` follows the paper of the method.",
+        " `model`. `auto` follows the paper of the method. Only `row` gives every row the same number of zeros, rounded"
+        " down.",
     )
     refine: Refinement = Field(
         default=Refinement.NONE, description="`dsnot` improves the choice of zeros after pruning. `none` keeps it."
@@ -78,6 +86,10 @@ class RepairMethod(StrEnum):
     SPP = config.RepairMethod.SPP
     LORA_REPRUNE = config.RepairMethod.LORA_REPRUNE
     NONE = "none"
+
+
+DERIVED = frozenset({"batch_tokens", "steps"})
+"""Fields of a repair whose defaults depend on other fields."""
 
 
 def _describe_repair(schema: dict[str, Any]) -> None:
@@ -137,7 +149,10 @@ class RepairSpec(Spec):
         ge=2, le=1 << 24, description="Tokens per optimizer step. By default two sequences of `sequence_tokens`."
     )
     sequence_tokens: Integer = Field(
-        default=512, ge=2, le=131072, description="Tokens per training sequence. Must divide `batch_tokens`."
+        default=512,
+        ge=2,
+        le=131072,
+        description=f"Tokens per training sequence. Must divide `batch_tokens`. {WITHIN_CONTEXT}",
     )
     micro_batch: Integer = Field(
         default=2,
@@ -190,17 +205,23 @@ class RepairSpec(Spec):
         description="Training ends after this many evaluations in a row without an improvement; 0 is off.",
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_sizes(cls, data: Any) -> Any:
-        """Choose the size of a batch by the length of a sequence, and the number of steps by the size of a batch."""
+    def _fill_sizes(cls, data: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Choose the size of a batch by the length of a sequence, and the number of steps by the size of a batch.
+
+        The chosen values count as left out, so `model_fields_set` does not contain them.
+        """
         if not isinstance(data, dict):
-            return data
+            return validate(data)
+        given = {name for name, value in data.items() if name not in DERIVED or value is not None}
         default = cls.model_fields["sequence_tokens"].default
         batch = config.default_batch(_size(data.get("sequence_tokens"), default))
         batch_tokens = batch if data.get("batch_tokens") is None else data["batch_tokens"]
         steps = config.default_steps(_size(batch_tokens, batch)) if data.get("steps") is None else data["steps"]
-        return {**data, "batch_tokens": batch_tokens, "steps": steps}
+        spec = validate({**data, "batch_tokens": batch_tokens, "steps": steps})
+        spec.model_fields_set.intersection_update(given)
+        return spec
 
     @property
     def retains(self) -> bool:
@@ -231,7 +252,9 @@ class EvaluateSpec(Spec):
         le=4096,
         description="Number of held-out sequences to evaluate on. If there are fewer, all are used.",
     )
-    tokens: Integer = Field(default=1024, ge=2, le=131072, description="Tokens per held-out sequence.")
+    tokens: Integer = Field(
+        default=1024, ge=2, le=131072, description=f"Tokens per held-out sequence. {WITHIN_CONTEXT}"
+    )
 
 
 class OutputSpec(Spec):

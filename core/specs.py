@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec, StorableText
-from core.spec_parts import EvaluateSpec, OutputSpec, PruneSpec, RepairMethod, RepairSpec
+from core.spec_parts import CalibrationSpec, EvaluateSpec, OutputSpec, PruneSpec, RepairMethod, RepairSpec
 from seft import config
 from seft.config import Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
@@ -27,6 +27,8 @@ SPEC_VERSION = 8
 
 
 MAX_SECONDS = 366 * 24 * 3600
+MIN_TOKENS = 2
+"""Smallest number of tokens of a sequence. The first is not predicted."""
 
 
 def _describe_job(schema: dict[str, Any]) -> None:
@@ -170,6 +172,26 @@ class JobSpec(Spec):
         del values["retain_dataset"]
         return config.RepairConfig(**{**values, "micro_batch": micro_batch or self.repair.micro_batch})
 
+    def within(self, context: int | None) -> Self:
+        """Return the request with the lengths of sequences that were left out, at most as long as a model's context.
+
+        If the length of a training sequence changes, the size of a batch and the number of steps are chosen again,
+        unless they were given.
+        """
+        if context is None:
+            return self
+        tokens, calibration = max(MIN_TOKENS, context), self.prune.calibration
+        changes: dict[str, Spec] = {}
+        if "tokens" not in calibration.model_fields_set and tokens < calibration.tokens:
+            shorter = calibration.model_copy(update={"tokens": tokens})
+            changes["prune"] = self.prune.model_copy(update={"calibration": shorter})
+        if "sequence_tokens" not in self.repair.model_fields_set and tokens < self.repair.sequence_tokens:
+            given = self.repair.model_dump(exclude_unset=True)
+            changes["repair"] = RepairSpec.model_validate({**given, "sequence_tokens": tokens})
+        if "tokens" not in self.evaluate.model_fields_set and tokens < self.evaluate.tokens:
+            changes["evaluate"] = self.evaluate.model_copy(update={"tokens": tokens})
+        return self.model_copy(update=changes)
+
     @property
     def trains_all(self) -> bool:
         """True if the job trains all nonzeros in place."""
@@ -208,6 +230,18 @@ def _located(error: ConfigError) -> ValidationError:
     kind = PydanticCustomError("contradiction", "{rule}", {"rule": error.rule, "way_out": error.way_out})
     details = InitErrorDetails(type=kind, loc=next(found, tuple(error.field.split("."))), input=error.value)
     return ValidationError.from_exception_data("JobSpec", [details])
+
+
+def path_in_request(part: str, field: str) -> str:
+    """Return the dotted path, in a request, of a setting of the library for `prune`, `repair` or `evaluate`."""
+    places: tuple[tuple[str, type[Spec]], ...] = (
+        ("prune", PruneSpec),
+        ("prune.calibration", CalibrationSpec),
+        ("repair", RepairSpec),
+        ("evaluate", EvaluateSpec),
+    )
+    found = (place for place, spec in places if place.startswith(part) and field in spec.model_fields)
+    return ".".join([*filter(None, [next(found, "")]), field])
 
 
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

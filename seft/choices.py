@@ -25,6 +25,8 @@ from seft.report import Phase, Progress, Reporter, silent
 
 _WAY_OUT = 'Write one JSON object per line: {"prompt": "…", "choices": ["…", "…"], "answer": 0}.'
 Text = Annotated[str, Field(min_length=1)]
+Encoded = tuple[Int[Tensor, "tokens"], int]
+"""Type: the tokens of a prompt with one of its choices, and the index of the first token of the choice."""
 
 
 @checked(frozen=True, slots=True, config=ConfigDict(extra="ignore", strict=True))
@@ -72,14 +74,29 @@ def read_questions(path: Path) -> list[Question]:
 
 
 @torch.no_grad()
-def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: Reporter = silent) -> Accuracy:
+def accuracy(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    report: Reporter = silent,
+    *,
+    context: int | None = None,
+) -> Accuracy:
     """Return both accuracies over all questions. Of choices with equal log-probability the first is the answer.
 
-    The choices of a question form one batch. Raises EvaluateError if a log-probability is not finite.
+    The choices of a question form one batch. Raises DataError if a question with one of its choices has more tokens
+    than `context`, the context length of the model, and EvaluateError if a log-probability is not finite.
     """
     losses, correct, correct_per_byte = TokenLoss(model), 0, 0
     for done, question in enumerate(questions, start=1):
-        likelihoods = _likelihoods(losses, model, tokenizer, question)
+        encoded = [_tokens(tokenizer, question.prompt, choice) for choice in question.choices]
+        longest = max(len(tokens) for tokens, _ in encoded)
+        if context is not None and longest > context:
+            raise DataError(
+                f"a question with its choice must have at most {context} tokens, the context length of the model;"
+                f" question {done} has {longest}. Shorten it, or leave it out."
+            )
+        likelihoods = _likelihoods(losses, model, encoded)
         if not likelihoods.isfinite().all():
             raise EvaluateError(
                 f"likelihoods must be finite; question {done} has {likelihoods.tolist()}."
@@ -92,9 +109,9 @@ def accuracy(model: Any, tokenizer: Any, questions: Sequence[Question], report: 
     return Accuracy(correct / len(questions), correct_per_byte / len(questions), len(questions))
 
 
-def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Question) -> Float[Tensor, "choices"]:
+def _likelihoods(losses: TokenLoss, model: Any, encoded: Sequence[Encoded]) -> Float[Tensor, "choices"]:
     """Return the log-probability of each choice after the prompt, in nats."""
-    rows, starts = zip(*(_tokens(tokenizer, question.prompt, choice) for choice in question.choices), strict=True)
+    rows, starts = zip(*encoded, strict=True)
     length = max(map(len, rows))
     # Tokens of a choice do not see later tokens, so any token works as padding.
     padded = torch.stack([torch.nn.functional.pad(row, (0, length - len(row))) for row in rows])
@@ -105,7 +122,7 @@ def _likelihoods(losses: TokenLoss, model: Any, tokenizer: Any, question: Questi
     )
 
 
-def _tokens(tokenizer: Any, prompt: str, choice: str) -> tuple[Int[Tensor, "tokens"], int]:
+def _tokens(tokenizer: Any, prompt: str, choice: str) -> Encoded:
     """Return the tokens of prompt and choice as one text, and the index of the choice's first token, at least 1."""
     head = bos_tokens(tokenizer)
     whole, before = ([*head, *text_tokens(text, tokenizer)] for text in (f"{prompt} {choice}", prompt))

@@ -9,14 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, describe_model, progress_reporter
 from seft.errors import SeftError
-from seft.options import add_options, read_options
+from seft.options import Config, add_options, read_options
 from seft.report import Reporter
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 BAD_INPUT, INTERRUPTED = 2, 130
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
-DERIVED = {"batch_tokens", "steps"}
-"""Options of the repair whose defaults depend on other options."""
+LENGTHS = {"tokens", "sequence_tokens"}
+"""Options with the length of a window. A default that is longer than the context of the model is lowered to it."""
+DERIVED = {*LENGTHS, "batch_tokens", "steps"}
+"""Options whose defaults depend on the model or on other options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
 
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
-    config = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
+    config = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     from seft import verbs
 
     record = verbs.prune(
@@ -82,7 +86,7 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _repair(options: argparse.Namespace, report: Reporter) -> Result:
-    config = read_options(options, RepairConfig, **repair_sizes(options, ""))
+    config = read_settings(options, RepairConfig)
     from seft import verbs
 
     record = verbs.repair(
@@ -100,8 +104,8 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
-    pruning = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    config = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed, **repair_sizes(options, REPAIR))
+    pruning = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
+    config = read_settings(options, RepairConfig, prefix=REPAIR, seed=options.seed)
     from seft import verbs
 
     record = verbs.compress(
@@ -119,15 +123,55 @@ def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     return _checkpoint(options.out, record)
 
 
-def repair_sizes(options: argparse.Namespace, prefix: str) -> dict[str, Any]:
-    """Return the size of a batch and the number of steps. Their defaults depend on the length of a sequence."""
-    given = {name: getattr(options, prefix + name) for name in ("sequence_tokens", "batch_tokens", "steps")}
-    batch = default_batch(given["sequence_tokens"]) if given["batch_tokens"] is None else given["batch_tokens"]
-    return {"batch_tokens": batch, "steps": default_steps(batch) if given["steps"] is None else given["steps"]}
+def read_settings(options: argparse.Namespace, kind: type[Config], *, prefix: str = "", **values: object) -> Config:
+    """Return the settings that the parsed command line gives, with the defaults that fit the model.
+
+    They are read with the usual defaults first, so that wrong settings are found before the model is looked up.
+    """
+    config = read_options(options, kind, prefix=prefix, **values, **default_sizes(options, kind, prefix))
+    if not any(getattr(options, prefix + each.name) is None for each in fields(kind) if each.name in LENGTHS):
+        return config
+    reference = str(options.folder) if "folder" in options else options.model
+    context = _context(reference, getattr(options, "revision", None))
+    return read_options(options, kind, prefix=prefix, **values, **default_sizes(options, kind, prefix, context))
+
+
+def default_sizes(
+    options: argparse.Namespace, kind: type[Config], prefix: str = "", context: int | None = None
+) -> dict[str, Any]:
+    """Return the sizes that were not given: lengths of windows, size of a batch and number of steps.
+
+    The size of a batch depends on the length of a sequence, and the number of steps on the size of a batch.
+    """
+    sizes: dict[str, Any] = {}
+
+    def size(name: str, default: int) -> int:
+        given: int | None = getattr(options, prefix + name)
+        if given is None:
+            sizes[name] = default
+        return default if given is None else given
+
+    (length,) = (each for each in fields(kind) if each.name in LENGTHS)
+    tokens: Any = length.default
+    tokens = size(length.name, tokens if context is None else min(tokens, context))
+    if kind is RepairConfig:
+        size("steps", default_steps(size("batch_tokens", default_batch(tokens))))
+    return sizes
+
+
+@cache
+def _context(reference: str, revision: str | None) -> int | None:
+    """Return the context length of a model, or None if it is unknown."""
+    from seft.models.dimensions import context_length
+    from seft.models.source import find
+
+    with suppress(SeftError):  # the command looks the model up again
+        return context_length(find(reference, revision=revision))
+    return None
 
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
-    config = read_options(options, EvaluateConfig)
+    config = read_settings(options, EvaluateConfig) if options.data else None
     from seft import verbs
 
     model = options.model
@@ -147,6 +191,7 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
         metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
         text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
         return Result({"model": model, "task": options.task, "metrics": metrics}, text)
+    assert config
     score = verbs.evaluate(model, config, data=options.data, **common)
     text = f"perplexity {score.perplexity:.4f} over {score.windows} windows of {score.tokens} tokens"
     return Result({"model": model, **asdict(score)}, text)
@@ -199,7 +244,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
 
 def _add_prune(command: argparse.ArgumentParser) -> None:
     _add_model(command)
-    add_options(command, PruneConfig, names={"order": "--calibration-order"}, optional={"sparsity"})
+    add_options(command, PruneConfig, names={"order": "--calibration-order"}, optional={"sparsity", *LENGTHS})
     command.add_argument(
         "--calibration", type=Path, help="Calibration text, .jsonl or .txt. Not needed for plain magnitude pruning."
     )
@@ -222,7 +267,7 @@ def _add_compress(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     _add_texts(command)
     names = {"order": "--calibration-order", "method": "--prune-method"}
-    add_options(command, PruneConfig, names=names, optional={"sparsity"})
+    add_options(command, PruneConfig, names=names, optional={"sparsity", *LENGTHS})
     names = {"schedule": "--rate-schedule", "method": "--repair-method"}
     defaults = {"retain": Retain.WRITTEN}
     add_options(
@@ -243,7 +288,7 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     )
     measure.add_argument("--task", help="Run a task of lm-evaluation-harness. Needs the extra `tasks`.")
     command.add_argument("--tasks", type=Path, help="Folder of task YAML files, used instead of the harness's tasks.")
-    add_options(command, EvaluateConfig)
+    add_options(command, EvaluateConfig, optional=LENGTHS)
     _add_place(command)
 
 

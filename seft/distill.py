@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seft.config import RepairConfig
 from seft.data.packing import Packed
-from seft.errors import ConfigError
+from seft.fit import require_teacher_fit
 from seft.loss import Criterion, cross_entropy, losses, top_divergence, with_recorded
 from seft.models.predictor import Predictor
 
@@ -60,12 +60,9 @@ class Distillation:
 
 def require_same_shape(model: Any, teacher: Any) -> None:
     """Raise ConfigError if the teacher cannot be the dense model from which `model` was made."""
-    for setting in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        own, other = (getattr(each.config, setting, None) for each in (model, teacher))
-        if own != other:
-            rule = f"must have the {setting} of the pruned model, {own}"
-            way_out = "Use the original model, from before pruning."
-            raise ConfigError("teacher", rule, str(other), way_out, lead="it has")
+    settings = ("vocab_size", "hidden_size", "num_hidden_layers")
+    own, other = ({name: getattr(each.config, name, None) for name in settings} for each in (model, teacher))
+    require_teacher_fit(own, other)
 
 
 def square_head(

@@ -12,15 +12,13 @@ from seft.errors import ConfigError, EvaluateError
 Scores = dict[str, float]
 
 
-def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) -> Scores:
-    """Return the metrics of the task with this name. `folder` contains YAML files of additional tasks.
+def find_task(task: str, folder: Path | None = None) -> Any:
+    """Return the task manager of the harness that has the task with this name. Loads no model.
 
-    Raises ConfigError if lm-evaluation-harness is not installed or the task is unknown, and EvaluateError if the task's
-    data is unavailable.
+    `folder` contains YAML files of tasks, which are used instead of those of the harness. Raises ConfigError if
+    lm-evaluation-harness is not installed or the task is unknown.
     """
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
@@ -32,6 +30,17 @@ def run_task(model: Any, tokenizer: Any, task: str, folder: Path | None = None) 
         raise ConfigError(
             "task", "must be a task of lm-evaluation-harness or of the folder given with --tasks", task, way_out
         )
+    return tasks
+
+
+def run_task(model: Any, tokenizer: Any, task: str, tasks: Any) -> Scores:
+    """Return the metrics of the task with this name. `tasks` is the result of `find_task`.
+
+    Raises EvaluateError if the task's data is unavailable.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     try:
         results = lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer),

@@ -26,7 +26,6 @@ from seft.evaluate import mean_loss
 from seft.models.load import Loaded
 from seft.models.source import ModelSource
 from seft.prune.loop import prune_model
-from seft.prune.methods import text_users
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Phase, Progress, Reporter, silent
@@ -50,7 +49,7 @@ def reads_calibration(config: PruneConfig) -> bool:
 
     With the schedule `gradual` it does not, because the repair reads its own text.
     """
-    return bool(text_users(config)) and not config.gradual
+    return bool(config.text_users) and not config.gradual
 
 
 def calibration_windows(

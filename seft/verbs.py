@@ -4,6 +4,7 @@ They read the files, check the arguments before any weight is loaded, and run `s
 command line in `seft.cli` does.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows
 from seft.devices import choose_device
 from seft.distill import require_same_shape
-from seft.errors import ConfigError
+from seft.errors import ConfigError, SourceError
 from seft.evaluate import perplexity
+from seft.fit import require_fit, require_teacher_fit
+from seft.models.dimensions import Dimensions, context_length, read_dimensions
 from seft.models.load import Loaded, load
+from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from seft.objective import require_teacher
-from seft.prune.methods import text_users
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import opening_tokens
@@ -75,7 +78,7 @@ def prune(
     if config.gradual:
         way_out = "Use seft compress, which prunes the model while it trains it."
         raise ConfigError("schedule", "must be one_shot if the model is only pruned", str(config.schedule), way_out)
-    source = find(reference, revision=revision)
+    source = _find(reference, config, revision=revision)
     texts = _read_calibration(config, calibration)
     text_sha256 = sha256(calibration) if texts and calibration else None
     loaded = _load(source, replace(place, device="cpu"), report)
@@ -109,7 +112,9 @@ def repair(
         require_teacher(config, teacher)
     require_held_out(config, held_out)
     _require_retain_data(config, retain_data)
-    source, teacher_source = _find_folder(folder), find(teacher) if teacher else None
+    source, teacher_source = _find(_folder(folder), config), find(teacher) if teacher else None
+    if teacher_source:
+        _require_teacher_fit(source, teacher_source)
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError(
@@ -148,7 +153,7 @@ def compress(
     require_repair_of(pruning, config)
     require_held_out(config, held_out)
     _require_retain_data(config, retain_data)
-    source = find(reference, revision=revision)
+    source = _find(reference, pruning, config, revision=revision)
     texts = _Texts.read(data, held_out, retain_data)
     text_sha256 = texts.sha256 if stages.reads_calibration(pruning) else None
     loaded = _load(source, replace(place, device="cpu"), report)
@@ -172,7 +177,7 @@ def evaluate(
     report: Reporter = silent,
 ) -> Score:
     """Return the perplexity of a model over the first windows of a text, or over all if there are too few."""
-    source = find(reference, revision=revision)
+    source = _find(reference, config, revision=revision)
     texts = records.read(data)
     loaded = _load(source, place, report)
     windows = evaluation_windows(encode(texts, loaded.tokenizer), config.tokens, config.windows)
@@ -186,7 +191,7 @@ def evaluate_choices(
     source = find(reference, revision=revision)
     questions = read_questions(choices)
     loaded = _load(source, place, report)
-    return accuracy(loaded.model, loaded.tokenizer, questions, report)
+    return accuracy(loaded.model, loaded.tokenizer, questions, report, context=context_length(source))
 
 
 def run_task(
@@ -199,24 +204,52 @@ def run_task(
     report: Reporter = silent,
 ) -> dict[str, float]:
     """Return the metrics of a task of lm-evaluation-harness, or of a task that a YAML file in `folder` defines."""
+    tasks = harness.find_task(task, folder)
     loaded = _load(find(reference, revision=revision), place, report)
-    return harness.run_task(loaded.model, loaded.tokenizer, task, folder)
+    return harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
 
 
 def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:
     """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None."""
-    _find_folder(folder)
+    find(_folder(folder))
     return sparsity.of_folder(folder), Record.read(folder) if (folder / SPARSITY).exists() else None
 
 
-def _find_folder(path: Path) -> ModelSource:
+def _find(
+    reference: str, *settings: PruneConfig | RepairConfig | EvaluateConfig, revision: str | None = None
+) -> ModelSource:
+    """Return the model with this name. Raises ConfigError if settings do not fit it, before its weights are read.
+
+    If the headers of its files cannot be read, the rules are only applied to the loaded model.
+    """
+    source = find(reference, revision=revision)
+    if model := _dimensions(source):
+        for config in settings:
+            require_fit(model, config)
+    return source
+
+
+def _dimensions(source: ModelSource) -> Dimensions | None:
+    with suppress(SourceError):
+        return read_dimensions(source, shapes(source))
+    return None
+
+
+def _require_teacher_fit(source: ModelSource, teacher: ModelSource) -> None:
+    """Raise ConfigError if a teacher cannot be the dense model from which a model was made."""
+    own, other = _dimensions(source), _dimensions(teacher)
+    if own and other:
+        require_teacher_fit(own.sizes, other.sizes)
+
+
+def _folder(path: Path) -> str:
     if not path.is_dir():
         raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
-    return find(str(path.resolve()))
+    return str(path.resolve())
 
 
 def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
-    names = text_users(config)
+    names = config.text_users
     if not names:
         return []
     if calibration is None:

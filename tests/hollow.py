@@ -12,7 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 HIDDEN, INNER, BLOCKS, VOCABULARY = 64, 160, 4, 384
-CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 512}
+CONTEXT = 16384
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": CONTEXT}
 LINEARS = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
@@ -29,19 +30,22 @@ SHAPES = {
 }
 
 
-def write_hollow(folder: Path) -> Path:
-    """Write the model into a new folder, and return the folder."""
+def write_hollow(folder: Path, *, blocks: int = BLOCKS, **config: Any) -> Path:
+    """Write the model into a new folder, with its first blocks and more values for its config. Returns the folder."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     _write_tokenizer(folder)
-    (folder / "model.safetensors").write_bytes(weights())
+    (folder / "model.safetensors").write_bytes(weights(blocks))
     return folder
 
 
-def weights() -> bytes:
-    """Return a safetensors file in which every weight is zero."""
+def weights(blocks: int = BLOCKS) -> bytes:
+    """Return a safetensors file with the first blocks of the model, in which every weight is zero."""
     entries, end = dict[str, Any](), 0
+    left_out = tuple(f"model.layers.{number}." for number in range(blocks, BLOCKS))
     for name, shape in SHAPES.items():
+        if name.startswith(left_out):
+            continue
         begin, end = end, end + 2 * math.prod(shape)
         entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     return safetensors(entries, end)

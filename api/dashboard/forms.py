@@ -82,14 +82,14 @@ def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:
 def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
     """Build the request from form values, and return it with a list of input errors.
 
-    An input error is a line of a `name=value` field that has another format. Fields with an empty value are omitted,
-    so that they get their default.
+    An input error is a line of a `name=value` field that has another format. Fields that are empty or have their
+    default are omitted. So a default that is too long for the model is shortened, as in a request without the field.
     """
     body: Json = {}
     flaws: list[Flaw] = []
     for field in form_fields({}):
         text = values.get(field.name, "")
-        if not text:
+        if text in {"", field.value}:
             continue
         target = body
         *parts, last = field.name.split(".")

@@ -12,7 +12,7 @@ from core.access.audit import Caller
 from core.estimate import estimates
 from core.infra import queue
 from core.jobs import actions, fairness, jobs
-from core.jobs.admission import admit
+from core.jobs.admission import admit, fitted
 from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
@@ -55,11 +55,15 @@ def create(
 
 
 def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> EstimateView:
-    """Estimate a job's memory, time and storage, and which workers can run it. No weights are read."""
+    """Estimate a job's memory, time and storage, and which workers can run it. No weights are read.
+
+    Raises ProblemError if the model or the settings are rejected, as when the job is created.
+    """
     source = services.models.find(caller.tenant, spec.model, spec.revision)
     dimensions = services.models.dimensions(caller.tenant, source)
+    fitting = fitted(spec, dimensions)
     with services.sessions.begin() as session:
-        return EstimateView.model_validate(estimates.estimate(session, dimensions, spec, services.settings))
+        return EstimateView.model_validate(estimates.estimate(session, dimensions, fitting, services.settings))
 
 
 def act(services: Services, caller: Caller, job_id: str, action: str) -> JobDetail:

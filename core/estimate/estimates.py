@@ -11,12 +11,12 @@ from sqlalchemy.orm import Session
 
 from core import workers
 from core.estimate import fitting, timings
-from core.estimate.dimensions import Dimensions
 from core.estimate.footprint import HALF, memory_by_phase
 from core.settings import Settings
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.tables import Json, Worker
+from seft.models.dimensions import Dimensions
 
 
 def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Settings) -> Json:

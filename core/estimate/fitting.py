@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.capability import CPU, Capability
-from core.estimate.dimensions import Dimensions
 from core.estimate.footprint import Footprint, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
 from core.tables import Worker
 from seft.config import Retain
 from seft.errors import ConfigError
+from seft.models.dimensions import Dimensions
 
 USABLE_FRACTION = 0.9
 """Fraction of the device memory that a job can use. The other memory is for estimation errors and other processes."""

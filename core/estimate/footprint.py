@@ -7,11 +7,11 @@ CPU, device and host have the same memory. `tests/worker/test_footprint.py` comp
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from core.estimate.dimensions import Dimensions, Matrix
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, PruneSchedule, Refinement, Retain, Variant
+from seft.config import Allocation, PruneMethod, PruneSchedule, Retain, Variant
+from seft.models.dimensions import Dimensions, Matrix
 
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
@@ -141,7 +141,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
     These are the hidden states of all calibration sequences. They are in memory twice while a block computes the next
     ones, or once together with the statistics of a block.
     """
-    if not _needs_calibration(spec):
+    if not spec.prune_config().text_users:
         return max(_mask_selection(matrix) for matrix in _all(model))
     calibration = spec.prune.calibration
     states = _states(model, spec)
@@ -154,17 +154,6 @@ def _states(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes of the hidden states of all calibration sequences."""
     calibration = spec.prune.calibration
     return FLOAT * calibration.samples * calibration.tokens * model.hidden
-
-
-def _needs_calibration(spec: JobSpec) -> bool:
-    """Return whether the job prunes or reconstructs with calibration text."""
-    prune = spec.prune
-    return (
-        prune.method is not PruneMethod.MAGNITUDE
-        or prune.refine is Refinement.DSNOT
-        or spec.allocation is Allocation.OWL
-        or prune.reconstruct_epochs > 0
-    )
 
 
 def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:

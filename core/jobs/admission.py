@@ -4,6 +4,7 @@ No transaction is open during requests to the model hub.
 """
 
 import json
+from typing import TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -14,9 +15,14 @@ from core.estimate.estimates import estimate
 from core.jobs import fairness, jobs
 from core.models.resolver import ModelResolver
 from core.settings import Settings
-from core.specs import JobSpec
+from core.specs import JobSpec, path_in_request
 from core.tables import Job, Json
-from seft.config import PruneSchedule
+from seft.config import PruneSchedule, require_repair_of
+from seft.errors import ConfigError
+from seft.fit import require_fit
+from seft.models.dimensions import Dimensions
+
+AnySpec = TypeVar("AnySpec", bound=JobSpec)
 
 
 def admit(
@@ -35,7 +41,8 @@ def admit(
     False. `action` is the name of the operation in the audit log. The revision of a hub model is replaced by its
     current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
     stores an estimate of its cost. Raises ProblemError if the dataset, the model or the idempotency key is rejected,
-    if a limit of the tenant is reached, or if the schedule is `gradual` and no live worker has the memory for it.
+    if the settings do not fit the model, if a limit of the tenant is reached, or if the schedule is `gradual` and no
+    live worker has the memory for it.
     """
     _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
@@ -44,13 +51,13 @@ def admit(
             if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
                 return existing, False
     source = resolver.find(caller.tenant, spec.model, spec.revision)
+    dimensions = resolver.dimensions(caller.tenant, source)
+    pinned = fitted(spec, dimensions).model_copy(update={"revision": source.revision})
     gradual = spec.prune.schedule is PruneSchedule.GRADUAL
-    dimensions = None if spec.auto_start and not gradual else resolver.dimensions(caller.tenant, source)
-    pinned = spec.model_copy(update={"revision": source.revision})
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)
         fairness.require_storage_quota(session, caller.tenant, settings.tenant_bytes)
-        estimated = estimate(session, dimensions, pinned, settings) if dimensions else None
+        estimated = None if spec.auto_start and not gradual else estimate(session, dimensions, pinned, settings)
         if gradual and estimated:
             _require_memory(estimated)
         job, new = jobs.create(
@@ -66,6 +73,38 @@ def admit(
         if new:
             audit.record(session, caller, action, job.id)
         return job, new
+
+
+def fitted(spec: AnySpec, model: Dimensions) -> AnySpec:
+    """Return the request for a model, with the lengths of sequences that were left out at most as long as its context.
+
+    Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`).
+    """
+    spec = spec.within(model.context)
+    flaws = list[Flaw]()
+    for part, rules in (("prune", _fit_prune), ("repair", _fit_repair), ("evaluate", _fit_evaluate)):
+        try:
+            rules(spec, model)
+        except ConfigError as error:
+            flaws.append(Flaw(path_in_request(part, error.field), error.rule, repr(error.value), error.way_out))
+    if flaws:
+        detail = " ".join(f"{flaw.param} {flaw.rule}. {flaw.way_out}" for flaw in flaws)
+        raise ProblemError(Code.INVALID_REQUEST, detail, tuple(flaws))
+    return spec
+
+
+def _fit_prune(spec: JobSpec, model: Dimensions) -> None:
+    require_fit(model, spec.prune_config())
+
+
+def _fit_repair(spec: JobSpec, model: Dimensions) -> None:
+    if repair := spec.repair_config():
+        require_repair_of(spec.prune_config(), repair)
+        require_fit(model, repair)
+
+
+def _fit_evaluate(spec: JobSpec, model: Dimensions) -> None:
+    require_fit(model, spec.evaluate_config())
 
 
 def _require_run_time(spec: JobSpec, limit: int) -> None:

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids, workers
 from core.errors import ProblemError
 from core.estimate import fitting
-from core.estimate.dimensions import Dimensions
 from core.models import results
 from core.models.resolver import ModelResolver
 from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
+from seft.models.dimensions import Dimensions
 from seft.models.model_files import CONFIG
 from seft.models.source import ModelSource, cached_models
 from seft.storable import printable
@@ -128,7 +128,8 @@ class Catalogue:
 
     def _entry(self, tenant: str, source: ModelSource, living: Sequence[Worker]) -> CatalogueEntry:
         model = self._resolver.dimensions(tenant, source)
-        fits_on = [worker.name for worker in living if fitting.fit(model, TYPICAL_JOB, worker).fits]
+        job = TYPICAL_JOB.within(model.context)
+        fits_on = [worker.name for worker in living if fitting.fit(model, job, worker).fits]
         return CatalogueEntry(source, model, fits_on)
 
     def _living_workers(self) -> Sequence[Worker]:

@@ -18,13 +18,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from core.access.hub_tokens import HubTokens, account_name
 from core.errors import Code, Flaw, ProblemError
-from core.estimate.dimensions import Dimensions, read_dimensions
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
 from core.models.results import is_result
 from core.settings import Settings
 from core.tables import Checkpoint
 from seft.errors import SourceError
+from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.hub_files import NOT_FOUND
 from seft.models.model_files import require_size
 from seft.models.shapes import Shapes, shapes

@@ -20,8 +20,9 @@ from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
 from seft.models.targets import target_linears
-from seft.prune.allocation import uniform_zeros
+from seft.prune.allocation import uniform_zeros, zeros_of_equal_rows
 from seft.prune.mask import overfull_groups
+from seft.prune.methods import comparison
 
 PACKAGE_ROOT = Path(__file__).parents[2]
 """Folder that contains the package `seft`, so that the separate process imports the same one."""
@@ -115,13 +116,14 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
     """Raise VerifyError if the zeros are fewer than requested.
 
     They are counted per linear. If zeros are not distributed evenly, they are counted over all linears or the whole
-    model.
+    model. If rows are compared, each may have a zero less than now, because earlier versions rounded down in every row.
     """
     config, layers = record.facts.prune, record.sparsity.layers
-    requested = {
-        name: uniform_zeros(target.weight.shape, config.sparsity, config)
-        for name, target in target_linears(model).items()
-    }
+    shapes = {name: target.weight.shape for name, target in target_linears(model).items()}
+    if comparison(config) is Compare.ROW:
+        requested = {name: zeros_of_equal_rows(shape, config.sparsity) for name, shape in shapes.items()}
+    else:
+        requested = {name: uniform_zeros(shape, config.sparsity, config) for name, shape in shapes.items()}
     if config.sparsity_of is SparsityOf.MODEL:
         model_count = record.sparsity.model
         required = {"model": (model_count, int(config.sparsity * model_count.weights) - len(layers))}

@@ -12,7 +12,9 @@ from seft.config.checks import require_at_least
 class EvaluateConfig:
     """Settings of perplexity: exp of the mean loss per predicted token, over the first windows of a text."""
 
-    tokens: Annotated[int, Doc("Tokens per window.")] = 1024
+    tokens: Annotated[
+        int, Doc("Tokens per window. If not given, 1024, or the context length of the model if that is less.")
+    ] = 1024
     windows: Annotated[int, Doc("Number of windows, taken from the start of the text.")] = 20
 
     def __post_init__(self) -> None:

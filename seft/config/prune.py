@@ -97,7 +97,10 @@ class PruneConfig:
     ] = UNSTRUCTURED
     compare: Annotated[
         Compare,
-        Doc("Rank weights within a row, a layer or the model (gradual only). auto: as the paper of the method; layer."),
+        Doc(
+            "Rank weights within a row, a layer or the model (gradual only). auto: as the paper of the method; layer."
+            " Only row gives every row the same number of zeros, rounded down."
+        ),
     ] = Compare.AUTO
     refine: Annotated[Refinement, Doc("Improvement of the mask after the method chose it.")] = Refinement.NONE
     allocation: Annotated[Allocation, Doc("How the zeros are distributed over the blocks.")] = Allocation.UNIFORM
@@ -110,7 +113,10 @@ class PruneConfig:
     rise: Annotated[float, Doc("Fraction of the training steps in which the sparsity rises, with gradual.")] = 0.7
     rise_interval: Annotated[int, Doc("Steps between two increases of the sparsity, with gradual.")] = 2
     samples: Annotated[int, Doc("Number of calibration windows.")] = 128
-    tokens: Annotated[int, Doc("Tokens per calibration window.")] = 2048
+    tokens: Annotated[
+        int,
+        Doc("Tokens per calibration window. If not given, 2048, or the context length of the model if that is less."),
+    ] = 2048
     order: Annotated[CalibrationOrder, Doc("Which windows of the calibration text are used.")] = CalibrationOrder.RANDOM
     damping: Annotated[
         float,
@@ -150,6 +156,17 @@ class PruneConfig:
     def gradual(self) -> bool:
         """True if the sparsity rises while the model trains."""
         return self.schedule is PruneSchedule.GRADUAL
+
+    @property
+    def text_users(self) -> list[str]:
+        """Names of the settings that need calibration text; an empty list if none does."""
+        users = {
+            self.method: self.method is not PruneMethod.MAGNITUDE and not self.gradual,
+            Refinement.DSNOT: self.refine is Refinement.DSNOT,
+            Allocation.OWL: self.allocation is Allocation.OWL,
+            "reconstruction": self.reconstruct_epochs > 0,
+        }
+        return [str(name) for name, needs_text in users.items() if needs_text]
 
     @property
     def summary(self) -> str:

@@ -123,7 +123,13 @@ class RepairConfig:
         Variant, Doc("Rules of the method seft: improved is this library's, published is the paper's.")
     ] = Variant.IMPROVED
     batch_tokens: Annotated[int, Doc("Tokens per optimizer step. If not given, two sequences.")] = 1024
-    sequence_tokens: Annotated[int, Doc("Tokens per window. Divides batch_tokens.")] = 512
+    sequence_tokens: Annotated[
+        int,
+        Doc(
+            "Tokens per window. Divides batch_tokens. If not given, 512, or the context length of the model if that is"
+            " less."
+        ),
+    ] = 512
     micro_batch: Annotated[int, Doc("Number of windows on the device at a time.")] = 2
     weight_decay: Annotated[float, Doc("Decay of the trained values towards their initial values.")] = 0.0
     clip_norm: Annotated[

@@ -6,13 +6,10 @@ same. The counts are whole numbers: the proportions are scaled to the total of t
 zeros go to the targets whose counts were rounded down most.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from seft.config import MOST_SPARSE, Compare, PruneConfig, SparsityOf
 from seft.errors import ConfigError
-from seft.prune.methods import comparison
 
 Sizes = Sequence[Sequence[int]]
 """Number of weights of each target: one sequence per block."""
@@ -21,37 +18,22 @@ Shape = tuple[int, ...]
 """Rows and columns of a target."""
 
 
-def target_sparsity(model: Any, sizes: Sizes, config: PruneConfig) -> float:
-    """Return the sparsity of the targets that gives the sparsity requested in `config`.
-
-    Raises ConfigError if pruning the targets alone cannot reach it, which is possible with `sparsity_of: model`.
-    """
-    if config.sparsity_of is SparsityOf.TARGETS:
-        return config.sparsity
-    parameters: int = sum(parameter.numel() for parameter in model.parameters())
-    targets = sum(size for block in sizes for size in block)
-    sparsity = config.sparsity * parameters / targets
-    if sparsity > MOST_SPARSE:
-        most = math.floor(MOST_SPARSE * targets / parameters * 1e4) / 1e4
-        rule = (
-            f"must be at most {most} for this model, because its linear layers have {targets / parameters:.1%} of its"
-            " parameters"
-        )
-        way_out = "Lower the sparsity, or set sparsity_of to targets."
-        raise ConfigError("sparsity", rule, config.sparsity, way_out)
-    return sparsity
-
-
 def uniform_zeros(shape: Shape, sparsity: float, config: PruneConfig) -> int:
     """Return the number of zeros that one target gets at this sparsity, rounded down.
 
-    If weights are compared per row, the number is rounded down in every row, as in the published code. With
-    `sparsity_of: model` the number is rounded once per target, which comes closer to the requested sparsity.
+    If `compare` is `row`, the number is rounded down in every row, as in the published code of Wanda. If it is `auto`,
+    or with `sparsity_of: model`, the number is rounded once per target, which comes closer to the requested sparsity.
     """
+    if config.compare is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
+        return zeros_of_equal_rows(shape, sparsity)
     rows, cols = shape
-    if comparison(config) is Compare.ROW and config.sparsity_of is SparsityOf.TARGETS:
-        return rows * int(cols * sparsity)
     return int(rows * cols * sparsity)
+
+
+def zeros_of_equal_rows(shape: Shape, sparsity: float) -> int:
+    """Return the number of zeros that one target gets if every row gets the same number, rounded down."""
+    rows, cols = shape
+    return rows * int(cols * sparsity)
 
 
 def allocate_by_block(sizes: Sizes, total: int, weights: Sequence[float]) -> list[list[int]]:

@@ -4,20 +4,21 @@ Statistics are float32 and are kept for one block at a time. The pruners decide 
 `seft.prune.allocation` decides how many.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.config import Allocation, Pattern, PruneConfig, PruneMethod
+from seft.config import Allocation, PruneConfig, PruneMethod
 from seft.data.text import require_known_tokens
-from seft.errors import ConfigError, PruneError
+from seft.errors import PruneError
+from seft.fit import require_divisible, target_sparsity
 from seft.models.products import Handler, Inputs, Outputs, Product, intercepted_products
 from seft.models.targets import Target, block_linears, decoder_blocks, target_linears
 from seft.prune import allocation, alphapruning, owl
-from seft.prune.methods import make_pruner, text_users
+from seft.prune.methods import make_pruner
 from seft.prune.pruner import Pruner
 from seft.prune.statistics import Batch, Norms
 from seft.prune.walk import Runs, Walk, Windows
@@ -47,8 +48,8 @@ def prune_model(
     require_known_tokens(calibration, model)
     blocks = decoder_blocks(model)
     targets = [block_linears(block) for block in blocks]
-    _require_divisible(targets, config.pattern)
-    text = calibration if text_users(config) else _token(targets, calibration)
+    require_divisible(config.pattern, _inputs(targets))
+    text = calibration if config.text_users else _token(targets, calibration)
     passes = 1 if zeros or config.allocation is Allocation.UNIFORM else 2
     walk = Walk(model, torch.device(device) if device else model.device, report, Phase.PRUNING, passes)
     counts = zeros or _zeros(model, targets, config, walk, text)
@@ -70,7 +71,7 @@ def final_zeros(model: Any, calibration: Windows, config: PruneConfig) -> dict[s
     ConfigError if the pattern or the sparsity does not fit the model.
     """
     targets = [block_linears(block) for block in decoder_blocks(model)]
-    _require_divisible(targets, config.pattern)
+    require_divisible(config.pattern, _inputs(targets))
     walk = Walk(model, model.device, silent, Phase.PRUNING)
     counts = _zeros(model, targets, config, walk, calibration)
     return dict(zip(target_linears(model), (count for of_block in counts for count in of_block.values()), strict=True))
@@ -86,16 +87,11 @@ def _token(targets: Sequence[Mapping[str, Target]], calibration: Windows) -> Win
     return calibration.new_zeros(int(stacked), 1)
 
 
-def _require_divisible(targets: Sequence[Mapping[str, Target]], pattern: Pattern) -> None:
+def _inputs(targets: Sequence[Mapping[str, Target]]) -> Iterator[tuple[str, int]]:
+    """Yield the place and the number of inputs of every target."""
     for number, of_block in enumerate(targets):
         for name, target in of_block.items():
-            cols = target.weight.shape[1]
-            if cols % pattern.of:
-                rule = (
-                    "must have groups that divide the inputs of every linear layer, such as the"
-                    f" {cols} of block {number}, {name}"
-                )
-                raise ConfigError("pattern", rule, str(pattern), "Choose another pattern, or unstructured.")
+            yield f"block {number}, {name}", target.weight.shape[1]
 
 
 def _zeros(
@@ -103,7 +99,8 @@ def _zeros(
 ) -> list[dict[str, int]]:
     """Return the number of zeros that each target gets, one mapping per block."""
     sizes = [[target.weight.numel() for target in of_block.values()] for of_block in targets]
-    sparsity = allocation.target_sparsity(model, sizes, config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sparsity = target_sparsity(config, parameters=parameters, targets=sum(map(sum, sizes)))
     counts = [
         [allocation.uniform_zeros(target.weight.shape, sparsity, config) for target in of_block.values()]
         for of_block in targets
@@ -141,7 +138,7 @@ def _prune_block(
     """
     pruners = {name: make_pruner(target.weight, zeros[name], config) for name, target in targets.items()}
     reached = _observe(targets, pruners, runs)
-    unseen = {name for name, target in targets.items() if text_users(config) and target.expert} - set(reached)
+    unseen = {name for name, target in targets.items() if config.text_users and target.expert} - set(reached)
     for name, target in targets.items():
         # Free each pruner after use: its Hessian may be larger than the weight.
         pruner = pruners.pop(name)

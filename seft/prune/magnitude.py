@@ -13,7 +13,6 @@ from seft.prune.statistics import Batch, Norms
 class Magnitude(Scored):
     """Scores each weight by its absolute value `|W|`."""
 
-    needs_text: ClassVar[bool] = False
     compare: ClassVar[Compare] = Compare.LAYER
 
     def observe(self, batch: Batch) -> None:

@@ -30,7 +30,7 @@ class Rule:
         if self.pattern.grouped:
             return smallest_in_groups(score, self.pattern)
         if self.compare is Compare.ROW:
-            return smallest_per_row(score, split_evenly(self.zeros, len(score)))
+            return smallest_per_row(score, self.zeros)
         return smallest_overall(score, self.zeros)
 
     def partial(self, fraction: float) -> "Rule":
@@ -44,7 +44,7 @@ class Rule:
         return replace(self, zeros=int(fraction * self.zeros))
 
 
-def smallest_overall(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
+def smallest_overall(score: Float[Tensor, "*shape"], count: int) -> Bool[Tensor, "*shape"]:
     """Return the mask of exactly `count` entries with the smallest scores. Of equal scores the first are chosen."""
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
@@ -64,20 +64,25 @@ def _smallest(values: Float[Tensor, "size"], count: int) -> float:
     return float(np.partition(known, count - 1)[count - 1])
 
 
-def smallest_per_row(score: Float[Tensor, "groups size"], counts: Tensor) -> Bool[Tensor, "groups size"]:
-    """Return the mask of exactly `counts[i]` entries with the smallest scores in row i.
+def smallest_per_row(score: Float[Tensor, "rows cols"], count: int) -> Bool[Tensor, "rows cols"]:
+    """Return the mask of exactly `count` entries: those with the smallest scores of each row.
 
-    Of equal scores the first are chosen.
+    Every row has the same number, rounded down. The entries that are then missing are one more in some rows: in those
+    where this entry has the smallest scores. Of equal scores the first are chosen.
     """
+    each, more = divmod(count, len(score))
     order = score.argsort(dim=1, stable=True)
-    chosen = torch.arange(score.shape[1], device=score.device) < counts.to(score.device)[:, None]
-    return torch.zeros_like(chosen).scatter_(1, order, chosen)
+    first = torch.zeros_like(score, dtype=torch.bool)
+    first[:, :each] = True
+    if more:
+        first[:, each] = smallest_overall(score.gather(1, order[:, each : each + 1]).squeeze(1), more)
+    return torch.zeros_like(first).scatter_(1, order, first)
 
 
 def smallest_in_groups(score: Float[Tensor, "rows cols"], pattern: Pattern) -> Bool[Tensor, "rows cols"]:
     """Return the mask of all entries except the largest `pattern.kept` of every `pattern.of` neighbours in a row."""
     groups = score.reshape(-1, pattern.of)
-    return smallest_per_row(groups, torch.full((len(groups),), pattern.of - pattern.kept)).view_as(score)
+    return smallest_per_row(groups, len(groups) * (pattern.of - pattern.kept)).view_as(score)
 
 
 def overfull_groups(weight: Float[Tensor, "rows cols"], pattern: Pattern) -> int:
@@ -98,12 +103,6 @@ def cubic_rise(progress: float) -> float:
     The cubic schedule of Zhu & Gupta 2017, arXiv 1710.01878, section 3.
     """
     return 1 - (1 - progress) ** 3
-
-
-def split_evenly(count: int, parts: int) -> Tensor:
-    """Return `count` split into `parts` whole numbers that differ by at most 1, with the larger ones spread evenly."""
-    ends = torch.arange(parts + 1) * count // parts
-    return ends.diff()
 
 
 def zeros_first(score: Float[Tensor, "rows cols"], weight: Float[Tensor, "rows cols"]) -> Float[Tensor, "rows cols"]:

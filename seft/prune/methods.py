@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from seft.config import Allocation, Compare, PruneConfig, PruneMethod, Refinement
+from seft.config import Compare, PruneConfig, PruneMethod, Refinement
 from seft.prune.admm import ADMM
 from seft.prune.alps import ALPS
 from seft.prune.dsnot import DSnoT
@@ -38,11 +38,3 @@ def comparison(config: PruneConfig) -> Compare:
     if config.compare is not Compare.AUTO:
         return config.compare
     return Compare.LAYER if config.gradual else PRUNERS[config.method].compare
-
-
-def text_users(config: PruneConfig) -> list[str]:
-    """Return the names of the settings of `config` that need calibration text; an empty list if none does."""
-    method = [str(config.method)] if PRUNERS[config.method].needs_text and not config.gradual else []
-    options = (Refinement.DSNOT, config.refine), (Allocation.OWL, config.allocation)
-    reconstruction = ["reconstruction"] if config.reconstruct_epochs else []
-    return method + [str(user) for user, option in options if option is user] + reconstruction

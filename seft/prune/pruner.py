@@ -25,11 +25,9 @@ class Pruner(Protocol):
 class Method(Pruner, Protocol):
     """A pruner that decides by itself which weights become zero, in contrast to one that refines the choice of another.
 
-    `needs_text` is True if it uses calibration text. `compare` is the comparison that its paper uses, for the setting
-    `auto`.
+    `compare` is the comparison that its paper uses, for the setting `auto`.
     """
 
-    needs_text: ClassVar[bool]
     compare: ClassVar[Compare]
 
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None: ...
@@ -38,7 +36,6 @@ class Method(Pruner, Protocol):
 class Corrected:
     """Base of the pruners that also correct the weights that remain, by the Hessian of the linear's error."""
 
-    needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare] = Compare.LAYER
 
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, config: PruneConfig) -> None:
@@ -53,10 +50,9 @@ class Corrected:
 class Scored(ABC):
     """Sets the weights with the smallest scores to zero and leaves the others unchanged.
 
-    A subclass defines the score, the weights among which scores are compared, and whether it needs text.
+    A subclass defines the score, and the weights among which scores are compared.
     """
 
-    needs_text: ClassVar[bool] = True
     compare: ClassVar[Compare]
 
     def __init__(self, weight: Float[Tensor, "rows cols"], rule: Rule, _: PruneConfig) -> None:

@@ -10,10 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from seft.dtypes import master_dtype
-from seft.errors import ConfigError
+from seft.fit import require_positions
 from seft.repair.positions import BasePositions, entries, put
-
-LARGEST_POSITION = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,7 @@ def sample_nonzeros(
 
     Raises ConfigError if the weight matrix is too large for int32 positions.
     """
-    if weight.numel() > LARGEST_POSITION:
-        rule = f"must have at most {LARGEST_POSITION} weights in each linear layer, because positions are int32"
-        raise ConfigError("model", rule, tuple(weight.shape), "Choose a smaller model.", lead="one has the shape")
+    require_positions((weight.shape[0], weight.shape[1]))
     nonzeros = weight.flatten().nonzero().squeeze(1)
     bounds = torch.arange(count + 1) * len(nonzeros) // max(count, 1)
     draws = torch.rand(count, generator=generator, dtype=torch.float64)

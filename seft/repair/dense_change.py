@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from seft.dtypes import master_dtype
+from seft.fit import Shape, ranks
 from seft.models.products import Product
 from seft.repair import optimizer
 from seft.repair.in_place import InPlaceMethod
 from seft.repair.method import Work
 from seft.repair.product import trained_product
-from seft.repair.ranks import Shape, ranks
 from seft.repair.sampled import row_chunks
 from seft.repair.values import Values, Vector
 from seft.report import Reporter
@@ -32,10 +32,6 @@ class Formula(Protocol):
     """Computes the change of a weight matrix from one vector of trained values."""
 
     def __init__(self, shape: Shape, rank: int) -> None: ...
-
-    @staticmethod
-    def size(shape: Shape, rank: int) -> int:
-        """Return the length of the vector for a weight matrix of this shape."""
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the initial vector, for which the change is zero."""
@@ -158,12 +154,10 @@ class DenseChange(InPlaceMethod):
     formula: type[Formula]
 
     def __init__(self, work: Work) -> None:
-        rank_of = ranks(work.targets, work.config, self.formula.size)
-        self._linears = {}
-        for name, target in work.targets.items():
-            rows, cols = target.weight.shape
-            formula = self.formula((rows, cols), rank_of[name])
-            self._linears[name] = ChangedLinear(target.weight, formula, generator(work.config.seed, name))
+        self._linears, shapes = {}, work.shapes
+        for name, rank in ranks(shapes, work.config).items():
+            formula = self.formula(shapes[name], rank)
+            self._linears[name] = ChangedLinear(work.targets[name].weight, formula, generator(work.config.seed, name))
         super().__init__(work, self._linears)
 
     def finish(self, report: Reporter) -> None:

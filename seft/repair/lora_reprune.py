@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seft.config import RepairConfig
 from seft.errors import ConfigError
-from seft.models.targets import Target, block_linears, decoder_blocks
+from seft.fit import ranks, require_separate_experts
+from seft.models.targets import block_linears, decoder_blocks
 from seft.prune.loop import prune_model
 from seft.prune.mask import smallest_overall, zeros_first
 from seft.repair import optimizer
 from seft.repair.masked_lora import SCALE, LowRank
 from seft.repair.method import Work
-from seft.repair.ranks import ranks
 from seft.repair.values import Values
 from seft.report import Evolved, Reporter
 from seft.seeds import generator
@@ -36,7 +35,8 @@ class LoraReprune:
         if work.pruned is None:
             way_out = "Give the settings that the model was pruned with, or choose another method."
             raise ConfigError("pruned", f"must be given for {work.config.method}, which prunes again", None, way_out)
-        _require_modules(work.targets, work.config)
+        stacked = (name for name, target in work.targets.items() if target.number is not None)
+        require_separate_experts(work.config, next(stacked, None))
         self._work, self._pruned = work, work.pruned
         self._windows = work.calibration()
         self._zeros = [
@@ -99,13 +99,6 @@ class LoraReprune:
             self.grown_zeros += int((former[name] & (target.weight != 0)).sum())
 
 
-def _require_modules(targets: Mapping[str, Target], config: RepairConfig) -> None:
-    for name, target in targets.items():
-        if target.number is not None:
-            rule = f"must support stacked experts, such as {name}, which PEFT cannot adapt"
-            raise ConfigError("method", rule, str(config.method), "Choose another method.")
-
-
 def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
     """Add PEFT adapters to the model. Returns the adapter matrices by "target/A" and "target/B", and PEFT's model.
 
@@ -113,8 +106,8 @@ def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
     """
     from peft import LoraConfig, get_peft_model
 
-    sizes = {name: (target.weight.shape[0], target.weight.shape[1]) for name, target in work.targets.items()}
-    rank_of = {name: rank for name, rank in ranks(work.targets, work.config, LowRank.size).items() if rank}
+    shapes = work.shapes
+    rank_of = {name: rank for name, rank in ranks(shapes, work.config).items() if rank}
     config = LoraConfig(
         target_modules=list(rank_of),
         rank_pattern=rank_of,
@@ -128,7 +121,7 @@ def _adapted(work: Work) -> tuple[dict[str, torch.nn.Parameter], Any]:
     for name, rank in rank_of.items():
         module: Any = work.model.get_submodule(name)
         halves = {"A": module.lora_A["default"].weight, "B": module.lora_B["default"].weight}
-        first = LowRank(sizes[name], rank).initial(generator(work.config.seed, name))[: halves["A"].numel()]
+        first = LowRank(shapes[name], rank).initial(generator(work.config.seed, name))[: halves["A"].numel()]
         with torch.no_grad():
             halves["A"].copy_(first.view_as(halves["A"]))
         parameters |= {f"{name}/{half}": parameter for half, parameter in halves.items()}

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from seft.fit import Shape
 from seft.repair.dense_change import DenseChange, Rows
-from seft.repair.ranks import Shape
 from seft.repair.sampled import row_chunks
 from seft.repair.values import Vector
 
@@ -26,11 +26,6 @@ class LowRank:
 
     def __init__(self, shape: Shape, rank: int) -> None:
         self.rank, self.rows, self.cols = rank, *shape
-
-    @staticmethod
-    def size(shape: Shape, rank: int) -> int:
-        """Return the number of entries of `A` and `B`."""
-        return rank * sum(shape)
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `A` uniform within +-1 / sqrt(cols), as in the code of LoRA, and `B` zero."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seft.config import UNSTRUCTURED, Pattern, PruneConfig, RepairConfig
 from seft.data.text import windows
+from seft.fit import Shape
 from seft.models.targets import Target
-from seft.prune.methods import text_users
 from seft.report import Evolved, Reporter
 
 
@@ -35,9 +35,14 @@ class Work:
 
         Raises DataError if the text is too short.
         """
-        if self.pruned is None or not text_users(self.pruned):
+        if self.pruned is None or not self.pruned.text_users:
             return self.text[:0, None]
         return windows(self.text, self.pruned.tokens, self.pruned.samples, self.pruned.order, self.pruned.seed)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Rows and columns of each target by name."""
+        return {name: (target.weight.shape[0], target.weight.shape[1]) for name, target in self.targets.items()}
 
     @property
     def pattern(self) -> Pattern:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seft.dtypes import master_dtype
-from seft.errors import ConfigError
+from seft.fit import require_vectors
 from seft.models.targets import norms_and_biases
 from seft.repair import optimizer
 from seft.repair.method import Method, Work
@@ -30,9 +30,7 @@ class WithNormsAndBiases:
     def __init__(self, method: Method, work: Work) -> None:
         self._method, self._decay = method, work.config.weight_decay
         self._vectors = {name: TrainedVector(each) for name, each in norms_and_biases(work.model).items()}
-        if not self._vectors:
-            rule = "must be off for a model without norm weights and biases"
-            raise ConfigError("norms_and_biases", rule, True, "Leave it out.")
+        require_vectors(len(self._vectors))
 
     @property
     def trained_values(self) -> int:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from seft.fit import Shape
 from seft.repair.dense_change import DenseChange, Rows
-from seft.repair.ranks import Shape
 from seft.repair.sampled import row_chunks
 from seft.repair.values import Vector
 
@@ -25,12 +25,6 @@ class Scaling:
 
     def __init__(self, shape: Shape, rank: int) -> None:
         self.rank, self.rows, self.cols = rank, *shape
-
-    @staticmethod
-    def size(shape: Shape, rank: int) -> int:
-        """Return the number of entries of `alpha` and `beta`; 0 for rank 0."""
-        rows, cols = shape
-        return rank * cols + rows if rank else 0
 
     def initial(self, generator: torch.Generator) -> Vector:
         """Return the vector with `alpha` uniform within +-1 / sqrt(cols), as in the published code, and `beta` zero."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seft.choices import Question, _likelihoods, accuracy, read_questions
+from seft.choices import Question, _likelihoods, _tokens, accuracy, read_questions
 from seft.errors import DataError, EvaluateError, RecordError
 from seft.loss import TokenLoss
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
@@ -40,7 +40,8 @@ def test_a_choice_follows_the_start_token_and_has_no_end_token() -> None:
     model = untrained_tiny().double()
     plain = tiny_tokenizer()
     question = Question("Which statement?", ["return", "the statement that follows"], 0)
-    result = _likelihoods(TokenLoss(model), model, beginning_tokenizer(), question)
+    encoded = [_tokens(beginning_tokenizer(), question.prompt, choice) for choice in question.choices]
+    result = _likelihoods(TokenLoss(model), model, encoded)
     for choice, likelihood in zip(question.choices, result.tolist(), strict=True):
         before, whole = (plain(text)["input_ids"] for text in (question.prompt, f"{question.prompt} {choice}"))
         with torch.no_grad():
@@ -54,6 +55,14 @@ def test_a_model_without_a_finite_likelihood_is_an_error() -> None:
     torch.nn.init.constant_(model.get_input_embeddings().weight, torch.nan)
     with pytest.raises(EvaluateError, match="question 1"):
         accuracy(model, tiny_tokenizer(), [Question("a", ["b", "c"], 0)])
+
+
+def test_a_question_that_is_longer_than_the_context_is_rejected() -> None:
+    short, long = Question("a", ["b", "c"], 0), Question("a", ["b", "b c d"], 0)
+    longest = len(tiny_tokenizer()("a b c d")["input_ids"])
+    accuracy(untrained_tiny(), tiny_tokenizer(), [short, long], context=longest)
+    with pytest.raises(DataError, match=f"question 2 has {longest}"):
+        accuracy(untrained_tiny(), tiny_tokenizer(), [short, long], context=longest - 1)
 
 
 GOOD = {"prompt": "Question: 1 + 1?\nAnswer:", "choices": ["2", "3"], "answer": 0}

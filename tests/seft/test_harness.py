@@ -8,7 +8,7 @@ import pytest
 from seft.choices import Question, accuracy
 from seft.cli import main
 from seft.errors import ConfigError, EvaluateError
-from seft.harness import run_task
+from seft.harness import find_task, run_task
 from tests.tiny import tiny_texts, tiny_tokenizer, untrained_tiny
 
 TASK = """
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_agrees_with_the_accuracies_of_this_library(folder: Path) -> None:
     lines = (folder / "questions.jsonl").read_text().splitlines()
     ours = accuracy(untrained_tiny(), tiny_tokenizer(), [Question(**json.loads(line)) for line in lines])
-    metrics = run_task(untrained_tiny(), tiny_tokenizer(), "our_own", folder)
+    metrics = run_task(untrained_tiny(), tiny_tokenizer(), "our_own", find_task("our_own", folder))
     assert 0 < ours.accuracy < 1
     assert ours.accuracy != ours.accuracy_per_byte
     assert metrics["acc,none"] == pytest.approx(ours.accuracy)
@@ -61,7 +61,7 @@ def test_the_command_line_runs_it(folder: Path, tiny_folder: Path, capsys: pytes
 
 def test_an_unknown_task_and_missing_data_are_errors(folder: Path) -> None:
     with pytest.raises(ConfigError, match="task must be a task of"):
-        run_task(untrained_tiny(), tiny_tokenizer(), "no such task", folder)
+        find_task("no such task", folder)
     (folder / "our_own.yaml").write_text(TASK.replace("FILE", "nothing.jsonl"))
     with pytest.raises(EvaluateError, match="our_own failed"):
-        run_task(untrained_tiny(), tiny_tokenizer(), "our_own", folder)
+        run_task(untrained_tiny(), tiny_tokenizer(), "our_own", find_task("our_own", folder))

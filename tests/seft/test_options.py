@@ -7,7 +7,8 @@ from typing import Any, get_type_hints
 import pytest
 from typing_extensions import Doc
 
-from seft.cli import DERIVED, REPAIR, UsageError, make_parser, repair_sizes
+from seft import cli
+from seft.cli import DERIVED, REPAIR, UsageError, make_parser, read_settings
 from seft.config import (
     EvaluateConfig,
     Pattern,
@@ -19,7 +20,6 @@ from seft.config import (
     RepairMethod,
     Retain,
 )
-from seft.options import read_options
 
 COMMANDS: dict[type[Any], list[str]] = {
     PruneConfig: ["prune", "model", "--out", "out"],
@@ -97,8 +97,9 @@ def test_settings_that_others_imply_are_not_required() -> None:
         (("--batch-tokens", "1024"), (1024, 8192)),
         (("--steps", "3"), (512, 3)),
     ):
-        sizes = repair_sizes(make_parser("seft").parse_args([*words, *more]), "")
-        assert (sizes["batch_tokens"], sizes["steps"]) == expected
+        options = make_parser("seft").parse_args([*words, *more])
+        config = read_settings(options, RepairConfig)
+        assert (config.batch_tokens, config.steps) == expected
 
 
 def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> None:
@@ -112,7 +113,7 @@ def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> N
         "seed": 5,
         "tokens": 64,
     }
-    repair = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed, batch_tokens=1024)
+    repair = read_settings(options, RepairConfig, prefix=REPAIR, seed=options.seed)
     assert repair == RepairConfig(
         3, RepairMethod.SPP, schedule=RateSchedule.COSINE, warmup_steps=2, retain=Retain.WRITTEN, seed=5
     )
@@ -120,7 +121,23 @@ def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> N
 
 def test_the_options_make_the_settings() -> None:
     options = make_parser("seft").parse_args([*COMMANDS[RepairConfig], "--steps", "3", "--warmup-steps", "2"])
-    assert read_options(options, RepairConfig, batch_tokens=1024) == RepairConfig(steps=3, warmup_steps=2)
-    assert read_options(options, RepairConfig, batch_tokens=1024, seed=5) == RepairConfig(
-        steps=3, warmup_steps=2, seed=5
-    )
+    assert read_settings(options, RepairConfig) == RepairConfig(steps=3, warmup_steps=2)
+    assert read_settings(options, RepairConfig, seed=5) == RepairConfig(steps=3, warmup_steps=2, seed=5)
+
+
+@pytest.mark.parametrize("context", [None, 100, 100_000])
+def test_a_default_length_is_lowered_to_the_context_of_the_model(
+    context: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: context)
+    lengths: list[tuple[type[Any], int]] = [(PruneConfig, 2048), (RepairConfig, 512), (EvaluateConfig, 1024)]
+    for kind, length in lengths:
+        expected = length if context is None else min(length, context)
+        more: dict[str, Any] = {"sparsity": 0.5} if kind is PruneConfig else {}
+        name, words = "sequence_tokens" if kind is RepairConfig else "tokens", COMMANDS[kind]
+        settings = cli.read_settings(make_parser("seft").parse_args(words), kind, **more)
+        assert getattr(settings, name) == expected
+        if isinstance(settings, RepairConfig):
+            assert (settings.batch_tokens, settings.steps) == (2 * expected, 2**23 // (2 * expected))
+        given = make_parser("seft").parse_args([*words, f"--{name.replace('_', '-')}", "3000"])
+        assert getattr(cli.read_settings(given, kind, **more), name) == 3000, "the library rejects it"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from core import ids
-from core.estimate.dimensions import read_dimensions
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
 from core.specs import JobSpec
 from core.states import Phase
+from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import find
 from worker import environment

@@ -1,6 +1,7 @@
 """The form of a new job accepts and rejects the same as `POST /jobs`, and shows errors at the fields."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from core.capability import CPU, Capability
 from core.specs import JobSpec
 from tests.api.conftest import Json
 from tests.api.dashboard.conftest import ROOT, Browser, visible
+from tests.api.test_fit import SHORT, UNFIT
+from tests.hollow import write_hollow
 
 
 def fields_of(page: str) -> dict[str, str]:
@@ -200,3 +203,21 @@ def test_clone_copies_all_settings_except_the_changed_ones(browser: Browser, cli
     job = created_job(client, browser.post(f"{ROOT}/jobs", data={**form, "sparsity": "0.7"}))
     assert job["spec"] == {**original["spec"], "sparsity": 0.7}
     assert client.get("/audit").json()["data"][0]["action"] == "clone_job"
+
+
+@pytest.mark.parametrize(("change", "field"), [(each[0], each[2]) for each in UNFIT.values()], ids=UNFIT)
+def test_what_does_not_fit_the_model_is_shown_at_its_field(
+    browser: Browser, filled: Json, change: Json, field: str
+) -> None:
+    response = browser.post(f"{ROOT}/jobs", data={**filled, **forms.values_of_spec(change)})
+    assert response.status_code == 422
+    assert f'id="{field}-error"' in response.text
+
+
+def test_unchanged_form_fits_a_model_with_a_short_context(
+    browser: Browser, client: TestClient, root: Path, filled: Json, body: Json
+) -> None:
+    write_hollow(root / "short", max_position_embeddings=SHORT)
+    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, "model": "short"}))
+    assert job["spec"]["repair"]["sequence_tokens"] == SHORT
+    assert job["spec"] == client.post("/jobs", json={**body, "model": "short"}).json()["spec"]

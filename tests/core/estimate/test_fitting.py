@@ -8,12 +8,12 @@ import pytest
 from core import ids
 from core.capability import CPU, LARGEST, Capability
 from core.estimate import fitting
-from core.estimate.dimensions import Dimensions, read_dimensions
 from core.estimate.footprint import memory_by_phase
 from core.estimate.timings import count_work
 from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Phase
+from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import find
 from tests.hollow import write_hollow

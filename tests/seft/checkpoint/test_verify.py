@@ -178,6 +178,14 @@ def test_distributed_zeros_are_counted_together(folder: Path, prune: dict[str, o
         check(folder)
 
 
+def test_rows_may_have_one_zero_less_as_in_checkpoints_of_earlier_versions(folder: Path) -> None:
+    def edit(record: dict[str, dict[str, object]]) -> None:
+        record["facts"]["prune"] = {"sparsity": 0.505, "method": "wanda"}
+
+    edit_record(folder, edit)
+    check(folder)
+
+
 @pytest.mark.parametrize(("method", "share"), [("wanda", 94 / 160), ("magnitude", 6041 / 10240)])
 def test_a_layer_over_its_budget_is_detected(folder: Path, method: str, share: float) -> None:
     def edit(record: dict[str, dict[str, object]]) -> None:

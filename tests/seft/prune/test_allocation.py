@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seft.checkpoint import sparsity
-from seft.config import Allocation, PruneConfig, PruneMethod, SparsityOf
+from seft.config import Allocation, Compare, PruneConfig, PruneMethod, SparsityOf
 from seft.errors import ConfigError
 from seft.models.targets import block_linears, decoder_blocks, target_linears
 from seft.prune import alphapruning, owl
@@ -59,9 +59,7 @@ def test_all_allocations_give_the_same_number_of_zeros(method: PruneMethod, frac
         prune_model(model, WINDOWS, PruneConfig(fraction, method, allocation=allocation))
         totals.add(sum(zeros(model).values()))
     shapes = [target.weight.shape for target in target_linears(untrained_tiny()).values()]
-    by_row = method is PruneMethod.WANDA
-    expected = sum(rows * int(cols * fraction) if by_row else int(rows * cols * fraction) for rows, cols in shapes)
-    assert totals == {expected}
+    assert totals == {sum(int(rows * cols * fraction) for rows, cols in shapes)}
 
 
 @pytest.mark.parametrize("allocation", [Allocation.OWL, Allocation.ALPHAPRUNING])
@@ -73,11 +71,12 @@ def test_blocks_with_outliers_and_heavy_tails_keep_more(allocation: Allocation) 
     assert sum(sparsities) / len(sparsities) == pytest.approx(0.75, abs=1e-3)
 
 
-def test_uniform_gives_every_linear_the_sparsity_and_every_row_if_rows_are_compared() -> None:
-    by_layer, by_row = untrained_tiny(), untrained_tiny()
-    prune_model(by_layer, WINDOWS, PruneConfig(0.53, PruneMethod.RIA))
-    prune_model(by_row, WINDOWS, PruneConfig(0.53, PruneMethod.WANDA))
-    for target in target_linears(by_layer).values():
+@pytest.mark.parametrize("method", [PruneMethod.RIA, PruneMethod.WANDA])
+def test_uniform_gives_every_linear_the_sparsity_and_every_row_if_rows_are_asked_for(method: PruneMethod) -> None:
+    exact, by_row = untrained_tiny(), untrained_tiny()
+    prune_model(exact, WINDOWS, PruneConfig(0.53, method))
+    prune_model(by_row, WINDOWS, PruneConfig(0.53, method, compare=Compare.ROW))
+    for target in target_linears(exact).values():
         assert int((target.weight == 0).sum()) == int(target.weight.numel() * 0.53)
     for target in target_linears(by_row).values():
         assert set((target.weight == 0).sum(1).tolist()) == {int(target.weight.shape[1] * 0.53)}

@@ -12,7 +12,7 @@ from seft.config import UNSTRUCTURED, Allocation, Compare, Pattern, PruneConfig,
 from seft.errors import ConfigError
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
-from seft.prune.mask import Rule, smallest_overall, smallest_per_row, split_evenly
+from seft.prune.mask import Rule, smallest_overall, smallest_per_row
 from tests.seft.prune.test_loop import WINDOWS
 from tests.seft.prune.test_methods import correlated, make_weight, prune
 from tests.tiny import untrained_tiny
@@ -90,14 +90,6 @@ def test_rows_have_equal_numbers_of_zeros_only_if_rows_are_compared(method: Prun
     assert by_row.tolist() == [int(90 * 0.55)] * 16
     assert by_layer.sum() == int(16 * 90 * 0.55)
     assert by_layer.max() - by_layer.min() > 1
-
-
-@given(count=st.integers(0, 1000), parts=st.integers(1, 50))
-def test_an_even_split_has_the_same_sum(count: int, parts: int) -> None:
-    split = split_evenly(count, parts)
-    assert len(split) == parts
-    assert int(split.sum()) == count
-    assert int(split.max() - split.min()) <= 1
 
 
 @settings(deadline=None)
@@ -179,4 +171,4 @@ def test_the_first_of_equal_scores_are_pruned(scores: list[float], fraction: flo
     count = int(len(scores) * fraction)
     first = sorted(range(len(scores)), key=scores.__getitem__)[:count]
     assert smallest_overall(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)
-    assert smallest_per_row(torch.tensor([scores]), torch.tensor([count])).nonzero()[:, 1].tolist() == sorted(first)
+    assert smallest_per_row(torch.tensor([scores]), count).nonzero()[:, 1].tolist() == sorted(first)

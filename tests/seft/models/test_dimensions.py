@@ -1,15 +1,17 @@
 """Dimensions read from file headers equal what the library counts in the loaded model."""
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from core.estimate.dimensions import MAX_SHAPES, read_dimensions
 from core.estimate.footprint import memory_by_phase
 from core.specs import JobSpec
 from seft.config import PruneMethod
 from seft.errors import SourceError
+from seft.models.dimensions import MAX_SHAPES, context_length, read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource, find
 from tests.core.estimate.test_fitting import MINIMAL
@@ -21,7 +23,7 @@ from tests.seft.architectures import ARCHITECTURES
 def test_weights_and_target_linears_equal_those_of_the_library_for_every_architecture(
     name: str, tmp_path: Path
 ) -> None:
-    from seft.models.targets import target_linears
+    from seft.models.targets import block_linears, decoder_blocks, target_linears
 
     model = ARCHITECTURES[name].model()
     model.save_pretrained(tmp_path)
@@ -33,6 +35,14 @@ def test_weights_and_target_linears_equal_those_of_the_library_for_every_archite
     assert dimensions.targets == sum(target.weight.numel() for target in targets.values())
     assert (dimensions.vocabulary, dimensions.hidden) == model.get_input_embeddings().weight.shape
     assert 0 < dimensions.active_targets <= dimensions.targets
+    for block, matrices in zip(decoder_blocks(model), dimensions.blocks, strict=True):
+        counted = Counter[tuple[int, int]]()
+        for matrix in matrices:
+            counted[matrix.rows, matrix.cols] += matrix.count
+        assert counted == Counter(tuple(target.weight.shape) for target in block_linears(block).values())
+    assert dimensions.stacked == any(target.number is not None for target in targets.values())
+    assert dimensions.context == 128
+    assert dimensions.sizes == {name: getattr(model.config, name) for name in dimensions.sizes}
 
 
 def test_all_shards_of_a_folder_are_read(tmp_path: Path) -> None:
@@ -71,6 +81,60 @@ def test_experts_are_counted_and_not_built(tmp_path: Path) -> None:
         dimensions = read_dimensions(source, shapes_)
         assert [each.count for each in dimensions.blocks[0] if (each.rows, each.cols) == (2, 3)] == [experts]
         assert dimensions.targets == read_dimensions(source, SHAPES).targets + 6 * experts
+
+
+def yarn(**more: Any) -> dict[str, Any]:
+    return {"rope_type": "yarn", "factor": 4.0, **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "context"),
+    [
+        ({}, 2048),
+        ({"max_position_embeddings": None, "n_positions": 1024}, 1024),
+        ({"max_position_embeddings": None, "max_seq_len": 4096}, 4096),
+        ({"max_position_embeddings": None, "max_sequence_length": 4096}, 4096),
+        ({"max_position_embeddings": None}, None),
+        ({"max_position_embeddings": 0}, None),
+        ({"rope_scaling": None}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, 8192),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 1.5}}, 3072),
+        ({"rope_scaling": yarn()}, 8192),
+        ({"rope_parameters": yarn(original_max_position_embeddings=512)}, 2048),
+        ({"rope_parameters": yarn(original_max_position_embeddings=1024)}, 4096),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 2048}}, 2048),
+        ({"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 4096}}, 2048),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "model_type": "gemma3_text"}, 2048),
+        ({"rope_parameters": {"full_attention": yarn(), "sliding_attention": {"rope_type": "default"}}}, 2048),
+        ({"rope_scaling": {"type": ["linear"], "factor": 4}}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": float("nan")}}, 2048),
+        ({"rope_scaling": {"type": "linear", "factor": 1e300}}, 1 << 31),
+        ({"rope_scaling": yarn(original_max_position_embeddings=10**400)}, 1 << 31),
+        ({"text_config": {"max_position_embeddings": 77}}, 77),
+    ],
+    ids=str,
+)
+def test_the_context_is_read_under_every_name_and_with_scaled_positions(
+    tmp_path: Path, more: dict[str, Any], context: int | None
+) -> None:
+    folder = write_hollow(tmp_path / "model", **{"max_position_embeddings": 2048, **more})
+    assert context_length(find(str(folder))) == context
+    assert read_dimensions(find(str(folder)), SHAPES).context == context
+
+
+def test_buffers_of_older_files_are_no_parameters(tmp_path: Path) -> None:
+    write_hollow(tmp_path / "model")
+    source = find("model", roots=[tmp_path])
+    old = {
+        "model.layers.0.attention.bias": (1, 1, 512, 512),
+        "model.layers.0.attention.masked_bias": (),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": (32,),
+        "lm_head.bias": (VOCABULARY,),
+    }
+    plain, with_buffers = read_dimensions(source, SHAPES), read_dimensions(source, {**SHAPES, **old})
+    assert with_buffers.parameters == plain.parameters + VOCABULARY
+    assert (with_buffers.vectors, with_buffers.blocks) == (plain.vectors, plain.blocks)
 
 
 @pytest.mark.parametrize(

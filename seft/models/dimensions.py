@@ -1,6 +1,6 @@
-"""The dimensions of a model that determine memory and time. They are read from its config and its tensors' shapes.
+"""The dimensions of a model, read from its config and the shapes of its tensors. No value of a weight is read.
 
-The values of the weights are not read.
+They determine memory and time, and which settings fit the model (`seft.fit`).
 """
 
 from collections import Counter
@@ -15,15 +15,36 @@ from seft.models.model_files import BLOCK_COUNTS, VOCABULARY_SIZE, require_count
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
 
-HEAD = "lm_head.weight"
+HEAD, HEAD_BIASES = "lm_head.weight", frozenset({"lm_head.bias", "embed_out.bias", "output.bias"})
+CONTEXTS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "model_max_length",
+    "max_sequence_length",
+    "context_length",
+    "n_ctx",
+)
+"""Names of the context length in a configuration. The first that is there counts."""
+EXTENDED_BY_FACTOR = frozenset({"linear", "dynamic", "yarn"})
+"""Types of scaled position embeddings that extend the context by a factor. The others only say how they reach it."""
+ALREADY_EXTENDED = frozenset({"gemma3", "gemma3_text"})
+"""Model types whose context length is that with scaled position embeddings, although they have such a factor."""
 ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
 """Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 MAX_NUMBER = 1 << 31
 """Largest number of a config that is used. No model has a larger one."""
 MAX_SHAPES = 5_000
 """Largest number of different weight matrices in all blocks. Equal matrices of a block count once."""
-STORED_TRANSPOSED = frozenset({"gpt2"})
+STORED_TRANSPOSED = frozenset({"gpt2", "openai-gpt"})
 """Model types that store the weight matrix of a linear layer in the shape (inputs, outputs), not (outputs, inputs)."""
+STACKS_TRANSPOSED = frozenset({"gpt_oss"})
+"""Model types that store the matrices of experts in the shape (experts, inputs, outputs)."""
+GATES = ((".gate_proj.", ".up_proj."), (".w1.", ".w3."), (".ffn_gate_exps.", ".ffn_up_exps."))
+"""Parts of the names of two tensors of experts that a loaded model has as one linear layer, with the outputs of both.
+"""
+BUFFERS = (".masked_bias", ".inv_freq", "rope_freqs.weight")
+"""Endings of the names of tensors in older files that are no parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +88,19 @@ class Dimensions:
     blocks: tuple[tuple[Matrix, ...], ...]
     """The weight matrices that are pruned, per decoder block."""
     vectors: int = 0
-    """Number of values in norm layers and biases."""
+    """Number of values in norm layers and biases, without the bias of the head."""
+    stacked: bool = False
+    """Whether a loaded model has the matrices of several experts in one parameter."""
 
     @property
     def targets(self) -> int:
         """Number of weights in all linear layers that are pruned."""
         return sum(matrix.total for block in self.blocks for matrix in block)
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Sizes that a pruned model has in common with the dense model, by their names in a config of transformers."""
+        return {"vocab_size": self.vocabulary, "hidden_size": self.hidden, "num_hidden_layers": len(self.blocks)}
 
     @property
     def active_targets(self) -> float:
@@ -86,7 +114,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     Raises SourceError if these are not the tensors of a decoder model.
     """
     config = _Config(source)
-    sizes = {name: values(shape) for name, shape in shapes.items()}
+    sizes = {name: values(shape) for name, shape in shapes.items() if _is_parameter(name, shape)}
     if config.tied:
         sizes.pop(HEAD, None)
     blocks, block_names, numbered = _blocks(shapes, config)
@@ -100,7 +128,7 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
     vocabulary, hidden = max(embeddings, key=values)
     return Dimensions(
         architecture=config.architecture,
-        context=config.number("max_position_embeddings", "n_positions", "context_length"),
+        context=config.context,
         parameters=sum(sizes.values()),
         largest=max(sizes.values()),
         hidden=hidden,
@@ -108,8 +136,17 @@ def read_dimensions(source: ModelSource, shapes: Shapes) -> Dimensions:
         attention=config.attention or hidden,
         keys=round((config.attention or hidden) * config.grouped),
         blocks=blocks,
-        vectors=sum(size for name, size in sizes.items() if len(shapes[name]) == 1 or name.endswith("bias")),
+        vectors=sum(size for name, size in sizes.items() if _is_vector(name, shapes[name])),
+        stacked=any(_is_expert(name) and len(shapes[name]) > 1 for name in block_names),
     )
+
+
+def context_length(source: ModelSource) -> int | None:
+    """Return the maximum number of tokens in a sequence, or None if the config does not say it.
+
+    Raises SourceError if it is larger than `MAX_NUMBER`.
+    """
+    return _Config(source).context
 
 
 class _Config:
@@ -130,7 +167,10 @@ class _Config:
             inner = config.get("text_config")
             self._values = {**config, **inner} if isinstance(inner, dict) else config
         self.tied = self._values.get("tie_word_embeddings") is True
-        self.transposed = str(self._values.get("model_type")) in STORED_TRANSPOSED
+        self._type = str(self._values.get("model_type"))
+        self.transposed, self.stacks_transposed = (
+            self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
+        )
         self.experts = self.number("num_experts", "num_local_experts", "n_routed_experts", "expert_count") or 0
         active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count") or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
@@ -139,6 +179,23 @@ class _Config:
         self.attention = heads * width if heads and width else None
         grouped = self.number("num_key_value_heads", "attention.head_count_kv")
         self.grouped = min(1.0, grouped / heads) if grouped and heads else 1.0
+
+    @property
+    def context(self) -> int | None:
+        """Maximum number of tokens in a sequence, also with position embeddings that are scaled for longer ones.
+
+        None if the config does not say it.
+        """
+        stated = self.number(*CONTEXTS)
+        scaling = self._values.get("rope_parameters") or self._values.get("rope_scaling")
+        if stated is None or not isinstance(scaling, dict) or self._type in ALREADY_EXTENDED:
+            return stated
+        kind, factor = str(scaling.get("rope_type", scaling.get("type"))), scaling.get("factor")
+        if kind not in EXTENDED_BY_FACTOR or not isinstance(factor, int | float):
+            return stated
+        before = scaling.get("original_max_position_embeddings")
+        before = min(before, MAX_NUMBER) if type(before) is int else stated
+        return max(stated, min(int(before * min(max(1, factor), MAX_NUMBER)), MAX_NUMBER))
 
     def number(self, *names: str) -> int | None:
         """Return the first value under one of these names that is a positive integer. Returns None if there is none.
@@ -177,7 +234,7 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
             names.setdefault(key, set()).add(name)
             block = lists.setdefault(key, {}).setdefault(number, Counter())
             before = len(block)
-            block.update(_matrices(rest, shape, config))
+            block.update(_matrices(rest, shape, config, _gate_of(name, shapes)))
             different += len(block) - before
             if different > MAX_SHAPES:
                 message = f"the blocks of a model may have at most {MAX_SHAPES} weight matrices of different shapes."
@@ -203,18 +260,48 @@ def _counted(block: Counter[Matrix]) -> tuple[Matrix, ...]:
     return tuple(replace(matrix, count=count) for matrix, count in block.items())
 
 
-def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> dict[Matrix, int]:
+def _matrices(name: str, shape: tuple[int, ...], config: _Config, gate: bool | None) -> dict[Matrix, int]:
     """Return the weight matrices that are pruned in one tensor of a block, with their number.
 
-    A tensor has none, one, or, if it contains several experts, several of them.
+    A tensor has none, one, or, if it contains several experts, several of them. `gate` is the result of `_gate_of`.
     """
-    expert = "expert" in name or "_exps." in name
-    use = config.use if expert and "shared" not in name else 1.0
-    if name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
+    use = config.use if _is_expert(name) else 1.0
+    if gate is False or name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
         return {}
-    if len(shape) == 3:
-        return {Matrix(shape[1], shape[2], use): shape[0]} if min(shape) > 1 else {}
     if config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS):
         return {}
-    rows, cols = reversed(shape) if config.transposed else shape
-    return {Matrix(rows, cols, use): 1}
+    *stack, rows, cols = shape
+    if config.stacks_transposed if stack else config.transposed:
+        rows, cols = cols, rows
+    if stack and min(shape) == 1:
+        return {}
+    return {Matrix(2 * rows if gate else rows, cols, use): stack[0] if stack else 1}
+
+
+def _gate_of(name: str, shapes: Shapes) -> bool | None:
+    """Return whether a tensor of experts is the gate, which comes first, of two that are one linear layer when loaded.
+
+    Returns False for the other one of the two, and None for every other tensor.
+    """
+    if _is_expert(name):
+        for gate, up in GATES:
+            if gate in name and name.replace(gate, up) in shapes:
+                return True
+            if up in name and name.replace(up, gate) in shapes:
+                return False
+    return None
+
+
+def _is_expert(name: str) -> bool:
+    """Return whether a tensor of this name contains weights of experts, of which a token uses only some."""
+    return ("expert" in name or "_exps." in name) and "shared" not in name
+
+
+def _is_parameter(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor is a parameter. Older files have buffers too, such as masks with four dimensions."""
+    return len(shape) < 4 and not name.endswith(BUFFERS)
+
+
+def _is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor contains weights of norm layers, or biases other than that of the head."""
+    return (len(shape) == 1 or name.endswith("bias")) and name not in HEAD_BIASES

@@ -1,0 +1,157 @@
+"""What does not fit a model is rejected when the job is sent, by the rules of the library.
+
+The same settings are given to `POST /jobs`, to an estimate, to a clone and to the library.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from seft.config import EvaluateConfig, Pattern, PruneConfig, RepairConfig, RepairMethod, SparsityOf
+from seft.errors import ConfigError
+from seft.fit import require_fit
+from seft.models.dimensions import read_dimensions
+from seft.models.shapes import shapes
+from seft.models.source import find
+from tests.api.conftest import Json, problem
+from tests.hollow import CONTEXT, write_hollow
+
+SHORT = 256
+"""Context length of the model `short`."""
+
+
+@pytest.fixture(autouse=True)
+def short(root: Path) -> Path:
+    """A model with a shorter context than the default lengths of sequences."""
+    return write_hollow(root / "short", max_position_embeddings=SHORT)
+
+
+def nested(path: str, value: Any) -> Json:
+    """Return the request that sets the field at a dotted path."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    settings: Json = value
+    return settings
+
+
+def repair(method: RepairMethod, density: float) -> tuple[Json, RepairConfig]:
+    return {"repair": {"method": method, "density": density}}, RepairConfig(1, method, density)
+
+
+UNFIT: dict[str, tuple[Json, PruneConfig | RepairConfig | EvaluateConfig, str]] = {
+    "calibration": (
+        nested("prune.calibration.tokens", CONTEXT + 1),
+        PruneConfig(0.6, tokens=CONTEXT + 1),
+        "prune.calibration.tokens",
+    ),
+    "sequence": (
+        {"repair": {"sequence_tokens": CONTEXT + 1, "batch_tokens": CONTEXT + 1}},
+        RepairConfig(1, sequence_tokens=CONTEXT + 1, batch_tokens=CONTEXT + 1),
+        "repair.sequence_tokens",
+    ),
+    "evaluation": (nested("evaluate.tokens", CONTEXT + 1), EvaluateConfig(CONTEXT + 1), "evaluate.tokens"),
+    "pattern": (
+        {"pattern": "1:7", "sparsity": 1 - 1 / 7},
+        PruneConfig(1 - 1 / 7, pattern=Pattern(1, 7)),
+        "pattern",
+    ),
+    "sparsity": (
+        {"sparsity": 0.9, "sparsity_of": "model"},
+        PruneConfig(0.9, sparsity_of=SparsityOf.MODEL),
+        "sparsity",
+    ),
+    **{
+        f"{method} {density}": (*repair(method, density), "repair.density")
+        for method in (RepairMethod.SPP, RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE)
+        for density in (1e-6, 1.0)
+    },
+}
+
+
+def rule_of_library(model: Path, config: PruneConfig | RepairConfig | EvaluateConfig) -> str:
+    source = find(str(model))
+    with pytest.raises(ConfigError) as error:
+        require_fit(read_dimensions(source, shapes(source)), config)
+    return error.value.rule
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_request_that_does_not_fit_the_model_is_rejected_with_the_rule_of_the_library(
+    client: TestClient, root: Path, body: Json, name: str
+) -> None:
+    change, config, field = UNFIT[name]
+    rule = rule_of_library(root / "tiny", config)
+    made = client.post("/jobs", json=body).json()["id"]
+    without_dataset = {key: value for key, value in body.items() if key != "dataset"}
+    for path, request in (
+        ("/jobs", body | change),
+        ("/jobs/estimate", without_dataset | change),
+        (f"/jobs/{made}/clone", change),
+    ):
+        report = problem(client.post(path, json=request), 422, "invalid_request")
+        (flaw,) = report["errors"]
+        assert (flaw["param"], flaw["rule"]) == (field, rule)
+        assert flaw["value"] == repr(value_at(change, field))
+        assert flaw["way_out"] in report["detail"]
+    assert [job["id"] for job in client.get("/jobs").json()["data"]] == [made]
+
+
+def value_at(change: Json, path: str) -> Any:
+    value: Any = change
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def test_every_length_that_does_not_fit_is_named_at_once(client: TestClient, body: Json) -> None:
+    lengths: Json = {
+        **nested("prune.calibration.tokens", SHORT + 1),
+        **nested("repair.sequence_tokens", 8192),
+        **nested("evaluate.tokens", 8192),
+    }
+    report = problem(client.post("/jobs", json=body | {"model": "short"} | lengths), 422, "invalid_request")
+    flaws = {flaw["param"]: (flaw["rule"], flaw["value"]) for flaw in report["errors"]}
+    rule = f"must be at most {SHORT}, the context length of the model"
+    assert flaws == {
+        "prune.calibration.tokens": (rule, str(SHORT + 1)),
+        "repair.sequence_tokens": (rule, "8192"),
+        "evaluate.tokens": (rule, "8192"),
+    }
+
+
+@pytest.mark.parametrize("path", ["prune.calibration.tokens", "repair.sequence_tokens", "evaluate.tokens"])
+def test_a_length_of_exactly_the_context_is_accepted_and_kept(client: TestClient, body: Json, path: str) -> None:
+    request = body | {"model": "short"} | nested(path, SHORT)
+    assert value_at(client.post("/jobs", json=request).json()["spec"], path) == SHORT
+
+
+def test_lengths_that_were_left_out_are_lowered_to_the_context_and_sizes_follow(client: TestClient, body: Json) -> None:
+    spec = client.post("/jobs", json=body | {"model": "short"}).json()["spec"]
+    assert spec["prune"]["calibration"] == {"samples": 128, "tokens": SHORT}
+    assert spec["evaluate"]["tokens"] == SHORT
+    sizes = {name: spec["repair"][name] for name in ("sequence_tokens", "batch_tokens", "steps")}
+    assert sizes == {"sequence_tokens": SHORT, "batch_tokens": 2 * SHORT, "steps": (1 << 23) // (2 * SHORT)}
+    given = {"steps": 7, "batch_tokens": 4 * SHORT}
+    spec = client.post("/jobs", json=body | {"model": "short", "repair": given}).json()["spec"]
+    assert {name: spec["repair"][name] for name in given} == given
+    estimate = {key: value for key, value in body.items() if key != "dataset"} | {"model": "short"}
+    assert client.post("/jobs/estimate", json=estimate).json()["tokens"]["calibration"] == 128 * SHORT
+    original = client.post("/jobs", json=body).json()
+    report = problem(client.post(f"/jobs/{original['id']}/clone", json={"model": "short"}), 422, "invalid_request")
+    assert len(report["errors"]) == 3, "the lengths of the first job are kept, and are too long"
+
+
+def test_a_batch_that_the_lowered_sequences_do_not_divide_is_rejected(
+    client: TestClient, root: Path, body: Json
+) -> None:
+    write_hollow(root / "odd", max_position_embeddings=300)
+    request = body | {"model": "odd", "repair": {"batch_tokens": 1024}}
+    (flaw,) = problem(client.post("/jobs", json=request), 422, "invalid_request")["errors"]
+    assert (flaw["param"], flaw["rule"]) == ("repair.batch_tokens", "must be a multiple of sequence_tokens (300)")
+
+
+def test_a_text_length_that_no_setting_reads_is_not_checked(client: TestClient, body: Json) -> None:
+    prune = {"method": "magnitude", "calibration": {"tokens": 1024}}
+    assert client.post("/jobs", json=body | {"model": "short", "prune": prune}).status_code == 202
