@@ -71,9 +71,17 @@ def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str
     if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
         names = [*names, *rest[:1]]
     known = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
-    way_out = entry.get("ctx", {}).get("way_out", known)
+    way_out = _as_fraction(field, entry["input"]) + entry.get("ctx", {}).get("way_out", known)
     value = "(not repeated)" if field is not None and field.annotation is SecretStr else _value(entry)
     return Flaw(_dotted(names) or "body", rule, value, way_out)
+
+
+def _as_fraction(field: FieldInfo | None, value: object) -> str:
+    """Return advice for a percentage that was given for a fraction, or an empty text."""
+    takes_fraction = field is not None and "fraction" in (field.description or "").lower()
+    if not takes_fraction or isinstance(value, bool) or not isinstance(value, int | float) or not 2 <= value < 100:
+        return ""
+    return f"Write {value / 100:g} for {value:g} %. "
 
 
 def _body_model(request: Request) -> type[BaseModel]:

@@ -177,6 +177,8 @@ class Job(Base):
     """Number of failures since the last progress: expired leases, and failed attempts that were retried."""
     run_seconds: Mapped[float] = mapped_column(server_default=text("0"))
     """Seconds that all attempts have run, as of the last heartbeat. A job has a maximum run time."""
+    estimated_finish: Mapped[datetime | None]
+    """Time at which the running attempt will have finished the job, as of its last report. None if it is unknown."""
     worker: Mapped[str | None]
     pausing: Mapped[bool] = mapped_column(server_default=text("false"))
     """True if a pause was requested while the job runs. The job is paused when the current attempt ends."""
@@ -330,6 +332,8 @@ class Worker(Base):
     """Bytes of free disk space for a job's files at `seen_at`."""
     temperature: Mapped[int | None]
     """Temperature of the device at `seen_at` in degrees Celsius. None if unknown."""
+    flops: Mapped[float | None] = mapped_column(Double)
+    """Operations per second in a product of matrices on this device. None if they are not measured yet."""
     spec_version: Mapped[int] = mapped_column(server_default=text("0"))
     """Newest version of job requests that the worker can run."""
     versions: Mapped[Json]

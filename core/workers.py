@@ -49,16 +49,31 @@ def record_heartbeat(session: Session, name: str, capability: Capability, temper
     session.execute(delete(Worker).where(Worker.seen_at < func.now() - DELETE_AFTER))
 
 
+def record_flops(session: Session, name: str, flops: float) -> None:
+    """Record how many operations per second the device of the worker reaches in a product of matrices."""
+    session.execute(update(Worker).where(Worker.name == name).values(flops=flops))
+
+
+def find_flops(session: Session, device_name: str) -> float | None:
+    """Return what a worker has measured on a device of this name. Returns None if none has."""
+    return session.scalar(select(func.max(Worker.flops)).where(Worker.device_name == device_name))
+
+
 def record_notification(session: Session, name: str) -> None:
     """Record that the worker received a notification."""
     session.execute(update(Worker).where(Worker.name == name).values(consumed_at=func.now()))
 
 
-def list_with_jobs(session: Session) -> Sequence[tuple[Worker, Job | None]]:
-    """Return all workers, ordered by name, each with the job that it runs or None."""
+def list_with_jobs(session: Session, sweep_seconds: float) -> Sequence[tuple[Worker, bool, Job | None]]:
+    """Return all workers, ordered by name, each with whether it is alive, and with the job that it runs or None."""
     running = (Job.worker == Worker.name) & (Job.status == Status.RUNNING)
-    rows = session.execute(select(Worker, Job).outerjoin(Job, running).order_by(Worker.name)).all()
-    return [(worker, job) for worker, job in rows]
+    query = select(Worker, is_alive(sweep_seconds), Job).outerjoin(Job, running).order_by(Worker.name)
+    return [(worker, alive, job) for worker, alive, job in session.execute(query).all()]
+
+
+def is_busy(session: Session, name: str) -> bool:
+    """Return whether the worker runs a job."""
+    return bool(session.scalar(select(exists().where(Job.status == Status.RUNNING, Job.worker == name))))
 
 
 def is_alive(sweep_seconds: float) -> ColumnElement[bool]:

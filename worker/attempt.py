@@ -24,12 +24,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import workers
 from core.capability import CPU
 from core.errors import LeaseLostError, ProblemError
+from core.estimate import timings
+from core.estimate.speed import Speed
 from core.infra.storage import Storage
 from core.infra.tracing import TRACER
 from core.jobs import attempts, retention
 from core.jobs.attempts import Attempt, Fault
 from core.settings import Settings
-from core.states import OUT_OF_MEMORY, Reason
+from core.stages import Stage, stages_of
+from core.states import OUT_OF_MEMORY, Phase, Reason
 from core.tables import Json
 from seft.errors import SourceError
 from seft.models.hub_files import UNREACHABLE
@@ -38,7 +41,7 @@ from worker.child_files import RefusedFileError
 from worker.files import Files
 from worker.ledger import Ledger
 from worker.lifecycle import Lifecycle, State
-from worker.meter import ALL_STAGES, Stage, progress
+from worker.meter import progress
 from worker.phases import Phases
 from worker.process import Process
 from worker.protocol import (
@@ -124,7 +127,9 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            self.transfers.submit(self._fetch, self._start)
+            speeds = self.ledger.write(timings.load)
+            speed = speeds.get(self.attempt.capability.device_name, Speed())
+            self.transfers.submit(partial(self._fetch, speed), self._start)
             while not self.lifecycle.ended:
                 self._step()
         except AttemptError as error:
@@ -162,10 +167,10 @@ class Supervisor:
         with suppress(Empty):
             self.mailbox.get(timeout=TICK_SECONDS)()
 
-    def _fetch(self) -> GoneError | None:
+    def _fetch(self, speed: Speed) -> GoneError | None:
         """Download the files of the job. Called in the transfer thread."""
         try:
-            return self.files.fetch()
+            return self.files.fetch(speed)
         except SourceError as error:
             raise AttemptError(error.code, str(error), user_error=error.code != UNREACHABLE) from error
         except ProblemError as error:
@@ -236,8 +241,10 @@ class Supervisor:
     def _take_result(self, result: Finished) -> None:
         self.lifecycle.move(State.UPLOADING)
         self._end_process()
-        done = progress(ALL_STAGES, Stage.UPLOADING, 0.0)
-        self.ledger.add(Progressed(phase=Stage.UPLOADING.phase, progress=done, step=result.step))
+        done = progress(stages_of(self.attempt.spec), Stage.UPLOADING, 0.0)
+        self.ledger.add(
+            Progressed(phase=Phase.UPLOADING, progress=done, step=result.step, remaining=self.ledger.remaining)
+        )
         self.transfers.submit(self.files.upload_result, partial(self._publish, result))
 
     def _publish(self, result: Finished, files: list[Json]) -> None:

@@ -26,6 +26,7 @@ FREEING_SECONDS = 20.0
 DRIVER_BYTES = 256 << 20
 """Bytes of device memory that the driver may use for itself."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Device(NamedTuple):
@@ -87,7 +88,14 @@ def cpu() -> Device:
     """Return the CPU as a device. Its memory is that of the machine, or the limit of the container."""
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(CPU, platform.machine(), memory if limit == "max" else min(memory, int(limit)))
+    return Device(CPU, cpu_name(), memory if limit == "max" else min(memory, int(limit)))
+
+
+def cpu_name() -> str:
+    """Return the model of the CPU and the number of cores that this process may use, such as `AMD EPYC, 2 cores`."""
+    lines = (line.partition(":") for line in CPU_INFO.read_text().splitlines())
+    model = next((value.strip() for name, _, value in lines if name.strip() == "model name"), platform.machine())
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def main(name: str) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.access.encryption import Encryption
+from core.estimate.speed import Speed
 from core.infra.tracing import TRACER
 from core.jobs.attempts import Attempt
 from core.settings import Settings
@@ -64,10 +65,11 @@ class Files:
         names = [DATA, *([RETAIN_DATA] if self.attempt.retained else [])]
         return sum((self.folder / name).stat().st_size for name in names)
 
-    def fetch(self) -> GoneError | None:
+    def fetch(self, speed: Speed) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
 
-        If the state to resume from is missing or damaged, returns that error. Training then restarts without a state.
+        `speed` is that of the device. If the state to resume from is missing or damaged, returns that error. Training
+        then restarts without a state.
         """
         self.folder.mkdir(parents=True)
         for other in self.folder.parent.iterdir():
@@ -100,6 +102,7 @@ class Files:
             micro_batch=self.attempt.micro_batch,
             hub_cache_bytes=self.settings.hub_cache_bytes,
             downloaded=self._fetch_private_model(),
+            speed=speed,
         ).write(self.folder)
         if self.attempt.stop_step is not None:
             self.request_early_stop(self.attempt.stop_step)

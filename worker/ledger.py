@@ -38,6 +38,8 @@ class Ledger:
 
         Consecutive progress reports of a phase are replaced by the newest.
         """
+        self.remaining: float | None = None
+        """Seconds until the job ends, as the training process has last reported them. None if unknown."""
         self._metrics: dict[int, dict[str, float]] = {}
         self._scores: dict[str, float] = {}
         self.requests = PendingActions(pausing=False, stop_step=attempt.stop_step)
@@ -47,6 +49,7 @@ class Ledger:
         """Store a report in memory until the next flush."""
         match report:
             case Progressed():
+                self.remaining = report.remaining
                 last = self._events[-1] if self._events else None
                 if isinstance(last, Progressed) and last.phase == report.phase:
                     self._events.pop()
@@ -79,9 +82,7 @@ class Ledger:
             for event in events:
                 match event:
                     case Progressed():
-                        attempts.set_progress(
-                            session, self._attempt, phase=event.phase, progress=event.progress, step=event.step
-                        )
+                        attempts.set_progress(session, self._attempt, **event.model_dump(exclude={"type"}))
                     case TopologyEvolved():
                         attempts.record_evolution(session, self._attempt, event.model_dump(exclude={"type"}))
 

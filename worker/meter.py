@@ -1,30 +1,19 @@
-"""Compute the progress of a job from its stages and the relative time of each stage."""
+"""Compute the progress of a job and the seconds that remain, from its stages and their speed."""
 
-from collections.abc import Sequence
-from enum import StrEnum
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from core.estimate.dimensions import read_dimensions
+from core.estimate.speed import LONGEST_SECONDS, Speed
+from core.specs import JobSpec
+from core.stages import Stage, stages_of
 from core.states import Phase
-
-
-class Stage(StrEnum):
-    """A stage of a job. It is finer than the phases that the API shows."""
-
-    LOADING = "loading"
-    WRITING = "writing"
-    DENSE = "dense"
-    PRUNING = "pruning"
-    RECONSTRUCTING = "reconstructing"
-    PRUNED = "pruned"
-    TRAINING = "training"
-    REPAIRED = "repaired"
-    EXPORTING = "exporting"
-    UPLOADING = "uploading"
-
-    @property
-    def phase(self) -> Phase:
-        """The phase that the API reports for this stage."""
-        return Phase.EVALUATING if self in {Stage.DENSE, Stage.PRUNED, Stage.REPAIRED} else Phase(self)
-
+from seft.errors import SourceError
+from seft.models.shapes import shapes
+from seft.models.source import ModelSource
 
 WEIGHTS = {
     Stage.LOADING: 3,
@@ -38,24 +27,83 @@ WEIGHTS = {
     Stage.EXPORTING: 6,
     Stage.UPLOADING: 3,
 }
-"""Relative time of each stage, in percent of a typical job."""
-ALL_STAGES = tuple(Stage)
-"""All stages, in the order in which a job runs them."""
-
-
-def stages(*, writes: bool, prunes: bool, reconstructs: bool, repairs: bool) -> tuple[Stage, ...]:
-    """Return the stages that a job runs, in order.
-
-    `writes` is true if text is retained. `prunes` is false if the sparsity rises during the training.
-    """
-    skipped = set() if reconstructs else {Stage.RECONSTRUCTING}
-    skipped |= set() if writes else {Stage.WRITING}
-    skipped |= set() if prunes else {Stage.PRUNING, Stage.PRUNED}
-    skipped |= set() if repairs else {Stage.TRAINING, Stage.REPAIRED}
-    return tuple(stage for stage in Stage if stage not in skipped)
+"""Relative time of each stage, in percent of a typical job. The progress of a job follows from them."""
+RECENT = 32
+"""Number of reports, such as training steps, from which the speed of the current stage is computed."""
 
 
 def progress(stages: Sequence[Stage], stage: Stage, fraction: float) -> float:
     """Return the fraction (0 to 1) of the whole job that is done when `fraction` of `stage` is done."""
     before = sum(WEIGHTS[each] for each in stages[: stages.index(stage)])
     return (before + fraction * WEIGHTS[stage]) / sum(WEIGHTS[each] for each in stages)
+
+
+class Meter:
+    """Measures the progress of a job and the seconds until it ends, in the process that runs it.
+
+    The current stage goes on at its recent speed. Of the later stages, an evaluation takes as long as an earlier one
+    of this attempt. The others take as long as `expect` says.
+    """
+
+    def __init__(self, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
+        self._spec, self._stages, self._clock = spec, stages_of(spec), clock
+        self.last_step = math.inf
+        """Step after which the training ends early. Infinity if nobody asked for that."""
+        self._expected: dict[Stage, float] = {}
+        self._took: dict[Phase, float] = {}
+        """Seconds of the newest finished stage of each phase."""
+        self._stage: Stage | None = None
+        self._began = 0.0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """Time and fraction of the newest reports about the current stage that said more than the one before."""
+
+    def expect(self, speed: Speed, source: ModelSource) -> None:
+        """Compute from the speed of the device how long each stage will take.
+
+        It stays unknown if the files of the model do not tell its dimensions, or for phases of unknown speed.
+        """
+        with suppress(SourceError):
+            seconds, _ = speed.estimate(self._spec, read_dimensions(source, shapes(source)))
+            phases = [stage.phase for stage in self._stages]
+            known = [stage for stage in self._stages if stage.phase in seconds]
+            self._expected = {stage: seconds[stage.phase] / phases.count(stage.phase) for stage in known}
+
+    def report(self, stage: Stage, fraction: float) -> tuple[float, float | None]:
+        """Record that `fraction` of a stage is done.
+
+        Return the fraction of the whole job that is done, and the seconds until it ends, or None if they are unknown.
+        """
+        now = self._clock()
+        if stage is not self._stage:
+            if self._stage:
+                self._took[self._stage.phase] = now - self._began
+            self._stage, self._began = stage, now
+            self._recent.clear()
+        if not self._recent or fraction > self._recent[-1][1]:
+            self._recent.append((now, fraction))
+        later = self._stages[self._stages.index(stage) + 1 :]
+        seconds = [self._current(stage, now), *map(self._later, later)]
+        known = [each for each in seconds if each is not None]
+        is_known = len(known) == len(seconds) and sum(known) <= LONGEST_SECONDS
+        return progress(self._stages, stage, fraction), sum(known) if is_known else None
+
+    def _current(self, stage: Stage, now: float) -> float | None:
+        """Return the seconds until the current stage ends."""
+        (first, begin), (last, done) = self._recent[0], self._recent[-1]
+        left = max(0.0, self._end(stage) - done)
+        if done > begin:
+            whole: float | None = (last - first) / (done - begin)
+        else:
+            whole = self._expected.get(stage)
+        return None if whole is None else max(0.0, left * whole - (now - last))
+
+    def _later(self, stage: Stage) -> float | None:
+        """Return the seconds of a stage that has not begun."""
+        if stage.phase in self._took:
+            return self._took[stage.phase]
+        expected = self._expected.get(stage)
+        return None if expected is None else expected * self._end(stage)
+
+    def _end(self, stage: Stage) -> float:
+        """Return the fraction of a stage after which it ends."""
+        return min(1.0, self.last_step / self._spec.repair.steps) if stage is Stage.TRAINING else 1.0

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Facts
@@ -39,8 +40,8 @@ from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, opening_tokens, save_retained, split_retained
-from worker import disk_space, meter, usage
-from worker.meter import Stage
+from worker import disk_space, usage
+from worker.meter import Meter
 from worker.protocol import (
     DATA,
     ENOUGH,
@@ -93,12 +94,7 @@ class Pipeline:
         self.prune, self.repair = task.spec.prune_config(), task.spec.repair_config(task.micro_batch)
         self.evaluate = task.spec.evaluate_config()
         self.retained: Packed | None = None
-        self.stages = meter.stages(
-            writes=self.repair is not None and self.repair.retains,
-            prunes=not self.prune.gradual,
-            reconstructs=self.prune.reconstruct_epochs > 0,
-            repairs=self.repair is not None,
-        )
+        self.meter = Meter(task.spec)
         self.scores: dict[str, float] = {}
         self.step = task.resume or 0
         self.stage: Stage | None = None
@@ -115,6 +111,7 @@ class Pipeline:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
+        self.meter.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
             self._prune(loaded, text)
@@ -274,13 +271,18 @@ class Pipeline:
         self.send(Measured(step=self.step, values=metrics))
 
     @property
-    def _enough(self) -> bool:
-        """True if training must end early and has reached the requested step.
+    def _last_step(self) -> float:
+        """The step after which training must end early, or infinity.
 
         With the schedule `gradual` it takes at least one step, because weights become zero by what a step measures.
         """
         path, least = self.folder / ENOUGH, int(self.prune.gradual)
-        return path.exists() and self.step >= max(least, int(path.read_text()))
+        return max(least, int(path.read_text())) if path.exists() else math.inf
+
+    @property
+    def _enough(self) -> bool:
+        """True if training must end early and has reached the requested step."""
+        return self.step >= self._last_step
 
     @property
     def _all_stored(self) -> bool:
@@ -368,8 +370,9 @@ class Pipeline:
         if stage is not self.stage:
             self.stage = stage
             trim_memory()
-        progress = meter.progress(self.stages, stage, fraction)
-        self.send(Progressed(phase=stage.phase, progress=progress, step=self.step))
+        self.meter.last_step = self._last_step
+        progress, remaining = self.meter.report(stage, fraction)
+        self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))
 
 
 def trim_memory() -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.states import Phase
 from seft.storable import printable
@@ -59,6 +60,8 @@ class Task(_Part):
     a private model. The training process itself fetches any other before it starts to train."""
     retained_sha256: str | None = None
     """SHA-256 of the dataset to retain, or None if the job retains no dataset."""
+    speed: Speed = Speed()
+    """What is known about the speed of the device."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
@@ -71,12 +74,16 @@ class Task(_Part):
 
 
 class Progressed(_Part):
-    """Message: the phase, the fraction (0 to 1) of the whole job that is done, and the optimizer step."""
+    """Message: the phase, the fraction (0 to 1) of the whole job that is done, and the optimizer step.
+
+    `remaining` are the seconds until the job has ended, or None if they are unknown.
+    """
 
     type: Literal["progressed"] = "progressed"
     phase: Phase
     progress: float
     step: int
+    remaining: float | None = Field(default=None, ge=0, le=LONGEST_SECONDS, allow_inf_nan=False)
 
 
 class Reading(_Part):

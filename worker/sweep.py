@@ -15,6 +15,7 @@ from core.jobs import recovery, retention
 from core.settings import Settings
 from core.states import Reason
 from worker import cleanup, device
+from worker.calibration import Calibration
 
 BATCH = 16
 NOT_CONSUMING = 3
@@ -33,6 +34,8 @@ class Sweep(threading.Thread):
         super().__init__(name="sweep", daemon=True)
         self.worker, self.settings, self.app, self.sessions, self.storage = worker, settings, app, sessions, storage
         self.rounds_not_consuming = 0
+        self.calibration = Calibration(settings)
+        self.rounds, self.calibrated = 0, False
 
     def run(self) -> None:
         """Run the sweep in a loop that does not end."""
@@ -46,6 +49,7 @@ class Sweep(threading.Thread):
         """Run every step of the sweep. If a step fails, the others still run."""
         for step in (
             self.send_heartbeat,
+            self.calibrate,
             self.requeue_lost,
             self.resume_waiting_for_space,
             self.notify_waiting,
@@ -67,6 +71,25 @@ class Sweep(threading.Thread):
         if self.rounds_not_consuming > workers.MAX_MISSED_SWEEPS:
             log.error("worker.deaf")
             os._exit(NOT_CONSUMING)
+
+    def calibrate(self) -> None:
+        """Record the speed of the device once: that of another worker's equal device, or else a measurement.
+
+        The measurement starts while no job runs here. A worker that has just started may soon get a job, so it waits
+        for one sweep.
+        """
+        self.rounds += 1
+        if self.calibrated:
+            return
+        with self.sessions.begin() as session:
+            flops = workers.find_flops(session, device.find(self.settings.device).name)
+            idle = self.rounds > 1 and not workers.is_busy(session, self.worker)
+        if flops is None:
+            flops = self.calibration.poll(idle=idle)
+        if flops is not None:
+            with self.sessions.begin() as session:
+                workers.record_flops(session, self.worker, flops)
+            self.calibrated = True
 
     def requeue_lost(self) -> None:
         """Requeue running jobs whose lease has expired, because their workers are dead."""

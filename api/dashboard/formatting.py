@@ -66,6 +66,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}".replace(",", "\u202f")
 
 
+def listed(names: Sequence[str]) -> str:
+    """List names in a sentence: `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 def hosts(workers: Sequence[str]) -> str:
     """List the host names of these workers without duplicates."""
     return ", ".join(dict.fromkeys(name.partition(":")[0] for name in workers))
@@ -79,6 +84,12 @@ def short_name(model: str) -> str:
 def job_title(job: JobView) -> str:
     """Return the name of a job to show on pages: its `suffix` if it has one, else the name of its model."""
     return job.spec["suffix"] or short_name(job.spec["model"])
+
+
+def requested_steps(job: JobView) -> int:
+    """Return the number of training steps that the job's request asks for. It is 0 for a job that only prunes."""
+    repair = job.spec["repair"]
+    return int(repair["steps"]) if repair["method"] != "none" else 0
 
 
 def is_gradual(job: JobView) -> bool:

@@ -1,8 +1,8 @@
 """The form of a new job, generated from the request model: its fields, defaults, ranges and help texts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Any, Literal, get_args, get_origin
 
@@ -62,6 +62,29 @@ def form_fields(values: Mapping[str, str], model: type[BaseModel] = JobSpec, pre
             yield from form_fields(values, field.annotation, f"{path}.")
         else:
             yield _form_field(path, field, values.get(path))
+
+
+def field_of(param: str) -> str:
+    """Return the name of the field to which an error belongs. `metadata.team` belongs to `metadata`.
+
+    Returns `param` itself if no field fits.
+    """
+    names = (field.name for field in form_fields({}))
+    return next((name for name in names if param == name or param.startswith(f"{name}.")), param)
+
+
+def by_field(flaws: Iterable[Flaw]) -> dict[str, Flaw]:
+    """Return errors by the name of their field. A field has its first error only.
+
+    The help of the field is left out of the advice, because the form shows it too.
+    """
+    helps = {field.name: field.help for field in form_fields({})}
+    found: dict[str, Flaw] = {}
+    for flaw in flaws:
+        name = field_of(flaw.param)
+        advice = flaw.way_out.replace("`", "").replace(helps.get(name, ""), "")
+        found.setdefault(name, replace(flaw, way_out=" ".join(advice.split())))
+    return found
 
 
 def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:

@@ -1,18 +1,21 @@
-"""The phases of a job's newest attempt: which are done, which one is running, and how long each has taken."""
+"""The stages of a job in the order in which it runs them: which are done, which runs, and how long each has taken."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from api.dashboard import formatting
+from pydantic import ValidationError
+
 from api.schemas.jobs import JobView
 from api.schemas.reports import EventView
+from core.specs import JobSpec
+from core.stages import Stage, stages_of
 from core.states import Phase, Status
 
 
-class PhaseState(StrEnum):
-    """State of a phase. The value is its CSS class."""
+class StageState(StrEnum):
+    """State of a stage. The value is its CSS class."""
 
     DONE = "done"
     CURRENT = "current"
@@ -21,54 +24,76 @@ class PhaseState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseProgress:
-    """A phase, its state and its duration. If a phase ran several times, the durations are added up."""
+class StageProgress:
+    """A stage, its state and its duration."""
 
-    phase: Phase
-    state: PhaseState
+    name: str
+    """The phase that the API reports for this stage. For an evaluation, also the model that is evaluated."""
+    state: StageState
     seconds: float | None
-    """Total duration of the finished runs of this phase, in seconds."""
+    """Duration of the newest finished run of this stage, in seconds."""
     since: datetime | None
     """Start time of the run that has not finished, if any."""
 
 
-def phase_progress(job: JobView, phase_events: Sequence[EventView]) -> list[PhaseProgress]:
-    """Return all phases of the job, in the order in which a job runs them.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run of a stage. `end` is None if it has not ended, or if its attempt ended meanwhile."""
 
-    `phase_events` are the job's `phase.began` events, oldest first.
+    stage: Stage
+    start: datetime
+    end: datetime | None
+
+
+def stage_progress(job: JobView, phase_events: Sequence[EventView]) -> list[StageProgress]:
+    """Return all stages of the job, in the order in which it runs them.
+
+    `phase_events` are the job's `phase.began` events, oldest first. An attempt that resumes from a saved state does not
+    repeat the stages before it. They are done, and their durations are those of earlier attempts.
     """
-    events = [event for event in phase_events if event.attempt == job.attempt]
-    ends = [event.created_at for event in events[1:]] + [job.finished_at or job.updated_at]
-    seconds: dict[str, float] = {}
-    for event, end in zip(events, ends, strict=False):
-        if event is events[-1] and job.status is Status.RUNNING:
+    stages = _stages(job)
+    runs = list(_runs(job, stages, phase_events))
+    seconds = {run.stage: (run.end - run.start).total_seconds() for run in runs if run.end}
+    newest = runs[-1] if runs and phase_events[-1].attempt == job.attempt else None
+    place = len(stages) if job.status is Status.SUCCEEDED else stages.index(newest.stage) if newest else 0
+    shown = []
+    for number, stage in enumerate(stages):
+        name = f"{stage.phase} {stage}" if stage.phase is Phase.EVALUATING else str(stage.phase)
+        state = StageState.DONE if number < place else StageState.PENDING
+        if newest and number == place:
+            state = _state_of_newest(job)
+        since = newest.start if newest and state is StageState.CURRENT else None
+        ended = state in {StageState.DONE, StageState.FAILED}
+        shown.append(StageProgress(name, state, seconds.get(stage) if ended else None, since))
+    return shown
+
+
+def _stages(job: JobView) -> tuple[Stage, ...]:
+    try:
+        return stages_of(JobSpec.model_validate(job.spec))
+    except ValidationError:  # accepted by another version of the software
+        return tuple(Stage)
+
+
+def _runs(job: JobView, stages: Sequence[Stage], events: Sequence[EventView]) -> Iterator[_Run]:
+    """Yield the runs of stages that the events report. Within an attempt, each stage comes after the ones before it."""
+    place, attempt = 0, 0
+    for number, event in enumerate(events):
+        if event.attempt != attempt:
+            place, attempt = 0, event.attempt
+        following = events[number + 1] if number + 1 < len(events) else None
+        found = next((at for at in range(place, len(stages)) if stages[at].phase == event.data["phase"]), None)
+        if found is None:
             continue
-        name = event.data["phase"]
-        seconds[name] = seconds.get(name, 0.0) + (end - event.created_at).total_seconds()
-    last = events[-1] if events else None
-    return [_progress_of(job, phase, seconds.get(phase), last) for phase in Phase if _is_included(job, phase)]
+        place = found
+        end = following.created_at if following and following.attempt == attempt else None
+        if following is None and job.status.final:
+            end = job.finished_at
+        yield _Run(stages[place], event.created_at, end)
 
 
-def _is_included(job: JobView, phase: Phase) -> bool:
-    match phase:
-        case Phase.WRITING:
-            repair = job.spec["repair"]
-            return bool(repair["method"] != "none" and repair.get("retain", "none") != "none")
-        case Phase.PRUNING:
-            return not formatting.is_gradual(job)
-        case Phase.RECONSTRUCTING:
-            return bool(job.spec["prune"]["reconstruct_epochs"] > 0)
-        case Phase.TRAINING:
-            return bool(job.spec["repair"]["method"] != "none")
-        case _:
-            return True
-
-
-def _progress_of(job: JobView, phase: Phase, seconds: float | None, last: EventView | None) -> PhaseProgress:
-    is_last = last is not None and last.data["phase"] == phase
-    if job.status is Status.RUNNING and job.phase == phase:
-        return PhaseProgress(phase, PhaseState.CURRENT, seconds, last.created_at if last and is_last else None)
-    if job.status is Status.FAILED and is_last:
-        return PhaseProgress(phase, PhaseState.FAILED, seconds, None)
-    done = job.status is Status.SUCCEEDED or seconds is not None
-    return PhaseProgress(phase, PhaseState.DONE if done else PhaseState.PENDING, seconds, None)
+def _state_of_newest(job: JobView) -> StageState:
+    """Return the state of the stage that the newest attempt began last."""
+    if job.status is Status.RUNNING:
+        return StageState.CURRENT
+    return StageState.FAILED if job.status is Status.FAILED else StageState.PENDING

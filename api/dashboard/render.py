@@ -31,6 +31,7 @@ FILTERS = (
     "sentence",
     "job_title",
     "job_summary",
+    "requested_steps",
     "is_gradual",
     "score_names",
     "has_events",

@@ -13,10 +13,10 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/workers", operation_id="list_workers", responses=responses(Code.INVALID_REQUEST))
 def list_workers(services: CurrentServices, caller: Auth) -> WorkerList:
-    """List all workers that sent a heartbeat within the last day: host, device, versions, job, last heartbeat."""
+    """List all workers of the last day: host, device, versions, job, last heartbeat, and whether they are alive."""
     with services.sessions.begin() as session:
-        rows = workers.list_with_jobs(session)
-    return WorkerList(data=[WorkerView.of(worker, job, caller.tenant) for worker, job in rows])
+        rows = workers.list_with_jobs(session, services.settings.sweep_seconds)
+    return WorkerList(data=[WorkerView.of(*row, caller.tenant) for row in rows])
 
 
 @router.get(

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from core import ids
+from core.estimate.speed import Source
 from core.specs import JobSpec
 from core.states import Phase
 
@@ -58,7 +59,11 @@ class FitView(BaseModel):
         description="Changes to the job, at any depth (RFC 7396), that make it fit. `null` if no change helps."
     )
     seconds: float | None = Field(
-        description="Seconds that the job takes, judged by similar jobs on such a device. `null` if there were none."
+        description="Seconds from the claim of the job to its end on such a device. `null` if they are unknown."
+    )
+    seconds_from: Source | None = Field(
+        description="What `seconds` is based on: recent jobs on such devices (`earlier_jobs`), or also a short"
+        " measurement of the device (`calibration`), which can be wrong by a factor of two or more."
     )
 
 
@@ -94,6 +99,7 @@ class EstimateView(BaseModel):
                         "memory_bytes": 85899345920,
                         "change": {},
                         "seconds": 512.0,
+                        "seconds_from": "earlier_jobs",
                     }
                 ],
             }

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.estimates import EstimateView
 from api.schemas.shared import FILE_ID, JOB_ID, MODEL, TIME, Passthrough, example
+from core.jobs import forecast
 from core.specs import JobSpec, with_defaults
 from core.states import Phase, Status
 from core.tables import Job
@@ -41,6 +42,10 @@ class JobView(BaseModel):
     stopping: bool = Field(description="True if a stop was requested: training ends early and the result is published.")
     phase: Annotated[str | None, Passthrough(Phase | None)] = Field(description="Phase of the running attempt.")
     progress: float = Field(description="Fraction of the whole job that is done, 0 to 1.")
+    estimated_finish: datetime | None = Field(
+        description="Time at which the running job will end, computed from its measured speed. `null` if the job does"
+        " not run, if a pause was requested, or while nothing is known."
+    )
     step: int = Field(description="Number of optimizer steps done, out of `spec.repair.steps`.")
     attempt: int = Field(description="Number of the newest attempt. 0 before the first one.")
     scores: dict[str, float] = Field(
@@ -60,9 +65,8 @@ class JobView(BaseModel):
     def of(cls, job: Job, **computed: Any) -> Self:
         """Return the view of a row. `computed` are the values of fields that are not columns of the row."""
         names = set(JobView.model_fields)
-        return cls.model_validate(
-            {name: getattr(job, name) for name in names} | {"spec": with_defaults(job.spec)} | computed
-        )
+        derived = {"spec": with_defaults(job.spec), "estimated_finish": forecast.finish(job)}
+        return cls.model_validate({name: getattr(job, name) for name in names} | derived | computed)
 
 
 _JOB = {
@@ -73,6 +77,7 @@ _JOB = {
     "stopping": False,
     "phase": "training",
     "progress": 0.42,
+    "estimated_finish": "2026-09-27T13:47:02Z",
     "step": 180,
     "attempt": 1,
     "scores": {"dense": 20.63, "pruned": 51.2},

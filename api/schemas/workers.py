@@ -22,6 +22,9 @@ class WorkerView(BaseModel):
         description="Device temperature in degrees Celsius at the last heartbeat. `null` without NVML."
     )
     versions: dict[str, str]
+    alive: bool = Field(
+        description="False if the worker has sent no heartbeat for six sweeps. A job that it ran returns to the queue."
+    )
     busy: bool = Field(description="True if the worker runs a job.")
     job_id: str | None = Field(
         description="Id of the job that the worker runs. `null` if it runs none or the job is not yours."
@@ -31,10 +34,10 @@ class WorkerView(BaseModel):
     consumed_at: datetime = Field(description="Time when the worker last received a message from the broker.")
 
     @classmethod
-    def of(cls, worker: Worker, job: Job | None, tenant: str) -> Self:
+    def of(cls, worker: Worker, alive: bool, job: Job | None, tenant: str) -> Self:
         """Return the view of a row. The job is shown only to its own tenant."""
         job_id = job.id if job and job.tenant == tenant else None
-        computed = {"busy": job is not None, "job_id": job_id}
+        computed = {"alive": alive, "busy": job is not None, "job_id": job_id}
         names = cls.model_fields.keys() - computed
         return cls.model_validate({name: getattr(worker, name) for name in names} | computed)
 
@@ -54,6 +57,7 @@ class WorkerList(BaseModel):
                     "disk": 512110190592,
                     "temperature": 61,
                     "versions": {"seft": "0.1.0", "torch": "2.13.0"},
+                    "alive": True,
                     "busy": True,
                     "job_id": JOB_ID,
                     "started_at": TIME,

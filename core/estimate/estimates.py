@@ -3,6 +3,7 @@
 The weights of the model are not read.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from core import workers
 from core.estimate import fitting, timings
 from core.estimate.footprint import HALF, memory_by_phase
+from core.estimate.speed import Speed
 from core.settings import Settings
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
@@ -21,9 +23,9 @@ from seft.models.dimensions import Dimensions
 
 def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Settings) -> Json:
     """Estimate a job. Return the values of the fields of `api.schemas.estimates.EstimateView`."""
-    measured = timings.load(session)
+    speeds = timings.load(session)
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
-    living = [_on_worker(worker, model, spec, measured) for worker in session.scalars(query)]
+    living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
         "parameters": model.parameters,
@@ -50,9 +52,9 @@ def _tokens(spec: JobSpec) -> dict[str, int]:
     }
 
 
-def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, measured: timings.Timings) -> dict[str, Any]:
+def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, speeds: Mapping[str, Speed]) -> dict[str, Any]:
     fit = fitting.fit(model, spec, worker)
-    work = timings.count_work(spec, model.parameters, model.targets)
+    seconds, source = speeds.get(worker.device_name, Speed()).estimate_total(spec, model)
     return {
         "name": worker.name,
         "device": worker.device,
@@ -60,5 +62,6 @@ def _on_worker(worker: Worker, model: Dimensions, spec: JobSpec, measured: timin
         "fits": fit.fits,
         **asdict(fit),
         "change": {} if fit.fits else fitting.suggest_change(model, spec, worker),
-        "seconds": timings.estimate_seconds(measured, worker.device_name, work),
+        "seconds": seconds,
+        "seconds_from": source,
     }

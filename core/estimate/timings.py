@@ -1,43 +1,42 @@
-"""Estimate how long a job takes, from the time that recent jobs took per phase on the same kind of worker.
+"""Measure how long the phases of recent jobs took on each kind of device. Time in the queue is not included."""
 
-The unit of work is one weight times one token. Time in the queue is not included.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from statistics import median
-from typing import NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from core.spec_parts import RepairMethod
+from core.estimate.speed import Pace, Speed, Task, count_work
 from core.specs import JobSpec
 from core.states import PHASE_BEGAN, Phase, Status, Transition
-from core.tables import Job, JobEvent
+from core.tables import Job, JobEvent, Worker
 
 LATEST = 50
 """Number of recent jobs whose times are used."""
 CLAIMED, SUCCEEDED = f"job.{Transition.CLAIMED}", f"job.{Transition.SUCCEEDED}"
 
 
-class Task(NamedTuple):
-    """A phase, and the method that it uses. Methods differ in speed."""
+def load(session: Session) -> dict[str, Speed]:
+    """Return the speed of each kind of device, by its name.
 
-    phase: str
-    method: str = ""
-
-
-Timings = Mapping[tuple[str, Task], float]
-"""Type: kind of worker -> task -> seconds per unit of work."""
-
-
-def load(session: Session) -> Timings:
-    """Return the median timings of recent jobs.
-
-    Only jobs count that succeeded in one attempt and were not stopped early.
+    Only recent jobs count that succeeded in one attempt and were not stopped early.
     """
+    paces: dict[str, list[Pace]] = {}
+    for job, events in _recent_jobs(session):
+        for pace in _measure(job, events):
+            paces.setdefault(str(events[0].data.get("kind") or ""), []).append(pace)
+    query = select(Worker.device_name, func.max(Worker.flops)).group_by(Worker.device_name)
+    flops = {name: value for name, value in session.execute(query).all() if value is not None}
+    return {
+        name: Speed(paces=tuple(paces.get(name, ())), flops=flops.get(name))
+        for name in {*paces, *flops}
+        if name  # without a name, different devices would count as the same
+    }
+
+
+def _recent_jobs(session: Session) -> Iterator[tuple[Job, Sequence[JobEvent]]]:
+    """Yield recent jobs that count, each with the events that say when its phases began and when it ended."""
     complete = (Job.status == Status.SUCCEEDED, Job.attempt == 1, ~Job.stopping)
     jobs = session.scalars(select(Job).where(*complete).order_by(Job.id.desc()).limit(LATEST)).all()
     types = (CLAIMED, PHASE_BEGAN, SUCCEEDED)
@@ -45,54 +44,21 @@ def load(session: Session) -> Timings:
     events: dict[str, list[JobEvent]] = {}
     for event in session.scalars(query.order_by(JobEvent.id)):
         events.setdefault(event.job_id, []).append(event)
-    samples: dict[tuple[str, Task], list[float]] = {}
-    for job in jobs:
-        for key, pace in _measure(job, events[job.id]):
-            samples.setdefault(key, []).append(pace)
-    return {key: median(values) for key, values in samples.items()}
+    return ((job, events[job.id]) for job in jobs)
 
 
-def estimate_seconds(timings: Timings, kind: str, work: Mapping[Task, float]) -> float | None:
-    """Return the estimated seconds from the claim of a job to its end, on a worker of this kind.
-
-    Returns None if one of its tasks has never run on such a worker.
-    """
-    parts = [(timings.get((kind, task)), amount) for task, amount in work.items()]
-    return None if any(pace is None for pace, _ in parts) else sum(pace * amount for pace, amount in parts if pace)
-
-
-def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float]:
-    """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
-    prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
-    calibration = float(targets * prune.calibration.samples * prune.calibration.tokens)
-    work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
-    judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
-    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
-    if "pruned" in spec.scored:
-        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = calibration
-    if repair.retains:
-        work[Task(Phase.WRITING, repair.retain)] = float(parameters * spec.retained_tokens)
-    if prune.reconstruct_epochs:
-        work[Task(Phase.RECONSTRUCTING)] = calibration * prune.reconstruct_epochs
-    if repair.method is not RepairMethod.NONE:
-        distills = bool(repair.distill_weight or repair.hidden_weight)
-        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}"
-        work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
-    return work
-
-
-def _measure(job: Job, events: list[JobEvent]) -> Iterator[tuple[tuple[str, Task], float]]:
+def _measure(job: Job, events: Sequence[JobEvent]) -> Iterator[Pace]:
     """Yield the seconds per unit of work of each task that a job has run."""
     try:
         spec, measured = JobSpec.model_validate(job.spec), job.measured or {}
-        work = count_work(spec, measured["model"]["weights"], measured["linears"]["weights"])
+        parameters = measured["model"]["weights"]
+        work: Mapping[Task, float] = count_work(spec, parameters, measured["linears"]["weights"])
     except (ValidationError, KeyError):  # written by another version of the software
         return
-    kind = events[0].data.get("kind")
     durations: dict[str, float] = {}
     for event, following in pairwise(events):
         phase = event.data.get("phase", Phase.LOADING)
         durations[phase] = durations.get(phase, 0.0) + (following.created_at - event.created_at).total_seconds()
     for task, amount in work.items():
-        if kind and task.phase in durations:
-            yield (kind, task), durations[task.phase] / amount
+        if task.phase in durations:
+            yield Pace(task, parameters, durations[task.phase] / amount)

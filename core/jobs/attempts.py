@@ -101,7 +101,7 @@ def claim(
             attempt=job.attempt,
             data={"worker": worker, "kind": capability.device_name},
             worker=worker,
-            lease_expires_at=_lease(lease_seconds),
+            lease_expires_at=_after(lease_seconds),
         ):
             raise LeaseLostError(f"{job.id} changed while its row was locked")
         if spec := _parse_spec(session, job):
@@ -165,20 +165,23 @@ def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: flo
     readers of the job see no difference.
     """
     run_seconds = Job.run_seconds + ran
-    _write(session, attempt, lease_expires_at=_lease(lease_seconds), run_seconds=run_seconds, updated_at=Job.updated_at)
+    _write(session, attempt, lease_expires_at=_after(lease_seconds), run_seconds=run_seconds, updated_at=Job.updated_at)
     query = select(Job.pausing, Job.stopping, Job.stop_step, Job.step, Job.run_seconds).where(Job.id == attempt.job_id)
     pausing, stopping, stop_step, step, run = session.execute(query).one()
     return PendingActions(pausing, _stop_step(stopping, stop_step, step), run)
 
 
-def set_progress(session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int) -> None:
+def set_progress(
+    session: Session, attempt: Attempt, *, phase: Phase, progress: float, step: int, remaining: float | None = None
+) -> None:
     """Write the phase, the completed fraction of the whole job (0 to 1), and the optimizer step.
 
-    If the phase is new, also write the event `phase.began`.
+    `remaining` are the seconds until the job ends; None if unknown. If the phase is new, also write `phase.began`.
     """
     previous, seconds = _phase(session, attempt)
     phase_start = {"phase_at": func.now()} if phase != previous else {}
-    _write(session, attempt, phase=phase, progress=progress, step=step, **phase_start)
+    finish = None if remaining is None else _after(remaining)
+    _write(session, attempt, phase=phase, progress=progress, step=step, estimated_finish=finish, **phase_start)
     if phase_start:
         _count_phase(session, previous, seconds)
         record_event(session, attempt.job_id, attempt.number, PHASE_BEGAN, {"phase": phase})
@@ -313,15 +316,12 @@ def fail_out_of_memory(
     """
     error = {"fault": Fault.USER, "code": OUT_OF_MEMORY, "message": message}
     if micro_batch is not None and attempt.micro_batch is None:
-        _requeue(
-            session, attempt, Transition.RETRIED, {"error": error, "micro_batch": micro_batch}, micro_batch=micro_batch
-        )
+        data = {"error": error, "micro_batch": micro_batch}
+        _requeue(session, attempt, Transition.RETRIED, data, micro_batch=micro_batch)
     elif larger:
         needs = {"device": attempt.capability.device, "memory": attempt.capability.memory + 1}
-        data = {"error": error, "needs": needs}
-        _requeue(
-            session, attempt, Transition.RETRIED, data, needs=Job.needs.concat(needs), micro_batch=None, failures=0
-        )
+        values = {"needs": Job.needs.concat(needs), "micro_batch": None, "failures": 0}
+        _requeue(session, attempt, Transition.RETRIED, {"error": error, "needs": needs}, **values)
     else:
         return fail(
             session,
@@ -374,7 +374,7 @@ def _stop_step(stopping: bool, stop_step: int | None, step: int) -> int | None:
     return step if stop_step is None else stop_step
 
 
-def _lease(seconds: float) -> Any:
+def _after(seconds: float) -> Any:
     return func.now() + timedelta(seconds=seconds)
 
 

@@ -1,11 +1,12 @@
-"""Estimate when waiting jobs will start.
+"""Estimate when running jobs will end and when waiting jobs will start.
 
-The estimate assumes that running jobs keep their speed, and that a waiting job takes as long as recent jobs did on
-average.
+The worker of a running job reports when the job will end (`worker.meter`). A waiting job is assumed to take as long as
+recent jobs did on average.
 """
 
 import heapq
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -16,6 +17,18 @@ from core.tables import Job
 
 RECENT_JOBS = 50
 """Number of recent succeeded jobs, of all tenants, whose average duration is used."""
+
+
+def finish(job: Job) -> datetime | None:
+    """Return the time at which a running job will end. It is never in the past.
+
+    Returns None if the time is unknown, for example because the job takes longer than estimated. Also returns None if
+    the job does not run or if a pause was requested, because then it will not end at that time.
+    """
+    at = job.estimated_finish
+    if job.status != Status.RUNNING or job.pausing or at is None:
+        return None
+    return at if at > datetime.now(UTC) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +48,10 @@ class Forecast:
         recent = select(seconds).where(Job.status == Status.SUCCEEDED).order_by(Job.id.desc()).limit(RECENT_JOBS)
         mean = session.scalar(select(func.avg(recent.subquery().c.seconds)))
         duration = None if mean is None else float(mean)
-        elapsed = select(func.extract("epoch", func.now() - Job.started_at), Job.progress)
-        running = session.execute(elapsed.where(Job.status == Status.RUNNING)).all()
-        remaining = [float(spent) * (1 / progress - 1) if progress else duration for spent, progress in running]
+        spent = func.extract("epoch", func.now() - Job.started_at)
+        left = func.extract("epoch", Job.estimated_finish - func.now())
+        rows = session.execute(select(spent, Job.progress, left).where(Job.status == Status.RUNNING)).all()
+        remaining = [_seconds_left(float(spent), progress, left, duration) for spent, progress, left in rows]
         known = sorted(seconds for seconds in remaining if seconds is not None)
         idle = workers.count(session, sweep_seconds) - len(remaining)
         return cls((*[0.0] * idle, *known), duration)
@@ -56,3 +70,10 @@ class Forecast:
             if self.duration is not None:
                 heapq.heappush(free_in, soonest + self.duration)
         return free_in[0]
+
+
+def _seconds_left(spent: float, progress: float, left: float | None, duration: float | None) -> float | None:
+    """Return the seconds until a running job ends: those that its worker has reported, or else a guess."""
+    if left is not None:
+        return max(0.0, float(left))
+    return spent * (1 / progress - 1) if progress else duration

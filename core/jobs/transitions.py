@@ -98,7 +98,7 @@ def _implied_values(change: Transition, end: Status | None) -> dict[str, Any]:
     if change is Transition.CLAIMED:
         values |= {"attempt": Job.attempt + 1, "started_at": func.coalesce(Job.started_at, func.now())}
     else:
-        values |= {"lease_expires_at": None, "phase": None}
+        values |= {"lease_expires_at": None, "phase": None, "estimated_finish": None}
     if change in {Transition.LOST, Transition.RETRIED}:
         values["failures"] = Job.failures + 1
     if end is Status.QUEUED:

@@ -1,8 +1,10 @@
 """Shows the progress of a job: as a bar on a terminal, else as a line from time to time."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Protocol
 
 from rich.console import Console
@@ -13,14 +15,11 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from seft.client.responses import Job, Metric
 
 LINE_SECONDS = 15.0
-SPEED_SECONDS = 60.0
-"""Seconds of recent progress from which the remaining time is computed."""
 
 
 class Watchable(Protocol):
@@ -55,14 +54,32 @@ def _words(job: Job, values: dict[str, float]) -> str:
         words.append(f"loss {values['loss']:.3f}")
     if "tokens_per_second" in values:
         words.append(f"{values['tokens_per_second']:.0f} tokens/s")
+    if job["estimated_finish"] is not None:
+        words.append(f"{_left(job['estimated_finish'], job['updated_at'])} left")
     return "  ".join(words)
+
+
+def _left(finish: str, now: str) -> str:
+    """Return the time between two moments in words. Both are of the service's clock, which can differ from ours."""
+    minutes = math.ceil((datetime.fromisoformat(finish) - datetime.fromisoformat(now)).total_seconds() / 60)
+    hours, rest = divmod(minutes, 60)
+    if hours >= 48:
+        return f"about {hours // 24} d {hours % 24} h"
+    if hours:
+        return f"about {hours} h {rest:02d} min"
+    return f"about {minutes} min" if minutes > 1 else "about a minute"
 
 
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[Job, str], None]]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, *times, console=console, speed_estimate_period=SPEED_SECONDS) as progress:
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=1.0)
         yield lambda job, words: progress.update(task, completed=job["progress"], description=words, refresh=True)
 

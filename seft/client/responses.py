@@ -30,6 +30,7 @@ class Job(TypedDict):
     stopping: bool
     phase: str | None
     progress: float
+    estimated_finish: str | None
     step: int
     attempt: int
     scores: dict[str, float]
@@ -65,6 +66,7 @@ class Fit(TypedDict):
     memory_bytes: int
     change: Json | None
     seconds: float | None
+    seconds_from: str | None
 
 
 class Estimate(TypedDict):
@@ -95,6 +97,7 @@ class Worker(TypedDict):
     disk: int
     temperature: int | None
     versions: dict[str, str]
+    alive: bool
     busy: bool
     job_id: str | None
     started_at: str

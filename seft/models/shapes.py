@@ -29,17 +29,17 @@ READERS = 8
 def shapes(source: ModelSource) -> Shapes:
     """Return the shape of every tensor in the model's files.
 
-    Downloads only the headers of a hub model that is not cached, and stores nothing. Raises SourceError if the files
-    cannot be read, if their headers are malformed, or if the hub does not answer.
+    Downloads only the headers of a hub model that is not on this machine, and stores nothing. Raises SourceError if
+    the files cannot be read, if their headers are malformed, or if the hub does not answer.
     """
     try:
         match source.kind:
             case Kind.GGUF:
                 return read_shapes(_path(source))
-            case Kind.FOLDER:
-                return _folder_shapes(source.reference, _path(source))
-            case Kind.HUB:
+            case Kind.HUB if source.path is None:
                 return _hub_shapes(source)
+            case _:
+                return _folder_shapes(source.reference, _path(source))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"the weights of {source.reference!r} have no readable header: {error!r}. Save the model again."
         raise SourceError(REFUSED, message) from error

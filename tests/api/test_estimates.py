@@ -56,6 +56,24 @@ def test_an_estimate_counts_the_model_and_asks_every_worker_that_lives(
     assert (estimated(client)["fits"], estimated(client)["workers"]) == (None, [])
 
 
+def test_a_calibrated_worker_gives_a_time_before_any_job_has_run(
+    client: TestClient, sessions: sessionmaker[Session], worker: str
+) -> None:
+    def seconds_of(**spec: Any) -> tuple[Any, Any]:
+        (fit,) = estimated(client, **spec)["workers"]
+        return fit["seconds"], fit["seconds_from"]
+
+    assert seconds_of() == (None, None)
+    with sessions.begin() as session:
+        workers.record_flops(session, worker, 1e10)
+    short, source = seconds_of(repair={"steps": 100})
+    assert (short > 0, source) == (True, "calibration")
+    assert seconds_of(repair={"steps": 10_000})[0] > short
+    with sessions.begin() as session:
+        workers.record_flops(session, worker, 1e9)
+    assert seconds_of(repair={"steps": 100})[0] > short
+
+
 def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
     client: TestClient, sessions: sessionmaker[Session], worker: str
 ) -> None:

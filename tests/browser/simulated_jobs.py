@@ -53,8 +53,8 @@ class SimulatedJob:
         self._phase(Phase.TRAINING, 0.4, 0)
         self._event("state.saved", {"step": 0})
 
-    def train(self, first: int, last: int) -> None:
-        """Train the steps after `first` up to `last`, with metrics for each."""
+    def train(self, first: int, last: int, remaining: float | None = None) -> None:
+        """Train the steps after `first` up to `last`, with metrics for each. `remaining` seconds are left then."""
         rows = [(step, dict(self._measured(step))) for step in range(first + 1, last + 1)]
         with self.sessions.begin() as session:
             attempts.add_metrics(session, self.attempt, rows)
@@ -62,7 +62,9 @@ class SimulatedJob:
                 if "grown" in values:
                     attempts.record_evolution(session, self.attempt, self._evolved(step, values))
             progress = 0.4 + 0.5 * last / self.steps
-            attempts.set_progress(session, self.attempt, phase=Phase.TRAINING, progress=progress, step=last)
+            attempts.set_progress(
+                session, self.attempt, phase=Phase.TRAINING, progress=progress, step=last, remaining=remaining
+            )
 
     def finish(self, scores: Scores) -> None:
         """Evaluate and publish. The checkpoint's files exist, but all weights are zero."""

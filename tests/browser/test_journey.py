@@ -47,6 +47,7 @@ def upload_a_dataset(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Upload").click()
     expect(page.get_by_role("alert")).to_contain_text("2 of 3 lines are not valid records")
     assert page.evaluate("window.uploaded") == 1, "upload progress"
+    expect(page.locator("#file")).to_be_focused()
     expect(page.get_by_role("row", name="line 2")).to_contain_text("no json")
     expect(page.get_by_role("row", name="line 3")).to_contain_text("txet")
     page.set_input_files("#file", valid)
@@ -57,16 +58,67 @@ def create_a_job(page: Page) -> None:
     page.get_by_role("link", name="Start a job with it").click()
     expect(page.get_by_label("Dataset", exact=True)).to_contain_text("valid.jsonl")
     page.get_by_label("Model", exact=True).fill("tiny")
-    page.get_by_label("Sparsity", exact=True).fill("1.6")
+    sparsity = page.get_by_label("Sparsity", exact=True)
+    sparsity.fill("60")
+    expect(page.locator("#sparsity-error")).to_contain_text("Write 0.6 for 60 %.")
+    expect(page.locator(".estimate")).to_have_text("Correct sparsity to see what the job needs.")
+    expect(sparsity).to_have_attribute("aria-invalid", "true")
+    expect(sparsity).to_have_attribute("aria-describedby", "sparsity-help sparsity-error")
+    expect(sparsity).to_be_focused()
+    sparsity.fill("0.6")
+    expect(page.locator("#sparsity-error")).to_have_count(0)
+    expect(sparsity).not_to_have_attribute("aria-invalid", "true")
+    expect(sparsity).to_have_attribute("aria-describedby", "sparsity-help")
+    sparsity.fill("1.6")
     page.get_by_label("Suffix").fill("first")
     page.get_by_label("Steps").fill("120")
     page.get_by_label("Density").fill("0.005")  # so that events change what is trained
     page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("alert")).to_contain_text("The job was not created.")
     expect(page.locator("#sparsity-error")).to_contain_text("less than or equal to 0.99")
-    assert page.get_by_label("Sparsity", exact=True).get_attribute("aria-invalid") == "true"
-    page.get_by_label("Sparsity", exact=True).fill("0.6")
+    expect(sparsity).to_have_attribute("aria-invalid", "true")
+    expect(sparsity).to_be_focused()
+    sparsity.fill("0.6")
     expect(page.locator(".estimate")).to_contain_text("No worker is connected")
+    expect(page.locator("#sparsity-error")).to_have_count(0)
     page.get_by_role("button", name="Start the job").click()
+
+
+def test_an_error_of_a_sent_form_stays_until_its_field_changes_and_a_closed_part_opens_for_an_error(
+    user: User,
+) -> None:
+    page = user.go(f"/jobs/new?dataset={user.site.dataset}")
+    page.get_by_label("Model", exact=True).fill("tiny")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.locator("#sparsity")).to_be_focused()
+    expect(page.locator("#sparsity-error")).to_contain_text("Field required")
+    expect(page.locator(".estimate")).to_have_text("Fill in sparsity to see what the job needs.")
+    expect(page.locator("#sparsity-error")).to_contain_text("Field required")
+    page.get_by_label("Sparsity", exact=True).fill("0.6")
+    expect(page.locator("#sparsity-error")).to_have_count(0)
+    windows = page.locator("#evaluate\\.windows")
+    expect(windows).to_be_hidden()
+    windows.evaluate("input => { input.value = 'many'; input.dispatchEvent(new Event('input', {bubbles: true})) }")
+    expect(page.locator("#evaluate\\.windows-error")).to_be_visible()
+    expect(windows).to_have_attribute("aria-invalid", "true")
+
+
+def test_the_time_that_is_left_is_on_the_pages_of_a_running_job(user: User) -> None:
+    page, site = user.page, user.site
+    job_id = site.add_job(suffix="timed")
+    job = site.claim_job()
+    job.prune(Scores())
+    user.go(f"/jobs/{job_id}")
+    remaining = page.locator(".facts div", has_text="Remaining").locator("dd")
+    expect(remaining).to_have_text("\N{EN DASH}")
+    job.train(0, 10, remaining=42 * 60 - 20)
+    expect(remaining).to_have_text("about 42 min left")
+    for path in ("/jobs", "/"):
+        user.go(path)
+        expect(page.locator("time[data-left]")).to_have_text(re.compile("about 4[12] min left"))
+    job.finish(Scores())
+    user.go(f"/jobs/{job_id}")
+    expect(page.get_by_text("Remaining")).to_have_count(0)
 
 
 def test_from_a_dataset_to_a_checkpoint(user: User, tmp_path: Path) -> None:

@@ -46,12 +46,13 @@ def test_a_worker_is_listed_with_its_versions_and_its_job(
     host(sessions)
     job_id = make_job()
     with sessions.begin() as session:
-        ((worker, job),) = workers.list_with_jobs(session)
+        ((worker, alive, job),) = workers.list_with_jobs(session, 15)
         assert job is None
+        assert alive
         assert {"torch", "seft", "python"} <= set(worker.versions)
         attempts.claim(session, "w1", LEASE)
     with sessions.begin() as session:
-        ((_, job),) = workers.list_with_jobs(session)
+        ((_, _, job),) = workers.list_with_jobs(session, 15)
     assert job is not None
     assert job.id == job_id
 
@@ -90,10 +91,12 @@ def test_a_worker_without_sweeps_is_unhealthy_and_deleted_after_a_day(sessions: 
     here = host(sessions)
     execute(sessions, "UPDATE workers SET seen_at = now() - interval '1 h'")
     assert unhealthy(sessions, here, settings) == ["w1"]
+    with sessions.begin() as session:
+        assert [alive for _, alive, _ in workers.list_with_jobs(session, settings.sweep_seconds)] == [False]
     execute(sessions, "UPDATE workers SET seen_at = now() - interval '25 h'")
     with sessions.begin() as session:
         workers.record_heartbeat(session, "w2", GPU)
-        assert [worker.name for worker, _ in workers.list_with_jobs(session)] == ["w2"]
+        assert [worker.name for worker, _, _ in workers.list_with_jobs(session, 15)] == ["w2"]
 
 
 def test_a_stopped_worker_does_not_make_its_successor_unhealthy(sessions: Sessions, settings: Settings) -> None:

@@ -196,7 +196,7 @@ class StandIn:
             return
         signals: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4))
+        self.say(Progressed(phase=Phase.TRAINING, progress=0.5, step=4, remaining=3600))
         while not signals:
             time.sleep(0.02)
         self.save(5, pruned="p", run="r5")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.estimate.speed import Speed
 from core.specs import JobSpec
 from core.states import Phase
 from seft.checkpoint.facts import Record
@@ -94,6 +95,7 @@ class Run:
             checkpoint_seconds=1000,
             micro_batch=micro_batch,
             retained_sha256="1" * 64 if retained else None,
+            speed=Speed(flops=1e9),
         )
 
     def resume_from(self, other: "Run", step: int) -> "Run":
@@ -128,6 +130,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, t
 def test_a_run_reports_its_progress_and_its_measurements(uninterrupted: Run) -> None:
     progress = [message.progress for message in uninterrupted.of_type(Progressed)]
     assert progress == sorted(progress)
+    remaining = [message.remaining for message in uninterrupted.of_type(Progressed)]
+    assert remaining[:2] == [None, None], "while the model is loaded, nothing is known"
+    known = [left for left in remaining[2:] if left is not None]
+    assert len(known) == len(remaining) - 2
+    assert min(known) == known[-1] > 0, "the upload is left"
     assert [message.step for message in uninterrupted.of_type(Measured)] == list(range(1, 9))
     assert uninterrupted.of_type(Saved) == [Saved(step=0)], (
         "a further state is not saved until the first one is removed"

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from core.access import hub_tokens
 from core.access.encryption import Encryption
+from core.estimate.speed import Speed
 from core.states import Status
 from seft.models.source import fetch_into, find_on_hub
 from tests.hollow import write_hollow
@@ -53,7 +54,7 @@ def supervisor(backend: Backend) -> Supervisor:
 def test_the_model_is_in_the_jobs_folder_and_not_in_the_cache(backend: Backend, cache: Path) -> None:
     add_job(backend, "acme/private")
     files = Files(backend.claim(), backend.settings, Transfers(backend.storage, lambda _: None))
-    files.fetch()
+    files.fetch(Speed())
     folder = files.folder / MODELS / COMMIT
     assert Task.read(files.folder).downloaded == folder
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
@@ -63,7 +64,7 @@ def test_the_model_is_in_the_jobs_folder_and_not_in_the_cache(backend: Backend, 
 def test_the_training_process_downloads_a_model_that_needs_no_token(backend: Backend) -> None:
     add_job(backend, "acme/open")
     files = Files(backend.claim(), backend.settings, Transfers(backend.storage, lambda _: None))
-    files.fetch()
+    files.fetch(Speed())
     assert Task.read(files.folder).downloaded is None
     assert not (files.folder / MODELS).exists()
 

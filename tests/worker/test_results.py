@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from core.estimate.speed import Speed
 from core.infra.storage import Storage
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
@@ -38,7 +39,7 @@ def run(backend: Backend, attempt: Attempt) -> tuple[Path, Finished]:
     """Run the pipeline of an attempt; return the folder of its checkpoint and its final message."""
     transfers = Transfers(Storage(backend.settings), lambda _: None)
     files, messages = Files(attempt, backend.settings, transfers), list[Message]()
-    files.fetch()
+    files.fetch(Speed())
     Pipeline(files.folder, Task.read(files.folder), messages.append, lambda: False).run()
     transfers.close(lambda: None, 10)
     assert isinstance(messages[-1], Finished)

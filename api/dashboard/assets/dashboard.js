@@ -26,14 +26,26 @@
     return `${Math.floor(seconds / length)} ${unit} ago`;
   };
 
+  const formatLeft = (seconds) => {
+    if (seconds <= 60) return "about a minute left";
+    const minutes = Math.ceil(seconds / 60);
+    return `about ${minutes < 60 ? `${minutes} min` : formatDuration(600 * Math.ceil(minutes / 10))} left`;
+  };
+
+  const formatTime = (time, now) => {
+    const at = new Date(time.dateTime);
+    if ("left" in time.dataset) return formatLeft((at - now) / 1000);
+    const seconds = Math.max(0, (now - at) / 1000);
+    if ("since" in time.dataset) return formatDuration(seconds);
+    return seconds < 7 * 86400 ? formatAgo(seconds) : at.toLocaleDateString();
+  };
+
   const updateTimes = () => {
     const now = Date.now();
-    for (const time of document.querySelectorAll("time[data-ago], time[data-since]")) {
-      const at = new Date(time.dateTime);
-      const seconds = Math.max(0, (now - at) / 1000);
-      const text = "since" in time.dataset ? formatDuration(seconds) : seconds < 7 * 86400 ? formatAgo(seconds) : at.toLocaleDateString();
+    for (const time of document.querySelectorAll("time[data-ago], time[data-since], time[data-left]")) {
+      const text = formatTime(time, now);
       if (time.textContent !== text) time.textContent = text;
-      if (!time.title) time.title = at.toLocaleString();
+      if (!time.title) time.title = new Date(time.dateTime).toLocaleString();
     }
   };
 
@@ -135,6 +147,13 @@
     bar.value = event.detail.loaded / event.detail.total;
   });
 
+  const focusFirstError = () => {
+    (document.querySelector('main [aria-invalid="true"]') ?? document.querySelector("#form-error"))?.focus();
+  };
+  document.addEventListener("htmx:afterSwap", (event) => {
+    if (event.target.id === "main") focusFirstError();
+  });
+
   // On a small screen the navigation is a menu; on a large screen it is always open.
   const narrow = matchMedia("(max-width: 860px)");
   const toggleNavigation = () => { for (const menu of document.querySelectorAll("[data-nav-menu]")) menu.open = !narrow.matches; };
@@ -143,7 +162,7 @@
   document.addEventListener("DOMContentLoaded", () => {
     toggleNavigation();
     updateTimes();
-    document.querySelector("#form-error")?.focus();
+    focusFirstError();
     setInterval(updateTimes, 1000);
     setInterval(poll, 500);
   });

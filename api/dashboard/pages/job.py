@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from api.dashboard import layers
 from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
-from api.dashboard.phases import phase_progress
+from api.dashboard.phases import stage_progress
 from api.dashboard.render import go, page
 from api.dashboard.snippets import request_snippets
 from api.dashboard.visitors import Signed, Submitted
@@ -53,7 +53,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         "job.html",
         job=job,
         datasets=datasets,
-        phases=phase_progress(job, began),
+        stages=stage_progress(job, began),
         events=[event_line(event) for event in latest],
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,

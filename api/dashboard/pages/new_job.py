@@ -59,24 +59,38 @@ def create(request: Request, services: CurrentServices, visitor: Signed, form: S
 
 @router.post("/jobs/estimate")
 def estimate(request: Request, services: CurrentServices, visitor: Signed, form: Submitted) -> Response:
-    """Show what the job in the form would need, or which fields are invalid.
+    """Show what the job in the form would need, or the errors of the fields that have a value.
 
-    Returns a part of the page, not a whole page.
+    Returns a part of the page, not a whole page. The script of the page moves each error to its field.
     """
-    body, _ = forms.request_body(forms.submitted_values(form))
+    body, flaws = forms.request_body(values := forms.submitted_values(form))
+    result, missing = None, ""
     if not body.get("model"):
-        return page(request, visitor, "estimate.html", missing="Enter a model to see what the job needs.")
+        missing = "Enter a model to see what the job needs."
     try:
-        result = usecases.estimate(services, visitor.caller, EstimateSpec.model_validate(body))
+        spec = EstimateSpec.model_validate(body)
+        result = None if missing or flaws else usecases.estimate(services, visitor.caller, spec)
     except ValidationError as error:
-        flaw = flaws_of_model(EstimateSpec, error)[0]
-        return page(request, visitor, "estimate.html", missing=f"{flaw.param}: {flaw.rule}")
+        flaws += flaws_of_model(EstimateSpec, error)
     except ProblemError as error:
-        return page(request, visitor, "estimate.html", missing=error.message)
-    fitting = [fit for fit in result.workers if fit.fits]
-    best = min(fitting, key=lambda fit: (fit.seconds is None, fit.seconds or 0.0, fit.name), default=None)
-    change = formatting.flatten(next((fit.change for fit in result.workers if fit.change), {}))
-    return page(request, visitor, "estimate.html", missing="", estimate=result, best=best, change=change)
+        flaws, missing = list(error.flaws), error.message
+    by_field = forms.by_field(flaws)
+    wrong = {name: flaw for name, flaw in by_field.items() if values.get(name)}
+    if wrong:
+        missing = f"Correct {formatting.listed(list(wrong))} to see what the job needs."
+    elif by_field and not missing:
+        missing = f"Fill in {formatting.listed(list(by_field))} to see what the job needs."
+    fitting = [fit for fit in result.workers if fit.fits] if result else []
+    return page(
+        request,
+        visitor,
+        "estimate.html",
+        missing=missing,
+        flaws=wrong,
+        estimate=result,
+        best=min(fitting, key=lambda fit: (fit.seconds is None, fit.seconds or 0.0, fit.name), default=None),
+        change=formatting.flatten(next((fit.change for fit in result.workers if fit.change), {})) if result else {},
+    )
 
 
 def _create_job(services: Services, visitor: Visitor, spec: JobSpec, nonce: str, action: str) -> Response:
@@ -103,7 +117,6 @@ def _page(
     with services.sessions.begin() as session:
         rows, _ = datasets.page(session, visitor.caller.tenant, limit=DATASET_CHOICES)
     fields = list(forms.form_fields(values))
-    names = {field.name for field in fields}
     return page(
         request,
         visitor,
@@ -117,8 +130,7 @@ def _page(
         models=suggested_models(services, visitor.caller.tenant),
         clone=clone,
         nonce=secrets.token_urlsafe(12),
-        flaws_by_field={flaw.param: flaw for flaw in flaws},
-        other_flaws=[flaw for flaw in flaws if flaw.param not in names],
-        flaws=flaws,
+        flaws=forms.by_field(flaws),
+        names={field.name for field in fields},
         message=message,
     )

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from api.dashboard.formatting import IN_TURN
-from api.dashboard.pages.workers import list_with_state
+from api.dashboard.pages.workers import list_workers
 from api.dashboard.render import page
 from api.dashboard.visitors import Signed
 from api.deps import CurrentServices, Services
@@ -35,7 +35,7 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
         queued = [detail(services, session, row) for row in jobs.first_in_queue(session, tenant, limit=SHOWN)]
         failed = _newest(services, session, tenant, Status.FAILED, since=datetime.now(UTC) - FAILED_WITHIN)
         counts = jobs.counts(session, tenant)
-        worker_states = list_with_state(services, session, tenant)
+        worker_views = list_workers(services, session, tenant)
         forecast = Forecast.now(session, services.settings.sweep_seconds)
         stored = fairness.stored_bytes(session, tenant)
     waiting = queued + paused
@@ -51,7 +51,7 @@ def overview(request: Request, services: CurrentServices, visitor: Signed) -> Re
         succeeded=succeeded,
         failed=failed,
         counts=counts,
-        workers=worker_states,
+        workers=worker_views,
         count_limit=jobs.MAX_POSITION,
     )
 

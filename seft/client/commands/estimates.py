@@ -10,6 +10,11 @@ from seft.client.responses import Estimate, Fit
 from seft.client.shell import AsJson, Model, Set, assigned, connected, show_rows
 
 GIGABYTE = 1e9
+BASES = {
+    "earlier_jobs": "from earlier jobs",
+    "calibration": "roughly, from a short calibration of the device",
+}
+"""What an estimated time is based on, in words."""
 
 
 def estimate(
@@ -46,7 +51,7 @@ def _why(worker: Fit) -> str:
     needs = f"{worker['phase']} needs {_bytes(worker['needed_bytes'])} of {_bytes(worker['memory_bytes'])}"
     words = [f"{worker['device']} {worker['device_name']}".strip(), needs]
     if worker["seconds"] is not None:
-        words.append(f"about {worker['seconds']:,.0f} s")
+        words.append(f"about {worker['seconds']:,.0f} s, {BASES[str(worker['seconds_from'])]}")
     if not worker["fits"]:
         change = worker["change"]
         words.append("no change makes it fit" if change is None else f"fits with {_settings(change)}")

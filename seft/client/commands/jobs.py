@@ -85,7 +85,7 @@ def list_jobs(
     pairs = dict(split(pair, "--metadata", "team=x") for pair in metadata or [])
     with connected(as_json) as service:
         jobs = service.jobs(status=status, model=model, metadata=pairs)
-        head = ("job", "status", "phase", "progress", "model", "sparsity", "created")
+        head = ("job", "name", "status", "phase", "progress", "model", "sparsity", "created")
         show_rows(jobs, as_json, head, (_row(job) for job in jobs))
 
 
@@ -205,8 +205,14 @@ def _follow(service: Any, job_id: str, as_json: bool) -> None:
 
 def _row(job: Job) -> list[str]:
     spec, progress = job["spec"], f"{job['progress']:.0%}"
-    words = [job["id"], job["status"], job["phase"] or "", progress, spec["model"], str(spec["sparsity"])]
+    words = [job["id"], _name(job), job["status"], job["phase"] or "", progress, spec["model"], str(spec["sparsity"])]
     return [*words, job["created_at"][:16]]
+
+
+def _name(job: Job) -> str:
+    """Return the name of a job, as the dashboard shows it: its suffix, or else the name of its model."""
+    model: str = job["spec"]["model"]
+    return job["spec"]["suffix"] or model.rstrip("/").rpartition("/")[2] or model
 
 
 def _line(event: Event) -> str:
@@ -218,13 +224,16 @@ def _line(event: Event) -> str:
 def _differences(jobs: list[Job]) -> Iterator[tuple[str, list[Any]]]:
     """Yield one row per value to compare between jobs.
 
-    The rows are the status, each field in which the specs differ, the scores and the sparsity.
+    The rows are the status, the steps done, each field in which the specs differ, the scores and the sparsity. The
+    requested steps are also a row if a job has done fewer, for example because it was stopped.
     """
     yield "status", [job["status"] for job in jobs]
+    done = [job["step"] for job in jobs]
+    yield "steps done", done
     specs = [_flat(job["spec"]) for job in jobs]
     for name in sorted(set().union(*specs)):
         values = [spec.get(name) for spec in specs]
-        if any(value != values[0] for value in values):
+        if any(value != values[0] for value in values) or (name == "repair.steps" and values != done):
             yield name, values
     for name in ("dense", "pruned", "repaired"):
         yield f"perplexity {name}", [job["scores"].get(name) for job in jobs]

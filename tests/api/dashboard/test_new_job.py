@@ -176,18 +176,48 @@ def test_estimate_shows_what_the_job_needs_or_what_the_form_lacks(
         return " ".join(visible(response.text).split())
 
     assert estimate(model="") == "Enter a model to see what the job needs."
-    assert estimate(sparsity="7").startswith("sparsity: ")
-    assert "nowhere" in estimate(model="nowhere", dataset="")
+    assert estimate(sparsity="", dataset="") == "Fill in sparsity to see what the job needs."
     assert "No worker is connected" in estimate()
     large = {"micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
     with sessions.begin() as session:
         workers.record_heartbeat(session, "gpu-1:7:x", Capability(CPU, "x86_64", 4 << 30, 1 << 40))
     (fit,) = client.post("/jobs/estimate", json={"model": "tiny", "sparsity": 0.6}).json()["workers"]
     assert estimate().startswith(f"Fits on gpu-1 , {size(fit['needed_bytes'])} of 4.3 GB, peak in {fit['phase']}")
+    with sessions.begin() as session:
+        workers.record_flops(session, "gpu-1:7:x", 1e12)
+    assert re.search(r"Fits on gpu-1 , about .* time from a short calibration of the device", estimate())
     text = estimate(**{f"repair.{name}": str(value) for name, value in large.items()})
     assert text.startswith("Fits on no worker : training needs")
     assert "It fits with repair.batch_tokens = " in text
     assert client.get("/jobs").json()["data"] == []
+
+
+LIVE = {
+    "percentage": ({"sparsity": "60"}, "sparsity", "Write 0.6 for 60 %."),
+    "word": ({"repair.steps": "many"}, "repair.steps", "is 'many'"),
+    "model": ({"model": "nowhere"}, "model", "nowhere"),
+    "pair": ({"metadata": "no pair"}, "metadata", "Write it as team=search"),
+    "entry": ({"metadata": f"team={'x' * 600}"}, "metadata", "at most 512"),
+}
+
+
+@pytest.mark.parametrize(("change", "field", "words"), LIVE.values(), ids=LIVE)
+def test_while_the_form_is_filled_in_each_error_comes_for_its_field(
+    browser: Browser, filled: Json, change: Json, field: str, words: str
+) -> None:
+    part = browser.post(f"{ROOT}/jobs/estimate", data={**filled, **change}).text
+    errors = part[part.index("<template data-flaws>") : part.index("</template>")]
+    assert re.findall(r'id="([\w.]+)-error"', errors) == [field]
+    assert words in visible(errors)
+    assert f"Correct {field} to see what the job needs." in visible(part)
+    sent = browser.post(f"{ROOT}/jobs", data={**filled, **change}).text
+    assert f'id="{field}-error"' in sent
+    assert words in visible(sent)
+
+
+def test_fields_that_are_still_empty_are_not_wrong_yet(browser: Browser, filled: Json) -> None:
+    part = browser.post(f"{ROOT}/jobs/estimate", data={**filled, "sparsity": "", "dataset": ""}).text
+    assert "<template data-flaws></template>" in part
 
 
 def test_clone_copies_all_settings_except_the_changed_ones(browser: Browser, client: TestClient, body: Json) -> None:

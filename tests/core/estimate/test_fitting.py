@@ -9,7 +9,7 @@ from core import ids
 from core.capability import CPU, LARGEST, Capability
 from core.estimate import fitting
 from core.estimate.footprint import memory_by_phase
-from core.estimate.timings import count_work
+from core.estimate.speed import count_work
 from core.jobs.overrides import apply_overrides
 from core.specs import JobSpec
 from core.states import Phase

@@ -1,16 +1,26 @@
-"""Time estimates from the durations of earlier jobs."""
+"""Time estimates from the durations of earlier jobs, or from the speed of the device."""
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from core import workers
 from core.capability import UNLIMITED, Capability
-from core.estimate import timings
+from core.estimate import calibration, timings
+from core.estimate.dimensions import Dimensions, Matrix
+from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
 from core.specs import JobSpec
 from core.states import Phase
 from tests.core.conftest import GPU, MakeJob, Sessions
 
 MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
+MODEL = Dimensions("Tiny", 2048, 1000, 200, 10, 20, 10, 10, blocks=((Matrix(20, 20), Matrix(20, 20)),))
+"""A model with 1000 weights, 800 of them in layers that are pruned."""
+LARGE = Dimensions("Large", 2048, 10**9, 10**8, 1000, 20000, 1000, 1000, blocks=((Matrix(1000, 1000),) * 8,) * 100)
+FLOPS = 1e12
 PHASES = [
     Phase.EVALUATING,
     Phase.WRITING,
@@ -42,33 +52,112 @@ def run(sessions: Sessions, has: Capability) -> None:
         )
 
 
-def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_worker(
+def changed(spec: JobSpec, part: str, **values: Any) -> JobSpec:
+    fields = spec.model_dump(mode="json")
+    return JobSpec.model_validate({**fields, part: {**fields[part], **values}})
+
+
+def total(speed: Speed, spec: JobSpec, model: Dimensions) -> tuple[int, Source | None]:
+    """Return the rounded seconds of a job, and what they are based on."""
+    seconds, source = speed.estimate_total(spec, model)
+    assert seconds is not None
+    return round(seconds), source
+
+
+def test_the_estimate_scales_the_time_of_earlier_jobs_on_the_same_kind_of_device(
     sessions: Sessions, spec: JobSpec, make_job: MakeJob
 ) -> None:
     make_job()
     run(sessions, GPU)
     with sessions.begin() as session:
-        measured = timings.load(session)
-    same = timings.count_work(spec, 1000, 800)
-    assert timings.estimate_seconds(measured, GPU.device_name, same) == pytest.approx(80)
-    longer = spec.model_copy(update={"repair": spec.repair.model_copy(update={"steps": 3 * spec.repair.steps})})
-    work = timings.count_work(longer, 1000, 800)
-    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(80 + 20)
-    work = timings.count_work(spec, 2000, 1600)
-    assert timings.estimate_seconds(measured, GPU.device_name, work) == pytest.approx(160)
-    assert timings.estimate_seconds(measured, "another kind", same) is None
-    other = spec.model_copy(update={"repair": spec.repair.model_copy(update={"method": "spp"})})
-    work = timings.count_work(other, 1000, 800)
-    assert timings.estimate_seconds(measured, GPU.device_name, work) is None
+        speeds = timings.load(session)
+    assert set(speeds) == {GPU.device_name}
+    speed = speeds[GPU.device_name]
+    assert total(speed, spec, MODEL) == (80, Source.EARLIER_JOBS)
+    longer = changed(spec, "repair", steps=3 * spec.repair.steps)
+    assert total(speed, longer, MODEL)[0] == 80 + 20
+    double = replace(MODEL, parameters=2000, blocks=2 * MODEL.blocks)
+    assert total(speed, spec, double)[0] == 160
+    other = changed(spec, "repair", method="spp", density="auto")
+    assert speed.estimate_total(other, MODEL) == (None, None)
+    seconds, source = speed.estimate(other, MODEL)
+    assert (Phase.TRAINING in seconds, len(seconds), source) == (False, 6, Source.EARLIER_JOBS)
+
+
+def test_jobs_of_a_much_smaller_model_tell_nothing(sessions: Sessions, spec: JobSpec, make_job: MakeJob) -> None:
+    make_job()
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        speed = timings.load(session)[GPU.device_name]
+    assert speed.estimate_total(spec, replace(MODEL, parameters=4000))[0] is not None
+    assert speed.estimate(spec, replace(MODEL, parameters=4001)) == ({}, None)
+
+
+def test_a_calibration_fills_in_what_no_earlier_job_tells(sessions: Sessions, spec: JobSpec, make_job: MakeJob) -> None:
+    make_job()
+    run(sessions, GPU)
+    with sessions.begin() as session:
+        workers.record_heartbeat(session, "w1", GPU)
+        workers.record_heartbeat(session, "w2", replace(GPU, device_name="unmeasured"))
+        workers.record_flops(session, "w1", FLOPS)
+        assert workers.find_flops(session, GPU.device_name) == FLOPS
+        assert workers.find_flops(session, "unmeasured") is None
+        speeds = timings.load(session)
+    assert set(speeds) == {GPU.device_name}
+    speed = speeds[GPU.device_name]
+    assert total(speed, spec, MODEL) == (80, Source.EARLIER_JOBS)
+    other = changed(spec, "repair", method="spp", density="auto")
+    training = calibration.estimate_seconds(other, MODEL, FLOPS)[Phase.TRAINING]
+    seconds, source = speed.estimate_total(other, MODEL)
+    assert seconds == pytest.approx(70 + training)
+    assert source is Source.CALIBRATION
+    assert Speed().estimate_total(spec, MODEL) == (None, None)
+
+
+CHANGES: dict[str, tuple[str, dict[str, Any], Phase]] = {
+    "steps": ("repair", {"steps": 999_999}, Phase.TRAINING),
+    "distilled": ("repair", {"distill_weight": 0.5}, Phase.TRAINING),
+    "calibration": ("prune", {"calibration": {"samples": 1000}}, Phase.PRUNING),
+    "epochs": ("prune", {"reconstruct_epochs": 9}, Phase.RECONSTRUCTING),
+    "windows": ("evaluate", {"windows": 1000}, Phase.EVALUATING),
+    "retained": ("repair", {"retain_tokens": 1 << 21}, Phase.WRITING),
+}
+
+
+@pytest.mark.parametrize(("part", "values", "phase"), CHANGES.values(), ids=CHANGES)
+def test_by_calibration_a_phase_with_more_work_takes_longer(
+    spec: JobSpec, part: str, values: dict[str, Any], phase: Phase
+) -> None:
+    usual = calibration.estimate_seconds(changed(spec, "prune", reconstruct_epochs=1), LARGE, FLOPS)
+    more = calibration.estimate_seconds(
+        changed(changed(spec, "prune", reconstruct_epochs=1), part, **values), LARGE, FLOPS
+    )
+    assert more[phase] > 1.1 * usual[phase]
+
+
+def test_by_calibration_a_device_of_half_the_speed_needs_twice_the_time_to_compute(spec: JobSpec) -> None:
+    fast, slow = (calibration.estimate_seconds(spec, LARGE, flops) for flops in (FLOPS, FLOPS / 2))
+    assert set(fast) == {Phase(task.phase) for task in count_work(spec, 1, 1)}
+    for phase, seconds in fast.items():
+        computes = phase not in calibration.FIXED_SECONDS
+        assert slow[phase] == pytest.approx(2 * seconds if computes else seconds), phase
+
+
+def test_by_calibration_pruning_without_text_or_products_takes_no_time(spec: JobSpec) -> None:
+    magnitude, wanda, admm, alps = (
+        calibration.estimate_seconds(changed(spec, "prune", method=method), LARGE, FLOPS)[Phase.PRUNING]
+        for method in ("magnitude", "wanda", "admm", "alps")
+    )
+    assert 0 == magnitude < wanda < admm < alps
 
 
 def test_a_gradual_job_has_no_work_of_pruning_and_two_evaluations(spec: JobSpec) -> None:
     gradual = JobSpec.model_validate(
         {**spec.model_dump(), "prune": {"schedule": "gradual"}, "repair": {"density": "all"}}
     )
-    before, after = (timings.count_work(each, 1000, 800) for each in (spec, gradual))
+    before, after = (count_work(each, 1000, 800) for each in (spec, gradual))
     assert {task.phase for task in before} - {task.phase for task in after} == {Phase.PRUNING}
-    evaluating = timings.Task(Phase.EVALUATING)
+    evaluating = Task(Phase.EVALUATING)
     assert after[evaluating] == pytest.approx(before[evaluating] * 2 / 3)
     assert not {task for task in before if task.phase is Phase.TRAINING} & set(after), "methods differ in speed"
 

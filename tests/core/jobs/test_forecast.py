@@ -1,10 +1,13 @@
-"""When waiting jobs are expected to start."""
+"""When running jobs are expected to end, and waiting jobs to start."""
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from core import workers
+from core.jobs import attempts, forecast
 from core.jobs.forecast import Forecast
+from core.states import Phase
+from core.tables import Job
 from tests.core.conftest import GPU, MakeJob, Sessions
 from tests.core.jobs.test_attempts import claimed
 
@@ -40,6 +43,34 @@ def test_running_jobs_keep_their_speed_and_waiting_ones_last_the_recent_mean(
             session.execute(change, {"id": job, "status": status, "progress": progress, "spent": spent})
         for name in ("one", "two", "three"):
             workers.record_heartbeat(session, name, GPU)
-        forecast = Forecast.now(session, 15)
-    assert forecast.free_in == pytest.approx((0.0, 80.0, 300.0))
-    assert forecast.duration == pytest.approx(80.0)
+        now = Forecast.now(session, 15)
+    assert now.free_in == pytest.approx((0.0, 80.0, 300.0))
+    assert now.duration == pytest.approx(80.0)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET estimated_finish = now() + interval '7 s' WHERE progress = 0.25"))
+        assert Forecast.now(session, 15).free_in == pytest.approx((0.0, 7.0, 80.0))
+
+
+def test_only_a_running_job_has_a_finish_and_it_is_never_in_the_past(sessions: Sessions, make_job: MakeJob) -> None:
+    def finish(change: str) -> float | None:
+        with sessions.begin() as session:
+            session.execute(text(f"UPDATE jobs SET {change}"))
+            job = session.get_one(Job, job_id)
+            at = forecast.finish(job)
+            now = session.scalars(select(func.now())).one()
+            return None if at is None else (at - now).total_seconds()
+
+    job_id = make_job()
+    attempt = claimed(sessions)
+    assert finish("priority = 0") is None, "nothing is known yet"
+    with sessions.begin() as session:
+        attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=3, remaining=3600)
+    assert 0 < (finish("priority = 0") or 0) <= 3600
+    assert finish("pausing = true") is None
+    assert finish("pausing = false, estimated_finish = now() - interval '1 s'") is None
+    with sessions.begin() as session:
+        attempts.set_progress(session, attempt, phase=Phase.TRAINING, progress=0.5, step=3, remaining=3600)
+        attempts.release(session, attempt)
+    assert finish("priority = 0") is None
+    claimed(sessions)
+    assert finish("priority = 0") is None, "a new attempt does not take over the estimate of the last one"

@@ -153,8 +153,13 @@ def test_a_job_is_created_changed_listed_compared_and_cloned(shell: Shell, data:
     listed = [row["id"] for row in shell.json("jobs", "list")]
     assert listed == [other["id"], job["id"]]
     assert other["id"] in shell.run("jobs", "list", "--status", "queued").stdout
+    named = shell.json("jobs", "clone", job["id"], "--set", "suffix=mild")
+    lines = [line.split()[:2] for line in shell.run("jobs", "list").stdout.splitlines()]
+    assert lines == [["job", "name"], [named["id"], "mild"], [other["id"], "tiny"], [job["id"], "tiny"]]
+    shell.json("jobs", "cancel", named["id"])
     compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", *listed)}
     assert compared["repair.steps"] == [8, 7]
+    assert compared["steps done"] == [0, 0]
     assert compared["status"] == ["queued", "cancelled"]
     assert "model" not in compared
     result = shell.run("jobs", "resume", job["id"], "--json")
@@ -229,6 +234,7 @@ def test_a_job_is_watched_logged_and_downloaded(shell: Shell, data: Path, tmp_pa
     assert [line.split()[1] for line in shell.run("jobs", "logs", job_id).stdout.splitlines()] == types
     compared = {row["field"]: row["values"] for row in shell.json("jobs", "compare", job_id, job_id)}
     assert compared["perplexity pruned"] == [9.5, 9.5]
+    assert (compared["steps done"], compared["repair.steps"]) == ([9, 9], [8192, 8192]), "fewer than requested"
     assert compared["measured model.zeros"] == [5, 5]
     (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
     assert Path(path).read_bytes() == CONTENT
@@ -249,7 +255,11 @@ def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fi
     assert listed["fits_on"] == ["w1"]
     (worker,) = shell.json("workers")
     assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
-    assert shell.run("workers").stdout.splitlines()[1].split()[:5] == ["w1", "cpu", "x86_64", "4.3", "GB"]
+    assert shell.run("workers").stdout.splitlines()[1].split()[:6] == ["w1", "idle", "cpu", "x86_64", "4.3", "GB"]
+    with shell.service.sessions.begin() as session:
+        workers.record_flops(session, "w1", 1e10)
+    (line,) = (line for line in shell.run("estimate", *words).stdout.splitlines() if line.startswith("w1"))
+    assert re.search(r"about [\d,]+ s, roughly, from a short calibration of the device", line)
     for model_words in (["models"], ["models", "tiny"]):
         (row,) = shell.run(*model_words).stdout.splitlines()[1:]
         assert f"{listed['parameters']:,}" in row
@@ -302,6 +312,27 @@ def test_a_webhook_is_created_tested_and_deleted(shell: Shell) -> None:
     assert hook["id"] in shell.run("webhooks", "list").stdout
     assert shell.json("webhooks", "delete", hook["id"])["id"] == hook["id"]
     assert hook["id"] not in shell.run("webhooks", "list").stdout
+
+
+def test_workers_that_do_not_respond_are_left_out_or_marked(shell: Shell) -> None:
+    with shell.service.sessions.begin() as session:
+        for name in ("dead", "living"):
+            workers.record_heartbeat(session, name, Capability(CPU, "x86_64", 4 << 30, 1 << 40))
+        session.execute(text("UPDATE workers SET seen_at = now() - interval '1 h' WHERE name = 'dead'"))
+    listed = shell.run("workers")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["worker", "living"]
+    assert listed.stderr == "1 not responding; --all lists them too.\n"
+    assert [worker["name"] for worker in shell.json("workers")] == ["living"]
+    every = shell.run("workers", "--all")
+    assert [" ".join(line.split()[:3]) for line in every.stdout.splitlines()[1:]] == [
+        "dead not responding",
+        "living idle cpu",
+    ]
+    assert every.stderr == ""
+    assert [(worker["name"], worker["alive"]) for worker in shell.json("workers", "--all")] == [
+        ("dead", False),
+        ("living", True),
+    ]
 
 
 def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:

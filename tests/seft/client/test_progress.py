@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 
+import pytest
 from rich.console import Console
 
 from seft.client.progress import follow
@@ -16,6 +17,7 @@ JOB: Job = {
     "stopping": False,
     "phase": "training",
     "progress": 0.5,
+    "estimated_finish": None,
     "step": 3,
     "attempt": 1,
     "scores": {},
@@ -25,7 +27,7 @@ JOB: Job = {
     "created_at": "",
     "started_at": None,
     "finished_at": None,
-    "updated_at": "",
+    "updated_at": "2026-01-01T12:00:00+00:00",
 }
 
 
@@ -62,11 +64,26 @@ def output_of(console: Console, *jobs: Job) -> str:
     return console.file.getvalue()
 
 
-def test_a_terminal_shows_phase_step_loss_speed_and_time_left() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=140)
-    shown = output_of(console, JOB, {**JOB, "status": "succeeded", "progress": 1.0})
-    for word in ("training", "step 3/24", "loss 3.500", "201 tokens/s", "50%", "left"):
+@pytest.mark.parametrize(
+    ("finish", "left"),
+    [
+        ("2026-01-01T12:00:20+00:00", "about a minute left"),
+        ("2026-01-01T12:11:30Z", "about 12 min left"),
+        ("2026-01-01T15:01:00+00:00", "about 3 h 01 min left"),
+        ("2026-01-04T15:01:00+00:00", "about 3 d 3 h left"),
+    ],
+)
+def test_a_terminal_shows_phase_step_loss_speed_and_time_left(finish: str, left: str) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    timed: Job = {**JOB, "estimated_finish": finish}
+    shown = output_of(console, timed, {**JOB, "status": "succeeded", "progress": 1.0})
+    for word in ("training", "step 3/24", "loss 3.500", "201 tokens/s", "50%", left):
         assert word in shown
+
+
+def test_no_time_is_shown_while_it_is_unknown() -> None:
+    console = Console(file=io.StringIO(), width=140)
+    assert "left" not in output_of(console, JOB, {**JOB, "status": "succeeded", "progress": 1.0})
 
 
 def test_without_a_terminal_each_phase_is_one_line() -> None:

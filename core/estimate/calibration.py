@@ -1,0 +1,77 @@
+"""Convert the floating-point operations of a job into seconds, for a device on which no similar job has run yet.
+
+A worker measures how many operations per second its device reaches when it multiplies matrices (`worker.calibration`).
+The phases of a job reach a fraction of that, `EFFICIENCY`. docs/log.md has the measurement behind the constants.
+"""
+
+from core.estimate.dimensions import Dimensions
+from core.spec_parts import RepairMethod
+from core.specs import JobSpec
+from core.states import Phase
+from seft.config import Allocation, PruneMethod, Retain
+
+EFFICIENCY = 0.7
+"""Operations per second of a job, as a fraction of those of a product of large matrices in float32. Measured on a CPU.
+"""
+FORWARD, BACKWARD = 2, 4
+"""Operations per weight and token of a forward pass, and of the backward pass after it."""
+WRITTEN = 4
+"""Forward passes that take as long as writing one token and recording its prediction."""
+PRODUCTS = {PruneMethod.SPARSEGPT: 5, PruneMethod.ALPS: 60, PruneMethod.ADMM: 23}
+"""Products of a weight matrix with its Hessian that a method computes. Methods that are not here compute none."""
+FIXED_SECONDS = {Phase.LOADING: 8.0, Phase.EXPORTING: 8.0, Phase.UPLOADING: 1.0}
+"""Seconds that a phase takes for the smallest model. Processes start, and libraries are imported."""
+WEIGHTS_PER_SECOND = 5e7
+"""Weights that are read, written or uploaded per second."""
+
+
+def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float) -> dict[Phase, float]:
+    """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s."""
+    seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
+    return seconds | {phase: number / (EFFICIENCY * flops) for phase, number in count_operations(spec, model).items()}
+
+
+def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
+    """Return the number of floating-point operations of each phase that computes."""
+    evaluate, repair = spec.evaluate, spec.repair
+    judged = evaluate.windows * _forward(model, evaluate.tokens, evaluate.tokens)
+    retained = _forward(model, spec.retained_tokens, repair.sequence_tokens)
+    operations = {Phase.EVALUATING: len(spec.scored) * (judged + retained / 8)}
+    if "pruned" in spec.scored:
+        operations[Phase.PRUNING] = _pruning(spec, model)
+    if repair.retains:
+        operations[Phase.WRITING] = retained * (WRITTEN if repair.retain is Retain.WRITTEN else 1)
+    if epochs := spec.prune.reconstruct_epochs:
+        operations[Phase.RECONSTRUCTING] = epochs * (FORWARD + BACKWARD) * _calibration_tokens(spec) * model.targets
+    if repair.method is not RepairMethod.NONE:
+        trained = _forward(model, repair.steps * repair.batch_tokens, repair.sequence_tokens)
+        distills = bool(repair.distill_weight or repair.hidden_weight)
+        operations[Phase.TRAINING] = trained * (1 + BACKWARD / FORWARD + distills)
+    return operations
+
+
+def _forward(model: Dimensions, tokens: float, length: int) -> float:
+    """Return the operations of a forward pass over `tokens` tokens in windows of `length`.
+
+    In the attention, a token reads half of its window on average.
+    """
+    active = model.parameters - model.targets + model.active_targets
+    return FORWARD * tokens * (active + len(model.blocks) * model.attention * length)
+
+
+def _calibration_tokens(spec: JobSpec) -> int:
+    return spec.prune.calibration.samples * spec.prune.calibration.tokens
+
+
+def _pruning(spec: JobSpec, model: Dimensions) -> float:
+    """Return the operations of pruning: the runs of the blocks, the Hessians, and the products with them."""
+    prune, tokens = spec.prune, _calibration_tokens(spec)
+    if prune.method is PruneMethod.MAGNITUDE and spec.allocation is not Allocation.OWL:
+        tokens = 0
+    passes = 3 if spec.allocation is Allocation.OWL else 2
+    operations = passes * FORWARD * model.active_targets * tokens
+    if products := PRODUCTS.get(prune.method):
+        matrices = [matrix for block in model.blocks for matrix in block]
+        operations += sum(2 * each.use * each.count * each.cols**2 * tokens for each in matrices)
+        operations += sum(2 * each.total * each.cols * products for each in matrices)
+    return operations

@@ -1,0 +1,107 @@
+"""How fast a kind of device runs the phases of a job. Recent jobs on such devices tell it, or else a calibration.
+
+The unit of work is one weight times one token. This module does not use the database.
+"""
+
+from enum import StrEnum
+from statistics import median
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from core.estimate import calibration
+from core.estimate.dimensions import Dimensions
+from core.spec_parts import RepairMethod
+from core.specs import JobSpec
+from core.states import Phase
+
+LONGEST_SECONDS = 1e9
+"""Longest remaining time of a job that is reported, about 32 years. Postgres cannot store times that are too late."""
+SIMILAR = 4
+"""Largest ratio between the numbers of weights of two models whose times per weight are compared.
+
+In a job of a much smaller model, the start of processes takes most of the time.
+"""
+
+
+class Source(StrEnum):
+    """What an estimate of the time is based on. It is `calibration` if any phase of the job is."""
+
+    EARLIER_JOBS = "earlier_jobs"
+    CALIBRATION = "calibration"
+
+
+class Task(NamedTuple):
+    """A phase, and the method that it uses. Methods differ in speed."""
+
+    phase: str
+    method: str = ""
+
+
+class Pace(NamedTuple):
+    """Seconds per unit of work that a task of an earlier job took. The model of that job had `parameters` weights."""
+
+    task: Task
+    parameters: int
+    seconds: float
+
+
+class Speed(BaseModel):
+    """What is known about the speed of one kind of device."""
+
+    model_config = ConfigDict(frozen=True)
+
+    paces: tuple[Pace, ...] = ()
+    """The paces of recent jobs."""
+    flops: float | None = None
+    """Operations per second that a worker measured for products of matrices. None if none has measured them."""
+
+    def estimate(self, spec: JobSpec, model: Dimensions) -> tuple[dict[Phase, float], Source | None]:
+        """Return the seconds of each phase of the job that can be estimated, and what they are based on.
+
+        For each task, recent jobs of models of similar size count. If there are none, the calibration counts.
+        """
+        calibrated = {} if self.flops is None else calibration.estimate_seconds(spec, model, self.flops)
+        seconds: dict[Phase, float] = {}
+        source = None
+        for task, amount in count_work(spec, model.parameters, model.targets).items():
+            phase = Phase(task.phase)
+            if paces := self._paces(task, model.parameters):
+                seconds[phase], source = amount * median(paces), source or Source.EARLIER_JOBS
+            elif phase in calibrated:
+                seconds[phase], source = calibrated[phase], Source.CALIBRATION
+        return seconds, source
+
+    def estimate_total(self, spec: JobSpec, model: Dimensions) -> tuple[float | None, Source | None]:
+        """Return the seconds from the claim of a job to its end, and what they are based on.
+
+        Both are None if the seconds of a phase are not known.
+        """
+        seconds, source = self.estimate(spec, model)
+        complete = len(seconds) == len(count_work(spec, model.parameters, model.targets))
+        return (sum(seconds.values()), source) if complete else (None, None)
+
+    def _paces(self, task: Task, parameters: int) -> list[float]:
+        similar = (parameters / SIMILAR, parameters * SIMILAR)
+        paces = (pace for pace in self.paces if pace.task == task)
+        return [pace.seconds for pace in paces if similar[0] <= pace.parameters <= similar[1]]
+
+
+def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float]:
+    """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
+    prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
+    text = float(targets * prune.calibration.samples * prune.calibration.tokens)
+    work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
+    judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
+    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
+    if "pruned" in spec.scored:
+        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = text
+    if repair.retains:
+        work[Task(Phase.WRITING, repair.retain)] = float(parameters * spec.retained_tokens)
+    if prune.reconstruct_epochs:
+        work[Task(Phase.RECONSTRUCTING)] = text * prune.reconstruct_epochs
+    if repair.method is not RepairMethod.NONE:
+        distills = bool(repair.distill_weight or repair.hidden_weight)
+        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}"
+        work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
+    return work

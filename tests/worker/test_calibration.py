@@ -1,0 +1,145 @@
+"""The speed of a worker's device: measured once while the worker is idle, and known to its training processes."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import text
+
+from core import workers
+from core.capability import CPU
+from core.infra import queue
+from core.jobs import forecast
+from core.tables import Worker
+from tests.core.conftest import GPU
+from tests.waiting import wait_for
+from tests.worker.conftest import Backend, supervisor
+from worker import device
+from worker.calibration import SHAPES, Calibration, measure
+from worker.protocol import Task
+from worker.sweep import Sweep
+
+FLOPS = 3e10
+NewSweep = Callable[[str], Sweep]
+
+
+@pytest.fixture
+def local(backend: Backend) -> Backend:
+    """A backend whose workers run on the CPU."""
+    settings = backend.settings.model_copy(update={"device": CPU, "threads": 1})
+    return Backend(settings, backend.sessions, backend.storage)
+
+
+@pytest.fixture
+def new_sweep(local: Backend) -> NewSweep:
+    """Return a function that creates the sweep of a worker of this name."""
+
+    def make(name: str) -> Sweep:
+        app = queue.make_app(local.settings)
+        sweep = Sweep(name, local.settings, app, local.sessions, local.storage)
+        sweep.send_heartbeat()
+        return sweep
+
+    return make
+
+
+def flops_of(backend: Backend, name: str) -> float | None:
+    with backend.sessions.begin() as session:
+        return session.get_one(Worker, name).flops
+
+
+class Measured(Calibration):
+    """A calibration whose result is known at once. It counts the measurements."""
+
+    started = 0
+
+    def _start(self) -> None:
+        self.started += 1
+        self._process = subprocess.Popen([sys.executable, "-c", f"print({FLOPS})"], stdout=subprocess.PIPE)
+        self._process.wait()
+
+
+def test_a_process_measures_the_products_of_matrices(local: Backend) -> None:
+    calibration = Calibration(local.settings)
+    assert calibration.poll(idle=False) is None
+    found: list[float] = []
+
+    def is_known() -> bool:
+        result = calibration.poll(idle=True)
+        found.extend([] if result is None else [result])
+        return bool(found)
+
+    wait_for(is_known)
+    assert found[0] > 1e7
+    assert calibration.poll(idle=True) is None, "it is reported once"
+
+
+def test_the_speed_is_that_of_the_fastest_run() -> None:
+    import torch
+
+    shape = SHAPES[0]
+    speed = measure(torch, torch.device(CPU), *shape)
+    assert 1e7 < speed < 1e15
+
+
+def test_a_failed_measurement_is_not_repeated(local: Backend) -> None:
+    calibration = Calibration(local.settings.model_copy(update={"device": "no such device"}))
+    assert calibration.poll(idle=True) is None
+    process = calibration._process
+    assert process is not None
+    assert process.wait() != 0
+    assert calibration.poll(idle=True) is None
+    assert calibration.poll(idle=True) is None
+    assert calibration._process is process
+
+
+def test_an_idle_worker_measures_and_a_second_one_on_an_equal_device_does_not(
+    local: Backend, new_sweep: NewSweep
+) -> None:
+    first, second = new_sweep("first"), new_sweep("second")
+    first.calibration, second.calibration = Measured(local.settings), Measured(local.settings)
+    first.calibrate()
+    assert first.calibration.started == 0, "it may soon get a job"
+    first.calibrate()
+    assert first.calibration.started == 1
+    first.calibrate()
+    assert flops_of(local, "first") == FLOPS
+    second.calibrate()
+    assert (flops_of(local, "second"), second.calibration.started) == (FLOPS, 0)
+    with local.sessions.begin() as session:
+        session.execute(text("UPDATE workers SET device_name = 'another device'"))
+        assert workers.find_flops(session, device.find(CPU).name) is None
+
+
+def test_a_worker_does_not_measure_while_it_runs_a_job(local: Backend, new_sweep: NewSweep, job_id: str) -> None:
+    sweep = new_sweep("worker-1")
+    sweep.calibration = calibration = Measured(local.settings)
+    local.claim()
+    for _ in range(3):
+        sweep.calibrate()
+    assert (calibration.started, flops_of(local, "worker-1")) == (0, None)
+
+
+def test_a_training_process_gets_the_speed_of_its_device_and_its_remaining_time_is_in_the_job(
+    backend: Backend, job_id: str
+) -> None:
+    with backend.sessions.begin() as session:
+        workers.record_heartbeat(session, "worker-1", GPU)
+        workers.record_flops(session, "worker-1", FLOPS)
+    attempt = supervisor(backend, "save_when_asked")
+    attempt.attempt = replace(attempt.attempt, capability=GPU)
+    thread = threading.Thread(target=attempt.run)
+    thread.start()
+    wait_for(lambda: backend.job(job_id).step == 4)
+    finish = forecast.finish(backend.job(job_id))
+    speed = Task.read(attempt.files.folder).speed
+    attempt.draining.set()
+    thread.join()
+    assert finish is not None
+    assert timedelta() < finish - datetime.now(UTC) <= timedelta(hours=1)
+    assert speed.flops == FLOPS
+    assert backend.job(job_id).estimated_finish is None, "the job waits again"

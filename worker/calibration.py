@@ -1,0 +1,84 @@
+"""Measure how fast the device of this worker multiplies matrices. `core.estimate.calibration` converts it to seconds.
+
+A worker does not load torch. `python -m worker.calibration DEVICE THREADS PARENT` starts the process that measures.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import structlog
+
+from core.settings import Settings
+from seft.parent_process import end_with_parent
+from worker import environment
+
+SHAPES = ((512, 576, 1536), (1024, 1024, 4096), (2048, 4096, 4096))
+"""Sizes (tokens, inputs, outputs) of the products that are measured. Their median counts."""
+SECONDS = 0.3
+"""Seconds for which each product is repeated. The fastest run counts, because others were interrupted."""
+
+log = structlog.get_logger(__name__)
+
+
+class Calibration:
+    """Measures the device once, in a process of its own. The caller does not wait for it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def poll(self, *, idle: bool) -> float | None:
+        """Return the operations per second, or None before they are known. Starts the process if the device is idle."""
+        if self._process is None:
+            if idle:
+                self._start()
+            return None
+        if self._ended or self._process.poll() is None:
+            return None
+        self._ended = True
+        output, _ = self._process.communicate()
+        if self._process.returncode:
+            log.warning("calibration.failed", status=self._process.returncode)
+            return None
+        return float(output)
+
+    def _start(self) -> None:
+        name, threads = self._settings.device, self._settings.threads
+        command = [sys.executable, "-m", "worker.calibration", name, str(threads), str(os.getpid())]
+        variables = environment.of_child(os.environ, self._settings.scratch)
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, env=variables)
+
+
+def main(name: str, threads: int, parent: int) -> None:
+    """Print the median operations per second of products of matrices in float32, the type in which models train."""
+    end_with_parent(parent)
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    speeds = [measure(torch, torch.device(name), *shape) for shape in SHAPES]
+    sys.stdout.write(str(median(speeds)))
+
+
+def measure(torch: Any, device: Any, tokens: int, inputs: int, outputs: int) -> float:
+    """Return the operations per second of the fastest product of a matrix of inputs with a weight matrix."""
+    left, right = torch.randn(tokens, inputs, device=device), torch.randn(inputs, outputs, device=device)
+    best, end = float("inf"), time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * tokens * inputs * outputs / best
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
