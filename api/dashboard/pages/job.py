@@ -3,7 +3,7 @@
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.dashboard import layers
@@ -15,6 +15,7 @@ from api.dashboard.snippets import request_snippets
 from api.dashboard.visitors import Signed, Submitted
 from api.deps import CurrentServices
 from api.etags import tagged
+from api.query import require_known_parameters
 from api.schemas.reports import EventView
 from api.schemas.shared import LARGEST_STEP
 from api.usecases import jobs as usecases
@@ -31,6 +32,8 @@ RUNS = 60
 PHASES = 200
 
 JobId = Annotated[str, Path()]
+KNOWN = [Depends(require_known_parameters)]
+"""Dependency of the routes that programs can call. Pages ignore unknown parameters, because links can have any."""
 Step = Annotated[int, Query(ge=-1, le=LARGEST_STEP)]
 
 router = APIRouter(prefix="/jobs/{job_id}")
@@ -65,7 +68,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
     )
 
 
-@router.get("/series")
+@router.get("/series", dependencies=KNOWN)
 def series(
     request: Request,
     services: CurrentServices,
@@ -94,7 +97,7 @@ def series(
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 
-@router.get("/topology")
+@router.get("/topology", dependencies=KNOWN)
 def topology(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, of: str = "") -> Response:
     """Return the topology updates of a job. `of` names the count to return per layer, such as `grown`."""
     with services.sessions.begin() as session:

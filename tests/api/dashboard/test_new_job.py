@@ -145,6 +145,16 @@ def test_error_is_shown_at_its_field_and_all_values_are_kept(
     assert client.get("/jobs").json()["data"] == []
 
 
+def test_unknown_field_of_the_form_is_refused_as_the_api_refuses_it(
+    browser: Browser, client: TestClient, filled: Json
+) -> None:
+    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.step": "5"})
+    assert response.status_code == 422
+    text = " ".join(visible(response.text).split())
+    assert "repair.step : There is no such field; it is '5'. Did you mean 'repair.steps'?" in text
+    assert client.get("/jobs").json()["data"] == []
+
+
 def test_form_shows_the_same_errors_as_the_api(browser: Browser, client: TestClient, filled: Json, body: Json) -> None:
     report = client.post("/jobs", json={**body, "repair": {"batch_tokens": 1000, "sequence_tokens": 512}}).json()
     response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.batch_tokens": "1000"})
