@@ -36,7 +36,11 @@ def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient,
     assert int(answer.headers["retry-after"]) > 0
     assert (job["status"], job["progress"], job["queue_position"]) == ("queued", 0.0, 1)
     assert job["spec"] == JobSpec.model_validate(body).model_dump(mode="json")
-    assert client.get(answer.headers["location"]).json() == job
+    found = client.get(answer.headers["location"])
+    assert found.json() == job
+    assert answer.headers["etag"] == found.headers["etag"]
+    clone = client.post(f"/jobs/{job['id']}/clone", json={})
+    assert clone.headers["etag"] == client.get(clone.headers["location"]).headers["etag"]
 
 
 def test_a_notification_is_sent_for_a_new_job_only(client: TestClient, body: Json, settings: Settings) -> None:
