@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from api.changes import JobVersion
 from api.deps import EVENT_STREAM, LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
-from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
-from api.schemas.shared import LARGEST_ID, LARGEST_STEP
+from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, MetricPage, MetricView
+from api.schemas.shared import LARGEST_ID, LARGEST_STEP, FileView
 from core.errors import Code
 from core.jobs import jobs, reports
 from core.jobs.reports import MetricPoint
@@ -121,7 +121,7 @@ def list_job_metrics(
 
 @router.get("/checkpoints", operation_id="list_job_checkpoints", responses=ERRORS)
 def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId) -> CheckpointList:
-    """List the published checkpoints of a job. Each file has its size, SHA-256 and a download link."""
+    """List the published checkpoints of a job. Each file has its size, SHA-256 and download links."""
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
         rows = reports.checkpoints(session, job.id)
@@ -137,7 +137,12 @@ def _metrics(
 
 
 def _files(services: Services, row: Checkpoint) -> list[FileView]:
-    return [FileView(**file, url=services.storage.link(row.prefix + file["name"])) for file in row.files]
+    return [
+        FileView.of(
+            services.storage, row.prefix + file["name"], name=file["name"], size=file["size"], sha256=file["sha256"]
+        )
+        for file in row.files
+    ]
 
 
 def _table(views: list[MetricView]) -> str:

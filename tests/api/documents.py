@@ -57,7 +57,7 @@ def codes_table() -> str:
 def methods_table() -> str:
     """Return the table of all methods of the Python client: call, what it returns, first line of the description."""
     rows = []
-    for name, method in vars(Operations).items():
+    for name, method in [pair for each in Operations.mro() for pair in vars(each).items()]:
         if isinstance(method, operation | flow):
             _, *parameters = inspect.signature(method.steps).parameters.values()
             call = f"`{name}({', '.join(each.name for each in parameters)})`"

@@ -1,6 +1,7 @@
 """Events, metrics and checkpoints over HTTP."""
 
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -209,6 +210,12 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
         "events?limit=x",
         "metrics?limit=10001",
         "metrics?points=1",
+    with urllib.request.urlopen(urllib.request.Request(file["head_url"], method="HEAD")) as answer:
+        assert (answer.status, answer.read(), answer.headers["Content-Length"]) == (200, b"", "2")
+    # The storage checks the method: a link is of no use for another one.
+    for url, method in ((file["url"], "HEAD"), (file["head_url"], "GET")):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(url, method=method))
         f"metrics?after_step={2**31}",
     ],
 )

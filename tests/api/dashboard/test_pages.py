@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, update
@@ -104,7 +105,11 @@ def test_dataset_preview_shows_the_training_input_of_a_model(
     pairs = f'{{"prompt": "ask a ", "completion": "{EVIL}"}}\n{{"prompt": "ask b ", "completion": "b"}}\n'
     dataset_id = client.post("/datasets", files={"file": ("x.jsonl", pairs.encode())}).json()["id"]
     assert f"/datasets/{dataset_id}" in browser.show("/datasets")
-    assert new_browser("theirs").get(f"{ROOT}/datasets/{dataset_id}").status_code == 404
+    for path in ("", "/file"):
+        assert new_browser("theirs").get(f"{ROOT}/datasets/{dataset_id}{path}").status_code == 404
+    assert f'href="{ROOT}/datasets/{dataset_id}/file" download' in browser.show(f"/datasets/{dataset_id}")
+    link = browser.get(f"{ROOT}/datasets/{dataset_id}/file").headers["location"]
+    assert httpx2.get(link).content == pairs.encode()
     page = browser.show(f"/datasets/{dataset_id}?model=tiny")
     assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
     assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)

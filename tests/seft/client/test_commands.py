@@ -310,6 +310,9 @@ def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:
     assert dataset["id"] in shell.run("datasets", "list").stdout
     assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
     assert shell.json("datasets", "list") == []
+    copy = data.with_name("copy.jsonl")
+    assert shell.run("datasets", "download", dataset["id"], str(copy)).stdout == f"{copy}\n"
+    assert copy.read_bytes() == data.read_bytes()
     key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")
     assert key["id"] in shell.run("keys", "list").stdout
     assert shell.json("keys", "revoke", key["id"])["revoked_at"]
