@@ -1,4 +1,4 @@
-"""Jobs: create, clone, estimate, list, get. The actions on a job are in `api.routes.actions`."""
+"""Jobs: create, clone, estimate, list, get, delete. The actions on a job are in `api.routes.actions`."""
 
 import time
 from datetime import datetime
@@ -159,6 +159,19 @@ async def get_job(
         view = await run_sync(usecases.get, services, caller, job_id, limiter=services.changes.readers)
         response = tagged_json(view, if_none_match)
     return response
+
+
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
+)
+def delete_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
+    """Delete a job that has ended, with its events, metrics and checkpoints.
+
+    The stored files are deleted within two days. The audit log keeps its entries about the job.
+    """
+    return usecases.delete(services, caller, job_id)
 
 
 @router.post(

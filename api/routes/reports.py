@@ -18,7 +18,7 @@ from api.deps import EVENT_STREAM, LIMITED_WAITS, Auth, CurrentServices, JobId, 
 from api.errors import responses
 from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, MetricPage, MetricView
 from api.schemas.shared import LARGEST_ID, LARGEST_STEP, FileView
-from core.errors import Code
+from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.jobs.reports import MetricPoint
 from core.states import Status
@@ -168,13 +168,17 @@ def _stream(services: Services, tenant: str, job_id: str, after: int) -> Respons
 
 
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield events until the last event of the job, or for `STREAM_SECONDS`.
+    """Yield events until the last event of the job or its deletion, or for `STREAM_SECONDS`.
 
     No transaction stays open and no thread is held between two reads.
     """
     began = sent = time.monotonic()
     while (left := began + STREAM_SECONDS - time.monotonic()) > 0:
-        rows, ended = await run_sync(_next_events, services, tenant, job_id, after, limiter=services.changes.readers)
+        try:
+            read = partial(_next_events, services, tenant, job_id, after)
+            rows, ended = await run_sync(read, limiter=services.changes.readers)
+        except ProblemError:
+            return  # the job was deleted; a client that reconnects gets 404
         for row in rows:
             after = row.id
             yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))

@@ -1,8 +1,8 @@
 """Database writes of a worker for its job: claim it, report progress, save its state, end it.
 
 Every write except the claim names the job and the number of the attempt. It takes effect only if that attempt is the
-running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled, or was
-requeued after its lease expired.
+running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled (and maybe
+deleted), or was requeued after its lease expired.
 """
 
 from collections.abc import Mapping
@@ -294,7 +294,7 @@ def fail(
 ) -> bool:
     """End the attempt with an error. Return True if the job is retried, and False if it has failed permanently."""
     error = {"fault": fault, "code": code, "message": message}
-    failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
+    failures = 1 + (session.scalar(select(Job.failures).where(Job.id == attempt.job_id)) or 0)
     if retry and failures < max_failures:
         _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
@@ -352,10 +352,16 @@ def release(session: Session, attempt: Attempt) -> None:
 
 
 def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
-    """Lock the row of the job. Return its phase and the seconds since that phase began."""
+    """Lock the row of the job. Return its phase and the seconds since that phase began.
+
+    Raises LeaseLostError if the job was deleted.
+    """
     seconds = func.coalesce(func.extract("epoch", func.now() - Job.phase_at), 0)
     query = select(Job.phase, seconds).where(Job.id == attempt.job_id).with_for_update()
-    phase, elapsed = session.execute(query).one()
+    row = session.execute(query).first()
+    if row is None:
+        raise _lease_lost(attempt)
+    phase, elapsed = row
     return phase, float(elapsed)
 
 

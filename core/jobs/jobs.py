@@ -32,6 +32,7 @@ from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
 from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
+from core.models import results
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
@@ -68,13 +69,15 @@ def create(
 
     Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
     False. The new job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such
-    datasets or they cannot be used together, and the errors of `find_by_idempotency_key`.
+    datasets or they cannot be used together, MODEL_NOT_FOUND if the model was the result of a job and is gone, and the
+    errors of `find_by_idempotency_key`.
     """
     if idempotency_key is not None and (
         existing := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
     ):
         return existing, False
     _require_datasets(session, tenant, spec)
+    _require_result(session, tenant, spec.model)
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
@@ -123,7 +126,7 @@ def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256
         flaw = Flaw(HEADER, "must always be sent with the same body", repr(key), "Use a new key for a new job.")
         detail = f"The Idempotency-Key {key!r} created {row.job_id} from another body. Use a new key for a new job."
         raise ProblemError(Code.IDEMPOTENCY_CONFLICT, detail, (flaw,))
-    return session.get_one(Job, row.job_id)
+    return session.get(Job, row.job_id)  # None if the job was deleted since the row was read
 
 
 def get(session: Session, tenant: str, job_id: str) -> Job:
@@ -277,6 +280,14 @@ def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str)
             Code.INVALID_REQUEST, f"There is no dataset {dataset_id!r}. List yours with GET /datasets.", (flaw,)
         )
     return dataset
+
+
+def _require_result(session: Session, tenant: str, model: str) -> None:
+    """Keep the model until the transaction ends if it is the result of a job. Raise MODEL_NOT_FOUND if it is gone."""
+    if results.is_result(model) and results.find(session, tenant, model, keep=True) is None:
+        way_out = "Give the id of a job that has a checkpoint. GET /models lists them."
+        flaw = Flaw("model", "must be a job with a checkpoint", repr(model), way_out)
+        raise ProblemError(Code.MODEL_NOT_FOUND, f"The checkpoint of {model} was deleted. {way_out}", (flaw,))
 
 
 def _unusable(rule: str, value: str, way_out: str) -> ProblemError:

@@ -25,10 +25,14 @@ def is_result(reference: str) -> bool:
     return ids.is_id("job", reference)
 
 
-def find(session: Session, tenant: str, job_id: str) -> Checkpoint | None:
-    """Return the newest stored checkpoint of the tenant's job, or None."""
+def find(session: Session, tenant: str, job_id: str, *, keep: bool = False) -> Checkpoint | None:
+    """Return the newest stored checkpoint of the tenant's job, or None.
+
+    With `keep`, it is neither expired nor deleted until the transaction ends.
+    """
     mine = (Checkpoint.job_id == job_id, Job.tenant == tenant)
     query = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*mine)
+    query = query.with_for_update(read=True, key_share=True, of=Checkpoint) if keep else query
     return session.scalars(query.order_by(Checkpoint.id.desc()).limit(1)).first()
 
 

@@ -201,6 +201,11 @@ class Operations(Administration):
         """Start a job that was created with `auto_start: false`. Idempotent."""
         return (yield from self._act(job_id, "start"))
 
+    @operation
+    def delete_job(self, job_id: str) -> Steps[Job]:
+        """Delete a job that has ended, with its events, metrics and checkpoints. Returns its last state."""
+        return cast("Job", (yield from self._call(Request("DELETE", f"/jobs/{job_id}"))))
+
     @flow
     def watch(self, job_id: str) -> Flow[Job]:
         """Yield the job now and after each change, until it has ended."""

@@ -125,6 +125,13 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
 
+@router.post("/delete")
+def delete(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId) -> Response:
+    """Delete the job, then show the list of jobs."""
+    usecases.delete(services, visitor.caller, job_id)
+    return go("/jobs")
+
+
 @router.post("/{action}")
 def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId, action: str) -> Response:
     """Run an action on the job, then show the job's page again."""

@@ -151,6 +151,13 @@ def start(job_id: str, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def delete(job_id: str, as_json: AsJson = False) -> None:
+    """Delete a job that has ended, with its events, metrics and checkpoints."""
+    with connected(as_json) as service:
+        show(service.delete_job(job_id), as_json, f"{job_id}  deleted")
+
+
+@app.command()
 def download(
     job_id: str,
     folder: Path,

@@ -160,8 +160,10 @@ def test_a_job_is_created_changed_listed_compared_and_cloned(shell: Shell, data:
     result = shell.run("jobs", "resume", job["id"], "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
     waiting = shell.json("jobs", "clone", other["id"], "--set", "auto_start=false")
-    for verb, status in (("start", "queued"), ("stop", "cancelled")):
+    assert shell.run("jobs", "delete", waiting["id"]).exit_code == Exit.REFUSED
+    for verb, status in (("start", "queued"), ("stop", "cancelled"), ("delete", "deleted")):
         assert shell.run("jobs", verb, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
+    assert waiting["id"] not in shell.run("jobs", "list").stdout
 
 
 @pytest.mark.parametrize("option", ["--dataset", "--retain-dataset"])
@@ -308,11 +310,11 @@ def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:
     dataset = shell.json("datasets", "upload", str(data))
     assert [row["id"] for row in shell.json("datasets", "list")] == [dataset["id"]]
     assert dataset["id"] in shell.run("datasets", "list").stdout
-    assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
-    assert shell.json("datasets", "list") == []
     copy = data.with_name("copy.jsonl")
     assert shell.run("datasets", "download", dataset["id"], str(copy)).stdout == f"{copy}\n"
     assert copy.read_bytes() == data.read_bytes()
+    assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
+    assert shell.json("datasets", "list") == []
     key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")
     assert key["id"] in shell.run("keys", "list").stdout
     assert shell.json("keys", "revoke", key["id"])["revoked_at"]
