@@ -131,7 +131,7 @@ def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
     row = get(session, tenant, dataset_id)
     # The lock waits for a job that is being created now, so that the next query sees it.
     session.refresh(row, with_for_update=True)
-    uses = or_(Job.dataset_id == row.id, Job.retain_dataset_id == row.id)
+    uses = or_(*(used == row.id for used in (Job.dataset_id, Job.retain_dataset_id, Job.evaluate_dataset_id)))
     live = select(Job.id).where(uses, Job.finished_at.is_(None)).limit(1)
     if job_id := session.scalar(live):
         detail = f"{job_id} uses this dataset and has not ended. Cancel the job, or wait until it ends."

@@ -49,6 +49,15 @@ def files(checkpoint: Checkpoint) -> list[Json]:
     return [{**file, "key": checkpoint.prefix + file["name"]} for file in checkpoint.files]
 
 
+def files_of(session: Session, tenant: str, reference: str) -> list[Json]:
+    """Return the files of a model that is the result of a job. The list is empty for any other model.
+
+    It is also empty if that result was deleted. The training process then reports that the model is missing.
+    """
+    result = find(session, tenant, reference) if is_result(reference) else None
+    return files(result) if result else []
+
+
 def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:
     """Return the checkpoint as a model. The model's revision is the hash of the checkpoint's manifest."""
     config, card = (storage.read(checkpoint.prefix + name, MAX_FILE_BYTES) for name in (CONFIG, CARD))

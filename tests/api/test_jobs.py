@@ -98,33 +98,6 @@ def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, b
     assert client.get("/jobs").json() == {"data": [], "has_more": False}
 
 
-def test_a_retained_dataset_is_checked_protected_and_part_of_the_request(
-    client: TestClient, body: Json, dataset: str, other_dataset: str
-) -> None:
-    def retaining(dataset_id: str | None) -> Json:
-        return body | {"repair": {"retain": "dataset", "retain_dataset": dataset_id}}
-
-    for request, value in (
-        (retaining(None), "None"),
-        (retaining(dataset), dataset),
-        (retaining(f"file_{'0' * 26}"), f"file_{'0' * 26}"),
-        (body | {"repair": {"retain_dataset": other_dataset}}, other_dataset),
-    ):
-        report = problem(client.post("/jobs", json=request), 422, "invalid_request")
-        assert report["param"] == "repair.retain_dataset"
-        (flaw,) = report["errors"]
-        assert value in flaw["value"]
-        assert flaw["rule"].startswith("must ")
-        assert flaw["way_out"].endswith(".")
-    headers = {"Idempotency-Key": "k"}
-    first, again = (client.post("/jobs", json=retaining(other_dataset), headers=headers).json() for _ in range(2))
-    assert first["id"] == again["id"]
-    problem(client.post("/jobs", json=body, headers=headers), 422, "idempotency_conflict")
-    assert first["id"] in problem(client.delete(f"/datasets/{other_dataset}"), 409, "conflict")["detail"]
-    estimated = {"model": "tiny", "sparsity": 0.6, "repair": {"retain": "dataset"}}
-    assert client.post("/jobs/estimate", json=estimated).status_code == 200
-
-
 def test_a_longer_run_time_than_the_operator_allows_is_refused(app: FastAPI, new_client: NewClient, body: Json) -> None:
     limits = {"job_seconds": 100, "tenant_job_seconds": {"theirs": 1000}}
     service = make_app(app.state.services.settings.model_copy(update=limits))
@@ -376,24 +349,6 @@ def test_a_finished_job_is_not_cancelled(client: TestClient, attempt: Attempt, s
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=[], scores={}, measured={})
     report = problem(client.post(f"/jobs/{attempt.job_id}/cancel"), 409, "conflict")
     assert "succeeded" in report["detail"]
-
-
-def test_an_ended_job_is_deleted_and_its_idempotency_key_is_free_again(client: TestClient, body: Json) -> None:
-    header = {"Idempotency-Key": "k"}
-    job = client.post("/jobs", json=body, headers=header).json()
-    path = f"/jobs/{job['id']}"
-    report = problem(client.delete(path), 409, "conflict")
-    assert f"it is queued. Only a job that has ended can be deleted. POST {path}/cancel" in report["detail"]
-    ended = client.post(f"{path}/cancel").json()
-    assert client.delete(path).json() == ended
-    for address in (path, f"{path}/events", f"{path}/metrics", f"{path}/checkpoints"):
-        problem(client.get(address), 404, "not_found")
-    problem(client.delete(path), 404, "not_found")
-    assert client.get("/jobs").json()["data"] == []
-    actions = [entry["action"] for entry in client.get("/audit").json()["data"] if entry["target"] == job["id"]]
-    assert actions == ["delete_job", "cancel_job", "create_job"]
-    assert client.post("/jobs", json={**body, "seed": 1}, headers=header).json()["id"] != job["id"]
-    assert client.delete(f"/datasets/{body['dataset']}").status_code == 409
 
 
 @pytest.mark.parametrize("path", ["", "/events", "/metrics", "/checkpoints", *ACTIONS])
