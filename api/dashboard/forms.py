@@ -30,8 +30,8 @@ class InputKind(StrEnum):
 
 TECHNICAL = {"csrf", "clone", "nonce"}
 """Fields of the form that are not fields of a job."""
-DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps"}
-"""Fields that may be empty although they have no fixed default. Other fields imply them."""
+DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps", "evaluate.held_out"}
+"""Fields that may be empty, because their default depends on other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
     bounds = [rule for rule in field.metadata if isinstance(rule, Ge | Gt | Le | Lt)]
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    fixed = not field.is_required() and path not in DERIVED
+    default = field.get_default(call_default_factory=True) if fixed else None
     return FormField(
         name=path,
         group=path.rpartition(".")[0].partition(".")[0],

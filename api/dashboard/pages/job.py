@@ -48,7 +48,11 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
         latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
         checkpoints = reports.checkpoints(session, job_id)
-        used = {"Dataset": row.dataset_id, "Retained dataset": row.retain_dataset_id}
+        used = {
+            "Dataset": row.dataset_id,
+            "Retained dataset": row.retain_dataset_id,
+            "Evaluation dataset": row.evaluate_dataset_id,
+        }
         datasets = {label: session.get_one(Dataset, dataset_id) for label, dataset_id in used.items() if dataset_id}
     return page(
         request,

@@ -114,6 +114,21 @@ def test_a_dataset_to_retain_is_selected_and_the_page_of_the_job_links_both(
     assert other_dataset not in re.findall(rf'href="{ROOT}/datasets/(file_\w+)"', page)
 
 
+def test_dataset_to_evaluate_on_is_selected_in_the_form(
+    browser: Browser, client: TestClient, filled: Json, dataset: str, other_dataset: str
+) -> None:
+    assert filled["evaluate.held_out"] == "", "its default depends on the dataset"
+    change = {"evaluate.dataset": other_dataset}
+    response = browser.post(f"{ROOT}/jobs", data={**filled, **change, "evaluate.held_out": "0.2"})
+    assert (response.status_code, 'id="evaluate.held_out-error"' in response.text) == (422, True)
+    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **change}))
+    assert (job["spec"]["evaluate"]["dataset"], job["spec"]["evaluate"]["held_out"]) == (other_dataset, None)
+    page = browser.show(f"/jobs/{job['id']}")
+    assert "Evaluation dataset other.jsonl" in " ".join(visible(page).split())
+    form = fields_of(browser.show(f"/jobs/new?clone={job['id']}"))
+    assert (form["evaluate.dataset"], form["evaluate.held_out"]) == (other_dataset, "")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
