@@ -1,4 +1,7 @@
-"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them."""
+"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them.
+
+It also writes the examples of `tests.api.examples`, for which it starts servers.
+"""
 
 import inspect
 import json
@@ -126,5 +129,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
+    from tests.api import examples  # it starts servers
+
     for document, expected in documents():
         document.write_text(expected)
+    examples.write()
