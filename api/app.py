@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio.to_thread import run_sync
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 import core
@@ -14,6 +14,7 @@ from api.dashboard.app import make_dashboard
 from api.dashboard.render import ROOT
 from api.deps import make_services
 from api.middleware import RequestMiddleware
+from api.query import require_known_parameters
 from api.routes import actions, datasets, hub_token, imports, jobs, keys, models, operations, reports, webhooks, workers
 from core.errors import Code
 from core.settings import Settings
@@ -21,7 +22,8 @@ from core.settings import Settings
 DESCRIPTION = """Makes language models sparse and repairs them.
 
 Upload a dataset, create a job with `POST /jobs`, follow it, and download a checkpoint that `transformers` loads.
-Every error response is a problem report (RFC 9457, `application/problem+json`).
+Unknown fields and unknown query parameters are rejected. Every error response is a problem report (RFC 9457,
+`application/problem+json`).
 """
 
 
@@ -51,9 +53,11 @@ def routes() -> FastAPI:
         lifespan=_lifespan,
     )
     errors.install(app)
+    checked = [Depends(require_known_parameters)]
     for module in (jobs, actions, reports, datasets, imports, models, hub_token, keys, webhooks, workers):
-        app.include_router(module.router, responses=errors.responses(*errors.GUARDED))
-    app.include_router(operations.router, responses=errors.responses(Code.INTERNAL))
+        app.include_router(module.router, responses=errors.responses(*errors.GUARDED), dependencies=checked)
+    unguarded = errors.responses(Code.INVALID_REQUEST, Code.INTERNAL)
+    app.include_router(operations.router, responses=unguarded, dependencies=checked)
     app.add_api_route("/docs", _docs, include_in_schema=False)
     for path in ("/", ROOT):
         app.add_api_route(path, _home, include_in_schema=False)

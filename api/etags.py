@@ -11,6 +11,8 @@ IfNoneMatch = Annotated[
     str, Header(description="ETag of the response that you already have. The answer is 304 if nothing has changed.")
 ]
 HEADERS = {"ETag": {"description": "Identifies the content of this response.", "schema": {"type": "string"}}}
+ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"headers": HEADERS}}
+"""OpenAPI description of the response 202 with the ETag that the new resource has."""
 TAGGED: dict[int | str, dict[str, Any]] = {
     200: {"headers": HEADERS},
     304: {"description": "Not changed since the ETag in `If-None-Match`.", "headers": HEADERS},
@@ -23,13 +25,22 @@ def tagged_json(view: BaseModel, if_none_match: str) -> Response:
     return tagged(view.model_dump_json(), if_none_match, "application/json")
 
 
+def etag_of(view: BaseModel) -> str:
+    """Return the ETag with which `tagged_json` sends this view."""
+    return _etag(view.model_dump_json())
+
+
 def tagged(body: str, if_none_match: str, media_type: str) -> Response:
     """Return the body. Answers 304 instead if `If-None-Match` contains its ETag."""
-    etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
+    etag = _etag(body)
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if _matches(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
+
+
+def _etag(body: str) -> str:
+    return f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
 
 
 def _matches(if_none_match: str, etag: str) -> bool:

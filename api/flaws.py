@@ -45,6 +45,12 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
+def guess(unknown: str, known: Sequence[str]) -> str:
+    """Return a question that names the known name that is most similar to an unknown one, or an empty text."""
+    matches = difflib.get_close_matches(unknown, known, n=1)
+    return f"Did you mean {matches[0]!r}? " if matches else ""
+
+
 def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
     location, *path = entry["loc"]
     rule = _rule(entry)
@@ -124,9 +130,7 @@ def _dotted(names: Iterable[str | int]) -> str:
 
 def _did_you_mean(unknown: str, model: type[BaseModel]) -> str:
     known = list(model.model_fields)
-    matches = difflib.get_close_matches(unknown, known, n=1)
-    guess = f"Did you mean {matches[0]!r}? " if matches else ""
-    return f"{guess}Known fields: {', '.join(known)}."
+    return f"{guess(unknown, known)}Known fields: {', '.join(known)}."
 
 
 def _advice(field: FieldInfo) -> str:

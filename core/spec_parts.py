@@ -234,14 +234,23 @@ def _size(value: object, default: int) -> int:
     return int(value) if isinstance(value, int | float) and 2 <= value <= 1 << 24 else default
 
 
+HELD_OUT = 0.1
+"""Default of `held_out`."""
+
+
 class EvaluateSpec(Spec):
     """How the dense, the pruned and the repaired model are evaluated."""
 
-    held_out: Number = Field(
-        default=0.1,
+    dataset: Annotated[str, Field(pattern=ids.pattern("file"))] | None = Field(
+        default=None,
+        description="Id of an uploaded dataset to evaluate on, in place of a part of the training dataset.",
+    )
+    held_out: Number | None = Field(
+        default=HELD_OUT,
         gt=0.0,
         lt=1.0,
-        description="Fraction of the dataset's records that is held out from training and used for evaluation.",
+        description="Fraction of the training dataset's records that is held out from training and used for"
+        f" evaluation. {HELD_OUT} unless the evaluation has a dataset of its own.",
     )
     tasks: tuple[Literal["perplexity"], ...] = Field(
         default=("perplexity",), min_length=1, max_length=1, description="Metrics to measure."
@@ -255,6 +264,14 @@ class EvaluateSpec(Spec):
     tokens: Integer = Field(
         default=1024, ge=2, le=131072, description=f"Tokens per held-out sequence. {WITHIN_CONTEXT}"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_held_out(cls, data: Any) -> Any:
+        """Hold out the default fraction if the request names neither a fraction nor a dataset to evaluate on."""
+        if not isinstance(data, dict) or data.get("held_out") is not None:
+            return data
+        return {**data, "held_out": HELD_OUT if data.get("dataset") is None else None}
 
 
 class OutputSpec(Spec):

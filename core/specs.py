@@ -135,6 +135,7 @@ class JobSpec(Spec):
                 raise ConfigError("repair.method", "must be seft with the schedule gradual", "none", way_out)
             config.require_repair_of(prune, repair)
             self._require_retained_dataset()
+            self._require_evaluation_dataset()
         except ConfigError as error:
             raise _located(error) from error
         return self
@@ -152,6 +153,19 @@ class JobSpec(Spec):
         if dataset == self.dataset:
             way_out = "Use another dataset, or set distill_weight to learn the dense model's predictions for this one."
             raise ConfigError("retain_dataset", "must be another dataset than the one in dataset", dataset, way_out)
+
+    def _require_evaluation_dataset(self) -> None:
+        """Raise ConfigError if there are two texts to evaluate on, or if it is a text that is trained on."""
+        dataset, held_out = self.evaluate.dataset, self.evaluate.held_out
+        if dataset is None:
+            return
+        if held_out is not None:
+            way_out = "Leave out one of the two."
+            raise ConfigError("evaluate.held_out", "must be left out if evaluate.dataset is given", held_out, way_out)
+        if dataset in (self.dataset, self.repair.retain_dataset):
+            rule = "must be another dataset than those in dataset and repair.retain_dataset, which are trained on"
+            way_out = "Use another dataset, or leave it out to hold out a part of dataset."
+            raise ConfigError("evaluate.dataset", rule, dataset, way_out)
 
     def prune_config(self) -> config.PruneConfig:
         """Return the pruning settings of the library. Fields of the same name have the same meaning."""

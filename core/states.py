@@ -67,6 +67,7 @@ class Transition(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    DELETED = "deleted"  # the ended job was deleted, with its events; only webhooks receive this one
 
 
 class Reason(StrEnum):
@@ -95,5 +96,6 @@ TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
 }
 """Transition -> (statuses in which it is allowed, status afterwards).
 
-The status afterwards is None if it does not change. CREATED creates the job, so it has no status before.
+The status afterwards is None if it does not change. CREATED and DELETED are not here: the job has no status before the
+one, and none after the other.
 """

@@ -133,6 +133,7 @@ class Job(Base):
         Index("jobs_by_tenant", "tenant", "id"),
         Index("jobs_by_dataset", "dataset_id"),
         Index("jobs_by_retained", "retain_dataset_id", postgresql_where=text("retain_dataset_id IS NOT NULL")),
+        Index("jobs_by_evaluated", "evaluate_dataset_id", postgresql_where=text("evaluate_dataset_id IS NOT NULL")),
         Index("jobs_by_status", "tenant", "status", "id"),
         Index("jobs_in_turn", "tenant", text("priority DESC"), "id", postgresql_where=text("status = 'queued'")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("status = 'running'")),
@@ -155,6 +156,8 @@ class Job(Base):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     retain_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     """The dataset that the job retains, if any."""
+    evaluate_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    """The dataset on which the job evaluates its models. None if it holds out a part of the other dataset."""
     spec: Mapped[Json]
     key_id: Mapped[str | None]
     """Id of the API key that created the job, if any."""

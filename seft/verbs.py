@@ -265,6 +265,7 @@ class _Texts:
     training: list[records.Record]
     sha256: str
     held_out: list[records.Record] | None
+    held_out_sha256: str | None
     retained: list[records.Record]
     retained_sha256: str | None
 
@@ -274,6 +275,7 @@ class _Texts:
             records.read(data),
             sha256(data),
             records.read(held_out) if held_out else None,
+            sha256(held_out) if held_out else None,
             records.read(retained) if retained else [],
             sha256(retained) if retained else None,
         )
@@ -358,7 +360,7 @@ def _repair(
     del work
     loaded.model.to("cpu")
     facts = stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=texts.sha256)
-    return replace(facts, retained_sha256=texts.retained_sha256)
+    return replace(facts, retained_sha256=texts.retained_sha256, held_out_sha256=texts.held_out_sha256)
 
 
 def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:

@@ -2,13 +2,14 @@
 
 An ended job keeps only its published checkpoint. A job that continues keeps the state that its next attempt resumes
 from. Everything else of a job can be deleted. `delete_unreferenced` deletes objects without a database row: those of
-lost attempts, interrupted uploads and expired rows. It lists a page of objects first and reads the rows afterwards,
-so it sees rows that were created in between. Only the running attempt of a job creates rows. A recent object without
-a row may belong to an upload in progress, so it is kept for a day. An object that is older than the database belongs
-to another service and is kept.
+lost attempts, interrupted uploads, and expired or deleted rows. It lists a page of objects first and reads the rows
+afterwards, so it sees rows that were created in between. Only the running attempt of a job creates rows. A recent
+object without a row may belong to an upload in progress, so it is kept for a day. An object that is older than the
+database belongs to another service and is kept.
 """
 
 import shutil
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -26,14 +27,15 @@ ENDED = tuple(status for status in Status if status.final)
 
 
 def delete_leftovers(sessions: sessionmaker[Session], storage: Storage, job_id: str, attempt: int) -> None:
-    """Delete the objects of a job that are no longer needed.
+    """Delete the objects of a job that are no longer needed. Of a deleted job, these are all.
 
     A worker calls this after the last write of its attempt.
     """
     with sessions.begin() as session:
-        status, resume = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).one()
+        row = session.execute(select(Job.status, Job.resume).where(Job.id == job_id)).first()
         published = session.scalars(select(Checkpoint.prefix).where(Checkpoint.job_id == job_id)).all()
-    ended = status in ENDED
+    status, resume = row or (None, None)
+    ended = row is None or status in ENDED
     kept = published if ended else [file["key"] for file in (resume or {"files": []})["files"]]
     prefix = f"jobs/{job_id}/" if ended else f"jobs/{job_id}/{attempt}/"
     storage.delete([key for key in storage.keys(prefix) if not key.startswith(tuple(kept))])
@@ -58,14 +60,18 @@ def ended_with_states(sessions: sessionmaker[Session], limit: int) -> list[tuple
 
 
 def clear_scratch(sessions: sessionmaker[Session], scratch: Path) -> None:
-    """Delete the scratch folders of ended jobs. A worker that was killed leaves them behind."""
+    """Delete the scratch folders of ended and of deleted jobs. A worker that was killed leaves them behind.
+
+    A folder without a row may belong to another service on this machine, so it is kept while its files are new.
+    """
     folders = {folder.name: folder for folder in scratch.glob("job_*")}
     if not folders:
         return
     with sessions.begin() as session:
-        ended = session.scalars(select(Job.id).where(Job.id.in_(folders), Job.status.in_(ENDED))).all()
-    for job_id in ended:
-        shutil.rmtree(folders[job_id], ignore_errors=True)
+        statuses = dict(session.execute(select(Job.id, Job.status).where(Job.id.in_(folders))).all())
+    for job_id, folder in folders.items():
+        if statuses[job_id] in ENDED if job_id in statuses else _is_unused(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def delete_unreferenced(sessions: sessionmaker[Session], storage: Storage) -> int:
@@ -126,6 +132,15 @@ def _delete_of_imports(sessions: sessionmaker[Session], storage: Storage, page: 
             unreferenced.append(item.key)
     storage.delete(unreferenced)
     return len(unreferenced)
+
+
+def _is_unused(folder: Path) -> bool:
+    """Return whether nothing in a folder was written within `UNREFERENCED_AGE`. A running job saves its state often."""
+    try:
+        newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:  # a file was just deleted, so the folder is in use
+        return False
+    return time.time() - newest > UNREFERENCED_AGE.total_seconds()
 
 
 def _deletable_period(session: Session) -> tuple[datetime, datetime]:

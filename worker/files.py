@@ -23,7 +23,7 @@ from core.tables import Json
 from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
-from worker.protocol import DATA, ENOUGH, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
+from worker.protocol import DATA, ENOUGH, HELD_OUT_DATA, MODELS, RESULT, RESUME, RETAIN_DATA, STATE, Task
 from worker.transfers import GoneError, Transfers, hash_open
 
 MANIFEST, MAX_MANIFEST_BYTES = "manifest.json", 4 << 20
@@ -61,9 +61,16 @@ class Files:
         return f"{self.prefix}{RESULT}/"
 
     def dataset_bytes(self) -> int:
-        """Return the size of the dataset and of the dataset to retain. They must have been fetched."""
-        names = [DATA, *([RETAIN_DATA] if self.attempt.retained else [])]
-        return sum((self.folder / name).stat().st_size for name in names)
+        """Return the size of all datasets. They must have been fetched."""
+        return sum((self.folder / name).stat().st_size for name in self._datasets)
+
+    @property
+    def _datasets(self) -> dict[str, tuple[str, str]]:
+        """The datasets of the job: name of the file -> key and SHA-256 of the object."""
+        attempt = self.attempt
+        trained = (attempt.dataset_key, attempt.dataset_sha256)
+        named = {DATA: trained, RETAIN_DATA: attempt.retained, HELD_OUT_DATA: attempt.held_out}
+        return {name: found for name, found in named.items() if found}
 
     def fetch(self, speed: Speed) -> GoneError | None:
         """Download all files that the training process needs into a new folder, and write `job.json`.
@@ -75,10 +82,8 @@ class Files:
         for other in self.folder.parent.iterdir():
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
-        self.transfers.download(self.attempt.dataset_key, self.folder / DATA, self.attempt.dataset_sha256)
-        if self.attempt.retained:
-            key, sha256 = self.attempt.retained
-            self.transfers.download(key, self.folder / RETAIN_DATA, sha256)
+        for name, (key, sha256) in self._datasets.items():
+            self.transfers.download(key, self.folder / name, sha256)
         resume, gone = self.attempt.resume, None
         try:
             for file in (resume or {"files": []})["files"]:
@@ -94,6 +99,7 @@ class Files:
             spec=self.attempt.spec,
             dataset_sha256=self.attempt.dataset_sha256,
             retained_sha256=self.attempt.retained[1] if self.attempt.retained else None,
+            held_out_sha256=self.attempt.held_out[1] if self.attempt.held_out else None,
             resume=resume["step"] if resume else None,
             model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,

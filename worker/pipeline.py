@@ -45,6 +45,7 @@ from worker.meter import Meter
 from worker.protocol import (
     DATA,
     ENOUGH,
+    HELD_OUT_DATA,
     RESULT,
     RESUME,
     RETAIN_DATA,
@@ -119,15 +120,15 @@ class Pipeline:
             self._resume(loaded)
         if self._enough and self.step == 0:
             self.repair = None
-        reads_text = stages.reads_calibration(self.prune)
-        facts = stages.pruned_facts(source, self.prune, self.task.dataset_sha256 if reads_text else None)
+        sha256 = self.task.dataset_sha256
+        facts = stages.pruned_facts(source, self.prune, sha256 if stages.reads_calibration(self.prune) else None)
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
-            sha256 = self.task.dataset_sha256
             facts = stages.repaired_facts(facts, self.repair, result, teacher=source, dataset_sha256=sha256)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
         retained = self.task.retained_sha256 if self.retained else None
-        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, retained_sha256=retained))
+        facts = replace(facts, retained_sha256=retained, held_out_sha256=self.task.held_out_sha256)
+        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated))
 
     def _source(self) -> ModelSource:
         spec, folder = self.task.spec, self.task.downloaded
@@ -140,9 +141,13 @@ class Pipeline:
         This is done before the weights are loaded, so that a bad dataset fails early. The worker expects a message at
         least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
-        spec = self.task.spec
         self.send(Reading(records=0))
-        training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
+        share, found = self.task.spec.evaluate.held_out, records.read(self.folder / DATA)
+        if share is None:
+            held_out = records.read(self.folder / HELD_OUT_DATA)
+            training = records.exclude(found, held_out)
+        else:
+            training, held_out = records.split(found, share, self.task.spec.seed)
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
         return Text(

@@ -7,6 +7,7 @@ remaining stages. When the worker ends, standard input of the process closes and
 
     job.json, data.jsonl    the task and the dataset
     retain.jsonl            the dataset to retain, if there is one
+    held_out.jsonl          the dataset to evaluate on, if it is not a part of the dataset
     models/                 the model, if it belongs to the tenant: the result of another job, under that job's id, or a
                             model that needs the tenant's hub token, under its commit
     state/                  the state to resume from, if there is one
@@ -28,7 +29,8 @@ from seft.storable import printable
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest line that a worker reads. A message about a topology update has about 100 bytes per pruned layer, and a model
 of many experts has tens of thousands of layers."""
-TASK, DATA, RETAIN_DATA, MODELS, STATE = "job.json", "data.jsonl", "retain.jsonl", "models", "state"
+TASK, MODELS, STATE = "job.json", "models", "state"
+DATA, RETAIN_DATA, HELD_OUT_DATA = "data.jsonl", "retain.jsonl", "held_out.jsonl"
 RESUME, ENOUGH, RESULT = "resume", "enough", "result"
 
 
@@ -62,6 +64,8 @@ class Task(_Part):
     """SHA-256 of the dataset to retain, or None if the job retains no dataset."""
     speed: Speed = Speed()
     """What is known about the speed of the device."""
+    held_out_sha256: str | None = None
+    """SHA-256 of the dataset to evaluate on, or None if it is a part of the dataset."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from api.dashboard import formatting
+from api.flaws import guess, shown
 from core.errors import Flaw
 from core.specs import JobSpec
 from core.tables import Json
@@ -27,8 +28,10 @@ class InputKind(StrEnum):
     PAIRS = "pairs"
 
 
-DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps"}
-"""Fields that may be empty although they have no fixed default. Other fields imply them."""
+TECHNICAL = {"csrf", "clone", "nonce"}
+"""Fields of the form that are not fields of a job."""
+DERIVED = {"sparsity", "repair.batch_tokens", "repair.steps", "evaluate.held_out"}
+"""Fields that may be empty, because their default depends on other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,29 +91,26 @@ def by_field(flaws: Iterable[Flaw]) -> dict[str, Flaw]:
 
 
 def submitted_values(form: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values of a submitted form by field name.
+    """Return the values of a submitted form by field name, also of fields that the form does not have.
 
     Browsers omit a checkbox that is off. The result has the value `false` for it.
     """
-    values = {}
-    for field in form_fields({}):
-        text = form.get(field.name)
-        if isinstance(text, str):
-            values[field.name] = text.strip()
-        elif field.kind is InputKind.SWITCH:
-            values[field.name] = "false"
-    return values
+    texts = {name: text.strip() for name, text in form.items() if isinstance(text, str) and name not in TECHNICAL}
+    return {field.name: "false" for field in form_fields({}) if field.kind is InputKind.SWITCH} | texts
 
 
 def request_body(values: Mapping[str, str]) -> tuple[Json, list[Flaw]]:
     """Build the request from form values, and return it with a list of input errors.
 
-    An input error is a line of a `name=value` field that has another format. Fields that are empty or have their
-    default are omitted. So a default that is too long for the model is shortened, as in a request without the field.
+    An input error is a field that the form does not have, or a line of a `name=value` field that has another format.
+    Fields that are empty or have their default are omitted. So a default that is too long for the model is shortened,
+    as in a request without the field.
     """
     body: Json = {}
-    flaws: list[Flaw] = []
-    for field in form_fields({}):
+    fields = list(form_fields({}))
+    names = [field.name for field in fields]
+    flaws = [_unknown(name, text, names) for name, text in values.items() if name not in names]
+    for field in fields:
         text = values.get(field.name, "")
         if text in {"", field.value}:
             continue
@@ -149,7 +149,8 @@ def values_of_spec(spec: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _form_field(path: str, field: FieldInfo, value: str | None) -> FormField:
     bounds = [rule for rule in field.metadata if isinstance(rule, Ge | Gt | Le | Lt)]
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    fixed = not field.is_required() and path not in DERIVED
+    default = field.get_default(call_default_factory=True) if fixed else None
     return FormField(
         name=path,
         group=path.rpartition(".")[0].partition(".")[0],
@@ -216,6 +217,11 @@ def _text(value: object) -> str:
             return "\n".join(f"{key}={text}" for key, text in value.items())
         case _:
             return str(value)
+
+
+def _unknown(name: str, text: str, known: list[str]) -> Flaw:
+    way_out = f"{guess(name, known)}Leave it out, or use a field of this form."
+    return Flaw(shown(name)[1:-1], "There is no such field", shown(text), way_out)
 
 
 def _not_a_pair(name: str, line: str) -> Flaw:

@@ -11,7 +11,7 @@ from api.connections import while_connected
 from api.deps import Auth, CurrentServices, Limit, RequireContentType, Services
 from api.errors import BODY, responses
 from api.schemas.datasets import DatasetPage, DatasetView, PreviewView
-from api.schemas.shared import FILE_ID, MODEL
+from api.schemas.shared import FILE_ID, MODEL, FileView
 from api.usecases import datasets as usecases
 from core import ids
 from core.access.audit import Caller
@@ -115,6 +115,20 @@ def get_dataset(
     """Get one dataset."""
     with services.sessions.begin() as session:
         return DatasetView.of(datasets.get(session, caller.tenant, dataset_id))
+
+
+@router.get(
+    "/{dataset_id}/file",
+    operation_id="get_dataset_file",
+    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST),
+)
+def get_dataset_file(
+    services: CurrentServices,
+    caller: Auth,
+    dataset_id: Annotated[str, Path(description="Dataset id.", examples=[FILE_ID])],
+) -> FileView:
+    """Get the file of a dataset: its size, SHA-256 and download links. The file has the records as plain JSONL."""
+    return usecases.file(services, caller, dataset_id)
 
 
 @router.get(

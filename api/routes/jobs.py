@@ -1,4 +1,4 @@
-"""Jobs: create, clone, estimate, list, get. The actions on a job are in `api.routes.actions`."""
+"""Jobs: create, clone, estimate, list, get, delete. The actions on a job are in `api.routes.actions`."""
 
 import time
 from datetime import datetime
@@ -15,7 +15,7 @@ from api.changes import JobVersion
 from api.connections import while_connected
 from api.deps import LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, RequireContentType
 from api.errors import BODY, responses
-from api.etags import TAGGED, IfNoneMatch, tagged_json
+from api.etags import ACCEPTED, TAGGED, IfNoneMatch, etag_of, tagged_json
 from api.limits import JsonRoute
 from api.schemas.estimates import EstimateSpec, EstimateView
 from api.schemas.jobs import JobDetail, JobPage, JobView
@@ -66,7 +66,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=JsonRoute)
     operation_id="create_job",
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(RequireContentType("application/json"))],
-    responses=responses(*CREATE_ERRORS),
+    responses={**ACCEPTED, **responses(*CREATE_ERRORS)},
 )
 def create_job(
     services: CurrentServices, caller: Auth, spec: JobSpec, response: Response, idempotency_key: Idempotency = None
@@ -161,12 +161,25 @@ async def get_job(
     return response
 
 
+@router.delete(
+    "/{job_id}",
+    operation_id="delete_job",
+    responses=responses(Code.NOT_FOUND, Code.INVALID_REQUEST, Code.CONFLICT),
+)
+def delete_job(services: CurrentServices, caller: Auth, job_id: JobId) -> JobDetail:
+    """Delete a job that has ended, with its events, metrics and checkpoints.
+
+    The stored files are deleted within two days. The audit log keeps its entries about the job.
+    """
+    return usecases.delete(services, caller, job_id)
+
+
 @router.post(
     "/{job_id}/clone",
     operation_id="clone_job",
     status_code=HTTPStatus.ACCEPTED,
     dependencies=[Depends(RequireContentType("application/json"))],
-    responses=responses(Code.NOT_FOUND, *CREATE_ERRORS),
+    responses={**ACCEPTED, **responses(Code.NOT_FOUND, *CREATE_ERRORS)},
 )
 def clone_job(
     services: CurrentServices,
@@ -191,6 +204,7 @@ def clone_job(
 def _accepted(response: Response, job: JobDetail) -> JobDetail:
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = RETRY_AFTER_SECONDS
+    response.headers["ETag"] = etag_of(job)
     return job
 
 

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from api.changes import JobVersion
 from api.deps import EVENT_STREAM, LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
-from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, FileView, MetricPage, MetricView
-from api.schemas.shared import LARGEST_ID, LARGEST_STEP
-from core.errors import Code
+from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, MetricPage, MetricView
+from api.schemas.shared import LARGEST_ID, LARGEST_STEP, FileView
+from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.jobs.reports import MetricPoint
 from core.states import Status
@@ -121,7 +121,7 @@ def list_job_metrics(
 
 @router.get("/checkpoints", operation_id="list_job_checkpoints", responses=ERRORS)
 def list_job_checkpoints(services: CurrentServices, caller: Auth, job_id: JobId) -> CheckpointList:
-    """List the published checkpoints of a job. Each file has its size, SHA-256 and a download link."""
+    """List the published checkpoints of a job. Each file has its size, SHA-256 and download links."""
     with services.sessions.begin() as session:
         job = jobs.get(session, caller.tenant, job_id)
         rows = reports.checkpoints(session, job.id)
@@ -137,7 +137,12 @@ def _metrics(
 
 
 def _files(services: Services, row: Checkpoint) -> list[FileView]:
-    return [FileView(**file, url=services.storage.link(row.prefix + file["name"])) for file in row.files]
+    return [
+        FileView.of(
+            services.storage, row.prefix + file["name"], name=file["name"], size=file["size"], sha256=file["sha256"]
+        )
+        for file in row.files
+    ]
 
 
 def _table(views: list[MetricView]) -> str:
@@ -163,13 +168,17 @@ def _stream(services: Services, tenant: str, job_id: str, after: int) -> Respons
 
 
 async def _events(services: Services, tenant: str, job_id: str, after: int) -> AsyncIterator[bytes]:
-    """Yield events until the last event of the job, or for `STREAM_SECONDS`.
+    """Yield events until the last event of the job or its deletion, or for `STREAM_SECONDS`.
 
     No transaction stays open and no thread is held between two reads.
     """
     began = sent = time.monotonic()
     while (left := began + STREAM_SECONDS - time.monotonic()) > 0:
-        rows, ended = await run_sync(_next_events, services, tenant, job_id, after, limiter=services.changes.readers)
+        try:
+            read = partial(_next_events, services, tenant, job_id, after)
+            rows, ended = await run_sync(read, limiter=services.changes.readers)
+        except ProblemError:
+            return  # the job was deleted; a client that reconnects gets 404
         for row in rows:
             after = row.id
             yield format_sse_event(data_str=row.model_dump_json(), event=row.type, id=str(row.id))

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas.shared import SHA256, TIME, example
+from api.schemas.shared import FILE, SHA256, TIME, FileView, example
 from core.jobs.reports import MetricPoint
 from core.tables import Checkpoint, JobEvent, JobMetric
 
@@ -63,15 +63,6 @@ class MetricPage(BaseModel):
     has_more: bool
 
 
-class FileView(BaseModel):
-    """A file of a checkpoint, with a link to download it."""
-
-    name: str
-    size: int
-    sha256: str
-    url: str = Field(description="Presigned link to GET the file. It expires.")
-
-
 class CheckpointView(BaseModel):
     """A published checkpoint."""
 
@@ -101,14 +92,7 @@ class CheckpointList(BaseModel):
                     "step": 500,
                     "sha256": SHA256,
                     "scores": {"dense": 20.63, "pruned": 51.2, "repaired": 31.4},
-                    "files": [
-                        {
-                            "name": "model.safetensors",
-                            "size": 269060552,
-                            "sha256": SHA256,
-                            "url": "https://s3.example/seft/jobs/…?X-Amz-Signature=…",
-                        }
-                    ],
+                    "files": [FILE],
                     "created_at": TIME,
                     "expires_at": "2026-03-02T12:00:00Z",
                 }

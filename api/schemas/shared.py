@@ -1,10 +1,12 @@
-"""Parts that several schemas share: example values, and a type for stored values that are returned unchanged."""
+"""Parts that several schemas share: example values, files, and a type for stored values that are returned unchanged."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from core.infra.storage import Storage
 
 JOB_ID = "job_01jz5h4c8m2v9q7w3t6x0y1b2d"
 FILE_ID = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
@@ -20,6 +22,35 @@ LARGEST_STEP = 2**31 - 1
 def example(value: dict[str, Any]) -> ConfigDict:
     """Return a model configuration with an example for OpenAPI."""
     return ConfigDict(json_schema_extra={"example": value})
+
+
+FILE = {
+    "name": "model.safetensors",
+    "size": 269060552,
+    "sha256": SHA256,
+    "url": "https://s3.example/seft/jobs/…?X-Amz-Signature=…",
+    "head_url": "https://s3.example/seft/jobs/…?X-Amz-Signature=…",
+}
+
+
+class FileView(BaseModel):
+    """A stored file, with links to it that need no API key."""
+
+    model_config = example(FILE)
+
+    name: str
+    size: int
+    sha256: str
+    url: str = Field(description="Presigned link to GET the file. It expires.")
+    head_url: str = Field(
+        description="Presigned link to get the headers of the file by HEAD, because `url` answers only GET. It expires."
+    )
+
+    @classmethod
+    def of(cls, storage: Storage, key: str, *, name: str, size: int, sha256: str, saved_as: str | None = None) -> Self:
+        """Return the view of the object with this key. With `saved_as`, a browser saves it under that name."""
+        links = {"url": storage.link(key, saved_as=saved_as), "head_url": storage.head_link(key)}
+        return cls(name=name, size=size, sha256=sha256, **links)
 
 
 @dataclass(frozen=True, slots=True)

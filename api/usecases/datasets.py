@@ -1,4 +1,4 @@
-"""Use cases of datasets: upload, preview, delete."""
+"""Use cases of datasets: upload, download, preview, delete."""
 
 from functools import partial
 from typing import BinaryIO
@@ -8,6 +8,7 @@ from fastapi.concurrency import contextmanager_in_threadpool
 
 from api.deps import Services
 from api.schemas.datasets import DatasetView, PreviewView
+from api.schemas.shared import FileView
 from api.usecases.audited import audited
 from core.access import audit
 from core.access.audit import Caller
@@ -39,6 +40,13 @@ async def preview(
         opened = services.models.tokenizer(caller.tenant, model, revision)
         async with contextmanager_in_threadpool(opened) as (source, tokenizer):
             return PreviewView.of(row, source, await previews.preview(services.storage, row, tokenizer, limit))
+
+
+def file(services: Services, caller: Caller, dataset_id: str) -> FileView:
+    """Return the stored file of a dataset, with download links. A browser saves it under the name of the dataset."""
+    row = _find(services, caller, dataset_id)
+    name = datasets.file_name(row.name)
+    return FileView.of(services.storage, row.object_key, name=name, size=row.bytes, sha256=row.sha256, saved_as=name)
 
 
 def delete(services: Services, caller: Caller, dataset_id: str) -> DatasetView:

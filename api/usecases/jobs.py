@@ -1,4 +1,4 @@
-"""Create a job, estimate it, apply an action to it, and read it with its place in the queue."""
+"""Create a job, estimate it, apply an action to it, delete it, and read it with its place in the queue."""
 
 from collections.abc import Callable, Mapping
 
@@ -75,6 +75,14 @@ def act(services: Services, caller: Caller, job_id: str, action: str) -> JobDeta
     if view.status == Status.QUEUED:
         queue.notify(services.broker)
     return view
+
+
+def delete(services: Services, caller: Caller, job_id: str) -> JobDetail:
+    """Delete a job that has ended, and return it as it was. Raises the errors of `core.jobs.actions.delete`."""
+    with services.sessions.begin() as session:
+        job = actions.delete(session, caller.tenant, job_id)
+        audit.record(session, caller, "delete_job", job.id)
+        return detail(services, session, job)
 
 
 def get(services: Services, caller: Caller, job_id: str) -> JobDetail:

@@ -4,6 +4,7 @@ A file is checked line by line, so the memory in use does not depend on its size
 a valid record is and in which form it is stored. A rejected upload leaves no object and no row.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from seft.data.validation import MAX_FLAWS, open_valid_lines, validate
 from seft.errors import FileError
 
 NAME_CHARACTERS = 255
+FORMATS = re.compile(r"(\.(jsonl|ndjson|json|parquet))?(\.(gz|zst))?$", re.IGNORECASE)
+"""Endings of the names of files that can be uploaded."""
 NOT_DELETED = Dataset.deleted_at.is_(None)
 
 
@@ -128,7 +131,7 @@ def delete(session: Session, tenant: str, dataset_id: str) -> Dataset:
     row = get(session, tenant, dataset_id)
     # The lock waits for a job that is being created now, so that the next query sees it.
     session.refresh(row, with_for_update=True)
-    uses = or_(Job.dataset_id == row.id, Job.retain_dataset_id == row.id)
+    uses = or_(*(used == row.id for used in (Job.dataset_id, Job.retain_dataset_id, Job.evaluate_dataset_id)))
     live = select(Job.id).where(uses, Job.finished_at.is_(None)).limit(1)
     if job_id := session.scalar(live):
         detail = f"{job_id} uses this dataset and has not ended. Cancel the job, or wait until it ends."
@@ -172,6 +175,11 @@ def clean_name(name: str) -> str:
     """Return the file name without folders and unprintable characters, and shortened, so that pages can show it."""
     base = name.replace("\\", "/").rpartition("/")[2]
     return "".join(filter(str.isprintable, base)).strip()[:NAME_CHARACTERS] or "dataset.jsonl"
+
+
+def file_name(name: str) -> str:
+    """Return the name for the stored file of a dataset with this name. The file is plain JSONL, whatever was sent."""
+    return FORMATS.sub("", name) + ".jsonl"
 
 
 @contextmanager

@@ -5,12 +5,14 @@ Files of an attempt have keys that start with `jobs/<job id>/<attempt>/`.
 """
 
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from urllib.parse import quote
 
 import boto3
 import structlog
@@ -191,8 +193,16 @@ class Storage:
         """
         params = {"Bucket": self._bucket, "Key": key}
         if saved_as is not None:
-            params["ResponseContentDisposition"] = f'attachment; filename="{saved_as}"'
+            params["ResponseContentDisposition"] = _attachment(saved_as)
         return self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=self._link_seconds)
+
+    def head_link(self, key: str) -> str:
+        """Return a URL at which the headers of the object can be read by HEAD, for as long as one of `link`.
+
+        A link to GET does not answer HEAD, because the signature of S3 covers the method.
+        """
+        params = {"Bucket": self._bucket, "Key": key}
+        return self._signer.generate_presigned_url("head_object", Params=params, ExpiresIn=self._link_seconds)
 
     def _abort_incomplete_uploads(self) -> None:
         rules: list[LifecycleRuleUnionTypeDef] = []
@@ -210,6 +220,12 @@ class Storage:
 def is_missing(error: ClientError) -> bool:
     """Return whether the error means that the object, the bucket or the bucket's setting does not exist."""
     return error.response["ResponseMetadata"]["HTTPStatusCode"] == 404
+
+
+def _attachment(name: str) -> str:
+    """Return a header Content-Disposition (RFC 6266). Programs that do not know `filename*` get an ASCII name."""
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 class _Object(io.RawIOBase):

@@ -1,18 +1,19 @@
-"""Actions of a tenant on a job: cancel, pause, resume, stop, start. Each is idempotent.
+"""Actions of a tenant on a job: cancel, pause, resume, stop, start, delete. Each except `delete` is idempotent.
 
 An action on a waiting job takes effect at once. If the job is running, its worker learns of the action from the reply
 to its next heartbeat. A cancel takes effect at once for a running job too: the next write of its worker raises
 LeaseLostError.
 """
 
+from sqlalchemy import delete as delete_rows
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import Code, ProblemError
 from core.jobs import jobs
-from core.jobs.transitions import hold, transition
+from core.jobs.transitions import STATUS_EVENT_PREFIX, hold, record_event, transition
 from core.states import Reason, Status, Transition
-from core.tables import Job
+from core.tables import Checkpoint, Job
 
 PAUSED_MESSAGE = "The job was paused by POST /jobs/{}/pause. POST /jobs/{}/resume resumes it."
 
@@ -89,6 +90,28 @@ def stop(session: Session, tenant: str, job_id: str) -> Job:
     return _refreshed(session, job)
 
 
+def delete(session: Session, tenant: str, job_id: str) -> Job:
+    """Delete a job that has ended, with its events, metrics and checkpoints. Return its last state.
+
+    Only rows are deleted here. `worker.cleanup` deletes the job's objects, which have no row any more. Raises CONFLICT
+    if the job has not ended, or if a job that has not ended uses its result as its model.
+    """
+    _require_ended(jobs.get(session, tenant, job_id))
+    # A job that is being created with the result as its model has locked the rows, and is seen by the next query.
+    # The expiry of checkpoints locks in the same order.
+    session.scalars(select(Checkpoint.id).where(Checkpoint.job_id == job_id).with_for_update()).all()
+    job = _get_locked(session, tenant, job_id)
+    users = select(Job.id).where(Job.tenant == tenant, Job.spec["model"].astext == job.id, Job.finished_at.is_(None))
+    if user := session.scalar(users.limit(1)):
+        detail = f"{user} uses the result of {job.id} as its model and has not ended. Cancel it, or wait until it ends."
+        raise ProblemError(Code.CONFLICT, detail)
+    record_event(session, job.id, job.attempt, f"{STATUS_EVENT_PREFIX}{Transition.DELETED}", {})
+    # Before the job, because the trigger that counts the bytes of checkpoints reads the job's row.
+    for row in (delete_rows(Checkpoint).where(Checkpoint.job_id == job.id), delete_rows(Job).where(Job.id == job.id)):
+        session.execute(row, execution_options={"synchronize_session": False})
+    return job
+
+
 def _get_locked(session: Session, tenant: str, job_id: str) -> Job:
     """Return the tenant's job with its row locked until the transaction ends.
 
@@ -103,6 +126,15 @@ def _get_locked(session: Session, tenant: str, job_id: str) -> Job:
 def _refreshed(session: Session, job: Job) -> Job:
     session.refresh(job)
     return job
+
+
+def _require_ended(job: Job) -> None:
+    if not Status(job.status).final:
+        raise ProblemError(
+            Code.CONFLICT,
+            f"{job.id} has not ended; it is {job.status}. Only a job that has ended can be deleted. POST"
+            f" /jobs/{job.id}/cancel ends it at once.",
+        )
 
 
 def _require_not_ended(job: Job, action: str) -> None:

@@ -1,8 +1,8 @@
 """Database writes of a worker for its job: claim it, report progress, save its state, end it.
 
 Every write except the claim names the job and the number of the attempt. It takes effect only if that attempt is the
-running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled, or was
-requeued after its lease expired.
+running one. Otherwise it writes nothing and raises LeaseLostError. The reason is that the job was cancelled (and maybe
+deleted), or was requeued after its lease expired.
 """
 
 from collections.abc import Mapping
@@ -50,6 +50,8 @@ class Attempt:
     dataset_sha256: str
     retained: tuple[str, str] | None
     """Key and SHA-256 of the dataset to retain. None if the job retains no dataset."""
+    held_out: tuple[str, str] | None
+    """Key and SHA-256 of the dataset to evaluate on. None if it is a part of the other dataset."""
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
@@ -125,19 +127,8 @@ def _parse_spec(session: Session, job: Job) -> JobSpec | None:
         return None
 
 
-def _model_files(session: Session, job: Job) -> list[Json]:
-    """Return the files of the model, if the model is the result of another job. Otherwise return an empty list.
-
-    The list is also empty if that result was deleted. The training process then reports that the model is missing.
-    """
-    reference = job.spec["model"]
-    result = results.find(session, job.tenant, reference) if results.is_result(reference) else None
-    return results.files(result) if result else []
-
-
 def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capability: Capability) -> Attempt:
     """Build the attempt. `job` is the row before the claim, so its `attempt` is one less than the new number."""
-    retained = session.get_one(Dataset, job.retain_dataset_id) if job.retain_dataset_id else None
     return Attempt(
         job_id=job.id,
         number=job.attempt + 1,
@@ -147,15 +138,21 @@ def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capabi
         spec=spec,
         dataset_key=dataset.object_key,
         dataset_sha256=dataset.sha256,
-        retained=(retained.object_key, retained.sha256) if retained else None,
+        retained=_object(session, job.retain_dataset_id),
+        held_out=_object(session, job.evaluate_dataset_id),
         resume=job.resume,
         scores=job.scores,
         stop_step=_stop_step(job.stopping, job.stop_step, job.step),
         micro_batch=job.micro_batch,
         capability=capability,
-        model_files=_model_files(session, job),
+        model_files=results.files_of(session, job.tenant, job.spec["model"]),
         hub_token=hub_tokens.find_encrypted(session, job.tenant),
     )
+
+
+def _object(session: Session, dataset_id: str | None) -> tuple[str, str] | None:
+    row = session.get_one(Dataset, dataset_id) if dataset_id else None
+    return (row.object_key, row.sha256) if row else None
 
 
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float = 0.0) -> PendingActions:
@@ -297,7 +294,7 @@ def fail(
 ) -> bool:
     """End the attempt with an error. Return True if the job is retried, and False if it has failed permanently."""
     error = {"fault": fault, "code": code, "message": message}
-    failures = 1 + session.scalars(select(Job.failures).where(Job.id == attempt.job_id)).one()
+    failures = 1 + (session.scalar(select(Job.failures).where(Job.id == attempt.job_id)) or 0)
     if retry and failures < max_failures:
         _requeue(session, attempt, Transition.RETRIED, {"error": error})
         return True
@@ -355,8 +352,9 @@ def _phase(session: Session, attempt: Attempt) -> tuple[str | None, float]:
     """Lock the row of the job. Return its phase and the seconds since that phase began."""
     seconds = func.coalesce(func.extract("epoch", func.now() - Job.phase_at), 0)
     query = select(Job.phase, seconds).where(Job.id == attempt.job_id).with_for_update()
-    phase, elapsed = session.execute(query).one()
-    return phase, float(elapsed)
+    if (row := session.execute(query).first()) is None:
+        raise _lease_lost(attempt)
+    return row[0], float(row[1])
 
 
 def _count_phase(session: Session, phase: str | None, seconds: float) -> None:

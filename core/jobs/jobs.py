@@ -32,13 +32,14 @@ from core.errors import Code, Flaw, ProblemError
 from core.infra import tracing
 from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
+from core.models import results
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
 from seft.data.records import Format
 
 HEADER = "Idempotency-Key"
-RETAIN_DATASET = "repair.retain_dataset"
+RETAIN_DATASET, EVALUATE_DATASET = "repair.retain_dataset", "evaluate.dataset"
 MAX_POSITION = 1000
 """Limit for counts of jobs and for places in the queue. Larger numbers are not computed, because that would be slow."""
 
@@ -68,13 +69,15 @@ def create(
 
     Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
     False. The new job is queued, or paused if `auto_start` is false. Raises INVALID_REQUEST if the tenant has no such
-    datasets or they cannot be used together, and the errors of `find_by_idempotency_key`.
+    datasets or they cannot be used together, MODEL_NOT_FOUND if the model was the result of a job and is gone, and the
+    errors of `find_by_idempotency_key`.
     """
     if idempotency_key is not None and (
         existing := find_by_idempotency_key(session, tenant, idempotency_key, body_sha256)
     ):
         return existing, False
     _require_datasets(session, tenant, spec)
+    _require_result(session, tenant, spec.model)
     job = Job(
         id=ids.new("job"),
         tenant=tenant,
@@ -83,6 +86,7 @@ def create(
         traceparent=tracing.current_traceparent(),
         dataset_id=spec.dataset,
         retain_dataset_id=spec.repair.retain_dataset,
+        evaluate_dataset_id=spec.evaluate.dataset,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,
         priority=spec.priority,
@@ -123,7 +127,7 @@ def find_by_idempotency_key(session: Session, tenant: str, key: str, body_sha256
         flaw = Flaw(HEADER, "must always be sent with the same body", repr(key), "Use a new key for a new job.")
         detail = f"The Idempotency-Key {key!r} created {row.job_id} from another body. Use a new key for a new job."
         raise ProblemError(Code.IDEMPOTENCY_CONFLICT, detail, (flaw,))
-    return session.get_one(Job, row.job_id)
+    return session.get(Job, row.job_id)  # None if the job was deleted since the row was read
 
 
 def get(session: Session, tenant: str, job_id: str) -> Job:
@@ -253,19 +257,29 @@ def _ahead_of_others() -> Select[int]:
 
 
 def _require_datasets(session: Session, tenant: str, spec: JobSpec) -> None:
-    """Raise INVALID_REQUEST if the tenant has no such datasets, or if the one to retain is too small or not another."""
-    dataset = _require_dataset(session, tenant, spec.dataset, "dataset")
-    if spec.repair.retain_dataset is None:
-        return
-    retained = _require_dataset(session, tenant, spec.repair.retain_dataset, RETAIN_DATASET)
-    if retained.sha256 == dataset.sha256:
-        rule, value = "must have other records than the dataset in dataset", "the same records"
-        raise _unusable(rule, value, f"Use another dataset than {retained.id}.")
-    # A text has at most one token per byte. A chat template can add any number, so other formats are not checked.
-    least = 2 * spec.repair.sequence_tokens
-    if retained.format == Format.TEXT and retained.bytes < least:
-        rule = f"must have at least {least} bytes, so that it can fill two sequences of sequence_tokens"
-        raise _unusable(rule, f"{retained.bytes} bytes", "Use a larger dataset, or lower repair.sequence_tokens.")
+    """Raise INVALID_REQUEST if the tenant has no such datasets, or if one is too small or a copy of another.
+
+    The sequences of text to retain are trained on and evaluated, so there must be two of them.
+    """
+    windows, text = 2 * spec.repair.sequence_tokens, "two sequences of repair.sequence_tokens"
+    others = {
+        RETAIN_DATASET: (spec.repair.retain_dataset, windows, text),
+        EVALUATE_DATASET: (spec.evaluate.dataset, spec.evaluate.tokens, "one sequence of evaluate.tokens"),
+    }
+    known = {_require_dataset(session, tenant, spec.dataset, "dataset").sha256: "dataset"}
+    for field, (dataset_id, tokens, sequences) in others.items():
+        if dataset_id is None:
+            continue
+        found = _require_dataset(session, tenant, dataset_id, field)
+        if found.sha256 in known:
+            rule = f"must have other records than the dataset in {known[found.sha256]}"
+            raise _unusable(field, rule, "the same records", f"Use another dataset than {found.id}.")
+        known[found.sha256] = field
+        # A text has at most one token per byte. A chat template can add any number, so other formats are not checked.
+        if found.format == Format.TEXT and found.bytes < tokens:
+            rule = f"must have at least {tokens} bytes, so that it can fill {sequences}"
+            way_out = f"Use a larger dataset, or lower {sequences.rpartition(' ')[2]}."
+            raise _unusable(field, rule, f"{found.bytes} bytes", way_out)
 
 
 def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str) -> Dataset:
@@ -279,9 +293,17 @@ def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str)
     return dataset
 
 
-def _unusable(rule: str, value: str, way_out: str) -> ProblemError:
-    flaw = Flaw(RETAIN_DATASET, rule, value, way_out)
-    return ProblemError(Code.INVALID_REQUEST, f"{RETAIN_DATASET} {rule}; it has {value}. {way_out}", (flaw,))
+def _require_result(session: Session, tenant: str, model: str) -> None:
+    """Keep the model until the transaction ends if it is the result of a job. Raise MODEL_NOT_FOUND if it is gone."""
+    if results.is_result(model) and results.find(session, tenant, model, keep=True) is None:
+        way_out = "Give the id of a job that has a checkpoint. GET /models lists them."
+        flaw = Flaw("model", "must be a job with a checkpoint", repr(model), way_out)
+        raise ProblemError(Code.MODEL_NOT_FOUND, f"The checkpoint of {model} was deleted. {way_out}", (flaw,))
+
+
+def _unusable(field: str, rule: str, value: str, way_out: str) -> ProblemError:
+    flaw = Flaw(field, rule, value, way_out)
+    return ProblemError(Code.INVALID_REQUEST, f"{field} {rule}; it has {value}. {way_out}", (flaw,))
 
 
 @cache

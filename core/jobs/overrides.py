@@ -7,10 +7,16 @@ from core.tables import Json
 def apply_overrides(original: Json, patch: Json) -> JobSpec:
     """Apply a JSON merge patch (RFC 7396) to a request. The value null resets a field to its default.
 
-    If the patch changes `model`, the revision is removed, because it is a commit of the original model. Raises
-    pydantic's ValidationError if the result is not a valid request.
+    If the patch changes `model`, the revision is removed, because it is a commit of the original model. A dataset to
+    evaluate on replaces the fraction that is held out, and the other way round. Raises pydantic's ValidationError if
+    the result is not a valid request.
     """
     base = {**original, "revision": None} if "model" in patch else original
+    evaluate = patch.get("evaluate")
+    given = {name for name in ("dataset", "held_out") if isinstance(evaluate, dict) and evaluate.get(name) is not None}
+    if len(given) == 1:
+        replaced = {"dataset": None, "held_out": None}
+        base = _merge(base, {"evaluate": {name: None for name in replaced if name not in given}})
     return JobSpec.model_validate(_merge(base, patch))
 
 

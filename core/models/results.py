@@ -25,10 +25,14 @@ def is_result(reference: str) -> bool:
     return ids.is_id("job", reference)
 
 
-def find(session: Session, tenant: str, job_id: str) -> Checkpoint | None:
-    """Return the newest stored checkpoint of the tenant's job, or None."""
+def find(session: Session, tenant: str, job_id: str, *, keep: bool = False) -> Checkpoint | None:
+    """Return the newest stored checkpoint of the tenant's job, or None.
+
+    With `keep`, it is neither expired nor deleted until the transaction ends.
+    """
     mine = (Checkpoint.job_id == job_id, Job.tenant == tenant)
     query = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*mine)
+    query = query.with_for_update(read=True, key_share=True, of=Checkpoint) if keep else query
     return session.scalars(query.order_by(Checkpoint.id.desc()).limit(1)).first()
 
 
@@ -43,6 +47,15 @@ def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Seq
 def files(checkpoint: Checkpoint) -> list[Json]:
     """Return the files of a checkpoint, each with the key of its object."""
     return [{**file, "key": checkpoint.prefix + file["name"]} for file in checkpoint.files]
+
+
+def files_of(session: Session, tenant: str, reference: str) -> list[Json]:
+    """Return the files of a model that is the result of a job. The list is empty for any other model.
+
+    It is also empty if that result was deleted. The training process then reports that the model is missing.
+    """
+    result = find(session, tenant, reference) if is_result(reference) else None
+    return files(result) if result else []
 
 
 def source(storage: Storage, checkpoint: Checkpoint) -> ModelSource:

@@ -140,6 +140,7 @@ def _recipe(record: Record) -> str:
         "calibration sha256": facts.calibration_sha256,
         "dataset sha256": facts.dataset_sha256,
         "retained dataset sha256": facts.retained_sha256,
+        "held-out dataset sha256": facts.held_out_sha256,
     }
     settings = {f"prune {field.name}": getattr(facts.prune, field.name) for field in fields(facts.prune)}
     if facts.repair:

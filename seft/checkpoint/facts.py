@@ -44,7 +44,8 @@ class Base:
 class Facts:
     """How a checkpoint was made. `repair` is None if the model was only pruned.
 
-    A hash is None if no text was read. `retained_sha256` is also None if the dense model wrote the text to retain.
+    A hash is None if no text was read. `retained_sha256` is also None if the dense model wrote the text to retain, and
+    `held_out_sha256` is None if the text to evaluate on is a part of the dataset.
     `scores` are perplexities with the keys dense, pruned and repaired, measured with the settings `evaluate`, and with
     the keys `dense_retained` and so on if text was retained. The dense scores are measured on the original weights, the
     others on weights rounded as they are exported. `grown_zeros` is the number of weights that pruning set to zero and
@@ -64,6 +65,7 @@ class Facts:
     kept_at: int | None = None
     teacher: Base | None = None
     retained_sha256: str | None = None
+    held_out_sha256: str | None = None
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

@@ -1,4 +1,4 @@
-"""Downloads checkpoints in parallel parts, and resumes interrupted downloads.
+"""Downloads files in parallel parts, and resumes interrupted downloads.
 
 A journal next to an unfinished file lists its finished parts, so a later download fetches only the missing parts. A
 file gets its final name after all parts arrived and its SHA-256 matched. If the SHA-256 is wrong, the file is deleted.
@@ -15,31 +15,33 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 
 from seft.client.errors import ApiProblem, ClientError, IntegrityError, Unreachable
-from seft.client.responses import Checkpoint, File
+from seft.client.responses import File
 from seft.client.retries import tried
 from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Together, Work
 
 PART_BYTES = 8 << 20
 EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-Again = Callable[[], Steps[Checkpoint]]
+Again = Callable[[], Steps[list[File]]]
 
 
 def fetch(
-    checkpoint: Checkpoint,
     folder: Path,
-    *,
     again: Again,
+    files: list[File] | None = None,
+    *,
     at_once: int,
     progress: Progress | None,
     pauses: Sequence[float],
 ) -> Steps[list[Path]]:
-    """Download the missing parts of a checkpoint. Returns the paths of all its files.
+    """Download the missing parts of some files. Returns their paths.
 
-    `again` gets the checkpoint with new links, because links expire. `at_once` is the number of parallel parts.
+    `again` gets the files with new links, because links expire. It is called first if `files` are not given. `at_once`
+    is the number of parallel parts.
     """
-    targets = [_Target.of(file, folder) for file in checkpoint["files"]]
+    files = (yield from again()) if files is None else files
+    targets = [_Target.of(file, folder) for file in files]
     session = _Session(again, pauses, Meter(progress, sum(target.size for target in targets)))
-    session.renew(checkpoint)
+    session.renew(files)
     for target in targets:
         if not (yield Work(target.is_complete)):
             target.prepare()
@@ -147,9 +149,9 @@ class _Session:
         self.again, self.pauses, self.meter = again, pauses, meter
         self.links: dict[str, str] = {}
 
-    def renew(self, checkpoint: Checkpoint) -> None:
-        """Replace the expired links by those of `checkpoint`."""
-        self.links = {file["name"]: file["url"] for file in checkpoint["files"]}
+    def renew(self, files: list[File]) -> None:
+        """Replace the expired links by those of `files`."""
+        self.links = {file["name"]: file["url"] for file in files}
 
     def part(self, part: _Part) -> Steps[None]:
         """Download a part, with retries. An attempt that received new bytes is not counted as a failure."""

@@ -2,33 +2,29 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
 from seft.client import downloads, uploads
+from seft.client.administration import Administration
+from seft.client.calls import answer
 from seft.client.errors import ApiProblem, ClientError, Unreachable
 from seft.client.events import EventReader
 from seft.client.responses import (
-    AuditEntry,
     Checkpoint,
     Dataset,
-    Delivery,
     Estimate,
     Event,
-    HubToken,
+    File,
     Job,
-    Json,
-    Key,
     Metric,
     Model,
     Preview,
     Version,
-    Webhook,
     Worker,
 )
 from seft.client.retries import tried
@@ -39,7 +35,6 @@ from seft.client.steps import (
     Pause,
     Progress,
     Read,
-    Reply,
     Request,
     Row,
     Send,
@@ -53,13 +48,11 @@ WAIT_SECONDS = 30
 """Seconds for which the service may delay a response. Proxies close connections that are silent for a minute."""
 
 
-class Operations:
+class Operations(Administration):
     """The methods of `Client` and `AsyncClient`, one per operation of the service.
 
     Each raises ApiProblem if the service rejects the request, and ClientError if the service cannot be reached.
     """
-
-    pauses: Sequence[float]
 
     @operation
     def version(self) -> Steps[Version]:
@@ -94,7 +87,7 @@ class Operations:
         """Make the service fetch `s3://bucket/key` or `hf://datasets/owner/name/file`. Returns the new dataset."""
         body = {"source": source, "name": name, "invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         # Not retried: if only the reply was lost, a retry would start a second import.
-        started = _answer((yield from tried(Send(Request("POST", "/imports", json=body)), ())))
+        started = answer((yield from tried(Send(Request("POST", "/imports", json=body)), ())))
         return (yield from uploads.imported(started["id"], self._call))
 
     @operation
@@ -106,6 +99,22 @@ class Operations:
     def delete_dataset(self, dataset_id: str) -> Steps[Dataset]:
         """Delete a dataset that no unfinished job needs."""
         return cast("Dataset", (yield from self._call(Request("DELETE", f"/datasets/{dataset_id}"))))
+
+    @operation
+    def download_dataset(
+        self, dataset_id: str, path: Path, *, at_once: int = 4, progress: Progress | None = None
+    ) -> Steps[Path]:
+        """Download the records of a dataset to the file `path`, as plain JSONL. Returns the path.
+
+        The file is replaced after the SHA-256 matched. Repeat the call to resume an interrupted download.
+        """
+
+        def again() -> Steps[list[File]]:
+            file = cast("File", (yield from self._get(f"/datasets/{dataset_id}/file")))
+            return [{**file, "name": path.name}]
+
+        fetched = downloads.fetch(path.parent, again, at_once=at_once, progress=progress, pauses=self.pauses)
+        return (yield from fetched)[0]
 
     @operation
     def preview_dataset(
@@ -192,6 +201,11 @@ class Operations:
         """Start a job that was created with `auto_start: false`. Idempotent."""
         return (yield from self._act(job_id, "start"))
 
+    @operation
+    def delete_job(self, job_id: str) -> Steps[Job]:
+        """Delete a job that has ended, with its events, metrics and checkpoints. Returns its last state."""
+        return cast("Job", (yield from self._call(Request("DELETE", f"/jobs/{job_id}"))))
+
     @flow
     def watch(self, job_id: str) -> Flow[Job]:
         """Yield the job now and after each change, until it has ended."""
@@ -202,7 +216,7 @@ class Operations:
                 request = replace(request, query={"wait": WAIT_SECONDS}, headers={"If-None-Match": tag})
             reply = yield from self._tried(request)
             if reply.status != HTTPStatus.NOT_MODIFIED:
-                job = cast("Job", _answer(reply))
+                job = cast("Job", answer(reply))
                 yield Row(job)
                 if job["status"] in FINAL:
                     return
@@ -266,100 +280,15 @@ class Operations:
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
 
-        def again() -> Steps[Checkpoint]:
-            return next(one for one in (yield from self._checkpoints(job_id)) if one["id"] == newest["id"])
+        def again() -> Steps[list[File]]:
+            listed = yield from self._checkpoints(job_id)
+            return next(one["files"] for one in listed if one["id"] == newest["id"])
 
-        fetch = partial(downloads.fetch, again=again, at_once=at_once, progress=progress, pauses=self.pauses)
-        return (yield from fetch(newest, folder))
-
-    @operation
-    def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
-        """Create an API key of scope `read`, `write` or `admin`. Only this response has its `secret`."""
-        # Not retried: if only the reply was lost, a retry would create a second key.
-        request = Request("POST", "/keys", json={"name": name, "scope": scope})
-        return cast("Key", _answer((yield from tried(Send(request), ()))))
-
-    @flow
-    def api_keys(self) -> Flow[Key]:
-        """List the tenant's API keys, newest first, including revoked keys."""
-        yield from self._pages("/keys", "id", {})
-
-    @operation
-    def revoke_key(self, key_id: str) -> Steps[Key]:
-        """Revoke an API key immediately. Idempotent."""
-        return cast("Key", (yield from self._call(Request("DELETE", f"/keys/{key_id}"))))
-
-    @flow
-    def audit(self) -> Flow[AuditEntry]:
-        """List every change that was made with one of the tenant's keys, newest first."""
-        yield from self._pages("/audit", "id", {})
-
-    @operation
-    def hub_token(self) -> Steps[HubToken]:
-        """Return owner and date of the tenant's hub token. Raises ApiProblem `not_found` if none is stored."""
-        return cast("HubToken", (yield from self._get("/hub-token")))
-
-    @operation
-    def give_hub_token(self, token: str) -> Steps[HubToken]:
-        """Store the tenant's hub token, which gives access to private models and datasets. It is never shown again."""
-        return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
-
-    @operation
-    def delete_hub_token(self) -> Steps[HubToken]:
-        """Delete the tenant's token for the Hugging Face hub."""
-        return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
-
-    @operation
-    def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
-        """Create a webhook for these event types, or for all. Only this response contains its signing `secret`."""
-        # Not retried, like the creation of a key.
-        request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
-        return cast("Webhook", _answer((yield from tried(Send(request), ()))))
-
-    @flow
-    def webhooks(self) -> Flow[Webhook]:
-        """List your webhooks, newest first."""
-        yield from map(Row, (yield from self._get("/webhooks"))["data"])
-
-    @operation
-    def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Delete a webhook and its deliveries."""
-        return cast("Webhook", (yield from self._call(Request("DELETE", f"/webhooks/{webhook_id}"))))
-
-    @operation
-    def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
-        """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
-        request = Request("POST", f"/webhooks/{webhook_id}/rotate")
-        return cast("Webhook", _answer((yield from tried(Send(request), ()))))
-
-    @operation
-    def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Stop deliveries until the webhook is enabled again. Idempotent."""
-        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/disable"))))
-
-    @operation
-    def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
-        """Resume deliveries of a disabled webhook. Idempotent."""
-        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))
-
-    @operation
-    def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
-        """Send a test message to a webhook. Its result appears in `webhook_deliveries`."""
-        return cast("Delivery", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/test"))))
-
-    @flow
-    def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
-        """List the sent and pending messages of a webhook, newest first."""
-        yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})
-
-    def _tried(self, request: Request) -> Steps[Reply]:
-        return tried(Send(request), self.pauses)
-
-    def _call(self, request: Request) -> Steps[Json]:
-        return _answer((yield from self._tried(request)))
-
-    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Steps[Json]:
-        return (yield from self._call(Request("GET", path, query=query or {})))
+        return (
+            yield from downloads.fetch(
+                folder, again, newest["files"], at_once=at_once, progress=progress, pauses=self.pauses
+            )
+        )
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
@@ -370,30 +299,6 @@ class Operations:
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
-
-    def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a paged route. `next` of a page, or `cursor` of its last row, selects the next page."""
-        name = "after" if cursor == "id" else f"after_{cursor}"
-        page = yield from self._get(path, query)
-        yield from map(Row, page["data"])
-        while page["has_more"]:
-            page = yield from self._get(path, {**query, name: page.get("next") or page["data"][-1][cursor]})
-            yield from map(Row, page["data"])
-
-
-def _answer(reply: Reply) -> Json:
-    """Return the JSON of a successful reply. Raises ApiProblem if the reply is not successful."""
-    if not reply.is_success:
-        raise ApiProblem.read(reply)
-    try:
-        answer = json.loads(reply.content)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise Unreachable(
-            f"{reply.url} did not answer with a JSON object. Check that SEFT_URL is the address of the service."
-        )
-    return answer
 
 
 def _events(reader: EventReader, chunk: bytes) -> Iterator[Event]:

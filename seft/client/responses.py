@@ -138,12 +138,13 @@ class Metric(TypedDict):
 
 
 class File(TypedDict):
-    """A file of a checkpoint. `url` is a download link that expires."""
+    """A stored file. `url` is a link to GET it, `head_url` one to ask for its headers by HEAD. Both expire."""
 
     name: str
     size: int
     sha256: str
     url: str
+    head_url: str
 
 
 class Checkpoint(TypedDict):

@@ -160,6 +160,21 @@ def split(records: Sequence[R], held_out: float, seed: int) -> tuple[list[R], li
     return training, [record for record in records if record in evaluation]
 
 
+def exclude(records: Sequence[R], evaluation: Sequence[R]) -> list[R]:
+    """Return the records that are not in `evaluation`, in their order. So no evaluation record is trained on.
+
+    Raises DataError if there is none.
+    """
+    excluded = set(evaluation)
+    training = [record for record in records if record not in excluded]
+    if not training:
+        raise DataError(
+            f"a dataset must have a record that is not in the evaluation dataset; it has {len(records)}, and all are in"
+            " both. Give other records."
+        )
+    return training
+
+
 def _identity(record: Record) -> str:
     return record if isinstance(record, str) else json.dumps(asdict(record))
 

@@ -1,4 +1,7 @@
-"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them."""
+"""Documents that are generated from the code. `python -m tests.api.documents` writes them; a test compares them.
+
+It also writes the examples of `tests.api.examples`, for which it starts servers.
+"""
 
 import inspect
 import json
@@ -57,7 +60,7 @@ def codes_table() -> str:
 def methods_table() -> str:
     """Return the table of all methods of the Python client: call, what it returns, first line of the description."""
     rows = []
-    for name, method in vars(Operations).items():
+    for name, method in [pair for each in Operations.mro() for pair in vars(each).items()]:
         if isinstance(method, operation | flow):
             _, *parameters = inspect.signature(method.steps).parameters.values()
             call = f"`{name}({', '.join(each.name for each in parameters)})`"
@@ -126,5 +129,8 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
+    from tests.api import examples  # it starts servers
+
     for document, expected in documents():
         document.write_text(expected)
+    examples.write()

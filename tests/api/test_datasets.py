@@ -1,6 +1,7 @@
 """Datasets over HTTP: upload, list, preview, delete."""
 
 import gzip
+import hashlib
 import json
 import threading
 import time
@@ -8,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
@@ -65,6 +68,28 @@ def test_a_compressed_file_is_the_dataset_inside_it(app: FastAPI, client: TestCl
     one, other = upload(client, RIGHT).json(), upload(client, gzip.compress(RIGHT), "texts.jsonl.gz").json()
     assert (other["sha256"], other["bytes"], other["name"]) == (one["sha256"], len(RIGHT), "texts.jsonl.gz")
     assert len(stored(app)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "saved_as"),
+    [
+        ("texts.jsonl", "texts.jsonl"),
+        ("texts.JSON.gz", "texts.jsonl"),
+        ("größe 数据.parquet", "größe 数据.jsonl"),
+        ("a; b='100%.zst", "a; b='100%.jsonl"),
+        ("notes.v2", "notes.v2.jsonl"),
+    ],
+    ids=["plain", "compressed", "another script", "special characters", "unknown ending"],
+)
+def test_a_dataset_is_downloaded_again_as_plain_jsonl(client: TestClient, name: str, saved_as: str) -> None:
+    row = upload(client, gzip.compress(RIGHT), name).json()
+    file = client.get(f"/datasets/{row['id']}/file").json()
+    assert (file["name"], file["size"], file["sha256"]) == (saved_as, len(RIGHT), row["sha256"])
+    got = httpx2.get(file["url"])
+    assert (got.content, hashlib.sha256(got.content).hexdigest()) == (RIGHT, file["sha256"])
+    assert unquote(got.headers["content-disposition"].partition("filename*=UTF-8''")[2]) == saved_as
+    client.delete(f"/datasets/{row['id']}")
+    problem(client.get(f"/datasets/{row['id']}/file"), 404, "not_found")
 
 
 def test_invalid_lines_are_skipped_up_to_the_allowed_percentage(app: FastAPI, client: TestClient) -> None:
@@ -173,7 +198,8 @@ def test_a_full_tenant_can_neither_upload_nor_create_a_job(app: FastAPI, new_cli
 
 def test_another_tenants_dataset_is_not_there(client: TestClient, new_client: NewClient, dataset: str) -> None:
     stranger = new_client("theirs")
-    problem(stranger.get(f"/datasets/{dataset}"), 404, "not_found")
+    for path in ("", "/file"):
+        problem(stranger.get(f"/datasets/{dataset}{path}"), 404, "not_found")
     assert stranger.get("/datasets").json()["data"] == []
     body = {"model": "tiny", "dataset": dataset, "sparsity": 0.5}
     assert problem(stranger.post("/jobs", json=body), 422, "invalid_request")["param"] == "dataset"

@@ -115,6 +115,8 @@ def test_the_invalid_lines_of_a_file_are_named_and_nothing_is_stored(app: FastAP
             assert [flaw["param"] for flaw in result["error"]["errors"]] == ["line 3"]
             assert stored(app) == []
     assert client.get(f"/datasets/{result['dataset_id']}").json()["skipped"] == 1
+    file = client.get(f"/datasets/{result['dataset_id']}/file").json()
+    assert (httpx2.get(file["url"]).content, file["size"]) == (RIGHT, len(RIGHT))
 
 
 def test_an_import_of_a_dead_importer_is_claimed_again(app: FastAPI, client: TestClient, sessions: Sessions) -> None:

@@ -36,7 +36,11 @@ def test_a_job_is_accepted_with_its_address_and_all_defaults(client: TestClient,
     assert int(answer.headers["retry-after"]) > 0
     assert (job["status"], job["progress"], job["queue_position"]) == ("queued", 0.0, 1)
     assert job["spec"] == JobSpec.model_validate(body).model_dump(mode="json")
-    assert client.get(answer.headers["location"]).json() == job
+    found = client.get(answer.headers["location"])
+    assert found.json() == job
+    assert answer.headers["etag"] == found.headers["etag"]
+    clone = client.post(f"/jobs/{job['id']}/clone", json={})
+    assert clone.headers["etag"] == client.get(clone.headers["location"]).headers["etag"]
 
 
 def test_a_notification_is_sent_for_a_new_job_only(client: TestClient, body: Json, settings: Settings) -> None:
@@ -92,33 +96,6 @@ def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, b
     report = problem(client.post("/jobs", json=body | {"dataset": f"file_{'0' * 26}"}), 422, "invalid_request")
     assert report["param"] == "dataset"
     assert client.get("/jobs").json() == {"data": [], "has_more": False}
-
-
-def test_a_retained_dataset_is_checked_protected_and_part_of_the_request(
-    client: TestClient, body: Json, dataset: str, other_dataset: str
-) -> None:
-    def retaining(dataset_id: str | None) -> Json:
-        return body | {"repair": {"retain": "dataset", "retain_dataset": dataset_id}}
-
-    for request, value in (
-        (retaining(None), "None"),
-        (retaining(dataset), dataset),
-        (retaining(f"file_{'0' * 26}"), f"file_{'0' * 26}"),
-        (body | {"repair": {"retain_dataset": other_dataset}}, other_dataset),
-    ):
-        report = problem(client.post("/jobs", json=request), 422, "invalid_request")
-        assert report["param"] == "repair.retain_dataset"
-        (flaw,) = report["errors"]
-        assert value in flaw["value"]
-        assert flaw["rule"].startswith("must ")
-        assert flaw["way_out"].endswith(".")
-    headers = {"Idempotency-Key": "k"}
-    first, again = (client.post("/jobs", json=retaining(other_dataset), headers=headers).json() for _ in range(2))
-    assert first["id"] == again["id"]
-    problem(client.post("/jobs", json=body, headers=headers), 422, "idempotency_conflict")
-    assert first["id"] in problem(client.delete(f"/datasets/{other_dataset}"), 409, "conflict")["detail"]
-    estimated = {"model": "tiny", "sparsity": 0.6, "repair": {"retain": "dataset"}}
-    assert client.post("/jobs/estimate", json=estimated).status_code == 200
 
 
 def test_a_longer_run_time_than_the_operator_allows_is_refused(app: FastAPI, new_client: NewClient, body: Json) -> None:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from api.errors import TABLE
+from api.query import MAX_FLAWS
 from core.errors import Code
 from tests.api.conftest import Json, NewClient, problem
+from tests.api.documents import METHODS
 
 
 def test_every_code_has_a_status_and_a_title() -> None:
@@ -122,6 +124,26 @@ def test_every_error_is_a_problem_report(client: TestClient) -> None:
     assert client.delete("/jobs").headers["allow"] == "GET, POST"
     assert client.delete("/jobs/x/cancel").headers["allow"] == "POST"
     assert client.delete("/docs").headers["allow"] == "GET"
+
+
+def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: TestClient) -> None:
+    for path, methods in app.openapi()["paths"].items():
+        for method in filter(METHODS.__contains__, methods):
+            described = methods[method].get("parameters", [])
+            known = [each["name"] for each in described if each["in"] == "query"]
+            url = path.replace("{", "").replace("}", "")
+            answer = client.request(method, f"{url}?unknown=1&api_key=seft_123&unknown=2")
+            report = problem(answer, 422, "invalid_request")
+            assert [(flaw["param"], flaw["value"]) for flaw in report["errors"]] == [
+                ("unknown", "'2'"),
+                ("api_key", "(not repeated)"),
+            ]
+            names = f"Known parameters: {', '.join(known)}." if known else "This operation has no query parameters."
+            assert all(flaw["way_out"].endswith(names) for flaw in report["errors"]), (method, path)
+            assert names in report["detail"]
+    assert "Did you mean 'limit'?" in client.get("/jobs?limt=5").json()["detail"]
+    assert len(client.get("/jobs?" + "&".join(f"a{n}=" for n in range(99))).json()["errors"]) == MAX_FLAWS
+    assert client.get("/docs?a=1").status_code == 200
 
 
 def test_an_unexpected_error_shows_no_internals(

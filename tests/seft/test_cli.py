@@ -380,7 +380,10 @@ def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tm
     facts = Record.read(tmp_path / "out").facts
     assert facts.stopped_at is not None
     assert facts.kept_at == facts.stopped_at - 1
-    assert f"The state after step {facts.kept_at} had the lowest loss" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"The state after step {facts.kept_at} had the lowest loss" in card
+    assert f"| held-out dataset sha256 | {facts.held_out_sha256} |" in card
+    assert facts.held_out_sha256 == sha256(held_out)
 
 
 def test_a_repaired_model_is_not_repaired_again(

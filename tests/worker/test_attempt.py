@@ -22,7 +22,7 @@ from tests.worker.conftest import Backend, supervisor
 from worker import cleanup
 from worker.attempt import Supervisor
 from worker.lifecycle import State
-from worker.protocol import DATA, RETAIN_DATA, Task
+from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
 from worker.transfers import hash_file
 
 
@@ -350,27 +350,31 @@ def test_the_training_process_gets_no_settings_and_no_other_variables(
 
 
 @pytest.fixture
-def retaining_job(backend: Backend) -> str:
-    """A queued job that retains a second dataset."""
-    first, second = backend.add_dataset(["one", "two"]), backend.add_dataset(["a" * 1024, "b"])
-    return backend.add_job(first, repair={"retain": "dataset", "retain_dataset": second})
+def job_of_three(backend: Backend) -> str:
+    """A queued job that retains a second dataset and evaluates on a third one."""
+    first, *more = (backend.add_dataset(texts) for texts in (["one", "two"], ["a" * 1024, "b"], ["c" * 1024, "d"]))
+    repair = {"retain": "dataset", "retain_dataset": more[0]}
+    return backend.add_job(first, repair=repair, evaluate={"dataset": more[1]})
 
 
-def test_the_training_process_gets_the_dataset_to_retain(backend: Backend, retaining_job: str) -> None:
+def test_the_training_process_gets_all_datasets(backend: Backend, job_of_three: str) -> None:
     with Running(supervisor(backend, "save_when_asked")) as attempt:
-        wait_for(lambda: backend.job(retaining_job).phase == Phase.TRAINING)
+        wait_for(lambda: backend.job(job_of_three).phase == Phase.TRAINING)
         folder = attempt.files.folder
-        assert json.loads((folder / RETAIN_DATA).read_text().splitlines()[0]) == {"text": "a" * 1024}
-        assert Task.read(folder).retained_sha256 == hash_file(folder / RETAIN_DATA)
-        sizes = [(folder / name).stat().st_size for name in (DATA, RETAIN_DATA)]
+        for name, letter in ((RETAIN_DATA, "a"), (HELD_OUT_DATA, "c")):
+            assert json.loads((folder / name).read_text().splitlines()[0]) == {"text": letter * 1024}
+        task, hashes = Task.read(folder), [hash_file(folder / name) for name in (DATA, RETAIN_DATA, HELD_OUT_DATA)]
+        assert [task.dataset_sha256, task.retained_sha256, task.held_out_sha256] == hashes
+        sizes = [(folder / name).stat().st_size for name in (DATA, RETAIN_DATA, HELD_OUT_DATA)]
         assert attempt.files.dataset_bytes() == sum(sizes)
 
 
-def test_a_damaged_dataset_is_not_retained(backend: Backend, retaining_job: str) -> None:
-    (key,) = (key for key in backend.storage.keys("datasets/") if b"aaa" in backend.storage.read(key))
+@pytest.mark.parametrize("text", [b"aaa", b"ccc"], ids=["retained", "evaluated on"])
+def test_a_damaged_second_dataset_is_not_used(backend: Backend, job_of_three: str, text: bytes) -> None:
+    (key,) = (key for key in backend.storage.keys("datasets/") if text in backend.storage.read(key))
     backend.storage.put(key, b'{"text": "other"}\n')
     supervisor(backend, "succeed").run()
-    assert (backend.job(retaining_job).status, backend.job(retaining_job).failures) == (Status.QUEUED, 1)
+    assert (backend.job(job_of_three).status, backend.job(job_of_three).failures) == (Status.QUEUED, 1)
 
 
 def test_a_damaged_dataset_is_not_trained_on(backend: Backend, job_id: str) -> None:

@@ -1,5 +1,7 @@
 """Objects without a row are deleted; objects with a row, new ones and those of other services stay."""
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,7 +17,7 @@ from core.datasets import datasets, imports
 from core.errors import ProblemError
 from core.infra import queue
 from core.infra.storage import Storage, StoredObject
-from core.jobs import attempts
+from core.jobs import actions, attempts
 from core.states import ImportState
 from core.tables import Import
 from seft.data.records import Format
@@ -132,6 +134,31 @@ def test_the_sweep_deletes_expired_rows_and_their_objects(backend: Backend, job_
         session.execute(text("UPDATE chores SET done_at = now() - interval '1 day'"))
     sweep.expire()
     assert backend.storage.keys("") == []
+
+
+def test_nothing_of_a_deleted_job_stays_whoever_dies(backend: Backend, job_id: str, aged: Aged) -> None:
+    attempt = backend.claim()
+    prefix, late = f"jobs/{job_id}/1/", backend.settings.scratch / job_id / "1"
+    for key in (f"{prefix}resume/4/run", f"{prefix}result/manifest.json"):
+        backend.storage.put(key, b"1")
+    for action in (actions.cancel, actions.delete):
+        backend.request(action, job_id)
+    # The worker lives, and cleans up after its attempt, which it has lost.
+    cleanup.delete_leftovers(backend.sessions, backend.storage, job_id, attempt.number)
+    assert backend.storage.keys("jobs/") == []
+    # The worker has died, and has left an object and a folder.
+    backend.storage.put(f"{prefix}result/model.safetensors", b"1")
+    late.mkdir(parents=True)
+    (late / "job.json").write_text("{}")
+    sweep = Sweep("worker-1", backend.settings, queue.make_app(backend.settings), backend.sessions, aged)
+    sweep.clean_up()
+    assert late.exists(), "a running job of another service writes such files"
+    for path in (late / "job.json", late, late.parent):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    sweep.clean_up()
+    assert not late.parent.exists()
+    sweep.expire()
+    assert backend.storage.keys("jobs/") == []
 
 
 def test_an_upload_gets_its_row_only_if_its_object_exists(backend: Backend) -> None:

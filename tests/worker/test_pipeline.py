@@ -23,6 +23,7 @@ from worker.pipeline import Pipeline
 from worker.protocol import (
     DATA,
     ENOUGH,
+    HELD_OUT_DATA,
     RESULT,
     RESUME,
     RETAIN_DATA,
@@ -77,12 +78,14 @@ class Run:
         models: Path,
         texts: Sequence[str | dict[str, Any]],
         micro_batch: int | None = None,
+        *,
         retained: Sequence[str] = (),
+        held_out: Sequence[str] = (),
         **spec: object,
     ) -> None:
         self.folder, self.messages = folder, list[Message]()
         folder.mkdir()
-        for name, some in ((DATA, texts), (RETAIN_DATA, retained)):
+        for name, some in ((DATA, texts), (RETAIN_DATA, retained), (HELD_OUT_DATA, held_out)):
             records = [{"text": text} if isinstance(text, str) else text for text in some]
             (folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
         self.task = Task(
@@ -96,6 +99,7 @@ class Run:
             micro_batch=micro_batch,
             retained_sha256="1" * 64 if retained else None,
             speed=Speed(flops=1e9),
+            held_out_sha256="2" * 64 if held_out else None,
         )
 
     def resume_from(self, other: "Run", step: int) -> "Run":

@@ -1,9 +1,10 @@
-"""The pages of datasets: upload a file, list datasets, and preview one as training input of a model."""
+"""The pages of datasets: upload a file, list and download datasets, and preview one as training input of a model."""
 
 from functools import partial
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 from starlette.datastructures import UploadFile
 
 from api.connections import while_connected
@@ -48,6 +49,13 @@ async def show(
     return await run_sync(
         partial(_dataset_page, request, services, visitor, dataset_id, model=model, preview=preview, problem=problem)
     )
+
+
+@router.get("/datasets/{dataset_id}/file")
+def download(services: CurrentServices, visitor: Signed, dataset_id: str) -> Response:
+    """Redirect to a new presigned link to the dataset's file, as the page of a job does for a checkpoint's files."""
+    link = usecases.file(services, visitor.caller, dataset_id).url
+    return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
 
 
 def _dataset_page(

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from api.dashboard import layers
@@ -15,6 +15,7 @@ from api.dashboard.snippets import request_snippets
 from api.dashboard.visitors import Signed, Submitted
 from api.deps import CurrentServices
 from api.etags import tagged
+from api.query import require_known_parameters
 from api.schemas.reports import EventView
 from api.schemas.shared import LARGEST_STEP
 from api.usecases import jobs as usecases
@@ -31,6 +32,8 @@ RUNS = 60
 PHASES = 200
 
 JobId = Annotated[str, Path()]
+KNOWN = [Depends(require_known_parameters)]
+"""Dependency of the routes that programs can call. Pages ignore unknown parameters, because links can have any."""
 Step = Annotated[int, Query(ge=-1, le=LARGEST_STEP)]
 
 router = APIRouter(prefix="/jobs/{job_id}")
@@ -45,7 +48,11 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         began = [EventView.of(event) for event in reports.events_of(session, job_id, PHASE_BEGAN, limit=PHASES)]
         latest = [EventView.of(event) for event in reports.latest_events(session, job_id, limit=EVENTS)]
         checkpoints = reports.checkpoints(session, job_id)
-        used = {"Dataset": row.dataset_id, "Retained dataset": row.retain_dataset_id}
+        used = {
+            "Dataset": row.dataset_id,
+            "Retained dataset": row.retain_dataset_id,
+            "Evaluation dataset": row.evaluate_dataset_id,
+        }
         datasets = {label: session.get_one(Dataset, dataset_id) for label, dataset_id in used.items() if dataset_id}
     return page(
         request,
@@ -65,7 +72,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
     )
 
 
-@router.get("/series")
+@router.get("/series", dependencies=KNOWN)
 def series(
     request: Request,
     services: CurrentServices,
@@ -94,7 +101,7 @@ def series(
     return tagged(body, request.headers.get("if-none-match", ""), "application/json")
 
 
-@router.get("/topology")
+@router.get("/topology", dependencies=KNOWN)
 def topology(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, of: str = "") -> Response:
     """Return the topology updates of a job. `of` names the count to return per layer, such as `grown`."""
     with services.sessions.begin() as session:
@@ -120,6 +127,13 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
         raise ProblemError(Code.NOT_FOUND, f"The job {job_id} has no file {name!r}. Its page lists its files.")
     link = services.storage.link(matches[0].prefix + name, saved_as=name.rpartition("/")[2])
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/delete")
+def delete(services: CurrentServices, visitor: Signed, _: Submitted, job_id: JobId) -> Response:
+    """Delete the job, then show the list of jobs."""
+    usecases.delete(services, visitor.caller, job_id)
+    return go("/jobs")
 
 
 @router.post("/{action}")

@@ -58,6 +58,22 @@ def list_datasets(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def download(
+    dataset_id: str,
+    path: Annotated[Path, typer.Argument(dir_okay=False, help="File to write.")],
+    at_once: Annotated[int, typer.Option(min=1, max=32, help="Number of parallel downloads.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Download the records of a dataset as JSONL and check the SHA-256. Resumes an interrupted download."""
+    with connected(as_json, patient=True) as service:
+        with bytes_bar(path.name) as bar:
+            service.download_dataset(
+                dataset_id, path, at_once=at_once, progress=lambda done, total: advance(bar, done, total)
+            )
+        show({"file": str(path)}, as_json, str(path))
+
+
+@app.command()
 def delete(dataset_id: str, as_json: AsJson = False) -> None:
     """Delete a dataset that no unfinished job needs."""
     with connected(as_json) as service:

@@ -38,6 +38,10 @@ def create(
         str | None,
         typer.Option(help="Retain the text of this dataset, not text of the dense model: an id, or a file to upload."),
     ] = None,
+    evaluate_dataset: Annotated[
+        str | None,
+        typer.Option(help="Evaluate on this dataset, not on a part of --dataset: an id, or a file to upload."),
+    ] = None,
     settings: Set = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request returns the same job.")
@@ -46,10 +50,11 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a job."""
-    retained = [] if retain_dataset is None else [f"repair.retain_dataset={retain_dataset}"]
+    given = {"repair.retain_dataset": retain_dataset, "evaluate.dataset": evaluate_dataset}
     spec: Json = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
-    spec |= assigned([*(settings or []), *retained])
-    for option, text in (("--dataset", dataset), ("--retain-dataset", retain_dataset)):
+    spec |= assigned([*(settings or []), *(f"{name}={text}" for name, text in given.items() if text is not None)])
+    options = {"--dataset": dataset, "--retain-dataset": retain_dataset, "--evaluate-dataset": evaluate_dataset}
+    for option, text in options.items():
         if text is not None and not Path(text).is_file() and not text.startswith("file_"):
             rule = f"{text!r} is neither a file nor the id of a dataset. Ids begin with file_."
             raise typer.BadParameter(rule, param_hint=option)
@@ -58,6 +63,8 @@ def create(
         if retain_dataset is not None:
             dataset_id = _uploaded(service, retain_dataset)
             spec["repair"] = {"retain": "dataset", **spec["repair"], "retain_dataset": dataset_id}
+        if evaluate_dataset is not None:
+            spec["evaluate"]["dataset"] = _uploaded(service, evaluate_dataset)
         job = service.create_job(spec, idempotency_key=idempotency_key)
         _tell(job, as_json)
         if watch:
@@ -148,6 +155,13 @@ def start(job_id: str, as_json: AsJson = False) -> None:
     """Start a job that was created with auto_start=false."""
     with connected(as_json) as service:
         _tell(service.start(job_id), as_json)
+
+
+@app.command()
+def delete(job_id: str, as_json: AsJson = False) -> None:
+    """Delete a job that has ended, with its events, metrics and checkpoints."""
+    with connected(as_json) as service:
+        show(service.delete_job(job_id), as_json, f"{job_id}  deleted")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from core.jobs.attempts import Attempt
 from core.jobs.reports import CHANGES
 from core.tables import JobMetric
 from tests.api.conftest import Json
-from tests.api.dashboard.conftest import Browser, visible
+from tests.api.dashboard.conftest import ROOT, Browser, visible
 
 
 def test_topology_history_sums_all_events_into_runs(
@@ -136,3 +136,10 @@ def test_page_with_a_curve_gets_new_points_and_the_whole_curve_after_its_spans_g
     assert (restarted["after"], restarted["began"], restarted["step"][0]) == (-1, 2, 8), (
         "a page that shows the lost training must replace it"
     )
+
+
+def test_routes_for_programs_refuse_unknown_parameters_and_pages_ignore_them(browser: Browser, job_id: str) -> None:
+    for path in ("series", "topology"):
+        response = browser.get(f"{ROOT}/jobs/{job_id}/{path}?unknown=1")
+        assert (response.status_code, "There is no query parameter unknown." in response.text) == (422, True)
+    browser.show(f"/jobs/{job_id}?unknown=1")

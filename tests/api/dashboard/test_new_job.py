@@ -117,6 +117,21 @@ def test_a_dataset_to_retain_is_selected_and_the_page_of_the_job_links_both(
     assert other_dataset not in re.findall(rf'href="{ROOT}/datasets/(file_\w+)"', page)
 
 
+def test_dataset_to_evaluate_on_is_selected_in_the_form(
+    browser: Browser, client: TestClient, filled: Json, dataset: str, other_dataset: str
+) -> None:
+    assert filled["evaluate.held_out"] == "", "its default depends on the dataset"
+    change = {"evaluate.dataset": other_dataset}
+    response = browser.post(f"{ROOT}/jobs", data={**filled, **change, "evaluate.held_out": "0.2"})
+    assert (response.status_code, 'id="evaluate.held_out-error"' in response.text) == (422, True)
+    job = created_job(client, browser.post(f"{ROOT}/jobs", data={**filled, **change}))
+    assert (job["spec"]["evaluate"]["dataset"], job["spec"]["evaluate"]["held_out"]) == (other_dataset, None)
+    page = browser.show(f"/jobs/{job['id']}")
+    assert "Evaluation dataset other.jsonl" in " ".join(visible(page).split())
+    form = fields_of(browser.show(f"/jobs/new?clone={job['id']}"))
+    assert (form["evaluate.dataset"], form["evaluate.held_out"]) == (other_dataset, "")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -145,6 +160,16 @@ def test_error_is_shown_at_its_field_and_all_values_are_kept(
     fields = fields_of(response.text)
     assert fields["suffix"] == "kept"
     assert {name: fields[name] for name in change} == change
+    assert client.get("/jobs").json()["data"] == []
+
+
+def test_unknown_field_of_the_form_is_refused_as_the_api_refuses_it(
+    browser: Browser, client: TestClient, filled: Json
+) -> None:
+    response = browser.post(f"{ROOT}/jobs", data={**filled, "repair.step": "5"})
+    assert response.status_code == 422
+    text = " ".join(visible(response.text).split())
+    assert "repair.step : There is no such field; it is '5'. Did you mean 'repair.steps'?" in text
     assert client.get("/jobs").json()["data"] == []
 
 

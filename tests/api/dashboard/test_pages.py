@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, update
@@ -15,6 +16,7 @@ from api.dashboard.formatting import size
 from api.dashboard.pages.overview import SHOWN
 from api.dashboard.render import ASSETS
 from core import workers
+from core.access.keys import Scope
 from core.jobs import attempts, fairness
 from core.jobs.attempts import Attempt, Fault
 from core.tables import Worker
@@ -104,7 +106,11 @@ def test_dataset_preview_shows_the_training_input_of_a_model(
     pairs = f'{{"prompt": "ask a ", "completion": "{EVIL}"}}\n{{"prompt": "ask b ", "completion": "b"}}\n'
     dataset_id = client.post("/datasets", files={"file": ("x.jsonl", pairs.encode())}).json()["id"]
     assert f"/datasets/{dataset_id}" in browser.show("/datasets")
-    assert new_browser("theirs").get(f"{ROOT}/datasets/{dataset_id}").status_code == 404
+    for path in ("", "/file"):
+        assert new_browser("theirs").get(f"{ROOT}/datasets/{dataset_id}{path}").status_code == 404
+    assert f'href="{ROOT}/datasets/{dataset_id}/file" download' in browser.show(f"/datasets/{dataset_id}")
+    link = browser.get(f"{ROOT}/datasets/{dataset_id}/file").headers["location"]
+    assert httpx2.get(link).content == pairs.encode()
     page = browser.show(f"/datasets/{dataset_id}?model=tiny")
     assert 'ask b<mark class="trained"> b &lt;eos&gt;</mark>' in page
     assert "8 tokens, 4 of them trained on" in re.sub(r"\s+", " ", page)
@@ -286,6 +292,23 @@ def test_action_runs_and_an_impossible_one_is_reported(browser: Browser, job_id:
     assert response.headers["location"] == f"{ROOT}/jobs/{job_id}?refused=resume"
     assert "Resume is not possible: the job is cancelled" in browser.show(f"/jobs/{job_id}?refused=resume")
     assert browser.submit(f"/jobs/{job_id}/explode").status_code == 404
+
+
+def test_ended_job_is_deleted_after_a_confirmation(
+    browser: Browser, new_browser: NewBrowser, client: TestClient, result: str, body: Json
+) -> None:
+    job_id = result
+    assert "Delete permanently" in browser.show(f"/jobs/{job_id}")
+    user = client.post("/jobs", json={**body, "model": job_id}).json()["id"]
+    assert "Delete permanently" not in browser.show(f"/jobs/{user}")
+    assert "Delete permanently" not in new_browser("ours", Scope.READ).show(f"/jobs/{job_id}")
+    refused = browser.submit(f"/jobs/{job_id}/delete")
+    assert (refused.status_code, f"{user} uses the result of {job_id}" in refused.text) == (409, True)
+    client.post(f"/jobs/{user}/cancel")
+    assert browser.post(f"{ROOT}/jobs/{job_id}/delete").status_code == 403
+    assert browser.submit(f"/jobs/{job_id}/delete").headers["location"] == f"{ROOT}/jobs"
+    assert f'href="{ROOT}/jobs/{job_id}"' not in browser.show("/jobs")
+    assert browser.get(f"{ROOT}/jobs/{job_id}").status_code == 404
 
 
 def test_key_is_shown_once_and_recorded_in_the_audit_log(browser: Browser, app: Any) -> None:

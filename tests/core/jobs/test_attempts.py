@@ -144,10 +144,12 @@ WRITES: list[Callable[[Session, Attempt], object]] = [
 
 def test_a_worker_that_lost_its_job_cannot_write(sessions: Sessions, make_job: MakeJob) -> None:
     for write in WRITES:
-        cancelled, taken_over = make_job(), make_job()
-        stale = [claimed(sessions, "dead"), claimed(sessions, "dead")]
+        cancelled, deleted, taken_over = make_job(), make_job(), make_job()
+        stale = [claimed(sessions, "dead") for _ in range(3)]
         with sessions.begin() as session:
             actions.cancel(session, "ours", cancelled)
+            actions.cancel(session, "ours", deleted)
+            actions.delete(session, "ours", deleted)
         expire(sessions, taken_over)
         with sessions.begin() as session:
             assert recovery.requeue_lost(session, 3) == [taken_over]

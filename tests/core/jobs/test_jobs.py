@@ -14,7 +14,7 @@ from core.specs import JobSpec
 from core.states import Status
 from core.tables import Job
 from seft.data.records import Format
-from tests.core.conftest import AddDataset, MakeJob, Sessions, retain
+from tests.core.conftest import AddDataset, MakeJob, Sessions, evaluate_on, retain
 from tests.core.jobs.test_attempts import claimed, event_types
 
 
@@ -62,41 +62,55 @@ def test_tenants_do_not_share_idempotency_keys(sessions: Sessions, spec: JobSpec
     assert rejection_code(sessions, spec, "k", tenant="theirs") is Code.INVALID_REQUEST  # not the dataset's owner
 
 
-def test_the_dataset_to_retain_must_be_one_of_the_tenant_that_is_not_deleted(
-    sessions: Sessions, spec: JobSpec, retaining: JobSpec, add_dataset: AddDataset
+Name = Callable[[JobSpec, str], JobSpec]
+SECOND: dict[str, Name] = {"repair.retain_dataset": retain, "evaluate.dataset": evaluate_on}
+"""Ways to name a second dataset in a request, by field."""
+
+
+@pytest.mark.parametrize("field", SECOND)
+def test_a_second_dataset_must_be_one_of_the_tenant_that_is_not_deleted(
+    field: str, sessions: Sessions, spec: JobSpec, add_dataset: AddDataset
 ) -> None:
-    job, _ = create(sessions, retaining)
-    assert (job.dataset_id, job.retain_dataset_id) == (spec.dataset, retaining.repair.retain_dataset)
-    assert create(sessions, spec)[0].retain_dataset_id is None
+    named = add_dataset(1 << 20)
+    job, _ = create(sessions, SECOND[field](spec, named))
+    columns = {"repair.retain_dataset": job.retain_dataset_id, "evaluate.dataset": job.evaluate_dataset_id}
+    assert (job.dataset_id, columns) == (spec.dataset, {**dict.fromkeys(columns), field: named})
     deleted = add_dataset(1 << 20)
     with sessions.begin() as session:
         datasets.delete(session, "ours", deleted)
     for dataset_id in (ids.new("file"), add_dataset(1 << 20, tenant="theirs"), deleted):
         with pytest.raises(ProblemError, match="There is no dataset") as caught:
-            create(sessions, retain(spec, dataset_id))
+            create(sessions, SECOND[field](spec, dataset_id))
         (flaw,) = caught.value.flaws
-        assert (caught.value.code, flaw.param, flaw.value) == (
-            Code.INVALID_REQUEST,
-            "repair.retain_dataset",
-            dataset_id,
-        )
+        assert (caught.value.code, flaw.param, flaw.value) == (Code.INVALID_REQUEST, field, dataset_id)
 
 
-def test_a_dataset_to_retain_that_is_too_small_or_a_copy_is_rejected(
-    sessions: Sessions, spec: JobSpec, add_dataset: AddDataset
+@pytest.mark.parametrize("field", SECOND)
+def test_a_second_dataset_that_is_too_small_or_a_copy_is_rejected(
+    field: str, sessions: Sessions, spec: JobSpec, add_dataset: AddDataset
 ) -> None:
     for dataset_id, rule, value in (
         (add_dataset(1023), "must have at least 1024 bytes", "1023 bytes"),
         (add_dataset(1 << 20, sha256="0" * 64), "must have other records than the dataset in dataset", "the same"),
     ):
         with pytest.raises(ProblemError) as caught:
-            create(sessions, retain(spec, dataset_id))
+            create(sessions, SECOND[field](spec, dataset_id))
         (flaw,) = caught.value.flaws
-        assert (caught.value.code, flaw.param) == (Code.INVALID_REQUEST, "repair.retain_dataset")
+        assert (caught.value.code, flaw.param) == (Code.INVALID_REQUEST, field)
         assert flaw.rule.startswith(rule)
         assert flaw.value.startswith(value)
     for dataset_id in (add_dataset(1024), add_dataset(30, Format.MESSAGES)):
-        assert create(sessions, retain(spec, dataset_id))[1], "a chat template can add any number of tokens"
+        assert create(sessions, SECOND[field](spec, dataset_id))[1], "a chat template can add any number of tokens"
+
+
+def test_a_copy_of_the_retained_dataset_is_not_evaluated_on(
+    sessions: Sessions, retaining: JobSpec, add_dataset: AddDataset
+) -> None:
+    with sessions.begin() as session:
+        sha256 = datasets.get(session, "ours", str(retaining.repair.retain_dataset)).sha256
+    with pytest.raises(ProblemError, match=r"other records than the dataset in repair\.retain_dataset"):
+        create(sessions, evaluate_on(retaining, add_dataset(1 << 20, sha256=sha256)))
+    assert create(sessions, evaluate_on(retaining, add_dataset(1 << 20)))[1]
 
 
 @pytest.mark.parametrize("order", Order)

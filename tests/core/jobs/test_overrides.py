@@ -36,6 +36,19 @@ def test_a_new_model_drops_the_revision() -> None:
     assert apply_overrides(ORIGINAL, {"model": "a/b", "revision": "main"}).revision == "main"
 
 
+def test_a_dataset_to_evaluate_on_and_a_part_that_is_held_out_replace_each_other() -> None:
+    other = f"file_{'1' * 26}"
+    own = apply_overrides(ORIGINAL, {"evaluate": {"dataset": other, "windows": 3}})
+    assert (own.evaluate.dataset, own.evaluate.held_out, own.evaluate.windows) == (other, None, 3)
+    stored = own.model_dump(mode="json")
+    for patch, held_out in (({"held_out": 0.2}, 0.2), ({"dataset": None}, 0.1)):
+        shared = apply_overrides(stored, {"evaluate": patch}).evaluate
+        assert (shared.dataset, shared.held_out, shared.windows) == (None, held_out, 3)
+    assert apply_overrides(stored, {"evaluate": {"tokens": 64}}).evaluate.dataset == other
+    with pytest.raises(ValidationError, match="must be left out"):
+        apply_overrides(ORIGINAL, {"evaluate": {"dataset": other, "held_out": 0.2}})
+
+
 def test_an_invalid_result_is_rejected() -> None:
     for patch in ({"sparsity": None}, {"sparsity": 2}, {"repair": 5}, {"repair": {"stepps": 1}}):
         with pytest.raises(ValidationError):

@@ -13,7 +13,7 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import AuditEntry
 from seft.data.records import Format
-from tests.core.conftest import MakeJob, Sessions
+from tests.core.conftest import AddDataset, MakeJob, Sessions, evaluate_on
 from tests.core.jobs.test_attempts import claimed, event_types
 
 DAYS = 10
@@ -75,13 +75,16 @@ def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
         assert session.scalars(select(AuditEntry.target)).all() == [spec.dataset]
 
 
-def test_a_retained_dataset_is_kept_as_long_as_the_other_one(sessions: Sessions, retaining: JobSpec) -> None:
-    both = {retaining.dataset, retaining.repair.retain_dataset}
+def test_all_datasets_of_a_job_are_kept_equally_long(
+    sessions: Sessions, retaining: JobSpec, add_dataset: AddDataset
+) -> None:
+    request = evaluate_on(retaining, add_dataset(1 << 20))
+    all_three = {request.dataset, request.repair.retain_dataset, request.evaluate.dataset}
     with sessions.begin() as session:
-        job_id = jobs.create(session, "ours", retaining, None, "")[0].id
+        job_id = jobs.create(session, "ours", request, None, "")[0].id
     run(sessions, "UPDATE datasets SET created_at = now() - interval '11 days'")
     assert expire_datasets(sessions) == [], "a job waits"
-    for dataset_id in both:
+    for dataset_id in all_three:
         with pytest.raises(ProblemError, match=f"{job_id} uses this dataset") as caught, sessions.begin() as session:
             datasets.delete(session, "ours", str(dataset_id))
         assert caught.value.code is Code.CONFLICT
@@ -89,7 +92,7 @@ def test_a_retained_dataset_is_kept_as_long_as_the_other_one(sessions: Sessions,
         actions.cancel(session, "ours", job_id)
     assert expire_datasets(sessions) == [], "a job has just ended"
     run(sessions, "UPDATE jobs SET finished_at = now() - interval '11 days'")
-    assert set(expire_datasets(sessions)) == both
+    assert set(expire_datasets(sessions)) == all_three
 
 
 def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(

@@ -109,7 +109,8 @@ class StoreHandler(BaseHTTPRequestHandler):
 
 def file_view(name: str, content: bytes, url: str = "http://nowhere") -> dict[str, Any]:
     """Return a file as the API describes it."""
-    return {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "url": url}
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {"name": name, "size": len(content), "sha256": sha256, "url": url, "head_url": url}
 
 
 @contextmanager

@@ -165,11 +165,13 @@ def test_a_job_is_created_changed_listed_compared_and_cloned(shell: Shell, data:
     result = shell.run("jobs", "resume", job["id"], "--json")
     assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (Exit.REFUSED, "conflict")
     waiting = shell.json("jobs", "clone", other["id"], "--set", "auto_start=false")
-    for verb, status in (("start", "queued"), ("stop", "cancelled")):
+    assert shell.run("jobs", "delete", waiting["id"]).exit_code == Exit.REFUSED
+    for verb, status in (("start", "queued"), ("stop", "cancelled"), ("delete", "deleted")):
         assert shell.run("jobs", verb, waiting["id"]).stdout == f"{waiting['id']}  {status}\n"
+    assert waiting["id"] not in shell.run("jobs", "list").stdout
 
 
-@pytest.mark.parametrize("option", ["--dataset", "--retain-dataset"])
+@pytest.mark.parametrize("option", ["--dataset", "--retain-dataset", "--evaluate-dataset"])
 def test_a_dataset_that_is_neither_a_file_nor_an_id_is_rejected_before_any_request(shell: Shell, option: str) -> None:
     words = {"--model": "tiny", "--dataset": "file_x", "--sparsity": "0.6", option: "text.jsonl"}
     result = shell.run("jobs", "create", *(word for pair in words.items() for word in pair))
@@ -188,6 +190,20 @@ def test_a_file_to_retain_is_uploaded_and_named_in_the_request(shell: Shell, dat
     refused = shell.run("jobs", "create", "--model", "tiny", "--sparsity", "0.6", *words)
     assert refused.exit_code == Exit.REFUSED
     assert "repair.retain_dataset: must be left out if retain is none" in " ".join(refused.stderr.split())
+
+
+def test_a_file_to_evaluate_on_is_uploaded_and_takes_the_place_of_a_part_that_is_held_out(
+    shell: Shell, data: Path, tmp_path: Path
+) -> None:
+    (other := tmp_path / "other.jsonl").write_text('{"text": "%s"}\n{"text": "b"}\n' % ("a" * 1024))
+    options = ("--evaluate-dataset", str(other), "--set", "evaluate.windows=3")
+    evaluate = create(shell, data, *options)["spec"]["evaluate"]
+    (uploaded,) = (row["id"] for row in shell.json("datasets", "list") if row["name"] == "other.jsonl")
+    assert (evaluate["dataset"], evaluate["held_out"], evaluate["windows"]) == (uploaded, None, 3)
+    words = ("--dataset", str(data), "--evaluate-dataset", uploaded, "--set", "evaluate.held_out=0.2")
+    refused = shell.run("jobs", "create", "--model", "tiny", "--sparsity", "0.6", *words)
+    assert refused.exit_code == Exit.REFUSED
+    assert "evaluate.held_out: must be left out if evaluate.dataset is given" in " ".join(refused.stderr.split())
 
 
 def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +355,9 @@ def test_datasets_and_keys_are_listed(shell: Shell, data: Path) -> None:
     dataset = shell.json("datasets", "upload", str(data))
     assert [row["id"] for row in shell.json("datasets", "list")] == [dataset["id"]]
     assert dataset["id"] in shell.run("datasets", "list").stdout
+    copy = data.with_name("copy.jsonl")
+    assert shell.run("datasets", "download", dataset["id"], str(copy)).stdout == f"{copy}\n"
+    assert copy.read_bytes() == data.read_bytes()
     assert shell.run("datasets", "delete", dataset["id"]).exit_code == 0
     assert shell.json("datasets", "list") == []
     key = shell.json("keys", "create", "--name", "nightly", "--scope", "read")

@@ -104,6 +104,27 @@ def test_expired_links_are_requested_again(script: Script, client: Client, store
     assert len(script.requests) == 2
 
 
+def test_a_dataset_is_downloaded_to_the_named_file_and_resumes(
+    script: Script, client: Client, store: Store, tmp_path: Path
+) -> None:
+    (path := tmp_path / "deep" / "mine.jsonl").parent.mkdir()
+    path.write_text("old")
+    script.will_answer(store.file("texts.jsonl"))
+    store.cuts = [PART, 10, 0, 0, 0]
+    with pytest.raises(ClientError, match=r"mine\.jsonl cannot be downloaded"):
+        client.download_dataset("file_1", path, at_once=1)
+    assert path.read_text() == "old"
+    store.ranges.clear()
+    script.will_answer(store.file("texts.jsonl"))
+    store.signature = 2
+    script.will_answer(store.file("texts.jsonl"))
+    assert client.download_dataset("file_1", path, at_once=1) == path
+    assert path.read_bytes() == CONTENT
+    assert store.ranges == [(PART, 2 * PART), (2 * PART, len(CONTENT))]
+    assert [url for _, url, _, _ in script.requests] == ["/datasets/file_1/file"] * 3
+    assert [each.name for each in path.parent.iterdir()] == ["mine.jsonl"]
+
+
 def test_a_download_fails_if_new_links_are_rejected_too(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:

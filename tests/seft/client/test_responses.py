@@ -11,6 +11,7 @@ from api.schemas import jobs as job_schemas
 from api.schemas import keys as key_schemas
 from api.schemas import models as model_schemas
 from api.schemas import reports as report_schemas
+from api.schemas import shared as shared_schemas
 from api.schemas import webhooks as webhook_schemas
 from api.schemas import workers as worker_schemas
 from seft.client import responses
@@ -24,7 +25,7 @@ from seft.client import responses
         (responses.Event, report_schemas.EventView),
         (responses.Worker, worker_schemas.WorkerView),
         (responses.Metric, report_schemas.MetricView),
-        (responses.File, report_schemas.FileView),
+        (responses.File, shared_schemas.FileView),
         (responses.Checkpoint, report_schemas.CheckpointView),
         (responses.Key, key_schemas.KeySecret),
         (responses.Webhook, webhook_schemas.WebhookSecret),

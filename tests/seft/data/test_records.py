@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seft.data.records import Chat, Completion, Format, Message, Parser, Record, Role, read, split
+from seft.data.records import Chat, Completion, Format, Message, Parser, Record, Role, exclude, read, split
 from seft.errors import ConfigError, DataError, RecordError
 
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
@@ -185,6 +185,15 @@ def test_a_split_loses_nothing_leaks_nothing_and_leaves_no_part_empty(
     assert training == [text for text in texts if text in training]
     assert evaluation == [text for text in texts if text in evaluation]
     assert sorted(training + evaluation) == sorted(texts)
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=2)), st.lists(st.text("abc", min_size=1, max_size=2), min_size=1))
+def test_no_record_of_another_dataset_is_trained_on(texts: list[str], evaluation: list[str]) -> None:
+    if set(texts) <= set(evaluation):
+        with pytest.raises(DataError, match="must have a record that is not in the evaluation dataset"):
+            exclude(texts, evaluation)
+        return
+    assert exclude(texts, evaluation) == [text for text in texts if text not in evaluation]
 
 
 def test_equal_records_stay_together_in_every_format() -> None:

@@ -1,0 +1,93 @@
+"""Operations about the tenant itself: keys, audit log, hub token and webhooks."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from seft.client.calls import Calls, answer
+from seft.client.responses import AuditEntry, Delivery, HubToken, Key, Webhook
+from seft.client.retries import tried
+from seft.client.steps import Flow, Request, Row, Send, Steps, flow, operation
+
+
+class Administration(Calls):
+    """The methods of `Client` and `AsyncClient` that are not about jobs, datasets and models."""
+
+    @operation
+    def create_key(self, name: str, scope: str = "write") -> Steps[Key]:
+        """Create an API key of scope `read`, `write` or `admin`. Only this response has its `secret`."""
+        # Not retried: if only the reply was lost, a retry would create a second key.
+        request = Request("POST", "/keys", json={"name": name, "scope": scope})
+        return cast("Key", answer((yield from tried(Send(request), ()))))
+
+    @flow
+    def api_keys(self) -> Flow[Key]:
+        """List the tenant's API keys, newest first, including revoked keys."""
+        yield from self._pages("/keys", "id", {})
+
+    @operation
+    def revoke_key(self, key_id: str) -> Steps[Key]:
+        """Revoke an API key immediately. Idempotent."""
+        return cast("Key", (yield from self._call(Request("DELETE", f"/keys/{key_id}"))))
+
+    @flow
+    def audit(self) -> Flow[AuditEntry]:
+        """List every change that was made with one of the tenant's keys, newest first."""
+        yield from self._pages("/audit", "id", {})
+
+    @operation
+    def hub_token(self) -> Steps[HubToken]:
+        """Return owner and date of the tenant's hub token. Raises ApiProblem `not_found` if none is stored."""
+        return cast("HubToken", (yield from self._get("/hub-token")))
+
+    @operation
+    def give_hub_token(self, token: str) -> Steps[HubToken]:
+        """Store the tenant's hub token, which gives access to private models and datasets. It is never shown again."""
+        return cast("HubToken", (yield from self._call(Request("PUT", "/hub-token", json={"token": token}))))
+
+    @operation
+    def delete_hub_token(self) -> Steps[HubToken]:
+        """Delete the tenant's token for the Hugging Face hub."""
+        return cast("HubToken", (yield from self._call(Request("DELETE", "/hub-token"))))
+
+    @operation
+    def create_webhook(self, url: str, events: Sequence[str] = ()) -> Steps[Webhook]:
+        """Create a webhook for these event types, or for all. Only this response contains its signing `secret`."""
+        # Not retried, like the creation of a key.
+        request = Request("POST", "/webhooks", json={"url": url, "events": list(events)})
+        return cast("Webhook", answer((yield from tried(Send(request), ()))))
+
+    @flow
+    def webhooks(self) -> Flow[Webhook]:
+        """List your webhooks, newest first."""
+        yield from map(Row, (yield from self._get("/webhooks"))["data"])
+
+    @operation
+    def delete_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Delete a webhook and its deliveries."""
+        return cast("Webhook", (yield from self._call(Request("DELETE", f"/webhooks/{webhook_id}"))))
+
+    @operation
+    def rotate_webhook_secret(self, webhook_id: str) -> Steps[Webhook]:
+        """Create a new `secret`. For one day messages carry signatures of the old and the new secret."""
+        request = Request("POST", f"/webhooks/{webhook_id}/rotate")
+        return cast("Webhook", answer((yield from tried(Send(request), ()))))
+
+    @operation
+    def disable_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Stop deliveries until the webhook is enabled again. Idempotent."""
+        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/disable"))))
+
+    @operation
+    def enable_webhook(self, webhook_id: str) -> Steps[Webhook]:
+        """Resume deliveries of a disabled webhook. Idempotent."""
+        return cast("Webhook", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/enable"))))
+
+    @operation
+    def test_webhook(self, webhook_id: str) -> Steps[Delivery]:
+        """Send a test message to a webhook. Its result appears in `webhook_deliveries`."""
+        return cast("Delivery", (yield from self._call(Request("POST", f"/webhooks/{webhook_id}/test"))))
+
+    @flow
+    def webhook_deliveries(self, webhook_id: str) -> Flow[Delivery]:
+        """List the sent and pending messages of a webhook, newest first."""
+        yield from self._pages(f"/webhooks/{webhook_id}/deliveries", "id", {})

@@ -1,0 +1,57 @@
+"""The second and third dataset of a job: one to retain, one to evaluate on."""
+
+from starlette.testclient import TestClient
+
+from tests.api.conftest import Json, problem
+
+
+def test_a_retained_dataset_is_checked_protected_and_part_of_the_request(
+    client: TestClient, body: Json, dataset: str, other_dataset: str
+) -> None:
+    def retaining(dataset_id: str | None) -> Json:
+        return body | {"repair": {"retain": "dataset", "retain_dataset": dataset_id}}
+
+    for request, value in (
+        (retaining(None), "None"),
+        (retaining(dataset), dataset),
+        (retaining(f"file_{'0' * 26}"), f"file_{'0' * 26}"),
+        (body | {"repair": {"retain_dataset": other_dataset}}, other_dataset),
+    ):
+        report = problem(client.post("/jobs", json=request), 422, "invalid_request")
+        assert report["param"] == "repair.retain_dataset"
+        (flaw,) = report["errors"]
+        assert value in flaw["value"]
+        assert flaw["rule"].startswith("must ")
+        assert flaw["way_out"].endswith(".")
+    headers = {"Idempotency-Key": "k"}
+    first, again = (client.post("/jobs", json=retaining(other_dataset), headers=headers).json() for _ in range(2))
+    assert first["id"] == again["id"]
+    problem(client.post("/jobs", json=body, headers=headers), 422, "idempotency_conflict")
+    assert first["id"] in problem(client.delete(f"/datasets/{other_dataset}"), 409, "conflict")["detail"]
+    estimated = {"model": "tiny", "sparsity": 0.6, "repair": {"retain": "dataset"}}
+    assert client.post("/jobs/estimate", json=estimated).status_code == 200
+
+
+def test_a_dataset_to_evaluate_on_is_checked_protected_and_part_of_the_request(
+    client: TestClient, body: Json, dataset: str, other_dataset: str
+) -> None:
+    for evaluate, field, value in (
+        ({"dataset": other_dataset, "held_out": 0.1}, "evaluate.held_out", "0.1"),
+        ({"dataset": dataset}, "evaluate.dataset", dataset),
+        ({"dataset": f"file_{'0' * 26}"}, "evaluate.dataset", f"file_{'0' * 26}"),
+        ({"dataset": other_dataset, "tokens": 4096}, "evaluate.dataset", "bytes"),
+    ):
+        report = problem(client.post("/jobs", json=body | {"evaluate": evaluate}), 422, "invalid_request")
+        assert report["param"] == field
+        (flaw,) = report["errors"]
+        assert value in flaw["value"]
+        assert flaw["rule"].startswith("must ")
+        assert flaw["way_out"].endswith(".")
+    job = client.post("/jobs", json=body | {"evaluate": {"dataset": other_dataset}}).json()
+    evaluate = job["spec"]["evaluate"]
+    assert (evaluate["dataset"], evaluate["held_out"]) == (other_dataset, None)
+    assert job["id"] in problem(client.delete(f"/datasets/{other_dataset}"), 409, "conflict")["detail"]
+    clone = client.post(f"/jobs/{job['id']}/clone", json={"evaluate": {"held_out": 0.2}}).json()["spec"]["evaluate"]
+    assert (clone["dataset"], clone["held_out"]) == (None, 0.2)
+    estimated = {"model": "tiny", "sparsity": 0.6, "evaluate": {"dataset": other_dataset}}
+    assert client.post("/jobs/estimate", json=estimated).status_code == 200
