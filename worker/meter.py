@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from core.estimate.dimensions import read_dimensions
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase
 from seft.errors import SourceError
+from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource
 

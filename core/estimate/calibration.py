@@ -4,11 +4,11 @@ A worker measures how many operations per second its device reaches when it mult
 The phases of a job reach a fraction of that, `EFFICIENCY`. docs/log.md has the measurement behind the constants.
 """
 
-from core.estimate.dimensions import Dimensions
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
 from seft.config import Allocation, PruneMethod, Retain
+from seft.models.dimensions import Dimensions
 
 EFFICIENCY = 0.7
 """Operations per second of a job, as a fraction of those of a product of large matrices in float32. Measured on a CPU.

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from core.estimate import calibration
-from core.estimate.dimensions import Dimensions
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
+from seft.models.dimensions import Dimensions
 
 LONGEST_SECONDS = 1e9
 """Longest remaining time of a job that is reported, about 32 years. Postgres cannot store times that are too late."""

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from core import ids
-from core.estimate.dimensions import read_dimensions
 from core.estimate.speed import Pace, Speed, count_work
 from core.specs import JobSpec
 from core.stages import Stage, stages_of
 from core.states import Phase
+from seft.models.dimensions import read_dimensions
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from tests.hollow import write_hollow

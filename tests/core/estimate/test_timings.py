@@ -9,11 +9,11 @@ from sqlalchemy import text
 from core import workers
 from core.capability import UNLIMITED, Capability
 from core.estimate import calibration, timings
-from core.estimate.dimensions import Dimensions, Matrix
 from core.estimate.speed import Source, Speed, Task, count_work
 from core.jobs import attempts
 from core.specs import JobSpec
 from core.states import Phase
+from seft.models.dimensions import Dimensions, Matrix
 from tests.core.conftest import GPU, MakeJob, Sessions
 
 MEASURED = {"model": {"weights": 1000}, "linears": {"weights": 800}, "grown_zeros": 0}
