@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0254"
-down_revision = "0253"
+revision = "0255"
+down_revision = "0254"
 
 COLUMN, INDEX = "evaluate_dataset_id", "jobs_by_evaluated"
 
