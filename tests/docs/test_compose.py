@@ -30,6 +30,7 @@ from local import processes
 from local.folder import LOOPBACK, port_of, reserve_any
 from local.servers import package_folder, weed
 from tests.debian import program
+from tests.seaweed import put_identity
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -316,21 +317,23 @@ def test_the_command_of_valkey_requires_the_password(tmp_path: Path) -> None:
                 stranger.ping()
 
 
-def test_the_storage_shows_other_containers_only_its_s3_port_and_sends_no_telemetry(tmp_path: Path) -> None:
+def test_the_storage_shows_other_containers_only_s3_takes_no_keys_from_them_and_sends_no_telemetry(
+    tmp_path: Path,
+) -> None:
     names = [f"{name}.port{grpc}" for name in ("s3", "master", "filer", "volume") for grpc in ("", ".grpc")]
     reservations = {name: reserve_any() for name in names}
     ports = {name: port_of(reservation) for name, reservation in reservations.items()}
     command = [part.replace("0.0.0.0", OTHER_ADDRESS) for part in SERVICES["storage"]["command"]]
     assert "-master.telemetry=false" in command
     command = [weed(), *command, f"-dir={tmp_path}", *(f"-{name}={port}" for name, port in ports.items())]
-    environment = {"AWS_ACCESS_KEY_ID": "seft", "AWS_SECRET_ACCESS_KEY": SECRET}
+    environment = dict.fromkeys(SERVICES["storage"]["environment"], SECRET) | {"AWS_ACCESS_KEY_ID": "seft"}
 
-    def client(secret: str) -> Any:
+    def client(secret: str, key: str = "seft") -> Any:
         return boto3.client(
             "s3",
             endpoint_url=f"http://{OTHER_ADDRESS}:{ports['s3.port']}",
             region_name="us-east-1",
-            aws_access_key_id="seft",
+            aws_access_key_id=key,
             aws_secret_access_key=secret,
         )
 
@@ -339,6 +342,9 @@ def test_the_storage_shows_other_containers_only_its_s3_port_and_sends_no_teleme
         client(SECRET).create_bucket(Bucket="seft")
         with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
             client("wrong").list_buckets()
+        put_identity(OTHER_ADDRESS, ports["s3.port.grpc"], "stranger", SECRET)
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            client(SECRET, key="stranger").list_buckets()
         for name in names:
             if not name.startswith("s3"):
                 socket.create_connection((LOOPBACK, ports[name]), timeout=5).close()
