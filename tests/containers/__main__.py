@@ -1,24 +1,14 @@
 """`python -m tests.containers`: run three jobs on the Docker stack, which must end in the same bytes.
 
-Before that, it checks what the worker can reach. The first job is undisturbed. The worker of the second is killed, and
-the stack restarted. The third is continued by a stack that was restored from a backup. The stack and its volumes are
-removed at the end.
+Before that, it checks what the worker, the host and a training process can reach. The first job is undisturbed. The
+worker of the second is killed, and the stack restarted. The third is continued by a stack that was restored from a
+backup. The stack and its volumes are removed at the end.
 """
 
 import typer
 
+from tests.containers import boundary
 from tests.containers.drill import WORKER, Drill, begin, check, post, sha256, stack
-
-REFUSED = """
-import socket, sys
-socket.create_connection(("storage", 8333), timeout=5).close()
-try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)
-except OSError:
-    sys.exit()
-sys.exit(f"{sys.argv[1:]} accepted a connection")
-"""
-"""A program that fails if it can connect to the host and port in its arguments."""
 
 
 def main() -> None:
@@ -34,10 +24,11 @@ def run_jobs(drill: Drill) -> None:
     drill.compose("up", "--detach", "--wait")
     typer.echo(drill.compose("ps", "--all", "--format=table {{.Service}}\t{{.Status}}\t{{.Ports}}"))
     client = drill.sign_in()
-    for host, port in (("storage", 8888), ("storage", 9333), ("storage", 8080), ("prometheus", 9090)):
-        drill.compose("exec", "--no-TTY", WORKER, "python", "-c", REFUSED, host, str(port))
-    typer.echo("the worker reaches S3, and neither filer, master nor volume server")
     dataset = client.upload_dataset(drill.folder / "data.jsonl")["id"]
+    boundary.check_worker(drill)
+    boundary.check_host(drill)
+    boundary.check_training(drill, client, dataset)
+
     undisturbed = sha256(client, first := post(client, dataset))
     client.download(first, target)
     typer.echo(f"downloaded {sorted(path.name for path in target.iterdir())}")
