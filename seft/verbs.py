@@ -18,7 +18,7 @@ from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
 from seft.data import records
 from seft.data.packing import Packed, pack
-from seft.data.text import encode, evaluation_windows
+from seft.data.text import encode, evaluation_windows, named
 from seft.devices import choose_device
 from seft.distill import require_same_shape
 from seft.errors import ConfigError
@@ -278,7 +278,8 @@ def _prune(
     report: Reporter,
 ) -> Facts:
     """Prune a model that is on the host, one block at a time on the device. Returns its facts."""
-    windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
+    with named("calibration text"):
+        windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
     if len(windows):
         config = replace(config, samples=len(windows))
 
@@ -301,10 +302,12 @@ def _repair(
     report: Reporter,
 ) -> Facts:
     """Repair a loaded model in place and move it to the host. Returns its facts."""
-    training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
+    with named("training text"):
+        training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
     held_out = None
     if texts.held_out is not None:
-        held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
+        with named("held-out text"):
+            held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
 
     def load_teacher() -> Any:
         assert teacher is not None

@@ -29,7 +29,7 @@ from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.config import RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
-from seft.data.text import encode, evaluation_windows
+from seft.data.text import encode, evaluation_windows, named, split_described
 from seft.devices import choose_device
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
@@ -145,26 +145,26 @@ class Pipeline:
         """
         spec = self.task.spec
         self.send(Reading(records=0))
-        training, held_out = records.split(records.read(self.folder / DATA), spec.evaluate.held_out, spec.seed)
+        found = records.read(self.folder / DATA, "the dataset")
+        training, held_out = records.split(found, spec.evaluate.held_out, spec.seed)
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
-        return Text(
-            opening=opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else [],
-            calibration=stages.calibration_windows(encoded, tokenizer, self.prune),
-            training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
-            held_out=evaluation_windows(
-                encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done)),
-                self.evaluate.tokens,
-                self.evaluate.windows,
-            ),
-            retained=self._read_retained(tokenizer, len(training) + len(held_out)),
-        )
+        judged = encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done))
+        retained = self._read_retained(tokenizer, len(found))
+        with split_described(encoded, judged):
+            with named("training text"):
+                calibration = stages.calibration_windows(encoded, tokenizer, self.prune)
+                packed = pack(encoded, self.repair.sequence_tokens) if self.repair else None
+            with named("held-out text"):
+                windows = evaluation_windows(judged, self.evaluate.tokens, self.evaluate.windows)
+        opening = opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else []
+        return Text(calibration, packed, windows, opening, retained)
 
     def _read_retained(self, tokenizer: Any, before: int) -> Packed | None:
         """Return the windows of the dataset to retain, if they are needed. `before` records were read before it."""
         if self.task.resume is not None or not self.repair or self.repair.retain is not Retain.DATASET:
             return None
-        found = records.read(self.folder / RETAIN_DATA)
+        found = records.read(self.folder / RETAIN_DATA, "the dataset to retain")
         encoded = encode(found, tokenizer, lambda done: self._report_reading(before + done))
         return stages.windows_to_retain(encoded, self.repair)
 
