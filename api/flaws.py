@@ -59,7 +59,12 @@ def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
 
 def _rule(entry: dict[str, Any]) -> str:
     text: str = entry["msg"]
-    return text.removeprefix("Value error, ")
+    if entry["type"] in {"too_long", "too_short"} and isinstance(entry["input"], str):
+        # The length of a text that has a further check. Pydantic calls its characters items.
+        text = re.sub(r"^Value(.*) items?\b", r"String\1 characters", text)
+    return (
+        text.removeprefix("Value error, ").replace(" after validation, not more", "").replace(" after validation", "")
+    )
 
 
 def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
