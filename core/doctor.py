@@ -23,7 +23,7 @@ from core import ids
 from core.infra import devices, sandbox
 from core.infra.database import make_engine
 from core.infra.storage import Storage
-from core.settings import Settings
+from core.settings import Settings, flaws
 from core.tables import Base
 from seft.errors import SourceError
 from seft.models.source import find
@@ -71,11 +71,8 @@ def run_checks() -> Iterator[Finding]:
     try:
         settings = Settings()
     except ValidationError as error:
-        for flaw in error.errors():
-            name = "SEFT_" + "_".join(map(str, flaw["loc"])).upper() if flaw["loc"] else "settings"
-            yield Finding(
-                "settings", State.WRONG, f"{name}: {flaw['msg']}", "docs/configuration.md lists all settings."
-            )
+        for flaw in flaws(Settings, error):
+            yield Finding("settings", State.WRONG, flaw, "docs/configuration.md lists all settings.")
         return
     yield Finding("settings", State.OK, "all settings are valid")
     for name in CHECKS:

@@ -21,7 +21,7 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, write_private
 from local.processes import LocalError
 from local.program import Program
-from local.servers import Servers, make_settings, package_folder
+from local.servers import Servers, make_settings, package_folder, require_valid_environment
 from migrations import upgrade
 
 
@@ -82,6 +82,7 @@ class Stack:
     """The servers, the API and a worker in one folder. Use it in a `with` statement: all stop at its end."""
 
     def __init__(self, folder: Path) -> None:
+        require_valid_environment()
         self.servers = Servers(folder)
         self.folder = self.servers.lock.folder
         self.programs: list[Program] = list(self.servers.all)
