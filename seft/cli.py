@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
+EXTRA = "Run pip install '.[torch]' in the folder of the repository, or let the service do the work: seft jobs create."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 DERIVED = {"batch_tokens", "steps"}
@@ -52,10 +53,10 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
         with progress_reporter() as report:
             result: Result = options.run(options, report)
     except SeftError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if as_json:
-            _write_json({"error": {"code": error.code, "message": str(error)}})
-        return BAD_INPUT
+        return _report(error.code, str(error), as_json)
+    except ModuleNotFoundError as error:
+        message = f"`{program} {arguments[0]}` works on this machine and needs the package {error.name}. {EXTRA}"
+        return _report("package_missing", message, as_json)
     except KeyboardInterrupt:
         return INTERRUPTED
     if as_json:
@@ -63,6 +64,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     else:
         sys.stdout.write(result.text + "\n")
     return 0
+
+
+def _report(code: str, message: str, as_json: bool) -> int:
+    """Write an error to stderr, with `--json` also as an object to stdout. Returns the exit code."""
+    sys.stderr.write(f"error: {message}\n")
+    if as_json:
+        _write_json({"error": {"code": code, "message": message}})
+    return BAD_INPUT
 
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:

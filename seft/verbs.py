@@ -199,6 +199,7 @@ def run_task(
     report: Reporter = silent,
 ) -> dict[str, float]:
     """Return the metrics of a task of lm-evaluation-harness, or of a task that a YAML file in `folder` defines."""
+    harness.require_installed(task)
     loaded = _load(find(reference, revision=revision), place, report)
     return harness.run_task(loaded.model, loaded.tokenizer, task, folder)
 
