@@ -8,13 +8,15 @@ only when a command runs.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, describe_model, progress_reporter
+from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import add_options, read_options
 from seft.report import Reporter
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     as_json = "--json" in arguments
     try:
         options = make_parser(program).parse_args(arguments)
+        _require_texts(options)
         with progress_reporter() as report:
             result: Result = options.run(options, report)
     except SeftError as error:
@@ -74,57 +77,79 @@ def _report(code: str, message: str, as_json: bool) -> int:
     return BAD_INPUT
 
 
+def _require_texts(options: argparse.Namespace) -> None:
+    """Raise ConfigError if a text that an option names is no file of records."""
+    for name in ("calibration", "data", "held_out", "retain_data"):
+        if path := getattr(options, name, None):
+            require_file(path, name)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Check the folder `out` before torch is imported."""
+    from seft.checkpoint.folder import require_empty
+
+    require_empty(out)
+    yield
+
+
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    from seft import verbs
+    with _writing(options.out):
+        from seft import verbs
 
-    record = verbs.prune(
-        options.model,
-        config,
-        options.out,
-        calibration=options.calibration,
-        revision=options.revision,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+        record = verbs.prune(
+            options.model,
+            config,
+            options.out,
+            calibration=options.calibration,
+            revision=options.revision,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
 def _repair(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_options(options, RepairConfig, **repair_sizes(options, ""))
-    from seft import verbs
+    from seft.checkpoint.folder import find_folder
 
-    record = verbs.repair(
-        options.folder,
-        config,
-        options.out,
-        data=options.data,
-        teacher=options.teacher,
-        held_out=options.held_out,
-        retain_data=options.retain_data,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+    find_folder(options.folder)
+    with _writing(options.out):
+        from seft import verbs
+
+        record = verbs.repair(
+            options.folder,
+            config,
+            options.out,
+            data=options.data,
+            teacher=options.teacher,
+            held_out=options.held_out,
+            retain_data=options.retain_data,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     pruning = read_options(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     config = read_options(options, RepairConfig, prefix=REPAIR, seed=options.seed, **repair_sizes(options, REPAIR))
-    from seft import verbs
+    with _writing(options.out):
+        from seft import verbs
 
-    record = verbs.compress(
-        options.model,
-        pruning,
-        config,
-        options.out,
-        data=options.data,
-        held_out=options.held_out,
-        retain_data=options.retain_data,
-        revision=options.revision,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+        record = verbs.compress(
+            options.model,
+            pruning,
+            config,
+            options.out,
+            data=options.data,
+            held_out=options.held_out,
+            retain_data=options.retain_data,
+            revision=options.revision,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
@@ -162,9 +187,9 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
-    from seft import verbs
+    from seft.checkpoint.folder import inspect
 
-    counted, record = verbs.inspect(options.folder)
+    counted, record = inspect(options.folder)
     recorded = record.data() if record else {"facts": None, "versions": None}
     data = {
         "folder": str(options.folder),

@@ -20,7 +20,7 @@ from seft.report import Evolved, Judged, Phase, Progress, Reconstructed, Report,
 
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
-    from seft.checkpoint.sparsity import Count, Sparsity
+    from seft.checkpoint.counts import Count, Sparsity
 
 
 @contextmanager

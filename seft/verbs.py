@@ -1,4 +1,4 @@
-"""Operations on whole models, one function per command: prune, repair, compress, evaluate, inspect.
+"""Operations on whole models, one function per command: prune, repair, compress, evaluate.
 
 They read the files, check the arguments before any weight is loaded, and run `seft.stages`. They print nothing; the
 command line in `seft.cli` does.
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from seft import harness, stages
-from seft.checkpoint import sparsity
-from seft.checkpoint.export import require_empty, round_weights
-from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
+from seft.checkpoint.export import round_weights
+from seft.checkpoint.facts import Facts, Record, sha256
+from seft.checkpoint.folder import find_folder, require_empty
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
 from seft.data import records
@@ -109,7 +109,7 @@ def repair(
         require_teacher(config, teacher)
     require_held_out(config, held_out)
     _require_retain_data(config, retain_data)
-    source, teacher_source = _find_folder(folder), find(teacher) if teacher else None
+    source, teacher_source = find_folder(folder), find(teacher) if teacher else None
     facts = Record.read(folder).facts
     if facts.repair:
         raise ConfigError(
@@ -202,18 +202,6 @@ def run_task(
     harness.require_installed(task)
     loaded = _load(find(reference, revision=revision), place, report)
     return harness.run_task(loaded.model, loaded.tokenizer, task, folder)
-
-
-def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:
-    """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None."""
-    _find_folder(folder)
-    return sparsity.of_folder(folder), Record.read(folder) if (folder / SPARSITY).exists() else None
-
-
-def _find_folder(path: Path) -> ModelSource:
-    if not path.is_dir():
-        raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
-    return find(str(path.resolve()))
 
 
 def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:

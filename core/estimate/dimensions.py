@@ -14,10 +14,8 @@ from seft.models.limits import values
 from seft.models.model_files import BLOCK_COUNTS, VOCABULARY_SIZE, require_counts
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
+from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks
 
-HEAD = "lm_head.weight"
-ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
-"""Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 MAX_NUMBER = 1 << 31
 """Largest number of a config that is used. No model has a larger one."""
 MAX_SHAPES = 5_000
@@ -129,9 +127,9 @@ class _Config:
             self.architecture = str(config["architectures"][0])
             inner = config.get("text_config")
             self._values = {**config, **inner} if isinstance(inner, dict) else config
-        self.tied = self._values.get("tie_word_embeddings") is True
+        self.tied = self._values.get(TIED) is True
         self.transposed = str(self._values.get("model_type")) in STORED_TRANSPOSED
-        self.experts = self.number("num_experts", "num_local_experts", "n_routed_experts", "expert_count") or 0
+        self.experts = self.number(*EXPERT_COUNTS) or 0
         active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count") or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
         heads = self.number("num_attention_heads", "n_head", "attention.head_count")
@@ -172,7 +170,7 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
     names: dict[str, set[str]] = {}
     different = 0
     for name, shape in shapes.items():
-        if place := _place(name):
+        if place := place_in_blocks(name):
             key, number, rest = place
             names.setdefault(key, set()).add(name)
             block = lists.setdefault(key, {}).setdefault(number, Counter())
@@ -190,15 +188,6 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
     return (blocks[largest] if any(blocks[largest]) else ()), names[largest], longest
 
 
-def _place(name: str) -> tuple[str, int, str] | None:
-    """Return the list of modules, the number in it and the rest of a tensor's name. Returns None without a number."""
-    parts = name.split(".")
-    for at, part in enumerate(parts[:-1]):
-        if part.isascii() and part.isdigit():
-            return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
-    return None
-
-
 def _counted(block: Counter[Matrix]) -> tuple[Matrix, ...]:
     return tuple(replace(matrix, count=count) for matrix, count in block.items())
 
@@ -208,13 +197,11 @@ def _matrices(name: str, shape: tuple[int, ...], config: _Config) -> dict[Matrix
 
     A tensor has none, one, or, if it contains several experts, several of them.
     """
+    if not is_pruned(name, shape, config.experts):
+        return {}
     expert = "expert" in name or "_exps." in name
     use = config.use if expert and "shared" not in name else 1.0
-    if name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
-        return {}
     if len(shape) == 3:
-        return {Matrix(shape[1], shape[2], use): shape[0]} if min(shape) > 1 else {}
-    if config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS):
-        return {}
+        return {Matrix(shape[1], shape[2], use): shape[0]}
     rows, cols = reversed(shape) if config.transposed else shape
     return {Matrix(rows, cols, use): 1}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from seft.checkpoint import sparsity
+from seft.checkpoint.counts import Sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
 from seft.config import Allocation, Compare, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
@@ -89,7 +90,7 @@ def _verify_files(folder: Path) -> None:
             )
 
 
-def _verify_counts(record: Record, counted: sparsity.Sparsity) -> None:
+def _verify_counts(record: Record, counted: Sparsity) -> None:
     recorded, actual = (
         {"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted)
     )

@@ -148,10 +148,7 @@ def read(path: Path, name: str = "") -> list[Record]:
 
     `name` is what errors call the file. The default is the name of the file.
     """
-    if path.suffix not in (".jsonl", ".txt"):
-        raise ConfigError("data", "must end in .jsonl or .txt", path.name, WAY_OUT)
-    if not path.is_file():
-        raise ConfigError("data", "must be a file", str(path), "Check the path.")
+    require_file(path)
     if path.suffix == ".txt":
         return [_decode(1, path.read_bytes())]
     parse = Parser(name or path.name)
@@ -162,6 +159,14 @@ def read(path: Path, name: str = "") -> list[Record]:
     if not records:
         raise DataError(f"{path.name} must have at least one record; it has no record. {WAY_OUT}")
     return records
+
+
+def require_file(path: Path, field: str = "data") -> None:
+    """Raise ConfigError unless `path` is a `.jsonl` or `.txt` file. `field` is the name of the setting in the error."""
+    if path.suffix not in (".jsonl", ".txt"):
+        raise ConfigError(field, "must end in .jsonl or .txt", path.name, WAY_OUT)
+    if not path.is_file():
+        raise ConfigError(field, "must be a file", str(path), "Check the path.")
 
 
 def require_lines(first: bytes, *, alone: bool) -> None:
