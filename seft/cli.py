@@ -86,11 +86,14 @@ def _require_texts(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Check the folder `out` before torch is imported."""
+    """Check the folder `out` before torch is imported. Start the process that will verify it."""
     from seft.checkpoint.folder import require_empty
 
     require_empty(out)
-    yield
+    from seft.checkpoint.verify import standby
+
+    with standby():
+        yield
 
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
