@@ -39,7 +39,7 @@ screenshots: $(READY) ## take the screenshots of the dashboard, from real jobs o
 containers: $(READY) ## build and start docker-compose.yml, kill its worker during a job, stop and start it again
 	@$(LAUNCHER) $(BIN)/python -m tests.containers
 
-up: $(READY) ## start the stack in the background; print its addresses and an API key
+up: $(READY) ## start the stack in the background; print its addresses, an API key and the commands of an operator
 	@$(BIN)/python -m local up
 
 down: $(READY) ## stop that stack and keep its data

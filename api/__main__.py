@@ -18,7 +18,7 @@ from core.access.keys import Scope
 from core.infra import bucket_backup, logging
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.settings import DatabaseSettings, Settings
+from core.settings import DatabaseSettings, Settings, read
 
 SHUTDOWN_SECONDS = 5
 """Seconds that open requests get to finish at shutdown. Event streams are cut off then, because they do not end."""
@@ -42,7 +42,7 @@ def serve(context: typer.Context) -> None:
     """Run the API server. The SEFT_ environment variables configure it."""
     if context.invoked_subcommand is not None:
         return
-    settings = Settings()
+    settings = read(Settings)
     if settings.api_processes > 1:
         logging.configure(settings)  # for the supervisor's own log
     uvicorn.run(
@@ -67,7 +67,7 @@ def create_key(
     scope: Annotated[Scope, typer.Option(help="What the key may do.")] = Scope.ADMIN,
 ) -> None:
     """Create an API key and print it. The key is shown only once; only its hash is stored."""
-    engine = make_engine(DatabaseSettings())
+    engine = make_engine(read(DatabaseSettings))
     with make_sessions(engine).begin() as session:
         _, secret = keys.issue(session, tenant, name, scope)
     engine.dispose()
@@ -77,7 +77,7 @@ def create_key(
 @hub_tokens_cli.command("encrypt")
 def encrypt_hub_tokens() -> None:
     """Encrypt all stored tokens with SEFT_SECRET_KEY. SEFT_OLD_SECRET_KEYS must contain the keys used so far."""
-    settings = Settings()
+    settings = read(Settings)
     engine = make_engine(settings)
     with make_sessions(engine).begin() as session:
         done, unreadable = hub_tokens.encrypt_again(session, Encryption(settings))
@@ -96,13 +96,13 @@ def encrypt_hub_tokens() -> None:
 @bucket_cli.command("save")
 def save_bucket(folder: Folder) -> None:
     """Download the objects of the bucket that are not in the folder yet."""
-    typer.echo(f"{bucket_backup.save(Storage(Settings()), folder)} objects downloaded")
+    typer.echo(f"{bucket_backup.save(Storage(read(Settings)), folder)} objects downloaded")
 
 
 @bucket_cli.command("load")
 def load_bucket(folder: Folder) -> None:
     """Upload all files of the folder to the bucket."""
-    typer.echo(f"{bucket_backup.load(Storage(Settings()), folder)} objects uploaded")
+    typer.echo(f"{bucket_backup.load(Storage(read(Settings)), folder)} objects uploaded")
 
 
 @cli.command()

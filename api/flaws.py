@@ -11,6 +11,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from core.errors import Flaw
+from core.request_fields import broken_rule
 from core.specs import JobSpec
 
 SHOWN = 80
@@ -27,7 +28,7 @@ def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
 def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]:
     """Return the entries for data that was validated outside of a route, such as a form."""
     entries: list[dict[str, Any]] = [{**entry} for entry in error.errors()]
-    return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
+    return _merged(_body_flaw(model, entry["loc"], entry, broken_rule(entry)) for entry in entries)
 
 
 def _merged(flaws: Iterable[Flaw]) -> list[Flaw]:
@@ -53,7 +54,7 @@ def guess(unknown: str, known: Sequence[str]) -> str:
 
 def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
     location, *path = entry["loc"]
-    rule = _rule(entry)
+    rule = broken_rule(entry)
     if entry["type"] == "json_invalid":
         rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
         return Flaw("body", rule, "invalid JSON", "Send a JSON object with the header Content-Type: application/json.")
@@ -61,11 +62,6 @@ def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
         return _body_flaw(_body_model(request), path, entry, rule)
     name = str(path[0])
     return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
-
-
-def _rule(entry: dict[str, Any]) -> str:
-    text: str = entry["msg"]
-    return text.removeprefix("Value error, ")
 
 
 def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:

@@ -12,7 +12,7 @@ from api.app import make_app
 from api.courier import Courier
 from api.importer import Importer, TenantsInWork
 from core.infra import logging, tracing
-from core.settings import Settings
+from core.settings import Settings, read
 
 IMPORTERS = 2
 """Number of imports that a process works on at the same time. They are of different tenants."""
@@ -23,7 +23,7 @@ def make_process_app() -> FastAPI:
 
     If a supervisor started this process, the process ends when the supervisor ends.
     """
-    settings = Settings()
+    settings = read(Settings)
     logging.configure(settings)
     tracing.configure("api")
     if supervisor := parent_process():

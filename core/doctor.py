@@ -23,10 +23,10 @@ from core import ids
 from core.infra import devices, sandbox
 from core.infra.database import make_engine
 from core.infra.storage import Storage
-from core.settings import Settings
+from core.settings import Settings, flaws
 from core.tables import Base
 from seft.errors import SourceError
-from seft.models.source import find
+from seft.models.source import find, names_under
 
 GIB = 1 << 30
 MIN_FREE_DISK = 10 * GIB
@@ -71,11 +71,8 @@ def run_checks() -> Iterator[Finding]:
     try:
         settings = Settings()
     except ValidationError as error:
-        for flaw in error.errors():
-            name = "SEFT_" + "_".join(map(str, flaw["loc"])).upper() if flaw["loc"] else "settings"
-            yield Finding(
-                "settings", State.WRONG, f"{name}: {flaw['msg']}", "docs/configuration.md lists all settings."
-            )
+        for flaw in flaws(Settings, error):
+            yield Finding("settings", State.WRONG, flaw, "docs/configuration.md lists all settings.")
         return
     yield Finding("settings", State.OK, "all settings are valid")
     for name in CHECKS:
@@ -198,9 +195,10 @@ def models(settings: Settings) -> str:
     """Check that every folder in SEFT_MODEL_ROOTS can be read and that every model in it can be used."""
     accepted, rejected = 0, []
     for root in settings.model_roots:
-        for path in sorted(root.iterdir()):
+        next(root.iterdir(), None)  # raises an error if the folder cannot be read
+        for name in sorted(names_under(root)):
             try:
-                find(path.name, roots=settings.model_roots)
+                find(name, roots=settings.model_roots)
                 accepted += 1
             except SourceError as error:
                 rejected.append(str(error))

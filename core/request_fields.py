@@ -1,6 +1,8 @@
-"""Types of the fields of requests, and the base class of all request models."""
+"""Types of the fields of requests, the base class of all request models, and the rule that a wrong value breaks."""
 
-from typing import Annotated
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Strict
 
@@ -31,3 +33,12 @@ class Spec(BaseModel):
     """Base class of all request models. They are immutable and reject unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def broken_rule(entry: Mapping[str, Any]) -> str:
+    """Return the rule that a value breaks, from an entry of a ValidationError of pydantic."""
+    text: str = entry["msg"]
+    if entry["type"] in {"too_long", "too_short"} and isinstance(entry["input"], str):
+        # The length of a text that has a further check. Pydantic calls its characters items.
+        text = re.sub(r"^Value(.*) items?\b", r"String\1 characters", text)
+    return text.removeprefix("Value error, ").replace(" after validation", "").removesuffix(", not more")

@@ -1,24 +1,66 @@
 """Settings of all processes, read once from `SEFT_…` environment variables. Secrets have no default."""
 
-from ipaddress import IPv4Network, IPv6Network
+import json
+import re
+import sys
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PostgresDsn, RedisDsn, SecretStr, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    IPvAnyNetwork,
+    PostgresDsn,
+    RedisDsn,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from core.request_fields import broken_rule
+
+INVALID = 2
+"""Exit status of a process whose settings are invalid."""
+
+
+def _json(value: object) -> object:
+    """Return a value that a variable has as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"must be JSON ({error})") from error
+
+
+def _list(value: object, separator: str = ",") -> object:
+    """Return the entries of a list that a variable has as text: as a JSON list, or between separators."""
+    if not isinstance(value, str) or value.lstrip().startswith("["):
+        return _json(value)
+    return [entry.strip() for entry in re.split(separator, value) if entry.strip()]
+
+
+Json, List = BeforeValidator(_json), BeforeValidator(_list)
+Folders = BeforeValidator(lambda value: _list(value, "[,:]"))
+HTTP = r"^https?://\S+$"
 
 
 class DatabaseSettings(BaseSettings):
     """Settings of commands that need only the database, so that they get no other secret."""
 
-    model_config = SettingsConfigDict(env_prefix="SEFT_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SEFT_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True, enable_decoding=False
+    )
 
     database_url: PostgresDsn = Field(
+        examples=["postgresql://seft:PASSWORD@127.0.0.1:5432/seft"],
         description="URL of Postgres: `postgresql://user:password@host:port/name`. For the migrations, its user must"
-        " own the tables."
+        " own the tables.",
     )
     service_database_url: PostgresDsn | None = Field(
         default=None,
+        examples=["postgresql://seft_service:PASSWORD@127.0.0.1:5432/seft"],
         description="URL of the same database for the API and the workers, with a different user. The migrations create"
         " this user with access to rows only, and set its password. Only migrations read it.",
     )
@@ -28,11 +70,18 @@ class Settings(DatabaseSettings):
     """Settings of the service. `docs/configuration.md` is generated from them."""
 
     broker_url: RedisDsn = Field(
-        description="URL of Valkey or Redis. It carries notifications only and can be emptied at any time."
+        examples=["redis://:PASSWORD@127.0.0.1:6379/0"],
+        description="URL of Valkey or Redis. It carries notifications only and can be emptied at any time.",
     )
-    s3_endpoint: str = Field(description="URL of the object storage for the API and the workers.")
+    s3_endpoint: str = Field(
+        pattern=HTTP,
+        examples=["http://127.0.0.1:8333"],
+        description="URL of the object storage for the API and the workers.",
+    )
     s3_public_endpoint: str | None = Field(
         default=None,
+        pattern=HTTP,
+        examples=["https://storage.example.com"],
         description="URL of the object storage for users, used in presigned links. Default: `SEFT_S3_ENDPOINT`.",
     )
     s3_region: str = Field(default="us-east-1", description="Region of the object storage, used to sign requests.")
@@ -45,10 +94,10 @@ class Settings(DatabaseSettings):
         default=None,
         description="Key that encrypts tenants' hub tokens (32 characters or more). Without it, they are rejected.",
     )
-    old_secret_keys: list[Annotated[SecretStr, Field(min_length=32)]] = Field(
+    old_secret_keys: Annotated[list[Annotated[SecretStr, Field(min_length=32)]], List] = Field(
         default=[],
-        description="Earlier values of `SEFT_SECRET_KEY`, as a JSON list. They only decrypt, until all hub tokens are"
-        " encrypted with the new key.",
+        description="Earlier values of `SEFT_SECRET_KEY`, separated by commas. They only decrypt, until all hub tokens"
+        " are encrypted with the new key.",
     )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
@@ -56,9 +105,11 @@ class Settings(DatabaseSettings):
     api_processes: int = Field(
         default=1, ge=1, description="Number of API processes. Each opens up to 20 connections to Postgres."
     )
-    model_roots: list[Path] = Field(
+    model_roots: Annotated[list[Path], Folders] = Field(
         default=[],
-        description="Folders with local models, as a JSON list. Jobs name a model by its path inside such a folder.",
+        examples=["/models:/more/models"],
+        description="Folders with local models, separated by colons or commas. Jobs name a model by its path inside"
+        " such a folder.",
     )
     max_upload_bytes: int = Field(
         default=1 << 30, ge=1, description="Maximum size of a dataset that is uploaded in one request, in bytes."
@@ -66,9 +117,11 @@ class Settings(DatabaseSettings):
     max_dataset_bytes: int = Field(
         default=1 << 34, ge=1, description="Maximum size of a dataset after decompression, in bytes."
     )
-    dataset_buckets: list[str] = Field(
+    dataset_buckets: Annotated[list[str], List] = Field(
         default=[],
-        description="Buckets (a JSON list of `bucket` or `bucket/prefix`) from which every tenant can import datasets.",
+        examples=["inbox,shared/texts"],
+        description="Buckets from which every tenant can import datasets: `bucket` or `bucket/prefix`, separated by"
+        " commas.",
     )
     rate_limit: float = Field(
         default=200,
@@ -82,8 +135,10 @@ class Settings(DatabaseSettings):
         description="Requests with `wait` and event streams that each API key may have open at the same time, per API"
         " process. All keys of a network address together may have four times this number. 0 means no limit.",
     )
-    webhook_networks: list[IPv4Network | IPv6Network] = Field(
-        default=[], description="Private networks to which webhooks may be sent, as a JSON list of CIDR ranges."
+    webhook_networks: Annotated[list[IPvAnyNetwork], List] = Field(
+        default=[],
+        examples=["10.1.0.0/16,fd00::/8"],
+        description="Private networks to which webhooks may be sent: CIDR ranges, separated by commas.",
     )
     link_seconds: int = Field(
         default=3600,
@@ -105,8 +160,9 @@ class Settings(DatabaseSettings):
     tenant_waiting: int = Field(
         default=1000, ge=0, description="Maximum number of queued and paused jobs per tenant; 0 means no limit."
     )
-    tenant_weights: dict[str, Annotated[float, Field(ge=0.01, le=100)]] = Field(
+    tenant_weights: Annotated[dict[str, Annotated[float, Field(ge=0.01, le=100)]], Json] = Field(
         default={},
+        examples=['{"acme": 2}'],
         description='Weights of tenants, as a JSON object such as `{"acme": 2}`. A tenant with weight 2 gets twice as'
         " many workers as a tenant with weight 1, which is the weight of all others. Only workers read it.",
     )
@@ -143,8 +199,9 @@ class Settings(DatabaseSettings):
         ge=0,
         description="Maximum number of seconds that a job may run, in all attempts together; 0 means no limit.",
     )
-    tenant_job_seconds: dict[str, Annotated[int, Field(ge=0)]] = Field(
+    tenant_job_seconds: Annotated[dict[str, Annotated[int, Field(ge=0)]], Json] = Field(
         default={},
+        examples=['{"acme": 2592000}'],
         description='Tenants with another limit than `SEFT_JOB_SECONDS`, as a JSON object such as `{"acme": 2592000}`.',
     )
     max_failures: int = Field(
@@ -163,7 +220,9 @@ class Settings(DatabaseSettings):
     )
     device: str = Field(
         default="auto",
-        description="Torch device of a worker, such as `cpu` or `cuda:1`; `auto` uses CUDA if available.",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        examples=["cuda:1"],
+        description="Device of a worker: `cpu`, `cuda`, or `cuda:1` for the second one; `auto` uses CUDA if available.",
     )
     threads: int = Field(
         default=0, ge=0, description="Number of CPU threads of the training process; 0 uses torch's default."
@@ -195,3 +254,49 @@ class Settings(DatabaseSettings):
                 " or lower the second."
             )
         return self
+
+
+S = TypeVar("S", bound=DatabaseSettings)
+
+
+def read(kind: type[S]) -> S:
+    """Return the settings that the environment gives.
+
+    If they are invalid, write one line per invalid variable to stderr and end the process with the status `INVALID`.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        sys.stderr.writelines(f"{line}\n" for line in flaws(kind, error))
+        raise SystemExit(INVALID) from None
+
+
+def flaws(kind: type[DatabaseSettings], error: ValidationError) -> list[str]:
+    """Return one line per invalid variable: its name, the rule, the value unless it is a secret, and an example."""
+    return [_flaw(kind, entry) for entry in map(dict, error.errors())]
+
+
+def _flaw(kind: type[DatabaseSettings], entry: dict[str, Any]) -> str:
+    rule = broken_rule(entry)
+    if not entry["loc"]:  # two variables contradict each other; the text names both
+        return rule
+    name, *inner = entry["loc"]
+    field, variable = kind.model_fields[name], f"SEFT_{name.upper()}"
+    example = next(iter(field.examples or ()), None if field.is_required() else field.default)
+    way_out = f"Example: {variable}={example}" if example else str(field.description)
+    if entry["type"] == "missing":
+        return f"{variable} must be set; it is not. {way_out}"
+    place = "".join(f" (entry {part!r})" for part in inner[:1])
+    return f"{variable}{place}: {rule}; it is {_shown(str(field), entry['input'])}. {way_out}"
+
+
+def _shown(field: str, value: object) -> str:
+    """Return a value for an error, without what may be a secret. `field` is the definition of the setting."""
+    if "Secret" in field:
+        return "not shown, because it is a secret"
+    if "Dsn" not in field:
+        return repr(value)
+    scheme, _, rest = str(value).partition("://")
+    _, credentials, host = rest.rpartition("@")
+    shown = repr(f"{scheme}://…@{host.partition('?')[0]}")
+    return shown if credentials else "not shown, because it may contain a password"

@@ -1,6 +1,8 @@
 """`python -m local up|down|run|demo`: run the whole service on this machine."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ from local import background
 from local.demo import demonstrate
 from local.folder import LOOPBACK
 from local.processes import LocalError
+from local.stack import ENVIRONMENT_FILE, NO_PROXY
 from seft.client.errors import ClientError
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -19,17 +22,21 @@ DEFAULT = Path(".local")
 
 @app.command()
 def up(folder: Folder = DEFAULT) -> None:
-    """Start the stack in the background and print its addresses and an API key.
+    """Start the stack in the background. Print its addresses, an API key and the commands of an operator.
 
-    If the stack already runs, only print its addresses and the API key.
+    If the stack already runs, only print them.
     """
     running = background.find(folder) or background.start(folder)
+    operate = f"  (. {shlex.quote(str(folder.resolve() / ENVIRONMENT_FILE))} && {shlex.quote(sys.executable)} -m"
     typer.echo(
         f"dashboard  {running.url}/\n"
         f"API        {running.url}\n"
         f"docs       {running.url}/docs\n"
         f"data, logs {folder.resolve()}\n\n"
-        f"export SEFT_URL={running.url} SEFT_API_KEY={running.api_key}"
+        f"export SEFT_URL={running.url} SEFT_API_KEY={running.api_key}\n\n"
+        "Commands of the operator. The file env has the settings and the secrets of the stack.\n"
+        f"{operate} seft doctor)\n"
+        f"{operate} api keys create --name NAME)"
     )
 
 
@@ -68,7 +75,7 @@ def main() -> None:
 
 def bypass_proxies() -> None:
     """Make this process and its children connect to loopback directly, even if this machine uses a proxy."""
-    for name in ("NO_PROXY", "no_proxy"):
+    for name in NO_PROXY:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK]))
 
 

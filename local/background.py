@@ -15,6 +15,7 @@ from types import FrameType
 from local import processes
 from local.folder import FolderLock, write_private
 from local.processes import LocalError
+from local.servers import require_valid_environment
 from local.stack import Stack
 
 ADDRESS_FILE = "running.json"
@@ -86,6 +87,7 @@ def attached(folder: Path) -> Iterator[Running]:
 
 
 def _launch(folder: Path, parent_death_signal: signal.Signals | None) -> tuple[subprocess.Popen[bytes], Running]:
+    require_valid_environment()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "log"
     command = [sys.executable, "-m", "local", "run", "--folder", str(folder)]

@@ -23,9 +23,10 @@ import botocore.client
 import psycopg
 import redis
 from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import ValidationError
 from typing_extensions import override
 
-from core.settings import Settings
+from core.settings import Settings, flaws
 from local.folder import LOOPBACK, FolderLock, load_secret, write_private
 from local.processes import LocalError, tail
 from local.program import Program
@@ -249,8 +250,30 @@ class Servers:
 
 
 def make_settings(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that a process with these environment variables would have."""
-    return Settings.model_validate({name.removeprefix("SEFT_").lower(): value for name, value in environment.items()})
+    """Return the settings that a process with these environment variables, and those of this process, would have.
+
+    Raises LocalError with one line per invalid variable.
+    """
+    values = {name.removeprefix("SEFT_").lower(): value for name, value in environment.items()}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise LocalError("\n".join(flaws(Settings, error))) from None
+
+
+def require_valid_environment() -> None:
+    """Raise LocalError if a `SEFT_` variable of this process is invalid. The values of the servers come later."""
+    address = f"//{LOOPBACK}"
+    make_settings(
+        {
+            "SEFT_DATABASE_URL": f"postgresql:{address}/seft",
+            "SEFT_BROKER_URL": f"redis:{address}",
+            "SEFT_S3_ENDPOINT": f"http:{address}",
+            "SEFT_S3_ACCESS_KEY": "-",
+            "SEFT_S3_SECRET_KEY": "-",
+            "SEFT_SECRET_KEY": "-" * 32,
+        }
+    )
 
 
 def package_folder(name: str) -> Path:

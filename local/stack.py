@@ -5,6 +5,7 @@ The stack runs in the calling process. `local.background` runs it in the backgro
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -21,8 +22,12 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock, write_private
 from local.processes import LocalError
 from local.program import Program
-from local.servers import Servers, make_settings, package_folder
+from local.servers import Servers, make_settings, package_folder, require_valid_environment
 from migrations import upgrade
+
+ENVIRONMENT_FILE = "env"
+NO_PROXY = ("NO_PROXY", "no_proxy")
+"""Variables with the hosts to which a process connects without a proxy."""
 
 
 class Service(Program):
@@ -82,6 +87,7 @@ class Stack:
     """The servers, the API and a worker in one folder. Use it in a `with` statement: all stop at its end."""
 
     def __init__(self, folder: Path) -> None:
+        require_valid_environment()
         self.servers = Servers(folder)
         self.folder = self.servers.lock.folder
         self.programs: list[Program] = list(self.servers.all)
@@ -97,6 +103,7 @@ class Stack:
 
     def _start_services(self) -> None:
         variables = {**os.environ, **self.servers.environment(), **self._defaults()}
+        (self.folder / "models").mkdir(exist_ok=True)
         settings = make_settings(self.servers.environment())
         upgrade(settings)
         self.api, self.worker = Api(self.servers.lock, variables), Worker(self.servers.lock, variables)
@@ -105,6 +112,14 @@ class Stack:
             self.programs.append(service)
             service.launch()
         self.api.wait()
+        client = {"SEFT_URL": self.api.url, "SEFT_API_KEY": self.key}
+        self._write_environment({**variables, **client})
+
+    def _write_environment(self, variables: Mapping[str, str]) -> None:
+        """Write the file that a shell reads to run commands of the operator against this stack."""
+        needed = {name: value for name, value in variables.items() if name.startswith("SEFT_") or name in NO_PROXY}
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(needed.items())]
+        write_private(self.folder / ENVIRONMENT_FILE, "".join(lines))
 
     def restart_ended(self) -> None:
         """Restart programs that have ended by themselves. Call this regularly."""

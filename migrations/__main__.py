@@ -2,14 +2,14 @@
 
 import sys
 
-from core.settings import DatabaseSettings
+from core.settings import DatabaseSettings, read
 from migrations import downgrade, upgrade
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case []:
-            upgrade(DatabaseSettings())
+            upgrade(read(DatabaseSettings))
         case ["back"]:
-            downgrade(DatabaseSettings())
+            downgrade(read(DatabaseSettings))
         case words:
             sys.exit(f"the only argument allowed is `back`; it is {' '.join(words)!r}. Give no argument to upgrade.")

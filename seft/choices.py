@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as checked
 from torch import Tensor
 
+from seft.data.records import require_lines
 from seft.data.text import require_known_tokens
 from seft.data.tokens import bos_tokens, text_tokens
 from seft.errors import DataError, EvaluateError, RecordError
@@ -59,7 +60,8 @@ class Accuracy:
 def read_questions(path: Path) -> list[Question]:
     """Return the questions of a JSONL file.
 
-    Raises RecordError if a line is not a valid question, and DataError if the file has no question.
+    Raises RecordError if a line is not a valid question, FileError if the questions are not one per line, and DataError
+    if the file has no question.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -67,7 +69,8 @@ def read_questions(path: Path) -> list[Question]:
         raise DataError(
             f"the file of questions must be readable; {path} is not: {error.strerror}. Check the path."
         ) from error
-    questions = [_parse(number, line) for number, line in enumerate(lines, start=1)]
+    require_lines(lines[0] if lines else b"", alone=len(lines) == 1)
+    questions = [_parse(path.name, number, line) for number, line in enumerate(lines, start=1)]
     if not questions:
         raise DataError(f"{path.name} has no question. {_WAY_OUT}")
     return questions
@@ -130,11 +133,14 @@ def _tokens(tokenizer: Any, prompt: str, choice: str) -> Encoded:
     return torch.tensor(whole), max(1, min(same, len(whole) - 1))
 
 
-def _parse(number: int, line: bytes) -> Question:
+def _parse(file: str, number: int, line: bytes) -> Question:
+    if not line.strip():
+        raise RecordError(number, "a line must not be blank", "a blank line", "Remove the line.", file)
     try:
         return _QUESTION.validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         rule = first["msg"].removeprefix("Value error, ")
-        raise RecordError(number, f"{field}: {rule}" if field else rule, repr(first["input"])[:60], _WAY_OUT) from error
+        rule = f"{field}: {rule}" if field else rule
+        raise RecordError(number, rule, repr(first["input"])[:60], _WAY_OUT, file) from error

@@ -8,8 +8,8 @@ only when a command runs.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, describe_model, progress_reporter
+from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
 from seft.report import Reporter
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
+EXTRA = "Run pip install '.[torch]' in the folder of the repository, or let the service do the work: seft jobs create."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 LENGTHS = {"tokens", "sequence_tokens"}
@@ -53,13 +55,14 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     as_json = "--json" in arguments
     try:
         options = make_parser(program).parse_args(arguments)
+        _require_texts(options)
         with progress_reporter() as report:
             result: Result = options.run(options, report)
     except SeftError as error:
-        sys.stderr.write(f"error: {error}\n")
-        if as_json:
-            _write_json({"error": {"code": error.code, "message": str(error)}})
-        return BAD_INPUT
+        return _report(error.code, str(error), as_json)
+    except ModuleNotFoundError as error:
+        message = f"`{program} {arguments[0]}` works on this machine and needs the package {error.name}. {EXTRA}"
+        return _report("package_missing", message, as_json)
     except KeyboardInterrupt:
         return INTERRUPTED
     if as_json:
@@ -69,57 +72,90 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     return 0
 
 
+def _report(code: str, message: str, as_json: bool) -> int:
+    """Write an error to stderr, with `--json` also as an object to stdout. Returns the exit code."""
+    sys.stderr.write(f"error: {message}\n")
+    if as_json:
+        _write_json({"error": {"code": code, "message": message}})
+    return BAD_INPUT
+
+
+def _require_texts(options: argparse.Namespace) -> None:
+    """Raise ConfigError if a text that an option names is no file of records."""
+    for name in ("calibration", "data", "held_out", "retain_data"):
+        if path := getattr(options, name, None):
+            require_file(path, name)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Check the folder `out` before torch is imported. Start the process that will verify it."""
+    from seft.checkpoint.folder import require_empty
+
+    require_empty(out)
+    from seft.checkpoint.verify import standby
+
+    with standby():
+        yield
+
+
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    from seft import verbs
+    with _writing(options.out):
+        from seft import verbs
 
-    record = verbs.prune(
-        options.model,
-        config,
-        options.out,
-        calibration=options.calibration,
-        revision=options.revision,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+        record = verbs.prune(
+            options.model,
+            config,
+            options.out,
+            calibration=options.calibration,
+            revision=options.revision,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
 def _repair(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, RepairConfig)
-    from seft import verbs
+    from seft.checkpoint.folder import find_folder
 
-    record = verbs.repair(
-        options.folder,
-        config,
-        options.out,
-        data=options.data,
-        teacher=options.teacher,
-        held_out=options.held_out,
-        retain_data=options.retain_data,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+    find_folder(options.folder)
+    with _writing(options.out):
+        from seft import verbs
+
+        record = verbs.repair(
+            options.folder,
+            config,
+            options.out,
+            data=options.data,
+            teacher=options.teacher,
+            held_out=options.held_out,
+            retain_data=options.retain_data,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     pruning = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     config = read_settings(options, RepairConfig, prefix=REPAIR, seed=options.seed)
-    from seft import verbs
+    with _writing(options.out):
+        from seft import verbs
 
-    record = verbs.compress(
-        options.model,
-        pruning,
-        config,
-        options.out,
-        data=options.data,
-        held_out=options.held_out,
-        retain_data=options.retain_data,
-        revision=options.revision,
-        place=verbs.Place.of(options.device, options.dtype),
-        report=report,
-    )
+        record = verbs.compress(
+            options.model,
+            pruning,
+            config,
+            options.out,
+            data=options.data,
+            held_out=options.held_out,
+            retain_data=options.retain_data,
+            revision=options.revision,
+            place=verbs.Place.of(options.device, options.dtype),
+            report=report,
+        )
     return _checkpoint(options.out, record)
 
 
@@ -198,9 +234,9 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
-    from seft import verbs
+    from seft.checkpoint.folder import inspect
 
-    counted, record = verbs.inspect(options.folder)
+    counted, record = inspect(options.folder)
     recorded = record.data() if record else {"facts": None, "versions": None}
     data = {
         "folder": str(options.folder),

@@ -19,8 +19,8 @@ from rich.table import Table
 from seft.report import Evolved, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
+    from seft.checkpoint.counts import Count, Sparsity
     from seft.checkpoint.facts import Record
-    from seft.checkpoint.sparsity import Count, Sparsity
 
 
 @contextmanager
@@ -31,12 +31,18 @@ def progress_reporter() -> Iterator[Reporter]:
         yield LineReporter()
         return
     columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+    bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=console)
+    try:
         yield BarReporter(bars)
+    finally:
+        bars.stop()
 
 
 class BarReporter:
-    """Shows one progress bar per phase, with the loss and speed of the last step."""
+    """Shows one progress bar per phase, with the loss and speed of the last step.
+
+    The first report starts the thread that draws the bars. Before it, the process can be copied safely.
+    """
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -45,6 +51,7 @@ class BarReporter:
 
     def __call__(self, report: Report) -> None:
         """Update the bars with one report."""
+        self._bars.start()
         match report:
             case Progress(phase, done, total):
                 if phase not in self._tasks:

@@ -31,13 +31,18 @@ class SourceError(SeftError):
 
 
 class RecordError(SeftError):
-    """A line of a dataset breaks a rule. `line` counts from 1."""
+    """A line of a dataset breaks a rule. `line` counts from 1. `file` is the name of the file, if it is known."""
 
     code = "invalid_record"
 
-    def __init__(self, line: int, rule: str, value: str, way_out: str) -> None:
-        super().__init__(f"line {line}: {rule}; it is {value}. {way_out}")
+    def __init__(self, line: int, rule: str, value: str, way_out: str, file: str = "") -> None:
+        super().__init__(f"{place(line, file)}: {rule}; it is {value}. {way_out}")
         self.line, self.rule, self.value, self.way_out = line, rule, value, way_out
+
+
+def place(line: int, file: str = "") -> str:
+    """Return where a record is, for people. `file` is the name of its file, if it is known."""
+    return f"line {line} of {file}" if file else f"line {line}"
 
 
 class FileError(SeftError):

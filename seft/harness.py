@@ -4,6 +4,7 @@ A task comes from the harness, or from a YAML file in a folder. A YAML file may 
 network. The data of the harness's own tasks come from the Hugging Face hub, its cache or a mirror.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ from seft.errors import ConfigError, EvaluateError
 Scores = dict[str, float]
 
 
+def require_installed(task: str) -> None:
+    """Raise ConfigError if lm-evaluation-harness is not installed."""
+    if find_spec("lm_eval") is None:
+        way_out = "Install the extra: pip install '.[tasks]' in the folder of the repository."
+        raise ConfigError("task", "needs the package lm-eval", task, way_out)
+
+
 def find_task(task: str, folder: Path | None = None) -> Any:
     """Return the task manager of the harness that has the task with this name. Loads no model.
 
     `folder` contains YAML files of tasks, which are used instead of those of the harness. Raises ConfigError if
     lm-evaluation-harness is not installed or the task is unknown.
     """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ConfigError(
-            "task", "needs the package lm-eval", task, "Install the extra: pip install 'seft[tasks]'."
-        ) from error
+    require_installed(task)
+    from lm_eval.tasks import TaskManager
+
     tasks = TaskManager(include_path=str(folder) if folder else None, include_defaults=folder is None)
     if task not in tasks.all_tasks:
         way_out = "Check the name, or give the folder of its YAML file with --tasks."

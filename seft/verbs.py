@@ -1,4 +1,4 @@
-"""Operations on whole models, one function per command: prune, repair, compress, evaluate, inspect.
+"""Operations on whole models, one function per command: prune, repair, compress, evaluate.
 
 They read the files, check the arguments before any weight is loaded, and run `seft.stages`. They print nothing; the
 command line in `seft.cli` does.
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from seft import harness, stages
-from seft.checkpoint import sparsity
-from seft.checkpoint.export import require_empty, round_weights
-from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
+from seft.checkpoint.export import round_weights
+from seft.checkpoint.facts import Facts, Record, sha256
+from seft.checkpoint.folder import find_folder, require_empty
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
 from seft.data import records
 from seft.data.packing import Packed, pack
-from seft.data.text import encode, evaluation_windows
+from seft.data.text import encode, evaluation_windows, named
 from seft.devices import choose_device
 from seft.distill import require_same_shape
 from seft.errors import ConfigError, SourceError
@@ -78,7 +78,7 @@ def prune(
     if config.gradual:
         way_out = "Use seft compress, which prunes the model while it trains it."
         raise ConfigError("schedule", "must be one_shot if the model is only pruned", str(config.schedule), way_out)
-    source = _find(reference, config, revision=revision)
+    source = _fitting(find(reference, revision=revision), config)
     texts = _read_calibration(config, calibration)
     text_sha256 = sha256(calibration) if texts and calibration else None
     loaded = _load(source, replace(place, device="cpu"), report)
@@ -112,7 +112,7 @@ def repair(
         require_teacher(config, teacher)
     require_held_out(config, held_out)
     _require_retain_data(config, retain_data)
-    source, teacher_source = _find(_folder(folder), config), find(teacher) if teacher else None
+    source, teacher_source = _fitting(find_folder(folder), config), find(teacher) if teacher else None
     if teacher_source:
         _require_teacher_fit(source, teacher_source)
     facts = Record.read(folder).facts
@@ -153,7 +153,7 @@ def compress(
     require_repair_of(pruning, config)
     require_held_out(config, held_out)
     _require_retain_data(config, retain_data)
-    source = _find(reference, pruning, config, revision=revision)
+    source = _fitting(find(reference, revision=revision), pruning, config)
     texts = _Texts.read(data, held_out, retain_data)
     text_sha256 = texts.sha256 if stages.reads_calibration(pruning) else None
     loaded = _load(source, replace(place, device="cpu"), report)
@@ -177,7 +177,7 @@ def evaluate(
     report: Reporter = silent,
 ) -> Score:
     """Return the perplexity of a model over the first windows of a text, or over all if there are too few."""
-    source = _find(reference, config, revision=revision)
+    source = _fitting(find(reference, revision=revision), config)
     texts = records.read(data)
     loaded = _load(source, place, report)
     windows = evaluation_windows(encode(texts, loaded.tokenizer), config.tokens, config.windows)
@@ -209,20 +209,11 @@ def run_task(
     return harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
 
 
-def inspect(folder: Path) -> tuple[sparsity.Sparsity, Record | None]:
-    """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None."""
-    find(_folder(folder))
-    return sparsity.of_folder(folder), Record.read(folder) if (folder / SPARSITY).exists() else None
-
-
-def _find(
-    reference: str, *settings: PruneConfig | RepairConfig | EvaluateConfig, revision: str | None = None
-) -> ModelSource:
-    """Return the model with this name. Raises ConfigError if settings do not fit it, before its weights are read.
+def _fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:
+    """Return a model whose weights are not read yet. Raises ConfigError if settings do not fit it.
 
     If the headers of its files cannot be read, the rules are only applied to the loaded model.
     """
-    source = find(reference, revision=revision)
     if model := _dimensions(source):
         for config in settings:
             require_fit(model, config)
@@ -240,12 +231,6 @@ def _require_teacher_fit(source: ModelSource, teacher: ModelSource) -> None:
     own, other = _dimensions(source), _dimensions(teacher)
     if own and other:
         require_teacher_fit(own.sizes, other.sizes)
-
-
-def _folder(path: Path) -> str:
-    if not path.is_dir():
-        raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
-    return str(path.resolve())
 
 
 def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
@@ -313,7 +298,8 @@ def _prune(
     report: Reporter,
 ) -> Facts:
     """Prune a model that is on the host, one block at a time on the device. Returns its facts."""
-    windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
+    with named("calibration text"):
+        windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
     if len(windows):
         config = replace(config, samples=len(windows))
 
@@ -336,10 +322,12 @@ def _repair(
     report: Reporter,
 ) -> Facts:
     """Repair a loaded model in place and move it to the host. Returns its facts."""
-    training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
+    with named("training text"):
+        training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
     held_out = None
     if texts.held_out is not None:
-        held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
+        with named("held-out text"):
+            held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
 
     def load_teacher() -> Any:
         assert teacher is not None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from core.capability import CPU, Capability
 from core.infra import devices
-from core.settings import Settings
+from core.settings import INVALID, Settings
 from worker import disk_space
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -72,7 +72,7 @@ def unfreed(settings: Settings, before: int | None) -> int:
 
 @cache
 def find(name: str) -> Device:
-    """Return the device for the value of SEFT_DEVICE. Raises CalledProcessError if there is no such device."""
+    """Return the device for the value of SEFT_DEVICE. Ends the process if this machine has no such device."""
     if name == CPU or (name == "auto" and not any(Path(driver).exists() for driver in DRIVERS)):
         return cpu()
     return ask_torch(name)
@@ -81,7 +81,15 @@ def find(name: str) -> Device:
 def ask_torch(name: str) -> Device:
     """Return the device with this name, as torch reports it. Torch is loaded in a separate process."""
     command = [sys.executable, "-m", "worker.device", name]
-    return Device(*json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+        sys.stderr.write(
+            f"SEFT_DEVICE must be a device of this machine; it is {name!r}, and torch says: {reason}."
+            " Example: SEFT_DEVICE=cpu\n"
+        )
+        raise SystemExit(INVALID)
+    return Device(*json.loads(answer.stdout))
 
 
 def cpu() -> Device:

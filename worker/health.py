@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from core import workers
 from core.infra.database import make_engine, make_sessions
-from core.settings import Settings
+from core.settings import Settings, read
 
 
 def health() -> int:
@@ -18,7 +18,7 @@ def health() -> int:
 
     The number is the exit status of the process.
     """
-    settings, host = Settings(), socket.gethostname()
+    settings, host = read(Settings), socket.gethostname()
     engine = make_engine(settings)
     try:
         with make_sessions(engine).begin() as session:

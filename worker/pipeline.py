@@ -5,12 +5,12 @@ interrupted. For that, everything that a later step needs from an earlier one is
 scores included. If the worker ends training early, the current step is finished and the remaining stages run.
 """
 
-import ctypes
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.config import RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
-from seft.data.text import encode, evaluation_windows
+from seft.data.text import encode, evaluation_windows, named, split_described
 from seft.devices import choose_device
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
@@ -142,31 +142,30 @@ class Pipeline:
         least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
         self.send(Reading(records=0))
-        share, found = self.task.spec.evaluate.held_out, records.read(self.folder / DATA)
+        share, found = self.task.spec.evaluate.held_out, records.read(self.folder / DATA, "the dataset")
         if share is None:
-            held_out = records.read(self.folder / HELD_OUT_DATA)
+            held_out = records.read(self.folder / HELD_OUT_DATA, "the dataset to evaluate on")
             training = records.exclude(found, held_out)
         else:
             training, held_out = records.split(found, share, self.task.spec.seed)
         tokenizer = load_tokenizer(source)
         encoded = encode(training, tokenizer, self._report_reading)
-        return Text(
-            opening=opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else [],
-            calibration=stages.calibration_windows(encoded, tokenizer, self.prune),
-            training=pack(encoded, self.repair.sequence_tokens) if self.repair else None,
-            held_out=evaluation_windows(
-                encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done)),
-                self.evaluate.tokens,
-                self.evaluate.windows,
-            ),
-            retained=self._read_retained(tokenizer, len(training) + len(held_out)),
-        )
+        judged = encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done))
+        retained = self._read_retained(tokenizer, len(found))
+        with split_described(encoded, judged) if share else nullcontext():
+            with named("training text"):
+                calibration = stages.calibration_windows(encoded, tokenizer, self.prune)
+                packed = pack(encoded, self.repair.sequence_tokens) if self.repair else None
+            with named("held-out text"):
+                windows = evaluation_windows(judged, self.evaluate.tokens, self.evaluate.windows)
+        opening = opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else []
+        return Text(calibration, packed, windows, opening, retained)
 
     def _read_retained(self, tokenizer: Any, before: int) -> Packed | None:
         """Return the windows of the dataset to retain, if they are needed. `before` records were read before it."""
         if self.task.resume is not None or not self.repair or self.repair.retain is not Retain.DATASET:
             return None
-        found = records.read(self.folder / RETAIN_DATA)
+        found = records.read(self.folder / RETAIN_DATA, "the dataset to retain")
         encoded = encode(found, tokenizer, lambda done: self._report_reading(before + done))
         return stages.windows_to_retain(encoded, self.repair)
 
@@ -374,16 +373,10 @@ class Pipeline:
     def _progress(self, stage: Stage, fraction: float) -> None:
         if stage is not self.stage:
             self.stage = stage
-            trim_memory()
+            usage.trim_memory()
         self.meter.last_step = self._last_step
         progress, remaining = self.meter.report(stage, fraction)
         self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))
-
-
-def trim_memory() -> None:
-    """Return freed memory to the operating system, so that it does not count towards the peak of the next stage."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def configure_torch(threads: int) -> None:

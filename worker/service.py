@@ -13,7 +13,7 @@ from celery import Celery, signals
 from core.infra import sandbox, tracing
 from core.infra.logging import configure
 from core.infra.queue import TASK, make_app
-from core.settings import Settings
+from core.settings import Settings, read
 from worker import device
 from worker.attempt import TRAINING
 from worker.sweep import Sweep
@@ -27,7 +27,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
 
     `training` is the command that starts a training process.
     """
-    settings = Settings()
+    settings = read(Settings)
     configure(settings)
     sandbox.forbid_memory_access()
     if missing := sandbox.missing():

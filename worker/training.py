@@ -32,10 +32,12 @@ def run(folder: Path, task: Task, send: Callable[[Message], None], stopping: Cal
     """Run the job itself. This is a function of its own because it imports torch."""
     import torch
 
+    from seft.checkpoint.verify import standby
     from worker.pipeline import Pipeline
 
     try:
-        Pipeline(folder, task, send, stopping).run()
+        with standby():
+            Pipeline(folder, task, send, stopping).run()
     except torch.OutOfMemoryError as error:
         send(Failed(user_error=True, code=OUT_OF_MEMORY, message=str(error).splitlines()[0]))
 

@@ -4,11 +4,9 @@ Local models are in the folders of SEFT_MODEL_ROOTS. No request to the hub is ma
 not in the cache is not listed, but can be looked up by name.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
@@ -22,12 +20,9 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
 from seft.models.dimensions import Dimensions
-from seft.models.model_files import CONFIG
-from seft.models.source import ModelSource, cached_models
+from seft.models.source import ModelSource, cached_models, names_under
 from seft.storable import printable
 
-DEPTH = 3
-"""Maximum number of parts in the path of a local model, relative to its folder in SEFT_MODEL_ROOTS."""
 TYPICAL_JOB = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
 """A job with default settings. A model fits a worker if this job with the model does."""
 
@@ -115,7 +110,7 @@ class Catalogue:
         The results are read from the database only after all names of shared models.
         """
         if after is None or not results.is_result(after):
-            names = {*cached_models(), *(name for root in self._settings.model_roots for name in _under(root))}
+            names = {*cached_models(), *(name for root in self._settings.model_roots for name in names_under(root))}
             yield from sorted(name for name in names if after is None or name > after)
             after = None
         while True:
@@ -136,15 +131,3 @@ class Catalogue:
         alive = workers.is_alive(self._settings.sweep_seconds)
         with self._sessions.begin() as session:
             return session.scalars(select(Worker).where(alive).order_by(Worker.name)).all()
-
-
-def _under(root: Path) -> Iterator[str]:
-    """Yield the names of possible models in a folder: folders with a config, and GGUF files."""
-    for path, folders, files in os.walk(root):
-        relative = Path(path).relative_to(root)
-        if CONFIG in files or len(relative.parts) >= DEPTH:
-            folders.clear()
-        if CONFIG in files and relative.parts:
-            yield relative.as_posix()
-            continue
-        yield from ((relative / name).as_posix() for name in files if name.endswith(".gguf"))

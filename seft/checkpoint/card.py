@@ -5,8 +5,8 @@ All its facts come from `sparsity.json`.
 
 from dataclasses import asdict, fields
 
+from seft.checkpoint.counts import Count
 from seft.checkpoint.facts import Facts, Record
-from seft.checkpoint.sparsity import Count
 from seft.config import Allocation, Compare, PruneConfig, RepairConfig, RepairMethod, Retain, SparsityOf
 from seft.models.source import Kind
 

@@ -17,8 +17,8 @@ from torch import nn
 from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
 from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical_json, manifest, versions
+from seft.checkpoint.folder import require_empty
 from seft.checkpoint.verify import fingerprint
-from seft.errors import ConfigError
 from seft.models.load import Loaded, quiet
 
 EXPORT_DTYPE = torch.bfloat16
@@ -56,12 +56,6 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     record.write(out)
     (out / "README.md").write_text(card(record), encoding="utf-8")
     (out / MANIFEST).write_bytes(manifest(out))
-
-
-def require_empty(out: Path) -> None:
-    """Raise ConfigError unless `out` is a new or empty folder."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
 
 
 @torch.no_grad()

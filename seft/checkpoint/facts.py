@@ -15,7 +15,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 import seft
-from seft.checkpoint.sparsity import Sparsity
+from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
 from seft.models.source import Kind, ModelSource

@@ -5,55 +5,21 @@ progress and tests. Nothing is estimated.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from pydantic import TypeAdapter, computed_field
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from seft.checkpoint.counts import Count, Sparsity
 from seft.errors import VerifyError
 from seft.models.targets import target_linears
 
 Layout = dict[str, list[str]]
 """Names of the targets that each tensor contains: one target, or one per slice of the tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Number of zeros, and number of all weights. -0.0 counts as zero."""
-
-    zeros: int
-    weights: int
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def share(self) -> float:
-        """Fraction of zeros; 0 if there are no weights."""
-        return self.zeros / self.weights if self.weights else 0.0
-
-    def __add__(self, other: "Count") -> "Count":
-        return Count(self.zeros + other.zeros, self.weights + other.weights)
-
-
-@dataclass(frozen=True, slots=True)
-class Sparsity:
-    """Counts of zeros per target (`layers`), over all targets (`linears`) and over all saved weights (`model`).
-
-    A weight that is saved once and used twice is counted once.
-    """
-
-    layers: dict[str, Count]
-    linears: Count
-    model: Count
-
-    def data(self) -> dict[str, Any]:
-        """Return the counts as JSON data. Each also has the computed `share`, the fraction of zeros."""
-        return cast("dict[str, Any]", TypeAdapter(Sparsity).dump_python(self, mode="json"))
 
 
 def of_model(model: nn.Module) -> Sparsity:

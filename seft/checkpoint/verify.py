@@ -1,19 +1,25 @@
 """Verifies an exported folder from its files alone: hashes, counts of zeros, loading, and output probabilities.
 
-`verify` runs `python -m seft.checkpoint.verify FOLDER` in a separate process, so that state or patches of the exporting
-process cannot hide a broken folder. It does not check the quality of the model.
+`verify` works in a separate process, so that state or patches of the exporting process cannot hide a broken folder. The
+process is `python -m seft.checkpoint.verify FOLDER`, or one that `standby` started. It does not check the quality of
+the model.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from seft.checkpoint import sparsity
+from seft.checkpoint.counts import Sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
 from seft.config import Allocation, Compare, Pattern, SparsityOf
 from seft.errors import SeftError, SourceError, VerifyError
@@ -26,12 +32,106 @@ from seft.prune.methods import comparison
 
 PACKAGE_ROOT = Path(__file__).parents[2]
 """Folder that contains the package `seft`, so that the separate process imports the same one."""
+_END = "\0"
+"""End of a complete answer of the process that waits."""
 FINGERPRINT_TOKENS = 32
 FINGERPRINT_TOLERANCE = 3e-4  # nats; another machine differs by less in float32, one wrong weight usually by more
 
 
+class _Standby:
+    """A process that waits for the name of a folder, verifies the folder, and ends. It is a copy of this process."""
+
+    waiting: ClassVar["_Standby | None"] = None
+
+    def __init__(self) -> None:
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            _serve(requests, answers)
+        os.close(requests)
+        os.close(answers)
+
+    def verify(self, folder: Path) -> str:
+        """Return the message of the first failure, or an empty text."""
+        os.write(self._requests, os.fsencode(folder.absolute()))
+        with open(self._answers, "rb", closefd=False) as file:
+            os.close(self._requests)
+            self._requests = -1
+            answer = file.read().decode()
+        return answer.removesuffix(_END) if answer.endswith(_END) else "the verification process ended too early."
+
+    def end(self) -> None:
+        """End the process, if it still waits, and wait until it has ended."""
+        for descriptor in (self._requests, self._answers):
+            if descriptor >= 0:
+                os.close(descriptor)
+        os.waitpid(self._pid, 0)
+
+
+def _serve(requests: int, answers: int) -> NoReturn:
+    """Verify the folder whose name comes from `requests`, and end the process. It ends without one if it is closed."""
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
+        # An open copy would keep the pipes of this process open, such as the one to its worker.
+        for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+            if descriptor > 2 and descriptor not in (requests, answers):
+                with suppress(OSError):
+                    os.close(descriptor)
+        with open(requests, "rb") as file:
+            folder = file.read()
+        if folder:
+            os.write(answers, (_message(Path(os.fsdecode(folder))) + _END).encode())
+    finally:
+        os._exit(0)
+
+
+def _message(folder: Path) -> str:
+    try:
+        check(folder)
+    except SeftError as error:
+        return str(error)
+    except Exception as error:  # the exporting process reports it
+        return f"the verification failed: {type(error).__name__}: {error}"
+    return ""
+
+
+@contextmanager
+def standby() -> Iterator[None]:
+    """Start the process of `verify` now, while the `with` block runs, as a copy of this process.
+
+    A new process imports torch and transformers again, which takes most of the time of a small export. Call this before
+    torch has computed anything or started threads, and before the process has any state that could hide a flaw.
+    """
+    from transformers.models.llama import modeling_llama  # noqa: F401  (imports what all models share)
+
+    constants.HF_HUB_OFFLINE, before = True, constants.HF_HUB_OFFLINE
+    try:
+        _Standby.waiting = process = _Standby()
+    finally:
+        constants.HF_HUB_OFFLINE = before
+    try:
+        yield
+    finally:
+        _Standby.waiting = None
+        process.end()
+
+
 def verify(folder: Path) -> None:
     """Verify an exported folder in a separate process. Raises VerifyError with the message of the first failure."""
+    if process := _Standby.waiting:
+        _Standby.waiting = None
+        message = process.verify(folder)
+    else:
+        message = _verify_in_new_process(folder)
+    if message:
+        raise VerifyError(message)
+
+
+def _verify_in_new_process(folder: Path) -> str:
+    """Return the message of the first failure, or an empty text."""
     process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
         env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"},
@@ -39,13 +139,10 @@ def verify(folder: Path) -> None:
         text=True,
         check=False,
     )
-    if process.returncode:
-        raise VerifyError(
-            (
-                process.stderr.strip().splitlines()
-                or [f"the verification process ended with exit code {process.returncode}."]
-            )[-1]
-        )
+    if not process.returncode:
+        return ""
+    lines = process.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the verification process ended with exit code {process.returncode}."
 
 
 def check(folder: Path) -> None:
@@ -90,7 +187,7 @@ def _verify_files(folder: Path) -> None:
             )
 
 
-def _verify_counts(record: Record, counted: sparsity.Sparsity) -> None:
+def _verify_counts(record: Record, counted: Sparsity) -> None:
     recorded, actual = (
         {"linears": part.linears, "model": part.model, **part.layers} for part in (record.sparsity, counted)
     )

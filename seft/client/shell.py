@@ -47,7 +47,7 @@ class Exit(IntEnum):
 
     DONE = 0, "Success."
     FAILED = 1, "The command ran and failed: the job did not succeed, the dataset is invalid, or the disk is full."
-    USAGE = 2, "The command line, the address or the key is missing or invalid."
+    USAGE = 2, "The command line, the address, the key or a setting is missing or invalid."
     UNREACHABLE = 3, "The service does not answer, or another server answers."
     REFUSED = 4, "The service rejected the request. The message names the field, the rule, the value and the way out."
     NOT_INTACT = 5, "A downloaded file differs from the published one."

@@ -2,9 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import BeforeValidator, PlainSerializer
+from typing import Any
 
 from seft.errors import ConfigError
 
@@ -17,13 +15,24 @@ class Pattern:
     of: int
 
     @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """Let pydantic read a pattern from its text and write it as text. Without pydantic, the settings work too."""
+        from pydantic_core import core_schema
+
+        def read(value: object) -> "Pattern":
+            return value if isinstance(value, cls) else cls.parse(str(value))
+
+        write = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(read, serialization=write)
+
+    @classmethod
     def parse(cls, text: str) -> "Pattern":
         """Return the pattern that `unstructured` or N:M, for example `2:4`, names.
 
         Raises ConfigError for any other text.
         """
         if text == "unstructured":
-            return UNSTRUCTURED
+            return cls(1, 1)
         numbers = re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", text)
         if not numbers or not int(numbers[1]) < int(numbers[2]):
             raise ConfigError(
@@ -57,8 +66,3 @@ class Pattern:
 
 
 UNSTRUCTURED = Pattern(1, 1)
-PatternText = Annotated[
-    Pattern,
-    BeforeValidator(lambda value: Pattern.parse(value) if isinstance(value, str) else value),
-    PlainSerializer(str),
-]

@@ -8,7 +8,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from seft.config.checks import require_at_least, require_between
-from seft.config.pattern import UNSTRUCTURED, PatternText
+from seft.config.pattern import UNSTRUCTURED, Pattern
 from seft.errors import ConfigError
 
 
@@ -92,9 +92,9 @@ class PruneConfig:
 
     sparsity: Annotated[float, Doc("Fraction of weights set to zero. May be left out with an N:M pattern.")]
     method: Annotated[PruneMethod, Doc("Criterion that ranks the weights by importance.")] = DEFAULT_PRUNER
-    pattern: Annotated[
-        PatternText, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")
-    ] = UNSTRUCTURED
+    pattern: Annotated[Pattern, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")] = (
+        UNSTRUCTURED
+    )
     compare: Annotated[
         Compare,
         Doc(

@@ -33,7 +33,7 @@ def tokenize_chat(chat: Chat, tokenizer: Any) -> Tokenized:
 
     Raises ConfigError if the chat template is unsuitable.
     """
-    template = _Template(tokenizer)
+    template = _Template(tokenizer, chat.place)
     tokenized = template.tokenize_marked(chat.messages) if template.marks else template.tokenize(chat.messages)
     if not any(tokenized.trained):
         raise template.error("must render the assistant's messages", template.render(chat.messages))
@@ -51,14 +51,15 @@ def question_opening(tokenizer: Any) -> str | None:
 
 
 class _Template:
-    """The chat template of a tokenizer."""
+    """The chat template of a tokenizer. Errors name the `place` of the conversation."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, place: str = "") -> None:
         if not tokenizer.chat_template:
             kind = type(tokenizer).__name__
             way_out = "Choose the instruct version of the model, or write the records as prompt and completion."
             raise ConfigError("tokenizer", "must have a chat template for records with `messages`", kind, way_out)
         self._tokenizer = tokenizer
+        self._about = f"for {place} it" if place else "it"
         self._text: str = tokenizer.get_chat_template()
         self.marks = _MARKS.search(self._text) is not None
         if "strftime_now" in self._text:
@@ -95,7 +96,7 @@ class _Template:
         """Return the error for a template that breaks `rule`. `text` is what the template rendered."""
         shown = text if len(text) <= 200 else f"{text[:100]}…{text[-99:]}"
         way_out = "Add {% generation %} marks to the template, or write the records as prompt and completion."
-        return ConfigError("chat_template", rule, shown, way_out, lead="it rendered")
+        return ConfigError("chat_template", rule, shown, way_out, lead=f"{self._about} rendered")
 
     def _span(self, whole: str, messages: Sequence[Message], number: int) -> tuple[int, int]:
         """Return the start and the end of assistant message `number` in the whole rendered text."""
@@ -123,7 +124,9 @@ class _Template:
             roles = ", ".join(message.role for message in messages)
             way_out = "Remove such conversations, or write the records as prompt and completion."
             rule = f"must render every conversation without an error ({error})"
-            raise ConfigError("chat_template", rule, roles, way_out, lead="it failed for the roles") from error
+            raise ConfigError(
+                "chat_template", rule, roles, way_out, lead=f"{self._about} failed for the roles"
+            ) from error
 
     def _token_lists(self, texts: Sequence[str]) -> list[list[int]]:
         tokens: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

@@ -8,6 +8,7 @@ file determines how much memory its reader needs, so it is read by a separate pr
 
 import gzip
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -142,6 +143,15 @@ class _Bounded(io.RawIOBase):
         return len(chunk)
 
 
+def _refusal(output: bytes) -> FileError:
+    """Return the error that a reader process wrote to standard error."""
+    try:
+        rule, value, way_out = json.loads(output.splitlines()[-1])
+    except (ValueError, IndexError):
+        return FileError("must be complete and readable", "a file whose reader process crashed", "Create it again.")
+    return FileError(rule, value, way_out)
+
+
 @contextmanager
 def _parquet_rows(file: BinaryIO) -> Iterator[tuple[Read, int]]:
     """Yield a function that reads the rows as JSON lines, and the size of the file.
@@ -166,8 +176,7 @@ def _parquet_rows(file: BinaryIO) -> Iterator[tuple[Read, int]]:
                 chunk = rows.read(count)
                 if not chunk and process.wait():
                     errors.seek(0)
-                    messages = errors.read().decode(errors="replace").strip().splitlines()
-                    raise OSError(messages[-1] if messages else "a file whose reader process crashed")
+                    raise _refusal(errors.read())
                 return chunk
 
             try:

@@ -9,9 +9,11 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-COLUMNS = ("text", "messages", "prompt", "completion", "instruction", "input", "output")
+FORMATS = (("text",), ("messages",), ("prompt", "completion"), ("instruction", "output"))
+"""Columns that a table must have, per format (`seft.data.records.KEYS`)."""
+COLUMNS = (*(name for names in FORMATS for name in names), "input")
 BATCH_ROWS = 256
 """Number of rows in memory at a time."""
 
@@ -19,7 +21,7 @@ BATCH_ROWS = 256
 def main(memory: int) -> None:
     """Limit the memory to `memory` bytes, then write all rows.
 
-    An error ends the process with one line on standard error.
+    An error ends the process with one line on standard error: the rule, the value and the way out, as a JSON list.
     """
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     import pyarrow
@@ -31,18 +33,24 @@ def main(memory: int) -> None:
                 sys.stdout.write(json.dumps(row, ensure_ascii=False, default=_placeholder) + "\n")
             sys.stdout.flush()
     except MemoryError:
-        sys.exit(f"a file that needs more than {memory} bytes of memory to read; write smaller row groups")
+        value = f"a file that needs more than {memory} bytes of memory"
+        _refuse("must be readable in little memory", value, "Write smaller row groups.")
     except (pyarrow.ArrowException, OSError) as error:
-        sys.exit(f"not a readable Parquet file: {str(error).splitlines()[0].rstrip('.')}")
+        value = f"not a readable Parquet file: {str(error).splitlines()[0].rstrip('.')}"
+        _refuse("must be complete and readable", value, "Create the file again.")
+
+
+def _refuse(rule: str, value: str, way_out: str) -> NoReturn:
+    sys.exit(json.dumps([rule, value, way_out]))
 
 
 def _rows(file: Any) -> Iterator[dict[str, Any]]:
     names = file.schema_arrow.names
     columns = [name for name in names if name in COLUMNS]
-    if not columns:
-        sys.exit(
-            f"a table without a column named {', '.join(sorted(COLUMNS))}; its columns are {', '.join(names)[:200]}"
-        )
+    if not any(set(form) <= set(columns) for form in FORMATS):
+        formats = ", or ".join(" and ".join(form) for form in FORMATS)
+        value = f"a table with the columns {', '.join(names)[:200]}"
+        _refuse(f"must have the columns of a format: {formats}", value, "Rename the columns of the text.")
     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns, use_threads=False):
         for number in range(batch.num_rows):
             yield {

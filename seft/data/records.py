@@ -6,13 +6,14 @@ same rules. The format of the first record is the format of the file. Records in
 
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
 
-from seft.errors import ConfigError, DataError, RecordError
+from seft.errors import ConfigError, DataError, FileError, RecordError, place
 
 
 class Format(StrEnum):
@@ -43,9 +44,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation. The assistant's messages are trained on."""
+    """A conversation. The assistant's messages are trained on.
+
+    `place` is where errors say that it is. It is no part of the record: equal conversations in two lines are equal.
+    """
 
     messages: tuple[Message, ...]
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ EXAMPLES = {
     Format.COMPLETION: '{"prompt": "…", "completion": "…"}',
     Format.INSTRUCTION: '{"instruction": "…", "input": "", "output": "…"}',
 }
+_ONE_A_LINE = "must have one record per line"
 WAY_OUT = f"Write one JSON object per line, such as {EXAMPLES[Format.TEXT]}."
 
 _ALPACA = """Below is an instruction that describes a task. Write a response that appropriately completes the request.
@@ -96,10 +102,14 @@ context. Write a response that appropriately completes the request.
 
 
 class Parser:
-    """Parses the lines of one file. `format` is the format of its first record, or None before the first record."""
+    """Parses the lines of one file. Errors name the `file`, if it is given.
 
-    def __init__(self) -> None:
+    `format` is the format of its first record, or None before the first record.
+    """
+
+    def __init__(self, file: str = "") -> None:
         self.format: Format | None = None
+        self._file = file
 
     def __call__(self, line: int, raw: bytes) -> Record:
         """Return the record of one line. Keys that no format has are ignored.
@@ -107,6 +117,14 @@ class Parser:
         Raises RecordError if the line is not a valid record. Lone surrogates are invalid, because a tokenizer cannot
         read them.
         """
+        try:
+            return self._parse(line, raw)
+        except RecordError as error:
+            if not self._file:
+                raise
+            raise RecordError(error.line, error.rule, error.value, error.way_out, self._file) from None
+
+    def _parse(self, line: int, raw: bytes) -> Record:
         fields = _Fields(line, _parse_object(line, raw))
         self.format = form = self.format or _format_of(fields)
         if missing := [key for key in KEYS[form] if key not in fields.values]:
@@ -116,7 +134,7 @@ class Parser:
             case Format.TEXT:
                 return fields.nonblank("text")
             case Format.MESSAGES:
-                return fields.chat()
+                return replace(fields.chat(), place=place(line, self._file))
             case Format.COMPLETION:
                 return Completion(fields.nonblank("prompt"), fields.nonblank("completion"))
             case Format.INSTRUCTION:
@@ -125,20 +143,51 @@ class Parser:
                 assert_never(form)
 
 
-def read(path: Path) -> list[Record]:
-    """Return the records of a `.jsonl` file. A `.txt` file is one record."""
-    if path.suffix not in (".jsonl", ".txt"):
-        raise ConfigError("data", "must end in .jsonl or .txt", path.name, WAY_OUT)
-    if not path.is_file():
-        raise ConfigError("data", "must be a file", str(path), "Check the path.")
+def read(path: Path, name: str = "") -> list[Record]:
+    """Return the records of a `.jsonl` file. A `.txt` file is one record.
+
+    `name` is what errors call the file. The default is the name of the file.
+    """
+    require_file(path)
     if path.suffix == ".txt":
         return [_decode(1, path.read_bytes())]
-    parse = Parser()
+    parse = Parser(name or path.name)
     with path.open("rb") as file:
+        require_lines(file.readline(), alone=not file.read(1))
+        file.seek(0)
         records = [parse(number, raw) for number, raw in enumerate(file, start=1)]
     if not records:
         raise DataError(f"{path.name} must have at least one record; it has no record. {WAY_OUT}")
     return records
+
+
+def require_file(path: Path, field: str = "data") -> None:
+    """Raise ConfigError unless `path` is a `.jsonl` or `.txt` file. `field` is the name of the setting in the error."""
+    if path.suffix not in (".jsonl", ".txt"):
+        raise ConfigError(field, "must end in .jsonl or .txt", path.name, WAY_OUT)
+    if not path.is_file():
+        raise ConfigError(field, "must be a file", str(path), "Check the path.")
+
+
+def require_lines(first: bytes, *, alone: bool) -> None:
+    """Raise FileError if a file is one JSON array, or if its records are JSON objects of several lines.
+
+    `first` is the first line of the file. `alone` is true if the file has no other line.
+    """
+    text = first.removeprefix(BOM_UTF8).strip()
+    if text.startswith(b"[") and (alone or not _is_json(text)):
+        raise FileError(_ONE_A_LINE, "one JSON array", "Run jq -c '.[]' FILE > NEW.jsonl, which converts it.")
+    if text == b"{":
+        value = "a file whose first record has several lines"
+        raise FileError(_ONE_A_LINE, value, "Run jq -c . FILE > NEW.jsonl, which converts it.")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def split(records: Sequence[R], held_out: float, seed: int) -> tuple[list[R], list[R]]:
@@ -176,7 +225,9 @@ def exclude(records: Sequence[R], evaluation: Sequence[R]) -> list[R]:
 
 
 def _identity(record: Record) -> str:
-    return record if isinstance(record, str) else json.dumps(asdict(record))
+    if isinstance(record, str):
+        return record
+    return json.dumps({name: value for name, value in asdict(record).items() if name != "place"})
 
 
 def _instruction(fields: "_Fields") -> Completion:
@@ -280,10 +331,14 @@ class _Fields:
 
 
 def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
+    text = _decode(line, raw)
+    if not text.strip():
+        raise RecordError(line, "a line must not be blank", "a blank line", "Run grep '[^[:space:]]' FILE > NEW.jsonl.")
     try:
-        record = json.loads(_decode(line, raw))
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(line, f"a line must be JSON ({error})", _short(repr(raw)), WAY_OUT) from error
+        flaw = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise RecordError(line, f"a line must be JSON ({flaw})", _short(repr(text.strip())), WAY_OUT) from error
     if not isinstance(record, dict):
         raise RecordError(line, "a line must be a JSON object", _short(json.dumps(record)), WAY_OUT)
     return record

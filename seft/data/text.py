@@ -1,6 +1,7 @@
 """Converts records to tokens, and tokens to windows (sequences of equal length) for calibration and evaluation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, assert_never
 
 import torch
@@ -11,7 +12,7 @@ from seft.config import CalibrationOrder
 from seft.data.packing import Encoded, Packed, concatenate, cut_windows, pack_whole, with_head
 from seft.data.records import Chat, Completion, Record
 from seft.data.tokens import bos_tokens, eos_token, text_tokens, tokenize_record
-from seft.errors import SourceError
+from seft.errors import DataError, SourceError
 from seft.seeds import generator
 
 
@@ -36,6 +37,29 @@ def encode(records: Iterable[Record], tokenizer: Any, alive: Callable[[int], Non
             case _:
                 assert_never(record)
     return encoded
+
+
+@contextmanager
+def named(text: str) -> Iterator[None]:
+    """Put the name of a text before the message of a DataError of the `with` block."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{text}: {error}") from error
+
+
+@contextmanager
+def split_described(training: Sequence[Encoded], held_out: Sequence[Encoded]) -> Iterator[None]:
+    """Add to a DataError of the `with` block how many records and tokens are on each side of the split."""
+    try:
+        yield
+    except DataError as error:
+        parts = (
+            f"{sum(len(record.tokens) for record in part)} tokens (records: {len(part)})"
+            for part in (training, held_out)
+        )
+        sides = "{} are for training, and {} are held out for evaluation".format(*parts)
+        raise DataError(f"{error} The dataset was split: {sides}.") from error
 
 
 def tokenize(records: Iterable[Record], tokenizer: Any) -> Int[Tensor, "tokens"]:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from typing_extensions import override
 
 from seft.data.lines import MAX_LINE_BYTES, Lines, open_lines
-from seft.data.records import WAY_OUT, Format, Parser, Record
+from seft.data.records import WAY_OUT, Format, Parser, Record, require_lines
 from seft.errors import FileError, RecordError
 
 MAX_FLAWS = 20
@@ -48,7 +48,8 @@ def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float
     """Read and check a whole file. The result is `rejected` if more than `skip_percentage` of the lines are invalid.
 
     If no line may be invalid, reading stops after `MAX_FLAWS` invalid lines. Raises FileError if the file cannot be
-    read, has more than `max_bytes` after decompression, or has fewer than two different records.
+    read, has more than `max_bytes` after decompression, has its records not one per line, or has fewer than two
+    different records.
     """
     parse, digest = Parser(), hashlib.sha256()
     size = records = skipped = 0
@@ -57,6 +58,8 @@ def validate(file: BinaryIO, max_bytes: float = math.inf, skip_percentage: float
     flaws: list[RecordError] = []
     with open_lines(file, max_bytes) as lines:
         for line, record in _parsed(parse, lines):
+            if not records and not skipped:
+                require_lines(line, alone=not lines.stream.peek(1))
             if isinstance(record, RecordError):
                 skipped += 1
                 flaws += [record] if len(flaws) < MAX_FLAWS else []

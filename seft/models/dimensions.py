@@ -14,8 +14,9 @@ from seft.models.limits import values
 from seft.models.model_files import BLOCK_COUNTS, VOCABULARY_SIZE, require_counts
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
+from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks
 
-HEAD, HEAD_BIASES = "lm_head.weight", frozenset({"lm_head.bias", "embed_out.bias", "output.bias"})
+HEAD_BIASES = frozenset({"lm_head.bias", "embed_out.bias", "output.bias"})
 CONTEXTS = (
     "max_position_embeddings",
     "n_positions",
@@ -30,8 +31,6 @@ EXTENDED_BY_FACTOR = frozenset({"linear", "dynamic", "yarn"})
 """Types of scaled position embeddings that extend the context by a factor. The others only say how they reach it."""
 ALREADY_EXTENDED = frozenset({"gemma3", "gemma3_text"})
 """Model types whose context length is that with scaled position embeddings, although they have such a factor."""
-ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
-"""Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
 MAX_NUMBER = 1 << 31
 """Largest number of a config that is used. No model has a larger one."""
 MAX_SHAPES = 5_000
@@ -166,12 +165,12 @@ class _Config:
             self.architecture = str(config["architectures"][0])
             inner = config.get("text_config")
             self._values = {**config, **inner} if isinstance(inner, dict) else config
-        self.tied = self._values.get("tie_word_embeddings") is True
+        self.tied = self._values.get(TIED) is True
         self._type = str(self._values.get("model_type"))
         self.transposed, self.stacks_transposed = (
             self._type in types for types in (STORED_TRANSPOSED, STACKS_TRANSPOSED)
         )
-        self.experts = self.number("num_experts", "num_local_experts", "n_routed_experts", "expert_count") or 0
+        self.experts = self.number(*EXPERT_COUNTS) or 0
         active = self.number("num_experts_per_tok", "num_experts_per_token", "expert_used_count") or 1
         self.use = min(1.0, active / self.experts) if self.experts else 1.0
         heads = self.number("num_attention_heads", "n_head", "attention.head_count")
@@ -229,7 +228,7 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
     names: dict[str, set[str]] = {}
     different = 0
     for name, shape in shapes.items():
-        if place := _place(name):
+        if place := place_in_blocks(name):
             key, number, rest = place
             names.setdefault(key, set()).add(name)
             block = lists.setdefault(key, {}).setdefault(number, Counter())
@@ -247,15 +246,6 @@ def _blocks(shapes: Shapes, config: _Config) -> tuple[tuple[tuple[Matrix, ...], 
     return (blocks[largest] if any(blocks[largest]) else ()), names[largest], longest
 
 
-def _place(name: str) -> tuple[str, int, str] | None:
-    """Return the list of modules, the number in it and the rest of a tensor's name. Returns None without a number."""
-    parts = name.split(".")
-    for at, part in enumerate(parts[:-1]):
-        if part.isascii() and part.isdigit():
-            return ".".join(parts[:at]), int(part), ".".join(parts[at + 1 :])
-    return None
-
-
 def _counted(block: Counter[Matrix]) -> tuple[Matrix, ...]:
     return tuple(replace(matrix, count=count) for matrix, count in block.items())
 
@@ -266,15 +256,11 @@ def _matrices(name: str, shape: tuple[int, ...], config: _Config, gate: bool | N
     A tensor has none, one, or, if it contains several experts, several of them. `gate` is the result of `_gate_of`.
     """
     use = config.use if _is_expert(name) else 1.0
-    if gate is False or name.endswith("bias") or len(shape) not in {2, 3} or min(shape) < 1:
-        return {}
-    if config.experts and shape[0] in {1, config.experts} and name.endswith(ROUTERS):
+    if gate is False or not is_pruned(name, shape, config.experts):
         return {}
     *stack, rows, cols = shape
     if config.stacks_transposed if stack else config.transposed:
         rows, cols = cols, rows
-    if stack and min(shape) == 1:
-        return {}
     return {Matrix(2 * rows if gate else rows, cols, use): stack[0] if stack else 1}
 
 

@@ -36,11 +36,25 @@ BITS = {dtype: bits for bits, dtypes in _DTYPES for dtype in dtypes}
 """Bits per value, by the name of the dtype."""
 
 
-class Header(NamedTuple):
-    """The shapes of the tensors of one file by name, and the bytes of the header."""
+class Tensor(NamedTuple):
+    """The dtype and the shape of one tensor, and its first byte in the file and the byte after its last one."""
 
-    shapes: dict[str, Shape]
+    dtype: str
+    shape: Shape
+    begin: int
+    end: int
+
+
+class Header(NamedTuple):
+    """The tensors of one file by name, and the bytes of the header."""
+
+    tensors: dict[str, Tensor]
     bytes: int
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the tensors by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
 def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
@@ -58,7 +72,7 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
     content = first[_PREFIX_BYTES:end] if end <= len(first) else read(_PREFIX_BYTES, size)
     if len(content) != size:
         raise ValueError(f"the header must have {size} bytes; only {len(content)} could be read")
-    return Header(_parse(content, file_bytes - end), size)
+    return Header(_parse(content, end, file_bytes - end), size)
 
 
 def merge(headers: Iterable[Header]) -> dict[str, Shape]:
@@ -67,14 +81,18 @@ def merge(headers: Iterable[Header]) -> dict[str, Shape]:
     total = parameters = 0
     for header in headers:
         merged |= header.shapes
-        total, parameters = total + header.bytes, parameters + sum(map(values, header.shapes.values()))
+        total, parameters = (
+            total + header.bytes,
+            parameters + sum(values(each.shape) for each in header.tensors.values()),
+        )
         if total > MAX_HEADERS_BYTES:
             raise ValueError(f"all headers of a model may have at most {MAX_HEADERS_BYTES} bytes together")
         require_plausible(len(merged), parameters)
     return merged
 
 
-def _parse(content: bytes, data_bytes: int) -> dict[str, Shape]:
+def _parse(content: bytes, start: int, data_bytes: int) -> dict[str, Tensor]:
+    """Return the tensors of a header. The data begin at the byte `start` of the file."""
     header = parse_json(content)
     if not isinstance(header, dict):
         raise ValueError("a safetensors header must be a JSON object")
@@ -82,9 +100,12 @@ def _parse(content: bytes, data_bytes: int) -> dict[str, Shape]:
     if len(header) > MAX_TENSORS:
         raise ValueError(f"a model may have at most {MAX_TENSORS} tensors; this file has {len(header)}")
     shapes = {name: checked_shape(name, entry["shape"]) for name, entry in header.items()}
-    spans = [_span(name, shapes[name], entry) for name, entry in header.items()]
-    _require_cover(spans, data_bytes)
-    return shapes
+    spans = {name: _span(name, shapes[name], entry) for name, entry in header.items()}
+    _require_cover(list(spans.values()), data_bytes)
+    return {
+        name: Tensor(str(header[name]["dtype"]), shapes[name], start + begin, start + end)
+        for name, (begin, end) in spans.items()
+    }
 
 
 def _span(name: str, shape: Shape, entry: dict[str, Any]) -> tuple[int, int]:

@@ -52,10 +52,11 @@ def _path(source: ModelSource) -> Path:
 
 def _folder_shapes(reference: str, folder: Path) -> Shapes:
     names = weight_files(reference, folder_sizes(folder), lambda name: read_small(folder / name))
-    return merge(_file_header(folder / name) for name in names)
+    return merge(file_header(folder / name) for name in names)
 
 
-def _file_header(path: Path) -> Header:
+def file_header(path: Path) -> Header:
+    """Return the header of a safetensors file. Raises ValueError or another error if it is malformed."""
     with path.open("rb") as file:
         return read_header(lambda start, size: os.pread(file.fileno(), size, start), os.fstat(file.fileno()).st_size)
 

@@ -5,8 +5,9 @@ that need the weights (missing tensors, no linear layer to prune) are in `seft.m
 """
 
 import errno
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from glob import iglob
@@ -46,6 +47,8 @@ from seft.models.model_files import (
     require_storable,
 )
 
+DEPTH = 3
+"""Maximum number of parts in the path of a model in a folder with models, relative to that folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -115,6 +118,21 @@ def find(
         f"a model must be a local model or a hub id; {reference!r} is neither."
         " Give a folder, a GGUF file or `owner/name`.",
     )
+
+
+def names_under(root: Path) -> Iterator[str]:
+    """Yield the names of possible models in a folder: folders with a config, and GGUF files. Other files are ignored.
+
+    The names are paths relative to the folder, with at most `DEPTH` parts.
+    """
+    for path, folders, files in os.walk(root):
+        relative = Path(path).relative_to(root)
+        if CONFIG in files or len(relative.parts) >= DEPTH:
+            folders.clear()
+        if CONFIG in files and relative.parts:
+            yield relative.as_posix()
+            continue
+        yield from ((relative / name).as_posix() for name in files if name.endswith(".gguf"))
 
 
 def fetch(source: ModelSource, *, weights: bool = True) -> Path:

@@ -56,6 +56,9 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"metadata": {"team": "\0"}}, "metadata.team", "NUL", "'\\x00'", "Up to 16"),
     ({"model": "a\ud800"}, "model", "unicode", "'a\\ud800'", "Id of a hub model"),
     ({"model": "x" * 10_000}, "model", "at most 512", "xxx…", "Id of a hub model"),
+    ({"suffix": "x" * 65}, "suffix", "at most 64 characters, not 65", "xxx", "Name that the pages show"),
+    ({"metadata": {"team": "x" * 513}}, "metadata.team", "at most 512 characters", "xxx…", "Up to 16"),
+    ({"metadata": {str(key): "" for key in range(17)}}, "metadata", "at most 16 items", "'0'", "Up to 16"),
     ({"seed": 10**4000}, "seed", "less than", "1000", "The default is 0."),
     ({"sparsity": float("nan")}, "sparsity", "less than or equal to", "nan", "Fraction of weights to set to zero"),
 ]

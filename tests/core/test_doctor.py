@@ -97,6 +97,9 @@ def test_a_scratch_folder_that_cannot_be_written_is_named(settings: Settings, tm
 def test_model_roots_that_are_missing_or_contain_rejected_models_are_named(settings: Settings, tmp_path: Path) -> None:
     assert_wrong(check("models", settings, model_roots=[tmp_path / "missing"]), "No such file", "SEFT_MODEL_ROOTS")
     assert_wrong(check("models", settings), "no local models", state=State.NOTE)
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "__init__.py").touch()
+    assert_wrong(check("models", settings, model_roots=[tmp_path]), "no local models", state=State.NOTE)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     assert_wrong(check("models", settings, model_roots=[tmp_path]), "broken", "rejected")

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from core.doctor import CHECKS
 from local import background
 from local.background import Running
 from local.folder import FolderLock
@@ -91,6 +92,23 @@ def test_up_prints_the_address_of_a_running_stack(stack: Running, folder: Path) 
     result = command("up", "--folder", str(folder))
     assert result.returncode == 0
     assert f"export SEFT_URL={stack.url} SEFT_API_KEY={stack.api_key}" in result.stdout
+
+
+def test_the_printed_commands_of_an_operator_work_and_the_untouched_models_are_right(
+    stack: Running, folder: Path, tmp_path: Path
+) -> None:
+    assert (folder / "env").stat().st_mode & 0o777 == 0o600
+    doctor, keys = re.findall(r"^ +(\(\. .*\))$", command("up", "--folder", str(folder)).stdout, re.MULTILINE)
+    others = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
+    ended = subprocess.run(["sh", "-c", doctor], cwd=ROOT, env=others, capture_output=True, text=True, check=False)
+    findings = dict(re.findall(r"^(\w+) +(\w+)", line)[0][::-1] for line in ended.stdout.splitlines() if line[0] != " ")
+    assert findings.keys() == {"settings", *CHECKS}, ended.stderr
+    # The free space and the kernel are those of the machine.
+    assert {name for name, state in findings.items() if state == "WRONG"} <= {"disk", "device"}
+    assert findings["models"] == "ok"
+    made = subprocess.run(["sh", "-c", keys], cwd=ROOT, env=others, capture_output=True, text=True, check=True)
+    with Client(stack.url, made.stdout.strip()) as client:
+        assert list(client.jobs()) == []
 
 
 def test_a_client_uploads_a_dataset_and_errors_name_the_line(stack: Running, tmp_path: Path) -> None:

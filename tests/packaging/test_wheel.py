@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from seft.client.commands.library import VERBS
+
 ROOT = Path(__file__).parents[2]
 HARNESS = "seft.harness"
 """Needs the extra `tasks`."""
@@ -46,7 +48,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "promised"),
     [
-        ("", ["seft", "seft.client"]),
+        ("", ["seft", "seft.client", "seft.cli"]),
         ("service", ["api", "core", "migrations"]),
         ("telemetry", ["api", "core", "opentelemetry.exporter.otlp.proto.http", "opentelemetry.sdk"]),
         ("local", ["local", "api"]),
@@ -55,19 +57,36 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     ],
 )
 def test_an_extra_installs_what_its_modules_import(extra: str, promised: list[str]) -> None:
-    options = ("--quiet", "--frozen", "--no-emit-project", "--no-hashes", "--no-header", "--no-annotate")
-    extras = ("--extra", extra) if extra else ()
-    locked = run(sys.executable, "-m", "uv", "export", *options, *extras)
-    packages = ["seft", *re.findall(r"^([\w.-]+)==", locked, re.MULTILINE)]
     names = [name for top in promised for name in modules(top, whole=bool(extra) or top == "seft.client")]
-    run(sys.executable, "-c", HIDE, json.dumps(packages), *names)
+    run(sys.executable, "-c", IMPORT, json.dumps(packages(extra)), *names)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_an_extra_a_command_of_the_library_has_help_and_names_the_extra_in_one_line(verb: str) -> None:
+    command = [sys.executable, "-c", RUN, json.dumps(packages("")), verb]
+    assert run(*command, "--help").startswith(f"usage: seft {verb}")
+    arguments = [*command, *ARGUMENTS[verb], "--json"]
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert re.fullmatch(
+        rf"error: `seft {verb}` works .* needs the package \w+\. Run pip install '\.\[torch\]' .*\n", ended.stderr
+    )
+    assert json.loads(ended.stdout)["error"]["code"] == "package_missing"
 
 
 def test_a_package_that_is_not_installed_is_hidden() -> None:
     with pytest.raises(AssertionError, match="No module named 'torch'"):
-        run(sys.executable, "-c", HIDE, json.dumps(["seft", "jaxtyping"]), "seft.loss")
+        run(sys.executable, "-c", IMPORT, json.dumps(["seft", "jaxtyping"]), "seft.loss")
 
 
+ARGUMENTS = {
+    "prune": ["model", "--sparsity", "0.5", "--out", "new"],
+    "repair": ["model", "--data", "texts.jsonl", "--out", "new"],
+    "compress": ["model", "--data", "texts.jsonl", "--sparsity", "0.5", "--out", "new"],
+    "evaluate": ["model", "--data", "texts.jsonl"],
+    "inspect": ["model"],
+}
+"""Valid arguments of each command of the library."""
 HIDE = """
 import importlib, importlib.machinery, json, re, sys
 from importlib.metadata import packages_distributions
@@ -86,10 +105,18 @@ def find_installed(name, path=None, target=None):
     return None if hidden else find(name, path, target)
 
 importlib.machinery.PathFinder.find_spec = staticmethod(find_installed)
-for name in sys.argv[2:]:
-    importlib.import_module(name)
 """
-"""Program that imports modules while only the packages in its first argument can be imported."""
+"""Begin of a program that can import only the packages in its first argument."""
+IMPORT = HIDE + "for name in sys.argv[2:]: importlib.import_module(name)"
+RUN = HIDE + "from seft.cli import main; sys.exit(main(sys.argv[2:]))"
+
+
+def packages(extra: str) -> list[str]:
+    """The names of all packages that an installation with this extra has. An empty text means no extra."""
+    options = ("--quiet", "--frozen", "--no-emit-project", "--no-hashes", "--no-header", "--no-annotate")
+    extras = ("--extra", extra) if extra else ()
+    locked = run(sys.executable, "-m", "uv", "export", *options, *extras)
+    return ["seft", *re.findall(r"^([\w.-]+)==", locked, re.MULTILINE)]
 
 
 def modules(top: str, *, whole: bool) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seft.choices import Question, _likelihoods, _tokens, accuracy, read_questions
-from seft.errors import DataError, EvaluateError, RecordError
+from seft.errors import DataError, EvaluateError, FileError, RecordError
 from seft.loss import TokenLoss
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
 
@@ -78,14 +78,20 @@ def test_questions_are_read_and_an_invalid_one_is_reported_with_its_line(tmp_pat
         ({**GOOD, "choices": ["2"]}, "choices: List should have at least 2 items"),
         ({**GOOD, "prompt": ""}, "prompt: String should have at least 1 character"),
         ({"prompt": "a"}, "choices: Field required"),
-        ([], "line 2: Input should be"),
+        ([], r"line 2 of questions\.jsonl: Input should be"),
     ):
         path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(broken)}\n")
         with pytest.raises(RecordError, match=rule) as caught:
             read_questions(path)
         assert caught.value.line == 2
     path.write_text(f"{json.dumps(GOOD)}\nno json\n")
-    with pytest.raises(RecordError, match="line 2: Invalid JSON"):
+    with pytest.raises(RecordError, match=r"line 2 of questions\.jsonl: Invalid JSON"):
+        read_questions(path)
+    path.write_text(f"{json.dumps(GOOD)}\n\n")
+    with pytest.raises(RecordError, match=r"line 2 of questions\.jsonl: a line must not be blank"):
+        read_questions(path)
+    path.write_text(json.dumps([GOOD, GOOD]))
+    with pytest.raises(FileError, match="one JSON array"):
         read_questions(path)
     path.write_text("")
     with pytest.raises(DataError, match="has no question"):

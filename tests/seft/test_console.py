@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
-from seft.checkpoint.sparsity import Count, Sparsity
+from seft.checkpoint.counts import Count, Sparsity
 from seft.console import BarReporter, LineReporter, describe_model
 from seft.report import Evolved, Phase, Progress, Reporter, Step, Unseen
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -135,15 +136,23 @@ def test_a_training_process_has_no_secret_no_network_and_a_read_only_model(
         assert [found[name] for name in refused] == ["PermissionError"] * 4
 
 
-def test_a_job_with_a_model_of_the_hub_ends_in_the_sandbox_with_its_licence(
-    tmp_path: Path, port: int, tiny_texts: list[str]
+def test_a_job_with_a_model_of_the_hub_ends_in_the_sandbox_and_imports_torch_once(
+    tmp_path: Path, port: int, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (modules := tmp_path / "modules").mkdir()
+    starts = tmp_path / "job" / "starts"
+    (modules / "sitecustomize.py").write_text(f"import sys; print(sys.orig_argv[1:], file=open({str(starts)!r}, 'a'))")
+    monkeypatch.setenv("PYTHONPATH", str(modules))
     write_job(tmp_path / "job", tiny_texts[:20], model="acme/open", prune={"method": "magnitude"})
     child = Child(tmp_path / "job")
     child.wait()
     assert isinstance(child.messages[-1], Finished), (child.messages[-1:], child.process.tail)
     base = Record.read(tmp_path / "job" / RESULT).facts.base
     assert (base.reference, base.kind, base.revision, base.licence) == ("acme/open", "hub", COMMIT, "mit")
+    assert [re.findall(r"worker\.\w+", line) for line in starts.read_text().splitlines()] == [
+        ["worker.child"],
+        ["worker.training"],
+    ]
 
 
 def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded(tmp_path: Path, port: int) -> None:

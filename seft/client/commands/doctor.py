@@ -18,9 +18,11 @@ def doctor(as_json: AsJson = False) -> None:
             err=True,
         )
         raise typer.Exit(Exit.USAGE) from error
-    wrong = False
+    code = Exit.DONE
     for finding in run_checks():
         line = f"{finding.state:<5}  {finding.name:<8}  {finding.seen}"
         show(asdict(finding), as_json, f"{line}\n{'':17}{finding.mend}" if finding.mend else line)
-        wrong |= finding.state is State.WRONG
-    raise typer.Exit(Exit.FAILED if wrong else Exit.DONE)
+        if finding.state is State.WRONG:
+            # Without valid settings nothing else is checked.
+            code = Exit.USAGE if finding.name == "settings" else Exit.FAILED
+    raise typer.Exit(code)

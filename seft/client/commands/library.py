@@ -1,11 +1,9 @@
 """The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`. They need no service.
 
-They call `seft.cli`, which imports torch only when a command runs.
+They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
 
 import typer
-
-from seft.client.shell import Exit
 
 VERBS = {
     "prune": "Set a fraction of a model's weights to zero, on this machine.",
@@ -27,14 +25,4 @@ def run_verb(context: typer.Context) -> None:
     """Run the named command with all its arguments."""
     from seft.cli import main
 
-    verb = str(context.info_name)
-    try:
-        code = main([verb, *context.args], program="seft")
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"`seft {verb}` works on this machine and needs {error.name}: run pip install '.[torch]' in the checkout."
-            " To let the service do the work, use `seft jobs create`.",
-            err=True,
-        )
-        code = Exit.USAGE
-    raise typer.Exit(code)
+    raise typer.Exit(main([str(context.info_name), *context.args], program="seft"))

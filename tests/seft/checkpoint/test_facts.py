@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from seft.checkpoint.counts import Count, Sparsity
 from seft.checkpoint.facts import Base, Facts, Fingerprint, Record, canonical_json
-from seft.checkpoint.sparsity import Count, Sparsity
 from seft.config import Compare, PruneConfig, PruneSchedule, RepairConfig
 from seft.models.source import Kind
 

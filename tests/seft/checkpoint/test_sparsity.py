@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seft.checkpoint import sparsity
-from seft.checkpoint.sparsity import Count
+from seft.checkpoint.counts import Count
 from seft.errors import VerifyError
 from seft.models.targets import target_linears
 from tests.tiny import untrained_tiny

@@ -1,7 +1,12 @@
 """Every kind of damage to a checkpoint is detected and named."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import seft
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
-from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
+from seft.checkpoint.verify import PACKAGE_ROOT, check, standby, verify
 from seft.errors import VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
 
@@ -63,6 +68,65 @@ def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(VerifyError, match=r"README\.md must have the"):
         verify(folder)
+
+
+@pytest.fixture
+def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a new process was started"))
+
+
+def children() -> set[str]:
+    lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    return {child for text in lists for child in text.split()}
+
+
+@pytest.mark.usefixtures("no_new_process")
+def test_a_process_that_waits_verifies_and_ends(exported: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = children()
+    with standby():
+        assert len(children() - before) == 1
+        verify(exported)
+    (folder / "README.md").unlink()
+    with standby():
+        monkeypatch.setattr("seft.checkpoint.verify.check", lambda _: None)  # a later state must hide nothing
+        with pytest.raises(VerifyError, match=r"README\.md must have the"):
+            verify(folder)
+    with standby():
+        pass
+    assert children() == before
+
+
+def test_a_process_that_waits_verifies_one_folder(exported: Path) -> None:
+    with standby():
+        verify(exported)
+        verify(exported)
+
+
+def test_a_process_that_waits_and_is_killed_is_an_error(exported: Path) -> None:
+    before = children()
+    with standby():
+        (process,) = children() - before
+        os.kill(int(process), signal.SIGKILL)
+        with pytest.raises(VerifyError, match="ended too early"):
+            verify(exported)
+
+
+def test_a_process_that_waits_keeps_no_file_open_and_ends_with_its_parent() -> None:
+    script = """
+import os, sys, time
+from pathlib import Path
+from seft.checkpoint.verify import standby
+with standby():
+    print(*Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split(), flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        (waiting,) = parent.stdout.readline().split()
+        parent.kill()
+        assert parent.stdout.read() == "", "the copy has closed it, so the pipe ends with its parent"
+    while Path(f"/proc/{waiting}/stat").exists() and " Z " not in Path(f"/proc/{waiting}/stat").read_text():
+        time.sleep(0.05)
 
 
 def test_a_flipped_bit_is_detected(folder: Path) -> None:

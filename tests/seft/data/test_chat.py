@@ -1,12 +1,13 @@
 """Conversations are rendered by the chat template, and only the assistant's messages are trained on."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 
 from seft.data.chat import tokenize_chat
-from seft.data.records import Chat, Message, Role
+from seft.data.records import Chat, Message, Parser, Role
 from seft.errors import ConfigError
 from tests.tiny import tiny_tokenizer
 
@@ -186,3 +187,19 @@ def test_a_template_that_uses_the_date_always_gets_the_same_one() -> None:
 def test_an_unsuitable_template_is_rejected(template: str | None, rule: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(rule)):
         tokenize_chat(CONVERSATION, tokenizer_with(template))
+
+
+@pytest.mark.parametrize(
+    ("template", "seen"),
+    [
+        ("{{ raise_exception('No tools here') }}", "it failed for the roles 'user, assistant'"),
+        ("{{ messages[-1]['content'] }}" + CHATML, "it rendered"),
+    ],
+    ids=["failed", "rendered"],
+)
+def test_a_conversation_that_a_template_cannot_render_is_named_by_file_and_line(template: str, seen: str) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    parsed = Parser("chats.jsonl")(17, json.dumps({"messages": chat}).encode())
+    assert isinstance(parsed, Chat)
+    with pytest.raises(ConfigError, match=f"for line 17 of chats.jsonl {seen}"):
+        tokenize_chat(parsed, tokenizer_with(template))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seft.data.records import Chat, Completion, Format, Message, Parser, Record, Role, exclude, read, split
-from seft.errors import ConfigError, DataError, RecordError
+from seft.errors import ConfigError, DataError, FileError, RecordError
 
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
 
@@ -31,8 +31,13 @@ def test_any_text_survives_a_round_trip_through_json(text: str) -> None:
     ("raw", "rule", "value"),
     [
         (b"\xff{}", "must be UTF-8", "byte 0xff at offset 0"),
-        (b"{text: 1}", "must be JSON", "{text: 1}"),
-        (b"\n", "must be JSON", r"b'\n'"),
+        (
+            b"{text: 1}",
+            "must be JSON (Expecting property name enclosed in double quotes at character 2)",
+            "'{text: 1}'",
+        ),
+        (b"\n", "must not be blank", "a blank line"),
+        (b" \t\r\n", "must not be blank", "a blank line"),
         (b"[" * 100_000, "must be JSON", "[[["),
         (b'["text"]', "must be a JSON object", '["text"]'),
         (b'{"txt": "a", "x": 1}', "keys of a format: `text`, `messages`, `prompt` and", "the keys 'txt', 'x'"),
@@ -137,7 +142,35 @@ def test_a_jsonl_file_is_read_line_by_line_and_an_error_has_its_line(tmp_path: P
     path.write_text('{"text": "a"}\n{"text": "b"}\n')
     assert read(path) == ["a", "b"]
     path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": \n')
-    with pytest.raises(RecordError, match="line 3: "):
+    with pytest.raises(RecordError, match=r"line 3 of data\.jsonl: "):
+        read(path)
+    with pytest.raises(RecordError, match="line 3 of the dataset: "):
+        read(path, "the dataset")
+
+
+@pytest.mark.parametrize(
+    ("content", "value", "command"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', "one JSON array", "jq -c '.[]' FILE"),
+        ('[\n  {"text": "a"},\n  {"text": "b"}\n]\n', "one JSON array", "jq -c '.[]' FILE"),
+        ('\ufeff[{"text": "a"},\n{"text": "b"}]\n', "one JSON array", "jq -c '.[]' FILE"),
+        ('{\n  "text": "a"\n}\n{\n  "text": "b"\n}\n', "several lines", "jq -c . FILE"),
+    ],
+    ids=["one line", "a record a line", "byte order mark", "records of several lines"],
+)
+def test_a_file_of_another_layout_is_recognised_with_the_command_that_converts_it(
+    tmp_path: Path, content: str, value: str, command: str
+) -> None:
+    (path := tmp_path / "data.jsonl").write_text(content)
+    with pytest.raises(FileError, match="must have one record per line") as caught:
+        read(path)
+    assert value in caught.value.value
+    assert command in caught.value.way_out
+
+
+def test_lines_that_are_arrays_are_not_taken_for_one_array(tmp_path: Path) -> None:
+    (path := tmp_path / "data.jsonl").write_text('["a"]\n["b"]\n')
+    with pytest.raises(RecordError, match=r"line 1 of data\.jsonl: a line must be a JSON object"):
         read(path)
 
 
@@ -204,6 +237,15 @@ def test_equal_records_stay_together_in_every_format() -> None:
         assert len(set(evaluation)) == 2
         assert not set(training) & set(evaluation)
         assert len(training) + len(evaluation) == 21
+
+
+def test_where_a_chat_is_does_not_change_on_which_side_of_a_split_it_is(tmp_path: Path) -> None:
+    chats = [{"messages": [*CHAT[:1], {"role": "assistant", "content": str(number)}]} for number in range(20)]
+    (path := tmp_path / "data.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    held_out = split(read(path), 0.3, seed=0)[1]
+    path.write_text("".join(json.dumps(chat) + "\n" for chat in reversed(chats)))
+    moved = split(read(path), 0.3, seed=0)[1]
+    assert (held_out, set(moved)) == (moved[::-1], set(held_out))
 
 
 def test_a_split_holds_out_the_requested_fraction_and_depends_only_on_the_seed() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from seft.config import CalibrationOrder, PruneConfig
 from seft.data.packing import cut_windows, pack
 from seft.data.records import Completion
-from seft.data.text import encode, evaluation_windows, tokenize, windows
+from seft.data.text import encode, evaluation_windows, named, split_described, tokenize, windows
 from seft.data.tokens import bos_tokens
 from seft.errors import ConfigError, DataError, SourceError
 from seft.evaluate import perplexity
@@ -99,6 +99,23 @@ def test_a_text_shorter_than_one_window_is_rejected(order: CalibrationOrder) -> 
     assert len(windows(torch.arange(8), 8, 1, order, seed=0)) == 1
     with pytest.raises(DataError, match="at least 8 tokens, the length of one sequence; it has 7"):
         windows(torch.arange(7), 8, 1, order, seed=0)
+
+
+def test_an_error_about_a_short_text_tells_which_side_of_the_split_has_the_long_record() -> None:
+    tokenizer = tiny_tokenizer()
+    training, held_out = encode(["no"], tokenizer), encode(["word " * 500, "two"], tokenizer)
+    with (
+        pytest.raises(DataError) as caught,
+        split_described(training, held_out),
+        named("training text"),
+    ):
+        pack(training, 96)
+    few, many = len(training[0].tokens), sum(len(record.tokens) for record in held_out)
+    assert str(caught.value) == (
+        f"training text: the text must have at least 96 tokens, the length of one sequence; it has {few}. Give more"
+        f" text, or set fewer tokens per sequence. The dataset was split: {few} tokens (records: 1) are for training,"
+        f" and {many} tokens (records: 2) are held out for evaluation."
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 from backports import zstd
 
 from seft.data import lines as reader
-from seft.data.records import Format
+from seft.data import parquet_rows
+from seft.data.records import KEYS, Format
 from seft.data.validation import Validation, open_valid_lines, validate
 from seft.errors import FileError
 
@@ -82,8 +83,37 @@ def test_parquet_rows_are_reported_by_number_and_null_values_are_left_out() -> N
     assert (broken_lines(result), result.format, result.rejected) == (["row 2", "row 4"], Format.INSTRUCTION, True)
     result = check(table([{"text": b"a\xff"}, {"text": b"b"}]))
     assert "must be a string" in result.flaws[0].rule
-    with pytest.raises(FileError, match=r"without a column named .*; its columns are id"):
-        check(table([{"id": 1}]))
+
+
+@pytest.mark.parametrize("names", [("id",), ("prompt", "answer"), ("input", "output")], ids=",".join)
+def test_a_parquet_table_without_the_columns_of_a_format_is_told_which_to_have(names: tuple[str, ...]) -> None:
+    with pytest.raises(FileError, match="must have the columns of a format: text, or messages, or prompt and") as error:
+        check(table([dict.fromkeys(names, "a"), dict.fromkeys(names, "b")]))
+    assert error.value.value == f"a table with the columns {', '.join(names)}"
+    assert error.value.way_out == "Rename the columns of the text."
+
+
+def test_the_reader_of_parquet_knows_the_formats_of_records() -> None:
+    assert set(parquet_rows.FORMATS) == set(KEYS.values())
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_recognised_whatever_may_be_skipped(compress: Compress, indent: int | None) -> None:
+    array = json.dumps([{"text": "a"}, {"text": "b"}], indent=indent).encode()
+    with pytest.raises(FileError, match=r"one JSON array. Run jq -c '\.\[\]' FILE"):
+        check(compress(array), skip=100)
+
+
+def test_a_long_json_array_in_one_line_is_recognised() -> None:
+    with pytest.raises(FileError, match="one JSON array"):
+        check(json.dumps([{"text": "x" * 1000}] * (reader.MAX_LINE_BYTES // 1000)).encode())
+
+
+def test_a_blank_line_is_named() -> None:
+    (flaw,) = check(lines("a", "b") + b"\n" + lines("c")).flaws
+    assert (flaw.line, flaw.rule, flaw.value) == (3, "a line must not be blank", "a blank line")
+    assert "grep" in flaw.way_out
 
 
 def test_reading_ends_at_the_twentieth_broken_line_unless_some_may_be_broken() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from seft.errors import SourceError
 from seft.models import limits, safetensors_header
 from seft.models.gguf_header import read_shapes
-from seft.models.safetensors_header import BITS, Header, merge, read_header
+from seft.models.safetensors_header import BITS, Header, Tensor, merge, read_header
 from seft.models.shapes import shapes
 from seft.models.source import Kind, ModelSource
 from tests.hollow import safetensors
@@ -104,7 +104,7 @@ def test_all_files_of_a_model_share_the_limits(monkeypatch: pytest.MonkeyPatch) 
     def headers(each: int) -> Any:
         for number in range(100):
             consumed.append(number)
-            yield Header({f"{number}": (each,)}, 10)
+            yield Header({f"{number}": Tensor("F32", (each,), 0, 4 * each)}, 10)
 
     assert len(merge(headers(1))) == 100
     for name, value, rule in (

@@ -1,0 +1,138 @@
+"""What a model folder contains, read from its files with NumPy: its zeros, and how it was made. Needs no torch.
+
+Torch and transformers take seconds to import, which is longer than reading most models.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seft.checkpoint.counts import Count, Sparsity
+from seft.checkpoint.facts import SPARSITY, Record
+from seft.errors import ConfigError, SourceError
+from seft.models.hub_files import REFUSED
+from seft.models.model_files import weight_files
+from seft.models.safetensors_header import BITS, Tensor
+from seft.models.shapes import file_header
+from seft.models.source import ModelSource, find, folder_sizes, read_small
+from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks
+
+CHUNK = 1 << 22
+"""Values that are counted at a time, so that memory use does not depend on the size of a tensor."""
+SIGNED_ZERO = frozenset({"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"})
+"""Floating-point dtypes that have -0.0. All its bits but the first are 0."""
+UNITS: dict[int, type[np.unsignedinteger[Any]]] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+"""Unsigned integers by their bits. The values of a tensor are read as such."""
+
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class _Counted(NamedTuple):
+    """The name of a tensor, the counts of its matrices, and its list of blocks and the block in it if it is pruned."""
+
+    name: str
+    counts: list[Count]
+    blocks: str | None
+    block: int = -1
+
+
+def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
+    """Return the counts of zeros in the files of a folder, and the content of its `sparsity.json` or None.
+
+    A layer has the name that its tensor has in the files. The names of `sparsity.json` may differ for experts. Raises
+    ConfigError or SourceError if the folder is not that of a model, and VerifyError if `sparsity.json` is damaged.
+    """
+    source = find_folder(folder)
+    return count_zeros(folder, source.config), Record.read(folder) if (folder / SPARSITY).exists() else None
+
+
+def find_folder(path: Path) -> ModelSource:
+    """Return the model in a folder. Raises ConfigError if the folder does not exist."""
+    if not path.is_dir():
+        raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
+    return find(str(path.resolve()))
+
+
+def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
+    """Return the counts of weights and zeros of a Hugging Face folder. `config` is the content of its config.json.
+
+    Raises SourceError if the files have no blocks with linear layers, or a dtype whose zeros cannot be counted.
+    """
+    inner = config.get("text_config")
+    values = {**config, **inner} if isinstance(inner, dict) else config
+    experts = next((values[key] for key in EXPERT_COUNTS if isinstance(values.get(key), int)), 0)
+    counted = [
+        _count(file, name, tensor, experts)
+        for file, name, tensor in _tensors(folder)
+        if name != HEAD or values.get(TIED) is not True
+    ]
+    weights = dict[str, int]()
+    for each in counted:
+        if each.blocks is not None:
+            weights[each.blocks] = weights.get(each.blocks, 0) + sum(count.weights for count in each.counts)
+    if not weights:
+        message = f"a model must have blocks with linear layers; {str(folder)!r} has none. Give another folder."
+        raise SourceError(REFUSED, message)
+    decoder = max(weights, key=lambda blocks: weights[blocks])
+    layers: dict[str, Count] = {}
+    for each in sorted(counted, key=lambda each: each.block):
+        if each.blocks == decoder:
+            name = each.name.removesuffix(".weight")
+            stack = len(each.counts) > 1
+            layers |= {f"{name}.{number}" if stack else name: count for number, count in enumerate(each.counts)}
+    model = sum((count for each in counted for count in each.counts), Count(0, 0))
+    return Sparsity(layers, sum(layers.values(), Count(0, 0)), model)
+
+
+def require_empty(out: Path) -> None:
+    """Raise ConfigError unless `out` is a new or empty folder that can be written."""
+    try:
+        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
+        parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir() or path.is_file())
+        writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except PermissionError:
+        taken, writable = False, False
+    if taken:
+        raise ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
+    if not writable:
+        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
+
+
+def _tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:
+    """Yield the bytes of a file and the name and place of a tensor in it, for every tensor of the model."""
+    for name in weight_files(str(folder), folder_sizes(folder), lambda name: read_small(folder / name)):
+        path = folder / name
+        try:
+            header = file_header(path)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            message = f"{path} must be a readable safetensors file: {error}. Create or download the model again."
+            raise SourceError(REFUSED, message) from error
+        content = np.memmap(path, np.uint8, "r")
+        for tensor_name, tensor in header.tensors.items():
+            yield content, tensor_name, tensor
+
+
+def _count(content: Bytes, name: str, tensor: Tensor, experts: int) -> _Counted:
+    place = place_in_blocks(name)
+    pruned = place is not None and is_pruned(place[2], tensor.shape, experts)
+    data, parts = content[tensor.begin : tensor.end], tensor.shape[0] if pruned and len(tensor.shape) == 3 else 1
+    counts = [_zeros(name, part, tensor.dtype) for part in np.split(data, parts)]
+    return _Counted(name, counts, *place[:2]) if place and pruned else _Counted(name, counts, None)
+
+
+def _zeros(name: str, data: Bytes, dtype: str) -> Count:
+    """Return the number of zeros of a tensor, from its bytes."""
+    unit = UNITS.get(BITS[dtype])
+    if unit is None:
+        message = f"the zeros of a tensor of the dtype {dtype} cannot be counted; {name!r} is one. Save it as bfloat16."
+        raise SourceError(REFUSED, message)
+    values = data.view(unit)
+    mask = unit(np.iinfo(unit).max >> (dtype in SIGNED_ZERO))
+    nonzeros = sum(
+        int(np.count_nonzero(values[start : start + CHUNK] & mask)) for start in range(0, len(values), CHUNK)
+    )
+    return Count(len(values) - nonzeros, len(values))
