@@ -140,19 +140,6 @@
   addEventListener("pageshow", (event) => {
     if (event.persisted) for (const button of document.querySelectorAll("[data-once] button")) button.disabled = false;
   });
-  document.addEventListener("htmx:xhr:progress", (event) => {
-    const bar = event.target.querySelector?.(".upload-progress");
-    if (!bar || !event.detail.total) return;
-    bar.hidden = false;
-    bar.value = event.detail.loaded / event.detail.total;
-  });
-
-  const focusFirstError = () => {
-    (document.querySelector('main [aria-invalid="true"]') ?? document.querySelector("#form-error"))?.focus();
-  };
-  document.addEventListener("htmx:afterSwap", (event) => {
-    if (event.target.id === "main") focusFirstError();
-  });
 
   // On a small screen the navigation is a menu; on a large screen it is always open.
   const narrow = matchMedia("(max-width: 860px)");
@@ -162,7 +149,6 @@
   document.addEventListener("DOMContentLoaded", () => {
     toggleNavigation();
     updateTimes();
-    focusFirstError();
     setInterval(updateTimes, 1000);
     setInterval(poll, 500);
   });

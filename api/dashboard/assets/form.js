@@ -1,4 +1,5 @@
-// Errors at the fields of the form of a new job, while it is filled in. The page also works without this script.
+// Forms: errors at the fields of a new job while it is filled in, the focus, and the progress of an upload. Pages also
+// work without this script.
 "use strict";
 
 (() => {
@@ -9,6 +10,10 @@
     input.removeAttribute("aria-invalid");
     input.setAttribute("aria-describedby", `${input.id}-help`);
     error.remove();
+  };
+
+  const focusFirstError = () => {
+    (document.querySelector('main [aria-invalid="true"]') ?? document.querySelector("#form-error"))?.focus();
   };
 
   const showError = (error) => {
@@ -34,5 +39,13 @@
   document.addEventListener("input", (event) => { event.target.dataset.edited = ""; });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.target.matches(".estimate")) showErrors(event.target);
+    if (event.target.id === "main") focusFirstError();
+  });
+  document.addEventListener("DOMContentLoaded", focusFirstError);
+  document.addEventListener("htmx:xhr:progress", (event) => {
+    const bar = event.target.querySelector?.(".upload-progress");
+    if (!bar || !event.detail.total) return;
+    bar.hidden = false;
+    bar.value = event.detail.loaded / event.detail.total;
   });
 })();
