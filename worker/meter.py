@@ -3,9 +3,10 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from core.estimate import calibration
 from core.estimate.speed import LONGEST_SECONDS, Speed
 from core.specs import JobSpec
 from core.stages import Stage, stages_of
@@ -42,7 +43,8 @@ class Meter:
     """Measures the progress of a job and the seconds until it ends, in the process that runs it.
 
     The current stage goes on at its recent speed. Of the later stages, an evaluation takes as long as an earlier one
-    of this attempt. The others take as long as `expect` says.
+    of this attempt. The others take as long as is expected on this device. If nothing is known about the device, a
+    later stage takes as long per operation as the stage that was measured last.
     """
 
     def __init__(self, spec: JobSpec, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,6 +52,11 @@ class Meter:
         self.last_step = math.inf
         """Step after which the training ends early. Infinity if nobody asked for that."""
         self._expected: dict[Stage, float] = {}
+        """Seconds of a stage on this device."""
+        self._operations: dict[Stage, float] = {}
+        """Floating-point operations of a stage."""
+        self._pace: float | None = None
+        """Seconds per operation in the stage that was measured last."""
         self._took: dict[Phase, float] = {}
         """Seconds of the newest finished stage of each phase."""
         self._stage: Stage | None = None
@@ -58,15 +65,14 @@ class Meter:
         """Time and fraction of the newest reports about the current stage that said more than the one before."""
 
     def expect(self, speed: Speed, source: ModelSource) -> None:
-        """Compute from the speed of the device how long each stage will take.
+        """Compute how long each stage is expected to take on a device of this speed.
 
-        It stays unknown if the files of the model do not tell its dimensions, or for phases of unknown speed.
+        This stays unknown if the files of the model do not tell its dimensions.
         """
         with suppress(SourceError):
-            seconds, _ = speed.estimate(self._spec, read_dimensions(source, shapes(source)))
-            phases = [stage.phase for stage in self._stages]
-            known = [stage for stage in self._stages if stage.phase in seconds]
-            self._expected = {stage: seconds[stage.phase] / phases.count(stage.phase) for stage in known}
+            model = read_dimensions(source, shapes(source))
+            self._expected = self._by_stage(speed.estimate(self._spec, model)[0])
+            self._operations = self._by_stage(calibration.count_operations(self._spec, model))
 
     def report(self, stage: Stage, fraction: float) -> tuple[float, float | None]:
         """Record that `fraction` of a stage is done.
@@ -91,10 +97,11 @@ class Meter:
         """Return the seconds until the current stage ends."""
         (first, begin), (last, done) = self._recent[0], self._recent[-1]
         left = max(0.0, self._end(stage) - done)
+        whole = self._expected.get(stage)
         if done > begin:
-            whole: float | None = (last - first) / (done - begin)
-        else:
-            whole = self._expected.get(stage)
+            whole = (last - first) / (done - begin)
+            if operations := self._operations.get(stage):
+                self._pace = whole / operations
         return None if whole is None else max(0.0, left * whole - (now - last))
 
     def _later(self, stage: Stage) -> float | None:
@@ -102,7 +109,15 @@ class Meter:
         if stage.phase in self._took:
             return self._took[stage.phase]
         expected = self._expected.get(stage)
+        if expected is None and self._pace is not None and stage in self._operations:
+            expected = self._operations[stage] * self._pace
         return None if expected is None else expected * self._end(stage)
+
+    def _by_stage(self, values: Mapping[Phase, float]) -> dict[Stage, float]:
+        """Distribute the value of each phase evenly over its stages."""
+        phases = [stage.phase for stage in self._stages]
+        known = [stage for stage in self._stages if stage.phase in values]
+        return {stage: values[stage.phase] / phases.count(stage.phase) for stage in known}
 
     def _end(self, stage: Stage) -> float:
         """Return the fraction of a stage after which it ends."""

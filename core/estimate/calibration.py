@@ -25,9 +25,14 @@ WEIGHTS_PER_SECOND = 5e7
 """Weights that are read, written or uploaded per second."""
 
 
-def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float) -> dict[Phase, float]:
-    """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s."""
+def estimate_seconds(spec: JobSpec, model: Dimensions, flops: float | None) -> dict[Phase, float]:
+    """Return the seconds of each phase that the job has, on a device that multiplies with `flops` operations/s.
+
+    If `flops` is None, the seconds of phases that compute are missing.
+    """
     seconds = {phase: fixed + model.parameters / WEIGHTS_PER_SECOND for phase, fixed in FIXED_SECONDS.items()}
+    if flops is None:
+        return seconds
     return seconds | {phase: number / (EFFICIENCY * flops) for phase, number in count_operations(spec, model).items()}
 
 

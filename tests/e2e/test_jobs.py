@@ -6,6 +6,7 @@ All processes and the training of the tiny model are real.
 import json
 import os
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
 def test_a_job_from_post_to_download(service: Service, tmp_path: Path) -> None:
     service.start_worker()
     undisturbed = service.post(**SPEC)
-    job = end(service, undisturbed)
-    check_result(service, job, tmp_path / "checkpoint")
+    states = list(service.client.watch(undisturbed))
+    check_times(states)
+    check_result(service, states[-1], tmp_path / "checkpoint")
     check_log(service, undisturbed)
     check_trace(service, undisturbed)
 
@@ -97,6 +99,15 @@ def check_result(service: Service, job: Job, folder: Path) -> None:
     assert of_folder(folder).linears.zeros == zeros
     assert job["measured"]["grown_zeros"] > 0
     assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 41))
+
+
+def check_times(states: list[Job]) -> None:
+    """A job says when it will end while it trains, and only while it runs. The time is never in the past."""
+    known = [state for state in states if state["estimated_finish"] is not None]
+    assert "training" in {state["phase"] for state in known}
+    assert {state["status"] for state in known} == {"running"}
+    for state in known:
+        assert datetime.fromisoformat(str(state["estimated_finish"])) >= datetime.fromisoformat(state["updated_at"])
 
 
 def check_log(service: Service, job_id: str) -> None:

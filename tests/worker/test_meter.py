@@ -42,8 +42,7 @@ class Run:
         self.stages = stages_of(spec)
         write_hollow(folder / "tiny")
         source = find("tiny", roots=[folder])
-        if known:
-            self.meter.expect(even_speed(spec, self.stages, source), source)
+        self.meter.expect(even_speed(spec, self.stages, source) if known else Speed(), source)
 
     def left(self, stage: Stage, fraction: float, after: float = 0.0) -> float | None:
         """Let `after` seconds pass, then report."""
@@ -121,8 +120,32 @@ def test_a_time_that_cannot_be_stored_is_unknown(tmp_path: Path) -> None:
     assert run.left(Stage.TRAINING, 0.02, 1e8) is None
 
 
-def test_nothing_is_estimated_while_a_later_stage_is_unknown(tmp_path: Path) -> None:
+def test_on_an_unknown_device_the_speed_of_the_job_itself_counts(tmp_path: Path) -> None:
     run = Run(SPECS["default"], tmp_path, known=False)
+    for fraction in (0.0, 0.5, 1.0):
+        assert run.left(Stage.LOADING, fraction, 3.0) is None
+    assert run.left(Stage.WRITING, 0.0) is None
+    early = run.left(Stage.WRITING, 0.25, 10.0)
+    assert early is not None
+    assert early > 30, "the rest of this stage, and the later ones"
+    run.left(Stage.WRITING, 1.0, 30.0)
+    run.left(Stage.DENSE, 0.0)
+    late = run.left(Stage.DENSE, 1.0, 1000.0)
+    assert late is not None
+    assert late > 10 * early, "the device was slower than it seemed"
+    resumed = Run(SPECS["default"], tmp_path / "resumed", known=False)
+    assert resumed.left(Stage.TRAINING, 0.5) is None
+    after_one_step = resumed.left(Stage.TRAINING, 0.51, 2.0)
+    assert after_one_step is not None
+    assert after_one_step > 49 * 2.0
+
+
+def test_nothing_is_estimated_for_a_model_of_unknown_dimensions(tmp_path: Path) -> None:
+    run = Run(SPECS["default"], tmp_path)
+    run.meter = Meter(SPECS["default"], lambda: run.now)
+    source = find("tiny", roots=[tmp_path])
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no header")
+    run.meter.expect(Speed(flops=1e9), source)
     for stage in run.stages[:-1]:
         run.left(stage, 0.0)
         assert run.left(stage, 0.5, 10.0) is None

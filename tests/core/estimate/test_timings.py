@@ -90,7 +90,9 @@ def test_jobs_of_a_much_smaller_model_tell_nothing(sessions: Sessions, spec: Job
     with sessions.begin() as session:
         speed = timings.load(session)[GPU.device_name]
     assert speed.estimate_total(spec, replace(MODEL, parameters=4000))[0] is not None
-    assert speed.estimate(spec, replace(MODEL, parameters=4001)) == ({}, None)
+    assert speed.estimate_total(spec, replace(MODEL, parameters=4001)) == (None, None)
+    seconds, _ = speed.estimate(spec, replace(MODEL, parameters=4001))
+    assert set(seconds) == set(calibration.FIXED_SECONDS), "these need no knowledge of the device"
 
 
 def test_a_calibration_fills_in_what_no_earlier_job_tells(sessions: Sessions, spec: JobSpec, make_job: MakeJob) -> None:
