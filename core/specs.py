@@ -64,7 +64,8 @@ class JobSpec(Spec):
     sparsity: Number = Field(
         ge=0.0,
         le=0.99,
-        description="Fraction of weights to set to zero. Optional with an N:M `pattern`, which implies it.",
+        description="Fraction of weights to set to zero. Optional with an N:M `pattern`, which implies it. 0 keeps the"
+        " zeros of a model that is pruned already.",
     )
     pattern: str = Field(
         default="unstructured",

@@ -289,7 +289,7 @@ def _add_prune(command: argparse.ArgumentParser) -> None:
 
 
 def _add_repair(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, help="Folder that prune wrote.")
+    command.add_argument("folder", type=Path, help="Folder of a model that prune or another tool pruned.")
     _add_texts(command)
     add_options(command, RepairConfig, optional=DERIVED)
     command.add_argument(

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
+from seft.report import Evolved, Found, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
 
 if TYPE_CHECKING:
     from seft.checkpoint.counts import Count, Sparsity
@@ -61,7 +61,7 @@ class BarReporter:
                 )
             case Step() | Evolved():
                 self._note = describe(report)
-            case Unseen() | Reconstructed() | Judged():
+            case Found() | Unseen() | Reconstructed() | Judged():
                 self._bars.console.print(describe(report), highlight=False)
             case _:
                 assert_never(report)
@@ -87,7 +87,7 @@ class LineReporter:
                 self._note = describe(report)
             case Evolved():
                 self._write(f"step {report.step}", describe(report))
-            case Unseen() | Reconstructed() | Judged():
+            case Found() | Unseen() | Reconstructed() | Judged():
                 self._write(describe(report))
             case _:
                 assert_never(report)
@@ -97,9 +97,15 @@ class LineReporter:
         sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
 
 
-def describe(report: Unseen | Reconstructed | Step | Evolved | Judged) -> str:
+def describe(report: Found | Unseen | Reconstructed | Step | Evolved | Judged) -> str:
     """Return a report as one short line."""
     match report:
+        case Found():
+            of_one = f"from {report.lowest:.1%} to {report.highest:.1%} of one"
+            counted = f"found {report.sparsity:.2%} zeros in the {report.linears} linear layers, {of_one}"
+            dense = f", {report.dense} layers without zeros" if report.dense else ""
+            pattern = "no N:M pattern" if report.pattern == "unstructured" else f"the pattern {report.pattern}"
+            return f"{counted}{dense}; {pattern}"
         case Unseen():
             return f"block {report.block}: {report.matrices:,} expert matrices received no token, pruned by magnitude"
         case Reconstructed():
@@ -138,7 +144,7 @@ def describe_model(counted: "Sparsity", record: "Record | None") -> str:
     parts = [_table(counted), describe_sparsity(counted)]
     if record:
         facts = record.facts
-        parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.prune.summary}")
+        parts.append(f"{facts.base.reference}, pruned to {facts.prune.sparsity:.0%} by {facts.pruned_by}")
         if facts.repair:
             parts.append(
                 f"repaired by {facts.repair.method} in {facts.repair.steps} steps, {facts.grown_zeros:,} zeros grown"

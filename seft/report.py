@@ -31,6 +31,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """The zeros of a model that another tool pruned.
+
+    `sparsity` is the fraction of zeros in all linears that are pruned; `lowest` and `highest` are those of one linear.
+    `dense` of the `linears` have no zeros. `pattern` is the N:M pattern that all of them follow, or `unstructured`.
+    """
+
+    sparsity: float
+    lowest: float
+    highest: float
+    linears: int
+    dense: int
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unseen:
     """Number of expert matrices of a block that received no calibration token. They are pruned by magnitude."""
 
@@ -107,7 +123,7 @@ class Evolved:
         return cls(step, **sums, sparsity=sparsity, undone=undone, layers=layers)
 
 
-Report = Progress | Unseen | Reconstructed | Step | Evolved | Judged
+Report = Progress | Found | Unseen | Reconstructed | Step | Evolved | Judged
 Reporter = Callable[[Report], None]
 
 

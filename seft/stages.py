@@ -25,6 +25,7 @@ from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.load import Loaded
 from seft.models.source import ModelSource
+from seft.prune.found import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
@@ -106,9 +107,10 @@ def prune(
     """Prune the model in place, then reconstruct its blocks if `config` has reconstruction epochs.
 
     One block at a time is on `device`; None means the device of the model. `load_dense` is called only for
-    reconstruction. With the schedule `gradual` nothing is pruned, because the sparsity rises during the repair.
+    reconstruction. With the schedule `gradual` nothing is pruned, because the sparsity rises during the repair. With
+    the sparsity 0 nothing is pruned either.
     """
-    if config.gradual:
+    if config.gradual or config.keeps_zeros:
         return
     prune_model(loaded.model, calibration, config, report, device=device)
     if config.reconstruct_epochs:
@@ -152,11 +154,20 @@ def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
     return RepairResult(repair.step, repair.kept_step, repair.grown_zeros)
 
 
-def pruned_facts(source: ModelSource, config: PruneConfig, calibration_sha256: str | None) -> Facts:
-    """Return the facts of a model that was pruned and not repaired. They contain no scores yet."""
+def pruned_facts(
+    loaded: Loaded, config: PruneConfig, calibration_sha256: str | None, report: Reporter = silent
+) -> Facts:
+    """Return the facts of a model that was pruned and not repaired. They contain no scores yet.
+
+    If `config` keeps the zeros of the model, the facts and a report say which zeros it has.
+    """
+    found = find_zeros(loaded.model) if config.keeps_zeros else None
+    if found:
+        report(found)
     return Facts(
-        base=Base.of(source),
-        prune=config,
+        base=Base.of(loaded.source),
+        prune=found_config(config, found) if found else config,
+        zeros_found=found is not None,
         repair=None,
         scores={},
         evaluate=None,

@@ -13,7 +13,7 @@ import torch
 
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import Facts, Record, sha256
+from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
 from seft.checkpoint.folder import find_folder, require_empty
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
@@ -30,6 +30,7 @@ from seft.models.load import Loaded, load
 from seft.models.shapes import shapes
 from seft.models.source import ModelSource, find
 from seft.objective import require_teacher
+from seft.prune.found import LEAST
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import opening_tokens
@@ -98,7 +99,9 @@ def repair(
     place: Place = HOST,
     report: Reporter = silent,
 ) -> Record:
-    """Repair the model in a folder that `prune` wrote, write the result to `out` and verify it.
+    """Repair the pruned model in a folder, write the result to `out` and verify it.
+
+    If another tool pruned the model, its zeros are counted. Raises ConfigError if it has none.
 
     The number of nonzeros does not increase, and the N:M pattern is kept. `teacher` is a reference to the dense model;
     it is required if `config` distills or retains. `held_out` is a text in a format of `data`, read completely; it is
@@ -115,13 +118,14 @@ def repair(
     source, teacher_source = _fitting(find_folder(folder), config), find(teacher) if teacher else None
     if teacher_source:
         _require_teacher_fit(source, teacher_source)
-    facts = Record.read(folder).facts
-    if facts.repair:
+    known = Record.read(folder).facts if (folder / SPARSITY).exists() else None
+    if known and known.repair:
         raise ConfigError(
             "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
         )
     texts = _Texts.read(data, held_out, retain_data)
     loaded, retained = _load(source, place, report), None
+    facts = known or _found_facts(loaded, config, folder, report)
     if config.retains and teacher_source:
         dense = _load(teacher_source, place, report)
         require_same_shape(loaded.model, dense.model)
@@ -233,6 +237,15 @@ def _require_teacher_fit(source: ModelSource, teacher: ModelSource) -> None:
         require_teacher_fit(own.sizes, other.sizes)
 
 
+def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, report: Reporter) -> Facts:
+    """Return the facts of a model that another tool pruned. Raises ConfigError if the model is dense."""
+    facts = stages.pruned_facts(loaded, PruneConfig(0.0, seed=config.seed), None, report)
+    if not facts.zeros_found:
+        way_out = "Use seft prune before, or seft compress, which does both."
+        raise ConfigError("folder", f"must have at least {LEAST:.0%} zeros in its linear layers", str(folder), way_out)
+    return facts
+
+
 def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
     names = config.text_users
     if not names:
@@ -307,7 +320,7 @@ def _prune(
         return _load(loaded.source, replace(place, device="cpu"), report).model
 
     stages.prune(loaded, windows, config, load_dense, report, device=place.device)
-    return stages.pruned_facts(loaded.source, config, text_sha256)
+    return stages.pruned_facts(loaded, config, text_sha256, report)
 
 
 def _repair(

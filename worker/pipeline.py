@@ -121,7 +121,8 @@ class Pipeline:
         if self._enough and self.step == 0:
             self.repair = None
         sha256 = self.task.dataset_sha256
-        facts = stages.pruned_facts(source, self.prune, sha256 if stages.reads_calibration(self.prune) else None)
+        facts = stages.pruned_facts(loaded, self.prune, sha256 if stages.reads_calibration(self.prune) else None)
+        self.prune = facts.prune
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
             facts = stages.repaired_facts(facts, self.repair, result, teacher=source, dataset_sha256=sha256)

@@ -3,6 +3,9 @@
 from core.specs import JobSpec
 from core.tables import Json
 
+ALTERNATIVES = ("dataset", "held_out")
+"""Fields of `evaluate` that replace each other."""
+
 
 def apply_overrides(original: Json, patch: Json) -> JobSpec:
     """Apply a JSON merge patch (RFC 7396) to a request. The value null resets a field to its default.
@@ -13,10 +16,9 @@ def apply_overrides(original: Json, patch: Json) -> JobSpec:
     """
     base = {**original, "revision": None} if "model" in patch else original
     evaluate = patch.get("evaluate")
-    given = {name for name in ("dataset", "held_out") if isinstance(evaluate, dict) and evaluate.get(name) is not None}
+    given = [name for name in ALTERNATIVES if isinstance(evaluate, dict) and evaluate.get(name) is not None]
     if len(given) == 1:
-        replaced = {"dataset": None, "held_out": None}
-        base = _merge(base, {"evaluate": {name: None for name in replaced if name not in given}})
+        base = _merge(base, {"evaluate": {name: None for name in ALTERNATIVES if name not in given}})
     return JobSpec.model_validate(_merge(base, patch))
 
 

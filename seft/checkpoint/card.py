@@ -60,9 +60,10 @@ def _title(record: Record) -> str:
 def _description(record: Record) -> str:
     facts, sparsity = record.facts, record.sparsity.linears.share
     zeros_set = f"`{facts.base.reference}` with {sparsity:.1%} of the weights in its linear layers set to zero"
-    pruned = f"{zeros_set} by {facts.prune.summary}"
+    pruned = f"{zeros_set} by {facts.pruned_by}"
     if facts.repair is None:
-        return f"{pruned}, in one shot. It was not repaired afterwards."
+        once = "" if facts.zeros_found else ", in one shot"
+        return f"{pruned}{once}. It was not repaired afterwards."
     keeps_zeros = facts.repair.method.keeps_zeros or (facts.repair.trains_all and not facts.repair.swap_tokens)
     zeros = (
         "Every weight that pruning set to zero is still zero."
@@ -129,7 +130,11 @@ def _sparsity(record: Record) -> str:
         return f"| {name} | {count.share:.2%} | {count.zeros:,} | {count.weights:,} |"
 
     rows = [row("the pruned linear layers", record.sparsity.linears), row("the whole model", record.sparsity.model)]
-    note = f"Counted in the written files. Requested: {_requested(record.facts.prune)}."
+    facts = record.facts
+    wanted = (
+        f"The model had {facts.prune.sparsity:.2%}" if facts.zeros_found else f"Requested: {_requested(facts.prune)}"
+    )
+    note = f"Counted in the written files. {wanted}."
     return "\n".join(["| | fraction of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
 
 
@@ -142,7 +147,8 @@ def _recipe(record: Record) -> str:
         "retained dataset sha256": facts.retained_sha256,
         "held-out dataset sha256": facts.held_out_sha256,
     }
-    settings = {f"prune {field.name}": getattr(facts.prune, field.name) for field in fields(facts.prune)}
+    known = ("sparsity", "pattern") if facts.zeros_found else tuple(field.name for field in fields(facts.prune))
+    settings = {f"prune {name}": getattr(facts.prune, name) for name in known}
     if facts.repair:
         settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}
     rows = {**base, **settings, **hashes, **record.versions}

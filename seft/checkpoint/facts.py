@@ -50,7 +50,8 @@ class Facts:
     the keys `dense_retained` and so on if text was retained. The dense scores are measured on the original weights, the
     others on weights rounded as they are exported. `grown_zeros` is the number of weights that pruning set to zero and
     that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
-    weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from.
+    weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from. If
+    `zeros_found` is True, another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
     """
 
     base: Base
@@ -66,6 +67,12 @@ class Facts:
     teacher: Base | None = None
     retained_sha256: str | None = None
     held_out_sha256: str | None = None
+    zeros_found: bool = False
+
+    @property
+    def pruned_by(self) -> str:
+        """What pruned the model, with the pattern, for example `wanda (2:4)`."""
+        return f"another tool ({self.prune.pattern})" if self.zeros_found else self.prune.summary
 
     def __post_init__(self) -> None:
         for name, score in self.scores.items():

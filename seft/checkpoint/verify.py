@@ -212,8 +212,9 @@ def _verify_model(folder: Path, record: Record) -> None:
 def _verify_budget(model: nn.Module, record: Record) -> None:
     """Raise VerifyError if the zeros are fewer than requested.
 
-    They are counted per linear. If zeros are not distributed evenly, they are counted over all linears or the whole
-    model. If rows are compared, each may have a zero less than now, because earlier versions rounded down in every row.
+    They are counted per linear. If zeros are not distributed evenly, or if another tool chose them, they are counted
+    over all linears or the whole model. If rows are compared, each may have a zero less than now, because earlier
+    versions rounded down in every row.
     """
     config, layers = record.facts.prune, record.sparsity.layers
     shapes = {name: target.weight.shape for name, target in target_linears(model).items()}
@@ -221,13 +222,16 @@ def _verify_budget(model: nn.Module, record: Record) -> None:
         requested = {name: zeros_of_equal_rows(shape, config.sparsity) for name, shape in shapes.items()}
     else:
         requested = {name: uniform_zeros(shape, config.sparsity, config) for name, shape in shapes.items()}
-    if config.sparsity_of is SparsityOf.MODEL:
+    linears = record.sparsity.linears
+    if record.facts.zeros_found:
+        required = {"linears": (linears, int(config.sparsity * linears.weights))}
+    elif config.sparsity_of is SparsityOf.MODEL:
         model_count = record.sparsity.model
         required = {"model": (model_count, int(config.sparsity * model_count.weights) - len(layers))}
     elif config.allocation is Allocation.UNIFORM and config.compare is not Compare.MODEL:
         required = {name: (count, requested[name]) for name, count in layers.items()}
     else:
-        required = {"linears": (record.sparsity.linears, sum(requested.values()))}
+        required = {"linears": (linears, sum(requested.values()))}
     for name, (count, zeros) in required.items():
         if count.zeros < zeros:
             raise VerifyError(

@@ -90,7 +90,10 @@ class PruneConfig:
     runs: the sparsity rises during the repair.
     """
 
-    sparsity: Annotated[float, Doc("Fraction of weights set to zero. May be left out with an N:M pattern.")]
+    sparsity: Annotated[
+        float,
+        Doc("Fraction of weights set to zero. May be left out with an N:M pattern. 0 keeps the zeros of the model."),
+    ]
     method: Annotated[PruneMethod, Doc("Criterion that ranks the weights by importance.")] = DEFAULT_PRUNER
     pattern: Annotated[Pattern, Doc("unstructured, or N:M, for example 2:4: at most N nonzeros in every M inputs.")] = (
         UNSTRUCTURED
@@ -160,6 +163,8 @@ class PruneConfig:
     @property
     def text_users(self) -> list[str]:
         """Names of the settings that need calibration text; an empty list if none does."""
+        if self.keeps_zeros:
+            return []
         users = {
             self.method: self.method is not PruneMethod.MAGNITUDE and not self.gradual,
             Refinement.DSNOT: self.refine is Refinement.DSNOT,
@@ -167,6 +172,11 @@ class PruneConfig:
             "reconstruction": self.reconstruct_epochs > 0,
         }
         return [str(name) for name, needs_text in users.items() if needs_text]
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """True if no weight is set to zero: the model is pruned already, and keeps its zeros."""
+        return self.sparsity == 0 and not self.gradual
 
     @property
     def summary(self) -> str:

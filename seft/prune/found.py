@@ -1,0 +1,69 @@
+"""Finds the zeros of a model that another tool pruned: how many each target has, and which N:M pattern they follow.
+
+A target is a linear layer that is pruned.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from seft.config import UNSTRUCTURED, Pattern, PruneConfig, PruneMethod
+from seft.models.targets import target_linears
+from seft.report import Found
+
+LEAST = 0.01
+"""Smallest fraction of zeros of a pruned model. A dense model has a few zeros by chance."""
+GROUPS = (2, 4, 8, 16, 32)
+"""Sizes of the groups of the patterns that are looked for. Each is twice the one before."""
+FULL = 0.1
+"""Smallest fraction of the groups of a pattern that have as many nonzeros as it allows. Without a pattern, hardly any
+group has the most nonzeros of all."""
+
+
+@torch.no_grad()
+def find_zeros(model: Any) -> Found | None:
+    """Return the zeros of a model, or None if it has fewer than the fraction `LEAST`."""
+    targets = target_linears(model)
+    counts = {name: int((target.weight == 0).sum()) for name, target in targets.items()}
+    sizes = {name: target.weight.numel() for name, target in targets.items()}
+    share = sum(counts.values()) / sum(sizes.values())
+    if share < LEAST:
+        return None
+    shares = [counts[name] / sizes[name] for name in targets]
+    pattern = _pattern([target.weight for target in targets.values()]) if all(shares) else UNSTRUCTURED
+    return Found(share, min(shares), max(shares), len(shares), shares.count(0.0), str(pattern))
+
+
+def found_config(config: PruneConfig, found: Found) -> PruneConfig:
+    """Return the settings of pruning that describe the zeros, with the seed and the calibration of `config`."""
+    pattern = Pattern.parse(found.pattern)
+    sparsity = pattern.sparsity(None if pattern.grouped else found.sparsity)
+    return replace(config, sparsity=sparsity, pattern=pattern, method=PruneMethod.MAGNITUDE)
+
+
+def _pattern(weights: list[Float[Tensor, "rows cols"]]) -> Pattern:
+    """Return the N:M pattern that all weight matrices follow, or `UNSTRUCTURED`.
+
+    Of several patterns, the one with the most zeros is returned, in its smallest groups.
+    """
+    groups = {size: torch.zeros(size + 1, dtype=torch.int64) for size in GROUPS}
+    for weight in weights:
+        nonzeros = (weight != 0).to(torch.uint8)
+        for size in GROUPS:
+            if nonzeros.shape[1] % 2:  # this and all larger groups do not divide the inputs
+                groups = {each: counts for each, counts in groups.items() if each < size}
+                break
+            nonzeros = nonzeros[:, ::2] + nonzeros[:, 1::2]
+            if size in groups:
+                groups[size] += nonzeros.flatten().bincount(minlength=size + 1).cpu()
+    patterns = [Pattern(int(counts.nonzero().max()), size) for size, counts in groups.items()]
+    found = [each for each in patterns if each.kept < each.of and _full(groups[each.of], each.kept) >= FULL]
+    return max(found, key=lambda pattern: (pattern.sparsity(None), -pattern.of), default=UNSTRUCTURED)
+
+
+def _full(groups: Int[Tensor, "counts"], kept: int) -> float:
+    """Return the fraction of the groups that have exactly `kept` nonzeros."""
+    return float(groups[kept] / groups.sum())

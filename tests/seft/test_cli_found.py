@@ -1,0 +1,40 @@
+"""The command line repairs models that other tools pruned, and no dense models."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seft.checkpoint import sparsity
+from seft.checkpoint.facts import Record
+from tests.seft.test_cli import TRAINING, error_line, pruned, run, texts
+
+__all__ = ["pruned", "texts"]  # fixtures
+
+
+def test_a_model_that_another_tool_pruned_is_repaired_and_told_what_was_found(
+    capsys: pytest.CaptureFixture[str], pruned: Path, texts: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(pruned, tmp_path / "other"))
+    for name in ("sparsity.json", "manifest.json", "README.md"):
+        (other / name).unlink()
+    before = sparsity.of_folder(other)
+    assert run("repair", other, "--data", texts, *TRAINING, "--out", tmp_path / "out") == 0
+    found = re.findall(
+        r"found (\S+) zeros in the 28 linear layers, from .* of one; no N:M pattern", capsys.readouterr().err
+    )
+    assert found == [f"{before.linears.share:.2%}"]
+    record = Record.read(tmp_path / "out")
+    assert record.sparsity == before
+    assert (record.facts.zeros_found, record.facts.prune.sparsity) == (True, before.linears.share)
+    assert run("inspect", tmp_path / "out") == 0
+    assert "other, pruned to 60% by another tool (unstructured)" in capsys.readouterr().out
+
+
+def test_a_dense_model_is_not_repaired(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    line = error_line(capsys, "repair", tiny_folder, "--data", texts, *TRAINING, "--out", tmp_path / "out")
+    assert "folder must have at least 1% zeros in its linear layers" in line
+    assert "seft compress" in line
