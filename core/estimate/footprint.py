@@ -1,7 +1,7 @@
 """Estimate the peak memory of a job in each phase. The formulas follow what the training code keeps in memory.
 
-They count tensors in float32, the type of a model in a worker, and `PROCESS_BYTES` per process. If the device is the
-CPU, device and host have the same memory. `tests/worker/test_footprint.py` compares the estimates with real runs.
+They count tensors in float32, the type of a model in a worker, and `PROCESS_BYTES` for the process. If the device is
+the CPU, device and host have the same memory. `tests/worker/test_footprint.py` compares the estimates with real runs.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from seft.models.dimensions import Dimensions, Matrix
 FLOAT, HALF = 4, 2
 WHOLE_LOGITS = 1 << 24
 """Maximum number of logits that are in memory at the same time, as in `seft.loss`."""
-PROCESS_BYTES = 350_000_000
+PROCESS_BYTES = 390_000_000
 """Bytes of a process that has loaded torch, transformers, a tokenizer and the text of the dataset.
 
-While a checkpoint is verified, two such processes run. With a torch built for CUDA, a process needs 130 MB more. That
-is ignored, because such machines rarely train on the CPU.
+40 MB of it are for its copy, which waits to verify the checkpoint and shares most of its memory. With a torch built for
+CUDA, the process needs 130 MB more. That is ignored, because such machines rarely train on the CPU.
 """
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
 """Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
@@ -93,8 +93,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
-    # A separate process loads the written checkpoint, on the host.
-    phases[Phase.EXPORTING] = Footprint(weights, PROCESS_BYTES + weights, host_transfer=written)
+    # A copy of the process loads the written checkpoint, on the host.
+    phases[Phase.EXPORTING] = Footprint(weights, weights, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 
 

@@ -54,7 +54,8 @@ class _Standby:
 
     def verify(self, folder: Path) -> str:
         """Return the message of the first failure, or an empty text."""
-        os.write(self._requests, os.fsencode(folder.absolute()))
+        with suppress(BrokenPipeError):  # it was killed, so there will be no answer
+            os.write(self._requests, os.fsencode(folder.absolute()))
         with open(self._answers, "rb", closefd=False) as file:
             os.close(self._requests)
             self._requests = -1
@@ -103,8 +104,12 @@ def standby() -> Iterator[None]:
     """Start the process of `verify` now, while the `with` block runs, as a copy of this process.
 
     A new process imports torch and transformers again, which takes most of the time of a small export. Call this before
-    torch has computed anything or started threads, and before the process has any state that could hide a flaw.
+    torch has computed anything or started threads, and before the process has any state that could hide a flaw. Does
+    nothing on other systems than Linux.
     """
+    if sys.platform != "linux":
+        yield
+        return
     from transformers.models.llama import modeling_llama  # noqa: F401  (imports what all models share)
 
     constants.HF_HUB_OFFLINE, before = True, constants.HF_HUB_OFFLINE

@@ -3,7 +3,6 @@
 A target is a linear layer that is pruned.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,10 +37,10 @@ def find_zeros(model: Any) -> Found | None:
 
 
 def found_config(config: PruneConfig, found: Found) -> PruneConfig:
-    """Return the settings of pruning that describe the zeros, with the seed and the calibration of `config`."""
+    """Return the settings of pruning that describe the zeros, with the seed of `config`, which kept them."""
     pattern = Pattern.parse(found.pattern)
     sparsity = pattern.sparsity(None if pattern.grouped else found.sparsity)
-    return replace(config, sparsity=sparsity, pattern=pattern, method=PruneMethod.MAGNITUDE)
+    return PruneConfig(sparsity, PruneMethod.MAGNITUDE, pattern, seed=config.seed)
 
 
 def _pattern(weights: list[Float[Tensor, "rows cols"]]) -> Pattern:

@@ -56,7 +56,7 @@ def upload_a_dataset(page: Page, tmp_path: Path) -> None:
 
 def create_a_job(page: Page) -> None:
     page.get_by_role("link", name="Start a job with it").click()
-    expect(page.get_by_label("Dataset", exact=True)).to_contain_text("valid.jsonl")
+    expect(page.locator("#dataset")).to_contain_text("valid.jsonl")
     page.get_by_label("Model", exact=True).fill("tiny")
     sparsity = page.get_by_label("Sparsity", exact=True)
     sparsity.fill("60")

@@ -81,12 +81,12 @@ def test_a_package_that_is_not_installed_is_hidden() -> None:
 
 ARGUMENTS = {
     "prune": ["model", "--sparsity", "0.5", "--out", "new"],
-    "repair": ["model", "--data", "texts.jsonl", "--out", "new"],
-    "compress": ["model", "--data", "texts.jsonl", "--sparsity", "0.5", "--out", "new"],
-    "evaluate": ["model", "--data", "texts.jsonl"],
+    "repair": ["model", "--data", "torch-cpu.txt", "--out", "new"],
+    "compress": ["model", "--data", "torch-cpu.txt", "--sparsity", "0.5", "--out", "new"],
+    "evaluate": ["model", "--data", "torch-cpu.txt"],
     "inspect": ["model"],
 }
-"""Valid arguments of each command of the library."""
+"""Arguments of each command of the library. The files of texts exist, the models do not."""
 HIDE = """
 import importlib, importlib.machinery, json, re, sys
 from importlib.metadata import packages_distributions

@@ -312,7 +312,7 @@ def test_unusable_models_and_texts_are_rejected(
     for arguments, message in (
         (("prune", tiny_folder, "--sparsity", "0.5", "--calibration", broken, *out), "line 3"),
         (("prune", none, "--sparsity", "0.5", "--calibration", texts, *out), "none"),
-        (("repair", tiny_folder, "--data", texts, "--steps", "1", *out), "sparsity.json; it is missing"),
+        (("repair", tiny_folder, "--data", texts, "--steps", "1", *out), "must have at least 1% zeros"),
         (("evaluate", tiny_folder, "--data", tmp_path / "none.txt"), "data must be a file"),
         (("inspect", none), "folder must be a folder with a model"),
     ):

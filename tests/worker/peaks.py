@@ -1,6 +1,7 @@
 """`python -m tests.worker.peaks FOLDER`: run the job in the folder and print the peak memory of each phase as JSON.
 
-The memory is the private memory (RssAnon) of the process and its children, sampled every few milliseconds.
+The memory is the private memory (Pss_Anon) of the process and its children, sampled every few milliseconds. A page that
+two processes share counts once.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from core.states import Phase
+from seft.checkpoint.verify import standby
 from worker.pipeline import Pipeline
 from worker.protocol import Message, Progressed, Task
 
@@ -20,10 +22,10 @@ SAMPLE_SECONDS = 0.003
 def private_bytes(pid: int) -> int:
     """Return the private memory of a process; 0 if it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon")), 0)
 
 
 def total_bytes() -> int:
@@ -38,21 +40,26 @@ def main(folder: Path) -> None:
     """Run the job and print the peaks."""
     peaks, phase, over = dict[Phase, int](), Phase.LOADING, False
 
+    def measure() -> None:
+        now = phase
+        peaks[now] = max(peaks.get(now, 0), total_bytes())
+
     def record(message: Message) -> None:
         nonlocal phase
         if isinstance(message, Progressed):
             phase = message.phase
+            measure()  # on a busy machine, a short phase may end before the next sample
 
     def sample() -> None:
         while not over:
-            now = phase
-            peaks[now] = max(peaks.get(now, 0), total_bytes())
+            measure()
             time.sleep(SAMPLE_SECONDS)
 
     sampler = Thread(target=sample)
-    sampler.start()
     try:
-        Pipeline(folder, Task.read(folder), record, lambda: False).run()
+        with standby():
+            sampler.start()
+            Pipeline(folder, Task.read(folder), record, lambda: False).run()
     finally:
         over = True
         sampler.join()
