@@ -1,5 +1,5 @@
-// Forms: errors at the fields of a new job while it is filled in, the focus, and the progress of an upload. Pages also
-// work without this script.
+// Forms: errors at the fields of a new job while it is filled in, and the progress of an upload. Pages also work without
+// this script.
 "use strict";
 
 (() => {
@@ -10,10 +10,6 @@
     input.removeAttribute("aria-invalid");
     input.setAttribute("aria-describedby", `${input.id}-help`);
     error.remove();
-  };
-
-  const focusFirstError = () => {
-    (document.querySelector('main [aria-invalid="true"]') ?? document.querySelector("#form-error"))?.focus();
   };
 
   const showError = (error) => {
@@ -39,9 +35,7 @@
   document.addEventListener("input", (event) => { event.target.dataset.edited = ""; });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.target.matches(".estimate")) showErrors(event.target);
-    if (event.target.id === "main") focusFirstError();
   });
-  document.addEventListener("DOMContentLoaded", focusFirstError);
   document.addEventListener("htmx:xhr:progress", (event) => {
     const bar = event.target.querySelector?.(".upload-progress");
     if (!bar || !event.detail.total) return;
