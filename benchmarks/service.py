@@ -38,6 +38,7 @@ from local.processes import children_of
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
+from tests.hollow import write_hollow
 
 FEW = 100
 Json = dict[str, Any]
@@ -148,13 +149,8 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
 
 
 def _models(folder: Path) -> Path:
-    """Create a folder with the model files that the API checks. Returns its path."""
-    tiny = folder / "models" / "tiny"
-    tiny.mkdir(parents=True)
-    (tiny / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
-    for name in ("tokenizer.json", "model.safetensors"):
-        (tiny / name).write_text("{}")
-    return tiny.parent
+    """Create a folder with a model that passes the checks of the API. Returns its path."""
+    return write_hollow(folder / "models" / "tiny").parent
 
 
 def _arrivals(servers: Servers, arguments: argparse.Namespace) -> Json:
