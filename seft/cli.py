@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -89,13 +89,17 @@ def _require_texts(options: argparse.Namespace) -> None:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Check the folder `out` before torch is imported. Start the process that will verify it."""
+    """Check the folder `out` before torch is imported. Start the process that will verify it.
+
+    It is a copy of this process, so it is not started if this process has several threads, which torch may have used.
+    """
     from seft.checkpoint.folder import require_empty
 
     require_empty(out)
     from seft.checkpoint.verify import standby
 
-    with standby():
+    threads = Path("/proc/self/task")
+    with standby() if threads.exists() and len(list(threads.iterdir())) == 1 else nullcontext():
         yield
 
 

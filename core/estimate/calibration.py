@@ -70,9 +70,8 @@ def _calibration_tokens(spec: JobSpec) -> int:
 
 def _pruning(spec: JobSpec, model: Dimensions) -> float:
     """Return the operations of pruning: the runs of the blocks, the Hessians, and the products with them."""
-    prune, tokens = spec.prune, _calibration_tokens(spec)
-    if prune.method is PruneMethod.MAGNITUDE and spec.allocation is not Allocation.OWL:
-        tokens = 0
+    prune = spec.prune
+    tokens = _calibration_tokens(spec) if spec.prune_config().text_users else 0
     passes = 3 if spec.allocation is Allocation.OWL else 2
     operations = passes * FORWARD * model.active_targets * tokens
     if products := PRODUCTS.get(prune.method):
