@@ -22,6 +22,8 @@ from local.servers import Servers, make_settings
 from migrations import upgrade
 
 NUMBERS = itertools.count()
+LONGEST = {Path(__file__).with_name(name) for name in ("worker", "e2e", "faults")}
+"""Folders with the longest test files. They start first, so that no process works alone at the end."""
 
 
 def pytest_configure() -> None:
@@ -32,6 +34,11 @@ def pytest_configure() -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files so that the longest ones start first. The order of the tests in a file stays."""
+    items.sort(key=lambda item: not LONGEST.intersection(item.path.parents))
 
 
 @pytest.fixture(scope="session")
