@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import CTE, ColumnElement, Select, and_, bindparam, func, or_, select, true
+from sqlalchemy import CTE, Select, bindparam, func, literal, or_, select, true
 from sqlalchemy.orm import Session
 
 from core import turns, workers
@@ -126,12 +126,11 @@ def _first_job(capability: Capability, key_limit: int) -> Select[Job, Dataset]:
 
 def require_waiting_quota(session: Session, caller: Caller, settings: Settings) -> None:
     """Raise LIMIT_REACHED if the tenant or the key already has the maximum number of waiting jobs."""
-    ours = Job.tenant == caller.tenant
-    for whose, owned, limit in (
-        ("your jobs", ours, settings.tenant_waiting),
-        ("this key's jobs", and_(ours, Job.key_id == caller.key_id), settings.key_waiting),
+    for whose, key_id, limit in (
+        ("your jobs", None, settings.tenant_waiting),
+        ("this key's jobs", caller.key_id, settings.key_waiting),
     ):
-        if limit and _has(session, limit, owned, Status.QUEUED, Status.PAUSED):
+        if limit and _has(session, limit, caller.tenant, key_id, (Status.QUEUED, Status.PAUSED)):
             raise ProblemError(
                 Code.LIMIT_REACHED,
                 f"At most {limit} of {whose} can wait, and that many wait now. Wait until one of them runs, or cancel"
@@ -191,12 +190,11 @@ def waiting_reason(session: Session, job: Job, settings: Settings) -> Json | Non
     """
     if job.status != Status.QUEUED:
         return job.reason
-    ours = Job.tenant == job.tenant
-    for code, whose, owned, limit in (
-        ("tenant_limit", "your jobs", ours, settings.tenant_running),
-        ("key_limit", "the jobs of its key", and_(ours, Job.key_id == job.key_id), settings.key_running),
-    ):
-        if limit and _has(session, limit, owned, Status.RUNNING):
+    limits: list[tuple[str, str, str | None, int]] = [("tenant_limit", "your jobs", None, settings.tenant_running)]
+    if job.key_id is not None:
+        limits.append(("key_limit", "the jobs of its key", job.key_id, settings.key_running))
+    for code, whose, key_id, limit in limits:
+        if limit and _has(session, limit, job.tenant, key_id, (Status.RUNNING,)):
             return _reason(code, f"At most {limit} of {whose} can run, and that many run now.")
     alive, capable = workers.count_capable(session, job, settings.sweep_seconds)
     if capable:
@@ -216,10 +214,26 @@ def _needs(job: Job) -> str:
     return " and ".join([*needs, "software as new as its request"])
 
 
-def _has(session: Session, number: int, owned: ColumnElement[bool], *statuses: Status) -> bool:
-    """Return whether at least `number` of these jobs have one of the statuses. Reads no more rows than that."""
-    jobs = select(Job.id).where(owned, Job.status.in_(statuses)).limit(number).subquery()
-    return (session.scalar(select(func.count()).select_from(jobs)) or 0) >= number
+def _has(session: Session, number: int, tenant: str, key_id: str | None, statuses: Sequence[Status]) -> bool:
+    """Return whether the tenant has at least `number` jobs with one of the statuses. Reads no more rows than that.
+
+    If `key_id` is given, only the jobs of this key count.
+    """
+    values = {"tenant": tenant, "statuses": statuses, "others": number - 1}
+    if key_id is not None:
+        values["key_id"] = key_id
+    return session.scalar(_after_others(by_key=key_id is not None), values) is not None
+
+
+@cache
+def _after_others(*, by_key: bool) -> Select[int]:
+    """Return the query for a job that follows a number of others, all of one tenant (and key)."""
+    query = select(literal(1)).where(
+        Job.tenant == bindparam("tenant"), Job.status.in_(bindparam("statuses", expanding=True))
+    )
+    if by_key:
+        query = query.where(Job.key_id == bindparam("key_id"))
+    return query.offset(bindparam("others")).limit(1)
 
 
 def _reason(code: str, message: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 
 import errno
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,8 +42,14 @@ MAX_TOKENIZER_BYTES = 128 << 20
 CACHE_SIZE = 256
 """Maximum number of models whose dimensions are cached.
 
-Only commits of hub models and results of jobs are cached, because they never change.
+They are cached by the version of the model's files (`_version`).
 """
+SETTLED_SECONDS = 60
+"""Age of files from which on their dimensions are cached.
+
+Younger files may have changed after the model was found and before their version was read.
+"""
+Version = str | tuple[tuple[str, int, int, int], ...]
 RETRY_SECONDS = 60
 """Seconds after which a request may be sent again that found no space on the disk."""
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -70,7 +77,7 @@ class ModelResolver:
         self._roots, self._sessions, self._storage, self._tokens = settings.model_roots, sessions, storage, tokens
         self._cache_bytes = settings.hub_cache_bytes
         self._hub_calls, self._hub_lock = Counter[str](), threading.Lock()
-        self._cache: dict[tuple[str, str | None], Dimensions] = {}
+        self._cache: dict[tuple[str, Version], Dimensions] = {}
 
     def find(self, tenant: str, reference: str, revision: str | None, *, cached: bool = False) -> ModelSource:
         """Find the model with this name. If `cached` is true, look only in the hub cache and do not ask the hub.
@@ -100,18 +107,18 @@ class ModelResolver:
     def dimensions(self, tenant: str, source: ModelSource) -> Dimensions:
         """Return the dimensions of a model. Raises the errors of `find`.
 
-        They are cached for commits of hub models and for results of jobs.
+        They are cached: the headers of a model of many experts take a tenth of a second.
         """
         with _source_errors(source.reference):
-            if source.revision is None:
-                return read_dimensions(source, shapes(source))
-            key = (source.reference, source.revision)
-            if key not in self._cache:
-                dimensions = read_dimensions(source, self._shapes(tenant, source))
+            version = _version(source)
+            if version is not None and (cached := self._cache.get((source.reference, version))):
+                return cached
+            dimensions = read_dimensions(source, self._shapes(tenant, source))
+            if version is not None:
                 if len(self._cache) >= CACHE_SIZE:
                     self._cache.clear()
-                self._cache[key] = dimensions
-            return self._cache[key]
+                self._cache[source.reference, version] = dimensions
+            return dimensions
 
     @contextmanager
     def tokenizer(self, tenant: str, reference: str, revision: str | None) -> Iterator[tuple[ModelSource, Path]]:
@@ -142,6 +149,8 @@ class ModelResolver:
     def _shapes(self, tenant: str, source: ModelSource) -> Shapes:
         if is_result(source.reference):
             return results.shapes(self._storage, self._result(tenant, source.reference))
+        if source.kind is not Kind.HUB:
+            return shapes(source)
         with self._hub_call(tenant, "model", repr(source.reference)):
             return shapes(source)
 
@@ -186,6 +195,22 @@ class ModelResolver:
             with self._hub_lock:
                 self._hub_calls[tenant] -= 1
                 self._hub_calls = +self._hub_calls
+
+
+def _version(source: ModelSource) -> Version | None:
+    """Return what changes if the files of a model change. None if they changed less than `SETTLED_SECONDS` ago.
+
+    It is the commit of a hub model, or the hash of a job's result. Otherwise, it is the name, the size, the time of the
+    last change and the number (inode) of each file.
+    """
+    if source.revision is not None:
+        return source.revision
+    assert source.path is not None
+    files = source.path.iterdir() if source.path.is_dir() else (source.path,)
+    states = [(file.name, file.stat()) for file in files]
+    if max(state.st_mtime for _, state in states) > time.time() - SETTLED_SECONDS:
+        return None
+    return tuple(sorted((name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states))
 
 
 @contextmanager

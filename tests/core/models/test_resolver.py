@@ -1,5 +1,6 @@
 """How model references are resolved, and which models are rejected."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from core.access.hub_tokens import HubTokens
 from core.errors import Code, ProblemError
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.models.resolver import ModelResolver
+from core.models.resolver import SETTLED_SECONDS, ModelResolver
 from core.settings import Settings
-from tests.hollow import write_hollow
+from seft.models.shapes import Shapes, shapes
+from seft.models.source import ModelSource
+from tests.hollow import weights, write_hollow
 
 
 @pytest.fixture
@@ -51,6 +54,36 @@ def test_pickles_are_rejected(settings: Settings, roots: Path) -> None:
 def test_a_local_model_has_no_revisions(settings: Settings, roots: Path) -> None:
     error = rejection(settings.model_copy(update={"model_roots": [roots]}), "tiny", "main")
     assert (error.code, error.flaws[0].param) == (Code.INVALID_REQUEST, "revision")
+
+
+def test_the_headers_of_unchanged_files_are_read_once_and_those_of_changed_files_again(
+    settings: Settings, roots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = resolver(settings.model_copy(update={"model_roots": [roots]}))
+    read = list[str]()
+
+    def count(source: ModelSource) -> Shapes:
+        read.append(source.reference)
+        return shapes(source)
+
+    def blocks() -> int:
+        return len(models.dimensions("ours", models.find("ours", "tiny", None)).blocks)
+
+    def age(seconds: float) -> None:
+        for file in (roots / "tiny").iterdir():
+            os.utime(file, (file.stat().st_mtime - seconds,) * 2)
+
+    monkeypatch.setattr("core.models.resolver.shapes", count)
+    assert [blocks(), blocks()] == [4, 4]
+    assert len(read) == 2, "new files may still change"
+    age(2 * SETTLED_SECONDS)
+    assert [blocks(), blocks()] == [4, 4]
+    assert len(read) == 3
+    (roots / "tiny" / "model.safetensors").write_bytes(weights(3))
+    assert blocks() == 3
+    age(2 * SETTLED_SECONDS)
+    assert [blocks(), blocks()] == [3, 3]
+    assert len(read) == 5
 
 
 def test_an_unreachable_hub_is_reported_as_such(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
