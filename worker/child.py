@@ -32,9 +32,8 @@ def main(folder: Path, pipe: int, parent: int) -> None:
         task.model_copy(update={"downloaded": fetched or task.downloaded}).write(folder)
         # The files of a commit in the cache are links to files in the folder of the model.
         model = [fetched.parents[1]] if fetched else task.model_roots
-        sandbox.confine(
-            [*environment.code(os.environ), *model], listable=[environment.ROOT], writable=[folder.resolve()]
-        )
+        programs = sandbox.code(os.environ, ("core", "seft", "worker"))
+        sandbox.confine([*programs, *model], listable=[sandbox.ROOT], writable=[folder.resolve()])
         command = [sys.executable, "-P", "-m", "worker.training", str(folder), str(pipe), str(parent)]
         os.execve(sys.executable, command, environment.of_training(os.environ, folder.resolve()))  # noqa: S606
 

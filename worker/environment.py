@@ -5,12 +5,11 @@ operator. `worker.child` takes these away before the process reads anything of t
 """
 
 import site
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-"""Folder with the packages of the service."""
+from core.infra import sandbox
+
 COMPUTING = (
     *("PATH", "LANG", "LANGUAGE", "LC_*", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUNBUFFERED"),
     *("PYTHONDONTWRITEBYTECODE", "TMPDIR", "OMP_*", "GOMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "ATEN_*", "TORCH_*"),
@@ -37,21 +36,10 @@ def of_training(variables: Mapping[str, str], folder: Path) -> dict[str, str]:
 
     Libraries find no token and no cache of the user, and write their own caches to the folder of the job.
     """
-    path = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
+    path = [str(sandbox.ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     own = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "HF_HOME": str(folder / "cache" / "hub")}
     fixed = {"PYTHONPATH": ":".join(path), "PYTHONUSERBASE": site.getuserbase(), "HF_HUB_OFFLINE": "1"}
     return {**_chosen(variables, COMPUTING), **own, **fixed}
-
-
-def code(variables: Mapping[str, str]) -> list[Path]:
-    """Return the folders and files with the programs and libraries that a training process needs.
-
-    The service's folder itself is not one of them, because it can contain secrets of the operator.
-    """
-    packages = [ROOT / name for name in ("core", "seft", "worker")]
-    imported = [Path(entry) for entry in sys.path if entry and not ROOT.is_relative_to(Path(entry).resolve())]
-    libraries = [Path(entry) for entry in variables.get("LD_LIBRARY_PATH", "").split(":") if entry]
-    return [*packages, Path(sys.prefix), Path(sys.base_prefix), *imported, *libraries]
 
 
 def _chosen(variables: Mapping[str, str], patterns: tuple[str, ...]) -> dict[str, str]:

@@ -17,7 +17,8 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,8 @@ MACHINES = {
     "aarch64": Machine(0xC00000B7, 198, 277, (157, 154, 117, 270, 271, 438, 425)),
 }
 
+ROOT = Path(__file__).parents[2]
+"""Folder with the packages of the service."""
 SYSTEM = (
     *("/bin", "/sbin", "/usr", "/lib", "/lib32", "/lib64", "/proc", "/sys"),
     # Of /etc, which has secrets on some machines: what the C library, OpenSSL and Python read.
@@ -94,6 +97,18 @@ def _has_seccomp() -> bool:
     action = ctypes.c_uint32(SECCOMP_RET_ERRNO)
     available = machine and _libc().syscall(machine.seccomp, SECCOMP_GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0
     return bool(available)
+
+
+def code(variables: Mapping[str, str], packages: Iterable[str]) -> list[Path]:
+    """Return the folders and files with the programs and libraries of a process.
+
+    Of the service's folder they include only these packages, because it can contain secrets of the operator.
+    `variables` are those of the environment.
+    """
+    own = [ROOT / name for name in packages]
+    imported = [Path(entry) for entry in sys.path if entry and not ROOT.is_relative_to(Path(entry).resolve())]
+    libraries = [Path(entry) for entry in variables.get("LD_LIBRARY_PATH", "").split(":") if entry]
+    return [*own, Path(sys.prefix), Path(sys.base_prefix), *imported, *libraries]
 
 
 def forbid_memory_access() -> None:

@@ -18,7 +18,6 @@ from core.specs import JobSpec
 from seft.checkpoint.facts import Record
 from tests.hub import COMMIT, Repo, hub
 from tests.worker.conftest import variables
-from worker import environment
 from worker.attempt import TRAINING
 from worker.process import Process
 from worker.protocol import DATA, RESULT, Failed, Finished, Message, Task, decode
@@ -164,8 +163,8 @@ def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded(tmp_path
 
 
 def test_the_folder_of_the_service_is_not_readable_as_a_whole() -> None:
-    granted = environment.code({"LD_LIBRARY_PATH": "/opt/cuda/lib64:"})
-    assert not [path for path in granted if environment.ROOT.is_relative_to(path.resolve())]
+    granted = sandbox.code({"LD_LIBRARY_PATH": "/opt/cuda/lib64:"}, ("core", "seft", "worker"))
+    assert not [path for path in granted if sandbox.ROOT.is_relative_to(path.resolve())]
     assert Path("/opt/cuda/lib64") in granted
 
 
@@ -179,7 +178,7 @@ print("dumpable:", service.main())
     process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **variables(settings)},
-        cwd=environment.ROOT,
+        cwd=sandbox.ROOT,
         capture_output=True,
         text=True,
         check=True,
