@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -121,10 +121,10 @@ def _prune(options: argparse.Namespace, report: Reporter) -> Result:
 
 
 def _repair(options: argparse.Namespace, report: Reporter) -> Result:
-    config = read_settings(options, RepairConfig)
     from seft.checkpoint.folder import find_folder
 
     find_folder(options.folder)
+    config = read_settings(options, RepairConfig)
     with _writing(options.out):
         from seft import verbs
 
@@ -201,13 +201,11 @@ def default_sizes(
 
 @cache
 def _context(reference: str, revision: str | None) -> int | None:
-    """Return the context length of a model, or None if it is unknown."""
+    """Return the context length of a model, or None if it is unknown. Raises SourceError before torch is imported."""
     from seft.models.dimensions import context_length
     from seft.models.source import find
 
-    with suppress(SeftError):  # the command looks the model up again
-        return context_length(find(reference, revision=revision))
-    return None
+    return context_length(find(reference, revision=revision))
 
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:

@@ -102,7 +102,8 @@ def test_settings_that_others_imply_are_not_required() -> None:
         assert (config.batch_tokens, config.steps) == expected
 
 
-def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> None:
+def test_compress_has_the_options_of_both_settings_with_one_seed_for_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: None)
     words = ["compress", "model", "--data", "data.txt", "--out", "out", "--sparsity", "0.5", "--steps", "3"]
     more = ["--schedule", "gradual", "--rate-schedule", "cosine", "--prune-method", "ria", "--repair-method", "spp"]
     options = make_parser("seft").parse_args([*words, *more, "--seed", "5", "--tokens", "64", "--warmup-steps", "2"])
@@ -119,7 +120,8 @@ def test_compress_has_the_options_of_both_settings_with_one_seed_for_both() -> N
     )
 
 
-def test_the_options_make_the_settings() -> None:
+def test_the_options_make_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_context", lambda *_: None)
     options = make_parser("seft").parse_args([*COMMANDS[RepairConfig], "--steps", "3", "--warmup-steps", "2"])
     assert read_settings(options, RepairConfig) == RepairConfig(steps=3, warmup_steps=2)
     assert read_settings(options, RepairConfig, seed=5) == RepairConfig(steps=3, warmup_steps=2, seed=5)
