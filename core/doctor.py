@@ -5,10 +5,11 @@ Each check does the same as the service does. Its result says what is wrong and 
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from enum import StrEnum
 from io import BytesIO
 from shutil import disk_usage
@@ -33,6 +34,8 @@ MIN_FREE_DISK = 10 * GIB
 """Minimum free bytes. The state and the checkpoint of a model with a few billion weights need more."""
 MAX_CLOCK_DIFFERENCE = 30
 """Maximum difference of two clocks, in seconds."""
+ALIKE = 0.9
+"""Similarity from 0 to 1 from which on a name is taken for a misspelt one."""
 LARGE_OBJECT = bytes(9 << 20)
 """Content of a test object that is large enough to be uploaded in several parts."""
 
@@ -75,6 +78,7 @@ def run_checks() -> Iterator[Finding]:
             yield Finding("settings", State.WRONG, flaw, "docs/configuration.md lists all settings.")
         return
     yield Finding("settings", State.OK, "all settings are valid")
+    yield from _misspelt(os.environ)
     for name in CHECKS:
         yield run_check(name, settings)
 
@@ -89,6 +93,15 @@ def run_check(name: str, settings: Settings) -> Finding:
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__
         return Finding(name, State.WRONG, message, fix)
+
+
+def _misspelt(variables: Iterable[str]) -> Iterator[Finding]:
+    """Yield a note on every variable whose name is almost the name of a setting. The service ignores it."""
+    prefix = str(Settings.model_config["env_prefix"])
+    known = [prefix + field.upper() for field in Settings.model_fields]
+    for name in sorted(variables):
+        if name.startswith(prefix) and name not in known and (near := get_close_matches(name, known, 1, ALIKE)):
+            yield Finding("settings", State.NOTE, f"{name} is no setting and is ignored", f"Did you mean {near[0]}?")
 
 
 @contextmanager

@@ -53,6 +53,18 @@ def test_a_missing_setting_is_named(settings: Settings, monkeypatch: pytest.Monk
     assert_wrong(finding, "SEFT_S3_SECRET_KEY")
 
 
+def test_a_misspelt_setting_is_named_and_other_variables_are_not(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"SEFT_URL": "http://a", "SEFT_MODELS": "/models", "SEFT_DATABASE_PASSWORD": "a", "SEFT_HOST": "a"}
+    for name, value in {**variables(settings), **others, "SEFT_RATELIMIT": "5"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("core.doctor.CHECKS", {})
+    _, note = run_checks()
+    assert (note.state, note.mend) == (State.NOTE, "Did you mean SEFT_RATE_LIMIT?")
+    assert "SEFT_RATELIMIT" in note.seen
+
+
 def test_a_database_that_is_unreachable_or_rejects_or_is_outdated_is_named(
     settings: Settings, servers: Servers
 ) -> None:
