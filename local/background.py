@@ -19,7 +19,7 @@ from local.servers import require_valid_environment
 from local.stack import Stack
 
 ADDRESS_FILE = "running.json"
-READY_SECONDS = 120.0
+READY_SECONDS = 900.0
 STOP_SECONDS = 120.0
 CHECK_SECONDS = 0.2
 """Seconds between two checks whether all programs of the stack are running."""

@@ -11,7 +11,8 @@ from local import processes
 from local.folder import FolderLock, port_of, reserve_ports
 from local.processes import LocalError
 
-START_SECONDS = 60.0
+START_SECONDS = 600.0
+"""Maximum seconds until a program that does not end is ready. On a busy machine a start takes minutes."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Minimum and maximum seconds between two starts of a program. The pause doubles each time the program ends."""
 

@@ -16,6 +16,7 @@ from typer.main import get_command
 from api.app import routes
 from api.errors import TABLE
 from core.settings import Settings
+from core.specs import JobSpec
 from seft.client.cli import app
 from seft.client.operations import Operations
 from seft.client.shell import Exit
@@ -39,6 +40,41 @@ def settings_table() -> str:
         for name, field in Settings.model_fields.items()
     ]
     return _table(("variable", "default", "description"), rows)
+
+
+def fields_table() -> str:
+    """Return the table of all fields of a job: path, values, default, description."""
+    schema = JobSpec.model_json_schema()
+    return _table(("field", "values", "default", "description"), list(_fields(schema, schema["$defs"], "")))
+
+
+def _fields(schema: Any, definitions: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in schema["properties"].items():
+        kind = definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else field
+        if "properties" in kind:
+            yield from _fields(kind, definitions, f"{prefix}{name}.")
+            continue
+        default = "must be set" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
+        yield f"`{prefix}{name}`", _values(kind), default, field.get("description", "")
+
+
+def _values(kind: Any) -> str:
+    """Describe the allowed values of a field: those of an enumeration, or the type with its range."""
+    if "anyOf" in kind:
+        return ", or ".join(_values(each) for each in kind["anyOf"])
+    if "enum" in kind or "const" in kind:
+        return ", ".join(f"`{value}`" for value in kind.get("enum", [kind.get("const")]))
+    words = [
+        f"{word} {kind[limit]:,}"
+        for limit, word in (
+            ("minimum", "from"),
+            ("exclusiveMinimum", "above"),
+            ("maximum", "to"),
+            ("exclusiveMaximum", "below"),
+        )
+        if limit in kind
+    ]
+    return " ".join([kind["type"], *words])
 
 
 def routes_table() -> str:
@@ -89,6 +125,7 @@ def study_table(name: str) -> str:
 
 MADE: dict[str, list[Callable[[], str]]] = {
     "configuration.md": [settings_table],
+    "job-fields.md": [fields_table],
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
     "results.md": [partial(study_table, name) for name in ("bases", "methods", "retention", "swaps", "ablations")],

@@ -26,7 +26,7 @@ from tests.hollow import write_hollow
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- made from a test -->", "<!-- end -->"
-MODEL = "SmolLM2-135M-Instruct"
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 """Name of a local model. The service needs only the headers of its files, because no job is trained."""
 RECORDS = '{"text": "How do I reset my password?"}\n{"text": "Open the settings."}\n'
 HEADERS = ("Location", "Retry-After", "ETag")
