@@ -3,7 +3,14 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
 
 from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec
@@ -12,11 +19,13 @@ from seft.config import (
     DEFAULT_PRUNER,
     Compare,
     DropDecay,
+    OutputFormat,
     PruneMethod,
     PruneSchedule,
     Refinement,
     Variant,
 )
+from seft.errors import ConfigError
 
 WITHIN_CONTEXT = "At most the context length of the model. A longer default is lowered to it."
 
@@ -274,12 +283,40 @@ class EvaluateSpec(Spec):
         return {**data, "held_out": HELD_OUT if data.get("dataset") is None else None}
 
 
-class OutputSpec(Spec):
-    """Format of the checkpoint, and how long it is kept."""
+def _named_format(value: object) -> object:
+    """Return the format of this name. Raises ValueError with the reason if the format would not keep the model."""
+    try:
+        return config.parse_format(value) if isinstance(value, str) else value
+    except ConfigError as error:
+        raise ValueError(error.rule) from error
 
-    format: Literal["dense"] = Field(
-        default="dense", description="`dense` is a Hugging Face folder in which pruned weights are exactly 0."
+
+def _distinct(values: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
+    if not values or len({*values}) < len(values):
+        raise ValueError("must name at least one format, and each once")
+    return values
+
+
+class OutputSpec(Spec):
+    """Formats of the checkpoint, and how long it is kept."""
+
+    formats: Annotated[
+        tuple[Annotated[OutputFormat, BeforeValidator(_named_format)], ...], AfterValidator(_distinct)
+    ] = Field(
+        default=(OutputFormat.DENSE,),
+        description="Formats in which the model is published. Each keeps every zero. `dense` is a Hugging Face folder"
+        " in bfloat16; only with it can another job use the result. The others are one GGUF file for llama.cpp, with"
+        " the same values (`gguf_bf16`) or with 8 or 4 bits per weight (`gguf_q8_0`, `gguf_q4_0`).",
+        json_schema_extra={"minItems": 1, "uniqueItems": True},
     )
     retention_days: Integer = Field(
         default=30, ge=0, le=36500, description="Days after which the checkpoint is deleted; 0 keeps it permanently."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_single_format(cls, data: Any) -> Any:
+        """Read requests of versions before 9, whose field `format` could only be `dense`."""
+        if isinstance(data, dict) and data.get("format") == OutputFormat.DENSE:
+            return {name: value for name, value in data.items() if name != "format"}
+        return data

@@ -22,7 +22,7 @@ from seft import config
 from seft.config import Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 8
+SPEC_VERSION = 9
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -85,7 +85,7 @@ class JobSpec(Spec):
         default_factory=partial(RepairSpec.model_validate, {}), description="How the pruned model is repaired."
     )
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="How the models are evaluated.")
-    output: OutputSpec = Field(default_factory=OutputSpec, description="Format and lifetime of the checkpoint.")
+    output: OutputSpec = Field(default_factory=OutputSpec, description="Formats and lifetime of the checkpoint.")
     auto_start: Boolean = Field(default=True, description="If `false`, the job waits for `POST /jobs/{job_id}/start`.")
     priority: Integer = Field(default=0, ge=-100, le=100, description="Orders your tenant's jobs, highest first.")
     seed: Integer = Field(default=0, ge=0, lt=2**63, description="Seed of the random numbers of the job.")
@@ -248,12 +248,13 @@ def _located(error: ConfigError) -> ValidationError:
 
 
 def path_in_request(part: str, field: str) -> str:
-    """Return the dotted path, in a request, of a setting of the library for `prune`, `repair` or `evaluate`."""
+    """Return the dotted path, in a request, of a setting of the library for one of the parts of the request."""
     places: tuple[tuple[str, type[Spec]], ...] = (
         ("prune", PruneSpec),
         ("prune.calibration", CalibrationSpec),
         ("repair", RepairSpec),
         ("evaluate", EvaluateSpec),
+        ("output", OutputSpec),
     )
     found = (place for place, spec in places if place.startswith(part) and field in spec.model_fields)
     return ".".join([*filter(None, [next(found, "")]), field])

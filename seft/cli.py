@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`, which use the library on this machine.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `export` and `inspect`, which use the library here.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
 error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps, parse_format
 from seft.console import describe_checkpoint, describe_model, progress_reporter
 from seft.data.records import require_file
 from seft.errors import SeftError
@@ -248,6 +248,14 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
     return Result(data, describe_model(counted, record))
 
 
+def _export(options: argparse.Namespace, report: Reporter) -> Result:
+    from seft import verbs
+
+    size = verbs.export(options.folder, options.format, options.out, report=report)
+    data = {"out": str(options.out), "format": options.format, "bytes": size}
+    return Result(data, f"{options.out}  {options.format}  {size:,} bytes, every zero kept")
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
@@ -270,6 +278,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
         ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
+        ("export", _export, _add_export, "Write the model in a folder as one file of another format, such as GGUF."),
         ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
     )
     for name, run, add_arguments, text in descriptions:
@@ -328,6 +337,12 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tasks", type=Path, help="Folder of task YAML files, used instead of the harness's tasks.")
     add_options(command, EvaluateConfig, optional=LENGTHS)
     _add_place(command)
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, help="Hugging Face folder in bfloat16, such as one that prune wrote.")
+    command.add_argument("--format", type=parse_format, required=True, help="Format to write, such as gguf_q8_0.")
+    command.add_argument("out", type=Path, help="File to write. Must not exist.")
 
 
 def _add_inspect(command: argparse.ArgumentParser) -> None:

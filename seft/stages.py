@@ -4,6 +4,7 @@ The commands (`seft.verbs`) and the training process of the service (`worker.pip
 input gives equal bits. The callers read files, resume and decide when to stop.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,15 +15,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.checkpoint.export import export
+from seft.checkpoint.export import export, remove_dense
 from seft.checkpoint.facts import Base, Facts, Record
 from seft.checkpoint.verify import verify
-from seft.config import PruneConfig, RepairConfig
+from seft.config import OutputFormat, PruneConfig, RepairConfig, published_bytes
 from seft.data.packing import Encoded, Packed, concatenate, pack
 from seft.data.text import windows
 from seft.data.tokens import bos_tokens
 from seft.errors import DataError
 from seft.evaluate import mean_loss
+from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
 from seft.models.source import ModelSource
 from seft.prune.found import find_zeros, found_config
@@ -198,13 +200,35 @@ def repaired_facts(
     )
 
 
-def publish(loaded: Loaded, out: Path, facts: Facts, report: Reporter = silent) -> Record:
+def require_expressible(tokenizer: Any, formats: Sequence[OutputFormat]) -> None:
+    """Raise ConfigError if a format has no such tokenizer, so that a job fails before it trains."""
+    if any(each.is_gguf for each in formats):
+        tokenizer_rules(json.loads(tokenizer.backend_tokenizer.to_str()))
+
+
+def exported_bytes(loaded: Loaded, formats: Sequence[OutputFormat]) -> int:
+    """Return about how many bytes an export has on disk. The dense model is there even if it is not published."""
+    model: Any = loaded.model
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    return published_bytes({OutputFormat.DENSE, *formats}, weights, model.get_output_embeddings().weight.numel())
+
+
+def publish(
+    loaded: Loaded,
+    out: Path,
+    facts: Facts,
+    report: Reporter = silent,
+    formats: Sequence[OutputFormat] = (OutputFormat.DENSE,),
+) -> Record:
     """Export the model to the folder `out` and verify the folder. Returns the content of its `sparsity.json`.
 
-    Reports half of the phase EXPORTING after the export, and all of it after the verification.
+    Reports half of the phase EXPORTING after the export, and all of it after the verification. If `dense` is not among
+    the formats, the dense files are removed after the verification.
     """
-    export(loaded, out, facts)
+    export(loaded, out, facts, formats)
     report(Progress(Phase.EXPORTING, 1, 2))
     verify(out)
+    if OutputFormat.DENSE not in formats:
+        remove_dense(out)
     report(Progress(Phase.EXPORTING, 2, 2))
     return Record.read(out)

@@ -1,4 +1,4 @@
-"""Operations on whole models, one function per command: prune, repair, compress, evaluate.
+"""Operations on whole models, one function per command: prune, repair, compress, evaluate, export.
 
 They read the files, check the arguments before any weight is loaded, and run `seft.stages`. They print nothing; the
 command line in `seft.cli` does.
@@ -14,9 +14,11 @@ import torch
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
-from seft.checkpoint.folder import find_folder, require_empty
+from seft.checkpoint.folder import find_folder, require_empty, require_new
+from seft.checkpoint.formats import write_format
+from seft.checkpoint.verify import verify_file
 from seft.choices import Accuracy, accuracy, read_questions
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, require_repair_of
+from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, Retain, require_repair_of
 from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows, named
@@ -211,6 +213,26 @@ def run_task(
     tasks = harness.find_task(task, folder)
     loaded = _load(find(reference, revision=revision), place, report)
     return harness.run_task(loaded.model, loaded.tokenizer, task, tasks)
+
+
+def export(folder: Path, format_: OutputFormat, out: Path, *, report: Reporter = silent) -> int:
+    """Write the model in a dense folder as the new file `out` and verify the file. Returns its size in bytes.
+
+    The folder is one that `prune`, `repair` or `compress` wrote, or another one in bfloat16. Raises ConfigError if the
+    format cannot express the model. If the verification fails, the file is deleted.
+    """
+    find_folder(folder)
+    require_new(out)
+    report(Progress(Phase.EXPORTING, 0, 2))
+    write_format(folder, format_, out)
+    report(Progress(Phase.EXPORTING, 1, 2))
+    try:
+        verify_file(folder, out, format_)
+    except BaseException:
+        out.unlink()
+        raise
+    report(Progress(Phase.EXPORTING, 2, 2))
+    return out.stat().st_size
 
 
 def _fitting(source: ModelSource, *settings: PruneConfig | RepairConfig | EvaluateConfig) -> ModelSource:

@@ -63,8 +63,8 @@ from worker.protocol import (
 )
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
-PRUNED_BYTES, EXPORTED_BYTES = 4, 2
-"""Maximum bytes on disk per weight: in a saved state, and in the checkpoint."""
+PRUNED_BYTES = 4
+"""Maximum bytes on disk per weight in a saved state."""
 
 READING_SECONDS = 1.0
 """Seconds between two messages about the records that are read."""
@@ -150,6 +150,7 @@ class Pipeline:
         else:
             training, held_out = records.split(found, share, self.task.spec.seed)
         tokenizer = load_tokenizer(source)
+        stages.require_expressible(tokenizer, self.task.spec.output.formats)
         encoded = encode(training, tokenizer, self._report_reading)
         judged = encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done))
         retained = self._read_retained(tokenizer, len(found))
@@ -197,7 +198,9 @@ class Pipeline:
         if not self.prune.gradual:
             self._evaluate("pruned", Stage.PRUNED, loaded, text)
         (folder := self._state_folder).mkdir(parents=True)
-        disk_space.require_space(folder, PRUNED_BYTES * _weights(loaded) + EXPORTED_BYTES * _weights(loaded))
+        weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+        exported = stages.exported_bytes(loaded, self.task.spec.output.formats)
+        disk_space.require_space(folder, PRUNED_BYTES * weights + exported)
         save_pruned(loaded.model, folder / PRUNED)
         if self.retained:
             save_retained(self.retained, folder / RETAINED)
@@ -320,8 +323,9 @@ class Pipeline:
 
     def _export(self, loaded: Loaded, facts: Facts) -> None:
         self._progress(Stage.EXPORTING, 0.0)
-        disk_space.require_space(self.folder, EXPORTED_BYTES * _weights(loaded))
-        record = stages.publish(loaded, self.folder / RESULT, facts, self._report_export)
+        formats = self.task.spec.output.formats
+        disk_space.require_space(self.folder, stages.exported_bytes(loaded, formats))
+        record = stages.publish(loaded, self.folder / RESULT, facts, self._report_export, formats)
         sparsity = record.data()["sparsity"]
         measured = {"linears": sparsity["linears"], "model": sparsity["model"], "grown_zeros": facts.grown_zeros}
         self.send(Finished(step=self.step, scores=self.scores, measured=measured))
@@ -390,7 +394,3 @@ def configure_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling memory that is overwritten anyway costs time and does not change results.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def _weights(loaded: Loaded) -> int:
-    return sum(parameter.numel() for parameter in loaded.model.parameters())

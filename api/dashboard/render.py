@@ -35,6 +35,7 @@ FILTERS = (
     "is_gradual",
     "score_names",
     "has_events",
+    "file_format",
     "recovered_fraction",
     "waiting_reason",
 )

@@ -16,13 +16,22 @@ from sqlalchemy.orm import Session
 from api.changes import JobVersion
 from api.deps import EVENT_STREAM, LIMITED_WAITS, Auth, CurrentServices, JobId, Limit, Services
 from api.errors import responses
-from api.schemas.reports import CheckpointList, CheckpointView, EventPage, EventView, MetricPage, MetricView
-from api.schemas.shared import LARGEST_ID, LARGEST_STEP, FileView
+from api.schemas.reports import (
+    CheckpointFileView,
+    CheckpointList,
+    CheckpointView,
+    EventPage,
+    EventView,
+    MetricPage,
+    MetricView,
+)
+from api.schemas.shared import LARGEST_ID, LARGEST_STEP
 from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.jobs.reports import MetricPoint
 from core.states import Status
 from core.tables import Checkpoint, JobMetric
+from seft.config import format_of
 
 STREAM_SECONDS = 300.0
 """Maximum seconds of one stream. A client reconnects with `Last-Event-ID`, and its key is then checked again."""
@@ -136,10 +145,15 @@ def _metrics(
     return reports.downsample_metrics(session, job_id, after_step=after_step, points=points), False
 
 
-def _files(services: Services, row: Checkpoint) -> list[FileView]:
+def _files(services: Services, row: Checkpoint) -> list[CheckpointFileView]:
     return [
-        FileView.of(
-            services.storage, row.prefix + file["name"], name=file["name"], size=file["size"], sha256=file["sha256"]
+        CheckpointFileView.of(
+            services.storage,
+            row.prefix + file["name"],
+            name=file["name"],
+            size=file["size"],
+            sha256=file["sha256"],
+            format=format_of(file["name"]),
         )
         for file in row.files
     ]

@@ -87,6 +87,7 @@ class EstimateView(BaseModel):
                     }
                 ],
                 "checkpoint_bytes": 269030016,
+                "disk_bytes": 807090048,
                 "fits": True,
                 "workers": [
                     {
@@ -112,6 +113,12 @@ class EstimateView(BaseModel):
     steps: int = Field(description="Number of optimizer steps.")
     tokens: TokensView
     memory: list[StageView] = Field(description="Peak memory of each phase, in the order of the phases.")
-    checkpoint_bytes: int = Field(description="Bytes of the weight files in the published checkpoint.")
+    checkpoint_bytes: int = Field(
+        description="Bytes of the weight files in the published checkpoint, in all its formats."
+    )
+    disk_bytes: int = Field(
+        description="Bytes of the worker's disk that the job needs for weights: a saved state and the checkpoint."
+        " The dense model is on disk even if it is not published."
+    )
     fits: bool | None = Field(description="True if the job fits a live worker. `null` if there is no live worker.")
     workers: list[FitView]

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from api.schemas.shared import FILE, SHA256, TIME, FileView, example
 from core.jobs.reports import MetricPoint
 from core.tables import Checkpoint, JobEvent, JobMetric
+from seft.config import OutputFormat
 
 
 class EventView(BaseModel):
@@ -63,6 +64,20 @@ class MetricPage(BaseModel):
     has_more: bool
 
 
+CHECKPOINT_FILE = {**FILE, "format": "dense"}
+
+
+class CheckpointFileView(FileView):
+    """A file of a checkpoint."""
+
+    model_config = example(CHECKPOINT_FILE)
+
+    format: OutputFormat | None = Field(
+        description="Format of the model that the file belongs to, one of `output.formats`. `null` if the file belongs"
+        " to all formats."
+    )
+
+
 class CheckpointView(BaseModel):
     """A published checkpoint."""
 
@@ -70,12 +85,12 @@ class CheckpointView(BaseModel):
     step: int
     sha256: str = Field(description="SHA-256 of `manifest.json`. That file lists the SHA-256 of every other file.")
     scores: dict[str, float]
-    files: list[FileView]
+    files: list[CheckpointFileView]
     created_at: datetime
     expires_at: datetime | None = Field(description="Time at which the checkpoint is deleted. `null` means never.")
 
     @classmethod
-    def of(cls, row: Checkpoint, files: list[FileView]) -> Self:
+    def of(cls, row: Checkpoint, files: list[CheckpointFileView]) -> Self:
         """Return the view of a row. `files` are its files with download links."""
         names = cls.model_fields.keys() - {"files"}
         return cls.model_validate({name: getattr(row, name) for name in names} | {"files": files})
@@ -92,7 +107,7 @@ class CheckpointList(BaseModel):
                     "step": 500,
                     "sha256": SHA256,
                     "scores": {"dense": 20.63, "pruned": 51.2, "repaired": 31.4},
-                    "files": [FILE],
+                    "files": [CHECKPOINT_FILE],
                     "created_at": TIME,
                     "expires_at": "2026-03-02T12:00:00Z",
                 }

@@ -47,10 +47,23 @@ class FileView(BaseModel):
     )
 
     @classmethod
-    def of(cls, storage: Storage, key: str, *, name: str, size: int, sha256: str, saved_as: str | None = None) -> Self:
-        """Return the view of the object with this key. With `saved_as`, a browser saves it under that name."""
+    def of(
+        cls,
+        storage: Storage,
+        key: str,
+        *,
+        name: str,
+        size: int,
+        sha256: str,
+        saved_as: str | None = None,
+        **further: Any,
+    ) -> Self:
+        """Return the view of the object with this key. With `saved_as`, a browser saves it under that name.
+
+        `further` are the values of the fields that a derived view adds.
+        """
         links = {"url": storage.link(key, saved_as=saved_as), "head_url": storage.head_link(key)}
-        return cls(name=name, size=size, sha256=sha256, **links)
+        return cls(name=name, size=size, sha256=sha256, **links, **further)
 
 
 @dataclass(frozen=True, slots=True)

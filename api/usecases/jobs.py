@@ -61,7 +61,7 @@ def estimate(services: Services, caller: Caller, spec: EstimateSpec) -> Estimate
     """
     source = services.models.find(caller.tenant, spec.model, spec.revision)
     dimensions = services.models.dimensions(caller.tenant, source)
-    fitting = fitted(spec, dimensions)
+    fitting = fitted(spec, dimensions, source)
     with services.sessions.begin() as session:
         return EstimateView.model_validate(estimates.estimate(session, dimensions, fitting, services.settings))
 

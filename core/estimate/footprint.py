@@ -93,8 +93,9 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         phases[Phase.RECONSTRUCTING] = _reconstructing(model, spec)
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
-    # A copy of the process loads the written checkpoint, on the host.
-    phases[Phase.EXPORTING] = Footprint(weights, weights, host_transfer=written)
+    # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
+    copies = 2 if any(each.is_gguf for each in spec.output.formats) else 1
+    phases[Phase.EXPORTING] = Footprint(weights, copies * weights, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 
 

@@ -13,6 +13,7 @@ from core.estimate import calibration
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
+from seft.config import OutputFormat
 from seft.models.dimensions import Dimensions
 
 LONGEST_SECONDS = 1e9
@@ -91,7 +92,15 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     """Return the units of work per task. The model has `parameters` weights, `targets` of them in pruned layers."""
     prune, repair, evaluate = spec.prune, spec.repair, spec.evaluate
     text = float(targets * prune.calibration.samples * prune.calibration.tokens)
-    work: dict[Task, float] = {Task(phase): parameters for phase in (Phase.LOADING, Phase.EXPORTING, Phase.UPLOADING)}
+    formats = spec.output.formats
+    # Each format is written and verified. The dense model is always written, because the others are made from it.
+    written = len({OutputFormat.DENSE, *formats})
+    uploaded = sum(each.bits for each in formats) / OutputFormat.DENSE.bits
+    work: dict[Task, float] = {
+        Task(Phase.LOADING): parameters,
+        Task(Phase.EXPORTING): parameters * written,
+        Task(Phase.UPLOADING): parameters * uploaded,
+    }
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
     work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:

@@ -4,6 +4,7 @@ No transaction is open during requests to the model hub.
 """
 
 import json
+from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
@@ -21,6 +22,8 @@ from seft.config import PruneSchedule, require_repair_of
 from seft.errors import ConfigError
 from seft.fit import require_fit
 from seft.models.dimensions import Dimensions
+from seft.models.gguf_config import require_formats
+from seft.models.source import ModelSource
 
 AnySpec = TypeVar("AnySpec", bound=JobSpec)
 
@@ -52,7 +55,7 @@ def admit(
                 return existing, False
     source = resolver.find(caller.tenant, spec.model, spec.revision)
     dimensions = resolver.dimensions(caller.tenant, source)
-    pinned = fitted(spec, dimensions).model_copy(update={"revision": source.revision})
+    pinned = fitted(spec, dimensions, source).model_copy(update={"revision": source.revision})
     gradual = spec.prune.schedule is PruneSchedule.GRADUAL
     with sessions.begin() as session:
         fairness.require_waiting_quota(session, caller, settings)
@@ -75,16 +78,23 @@ def admit(
         return job, new
 
 
-def fitted(spec: AnySpec, model: Dimensions) -> AnySpec:
+def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
     """Return the request for a model, with the lengths of sequences that were left out at most as long as its context.
 
-    Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`).
+    Raises ProblemError if the settings do not fit the model. The rules are those of the library (`seft.fit`,
+    `seft.models.gguf_config`). The tokenizer is read only by the training process, which checks it before it trains.
     """
     spec = spec.within(model.context)
     flaws = list[Flaw]()
-    for part, rules in (("prune", _fit_prune), ("repair", _fit_repair), ("evaluate", _fit_evaluate)):
+    rules: dict[str, Callable[[], object]] = {
+        "prune": lambda: require_fit(model, spec.prune_config()),
+        "repair": lambda: _fit_repair(spec, model),
+        "evaluate": lambda: require_fit(model, spec.evaluate_config()),
+        "output": lambda: require_formats(spec.output.formats, source),
+    }
+    for part, rule in rules.items():
         try:
-            rules(spec, model)
+            rule()
         except ConfigError as error:
             flaws.append(Flaw(path_in_request(part, error.field), error.rule, repr(error.value), error.way_out))
     if flaws:
@@ -93,18 +103,10 @@ def fitted(spec: AnySpec, model: Dimensions) -> AnySpec:
     return spec
 
 
-def _fit_prune(spec: JobSpec, model: Dimensions) -> None:
-    require_fit(model, spec.prune_config())
-
-
 def _fit_repair(spec: JobSpec, model: Dimensions) -> None:
     if repair := spec.repair_config():
         require_repair_of(spec.prune_config(), repair)
         require_fit(model, repair)
-
-
-def _fit_evaluate(spec: JobSpec, model: Dimensions) -> None:
-    require_fit(model, spec.evaluate_config())
 
 
 def _require_run_time(spec: JobSpec, limit: int) -> None:

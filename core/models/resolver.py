@@ -158,7 +158,9 @@ class ModelResolver:
         with self._sessions.begin() as session:
             checkpoint = results.find(session, tenant, reference)
         if checkpoint is None:
-            message = f"your job {reference} has no stored checkpoint. List your models with GET /models."
+            message = (
+                f"your job {reference} has no stored checkpoint in the format dense. List your models with GET /models."
+            )
             raise SourceError(NOT_FOUND, message)
         return checkpoint
 

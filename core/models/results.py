@@ -7,17 +7,22 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from core import ids
 from core.infra.storage import Storage
 from core.tables import Checkpoint, Job, Json
+from seft.config import OutputFormat, format_of
 from seft.models.limits import MAX_FILE_BYTES
 from seft.models.model_files import CARD, CONFIG, TEXT_FILES, card_licence, is_weights, require_size
 from seft.models.safetensors_header import Header, merge, read_header
 from seft.models.shapes import Shapes
 from seft.models.source import Kind, ModelSource
+
+_IS_DENSE = type_coerce(Checkpoint.files, JSONB).contains([{"name": CONFIG}])
+"""SQL condition that a checkpoint has the dense model, which every other job can use."""
 
 
 def is_result(reference: str) -> bool:
@@ -26,27 +31,31 @@ def is_result(reference: str) -> bool:
 
 
 def find(session: Session, tenant: str, job_id: str, *, keep: bool = False) -> Checkpoint | None:
-    """Return the newest stored checkpoint of the tenant's job, or None.
+    """Return the newest stored checkpoint of the tenant's job with a dense model, or None.
 
     With `keep`, it is neither expired nor deleted until the transaction ends.
     """
-    mine = (Checkpoint.job_id == job_id, Job.tenant == tenant)
+    mine = (Checkpoint.job_id == job_id, Job.tenant == tenant, _IS_DENSE)
     query = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(*mine)
     query = query.with_for_update(read=True, key_share=True, of=Checkpoint) if keep else query
     return session.scalars(query.order_by(Checkpoint.id.desc()).limit(1)).first()
 
 
 def page(session: Session, tenant: str, *, after: str | None, limit: int) -> Sequence[str]:
-    """Return the ids of up to `limit` of the tenant's jobs that have a checkpoint, older than `after`, newest first."""
-    query = select(Job.id).join(Checkpoint, Job.id == Checkpoint.job_id).where(Job.tenant == tenant)
+    """Return the ids of up to `limit` of the tenant's jobs with a dense checkpoint, newest first, from `after` on."""
+    query = select(Job.id).join(Checkpoint, Job.id == Checkpoint.job_id).where(Job.tenant == tenant, _IS_DENSE)
     if after is not None:
         query = query.where(Job.id < after)
     return session.scalars(query.order_by(Job.id.desc()).limit(limit)).all()
 
 
 def files(checkpoint: Checkpoint) -> list[Json]:
-    """Return the files of a checkpoint, each with the key of its object."""
-    return [{**file, "key": checkpoint.prefix + file["name"]} for file in checkpoint.files]
+    """Return the files of a checkpoint without those of other formats, each with the key of its object."""
+    return [
+        {**file, "key": checkpoint.prefix + file["name"]}
+        for file in checkpoint.files
+        if format_of(file["name"]) in (None, OutputFormat.DENSE)
+    ]
 
 
 def files_of(session: Session, tenant: str, reference: str) -> list[Json]:

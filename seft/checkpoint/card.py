@@ -1,13 +1,23 @@
 """Writes the model card, README.md of a checkpoint: description, scores, sparsity, how to load, and the settings.
 
-All its facts come from `sparsity.json`.
+All its facts come from `sparsity.json`, except for the formats in which the model is published.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from seft.checkpoint.counts import Count
 from seft.checkpoint.facts import Facts, Record
-from seft.config import Allocation, Compare, PruneConfig, RepairConfig, RepairMethod, Retain, SparsityOf
+from seft.config import (
+    Allocation,
+    Compare,
+    OutputFormat,
+    PruneConfig,
+    RepairConfig,
+    RepairMethod,
+    Retain,
+    SparsityOf,
+)
 from seft.models.source import Kind
 
 _LOAD = """```python
@@ -19,6 +29,19 @@ model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 _SPEED = """The zeros are stored as ordinary zeros, so any software that loads the base model loads this one.
 Transformers, vLLM and llama.cpp run it at the speed and in the memory of the dense model. A runtime with sparse kernels
 can pack it when it loads it."""
+
+_GGUF = """`{file}` has the same zeros{values}. llama.cpp runs it, at the speed of a dense
+model of this type:
+
+```shell
+llama-cli --model {file} --prompt "Once upon a time"
+```"""
+_VALUES = {
+    OutputFormat.GGUF_BF16: " and exactly the values of the checkpoint",
+    OutputFormat.GGUF_Q8_0: ", and its other weights are rounded to 8 bits with a scale per 32 weights (Q8_0)",
+    OutputFormat.GGUF_Q4_0: ", and its other weights are rounded to 4 bits with a scale per 32 weights (Q4_0)",
+}
+_NOT_SCORED = "The scores are those of the weights in bfloat16. Those of rounded weights are not measured."
 
 _METHODS = {
     RepairMethod.SEFT: (
@@ -34,13 +57,16 @@ _METHODS = {
 }
 
 
-def card(record: Record) -> str:
-    """Return the model card as Markdown with the YAML front matter of the Hugging Face hub."""
+def card(record: Record, formats: Sequence[OutputFormat] = (OutputFormat.DENSE,)) -> str:
+    """Return the model card as Markdown with the YAML front matter of the Hugging Face hub.
+
+    `formats` are those in which the model is published.
+    """
     facts = record.facts
     parts = [_front_matter(facts), f"# {_title(record)}", _description(record)]
     if facts.scores:
         parts += ["## Scores", _scores(facts)]
-    parts += ["## Sparsity", _sparsity(record), "## Loading", _LOAD, _SPEED, "## Recipe", _recipe(record)]
+    parts += ["## Sparsity", _sparsity(record), "## Loading", *_loading(formats), "## Recipe", _recipe(record)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +162,14 @@ def _sparsity(record: Record) -> str:
     )
     note = f"Counted in the written files. {wanted}."
     return "\n".join(["| | fraction of zeros | zeros | weights |", "|---|---|---|---|", *rows, "", note])
+
+
+def _loading(formats: Sequence[OutputFormat]) -> list[str]:
+    """Return how to load each format."""
+    parts = [_LOAD, _SPEED] if OutputFormat.DENSE in formats else []
+    parts += [_GGUF.format(file=each.file, values=_VALUES[each]) for each in formats if each.is_gguf]
+    rounds = {OutputFormat.GGUF_Q8_0, OutputFormat.GGUF_Q4_0} & {*formats}
+    return [*parts, *([_NOT_SCORED] if rounds else [])]
 
 
 def _recipe(record: Record) -> str:

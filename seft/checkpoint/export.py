@@ -1,12 +1,14 @@
 """Writes a sparse checkpoint: a Hugging Face folder in bfloat16 in which pruned weights are exactly zero.
 
+The same model in other formats can be files in this folder (`seft.checkpoint.formats`).
+
 Its bytes depend only on the weights and the facts, so an interrupted and resumed run gives the same sha256. The zeros
 are stored like other values, because loaders no longer support compressed sparse formats. `seft.checkpoint.verify`
 verifies the folder.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
 from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical_json, manifest, versions
 from seft.checkpoint.folder import require_empty
+from seft.checkpoint.formats import write_format
 from seft.checkpoint.verify import fingerprint
+from seft.config import OutputFormat, format_of
 from seft.models.load import Loaded, quiet
+from seft.models.model_files import CARD
 
 EXPORT_DTYPE = torch.bfloat16
 MAX_SHARD = "5GB"
@@ -33,11 +38,13 @@ _REMOVED_KEYS = (
 )
 
 
-def export(loaded: Loaded, out: Path, facts: Facts) -> None:
+def export(loaded: Loaded, out: Path, facts: Facts, formats: Sequence[OutputFormat] = (OutputFormat.DENSE,)) -> None:
     """Write the model, its tokenizer and its facts to the folder `out`. Does not verify the folder.
 
+    The dense model is always written, because the other formats are made from it and verified against it.
     `manifest.json` is written last, so a folder without it is incomplete. The model keeps its dtype, but its weights
-    are rounded to bfloat16 afterwards. Raises ConfigError if `out` is not empty.
+    are rounded to bfloat16 afterwards. Raises ConfigError if `out` is not empty, or if a format cannot express the
+    model.
     """
     require_empty(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,18 @@ def export(loaded: Loaded, out: Path, facts: Facts) -> None:
     _write_tokenizer_config(out / "tokenizer_config.json")
     record = Record(facts, sparsity.of_folder(out), model_fingerprint, versions())
     record.write(out)
-    (out / "README.md").write_text(card(record), encoding="utf-8")
+    for format_ in formats:
+        if format_.file is not None:
+            write_format(out, format_, out / format_.file)
+    (out / CARD).write_text(card(record, formats), encoding="utf-8")
+    (out / MANIFEST).write_bytes(manifest(out))
+
+
+def remove_dense(out: Path) -> None:
+    """Remove the dense model from a verified folder with other formats, and write the manifest of what remains."""
+    for path in out.iterdir():
+        if format_of(path.name) is OutputFormat.DENSE:
+            path.unlink()
     (out / MANIFEST).write_bytes(manifest(out))
 
 

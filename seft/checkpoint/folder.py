@@ -67,7 +67,7 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
     experts = next((values[key] for key in EXPERT_COUNTS if isinstance(values.get(key), int)), 0)
     counted = [
         _count(file, name, tensor, experts)
-        for file, name, tensor in _tensors(folder)
+        for file, name, tensor in tensors(folder)
         if name != HEAD or values.get(TIED) is not True
     ]
     weights = dict[str, int]()
@@ -102,7 +102,15 @@ def require_empty(out: Path) -> None:
         raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:
+def require_new(out: Path) -> None:
+    """Raise ConfigError unless `out` is the path of a file that does not exist, in a folder that can be written."""
+    if out.exists() or out.is_symlink():
+        raise ConfigError("out", "must be a file that does not exist yet", str(out), "Use another name.")
+    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
+
+
+def tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:
     """Yield the bytes of a file and the name and place of a tensor in it, for every tensor of the model."""
     for name in weight_files(str(folder), folder_sizes(folder), lambda name: read_small(folder / name)):
         path = folder / name

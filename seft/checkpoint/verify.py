@@ -1,5 +1,7 @@
 """Verifies an exported folder from its files alone: hashes, counts of zeros, loading, and output probabilities.
 
+Files of other formats in the folder are compared with it (`seft.checkpoint.formats`).
+
 `verify` works in a separate process, so that state or patches of the exporting process cannot hide a broken folder. The
 process is `python -m seft.checkpoint.verify FOLDER`, or one that `standby` started. It does not check the quality of
 the model.
@@ -21,7 +23,8 @@ from torch import nn
 from seft.checkpoint import sparsity
 from seft.checkpoint.counts import Sparsity
 from seft.checkpoint.facts import MANIFEST, Fingerprint, Record, manifest
-from seft.config import Allocation, Compare, Pattern, SparsityOf
+from seft.checkpoint.formats import verify_format
+from seft.config import Allocation, Compare, OutputFormat, Pattern, SparsityOf, format_of
 from seft.errors import SeftError, SourceError, VerifyError
 from seft.models.load import load
 from seft.models.source import find
@@ -130,15 +133,24 @@ def verify(folder: Path) -> None:
         _Standby.waiting = None
         message = process.verify(folder)
     else:
-        message = _verify_in_new_process(folder)
+        message = _verify_in_new_process(str(folder))
     if message:
         raise VerifyError(message)
 
 
-def _verify_in_new_process(folder: Path) -> str:
+def verify_file(folder: Path, file: Path, format_: OutputFormat) -> None:
+    """Compare a file of a format with its dense folder in a separate process.
+
+    Raises VerifyError with the message of the first failure.
+    """
+    if message := _verify_in_new_process(str(folder), str(file), format_):
+        raise VerifyError(message)
+
+
+def _verify_in_new_process(*arguments: str) -> str:
     """Return the message of the first failure, or an empty text."""
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "seft.checkpoint.verify", str(folder)],
+        [sys.executable, "-P", "-m", "seft.checkpoint.verify", *arguments],
         env={**os.environ, "PYTHONPATH": str(PACKAGE_ROOT), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -156,6 +168,9 @@ def check(folder: Path) -> None:
     record = Record.read(folder)
     _verify_counts(record, sparsity.of_folder(folder))
     _verify_model(folder, record)
+    for file in sorted(folder.iterdir()):
+        if (format_ := format_of(file.name)) and format_.file:
+            verify_format(folder, file, format_)
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
@@ -265,12 +280,17 @@ def _verify_fingerprint(expected: Fingerprint, actual: Fingerprint) -> None:
 
 
 def main() -> None:
-    """Verify the checkpoint folder given on the command line.
+    """Verify the checkpoint folder given on the command line, or a file that was made from it, and its format.
 
     If a check fails, stop and write that failure as the last line of stderr.
     """
+    folder, *made = sys.argv[1:]
     try:
-        check(Path(sys.argv[1]))
+        if made:
+            file, format_ = made
+            verify_format(Path(folder), Path(file), OutputFormat(format_))
+        else:
+            check(Path(folder))
     except SeftError as error:
         sys.exit(str(error))
 

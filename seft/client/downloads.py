@@ -21,13 +21,13 @@ from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Toget
 
 PART_BYTES = 8 << 20
 EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-Again = Callable[[], Steps[list[File]]]
+Again = Callable[[], Steps[Sequence[File]]]
 
 
 def fetch(
     folder: Path,
     again: Again,
-    files: list[File] | None = None,
+    files: Sequence[File] | None = None,
     *,
     at_once: int,
     progress: Progress | None,
@@ -149,7 +149,7 @@ class _Session:
         self.again, self.pauses, self.meter = again, pauses, meter
         self.links: dict[str, str] = {}
 
-    def renew(self, files: list[File]) -> None:
+    def renew(self, files: Sequence[File]) -> None:
         """Replace the expired links by those of `files`."""
         self.links = {file["name"]: file["url"] for file in files}
 

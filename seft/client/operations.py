@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
@@ -16,6 +16,7 @@ from seft.client.errors import ApiProblem, ClientError, Unreachable
 from seft.client.events import EventReader
 from seft.client.responses import (
     Checkpoint,
+    CheckpointFile,
     Dataset,
     Estimate,
     Event,
@@ -266,10 +267,17 @@ class Operations(Administration):
 
     @operation
     def download(
-        self, job_id: str, folder: Path, *, at_once: int = 4, progress: Progress | None = None
+        self,
+        job_id: str,
+        folder: Path,
+        *,
+        format: str | None = None,  # noqa: A002 (its name in the API)
+        at_once: int = 4,
+        progress: Progress | None = None,
     ) -> Steps[list[Path]]:
         """Download the newest checkpoint to `folder`, `at_once` parts in parallel. Returns the paths of the files.
 
+        With `format`, only the files of this format are downloaded, and those that belong to all formats.
         A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
         finished parts are not fetched again.
         """
@@ -279,15 +287,14 @@ class Operations(Administration):
             gone = ", and its checkpoint has expired" if job["status"] == "succeeded" else ""
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
+        files = _of_format(newest, format) if format else newest["files"]
 
-        def again() -> Steps[list[File]]:
+        def again() -> Steps[Sequence[File]]:
             listed = yield from self._checkpoints(job_id)
             return next(one["files"] for one in listed if one["id"] == newest["id"])
 
         return (
-            yield from downloads.fetch(
-                folder, again, newest["files"], at_once=at_once, progress=progress, pauses=self.pauses
-            )
+            yield from downloads.fetch(folder, again, files, at_once=at_once, progress=progress, pauses=self.pauses)
         )
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:
@@ -299,6 +306,14 @@ class Operations(Administration):
 
     def _checkpoints(self, job_id: str) -> Steps[list[Checkpoint]]:
         return cast("list[Checkpoint]", (yield from self._get(f"/jobs/{job_id}/checkpoints"))["data"])
+
+
+def _of_format(checkpoint: Checkpoint, format_: str) -> list[CheckpointFile]:
+    """Return the files of one format, and those that belong to all formats. Raises ClientError if it has none."""
+    formats = dict.fromkeys(filter(None, (file.get("format") for file in checkpoint["files"])))
+    if format_ not in formats:
+        raise ClientError(f"{checkpoint['id']} has the formats {', '.join(formats)}; it has no {format_}.")
+    return [file for file in checkpoint["files"] if file.get("format") in (format_, None)]
 
 
 def _events(reader: EventReader, chunk: bytes) -> Iterator[Event]:

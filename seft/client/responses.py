@@ -79,6 +79,7 @@ class Estimate(TypedDict):
     tokens: dict[str, int]
     memory: list[StageMemory]
     checkpoint_bytes: int
+    disk_bytes: int
     fits: bool | None
     workers: list[Fit]
 
@@ -147,6 +148,12 @@ class File(TypedDict):
     head_url: str
 
 
+class CheckpointFile(File):
+    """A file of a checkpoint. `format` is the format that it belongs to, or None if it belongs to every format."""
+
+    format: str | None
+
+
 class Checkpoint(TypedDict):
     """A published checkpoint of a job."""
 
@@ -154,7 +161,7 @@ class Checkpoint(TypedDict):
     step: int
     sha256: str
     scores: dict[str, float]
-    files: list[File]
+    files: list[CheckpointFile]
     created_at: str
     expires_at: str | None
 

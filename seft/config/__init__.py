@@ -4,6 +4,7 @@ The command line derives its options from these fields (`seft.options`). The `Do
 """
 
 from seft.config.evaluate import EvaluateConfig
+from seft.config.output import FORMATS, OutputFormat, format_of, parse_format, published_bytes
 from seft.config.pattern import UNSTRUCTURED, Pattern
 from seft.config.prune import (
     DEFAULT_PRUNER,
@@ -32,6 +33,7 @@ from seft.config.repair import (
 
 __all__ = [
     "DEFAULT_PRUNER",
+    "FORMATS",
     "MOST_SPARSE",
     "UNSTRUCTURED",
     "Allocation",
@@ -39,6 +41,7 @@ __all__ = [
     "Compare",
     "DropDecay",
     "EvaluateConfig",
+    "OutputFormat",
     "Pattern",
     "PruneConfig",
     "PruneMethod",
@@ -52,6 +55,9 @@ __all__ = [
     "Variant",
     "default_batch",
     "default_steps",
+    "format_of",
+    "parse_format",
+    "published_bytes",
     "require_repair_of",
     "trains_all",
 ]

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -50,9 +52,10 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
     Raises SourceError if the files are not a complete model.
     """
-    tokenizer = load_tokenizer(source)
-    with _source_errors(source.reference), _location(source) as (folder, options):
-        model = _load_model(source.reference, folder, options)
+    with _header_read_once():
+        tokenizer = load_tokenizer(source)
+        with _source_errors(source.reference), _location(source) as (folder, options):
+            model = _load_model(source.reference, folder, options)
     model.config.use_cache = False
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
@@ -107,6 +110,20 @@ def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
         # The weights are dequantised. With these two attributes transformers would not save the model.
         del model.config.quantization_config, model.hf_quantizer
     return model
+
+
+@contextmanager
+def _header_read_once() -> Iterator[None]:
+    """Read the header of a GGUF file, and the table of its names, once while the `with` block runs.
+
+    Transformers reads the header three times, and the table for every module. Each takes seconds.
+    """
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(cache, before)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 @contextmanager

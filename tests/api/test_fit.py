@@ -155,3 +155,59 @@ def test_a_batch_that_the_lowered_sequences_do_not_divide_is_rejected(
 def test_a_text_length_that_no_setting_reads_is_not_checked(client: TestClient, body: Json) -> None:
     prune = {"method": "magnitude", "calibration": {"tokens": 1024}}
     assert client.post("/jobs", json=body | {"model": "short", "prune": prune}).status_code == 202
+
+
+COMPLETE: Json = {
+    "model_type": "llama",
+    "max_position_embeddings": CONTEXT,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "hidden_act": "silu",
+}
+"""The part of a config that decides whether GGUF can express the model."""
+
+
+@pytest.mark.parametrize(
+    ("config", "rule"),
+    [
+        ({"architectures": ["OPTForCausalLM"]}, "only for a model with an architecture of LlamaForCausalLM, Mistral"),
+        ({"hidden_act": "gelu"}, "only for a model with the activation silu"),
+        ({"attention_bias": True}, "linear layers without biases"),
+        ({"sliding_window": 128}, "attention to the whole context"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "heads of 128 values"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "a rope_type of default, linear, llama3"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotary positions in whole heads"),
+        ({"hidden_size": None}, "a complete config.json"),
+    ],
+    ids=str,
+)
+def test_a_model_that_gguf_cannot_express_is_rejected_at_the_door(
+    client: TestClient, body: Json, root: Path, config: Json, rule: str
+) -> None:
+    write_hollow(root / "other", **{**COMPLETE, **config})
+    request = body | {"model": "other", "output": {"formats": ["dense", "gguf_q8_0"]}}
+    for path in ("/jobs", "/jobs/estimate"):
+        report = problem(client.post(path, json=request), 422, "invalid_request")
+        (flaw,) = report["errors"]
+        assert flaw["param"] == "output.formats"
+        assert rule in flaw["rule"]
+        assert flaw["way_out"] == "Use the format dense."
+    assert client.post("/jobs", json=body | {"model": "other"}).status_code == 202
+
+
+def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
+    client: TestClient, body: Json, root: Path
+) -> None:
+    write_hollow(root / "other", **COMPLETE)
+    request = body | {"model": "other", "output": {"formats": ["dense", "gguf_bf16", "gguf_q8_0", "gguf_q4_0"]}}
+    dense = client.post("/jobs/estimate", json=body | {"model": "other"}).json()
+    every = client.post("/jobs/estimate", json=request).json()
+    head, other = 64 * 384, dense["parameters"] - 64 * 384
+    added = 2 * dense["parameters"] + int(8.5 * dense["parameters"]) // 8 + int(8.5 * head + 4.5 * other) // 8
+    assert every["checkpoint_bytes"] - dense["checkpoint_bytes"] == added
+    assert every["disk_bytes"] - dense["disk_bytes"] == added
+    only = client.post("/jobs/estimate", json=request | {"output": {"formats": ["gguf_q4_0"]}}).json()
+    assert only["disk_bytes"] > dense["disk_bytes"], "the dense model is on disk too"
+    assert only["checkpoint_bytes"] < dense["checkpoint_bytes"]
+    job = client.post("/jobs", json=request)
+    assert (job.status_code, job.json()["spec"]["output"]["formats"]) == (202, request["output"]["formats"])

@@ -218,6 +218,23 @@ def test_a_checkpoints_files_can_be_fetched_by_their_links(
             urllib.request.urlopen(urllib.request.Request(url, method=method))
 
 
+def test_every_file_of_a_checkpoint_has_its_format(client: TestClient, attempt: Attempt, sessions: Sessions) -> None:
+    formats = {
+        "README.md": None,
+        "config.json": "dense",
+        "manifest.json": None,
+        "model-Q4_0.gguf": "gguf_q4_0",
+        "model-Q8_0.gguf": "gguf_q8_0",
+        "model.safetensors": "dense",
+        "sparsity.json": None,
+    }
+    files = [{"name": name, "size": 2, "sha256": "44"} for name in formats]
+    with sessions.begin() as session:
+        attempts.publish(session, attempt, step=9, prefix="x/", sha256="44", files=files, scores={}, measured={})
+    (checkpoint,) = client.get(f"/jobs/{attempt.job_id}/checkpoints").json()["data"]
+    assert {file["name"]: file["format"] for file in checkpoint["files"]} == formats
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -62,6 +62,11 @@ def test_three_fields_are_enough_and_the_rest_has_defaults() -> None:
         {"evaluate": {"held_out": 1.0}},
         {"evaluate": {"dataset": "file_1"}},
         {"output": {"retention_days": -1}},
+        {"output": {"format": "gguf_q8_0"}},
+        {"output": {"formats": []}},
+        {"output": {"formats": "dense"}},
+        {"output": {"formats": ["dense", "dense"]}},
+        {"output": {"formats": ["safetensors"]}},
         {"prune": {"calibration": {"samples": 0}}},
         {"prune": {"method": "sparsegpt", "compare": "row"}},
         {"prune": {"reconstruct_epochs": 101}},
@@ -253,7 +258,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (8, "9f7195c53184195d"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (9, "0d6f25bcd5f5ba88"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:
@@ -264,6 +269,33 @@ def without_annotations(schema: Any) -> Any:
         return schema
     ignored = ("description", "title", "default", "example")
     return {name: without_annotations(value) for name, value in schema.items() if name not in ignored}
+
+
+def test_a_stored_request_with_a_single_format_is_read() -> None:
+    stored = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    assert stored["output"].pop("formats") == ["dense"]
+    stored["output"]["format"] = "dense"  # as versions before 9 stored it
+    request = JobSpec.model_validate(stored)
+    assert request.output.formats == ("dense",)
+    assert request.fingerprint() == JobSpec.model_validate(MINIMAL).fingerprint()
+    assert with_defaults(stored)["output"]["formats"] == ["dense"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gguf_q4_1", "Q4_1 has a minimum per block"),
+        ("gguf_q5_1", "Q5_1 has a minimum per block"),
+        ("gguf_q4_k", "most K-quants have a minimum per block"),
+        ("Q6_K", "most K-quants have a minimum per block"),
+        ("gguf_f16", "F16 has a smaller range than bfloat16"),
+        ("gguf", "must be one of dense, gguf_bf16, gguf_q8_0, gguf_q4_0"),
+    ],
+)
+def test_a_format_that_would_not_keep_the_model_is_rejected_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason) as caught:
+        JobSpec.model_validate(MINIMAL | {"output": {"formats": ["dense", name]}})
+    assert caught.value.errors()[0]["loc"] == ("output", "formats", 1)
 
 
 @given(st.lists(st.sampled_from(["job", "file", "req"]), min_size=1, max_size=5))

@@ -24,7 +24,11 @@ CUDA_BUILD_BYTES = 130_000_000
 REPAIR: dict[str, Any] = {"steps": 2, "batch_tokens": 1024, "sequence_tokens": 512, "micro_batch": 2}
 WANDA: dict[str, Any] = {"method": "wanda", "calibration": {"samples": 2, "tokens": 256}}
 JOBS: dict[str, dict[str, Any]] = {
-    "seft": {"prune": WANDA, "repair": {**REPAIR, "density": 0.005, "retain": "none"}},
+    "seft, with a GGUF file": {
+        "prune": WANDA,
+        "repair": {**REPAIR, "density": 0.005, "retain": "none"},
+        "output": {"formats": ["dense", "gguf_q8_0"]},
+    },
     "all nonzeros in one micro-batch, and written text": {"prune": WANDA, "repair": REPAIR},
     "rise with several micro-batches and a best state": {
         "prune": {"schedule": "gradual"},

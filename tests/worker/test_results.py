@@ -7,6 +7,7 @@ from core.estimate.speed import Speed
 from core.infra.storage import Storage
 from core.jobs import attempts
 from core.jobs.attempts import Attempt
+from core.models import results
 from core.tables import Json
 from seft.checkpoint.facts import Record
 from tests.worker.conftest import Backend
@@ -70,3 +71,25 @@ def test_a_checkpoint_is_pruned_further_and_its_zeros_stay(
     assert again.measured["linears"]["share"] > 0.69
     before, after = (load_file(path / "model.safetensors") for path in (folder, further))
     assert all((after[name][tensor == 0] == 0).all() for name, tensor in before.items())
+
+
+def test_a_result_without_the_dense_format_is_no_model_and_its_other_files_are_not_fetched(
+    backend: Backend, tmp_path: Path, tiny_texts: list[str]
+) -> None:
+    dataset = backend.add_dataset(tiny_texts[:3])
+    found = dict[str, list[str] | None]()
+    for names in (["config.json", "model.safetensors", "model-Q8_0.gguf"], ["README.md", "model-Q8_0.gguf"]):
+        job = backend.add_job(dataset, **SPEC, sparsity=0.4)
+        attempt = backend.claim()
+        folder = tmp_path / job
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b"{}")
+        publish(backend, attempt, folder)
+        with backend.sessions.begin() as session:
+            checkpoint = results.find(session, attempt.tenant, job)
+            found[job] = [file["name"] for file in results.files(checkpoint)] if checkpoint else None
+            listed = results.page(session, attempt.tenant, after=None, limit=5)
+    dense, other = found
+    assert found == {dense: ["config.json", "model.safetensors"], other: None}
+    assert listed == [dense]

@@ -40,6 +40,7 @@ def _rows(estimate: Estimate) -> Iterator[list[str]]:
     yield ["made sparse", f"{estimate['target_weights']:,}", ""]
     yield ["steps", f"{estimate['steps']:,}", f"{estimate['tokens']['training']:,} tokens"]
     yield ["checkpoint", _bytes(estimate["checkpoint_bytes"]), ""]
+    yield ["disk of the worker", _bytes(estimate["disk_bytes"]), ""]
     for stage in estimate["memory"]:
         split = f"or {_bytes(stage['device_bytes'])} on a device and {_bytes(stage['host_bytes'])} on its host"
         yield [f"memory {stage['phase']}", _bytes(stage["together_bytes"]), split]

@@ -168,6 +168,9 @@ def delete(job_id: str, as_json: AsJson = False) -> None:
 def download(
     job_id: str,
     folder: Path,
+    format: Annotated[  # noqa: A002 (the name of the option)
+        str | None, typer.Option(help="Only the files of this format, such as gguf_q8_0. All formats if left out.")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, max=32, help="Number of parallel downloads.")] = 4,
     as_json: AsJson = False,
 ) -> None:
@@ -175,7 +178,11 @@ def download(
     with connected(as_json, patient=True) as service:
         with bytes_bar("checkpoint") as bar:
             paths = service.download(
-                job_id, folder, at_once=at_once, progress=lambda done, total: advance(bar, done, total)
+                job_id,
+                folder,
+                format=format,
+                at_once=at_once,
+                progress=lambda done, total: advance(bar, done, total),
             )
         show({"files": [str(path) for path in paths]}, as_json, "\n".join(map(str, paths)))
 

@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`. They need no service.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `export` and `inspect`. They need no service.
 
 They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
@@ -10,6 +10,7 @@ VERBS = {
     "repair": "Train a pruned model on this machine. It keeps its sparsity.",
     "compress": "Prune a dense model and repair it in one command, on this machine.",
     "evaluate": "Evaluate a model on this machine: perplexity, multiple choice, or a named task.",
+    "export": "Write the model in a folder as one file of another format, such as GGUF, on this machine.",
     "inspect": "Count the zeros in the files of a folder.",
 }
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -15,7 +15,7 @@ from core.tables import Base, Job, WebhookDelivery
 from tests.core.conftest import MakeJob, Sessions
 from tests.core.jobs.test_attempts import claimed, row
 
-FILES = [{"name": "model.safetensors", "size": 70, "sha256": "0"}]
+FILES = [{"name": "config.json", "size": 70, "sha256": "0"}]
 
 
 def publish(sessions: Sessions) -> None:

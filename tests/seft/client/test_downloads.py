@@ -41,6 +41,18 @@ def test_the_newest_checkpoint_is_downloaded_in_parts_without_sending_the_key(
     assert progress[-1] == (len(CONTENT), len(CONTENT))
 
 
+def test_only_the_files_of_a_format_are_downloaded(
+    script: Script, client: Client, store: Store, tmp_path: Path
+) -> None:
+    files = {"manifest.json": None, "model.safetensors": "dense", "model-Q8_0.gguf": "gguf_q8_0"}
+    publish(script, *(file_view(name, b"") | {"format": format_} for name, format_ in files.items()))
+    paths = client.download("job_1", tmp_path, format="gguf_q8_0")
+    assert [path.name for path in paths] == ["manifest.json", "model-Q8_0.gguf"]
+    publish(script, *(file_view(name, b"") | {"format": format_} for name, format_ in files.items()))
+    with pytest.raises(ClientError, match="ckpt_2 has the formats dense, gguf_q8_0; it has no gguf_q4_0"):
+        client.download("job_1", tmp_path / "other", format="gguf_q4_0")
+
+
 def test_a_part_resumes_at_the_byte_where_its_connection_broke(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:

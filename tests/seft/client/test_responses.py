@@ -26,6 +26,7 @@ from seft.client import responses
         (responses.Worker, worker_schemas.WorkerView),
         (responses.Metric, report_schemas.MetricView),
         (responses.File, shared_schemas.FileView),
+        (responses.CheckpointFile, report_schemas.CheckpointFileView),
         (responses.Checkpoint, report_schemas.CheckpointView),
         (responses.Key, key_schemas.KeySecret),
         (responses.Webhook, webhook_schemas.WebhookSecret),

@@ -1,0 +1,54 @@
+"""The formats besides the dense folder. Each is one file, which is made from the folder and verified against it.
+
+A new format is one entry here: a function that writes the folder to a stream, from start to end, and one that compares
+a written file with the folder. The verification imports torch, so it is imported when it runs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from seft.checkpoint.gguf_file import write as write_gguf
+from seft.config import OutputFormat
+from seft.errors import ConfigError
+
+
+class _Format(NamedTuple):
+    """How a format is written and verified. Both raise an error of the library that says what is wrong."""
+
+    write: Callable[[Path, OutputFormat, BinaryIO], None]
+    verify: Callable[[Path, Path, OutputFormat], None]
+
+
+def _verify_gguf(folder: Path, file: Path, format_: OutputFormat) -> None:
+    from seft.checkpoint.gguf_verify import verify_gguf
+
+    verify_gguf(folder, file, format_)
+
+
+_GGUF = _Format(write_gguf, _verify_gguf)
+_FORMATS = {
+    OutputFormat.GGUF_BF16: _GGUF,
+    OutputFormat.GGUF_Q8_0: _GGUF,
+    OutputFormat.GGUF_Q4_0: _GGUF,
+}
+
+
+def write_format(folder: Path, format_: OutputFormat, file: Path) -> None:
+    """Write the model in a dense folder as a new file of another format.
+
+    Raises ConfigError if the format cannot express the model. Then there is no file.
+    """
+    if format_ not in _FORMATS:
+        raise ConfigError("format", f"must be one of {', '.join(_FORMATS)}", format_, "The folder is dense already.")
+    with file.open("xb") as sink:
+        try:
+            _FORMATS[format_].write(folder, format_, sink)
+        except BaseException:
+            file.unlink()
+            raise
+
+
+def verify_format(folder: Path, file: Path, format_: OutputFormat) -> None:
+    """Compare a file of a format with the dense folder from which it was written. Raises VerifyError."""
+    _FORMATS[format_].verify(folder, file, format_)

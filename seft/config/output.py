@@ -1,0 +1,84 @@
+"""The formats of a published model, and the rule which of them may hold zeros. Needs no torch."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from seft.errors import ConfigError
+
+FORMATS = "formats"
+"""Name of the setting that lists formats."""
+
+
+class OutputFormat(StrEnum):
+    """A format of a published model. Each keeps every zero exactly.
+
+    `dense` is a Hugging Face folder in bfloat16. The others are one GGUF file, which llama.cpp loads: with the values
+    of the folder (`gguf_bf16`), or with 8 or 4 bits per weight and a scale per 32 weights.
+    """
+
+    DENSE = "dense"
+    GGUF_BF16 = "gguf_bf16"
+    GGUF_Q8_0 = "gguf_q8_0"
+    GGUF_Q4_0 = "gguf_q4_0"
+
+    @property
+    def file(self) -> str | None:
+        """Name of the one file that holds the model, or None for `dense`, which is a folder."""
+        return _FILES.get(self)
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, with the scales."""
+        return _BITS[self]
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the file is a GGUF file."""
+        return self.startswith("gguf_")
+
+
+_FILES = {
+    OutputFormat.GGUF_BF16: "model-BF16.gguf",
+    OutputFormat.GGUF_Q8_0: "model-Q8_0.gguf",
+    OutputFormat.GGUF_Q4_0: "model-Q4_0.gguf",
+}
+_BITS = {
+    OutputFormat.DENSE: 16.0,
+    OutputFormat.GGUF_BF16: 16.0,
+    OutputFormat.GGUF_Q8_0: 8.5,
+    OutputFormat.GGUF_Q4_0: 4.5,
+}
+_SHARED = frozenset({"README.md", "sparsity.json", "manifest.json"})
+_REFUSED = {
+    "f16": "F16 has a smaller range than bfloat16 and changes small weights",
+    "q4_1": "Q4_1 has a minimum per block, so most zeros become small numbers",
+    "q5_1": "Q5_1 has a minimum per block, so most zeros become small numbers",
+}
+_K_QUANTS = "most K-quants have a minimum per block, so zeros become small numbers, and the package gguf writes none"
+SUPPORTED = ", ".join(OutputFormat)
+
+
+def parse_format(name: str) -> OutputFormat:
+    """Return the format of this name. Raises ConfigError with the reason if the format would not keep the model."""
+    if name in set(OutputFormat):
+        return OutputFormat(name)
+    quantisation = name.lower().removeprefix("gguf_")
+    reason = _K_QUANTS if quantisation[2:4] == "_k" else _REFUSED.get(quantisation)
+    rule = f"must be one of {SUPPORTED}" + (f"; {reason}" if reason else "")
+    raise ConfigError(FORMATS, rule, name, "Use gguf_q8_0 for a small file that nearly keeps the model.")
+
+
+def published_bytes(formats: Iterable[OutputFormat], weights: int, head: int) -> int:
+    """Return about how many bytes the files of these formats have together.
+
+    The model has `weights` weights, of which `head` compute the logits and have at least 8 bits.
+    """
+    least = OutputFormat.GGUF_Q8_0.bits
+    return sum(int((weights - head) * each.bits + head * max(each.bits, least)) // 8 for each in formats)
+
+
+def format_of(file: str) -> OutputFormat | None:
+    """Return the format to which a published file of this name belongs. None for a file that belongs to all formats."""
+    if file in _SHARED:
+        return None
+    return next((each for each, name in _FILES.items() if name == file), OutputFormat.DENSE)
