@@ -1,8 +1,8 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`, which use the library on this machine.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `inspect`, `pack` and `expand`, which need no service.
 
-They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
-error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
-only when a command runs.
+They use the library on this machine. Results go to stdout as text, or as one JSON object with `--json`. Progress goes
+to stderr. An error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it.
+Torch is imported only when a command needs it.
 """
 
 import argparse
@@ -222,11 +222,8 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     }
     if options.choices:
         accuracy = verbs.evaluate_choices(model, choices=options.choices, **common)
-        text = (
-            f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%},"
-            f" {accuracy.questions} questions"
-        )
-        return Result({"model": model, **asdict(accuracy)}, text)
+        shares = f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%}"
+        return Result({"model": model, **asdict(accuracy)}, f"{shares}, {accuracy.questions} questions")
     if options.task:
         metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
         text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
@@ -242,12 +239,26 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
 
     counted, record = inspect(options.folder)
     recorded = record.data() if record else {"facts": None, "versions": None}
-    data = {
-        "folder": str(options.folder),
-        "sparsity": counted.data(),
-        **{key: recorded[key] for key in ("facts", "versions")},
-    }
+    facts = {key: recorded[key] for key in ("facts", "versions")}
+    data = {"folder": str(options.folder), "sparsity": counted.data(), **facts}
     return Result(data, describe_model(counted, record))
+
+
+def _pack(options: argparse.Namespace, _: Reporter) -> Result:
+    from seft.checkpoint.compact.writer import pack
+
+    sizes = pack(options.folder, options.out)
+    text = f"{options.out} has {sizes.container:,} bytes. The folder has {sizes.folder:,}."
+    return Result({"out": str(options.out), **sizes._asdict()}, text)
+
+
+def _expand(options: argparse.Namespace, _: Reporter) -> Result:
+    from seft.checkpoint.compact.reader import open_container
+
+    with open_container(options.file) as container:
+        container.expand(options.out)
+    text = f"{options.out} has {len(container.files)} files with {container.size:,} bytes."
+    return Result({"out": str(options.out), "folder": container.size}, text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -273,6 +284,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
         ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
+        ("pack", _pack, _add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
+        ("expand", _expand, _add_expand, "Restore a model folder from a compact file, bit for bit."),
     )
     for name, run, add_arguments, text in descriptions:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -334,6 +347,16 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
 
 def _add_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument("folder", type=Path, help="Hugging Face folder.")
+
+
+def _add_pack(command: argparse.ArgumentParser) -> None:
+    _add_inspect(command)
+    command.add_argument("out", type=Path, metavar="FILE", help="File to write. Must be new.")
+
+
+def _add_expand(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", help="Compact file: a path, a web address, or s3://bucket/key.")
+    command.add_argument("out", type=Path, help="Folder to write. Must be new or empty.")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

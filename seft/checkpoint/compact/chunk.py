@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seft.checkpoint.compact import planes
-from seft.checkpoint.compact.planes import Bytes, Code
+from seft.checkpoint.compact.planes import Bytes, Code, Stored
 from seft.models.safetensors_header import BITS
 
 VALUES = 1 << 20
@@ -23,7 +23,7 @@ _HEADER = struct.Struct(f"<II{_PLANES}I{_PLANES}B11x")
 _MASKED = 16
 """A mask is used if at least one value in 16 is zero. Fewer zeros cost less as values than a mask does."""
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_UNSIGNED = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_UNSIGNED: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 
 class Values(NamedTuple):
@@ -46,11 +46,11 @@ FILE = Values(1, rotated=False, is_text=True)
 class Packed(NamedTuple):
     """The values of a chunk that are stored, and the mask of their places. The mask is None if all values are stored.
 
-    `mask` has one bit per value, the first value in the lowest bit. `kept` are unsigned integers with the bits of the
-    values.
+    `total` is the number of values. `mask` has one bit for each, the first value in the lowest bit. `kept` are unsigned
+    integers with the bits of the stored values.
     """
 
-    count: int
+    total: int
     mask: Bytes | None
     kept: np.ndarray[Any, Any]
 
@@ -103,26 +103,30 @@ def pack(bits: np.ndarray[Any, Any]) -> Packed:
     return Packed(len(bits), np.packbits(nonzero, bitorder="little"), bits.take(np.flatnonzero(nonzero)))
 
 
-def stored_bytes(header: bytes) -> int:
+def stored_bytes(header: Stored) -> int:
     """Return the number of bytes of a chunk, from its first 64 bytes. Raises ValueError if it is implausible."""
     count, kept, *rest = _HEADER.unpack(header)
-    lengths = rest[:_PLANES]
+    lengths: list[int] = rest[:_PLANES]
     if not 0 < count <= VALUES or kept > count or max(lengths) > VALUES:
         raise ValueError("the header of a chunk has impossible numbers")
     return ALIGNMENT + sum(length + -length % ALIGNMENT for length in lengths)
 
 
-def decode(stored: bytes, size: int, values: Values) -> Bytes:
+def decode(stored: Stored, size: int, values: Values) -> Bytes:
     """Return the `size` bytes of a chunk. Raises ValueError if the stored bytes are not a chunk of this size."""
-    packed = read(stored, size, values)
+    return unpack(read(stored, size, values))
+
+
+def unpack(packed: Packed) -> Bytes:
+    """Return the bytes of the values of a chunk, with the zeros in their places."""
     if packed.mask is None:
         return packed.kept.view(np.uint8)
-    bits = np.zeros(packed.count, packed.kept.dtype)
-    bits[np.flatnonzero(_unpacked(packed.mask, packed.count))] = packed.kept
+    bits = np.zeros(packed.total, packed.kept.dtype)
+    bits[np.flatnonzero(_unpacked(packed.mask, packed.total))] = packed.kept
     return bits.view(np.uint8)
 
 
-def read(stored: bytes, size: int, values: Values) -> Packed:
+def read(stored: Stored, size: int, values: Values) -> Packed:
     """Return the mask and the values of a chunk of `size` bytes. Raises ValueError if it is not a chunk."""
     count, kept, *rest = _HEADER.unpack_from(stored)
     if count * values.bytes != size:
@@ -140,7 +144,7 @@ def _unpacked(mask: Bytes, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.unpackbits(mask, count=count, bitorder="little").view(np.bool_)
 
 
-def _contents(stored: bytes, lengths: list[int], codes: list[int]) -> Iterator[tuple[int, bytes]]:
+def _contents(stored: Stored, lengths: list[int], codes: list[int]) -> Iterator[tuple[int, Stored]]:
     at = ALIGNMENT
     for length, code in zip(lengths, codes, strict=True):
         yield code, stored[at : at + length]
@@ -158,7 +162,7 @@ def _split(kept: np.ndarray[Any, Any], values: Values) -> list[Bytes]:
 
 def _join(parts: list[Bytes], values: Values) -> np.ndarray[Any, Any]:
     dtype, top = _UNSIGNED[values.bytes], 8 * values.bytes - 1
-    bits = parts[0].astype(dtype)
+    bits: np.ndarray[Any, Any] = parts[0].astype(dtype)
     for number, part in enumerate(parts[1:], start=1):
         bits |= part.astype(dtype) << 8 * number
     return bits >> 1 | bits << top if values.rotated else bits

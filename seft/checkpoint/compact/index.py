@@ -7,13 +7,14 @@ number in it: all numbers are bounded by the size of the container.
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from seft.checkpoint.compact.chunk import ALIGNMENT, FILE, Values, least_bytes, most_bytes, values_of
 from seft.errors import ContainerError
 from seft.models.limits import (
+    MAX_FILE_BYTES,
     MAX_HEADERS_BYTES,
     MAX_JSON_ITEMS,
     MAX_NAME,
@@ -46,6 +47,15 @@ class Span:
     sha256: str
 
 
+class Part(NamedTuple):
+    """The name of a tensor or file for messages, its place, its bytes in the folder, and how its values are coded."""
+
+    name: str
+    span: Span
+    size: int
+    values: Values
+
+
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """A tensor in a container."""
@@ -56,14 +66,9 @@ class TensorEntry:
     span: Span
 
     @property
-    def size(self) -> int:
-        """Bytes of the tensor in the folder."""
-        return values(self.shape) * BITS[self.dtype] // 8
-
-    @property
-    def values(self) -> Values:
-        """How the values are coded."""
-        return values_of(self.dtype)
+    def part(self) -> Part:
+        """What is needed to read the tensor."""
+        return Part(self.name, self.span, values(self.shape) * BITS[self.dtype] // 8, values_of(self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,15 @@ class FileEntry:
     tensors: tuple[TensorEntry, ...] = ()
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """The own bytes and the tensors, in their order in the file."""
+        own = Part(self.name, self.span, self.own_bytes, FILE)
+        return (own, *(tensor.part for tensor in self.tensors))
+
+    @property
     def size(self) -> int:
         """Bytes of the file in the folder."""
-        return self.own_bytes + sum(tensor.size for tensor in self.tensors)
+        return sum(part.size for part in self.parts)
 
 
 class Footer(NamedTuple):
@@ -111,7 +122,9 @@ def parse_footer(content: bytes, size: int) -> Footer:
 
 def dump(files: Sequence[FileEntry]) -> bytes:
     """Return the index as JSON. Raises ContainerError if it is larger than a reader accepts."""
-    content = json.dumps({"files": [_plain(file) for file in files]}, ensure_ascii=False, separators=(",", ":")).encode()
+    content = json.dumps(
+        {"files": [_plain(file) for file in files]}, ensure_ascii=False, separators=(",", ":")
+    ).encode()
     items = sum(map(content.count, (b"{", b"[", b",")))
     if len(content) > MAX_HEADERS_BYTES or items > MAX_JSON_ITEMS:
         raise ContainerError(
@@ -186,27 +199,22 @@ def require_path(name: Any) -> None:
 
 
 def _require_names(files: Sequence[FileEntry]) -> None:
-    """Raise ValueError if a name occurs twice, or if a name of a file is also that of a folder."""
+    """Raise ValueError if a name occurs twice, if a file is also a folder, or if the header of a file is too large."""
     names = {file.name for file in files}
     folders = {"/".join(parts[:end]) for name in names for parts in [name.split("/")] for end in range(1, len(parts))}
     if len(names) < len(files) or names & folders:
         raise ValueError("the files of a container must have different names, none of which is that of a folder")
     for file in files:
+        if file.tensors and file.own_bytes > 8 + MAX_FILE_BYTES:
+            raise ValueError(f"the header of {file.name!r} may have at most {MAX_FILE_BYTES} bytes")
         if len({tensor.name for tensor in file.tensors}) < len(file.tensors):
             raise ValueError(f"the tensors of {file.name!r} must have different names")
-
-
-def _spans(files: Sequence[FileEntry]) -> Iterator[tuple[str, Span, int, Values]]:
-    for file in files:
-        yield file.name, file.span, file.own_bytes, FILE
-        for tensor in file.tensors:
-            yield tensor.name, tensor.span, tensor.size, tensor.values
 
 
 def _require_order(files: Sequence[FileEntry], end: int) -> None:
     """Raise ValueError unless the parts follow each other without gaps, each with a possible number of bytes."""
     at = len(HEAD)
-    for name, span, size, kind in _spans(files):
+    for name, span, size, kind in (part for file in files for part in file.parts):
         if span.begin != at or not least_bytes(size, kind) <= span.end - at <= most_bytes(size, kind) or span.end % 64:
             raise ValueError(f"{name!r} with {size} bytes must begin at {at}; it is at {span.begin} to {span.end}")
         at = span.end

@@ -2,11 +2,12 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def default_threads() -> int:
@@ -14,8 +15,11 @@ def default_threads() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-def ordered(function: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[Out]:
-    """Yield `function(item)` for every item, in their order. At most `2 * threads` items are in work at a time."""
+def ordered(function: Callable[[In], Out], items: Iterable[In], threads: int) -> Generator[Out]:
+    """Yield `function(item)` for every item, in their order. At most `2 * threads` items are in work at a time.
+
+    Close the generator if not all results are taken. Then the other items are not started.
+    """
     running: deque[Future[Out]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

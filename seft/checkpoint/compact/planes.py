@@ -6,6 +6,7 @@ weights have less than two bits of entropy, so they are coded in pairs, which ha
 """
 
 import sys
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -17,6 +18,7 @@ else:
     from backports import zstd
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Stored = bytes | memoryview
 
 COMMON = 15
 """Number of byte values that a pair code has a code for. Code 15 stands for any other value."""
@@ -24,7 +26,7 @@ _ESCAPE = 15
 _WINDOW_LOG = 23
 """Binary logarithm of the largest window that a reader accepts. A plane has at most 2 MiB before zstd."""
 _Parameter = zstd.CompressionParameter
-ENTROPY_ONLY = {
+ENTROPY_ONLY: Mapping[int, int] = {
     _Parameter.compression_level: 1,
     _Parameter.strategy: zstd.Strategy.fast,
     _Parameter.min_match: 7,
@@ -32,7 +34,7 @@ ENTROPY_ONLY = {
     _Parameter.window_log: 20,
 }
 """For planes of weights."""
-TEXT = {_Parameter.compression_level: 3}
+TEXT: Mapping[int, int] = {_Parameter.compression_level: 3}
 """For files that are no weights."""
 
 
@@ -44,7 +46,7 @@ class Code(IntEnum):
     PAIRS = 2
 
 
-def encode(plane: Bytes, options: dict[_Parameter, int]) -> tuple[Code, bytes]:
+def encode(plane: Bytes, options: Mapping[int, int]) -> tuple[Code, bytes]:
     """Return the shortest code of a plane, and its stored bytes. They never have more bytes than the plane."""
     raw = plane.tobytes()
     best: tuple[Code, bytes] = Code.RAW, raw
@@ -71,7 +73,7 @@ def encode_exponents(plane: Bytes) -> tuple[Code, bytes]:
     return (Code.PAIRS, stored) if len(stored) < len(plane) else (Code.RAW, plane.tobytes())
 
 
-def decode(code: int, stored: bytes, size: int) -> Bytes:
+def decode(code: int, stored: Stored, size: int) -> Bytes:
     """Return a plane of `size` bytes. Raises ValueError if the stored bytes are not a plane of this size."""
     match code:
         case Code.RAW:
@@ -87,7 +89,7 @@ def decode(code: int, stored: bytes, size: int) -> Bytes:
     return plane
 
 
-def _decode_pairs(stored: bytes, size: int) -> Bytes:
+def _decode_pairs(stored: Stored, size: int) -> Bytes:
     halves = -(-size // 2)
     content = np.frombuffer(_decompress(stored, COMMON + halves + size), np.uint8)
     if len(content) < COMMON + halves:
@@ -112,7 +114,7 @@ def _escapes(packed: Bytes, size: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     return np.flatnonzero(np.stack([low, high], axis=1).reshape(-1)[:size])
 
 
-def _decompress(stored: bytes, most: int) -> bytes:
+def _decompress(stored: Stored, most: int) -> bytes:
     """Return the content of one zstd frame of at most `most` bytes. Raises ValueError if it is anything else."""
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
     try:

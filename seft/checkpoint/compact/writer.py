@@ -6,8 +6,8 @@ memory. Its bytes depend only on the names and contents of the files, and on the
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,18 @@ class Output(Protocol):
         """Append some bytes."""
 
 
+class Sizes(NamedTuple):
+    """Bytes of a container and of its folder."""
+
+    container: int
+    folder: int
+
+
 class _Part(NamedTuple):
     """A tensor, or the bytes of a file that belong to no tensor. `begin` and `end` are places in the file."""
 
     file: str
-    descriptor: int
+    path: Path
     begin: int
     end: int
     values: Values = FILE
@@ -100,18 +107,17 @@ class _Entries:
             self.tensors = []
 
 
-def write(folder: Path, file: Output, *, threads: int | None = None) -> int:
-    """Write all files of a folder as a container to `file`. Returns the number of bytes written.
+def write(folder: Path, file: Output, *, threads: int | None = None) -> Sizes:
+    """Write all files of a folder as a container to `file`.
 
     Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is missing, empty or
     has something that is no file, and ContainerError if it exceeds a limit of the format.
     """
-    out, entries, total = _Counter(file), _Entries(), 0
-    with ExitStack() as stack:
-        out.write(HEAD)
-        parts = list(_parts(folder, stack))
-        chunks = (each for part in parts for each in part.chunks())
-        coded = ordered(_encode, chunks, threads or default_threads())
+    parts = list(_parts(folder))
+    out, entries = _Counter(file), _Entries()
+    out.write(HEAD)
+    chunks = (each for part in parts for each in part.chunks())
+    with closing(ordered(_encode, chunks, threads or default_threads())) as coded:
         for part in parts:
             begin, hashes = out.at, hashlib.sha256()
             for _ in part.chunks():
@@ -119,20 +125,19 @@ def write(folder: Path, file: Output, *, threads: int | None = None) -> int:
                 out.write(each.stored)
                 hashes.update(each.sha256)
             entries.add(part, Span(begin, out.at, hashes.hexdigest()))
-            total += part.end - part.begin
-    content = index.dump(entries.finish())
+    content, folder_bytes = index.dump(entries.finish()), sum(part.end - part.begin for part in parts)
     try:
-        index.require_expansion(total, out.at)
+        index.require_expansion(folder_bytes, out.at)
     except ValueError as error:
         raise ContainerError(f"{error}. The weights are nearly all zero; keep the folder instead.") from error
     footer = index.pack_footer(content, out.at)
     out.write(content)
     out.write(footer)
-    return out.at
+    return Sizes(out.at, folder_bytes)
 
 
-def pack(folder: Path, path: Path, *, threads: int | None = None) -> int:
-    """Write a folder as the container `path`. Returns its size in bytes. The file gets its name when it is complete.
+def pack(folder: Path, path: Path, *, threads: int | None = None) -> Sizes:
+    """Write a folder as the container `path`. The file gets its name when it is complete.
 
     Raises the errors of `write`, and ConfigError if `path` exists or is inside the folder.
     """
@@ -143,21 +148,22 @@ def pack(folder: Path, path: Path, *, threads: int | None = None) -> int:
     unfinished = path.with_name(f"{path.name}.partial")
     try:
         with unfinished.open("wb") as file:
-            size = write(folder, file, threads=threads)
+            sizes = write(folder, file, threads=threads)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return size
+    return sizes
 
 
 def _encode(each: _Chunk) -> _Coded:
-    data = os.pread(each.part.descriptor, each.size, each.begin)
+    with each.part.path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), each.size, each.begin)
     if len(data) != each.size:
         raise ConfigError("folder", "must not change while it is read", each.part.file, "Pack it again.")
     return _Coded(chunk.encode(data, each.part.values), hashlib.sha256(data).digest())
 
 
-def _parts(folder: Path, stack: ExitStack) -> Iterator[_Part]:
+def _parts(folder: Path) -> Iterator[_Part]:
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         try:
@@ -165,14 +171,12 @@ def _parts(folder: Path, stack: ExitStack) -> Iterator[_Part]:
             name.encode()
         except ValueError as error:
             raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
-        # A model has few files, at most some hundreds.
-        descriptor = stack.enter_context(path.open("rb")).fileno()
-        yield from _parts_of_file(name, path, descriptor)
+        yield from _parts_of_file(name, path)
 
 
-def _parts_of_file(name: str, path: Path, descriptor: int) -> Iterable[_Part]:
-    """Return the bytes of a file that are no tensors, and then its tensors in the order of their bytes."""
-    size, tensors = os.fstat(descriptor).st_size, dict[str, Tensor]()
+def _parts_of_file(name: str, path: Path) -> Iterator[_Part]:
+    """Yield the bytes of a file that are no tensors, and then its tensors in the order of their bytes."""
+    size, tensors = path.stat().st_size, dict[str, Tensor]()
     if name.endswith(_SUFFIX):
         try:
             tensors = file_header(path).tensors
@@ -180,7 +184,7 @@ def _parts_of_file(name: str, path: Path, descriptor: int) -> Iterable[_Part]:
             tensors = {}  # a damaged file is stored like a text
     places = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
     own = places[0][1].begin if places else size
-    part = partial(_Part, name, descriptor)
+    part = partial(_Part, name, path)
     yield part(0, own)
     for key, tensor in places:
         yield part(tensor.begin, tensor.end, chunk.values_of(tensor.dtype), key, tensor)
