@@ -93,10 +93,10 @@ def _source_errors(reference: str) -> Iterator[None]:
         ) from error
 
 
-def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
+def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.float32,
+        dtype=dtype,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
@@ -110,11 +110,21 @@ def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
     return model
 
 
-def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> nn.Module:
-    """Return a model in evaluation mode whose weights are not in its folder.
+def load_model(source: ModelSource, *, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return a model in evaluation mode as transformers loads it in `dtype`, ready to generate text.
 
-    Transformers reads each of the `tensors` by `tensor[...]`, in several threads, and converts it to `dtype`. Raises
-    SourceError if the tensors do not match the model.
+    Some architectures keep a few weights in float32, and some buffers have `dtype`. Raises SourceError like `load`.
+    """
+    with _source_errors(source.reference), _location(source) as (folder, options):
+        model = _load_model(source.reference, folder, options, dtype)
+    return cast("nn.Module", model.to(device).eval())
+
+
+def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return the model of `load_model` if the weights are not in its folder.
+
+    Transformers reads each of the `tensors` by `tensor[...]`, in several threads. Raises SourceError if they do not
+    match the model.
     """
     with _source_errors(source.reference), _location(source) as (folder, _):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

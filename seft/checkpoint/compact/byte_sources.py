@@ -4,13 +4,13 @@ A request that fails is repeated a few times. Credentials of S3 come from the en
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import httpx2
 
@@ -20,7 +20,7 @@ from seft.models.hub_files import NOT_FOUND, UNREACHABLE
 T = TypeVar("T")
 PAUSES = (0.5, 2.0, 5.0)
 """Seconds between the attempts of a request."""
-_WEB, _S3 = ("http", "https"), "s3"
+_WEB, _S3 = ("http://", "https://"), "s3://"
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.FORBIDDEN, HTTPStatus.UNAUTHORIZED)
 _READ_BYTES = 1 << 16
 _TIMEOUT = httpx2.Timeout(30.0, read=60.0)
@@ -41,18 +41,18 @@ class ByteSource(Protocol):
 
 def is_address(reference: str) -> bool:
     """Return whether a reference is a web address or an object in S3."""
-    return urlsplit(reference).scheme in {*_WEB, _S3} and "://" in reference
+    return reference.startswith((*_WEB, _S3))
 
 
 @contextmanager
 def open_source(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> Iterator[ByteSource]:
     """Open a path, a web address, or `s3://bucket/key`. Raises SourceError if there is no such file."""
-    parts = urlsplit(str(reference))
     source: ByteSource
     if isinstance(reference, Path) or not is_address(reference):
         source = LocalFile(Path(reference))
-    elif parts.scheme == _S3:
-        source = S3Object(parts.netloc, parts.path.removeprefix("/"), pauses)
+    elif reference.startswith(_S3):
+        bucket, _, key = reference.removeprefix(_S3).partition("/")
+        source = S3Object(bucket, key, pauses)
     else:
         source = WebFile(reference, pauses)
     with closing(source):
@@ -85,8 +85,8 @@ class WebFile:
     """A file at a web address. The server must be able to send ranges."""
 
     def __init__(self, url: str, pauses: Sequence[float]) -> None:
-        # The query of a presigned address is a secret.
-        self.name = urlsplit(url)._replace(query="", fragment="").geturl()
+        # A query, as in a presigned address, and what is before an @ are secrets.
+        self.name = re.sub("//[^/]*@", "//", url.partition("?")[0])
         self._url, self._pauses = url, pauses
         self._client = httpx2.Client(timeout=_TIMEOUT, follow_redirects=True)
         try:
@@ -121,6 +121,8 @@ class WebFile:
                     content += part
                     if len(content) > size:
                         break
+        except httpx2.InvalidURL as error:
+            raise SourceError(NOT_FOUND, f"{self.name} must be a web address: {error}. Check it.") from error
         except httpx2.HTTPError as error:
             raise ConnectionError(f"{self.name} cannot be read: {type(error).__name__}: {error}") from error
         if len(content) != size:

@@ -31,7 +31,7 @@ _FOOTER = struct.Struct("<QQ32sI4x8s")
 FOOTER_BYTES = _FOOTER.size
 MAX_EXPANSION, MIN_EXPANDED = 1000, 1 << 30
 """A folder may have this many times the bytes of its container, or 1 GiB if that is more. Sparse models have 10."""
-MAX_PATH = 1024
+MAX_PATH, MAX_PART = 1024, 255
 AGAIN = "Download the file again, or create it again with seft pack."
 
 
@@ -122,9 +122,7 @@ def parse_footer(content: bytes, size: int) -> Footer:
 
 def dump(files: Sequence[FileEntry]) -> bytes:
     """Return the index as JSON. Raises ContainerError if it is larger than a reader accepts."""
-    content = json.dumps(
-        {"files": [_plain(file) for file in files]}, ensure_ascii=False, separators=(",", ":")
-    ).encode()
+    content = json.dumps({"files": [_plain(file) for file in files]}, separators=(",", ":")).encode()
     items = sum(map(content.count, (b"{", b"[", b",")))
     if len(content) > MAX_HEADERS_BYTES or items > MAX_JSON_ITEMS:
         raise ContainerError(
@@ -194,8 +192,11 @@ def require_path(name: Any) -> None:
     """Raise ValueError unless a name is a plain path inside a folder, with slashes between its parts."""
     if type(name) is not str or not 0 < len(name) <= MAX_PATH or "\\" in name or "\0" in name:
         raise ValueError(f"the name of a file must be a text of 1 to {MAX_PATH} characters; one is {str(name)[:80]!r}")
-    if not {"", ".", ".."}.isdisjoint(name.split("/")):
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
         raise ValueError(f"the name of a file must be a path inside the folder; one is {name[:80]!r}")
+    if max(len(part.encode()) for part in parts) > MAX_PART:
+        raise ValueError(f"each part of the name of a file may have at most {MAX_PART} bytes; one is {name[:80]!r}")
 
 
 def _require_names(files: Sequence[FileEntry]) -> None:

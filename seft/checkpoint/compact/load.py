@@ -53,7 +53,7 @@ class LazyTensor:
 
 
 def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """Return a transformers model in evaluation mode, from a compact container or like `seft.models.load`.
+    """Return a transformers model in evaluation mode, from a compact container or a dense model.
 
     A container is a path, a web address or `s3://bucket/key`. Everything else is a folder, a GGUF file or a hub id.
     `dtype` is the dtype of the weights, by default the one in config.json. Raises SourceError if there is no such model
@@ -64,11 +64,7 @@ def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | Non
             tensors = _tensors(container)
             return dense.load_tensors(source, tensors, device=device, dtype=dtype or _dtype(source.config))
     source = find(str(reference))
-    dtype = dtype or _dtype(source.config)
-    model: Any = dense.load(source, device=device, dtype=dtype).model
-    model.config.dtype = dtype
-    model.config.use_cache = source.config.get("use_cache", True)
-    return model
+    return dense.load_model(source, device=device, dtype=dtype or _dtype(source.config))
 
 
 def load_tokenizer(reference: str | Path) -> Any:
@@ -94,7 +90,9 @@ def as_torch(container: Container, entry: TensorEntry) -> Tensor:
     """Return a tensor of a container with its dtype and shape."""
     dtype = _DTYPES.get(entry.dtype)
     if dtype is None:
-        raise ContainerError(f"a tensor of a model must have a dtype of torch; {entry.name} has {entry.dtype}.")
+        raise ContainerError(
+            f"a tensor of a model must have a dtype of torch; {entry.name!r} has {entry.dtype}. Expand it."
+        )
     return torch.from_numpy(container.tensor(entry)).view(dtype).reshape(entry.shape)
 
 

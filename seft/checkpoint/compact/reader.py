@@ -178,7 +178,7 @@ class Container:
         try:
             yield
         except ValueError as error:
-            raise ContainerError(f"{name} in {self.name} is damaged: {error}. {AGAIN}") from error
+            raise ContainerError(f"{name!r} in {self.name} is damaged: {error}. {AGAIN}") from error
 
 
 def _sha256(content: Bytes) -> bytes:
@@ -200,7 +200,7 @@ def _require_header(container: str, file: FileEntry, content: bytes) -> None:
     try:
         header = read_header(lambda begin, size: content[begin : begin + size], file.size).tensors
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ContainerError(f"{file.name} in {container} has no valid header: {error}. {AGAIN}") from error
+        raise ContainerError(f"{file.name!r} in {container} has no valid header: {error}. {AGAIN}") from error
     at, places = file.own_bytes, {}
     for tensor in file.tensors:
         places[tensor.name] = Tensor(tensor.dtype, tensor.shape, at, at + tensor.part.size)
@@ -208,6 +208,6 @@ def _require_header(container: str, file: FileEntry, content: bytes) -> None:
     odd = [name for name in header.keys() | places.keys() if header.get(name) != places.get(name)]
     if odd:
         raise ContainerError(
-            f"the header of {file.name} in {container} must describe the tensors of the index; {min(odd)!r} differs."
+            f"the header of {file.name!r} in {container} must describe the tensors of the index; {min(odd)!r} differs."
             f" {AGAIN}"
         )

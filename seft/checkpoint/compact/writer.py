@@ -168,7 +168,6 @@ def _parts(folder: Path) -> Iterator[_Part]:
         name = path.relative_to(folder).as_posix()
         try:
             index.require_path(name)
-            name.encode()
         except ValueError as error:
             raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
         yield from _parts_of_file(name, path)
