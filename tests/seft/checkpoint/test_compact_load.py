@@ -188,7 +188,7 @@ def test_a_server_that_fails_or_sends_no_ranges_is_named_without_the_query() -> 
         with open_source(url) as source, pytest.raises(SourceError, match="it sent another number"):
             source.read(5, 9)
         with pytest.raises(SourceError, match="must be a web address"):
-            WebFile("http://[x", ())
+            WebFile("http://host:port/", ())
         web.ranges = False
         with pytest.raises(SourceError, match="must be able to send ranges"):
             WebFile(url, ())
