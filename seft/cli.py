@@ -1,8 +1,8 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `export` and `inspect`, which use the library here.
+"""The commands that use the library on this machine: `seft prune`, `repair`, `compress`, `evaluate` and others.
 
-They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
-error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
-only when a command runs.
+They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes
+to stderr. An error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it.
+Torch is imported only when a command needs it.
 """
 
 import argparse
@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps, parse_format
-from seft.console import describe_checkpoint, describe_model, progress_reporter
+from seft import file_commands as files
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
+from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
@@ -35,12 +36,8 @@ DERIVED = {*LENGTHS, "batch_tokens", "steps"}
 """Options whose defaults depend on the model or on other options."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Result of a command, as JSON data for programs and as text for people."""
-
-    data: dict[str, Any]
-    text: str
+Result = tuple[dict[str, Any], str]
+"""Result of a command, as JSON data for programs and as text for people."""
 
 
 class UsageError(SeftError):
@@ -57,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
         options = make_parser(program).parse_args(arguments)
         _require_texts(options)
         with progress_reporter() as report:
-            result: Result = options.run(options, report)
+            data, text = options.run(options, report)
     except SeftError as error:
         return _report(error.code, str(error), as_json)
     except ModuleNotFoundError as error:
@@ -66,9 +63,9 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     except KeyboardInterrupt:
         return INTERRUPTED
     if as_json:
-        _write_json(result.data)
+        _write_json(data)
     else:
-        sys.stdout.write(result.text + "\n")
+        sys.stdout.write(text + "\n")
     return 0
 
 
@@ -220,40 +217,16 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     }
     if options.choices:
         accuracy = verbs.evaluate_choices(model, choices=options.choices, **common)
-        text = (
-            f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%},"
-            f" {accuracy.questions} questions"
-        )
-        return Result({"model": model, **asdict(accuracy)}, text)
+        shares = f"accuracy {accuracy.accuracy:.2%}, per byte {accuracy.accuracy_per_byte:.2%}"
+        return {"model": model, **asdict(accuracy)}, f"{shares}, {accuracy.questions} questions"
     if options.task:
         metrics = verbs.run_task(model, task=options.task, folder=options.tasks, **common)
         text = "\n".join(f"{options.task}  {metric}  {value:.4f}" for metric, value in metrics.items())
-        return Result({"model": model, "task": options.task, "metrics": metrics}, text)
+        return {"model": model, "task": options.task, "metrics": metrics}, text
     assert config
     score = verbs.evaluate(model, config, data=options.data, **common)
     text = f"perplexity {score.perplexity:.4f} over {score.windows} windows of {score.tokens} tokens"
-    return Result({"model": model, **asdict(score)}, text)
-
-
-def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
-    from seft.checkpoint.folder import inspect
-
-    counted, record = inspect(options.folder)
-    recorded = record.data() if record else {"facts": None, "versions": None}
-    data = {
-        "folder": str(options.folder),
-        "sparsity": counted.data(),
-        **{key: recorded[key] for key in ("facts", "versions")},
-    }
-    return Result(data, describe_model(counted, record))
-
-
-def _export(options: argparse.Namespace, report: Reporter) -> Result:
-    from seft import verbs
-
-    size = verbs.export(options.folder, options.format, options.out, report=report)
-    data = {"out": str(options.out), "format": options.format, "bytes": size}
-    return Result(data, f"{options.out}  {options.format}  {size:,} bytes, every zero kept")
+    return {"model": model, **asdict(score)}, text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -278,8 +251,15 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
         ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
-        ("export", _export, _add_export, "Write the model in a folder as one file of another format, such as GGUF."),
-        ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
+        (
+            "export",
+            files.export,
+            files.add_export,
+            "Write a model folder as one file of another format.",
+        ),
+        ("inspect", files.inspect, files.add_inspect, "Count the zeros in the files of a model folder."),
+        ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
+        ("expand", files.expand, files.add_expand, "Restore a model folder from a compact file, bit for bit."),
     )
     for name, run, add_arguments, text in descriptions:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -339,16 +319,6 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     _add_place(command)
 
 
-def _add_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, help="Hugging Face folder in bfloat16, such as one that prune wrote.")
-    command.add_argument("--format", type=parse_format, required=True, help="Format to write, such as gguf_q8_0.")
-    command.add_argument("out", type=Path, help="File to write. Must not exist.")
-
-
-def _add_inspect(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folder", type=Path, help="Hugging Face folder.")
-
-
 def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help="Folder, GGUF file or hub id.")
     command.add_argument("--revision", help="Branch, tag or commit of a hub model.")
@@ -383,7 +353,7 @@ def _add_place(command: argparse.ArgumentParser) -> None:
 
 def _checkpoint(out: Path, record: "Record") -> Result:
     data = {"out": str(out), "sparsity": record.sparsity.data(), "grown_zeros": record.facts.grown_zeros}
-    return Result(data, describe_checkpoint(out, record))
+    return data, describe_checkpoint(out, record)
 
 
 def _write_json(data: dict[str, Any]) -> None:

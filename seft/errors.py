@@ -91,5 +91,11 @@ class VerifyError(SeftError):
     code = "verify_failed"
 
 
+class ContainerError(SeftError):
+    """A compact container is damaged, is another file, or exceeds a limit of the format."""
+
+    code = "invalid_container"
+
+
 class Cancelled(Exception):  # noqa: N818 (not an error: the caller requested it)
     """Raised by a reporter to stop the work. The library does not catch it."""

@@ -5,23 +5,30 @@ with random weights and only warn.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils import logging as transformers_logging
 
 from seft.errors import SourceError
 from seft.models.loadable import loadable
+from seft.models.model_files import GENERATION_CONFIG
 from seft.models.source import Kind, ModelSource, fetch
 
 LOAD_ERRORS = (
@@ -89,16 +96,60 @@ def _source_errors(reference: str) -> Iterator[None]:
         ) from error
 
 
-def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
+def _load_model(reference: str, folder: Path, options: dict[str, str], dtype: torch.dtype = torch.float32) -> Any:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=torch.float32,
+        dtype=dtype,
         trust_remote_code=False,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are rejected below, by name
         **options,
     )
+    _require_match(reference, info)
+    if options:
+        # The weights are dequantised. With these two attributes transformers would not save the model.
+        del model.config.quantization_config, model.hf_quantizer
+    return model
+
+
+def load_model(source: ModelSource, *, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return a model in evaluation mode as transformers loads it in `dtype`, ready to generate text.
+
+    Some architectures keep a few weights in float32, and some buffers have `dtype`. Raises SourceError like `load`.
+    """
+    with _source_errors(source.reference), _location(source) as (folder, options):
+        model = _load_model(source.reference, folder, options, dtype)
+    return cast("nn.Module", model.to(device).eval())
+
+
+def load_tensors(source: ModelSource, tensors: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return the model of `load_model` if the weights are not in its folder.
+
+    Transformers reads each of the `tensors` by `tensor[...]`, in several threads. Raises SourceError if they do not
+    match the model.
+    """
+    with _source_errors(source.reference), _location(source) as (folder, _):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            architecture: Any = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        model, info = architecture.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are rejected below, by name
+        )
+        if (folder / GENERATION_CONFIG).exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    _require_match(source.reference, info)
+    model.config.name_or_path = source.reference
+    return cast("nn.Module", model.to(device).eval())
+
+
+def _require_match(reference: str, info: Mapping[str, Any]) -> None:
+    """Raise SourceError if transformers reports a tensor that is missing, is not needed or has another shape."""
     mismatches = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
     if mismatches:
         raise SourceError(
@@ -106,10 +157,6 @@ def _load_model(reference: str, folder: Path, options: dict[str, str]) -> Any:
             f"the tensors of a model must match its config; those of {reference!r} do not: {mismatches}."
             " Save it again with save_pretrained, or choose a different model.",
         )
-    if options:
-        # The weights are dequantised. With these two attributes transformers would not save the model.
-        del model.config.quantization_config, model.hf_quantizer
-    return model
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from seft.models.limits import MAX_FILE_BYTES, MAX_WEIGHT_FILES, parse_json
 from seft.storable import UNSTORABLE
 
 CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS = "config.json", "tokenizer_config.json", "special_tokens_map.json"
-TOKENIZER, CARD = "tokenizer.json", "README.md"
+TOKENIZER, CARD, GENERATION_CONFIG = "tokenizer.json", "README.md", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TEXT_FILES = frozenset(
     {
         CONFIG,
-        "generation_config.json",
+        GENERATION_CONFIG,
         TOKENIZER,
         TOKENIZER_CONFIG,
         SPECIAL_TOKENS,

@@ -85,6 +85,8 @@ ARGUMENTS = {
     "compress": ["model", "--data", "torch-cpu.txt", "--sparsity", "0.5", "--out", "new"],
     "evaluate": ["model", "--data", "torch-cpu.txt"],
     "inspect": ["model"],
+    "pack": ["model", "new"],
+    "expand": ["model", "new"],
 }
 """Arguments of each command of the library. The files of texts exist, the models do not."""
 HIDE = """

@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `export` and `inspect`. They need no service.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `inspect` and others. They need no service.
 
 They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
@@ -12,6 +12,8 @@ VERBS = {
     "evaluate": "Evaluate a model on this machine: perplexity, multiple choice, or a named task.",
     "export": "Write the model in a folder as one file of another format, such as GGUF, on this machine.",
     "inspect": "Count the zeros in the files of a folder.",
+    "pack": "Store the folder of a model in one compact file, without the space that zeros take.",
+    "expand": "Restore the folder of a model from a compact file, bit for bit.",
 }
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

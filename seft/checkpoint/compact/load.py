@@ -1,0 +1,139 @@
+"""Gives a transformers model straight from a compact container, tensor by tensor. The dense file is never on disk."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import EllipsisType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seft.checkpoint.compact.byte_sources import is_address
+from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
+from seft.checkpoint.compact.reader import Container, open_container
+from seft.errors import ContainerError
+from seft.models import load as dense
+from seft.models.model_files import is_read, is_weights, read_config, require_size, weight_files
+from seft.models.source import Kind, ModelSource, find
+
+MAX_TEXTS = 128 << 20
+"""Largest total size of the tokenizer and the configurations of a model, in bytes."""
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""The dtypes of the tensors of a model that transformers loads."""
+_WEIGHTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class LazyTensor:
+    """A tensor that is read when transformers asks for it by `tensor[...]`."""
+
+    def __init__(self, container: Container, entry: TensorEntry) -> None:
+        self._container, self._entry = container, entry
+
+    def __getitem__(self, key: EllipsisType) -> Tensor:
+        """Return the tensor. Raises ContainerError if it is damaged."""
+        return as_torch(self._container, self._entry)
+
+
+def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """Return a transformers model in evaluation mode, from a compact container or a dense model.
+
+    A container is a path, a web address or `s3://bucket/key`. Everything else is a folder, a GGUF file or a hub id.
+    `dtype` is the dtype of the weights, by default the one in config.json. Raises SourceError if there is no such model
+    or transformers cannot load it, and ContainerError if a tensor is damaged.
+    """
+    if is_container(reference):
+        with _opened(reference) as (container, source):
+            tensors = _tensors(container)
+            return dense.load_tensors(source, tensors, device=device, dtype=dtype or _dtype(source.config))
+    source = find(str(reference))
+    return dense.load_model(source, device=device, dtype=dtype or _dtype(source.config))
+
+
+def load_tokenizer(reference: str | Path) -> Any:
+    """Return the tokenizer of a model. Downloads only the tokenizer and the configuration of a remote container."""
+    if is_container(reference):
+        with _opened(reference) as (_, source):
+            return dense.load_tokenizer(source)
+    return dense.load_tokenizer(find(str(reference)))
+
+
+def is_container(reference: str | Path) -> bool:
+    """Return whether a reference is a compact container, by its first bytes. Every address must be one."""
+    if isinstance(reference, str) and is_address(reference):
+        return True
+    path = Path(reference)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def as_torch(container: Container, entry: TensorEntry) -> Tensor:
+    """Return a tensor of a container with its dtype and shape."""
+    dtype = _DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise ContainerError(
+            f"a tensor of a model must have a dtype of torch; {entry.name!r} has {entry.dtype}. Expand it."
+        )
+    return torch.from_numpy(container.tensor(entry)).view(dtype).reshape(entry.shape)
+
+
+@contextmanager
+def _opened(reference: str | Path) -> Iterator[tuple[Container, ModelSource]]:
+    """Yield a container and the model in it. The folder of the model has its files except those with weights."""
+    with open_container(reference) as container, TemporaryDirectory(prefix="seft-compact-") as name:
+        folder, files = Path(name), _root_files(container)
+        sizes = {name: file.size for name, file in files.items()}
+        config = read_config(container.name, sizes, lambda name: container.own_bytes(files[name]))
+        texts = {name: file for name, file in files.items() if is_read(name) and not is_weights(name)}
+        require_size(container.name, sum(sizes[name] for name in texts), MAX_TEXTS)
+        for text, file in texts.items():
+            (folder / text).write_bytes(container.own_bytes(file))
+        yield container, ModelSource(container.name, Kind.FOLDER, folder, None, config, None)
+
+
+def _root_files(container: Container) -> dict[str, FileEntry]:
+    """Return the files that are in no subfolder, by name. A loader reads no others."""
+    return {file.name: file for file in container.files if "/" not in file.name}
+
+
+def _tensors(container: Container) -> Mapping[str, LazyTensor]:
+    """Return all tensors of the files with weights. Reads the headers of these files to check the index."""
+    files, tensors = _root_files(container), dict[str, LazyTensor]()
+    sizes = {name: file.size for name, file in files.items()}
+    for name in weight_files(container.name, sizes, lambda name: container.own_bytes(files[name])):
+        file = files[name]
+        if not file.tensors:
+            message = f"{name} in {container.name} must be a safetensors file with tensors. Create the model again."
+            raise ContainerError(message)
+        container.own_bytes(file)
+        tensors |= {tensor.name: LazyTensor(container, tensor) for tensor in file.tensors}
+    return tensors
+
+
+def _dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype that a configuration names, or float32."""
+    inner = config.get("text_config")
+    for values in (config, inner if isinstance(inner, dict) else {}):
+        name = values.get("dtype", values.get("torch_dtype"))
+        if isinstance(name, str) and name in _WEIGHTS:
+            return _WEIGHTS[name]
+    return torch.float32

@@ -1,0 +1,213 @@
+"""Reads a compact container: one tensor, one file, or all of it into a folder (`seft expand`).
+
+Every byte that is returned was checked against a SHA-256. An error names the tensor or the file that is damaged.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from seft.checkpoint.compact import chunk, index
+from seft.checkpoint.compact.byte_sources import PAUSES, ByteSource, open_source
+from seft.checkpoint.compact.chunk import ALIGNMENT, Packed
+from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
+from seft.checkpoint.compact.ordered import default_threads, ordered
+from seft.checkpoint.compact.planes import Bytes, Stored
+from seft.checkpoint.folder import require_empty
+from seft.errors import ConfigError, ContainerError
+from seft.models.safetensors_header import Tensor, read_header
+
+WINDOW = 8 << 20
+"""Bytes that are read at a time, so that a remote container needs few requests."""
+
+
+class _Coded(NamedTuple):
+    """The stored bytes of a chunk, the size of its content, and the tensor or file that it belongs to."""
+
+    stored: Stored
+    size: int
+    part: Part
+
+
+class _Content(NamedTuple):
+    """The content of a chunk and its SHA-256."""
+
+    content: Bytes
+    sha256: bytes
+
+
+class Container:
+    """An open container. Several threads may read it. `name` is for messages and has no secrets."""
+
+    def __init__(self, source: ByteSource) -> None:
+        """Read the index. Raises ContainerError if the file is no container or its index is damaged."""
+        self._source, self.name = source, source.name
+        try:
+            if source.size < len(HEAD) + FOOTER_BYTES:
+                raise ValueError(f"a compact container must have {len(HEAD) + FOOTER_BYTES} bytes or more")
+            end = source.size - FOOTER_BYTES
+            footer = index.parse_footer(source.read(end, FOOTER_BYTES), source.size)
+            self.files = index.parse(source.read(footer.begin, footer.size), footer)
+        except ValueError as error:
+            raise ContainerError(f"{source.name} is no intact compact container: {error}. {AGAIN}") from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the folder."""
+        return sum(file.size for file in self.files)
+
+    def file(self, name: str) -> FileEntry:
+        """Return a file by its name. Raises ContainerError if there is none."""
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise ContainerError(f"{self.name} must have a file {name!r}; it has none. {AGAIN}")
+
+    def tensor(self, tensor: TensorEntry) -> Bytes:
+        """Return the bytes of a tensor, as a safetensors file has them."""
+        return self._whole(tensor.part)
+
+    def packed(self, tensor: TensorEntry) -> list[Packed]:
+        """Return the mask and the nonzero values of each chunk of a tensor, for kernels that need no dense tensor."""
+        chunks, hashes = [], hashlib.sha256()
+        for each in self._chunks(tensor.part):
+            with self._damage(tensor.name):
+                packed = chunk.read(each.stored, each.size, tensor.part.values)
+            hashes.update(_sha256(chunk.unpack(packed)))
+            chunks.append(packed)
+        self._require_hash(tensor.part, hashes.hexdigest())
+        return chunks
+
+    def own_bytes(self, file: FileEntry) -> bytes:
+        """Return the bytes of a file that belong to no tensor: the whole text, or the header of a safetensors file.
+
+        Raises ContainerError if it is the header of other tensors than those in the index.
+        """
+        content = self._whole(file.parts[0]).tobytes()
+        if file.tensors:
+            _require_header(self.name, file, content)
+        return content
+
+    def expand(self, out: Path, *, threads: int | None = None) -> None:
+        """Write all files into the new or empty folder `out`. It is left empty if an error is raised.
+
+        Raises ConfigError if the folder cannot be used or the disk is too small, and ContainerError if a tensor or a
+        file is damaged.
+        """
+        require_empty(out)
+        existed = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            if (free := shutil.disk_usage(out).free) < self.size:
+                way_out = f"The folder needs {self.size} bytes. Free some space, or use another disk."
+                raise ConfigError("out", "must be on a disk with enough space", free, way_out)
+            for file in self.files:
+                path = out / file.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("xb") as target:
+                    self._write(file, target, threads or default_threads())
+        except BaseException:
+            for path in out.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not existed:
+                out.rmdir()
+            raise
+
+    def _write(self, file: FileEntry, target: BinaryIO, threads: int) -> None:
+        parts = file.parts
+        if file.tensors:
+            target.write(self.own_bytes(file))
+            parts = parts[1:]
+        coded = (each for part in parts for each in self._chunks(part))
+        with closing(ordered(self._decode, coded, threads)) as decoded:
+            for part in parts:
+                hashes = hashlib.sha256()
+                for _ in chunk.chunk_sizes(part.size, part.values):
+                    each = next(decoded)
+                    target.write(each.content.data)
+                    hashes.update(each.sha256)
+                self._require_hash(part, hashes.hexdigest())
+
+    def _whole(self, part: Part) -> Bytes:
+        content, at, hashes = np.empty(part.size, np.uint8), 0, hashlib.sha256()
+        for each in map(self._decode, self._chunks(part)):
+            content[at : at + len(each.content)] = each.content
+            at += len(each.content)
+            hashes.update(each.sha256)
+        self._require_hash(part, hashes.hexdigest())
+        return content
+
+    def _decode(self, each: _Coded) -> _Content:
+        with self._damage(each.part.name):
+            content = chunk.decode(each.stored, each.size, each.part.values)
+        return _Content(content, _sha256(content))
+
+    def _chunks(self, part: Part) -> Iterator[_Coded]:
+        """Yield the chunks of a tensor or file. Reads `WINDOW` bytes or one chunk at a time."""
+        window, start, at = memoryview(b""), 0, part.span.begin  # the window begins at `start` of the container
+
+        def peek(count: int) -> memoryview:
+            nonlocal window, start
+            if at + count > start + len(window):
+                if at + count > part.span.end:
+                    raise ValueError(f"a chunk must have {count} bytes; {part.span.end - at} are left")
+                start, window = at, memoryview(self._source.read(at, max(min(WINDOW, part.span.end - at), count)))
+            return window[at - start : at - start + count]
+
+        with self._damage(part.name):
+            for size in chunk.chunk_sizes(part.size, part.values):
+                stored = peek(chunk.stored_bytes(peek(ALIGNMENT)))
+                yield _Coded(stored, size, part)
+                at += len(stored)
+            if at != part.span.end:
+                raise ValueError(f"it has {part.span.end - at} bytes after its last chunk")
+
+    def _require_hash(self, part: Part, digest: str) -> None:
+        with self._damage(part.name):
+            if digest != part.span.sha256:
+                raise ValueError(f"its SHA-256 must be {part.span.sha256[:64]}; it is {digest}")
+
+    @contextmanager
+    def _damage(self, name: str) -> Iterator[None]:
+        """Convert ValueError to an error that names the tensor or file."""
+        try:
+            yield
+        except ValueError as error:
+            raise ContainerError(f"{name!r} in {self.name} is damaged: {error}. {AGAIN}") from error
+
+
+def _sha256(content: Bytes) -> bytes:
+    return hashlib.sha256(content.data).digest()
+
+
+@contextmanager
+def open_container(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> Iterator[Container]:
+    """Open a container: a path, a web address, or `s3://bucket/key`.
+
+    Raises SourceError if the file cannot be read, and ContainerError if it is no container.
+    """
+    with open_source(reference, pauses=pauses) as source:
+        yield Container(source)
+
+
+def _require_header(container: str, file: FileEntry, content: bytes) -> None:
+    """Raise ContainerError unless the header of a safetensors file names the tensors of the index in their order."""
+    try:
+        header = read_header(lambda begin, size: content[begin : begin + size], file.size).tensors
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ContainerError(f"{file.name!r} in {container} has no valid header: {error}. {AGAIN}") from error
+    at, places = file.own_bytes, {}
+    for tensor in file.tensors:
+        places[tensor.name] = Tensor(tensor.dtype, tensor.shape, at, at + tensor.part.size)
+        at += tensor.part.size
+    odd = [name for name in header.keys() | places.keys() if header.get(name) != places.get(name)]
+    if odd:
+        raise ContainerError(
+            f"the header of {file.name!r} in {container} must describe the tensors of the index; {min(odd)!r} differs."
+            f" {AGAIN}"
+        )

@@ -1,0 +1,205 @@
+"""Writes a model folder as a compact container, in one pass: `seft pack`.
+
+The container is written to any object with a method `write`, such as a multipart upload. Only a few chunks are in
+memory. Its bytes depend only on the names and contents of the files, and on the version of zstd.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from seft.checkpoint.compact import chunk, index
+from seft.checkpoint.compact.chunk import FILE, Values
+from seft.checkpoint.compact.index import HEAD, FileEntry, Span, TensorEntry
+from seft.checkpoint.compact.ordered import default_threads, ordered
+from seft.errors import ConfigError, ContainerError
+from seft.models.safetensors_header import Tensor
+from seft.models.shapes import file_header
+
+_SUFFIX = ".safetensors"
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+
+
+class Output(Protocol):
+    """What a container is written to, from its first byte to its last."""
+
+    def write(self, content: bytes, /) -> object:
+        """Append some bytes."""
+
+
+class Sizes(NamedTuple):
+    """Bytes of a container and of its folder."""
+
+    container: int
+    folder: int
+
+
+class _Part(NamedTuple):
+    """A tensor, or the bytes of a file that belong to no tensor. `begin` and `end` are places in the file."""
+
+    file: str
+    path: Path
+    begin: int
+    end: int
+    values: Values = FILE
+    name: str = ""
+    tensor: Tensor | None = None
+
+    def chunks(self) -> "Iterator[_Chunk]":
+        at = self.begin
+        for size in chunk.chunk_sizes(self.end - self.begin, self.values):
+            yield _Chunk(self, at, size)
+            at += size
+
+
+class _Chunk(NamedTuple):
+    part: _Part
+    begin: int
+    size: int
+
+
+class _Coded(NamedTuple):
+    """The stored bytes of a chunk, and the SHA-256 of its bytes before."""
+
+    stored: bytes
+    sha256: bytes
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Writes to a file and counts the bytes."""
+
+    file: Output
+    at: int = 0
+
+    def write(self, content: bytes) -> None:
+        self.file.write(content)
+        self.at += len(content)
+
+
+@dataclass(slots=True)
+class _Entries:
+    """The entries of the index, made while the parts are written."""
+
+    files: list[FileEntry] = field(default_factory=list)
+    tensors: list[TensorEntry] = field(default_factory=list)
+
+    def add(self, part: _Part, span: Span) -> None:
+        if part.tensor is None:
+            self._close()
+            self.files.append(FileEntry(part.file, part.end - part.begin, span))
+        else:
+            self.tensors.append(TensorEntry(part.name, part.tensor.dtype, part.tensor.shape, span))
+
+    def finish(self) -> list[FileEntry]:
+        self._close()
+        return self.files
+
+    def _close(self) -> None:
+        if self.tensors:
+            file = self.files.pop()
+            self.files.append(FileEntry(file.name, file.own_bytes, file.span, tuple(self.tensors)))
+            self.tensors = []
+
+
+def write(folder: Path, file: Output, *, threads: int | None = None) -> Sizes:
+    """Write all files of a folder as a container to `file`.
+
+    Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is missing, empty or
+    has something that is no file, and ContainerError if it exceeds a limit of the format.
+    """
+    parts = list(_parts(folder))
+    out, entries = _Counter(file), _Entries()
+    out.write(HEAD)
+    chunks = (each for part in parts for each in part.chunks())
+    with closing(ordered(_encode, chunks, threads or default_threads())) as coded:
+        for part in parts:
+            begin, hashes = out.at, hashlib.sha256()
+            for _ in part.chunks():
+                each = next(coded)
+                out.write(each.stored)
+                hashes.update(each.sha256)
+            entries.add(part, Span(begin, out.at, hashes.hexdigest()))
+    content, folder_bytes = index.dump(entries.finish()), sum(part.end - part.begin for part in parts)
+    try:
+        index.require_expansion(folder_bytes, out.at)
+    except ValueError as error:
+        raise ContainerError(f"{error}. The weights are nearly all zero; keep the folder instead.") from error
+    footer = index.pack_footer(content, out.at)
+    out.write(content)
+    out.write(footer)
+    return Sizes(out.at, folder_bytes)
+
+
+def pack(folder: Path, path: Path, *, threads: int | None = None) -> Sizes:
+    """Write a folder as the container `path`. The file gets its name when it is complete.
+
+    Raises the errors of `write`, and ConfigError if `path` exists or is inside the folder.
+    """
+    if path.exists() or not path.absolute().parent.is_dir():
+        raise ConfigError("out", "must be a new file in an existing folder", str(path), "Use another name.")
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError("out", "must be outside of the folder that it contains", str(path), "Use another folder.")
+    unfinished = path.with_name(f"{path.name}.partial")
+    try:
+        with unfinished.open("wb") as file:
+            sizes = write(folder, file, threads=threads)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return sizes
+
+
+def _encode(each: _Chunk) -> _Coded:
+    with each.part.path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), each.size, each.begin)
+    if len(data) != each.size:
+        raise ConfigError("folder", "must not change while it is read", each.part.file, "Pack it again.")
+    return _Coded(chunk.encode(data, each.part.values), hashlib.sha256(data).digest())
+
+
+def _parts(folder: Path) -> Iterator[_Part]:
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            index.require_path(name)
+        except ValueError as error:
+            raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
+        yield from _parts_of_file(name, path)
+
+
+def _parts_of_file(name: str, path: Path) -> Iterator[_Part]:
+    """Yield the bytes of a file that are no tensors, and then its tensors in the order of their bytes."""
+    size, tensors = path.stat().st_size, dict[str, Tensor]()
+    if name.endswith(_SUFFIX):
+        try:
+            tensors = file_header(path).tensors
+        except _MALFORMED:
+            tensors = {}  # a damaged file is stored like a text
+    places = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
+    own = places[0][1].begin if places else size
+    part = partial(_Part, name, path)
+    yield part(0, own)
+    for key, tensor in places:
+        yield part(tensor.begin, tensor.end, chunk.values_of(tensor.dtype), key, tensor)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted by name. Links to files are read, and other things are refused."""
+    if not folder.is_dir():
+        raise ConfigError("folder", "must be a folder with a model", str(folder), "Check the path.")
+    files: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        odd = [Path(root, name) for name in folders if Path(root, name).is_symlink()]
+        odd += [Path(root, name) for name in names if not Path(root, name).is_file()]
+        if odd:
+            raise ConfigError("folder", "must have only files and folders", str(odd[0]), "Remove it.")
+        files += [Path(root, name) for name in names]
+    if not files:
+        raise ConfigError("folder", "must have files", str(folder), "Check the path.")
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())

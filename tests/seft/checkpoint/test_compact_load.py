@@ -1,0 +1,217 @@
+"""A model is loaded from a container on disk, at a web address and in S3: the same model as from its folder."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import seft
+from local.servers import Servers
+from seft.checkpoint.compact.byte_sources import WebFile, open_source
+from seft.checkpoint.compact.load import as_torch
+from seft.checkpoint.compact.reader import open_container
+from seft.checkpoint.compact.writer import pack
+from seft.errors import ContainerError, SourceError
+from seft.models.targets import target_linears
+from tests.seft.architectures import ARCHITECTURES
+from tests.tiny import tiny_tokenizer, untrained_tiny
+
+NAME = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model in bfloat16, in several shards."""
+    folder = tmp_path_factory.mktemp("model") / "sparse"
+    model = untrained_tiny().to(torch.bfloat16)
+    for linear in target_linears(model).values():
+        linear.weight.data[torch.rand(linear.weight.shape) < 0.6] = 0
+    model.generation_config.temperature = 0.5
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder, max_shard_size="100KB")
+    tiny_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def container(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("containers") / "sparse.seft"
+    pack(folder, path)
+    return path
+
+
+@dataclass
+class Web:
+    """A server of one file. It counts the bytes that it sends, and fails as often as it is told."""
+
+    content: bytes
+    ranges: bool = True
+    failures: int = 0
+    sent: int = 0
+    paths: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def served(web: Web) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            web.paths.append(self.path)
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            begin, end = (int(asked[1]), int(asked[2]) + 1) if asked and web.ranges else (0, len(web.content))
+            part, status = web.content[begin:end], 206 if web.ranges else 200
+            if not self.path.startswith("/model.seft"):
+                part, status = b"", 404
+            elif web.failures:
+                web.failures -= 1
+                part, status = b"", 503
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(web.content)}")
+            self.end_headers()
+            self.wfile.write(part)
+            web.sent += len(part)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/model.seft"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def assert_equal(model: Any, other: Any) -> None:
+    """Require the same weights and buffers, bit for bit, and the same outputs and settings."""
+    assert type(model) is type(other)
+    assert not model.training
+    for states in (nn.Module.state_dict, lambda each: dict(each.named_buffers())):
+        first, second = states(model), states(other)
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert tensor.dtype == second[name].dtype
+            assert bits(tensor) == bits(second[name]), name
+    tokens = torch.arange(2, 12)[None]
+    assert torch.equal(model(tokens).logits, other(tokens).logits)
+    assert model.generation_config.to_dict() == other.generation_config.to_dict()
+    settings = [{**each.config.to_dict(), "_name_or_path": ""} for each in (model, other)]
+    assert settings[0] == settings[1]
+
+
+def test_a_container_gives_the_model_of_its_folder(folder: Path, container: Path) -> None:
+    model = seft.load(container)
+    assert model.dtype == torch.bfloat16
+    assert model.config.use_cache
+    assert_equal(model, seft.load(folder))
+    assert_equal(seft.load(str(container), dtype=torch.float32), seft.load(str(folder), dtype=torch.float32))
+    text = "def f(x): pass"
+    assert seft.load_tokenizer(container)(text) == seft.load_tokenizer(folder)(text)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_gives_the_same_model(architecture: str, tmp_path: Path) -> None:
+    ARCHITECTURES[architecture].model().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    pack(tmp_path / "model", tmp_path / "model.seft")
+    assert_equal(seft.load(tmp_path / "model.seft"), seft.load(tmp_path / "model"))
+
+
+def test_a_web_address_is_read_in_parts_and_each_part_once(folder: Path, container: Path) -> None:
+    web = Web(container.read_bytes(), failures=2)
+    with served(web) as url:
+        query = "?signature=secret"
+        assert_equal(seft.load(url + query), seft.load(folder))
+        assert web.sent < 1.2 * len(web.content)  # the index and the small files are read more than once
+        assert {path.partition("?")[2] for path in web.paths} == {query[1:]}
+        before = web.sent
+        seft.load_tokenizer(url)
+        assert web.sent - before < 0.2 * len(web.content)
+
+
+def test_a_tensor_needs_only_its_own_bytes(container: Path) -> None:
+    web = Web(container.read_bytes())
+    with served(web) as url, open_container(url) as remote, open_container(container) as local:
+        entry = next(tensor for file in remote.files for tensor in file.tensors if tensor.name == NAME)
+        before = web.sent
+        assert torch.equal(as_torch(remote, entry), as_torch(local, entry))
+        assert web.sent - before == entry.span.end - entry.span.begin
+
+
+def test_an_object_in_s3_is_loaded(
+    folder: Path, container: Path, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = servers.storage
+    environment = {"ENDPOINT_URL": storage.endpoint, "DEFAULT_REGION": "us-east-1"}
+    environment |= {"ACCESS_KEY_ID": storage.access_key, "SECRET_ACCESS_KEY": storage.secret}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    client = storage.client()
+    client.create_bucket(Bucket="compact")
+    client.put_object(Bucket="compact", Key="a/sparse.seft", Body=container.read_bytes())
+    try:
+        assert_equal(seft.load("s3://compact/a/sparse.seft"), seft.load(folder))
+        with pytest.raises(SourceError, match="s3://compact/none must be an object that may be read"):
+            seft.load("s3://compact/none")
+    finally:
+        client.delete_object(Bucket="compact", Key="a/sparse.seft")
+        client.delete_bucket(Bucket="compact")
+        client.close()
+
+
+def test_a_server_that_fails_or_sends_no_ranges_is_named_without_the_query() -> None:
+    web = Web(b"content", failures=9)
+    with served(web) as url:
+        with pytest.raises(SourceError, match=r"model\.seft answers 503. Try again later") as caught:
+            WebFile(url + "?secret", (0.0, 0.0))
+        assert "secret" not in str(caught.value)
+        web.failures = 0
+        with pytest.raises(SourceError, match="must be a file that may be read; the server answers 404"):
+            WebFile(url.replace("model", "other"), ())
+        with open_source(url) as source, pytest.raises(SourceError, match="it sent another number"):
+            source.read(5, 9)
+        with pytest.raises(SourceError, match="must be a web address"):
+            WebFile("http://host:port/", ())
+        web.ranges = False
+        with pytest.raises(SourceError, match="must be able to send ranges"):
+            WebFile(url, ())
+
+
+def test_a_damaged_tensor_is_named_and_no_model_is_returned(container: Path, tmp_path: Path) -> None:
+    content = bytearray(container.read_bytes())
+    with open_container(container) as intact:
+        entry = next(tensor for file in intact.files for tensor in file.tensors if tensor.name == NAME)
+    content[entry.span.begin + 200] ^= 4
+    (path := tmp_path / "damaged.seft").write_bytes(content)
+    with pytest.raises(ContainerError, match=f"'{NAME}' in .*damaged.seft is damaged"):
+        seft.load(path)
+
+
+def test_a_container_that_is_not_the_model_of_its_config_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, other := tmp_path / "other")
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
+    pack(other, tmp_path / "other.seft")
+    with pytest.raises(SourceError, match=r"must match its config; .*model\.layers\.4"):
+        seft.load(tmp_path / "other.seft")
+    (other / "config.json").unlink()
+    pack(other, tmp_path / "none.seft")
+    with pytest.raises(SourceError, match=r"must have a config\.json"):
+        seft.load(tmp_path / "none.seft")
