@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`, which use the library on this machine.
+"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `inspect`, `generate` and `serve` on this machine.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
 error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
@@ -21,6 +21,7 @@ from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
 from seft.report import Reporter
+from seft.runtime import commands as runtime
 
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
@@ -250,6 +251,14 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
     return Result(data, describe_model(counted, record))
 
 
+def _generate(options: argparse.Namespace, _: Reporter) -> Result:
+    return Result(*runtime.generate(options))
+
+
+def _serve(options: argparse.Namespace, _: Reporter) -> Result:
+    return Result(*runtime.serve(options))
+
+
 class _Parser(argparse.ArgumentParser):
     """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
@@ -273,6 +282,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
         ("inspect", _inspect, _add_inspect, "Count the zeros in the files of a model folder."),
+        ("generate", _generate, runtime.add_generate, "Generate text with a pruned model on the CPU."),
+        ("serve", _serve, runtime.add_serve, "Serve a pruned model on the CPU with OpenAI's API."),
     )
     for name, run, add_arguments, text in descriptions:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

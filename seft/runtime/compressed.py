@@ -1,7 +1,7 @@
 """A matrix with its nonzero values only: masks of 64 columns and packed values, in panels of 8 rows.
 
-`native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the scale is
-the row's largest magnitude / 127. Zeros stay exact in both kinds. x is then quantised too, per row (token).
+`native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the scale
+is the row's largest magnitude / 127. Zeros stay exact in both kinds. x is then quantised too, per row (token).
 """
 
 import ctypes
@@ -78,16 +78,11 @@ def compress(
     packed = _panels(stored)[panelled]
     counts = panelled.flatten(1).sum(dim=1)
     masks = torch.from_numpy(np.packbits(panelled.numpy(), axis=-1, bitorder="little"))
-    tail = torch.zeros(READ_AHEAD, dtype=packed.dtype)
-    parts = {
-        "masks": masks,
-        "values": torch.cat((packed, tail)),
-        "starts": counts.cumsum(0) - counts,
-        "scales": scales,
-        "sums": sums,
-        "bias": None if bias is None else bias.detach().float().contiguous(),
-    }
-    return Compressed(rows, cols, **parts, struct=_struct(rows, cols, parts))
+    packed = torch.cat((packed, torch.zeros(READ_AHEAD, dtype=packed.dtype)))
+    starts = counts.cumsum(0) - counts
+    bias = None if bias is None else bias.detach().float().contiguous()
+    struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, sums=sums, bias=bias)
+    return Compressed(rows, cols, masks, packed, starts, scales, sums, bias, struct)
 
 
 def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None) -> kernels.Matrix:
@@ -95,7 +90,7 @@ def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"]
     assert weight.dtype == torch.bfloat16
     assert weight.is_contiguous()
     assert weight.shape[1] % BLOCK == 0
-    return _struct(*weight.shape, {"values": weight, "bias": bias})
+    return _struct(len(weight), weight.shape[1], values=weight, bias=bias)
 
 
 def quantise(weight: Float[Tensor, "rows cols"]) -> tuple[Int8[Tensor, "rows cols"], Float[Tensor, "rows"]]:
@@ -105,7 +100,7 @@ def quantise(weight: Float[Tensor, "rows cols"]) -> tuple[Int8[Tensor, "rows col
     return (weight.float() * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
 
 
-def _struct(rows: int, cols: int, parts: dict[str, Tensor | None]) -> kernels.Matrix:
+def _struct(rows: int, cols: int, **parts: Tensor | None) -> kernels.Matrix:
     addresses = {name: part.data_ptr() for name, part in parts.items() if part is not None}
     return kernels.Matrix(rows=rows, cols=cols, **addresses)
 
@@ -124,9 +119,7 @@ def expand(matrix: Compressed, first: int = 0, last: int | None = None) -> Tenso
     last = matrix.rows if last is None else last
     if library := kernels.library():
         dense = torch.empty(last - first, matrix.cols, dtype=torch.bfloat16)
-        library.seft_expand(
-            ctypes.addressof(matrix.struct), first, last, dense.data_ptr(), torch.get_num_threads()
-        )
+        library.seft_expand(ctypes.addressof(matrix.struct), first, last, dense.data_ptr(), torch.get_num_threads())
         return dense
     panels = slice(first // PANEL, -(-last // PANEL))
     bits: Bool[Tensor, "panels blocks panel block"]
@@ -158,9 +151,7 @@ def multiply_struct(x: Float[Tensor, "batch cols"], struct: kernels.Matrix) -> F
     x = x.contiguous()
     y = x.new_empty(len(x), struct.rows)
     threads = torch.get_num_threads()
-    if kernels.library().seft_multiply(
-        ctypes.addressof(struct), x.data_ptr(), y.data_ptr(), len(x), dtype, threads
-    ):
+    if kernels.library().seft_multiply(ctypes.addressof(struct), x.data_ptr(), y.data_ptr(), len(x), dtype, threads):
         raise MemoryError
     return y
 

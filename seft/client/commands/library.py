@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate` and `inspect`. They need no service.
+"""The commands that use the library on this machine, from `seft prune` to `seft serve`. They need no service.
 
 They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
@@ -11,6 +11,8 @@ VERBS = {
     "compress": "Prune a dense model and repair it in one command, on this machine.",
     "evaluate": "Evaluate a model on this machine: perplexity, multiple choice, or a named task.",
     "inspect": "Count the zeros in the files of a folder.",
+    "generate": "Generate text with a pruned model, on this machine's CPU.",
+    "serve": "Serve a pruned model on this machine's CPU, with OpenAI's API.",
 }
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
