@@ -5,20 +5,14 @@ torch: `seft.models.source`, `seft.data.records` and `seft.data.validation`. The
 `accelerate`, which is loaded when it is used.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from seft.runtime.accelerate import accelerate
-
-__all__ = ["accelerate"]
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `accelerate` on first use."""
-    if name not in __all__:
+    """Import `accelerate` on first use. By name, because no other module of this package may depend on the runtime."""
+    if name != "accelerate":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from seft.runtime.accelerate import accelerate
-
-    return accelerate
+    return import_module("seft.runtime.accelerate").accelerate

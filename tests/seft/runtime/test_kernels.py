@@ -63,7 +63,8 @@ def test_a_product_equals_the_one_in_float64_within_rounding(
 def test_compression_is_exact(level: Level, rows: int, cols: int) -> None:
     weight, _ = make(rows, cols, 0.6)
     assert torch.equal(expand(compress(weight)), weight)
-    assert torch.equal(expand(compress(weight), 8, rows), weight[8:]) or rows <= 8
+    if rows > 8:
+        assert torch.equal(expand(compress(weight), 8, rows), weight[8:])
     quantised, scales = compressed.quantise(weight)
     assert torch.equal(expand(compress(weight, values=Values.INT8)), quantised.bfloat16())
     assert not quantised[weight == 0].any()
