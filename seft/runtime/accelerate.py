@@ -74,12 +74,12 @@ def _require_inference(x: Tensor) -> None:
 
 
 @torch.no_grad()
-def accelerate(model: Model, values: Values | str = Values.BFLOAT16) -> Model:
+def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_zeros: float = LEAST_ZEROS) -> Model:
     """Replace the linear layers of a model that is on the CPU, in place. Returns the model.
 
-    `bfloat16` compresses every layer with at least 30 % zeros and changes no weight. `int8` compresses every layer, and
-    also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if the model is elsewhere than
-    on the CPU, or if its weights are no bfloat16 values.
+    `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
+    compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
+    the model is elsewhere than on the CPU, or if its weights are no bfloat16 values.
     """
     values = Values(values)
     whole: Any = model
@@ -91,21 +91,23 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16) -> Model:
         if target.number is not None:
             left += 1
             continue
-        if layer := _faster(target.weight, target.bias, values):
+        if layer := _faster(target.weight, target.bias, values, least_zeros):
             _replace(model, name, layer)
             target.module._parameters.clear()
     if left:
         log.warning("%d matrices of experts stay dense", left)
     head = whole.get_output_embeddings()
-    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values)):
+    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros)):
         whole.set_output_embeddings(layer)
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _faster(weight: Float[Tensor, "rows cols"], bias: nn.Parameter | None, values: Values) -> nn.Module | None:
+def _faster(
+    weight: Float[Tensor, "rows cols"], bias: nn.Parameter | None, values: Values, least_zeros: float
+) -> nn.Module | None:
     """Return a faster layer for a weight, or None if there is none."""
     zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
-    if values is Values.INT8 or zeros >= LEAST_ZEROS:
+    if values is Values.INT8 or zeros >= least_zeros:
         return SparseLinear(compress(weight, bias, values))
     fits = weight.dtype == torch.bfloat16 and weight.is_contiguous() and weight.shape[1] % BLOCK == 0
     if fits and kernels.level() is kernels.Level.AVX512:

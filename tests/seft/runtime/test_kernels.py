@@ -46,15 +46,15 @@ def exact(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("zeros", SHARES)
-@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float32, 2**-19)])
 def test_a_product_equals_the_one_in_float64_within_rounding(
-    level: Level, rows: int, cols: int, zeros: float, dtype: torch.dtype, rounding: float
+    level: Level, shape: tuple[int, int], zeros: float, dtype: torch.dtype, rounding: float
 ) -> None:
-    weight, bias = make(rows, cols, zeros)
+    weight, bias = make(*shape, zeros)
     matrix = compress(weight, bias)
     for batch in (1, 2, 3, 4, 7, EXPANDED_FROM):
-        x = torch.randn(batch, cols).to(dtype)
+        x = torch.randn(batch, shape[1]).to(dtype)
         product, magnitude = exact(x, weight, bias)
         assert ((multiply(x, matrix).double() - product).abs() <= 1.01 * rounding * magnitude).all()
 

@@ -137,24 +137,24 @@ def test_a_stop_ends_the_text_before_it(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "param", "code"),
+    ("path", "body", "expected"),
     [
-        ("completions", {}, 400, "prompt", "invalid_value"),
-        ("completions", {"prompt": "a", "max_tokens": 0}, 400, "max_tokens", "invalid_value"),
-        ("completions", {"prompt": "a", "temperature": 3}, 400, "temperature", "invalid_value"),
-        ("completions", {"prompt": "a", "n": 2}, 400, "n", "unsupported_parameter"),
-        ("completions", {"prompt": "a", "model": "other"}, 404, "model", "model_not_found"),
-        ("completions", {"prompt": "a", "max_tokens": 9999}, 400, None, "context_length_exceeded"),
-        ("chat/completions", {"messages": []}, 400, "messages", "invalid_value"),
-        ("embeddings", {}, 404, None, "unknown_url"),
+        ("completions", {}, (400, "prompt", "invalid_value")),
+        ("completions", {"prompt": "a", "max_tokens": 0}, (400, "max_tokens", "invalid_value")),
+        ("completions", {"prompt": "a", "temperature": 3}, (400, "temperature", "invalid_value")),
+        ("completions", {"prompt": "a", "n": 2}, (400, "n", "unsupported_parameter")),
+        ("completions", {"prompt": "a", "model": "other"}, (404, "model", "model_not_found")),
+        ("completions", {"prompt": "a", "max_tokens": 9999}, (400, None, "context_length_exceeded")),
+        ("chat/completions", {"messages": []}, (400, "messages", "invalid_value")),
+        ("embeddings", {}, (404, None, "unknown_url")),
     ],
 )
 def test_a_wrong_request_gets_openais_error(
-    address: str, path: str, body: dict[str, Any], status: int, param: str | None, code: str
+    address: str, path: str, body: dict[str, Any], expected: tuple[int, str | None, str]
 ) -> None:
     answer = post(address, path, **body)
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"], error["code"]) == (status, param, code)
+    assert (answer.status_code, error["param"], error["code"]) == expected
     assert (error["type"], bool(error["message"])) == ("invalid_request_error", True)
 
 
