@@ -108,7 +108,9 @@ def _sides(base: Any, *, float32: bool) -> dict[str, Any]:
         "sparse int8": accelerate(shared(), "int8"),
     }
     if float32:
-        sides["torch float32"] = copy.deepcopy(base).float()
+        sides["torch float32"] = copy.deepcopy(base)
+        for parameter in sides["torch float32"].parameters():
+            parameter.data = parameter.data.float()
     return sides
 
 
