@@ -1,7 +1,8 @@
 """Make language models sparse and repair them: prune, sparse fine-tuning, evaluate, export.
 
-Import from the modules; this package itself has only `load` and `load_tokenizer`. Importing it loads no module, so that
-a server can use the modules that need no torch: `seft.models.source`, `seft.data.records` and `seft.data.validation`.
+Import from the modules; this package itself has only `load`, `load_tokenizer` and `accelerate`. Importing it loads no
+module, so that a server can use the modules that need no torch: `seft.models.source`, `seft.data.records` and
+`seft.data.validation`.
 """
 
 from importlib import import_module
@@ -25,3 +26,8 @@ def load(reference: Any, **options: Any) -> Any:
 def load_tokenizer(reference: Any) -> Any:
     """Return the tokenizer of a model that `load` would load. Downloads no weights of a remote container."""
     return import_module(_LOAD).load_tokenizer(reference)
+
+
+def accelerate(model: Any, **options: Any) -> Any:
+    """Replace the linear layers of a transformers model by compressed ones. See `seft.runtime.accelerate`."""
+    return import_module("seft.runtime.accelerate").accelerate(model, **options)

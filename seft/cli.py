@@ -22,6 +22,7 @@ from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
 from seft.report import Reporter
+from seft.runtime import commands as runtime
 
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
@@ -251,15 +252,12 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("repair", _repair, _add_repair, "Train a pruned model. It stays as sparse as it is."),
         ("compress", _compress, _add_compress, "Prune a dense model and repair it, in one command."),
         ("evaluate", _evaluate, _add_evaluate, "Measure the perplexity of a model, multiple choice or a named task."),
-        (
-            "export",
-            files.export,
-            files.add_export,
-            "Write a model folder as one file of another format.",
-        ),
+        ("export", files.export, files.add_export, "Write a model folder as one file of another format."),
         ("inspect", files.inspect, files.add_inspect, "Count the zeros in the files of a model folder."),
         ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
         ("expand", files.expand, files.add_expand, "Restore a model folder from a compact file, bit for bit."),
+        ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model on the CPU."),
+        ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model on the CPU with OpenAI's API."),
     )
     for name, run, add_arguments, text in descriptions:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

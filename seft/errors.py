@@ -79,6 +79,12 @@ class EvaluateError(SeftError):
     code = "evaluate_failed"
 
 
+class AccelerateError(SeftError):
+    """A model, an input or a level of instructions does not fit the CPU runtime."""
+
+    code = "accelerate_failed"
+
+
 class StateError(SeftError):
     """A saved state does not belong to this model and these settings."""
 

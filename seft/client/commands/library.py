@@ -1,4 +1,4 @@
-"""The commands `seft prune`, `repair`, `compress`, `evaluate`, `inspect` and others. They need no service.
+"""The commands that use the library on this machine, from `seft prune` to `seft serve`. They need no service.
 
 They call `seft.cli`, which imports torch only when a command runs. So `--help` works without the extra `torch`.
 """
@@ -14,6 +14,8 @@ VERBS = {
     "inspect": "Count the zeros in the files of a folder.",
     "pack": "Store the folder of a model in one compact file, without the space that zeros take.",
     "expand": "Restore the folder of a model from a compact file, bit for bit.",
+    "generate": "Generate text with a pruned model, on this machine's CPU.",
+    "serve": "Serve a pruned model on this machine's CPU, with OpenAI's API.",
 }
 RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

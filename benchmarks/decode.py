@@ -1,0 +1,196 @@
+"""How long does a token take on the CPU? Decoding by torch, by a dense kernel and by the kernels that use the zeros.
+
+    python -m benchmarks.decode --model GGUF --out decode.json     # a model, pruned by magnitude
+    python -m benchmarks.decode --out decode.json                  # random Llama with 1.1 billion weights
+
+All sides are in one process, share what they do not change, and take turns after every token, so that a noisy machine
+slows all of them. *dense* runs every linear by our dense kernel, which has the same loops, sums and threads as the
+sparse one. Two times are given per side: the median on the clock, and the lowest CPU time of one token, which other
+programs disturb less (with several threads it counts all of them). The bound is the bytes of the linears and the head
+over the bandwidth of reading memory that the same run measured. `--perplexity` measures int8 with x quantised (as in
+decoding) and not quantised (as for a long prompt) on a text, beside bfloat16.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from seft.data.records import read
+from seft.data.text import encode, evaluation_windows
+from seft.evaluate import perplexity
+from seft.models.load import load, load_tokenizer
+from seft.models.source import find
+from seft.models.targets import target_linears
+from seft.runtime import compressed, kernels
+from seft.runtime.accelerate import SparseLinear, accelerate
+
+WARM_UP = 3
+PROMPT = 16
+
+
+def main() -> None:
+    """Measure every sparsity and number of threads, print tables, and write the results as JSON."""
+    arguments = _arguments()
+    results = []
+    for zeros in arguments.sparsity:
+        base = _base(arguments.model, zeros)
+        if arguments.perplexity:
+            print(json.dumps({"zeros": zeros, "perplexity": _perplexities(base, arguments)}))
+            continue
+        sides = _sides(base, float32=arguments.float32)
+        same = _greedy(sides["dense"]) == _greedy(sides["sparse"])
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            found = _measure(sides, arguments.tokens)
+            results.append({"zeros": zeros, "threads": threads, "same_tokens": same, **found})
+            _print(results[-1])
+    if arguments.out:
+        level = kernels.level()
+        about = {"torch": torch.__version__, "level": level and level.name, "model": arguments.model}
+        arguments.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or GGUF file; without it a random Llama")
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[0.6, 0.7], help="shares of zeros")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="numbers of threads")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens per side")
+    parser.add_argument("--float32", action="store_true", help="also torch in float32, which needs the most memory")
+    parser.add_argument("--perplexity", type=Path, help="measure perplexity on this text instead of speed")
+    parser.add_argument("--out", type=Path, help="JSON file of the results")
+    return parser.parse_args()
+
+
+def _base(reference: str | None, zeros: float) -> Any:
+    """Return a model in bfloat16 whose linears are pruned by magnitude."""
+    if reference:
+        model: Any = load(find(reference), dtype=torch.bfloat16).model
+    else:
+        config = LlamaConfig(
+            vocab_size=32000,
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=22,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+        )
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.bfloat16)
+        model = LlamaForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+    for target in target_linears(model).values():
+        weight = target.weight
+        part = weight.abs().float().flatten()[:1_000_000]
+        weight[weight.abs() <= part.kthvalue(max(1, int(zeros * part.numel()))).values] = 0
+    return model
+
+
+def _sides(base: Any, *, float32: bool) -> dict[str, Any]:
+    """Return a model per side. They share the parameters that they do not replace."""
+
+    def shared() -> Any:
+        return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+
+    sides = {
+        "torch bfloat16": base,
+        "dense": accelerate(shared(), least_zeros=2),
+        "sparse": accelerate(shared()),
+        "sparse int8": accelerate(shared(), "int8"),
+    }
+    if float32:
+        sides["torch float32"] = copy.deepcopy(base)
+        for parameter in sides["torch float32"].parameters():
+            parameter.data = parameter.data.float()
+    return sides
+
+
+@torch.inference_mode()
+def _step(model: Any, token: Int[Tensor, "batch tokens"], cache: Any) -> Any:
+    return model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+def _greedy(model: Any, count: int = 32) -> list[int]:
+    given, cache, tokens = torch.arange(10, 10 + PROMPT)[None], None, list[int]()
+    for _ in range(count):
+        result = _step(model, given, cache)
+        cache, given = result.past_key_values, result.logits[:, -1].argmax(-1, keepdim=True)
+        tokens.append(int(given))
+    return tokens
+
+
+def _measure(sides: dict[str, Any], count: int) -> dict[str, Any]:
+    prompt, token = torch.arange(10, 10 + PROMPT)[None], torch.tensor([[5]])
+    caches = {name: _step(model, prompt, None).past_key_values for name, model in sides.items()}
+    clock: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    bandwidths = []
+    memory = torch.ones(1 << 26, dtype=torch.int64)
+    for number in range(WARM_UP + count):
+        for name, model in sides.items():
+            began, used = time.perf_counter(), time.process_time()
+            _step(model, token, caches[name])
+            if number >= WARM_UP:
+                clock[name].append(1e3 * (time.perf_counter() - began))
+                cpu[name].append(1e3 * (time.process_time() - used))
+        began = time.process_time()
+        memory.sum()
+        bandwidths.append(memory.nbytes / (time.process_time() - began) * torch.get_num_threads())
+    bandwidth = max(bandwidths)
+    return {
+        "bandwidth": bandwidth,
+        "sides": {
+            name: {
+                "clock_ms": statistics.median(clock[name]),
+                "cpu_ms": min(cpu[name]),
+                "bytes": _bytes(model),
+                "bound_ms": 1e3 * _bytes(model) / bandwidth,
+            }
+            for name, model in sides.items()
+        },
+    }
+
+
+def _bytes(model: Any) -> int:
+    """Bytes of the linears and the head, which every token reads."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, SparseLinear):
+            total += module.matrix.nbytes
+        elif isinstance(getattr(module, "weight", None), nn.Parameter) and not isinstance(module, nn.Embedding):
+            total += module.weight.nbytes
+    return total
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"\n{result['zeros']:.0%} zeros, {result['threads']} threads, {result['bandwidth'] / 1e9:.1f} GB/s read")
+    print(f"dense and sparse give the same greedy tokens: {result['same_tokens']}")
+    print("| side | clock ms | cpu ms | dense / side (cpu) | MB read | bound ms |\n|---|---|---|---|---|---|")
+    base = result["sides"]["dense"]["cpu_ms"]
+    for name, side in result["sides"].items():
+        columns = (side["clock_ms"], side["cpu_ms"], base / side["cpu_ms"], side["bytes"] / 1e6, side["bound_ms"])
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in columns) + " |", flush=True)
+
+
+def _perplexities(base: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    records = encode(read(arguments.perplexity), load_tokenizer(find(arguments.model)))
+    windows = evaluation_windows(records, 256, 8)
+    found = {"bfloat16": perplexity(base, windows)}
+    accelerate(base, "int8")
+    found["int8, x not quantised"] = perplexity(base, windows)
+    compressed.EXPANDED_FROM = 1 << 30
+    found["int8, x quantised"] = perplexity(base, windows)
+    return found
+
+
+if __name__ == "__main__":
+    main()

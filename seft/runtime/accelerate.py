@@ -1,0 +1,120 @@
+"""Replaces the linear layers of a transformers model by layers that use the zeros of their weights on a CPU.
+
+The model is for inference only afterwards. Layers are replaced in place, one at a time, so that the memory of one dense
+matrix is freed before the next one is compressed.
+"""
+
+import logging
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from seft.errors import AccelerateError
+from seft.models.targets import target_linears
+from seft.runtime import kernels
+from seft.runtime.compressed import (
+    BLOCK,
+    EXPANDED_FROM,
+    Compressed,
+    Values,
+    compress,
+    dense_struct,
+    multiply,
+    multiply_struct,
+)
+
+log = logging.getLogger(__name__)
+LEAST_ZEROS = 0.3
+"""Share of zeros from which a bfloat16 matrix is compressed. With fewer zeros the dense product is as fast."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class SparseLinear(nn.Module):
+    """A linear layer whose weight is compressed."""
+
+    def __init__(self, matrix: Compressed) -> None:
+        super().__init__()
+        self.matrix = matrix
+        self.in_features, self.out_features = matrix.cols, matrix.rows
+
+    def forward(self, x: Float[Tensor, "... cols"]) -> Float[Tensor, "... rows"]:
+        """Return the product with the weight, plus the bias. Raises AccelerateError if x needs a gradient."""
+        _require_inference(x)
+        return multiply(x.reshape(-1, self.in_features), self.matrix).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for printing the model."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bytes={self.matrix.nbytes}"
+
+
+class DenseLinear(nn.Module):
+    """A linear layer whose bfloat16 weight is dense. Its product for few rows is faster than torch's."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        self._bias = None if bias is None else bias.detach().float()
+        self._struct = dense_struct(weight.detach(), self._bias)
+
+    def forward(self, x: Float[Tensor, "... cols"]) -> Float[Tensor, "... rows"]:
+        """Return the product with the weight, plus the bias. Raises AccelerateError if x needs a gradient."""
+        _require_inference(x)
+        flat = x.reshape(-1, x.shape[-1])
+        if len(flat) >= EXPANDED_FROM or self.weight.dtype != torch.bfloat16:
+            return nn.functional.linear(x, self.weight, self.bias)
+        self._struct.values = self.weight.data_ptr()  # the parameter may have got other memory
+        return multiply_struct(flat, self._struct).view(*x.shape[:-1], len(self.weight))
+
+
+def _require_inference(x: Tensor) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise AccelerateError("an accelerated model is for inference only; its input needs a gradient. Use no_grad.")
+
+
+@torch.no_grad()
+def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_zeros: float = LEAST_ZEROS) -> Model:
+    """Replace the linear layers of a model that is on the CPU, in place. Returns the model.
+
+    `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
+    compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
+    the model is elsewhere than on the CPU, or if its weights are no bfloat16 values.
+    """
+    values = Values(values)
+    whole: Any = model
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        raise AccelerateError("a model must be on the CPU to be accelerated. Move it with model.to('cpu').")
+    targets = target_linears(model)
+    left = 0
+    for name, target in targets.items():
+        if target.number is not None:
+            left += 1
+            continue
+        if layer := _faster(target.weight, target.bias, values, least_zeros):
+            _replace(model, name, layer)
+            target.module._parameters.clear()
+    if left:
+        log.warning("%d matrices of experts stay dense", left)
+    head = whole.get_output_embeddings()
+    if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros)):
+        whole.set_output_embeddings(layer)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _faster(
+    weight: Float[Tensor, "rows cols"], bias: nn.Parameter | None, values: Values, least_zeros: float
+) -> nn.Module | None:
+    """Return a faster layer for a weight, or None if there is none."""
+    zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
+    if values is Values.INT8 or zeros >= least_zeros:
+        return SparseLinear(compress(weight, bias, values))
+    fits = weight.dtype == torch.bfloat16 and weight.is_contiguous() and weight.shape[1] % BLOCK == 0
+    if fits and kernels.level() is kernels.Level.AVX512:
+        return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
+    return None
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, key = name.rpartition(".")
+    setattr(model.get_submodule(parent), key, layer)

@@ -1,0 +1,133 @@
+"""The commands `seft generate` and `seft serve`. Importing this module loads no torch."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from seft.report import Reporter
+
+if TYPE_CHECKING:
+    from seft.runtime.generate import TextModel
+
+
+def add_generate(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `seft generate`."""
+    _add_model(command)
+    command.add_argument("prompt", help="Text to continue. With a chat template it is the message of a user.")
+    command.add_argument("--plain", action="store_true", help="Continue the text itself, without a chat template.")
+    command.add_argument("--max-tokens", type=_positive, default=256, help="Maximum of new tokens. Default: 256.")
+    command.add_argument(
+        "--temperature", type=_not_negative, default=0.0, help="0 takes the most probable token each time. Default: 0."
+    )
+    command.add_argument("--top-p", type=_share, default=1.0, help="Draw from the tokens with this probability.")
+    command.add_argument("--seed", type=int, help="Seed of the random choice.")
+
+
+def add_serve(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `seft serve`."""
+    _add_model(command)
+    command.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1.")
+    command.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080.")
+    command.add_argument("--name", help="Name of the model in the API. Default: the given model.")
+
+
+def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
+    """Generate a text and write it to stdout piece by piece, unless --json is given. Returns data and a last line."""
+    from seft.runtime.generate import Sampling
+
+    model = _load(options)
+    chat = bool(model.tokenizer.chat_template) and not options.plain
+    prompt = model.encode_chat([{"role": "user", "content": options.prompt}]) if chat else model.encode(options.prompt)
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    room = model.room(prompt)
+    most: int = options.max_tokens if room is None else max(1, min(options.max_tokens, room))
+    texts, start, first, tokens = [], time.perf_counter(), 0.0, 0
+    for piece in model.stream(prompt, most, sampling):
+        first = first or time.perf_counter()
+        tokens = piece.tokens
+        texts.append(piece.text)
+        if not options.json:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+    end = time.perf_counter()
+    speed = (tokens - 1) / (end - first) if tokens > 1 else 0.0
+    data = {
+        "text": "".join(texts),
+        "prompt_tokens": len(prompt),
+        "tokens": tokens,
+        "first_token_seconds": first - start,
+        "tokens_per_second": speed,
+        "level": _level(),
+    }
+    line = f"\n{tokens} tokens, {speed:.1f} tokens/s, {first - start:.2f} s to the first token, kernels: {_level()}"
+    return data, line
+
+
+def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
+    """Serve a model until the process is interrupted."""
+    from seft.runtime.serve import Server
+
+    name = options.name or options.model
+    with Server(_load(options), name, options.host, options.port) as server:
+        host, port = server.server_address[:2]
+        sys.stderr.write(f"serving {name} at http://{host!s}:{port}/v1, kernels: {_level()}\n")
+        sys.stderr.flush()
+        server.serve_forever()
+    return {"model": name}, ""
+
+
+def _level() -> str:
+    from seft.runtime import kernels
+
+    level = kernels.level()
+    return "none, torch only" if level is None else level.name
+
+
+def _load(options: argparse.Namespace) -> "TextModel":
+    import torch
+
+    from seft.runtime.compressed import Values
+    from seft.runtime.generate import TextModel
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return TextModel.load(options.model, Values(options.values), getattr(torch, options.dtype))
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="Folder, GGUF file or hub id of a pruned model.")
+    command.add_argument(
+        "--values",
+        choices=["bfloat16", "int8"],
+        default="bfloat16",
+        help="How nonzero weights are stored. int8 is faster and not exact. Default: bfloat16.",
+    )
+    command.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="Data type of activations. Default: bfloat16.",
+    )
+    command.add_argument("--threads", type=_positive, help="Number of threads. Default: torch's.")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more; it is {text}")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 or more; it is {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1; it is {text}")
+    return number

@@ -1,0 +1,172 @@
+"""A matrix with its nonzero values only: masks of 64 columns and packed values, in panels of 8 rows.
+
+`native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the scale
+is the row's largest magnitude / 127. Zeros stay exact in both kinds. x is then quantised too, per row (token).
+"""
+
+import ctypes
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int8, Int32, Int64, Shaped, UInt8
+from torch import Tensor
+
+from seft.errors import AccelerateError
+from seft.runtime import kernels
+
+PANEL, BLOCK = 8, 64
+READ_AHEAD = 64
+"""Bytes after the last value that a kernel may read."""
+EXPANDED_FROM = 24
+"""Rows of x from which expanding the matrix and multiplying with torch is faster. See docs/runtime.md."""
+SLICE_BYTES = 4 << 20
+"""Size of the part of a matrix that is expanded at once, so that it stays in the cache."""
+DTYPES = {torch.bfloat16: 0, torch.float32: 1}
+
+
+class Values(StrEnum):
+    """How nonzero weights are stored."""
+
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compressed:
+    """A compressed matrix. `struct` has the addresses of the tensors, so none of them may move."""
+
+    rows: int
+    cols: int
+    masks: UInt8[Tensor, "panels blocks panel bytes"]
+    values: Shaped[Tensor, "nonzeros_and_read_ahead"]
+    starts: Int64[Tensor, "panels"]
+    scales: Float[Tensor, "rows"] | None
+    sums: Int32[Tensor, "rows"] | None
+    bias: Float[Tensor, "rows"] | None
+    struct: kernels.Matrix
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = (self.masks, self.values, self.starts, self.scales, self.sums, self.bias)
+        return sum(each.nbytes for each in arrays if each is not None)
+
+
+def compress(
+    weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None = None, values: Values = Values.BFLOAT16
+) -> Compressed:
+    """Compress a matrix. Raises AccelerateError if bfloat16 is asked for and does not hold its values exactly."""
+    rows, cols = weight.shape
+    scales = sums = None
+    nonzero = weight != 0
+    stored: Tensor
+    match values:
+        case Values.BFLOAT16:
+            stored = weight.to(torch.bfloat16)
+            if not torch.equal(stored.to(weight.dtype), weight):
+                raise AccelerateError(
+                    f"weights must be bfloat16 values; some of this {weight.dtype} matrix are not. Convert the model"
+                    " with model.to(torch.bfloat16), or choose values='int8'."
+                )
+        case Values.INT8:
+            stored, scales = quantise(weight)
+            sums = stored.sum(dim=1, dtype=torch.int32)
+    panelled = _panels(nonzero)
+    packed = _panels(stored)[panelled]
+    counts = panelled.flatten(1).sum(dim=1)
+    masks = torch.from_numpy(np.packbits(panelled.numpy(), axis=-1, bitorder="little"))
+    packed = torch.cat((packed, torch.zeros(READ_AHEAD, dtype=packed.dtype)))
+    starts = counts.cumsum(0) - counts
+    bias = None if bias is None else bias.detach().float().contiguous()
+    struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, sums=sums, bias=bias)
+    return Compressed(rows, cols, masks, packed, starts, scales, sums, bias, struct)
+
+
+def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None) -> kernels.Matrix:
+    """Return the struct of a bfloat16 matrix that is not compressed. Its columns are a multiple of BLOCK."""
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous()
+    assert weight.shape[1] % BLOCK == 0
+    return _struct(len(weight), weight.shape[1], values=weight, bias=bias)
+
+
+def quantise(weight: Float[Tensor, "rows cols"]) -> tuple[Int8[Tensor, "rows cols"], Float[Tensor, "rows"]]:
+    """Return int8 values from -127 to 127 and the scale of each row, such that value * scale is nearest the weight."""
+    scales = weight.abs().amax(dim=1).float() / 127
+    inverse = torch.where(scales > 0, 1 / scales, 0)
+    return (weight.float() * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
+
+
+def _struct(rows: int, cols: int, **parts: Tensor | None) -> kernels.Matrix:
+    addresses = {name: part.data_ptr() for name, part in parts.items() if part is not None}
+    return kernels.Matrix(rows=rows, cols=cols, **addresses)
+
+
+def _panels(matrix: Shaped[Tensor, "rows cols"]) -> Shaped[Tensor, "panels blocks panel block"]:
+    rows, cols = matrix.shape
+    padded = F.pad(matrix, (0, -cols % BLOCK, 0, -rows % PANEL))
+    return padded.view(-1, PANEL, padded.shape[1] // BLOCK, BLOCK).permute(0, 2, 1, 3).contiguous()
+
+
+def expand(matrix: Compressed, first: int = 0, last: int | None = None) -> Tensor:
+    """Return the rows from `first`, a multiple of PANEL, to before `last` as a dense bfloat16 matrix.
+
+    int8 values come without their scales, because bfloat16 holds them exactly without.
+    """
+    last = matrix.rows if last is None else last
+    if library := kernels.library():
+        dense = torch.empty(last - first, matrix.cols, dtype=torch.bfloat16)
+        library.seft_expand(ctypes.addressof(matrix.struct), first, last, dense.data_ptr(), torch.get_num_threads())
+        return dense
+    panels = slice(first // PANEL, -(-last // PANEL))
+    bits: Bool[Tensor, "panels blocks panel block"]
+    bits = torch.from_numpy(np.unpackbits(matrix.masks[panels].numpy(), axis=-1, bitorder="little")).bool()
+    start = int(matrix.starts[panels.start])
+    filled = torch.zeros(bits.shape, dtype=torch.bfloat16)
+    filled[bits] = matrix.values[start : start + int(bits.sum())].to(torch.bfloat16)
+    return filled.permute(0, 2, 1, 3).reshape(-1, bits.shape[1] * BLOCK)[: last - first, : matrix.cols]
+
+
+def multiply(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor, "batch rows"]:
+    """Return x times the transposed matrix, plus the bias, in the dtype of x: bfloat16 or float32.
+
+    Many rows of x are multiplied with the expanded matrix, where int8 weights meet x as it is, not quantised.
+    """
+    if kernels.library() is None or len(x) >= EXPANDED_FROM:
+        return _multiply_expanded(x, matrix)
+    return multiply_struct(x, matrix.struct)
+
+
+def multiply_struct(x: Float[Tensor, "batch cols"], struct: kernels.Matrix) -> Float[Tensor, "batch rows"]:
+    """Return x times a transposed matrix by the compiled kernels."""
+    dtype = DTYPES.get(x.dtype)
+    if dtype is None or x.device.type != "cpu" or x.shape[1] != struct.cols:
+        raise AccelerateError(
+            f"x must be bfloat16 or float32 on the CPU with {struct.cols} columns; it is {x.dtype} on {x.device} with"
+            f" {x.shape[1]}. Move or convert the model."
+        )
+    x = x.contiguous()
+    y = x.new_empty(len(x), struct.rows)
+    threads = torch.get_num_threads()
+    if kernels.library().seft_multiply(ctypes.addressof(struct), x.data_ptr(), y.data_ptr(), len(x), dtype, threads):
+        raise MemoryError
+    return y
+
+
+def _multiply_expanded(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor, "batch rows"]:
+    y = x.new_empty(len(x), matrix.rows)
+    step = max(PANEL, SLICE_BYTES // (2 * matrix.cols) // PANEL * PANEL)
+    for first in range(0, matrix.rows, step):
+        last = min(first + step, matrix.rows)
+        weight, bias = expand(matrix, first, last).to(x.dtype), None
+        if matrix.bias is not None:
+            bias = matrix.bias[first:last]
+        if matrix.scales is None:
+            y[:, first:last] = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        else:
+            scaled = F.linear(x, weight).float() * matrix.scales[first:last]
+            y[:, first:last] = scaled if bias is None else scaled + bias
+    return y

@@ -1,0 +1,153 @@
+"""Generates text with an accelerated model, token by token, and streams it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from seft.errors import AccelerateError
+from seft.models.dimensions import context_length
+from seft.models.load import load
+from seft.models.source import find
+from seft.runtime.accelerate import accelerate
+from seft.runtime.compressed import Values
+
+
+class Finish(StrEnum):
+    """Why a text ended: at an end token or a stop text, or because the maximum number of tokens was reached."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 takes the most probable token."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text, the number of tokens generated so far, and on the last piece why the text ended."""
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+class TextModel:
+    """An accelerated model with its tokenizer. One thread at a time may use it."""
+
+    def __init__(self, model: Any, tokenizer: Any, context: int | None = None) -> None:
+        self.model, self.tokenizer, self.context = model, tokenizer, context
+        ends = model.generation_config.eos_token_id
+        self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+
+    @classmethod
+    def load(cls, reference: str, values: Values, dtype: torch.dtype) -> "TextModel":
+        """Load a folder, a GGUF file or a model of the hub, and accelerate it."""
+        source = find(reference)
+        loaded = load(source, dtype=dtype)
+        return cls(accelerate(loaded.model, values), loaded.tokenizer, context_length(source))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text to continue."""
+        tokens: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return tokens
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Return the tokens of a conversation, up to where the answer begins. Raises AccelerateError if it cannot."""
+        if not self.tokenizer.chat_template:
+            raise AccelerateError(
+                "a chat needs a model with a chat template; this tokenizer has none. Send the text as a completion."
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # the template is a program of the model's author
+            raise AccelerateError(f"the chat template refuses these messages: {error}. Change their roles.") from error
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens
+
+    def room(self, prompt: Sequence[int]) -> int | None:
+        """Return how many tokens fit behind a prompt, or None if the model has no limit."""
+        return None if self.context is None else self.context - len(prompt)
+
+    def tokens(self, prompt: Sequence[int], most: int, sampling: Sampling) -> Iterator[int]:
+        """Yield up to `most` new tokens. The last one is an end token if the model ended the text."""
+        random = torch.Generator()
+        if sampling.seed is None:
+            random.seed()
+        else:
+            random.manual_seed(sampling.seed)
+        given, cache = torch.tensor([list(prompt)]), None
+        for _ in range(most):
+            with torch.inference_mode():
+                result = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                token = choose(result.logits[0, -1], sampling, random)
+            cache, given = result.past_key_values, torch.tensor([[token]])
+            yield token
+            if token in self._ends:
+                return
+
+    def stream(
+        self, prompt: Sequence[int], most: int, sampling: Sampling, stops: Sequence[str] = ()
+    ) -> Iterator[Piece]:
+        """Yield the text as it is generated. It ends before the first of the `stops`.
+
+        Text that may be the beginning of a stop is held back until that is decided. Raises AccelerateError if there is
+        no prompt, or if prompt and text together do not fit the model's context.
+        """
+        room = self.room(prompt)
+        if not prompt or (room is not None and room < most):
+            raise AccelerateError(
+                f"the prompt must have a token and leave room for {most} more in {self.context} tokens; it has"
+                f" {len(prompt)}. Shorten the prompt or ask for fewer tokens."
+            )
+        decoder, held, count = DecodeStream(skip_special_tokens=True), "", 0
+        for token in self.tokens(prompt, most, sampling):
+            count += 1
+            held += decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+            before, found = cut(held, stops)
+            if found or token in self._ends:
+                yield Piece(before, count, Finish.STOP)
+                return
+            if count < most:
+                keep = held_back(held, stops)
+                yield Piece(held[: len(held) - keep], count)
+                held = held[len(held) - keep :]
+        yield Piece(held, count, Finish.LENGTH)
+
+
+def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
+    """Return the next token: the most probable one, or one drawn from the smallest set with probability `top_p`."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities = (logits.float() / sampling.temperature).softmax(dim=0)
+    if sampling.top_p < 1:
+        ordered, tokens = probabilities.sort(descending=True)
+        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0
+        return int(tokens[torch.multinomial(ordered, 1, generator=random)])
+    return int(torch.multinomial(probabilities, 1, generator=random))
+
+
+def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first stop in it, and whether there is one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def held_back(text: str, stops: Sequence[str]) -> int:
+    """Return the length of the longest end of the text with which a stop begins."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops):
+            return length
+    return 0

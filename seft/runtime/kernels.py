@@ -1,0 +1,79 @@
+"""Loads the compiled kernels and chooses their level of instructions.
+
+The extension is a plain shared library with C functions (`native/kernels.cpp`), built when the package is installed if
+a C++ compiler is there. ctypes calls it, which releases the lock of the interpreter. Without it, compressed matrices
+are expanded and multiplied by torch.
+"""
+
+import ctypes
+import logging
+import sysconfig
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from seft.errors import AccelerateError
+
+log = logging.getLogger(__name__)
+LIBRARY = Path(__file__).with_name("_kernels" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so"))
+
+
+class Level(IntEnum):
+    """Instructions that the kernels use. `AVX512` needs VBMI2, BF16 and VNNI."""
+
+    PLAIN = 0
+    AVX2 = 1
+    AVX512 = 2
+    NEON = 3
+
+
+class Matrix(ctypes.Structure):
+    """The struct `Matrix` of `native/matrix.h`, with the addresses of its arrays."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("masks", "values", "starts", "scales", "sums", "bias")),
+    )
+
+
+@cache
+def library() -> Any:
+    """Return the loaded library, or None if it was not built. The first call without it logs a warning."""
+    if not LIBRARY.exists():
+        log.warning(
+            "the kernels of seft.runtime were not compiled when seft was installed: compressed models run correctly"
+            " but slowly. Install a C++ compiler, then seft again."
+        )
+        return None
+    loaded = ctypes.CDLL(str(LIBRARY))
+    address, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    loaded.seft_multiply.argtypes = (address, address, address, size, flag, flag)
+    loaded.seft_expand.argtypes = (address, size, size, address, flag)
+    loaded.seft_expand.restype = None
+    loaded.seft_use_parallel.argtypes = (address,)
+    # torch loads its OpenMP library for the whole process. Products share its threads.
+    if parallel := getattr(ctypes.CDLL(None), "GOMP_parallel", None):
+        loaded.seft_use_parallel(ctypes.cast(parallel, address))
+    return loaded
+
+
+def level() -> Level | None:
+    """Return the level in use, or None if the kernels were not compiled."""
+    loaded = library()
+    return None if loaded is None else Level(loaded.seft_level())
+
+
+def supported_levels() -> list[Level]:
+    """Return the levels that this processor can run. Empty if the kernels were not compiled."""
+    loaded = library()
+    return [] if loaded is None else [each for each in Level if loaded.seft_supported(each)]
+
+
+def use_level(wanted: Level) -> None:
+    """Use another level in this process. Raises AccelerateError if the processor does not have it."""
+    if wanted not in supported_levels():
+        found = ", ".join(each.name for each in supported_levels()) or "none, because the kernels were not compiled"
+        raise AccelerateError(f"a level must be one that this machine has; {wanted.name} is not. It has {found}.")
+    library().seft_use_level(wanted)

@@ -1,0 +1,155 @@
+// The functions that Python calls through ctypes: products with compressed matrices, and expanding them.
+//
+// They know nothing of torch. Python gives them torch's GOMP_parallel, so that the products use the threads that torch
+// already has. A second pool would compete with them for the processors.
+#include "levels.h"
+
+#include <atomic>
+#include <initializer_list>
+#include <memory>
+#include <new>
+
+#if defined(_WIN32)
+#define SEFT_API extern "C" __declspec(dllexport)
+#else
+#define SEFT_API extern "C" __attribute__((visibility("default")))
+#endif
+
+enum Level : int32_t { PLAIN = 0, AVX2 = 1, AVX512 = 2, NEON = 3 };
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+static bool supported(int32_t level) {
+    switch (level) {
+        case PLAIN: return true;
+#ifdef SEFT_X86
+        case AVX2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        case AVX512:
+            return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi2") &&
+                   __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#endif
+#ifdef SEFT_NEON
+        case NEON: return true;
+#endif
+        default: return false;
+    }
+}
+
+static int32_t best() {
+    for (int32_t level : {NEON, AVX512, AVX2})
+        if (supported(level)) return level;
+    return PLAIN;
+}
+
+static std::atomic<int32_t> chosen{best()};
+static std::atomic<Parallel> parallel{nullptr};
+
+SEFT_API int32_t seft_supported(int32_t level) { return supported(level); }
+SEFT_API int32_t seft_level() { return chosen; }
+SEFT_API void seft_use_level(int32_t level) { if (supported(level)) chosen = level; }
+SEFT_API void seft_use_parallel(Parallel function) { parallel = function; }
+
+namespace {
+// The loops for one kind of values and x at one level.
+struct Loops {
+    size_t input_bytes;
+    void (*prepare)(const Job&);
+    void (*panels)(const Job&, int64_t, int64_t);
+};
+
+Loops loops(int32_t level, bool int8, Dtype dtype) {
+#define SEFT_LOOPS(space, lanes) Loops{sizeof(space::lanes::Input), space::prepare<space::lanes>, space::panels<space::lanes>}
+    switch (level) {
+#ifdef SEFT_X86
+        case AVX2: return int8 ? SEFT_LOOPS(avx2, Int8) : SEFT_LOOPS(avx2, Float);
+        case AVX512:
+            if (int8) return SEFT_LOOPS(avx512, Int8);
+            return dtype == BFLOAT16 ? SEFT_LOOPS(avx512, Bfloat16) : SEFT_LOOPS(avx512, Float);
+#endif
+#ifdef SEFT_NEON
+        case NEON: return int8 ? SEFT_LOOPS(neon, Int8) : SEFT_LOOPS(neon, Float);
+#endif
+        default: return int8 ? SEFT_LOOPS(plain, Int8) : SEFT_LOOPS(plain, Float);
+    }
+}
+
+// Work on panels that threads take in chunks, until none is left.
+template <class Chunk>
+struct Shared {
+    Chunk chunk;
+    int64_t panels, size;
+    std::atomic<int64_t> next{0};
+    static void run(void* shared) {
+        auto& work = *static_cast<Shared*>(shared);
+        for (int64_t first; (first = work.next.fetch_add(work.size)) < work.panels;)
+            work.chunk(first, first + work.size < work.panels ? first + work.size : work.panels);
+    }
+};
+
+template <class Chunk>
+void share(int64_t panels, int64_t weights, int32_t threads, Chunk chunk) {
+    Parallel function = parallel;
+    // Waking threads takes longer than a small product.
+    if (threads <= 1 || !function || weights < 65536) return chunk(0, panels);
+    int64_t size = panels / (threads * 8);
+    Shared<Chunk> work{chunk, panels, size ? size : 1};
+    function(Shared<Chunk>::run, &work, unsigned(threads), 0);
+}
+
+// Memory that a thread keeps between products, aligned to a cache line.
+char* scratch(size_t bytes) {
+    struct Deleter { void operator()(char* memory) { ::operator delete(memory, std::align_val_t(64)); } };
+    static thread_local std::unique_ptr<char, Deleter> memory;
+    static thread_local size_t size = 0;
+    if (bytes > size) {
+        size = 0;
+        memory.reset(static_cast<char*>(::operator new(bytes, std::align_val_t(64))));
+        size = bytes;
+    }
+    return memory.get();
+}
+}  // namespace
+
+// y[batch][rows] = x[batch][cols] * matrix^T + bias. x and y have the given dtype. Returns 0, or 1 if memory is short.
+SEFT_API int32_t seft_multiply(const Matrix* matrix, const void* x, void* y, int64_t batch, int32_t dtype, int32_t threads) {
+    Loops level = loops(chosen, matrix->scales != nullptr, Dtype(dtype));
+    Job job{matrix, x, y, batch, Dtype(dtype), divided_up(matrix->cols, BLOCK) * BLOCK, nullptr, nullptr};
+    size_t inputs = divided_up(batch * job.padded * level.input_bytes, 64) * 64;
+    try {
+        char* memory = scratch(inputs + batch * sizeof(float));
+        job.input = memory;
+        job.input_scales = reinterpret_cast<float*>(memory + inputs);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    level.prepare(job);
+    share(divided_up(matrix->rows, PANEL), matrix->rows * matrix->cols, threads,
+          [&](int64_t first, int64_t last) { level.panels(job, first, last); });
+    return 0;
+}
+
+// Writes the rows from `first` to before `last` as a dense matrix of bfloat16. int8 values are written without their
+// scale, so that bfloat16 holds them exactly. `first` is a multiple of PANEL.
+SEFT_API void seft_expand(const Matrix* matrix, int64_t first, int64_t last, uint16_t* out, int32_t threads) {
+    const Matrix& m = *matrix;
+    const int64_t blocks = divided_up(m.cols, BLOCK), from = first / PANEL;
+    auto expand = [&](int64_t start, int64_t end) {
+        for (int64_t panel = from + start; panel < from + end; panel++) {
+            int64_t next = m.starts[panel];
+            for (int64_t block = 0; block < blocks; block++)
+                for (int64_t row = 0; row < PANEL; row++) {
+                    uint64_t mask = m.masks[(panel * blocks + block) * PANEL + row];
+                    int64_t at = panel * PANEL + row;
+                    if (at >= last) continue;  // rows that fill the last panel have no values
+                    int64_t width = m.cols - block * BLOCK < BLOCK ? m.cols - block * BLOCK : BLOCK;
+                    uint16_t* target = out + (at - first) * m.cols + block * BLOCK;
+                    memset(target, 0, width * 2);
+                    for (; mask; mask &= mask - 1, next++)
+                        target[__builtin_ctzll(mask)] =
+                            m.scales ? to_bfloat16(static_cast<const int8_t*>(m.values)[next])
+                                     : static_cast<const uint16_t*>(m.values)[next];
+                }
+        }
+    };
+    share(divided_up(last - first, PANEL), (last - first) * m.cols, threads, expand);
+}

@@ -1,0 +1,243 @@
+// The instructions of each level: AVX-512 (VBMI2, BF16, VNNI), AVX2, NEON and plain C++.
+//
+// Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to int8 per row). AVX-512 also
+// has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32).
+#pragma once
+#include "matrix.h"
+
+namespace plain {
+#include "loops.h"
+
+struct Float {
+    using Input = float; using Value = uint16_t; using Acc = float; using Sum = float;
+    static constexpr int TILE = 1;
+    static constexpr bool QUANTISED = false;
+    static Acc zero() { return 0; }
+    static Sum sum(Acc acc) { return acc; }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (; mask; mask &= mask - 1) *acc += from_bfloat16(*values++) * x[__builtin_ctzll(mask)];
+    }
+    // Skips zeros, as `add` does: a sum with -0.0 or with an infinite x would differ.
+    template <int B> static void add_dense(const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int col = 0; col < BLOCK; col++)
+            if (values[col] & 0x7fff) *acc += from_bfloat16(values[col]) * x[col];
+    }
+};
+
+struct Int8 {
+    using Input = int8_t; using Value = int8_t; using Acc = int32_t; using Sum = int32_t;
+    static constexpr int TILE = 1, OFFSET = 0;
+    static constexpr bool QUANTISED = true;
+    static Acc zero() { return 0; }
+    static Sum sum(Acc acc) { return acc; }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (; mask; mask &= mask - 1) *acc += *values++ * x[__builtin_ctzll(mask)];
+    }
+};
+}  // namespace plain
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define SEFT_X86 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,popcnt,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,popcnt,bmi,bmi2")
+#endif
+namespace avx2 {
+#include "loops.h"
+
+struct Float {
+    using Input = float; using Value = uint16_t; using Acc = __m256; using Sum = float;
+    static constexpr int TILE = 1;
+    static constexpr bool QUANTISED = false;
+    static Acc zero() { return _mm256_setzero_ps(); }
+    static Sum sum(Acc acc) {
+        __m128 half = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
+        half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+    }
+    static __m256 wide(__m128i words) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(words), 16));
+    }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++, mask >>= 8) {
+            auto shuffle = _mm_load_si128(reinterpret_cast<const __m128i*>(SHUFFLES.words[mask & 255]));
+            auto packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+            *acc = _mm256_fmadd_ps(wide(_mm_shuffle_epi8(packed, shuffle)), _mm256_loadu_ps(x + 8 * part), *acc);
+            values += __builtin_popcountll(mask & 255);
+        }
+    }
+    template <int B> static void add_dense(const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++) {
+            auto words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 8 * part));
+            *acc = _mm256_fmadd_ps(wide(words), _mm256_loadu_ps(x + 8 * part), *acc);
+        }
+    }
+};
+
+struct Int8 {
+    using Input = int16_t; using Value = int8_t; using Acc = __m128i; using Sum = int32_t;
+    static constexpr int TILE = 1, OFFSET = 0;
+    static constexpr bool QUANTISED = true;
+    static Acc zero() { return _mm_setzero_si128(); }
+    static Sum sum(Acc acc) {
+        acc = _mm_add_epi32(acc, _mm_shuffle_epi32(acc, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(acc, _mm_shuffle_epi32(acc, 0xb1)));
+    }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++, mask >>= 8) {
+            auto shuffle = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(SHUFFLES.bytes[mask & 255]));
+            auto packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+            auto weights = _mm_cvtepi8_epi16(_mm_shuffle_epi8(packed, shuffle));
+            auto inputs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + 8 * part));
+            *acc = _mm_add_epi32(*acc, _mm_madd_epi16(weights, inputs));
+            values += __builtin_popcountll(mask & 255);
+        }
+    }
+};
+}  // namespace avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target( \
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,avx512bf16,avx512vnni,avx2,fma,popcnt,bmi,bmi2"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,avx512bf16,avx512vnni,avx2,fma,popcnt,bmi,bmi2")
+#endif
+namespace avx512 {
+#include "loops.h"
+
+// Loads 64 bytes into a register. The form of an expand instruction that reads memory is several times slower on AMD
+// processors, and compilers choose it unless the value goes through a register.
+static inline __m512i load(const void* values) {
+    __m512i loaded = _mm512_loadu_si512(values);
+    asm("" : "+v"(loaded));
+    return loaded;
+}
+
+// A zero in a register that nothing before has written. On AMD processors an expand instruction waits for the last
+// value of the register that it writes, also in its zeroing form, so reused registers would make a chain of latencies.
+static inline __m512i fresh_zero() {
+    __m512i zero;
+    asm("vpxord %0, %0, %0" : "=v"(zero));
+    return zero;
+}
+
+struct Bfloat16 {
+    using Input = uint16_t; using Value = uint16_t; using Acc = __m512; using Sum = float;
+    static constexpr int TILE = 3;
+    static constexpr bool QUANTISED = false;
+    static Acc zero() { return _mm512_setzero_ps(); }
+    static Sum sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+    static __m512bh pairs(const Input* words) { return (__m512bh)_mm512_loadu_si512(words); }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t stride, Acc* acc) {
+        auto low = uint32_t(mask), high = uint32_t(mask >> 32);
+        auto first = (__m512bh)_mm512_mask_expand_epi16(fresh_zero(), low, load(values));
+        auto second = (__m512bh)_mm512_mask_expand_epi16(fresh_zero(), high, load(values + __builtin_popcount(low)));
+        for (int b = 0; b < B; b++) {
+            acc[b] = _mm512_dpbf16_ps(acc[b], first, pairs(x + b * stride));
+            acc[b] = _mm512_dpbf16_ps(acc[b], second, pairs(x + b * stride + 32));
+        }
+    }
+    template <int B> static void add_dense(const Value* values, const Input* x, int64_t stride, Acc* acc) {
+        for (int b = 0; b < B; b++) {
+            acc[b] = _mm512_dpbf16_ps(acc[b], pairs(values), pairs(x + b * stride));
+            acc[b] = _mm512_dpbf16_ps(acc[b], pairs(values + 32), pairs(x + b * stride + 32));
+        }
+    }
+};
+
+struct Float {
+    using Input = float; using Value = uint16_t; using Acc = __m512; using Sum = float;
+    static constexpr int TILE = 1;
+    static constexpr bool QUANTISED = false;
+    static Acc zero() { return _mm512_setzero_ps(); }
+    static Sum sum(Acc acc) { return _mm512_reduce_add_ps(acc); }
+    static __m512 wide(__m256i words) {
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+    }
+    static __m256i load(const Value* values) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)); }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 4; part++, mask >>= 16) {
+            auto words = _mm256_maskz_expand_epi16(__mmask16(mask), load(values));
+            *acc = _mm512_fmadd_ps(wide(words), _mm512_loadu_ps(x + 16 * part), *acc);
+            values += __builtin_popcountll(mask & 0xffff);
+        }
+    }
+    template <int B> static void add_dense(const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 4; part++)
+            *acc = _mm512_fmadd_ps(wide(load(values + 16 * part)), _mm512_loadu_ps(x + 16 * part), *acc);
+    }
+};
+
+// The instruction multiplies unsigned by signed bytes. So x is stored plus 128, and 128 * sum of the row is subtracted.
+struct Int8 {
+    using Input = uint8_t; using Value = int8_t; using Acc = __m512i; using Sum = int32_t;
+    static constexpr int TILE = 3, OFFSET = 128;
+    static constexpr bool QUANTISED = true;
+    static Acc zero() { return _mm512_setzero_si512(); }
+    static Sum sum(Acc acc) { return _mm512_reduce_add_epi32(acc); }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t stride, Acc* acc) {
+        auto weights = _mm512_mask_expand_epi8(fresh_zero(), mask, load(values));
+        for (int b = 0; b < B; b++)
+            acc[b] = _mm512_dpbusd_epi32(acc[b], _mm512_loadu_si512(x + b * stride), weights);
+    }
+};
+}  // namespace avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#include <arm_neon.h>
+#define SEFT_NEON 1
+namespace neon {
+#include "loops.h"
+
+struct Float {
+    using Input = float; using Value = uint16_t; using Acc = float32x4_t; using Sum = float;
+    static constexpr int TILE = 1;
+    static constexpr bool QUANTISED = false;
+    static Acc zero() { return vdupq_n_f32(0); }
+    static Sum sum(Acc acc) { return vaddvq_f32(acc); }
+    static Acc multiply(uint16x8_t words, const Input* x, Acc acc) {
+        auto low = vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(words), 16));
+        auto high = vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(words), 16));
+        return vfmaq_f32(vfmaq_f32(acc, low, vld1q_f32(x)), high, vld1q_f32(x + 4));
+    }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++, mask >>= 8) {
+            auto packed = vld1q_u8(reinterpret_cast<const uint8_t*>(values));
+            auto words = vqtbl1q_u8(packed, vld1q_u8(SHUFFLES.words[mask & 255]));
+            *acc = multiply(vreinterpretq_u16_u8(words), x + 8 * part, *acc);
+            values += __builtin_popcountll(mask & 255);
+        }
+    }
+    template <int B> static void add_dense(const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++) *acc = multiply(vld1q_u16(values + 8 * part), x + 8 * part, *acc);
+    }
+};
+
+struct Int8 {
+    using Input = int8_t; using Value = int8_t; using Acc = int32x4_t; using Sum = int32_t;
+    static constexpr int TILE = 1, OFFSET = 0;
+    static constexpr bool QUANTISED = true;
+    static Acc zero() { return vdupq_n_s32(0); }
+    static Sum sum(Acc acc) { return vaddvq_s32(acc); }
+    template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
+        for (int part = 0; part < 8; part++, mask >>= 8) {
+            auto weights = vtbl1_s8(vld1_s8(values), vreinterpret_s8_u8(vld1_u8(SHUFFLES.bytes[mask & 255])));
+            *acc = vpadalq_s16(*acc, vmull_s8(weights, vld1_s8(x + 8 * part)));
+            values += __builtin_popcountll(mask & 255);
+        }
+    }
+};
+}  // namespace neon
+#endif

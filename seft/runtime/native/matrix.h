@@ -1,0 +1,84 @@
+// The data that Python passes to the kernels, and helpers that every level of instructions uses.
+//
+// A compressed matrix is a list of panels of 8 rows. A panel is a list of blocks of 64 columns. A block has one mask of
+// 64 bits per row: bit c is set if column c is nonzero. The nonzero values of a block follow each other by row, then by
+// column, and all blocks of all panels follow each other in one array. So a kernel reads two streams from front to back.
+// Rows and columns that fill the last panel and block have no bits. 64 bytes after the last value can be read.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+constexpr int PANEL = 8;
+constexpr int BLOCK = 64;
+
+extern "C" struct Matrix {
+    int64_t rows, cols;
+    const uint64_t* masks;   // [panels][blocks][PANEL]; null: a dense matrix of bfloat16, row after row, cols % BLOCK == 0
+    const void* values;      // bfloat16, or int8 if there are scales
+    const int64_t* starts;   // index of the first value of each panel
+    const float* scales;     // per row; a weight is value * scale
+    const int32_t* sums;     // per row: the sum of its int8 values
+    const float* bias;       // per row, or null
+};
+
+enum Dtype : int32_t { BFLOAT16 = 0, FLOAT32 = 1 };
+
+// One product: rows of y = rows of x times the transposed matrix. `input` is x as the kernels of the level read it.
+struct Job {
+    const Matrix* matrix;
+    const void* x;
+    void* y;
+    int64_t batch;
+    Dtype dtype;
+    int64_t padded;          // columns of `input`, a multiple of BLOCK
+    void* input;
+    float* input_scales;     // per row of x, for int8
+};
+
+static inline int64_t divided_up(int64_t total, int64_t part) { return (total + part - 1) / part; }
+
+static inline float from_bfloat16(uint16_t bits) {
+    uint32_t wide = uint32_t(bits) << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+// Rounds to the nearest, ties to even, as torch does.
+static inline uint16_t to_bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+static inline float read_x(const Job& job, int64_t index) {
+    return job.dtype == BFLOAT16 ? from_bfloat16(static_cast<const uint16_t*>(job.x)[index])
+                                 : static_cast<const float*>(job.x)[index];
+}
+
+static inline void write_y(const Job& job, int64_t index, float value) {
+    if (job.dtype == BFLOAT16)
+        static_cast<uint16_t*>(job.y)[index] = to_bfloat16(value);
+    else
+        static_cast<float*>(job.y)[index] = value;
+}
+
+// For each byte of a mask: the shuffle that moves packed values to the places of its bits. 0x80 writes zero.
+struct Shuffles {
+    alignas(16) uint8_t words[256][16];
+    alignas(16) uint8_t bytes[256][8];
+    constexpr Shuffles() : words(), bytes() {
+        for (int mask = 0; mask < 256; mask++) {
+            int next = 0;
+            for (int bit = 0; bit < 8; bit++) {
+                bool set = (mask >> bit) & 1;
+                bytes[mask][bit] = set ? uint8_t(next) : 0x80;
+                words[mask][2 * bit] = set ? uint8_t(2 * next) : 0x80;
+                words[mask][2 * bit + 1] = set ? uint8_t(2 * next + 1) : 0x80;
+                next += set;
+            }
+        }
+    }
+};
+static constexpr Shuffles SHUFFLES;

@@ -1,0 +1,158 @@
+"""Serves one model over HTTP with OpenAI's API: chat completions, completions and the list of models.
+
+It is made to try a model on one machine, so it has no keys, answers one request at a time, and listens on the local
+address by default.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, cast
+
+from seft.errors import AccelerateError
+from seft.runtime.generate import Piece, TextModel
+from seft.runtime.requests import DEFAULT_TOKENS, Answer, ChatRequest, CompletionRequest, Request, RequestError, parse
+
+log = logging.getLogger(__name__)
+BODY_BYTES = 4 << 20
+IDLE_SECONDS = 60
+
+
+class Server(ThreadingHTTPServer):
+    """A server for one model. Requests wait for each other."""
+
+    daemon_threads = True
+
+    def __init__(self, model: TextModel, name: str, host: str, port: int) -> None:
+        self.model, self.name = model, name
+        self.turn = threading.Lock()
+        super().__init__((host, port), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
+
+    @property
+    def app(self) -> Server:
+        return cast("Server", self.server)
+
+    def do_GET(self) -> None:
+        """Answer the list of models, and each model."""
+        card = {"id": self.app.name, "object": "model", "created": 0, "owned_by": "seft"}
+        if self.path == "/v1/models":
+            self._send(200, {"object": "list", "data": [card]})
+        elif self.path == f"/v1/models/{self.app.name}":
+            self._send(200, card)
+        else:
+            self._refuse(_unknown_path(self.path))
+
+    def do_POST(self) -> None:
+        """Answer a completion or a chat."""
+        try:
+            body = self._body()
+            match self.path.partition("?")[0]:
+                case "/v1/chat/completions":
+                    self._generate(parse(ChatRequest, body))
+                case "/v1/completions":
+                    self._generate(parse(CompletionRequest, body))
+                case _:
+                    raise _unknown_path(self.path)
+        except RequestError as error:
+            self._refuse(error)
+        except OSError:
+            self.close_connection = True  # the caller has gone, which ends the generation
+        except Exception:
+            log.exception("a request failed")
+            if not self.close_connection:  # otherwise the answer has begun
+                self._refuse(RequestError(500, "the server failed; its log has the reason.", code="internal_error"))
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > BODY_BYTES:
+            self.close_connection = True  # the body is not read
+            raise RequestError(413, f"a body must have a Content-Length of up to {BODY_BYTES} bytes; it is {length!r}.")
+        return self.rfile.read(int(length))
+
+    def _generate(self, request: Request) -> None:
+        if request.model != self.app.name:
+            message = f"model must be {self.app.name!r}, the only model here; it is {request.model!r}."
+            raise RequestError(404, message, param="model", code="model_not_found")
+        prompt = self._prompt(request)
+        room = self.app.model.room(prompt)
+        most = request.most or (DEFAULT_TOKENS if room is None else max(1, min(DEFAULT_TOKENS, room)))
+        if room is not None and room < most:
+            message = (
+                f"prompt and answer must fit {self.app.model.context} tokens; they are {len(prompt)} and {most}."
+                " Shorten the prompt or lower max_tokens."
+            )
+            raise RequestError(400, message, code="context_length_exceeded")
+        answer = Answer(self.app.name, len(prompt), chat=isinstance(request, ChatRequest))
+        with self.app.turn:
+            pieces = self.app.model.stream(prompt, most, request.sampling, request.stops)
+            if request.stream:
+                self._stream(
+                    answer, pieces, usage=bool(request.stream_options and request.stream_options.include_usage)
+                )
+            else:
+                whole = list(pieces)
+                text = "".join(piece.text for piece in whole)
+                self._send(200, answer.whole(text, whole[-1].finish, whole[-1].tokens))
+
+    def _prompt(self, request: Request) -> list[int]:
+        model = self.app.model
+        try:
+            if isinstance(request, ChatRequest):
+                return model.encode_chat([message.plain() for message in request.messages])
+            assert isinstance(request, CompletionRequest)
+            return model.encode(request.prompt)
+        except AccelerateError as error:
+            raise RequestError(400, str(error), param="messages", code="invalid_value") from error
+
+    def _stream(self, answer: Answer, pieces: Iterator[Piece], *, usage: bool) -> None:
+        """Send server-sent events. The end of the connection ends the body."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        first, tokens = True, 0
+        for piece in pieces:
+            tokens = piece.tokens
+            if piece.text or piece.finish or first:
+                self._event(answer.chunk(piece.text, piece.finish, first=first))
+                first = False
+        if usage:
+            self._event(answer.last(tokens))
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def _event(self, data: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
+
+    def _refuse(self, error: RequestError) -> None:
+        self._send(error.status, error.body)
+
+    def _send(self, status: int, data: dict[str, Any]) -> None:
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer requests that http.server refuses, such as unknown methods, with OpenAI's error object."""
+        self.close_connection = True
+        self._refuse(RequestError(code, message or explain or HTTPStatus(code).phrase))
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (a name of http.server)
+        """Log nothing: prompts and addresses do not belong in a log."""
+
+
+def _unknown_path(path: str) -> RequestError:
+    paths = "/v1/chat/completions, /v1/completions and /v1/models"
+    return RequestError(404, f"the path must be one of {paths}; it is {path}.", code="unknown_url")

@@ -1,0 +1,94 @@
+// Runs products of random shapes at every level with a reference beside them. test_sanitizers.py compiles it with the
+// address and undefined-behaviour sanitizers. Every array has exactly the size that matrix.h promises.
+#include "../../../seft/runtime/native/kernels.cpp"
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+static void two_threads(void (*work)(void*), void* data, unsigned, unsigned) {
+    std::thread other(work, data);
+    work(data);
+    other.join();
+}
+
+static std::mt19937 random_bits(7);
+static float uniform() { return std::uniform_real_distribution<float>(-1, 1)(random_bits); }
+
+static bool check(int64_t rows, int64_t cols, int64_t batch, float zeros, bool int8, Dtype dtype) {
+    const int64_t panels = divided_up(rows, PANEL), blocks = divided_up(cols, BLOCK);
+    std::vector<float> weights(rows * cols), scales(rows, 0.01f), bias(rows);
+    std::vector<int32_t> sums(rows);
+    std::vector<uint64_t> masks(panels * blocks * PANEL);
+    std::vector<int64_t> starts(panels);
+    std::vector<uint16_t> words;
+    std::vector<int8_t> bytes;
+    for (auto& value : bias) value = uniform();
+    for (int64_t panel = 0; panel < panels; panel++) {
+        starts[panel] = int8 ? bytes.size() : words.size();
+        for (int64_t block = 0; block < blocks; block++)
+            for (int64_t row = 0; row < PANEL; row++)
+                for (int64_t bit = 0; bit < BLOCK; bit++) {
+                    int64_t r = panel * PANEL + row, c = block * BLOCK + bit;
+                    if (r >= rows || c >= cols || std::fabs(uniform()) < zeros) continue;
+                    masks[(panel * blocks + block) * PANEL + row] |= uint64_t(1) << bit;
+                    if (int8) {
+                        bytes.push_back(int8_t(uniform() * 127));
+                        sums[r] += bytes.back();
+                        weights[r * cols + c] = bytes.back() * scales[r];
+                    } else {
+                        words.push_back(to_bfloat16(uniform()));
+                        weights[r * cols + c] = from_bfloat16(words.back());
+                    }
+                }
+    }
+    words.resize(words.size() + 32);
+    bytes.resize(bytes.size() + 64);
+    const void* values = int8 ? static_cast<const void*>(bytes.data()) : words.data();
+    Matrix matrix{rows, cols, masks.data(), values, starts.data(), int8 ? scales.data() : nullptr, sums.data(), bias.data()};
+    std::vector<uint16_t> x16(batch * cols), y16(batch * rows), dense(rows * cols);
+    std::vector<float> x32(batch * cols), y32(batch * rows);
+    for (int64_t i = 0; i < batch * cols; i++) x32[i] = from_bfloat16(x16[i] = to_bfloat16(uniform()));
+    const void* x = dtype == BFLOAT16 ? static_cast<const void*>(x16.data()) : x32.data();
+    void* y = dtype == BFLOAT16 ? static_cast<void*>(y16.data()) : y32.data();
+    seft_multiply(&matrix, x, y, batch, dtype, 2);
+    seft_expand(&matrix, 0, rows, dense.data(), 2);
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t r = 0; r < rows; r++) {
+            double sum = bias[r], size = std::fabs(bias[r]);
+            for (int64_t c = 0; c < cols; c++) {
+                double term = double(weights[r * cols + c]) * x32[b * cols + c];
+                sum += term;
+                size += std::fabs(term);
+            }
+            double found = dtype == BFLOAT16 ? from_bfloat16(y16[b * rows + r]) : y32[b * rows + r];
+            double allowed = size * (int8 ? 0.02 : 0.004) + (int8 ? 0.005 * cols : 0);
+            if (!(std::fabs(found - sum) <= allowed)) {
+                std::printf("level %d, %ld x %ld, batch %ld, int8 %d: %g instead of %g\n", int(seft_level()), long(rows),
+                            long(cols), long(batch), int8, found, sum);
+                return false;
+            }
+        }
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (from_bfloat16(dense[i]) * (int8 ? scales[i / cols] : 1) != weights[i]) return false;
+    return true;
+}
+
+int main() {
+    seft_use_parallel(two_threads);
+    for (int32_t level = 0; level < 4; level++) {
+        if (!seft_supported(level)) continue;
+        seft_use_level(level);
+        for (int round = 0; round < 60; round++) {
+            int64_t rows = 1 + random_bits() % 80, cols = 1 + random_bits() % 300, batch = 1 + random_bits() % 8;
+            if (round == 0) rows = 400, cols = 320;  // large enough for two threads
+            float zeros = std::vector<float>{0, 0.6f, 0.97f, 2}[random_bits() % 4];
+            for (bool int8 : {false, true})
+                for (Dtype dtype : {BFLOAT16, FLOAT32})
+                    if (!check(rows, cols, batch, zeros, int8, dtype)) return 1;
+        }
+        std::printf("level %d\n", level);
+    }
+}

@@ -1,0 +1,157 @@
+"""Products with compressed matrices equal the dense product, at every level of instructions that this machine has."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from seft.errors import AccelerateError
+from seft.runtime import compressed, kernels
+from seft.runtime.compressed import EXPANDED_FROM, Values, compress, dense_struct, expand, multiply, multiply_struct
+from seft.runtime.kernels import Level
+
+LEVELS = kernels.supported_levels()
+SHAPES = [(1, 1), (8, 64), (9, 65), (17, 200), (63, 513), (300, 320)]
+SHARES = [0.0, 0.6, 0.97, 1.0]
+
+
+@pytest.fixture(params=LEVELS or [None], ids=lambda level: level.name if level is not None else "none")
+def level(request: pytest.FixtureRequest) -> Iterator[Level]:
+    """Each level that the machine has, in use until the test ends."""
+    if request.param is None:
+        assert shutil.which("g++") is None, "there is a compiler, but the kernels were not built: install the package"
+        pytest.skip("no compiler")
+    before = kernels.level()
+    assert before is not None
+    kernels.use_level(request.param)
+    yield request.param
+    kernels.use_level(before)
+
+
+def make(rows: int, cols: int, zeros: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A bfloat16 matrix in which a share is zero, some of it as -0.0, and a bias. One row is empty."""
+    random = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=random).bfloat16()
+    weight = weight * (torch.rand(rows, cols, generator=random) >= zeros)
+    weight[rows // 2] = 0
+    return weight, torch.randn(rows, generator=random).bfloat16()
+
+
+def exact(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The product in float64, and the sum of the magnitudes of its terms, which bounds the rounding."""
+    product = x.double() @ weight.double().T + bias.double()
+    return product, x.double().abs() @ weight.double().abs().T + bias.double().abs()
+
+
+@pytest.mark.parametrize("zeros", SHARES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float32, 2**-19)])
+def test_a_product_equals_the_one_in_float64_within_rounding(
+    level: Level, shape: tuple[int, int], zeros: float, dtype: torch.dtype, rounding: float
+) -> None:
+    weight, bias = make(*shape, zeros)
+    matrix = compress(weight, bias)
+    for batch in (1, 2, 3, 4, 7, EXPANDED_FROM):
+        x = torch.randn(batch, shape[1]).to(dtype)
+        product, magnitude = exact(x, weight, bias)
+        assert ((multiply(x, matrix).double() - product).abs() <= 1.01 * rounding * magnitude).all()
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_compression_is_exact(level: Level, rows: int, cols: int) -> None:
+    weight, _ = make(rows, cols, 0.6)
+    assert torch.equal(expand(compress(weight)), weight)
+    if rows > 8:
+        assert torch.equal(expand(compress(weight), 8, rows), weight[8:])
+    quantised, scales = compressed.quantise(weight)
+    assert torch.equal(expand(compress(weight, values=Values.INT8)), quantised.bfloat16())
+    assert not quantised[weight == 0].any()
+    assert ((quantised * scales[:, None] - weight.float()).abs() <= 0.501 * scales[:, None]).all()
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(16, 64), (300, 320), (9, 192)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_sparse_product_has_the_bits_of_the_dense_one(
+    level: Level, rows: int, cols: int, dtype: torch.dtype
+) -> None:
+    weight, bias = make(rows, cols, 0.6)
+    matrix, bias = compress(weight, bias), bias.float()
+    for batch in (1, 5):
+        x = torch.randn(batch, cols).to(dtype)
+        assert torch.equal(multiply(x, matrix), multiply_struct(x, dense_struct(weight, bias)))
+
+
+def test_a_product_does_not_depend_on_threads_or_on_the_other_rows(level: Level) -> None:
+    weight, bias = make(512, 384, 0.6)
+    x = torch.randn(7, 384).bfloat16()
+    before = torch.get_num_threads()
+    for values in Values:
+        matrix = compress(weight, bias, values)
+        products = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            products.append(multiply(x, matrix))
+        torch.set_num_threads(before)
+        assert all(torch.equal(product, products[0]) for product in products)
+        assert torch.equal(torch.cat([multiply(row[None], matrix) for row in x]), products[0])
+
+
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_int8_products_have_the_same_bits_at_every_level(level: Level, rows: int, cols: int) -> None:
+    """Sums of integers are exact, so only the quantisation rounds."""
+    weight, bias = make(rows, cols, 0.6)
+    matrix = compress(weight, bias, Values.INT8)
+    x = torch.randn(4, cols)
+    found = multiply(x, matrix)
+    kernels.use_level(Level.PLAIN)
+    assert torch.equal(found, multiply(x, matrix))
+    integers, scales = compressed.quantise(x)
+    weights, sizes = compressed.quantise(weight)
+    product = (integers.double() @ weights.double().T) * scales[:, None] * sizes + bias.double()
+    assert torch.allclose(found.double(), product, rtol=2e-2, atol=2e-2 * float(product.abs().max()))
+
+
+def test_a_row_of_x_that_is_not_finite_spoils_only_itself(level: Level) -> None:
+    weight, bias = make(17, 200, 0.6)
+    x = torch.randn(3, 200)
+    x[1, 5] = torch.inf
+    for values in Values:
+        matrix = compress(weight, bias, values)
+        found = multiply(x, matrix)
+        assert torch.equal(found[::2], multiply(x[::2], matrix))
+    assert found[1].isnan().all()
+    zero = multiply(torch.zeros(1, 200), matrix)
+    assert torch.equal(zero[0], bias.float())
+
+
+def test_without_compiled_kernels_torch_gives_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = make(63, 513, 0.6)
+    x = torch.randn(3, 513)
+    found = {values: multiply(x, compress(weight, bias, values)) for values in Values}
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert torch.equal(expand(compress(weight)), weight)
+    assert torch.equal(expand(compress(weight), 8, 20), weight[8:20])
+    product, magnitude = exact(x, weight, bias)
+    assert ((multiply(x, compress(weight, bias)).double() - product).abs() <= 2**-19 * magnitude).all()
+    other = multiply(x, compress(weight, bias, Values.INT8))
+    assert torch.allclose(found[Values.INT8], other, atol=0.02 * float(product.abs().max()))
+
+
+def test_weights_that_bfloat16_does_not_hold_are_refused() -> None:
+    with pytest.raises(AccelerateError, match="must be bfloat16 values"):
+        compress(torch.full((2, 2), 1.0001))
+
+
+def test_a_level_that_the_machine_lacks_is_refused() -> None:
+    missing = Level.AVX512 if Level.NEON in LEVELS else Level.NEON
+    with pytest.raises(AccelerateError, match=missing.name):
+        kernels.use_level(missing)
+
+
+def test_an_input_of_another_size_or_dtype_is_refused(level: Level) -> None:
+    matrix = compress(make(8, 64, 0.6)[0])
+    for wrong in (torch.randn(1, 63), torch.randn(1, 64).double()):
+        with pytest.raises(AccelerateError, match="x must be"):
+            multiply(wrong, matrix)

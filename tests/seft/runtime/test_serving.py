@@ -1,0 +1,174 @@
+"""An accelerated model generates the tokens of transformers, and the server has the shapes of OpenAI's API."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import seft
+from seft.cli import main
+from seft.errors import AccelerateError
+from seft.models.targets import target_linears
+from seft.runtime import kernels
+from seft.runtime.accelerate import SparseLinear
+from seft.runtime.compressed import Values
+from seft.runtime.generate import Finish, Sampling, TextModel, cut, held_back
+from seft.runtime.serve import Server
+from tests.tiny import untrained_tiny
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def pruned(zeros: float = 0.6) -> Any:
+    """The tiny model with bfloat16 values in float32, pruned by magnitude."""
+    model = untrained_tiny()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    for target in target_linears(model).values():
+        flat = target.weight.abs().flatten()
+        target.weight[target.weight.abs() <= flat.kthvalue(int(zeros * flat.numel())).values] = 0
+    return model
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_greedy_tokens_equal_those_of_transformers_in_float32(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    model, tokenizer = pruned(), AutoTokenizer.from_pretrained(tiny_folder)
+    prompt = tokenizer("The class statement")["input_ids"]
+    wanted = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, len(prompt) :].tolist()
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    text = TextModel(seft.accelerate(model), tokenizer)
+    assert any(isinstance(module, SparseLinear) for module in model.modules())
+    assert list(text.tokens(prompt, 30, Sampling())) == wanted
+
+
+def test_int8_replaces_every_linear_and_keeps_the_zeros() -> None:
+    model = pruned()
+    zeros = {name: target.weight == 0 for name, target in target_linears(model).items()}
+    seft.accelerate(model, "int8")
+    for name, zero in zeros.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SparseLinear)
+        one = torch.eye(layer.in_features)
+        assert not layer(one).T[zero].any()
+    assert isinstance(model.get_output_embeddings(), SparseLinear)
+
+
+def test_a_model_of_float32_values_is_refused() -> None:
+    model = pruned()
+    target_linears(model)["model.layers.0.mlp.up_proj"].weight[0, 0] = 1.0001
+    with pytest.raises(AccelerateError, match="must be bfloat16 values"):
+        seft.accelerate(model)
+
+
+def test_stops_are_found_and_held_back() -> None:
+    assert cut("one END two", ["END", "two"]) == ("one ", True)
+    assert cut("one", ["END"]) == ("one", False)
+    assert held_back("one E", ["END"]) == 1
+    assert held_back("one EN", ["END", "ENTER"]) == 2
+    assert held_back("one", ["END"]) == 0
+
+
+@pytest.fixture(scope="module")
+def address(tiny_folder: Path) -> Iterator[str]:
+    """Address of a server with the trained tiny model."""
+    model = TextModel.load(str(tiny_folder), Values.INT8, torch.float32)
+    model.tokenizer.chat_template = TEMPLATE
+    with Server(model, "tiny", "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def post(address: str, path: str, **body: object) -> httpx.Response:
+    return httpx.post(f"{address}/{path}", json={"model": "tiny", **body}, timeout=120)
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_the_models_are_listed(address: str) -> None:
+    listed = httpx.get(f"{address}/models", timeout=60).json()
+    assert [each["id"] for each in listed["data"]] == ["tiny"]
+    assert httpx.get(f"{address}/models/tiny", timeout=60).json() == listed["data"][0]
+
+
+def test_a_streamed_completion_is_the_whole_one(address: str) -> None:
+    options = {"prompt": "The class statement", "max_tokens": 12, "temperature": 0}
+    whole = post(address, "completions", **options).json()
+    assert whole["object"] == "text_completion"
+    assert whole["usage"]["total_tokens"] == whole["usage"]["prompt_tokens"] + whole["usage"]["completion_tokens"]
+    streamed = post(address, "completions", **options, stream=True, stream_options={"include_usage": True})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    *chunks, usage = events(streamed)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert (usage["choices"], usage["usage"]) == ([], whole["usage"])
+
+
+def test_a_chat_streams_deltas_and_the_seed_repeats_it(address: str) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is a class?"}]}]
+    options = {"messages": messages, "max_completion_tokens": 10, "seed": 3, "temperature": 0.8, "top_p": 0.9}
+    whole = post(address, "chat/completions", **options).json()
+    assert (whole["object"], whole["choices"][0]["message"]["role"]) == ("chat.completion", "assistant")
+    chunks = events(post(address, "chat/completions", **options, stream=True))
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == whole["choices"][0]["message"]["content"]
+
+
+def test_a_stop_ends_the_text_before_it(address: str) -> None:
+    options = {"prompt": "The class statement", "max_tokens": 20, "temperature": 0}
+    text = post(address, "completions", **options).json()["choices"][0]["text"]
+    stop = text[3:5]
+    choice = post(address, "completions", **options, stop=[stop]).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (text[: text.find(stop)], Finish.STOP)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("completions", {}, (400, "prompt", "invalid_value")),
+        ("completions", {"prompt": "a", "max_tokens": 0}, (400, "max_tokens", "invalid_value")),
+        ("completions", {"prompt": "a", "temperature": 3}, (400, "temperature", "invalid_value")),
+        ("completions", {"prompt": "a", "n": 2}, (400, "n", "unsupported_parameter")),
+        ("completions", {"prompt": "a", "model": "other"}, (404, "model", "model_not_found")),
+        ("completions", {"prompt": "a", "max_tokens": 9999}, (400, None, "context_length_exceeded")),
+        ("chat/completions", {"messages": []}, (400, "messages", "invalid_value")),
+        ("embeddings", {}, (404, None, "unknown_url")),
+    ],
+)
+def test_a_wrong_request_gets_openais_error(
+    address: str, path: str, body: dict[str, Any], expected: tuple[int, str | None, str]
+) -> None:
+    answer = post(address, path, **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == expected
+    assert (error["type"], bool(error["message"])) == ("invalid_request_error", True)
+
+
+def test_a_body_that_is_no_json_gets_openais_error(address: str) -> None:
+    answer = httpx.post(f"{address}/completions", content=b"{", timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert httpx.put(f"{address}/completions", timeout=60).json()["error"]["type"] == "server_error"
+
+
+def test_the_command_prints_the_text_and_its_speed(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["generate", str(tiny_folder), "The class statement", "--max-tokens", "8", "--values", "int8"]
+    assert main(options) == 0
+    shown = capsys.readouterr().out
+    assert main([*options, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert shown.startswith(data["text"])
+    assert f"{data['tokens']} tokens, " in shown
