@@ -9,6 +9,7 @@ import pytest
 from typer import BadParameter
 from typer.testing import CliRunner
 
+from seft import __version__
 from seft.client.cli import app
 from seft.client.commands.library import VERBS
 from seft.client.errors import ApiProblem, Flaw
@@ -37,6 +38,10 @@ def test_an_invalid_setting_is_rejected() -> None:
         assigned(["repair.steps"])
     with pytest.raises(BadParameter, match="repair must be set either to a value or to its fields"):
         assigned(["repair=1", "repair.steps=100"])
+
+
+def test_the_version_is_shown_without_a_command() -> None:
+    assert run("--version") == (Exit.DONE, f"seft {__version__}\n", "")
 
 
 def test_a_missing_file_is_a_usage_error() -> None:
