@@ -55,6 +55,11 @@ def test_a_missing_address_is_one_clear_line() -> None:
     assert run("jobs", "list") == (Exit.USAGE, "", message)
 
 
+def test_login_from_a_pipe_needs_an_address() -> None:
+    message = "The address of the service is missing. Run `seft login --url ADDRESS`, or set SEFT_URL.\n"
+    assert run("login") == (Exit.USAGE, "", message)
+
+
 def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
     words = ("jobs", "cancel", "job_1", "--json")
     script.will_answer(b"<h1>It works!</h1>")
