@@ -6,6 +6,7 @@ only when a command runs.
 """
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from typing_extensions import override
 
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, describe_model, progress_reporter
@@ -31,6 +34,8 @@ REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 LENGTHS = {"tokens", "sequence_tokens"}
 """Options with the length of a window. A default that is longer than the context of the model is lowered to it."""
+ALIKE = {"--data": "--calibration", "--calibration": "--data"}
+"""Options for the text that one command reads and another does not."""
 DERIVED = {*LENGTHS, "batch_tokens", "steps"}
 """Options whose defaults depend on the model or on other options."""
 
@@ -251,8 +256,21 @@ def _inspect(options: argparse.Namespace, _: Reporter) -> Result:
 class _Parser(argparse.ArgumentParser):
     """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reject unknown arguments here, so that the message points to the help of the command, not of `seft`."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            names = [option for action in self._actions for option in action.option_strings]
+            matches = [ALIKE[name]] if ALIKE.get(name) in names else difflib.get_close_matches(name, names, n=1)
+            meant = f" Did you mean {matches[0]}?" if matches else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{meant}")
+        return parsed, unknown
+
+    @override
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See {self.prog} --help.")
+        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See {self.prog} --help.")
 
 
 Command = Callable[[argparse.Namespace, Reporter], Result]
