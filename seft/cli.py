@@ -23,12 +23,13 @@ from seft.console import describe_checkpoint, describe_model, progress_reporter
 from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
-from seft.report import Reporter
+from seft.report import Phase, Progress, Reporter
 
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
+LOADING = Progress(Phase.LOADING, 0, 1)
 EXTRA = "Run pip install '.[torch]' in the folder of the repository, or let the service do the work: seft jobs create."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
@@ -93,8 +94,8 @@ def _require_texts(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Check the folder `out` before torch is imported. Start the process that will verify it.
+def _writing(out: Path, report: Reporter) -> Iterator[None]:
+    """Check the folder `out` and start the process that will verify it. Then report, before torch is imported.
 
     It is a copy of this process, so it is not started if this process has several threads, which torch may have used.
     """
@@ -105,12 +106,13 @@ def _writing(out: Path) -> Iterator[None]:
 
     threads = Path("/proc/self/task")
     with standby() if threads.exists() and len(list(threads.iterdir())) == 1 else nullcontext():
+        report(LOADING)
         yield
 
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.prune(
@@ -130,7 +132,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 
     find_folder(options.folder)
     config = read_settings(options, RepairConfig)
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.repair(
@@ -150,7 +152,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     pruning = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     config = read_settings(options, RepairConfig, prefix=REPAIR, seed=options.seed)
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.compress(
@@ -215,6 +217,7 @@ def _context(reference: str, revision: str | None) -> int | None:
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, EvaluateConfig) if options.data else None
+    report(LOADING)
     from seft import verbs
 
     model = options.model
@@ -360,7 +363,8 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 def _add_texts(command: argparse.ArgumentParser) -> None:
     text = "Training text: .jsonl with one record per line, or .txt with one text."
     command.add_argument("--data", type=Path, required=True, help=text)
-    command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
+    text = "Text to evaluate on, in a format of --data. Needs --evaluate-interval."
+    command.add_argument("--held-out", type=Path, help=text)
     text = "Text to retain, in a format of --data, with --retain dataset."
     command.add_argument("--retain-data", type=Path, help=text)
 
