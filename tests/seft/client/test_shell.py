@@ -60,6 +60,16 @@ def test_login_from_a_pipe_needs_an_address() -> None:
     assert run("login") == (Exit.USAGE, "", message)
 
 
+@pytest.mark.parametrize(
+    ("missing", "way_out"), [("core", "in the folder of the repo"), ("redis", "needs the package redis")]
+)
+def test_doctor_says_what_is_missing(missing: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "core.doctor", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, _, stderr = run("doctor")
+    assert (code, way_out in stderr) == (Exit.USAGE, True)
+
+
 def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
     words = ("jobs", "cancel", "job_1", "--json")
     script.will_answer(b"<h1>It works!</h1>")
