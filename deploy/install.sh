@@ -34,9 +34,13 @@ if grep -q '^torch==' "$work/locked.txt" && "${install[@]}" --quiet --dry-run "$
 else
     mv "$work/locked.txt" "$work/chosen.txt"
 fi
-count=$(grep -c '^[a-z]' "$work/chosen.txt")
+done=0 count=$(grep -c '^[a-z]' "$work/chosen.txt")
 echo "Downloading and installing $count packages"
 # pip names each package before it downloads it, and writes one line before it installs all.
-"${locked[@]}" "$work/chosen.txt" | awk -v count="$count" '
-    /^Collecting / && ++done % 10 == 0 { print "  " done " of " count " packages"; fflush() }
-    /^Installing collected/ { print "  installing them"; fflush() }'
+"${locked[@]}" "$work/chosen.txt" | while read -r word _; do
+    if [ "$word" = Collecting ] && ((++done % 10 == 0)); then
+        echo "  $done of $count packages"
+    elif [ "$word" = Installing ]; then
+        echo "  installing them"
+    fi
+done
