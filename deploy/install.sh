@@ -8,8 +8,8 @@ set -euo pipefail
 bin=$(realpath "$1")/bin
 shift
 cd "$(dirname "$0")/.."
-install=("$bin/python" -m pip install --quiet --disable-pip-version-check --no-deps)
-locked=("${install[@]}" --require-hashes --no-build-isolation --requirement)
+install=("$bin/python" -m pip install --disable-pip-version-check --no-deps)
+locked=("${install[@]}" --require-hashes --no-build-isolation --progress-bar off --requirement)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -22,15 +22,25 @@ with open("uv.lock", "rb") as lock:
 for package in packages:
     print(f"{package['name']}=={package['version']}", *(f"--hash={wheel['hash']}" for wheel in package["wheels"]))
 END
-"${locked[@]}" "$work/first.txt"
+echo "Installing uv and setuptools"
+"${locked[@]}" "$work/first.txt" > /dev/null
 
 "$bin/uv" export --quiet --frozen --no-emit-project "$@" > "$work/locked.txt"
 cpu=$(grep -o '^torch==[^ ]*' torch-cpu.txt)
-if grep -q '^torch==' "$work/locked.txt" && "${install[@]}" --dry-run "$cpu" 2> /dev/null; then
+if grep -q '^torch==' "$work/locked.txt" && "${install[@]}" --quiet --dry-run "$cpu" 2> /dev/null; then
     # A package is a line that starts with its name, and indented lines with its hashes.
     awk '/^[a-z]/ { cuda = /^(torch|triton|nvidia-.*|cuda-.*)==/ } !cuda' "$work/locked.txt" > "$work/chosen.txt"
     cat torch-cpu.txt >> "$work/chosen.txt"
 else
     mv "$work/locked.txt" "$work/chosen.txt"
 fi
-"${locked[@]}" "$work/chosen.txt"
+done=0 count=$(grep -c '^[a-z]' "$work/chosen.txt")
+echo "Downloading and installing $count packages"
+# pip names each package before it downloads it, and writes one line before it installs all.
+"${locked[@]}" "$work/chosen.txt" | while read -r word _; do
+    if [ "$word" = Collecting ] && ((++done % 10 == 0)); then
+        echo "  $done of $count packages"
+    elif [ "$word" = Installing ]; then
+        echo "  installing them"
+    fi
+done

@@ -18,6 +18,7 @@ from seft.client.errors import ClientError
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Folder of the stack's data, logs, ports and secrets.")]
 DEFAULT = Path(".local")
+CHECKOUT = Path(__file__).parents[1]
 
 
 @app.command()
@@ -26,24 +27,26 @@ def up(folder: Folder = DEFAULT) -> None:
 
     If the stack already runs, only print them.
     """
-    running = background.find(folder) or background.start(folder)
-    operate = f"  (. {shlex.quote(str(folder.resolve() / ENVIRONMENT_FILE))} && {shlex.quote(sys.executable)} -m"
+    running = background.find(folder) or background.start(folder, _show)
+    python, data, environment = map(_quote, (sys.executable, folder.resolve(), folder.resolve() / ENVIRONMENT_FILE))
+    here = f"  (cd {_quote(CHECKOUT)} &&"
     typer.echo(
         f"dashboard  {running.url}/\n"
         f"API        {running.url}\n"
         f"docs       {running.url}/docs\n"
         f"data, logs {folder.resolve()}\n\n"
         f"export SEFT_URL={running.url} SEFT_API_KEY={running.api_key}\n\n"
-        "Commands of the operator. The file env has the settings and the secrets of the stack.\n"
-        f"{operate} seft doctor)\n"
-        f"{operate} api keys create --name NAME)"
+        "Commands of the operator, from any folder. The file env has the settings and the secrets of the stack.\n"
+        f"{here} . {environment} && {python} -m seft doctor)\n"
+        f"{here} . {environment} && {python} -m api keys create --name NAME)\n"
+        f"{here} {python} -m local down --folder {data})"
     )
 
 
 @app.command()
 def down(folder: Folder = DEFAULT) -> None:
     """Stop the stack and wait until its last process has ended. The stack's data are kept."""
-    typer.echo("stopped" if background.stop(folder) else "not running")
+    typer.echo("stopped" if background.stop(folder, _show) else "not running")
 
 
 @app.command()
@@ -58,9 +61,17 @@ def demo(folder: Folder = DEFAULT) -> None:
     if running := background.find(folder):
         demonstrate(running.url, running.api_key)
         return
-    typer.echo("Starting Postgres, Valkey, SeaweedFS, the API and a worker ...")
-    with background.attached(folder) as running:
+    with background.attached(folder, _show) as running:
         demonstrate(running.url, running.api_key)
+
+
+def _quote(word: object) -> str:
+    """Return a word of a command line for a shell."""
+    return shlex.quote(str(word))
+
+
+def _show(step: str) -> None:
+    typer.echo(f"{step} ...", err=True)
 
 
 def main() -> None:

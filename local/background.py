@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
 from local import processes
-from local.folder import FolderLock, write_private
+from local.folder import STEP_FILE, FolderLock, write_private
 from local.processes import LocalError
 from local.servers import require_valid_environment
 from local.stack import Stack
@@ -21,8 +21,14 @@ from local.stack import Stack
 ADDRESS_FILE = "running.json"
 READY_SECONDS = 900.0
 STOP_SECONDS = 120.0
+Report = Callable[[str], None]
+"""Function that is called with each step of a start or a stop."""
 CHECK_SECONDS = 0.2
 """Seconds between two checks whether all programs of the stack are running."""
+
+
+def silent(_: str) -> None:
+    """Ignore a step."""
 
 
 @dataclass(frozen=True)
@@ -68,53 +74,77 @@ def find(folder: Path) -> Running | None:
     return None
 
 
-def start(folder: Path) -> Running:
+def start(folder: Path, report: Report = silent) -> Running:
     """Start a stack in the background and wait until it is ready. It runs until `stop` is called."""
-    return _launch(folder, None)[1]
+    return _launch(folder, None, report)[1]
 
 
 @contextmanager
-def attached(folder: Path) -> Iterator[Running]:
+def attached(folder: Path, report: Report = silent) -> Iterator[Running]:
     """Run a stack in the background while the `with` block runs.
 
     The stack also stops if this process ends, even if it is killed.
     """
-    process, running = _launch(folder, signal.SIGTERM)
+    process, running = _launch(folder, signal.SIGTERM, report)
     try:
         yield running
     finally:
         processes.stop(process, signal.SIGTERM, STOP_SECONDS)
 
 
-def _launch(folder: Path, parent_death_signal: signal.Signals | None) -> tuple[subprocess.Popen[bytes], Running]:
+def _launch(
+    folder: Path, parent_death_signal: signal.Signals | None, report: Report
+) -> tuple[subprocess.Popen[bytes], Running]:
     require_valid_environment()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = folder / "log"
+    report("starting the supervisor")
+    log, steps = folder / "log", _Steps(folder, report)
     command = [sys.executable, "-m", "local", "run", "--folder", str(folder)]
     process = processes.spawn(command, log=log, parent_death_signal=parent_death_signal)
     try:
-        return process, _wait(folder, process, log)
+        return process, _wait(folder, process, log, steps)
     except BaseException:
         processes.stop(process, signal.SIGTERM, STOP_SECONDS)
         raise
 
 
-def _wait(folder: Path, process: subprocess.Popen[bytes], log: Path) -> Running:
+def _wait(folder: Path, process: subprocess.Popen[bytes], log: Path, steps: "_Steps") -> Running:
     deadline = time.monotonic() + READY_SECONDS
     while (running := find(folder)) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise LocalError(f"The stack did not start. The end of {log}:\n{processes.tail(log)}")
+        steps.look()
         time.sleep(0.05)
     return running
 
 
-def stop(folder: Path) -> bool:
+class _Steps:
+    """Reports each new step of a stack that another process starts or stops. Short steps can be missed."""
+
+    def __init__(self, folder: Path, report: Report) -> None:
+        self._file, self._report = folder / STEP_FILE, report
+        self._last = self._read()
+
+    def look(self) -> None:
+        """Report the present step if it is a new one."""
+        if (step := self._read()) != self._last:
+            self._last = step
+            self._report(step)
+
+    def _read(self) -> str:
+        with suppress(FileNotFoundError):
+            return self._file.read_text()
+        return ""
+
+
+def stop(folder: Path, report: Report = silent) -> bool:
     """Stop the stack of this folder and wait until its last process has ended. Returns False if none was running."""
     if not folder.exists():
         return False
     lock = FolderLock(folder)
     if lock.free():
         return False
+    steps = _Steps(folder, report)
     if supervisor := lock.holder():
         os.kill(supervisor, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
@@ -122,5 +152,6 @@ def stop(folder: Path) -> bool:
         if time.monotonic() > deadline:
             pid = lock.holder()
             raise LocalError(f"The stack in {folder} did not stop within {STOP_SECONDS:.0f} s. Kill its process {pid}.")
+        steps.look()
         time.sleep(0.05)
     return True

@@ -13,6 +13,8 @@ from pathlib import Path
 from local.processes import LocalError
 
 LOOPBACK = "127.0.0.1"
+STEP_FILE = "step"
+"""File with the name of the step that a stack takes at present while it starts or stops."""
 PORTS = range(20_000, 32_000)
 """Range of ports to choose from. The kernel never uses them for outgoing connections, because its range is higher."""
 SHUTDOWN_SECONDS = 20.0
@@ -62,6 +64,11 @@ class FolderLock:
             if pid and any(map(self._is_lock, Path(f"/proc/{pid}/fd").iterdir())):
                 return int(pid)
         return 0
+
+    def announce(self, step: str) -> None:
+        """Write what the stack does at present, such as `waiting for postgres`, for the processes that wait for it."""
+        with suppress(OSError):  # a full disk must not prevent a stop
+            write_private(self.folder / STEP_FILE, step)
 
     def free(self) -> bool:
         """Return True if no process of a stack in this folder is running."""

@@ -72,6 +72,7 @@ class Program:
 
         Raises LocalError, with the last lines of the log, if the program ends or does not become ready in time.
         """
+        self.lock.announce(f"waiting for {self.name}")
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -97,6 +98,7 @@ class Program:
     def stop(self) -> None:
         """Shut the program down. Idempotent."""
         if self.process is not None:
+            self.lock.announce(f"stopping {self.name}")
             processes.stop(self.process, self.stop_signal, self.stop_seconds)
         self.process = None
         while self.reservations:

@@ -93,6 +93,7 @@ class Postgres(Server):
 
         The files are created in a temporary folder that is then renamed, so `data` is either missing or complete.
         """
+        self.lock.announce("creating the data folder of postgres")
         temporary, password = self.folder / "data.new", self.folder / "data.password"
         shutil.rmtree(temporary, ignore_errors=True)
         write_private(password, self.secret)

@@ -105,6 +105,7 @@ class Stack:
         variables = {**os.environ, **self.servers.environment(), **self._defaults()}
         (self.folder / "models").mkdir(exist_ok=True)
         settings = make_settings(self.servers.environment())
+        self.servers.lock.announce("creating or upgrading the tables of the database")
         upgrade(settings)
         self.api, self.worker = Api(self.servers.lock, variables), Worker(self.servers.lock, variables)
         self.key = self._load_key(settings)

@@ -6,6 +6,7 @@ Torch is imported only when a command needs it.
 """
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,24 +16,29 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from typing_extensions import override
+
 from seft import file_commands as files
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain, default_batch, default_steps
 from seft.console import describe_checkpoint, progress_reporter
 from seft.data.records import require_file
 from seft.errors import SeftError
 from seft.options import Config, add_options, read_options
-from seft.report import Reporter
+from seft.report import Phase, Progress, Reporter
 from seft.runtime import commands as runtime
 
 if TYPE_CHECKING:
     from seft.checkpoint.facts import Record
 
 BAD_INPUT, INTERRUPTED = 2, 130
+LOADING = Progress(Phase.LOADING, 0, 1)
 EXTRA = "Run pip install '.[torch]' in the folder of the repository, or let the service do the work: seft jobs create."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 LENGTHS = {"tokens", "sequence_tokens"}
 """Options with the length of a window. A default that is longer than the context of the model is lowered to it."""
+ALIKE = {"--data": "--calibration", "--calibration": "--data"}
+"""Options for the text that one command reads and another does not."""
 DERIVED = {*LENGTHS, "batch_tokens", "steps"}
 """Options whose defaults depend on the model or on other options."""
 
@@ -86,8 +92,8 @@ def _require_texts(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Check the folder `out` before torch is imported. Start the process that will verify it.
+def _writing(out: Path, report: Reporter) -> Iterator[None]:
+    """Check the folder `out` and start the process that will verify it. Then report, before torch is imported.
 
     It is a copy of this process, so it is not started if this process has several threads, which torch may have used.
     """
@@ -98,12 +104,13 @@ def _writing(out: Path) -> Iterator[None]:
 
     threads = Path("/proc/self/task")
     with standby() if threads.exists() and len(list(threads.iterdir())) == 1 else nullcontext():
+        report(LOADING)
         yield
 
 
 def _prune(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.prune(
@@ -123,7 +130,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 
     find_folder(options.folder)
     config = read_settings(options, RepairConfig)
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.repair(
@@ -143,7 +150,7 @@ def _repair(options: argparse.Namespace, report: Reporter) -> Result:
 def _compress(options: argparse.Namespace, report: Reporter) -> Result:
     pruning = read_settings(options, PruneConfig, sparsity=options.pattern.sparsity(options.sparsity))
     config = read_settings(options, RepairConfig, prefix=REPAIR, seed=options.seed)
-    with _writing(options.out):
+    with _writing(options.out, report):
         from seft import verbs
 
         record = verbs.compress(
@@ -208,6 +215,7 @@ def _context(reference: str, revision: str | None) -> int | None:
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, EvaluateConfig) if options.data else None
+    report(LOADING)
     from seft import verbs
 
     model = options.model
@@ -233,8 +241,21 @@ def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
 class _Parser(argparse.ArgumentParser):
     """Argument parser that raises UsageError instead of printing the usage and exiting."""
 
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reject unknown arguments here, so that the message points to the help of the command, not of `seft`."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            names = [option for action in self._actions for option in action.option_strings]
+            matches = [ALIKE[name]] if ALIKE.get(name) in names else difflib.get_close_matches(name, names, n=1)
+            meant = f" Did you mean {matches[0]}?" if matches else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{meant}")
+        return parsed, unknown
+
+    @override
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See {self.prog} --help.")
+        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See {self.prog} --help.")
 
 
 Command = Callable[[argparse.Namespace, Reporter], Result]
@@ -325,7 +346,8 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 def _add_texts(command: argparse.ArgumentParser) -> None:
     text = "Training text: .jsonl with one record per line, or .txt with one text."
     command.add_argument("--data", type=Path, required=True, help=text)
-    command.add_argument("--held-out", type=Path, help="Text to evaluate on, in a format of --data.")
+    text = "Text to evaluate on, in a format of --data. Needs --evaluate-interval."
+    command.add_argument("--held-out", type=Path, help=text)
     text = "Text to retain, in a format of --data, with --retain dataset."
     command.add_argument("--retain-data", type=Path, help=text)
 

@@ -6,21 +6,24 @@ Progress is shown as bars on a terminal, and as lines if stderr is a file or a p
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from seft.report import Evolved, Found, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen
+from seft.report import Evolved, Found, Judged, Phase, Progress, Reconstructed, Report, Reporter, Step, Unseen, about
 
 if TYPE_CHECKING:
     from seft.checkpoint.counts import Count, Sparsity
     from seft.checkpoint.facts import Record
+
+LINE_SECONDS = 10.0
+"""Seconds after which a report of progress gets a line, if no line was written for another reason."""
 
 
 @contextmanager
@@ -30,8 +33,8 @@ def progress_reporter() -> Iterator[Reporter]:
     if not console.is_terminal:
         yield LineReporter()
         return
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=console)
+    texts = [TextColumn(f"{{task.{part}}}") for part in ("description:<10", "fields[count]", "fields[note]")]
+    bars = Bars(texts[0], BarColumn(), texts[1], TimeRemainingColumn(), texts[2], console=console)
     try:
         yield BarReporter(bars)
     finally:
@@ -55,10 +58,9 @@ class BarReporter:
         match report:
             case Progress(phase, done, total):
                 if phase not in self._tasks:
-                    self._tasks[phase] = self._bars.add_task(phase, total=total, note="")
-                self._bars.update(
-                    self._tasks[phase], completed=done, note=self._note if phase is Phase.TRAINING else ""
-                )
+                    self._tasks[phase] = self._bars.add_task(phase, total=total, count="", note="")
+                note = self._note if phase is Phase.TRAINING else ""
+                self._bars.update(self._tasks[phase], completed=done, count=_count(report), note=note)
             case Step() | Evolved():
                 self._note = describe(report)
             case Found() | Unseen() | Reconstructed() | Judged():
@@ -68,21 +70,28 @@ class BarReporter:
 
 
 class LineReporter:
-    """Writes a line at every tenth of a phase, and for every other report except single steps."""
+    """Writes a line at every tenth of a phase, or after some seconds, and for all other reports but single steps.
 
-    def __init__(self) -> None:
+    A line of progress has the time that the rest of the phase will take, if the phase goes on at the same speed.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._tenths: dict[Phase, int] = {}
+        self._firsts: dict[Phase, tuple[float, int]] = {}
+        """Time and `done` of the first report of a phase."""
         self._note = ""
-        self._start = time.monotonic()
+        self._clock = clock
+        self._start = self._last = clock()
 
     def __call__(self, report: Report) -> None:
         """Write the line for one report, if it gets one."""
         match report:
             case Progress(phase, done, total):
                 tenth = 10 * done // total
-                if self._tenths.get(phase) != tenth:
+                left = self._left(report)
+                if self._tenths.get(phase) != tenth or self._clock() - self._last > LINE_SECONDS:
                     self._tenths[phase] = tenth
-                    self._write(f"{phase} {done}/{total}", self._note if phase is Phase.TRAINING else "")
+                    self._write(f"{phase} {_count(report)}", left, self._note if phase is Phase.TRAINING else "")
             case Step():
                 self._note = describe(report)
             case Evolved():
@@ -92,9 +101,24 @@ class LineReporter:
             case _:
                 assert_never(report)
 
+    def _left(self, report: Progress) -> str:
+        """Return the rest of the time of a phase in words. Empty if the phase has just begun or has ended."""
+        since, before = self._firsts.setdefault(report.phase, (self._clock(), report.done))
+        if not before < report.done < report.total:
+            return ""
+        seconds = (self._clock() - since) / (report.done - before)
+        return f"{about(seconds * (report.total - report.done))} left"
+
     def _write(self, *parts: str) -> None:
-        seconds = time.monotonic() - self._start
-        sys.stderr.write("  ".join([f"{seconds:7.1f} s", *filter(None, parts)]) + "\n")
+        self._last = self._clock()
+        sys.stderr.write("  ".join([f"{self._last - self._start:7.1f} s", *filter(None, parts)]) + "\n")
+
+
+def _count(progress: Progress) -> str:
+    """Return how much is done: a percentage of written text, whose units mean nothing to a user, else `3/24`."""
+    if progress.phase is Phase.WRITING:
+        return f"{100 * progress.done // progress.total} %"
+    return f"{progress.done}/{progress.total}"
 
 
 def describe(report: Found | Unseen | Reconstructed | Step | Evolved | Judged) -> str:

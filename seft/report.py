@@ -4,6 +4,7 @@ Every long function takes a `Reporter` and calls it regularly with one of the re
 by raising `seft.errors.Cancelled`. Jobs, queues and progress bars are the task of the caller.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -125,6 +126,16 @@ class Evolved:
 
 Report = Progress | Found | Unseen | Reconstructed | Step | Evolved | Judged
 Reporter = Callable[[Report], None]
+
+
+def about(seconds: float) -> str:
+    """Return a time in words, rounded up: `about 12 s`, `about 3 min`, `about 2 h 05 min` or `about 3 d 4 h`."""
+    if seconds < 60:
+        return f"about {max(1, math.ceil(seconds))} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    if hours >= 48:
+        return f"about {hours // 24} d {hours % 24} h"
+    return f"about {hours} h {minutes:02d} min" if hours else f"about {minutes} min"
 
 
 def silent(_: Report) -> None:

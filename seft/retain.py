@@ -37,8 +37,10 @@ MEASURED = 8
 """One of this number of windows is not trained on. The loss on these windows shows what the model has kept."""
 TOKENS_AT_ONCE = 1 << 13
 """Number of tokens that the model writes at a time, in several windows. It limits the memory of the key-value cache."""
-REPORTED = 16
+REPORTED = 4
 """Number of tokens of a window between two reports."""
+WRITTEN_PARTS = 3
+"""Time to write a token, in times to record the prediction of one. Used for the progress only."""
 LONGEST_OPENING = 0.5
 """Largest part of a window that the opening may fill."""
 
@@ -72,7 +74,7 @@ def opening_tokens(tokenizer: Any) -> list[int]:
 def write_windows(model: Any, opening: Sequence[int], config: RepairConfig, report: Reporter = silent) -> Packed:
     """Return windows that the model writes after `opening`, about `retain_tokens` tokens in all. It reads no text.
 
-    The opening is not trained on. Reports the first half of the phase WRITING; `with_predictions` reports the second.
+    The opening is not trained on. Reports the first part of the phase WRITING; `with_predictions` reports the last.
     The text follows from the seed and the model, on devices of one kind. Raises ConfigError if the opening is too long.
     """
     length = config.sequence_tokens
@@ -113,7 +115,8 @@ class _Progress(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, *_: Any, **__: Any) -> Tensor:
         if input_ids.shape[1] % REPORTED == 0:
-            self._report(Progress(Phase.WRITING, self._before + input_ids.numel(), 2 * self._total))
+            done, total = self._before + input_ids.numel(), self._total
+            self._report(Progress(Phase.WRITING, WRITTEN_PARTS * done, (WRITTEN_PARTS + 1) * total))
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -131,11 +134,15 @@ def _sampling(model: Any, length: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def with_predictions(model: Any, windows: Packed, report: Reporter = silent) -> Packed:
-    """Return the windows with the predictions of the model for each trained token."""
+def with_predictions(model: Any, windows: Packed, report: Reporter = silent, *, written: bool = False) -> Packed:
+    """Return the windows with the predictions of the model for each trained token.
+
+    Reports the phase WRITING, or its last part if the windows are `written`, the result of `write_windows`.
+    """
     require_known_tokens(windows.tokens, model)
     predictor = Predictor(model)
     top, together = min(TOP_LOGITS, predictor.vocabulary), max(1, LOGITS_AT_ONCE // predictor.vocabulary)
+    before = WRITTEN_PARTS * len(windows) if written else 0
     tokens = torch.zeros(*windows.tokens.shape, top, dtype=torch.int32)
     logarithms = torch.zeros(*windows.tokens.shape, top)
     for number in range(len(windows)):
@@ -144,7 +151,7 @@ def with_predictions(model: Any, windows: Packed, report: Reporter = silent) -> 
         found = [predictor.logits(some).log_softmax(1).topk(top) for some in torch.split(last, together)]
         tokens[number, window.trained[0]] = torch.cat([each.indices for each in found]).cpu().int()
         logarithms[number, window.trained[0]] = torch.cat([each.values for each in found]).cpu().float()
-        report(Progress(Phase.WRITING, len(windows) + number + 1, 2 * len(windows)))
+        report(Progress(Phase.WRITING, before + number + 1, before + len(windows)))
     known = torch.ones(len(windows), dtype=torch.bool)
     return replace(windows, teacher=Predictions(tokens, logarithms, known))
 

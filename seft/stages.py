@@ -93,8 +93,10 @@ def retained_text(
     """
     if not config.retains:
         return None
-    windows = write_windows(loaded.model, opening, config, report) if dataset is None else dataset
-    return with_predictions(loaded.model, windows, report)
+    if dataset is not None:
+        return with_predictions(loaded.model, dataset, report)
+    windows = write_windows(loaded.model, opening, config, report)
+    return with_predictions(loaded.model, windows, report, written=True)
 
 
 def prune(

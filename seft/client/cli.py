@@ -1,7 +1,10 @@
 """The command `seft`. It calls the client of the service, and shows results as tables and progress as bars."""
 
+from typing import Annotated
+
 import typer
 
+from seft import __version__
 from seft.client.commands import datasets, doctor, estimates, hub_token, jobs, keys, library, models, webhooks, workers
 
 app = typer.Typer(
@@ -11,6 +14,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
+
 app.command()(keys.login)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(datasets.app, name="datasets")

@@ -1,6 +1,5 @@
 """Shows the progress of a job: as a bar on a terminal, else as a line from time to time."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 
 from seft.client.responses import Job, Metric
+from seft.report import about
 
 LINE_SECONDS = 15.0
 
@@ -61,13 +61,7 @@ def _words(job: Job, values: dict[str, float]) -> str:
 
 def _left(finish: str, now: str) -> str:
     """Return the time between two moments in words. Both are of the service's clock, which can differ from ours."""
-    minutes = math.ceil((datetime.fromisoformat(finish) - datetime.fromisoformat(now)).total_seconds() / 60)
-    hours, rest = divmod(minutes, 60)
-    if hours >= 48:
-        return f"about {hours // 24} d {hours % 24} h"
-    if hours:
-        return f"about {hours} h {rest:02d} min"
-    return f"about {minutes} min" if minutes > 1 else "about a minute"
+    return about((datetime.fromisoformat(finish) - datetime.fromisoformat(now)).total_seconds())
 
 
 @contextmanager

@@ -241,9 +241,12 @@ class RepairConfig:
 
     @property
     def retained_windows(self) -> int:
-        """Number of windows of retained text, of which an eighth is only measured on. No more are used than needed."""
-        read = math.ceil(self.retained_before(self.steps + 1) * 8 / 7)
-        return max(2, min(self.retain_tokens // self.sequence_tokens, read))
+        """Number of windows of retained text, of which an eighth, at least one, is only measured on.
+
+        It is the smallest number with which the training reads no window twice, if `retain_tokens` allows it.
+        """
+        read = self.retained_before(self.steps + 1)
+        return max(2, min(self.retain_tokens // self.sequence_tokens, read + max(1, (read - 1) // 7)))
 
     @property
     def windows(self) -> int:

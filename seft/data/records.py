@@ -335,7 +335,8 @@ def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
     if not text.strip():
         raise RecordError(line, "a line must not be blank", "a blank line", "Run grep '[^[:space:]]' FILE > NEW.jsonl.")
     try:
-        record = json.loads(text)
+        # Without the line end, an object that is not closed is broken at the end of this line.
+        record = json.loads(text.rstrip())
     except (ValueError, RecursionError) as error:
         flaw = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         raise RecordError(line, f"a line must be JSON ({flaw})", _short(repr(text.strip())), WAY_OUT) from error

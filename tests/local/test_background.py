@@ -49,6 +49,11 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def operations(folder: Path) -> list[str]:
+    """Return the commands of an operator that `up` prints: doctor, a new key, down."""
+    return re.findall(r"^ +(\(cd .*\))$", command("up", "--folder", str(folder)).stdout, re.MULTILINE)
+
+
 def members(folder: Path) -> list[int]:
     """Return the ids of processes with an open file of this stack's folder, or its path in their environment."""
     pids = []
@@ -98,15 +103,15 @@ def test_the_printed_commands_of_an_operator_work_and_the_untouched_models_are_r
     stack: Running, folder: Path, tmp_path: Path
 ) -> None:
     assert (folder / "env").stat().st_mode & 0o777 == 0o600
-    doctor, keys = re.findall(r"^ +(\(\. .*\))$", command("up", "--folder", str(folder)).stdout, re.MULTILINE)
+    doctor, keys, _ = operations(folder)
     others = {name: value for name, value in os.environ.items() if not name.startswith("SEFT_")}
-    ended = subprocess.run(["sh", "-c", doctor], cwd=ROOT, env=others, capture_output=True, text=True, check=False)
+    ended = subprocess.run(["sh", "-c", doctor], cwd=tmp_path, env=others, capture_output=True, text=True, check=False)
     findings = dict(re.findall(r"^(\w+) +(\w+)", line)[0][::-1] for line in ended.stdout.splitlines() if line[0] != " ")
     assert findings.keys() == {"settings", *CHECKS}, ended.stderr
     # The free space and the kernel are those of the machine.
     assert {name for name, state in findings.items() if state == "WRONG"} <= {"disk", "device"}
     assert findings["models"] == "ok"
-    made = subprocess.run(["sh", "-c", keys], cwd=ROOT, env=others, capture_output=True, text=True, check=True)
+    made = subprocess.run(["sh", "-c", keys], cwd=tmp_path, env=others, capture_output=True, text=True, check=True)
     with Client(stack.url, made.stdout.strip()) as client:
         assert list(client.jobs()) == []
 
@@ -143,15 +148,19 @@ def test_no_process_outlives_the_supervisor_and_a_new_stack_has_the_same_data(
     # `members` can miss a process that is closing its files, so the lock is checked too.
     wait_for(lambda: members(folder) == [] and FolderLock(folder).free())
     assert background.find(folder) is None
-    again = stacks.enter_context(background.attached(folder))
+    steps = list[str]()
+    again = stacks.enter_context(background.attached(folder, steps.append))
+    assert {"starting the supervisor", "waiting for api"} <= set(steps)
     assert (again.url, again.api_key) == (stack.url, stack.api_key)
     with Client(again.url, again.api_key) as client:
         assert list(client.jobs()) == []
 
 
-def test_down_waits_until_the_last_process_has_ended(stack: Running, folder: Path) -> None:
-    result = command("down", "--folder", str(folder))
+def test_down_waits_until_the_last_process_has_ended(stack: Running, folder: Path, tmp_path: Path) -> None:
+    *_, down = operations(folder)
+    result = subprocess.run(["sh", "-c", down], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "stopped\n")
+    assert "stopping worker ..." in result.stderr.splitlines()
     assert members(folder) == []
     assert command("down", "--folder", str(folder)).stdout == "not running\n"
 

@@ -20,7 +20,10 @@ PIP = """#!/bin/sh
 # Stands in for Python in an environment: `pip` copies the list of packages, and finds the CPU build if the file exists.
 case "$*" in
 *--dry-run*) test -e "$0.finds-cpu" ;;
-*--requirement*) for last; do :; done; cat "$last" >> "$0.installed" ;;
+*--requirement*)
+    for last; do :; done
+    cat "$last" >> "$0.installed"
+    grep '^[a-z]' "$last" | sed 's/^/Collecting /' ;;
 *) exec {python} "$@" ;;
 esac
 """
@@ -78,6 +81,14 @@ def test_the_api_needs_no_torch(checkout: Path) -> None:
     assert not re.search(r"^torch==", packages, re.MULTILINE)
     entries = re.split(r"\n(?=[a-z])", packages.strip())
     assert not [entry for entry in entries if "--hash=sha256:" not in entry]
+
+
+def test_the_progress_is_shown(checkout: Path) -> None:
+    chosen(checkout, "--extra", "service", finds_cpu=True)
+    lines = install(checkout, "--extra", "service", environment=checkout.parent / "env").stdout.splitlines()
+    assert lines[0] == "Installing uv and setuptools"
+    (count,) = re.findall(r"^Downloading and installing (\d+) packages$", lines[1])
+    assert lines[2:] == [f"  {done} of {count} packages" for done in range(10, int(count) + 1, 10)]
 
 
 def test_a_file_with_another_hash_is_not_installed(checkout: Path) -> None:

@@ -71,7 +71,8 @@ def test_without_an_extra_a_command_of_the_library_has_help_and_names_the_extra_
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert re.fullmatch(
-        rf"error: `seft {verb}` works .* needs the package \w+\. Run pip install '\.\[torch\]' .*\n", ended.stderr
+        rf"error: `seft {verb}` works .* needs the package \w+\. Run pip install '\.\[torch\]' .*",
+        ended.stderr.splitlines()[-1],
     )
     assert json.loads(ended.stdout)["error"]["code"] == "package_missing"
 

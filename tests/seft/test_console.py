@@ -1,6 +1,7 @@
 """Progress and results as they are shown in a terminal."""
 
 import io
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -27,6 +28,7 @@ def test_a_file_gets_a_line_at_each_tenth_and_each_event(capsys: pytest.CaptureF
     train(LineReporter())
     lines = capsys.readouterr().err.splitlines()
     assert len([line for line in lines if "training" in line]) == 11
+    assert "training 100/200  about 1 s left  loss 3.250  rate 1.0e-03  1,234 tokens/s" in "\n".join(lines)
     assert "training 200/200  loss 3.250  rate 1.0e-03  1,234 tokens/s" in lines[-2]
     assert any(
         "step 60  7 grown, 5 of them from zero; 3 pruned; 60.00% zeros; undone, because it made the held-out loss worse"
@@ -36,11 +38,21 @@ def test_a_file_gets_a_line_at_each_tenth_and_each_event(capsys: pytest.CaptureF
     assert "loss" not in lines[-1]
 
 
+def test_a_slow_phase_gets_lines_between_its_tenths_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    report = LineReporter(lambda: now)
+    for done in range(1, 101):
+        report(Progress(Phase.WRITING, done, 1000))
+        now += 6.0
+    lines = [line.strip().split("  ") for line in capsys.readouterr().err.splitlines()]
+    times = [float(line[0].removesuffix(" s")) for line in lines]
+    assert max(later - earlier for earlier, later in pairwise(times)) == 12
+    assert lines[-1][1:] == ["writing 10 %", "about 1 h 30 min left"]
+
+
 def test_a_terminal_gets_one_bar_for_each_phase_with_the_last_figures() -> None:
     screen = io.StringIO()
-    columns = [
-        TextColumn(part) for part in ("{task.description}", "{task.completed}/{task.total}", "{task.fields[note]}")
-    ]
+    columns = [TextColumn(part) for part in ("{task.description}", "{task.fields[count]}", "{task.fields[note]}")]
     with Bars(*columns, console=Console(file=screen, width=120)) as bars:
         train(BarReporter(bars))
     assert [line.split() for line in screen.getvalue().splitlines()] == [

@@ -17,7 +17,7 @@ from seft.evaluate import mean_loss
 from seft.loss import TokenLoss
 from seft.objective import CrossEntropy
 from seft.repair import Repair, schedule
-from seft.report import Judged, Step
+from seft.report import Judged, Progress, Report, Step
 from seft.retain import load_retained, opening_tokens, save_retained, split_retained, with_predictions, write_windows
 from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, same_bits, short, weights
 from tests.tiny import beginning_tokenizer, tiny_tokenizer, untrained_tiny
@@ -30,6 +30,10 @@ CHAT = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}
 
 def retained(seed: int = 3) -> Packed:
     return with_predictions(untrained_tiny(seed), OTHER)
+
+
+def with_no_predictions(windows: int) -> Packed:
+    return Packed.plain(torch.zeros(windows, LENGTH, dtype=torch.int64))
 
 
 def test_recorded_predictions_have_the_loss_and_gradient_of_a_teacher_in_memory() -> None:
@@ -88,12 +92,32 @@ def test_written_text_follows_from_the_seed_and_changes_nothing_else(tokenizer: 
     assert text.startswith("<|user|>" if template == CHAT else tokenizer.bos_token or tokenizer.eos_token)
 
 
-def test_no_more_text_is_written_than_the_training_reads() -> None:
-    config = short(retain=Retain.WRITTEN, retain_tokens=1 << 20, retain_share=0.5)
-    read = {
-        int(row) for step in range(1, config.steps + 1) for row in schedule.retained_rows_of_step(config, 999, step)
-    }
-    assert len(read) <= config.retained_windows <= 8 / 7 * len(read) + 1
+@pytest.mark.parametrize("steps", range(1, 40))
+def test_no_more_text_is_written_than_the_training_reads(steps: int) -> None:
+    config = short(steps=steps, retain=Retain.WRITTEN, retain_tokens=1 << 20, batch_tokens=2 * LENGTH)
+
+    def trained(windows: int) -> int:
+        return len(split_retained(with_no_predictions(windows))[0])
+
+    read = {int(row) for step in range(1, steps + 1) for row in schedule.retained_rows_of_step(config, 999, step)}
+    assert len(read) == steps
+    assert trained(config.retained_windows) == len(read)
+    assert trained(config.retained_windows - 1) < len(read)
+
+
+@pytest.mark.parametrize("dataset", [None, OTHER])
+def test_the_progress_rises_from_the_first_tokens_to_the_last_prediction(dataset: Packed | None) -> None:
+    loaded: Any = SimpleNamespace(model=untrained_tiny())
+    done = list[float]()
+
+    def report(each: Report) -> None:
+        assert isinstance(each, Progress)
+        done.append(each.done / each.total)
+
+    config = replace(short(), retain=Retain.WRITTEN if dataset is None else Retain.DATASET)
+    stages.retained_text(loaded, config, [1], dataset, report)
+    assert done == sorted(done)
+    assert (done[0] < 0.2, done[-1]) == (True, 1.0)
 
 
 def test_an_opening_that_fills_the_window_is_rejected() -> None:

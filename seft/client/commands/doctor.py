@@ -12,11 +12,11 @@ def doctor(as_json: AsJson = False) -> None:
     try:
         from core.doctor import State, run_checks
     except ModuleNotFoundError as error:
-        typer.echo(
-            f"`seft doctor` runs in the service's checkout and needs {error.name}: pip install '.[service]', then"
-            " python -m seft doctor.",
-            err=True,
-        )
+        if str(error.name).partition(".")[0] == "core":
+            message = "`seft doctor` checks the service. Run it in the folder of the repository: python -m seft doctor."
+        else:
+            message = f"`seft doctor` needs the package {error.name}. Run pip install '.[service]' in this folder."
+        typer.echo(message, err=True)
         raise typer.Exit(Exit.USAGE) from error
     code = Exit.DONE
     for finding in run_checks():

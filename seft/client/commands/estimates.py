@@ -8,6 +8,7 @@ import typer
 
 from seft.client.responses import Estimate, Fit
 from seft.client.shell import AsJson, Model, Set, assigned, connected, show_rows
+from seft.report import about
 
 GIGABYTE = 1e9
 BASES = {
@@ -25,7 +26,10 @@ def estimate(
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate the memory, time and size of a job, and the workers it fits. Takes the options of `jobs create`."""
+    """Estimate the memory, time and size of a job, and the workers it fits.
+
+    Give any other field of the job with --set.
+    """
     spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
     with connected(as_json) as service:
         answer = service.estimate_job(spec)
@@ -52,7 +56,7 @@ def _why(worker: Fit) -> str:
     needs = f"{worker['phase']} needs {_bytes(worker['needed_bytes'])} of {_bytes(worker['memory_bytes'])}"
     words = [f"{worker['device']} {worker['device_name']}".strip(), needs]
     if worker["seconds"] is not None:
-        words.append(f"about {worker['seconds']:,.0f} s, {BASES[str(worker['seconds_from'])]}")
+        words.append(f"{about(worker['seconds'])}, {BASES[str(worker['seconds_from'])]}")
     if not worker["fits"]:
         change = worker["change"]
         words.append("no change makes it fit" if change is None else f"fits with {_settings(change)}")

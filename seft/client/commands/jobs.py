@@ -217,11 +217,21 @@ def _follow(service: Any, job_id: str, as_json: bool) -> None:
         from seft.client.progress import follow
 
         job = follow(service, job_id, console())
+        for line in _scores(job):
+            typer.echo(line)
         _tell(job, as_json)
     if job["status"] != "succeeded":
         if error := job["error"]:
             typer.echo(f"{error['code']}: {error['message']}", err=True)
         raise typer.Exit(Exit.FAILED)
+
+
+def _scores(job: Job) -> Iterator[str]:
+    """Yield a line with the perplexities on the held-out text, and one with those on the retained text."""
+    for suffix, text in (("", "held-out"), ("_retained", "retained")):
+        scores = {name: job["scores"].get(name + suffix) for name in ("dense", "pruned", "repaired")}
+        if words := [f"{name} {score:.2f}" for name, score in scores.items() if score is not None]:
+            yield f"perplexity on {text} text  {'  '.join(words)}"
 
 
 def _row(job: Job) -> list[str]:

@@ -1,13 +1,12 @@
 """`seft keys`, `seft audit`, `seft login`: API keys, the audit log, and the stored login."""
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from seft.client.shell import AsJson, ask_secret, connected, reporting, show, show_rows
-
-LOCAL = "http://127.0.0.1:8000"
 
 app = typer.Typer(help="Manage API keys. Needs a key of scope admin.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,7 +58,7 @@ def audit(as_json: AsJson = False) -> None:
 
 
 def login(
-    url: Annotated[str | None, typer.Option(help="Address of the service. Default: ask.")] = None,
+    url: Annotated[str | None, typer.Option(help="Address of the service. Default: SEFT_URL, or else ask.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask for address and key, test them, and save them to a file that only you can read.
@@ -67,13 +66,16 @@ def login(
     The key may come from stdin.
     """
     from seft.client.config import Address, require_http
+    from seft.client.errors import SetupError
     from seft.client.http import Client
 
-    if url is None:
-        url = typer.prompt("Address of the service", default=LOCAL, err=True) if sys.stdin.isatty() else LOCAL
-    key = ask_secret("API key")
     with reporting(as_json):
-        address = Address(require_http(url), key)
+        url = url or os.environ.get("SEFT_URL")
+        if not url and sys.stdin.isatty():
+            url = typer.prompt("Address of the service, such as https://seft.example.com", err=True)
+        if not url:
+            raise SetupError("The address of the service is missing. Run `seft login --url ADDRESS`, or set SEFT_URL.")
+        address = Address(require_http(url), ask_secret("API key"))
         with Client(address.url, address.api_key) as service:
             version = service.version()["version"]
             next(iter(service.datasets()), None)

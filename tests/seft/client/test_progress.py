@@ -67,7 +67,7 @@ def output_of(console: Console, *jobs: Job) -> str:
 @pytest.mark.parametrize(
     ("finish", "left"),
     [
-        ("2026-01-01T12:00:20+00:00", "about a minute left"),
+        ("2026-01-01T12:00:20+00:00", "about 20 s left"),
         ("2026-01-01T12:11:30Z", "about 12 min left"),
         ("2026-01-01T15:01:00+00:00", "about 3 h 01 min left"),
         ("2026-01-04T15:01:00+00:00", "about 3 d 3 h left"),

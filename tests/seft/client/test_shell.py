@@ -9,6 +9,7 @@ import pytest
 from typer import BadParameter
 from typer.testing import CliRunner
 
+from seft import __version__
 from seft.client.cli import app
 from seft.client.commands.library import VERBS
 from seft.client.errors import ApiProblem, Flaw
@@ -39,6 +40,10 @@ def test_an_invalid_setting_is_rejected() -> None:
         assigned(["repair=1", "repair.steps=100"])
 
 
+def test_the_version_is_shown_without_a_command() -> None:
+    assert run("--version") == (Exit.DONE, f"seft {__version__}\n", "")
+
+
 def test_a_missing_file_is_a_usage_error() -> None:
     code, _, stderr = run("datasets", "upload", "nothing.jsonl")
     assert code == Exit.USAGE
@@ -48,6 +53,21 @@ def test_a_missing_file_is_a_usage_error() -> None:
 def test_a_missing_address_is_one_clear_line() -> None:
     message = "SEFT_URL is not set. Run `seft login`, or set the variable to the value that `make up` prints.\n"
     assert run("jobs", "list") == (Exit.USAGE, "", message)
+
+
+def test_login_from_a_pipe_needs_an_address() -> None:
+    message = "The address of the service is missing. Run `seft login --url ADDRESS`, or set SEFT_URL.\n"
+    assert run("login") == (Exit.USAGE, "", message)
+
+
+@pytest.mark.parametrize(
+    ("missing", "way_out"), [("core", "in the folder of the repo"), ("redis", "needs the package redis")]
+)
+def test_doctor_says_what_is_missing(missing: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "core.doctor", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code, _, stderr = run("doctor")
+    assert (code, way_out in stderr) == (Exit.USAGE, True)
 
 
 def test_each_kind_of_error_has_its_exit_code(script: Script) -> None:
