@@ -337,11 +337,16 @@ def _parse_object(line: int, raw: bytes) -> dict[str, Any]:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        flaw = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        flaw = _syntax_error(error, text) if isinstance(error, json.JSONDecodeError) else str(error)
         raise RecordError(line, f"a line must be JSON ({flaw})", _short(repr(text.strip())), WAY_OUT) from error
     if not isinstance(record, dict):
         raise RecordError(line, "a line must be a JSON object", _short(json.dumps(record)), WAY_OUT)
     return record
+
+
+def _syntax_error(error: json.JSONDecodeError, text: str) -> str:
+    """Return what is wrong in a line, and where. A line that ends too early is wrong at its end, not behind it."""
+    return f"{error.msg} at character {min(error.pos, len(text.rstrip())) + 1}"
 
 
 def _decode(line: int, raw: bytes) -> str:

@@ -36,6 +36,7 @@ def test_any_text_survives_a_round_trip_through_json(text: str) -> None:
             "must be JSON (Expecting property name enclosed in double quotes at character 2)",
             "'{text: 1}'",
         ),
+        (b'{"text":"with bad"\r\n', "must be JSON (Expecting ',' delimiter at character 19)", "with bad"),
         (b"\n", "must not be blank", "a blank line"),
         (b" \t\r\n", "must not be blank", "a blank line"),
         (b"[" * 100_000, "must be JSON", "[[["),
