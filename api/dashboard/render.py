@@ -36,6 +36,7 @@ FILTERS = (
     "score_names",
     "has_events",
     "recovered_fraction",
+    "lost_nothing",
     "waiting_reason",
 )
 """Functions of `formatting` that the templates can use as filters."""
