@@ -1,8 +1,10 @@
 """Convert validation errors of pydantic to entries of a problem report: field, rule, value received, correction."""
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, get_origin
 
 from fastapi import Request
@@ -19,6 +21,19 @@ SHOWN = 80
 SECRET = re.compile("key|secret|password|credential|authorization|token$", re.IGNORECASE)
 """Names of unknown fields whose values are not shown in errors, because they may be secrets."""
 
+JSON_TYPES = {
+    "string": "a string",
+    "int": "a number without a fraction",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "an array",
+    "tuple": "an array",
+    "dict": "an object",
+    "model": "an object",
+    "model_attributes": "an object",
+}
+"""What a value of the wrong type should be, in words of JSON, by the name in the type of pydantic's error."""
+
 
 def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
     """Return one entry per invalid field. Errors of the alternatives of a union type are merged into one."""
@@ -28,7 +43,12 @@ def flaws_of(request: Request, error: RequestValidationError) -> list[Flaw]:
 def flaws_of_model(model: type[BaseModel], error: ValidationError) -> list[Flaw]:
     """Return the entries for data that was validated outside of a route, such as a form."""
     entries: list[dict[str, Any]] = [{**entry} for entry in error.errors()]
-    return _merged(_body_flaw(model, entry["loc"], entry, broken_rule(entry)) for entry in entries)
+    return _merged(_body_flaw(model, entry["loc"], entry, _rule(entry)) for entry in entries)
+
+
+def _rule(entry: Mapping[str, Any]) -> str:
+    wanted = JSON_TYPES.get(entry["type"].removesuffix("_type"))
+    return f"Input should be {wanted}" if wanted else broken_rule(entry)
 
 
 def _merged(flaws: Iterable[Flaw]) -> list[Flaw]:
@@ -54,14 +74,14 @@ def guess(unknown: str, known: Sequence[str]) -> str:
 
 def _flaw(request: Request, entry: dict[str, Any]) -> Flaw:
     location, *path = entry["loc"]
-    rule = broken_rule(entry)
+    rule = _rule(entry)
     if entry["type"] == "json_invalid":
-        rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0]}"
+        rule = f"The body must be JSON: {entry['ctx']['error']} at character {path[0] + 1}"
         return Flaw("body", rule, "invalid JSON", "Send a JSON object with the header Content-Type: application/json.")
     if location == "body":
         return _body_flaw(_body_model(request), path, entry, rule)
     name = str(path[0])
-    return Flaw(name, rule, _value(entry), _parameter_way_out(request, name))
+    return Flaw(name, rule, _value(entry), _meant(entry) + _parameter_way_out(request, name))
 
 
 def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str, Any], rule: str) -> Flaw:
@@ -69,11 +89,12 @@ def _body_flaw(root: type[BaseModel], path: Sequence[str | int], entry: dict[str
     if entry["type"] == "extra_forbidden":
         unknown = str(rest[0])
         value = "(not repeated)" if SECRET.search(unknown) else _value(entry)
-        return Flaw(_dotted([*names, unknown]), "There is no such field", value, _did_you_mean(unknown, model))
+        way_out = _did_you_mean(root, names, unknown, model)
+        return Flaw(_dotted([*names, unknown]), "There is no such field", value, way_out)
+    advice = _body_advice(model) if field is None else _advice(field, _example(root, names, field))
     if field is not None and (get_origin(field.annotation) is dict or (rest and isinstance(rest[0], int))):
         names = [*names, *rest[:1]]
-    known = _advice(field) if field is not None else f"Known fields: {', '.join(model.model_fields)}."
-    way_out = _as_fraction(field, entry["input"]) + entry.get("ctx", {}).get("way_out", known)
+    way_out = _meant(entry) + _as_fraction(field, entry["input"]) + entry.get("ctx", {}).get("way_out", advice)
     value = "(not repeated)" if field is not None and field.annotation is SecretStr else _value(entry)
     return Flaw(_dotted(names) or "body", rule, value, way_out)
 
@@ -105,10 +126,10 @@ def _walk(
         inner = model.model_fields.get(str(part))
         if inner is None:
             return model, field, list(path[:depth]), path[depth:]
-        field = inner
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        field, part_model = inner, _model_of(inner)
+        if part_model is None:
             return model, field, list(path[: depth + 1]), path[depth + 1 :]
-        model = field.annotation
+        model = part_model
     return model, field, list(path), ()
 
 
@@ -117,23 +138,85 @@ def _value(entry: dict[str, Any]) -> str:
 
 
 def _either(one: Flaw, other: Flaw) -> Flaw:
-    return Flaw(one.param, f"{one.rule}, or {other.rule[:1].lower()}{other.rule[1:]}", one.value, one.way_out)
+    # Both have the advice of the field. The longer one may also name a word that was meant.
+    way_out = max(one.way_out, other.way_out, key=len)
+    return Flaw(one.param, f"{one.rule}, or {other.rule[:1].lower()}{other.rule[1:]}", one.value, way_out)
 
 
 def _dotted(names: Iterable[str | int]) -> str:
     return ".".join(shown(str(name))[1:-1] for name in names)
 
 
-def _did_you_mean(unknown: str, model: type[BaseModel]) -> str:
+def _did_you_mean(root: type[BaseModel], names: Sequence[str | int], unknown: str, model: type[BaseModel]) -> str:
+    """Return advice for an unknown field of `model`, which is at `names` in `root`.
+
+    A field of the same name elsewhere in the request was meant. One inside the same part is more likely.
+    """
     known = list(model.model_fields)
-    return f"{guess(unknown, known)}Known fields: {', '.join(known)}."
+    same = [path for path in _paths(root) if path.rpartition(".")[2] == unknown]
+    inside = [path for path in same if path.startswith(_dotted([*names, ""]))] if names else []
+    meant = " or ".join(map(repr, inside or same))
+    return f"{f'Did you mean {meant}? ' if meant else guess(unknown, known)}Known fields: {', '.join(known)}."
 
 
-def _advice(field: FieldInfo) -> str:
-    text = " ".join([field.description or "See /docs.", *_range(field)])
-    if field.is_required() or field.default_factory is not None:
-        return text
-    return f"{text} The default is {shown(field.default)}."
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted paths of all fields of a model, with those of the models in it."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if inner := _model_of(field):
+            yield from _paths(inner, f"{prefix}{name}.")
+
+
+def _meant(entry: Mapping[str, Any]) -> str:
+    """Return a question that names the allowed word that is most similar to a wrong one, or an empty text."""
+    if entry["type"] not in {"enum", "literal_error"} or not isinstance(entry["input"], str):
+        return ""
+    return guess(entry["input"], re.findall("'([^']*)'", entry["ctx"]["expected"]))
+
+
+def _body_advice(model: type[BaseModel]) -> str:
+    example = _examples(model)
+    such = f" such as {json.dumps(example, ensure_ascii=False)}" if example else ""
+    return f"Send a JSON object{such}. Known fields: {', '.join(model.model_fields)}."
+
+
+def _advice(field: FieldInfo, example: object) -> str:
+    parts = [field.description or "See /docs.", *_range(field)]
+    if not field.is_required() and field.default_factory is None:
+        parts.append(f"The default is {shown(field.default)}.")
+    if example is not None:
+        parts.append(f"Example: {json.dumps(example, ensure_ascii=False)}.")
+    return " ".join(parts)
+
+
+def _example(root: type[BaseModel], names: Sequence[str | int], field: FieldInfo) -> object:
+    """Return a valid value of the field at `names` in `root`. Returns None if its definition has none.
+
+    The example of a part of a request has one of its fields: the first that has an example or a default.
+    """
+    if field.examples:
+        return field.examples[0]
+    if len(names) == 1 and names[0] in (known := _examples(root)):
+        return known[str(names[0])]
+    if inner := _model_of(field):
+        for name, part in inner.model_fields.items():
+            value = _example(inner, [name], part) or part.default
+            if not part.is_required() and value is not None:
+                return {name: value}
+    return None
+
+
+@cache
+def _examples(model: type[BaseModel]) -> Mapping[str, Any]:
+    """Return the example of a model in the API's documentation. Returns nothing if there is none."""
+    example: Mapping[str, Any] = model.model_json_schema().get("example", {})
+    return example
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a field whose value is a part of a request."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _range(field: FieldInfo) -> Iterable[str]:

@@ -20,7 +20,8 @@ def page(document: Json) -> str:
     """Return the page. It lists every operation with its parameters, body and responses, and then every schema."""
     info = document["info"]
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
+        # Without an icon, browsers request /favicon.ico, which does not exist.
+        '<!doctype html><html lang=en><meta charset=utf-8><link rel="icon" href="data:,">',
         f"<title>{escape(info['title'])} API</title><style>{STYLE}</style>",
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1>",
         *(f"<p>{_text(part)}</p>" for part in info["description"].strip().split("\n\n")),

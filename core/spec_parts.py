@@ -27,6 +27,7 @@ from seft.config import (
 )
 from seft.errors import ConfigError
 
+EXAMPLE_DATASET = "file_01jz5h4c8m2v9q7w3t6x0y1b2d"
 WITHIN_CONTEXT = "At most the context length of the model. A longer default is lowered to it."
 
 
@@ -196,6 +197,7 @@ class RepairSpec(Spec):
     retain_dataset: Annotated[str, Field(pattern=ids.pattern("file"))] | None = Field(
         default=None,
         description="Id of an uploaded dataset to retain, if `retain` is `dataset`. It must not be the `dataset`.",
+        examples=[EXAMPLE_DATASET],
     )
     retain_share: Number = Field(default=0.5, ge=0.01, le=0.9, description="Fraction of retained text in each batch.")
     retain_tokens: Integer = Field(
@@ -253,6 +255,7 @@ class EvaluateSpec(Spec):
     dataset: Annotated[str, Field(pattern=ids.pattern("file"))] | None = Field(
         default=None,
         description="Id of an uploaded dataset to evaluate on, in place of a part of the training dataset.",
+        examples=[EXAMPLE_DATASET],
     )
     held_out: Number | None = Field(
         default=HELD_OUT,

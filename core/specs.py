@@ -17,9 +17,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core import ids
 from core.request_fields import Boolean, Integer, Number, Spec, StorableText
-from core.spec_parts import CalibrationSpec, EvaluateSpec, OutputSpec, PruneSpec, RepairMethod, RepairSpec
+from core.spec_parts import (
+    EXAMPLE_DATASET,
+    CalibrationSpec,
+    EvaluateSpec,
+    OutputSpec,
+    PruneSpec,
+    RepairMethod,
+    RepairSpec,
+)
 from seft import config
-from seft.config import Allocation, PruneSchedule, Retain, SparsityOf
+from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
 SPEC_VERSION = 9
@@ -35,7 +43,7 @@ def _describe_job(schema: dict[str, Any]) -> None:
     schema["required"].remove("sparsity")
     schema["example"] = {
         "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "dataset": "file_01jz5h4c8m2v9q7w3t6x0y1b2d",
+        "dataset": EXAMPLE_DATASET,
         "sparsity": 0.6,
     }
 
@@ -60,7 +68,9 @@ class JobSpec(Spec):
     revision: StorableText | None = Field(
         default=None, max_length=128, description="Branch, tag or commit of a hub model."
     )
-    dataset: str = Field(pattern=ids.pattern("file"), description="Id of an uploaded dataset.")
+    dataset: str = Field(
+        pattern=ids.pattern("file"), description="Id of an uploaded dataset. `POST /datasets` uploads one."
+    )
     sparsity: Number = Field(
         ge=0.0,
         le=0.99,
@@ -104,6 +114,7 @@ class JobSpec(Spec):
             default_factory=dict,
             max_length=16,
             description="Up to 16 name-value pairs of your choice, stored with the job.",
+            examples=[{"team": "search"}],
         )
     )
 
@@ -112,18 +123,25 @@ class JobSpec(Spec):
     def _fill_sparsity(cls, data: Any) -> Any:
         if isinstance(data, dict) and "sparsity" not in data:
             implied = _pattern_sparsity(data.get("pattern"))
-            return data if implied is None else {**data, "sparsity": implied}
+            # An impossible pattern is an error of `pattern`, not of a field that was not sent.
+            return data if implied is None else {**data, "sparsity": min(max(implied, 0.0), MOST_SPARSE)}
         return data
 
     @field_validator("pattern")
     @classmethod
     def _require_matching_sparsity(cls, value: str, info: ValidationInfo) -> str:
         implied = _pattern_sparsity(value)
-        if implied is not None and not 0 < implied < 1:
-            raise ValueError("must be N:M with N smaller than M")
+        if implied is None:
+            return value
+        example = "Use for example 2:4, which keeps 2 of every 4 weights."
+        if implied <= 0:
+            raise _contradiction("must be N:M with N smaller than M", example)
+        if implied > MOST_SPARSE:
+            raise _contradiction(f"must set at most {MOST_SPARSE:g} of the weights to zero", example)
         sparsity = info.data.get("sparsity")
-        if implied is not None and sparsity is not None and abs(sparsity - implied) > 1e-9:
-            raise ValueError(f"must agree with sparsity ({sparsity}); {value} implies {implied:g}")
+        if sparsity is not None and abs(sparsity - implied) > 1e-9:
+            rule = f"must agree with sparsity ({sparsity}); {value} implies {implied:g}"
+            raise _contradiction(rule, f"Leave sparsity out, or write {implied:g}.")
         return value
 
     @model_validator(mode="after")
@@ -238,11 +256,16 @@ class JobSpec(Spec):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def _contradiction(rule: str, way_out: str) -> PydanticCustomError:
+    """Return an error of a validator with its own advice, in place of the field's."""
+    return PydanticCustomError("contradiction", "{rule}", {"rule": rule, "way_out": way_out})
+
+
 def _located(error: ConfigError) -> ValidationError:
     """Return an error of the library as an error of the field of the request that it names."""
     parts: dict[str, type[Spec]] = {"prune": PruneSpec, "repair": RepairSpec}
     found = ((part, error.field) for part, spec in parts.items() if error.field in spec.model_fields)
-    kind = PydanticCustomError("contradiction", "{rule}", {"rule": error.rule, "way_out": error.way_out})
+    kind = _contradiction(error.rule, error.way_out)
     details = InitErrorDetails(type=kind, loc=next(found, tuple(error.field.split("."))), input=error.value)
     return ValidationError.from_exception_data("JobSpec", [details])
 

@@ -155,10 +155,11 @@ class Pipeline:
         judged = encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done))
         retained = self._read_retained(tokenizer, len(found))
         with split_described(encoded, judged) if share else nullcontext():
-            with named("training text"):
+            with named("training text", "dataset", "prune.calibration.tokens"):
                 calibration = stages.calibration_windows(encoded, tokenizer, self.prune)
+            with named("training text", "dataset", "repair.sequence_tokens"):
                 packed = pack(encoded, self.repair.sequence_tokens) if self.repair else None
-            with named("held-out text"):
+            with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
                 windows = evaluation_windows(judged, self.evaluate.tokens, self.evaluate.windows)
         opening = opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else []
         return Text(calibration, packed, windows, opening, retained)

@@ -126,6 +126,11 @@ def recovered_fraction(scores: Mapping[str, float]) -> float | None:
     return (pruned - repaired) / (pruned - dense)
 
 
+def lost_nothing(scores: Mapping[str, float]) -> bool:
+    """Return whether the pruned model is as good as the dense one, so that there is no loss to recover."""
+    return scores.get("pruned", 0) > 0 and scores["pruned"] <= scores.get("dense", 0)
+
+
 def job_summary(job: JobView) -> list[str]:
     """Summarise a job: model, sparsity, perplexities, and how much of the loss was recovered."""
     parts = [short_name(job.spec["model"]), percent(job.spec["sparsity"])]

@@ -37,6 +37,7 @@ FILTERS = (
     "has_events",
     "file_format",
     "recovered_fraction",
+    "lost_nothing",
     "waiting_reason",
 )
 """Functions of `formatting` that the templates can use as filters."""

@@ -73,7 +73,7 @@ class EstimateView(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "architecture": "LlamaForCausalLM",
+                "architecture": "llama",
                 "parameters": 134515008,
                 "target_weights": 106168320,
                 "steps": 500,
@@ -107,7 +107,7 @@ class EstimateView(BaseModel):
         }
     )
 
-    architecture: str
+    architecture: str = Field(description="Type of the model, such as `llama`.")
     parameters: int
     target_weights: int = Field(description="Number of weights in the linear layers that are pruned.")
     steps: int = Field(description="Number of optimizer steps.")

@@ -13,7 +13,7 @@ _MODEL = {
     "id": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "kind": "hub",
     "revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-    "architecture": "LlamaForCausalLM",
+    "architecture": "llama",
     "licence": "apache-2.0",
     "context": 8192,
     "parameters": 134515008,
@@ -32,7 +32,7 @@ class ModelView(BaseModel):
         description="Where the model is stored. A `result` is the checkpoint of one of your jobs and has the job's id."
     )
     revision: str | None = Field(description="Commit of a hub model, or SHA-256 of a result's manifest.")
-    architecture: str
+    architecture: str = Field(description="Type of the model, such as `llama`.")
     licence: str | None
     context: int | None = Field(description="Context length in tokens.")
     parameters: int

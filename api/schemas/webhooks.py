@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
 from api.schemas.shared import JOB_ID, TIME, example
 from core.jobs.transitions import STATUS_EVENT_PREFIX
@@ -14,9 +15,17 @@ from core.webhooks import DeliveryState
 
 HOOK_ID = "hook_01jz5h4c8m2v9q7w3t6x0y1b2d"
 MESSAGE_ID = "msg_01jz5h4c8m2v9q7w3t6x0y1b2d"
-TYPE = rf"^{STATUS_EVENT_PREFIX.replace('.', '[.]')}({'|'.join(Transition)})$"
+EVENTS = [f"{STATUS_EVENT_PREFIX}{change}" for change in Transition]
 
-EventType = Annotated[str, Field(pattern=TYPE)]
+
+def _known_event(value: str) -> str:
+    if value not in EVENTS:
+        expected = f"{', '.join(map(repr, EVENTS[:-1]))} or {EVENTS[-1]!r}"
+        raise PydanticCustomError("enum", "Input should be {expected}", {"expected": expected})
+    return value
+
+
+EventType = Annotated[str, AfterValidator(_known_event), Field(json_schema_extra={"enum": list[JsonValue](EVENTS)})]
 
 
 class WebhookRequest(Spec):

@@ -33,6 +33,7 @@ from core.infra import tracing
 from core.jobs import fairness
 from core.jobs.transitions import hold, record_event
 from core.models import results
+from core.spec_parts import RepairMethod
 from core.specs import SPEC_VERSION, JobSpec
 from core.states import Reason, Status, Transition
 from core.tables import Dataset, IdempotencyKey, Job, JobLabel, Json
@@ -259,15 +260,21 @@ def _ahead_of_others() -> Select[int]:
 def _require_datasets(session: Session, tenant: str, spec: JobSpec) -> None:
     """Raise INVALID_REQUEST if the tenant has no such datasets, or if one is too small or a copy of another.
 
-    The sequences of text to retain are trained on and evaluated, so there must be two of them.
+    The sequences of text to retain are trained on and evaluated, so there must be two of them. A dataset that is too
+    small here fails in every case. A larger one may still fail: the worker counts its tokens.
     """
-    windows, text = 2 * spec.repair.sequence_tokens, "two sequences of repair.sequence_tokens"
-    others = {
-        RETAIN_DATASET: (spec.repair.retain_dataset, windows, text),
-        EVALUATE_DATASET: (spec.evaluate.dataset, spec.evaluate.tokens, "one sequence of evaluate.tokens"),
+    judged = (spec.evaluate.tokens, "one sequence of evaluate.tokens")
+    trained = (spec.repair.sequence_tokens, "one sequence of repair.sequence_tokens")
+    retained = (2 * spec.repair.sequence_tokens, "two sequences of repair.sequence_tokens")
+    used = [judged] if spec.evaluate.dataset is None else []
+    used += [] if spec.repair.method is RepairMethod.NONE else [trained]
+    uses = {
+        "dataset": (spec.dataset, max(used, default=(0, ""))),
+        RETAIN_DATASET: (spec.repair.retain_dataset, retained),
+        EVALUATE_DATASET: (spec.evaluate.dataset, judged),
     }
-    known = {_require_dataset(session, tenant, spec.dataset, "dataset").sha256: "dataset"}
-    for field, (dataset_id, tokens, sequences) in others.items():
+    known = dict[str, str]()
+    for field, (dataset_id, (tokens, sequences)) in uses.items():
         if dataset_id is None:
             continue
         found = _require_dataset(session, tenant, dataset_id, field)

@@ -58,11 +58,12 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 VANISHED = (FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors of a model whose files were deleted while they were read, or that this process must not read."""
 PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
+LISTED = "that GET /models (`seft models`) lists"
 WAYS_OUT = {
-    Code.MODEL_NOT_FOUND: "Give a hub id, a model in a folder of SEFT_MODEL_ROOTS, or the id of a job that succeeded. "
-    + PRIVATE,
+    Code.MODEL_NOT_FOUND: f"Give the id of a model {LISTED}, or the id of another model of the hub. {PRIVATE}",
     Code.MODEL_REFUSED: f"Give a decoder-only model with its tokenizer and safetensors weights. {PRIVATE}",
-    Code.HUB_UNREACHABLE: "Send the same request again later, or use a model in a folder of SEFT_MODEL_ROOTS.",
+    Code.HUB_UNREACHABLE: "Send the same request again later, or give the id of a model of another kind than hub"
+    f" {LISTED}: it needs no hub.",
 }
 
 log = structlog.get_logger(__name__)

@@ -40,12 +40,16 @@ def encode(records: Iterable[Record], tokenizer: Any, alive: Callable[[int], Non
 
 
 @contextmanager
-def named(text: str) -> Iterator[None]:
-    """Put the name of a text before the message of a DataError of the `with` block."""
+def named(text: str, *fields: str) -> Iterator[None]:
+    """Put the name of a text before the message of a DataError of the `with` block.
+
+    `fields` are the fields of a request that decide how long the text is and must be. The message names them.
+    """
     try:
         yield
     except DataError as error:
-        raise DataError(f"{text}: {error}") from error
+        names = f" The fields of the request for it are {', '.join(fields)}." if fields else ""
+        raise DataError(f"{text}: {error}{names}") from error
 
 
 @contextmanager

@@ -115,7 +115,8 @@ def _parsed(parse: Parser, lines: Lines) -> Iterator[tuple[bytes, Record | Recor
 def _too_few_records(records: int) -> FileError:
     rule = "must have at least two different records, one for training and one for evaluation"
     count = f"{records} record{'' if records == 1 else 's'}"
-    return FileError(rule, f"a file with {count}{', all equal' if records > 1 else ''}", WAY_OUT)
+    value = f"a file with {count}{', all equal' if records > 1 else ''}"
+    return FileError(rule, value, f"Add different records. {WAY_OUT}")
 
 
 class _Stream(io.RawIOBase):

@@ -73,6 +73,7 @@ class Dimensions:
     """The dimensions of a decoder model, as numbers of weights, tokens or vector entries. None of them is in bytes."""
 
     architecture: str
+    """Type of the model, such as `llama`: `model_type` of a config, or `general.architecture` of a GGUF file."""
     context: int | None
     """Maximum number of tokens in a sequence. None if the config does not say it."""
     parameters: int
@@ -162,7 +163,8 @@ class _Config:
                 key.removeprefix(f"{self.architecture}."): value for key, value in config.items()
             }
         else:
-            self.architecture = str(config["architectures"][0])
+            # The name that GGUF files use too. The class, such as LlamaForCausalLM, is named in few of them.
+            self.architecture = str(config.get("model_type") or config["architectures"][0])
             inner = config.get("text_config")
             self._values = {**config, **inner} if isinstance(inner, dict) else config
         self.tied = self._values.get(TIED) is True

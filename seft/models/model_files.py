@@ -82,7 +82,7 @@ def read_config(reference: str, sizes: Mapping[str, int], read: Callable[[str], 
     names = list(map(str, architectures)) if isinstance(architectures, list) else []
     if config.get("is_encoder_decoder") or not any(name.endswith(_DECODER_SUFFIXES) for name in names):
         raise not_decoder(reference, ", ".join(names[:_SHOWN])[:200] or "unnamed")
-    require_names(reference, architectures=names)
+    require_names(reference, architectures=names, model_type=[str(config.get("model_type") or "none")])
     if TOKENIZER not in sizes:
         raise SourceError(
             REFUSED,

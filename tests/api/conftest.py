@@ -25,7 +25,7 @@ from core.jobs import attempts
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.tables import Import
-from tests.hollow import write_hollow
+from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub, use_hub
 
 NewClient = Callable[..., TestClient]
@@ -75,7 +75,7 @@ def client(new_client: NewClient) -> TestClient:
 
 @pytest.fixture
 def dataset(client: TestClient) -> str:
-    answer = client.post("/datasets", files={"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')})
+    answer = client.post("/datasets", files={"file": ("texts.jsonl", TEXTS)})
     assert answer.status_code == 201, answer.text
     dataset_id: str = answer.json()["id"]
     return dataset_id
@@ -85,7 +85,7 @@ def dataset(client: TestClient) -> str:
 def other_dataset(client: TestClient) -> str:
     """A dataset that is large enough to be retained."""
     record = b'{"text": "%s"}\n'
-    content = record % (b"a" * 1024) + record % b"b"
+    content = record % (b"c" * 1024) + record % b"b"
     dataset_id: str = client.post("/datasets", files={"file": ("other.jsonl", content)}).json()["id"]
     return dataset_id
 

@@ -14,11 +14,10 @@ from api.app import make_app
 from api.importer import Importer
 from core.tables import HubToken
 from tests.api.conftest import Json, NewClient, problem
-from tests.hollow import write_hollow
+from tests.hollow import TEXTS, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
 
 OURS, THEIRS = "hf_ours", "hf_theirs"
-RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Hub:
 def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     model, data = write_hollow(tmp_path / "repo"), tmp_path / "data"
     data.mkdir()
-    (data / "texts.jsonl").write_bytes(RIGHT)
+    (data / "texts.jsonl").write_bytes(TEXTS)
     repos = {
         "acme/private": Repo(model, private=True, readers=(OURS,)),
         "acme/gated": Repo(model, gated=True, readers=(OURS,)),
@@ -71,7 +70,7 @@ def stranger(new_client: NewClient, shut: Hub) -> TestClient:
 
 
 def dataset_of(client: TestClient) -> str:
-    dataset_id: str = client.post("/datasets", files={"file": ("texts.jsonl", RIGHT)}).json()["id"]
+    dataset_id: str = client.post("/datasets", files={"file": ("texts.jsonl", TEXTS)}).json()["id"]
     return dataset_id
 
 

@@ -32,6 +32,36 @@ def test_a_retained_dataset_is_checked_protected_and_part_of_the_request(
     assert client.post("/jobs/estimate", json=estimated).status_code == 200
 
 
+def test_a_dataset_with_fewer_bytes_than_a_sequence_has_tokens_is_refused(
+    client: TestClient, body: Json, other_dataset: str
+) -> None:
+    def upload(content: bytes) -> str:
+        dataset: str = client.post("/datasets", files={"file": ("small.jsonl", content)}).json()["id"]
+        return dataset
+
+    text = b'{"text": "a"}\n{"text": "b"}\n'
+    pairs = b'{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "c"}\n'
+    small, padded = upload(text), upload(pairs)
+    prunes: Json = {"repair": {"method": "none"}}
+    for more, field in (
+        ({}, "evaluate.tokens"),
+        ({"evaluate": {"tokens": len(text)}}, "repair.sequence_tokens"),
+        ({"evaluate": {"dataset": other_dataset}}, "repair.sequence_tokens"),
+        (prunes, "evaluate.tokens"),
+    ):
+        report = problem(client.post("/jobs", json=body | {"dataset": small} | more), 422, "invalid_request")
+        (flaw,) = report["errors"]
+        assert (flaw["param"], flaw["value"]) == ("dataset", f"{len(text)} bytes")
+        assert flaw["way_out"] == f"Use a larger dataset, or lower {field}."
+    for dataset, more in (
+        (small, {**prunes, "evaluate": {"tokens": len(text)}}),
+        (small, {**prunes, "evaluate": {"dataset": other_dataset}}),
+        (padded, {}),
+    ):
+        answer = client.post("/jobs", json=body | {"dataset": dataset} | more)
+        assert answer.status_code == 202, answer.text
+
+
 def test_a_dataset_to_evaluate_on_is_checked_protected_and_part_of_the_request(
     client: TestClient, body: Json, dataset: str, other_dataset: str
 ) -> None:

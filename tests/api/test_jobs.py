@@ -93,6 +93,7 @@ def test_a_model_or_dataset_that_is_not_there_makes_no_job(client: TestClient, b
     report = problem(client.post("/jobs", json=body | {"model": "nothing"}), 422, "model_not_found")
     assert report["param"] == "model"
     assert "'nothing'" in report["errors"][0]["value"]
+    assert "GET /models (`seft models`)" in report["errors"][0]["way_out"]
     report = problem(client.post("/jobs", json=body | {"dataset": f"file_{'0' * 26}"}), 422, "invalid_request")
     assert report["param"] == "dataset"
     assert client.get("/jobs").json() == {"data": [], "has_more": False}
@@ -114,7 +115,8 @@ def test_an_unreachable_hub_has_its_own_code(client: TestClient, body: Json, mon
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     answer = client.post("/jobs", json=body | {"model": "owner/name"})
-    problem(answer, 502, "hub_unreachable")
+    (flaw,) = problem(answer, 502, "hub_unreachable")["errors"]
+    assert "GET /models (`seft models`)" in flaw["way_out"]
 
 
 @pytest.fixture

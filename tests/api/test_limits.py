@@ -15,6 +15,7 @@ from api.limits import BODY_BYTES, JSON_DEPTH
 from api.protocol import HeadTimeoutProtocol
 from tests.api.conftest import Json, problem, serving
 from tests.api.walk import make_world, operations
+from tests.hollow import TEXTS
 
 AS_JSON = {"Content-Type": "application/json"}
 
@@ -130,7 +131,7 @@ def test_a_head_that_does_not_come_holds_no_connection(impatient: Client) -> Non
 
 
 def test_the_timeouts_are_for_the_request_and_not_for_the_response(impatient: Client) -> None:
-    dataset = impatient.post("/datasets", files={"file": ("x", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
+    dataset = impatient.post("/datasets", files={"file": ("x", TEXTS)}).json()["id"]
     job = impatient.post("/jobs", json={"model": "tiny", "dataset": dataset, "sparsity": 0.5}).json()["id"]
     assert impatient.get(f"/jobs/{job}", params={"wait": 2}).json()["id"] == job
     with impatient.stream("GET", f"/jobs/{job}/events", headers={"Accept": "text/event-stream"}) as answer:

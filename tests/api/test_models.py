@@ -13,7 +13,7 @@ from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import Job
 from tests.api.conftest import SHA256, Json, NewClient, problem
-from tests.hollow import CONTEXT, SHAPES, safetensors, write_hollow
+from tests.hollow import CONTEXT, SHAPES, TEXTS, safetensors, write_hollow
 from tests.hub import COMMIT, Repo, hub, use_hub
 
 
@@ -43,7 +43,7 @@ def test_local_models_are_listed_by_name_and_then_ones_own_results(
     assert models[2]["licence"] == "mit"
     for each in models:
         assert each["parameters"] == sum(shape[0] * (shape[1:] or (1,))[0] for shape in SHAPES.values())
-        assert (each["architecture"], each["context"], each["fits_on"]) == ("LlamaForCausalLM", CONTEXT, ["large"])
+        assert (each["architecture"], each["context"], each["fits_on"]) == ("llama", CONTEXT, ["large"])
         assert client.get(f"/models/{each['id']}").json() == each
     stranger = new_client("theirs")
     assert [each["id"] for each in listed(stranger)] == ["deep/owner/model", "tiny"]
@@ -132,7 +132,7 @@ def test_a_job_repairs_what_another_one_of_its_tenant_has_published(
         job = session.get_one(Job, job_view["id"])
         assert job.id == claimed.job_id
     stranger = new_client("theirs")
-    dataset = stranger.post("/datasets", files={"file": ("a.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}).json()["id"]
+    dataset = stranger.post("/datasets", files={"file": ("a.jsonl", TEXTS)}).json()["id"]
     answer = stranger.post("/jobs", json={**body, "dataset": dataset, "model": result})
     assert problem(answer, 422, "model_not_found")["param"] == "model"
 

@@ -29,13 +29,30 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"repair": {"step": 5}}, "repair.step", "no such field", "5", "Did you mean 'steps'?"),
     ({"sparsity": 1.2}, "sparsity", "less than or equal to 0.99", "1.2", "It is at least 0.0 and at most 0.99."),
     ({"sparsity": 60}, "sparsity", "less than or equal to 0.99", "60", "Write 0.6 for 60 %. Fraction of weights"),
+    ({"sparsity": "60"}, "sparsity", "should be a number", "'60'", "Example: 0.6."),
     ({"repair": {"density": 5}}, "repair.density", "less than or equal to 1", "5", "Write 0.05 for 5 %."),
     ({"repair": {"learning_rate": 5}}, "repair.learning_rate", "less than or equal to 1", "5", "Peak learning rate."),
-    ({"sparsity": None}, "sparsity", "valid number", "None", "Fraction of weights to set to zero"),
-    ({"dataset": "mine"}, "dataset", "match pattern", "'mine'", "Id of an uploaded dataset"),
+    ({"sparsity": None}, "sparsity", "number", "None", "Fraction of weights to set to zero"),
+    ({"dataset": "mine"}, "dataset", "match pattern", "'mine'", '`POST /datasets` uploads one. Example: "file_'),
+    ({"evaluate": {"dataset": "mine"}}, "evaluate.dataset", "match pattern", "'mine'", 'Example: "file_'),
+    ({"prune": "wanda"}, "prune", "should be an object", "'wanda'", 'Example: {"method": "admm"}.'),
+    ({"prune": {"calibration": 5}}, "prune.calibration", "an object", "5", 'Example: {"samples": 128}.'),
+    ({"auto_start": "no"}, "auto_start", "should be true or false", "'no'", "The default is True."),
+    ({"seed": "no"}, "seed", "should be a number without a fraction", "'no'", "The default is 0."),
+    ({"suffix": 5}, "suffix", "should be a string", "5", "Name that the pages show"),
+    ({"evaluate": {"tasks": "x"}}, "evaluate.tasks", "should be an array", "'x'", "Metrics to measure"),
+    ({"metadata": "x"}, "metadata", "should be an object", "'x'", 'Example: {"team": "search"}.'),
     ({"priority": 1000}, "priority", "less than or equal to 100", "1000", "The default is 0."),
     ({"pattern": "2/4"}, "pattern", "match pattern", "'2/4'", "The default is 'unstructured'."),
-    ({"pattern": "2:4"}, "pattern", "must agree with sparsity (0.6); 2:4 implies 0.5", "'2:4'", "as in `2:4`"),
+    (
+        {"pattern": "2:4"},
+        "pattern",
+        "agree with sparsity (0.6); 2:4 implies 0.5",
+        "'2:4'",
+        "out, or write 0.5.",
+    ),
+    ({"pattern": "4:2"}, "pattern", "must be N:M with N smaller than M", "'4:2'", "for example 2:4"),
+    ({"pattern": "1:200"}, "pattern", "at most 0.99 of the weights", "'1:200'", "for example 2:4"),
     ({"allocation": "best"}, "allocation", "'owl'", "'best'", "The default is"),
     (
         {"prune": {"method": "sparsegpt", "compare": "row"}},
@@ -51,8 +68,13 @@ FIELDS: list[tuple[Json, str, str, str, str]] = [
     ({"repair": {"swap_tokens": 5, "density": 0.1}}, "repair.swap_tokens", "must be 0", "5", "or use density all"),
     ({"prune": {"method": "ria", "compare": "model"}}, "prune.compare", "must not be model", "'model'", "Use row"),
     ({"prune": {"method": "magic"}}, "prune.method", "'wanda'", "'magic'", "The default is 'admm'."),
+    ({"prune": {"method": "wandaa"}}, "prune.method", "'wanda'", "'wandaa'", "Did you mean 'wanda'? How the"),
+    ({"repair": {"density": "al"}}, "repair.density", "or input should be 'auto' or 'all'", "'al'", "mean 'all'?"),
+    ({"prune": {"tokens": 5}}, "prune.tokens", "no such field", "5", "Did you mean 'prune.calibration.tokens'? Known"),
+    ({"steps": 5}, "steps", "no such field", "5", "Did you mean 'repair.steps'? Known fields: model"),
+    ({"method": "x"}, "method", "no such field", "'x'", "Did you mean 'prune.method' or 'repair.method'?"),
     ({"evaluate": {"tasks": ["x"]}}, "evaluate.tasks.0", "'perplexity'", "'x'", "Metrics to measure"),
-    ({"metadata": {"team": 5}}, "metadata.team", "valid string", "5", "Up to 16"),
+    ({"metadata": {"team": 5}}, "metadata.team", "a string", "5", "Up to 16"),
     ({"metadata": {"team": "\0"}}, "metadata.team", "NUL", "'\\x00'", "Up to 16"),
     ({"model": "a\ud800"}, "model", "unicode", "'a\\ud800'", "Id of a hub model"),
     ({"model": "x" * 10_000}, "model", "at most 512", "xxx…", "Id of a hub model"),
@@ -81,6 +103,32 @@ def test_all_wrong_fields_are_named_at_once(client: TestClient) -> None:
     assert {flaw["param"] for flaw in report["errors"]} == {"model", "dataset", "sparsity", "x"}
     missing = next(flaw for flaw in report["errors"] if flaw["param"] == "model")
     assert (missing["rule"], missing["value"]) == ("Field required", "nothing")
+    assert missing["way_out"].endswith('Example: "HuggingFaceTB/SmolLM2-135M-Instruct".')
+
+
+@pytest.mark.parametrize("pattern", ["4:2", "2:2", "1:200"])
+def test_an_impossible_pattern_is_no_error_of_the_sparsity_that_it_implies(
+    client: TestClient, body: Json, pattern: str
+) -> None:
+    del body["sparsity"]
+    report = problem(client.post("/jobs", json=body | {"pattern": pattern}), 422, "invalid_request")
+    assert [flaw["param"] for flaw in report["errors"]] == ["pattern"]
+
+
+def test_a_body_of_another_type_gets_an_example_of_a_body(client: TestClient) -> None:
+    (flaw,) = problem(client.post("/jobs", json=["tiny"]), 422, "invalid_request")["errors"]
+    assert (flaw["param"], flaw["rule"]) == ("body", "Input should be an object")
+    assert flaw["way_out"].startswith('Send a JSON object such as {"dataset": "')
+    assert ". Known fields: model, revision," in flaw["way_out"]
+
+
+def test_a_wrong_webhook_gets_an_example_and_the_known_events(client: TestClient) -> None:
+    wrong = {"url": "ftp://example.com", "events": ["job.done", "job.suceeded"]}
+    url, unknown, misspelt = problem(client.post("/webhooks", json=wrong), 422, "invalid_request")["errors"]
+    assert url["way_out"].endswith('Example: "https://example.com/seft".')
+    assert (unknown["param"], misspelt["param"]) == ("events.0", "events.1")
+    assert unknown["rule"].startswith("Input should be 'job.created', 'job.claimed',")
+    assert misspelt["way_out"].startswith("Did you mean 'job.succeeded'? ")
 
 
 def test_a_value_that_may_be_a_secret_is_not_repeated(client: TestClient, body: Json) -> None:
@@ -124,6 +172,8 @@ REFUSED: list[tuple[Callable[[TestClient], Any], int, str]] = [
 def test_every_error_is_a_problem_report(client: TestClient) -> None:
     for send, status, code in REFUSED:
         problem(send(client), status, code)
+    unknown = client.get("/jobs?status=queud").json()["errors"]
+    assert unknown[0]["way_out"].startswith("Did you mean 'queued'? ")
     assert client.delete("/jobs").headers["allow"] == "GET, POST"
     assert client.delete("/jobs/x/cancel").headers["allow"] == "POST"
     assert client.delete("/docs").headers["allow"] == "GET"

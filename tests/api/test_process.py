@@ -17,7 +17,7 @@ from core.settings import Settings
 from local.servers import Servers
 from local.stack import Api
 from tests.api.conftest import Json
-from tests.hollow import write_hollow
+from tests.hollow import TEXTS, write_hollow
 from tests.waiting import alive, wait_for
 from tests.worker.conftest import children_of, variables
 
@@ -84,7 +84,7 @@ def test_each_process_serves_and_sees_what_the_others_did(api: Api, key: str, me
         assert answer.status_code < 400, answer.text
         return answer
 
-    upload = {"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')}
+    upload = {"file": ("texts.jsonl", TEXTS)}
     body: Json = {"model": "tiny", "dataset": send("POST", "/datasets", files=upload).json()["id"], "sparsity": 0.6}
     job_ids, lines = set(), set()
     for pid in serving(api):

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from core import ids
 from tests.api.conftest import Json
 from tests.api.documents import METHODS
+from tests.hollow import TEXTS
 
-RIGHT = b'{"text": "a"}\n{"text": "b"}\n'
 HUB_TOKEN = "hf_example"
 World = dict[str, str]
 """Resources of a tenant: from the name of the path parameter to an id."""
@@ -32,7 +32,7 @@ class Operation:
 
     def send(self, client: TestClient, world: World) -> Any:
         """Call it with the world's ids in the path, and in the body if that has a dataset or a model."""
-        arguments: Json = {"files": {"file": ("texts.jsonl", RIGHT)}} if self.uploads else {}
+        arguments: Json = {"files": {"file": ("texts.jsonl", TEXTS)}} if self.uploads else {}
         own = {"dataset": world["dataset_id"], "model": "tiny"}
         path = self.path.format_map({**world, "job_id": world["ended_job_id"]} if self.name == "delete_job" else world)
         arguments["params"] = {name: own.get(name, value) for name, value in self.query.items()}
@@ -56,8 +56,8 @@ def make_world(client: TestClient) -> World:
     """Create one of every resource over HTTP. The hub must accept the token of the example."""
     hub_token = client.put("/hub-token", json={"token": HUB_TOKEN}).json()["id"]
     # A new name each time: the same file under the same name creates no dataset, and a job may use the earlier one.
-    dataset = client.post("/datasets", files={"file": (ids.new("file"), RIGHT)}).json()["id"]
-    used_dataset = client.post("/datasets", files={"file": ("used.jsonl", RIGHT)}).json()["id"]
+    dataset = client.post("/datasets", files={"file": (ids.new("file"), TEXTS)}).json()["id"]
+    used_dataset = client.post("/datasets", files={"file": ("used.jsonl", TEXTS)}).json()["id"]
     job, ended_job = (
         client.post("/jobs", json={"model": "tiny", "dataset": used_dataset, "sparsity": 0.6}).json()["id"]
         for _ in range(2)
@@ -65,9 +65,9 @@ def make_world(client: TestClient) -> World:
     client.post(f"/jobs/{ended_job}/cancel")
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
-    import_id = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(RIGHT)}).json()["id"]
+    import_id = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(TEXTS)}).json()["id"]
     (part,) = client.get(f"/imports/{import_id}/parts").json()["data"]
-    assert httpx2.put(part["url"], content=RIGHT).status_code == 200
+    assert httpx2.put(part["url"], content=TEXTS).status_code == 200
     return {
         "dataset_id": dataset,
         "job_id": job,

@@ -22,14 +22,14 @@ from core.infra.storage import Storage
 from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
-from tests.hollow import safetensors, write_hollow
+from tests.hollow import TEXTS, safetensors, write_hollow
 from tests.hub import Repo, hub
 from tests.worker.conftest import children_of, variables
 
 INBOX = "attack-inbox"
 """Bucket with one place that tenants can import from."""
 TENANT_BYTES = 40 << 20
-LINES = b'{"text": "a"}\n{"text": "b"}\n'
+LINES = TEXTS
 CHAT = b"".join(
     b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "%s"}]}\n' % word
     for word in (b"b", b"answer")

@@ -96,7 +96,7 @@ def _run_jobs(client: Client, folder: Path, url: str) -> dict[str, str]:
     done = [client.create_job({**spec, "suffix": f"python-{round(100 * s)}", "sparsity": s})["id"] for s in (0.7, 0.6)]
     done.append(client.create_job({**spec, **GRADUAL, "suffix": "python-gradual", "sparsity": 0.7})["id"])
     short = folder / "two-lines.jsonl"
-    short.write_text('{"text": "Too little"}\n{"text": "to learn from."}\n')
+    short.write_text('{"text": "%s"}\n{"text": "to learn from."}\n' % ("Too little. " * 256))
     small_dataset = client.upload_dataset(short)["id"]
     failed = client.create_job({**spec, "suffix": "too-little", "sparsity": 0.6, "dataset": small_dataset})
     steps = {**SPEC["repair"], "steps": 3000, "update_interval": 60}

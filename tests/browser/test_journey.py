@@ -38,7 +38,7 @@ def upload_a_dataset(page: Page, tmp_path: Path) -> None:
     page.get_by_role("link", name="Datasets").click()
     invalid, valid = tmp_path / "invalid.jsonl", tmp_path / "valid.jsonl"
     invalid.write_text('{"text": "a"}\nno json\n{"txet": "b"}\n')
-    valid.write_text('{"text": "a"}\n{"text": "b"}\n')
+    valid.write_bytes(hollow.TEXTS)
     page.set_input_files("#file", invalid)
     record_progress = (
         "bar => new MutationObserver(() => { window.uploaded = bar.value }).observe(bar, {attributes: true})"

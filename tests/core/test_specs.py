@@ -267,7 +267,7 @@ def without_annotations(schema: Any) -> Any:
         return [without_annotations(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    ignored = ("description", "title", "default", "example")
+    ignored = ("description", "title", "default", "example", "examples")
     return {name: without_annotations(value) for name, value in schema.items() if name not in ignored}
 
 

@@ -7,8 +7,7 @@ import schemathesis
 from schemathesis import HookContext
 
 from core import ids
-
-VALID_DATASET = b'{"text": "a"}\n{"text": "b"}\n'
+from tests.hollow import TEXTS
 
 
 @schemathesis.hook
@@ -17,7 +16,7 @@ def map_body(context: HookContext, body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     if isinstance(body.get("file"), str | bytes) and _sometimes(body["file"]):
-        return {**body, "file": VALID_DATASET}
+        return {**body, "file": TEXTS}
     if ids.is_id("file", str(body.get("dataset"))):
         body = {**body, "dataset": os.environ["FUZZ_DATASET"]}
         if isinstance(body.get("model"), str) and 0 < len(body["model"]) <= 512:

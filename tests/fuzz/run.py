@@ -16,8 +16,7 @@ from core.settings import Settings
 from local.folder import LOOPBACK, FolderLock
 from local.stack import Api
 from seft.client import Client
-from tests.fuzz.hooks import VALID_DATASET
-from tests.hollow import write_hollow
+from tests.hollow import TEXTS, write_hollow
 from tests.hub import hub
 from tests.worker.conftest import variables
 
@@ -82,7 +81,7 @@ def _serving(settings: Settings, folder: Path) -> Iterator[tuple[Api, str]]:
 
 def _create_objects(url: str, secret: str, folder: Path) -> dict[str, str]:
     """Create a dataset and a job. Return the environment variables that tell the hooks about them."""
-    (data := folder / "texts.jsonl").write_bytes(VALID_DATASET)
+    (data := folder / "texts.jsonl").write_bytes(TEXTS)
     with Client(url, secret) as client:
         dataset = client.upload_dataset(data)["id"]
         job = client.create_job({"model": "tiny", "dataset": dataset, "sparsity": 0.6})["id"]

@@ -35,7 +35,7 @@ def dimensions() -> Dimensions:
     shapes = [tuple(target.weight.shape) for target in target_linears(model).values()]
     block = tuple(Matrix(rows, cols) for rows, cols in shapes[: len(shapes) // config.num_hidden_layers])
     return Dimensions(
-        architecture="LlamaForCausalLM",
+        architecture="llama",
         context=config.max_position_embeddings,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         largest=config.vocab_size * config.hidden_size,

@@ -10,16 +10,13 @@ from api.dashboard.render import go, page
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.flaws import flaws_of_model
-from api.schemas.webhooks import DeliveryView, WebhookRequest, WebhookView
+from api.schemas.webhooks import EVENTS, DeliveryView, WebhookRequest, WebhookView
 from api.usecases import webhooks as usecases
 from core import ids, webhooks
 from core.access.audit import Caller
 from core.errors import Code, ProblemError
-from core.jobs.transitions import STATUS_EVENT_PREFIX
-from core.states import Transition
 
 LIMIT = 25
-EVENTS = [f"{STATUS_EVENT_PREFIX}{move}" for move in Transition]
 EMPTY_FORM: Mapping[str, object] = {"url": "", "events": []}
 ACTIONS: dict[str, Callable[[Services, Caller, str], object]] = {
     "test": usecases.test,

@@ -35,7 +35,7 @@ def test_models_are_listed_with_their_details_and_a_result_links_to_its_job(
         for name, memory in (("small:1:a", 1 << 20), ("large:1:a", 1 << 40), ("large:2:b", 1 << 40)):
             workers.record_heartbeat(session, name, Capability(CPU, "x86_64", memory, 1 << 40))
     page = browser.show("/models")
-    details = "LlamaForCausalLM 197 k 172 k 16 384"
+    details = "llama 197 k 172 k 16 384"
     assert rows_of(page) == [
         f"deep/{EVIL} local {details} {DASH} large New job",
         f"tiny local {details} {DASH} large New job",

@@ -23,6 +23,7 @@ from core.tables import Worker
 from tests.api.conftest import Json, NewClient
 from tests.api.dashboard.conftest import ROOT, Browser, NewBrowser, visible
 from tests.core.conftest import GPU
+from tests.hollow import TEXTS
 
 EVIL = "<script>alert('&')</script>"
 
@@ -37,7 +38,7 @@ def evil_job(client: TestClient, body: Json) -> str:
 @pytest.fixture
 def paths(client: TestClient, body: Json, evil_job: str) -> list[str]:
     """Return the path of every page, each with content of our tenant."""
-    client.post("/datasets", files={"file": ("<script>alert('&').jsonl", b'{"text": "a"}\n{"text": "b"}\n')})
+    client.post("/datasets", files={"file": ("<script>alert('&').jsonl", TEXTS)})
     client.post("/keys", json={"name": EVIL})
     hook = client.post("/webhooks", json={"url": f"https://example.com/{EVIL}"}).json()["id"]
     other = client.post("/jobs", json={**body, "sparsity": 0.7, "suffix": EVIL}).json()["id"]
@@ -206,6 +207,16 @@ def test_page_of_a_gradual_job_shows_the_rise_and_nothing_of_a_pruned_model(
     for part in ('class="score pruned"', "loss recovered", 'class="repair-bar"', ">pruning<"):
         assert {name for name, page in pages.items() if part in page} == {"all", "seft"}, part
     assert "perplexity 12 → 18" in visible(pages["gradual"])
+
+
+def test_a_job_whose_pruning_lost_nothing_says_why_no_loss_was_recovered(
+    browser: Browser, attempt: Attempt, sessions: sessionmaker[Session]
+) -> None:
+    for pruned, said in ((18.0, False), (12.0, True), (11.0, True)):
+        with sessions.begin() as session:
+            attempts.add_scores(session, attempt, {"dense": 12.0, "pruned": pruned, "repaired": 11.0})
+        page = browser.show(f"/jobs/{attempt.job_id}")
+        assert ("pruning lost nothing" in page, 'aria-label="Pruning lost nothing"' in page) == (said, said)
 
 
 def test_missing_page_is_answered_with_an_error_page(browser: Browser) -> None:

@@ -60,6 +60,7 @@ def test_the_first_record_decides_the_format(records: list[object], form: str) -
     assert form in flaw.rule
     (flaw,) = flaws_of(content[: len(content) // 2] * 2)
     assert "two different records" in flaw.rule
+    assert flaw.way_out.startswith("Add different records. ")
     assert datasets.read_content(io.BytesIO(content.rstrip()), 1000).format == form
 
 

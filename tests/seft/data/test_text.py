@@ -101,6 +101,14 @@ def test_a_text_shorter_than_one_window_is_rejected(order: CalibrationOrder) -> 
         windows(torch.arange(7), 8, 1, order, seed=0)
 
 
+def test_an_error_about_a_short_text_names_the_fields_of_a_request() -> None:
+    names = " The fields of the request for it are evaluate.tokens, evaluate.held_out."
+    with pytest.raises(DataError) as caught, named("held-out text", "evaluate.tokens", "evaluate.held_out"):
+        evaluation_windows(encode(["no"], tiny_tokenizer()), 96, 1)
+    assert str(caught.value).startswith("held-out text: the text must have at least 96 tokens")
+    assert str(caught.value).endswith(names)
+
+
 def test_an_error_about_a_short_text_tells_which_side_of_the_split_has_the_long_record() -> None:
     tokenizer = tiny_tokenizer()
     training, held_out = encode(["no"], tokenizer), encode(["word " * 500, "two"], tokenizer)
