@@ -393,13 +393,6 @@ def test_the_best_state_on_a_held_out_text_is_kept(pruned: Path, texts: Path, tm
     assert facts.held_out_sha256 == sha256(held_out)
 
 
-def test_a_repaired_model_is_not_repaired_again(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, repaired: Path, texts: Path
-) -> None:
-    line = error_line(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
-    assert "must be pruned and not repaired yet" in line
-
-
 def test_an_error_is_printed_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     data = run_json(capsys, "inspect", tmp_path / "none")
     assert data["error"]["code"] == "invalid_config"

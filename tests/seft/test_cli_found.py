@@ -8,9 +8,9 @@ import pytest
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.facts import Record
-from tests.seft.test_cli import TRAINING, error_line, pruned, run, texts
+from tests.seft.test_cli import TRAINING, error_line, pruned, repaired, run, texts
 
-__all__ = ["pruned", "texts"]  # fixtures
+__all__ = ["pruned", "repaired", "texts"]  # fixtures
 
 
 def test_a_model_that_another_tool_pruned_is_repaired_and_told_what_was_found(
@@ -38,3 +38,10 @@ def test_a_dense_model_is_not_repaired(
     line = error_line(capsys, "repair", tiny_folder, "--data", texts, *TRAINING, "--out", tmp_path / "out")
     assert "folder must have at least 1% zeros in its linear layers" in line
     assert "seft compress" in line
+
+
+def test_a_repaired_model_is_not_repaired_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, repaired: Path, texts: Path
+) -> None:
+    line = error_line(capsys, "repair", repaired, "--data", texts, "--steps", "1", "--out", tmp_path / "out")
+    assert "must be pruned and not repaired yet" in line
