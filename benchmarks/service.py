@@ -38,7 +38,7 @@ from local.processes import children_of
 from local.servers import Servers, make_settings
 from local.stack import Api
 from migrations import upgrade
-from tests.hollow import write_hollow
+from tests.hollow import TEXTS, write_hollow
 
 FEW = 100
 Json = dict[str, Any]
@@ -132,7 +132,7 @@ def _site(servers: Servers, name: str) -> Iterator[Site]:
         api.start()
         data = httpx2.post(
             f"{api.url}/datasets",
-            files={"file": ("texts.jsonl", b'{"text": "a"}\n{"text": "b"}\n')},
+            files={"file": ("texts.jsonl", TEXTS)},
             headers={"Authorization": f"Bearer {key}"},
         )
         job = {

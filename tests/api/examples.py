@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- made from a test -->", "<!-- end -->"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 """Name of a local model. The service needs only the headers of its files, because no job is trained."""
-RECORDS = '{"text": "How do I reset my password?"}\n{"text": "Open the settings."}\n'
+RECORDS = "".join(f'{{"text": "How do I reset the password of account {number}?"}}\n' for number in range(100))
 HEADERS = ("Location", "Retry-After", "ETag")
 WIDTH = 110
 LEFT_OUT = "…"
