@@ -298,13 +298,6 @@ def test_settings_out_of_range_are_rejected(
         ((*repair, "1", "--held-out", texts, *out), "held_out must not be set if evaluate_interval is 0"),
         ((*repair, "1", "--patience", "2", *out), "patience must be 0 if evaluate_interval is 0"),
         (("evaluate", tiny_folder, "--data", texts, "--device", "tpu"), "invalid choice: 'tpu'"),
-        (
-            (*prune, "0.5", *out, "--data", texts),
-            f"unrecognized arguments: --data {texts}. Did you mean --calibration? See seft prune --help.",
-        ),
-        ((*repair, "1", *out, "--calibration=x"), "--calibration=x. Did you mean --data? See seft repair --help."),
-        ((*prune, "0.5", *out, "--dampign", "9"), "Did you mean --damping? See seft prune --help."),
-        ((*prune, "0.5", *out, "more"), "unrecognized arguments: more. See seft prune --help."),
         (("flatten", tiny_folder), "invalid choice: 'flatten'"),
     ):
         assert message in error_line(capsys, *arguments)

@@ -143,3 +143,20 @@ def test_a_default_length_is_lowered_to_the_context_of_the_model(
             assert (settings.batch_tokens, settings.steps) == (2 * expected, 2**23 // (2 * expected))
         given = make_parser("seft").parse_args([*words, f"--{name.replace('_', '-')}", "3000"])
         assert getattr(cli.read_settings(given, kind, **more), name) == 3000, "the library rejects it"
+
+
+@pytest.mark.parametrize(
+    ("command", "unknown", "message"),
+    [
+        (PruneConfig, ["--data", "x"], "--data x. Did you mean --calibration? See seft prune --help."),
+        (RepairConfig, ["--calibration=x"], "--calibration=x. Did you mean --data? See seft repair --help."),
+        (PruneConfig, ["--dampign", "9"], "--dampign 9. Did you mean --damping? See seft prune --help."),
+        (PruneConfig, ["more"], "more. See seft prune --help."),
+    ],
+)
+def test_an_unknown_argument_names_a_similar_option_and_the_command(
+    command: type[Any], unknown: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_parser("seft").parse_args([*COMMANDS[command], *unknown])
+    assert str(caught.value) == f"unrecognized arguments: {message}"
