@@ -3,19 +3,23 @@
     python -m benchmarks.decode --model GGUF --out decode.json     # a model, pruned by magnitude
     python -m benchmarks.decode --out decode.json                  # random Llama with 1.1 billion weights
 
-All sides are in one process, share what they do not change, and take turns after every token, so that a noisy machine
-slows all of them. *dense* runs every linear by our dense kernel, which has the same loops, sums and threads as the
-sparse one. Two times are given per side: the median on the clock, and the lowest CPU time of one token, which other
-programs disturb less (with several threads it counts all of them). The bound is the bytes of the linears and the head
-over the bandwidth of reading memory that the same run measured. `--perplexity` measures int8 with x quantised (as in
-decoding) and not quantised (as for a long prompt) on a text, beside bfloat16.
+All sides take turns, a few tokens each, so that a noisy machine slows all of them. Ours and torch's are in one process
+and share what they do not change. llama.cpp has a process per model (`--llama`). *dense* runs every linear by our dense
+kernel, which has the same loops, sums and threads as the sparse one. Two times are given per side: the median on the
+clock, and the lowest CPU time of one token, which other programs disturb less (with several threads it counts all of
+them). The bound is the bytes that a token reads over the bandwidth of reading memory that the same run measured.
+`--perplexity` measures int8 with x quantised (as in decoding) and not quantised (as for a long prompt) on a text,
+beside bfloat16.
 """
 
 import argparse
 import copy
 import json
 import statistics
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.llama_cpp import LlamaCpp, write_gguf
 from seft.data.records import read
 from seft.data.text import encode, evaluation_windows
 from seft.evaluate import perplexity
@@ -33,7 +38,7 @@ from seft.models.targets import target_linears
 from seft.runtime import compressed, kernels
 from seft.runtime.accelerate import SparseLinear, accelerate
 
-WARM_UP = 3
+WARM_UP, ROUND = 2, 8
 PROMPT = 16
 
 
@@ -48,11 +53,12 @@ def main() -> None:
             continue
         sides = _sides(base, float32=arguments.float32)
         same = _greedy(sides["dense"]) == _greedy(sides["sparse"])
-        for threads in arguments.threads:
-            torch.set_num_threads(threads)
-            found = _measure(sides, arguments.tokens)
-            results.append({"zeros": zeros, "threads": threads, "same_tokens": same, **found})
-            _print(results[-1])
+        with _others(arguments.llama, base.config) as others:
+            for threads in arguments.threads:
+                torch.set_num_threads(threads)
+                found = _measure(sides, others, arguments.tokens)
+                results.append({"zeros": zeros, "threads": threads, "same_tokens": same, **found})
+                _print(results[-1])
     if arguments.out:
         level = kernels.level()
         about = {"torch": torch.__version__, "level": level and level.name, "model": arguments.model}
@@ -66,6 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="*", default=[1, 2], help="numbers of threads")
     parser.add_argument("--tokens", type=int, default=24, help="tokens per side")
     parser.add_argument("--float32", action="store_true", help="also torch in float32, which needs the most memory")
+    parser.add_argument("--llama", help="Python that has llama-cpp-python, to measure llama.cpp too")
     parser.add_argument("--perplexity", type=Path, help="measure perplexity on this text instead of speed")
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     return parser.parse_args()
@@ -128,34 +135,54 @@ def _greedy(model: Any, count: int = 32) -> list[int]:
     return tokens
 
 
-def _measure(sides: dict[str, Any], count: int) -> dict[str, Any]:
+@contextmanager
+def _others(python: str | None, config: Any) -> Iterator[dict[str, LlamaCpp]]:
+    """Yield the sides of llama.cpp, with random models of the same sizes."""
+    others = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("Q8_0", "BF16") if python else ():
+            path = Path(folder) / f"{kind}.gguf"
+            write_gguf(config, path, kind)
+            others[f"llama.cpp {kind}"] = LlamaCpp(str(python), path)
+        yield others
+        for other in others.values():
+            other.close()
+
+
+def _measure(sides: dict[str, Any], others: dict[str, LlamaCpp], count: int) -> dict[str, Any]:
+    """Time `count` tokens per side, in rounds of WARM_UP + ROUND tokens. The first tokens of a round are left out."""
     prompt, token = torch.arange(10, 10 + PROMPT)[None], torch.tensor([[5]])
-    caches = {name: _step(model, prompt, None).past_key_values for name, model in sides.items()}
-    clock: dict[str, list[float]] = {name: [] for name in sides}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    clock: dict[str, list[float]] = {name: [] for name in (*sides, *others)}
+    cpu: dict[str, list[float]] = {name: [] for name in (*sides, *others)}
     bandwidths = []
     memory = torch.ones(1 << 26, dtype=torch.int64)
-    for number in range(WARM_UP + count):
+    for _ in range(max(1, count // ROUND)):
         for name, model in sides.items():
-            began, used = time.perf_counter(), time.process_time()
-            _step(model, token, caches[name])
-            if number >= WARM_UP:
-                clock[name].append(1e3 * (time.perf_counter() - began))
-                cpu[name].append(1e3 * (time.process_time() - used))
+            cache = _step(model, prompt, None).past_key_values
+            for number in range(WARM_UP + ROUND):
+                began, used = time.perf_counter(), time.process_time()
+                _step(model, token, cache)
+                if number >= WARM_UP:
+                    clock[name].append(1e3 * (time.perf_counter() - began))
+                    cpu[name].append(1e3 * (time.process_time() - used))
+        for name, other in others.items():
+            times = other.tokens(torch.get_num_threads(), WARM_UP + ROUND)
+            clock[name] += times[0][WARM_UP:]
+            cpu[name] += times[1][WARM_UP:]
         began = time.process_time()
         memory.sum()
         bandwidths.append(memory.nbytes / (time.process_time() - began) * torch.get_num_threads())
-    bandwidth = max(bandwidths)
+    sizes = {name: _bytes(model) for name, model in sides.items()} | {name: o.bytes for name, o in others.items()}
     return {
-        "bandwidth": bandwidth,
+        "bandwidth": max(bandwidths),
         "sides": {
             name: {
                 "clock_ms": statistics.median(clock[name]),
                 "cpu_ms": min(cpu[name]),
-                "bytes": _bytes(model),
-                "bound_ms": 1e3 * _bytes(model) / bandwidth,
+                "bytes": size,
+                "bound_ms": 1e3 * size / max(bandwidths),
             }
-            for name, model in sides.items()
+            for name, size in sizes.items()
         },
     }
 
