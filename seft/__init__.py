@@ -28,6 +28,9 @@ def load_tokenizer(reference: Any) -> Any:
     return import_module(_LOAD).load_tokenizer(reference)
 
 
-def accelerate(model: Any, **options: Any) -> Any:
-    """Replace the linear layers of a transformers model by compressed ones. See `seft.runtime.accelerate`."""
-    return import_module("seft.runtime.accelerate").accelerate(model, **options)
+def accelerate(model: Any, values: str = "bfloat16", **options: Any) -> Any:
+    """Replace the linear layers of a transformers model by compressed ones, in place. Returns the model.
+
+    `seft.runtime.accelerate` has the options and the errors.
+    """
+    return import_module("seft.runtime.accelerate").accelerate(model, values, **options)
