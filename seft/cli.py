@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     try:
         options = make_parser(program).parse_args(arguments)
         _require_texts(options)
+        if options.run is not _inspect:
+            sys.stderr.write("Reading the settings and the model ...\n")
         with progress_reporter() as report:
             data, text = options.run(options, report)
     except SeftError as error:
