@@ -26,9 +26,9 @@ from tests.hollow import write_hollow
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- made from a test -->", "<!-- end -->"
-MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL = "SmolLM2-135M-Instruct"
 """Name of a local model. The service needs only the headers of its files, because no job is trained."""
-RECORDS = "".join(f'{{"text": "How do I reset the password of account {number}?"}}\n' for number in range(100))
+RECORDS = "".join(f'{{"text": "Question {n}: How do I reset my password? Open the settings."}}\n' for n in range(40))
 HEADERS = ("Location", "Retry-After", "ETag")
 WIDTH = 110
 LEFT_OUT = "…"

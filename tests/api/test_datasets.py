@@ -190,7 +190,8 @@ def test_a_full_tenant_can_neither_upload_nor_create_a_job(app: FastAPI, new_cli
         assert f"{3 * len(RIGHT) - 1} bytes" in report["detail"]
         assert len(stored(app)) == 2, "a rejected file is not stored"
         assert upload(client, RIGHT).json()["id"] == first
-        body = {"model": "tiny", "dataset": first, "sparsity": 0.5}
+        short = {"evaluate": {"tokens": 16}, "repair": {"sequence_tokens": 16}}
+        body = {"model": "tiny", "dataset": first, "sparsity": 0.5, **short}
         assert client.post("/jobs", json=body).status_code == 202
         assert upload(client, RIGHT[:-1]).status_code == 201
         problem(client.post("/jobs", json=body), 409, "limit_reached")

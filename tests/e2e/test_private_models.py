@@ -131,5 +131,5 @@ def check_other_tenant_is_rejected(service: Service) -> None:
 
 def data(service: Service) -> Path:
     path = Path(os.fspath(service.workers.log)).with_name("theirs.jsonl")
-    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    path.write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 24))
     return path
