@@ -22,6 +22,8 @@ PROCESS_BYTES = 390_000_000
 40 MB of it are for its copy, which waits to verify the checkpoint and shares most of its memory. With a torch built for
 CUDA, the process needs 130 MB more. That is ignored, because such machines rarely train on the CPU.
 """
+GGUF_BYTES = 100_000_000
+"""Bytes of the modules and buffers that read and write GGUF files."""
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
 """Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
 
@@ -94,8 +96,8 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
     # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
-    copies = 2 if any(each.is_gguf for each in spec.output.formats) else 1
-    phases[Phase.EXPORTING] = Footprint(weights, copies * weights, host_transfer=written)
+    loading = 2 * weights + GGUF_BYTES if any(each.is_gguf for each in spec.output.formats) else weights
+    phases[Phase.EXPORTING] = Footprint(weights, loading, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 
 
