@@ -12,13 +12,12 @@ from seft.runtime import compressed, kernels
 from seft.runtime.compressed import EXPANDED_FROM, Values, compress, dense_struct, expand, multiply, multiply_struct
 from seft.runtime.kernels import Level
 
-LEVELS = kernels.supported_levels()
-PARAMETERS: list[Level | None] = [*LEVELS] or [None]
+LEVELS: list[Level | None] = [*kernels.supported_levels()]
 SHAPES = [(1, 1), (8, 64), (9, 65), (17, 200), (63, 513), (300, 320)]
 SHARES = [0.0, 0.6, 0.97, 1.0]
 
 
-@pytest.fixture(params=PARAMETERS, ids=lambda level: level.name if level is not None else "none")
+@pytest.fixture(params=LEVELS or [None], ids=str)
 def level(request: pytest.FixtureRequest) -> Iterator[Level]:
     """Each level that the machine has, in use until the test ends."""
     if request.param is None:

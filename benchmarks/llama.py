@@ -2,7 +2,7 @@
 
 As a program it needs only the package llama-cpp-python:
 
-    python benchmarks/llama_cpp.py model.gguf    # then a line "THREADS TOKENS" on stdin gives a line of JSON
+    python benchmarks/llama.py model.gguf    # then a line "THREADS TOKENS" on stdin gives a line of JSON
 
 The program keeps one model loaded. The random weights are dense, because llama.cpp does not use zeros.
 """
