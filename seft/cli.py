@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     try:
         options = make_parser(program).parse_args(arguments)
         _require_texts(options)
-        if options.run is not _inspect:
+        if options.run in {_prune, _repair, _compress, _evaluate}:
             sys.stderr.write("Reading the settings and the model ...\n")
         with progress_reporter() as report:
             data, text = options.run(options, report)
