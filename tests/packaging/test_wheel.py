@@ -88,6 +88,7 @@ ARGUMENTS = {
     "compress": ["model", "--data", "torch-cpu.txt", "--sparsity", "0.5", "--out", "new"],
     "evaluate": ["model", "--data", "torch-cpu.txt"],
     "inspect": ["model"],
+    "export": ["model", "--format", "gguf_q8_0", "new"],
     "pack": ["model", "new"],
     "expand": ["model", "new"],
     "generate": ["model", "text"],
