@@ -60,8 +60,6 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     try:
         options = make_parser(program).parse_args(arguments)
         _require_texts(options)
-        if options.run in {_prune, _repair, _compress, _evaluate}:
-            sys.stderr.write("Reading the settings and the model ...\n")
         with progress_reporter() as report:
             data, text = options.run(options, report)
     except SeftError as error:
@@ -102,6 +100,7 @@ def _writing(out: Path, report: Reporter) -> Iterator[None]:
     from seft.checkpoint.folder import require_empty
 
     require_empty(out)
+    sys.stderr.write("Reading the model ...\n")
     from seft.checkpoint.verify import standby
 
     threads = Path("/proc/self/task")
@@ -217,6 +216,7 @@ def _context(reference: str, revision: str | None) -> int | None:
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, EvaluateConfig) if options.data else None
+    sys.stderr.write("Reading the model ...\n")
     report(LOADING)
     from seft import verbs
 
