@@ -115,7 +115,7 @@ def row(name: str, folder: Path, pattern: Pattern, rounds: int) -> str:
 
 
 def pack(folder: Path, new: Path, path: Path) -> Sizes:
-    """Write the container anew."""
+    """Write the container again."""
     with new.open("wb") as file:
         sizes = write(folder, file, threads=1)
     new.replace(path)

@@ -1,8 +1,8 @@
 """The commands that use the library on this machine: `seft prune`, `repair`, `compress`, `evaluate` and others.
 
-They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes
-to stderr. An error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it.
-Torch is imported only when a command needs it.
+They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
+error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
+only when a command needs it.
 """
 
 import argparse
@@ -100,7 +100,6 @@ def _writing(out: Path, report: Reporter) -> Iterator[None]:
     from seft.checkpoint.folder import require_empty
 
     require_empty(out)
-    sys.stderr.write("Reading the model ...\n")
     from seft.checkpoint.verify import standby
 
     threads = Path("/proc/self/task")
@@ -216,7 +215,6 @@ def _context(reference: str, revision: str | None) -> int | None:
 
 def _evaluate(options: argparse.Namespace, report: Reporter) -> Result:
     config = read_settings(options, EvaluateConfig) if options.data else None
-    sys.stderr.write("Reading the model ...\n")
     report(LOADING)
     from seft import verbs
 

@@ -62,8 +62,8 @@ LISTED = "that GET /models (`seft models`) lists"
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: f"Give the id of a model {LISTED}, or the id of another model of the hub. {PRIVATE}",
     Code.MODEL_REFUSED: f"Give a decoder-only model with its tokenizer and safetensors weights. {PRIVATE}",
-    Code.HUB_UNREACHABLE: "Send the same request again later, or give the id of a model of another kind than hub"
-    f" {LISTED}: it needs no hub.",
+    Code.HUB_UNREACHABLE: "Send the same request again later, or give the id of a local model or of a job's result"
+    f" {LISTED}. They need no hub.",
 }
 
 log = structlog.get_logger(__name__)

@@ -19,7 +19,8 @@ _BYTE_TOKEN = 6
 def add_tokenizer(writer: GGUFWriter, folder: Path, rows: int) -> None:
     """Add the tokenizer and the chat template of a model's folder to the keys of a GGUF file.
 
-    The file has as many tokens as the embedding has `rows`. Raises ConfigError if llama.cpp has no such tokenizer.
+    The number of tokens in the file is `rows`, the number of rows of the embedding. Raises ConfigError if llama.cpp has
+    no such tokenizer.
     """
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     description = json.loads(tokenizer.to_str())

@@ -1,8 +1,8 @@
 """Which tokenizers llama.cpp has, by the description in `tokenizer.json`. Needs no torch.
 
 llama.cpp has its own tokenizers. It knows two kinds: byte-level BPE, whose rule to split text has a name, and
-SentencePiece BPE. A tokenizer of another kind, or with an unknown rule, is refused, because llama.cpp would read other
-tokens than the model was trained on.
+SentencePiece BPE. All other tokenizers, and all other rules, are refused: llama.cpp would split a text into tokens on
+which the model was not trained.
 """
 
 from collections.abc import Mapping

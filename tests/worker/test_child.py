@@ -17,21 +17,18 @@ from core.settings import Settings
 from core.specs import JobSpec
 from seft.checkpoint.facts import Record
 from tests.hub import COMMIT, Repo, hub
+from tests.probe import OUTCOME
 from tests.worker.conftest import variables
 from worker.attempt import TRAINING
 from worker.process import Process
 from worker.protocol import DATA, RESULT, Failed, Finished, Message, Task, decode
 
-PROBE = """
+PROBE = (
+    OUTCOME
+    + """
 import glob, json, os, socket, subprocess, sys
 if "worker.training" in sys.orig_argv:
     job = sys.argv[1]
-    def outcome(action):
-        try:
-            action()
-            return "done"
-        except OSError as error:
-            return type(error).__name__
     found = {
         "network": outcome(lambda: socket.create_connection(("127.0.0.1", PORT))),
         "secret file": outcome(lambda: open("SECRET").read()),
@@ -48,6 +45,7 @@ if "worker.training" in sys.orig_argv:
     if STOP:
         os._exit(0)
 """
+)
 """A module that Python imports at its start. It looks around at the moment at which training begins."""
 
 

@@ -11,16 +11,13 @@ import pytest
 
 from core.infra import sandbox
 from seft.models.loadable import loadable
+from tests.probe import OUTCOME
 
-PROBE = """
+PROBE = (
+    OUTCOME
+    + """
 import json, os, socket, sys
 if "seft.data.preview" in sys.orig_argv:
-    def outcome(action):
-        try:
-            action()
-            return "done"
-        except OSError as error:
-            return type(error).__name__
     actions = {
         "network": lambda: socket.create_connection(("127.0.0.1", PORT)),
         "a secret": lambda: open("SECRET").read(),
@@ -30,6 +27,7 @@ if "seft.data.preview" in sys.orig_argv:
     }
     print(json.dumps({name: outcome(action) for name, action in actions.items()}), file=sys.stderr)
 """
+)
 """A module that Python imports at its start. It looks around at the moment at which the tokenizer is read."""
 
 

@@ -32,7 +32,7 @@ EXPECTED = {"a/b.txt": b"text", "config.json": b"{}", "empty": b""}
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], bytes]], padding: str = "") -> bytes:
-    """Return a safetensors file. `padding` follows its header, as many writers pad it with spaces."""
+    """Return a safetensors file. `padding` follows its header. Many writers add spaces there."""
     header, at = {}, 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}

@@ -52,7 +52,7 @@ def container(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Web:
-    """A server of one file. It counts the bytes that it sends, and fails as often as it is told."""
+    """A server of one file. It counts the bytes that it sends. A test sets how many requests fail."""
 
     content: bytes
     ranges: bool = True
