@@ -88,19 +88,24 @@ class Taker:
         stopped = threading.Event()
 
         def run(steps: Steps[None]) -> None:
-            with Taker(self.service, self.links, stopped) as take:
-                take.all(steps)
+            try:
+                with Taker(self.service, self.links, stopped) as take:
+                    take.all(steps)
+            except BaseException:
+                # This thread may start the next part before the main thread sees the failure.
+                stopped.set()
+                raise
 
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(run, steps) for steps in parts]
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                wait(futures, return_when=FIRST_EXCEPTION)
             finally:
                 stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-        errors = [error for future in done if (error := future.exception())]
+        errors = [future.exception() for future in futures if not future.cancelled()]
         for error in errors:
-            if not isinstance(error, _Stopped):
+            if error and not isinstance(error, _Stopped):
                 raise error
 
     def _web(self, request: Request) -> httpx2.Client:
