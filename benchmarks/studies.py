@@ -6,7 +6,7 @@ from dataclasses import replace
 from benchmarks.cells import Cell
 from benchmarks.changes import CHANGES
 from benchmarks.recipes import ADMM, BATCH, GRADUAL, LENGTH, RECIPES, WANDA
-from seft.config import Compare, Pattern, PruneConfig, Retain, Variant
+from seft.config import Compare, Pattern, PruneConfig, RepairConfig, Retain, Variant
 
 Study = dict[str, Cell]
 TEXT = 1 << 14
@@ -102,10 +102,62 @@ def retention() -> Study:
     return study
 
 
+def batch() -> Study:
+    """Return the same number of tokens in steps of other sizes, each with several learning rates."""
+    study = {}
+    for steps, length, count in ((200, 512, 1), (200, 256, 2), (50, 512, 4)):
+        for rate in (5e-4, 1e-3, 2e-3):
+            config = replace(_default(steps=steps, rate=rate), sequence_tokens=length, batch_tokens=length * count)
+            study[f"{steps} steps of {count} x {length}, rate {rate:g}"] = Cell(ADMM, config)
+    return study
+
+
+def defaults() -> Study:
+    """Return what a job gets that names nothing but model, dataset and sparsity, with three seeds."""
+    return {
+        f"{name}, seed {seed}": Cell(prune, replace(_default(), seed=seed))
+        for name, prune in _sparsities(ADMM).items()
+        for seed in range(3)
+    }
+
+
+def peers() -> Study:
+    """Return all methods that train some values, at four sparsities, after two pruners."""
+    names = ("seft", "masked_lora", "spp", "fixed_mask", "masked_full", "lora_reprune")
+    return {
+        f"{sparsity}, {base.method}, {name}": Cell(prune, RECIPES[name].config("auto"))
+        for base in (WANDA, ADMM)
+        for sparsity, prune in _sparsities(base).items()
+        for name in names
+    }
+
+
+def thousand() -> Study:
+    """Return the default and its ceiling for 1,000 steps on GSM8K's text, which WikiText-2 is too short for."""
+    ceiling = RECIPES["ceiling"].config(1e-3, steps=1000)
+    return {
+        "ceiling": Cell(None, ceiling, text="gsm8k"),
+        "default": Cell(ADMM, _default(steps=1000), text="gsm8k"),
+        "wanda": Cell(WANDA, text="gsm8k"),
+    }
+
+
+def _default(steps: int = 100, rate: float = 1e-3) -> RepairConfig:
+    """Return the settings of a job with steps of 2 x 512 tokens."""
+    return replace(RECIPES["all"].config(rate, steps=steps), retain=Retain.WRITTEN)
+
+
+def _sparsities(prune: PruneConfig) -> dict[str, PruneConfig]:
+    """Return the settings of a pruner at the sparsities of the tables."""
+    shares = {f"{share:.0%}": replace(prune, sparsity=share) for share in (0.5, 0.6, 0.7)}
+    return {**shares, "2:4": _pairs(prune)}
+
+
 def _pairs(prune: PruneConfig) -> PruneConfig:
     return replace(prune, sparsity=0.5, pattern=Pattern(2, 4))
 
 
 STUDIES: dict[str, Callable[[], Study]] = {
-    study.__name__: study for study in (bases, methods, ablations, swaps, gradual, retention)
+    study.__name__: study
+    for study in (bases, methods, ablations, swaps, gradual, retention, batch, defaults, peers, thousand)
 }
