@@ -7,6 +7,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from worker.reporting import errors_sent, sender
 def main(folder: Path, pipe: int, parent: int) -> None:
     """Run the job whose files are in the folder, and send a message that says how the job ended."""
     end_with_parent(parent)
+    # Otherwise Python tests whether it can write there, and the import of a library fails if the disk is full.
+    tempfile.tempdir = str(folder)
     faulthandler.register(signal.SIGUSR2)
     os.set_inheritable(pipe, False)
     stop_signals: list[int] = []

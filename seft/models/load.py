@@ -4,6 +4,7 @@ Raises SourceError if the tensors of a checkpoint do not match the model exactly
 with random weights and only warn.
 """
 
+import errno
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def _source_errors(reference: str) -> Iterator[None]:
         with quiet():
             yield
     except LOAD_ERRORS as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         raise SourceError(
             "model_refused",
             f"a model must load in transformers; {reference!r} fails with {type(error).__name__}: {error}. Save it"

@@ -16,12 +16,13 @@ from core.infra import sandbox
 from core.settings import Settings
 from core.specs import JobSpec
 from seft.checkpoint.facts import Record
+from tests.faults.faults import mount_small_disk, unmount
 from tests.hub import COMMIT, Repo, hub
 from tests.probe import OUTCOME
 from tests.worker.conftest import variables
 from worker.attempt import TRAINING
 from worker.process import Process
-from worker.protocol import DATA, RESULT, Failed, Finished, Message, Task, decode
+from worker.protocol import DATA, RESULT, Failed, Finished, Message, NoDiskSpace, Task, decode
 
 PROBE = (
     OUTCOME
@@ -47,6 +48,17 @@ if "worker.training" in sys.orig_argv:
 """
 )
 """A module that Python imports at its start. It looks around at the moment at which training begins."""
+FILL = """
+import sys
+if "worker.training" in sys.orig_argv:
+    try:
+        with open(sys.argv[1] + "/filler", "wb", buffering=0) as file:
+            while file.write(bytes(1 << 12)):
+                pass
+    except OSError:
+        pass
+"""
+"""A module that fills the disk of the job at that moment."""
 
 
 class Child:
@@ -150,6 +162,23 @@ def test_a_job_with_a_model_of_the_hub_ends_in_the_sandbox_and_imports_torch_onc
         ["worker.child"],
         ["worker.training"],
     ]
+
+
+def test_a_disk_that_is_full_when_training_begins_is_no_fault_of_the_model(
+    tmp_path: Path, port: int, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not mount_small_disk(tmp_path / "disk"):
+        pytest.skip("mounting a small disk needs root")
+    (modules := tmp_path / "modules").mkdir()
+    (modules / "sitecustomize.py").write_text(FILL)
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    write_job(job := tmp_path / "disk" / "job", tiny_texts[:20], model="acme/open", prune={"method": "magnitude"})
+    try:
+        child = Child(job)
+        child.wait()
+        assert isinstance(child.messages[-1], NoDiskSpace), (child.messages[-1:], child.process.tail)
+    finally:
+        unmount(tmp_path / "disk")
 
 
 def test_an_absent_model_is_a_user_error_before_anything_else_is_loaded(tmp_path: Path, port: int) -> None:
