@@ -43,9 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Postgres, Valkey and S3, started once per session. A test may stop or kill them, but must leave them running."""
+    """Postgres, Valkey and S3, started once per session. A test may stop or kill them, but must leave them running.
+
+    Postgres does not wait for the disk, because a database is created for every test.
+    """
     folder = tmp_path_factory.mktemp("servers")
-    with Servers(folder) as running:
+    with Servers(folder, durable=False) as running:
         yield running
     shutil.rmtree(folder)
 
@@ -81,7 +84,7 @@ def settings(servers: Servers, template: str, tmp_path: Path) -> Iterator[Settin
     number = next(NUMBERS)
     database, broker = f"test_{number}", servers.valkey.url(number % 16)
     with psycopg.connect(servers.postgres.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {database} TEMPLATE {template}")
+        connection.execute(f"CREATE DATABASE {database} TEMPLATE {template} STRATEGY file_copy")
     with redis.Redis.from_url(broker) as client:
         client.flushdb()
     yield make_settings(
