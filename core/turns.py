@@ -1,7 +1,7 @@
 """Turns: in which order a queue serves the tenants that share it. A tenant with weight 2 is served twice as often.
 
-The order is that of start-time fair queueing (Goyal, Vin and Cheng, 1996), with one unit of cost per job or
-import. Each time a tenant is served, its next turn moves back by 1 / weight. A tenant gets no extra turns for the time in
+The order is that of start-time fair queueing (Goyal, Vin and Cheng, 1996), with one unit of cost per job, import or
+push. Each time a tenant is served, its next turn moves back by 1 / weight. A tenant gets no extra turns for the time in
 which it had no jobs: its next turn is at least the start of the turn that was served last.
 """
 
@@ -20,6 +20,7 @@ class Queue(StrEnum):
 
     JOBS = "jobs"
     IMPORTS = "imports"
+    PUSHES = "pushes"
 
 
 def starts(session: Session, queue: Queue, tenants: Collection[str]) -> dict[str, float]:
