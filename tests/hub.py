@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from huggingface_hub import constants
 
-from tests.hub_uploads import Uploads, batch, commit, entry, upload_mode
+from tests.hub_uploads import GITATTRIBUTES, Uploads, batch, commit, entry, upload_mode
 
 SPACES = b" " * (1 << 20)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -231,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         folder = uploads.folder / repo_id
         folder.mkdir(parents=True)
-        (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+        (folder / ".gitattributes").write_bytes(GITATTRIBUTES)
         private = value["visibility"] == "private"
         self.repos[repo_id] = Repo(folder, private=private, readers=uploads.writers)
         self._json(url)

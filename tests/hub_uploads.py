@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+GITATTRIBUTES = b"*.safetensors filter=lfs\n"
+"""Content of the only file of a new repository, `.gitattributes`."""
 GIT_BYTES = 10 << 20
 """Size from which a file is kept in LFS, whatever its name."""
 
