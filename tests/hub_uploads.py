@@ -25,6 +25,10 @@ class Uploads:
     """Content of the files in LFS, by SHA-256."""
     received: Counter[str] = field(default_factory=Counter)
     """Number of uploads of each object, by SHA-256."""
+    part_bytes: int = 1 << 40
+    """Size of a part. An object that is larger is uploaded in parts."""
+    parts: dict[str, list[bytes]] = field(default_factory=dict)
+    """Parts of unfinished objects, by SHA-256."""
     commits: list[str] = field(default_factory=list)
     """Ids of all commits that were pushed, of all repositories."""
     before: Callable[[str, str], int | None] = lambda method, path: None
@@ -66,9 +70,30 @@ def batch(uploads: Uploads, objects: list[dict[str, Any]], address: str) -> dict
     """Answer where the objects can be uploaded that the hub does not have."""
     answers = []
     for each in objects:
-        upload = {"upload": {"href": f"{address}/lfs/{each['oid']}", "header": {}}}
-        answers.append(each if each["oid"] in uploads.objects else {**each, "actions": upload})
-    return {"transfer": "basic", "objects": answers}
+        href, header, size = f"{address}/lfs/{each['oid']}", dict[str, str](), each["size"]
+        if size > uploads.part_bytes:
+            numbers = range(1, -(-size // uploads.part_bytes) + 1)
+            header = {"chunk_size": str(uploads.part_bytes), **{str(n): f"{href}/{n}" for n in numbers}}
+        actions = {"upload": {"href": href, "header": header}}
+        answers.append(each if each["oid"] in uploads.objects else {**each, "actions": actions})
+    return {"transfer": "multipart", "objects": answers}
+
+
+def take_object(uploads: Uploads, method: str, oid: str, body: bytes) -> bool:
+    """Take an object, a part of one, or the request to join its parts. Return whether the object is complete.
+
+    Raises ValueError if it has another SHA-256.
+    """
+    oid, _, number = oid.partition("/")
+    if number:
+        uploads.parts.setdefault(oid, []).append(body)
+        return False
+    content = body if method == "PUT" else b"".join(uploads.parts.pop(oid))
+    if hashlib.sha256(content).hexdigest() != oid:
+        raise ValueError("the object has another hash")
+    uploads.objects[oid] = content
+    uploads.received[oid] += 1
+    return True
 
 
 def commit(uploads: Uploads, folder: Path, lines: list[dict[str, Any]]) -> str:

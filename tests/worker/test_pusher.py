@@ -134,6 +134,7 @@ def result(backend: Backend, job_id: str) -> dict[str, bytes]:
 def test_a_push_equals_the_result_and_replaces_the_model_of_an_earlier_one(
     backend: Backend, world: Hub, publish: Callable[..., str], tmp_path: Path
 ) -> None:
+    world.uploads.part_bytes = 100_000
     first = publish(shards=2, repository=NAME)
     assert row(backend, first).state == "pending", "a job has succeeded before its result is pushed"
     assert (poll(backend), poll(backend)) == (1, 0)
