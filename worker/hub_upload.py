@@ -177,7 +177,8 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
 
 def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushError:
     status = error.response.status_code
-    said = " ".join([f"It answered with status {status}.", _shown(error.server_message or "", token)]).strip()
+    reason = _shown(error.server_message or "", token).rstrip(". ")
+    said = f"It answered with status {status}{': ' if reason else ''}{reason}."
     if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in TEMPORARY:
         message = f"The hub did not take the push to {push.repository}. {said} The push is tried again."
         return PushError("hub_unreachable", message, retry=True)
