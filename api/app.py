@@ -15,7 +15,20 @@ from api.dashboard.render import ROOT
 from api.deps import make_services
 from api.middleware import RequestMiddleware
 from api.query import require_known_parameters
-from api.routes import actions, datasets, hub_token, imports, jobs, keys, models, operations, reports, webhooks, workers
+from api.routes import (
+    actions,
+    datasets,
+    hub_token,
+    imports,
+    jobs,
+    keys,
+    models,
+    operations,
+    pushes,
+    reports,
+    webhooks,
+    workers,
+)
 from core.errors import Code
 from core.settings import Settings
 
@@ -54,7 +67,7 @@ def routes() -> FastAPI:
     )
     errors.install(app)
     checked = [Depends(require_known_parameters)]
-    for module in (jobs, actions, reports, datasets, imports, models, hub_token, keys, webhooks, workers):
+    for module in (jobs, actions, pushes, reports, datasets, imports, models, hub_token, keys, webhooks, workers):
         app.include_router(module.router, responses=errors.responses(*errors.GUARDED), dependencies=checked)
     unguarded = errors.responses(Code.INVALID_REQUEST, Code.INTERNAL)
     app.include_router(operations.router, responses=unguarded, dependencies=checked)

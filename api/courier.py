@@ -29,9 +29,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from typing_extensions import override
 
-from api.poller import POLL_SECONDS, Poller
 from core import __version__, webhooks
 from core.addresses import AddressError, Network, Resolver, resolve, resolve_public
+from core.poller import POLL_SECONDS, Poller
 from core.webhooks import DeliveryResult, PendingDelivery
 
 CALL_SECONDS = 15.0

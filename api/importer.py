@@ -13,10 +13,10 @@ import structlog
 from typing_extensions import override
 
 from api.deps import Services
-from api.poller import Poller
 from core.datasets import datasets, imports, sources
 from core.datasets.datasets import Content
 from core.errors import Code, ProblemError
+from core.poller import Poller, renewed
 from core.states import ImportState
 from core.tables import Import
 
@@ -59,7 +59,7 @@ class Importer(Poller):
             if row.state == ImportState.FAILED:  # it was tried too often
                 self._delete_object(row)
             else:
-                with self._lease(row.id):
+                with renewed(partial(self._renew, row.id), imports.LEASE.total_seconds() / 4, self.name):
                     self._process(row)
         finally:
             with self.in_work.lock:
@@ -113,23 +113,6 @@ class Importer(Poller):
         with sources.open_source(services.storage, row.source, services.settings.max_dataset_bytes, token) as file:
             yield file
 
-    @contextmanager
-    def _lease(self, import_id: str) -> Iterator[None]:
-        """Renew the lease of an import regularly while the `with` block runs."""
-        done = threading.Event()
-
-        def renew() -> None:
-            while not done.wait(imports.LEASE.total_seconds() / 4):
-                try:
-                    with self.services.sessions.begin() as session:
-                        imports.renew(session, import_id)
-                except Exception as error:
-                    log.warning("importer.lease", error=str(error))
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    def _renew(self, import_id: str) -> None:
+        with self.services.sessions.begin() as session:
+            imports.renew(session, import_id)

@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
+from huggingface_hub.utils._validators import validate_repo_id
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -300,8 +301,39 @@ def _distinct(values: tuple[OutputFormat, ...]) -> tuple[OutputFormat, ...]:
     return values
 
 
+def _valid_repository(name: str) -> str:
+    validate_repo_id(name)  # raises HFValidationError, which is a ValueError
+    return name
+
+
+Repository = Annotated[
+    str,
+    Field(max_length=96, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$"),
+    AfterValidator(_valid_repository),
+]
+"""Name of a repository on the model hub: `owner/name`."""
+
+
+class PushSpec(Spec):
+    """The repository of the model hub into which the result is copied."""
+
+    repository: Repository | None = Field(
+        default=None,
+        description="Repository of the model hub (`owner/name`) into which the result is pushed with your tenant's hub"
+        " token. It is created if it does not exist.",
+        examples=["acme/model-sparse"],
+    )
+    private: Boolean = Field(default=True, description="Whether the repository is private if the push creates it.")
+    revision: str = Field(
+        default="main",
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$",
+        description="Branch of the repository. It is created if it does not exist.",
+    )
+
+
 class OutputSpec(Spec):
-    """Formats of the checkpoint, and how long it is kept."""
+    """Formats of the checkpoint, how long it is kept, and where it is pushed to."""
 
     formats: Annotated[
         tuple[Annotated[OutputFormat, BeforeValidator(_named_format)], ...], AfterValidator(_distinct)
@@ -315,6 +347,7 @@ class OutputSpec(Spec):
     retention_days: Integer = Field(
         default=30, ge=0, le=36500, description="Days after which the checkpoint is deleted; 0 keeps it permanently."
     )
+    push: PushSpec = Field(default_factory=PushSpec, description="Repository into which the result is pushed.")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The statuses of a job and of an import, and the transitions of a job. This module does not use the database."""
+"""The statuses of jobs, imports and pushes, and the transitions of a job. This module does not use the database."""
 
 from enum import StrEnum
 
@@ -37,6 +37,18 @@ class ImportState(StrEnum):
     FAILED = "failed"
 
 
+class PushState(StrEnum):
+    """State of a push.
+
+    `pending`: a worker will try it, or try it again. `running`: a worker uploads the files.
+    """
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PUSHED = "pushed"
+    FAILED = "failed"
+
+
 class Phase(StrEnum):
     """Phase of a running attempt."""
 
@@ -67,6 +79,8 @@ class Transition(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PUSHED = "pushed"  # its result was pushed to a repository; the status stays the same
+    PUSH_FAILED = "push_failed"  # its result could not be pushed to a repository; the status stays the same
     DELETED = "deleted"  # the ended job was deleted, with its events; only webhooks receive this one
 
 
@@ -97,5 +111,5 @@ TRANSITIONS: dict[Transition, tuple[frozenset[Status], Status | None]] = {
 """Transition -> (statuses in which it is allowed, status afterwards).
 
 The status afterwards is None if it does not change. CREATED and DELETED are not here: the job has no status before the
-one, and none after the other.
+one, and none after the other. `core.jobs.pushes` writes the events PUSHED and PUSH_FAILED.
 """

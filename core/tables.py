@@ -6,10 +6,11 @@ from sqlalchemy import BigInteger, Double, ForeignKey, Identity, Index, func, te
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
+from core.push_tables import Push
 from core.table_base import Base, Json
 from core.webhook_tables import Webhook, WebhookDelivery
 
-__all__ = ["Base", "Json", "Webhook", "WebhookDelivery"]
+__all__ = ["Base", "Json", "Push", "Webhook", "WebhookDelivery"]
 
 
 class ApiKey(Base):

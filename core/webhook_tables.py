@@ -1,4 +1,4 @@
-"""The tables of webhooks. `core.tables` contains all other tables, and exports these too."""
+"""The tables of webhooks. `core.tables` exports them too."""
 
 from datetime import datetime
 

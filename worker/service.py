@@ -1,4 +1,4 @@
-"""Run a Celery worker with one thread for jobs and one thread for the sweep. This process does not load torch.
+"""Run a Celery worker with one thread for jobs, one for the sweep and one for pushes. This process does not load torch.
 
 On the first SIGTERM or Ctrl-C, the running job saves its state and goes back to the queue. A second signal ends the
 worker at once.
@@ -14,8 +14,9 @@ from core.infra import sandbox, tracing
 from core.infra.logging import configure
 from core.infra.queue import TASK, make_app
 from core.settings import Settings, read
-from worker import device
+from worker import device, hub_upload
 from worker.attempt import TRAINING
+from worker.pusher import Pusher
 from worker.sweep import Sweep
 from worker.work import Work
 
@@ -38,6 +39,8 @@ def main(training: Sequence[str] = TRAINING) -> int:
     work = Work(settings, app, training)
     app.task(work.__call__, name=TASK)
     Sweep(work.name, settings, app, work.sessions, work.storage).start()
+    hub_upload.configure()
+    Pusher(settings, work.sessions, work.storage).start()
 
     def drain(**_: object) -> None:
         if work.draining.is_set():

@@ -80,6 +80,8 @@ DESCRIPTIONS: dict[str, tuple[Callable[[Data], tuple[str, str]], Severity]] = {
     "job.succeeded": (_fixed("Checkpoint published"), Severity.SUCCESS),
     "job.failed": (_with_error("Failed"), Severity.ERROR),
     "job.cancelled": (_fixed("Cancelled"), Severity.WARNING),
+    "job.pushed": (lambda data: (f"Pushed to {data.get('repository')}", ""), Severity.SUCCESS),
+    "job.push_failed": (_with_error("Push to a repository failed; the checkpoint is kept"), Severity.ERROR),
     "checkpoint.expired": (_fixed("Checkpoint expired and was deleted"), Severity.WARNING),
     "phase.began": (lambda data: (str(data.get("phase", "")).capitalize(), ""), Severity.INFO),
     "topology.evolved": (_evolved, Severity.INFO),

@@ -1,7 +1,7 @@
 """Tenants' access tokens for the model hub, for private and gated models and datasets. A tenant has at most one.
 
-A token is stored encrypted and never shown. It is decrypted only after the hub has rejected a request that the
-service made without it.
+A token is stored encrypted and never shown. It is decrypted only to push a result, and to read what the hub does not
+show to everybody.
 """
 
 import huggingface_hub as hub
@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from core import ids
 from core.access.encryption import Encryption
 from core.errors import Code, Flaw, ProblemError
-from core.tables import HubToken
+from core.tables import HubToken, Json
 from seft.models.hub_files import DENIED_STATUSES, HUB_SECONDS
 
 
-def account_name(token: str) -> str:
-    """Return the name of the hub account that owns the token.
+def account(token: str) -> Json:
+    """Return what the hub says about a token: the `name` of the account that owns it, its `orgs` and its rights.
 
     Raises INVALID_REQUEST if the hub rejects the token, and HUB_UNREACHABLE if the hub does not answer.
     """
@@ -27,14 +27,33 @@ def account_name(token: str) -> str:
     try:
         answer = hub.get_session().get(address, headers=headers, timeout=HUB_SECONDS)  # `HfApi.whoami` has no timeout
         if answer.status_code not in DENIED_STATUSES:
-            return str(answer.raise_for_status().json()["name"])
-    except (HTTPError, OSError, ValueError, KeyError) as error:
+            found: Json = answer.raise_for_status().json()
+            return {**found, "name": str(found["name"])}
+    except (HTTPError, OSError, ValueError, LookupError, TypeError) as error:
         message = f"The hub did not return the owner of this token: {type(error).__name__}. Try again later."
         raise ProblemError(Code.HUB_UNREACHABLE, message) from error
     flaw = Flaw("token", "must be valid on the hub", "(not repeated)", "Create a token with read access on the hub.")
     raise ProblemError(
         Code.INVALID_REQUEST, "The hub rejected this token. Create a token with read access on the hub.", (flaw,)
     )
+
+
+def write_flaw(account: Json, repository: str) -> tuple[str, str] | None:
+    """Return why the token of a hub account cannot write to `owner/name`, as (rule, way out), or None.
+
+    Returns None if the hub has not said what the token may do. A fine-grained token may hide the account's
+    organisations.
+    """
+    match account:
+        case {"auth": {"accessToken": {"role": "read"}}}:
+            way_out = "Create a token with write access on the hub, and store it with PUT /hub-token."
+            return "must be a repository to which your hub token may write; the token can only read", way_out
+        case {"auth": {"accessToken": {"role": "write"}}, "orgs": [*orgs]}:
+            owners = [account["name"], *(str(org["name"]) for org in orgs if isinstance(org, dict) and "name" in org)]
+            if repository.partition("/")[0].lower() not in {owner.lower() for owner in owners}:
+                rule = "must belong to the account of your hub token, or to one of its organisations"
+                return rule, f"Use one of these owners: {', '.join(owners)}."
+    return None
 
 
 def put(session: Session, tenant: str, encrypted: str, name: str) -> HubToken:

@@ -114,11 +114,10 @@ def claim(session: Session, *, busy: Collection[str] = ()) -> Import | None:
     waiting = session.scalars(select(Import.tenant).where(*due).distinct()).all()
     working = select(Import.tenant, func.count()).where(Import.due_at >= func.now(), Import.tries > 0)
     in_work = dict(session.execute(working.group_by(Import.tenant)).all())
-    starts = turns.starts(session, Queue.IMPORTS, waiting)
-    for tenant in sorted(waiting, key=lambda tenant: (in_work.get(tenant, 0), starts[tenant], tenant)):
+    for tenant, start in turns.order(session, Queue.IMPORTS, waiting, in_work):
         query = select(Import).where(*due, Import.tenant == tenant).order_by(Import.due_at)
         if row := session.scalars(query.limit(1).with_for_update(skip_locked=True)).first():
-            turns.take(session, Queue.IMPORTS, tenant, starts[tenant])
+            turns.take(session, Queue.IMPORTS, tenant, start)
             if row.tries >= TRIES:
                 fail(row, ProblemError(Code.UNAVAILABLE, f"The import failed {TRIES} times. Contact the operator."))
             else:

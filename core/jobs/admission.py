@@ -43,9 +43,9 @@ def admit(
     Returns the new job and True. If the same idempotency key and body have created a job before, returns that job and
     False. `action` is the name of the operation in the audit log. The revision of a hub model is replaced by its
     current commit, so that a later change of the branch does not change the job. A job with `auto_start: false`
-    stores an estimate of its cost. Raises ProblemError if the dataset, the model or the idempotency key is rejected,
-    if the settings do not fit the model, if a limit of the tenant is reached, or if the schedule is `gradual` and no
-    live worker has the memory for it.
+    stores an estimate of its cost. Raises ProblemError if the dataset, the model, the repository to push to or the
+    idempotency key is rejected, if the settings do not fit the model, if a limit of the tenant is reached, or if the
+    schedule is `gradual` and no live worker has the memory for it.
     """
     _require_run_time(spec, settings.job_seconds_of(caller.tenant))
     body = spec.fingerprint()
@@ -53,6 +53,8 @@ def admit(
         with sessions.begin() as session:
             if existing := jobs.find_by_idempotency_key(session, caller.tenant, idempotency_key, body):
                 return existing, False
+    if spec.output.push.repository is not None:
+        resolver.require_writable(caller.tenant, spec.output.push.repository, "output.push.repository")
     source = resolver.find(caller.tenant, spec.model, spec.revision)
     dimensions = resolver.dimensions(caller.tenant, source)
     pinned = fitted(spec, dimensions, source).model_copy(update={"revision": source.revision})

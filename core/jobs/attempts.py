@@ -20,7 +20,7 @@ from core import ids, totals
 from core.access import hub_tokens
 from core.capability import UNLIMITED, Capability
 from core.errors import LeaseLostError
-from core.jobs import fairness
+from core.jobs import fairness, pushes
 from core.jobs.transitions import hold, record_event, requeue, transition
 from core.models import results
 from core.specs import JobSpec
@@ -285,6 +285,7 @@ def publish(
             expires_at=expires,
         )
     )
+    pushes.add_requested(session, attempt.tenant, attempt.job_id, checkpoint_id, attempt.spec.output.push)
     _count_phase(session, phase, seconds)
     totals.add(session, Sum.UPLOADED_BYTES, Kind.CHECKPOINT, sum(file["size"] for file in files))
 

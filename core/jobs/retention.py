@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from core.jobs.transitions import record_event
 from core.settings import Settings
 from core.specs import JobSpec
-from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job
+from core.tables import AuditEntry, Checkpoint, Chore, Dataset, Job, Push
 
 EXPIRED = "checkpoint.expired"
 """Type of the event that a checkpoint has expired."""
@@ -43,14 +43,15 @@ def claim_chore(session: Session, chore: str, seconds: float) -> bool:
 
 
 def expire_checkpoints(session: Session) -> list[str]:
-    """Delete expired checkpoints that no unfinished job uses as its model. Return their ids.
+    """Delete expired checkpoints, except models of unfinished jobs and results of unfinished pushes. Return their ids.
 
     Each deletion writes an event of the checkpoint's job.
     """
     in_use = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.finished_at.is_(None))
+    pushing = exists().where(Push.checkpoint_id == Checkpoint.id, Push.due_at.is_not(None))
     expired = (
         select(Checkpoint)
-        .where(Checkpoint.expires_at < func.now(), ~in_use)
+        .where(Checkpoint.expires_at < func.now(), ~in_use, ~pushing)
         .order_by(Checkpoint.expires_at)
         .limit(BATCH)
     )

@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 
 import structlog
 from botocore.exceptions import ClientError
+from huggingface_hub import constants
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.access.hub_tokens import HubTokens, account_name
+from core.access.hub_tokens import HubTokens, account, write_flaw
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
@@ -168,10 +169,35 @@ class ModelResolver:
     def token_owner(self, tenant: str, token: str) -> str:
         """Return the name of the hub account that owns a token.
 
-        Raises the errors of `account_name`, and HUB_BUSY if too many requests already wait for the hub.
+        Raises the errors of `account`, and HUB_BUSY if too many requests already wait for the hub.
         """
         with self._hub_call(tenant, "token", "(not repeated)"):
-            return account_name(token)
+            name: str = account(token)["name"]
+        return name
+
+    def require_writable(self, tenant: str, repository: str, param: str) -> None:
+        """Raise INVALID_REQUEST for the parameter `param` if a push to the repository must fail.
+
+        That is so if the hub must not be used, if the tenant has no token, if the hub rejects the token, or if the
+        token may not write. A hub that does not answer is no reason, because the push is tried for days.
+        """
+        flaw: tuple[str, str] | None = None
+        token = None if constants.is_offline_mode() else self._tokens.get(tenant)
+        if constants.is_offline_mode():
+            flaw = "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
+        elif token is None:
+            flaw = "needs a hub token of your tenant", "Set a token with write access with PUT /hub-token."
+        else:
+            try:
+                with self._hub_call(tenant, param, repr(repository)):
+                    flaw = write_flaw(account(token), repository)
+            except ProblemError as problem:
+                if problem.code not in (Code.HUB_UNREACHABLE, Code.HUB_BUSY):
+                    flaw = problem.flaws[0].rule, problem.flaws[0].way_out
+        if flaw:
+            rule, way_out = flaw
+            message = f"{param} {rule}. {way_out}"
+            raise ProblemError(Code.INVALID_REQUEST, message, (Flaw(param, rule, repr(repository), way_out),))
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
         with self._hub_call(tenant, "model", repr(reference)):

@@ -25,6 +25,7 @@ from seft.client.responses import (
     Metric,
     Model,
     Preview,
+    Push,
     Version,
     Worker,
 )
@@ -201,6 +202,20 @@ class Operations(Administration):
     def start(self, job_id: str) -> Steps[Job]:
         """Start a job that was created with `auto_start: false`. Idempotent."""
         return (yield from self._act(job_id, "start"))
+
+    @operation
+    def push(self, job_id: str, repository: str, *, private: bool = True, revision: str = "main") -> Steps[Push]:
+        """Push the result of a job into a repository of the hub, or push it again. Idempotent until it has finished.
+
+        `private` is for a repository that the push creates, and `revision` is a branch.
+        """
+        body = {"repository": repository, "private": private, "revision": revision}
+        return cast("Push", (yield from self._call(Request("POST", f"/jobs/{job_id}/push", json=body))))
+
+    @operation
+    def pushes(self, job_id: str) -> Steps[list[Push]]:
+        """List the pushes of a job, the newest request first: status, address of the commit, error."""
+        return cast("list[Push]", (yield from self._get(f"/jobs/{job_id}/pushes"))["data"])
 
     @operation
     def delete_job(self, job_id: str) -> Steps[Job]:

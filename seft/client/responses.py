@@ -166,6 +166,33 @@ class Checkpoint(TypedDict):
     expires_at: str | None
 
 
+class PushError(TypedDict):
+    """Why a try to push has failed."""
+
+    code: str
+    message: str
+
+
+class Push(TypedDict):
+    """A push of a job's result into a repository of the hub. Its status is `pending`, `running`, `pushed` or `failed`.
+
+    `error` is that of the last try that failed.
+    """
+
+    id: str
+    job_id: str
+    repository: str
+    revision: str
+    private: bool
+    status: str
+    commit_url: str | None
+    tries: int
+    next_try_at: str | None
+    error: PushError | None
+    requested_at: str
+    finished_at: str | None
+
+
 class Key(TypedDict):
     """An API key. `secret` is only in the response that created the key."""
 

@@ -1,13 +1,14 @@
 """All operations of the OpenAPI document as calls, for tests of rules that apply to all of them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from core import ids
+from core.tables import Checkpoint
 from tests.api.conftest import Json
 from tests.api.documents import METHODS
 from tests.hollow import TEXTS
@@ -34,7 +35,8 @@ class Operation:
         """Call it with the world's ids in the path, and in the body if that has a dataset or a model."""
         arguments: Json = {"files": {"file": ("texts.jsonl", TEXTS)}} if self.uploads else {}
         own = {"dataset": world["dataset_id"], "model": "tiny"}
-        path = self.path.format_map({**world, "job_id": world["ended_job_id"]} if self.name == "delete_job" else world)
+        ended = self.name in ("delete_job", "push_job")
+        path = self.path.format_map({**world, "job_id": world["ended_job_id"]} if ended else world)
         arguments["params"] = {name: own.get(name, value) for name, value in self.query.items()}
         if self.example is not None:
             arguments["json"] = {name: own.get(name, value) for name, value in self.example.items()}
@@ -53,7 +55,7 @@ def operations(app: FastAPI) -> list[Operation]:
 
 
 def make_world(client: TestClient) -> World:
-    """Create one of every resource over HTTP. The hub must accept the token of the example."""
+    """Create one of every resource over HTTP, except a checkpoint. The hub must accept the token of the example."""
     hub_token = client.put("/hub-token", json={"token": HUB_TOKEN}).json()["id"]
     # A new name each time: the same file under the same name creates no dataset, and a job may use the earlier one.
     dataset = client.post("/datasets", files={"file": (ids.new("file"), TEXTS)}).json()["id"]
@@ -63,6 +65,9 @@ def make_world(client: TestClient) -> World:
         for _ in range(2)
     )
     client.post(f"/jobs/{ended_job}/cancel")
+    with cast("FastAPI", client.app).state.services.sessions.begin() as session:
+        values = {"attempt": 1, "step": 1, "prefix": "p", "sha256": "0", "files": [], "scores": {}}
+        session.add(Checkpoint(id=ids.new("ckpt"), job_id=ended_job, **values))
     key = client.post("/keys", json={"name": "ours"}).json()["id"]
     webhook = client.post("/webhooks", json={"url": "https://example.com/"}).json()["id"]
     import_id = client.post("/imports", json={"name": "ours.jsonl", "bytes": len(TEXTS)}).json()["id"]

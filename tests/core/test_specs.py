@@ -258,7 +258,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (9, "0d6f25bcd5f5ba88"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (10, "e9178601f765867a"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:
@@ -279,6 +279,13 @@ def test_a_stored_request_with_a_single_format_is_read() -> None:
     assert request.output.formats == ("dense",)
     assert request.fingerprint() == JobSpec.model_validate(MINIMAL).fingerprint()
     assert with_defaults(stored)["output"]["formats"] == ["dense"]
+
+
+def test_a_stored_request_without_a_push_is_read() -> None:
+    stored = JobSpec.model_validate(MINIMAL).model_dump(mode="json")
+    stored["output"].pop("push")  # as versions before 10 stored it
+    assert JobSpec.model_validate(stored) == JobSpec.model_validate(MINIMAL)
+    assert JobSpec.model_validate(stored).fingerprint() == JobSpec.model_validate(MINIMAL).fingerprint()
 
 
 @pytest.mark.parametrize(

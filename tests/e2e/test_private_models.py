@@ -1,4 +1,4 @@
-"""A private hub model, from the tenant's token to the checkpoint: the token is used and never leaks."""
+"""A private hub model, from the tenant's token to the checkpoint and back to the hub: the token never leaks."""
 
 import json
 import os
@@ -21,10 +21,12 @@ from seft.client import Client
 from seft.client.errors import ApiProblem
 from tests.e2e.conftest import Service
 from tests.hub import COMMIT, Repo, hub
+from tests.hub_uploads import GITATTRIBUTES, Uploads
+from tests.waiting import wait_for
 from tests.worker.conftest import children_of
 
 TOKEN = "hf_private_to_one_tenant"
-MODEL = "acme/private"
+MODEL, PUSHED = "acme/private", "acme/private-sparse"
 SPEC: dict[str, Any] = {
     "model": MODEL,
     "prune": {"method": "magnitude"},
@@ -33,12 +35,17 @@ SPEC: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def repos(tiny_folder: Path) -> dict[str, Repo]:
+    return {MODEL: Repo(tiny_folder, private=True, readers=(TOKEN,))}
+
+
 @pytest.fixture(autouse=True)
-def cache(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(repos: dict[str, Repo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A hub that accepts the token, and the hub cache of all processes that are started from now on."""
     path = tmp_path / "cache"
-    repos = {MODEL: Repo(tiny_folder, private=True, readers=(TOKEN,))}
-    with hub(repos, {TOKEN: "acme", "hf_theirs": "stranger"}) as endpoint:
+    uploads = Uploads(tmp_path / "repositories", writers=(TOKEN,))
+    with hub(repos, {TOKEN: "acme", "hf_theirs": "stranger"}, None, uploads) as endpoint:
         variables = {"HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(path), "NO_PROXY": "127.0.0.1", "HF_TOKEN": ""}
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -78,10 +85,10 @@ def broker_bytes(service: Service) -> bytes:
 
 
 def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
-    service: Service, cache: Path, tmp_path: Path
+    service: Service, cache: Path, tmp_path: Path, repos: dict[str, Repo]
 ) -> None:
     service.client.give_hub_token(TOKEN)
-    job = service.post(**SPEC)
+    job = service.post(**SPEC, output={"push": {"repository": PUSHED}})
     message = broker_bytes(service)
     assert b"seft" in message
     worker, visible = service.start_worker(), b""
@@ -98,6 +105,7 @@ def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
     report = json.loads(service.backend.storage.read(checkpoint.prefix + "sparsity.json"))
     base = report["facts"]["base"]
     assert (base["reference"], base["kind"], base["revision"]) == (MODEL, "hub", COMMIT)
+    check_push_equals_download(service, job, repos, tmp_path)
     logs = "".join(path.read_text(errors="replace") for path in [service.workers.log, *tmp_path.rglob("log")])
     assert "attempt.succeeded" in logs
     assert "HTTP Request" not in logs, "links to files are signed"
@@ -107,6 +115,17 @@ def test_a_tenants_token_gives_the_worker_its_model_and_leaks_nowhere(
     assert not list(scratch.rglob("*.safetensors"))
 
     check_other_tenant_is_rejected(service)
+
+
+def check_push_equals_download(service: Service, job: str, repos: dict[str, Repo], folder: Path) -> None:
+    wait_for(lambda: service.client.pushes(job)[0]["finished_at"])
+    (push,) = service.client.pushes(job)
+    assert (push["status"], push["repository"]) == ("pushed", PUSHED), push
+    downloaded = {path.name: path.read_bytes() for path in service.client.download(job, folder / "downloaded")}
+    assert {path.name: path.read_bytes() for path in repos[PUSHED].files()} == {
+        **downloaded,
+        ".gitattributes": GITATTRIBUTES,
+    }
 
 
 def check_other_tenant_is_rejected(service: Service) -> None:

@@ -1,10 +1,11 @@
-"""The page of one job: summary, phases, charts, layers, events, checkpoints, request and actions."""
+"""The page of one job: summary, phases, charts, layers, events, checkpoints, pushes, request and actions."""
 
 import json
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
 
 from api.dashboard import layers
 from api.dashboard.actions import ACTIONS, available_actions
@@ -12,13 +13,16 @@ from api.dashboard.events import event_line
 from api.dashboard.phases import stage_progress
 from api.dashboard.render import go, page
 from api.dashboard.snippets import request_snippets
-from api.dashboard.visitors import Signed, Submitted
-from api.deps import CurrentServices
+from api.dashboard.visitors import Signed, Submitted, Visitor
+from api.deps import CurrentServices, Services
 from api.etags import tagged
+from api.flaws import flaws_of_model
 from api.query import require_known_parameters
+from api.schemas.pushes import PushRequest
 from api.schemas.reports import EventView
 from api.schemas.shared import LARGEST_STEP
 from api.usecases import jobs as usecases
+from api.usecases import pushes
 from core.errors import Code, ProblemError
 from core.jobs import jobs, reports
 from core.states import PHASE_BEGAN, TOPOLOGY_EVOLVED
@@ -42,6 +46,20 @@ router = APIRouter(prefix="/jobs/{job_id}")
 @router.get("")
 def show(request: Request, services: CurrentServices, visitor: Signed, job_id: JobId, refused: str = "") -> Response:
     """Show the page of a job. `refused` is the name of an action that has just been rejected."""
+    return _page(request, services, visitor, job_id, refused=refused)
+
+
+def _page(
+    request: Request,
+    services: Services,
+    visitor: Visitor,
+    job_id: str,
+    *,
+    refused: str = "",
+    repository: str = "",
+    problem: str = "",
+) -> Response:
+    """Show the page of a job. `problem` says why the result cannot be pushed to `repository`."""
     with services.sessions.begin() as session:
         row = jobs.get(session, visitor.caller.tenant, job_id)
         job = usecases.detail(services, session, row)
@@ -58,6 +76,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         request,
         visitor,
         "job.html",
+        status=422 if problem else 200,
         job=job,
         datasets=datasets,
         stages=stage_progress(job, began),
@@ -65,6 +84,9 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,
         checkpoints=checkpoints,
+        pushes=pushes.list_all(services, visitor.caller, job_id),
+        repository=repository,
+        problem=problem,
         layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
         actions=available_actions(job) if visitor.may_write else [],
         refused=ACTIONS[refused].label if refused in ACTIONS else "",
@@ -127,6 +149,24 @@ def download(services: CurrentServices, visitor: Signed, job_id: JobId, checkpoi
         raise ProblemError(Code.NOT_FOUND, f"The job {job_id} has no file {name!r}. Its page lists its files.")
     link = services.storage.link(matches[0].prefix + name, saved_as=name.rpartition("/")[2])
     return RedirectResponse(link, 303, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/push")
+def push(request: Request, services: CurrentServices, visitor: Signed, form: Submitted, job_id: JobId) -> Response:
+    """Push the result into the repository that the form names, then show the job's page again."""
+    name = str(form.get("repository") or "").strip()
+    try:
+        pushes.push(services, visitor.caller, job_id, PushRequest.model_validate({"repository": name}))
+    except ValidationError as error:
+        flaw = flaws_of_model(PushRequest, error)[0]
+        problem = f"{flaw.rule}. {flaw.way_out}"
+    except ProblemError as error:
+        if error.code is Code.NOT_FOUND:
+            raise
+        problem = error.message
+    else:
+        return go(f"/jobs/{job_id}")
+    return _page(request, services, visitor, job_id, repository=name, problem=problem)
 
 
 @router.post("/delete")

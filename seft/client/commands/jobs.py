@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seft.client.responses import Event, Job, Json
+from seft.client.responses import Event, Job, Json, Push
 from seft.client.shell import (
     AsJson,
     Exit,
@@ -42,6 +42,9 @@ def create(
         str | None,
         typer.Option(help="Evaluate on this dataset, not on a part of --dataset: an id, or a file to upload."),
     ] = None,
+    push: Annotated[
+        str | None, typer.Option(help="Push the result into this repository of the hub.", metavar="OWNER/NAME")
+    ] = None,
     settings: Set = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request returns the same job.")
@@ -50,7 +53,11 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a job."""
-    given = {"repair.retain_dataset": retain_dataset, "evaluate.dataset": evaluate_dataset}
+    given = {
+        "repair.retain_dataset": retain_dataset,
+        "evaluate.dataset": evaluate_dataset,
+        "output.push.repository": push,
+    }
     spec: Json = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
     spec |= assigned([*(settings or []), *(f"{name}={text}" for name, text in given.items() if text is not None)])
     options = {"--dataset": dataset, "--retain-dataset": retain_dataset, "--evaluate-dataset": evaluate_dataset}
@@ -188,6 +195,31 @@ def download(
 
 
 @app.command()
+def push(
+    job_id: str,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME")],
+    *,
+    public: Annotated[bool, typer.Option("--public", help="Make a repository public that the push creates.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch of the repository, created if missing.")] = "main",
+    as_json: AsJson = False,
+) -> None:
+    """Push the result of a job into a repository of the Hugging Face hub, or push it again."""
+    with connected(as_json) as service:
+        pushed = service.push(job_id, repository, private=not public, revision=revision)
+        show(pushed, as_json, f"{job_id}  {_push_line(pushed)}")
+
+
+@app.command()
+def pushes(job_id: str, as_json: AsJson = False) -> None:
+    """List the pushes of a job: repository, status, and the address of the commit or the error."""
+    with connected(as_json) as service:
+        found = service.pushes(job_id)
+        head = ("repository", "branch", "status", "commit or error")
+        rows = ((each["repository"], each["revision"], each["status"], _push_result(each)) for each in found)
+        show_rows(found, as_json, head, rows)
+
+
+@app.command()
 def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], as_json: AsJson = False) -> None:
     """Compare jobs: the fields in which their requests differ, and their results."""
     with connected(as_json) as service:
@@ -195,6 +227,14 @@ def compare(job_ids: Annotated[list[str], typer.Argument(metavar="JOB_ID...")], 
         rows = list(_differences(jobs))
         answers = [{"field": name, "values": values} for name, values in rows]
         show_rows(answers, as_json, ("", *job_ids), ([name, *map(_word, values)] for name, values in rows))
+
+
+def _push_line(push: Push) -> str:
+    return "  ".join(filter(None, [push["status"], f"{push['repository']}@{push['revision']}", _push_result(push)]))
+
+
+def _push_result(push: Push) -> str:
+    return push["commit_url"] or (push["error"] or {"message": ""})["message"]
 
 
 def _uploaded(service: Any, dataset: str) -> str:

@@ -309,6 +309,15 @@ def test_a_hub_token_is_read_from_a_pipe_shown_and_deleted(hub_with_token: None,
     assert shell.run("hub-token", "show").exit_code == Exit.REFUSED
 
 
+def test_a_result_is_pushed_by_its_job_or_later(hub_with_token: None, shell: Shell, data: Path) -> None:
+    shell.run("hub-token", "set", typed="hf_example")
+    job_id = create(shell, data, "--push", "acme/sparse")["id"]
+    assert succeed(shell.service, CONTENT) == job_id
+    (requested,) = shell.json("jobs", "pushes", job_id)
+    assert shell.json("jobs", "push", job_id, "acme/sparse") == requested
+    assert shell.run("jobs", "push", job_id, "acme/sparse").stdout == f"{job_id}  pending  acme/sparse@main\n"
+
+
 def test_watching_a_job_that_does_not_succeed_ends_with_an_exit_code(shell: Shell, data: Path) -> None:
     job_id = create(shell, data)["id"]
     shell.run("jobs", "cancel", job_id)

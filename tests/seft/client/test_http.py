@@ -74,6 +74,15 @@ def test_each_action_on_a_job_is_a_post_to_its_path(script: Script, client: Clie
     assert [(method, path) for method, path, _, _ in script.requests] == [("POST", path) for path in paths]
 
 
+def test_a_push_names_the_repository_and_its_branch(script: Script, client: Client) -> None:
+    script.will_answer({"id": "push_1"}, status=202)
+    script.will_answer({"data": [{"id": "push_1"}]})
+    assert client.push("job_1", "acme/sparse", private=False)["id"] == client.pushes("job_1")[0]["id"]
+    (method, path, _, content), (_, listed, _, _) = script.requests
+    assert (method, path, listed) == ("POST", "/jobs/job_1/push", "/jobs/job_1/pushes")
+    assert json.loads(content) == {"repository": "acme/sparse", "private": False, "revision": "main"}
+
+
 def test_an_address_of_another_server_is_reported(script: Script, client: Client) -> None:
     script.will_answer(b"", status=301, Location="https://other.example/")
     with pytest.raises(ApiProblem, match="HTTP 301"):

@@ -10,6 +10,7 @@ from api.schemas import imports as import_schemas
 from api.schemas import jobs as job_schemas
 from api.schemas import keys as key_schemas
 from api.schemas import models as model_schemas
+from api.schemas import pushes as push_schemas
 from api.schemas import reports as report_schemas
 from api.schemas import shared as shared_schemas
 from api.schemas import webhooks as webhook_schemas
@@ -28,6 +29,8 @@ from seft.client import responses
         (responses.File, shared_schemas.FileView),
         (responses.CheckpointFile, report_schemas.CheckpointFileView),
         (responses.Checkpoint, report_schemas.CheckpointView),
+        (responses.Push, push_schemas.PushView),
+        (responses.PushError, push_schemas.PushErrorView),
         (responses.Key, key_schemas.KeySecret),
         (responses.Webhook, webhook_schemas.WebhookSecret),
         (responses.Try, webhook_schemas.TryView),

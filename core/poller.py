@@ -2,6 +2,8 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 from typing_extensions import override
@@ -15,7 +17,7 @@ log = structlog.get_logger(__name__)
 class Poller(threading.Thread, ABC):
     """A daemon thread that polls for due work. Errors are logged and do not end it.
 
-    Every API process has one thread of each kind. Rows are claimed, so no two threads process the same row.
+    Several processes have a thread of the same kind. Rows are claimed, so no two threads process the same row.
     """
 
     def __init__(self, name: str) -> None:
@@ -36,3 +38,27 @@ class Poller(threading.Thread, ABC):
     @abstractmethod
     def poll(self) -> int:
         """Process due work and return the number of processed items. If it returns 0, the thread pauses."""
+
+
+@contextmanager
+def renewed(renew: Callable[[], object], seconds: float, name: str) -> Iterator[None]:
+    """Call `renew` every `seconds` seconds in a thread while the `with` block runs. Errors are logged.
+
+    A claim of a row is a lease. Work that takes longer than the lease renews it in this way.
+    """
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            try:
+                renew()
+            except Exception as error:
+                log.warning(f"{name}.lease", error=str(error))
+
+    thread = threading.Thread(target=repeat, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

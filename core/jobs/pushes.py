@@ -1,0 +1,183 @@
+"""Pushes: results of jobs that are copied into repositories of the model hub, with the hub token of the tenant.
+
+A push is a row. It is written in the transaction that publishes the result, or by a request for a finished job. A
+worker claims the row for `LEASE`, copies the files, and records the result. If it dies, another worker claims the row
+and tries again. A push that fails changes neither the job's status nor its result.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from core import ids, turns
+from core.errors import Code, ProblemError
+from core.jobs.transitions import STATUS_EVENT_PREFIX, record_event
+from core.spec_parts import PushSpec
+from core.states import PushState, Status, Transition
+from core.tables import Checkpoint, Job, Json, Push
+from core.turns import Queue
+from core.webhooks import JITTER, RETRY_DELAYS
+
+CLAIM_LOCK = 0x5EF74
+"""Advisory lock of a claim. The number must differ from those of all other advisory locks.
+
+It makes one claim see the turns and the running pushes of the claims before it.
+"""
+LEASE = timedelta(seconds=60)
+MAX_TRIES = len(RETRY_DELAYS) + 1
+"""Maximum number of tries. All tries together take more than two days, as those of a webhook's message."""
+MAX_TARGETS = 100
+"""Maximum number of branches into which the result of one job is pushed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedPush:
+    """A push that was claimed, with everything that is needed to do it."""
+
+    id: str
+    number: int
+    """Number of this try, from 1. The result is recorded only if no newer try exists."""
+    tenant: str
+    job_id: str
+    repository: str
+    revision: str
+    private: bool
+    prefix: str
+    files: list[Json] | None
+    """The files of the checkpoint, whose keys begin with `prefix`. None if the checkpoint was deleted."""
+
+
+def add_requested(session: Session, tenant: str, job_id: str, checkpoint_id: str, target: PushSpec) -> None:
+    """Add the push that the request of a job asks for, if any. The checkpoint was just published."""
+    if target.repository is not None:
+        _add(session, tenant, job_id, checkpoint_id, target)
+
+
+def request(session: Session, job: Job, target: PushSpec) -> Push:
+    """Push the newest checkpoint of a job. Return the row.
+
+    A push to the same branch that has finished starts again; one that has not finished is returned as it is. Raises
+    CONFLICT if the job has no checkpoint, and LIMIT_REACHED if its result is pushed to `MAX_TARGETS` branches.
+    """
+    # The locks keep the checkpoint and the job, and make other requests wait. A deletion locks in the same order.
+    newest = select(Checkpoint.id).where(Checkpoint.job_id == job.id).order_by(Checkpoint.id.desc()).limit(1)
+    checkpoint_id = session.scalar(newest.with_for_update(read=True, key_share=True))
+    session.scalar(select(Job.id).where(Job.id == job.id).with_for_update())
+    if checkpoint_id is None:
+        what = "its checkpoint was deleted" if job.status == Status.SUCCEEDED else f"it is {job.status}"
+        message = f"{job.id} has no checkpoint to push: {what}. Push the result of a job that has succeeded."
+        raise ProblemError(Code.CONFLICT, message)
+    same = (Push.job_id == job.id, Push.repository == target.repository, Push.revision == target.revision)
+    row = session.scalar(select(Push).where(*same).with_for_update())
+    if row is None:
+        if (session.scalar(select(func.count()).where(Push.job_id == job.id)) or 0) >= MAX_TARGETS:
+            message = f"The result of a job can be pushed to at most {MAX_TARGETS} branches."
+            raise ProblemError(Code.LIMIT_REACHED, message)
+        row = _add(session, job.tenant, job.id, checkpoint_id, target)
+    elif row.due_at is None:
+        row.checkpoint_id, row.private, row.state, row.tries = checkpoint_id, target.private, PushState.PENDING, 0
+        row.error = row.commit_url = row.finished_at = None
+        row.requested_at = row.due_at = func.now()
+    session.flush()
+    session.refresh(row)
+    return row
+
+
+def list_all(session: Session, job_id: str) -> list[Push]:
+    """Return the pushes of a job, the newest request first."""
+    query = select(Push).where(Push.job_id == job_id).order_by(Push.requested_at.desc(), Push.id.desc())
+    return list(session.scalars(query))
+
+
+def claim(session: Session) -> ClaimedPush | None:
+    """Claim the next due push for `LEASE`. Returns None if no push is due. Tenants take turns, as for imports."""
+    due = Push.due_at < func.now()
+    if session.scalar(select(Push.id).where(due).limit(1)) is None:
+        return None
+    session.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+    waiting = session.scalars(select(Push.tenant).where(due).distinct()).all()
+    working = select(Push.tenant, func.count()).where(Push.state == PushState.RUNNING, Push.due_at >= func.now())
+    in_work = dict(session.execute(working.group_by(Push.tenant)).all())
+    for tenant, start in turns.order(session, Queue.PUSHES, waiting, in_work):
+        query = select(Push).where(due, Push.tenant == tenant).order_by(Push.due_at).limit(1)
+        if row := session.scalar(query.with_for_update(skip_locked=True)):
+            turns.take(session, Queue.PUSHES, tenant, start)
+            row.state, row.tries, row.due_at = PushState.RUNNING, row.tries + 1, func.now() + LEASE
+            session.flush()
+            checkpoint = session.get(Checkpoint, row.checkpoint_id) if row.checkpoint_id else None
+            return ClaimedPush(
+                id=row.id,
+                number=row.tries,
+                tenant=row.tenant,
+                job_id=row.job_id,
+                repository=row.repository,
+                revision=row.revision,
+                private=row.private,
+                prefix=checkpoint.prefix if checkpoint else "",
+                files=checkpoint.files if checkpoint else None,
+            )
+    return None
+
+
+def renew(session: Session, push: ClaimedPush) -> bool:
+    """Extend the lease of a claimed push. Returns False if it was deleted, or if another worker has claimed it."""
+    mine = (Push.id == push.id, Push.tries == push.number, Push.state == PushState.RUNNING)
+    change = update(Push).where(*mine).values(due_at=func.now() + LEASE).returning(Push.id)
+    return session.execute(change, execution_options={"synchronize_session": False}).first() is not None
+
+
+def record_success(session: Session, push: ClaimedPush, commit_url: str) -> None:
+    """Record that the result is in the repository, and write the event. Nothing is written in the cases of `renew`."""
+    if row := _lock(session, push):
+        row.state, row.commit_url, row.error, row.due_at = PushState.PUSHED, commit_url, None, None
+        row.finished_at = func.now()
+        _record_event(session, push, Transition.PUSHED, {"commit_url": commit_url})
+
+
+def record_failure(session: Session, push: ClaimedPush, code: str, message: str, *, retry: bool) -> None:
+    """Record that a try has failed. With `retry`, the push is tried again later, up to `MAX_TRIES` times.
+
+    Otherwise it has failed, and the event is written. Nothing is written in the cases of `renew`.
+    """
+    if row := _lock(session, push):
+        row.error = {"code": code, "message": message}
+        if retry and push.number < MAX_TRIES:
+            delay = RETRY_DELAYS[push.number - 1] * secrets.choice(JITTER)
+            row.state, row.due_at = PushState.PENDING, func.now() + timedelta(seconds=delay)
+            return
+        row.state, row.due_at, row.finished_at = PushState.FAILED, None, func.now()
+        _record_event(session, push, Transition.PUSH_FAILED, {"error": row.error})
+
+
+def _add(session: Session, tenant: str, job_id: str, checkpoint_id: str, target: PushSpec) -> Push:
+    session.flush()  # the checkpoint must be there
+    row = Push(
+        id=ids.new("push"),
+        tenant=tenant,
+        job_id=job_id,
+        checkpoint_id=checkpoint_id,
+        repository=target.repository,
+        revision=target.revision,
+        private=target.private,
+        state=PushState.PENDING,
+        due_at=func.now(),
+    )
+    session.add(row)
+    return row
+
+
+def _lock(session: Session, push: ClaimedPush) -> Push | None:
+    """Lock and return the row of a claimed push. Returns None in the cases in which `renew` returns False."""
+    session.scalar(select(Job.id).where(Job.id == push.job_id).with_for_update())  # first, as in its deletion
+    mine = (Push.id == push.id, Push.tries == push.number, Push.state == PushState.RUNNING)
+    return session.scalar(select(Push).where(*mine).with_for_update())
+
+
+def _record_event(session: Session, push: ClaimedPush, change: Transition, data: Json) -> None:
+    row = update(Job).where(Job.id == push.job_id).values(updated_at=func.now()).returning(Job.attempt)
+    attempt = session.execute(row, execution_options={"synchronize_session": False}).scalar_one()
+    target = {"repository": push.repository, "revision": push.revision}
+    record_event(session, push.job_id, attempt, f"{STATUS_EVENT_PREFIX}{change}", {**target, **data})

@@ -1,0 +1,120 @@
+"""Pushes of a result over HTTP and on the job's page: what is refused at the door, and who sees what."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.testclient import TestClient
+
+from core.jobs import pushes
+from tests.api.conftest import Json, NewClient, problem
+from tests.api.dashboard.conftest import ROOT, NewBrowser, new_browser, secret, visible
+from tests.hub import hub, use_hub
+from tests.hub_uploads import Uploads
+
+__all__ = ["new_browser", "secret"]
+
+WRITER, READER = "hf_writes", "hf_reads"
+TARGET = {"repository": "acme/sparse"}
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    uploads = Uploads(tmp_path / "repositories", writers=(WRITER,))
+    with hub({}, {WRITER: "acme", READER: "acme"}, None, uploads) as endpoint:
+        use_hub(monkeypatch, endpoint, tmp_path / "cache")
+        yield
+
+
+def give(client: TestClient, token: str) -> None:
+    assert client.put("/hub-token", json={"token": token}).status_code == 200
+
+
+def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
+    client: TestClient, new_client: NewClient, result: str, sessions: sessionmaker[Session]
+) -> None:
+    give(client, WRITER)
+    path = f"/jobs/{result}/push"
+    first = client.post(path, json=TARGET)
+    assert (first.status_code, first.json()["status"]) == (202, "pending"), first.text
+    assert client.post(path, json=TARGET).json() == first.json(), "it is not finished"
+    assert client.get(f"/jobs/{result}/pushes").json() == {"data": [first.json()]}
+    assert client.get("/audit", params={"limit": 1}).json()["data"][0]["action"] == "push_job"
+    stranger = new_client("theirs")
+    give(stranger, WRITER)
+    problem(stranger.post(path, json=TARGET), 404, "not_found")
+    problem(stranger.get(f"/jobs/{result}/pushes"), 404, "not_found")
+
+    with sessions.begin() as session:
+        claimed = pushes.claim(session)
+        assert claimed is not None
+        pushes.record_failure(session, claimed, "hub_refused", "It was refused.", retry=False)
+    failed = client.get(f"/jobs/{result}/pushes").json()["data"][0]
+    assert (failed["status"], failed["error"]["message"], failed["finished_at"] is None) == (
+        "failed",
+        "It was refused.",
+        False,
+    )
+    again = client.post(path, json=TARGET).json()
+    assert again == {**first.json(), "requested_at": again["requested_at"], "next_try_at": again["next_try_at"]}
+    assert client.get(f"/jobs/{result}/events").json()["data"][-1]["type"] == "job.push_failed"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        (None, "acme/sparse", "needs a hub token"),
+        (READER, "acme/sparse", "the token can only read"),
+        (WRITER, "stranger/sparse", "must belong to the account of your hub token"),
+        (WRITER, "sparse", "should match pattern"),
+        (WRITER, "acme/a--b", "Cannot have -- or .."),
+    ],
+)
+def test_a_push_that_must_fail_is_refused_with_the_way_out(
+    client: TestClient, body: Json, result: str, refused: tuple[str | None, str, str]
+) -> None:
+    token, repository, rule = refused
+    if token:
+        give(client, token)
+    target = {"repository": repository}
+    report = problem(client.post("/jobs", json=body | {"output": {"push": target}}), 422, "invalid_request")
+    assert (report["param"], rule in report["errors"][0]["rule"]) == ("output.push.repository", True), report
+    report = problem(client.post(f"/jobs/{result}/push", json=target), 422, "invalid_request")
+    assert (report["param"], rule in report["errors"][0]["rule"]) == ("repository", True), report
+
+
+def test_a_job_is_taken_while_the_hub_is_down_and_refused_if_it_must_not_be_used(
+    client: TestClient, body: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(client, WRITER)
+    pushing = body | {"output": {"push": TARGET}}
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    created = client.post("/jobs", json=pushing)
+    assert created.status_code == 202, created.text
+    assert created.json()["spec"]["output"]["push"] == {**TARGET, "private": True, "revision": "main"}
+    report = problem(client.post(f"/jobs/{created.json()['id']}/push", json=TARGET), 409, "conflict")
+    assert "has no checkpoint to push: it is queued" in report["detail"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in problem(client.post("/jobs", json=pushing), 422, "invalid_request")["detail"]
+
+
+def test_the_page_of_a_job_pushes_its_result(
+    client: TestClient, new_browser: NewBrowser, result: str, sessions: sessionmaker[Session]
+) -> None:
+    browser, path = new_browser(), f"/jobs/{result}"
+    refused = browser.submit(f"{path}/push", {"repository": "acme/sparse"})
+    assert (refused.status_code, "needs a hub token of your tenant" in visible(refused.text)) == (422, True)
+    give(client, WRITER)
+    assert browser.submit(f"{path}/push", {"repository": "sparse"}).status_code == 422
+    assert browser.submit(f"{path}/push", {"repository": " acme/sparse "}).headers["location"] == ROOT + path
+    assert ">pending<" in browser.show(path)
+    with sessions.begin() as session:
+        claimed = pushes.claim(session)
+        assert claimed is not None
+        pushes.record_success(session, claimed, "https://hub.example/acme/sparse/commit/0")
+    page = browser.show(path)
+    assert 'href="https://hub.example/acme/sparse/commit/0"' in page
+    assert "Pushed to acme/sparse" in visible(page)
+    assert new_browser("theirs").submit(f"{path}/push", TARGET).status_code == 404

@@ -1,0 +1,191 @@
+"""Copy the files of a checkpoint from the object storage into a repository of the model hub, in one commit.
+
+A file is sent while it is read from the storage, in blocks, one file at a time. So a push needs no disk, and little
+memory. `huggingface_hub` sends such a stream by the LFS protocol of the hub, which mirrors know too, and not by Xet.
+A file that the hub already has is not sent again, so a push that was interrupted goes on with the file after those.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+
+import huggingface_hub as hub
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from httpx2 import Client, HTTPError, Timeout
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from core import __version__
+from core.infra.storage import Storage, is_missing
+from core.jobs.pushes import ClaimedPush
+from core.tables import Json
+from seft.models.model_files import CONFIG, INDEX, is_weights
+from seft.storable import printable
+
+TIMEOUT = Timeout(60.0, read=300.0)
+"""Seconds without progress after which a request fails. Most requests of `huggingface_hub` set no limit themselves. The
+answer to a large commit may take minutes.
+"""
+TEMPORARY = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.CONFLICT,
+    HTTPStatus.PRECONDITION_FAILED,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
+"""Statuses between 400 and 499 after which the same request may succeed later. 412: another commit came first."""
+SMALL_BYTES = 16 << 20
+"""Largest file whose content is compared with that of a Git object. The hub keeps larger ones in LFS."""
+MESSAGE_CHARACTERS = 500
+DENIED_WAY_OUT = (
+    "Store a token with write access to the repository with PUT /hub-token, and push again with POST /jobs/{}/push."
+)
+AGAIN = "Correct this, and push again with POST /jobs/{}/push."
+
+
+class PushError(Exception):
+    """A try to push has failed. `retry` says whether a later try may succeed without a change by the tenant."""
+
+    def __init__(self, code: str, message: str, *, retry: bool) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry = code, message, retry
+
+
+def configure() -> None:
+    """Make `huggingface_hub` fit a service: no request waits without limit, and nothing but errors is printed.
+
+    Its warnings contain signed links, and one says of every file that it is not sent by Xet.
+    """
+    disable_progress_bars()
+    for module in ("_commit_api", "utils._http"):
+        logging.getLogger(f"huggingface_hub.{module}").setLevel(logging.ERROR)
+
+    def make() -> Client:
+        client = default_client_factory()
+        client.timeout = TIMEOUT
+        return client
+
+    hub.set_client_factory(make)
+
+
+def upload(storage: Storage, token: str, push: ClaimedPush, is_mine: Callable[[], bool]) -> str:
+    """Make the repository contain the files of the checkpoint, and return the URL of the commit that does.
+
+    The repository and the branch are created if they do not exist. If the branch already contains the files, for
+    example because a worker died after its commit, no commit is made. Weights of another model, which a loader would
+    mix with those of the checkpoint, are deleted in the same commit. All other files are kept.
+
+    `is_mine` is called before the commit. Nothing is committed if it returns False, or if another commit came first.
+    Raises PushError.
+    """
+    if push.files is None:
+        message = f"The checkpoint of {push.job_id} was deleted before it was pushed. Create the job again."
+        raise PushError("checkpoint_deleted", message, retry=False)
+    try:
+        return _upload(storage, hub.HfApi(token=token), push, push.files, is_mine)
+    except PushError:
+        raise
+    except Exception as error:
+        raise _push_error(error, push, token) from error
+
+
+def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Json], is_mine: Callable[[], bool]) -> str:
+    name, branch = push.repository, push.revision
+    api.create_repo(name, private=push.private, exist_ok=True)
+    if branch != constants.DEFAULT_REVISION:
+        api.create_branch(name, branch=branch, exist_ok=True)
+    commit = api.model_info(name, revision=branch).sha
+    entries = api.list_repo_tree(name, revision=commit)
+    present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    changes: list[CommitOperationAdd | CommitOperationDelete] = []
+    for file in files:
+        if not _is_present(storage, push, file, present.get(file["name"])):
+            addition = _addition(storage, push, file)
+            # An empty .gitignore, because that of the repository could exclude files of the model.
+            api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="", free_memory=False)
+            changes.append(addition)
+    changes += [CommitOperationDelete(path, is_folder=False) for path in _outdated(present, files)]
+    if changes:
+        if not is_mine():
+            raise PushError("interrupted", "Another worker has taken over this push.", retry=True)
+        commit = api.create_commit(
+            name,
+            changes,
+            commit_message=f"Push the result of {push.job_id}",
+            commit_description=f"Pushed by SEFT {__version__}.",
+            revision=branch,
+            parent_commit=commit,
+        ).oid
+    return f"{api.endpoint}/{name}/commit/{commit}"
+
+
+def _is_present(storage: Storage, push: ClaimedPush, file: Json, entry: RepoFile | None) -> bool:
+    """Return whether a file of the repository has the content of the checkpoint's file."""
+    if entry is None or entry.size != file["size"]:
+        return False
+    if entry.lfs is not None:
+        return bool(entry.lfs.sha256 == file["sha256"])
+    if entry.size > SMALL_BYTES:
+        return False
+    content = storage.read(push.prefix + file["name"])
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob_id  # noqa: S324 (Git's hash)
+
+
+def _addition(storage: Storage, push: ClaimedPush, file: Json) -> CommitOperationAdd:
+    """Return the change that adds a file. This reads the whole object once, to compute its SHA-256."""
+    addition = CommitOperationAdd(file["name"], storage.open(push.prefix + file["name"]))
+    if (actual := addition.upload_info.sha256.hex()) != file["sha256"]:
+        message = (
+            f"{file['name']} must have the sha256 {file['sha256']}; it has {actual}. It is damaged in the storage."
+        )
+        raise PushError("checkpoint_damaged", f"{message} Create the job again.", retry=False)
+    return addition
+
+
+def _outdated(present: dict[str, RepoFile], files: list[Json]) -> list[str]:
+    """Return the names of weights in the repository that a loader would mix with those of a dense checkpoint."""
+    names = {file["name"] for file in files}
+    return [path for path in present if CONFIG in names and path not in names and (is_weights(path) or path == INDEX)]
+
+
+def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
+    """Return the error of a library as the error of a try, with the way out. The text never contains the token."""
+    to = f"to {push.repository}"
+    if isinstance(error, OfflineModeIsEnabled):
+        message = f"The service cannot push {to}, because HF_HUB_OFFLINE is set. Ask the operator."
+        return PushError("hub_offline", message, retry=False)
+    if isinstance(error, ClientError) and is_missing(error):
+        message = f"A file of the checkpoint of {push.job_id} is no longer in the storage. Create the job again."
+        return PushError("checkpoint_deleted", message, retry=False)
+    if isinstance(error, BotoCoreError | Boto3Error | ClientError):
+        message = "The object storage did not answer. The push is tried again."
+        return PushError("storage_unreachable", message, retry=True)
+    if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
+        return PushError("hub_refused", f"The hub refused the push {to}: {_shown(error, token)}", retry=False)
+    if isinstance(error, HfHubHTTPError):
+        return _hub_error(error, push, token)
+    # An error of an upload has its reason as its cause. Texts of HTTP errors are left out: they have signed links.
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    said = type(cause).__name__ if isinstance(cause, HTTPError) else _shown(cause, token)
+    return PushError("hub_unreachable", f"The push {to} failed: {said}. It is tried again.", retry=True)
+
+
+def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushError:
+    status = error.response.status_code
+    reason = _shown(error.server_message or "", token).rstrip(". ")
+    said = f"It answered with status {status}{': ' if reason else ''}{reason}."
+    if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in TEMPORARY:
+        message = f"The hub did not take the push to {push.repository}. {said} The push is tried again."
+        return PushError("hub_unreachable", message, retry=True)
+    denied = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
+    way_out = (DENIED_WAY_OUT if denied else AGAIN).format(push.job_id)
+    return PushError("hub_refused", f"The hub refused the push to {push.repository}. {said} {way_out}", retry=False)
+
+
+def _shown(text: object, token: str) -> str:
+    return printable(str(text).replace(token, "…")[:MESSAGE_CHARACTERS])
