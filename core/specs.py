@@ -30,7 +30,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 9
+SPEC_VERSION = 10
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -230,6 +230,13 @@ class JobSpec(Spec):
         """True if the job trains all nonzeros in place."""
         config = self.repair_config()
         return config is not None and config.trains_all
+
+    def zeros(self, parameters: int, targets: int) -> int:
+        """Return about how many of the `parameters` weights of a model will be zero, of which `targets` are pruned.
+
+        With the sparsity 0, the zeros of the model are not known, and the result is 0.
+        """
+        return round(self.sparsity * (parameters if self.sparsity_of is SparsityOf.MODEL else targets))
 
     @property
     def retained_tokens(self) -> int:
