@@ -11,7 +11,7 @@ from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
 from api.dashboard.phases import stage_progress
 from api.dashboard.render import go, page
-from api.dashboard.snippets import request_snippets
+from api.dashboard.snippets import request_snippets, run_commands
 from api.dashboard.visitors import Signed, Submitted
 from api.deps import CurrentServices
 from api.etags import tagged
@@ -65,6 +65,7 @@ def show(request: Request, services: CurrentServices, visitor: Signed, job_id: J
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,
         checkpoints=checkpoints,
+        commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
         layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
         actions=available_actions(job) if visitor.may_write else [],
         refused=ACTIONS[refused].label if refused in ACTIONS else "",
