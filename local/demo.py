@@ -28,7 +28,7 @@ SPEC: Json = {
     "model": MODEL,
     "sparsity": SPARSITY,
     "prune": {"calibration": {"samples": 8, "tokens": 512}},
-    "repair": {"steps": 20, "retain_tokens": 4096},
+    "repair": {"steps": 14, "retain_tokens": 4096},
     "evaluate": {"held_out": 0.1, "windows": 8, "tokens": 512},
     "output": {"formats": ["dense", "compact"]},
     "suffix": "demo",
