@@ -340,8 +340,9 @@ class OutputSpec(Spec):
     ] = Field(
         default=(OutputFormat.DENSE,),
         description="Formats in which the model is published. Each keeps every zero. `dense` is a Hugging Face folder"
-        " in bfloat16; only with it can another job use the result. The others are one GGUF file for llama.cpp, with"
-        " the same values (`gguf_bf16`) or with 8 or 4 bits per weight (`gguf_q8_0`, `gguf_q4_0`).",
+        " in bfloat16; only with it can another job use the result. Each of the others is one file. `compact` has the"
+        " same model and takes little space for zeros. GGUF is for llama.cpp, with the same values (`gguf_bf16`) or"
+        " with 8 or 4 bits per weight (`gguf_q8_0`, `gguf_q4_0`).",
         json_schema_extra={"minItems": 1, "uniqueItems": True},
     )
     retention_days: Integer = Field(

@@ -231,6 +231,13 @@ class JobSpec(Spec):
         config = self.repair_config()
         return config is not None and config.trains_all
 
+    def zeros(self, parameters: int, targets: int) -> int:
+        """Return about how many of the `parameters` weights of a model will be zero, of which `targets` are pruned.
+
+        With the sparsity 0, the zeros of the model are not known, and the result is 0.
+        """
+        return round(self.sparsity * (parameters if self.sparsity_of is SparsityOf.MODEL else targets))
+
     @property
     def retained_tokens(self) -> int:
         """Largest number of tokens of retained text. A small dataset has fewer."""

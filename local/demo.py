@@ -28,14 +28,18 @@ SPEC: Json = {
     "model": MODEL,
     "sparsity": SPARSITY,
     "prune": {"calibration": {"samples": 8, "tokens": 512}},
-    "repair": {"steps": 20, "retain_tokens": 4096},
+    "repair": {"steps": 14, "retain_tokens": 4096},
     "evaluate": {"held_out": 0.1, "windows": 8, "tokens": 512},
+    "output": {"formats": ["dense", "compact"]},
     "suffix": "demo",
 }
 """Request of a job that takes minutes on two cores and still lowers the perplexity visibly."""
 
 MODELS = ("dense", "pruned", "repaired")
+COMPACT = "model.seft"
 PROMPT = "The for statement in Python is used to"
+TOKENS = 32
+"""Number of tokens that a measurement of the speed generates."""
 GENERATE = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,8 +59,11 @@ def demonstrate(url: str, api_key: str) -> None:
         files = service.download(job["id"], checkpoint)
         console.print(f"\nDownloaded {len(files)} files; every SHA-256 is correct.")
         stats = CheckpointStats.read(checkpoint)
-        console.print(table(job, stats))
+        console.print(table(job, stats, checkpoint / COMPACT))
         console.print(f"Text that the checkpoint generates with transformers:\n  {generate(checkpoint)}")
+        console.print("\n`seft generate` on this CPU, one run of each model after the other:")
+        for name, model in (("dense", gguf_path()), ("sparse, from the compact file", checkpoint / COMPACT)):
+            console.print(f"  {name}: {speed(model)}")
     require_success(job, stats)
 
 
@@ -95,7 +102,7 @@ def write_topics(path: Path) -> Path:
     return path
 
 
-def table(job: Job, stats: CheckpointStats) -> Table:
+def table(job: Job, stats: CheckpointStats, compact: Path) -> Table:
     """Return a table of the results: the perplexities of the job, and measurements of the downloaded files."""
     scores = job["scores"]
     rows = Table(box=None, show_header=False, pad_edge=False)
@@ -108,7 +115,7 @@ def table(job: Job, stats: CheckpointStats) -> Table:
         (f"zeros in the pruned layers ({SPARSITY:.0%} requested)", f"{stats.sparsity(stats.linears):.2%}"),
         ("zeros in the whole model", f"{stats.sparsity(list(stats.tensors)):.2%}"),
         ("downloaded weights, bfloat16", f"{stats.bytes / 1e6:.0f} MB"),
-        ("  after gzip -1", f"{stats.deflated_bytes / 1e6:.0f} MB"),
+        ("  the same model in the compact file", f"{compact.stat().st_size / 1e6:.0f} MB"),
         ("dense GGUF file, 4 bits per weight", f"{gguf_path().stat().st_size / 1e6:.0f} MB"),
         ("", ""),
     ):
@@ -129,11 +136,22 @@ def _perplexities(text: str, dense: float, pruned: float, repaired: float) -> li
 
 def generate(checkpoint: Path) -> str:
     """Generate text from the downloaded checkpoint with `transformers`, in a separate process."""
-    command = [sys.executable, "-c", GENERATE, str(checkpoint), PROMPT]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return " ".join(_run("-c", GENERATE, str(checkpoint), PROMPT).split())
+
+
+def speed(model: Path) -> str:
+    """Return how fast the command `seft generate` continues the prompt, and with which kernels."""
+    options = ("--plain", "--max-tokens", str(TOKENS), "--json")
+    measured = json.loads(_run("-m", "seft", "generate", str(model), PROMPT, *options))
+    return f"{measured['tokens_per_second']:.1f} tokens/s for {measured['tokens']} tokens, kernels: {measured['level']}"
+
+
+def _run(*arguments: str) -> str:
+    """Return what a Python process prints. Raises LocalError if it fails."""
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        raise LocalError(f"transformers could not load the checkpoint:\n{result.stderr}")
-    return " ".join(result.stdout.split())
+        raise LocalError(f"A model could not be loaded or run:\n{result.stderr}")
+    return result.stdout
 
 
 def require_success(job: Job, stats: CheckpointStats) -> None:

@@ -5,14 +5,12 @@ tensors. Only tensors of type bfloat16 are supported.
 """
 
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-CHUNK_BYTES = 1 << 22
 ALL_BUT_SIGN = 0x7FFF
 
 
@@ -57,8 +55,6 @@ class CheckpointStats:
     """Names of the weight tensors that were pruned, from `sparsity.json`."""
     bytes: int
     """Total bytes of the weight files."""
-    deflated_bytes: int
-    """Total bytes of the weight files after compression with deflate at its fastest level."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -67,8 +63,7 @@ class CheckpointStats:
         shards = sorted(folder.glob("*.safetensors"))
         tensors = {name: count for shard in shards for name, count in count_zeros(shard).items()}
         linears = [f"{name}.weight" for name in record["sparsity"]["layers"]]
-        size = sum(shard.stat().st_size for shard in shards)
-        return cls(tensors, linears, size, sum(map(deflated_size, shards)))
+        return cls(tensors, linears, sum(shard.stat().st_size for shard in shards))
 
     def sparsity(self, names: list[str]) -> float:
         """Return the fraction of zeros in the tensors with these names."""
@@ -78,12 +73,3 @@ class CheckpointStats:
     def mismatches(self, sparsity: float) -> list[str]:
         """Return the names of pruned tensors that do not have this sparsity."""
         return [name for name in self.linears if not self.tensors[name].matches(sparsity)]
-
-
-def deflated_size(path: Path) -> int:
-    """Return the size of a file in bytes after compression with deflate at its fastest level."""
-    compressor, size = zlib.compressobj(1), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            size += len(compressor.compress(chunk))
-    return size + len(compressor.flush())

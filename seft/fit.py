@@ -11,7 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 
-from seft.config import MOST_SPARSE, EvaluateConfig, Pattern, PruneConfig, RepairConfig, RepairMethod, SparsityOf
+from seft.config import (
+    FORMATS,
+    MOST_SPARSE,
+    EvaluateConfig,
+    OutputFormat,
+    Pattern,
+    PruneConfig,
+    RepairConfig,
+    RepairMethod,
+    SparsityOf,
+)
 from seft.errors import ConfigError
 from seft.models.dimensions import Dimensions
 
@@ -22,6 +32,8 @@ Size = Callable[[Shape, int], int]
 """
 MOST_WEIGHTS = (1 << 31) - 1
 """Largest number of weights in a linear if single weights are trained, because their positions are int32."""
+MOST_PACKED = 32_000
+"""Largest number of pruned tensors in a compact file. Its index has room for about 1,000 tensors more."""
 MOST_VALUES = 1 << 50
 """More trained values than any model has."""
 
@@ -37,6 +49,18 @@ def require_fit(model: Dimensions, config: PruneConfig | RepairConfig | Evaluate
             require_within("tokens", config.tokens, model.context)
         case _:
             assert_never(config)
+
+
+def require_packable(model: Dimensions, formats: Iterable[OutputFormat]) -> None:
+    """Raise ConfigError if a compact file is wanted and cannot have all tensors of a model.
+
+    A model that stacks its experts has two matrices of each, which are three tensors in a file.
+    """
+    matrices = sum(matrix.count for block in model.blocks for matrix in block)
+    tensors = matrices * 3 // 2 if model.stacked else matrices
+    if OutputFormat.COMPACT in formats and tensors > MOST_PACKED:
+        rule = f"must not have compact if the model has more than {MOST_PACKED} tensors to prune"
+        raise ConfigError(FORMATS, rule, tensors, "Use the format dense.")
 
 
 def _require_prune_fit(model: Dimensions, config: PruneConfig) -> None:

@@ -211,8 +211,10 @@ def require_expressible(tokenizer: Any, formats: Sequence[OutputFormat]) -> None
 def exported_bytes(loaded: Loaded, formats: Sequence[OutputFormat]) -> int:
     """Return about how many bytes an export has on disk. The dense model is there even if it is not published."""
     model: Any = loaded.model
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return published_bytes({OutputFormat.DENSE, *formats}, weights, model.get_output_embeddings().weight.numel())
+    parameters, head = list(model.parameters()), model.get_output_embeddings().weight.numel()
+    weights = sum(parameter.numel() for parameter in parameters)
+    zeros = weights - sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
+    return published_bytes({OutputFormat.DENSE, *formats}, weights, zeros, head)
 
 
 def publish(

@@ -1,14 +1,20 @@
-"""A job's request as text that a user can copy: JSON, a curl command, or Python code."""
+"""Text of a job's page that a user can copy: the request as JSON, a curl command or Python code, and how to run the
+model of a finished job.
+"""
 
 import json
 import pprint
 import shlex
+from collections.abc import Iterator, Sequence
 
 from pydantic import ValidationError
 
 from api.schemas.jobs import JobView
 from core.specs import JobSpec
 from core.tables import Json
+from seft.config import OutputFormat, format_of
+
+PROMPT = '"Once upon a time"'
 
 
 def request_snippets(job: JobView, base_url: str) -> dict[str, str]:
@@ -19,6 +25,25 @@ def request_snippets(job: JobView, base_url: str) -> dict[str, str]:
         "curl": _curl(spec, base_url),
         "Python": _python(spec),
     }
+
+
+def run_commands(job_id: str, files: Sequence[Json]) -> dict[str, str]:
+    """Return the commands that download a published model and run it, by the format of the model.
+
+    `files` are those of the checkpoint, and each has a `name`.
+    """
+    formats = dict.fromkeys(filter(None, (format_of(file["name"]) for file in files)))
+    return {each: "\n".join(_run(job_id, each)) for each in formats}
+
+
+def _run(job_id: str, format_: OutputFormat) -> Iterator[str]:
+    model = f"model/{format_.file}" if format_.file else "model"
+    yield f"seft jobs download {job_id} model --format {format_}"
+    if format_.is_gguf:
+        yield f"llama-cli --model {model} --prompt {PROMPT}"
+    else:
+        yield f"seft generate {model} {PROMPT}"
+        yield f"seft serve {model}"
 
 
 def without_defaults(spec: Json) -> Json:

@@ -27,6 +27,7 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
     speeds = timings.load(session)
     query = select(Worker).where(workers.is_alive(settings.sweep_seconds)).order_by(Worker.name)
     formats, head, state = spec.output.formats, model.hidden * model.vocabulary, FLOAT * model.parameters
+    zeros, stored = spec.zeros(model.parameters, model.targets), {OutputFormat.DENSE, *formats}
     living = [_on_worker(worker, model, spec, speeds) for worker in session.scalars(query)]
     return {
         "architecture": model.architecture,
@@ -38,8 +39,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
             {"phase": phase, "device_bytes": need.device, "host_bytes": need.host, "together_bytes": need.combined}
             for phase, need in memory_by_phase(model, spec).items()
         ],
-        "checkpoint_bytes": published_bytes(formats, model.parameters, head),
-        "disk_bytes": state + published_bytes({OutputFormat.DENSE, *formats}, model.parameters, head),
+        "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head),
+        "disk_bytes": state + published_bytes(stored, model.parameters, zeros, head),
         "fits": any(each["fits"] for each in living) if living else None,
         "workers": living,
     }

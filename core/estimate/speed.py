@@ -13,7 +13,7 @@ from core.estimate import calibration
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import OutputFormat
+from seft.config import OutputFormat, published_bytes
 from seft.models.dimensions import Dimensions
 
 LONGEST_SECONDS = 1e9
@@ -23,6 +23,8 @@ SIMILAR = 4
 
 In a job of a much smaller model, the start of processes takes most of the time.
 """
+DENSE_BYTES = 2
+"""Bytes of a weight in the dense model. To upload them is one unit of work."""
 
 
 class Source(StrEnum):
@@ -95,11 +97,11 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     formats = spec.output.formats
     # Each format is written and verified. The dense model is always written, because the others are made from it.
     written = len({OutputFormat.DENSE, *formats})
-    uploaded = sum(each.bits for each in formats) / OutputFormat.DENSE.bits
+    uploaded = published_bytes(formats, parameters, spec.zeros(parameters, targets)) / DENSE_BYTES
     work: dict[Task, float] = {
         Task(Phase.LOADING): parameters,
         Task(Phase.EXPORTING): parameters * written,
-        Task(Phase.UPLOADING): parameters * uploaded,
+        Task(Phase.UPLOADING): uploaded,
     }
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
     work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)

@@ -20,7 +20,7 @@ from core.specs import JobSpec, path_in_request
 from core.tables import Job, Json
 from seft.config import PruneSchedule, require_repair_of
 from seft.errors import ConfigError
-from seft.fit import require_fit
+from seft.fit import require_fit, require_packable
 from seft.models.dimensions import Dimensions
 from seft.models.gguf_config import require_formats
 from seft.models.source import ModelSource
@@ -92,7 +92,7 @@ def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
         "prune": lambda: require_fit(model, spec.prune_config()),
         "repair": lambda: _fit_repair(spec, model),
         "evaluate": lambda: require_fit(model, spec.evaluate_config()),
-        "output": lambda: require_formats(spec.output.formats, source),
+        "output": lambda: _fit_output(spec, model, source),
     }
     for part, rule in rules.items():
         try:
@@ -103,6 +103,11 @@ def fitted(spec: AnySpec, model: Dimensions, source: ModelSource) -> AnySpec:
         detail = " ".join(f"{flaw.param} {flaw.rule}. {flaw.way_out}" for flaw in flaws)
         raise ProblemError(Code.INVALID_REQUEST, detail, tuple(flaws))
     return spec
+
+
+def _fit_output(spec: JobSpec, model: Dimensions, source: ModelSource) -> None:
+    require_formats(spec.output.formats, source)
+    require_packable(model, spec.output.formats)
 
 
 def _fit_repair(spec: JobSpec, model: Dimensions) -> None:

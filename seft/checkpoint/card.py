@@ -36,6 +36,20 @@ model of this type:
 ```shell
 llama-cli --model {file} --prompt "Once upon a time"
 ```"""
+_COMPACT = """`{file}` has the whole model, bit for bit, in one file in which zeros take little space. The package
+`seft` runs it on a CPU, keeps the weights compressed in memory and multiplies from there:
+
+```shell
+seft generate {file} "Once upon a time"
+seft serve {file}          # OpenAI's API
+seft expand {file} FOLDER  # a folder for transformers and other tools
+```
+
+```python
+import seft
+model = seft.load("{file}")  # or its address: https://... or s3://...
+tokenizer = seft.load_tokenizer("{file}")
+```"""
 _VALUES = {
     OutputFormat.GGUF_BF16: " and exactly the values of the checkpoint",
     OutputFormat.GGUF_Q8_0: ", and its other weights are rounded to 8 bits with a scale per 32 weights (Q8_0)",
@@ -167,6 +181,7 @@ def _sparsity(record: Record) -> str:
 def _loading(formats: Sequence[OutputFormat]) -> list[str]:
     """Return how to load each format."""
     parts = [_LOAD, _SPEED] if OutputFormat.DENSE in formats else []
+    parts += [_COMPACT.format(file=each.file) for each in formats if each is OutputFormat.COMPACT]
     parts += [_GGUF.format(file=each.file, values=_VALUES[each]) for each in formats if each.is_gguf]
     rounds = {OutputFormat.GGUF_Q8_0, OutputFormat.GGUF_Q4_0} & {*formats}
     return [*parts, *([_NOT_SCORED] if rounds else [])]

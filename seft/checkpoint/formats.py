@@ -1,13 +1,14 @@
 """The formats besides the dense folder. Each is one file, which is made from the folder and verified against it.
 
 A new format is one entry here: a function that writes the folder to a stream, from start to end, and one that compares
-a written file with the folder. The verification imports torch, so it is imported when it runs.
+a written file with the folder. The verification of GGUF imports torch, so it is imported when it runs.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from seft.checkpoint.compact.output import verify_compact, write_compact
 from seft.checkpoint.gguf_file import write as write_gguf
 from seft.config import OutputFormat
 from seft.errors import ConfigError
@@ -28,6 +29,7 @@ def _verify_gguf(folder: Path, file: Path, format_: OutputFormat) -> None:
 
 _GGUF = _Format(write_gguf, _verify_gguf)
 _FORMATS = {
+    OutputFormat.COMPACT: _Format(write_compact, verify_compact),
     OutputFormat.GGUF_BF16: _GGUF,
     OutputFormat.GGUF_Q8_0: _GGUF,
     OutputFormat.GGUF_Q4_0: _GGUF,
@@ -37,10 +39,14 @@ _FORMATS = {
 def write_format(folder: Path, format_: OutputFormat, file: Path) -> None:
     """Write the model in a dense folder as a new file of another format.
 
-    Raises ConfigError if the format cannot express the model. Then there is no file.
+    Raises ConfigError if the format cannot express the model, or if the file is in the folder under another name than
+    that of the format. Raises ContainerError if a compact file exceeds a limit. Then there is no file.
     """
     if format_ not in _FORMATS:
         raise ConfigError("format", f"must be one of {', '.join(_FORMATS)}", format_, "The folder is dense already.")
+    place, own = file.resolve(), folder.resolve()
+    if place.is_relative_to(own) and place != own / (format_.file or ""):
+        raise ConfigError("out", "must be outside of the model's folder", str(file), "Use another folder.")
     with file.open("xb") as sink:
         try:
             _FORMATS[format_].write(folder, format_, sink)

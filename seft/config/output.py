@@ -1,5 +1,6 @@
 """The formats of a published model, and the rule which of them may hold zeros. Needs no torch."""
 
+import math
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -12,11 +13,13 @@ FORMATS = "formats"
 class OutputFormat(StrEnum):
     """A format of a published model. Each keeps every zero exactly.
 
-    `dense` is a Hugging Face folder in bfloat16. The others are one GGUF file, which llama.cpp loads: with the values
-    of the folder (`gguf_bf16`), or with 8 or 4 bits per weight and a scale per 32 weights.
+    `dense` is a Hugging Face folder in bfloat16. Each of the others is one file. `compact` has the files of the folder
+    and takes little space for zeros. The GGUF files are for llama.cpp: with the values of the folder (`gguf_bf16`), or
+    with 8 or 4 bits per weight and a scale per 32 weights.
     """
 
     DENSE = "dense"
+    COMPACT = "compact"
     GGUF_BF16 = "gguf_bf16"
     GGUF_Q8_0 = "gguf_q8_0"
     GGUF_Q4_0 = "gguf_q4_0"
@@ -27,17 +30,13 @@ class OutputFormat(StrEnum):
         return _FILES.get(self)
 
     @property
-    def bits(self) -> float:
-        """Bits per weight, with the scales."""
-        return _BITS[self]
-
-    @property
     def is_gguf(self) -> bool:
         """Whether the file is a GGUF file."""
         return self.startswith("gguf_")
 
 
 _FILES = {
+    OutputFormat.COMPACT: "model.seft",
     OutputFormat.GGUF_BF16: "model-BF16.gguf",
     OutputFormat.GGUF_Q8_0: "model-Q8_0.gguf",
     OutputFormat.GGUF_Q4_0: "model-Q4_0.gguf",
@@ -48,6 +47,10 @@ _BITS = {
     OutputFormat.GGUF_Q8_0: 8.5,
     OutputFormat.GGUF_Q4_0: 4.5,
 }
+"""Bits per weight, with the scales. Those of `compact` depend on the zeros."""
+_KEPT_BITS = 11
+"""Bits of a weight in `compact` that is not zero: sign and mantissa have 8, and exponents of bfloat16 weights have an
+entropy of up to 3 bits."""
 _SHARED = frozenset({"README.md", "sparsity.json", "manifest.json"})
 _REFUSED = {
     "f16": "F16 has a smaller range than bfloat16 and changes small weights",
@@ -68,13 +71,22 @@ def parse_format(name: str) -> OutputFormat:
     raise ConfigError(FORMATS, rule, name, "Use gguf_q8_0 for a small file that nearly keeps the model.")
 
 
-def published_bytes(formats: Iterable[OutputFormat], weights: int, head: int) -> int:
+def published_bytes(formats: Iterable[OutputFormat], weights: int, zeros: int, head: int = 0) -> int:
     """Return about how many bytes the files of these formats have together.
 
-    The model has `weights` weights, of which `head` compute the logits and have at least 8 bits.
+    The model has `weights` weights, of which `zeros` are zero, and of which `head` compute the logits and have at least
+    8 bits. The compact file is usually smaller: the exponents of weights that survive pruning differ less.
     """
-    least = OutputFormat.GGUF_Q8_0.bits
-    return sum(int((weights - head) * each.bits + head * max(each.bits, least)) // 8 for each in formats)
+    return sum(int(_bits(each, weights, zeros, head)) // 8 for each in formats)
+
+
+def _bits(format_: OutputFormat, weights: int, zeros: int, head: int) -> float:
+    if format_ is OutputFormat.COMPACT:
+        shares = [count / weights for count in (zeros, weights - zeros) if count]
+        mask = -sum(share * math.log2(share) for share in shares)  # the entropy of a mask with this share of zeros
+        return mask * weights + _KEPT_BITS * (weights - zeros)
+    bits = _BITS[format_]
+    return (weights - head) * bits + head * max(bits, _BITS[OutputFormat.GGUF_Q8_0])
 
 
 def format_of(file: str) -> OutputFormat | None:

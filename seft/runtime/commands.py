@@ -29,7 +29,9 @@ def add_serve(command: argparse.ArgumentParser) -> None:
     _add_model(command)
     command.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: 127.0.0.1.")
     command.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 takes a free one. Default: 8080.")
-    command.add_argument("--name", help="Name of the model in the API. Default: the given model.")
+    command.add_argument(
+        "--name", help="Name of the model in the API. Default: the given model, without secrets of an address."
+    )
 
 
 def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
@@ -66,9 +68,10 @@ def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], 
 
 def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
     """Serve a model until the process is interrupted."""
+    from seft.checkpoint.compact.byte_sources import public_name
     from seft.runtime.serve import Server
 
-    name = options.name or options.model
+    name = options.name or public_name(options.model)
     with Server(_load(options), name, options.host, options.port) as server:
         host, port = server.server_address[:2]
         sys.stderr.write(f"serving {name} at http://{host!s}:{port}/v1, kernels: {_level()}\n")
@@ -96,7 +99,10 @@ def _load(options: argparse.Namespace) -> "TextModel":
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help="Folder, GGUF file or hub id of a pruned model.")
+    command.add_argument(
+        "model",
+        help="Pruned model: a folder, a compact file, its address (https:// or s3://), a GGUF file, or a hub id.",
+    )
     command.add_argument(
         "--values",
         choices=["bfloat16", "int8"],

@@ -10,10 +10,9 @@ from jaxtyping import Float
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from seft.checkpoint.compact.load import load_whole
 from seft.errors import AccelerateError
 from seft.models.dimensions import context_length
-from seft.models.load import load
-from seft.models.source import find
 from seft.runtime.accelerate import accelerate
 from seft.runtime.compressed import Values
 
@@ -53,10 +52,9 @@ class TextModel:
 
     @classmethod
     def load(cls, reference: str, values: Values, dtype: torch.dtype) -> "TextModel":
-        """Load a folder, a GGUF file or a model of the hub, and accelerate it."""
-        source = find(reference)
-        loaded = load(source, dtype=dtype)
-        return cls(accelerate(loaded.model, values), loaded.tokenizer, context_length(source))
+        """Load a folder, a compact file or its address, a GGUF file or a model of the hub, and accelerate it."""
+        loaded = load_whole(reference, dtype=dtype)
+        return cls(accelerate(loaded.model, values), loaded.tokenizer, context_length(loaded.source))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text to continue."""

@@ -128,7 +128,9 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "job-fields.md": [fields_table],
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
-    "results.md": [partial(study_table, name) for name in ("bases", "defaults", "methods", "retention", "swaps", "ablations")],
+    "results.md": [
+        partial(study_table, name) for name in ("bases", "defaults", "methods", "retention", "swaps", "ablations")
+    ],
 }
 
 

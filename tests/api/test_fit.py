@@ -192,7 +192,9 @@ def test_a_model_that_gguf_cannot_express_is_rejected_at_the_door(
         assert flaw["param"] == "output.formats"
         assert rule in flaw["rule"]
         assert flaw["way_out"] == "Use the format dense."
-    assert client.post("/jobs", json=body | {"model": "other"}).status_code == 202
+    for formats in (["dense"], ["compact"]):
+        accepted = body | {"model": "other", "output": {"formats": formats}}
+        assert client.post("/jobs", json=accepted).status_code == 202
 
 
 def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
@@ -211,3 +213,17 @@ def test_a_llama_is_accepted_in_all_formats_and_the_estimate_counts_them(
     assert only["checkpoint_bytes"] < dense["checkpoint_bytes"]
     job = client.post("/jobs", json=request)
     assert (job.status_code, job.json()["spec"]["output"]["formats"]) == (202, request["output"]["formats"])
+
+
+def test_the_estimate_of_a_compact_file_follows_the_sparsity(client: TestClient, body: Json, root: Path) -> None:
+    write_hollow(root / "other", **COMPLETE)
+    request = body | {"model": "other", "output": {"formats": ["compact"]}}
+    sizes = []
+    for sparsity in (0.9, 0.6, 0.3):
+        answer = client.post("/jobs/estimate", json=request | {"sparsity": sparsity}).json()
+        sizes.append(answer["checkpoint_bytes"])
+    dense = client.post("/jobs/estimate", json=body | {"model": "other"}).json()
+    assert sizes == sorted(sizes)
+    assert 11 * (dense["parameters"] - 0.9 * dense["target_weights"]) < 8 * sizes[0]
+    assert sizes[2] < dense["checkpoint_bytes"]
+    assert answer["disk_bytes"] == dense["disk_bytes"] + sizes[2], "the dense model is on disk too"

@@ -226,6 +226,7 @@ def test_every_file_of_a_checkpoint_has_its_format(client: TestClient, attempt: 
         "model-Q4_0.gguf": "gguf_q4_0",
         "model-Q8_0.gguf": "gguf_q8_0",
         "model.safetensors": "dense",
+        "model.seft": "compact",
         "sparsity.json": None,
     }
     files = [{"name": name, "size": 2, "sha256": "44"} for name in formats]

@@ -76,6 +76,7 @@ class SimulatedJob:
             "README.md": b"---\nlicense: apache-2.0\n---\n",
             "config.json": json.dumps(hollow.CONFIG).encode(),
             "model.safetensors": hollow.weights(),
+            "model.seft": b"SEFTCOMP",
             "sparsity.json": json.dumps({"sparsity": {"layers": self._layers()}}).encode(),
             "manifest.json": b"{}\n",
         }

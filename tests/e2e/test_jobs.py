@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 
+import seft
 from seft.checkpoint.sparsity import of_folder
 from seft.client.responses import Job
 from tests.e2e.collector import Span
@@ -62,12 +64,13 @@ def zeros_of_linears(file: Path) -> tuple[int, int]:
     return zeros, weights
 
 
-def test_a_job_from_post_to_download(service: Service, tmp_path: Path) -> None:
+def test_a_job_from_post_to_download(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service.start_worker()
-    undisturbed = service.post(**SPEC)
+    undisturbed = service.post(**SPEC, output={"formats": ["dense", "compact"]})
     states = list(service.client.watch(undisturbed))
     check_times(states)
     check_result(service, states[-1], tmp_path / "checkpoint")
+    check_compact(service, undisturbed, tmp_path / "checkpoint", monkeypatch)
     check_log(service, undisturbed)
     check_trace(service, undisturbed)
 
@@ -99,6 +102,27 @@ def check_result(service: Service, job: Job, folder: Path) -> None:
     assert of_folder(folder).linears.zeros == zeros
     assert job["measured"]["grown_zeros"] > 0
     assert [row["step"] for row in service.client.metrics(job["id"])] == list(range(1, 41))
+
+
+def check_compact(service: Service, job_id: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compact file is loaded from object storage and from its presigned link: the bits of the dense model."""
+    settings = service.backend.settings
+    environment = {"ENDPOINT_URL": settings.s3_endpoint, "DEFAULT_REGION": settings.s3_region}
+    environment |= {"ACCESS_KEY_ID": settings.s3_access_key.get_secret_value()}
+    environment |= {"SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value()}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    (key,) = (key for key in service.backend.storage.keys(f"jobs/{job_id}/") if key.endswith("/model.seft"))
+    (file,) = (each for each in service.client.checkpoints(job_id)[0]["files"] if each["format"] == "compact")
+    dense = seft.load(folder).state_dict()
+    for reference in (f"s3://{settings.s3_bucket}/{key}", file["url"]):
+        loaded = seft.load(reference).state_dict()
+        assert loaded.keys() == dense.keys()
+        for name, tensor in dense.items():
+            assert torch.equal(loaded[name].view(torch.int16), tensor.view(torch.int16)), name
+    assert (
+        sum(path.stat().st_size for path in folder.glob("*.safetensors")) > 1.5 * (folder / "model.seft").stat().st_size
+    )
 
 
 def check_times(states: list[Job]) -> None:

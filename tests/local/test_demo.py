@@ -10,7 +10,8 @@ import pytest
 
 from local import background, demo
 from local.processes import LocalError
-from local.zeros import CheckpointStats, Count, count_zeros, deflated_size
+from local.zeros import CheckpointStats, Count, count_zeros
+from seft.checkpoint.compact.writer import pack
 from seft.client.responses import Job
 
 ZERO, MINUS_ZERO, SMALLEST = 0x0000, 0x8000, 0x0001
@@ -47,11 +48,6 @@ def test_less_than_one_zero_of_the_requested_ones_may_be_missing() -> None:
     assert not Count(zeros=10 * 347, weights=5760, rows=10).matches(0.6)
 
 
-def test_zeros_make_the_deflated_file_smaller(tmp_path: Path) -> None:
-    (tmp_path / "zeros").write_bytes(bytes(1 << 20))
-    assert deflated_size(tmp_path / "zeros") < 1 << 14
-
-
 def job_with_scores(**scores: float) -> Job:
     return cast("Job", {"scores": scores})
 
@@ -65,7 +61,7 @@ def job_with_scores(**scores: float) -> Job:
     ],
 )
 def test_a_wrong_result_fails_the_demo(repaired: float, retained: float, zeros: int, message: str) -> None:
-    stats = CheckpointStats({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], 20, 10)
+    stats = CheckpointStats({"a.weight": Count(zeros, 10, 1)}, ["a.weight"], 20)
     scores = {"pruned": 20.0, "repaired": repaired, "pruned_retained": 30.0, "repaired_retained": retained}
     with pytest.raises(LocalError, match=message):
         demo.require_success(job_with_scores(**scores), stats)
@@ -75,7 +71,8 @@ def test_the_demo_runs_from_the_upload_to_the_generated_text(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SEFT_MODEL_ROOTS", json.dumps([str(tiny_folder.parent)]))
-    monkeypatch.setattr(demo, "gguf_path", lambda: tiny_folder / "model.safetensors")
+    pack(tiny_folder, tmp_path / "dense.seft")
+    monkeypatch.setattr(demo, "gguf_path", lambda: tmp_path / "dense.seft")
     spec = {
         "model": tiny_folder.name,
         "prune": {"method": "wanda", "calibration": {"samples": 8, "tokens": 96}},
@@ -94,3 +91,6 @@ def test_the_demo_runs_from_the_upload_to_the_generated_text(
     assert re.search(r"zeros in the pruned layers \(60% requested\) +(59\.99|60\.00)%", output)
     assert "every SHA-256 is correct" in output
     assert demo.PROMPT in output
+    dense, compact = re.findall(r"(?:bfloat16|compact file) +(\d+) MB", output)
+    assert int(compact) <= int(dense)
+    assert len(re.findall(r"(?:dense|from the compact file): \d+\.\d tokens/s for \d+ tokens", output)) == 2

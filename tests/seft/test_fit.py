@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seft.checkpoint.compact.index import FileEntry, Span, TensorEntry, dump
 from seft.config import (
     EvaluateConfig,
+    OutputFormat,
     Pattern,
     PruneConfig,
     PruneMethod,
@@ -17,8 +19,8 @@ from seft.config import (
     SparsityOf,
     Variant,
 )
-from seft.errors import ConfigError
-from seft.fit import require_fit, require_teacher_fit
+from seft.errors import ConfigError, ContainerError
+from seft.fit import MOST_PACKED, require_fit, require_packable, require_teacher_fit
 from seft.models.dimensions import Dimensions, Matrix
 from seft.models.targets import target_linears
 from seft.prune.loop import prune_model
@@ -160,6 +162,25 @@ def test_headers_and_a_loaded_model_agree_on_every_density(method: RepairMethod,
         )
     )
     assert of_headers == loaded
+
+
+def test_a_compact_file_must_have_an_index_that_a_reader_accepts() -> None:
+    def index(matrices: int) -> bytes:
+        span, name = Span(10**12, 10**12, "0" * 64), "model.layers.100.mlp.experts.100.down_proj.weight"
+        tensor = TensorEntry(name, "BF16", (10_000, 10_000), span)
+        return dump([FileEntry("model.safetensors", 10**6, span, (tensor,) * matrices)])
+
+    model = replace(TINY, blocks=((Matrix(8, 8, count=MOST_PACKED),),))
+    require_packable(model, [OutputFormat.COMPACT])
+    index(MOST_PACKED + 1000)
+    larger = replace(TINY, blocks=((Matrix(8, 8, count=MOST_PACKED + 1),),))
+    require_packable(larger, [OutputFormat.DENSE])
+    with pytest.raises(ConfigError, match="formats must not have compact if the model has more than 32000 tensors"):
+        require_packable(larger, [OutputFormat.DENSE, OutputFormat.COMPACT])
+    with pytest.raises(ConfigError, match="formats must not have compact"):
+        require_packable(replace(model, stacked=True), [OutputFormat.COMPACT])
+    with pytest.raises(ContainerError):
+        index(MOST_PACKED + 2000)
 
 
 def test_a_teacher_must_have_the_sizes_of_the_model() -> None:

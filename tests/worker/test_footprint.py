@@ -29,7 +29,11 @@ JOBS: dict[str, dict[str, Any]] = {
         "repair": {**REPAIR, "density": 0.005, "retain": "none"},
         "output": {"formats": ["dense", "gguf_q8_0"]},
     },
-    "all nonzeros in one micro-batch, and written text": {"prune": WANDA, "repair": REPAIR},
+    "all nonzeros in one micro-batch, written text, and a compact file": {
+        "prune": WANDA,
+        "repair": REPAIR,
+        "output": {"formats": ["dense", "compact"]},
+    },
     "rise with several micro-batches and a best state": {
         "prune": {"schedule": "gradual"},
         "repair": {

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seft.checkpoint.compact.reader import open_container
 from seft.errors import ConfigError
 from tests.worker.test_pipeline import Run
 from worker.protocol import RESULT
@@ -30,17 +32,24 @@ def test_a_job_publishes_its_formats_and_the_dense_model_only_if_it_is_one(
 ) -> None:
     files = dict[str, dict[str, str]]()
     only_pruned: dict[str, Any] = {"prune": {"method": "magnitude"}, "repair": {"method": "none"}}
-    for formats in (["dense"], ["gguf_q8_0", "dense"], ["gguf_q8_0"]):
+    for formats in (["dense"], ["gguf_q8_0", "dense", "compact"], ["gguf_q8_0", "compact"]):
         name = "+".join(formats)
         run = Run(tmp_path / name, tiny_folder.parent, tiny_texts[:40], **only_pruned, output={"formats": formats})
         manifest = json.loads(run.run().manifest())
         files[name] = {file["name"]: file["sha256"] for file in manifest["files"]}
         assert {path.name for path in (run.folder / RESULT).iterdir()} == {*files[name], "manifest.json"}
-    dense, both, only = files.values()
-    assert both.keys() - dense.keys() == {"model-Q8_0.gguf"}
-    assert {name for name in dense if dense[name] != both[name]} == {"README.md"}
-    assert only.keys() == {"README.md", "sparsity.json", "model-Q8_0.gguf"}
-    assert only["model-Q8_0.gguf"] == both["model-Q8_0.gguf"]
-    card = (tmp_path / "gguf_q8_0" / RESULT / "README.md").read_text()
+    dense, every, files_only = files.values()
+    made = {"model-Q8_0.gguf", "model.seft"}
+    assert every.keys() - dense.keys() == made
+    assert {name for name in dense if dense[name] != every[name]} == {"README.md"}
+    assert files_only.keys() == {"README.md", "sparsity.json", *made}
+    assert {name: files_only[name] for name in made} == {name: every[name] for name in made}
+    result = tmp_path / "gguf_q8_0+compact" / RESULT
+    card = (result / "README.md").read_text()
     assert "llama-cli --model model-Q8_0.gguf" in card
+    assert "seft generate model.seft" in card
     assert "from_pretrained" not in card
+    with open_container(result / "model.seft") as container:
+        container.expand(tmp_path / "expanded")
+    expanded = {path.name: sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "expanded").iterdir()}
+    assert expanded == {name: digest for name, digest in dense.items() if name != "README.md"}

@@ -12,7 +12,7 @@ from api.dashboard.actions import ACTIONS, available_actions
 from api.dashboard.events import event_line
 from api.dashboard.phases import stage_progress
 from api.dashboard.render import go, page
-from api.dashboard.snippets import request_snippets
+from api.dashboard.snippets import request_snippets, run_commands
 from api.dashboard.visitors import Signed, Submitted, Visitor
 from api.deps import CurrentServices, Services
 from api.etags import tagged
@@ -87,6 +87,7 @@ def _page(
         pushes=pushes.list_all(services, visitor.caller, job_id),
         repository=repository,
         problem=problem,
+        commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
         layers=layers.sparsity_table(services.storage, checkpoints[-1]) if checkpoints else None,
         actions=available_actions(job) if visitor.may_write else [],
         refused=ACTIONS[refused].label if refused in ACTIONS else "",

@@ -44,6 +44,13 @@ def is_address(reference: str) -> bool:
     return reference.startswith((*_WEB, _S3))
 
 
+def public_name(reference: str) -> str:
+    """Return a reference without the secrets of a web address: its query, and what is before an @."""
+    if not reference.startswith(_WEB):
+        return reference
+    return re.sub("//[^/]*@", "//", reference.partition("?")[0])
+
+
 @contextmanager
 def open_source(reference: str | Path, *, pauses: Sequence[float] = PAUSES) -> Iterator[ByteSource]:
     """Open a path, a web address, or `s3://bucket/key`. Raises SourceError if there is no such file."""
@@ -85,9 +92,7 @@ class WebFile:
     """A file at a web address. The server must be able to send ranges."""
 
     def __init__(self, url: str, pauses: Sequence[float]) -> None:
-        # A query, as in a presigned address, and what is before an @ are secrets.
-        self.name = re.sub("//[^/]*@", "//", url.partition("?")[0])
-        self._url, self._pauses = url, pauses
+        self.name, self._url, self._pauses = public_name(url), url, pauses
         self._client = httpx2.Client(timeout=_TIMEOUT, follow_redirects=True)
         try:
             self.size = _tried(self._size, pauses)

@@ -67,6 +67,19 @@ def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | Non
     return dense.load_model(source, device=device, dtype=dtype or _dtype(source.config))
 
 
+def load_whole(reference: str, *, dtype: torch.dtype) -> dense.Loaded:
+    """Return a model, its tokenizer and its source, with the weights in `dtype` on the CPU. Opens a container once.
+
+    Raises the errors of `load`.
+    """
+    if not is_container(reference):
+        return dense.load(find(reference), dtype=dtype)
+    with _opened(reference) as (container, source):
+        tokenizer = dense.load_tokenizer(source)
+        model = dense.load_tensors(source, _tensors(container), device="cpu", dtype=dtype)
+        return dense.Loaded(model, tokenizer, source)
+
+
 def load_tokenizer(reference: str | Path) -> Any:
     """Return the tokenizer of a model. Downloads only the tokenizer and the configuration of a remote container."""
     if is_container(reference):

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,6 +93,25 @@ class Container:
             _require_header(self.name, file, content)
         return content
 
+    def contents(self, file: FileEntry, *, threads: int | None = None) -> Iterator[Bytes]:
+        """Yield all bytes of a file in their order, a chunk at a time.
+
+        Raises ContainerError if a tensor or the file is damaged, at the latest after its last chunk.
+        """
+        parts = file.parts
+        if file.tensors:
+            yield np.frombuffer(self.own_bytes(file), np.uint8)
+            parts = parts[1:]
+        coded = (each for part in parts for each in self._chunks(part))
+        with closing(ordered(self._decode, coded, threads or default_threads())) as decoded:
+            for part in parts:
+                hashes = hashlib.sha256()
+                for _ in chunk.chunk_sizes(part.size, part.values):
+                    each = next(decoded)
+                    yield each.content
+                    hashes.update(each.sha256)
+                self._require_hash(part, hashes.hexdigest())
+
     def expand(self, out: Path, *, threads: int | None = None) -> None:
         """Write all files into the new or empty folder `out`. It is left empty if an error is raised.
 
@@ -110,28 +129,14 @@ class Container:
                 path = out / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("xb") as target:
-                    self._write(file, target, threads or default_threads())
+                    for content in self.contents(file, threads=threads):
+                        target.write(content.data)
         except BaseException:
             for path in out.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if not existed:
                 out.rmdir()
             raise
-
-    def _write(self, file: FileEntry, target: BinaryIO, threads: int) -> None:
-        parts = file.parts
-        if file.tensors:
-            target.write(self.own_bytes(file))
-            parts = parts[1:]
-        coded = (each for part in parts for each in self._chunks(part))
-        with closing(ordered(self._decode, coded, threads)) as decoded:
-            for part in parts:
-                hashes = hashlib.sha256()
-                for _ in chunk.chunk_sizes(part.size, part.values):
-                    each = next(decoded)
-                    target.write(each.content.data)
-                    hashes.update(each.sha256)
-                self._require_hash(part, hashes.hexdigest())
 
     def _whole(self, part: Part) -> Bytes:
         content, at, hashes = np.empty(part.size, np.uint8), 0, hashlib.sha256()

@@ -6,7 +6,7 @@ memory. Its bytes depend only on the names and contents of the files, and on the
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,13 +107,13 @@ class _Entries:
             self.tensors = []
 
 
-def write(folder: Path, file: Output, *, threads: int | None = None) -> Sizes:
-    """Write all files of a folder as a container to `file`.
+def write(folder: Path, file: Output, *, names: Collection[str] | None = None, threads: int | None = None) -> Sizes:
+    """Write all files of a folder, or those with these `names`, as a container to `file`.
 
     Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is missing, empty or
     has something that is no file, and ContainerError if it exceeds a limit of the format.
     """
-    parts = list(_parts(folder))
+    parts = list(_parts(folder, names))
     out, entries = _Counter(file), _Entries()
     out.write(HEAD)
     chunks = (each for part in parts for each in part.chunks())
@@ -163,9 +163,11 @@ def _encode(each: _Chunk) -> _Coded:
     return _Coded(chunk.encode(data, each.part.values), hashlib.sha256(data).digest())
 
 
-def _parts(folder: Path) -> Iterator[_Part]:
+def _parts(folder: Path, names: Collection[str] | None) -> Iterator[_Part]:
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
+        if names is not None and name not in names:
+            continue
         try:
             index.require_path(name)
         except ValueError as error:

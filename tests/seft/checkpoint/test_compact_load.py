@@ -16,7 +16,7 @@ from torch import nn
 
 import seft
 from local.servers import Servers
-from seft.checkpoint.compact.byte_sources import WebFile, open_source
+from seft.checkpoint.compact.byte_sources import WebFile, open_source, public_name
 from seft.checkpoint.compact.load import as_torch
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
@@ -182,6 +182,7 @@ def test_a_server_that_fails_or_sends_no_ranges_is_named_without_the_query() -> 
         with pytest.raises(SourceError, match=r"model\.seft answers 503. Try again later") as caught:
             WebFile(url + "?secret", (0.0, 0.0))
         assert "secret" not in str(caught.value)
+        assert public_name(url.replace("//", "//user:secret@") + "?secret") == url
         web.failures = 0
         with pytest.raises(SourceError, match="must be a file that may be read; the server answers 404"):
             WebFile(url.replace("model", "other"), ())

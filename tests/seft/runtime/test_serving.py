@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import seft
+from seft.checkpoint.compact.writer import pack
 from seft.cli import main
 from seft.errors import AccelerateError
 from seft.models.targets import target_linears
@@ -164,11 +165,15 @@ def test_a_body_that_is_no_json_gets_openais_error(address: str) -> None:
     assert httpx.put(f"{address}/completions", timeout=60).json()["error"]["type"] == "server_error"
 
 
-def test_the_command_prints_the_text_and_its_speed(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["generate", str(tiny_folder), "The class statement", "--max-tokens", "8", "--values", "int8"]
-    assert main(options) == 0
+def test_the_command_prints_the_text_and_its_speed_also_from_a_compact_file(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(tiny_folder, tmp_path / "tiny.seft")
+    options = ["The class statement", "--max-tokens", "8", "--values", "int8"]
+    assert main(["generate", str(tiny_folder), *options]) == 0
     shown = capsys.readouterr().out
-    assert main([*options, "--json"]) == 0
+    assert main(["generate", str(tmp_path / "tiny.seft"), *options, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
+    assert data["text"]
     assert shown.startswith(data["text"])
     assert f"{data['tokens']} tokens, " in shown
