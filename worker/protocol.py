@@ -67,7 +67,7 @@ class Task(_Part):
     held_out_sha256: str | None = None
     """SHA-256 of the dataset to evaluate on, or None if it is a part of the dataset."""
     names: dict[str, str] = {}
-    """Names of the datasets that users gave, by their roles: dataset, retained and held_out."""
+    """Names that the users gave their datasets, by the names of the files in the job's folder."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":

@@ -39,7 +39,7 @@ class Text:
         """Return the facts of the job's result with its datasets. `retained` is the text that was retained."""
         described = dict(self.described)
         if retained is not None:
-            described["retained"] = describe_retained(task.names.get("retained"), retained)
+            described["retained"] = describe_retained(task.names.get(RETAIN_DATA), retained)
         return replace(
             facts,
             texts=described,
@@ -82,7 +82,7 @@ def read_texts(
             windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
     opening = opening_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
     described = {
-        "dataset": describe_records(task.names.get("dataset"), encoded),
-        "held_out": describe_records(task.names.get("dataset" if share else "held_out"), judged),
+        "dataset": describe_records(task.names.get(DATA), encoded),
+        "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
     }
     return Text(calibration, packed, windows, opening, retained, described)
