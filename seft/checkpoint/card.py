@@ -38,7 +38,8 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 ```
 
-vLLM, SGLang, llama.cpp (from a GGUF file) and the sparse runtime of seft (on a CPU, from a folder):
+vLLM, SGLang, llama.cpp (from a GGUF file; only Llama, Mistral, Qwen2 and Qwen3), and the sparse runtime of seft (from a
+folder, on a CPU):
 
 ```shell
 vllm serve PATH --dtype bfloat16
@@ -48,15 +49,14 @@ seft generate PATH "Once upon a time"
 seft serve PATH
 ```"""
 
-_SPEED = """### Speed
-
-The zeros are stored as ordinary zeros, so any software that loads the base model loads this one. Transformers, vLLM,
-SGLang and llama.cpp compute with every zero: they run it at the speed and in the memory of the dense model.
+_SPEED = """The zeros are stored as ordinary zeros, so any software that loads the base model loads this one.
+Transformers, vLLM, SGLang and llama.cpp compute with every zero: they run it at the speed and in the memory of the
+dense model.
 
 Only the runtime of seft skips the zeros, and only on a CPU. The gain depends on the model and the processor. For a
-model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token took 48 ms in bfloat16
-(dense: 82 ms), and llama.cpp took 61 ms. For a model with 135 million weights, llama.cpp was faster. The document
-`docs/runtime.md` of seft has these measurements. This model was not measured."""
+model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token took 48 ms of CPU time in
+bfloat16, a dense kernel 82 ms, and llama.cpp 61 ms. For a model with 135 million weights, llama.cpp was faster. The
+document `docs/runtime.md` of seft has these measurements. This model was not measured."""
 
 _GGUF = """`{file}` has the same zeros{values}. llama.cpp runs it, at the speed of a dense
 model of this type:
@@ -75,7 +75,7 @@ _REPRODUCE = """`sparsity.json` has these settings, and the sha256 of every file
 files, makes the model again, and compares the weights bit for bit:
 
 ```shell
-seft reproduce PATH/sparsity.json --out NEW
+seft reproduce PATH/sparsity.json --data FILE --out NEW
 ```"""
 
 _METHODS = {
