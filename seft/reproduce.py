@@ -99,8 +99,8 @@ class _Texts:
             for role, sha256 in hashes.items()
             if sha256 and (role != "calibration" or sha256 != facts.dataset_sha256)
         }
-        if facts.calibration_sha256:
-            found.setdefault("calibration", found["dataset"])
+        if facts.calibration_sha256 and facts.calibration_sha256 == facts.dataset_sha256:
+            found["calibration"] = found["dataset"]
         return cls(**{each.name: found.get(each.name) for each in fields(cls)})
 
 
