@@ -57,7 +57,6 @@ def reproduce(recorded: Record, inputs: Inputs, out: Path, *, formats: Any, repo
     choose_device(facts.pruned_on.device)
     choose_device((facts.repaired_on or facts.pruned_on).device)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    configure_torch(facts.pruned_on.threads, deterministic=facts.pruned_on.deterministic)
     try:
         _Rerun(facts, inputs, texts, report).run(out, formats)
         return _changes(recorded)
@@ -156,6 +155,7 @@ class _Rerun:
     def run(self, out: Path, formats: Any) -> None:
         """Run all stages, and write the checkpoint."""
         machine, job = self.machine, self.is_job
+        configure_torch(machine.threads, deterministic=machine.deterministic)
         loaded = self._load(self.source, machine if job else replace(machine, device="cpu"))
         found = describe_model(loaded.source)().files
         require_same_files(self.facts.base, found, "--model")
@@ -207,6 +207,7 @@ class _Rerun:
     def _retain(self, loaded: Loaded, config: RepairConfig) -> Packed | None:
         """Return the text to retain, with what the dense model on its device predicts for it."""
         machine = self.facts.repaired_on or self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
         dense = loaded
         if self.teacher is not self.source or machine.dtype != self.machine.dtype:
             dense = self._load_teacher(machine)
@@ -223,6 +224,7 @@ class _Rerun:
 
     def _prune(self, loaded: Loaded, training: list[Encoded]) -> Facts:
         facts, machine = self.facts, self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
         config = PruneConfig(0.0, seed=facts.prune.seed) if facts.zeros_found else facts.prune
         text = training
         if self.texts.calibration and not self.is_job:
@@ -245,6 +247,7 @@ class _Rerun:
     ) -> Facts:
         """Train to the step at which the training ended, and keep the weights that were kept."""
         machine = self.facts.repaired_on or self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
         model: Any = loaded.model
         for weight in model.parameters():
             weight.data = weight.data.to(getattr(torch, machine.dtype))
