@@ -1,8 +1,8 @@
 """The commands that use the library on this machine: `seft prune`, `repair`, `compress`, `evaluate` and others.
 
 They need no service. Results go to stdout as text, or as one JSON object with `--json`. Progress goes to stderr. An
-error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. Torch is imported
-only when a command needs it.
+error ends with exit code 2 and one line that says what must hold, what was given, and how to fix it. `seft reproduce`
+ends with 1 if the bits differ. Torch is imported only when a command needs it.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
         with progress_reporter() as report:
             data, text = options.run(options, report)
     except SeftError as error:
-        return _report(error.code, str(error), as_json)
+        return _report(error.code, str(error), as_json, error.exit_code)
     except ModuleNotFoundError as error:
         message = f"`{program} {arguments[0]}` works on this machine and needs the package {error.name}. {EXTRA}"
         return _report("package_missing", message, as_json)
@@ -76,12 +76,12 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "seft") -> in
     return 0
 
 
-def _report(code: str, message: str, as_json: bool) -> int:
+def _report(code: str, message: str, as_json: bool, exit_code: int = BAD_INPUT) -> int:
     """Write an error to stderr, with `--json` also as an object to stdout. Returns the exit code."""
     sys.stderr.write(f"error: {message}\n")
     if as_json:
         _write_json({"error": {"code": code, "message": message}})
-    return BAD_INPUT
+    return exit_code
 
 
 def _require_texts(options: argparse.Namespace) -> None:
@@ -96,6 +96,7 @@ def _writing(out: Path, report: Reporter) -> Iterator[None]:
     """Check the folder `out` and start the process that will verify it. Then report, before torch is imported.
 
     It is a copy of this process, so it is not started if this process has several threads, which torch may have used.
+    Torch is made deterministic, as in the service, so that `seft reproduce` gives the same bits.
     """
     from seft.checkpoint.folder import require_empty
 
@@ -105,6 +106,9 @@ def _writing(out: Path, report: Reporter) -> Iterator[None]:
     threads = Path("/proc/self/task")
     with standby() if threads.exists() and len(list(threads.iterdir())) == 1 else nullcontext():
         report(LOADING)
+        from seft.devices import configure_torch
+
+        configure_torch(0)
         yield
 
 
@@ -277,6 +281,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("inspect", files.inspect, files.add_inspect, "Count the zeros in the files of a model folder."),
         ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
         ("expand", files.expand, files.add_expand, "Restore a model folder from a compact file, bit for bit."),
+        ("reproduce", files.reproduce, files.add_reproduce, "Make a checkpoint again from its recipe, and compare it."),
         ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model on the CPU."),
         ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model on the CPU with OpenAI's API."),
     )

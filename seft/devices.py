@@ -1,4 +1,6 @@
-"""The device that a model runs on."""
+"""The device that a model runs on, and the settings of torch that make its results repeatable."""
+
+import os
 
 import torch
 
@@ -14,3 +16,17 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not available:
         raise ConfigError("device", "must be available", name, "Torch finds no CUDA device. Use cpu or auto.")
     return "cuda" if available and name == "auto" else name.replace("auto", "cpu")
+
+
+def configure_torch(threads: int, *, deterministic: bool = True) -> None:
+    """Make torch deterministic and set its number of CPU threads. With 0, torch keeps its own number.
+
+    Results are equal only with the same number of threads. Call this before torch computes anything on CUDA.
+    """
+    # cuBLAS reads this when it starts; without it, its sums differ between runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # Filling memory that is overwritten anyway costs time and does not change results.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

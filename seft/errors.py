@@ -5,9 +5,10 @@ Each has a stable `code` for programs, and a message for people that says what m
 
 
 class SeftError(Exception):
-    """Base class of all errors of this library."""
+    """Base class of all errors of this library. `exit_code` is that of a command that fails with it."""
 
     code = "seft_error"
+    exit_code = 2
 
 
 class ConfigError(SeftError):
@@ -95,6 +96,19 @@ class VerifyError(SeftError):
     """An exported checkpoint failed its verification."""
 
     code = "verify_failed"
+
+
+class ReproduceError(SeftError):
+    """A recipe cannot be run again: its record is incomplete, or an input is missing or is another one."""
+
+    code = "not_reproducible"
+
+
+class BitsDifferError(SeftError):
+    """A recipe was run again, and its result has other bits than the recorded one."""
+
+    code = "bits_differ"
+    exit_code = 1
 
 
 class ContainerError(SeftError):

@@ -1,4 +1,4 @@
-"""The commands about the files of a model: `seft inspect`, `export`, `pack` and `expand`.
+"""The commands about the files of a model: `seft inspect`, `export`, `pack`, `expand` and `reproduce`.
 
 Each function of a command returns its result as JSON data and as text. Importing this module loads no torch.
 """
@@ -9,8 +9,11 @@ from typing import Any
 
 from seft.config import parse_format
 from seft.console import describe_model
+from seft.errors import BitsDifferError
 from seft.report import Reporter
 
+SHOWN = 5
+"""Largest number of names that a message lists."""
 Answer = tuple[dict[str, Any], str]
 
 
@@ -75,3 +78,51 @@ def expand(options: argparse.Namespace, _: Reporter) -> Answer:
         container.expand(options.out)
     text = f"{options.out} has {len(container.files)} files with {container.size:,} bytes."
     return {"out": str(options.out), "folder": container.size}, text
+
+
+def add_reproduce(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `seft reproduce`."""
+    command.add_argument("record", type=Path, metavar="SPARSITY.JSON", help="sparsity.json beside its manifest.json.")
+    command.add_argument("--out", type=Path, required=True, help="Folder to write. Must be new or empty.")
+    command.add_argument("--model", help="The dense model, if it is not the hub's model or in this folder.")
+    command.add_argument("--teacher", help="The model that was distilled from, if it was not the dense model.")
+    texts = {
+        "--data": "The training text, or the dataset of a job.",
+        "--calibration": "The calibration text, if it was not the training text.",
+        "--held-out": "The text to evaluate on.",
+        "--retain-data": "The text to retain.",
+    }
+    for name, text in texts.items():
+        command.add_argument(name, type=Path, help=f"{text} Not needed if a file of its name is in this folder.")
+
+
+def reproduce(options: argparse.Namespace, report: Reporter) -> Answer:
+    """Run the recipe of a checkpoint again and compare the weights. Raises BitsDifferError if they differ."""
+    from seft import reproduce as recipe
+    from seft.checkpoint import comparison
+    from seft.checkpoint.facts import Record
+
+    folder, out = options.record.parent, options.out
+    recorded, hashes = Record.read(folder), comparison.read_hashes(folder)
+    names = ("model", "teacher", "calibration", "data", "held_out", "retain_data")
+    inputs = recipe.Inputs(**{name: getattr(options, name) for name in names})
+    formats = comparison.formats_of(hashes)
+    changes = recipe.reproduce(recorded, inputs, out, formats=formats, report=report)
+    written = comparison.read_hashes(out)
+    files = comparison.differing_files(hashes, written)
+    if files:
+        raise _difference(out, files, comparison.differing_tensors(folder, out), changes)
+    text = f"{out} has the same bits as the recorded checkpoint: {len(written)} files."
+    return {"out": str(out), "same": True, "files": len(written), "changes": changes}, text
+
+
+def _difference(out: Path, files: list[str], tensors: list[str], changes: list[str]) -> BitsDifferError:
+    """Return the error that names the files and tensors that differ, and a possible cause."""
+    where = f"these files differ: {', '.join(files[:SHOWN])}"
+    if tensors:
+        more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
+        where += f" (tensors: {', '.join(tensors[:SHOWN])}{more})"
+    cause = "Software and machine are the recorded ones, so report this as a bug."
+    if changes:
+        cause = f"Other software or another machine may give other bits: {'; '.join(changes)}."
+    return BitsDifferError(f"{out} must have the bits of the recorded checkpoint; {where}. {cause}")

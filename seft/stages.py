@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft.checkpoint.export import export, remove_dense
-from seft.checkpoint.facts import Base, Facts, Record
+from seft.checkpoint.facts import Base, Facts, Machine, Record
 from seft.checkpoint.verify import verify
 from seft.config import OutputFormat, PruneConfig, RepairConfig, published_bytes
 from seft.data.packing import Encoded, Packed, concatenate, pack
@@ -26,7 +26,6 @@ from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
-from seft.models.source import ModelSource
 from seft.prune.found import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
@@ -159,17 +158,24 @@ def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
 
 
 def pruned_facts(
-    loaded: Loaded, config: PruneConfig, calibration_sha256: str | None, report: Reporter = silent
+    loaded: Loaded,
+    config: PruneConfig,
+    calibration_sha256: str | None,
+    report: Reporter = silent,
+    *,
+    base: Base,
+    machine: Machine,
 ) -> Facts:
-    """Return the facts of a model that was pruned and not repaired. They contain no scores yet.
+    """Return the facts of a model that was pruned on this machine and not repaired. They contain no scores yet.
 
-    If `config` keeps the zeros of the model, the facts and a report say which zeros it has.
+    `base` is the model from before pruning. If `config` keeps the zeros of the model, the facts and a report say which
+    zeros it has.
     """
     found = find_zeros(loaded.model) if config.keeps_zeros else None
     if found:
         report(found)
     return Facts(
-        base=Base.of(loaded.source),
+        base=base,
         prune=found_config(config, found) if found else config,
         zeros_found=found is not None,
         repair=None,
@@ -178,13 +184,20 @@ def pruned_facts(
         grown_zeros=0,
         calibration_sha256=calibration_sha256,
         dataset_sha256=None,
+        pruned_on=machine,
     )
 
 
 def repaired_facts(
-    facts: Facts, config: RepairConfig, result: RepairResult, *, teacher: ModelSource | None, dataset_sha256: str
+    facts: Facts,
+    config: RepairConfig,
+    result: RepairResult,
+    *,
+    teacher: Base | None,
+    dataset_sha256: str,
+    machine: Machine,
 ) -> Facts:
-    """Return the facts of a repaired model, made from the facts of the pruned model without its scores.
+    """Return the facts of a model repaired on this machine, made from those of the pruned model without its scores.
 
     `teacher` is recorded only if `config` distills or retains.
     """
@@ -194,11 +207,12 @@ def repaired_facts(
         repair=config,
         stopped_at=last if last < config.steps else None,
         kept_at=kept if kept < last else None,
-        teacher=Base.of(teacher) if teacher and (config.distills or config.retains) else None,
+        teacher=teacher if config.distills or config.retains else None,
         grown_zeros=result.grown_zeros,
         dataset_sha256=dataset_sha256,
         scores={},
         evaluate=None,
+        repaired_on=machine,
     )
 
 

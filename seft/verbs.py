@@ -4,6 +4,7 @@ They read the files, check the arguments before any weight is loaded, and run `s
 command line in `seft.cli` does.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch
 
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Facts, Record, sha256
+from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record
 from seft.checkpoint.folder import find_folder, require_empty, require_new
 from seft.checkpoint.formats import write_format
+from seft.checkpoint.provenance import describe_model, this_machine
 from seft.checkpoint.verify import verify_file
 from seft.choices import Accuracy, accuracy, read_questions
 from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, Retain, require_repair_of
@@ -36,6 +38,14 @@ from seft.prune.found import LEAST
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
 from seft.retain import opening_tokens
+from seft.texts import (
+    TextFile,
+    Texts,
+    describe_records,
+    describe_retained,
+    read_calibration,
+    require_retain_data,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,11 @@ class Place:
     def of(cls, device: str, dtype: str) -> "Place":
         """Return the place for the names of a device and a dtype. The device `auto` is CUDA if it is available."""
         return cls(choose_device(device), getattr(torch, dtype))
+
+    @property
+    def machine(self) -> Machine:
+        """The description of this place in the facts of a checkpoint."""
+        return this_machine(self.device, self.dtype)
 
 
 HOST = Place()
@@ -82,10 +97,9 @@ def prune(
         way_out = "Use seft compress, which prunes the model while it trains it."
         raise ConfigError("schedule", "must be one_shot if the model is only pruned", str(config.schedule), way_out)
     source = _fitting(find(reference, revision=revision), config)
-    texts = _read_calibration(config, calibration)
-    text_sha256 = sha256(calibration) if texts and calibration else None
+    text = read_calibration(config, calibration)
     loaded = _load(source, replace(place, device="cpu"), report)
-    facts = _prune(loaded, config, texts, text_sha256, place=place, report=report)
+    facts = _prune(loaded, config, text, describe_model(loaded.source), place=place, report=report)
     return _publish(loaded, out, facts, report)
 
 
@@ -116,7 +130,7 @@ def repair(
     if not config.retains:
         require_teacher(config, teacher)
     require_held_out(config, held_out)
-    _require_retain_data(config, retain_data)
+    require_retain_data(config, retain_data)
     source, teacher_source = _fitting(find_folder(folder), config), find(teacher) if teacher else None
     if teacher_source:
         _require_teacher_fit(source, teacher_source)
@@ -125,16 +139,17 @@ def repair(
         raise ConfigError(
             "folder", "must be pruned and not repaired yet", str(folder), "Give the folder that seft prune wrote."
         )
-    texts = _Texts.read(data, held_out, retain_data)
+    texts = Texts.read(data, held_out, retain_data)
     loaded, retained = _load(source, place, report), None
-    facts = known or _found_facts(loaded, config, folder, report)
+    dense_base = describe_model(teacher_source) if teacher_source and (config.distills or config.retains) else None
+    facts = known or _found_facts(loaded, config, folder, place, report)
     if config.retains and teacher_source:
         dense = _load(teacher_source, place, report)
         require_same_shape(loaded.model, dense.model)
         retained = _retained(dense, config, texts, place, report)
         del dense
     facts = _repair(loaded, facts, config, texts, retained, teacher=teacher_source, place=place, report=report)
-    return _publish(loaded, out, facts, report)
+    return _publish(loaded, out, replace(facts, teacher=dense_base and dense_base()), report)
 
 
 def compress(
@@ -158,13 +173,14 @@ def compress(
     require_empty(out)
     require_repair_of(pruning, config)
     require_held_out(config, held_out)
-    _require_retain_data(config, retain_data)
+    require_retain_data(config, retain_data)
     source = _fitting(find(reference, revision=revision), pruning, config)
-    texts = _Texts.read(data, held_out, retain_data)
-    text_sha256 = texts.sha256 if stages.reads_calibration(pruning) else None
+    texts = Texts.read(data, held_out, retain_data)
+    calibration = texts.training if stages.reads_calibration(pruning) else None
     loaded = _load(source, replace(place, device="cpu"), report)
+    base = describe_model(loaded.source)
     retained = _retained(loaded, config, texts, place, report)
-    facts = _prune(loaded, pruning, texts.training, text_sha256, place=place, report=report)
+    facts = _prune(loaded, pruning, calibration, base, place=place, report=report)
     with torch.no_grad():
         round_weights(loaded.model)
     loaded.model.to(place.device)
@@ -259,56 +275,17 @@ def _require_teacher_fit(source: ModelSource, teacher: ModelSource) -> None:
         require_teacher_fit(own.sizes, other.sizes)
 
 
-def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, report: Reporter) -> Facts:
+def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Place, report: Reporter) -> Facts:
     """Return the facts of a model that another tool pruned. Raises ConfigError if the model is dense."""
-    facts = stages.pruned_facts(loaded, PruneConfig(0.0, seed=config.seed), None, report)
+    base, kept = describe_model(loaded.source), PruneConfig(0.0, seed=config.seed)
+    facts = stages.pruned_facts(loaded, kept, None, report, base=base(), machine=place.machine)
     if not facts.zeros_found:
         way_out = "Use seft prune before, or seft compress, which does both."
         raise ConfigError("folder", f"must have at least {LEAST:.0%} zeros in its linear layers", str(folder), way_out)
     return facts
 
 
-def _read_calibration(config: PruneConfig, calibration: Path | None) -> list[records.Record]:
-    names = config.text_users
-    if not names:
-        return []
-    if calibration is None:
-        way_out = "Give a .jsonl or .txt file, or use magnitude without refinement and reconstruction."
-        raise ConfigError("calibration", f"must be given for {' and '.join(names)}", None, way_out)
-    return records.read(calibration)
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """The training text, the text to evaluate on or None, and the text to retain, with the hashes of their files."""
-
-    training: list[records.Record]
-    sha256: str
-    held_out: list[records.Record] | None
-    held_out_sha256: str | None
-    retained: list[records.Record]
-    retained_sha256: str | None
-
-    @classmethod
-    def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "_Texts":
-        return cls(
-            records.read(data),
-            sha256(data),
-            records.read(held_out) if held_out else None,
-            sha256(held_out) if held_out else None,
-            records.read(retained) if retained else [],
-            sha256(retained) if retained else None,
-        )
-
-
-def _require_retain_data(config: RepairConfig, retain_data: Path | None) -> None:
-    """Raise ConfigError if a dataset is to be retained and there is none, or the other way round."""
-    if (config.retain is Retain.DATASET) != (retain_data is not None):
-        rule = "must be given if retain is dataset, and only then"
-        raise ConfigError("retain_data", rule, retain_data and str(retain_data), "Give the text, or change retain.")
-
-
-def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place, report: Reporter) -> Packed | None:
+def _retained(loaded: Loaded, config: RepairConfig, texts: Texts, place: Place, report: Reporter) -> Packed | None:
     """Return the text to retain, with what the loaded dense model predicts for it on the device."""
     if not config.retains:
         return None
@@ -317,7 +294,8 @@ def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place,
     model.to(place.device)
     opening, dataset = opening_tokens(loaded.tokenizer), None
     if config.retain is Retain.DATASET:
-        dataset = stages.windows_to_retain(encode(texts.retained, loaded.tokenizer), config)
+        assert texts.retained
+        dataset = stages.windows_to_retain(encode(texts.retained.records, loaded.tokenizer), config)
     retained = stages.retained_text(loaded, config, opening, dataset, report)
     model.to(device)
     return retained
@@ -326,15 +304,16 @@ def _retained(loaded: Loaded, config: RepairConfig, texts: _Texts, place: Place,
 def _prune(
     loaded: Loaded,
     config: PruneConfig,
-    texts: list[records.Record],
-    text_sha256: str | None,
+    text: TextFile | None,
+    base: Callable[[], Base],
     *,
     place: Place,
     report: Reporter,
 ) -> Facts:
     """Prune a model that is on the host, one block at a time on the device. Returns its facts."""
+    encoded = encode(text.records, loaded.tokenizer) if text else []
     with named("calibration text"):
-        windows = stages.calibration_windows(encode(texts, loaded.tokenizer), loaded.tokenizer, config)
+        windows = stages.calibration_windows(encoded, loaded.tokenizer, config)
     if len(windows):
         config = replace(config, samples=len(windows))
 
@@ -342,14 +321,17 @@ def _prune(
         return _load(loaded.source, replace(place, device="cpu"), report).model
 
     stages.prune(loaded, windows, config, load_dense, report, device=place.device)
-    return stages.pruned_facts(loaded, config, text_sha256, report)
+    facts = stages.pruned_facts(
+        loaded, config, text.sha256 if text else None, report, base=base(), machine=place.machine
+    )
+    return replace(facts, texts={"calibration": describe_records(text.name, encoded)}) if text else facts
 
 
 def _repair(
     loaded: Loaded,
     facts: Facts,
     config: RepairConfig,
-    texts: _Texts,
+    texts: Texts,
     retained: Packed | None,
     *,
     teacher: ModelSource | None,
@@ -357,12 +339,14 @@ def _repair(
     report: Reporter,
 ) -> Facts:
     """Repair a loaded model in place and move it to the host. Returns its facts."""
+    files = {"dataset": texts.training, "held_out": texts.held_out}
+    encoded = {role: encode(file.records, loaded.tokenizer) for role, file in files.items() if file}
     with named("training text"):
-        training = pack(encode(texts.training, loaded.tokenizer), config.sequence_tokens)
+        training = pack(encoded["dataset"], config.sequence_tokens)
     held_out = None
-    if texts.held_out is not None:
+    if texts.held_out:
         with named("held-out text"):
-            held_out = pack(encode(texts.held_out, loaded.tokenizer), config.sequence_tokens)
+            held_out = pack(encoded["held_out"], config.sequence_tokens)
 
     def load_teacher() -> Any:
         assert teacher is not None
@@ -382,8 +366,17 @@ def _repair(
     # Export needs float32 weights. With teacher and master weights on the device, its memory may not be enough.
     del work
     loaded.model.to("cpu")
-    facts = stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=texts.sha256)
-    return replace(facts, retained_sha256=texts.retained_sha256, held_out_sha256=texts.held_out_sha256)
+    described = {role: describe_records(file.name, encoded[role]) for role, file in files.items() if file}
+    if retained is not None:
+        described["retained"] = describe_retained(texts.retained.name if texts.retained else None, retained)
+    sha256, machine = texts.training.sha256, place.machine
+    facts = stages.repaired_facts(facts, config, result, teacher=facts.base, dataset_sha256=sha256, machine=machine)
+    return replace(
+        facts,
+        texts={**facts.texts, **described},
+        retained_sha256=texts.retained.sha256 if texts.retained else None,
+        held_out_sha256=texts.held_out.sha256 if texts.held_out else None,
+    )
 
 
 def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:

@@ -65,11 +65,10 @@ class Files:
         return sum((self.folder / name).stat().st_size for name in self._datasets)
 
     @property
-    def _datasets(self) -> dict[str, tuple[str, str]]:
-        """The datasets of the job: name of the file -> key and SHA-256 of the object."""
+    def _datasets(self) -> dict[str, tuple[str, str, str]]:
+        """The datasets of the job: name of the file -> key and SHA-256 of the object, and name of the dataset."""
         attempt = self.attempt
-        trained = (attempt.dataset_key, attempt.dataset_sha256)
-        named = {DATA: trained, RETAIN_DATA: attempt.retained, HELD_OUT_DATA: attempt.held_out}
+        named = {DATA: attempt.dataset, RETAIN_DATA: attempt.retained, HELD_OUT_DATA: attempt.held_out}
         return {name: found for name, found in named.items() if found}
 
     def fetch(self, speed: Speed) -> GoneError | None:
@@ -82,7 +81,7 @@ class Files:
         for other in self.folder.parent.iterdir():
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
-        for name, (key, sha256) in self._datasets.items():
+        for name, (key, sha256, _) in self._datasets.items():
             self.transfers.download(key, self.folder / name, sha256)
         resume, gone = self.attempt.resume, None
         try:
@@ -97,7 +96,7 @@ class Files:
             self.transfers.download(file["key"], path, file["sha256"])
         Task(
             spec=self.attempt.spec,
-            dataset_sha256=self.attempt.dataset_sha256,
+            dataset_sha256=self.attempt.dataset[1],
             retained_sha256=self.attempt.retained[1] if self.attempt.retained else None,
             held_out_sha256=self.attempt.held_out[1] if self.attempt.held_out else None,
             resume=resume["step"] if resume else None,
@@ -109,6 +108,7 @@ class Files:
             hub_cache_bytes=self.settings.hub_cache_bytes,
             downloaded=self._fetch_private_model(),
             speed=speed,
+            names={name: dataset for name, (_, _, dataset) in self._datasets.items()},
         ).write(self.folder)
         if self.attempt.stop_step is not None:
             self.request_early_stop(self.attempt.stop_step)

@@ -7,31 +7,21 @@ scores included. If the worker ends training early, the current step is finished
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-# cuBLAS reads this at start; without it, its sums differ between runs.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import Facts
 from seft.checkpoint.pack import load_pruned, save_pruned
-from seft.config import RepairConfig, Retain
-from seft.data import records
-from seft.data.packing import Packed, pack
-from seft.data.text import encode, evaluation_windows, named, split_described
-from seft.devices import choose_device
+from seft.checkpoint.provenance import describe_model, this_machine
+from seft.config import RepairConfig
+from seft.data.packing import Packed
+from seft.devices import choose_device, configure_torch
 from seft.errors import Cancelled, EvaluateError
 from seft.evaluate import perplexity
 from seft.models.load import Loaded, load, load_tokenizer
@@ -39,16 +29,13 @@ from seft.models.source import ModelSource, downloaded, find
 from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
-from seft.retain import load_retained, opening_tokens, save_retained, split_retained
+from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, usage
 from worker.meter import Meter
 from worker.protocol import (
-    DATA,
     ENOUGH,
-    HELD_OUT_DATA,
     RESULT,
     RESUME,
-    RETAIN_DATA,
     STATE,
     Finished,
     Measured,
@@ -61,6 +48,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
+from worker.texts import Text, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
 PRUNED_BYTES = 4
@@ -68,19 +56,6 @@ PRUNED_BYTES = 4
 
 READING_SECONDS = 1.0
 """Seconds between two messages about the records that are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """The tokenized datasets: training records, held-out records, calibration text from the training records."""
-
-    calibration: Int[Tensor, "windows tokens"]
-    training: Packed | None
-    held_out: Packed
-    opening: list[int]
-    """What the dense model starts with if it writes the text to retain."""
-    retained: Packed | None
-    """Windows of the dataset to retain, if there is one and no saved state has them."""
 
 
 class Pipeline:
@@ -112,6 +87,7 @@ class Pipeline:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
+        base, machine = describe_model(loaded.source), this_machine(self._device)
         self.meter.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
@@ -120,15 +96,16 @@ class Pipeline:
             self._resume(loaded)
         if self._enough and self.step == 0:
             self.repair = None
-        sha256 = self.task.dataset_sha256
-        facts = stages.pruned_facts(loaded, self.prune, sha256 if stages.reads_calibration(self.prune) else None)
+        sha256, reads = self.task.dataset_sha256, stages.reads_calibration(self.prune)
+        facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=machine)
         self.prune = facts.prune
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
-            facts = stages.repaired_facts(facts, self.repair, result, teacher=source, dataset_sha256=sha256)
+            facts = stages.repaired_facts(
+                facts, self.repair, result, teacher=facts.base, dataset_sha256=sha256, machine=machine
+            )
+        facts = text.recorded(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
-        retained = self.task.retained_sha256 if self.retained else None
-        facts = replace(facts, retained_sha256=retained, held_out_sha256=self.task.held_out_sha256)
         self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated))
 
     def _source(self) -> ModelSource:
@@ -143,34 +120,17 @@ class Pipeline:
         least every few minutes from the first `Reading` on, because a tokenizer or a chat template may never end.
         """
         self.send(Reading(records=0))
-        share, found = self.task.spec.evaluate.held_out, records.read(self.folder / DATA, "the dataset")
-        if share is None:
-            held_out = records.read(self.folder / HELD_OUT_DATA, "the dataset to evaluate on")
-            training = records.exclude(found, held_out)
-        else:
-            training, held_out = records.split(found, share, self.task.spec.seed)
         tokenizer = load_tokenizer(source)
         stages.require_expressible(tokenizer, self.task.spec.output.formats)
-        encoded = encode(training, tokenizer, self._report_reading)
-        judged = encode(held_out, tokenizer, lambda done: self._report_reading(len(training) + done))
-        retained = self._read_retained(tokenizer, len(found))
-        with split_described(encoded, judged) if share else nullcontext():
-            with named("training text", "dataset", "prune.calibration.tokens"):
-                calibration = stages.calibration_windows(encoded, tokenizer, self.prune)
-            with named("training text", "dataset", "repair.sequence_tokens"):
-                packed = pack(encoded, self.repair.sequence_tokens) if self.repair else None
-            with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
-                windows = evaluation_windows(judged, self.evaluate.tokens, self.evaluate.windows)
-        opening = opening_tokens(tokenizer) if self.repair and self.repair.retain is Retain.WRITTEN else []
-        return Text(calibration, packed, windows, opening, retained)
-
-    def _read_retained(self, tokenizer: Any, before: int) -> Packed | None:
-        """Return the windows of the dataset to retain, if they are needed. `before` records were read before it."""
-        if self.task.resume is not None or not self.repair or self.repair.retain is not Retain.DATASET:
-            return None
-        found = records.read(self.folder / RETAIN_DATA, "the dataset to retain")
-        encoded = encode(found, tokenizer, lambda done: self._report_reading(before + done))
-        return stages.windows_to_retain(encoded, self.repair)
+        return read_texts(
+            self.folder,
+            self.task,
+            tokenizer,
+            prune=self.prune,
+            repair=self.repair,
+            evaluate=self.evaluate,
+            alive=self._report_reading,
+        )
 
     @property
     def _device(self) -> str:
@@ -383,15 +343,3 @@ class Pipeline:
         self.meter.last_step = self._last_step
         progress, remaining = self.meter.report(stage, fraction)
         self.send(Progressed(phase=stage.phase, progress=progress, step=self.step, remaining=remaining))
-
-
-def configure_torch(threads: int) -> None:
-    """Make torch deterministic and set its number of CPU threads. With 0, torch keeps its own number.
-
-    Results are equal only with the same number of threads.
-    """
-    if threads:
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling memory that is overwritten anyway costs time and does not change results.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -66,6 +66,8 @@ class Task(_Part):
     """What is known about the speed of the device."""
     held_out_sha256: str | None = None
     """SHA-256 of the dataset to evaluate on, or None if it is a part of the dataset."""
+    names: dict[str, str] = {}
+    """Names that the users gave their datasets, by the names of the files in the job's folder."""
 
     @classmethod
     def read(cls, folder: Path) -> "Task":

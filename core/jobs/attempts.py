@@ -46,12 +46,12 @@ class Attempt:
     request_id: str | None
     traceparent: str | None
     spec: JobSpec
-    dataset_key: str
-    dataset_sha256: str
-    retained: tuple[str, str] | None
-    """Key and SHA-256 of the dataset to retain. None if the job retains no dataset."""
-    held_out: tuple[str, str] | None
-    """Key and SHA-256 of the dataset to evaluate on. None if it is a part of the other dataset."""
+    dataset: tuple[str, str, str]
+    """Key, SHA-256 and name of the dataset."""
+    retained: tuple[str, str, str] | None
+    """The same of the dataset to retain. None if the job retains no dataset."""
+    held_out: tuple[str, str, str] | None
+    """The same of the dataset to evaluate on. None if it is a part of the other dataset."""
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
@@ -136,8 +136,7 @@ def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capabi
         request_id=job.request_id,
         traceparent=job.traceparent,
         spec=spec,
-        dataset_key=dataset.object_key,
-        dataset_sha256=dataset.sha256,
+        dataset=(dataset.object_key, dataset.sha256, dataset.name),
         retained=_object(session, job.retain_dataset_id),
         held_out=_object(session, job.evaluate_dataset_id),
         resume=job.resume,
@@ -150,9 +149,9 @@ def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capabi
     )
 
 
-def _object(session: Session, dataset_id: str | None) -> tuple[str, str] | None:
+def _object(session: Session, dataset_id: str | None) -> tuple[str, str, str] | None:
     row = session.get_one(Dataset, dataset_id) if dataset_id else None
-    return (row.object_key, row.sha256) if row else None
+    return (row.object_key, row.sha256, row.name) if row else None
 
 
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float = 0.0) -> PendingActions:

@@ -25,6 +25,7 @@ from seft.checkpoint.verify import fingerprint
 from seft.config import OutputFormat, format_of
 from seft.models.load import Loaded, quiet
 from seft.models.model_files import CARD
+from seft.models.terms import notices
 
 EXPORT_DTYPE = torch.bfloat16
 MAX_SHARD = "5GB"
@@ -64,7 +65,10 @@ def export(loaded: Loaded, out: Path, facts: Facts, formats: Sequence[OutputForm
     for format_ in formats:
         if format_.file is not None:
             write_format(out, format_, out / format_.file)
-    (out / CARD).write_text(card(record, formats), encoding="utf-8")
+    terms = notices(loaded.source.path) if loaded.source.path else []
+    for path in terms:
+        (out / path.name).write_bytes(path.read_bytes())
+    (out / CARD).write_text(card(record, formats, [path.name for path in terms]), encoding="utf-8")
     (out / MANIFEST).write_bytes(manifest(out))
 
 

@@ -7,7 +7,7 @@ path.
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
 from seft.models.source import Kind, ModelSource
+from seft.models.terms import NO_TERMS, Terms
 
 SPARSITY = "sparsity.json"
 MANIFEST = "manifest.json"
@@ -26,18 +27,53 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The dense model that was pruned. `reference` is a hub id, or the name of a file or folder without its path."""
+    """The dense model that was pruned. `reference` is a hub id, or the name of a file or folder without its path.
+
+    `files` are the SHA-256 of the files that were read: weights, configuration and tokenizer. It is empty if an older
+    version of this software wrote it.
+    """
 
     reference: str
     kind: Kind
     revision: str | None
     licence: str | None
+    licence_name: str | None = None
+    licence_link: str | None = None
+    languages: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: ModelSource) -> "Base":
+    def of(cls, source: ModelSource, terms: Terms = NO_TERMS, files: dict[str, str] | None = None) -> "Base":
         """Return what may be published of a model source: everything except its path."""
         name = source.reference if source.kind is Kind.HUB else Path(source.reference).resolve().name
-        return cls(name, source.kind, source.revision, source.licence)
+        return cls(name, source.kind, source.revision, source.licence, *terms, files or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that was read: the name of its file without the path, or None if unknown, its records and their tokens.
+
+    The dense model's own text has no records.
+    """
+
+    name: str | None
+    records: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a stage ran on. Another device, dtype or number of threads may change the last bits of the weights.
+
+    `hardware` is the name of the GPU, or the vector instructions of the CPU that torch uses. `deterministic` says
+    whether torch was asked for deterministic algorithms.
+    """
+
+    device: str
+    hardware: str
+    dtype: str
+    threads: int
+    deterministic: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +88,10 @@ class Facts:
     that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
     weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from. If
     `zeros_found` is True, another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
+
+    `texts` describes the texts by their roles: calibration, dataset, retained and held_out. `held_out_share` is the
+    fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
+    if the stage did not run, or if an older version of this software wrote the file.
     """
 
     base: Base
@@ -68,6 +108,10 @@ class Facts:
     retained_sha256: str | None = None
     held_out_sha256: str | None = None
     zeros_found: bool = False
+    texts: dict[str, Text] = field(default_factory=dict)
+    held_out_share: float | None = None
+    pruned_on: Machine | None = None
+    repaired_on: Machine | None = None
 
     @property
     def pruned_by(self) -> str:

@@ -4,7 +4,7 @@ The command line derives its options from these fields (`seft.options`). The `Do
 """
 
 from seft.config.evaluate import EvaluateConfig
-from seft.config.output import FORMATS, OutputFormat, format_of, parse_format, published_bytes
+from seft.config.output import FORMATS, OutputFormat, format_of, is_notice, parse_format, published_bytes
 from seft.config.pattern import UNSTRUCTURED, Pattern
 from seft.config.prune import (
     DEFAULT_PRUNER,
@@ -56,6 +56,7 @@ __all__ = [
     "default_batch",
     "default_steps",
     "format_of",
+    "is_notice",
     "parse_format",
     "published_bytes",
     "require_repair_of",

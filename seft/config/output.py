@@ -1,6 +1,7 @@
 """The formats of a published model, and the rule which of them may hold zeros. Needs no torch."""
 
 import math
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 
@@ -52,6 +53,9 @@ _KEPT_BITS = 11
 """Bits of a weight in `compact` that is not zero: sign and mantissa have 8, and exponents of bfloat16 weights have an
 entropy of up to 3 bits."""
 _SHARED = frozenset({"README.md", "sparsity.json", "manifest.json"})
+_NOTICE = re.compile(
+    r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE[_-]POLICY)([_.-][\w.-]{1,60})?", re.ASCII | re.IGNORECASE
+)
 _REFUSED = {
     "f16": "F16 has a smaller range than bfloat16 and changes small weights",
     "q4_1": "Q4_1 has a minimum per block, so most zeros become small numbers",
@@ -91,6 +95,11 @@ def _bits(format_: OutputFormat, weights: int, zeros: int, head: int) -> float:
 
 def format_of(file: str) -> OutputFormat | None:
     """Return the format to which a published file of this name belongs. None for a file that belongs to all formats."""
-    if file in _SHARED:
+    if file in _SHARED or is_notice(file):
         return None
     return next((each for each, name in _FILES.items() if name == file), OutputFormat.DENSE)
+
+
+def is_notice(file: str) -> bool:
+    """Return whether a file of this name has terms of use, such as LICENSE.txt, NOTICE or USE_POLICY.md."""
+    return _NOTICE.fullmatch(file) is not None

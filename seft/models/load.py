@@ -8,7 +8,7 @@ import errno
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,7 @@ LOAD_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in evaluation mode and without key-value cache, its tokenizer, and the source of both."""
+    """A model in evaluation mode and without key-value cache, its tokenizer, and the source of both with its path."""
 
     model: nn.Module
     tokenizer: Any
@@ -60,6 +60,7 @@ def load(source: ModelSource, *, device: str = "cpu", dtype: torch.dtype = torch
     Buffers keep their float32 values, so that a model has the same buffers now and when its checkpoint is verified.
     Raises SourceError if the files are not a complete model.
     """
+    source = replace(source, path=fetch(source))
     with _header_read_once():
         tokenizer = load_tokenizer(source)
         with _source_errors(source.reference), _location(source) as (folder, options):

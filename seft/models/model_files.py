@@ -181,9 +181,14 @@ def not_decoder(reference: str, architecture: str) -> SourceError:
 
 def card_licence(card: str) -> str | None:
     """Return the licence in the front matter of a model card, or None if it has none."""
-    head = _FRONT_MATTER.match(card)
-    licence = _LICENCE.search(head.group()) if head else None
+    licence = _LICENCE.search(front_matter(card))
     return checked_licence(licence.group(1)) if licence else None
+
+
+def front_matter(card: str) -> str:
+    """Return the front matter of a model card; an empty text if it has none."""
+    head = _FRONT_MATTER.match(card)
+    return head.group() if head else ""
 
 
 def checked_licence(value: object) -> str | None:

@@ -46,6 +46,7 @@ from seft.models.model_files import (
     require_names,
     require_storable,
 )
+from seft.models.terms import terms_files
 
 DEPTH = 3
 """Maximum number of parts in the path of a model in a folder with models, relative to that folder."""
@@ -143,7 +144,7 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
         folder = hub.snapshot_download(
             source.reference,
             revision=source.revision,
-            allow_patterns=[*source.files(weights=weights), *_card(source, weights=weights)],
+            allow_patterns=[*source.files(weights=weights), *(terms_files(source.sizes) if weights else ())],
             etag_timeout=HUB_SECONDS,
         )
         if source.branch != source.revision:
@@ -156,11 +157,6 @@ def fetch(source: ModelSource, *, weights: bool = True) -> Path:
         raise SourceError(
             UNREACHABLE, f"the download of {source.reference} from the hub failed: {error}. Try again later."
         ) from error
-
-
-def _card(source: ModelSource, *, weights: bool) -> list[str]:
-    """Return the name of the card, which names the licence, if it is downloaded with the other files."""
-    return [CARD] if weights and 0 < source.sizes.get(CARD, 0) <= MAX_FILE_BYTES else []
 
 
 def _local_path(reference: str) -> Path | None:
@@ -269,10 +265,13 @@ def _query_hub(reference: str, revision: str | None, token: str | None) -> Model
 def fetch_into(
     folder: Path, source: ModelSource, *, weights: bool = True, alive: Callable[[], None] = lambda: None
 ) -> None:
-    """Download a hub model's files and its card one by one. Calls `alive` before each, which may raise to stop."""
+    """Download a hub model's files, its card and its terms one by one.
+
+    Calls `alive` before each, which may raise to stop.
+    """
     api = hub.HfApi(token=source.token)
     with hub_errors(source.reference, source.revision):
-        for name in [*source.files(weights=weights), *({CARD} & source.sizes.keys())]:
+        for name in [*source.files(weights=weights), *terms_files(source.sizes)]:
             alive()
             api.hf_hub_download(
                 source.reference, name, revision=source.revision, local_dir=folder, etag_timeout=HUB_SECONDS

@@ -14,6 +14,7 @@ VERBS = {
     "inspect": "Count the zeros in the files of a folder.",
     "pack": "Store the folder of a model in one compact file, without the space that zeros take.",
     "expand": "Restore the folder of a model from a compact file, bit for bit.",
+    "reproduce": "Make a checkpoint again from the recipe in its sparsity.json, and compare the weights.",
     "generate": "Generate text with a pruned model, on this machine's CPU.",
     "serve": "Serve a pruned model on this machine's CPU, with OpenAI's API.",
 }

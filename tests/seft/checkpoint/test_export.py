@@ -147,7 +147,7 @@ def test_the_card_has_the_facts_that_a_reader_needs(folder: Path) -> None:
         "| revision | abc123 |",
         "| dataset sha256 | " + "d" * 64,
         "1,234 weights that pruning set to zero",
-        "speed and in the memory of the dense model",
+        "compute with every zero",
     ):
         assert expected in text, expected
     assert not re.search(r"\bNone\b", text)

@@ -249,9 +249,10 @@ def ask_hub(home: Path, endpoint: str, reference: str, *arguments: str, **enviro
 
 def test_a_hub_model_is_found_downloaded_and_found_again_offline(model: Path, tmp_path: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"not wanted")
+    (model / "LICENSE").write_text("terms")
     with hub({"tiny/llama": Repo(model, licence="mit")}) as endpoint:
         online = ask_hub(tmp_path, endpoint, "tiny/llama", "main", "fetch")
-    assert online.pop("files") == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert online.pop("files") == ["LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.json"]
     assert online == {"kind": "hub", "revision": COMMIT, "licence": "mit", "config": CONFIG}
     offline = ask_hub(tmp_path, endpoint, "tiny/llama", "main", HF_HUB_OFFLINE="1")
     assert (offline["revision"], offline["config"]) == (COMMIT, CONFIG)

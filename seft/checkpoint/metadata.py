@@ -1,0 +1,71 @@
+"""Writes the front matter of a model card: the YAML that the model hub reads, with licence, base model and scores.
+
+The package `huggingface_hub` defines the keys and writes the YAML, so the hub accepts it.
+"""
+
+from collections.abc import Sequence
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from seft.checkpoint.facts import Facts, Record
+from seft.config import OutputFormat
+from seft.models.source import Kind
+
+_SUFFIXES = {"": "held-out text", "_retained": "retained text"}
+
+
+def front_matter(record: Record, formats: Sequence[OutputFormat], notices: Sequence[str]) -> str:
+    """Return the front matter with its two lines of dashes. `notices` are the names of the published files of terms.
+
+    A model that was repaired is a fine-tuned one for the hub. The hub has no name for a model that was only pruned.
+    """
+    facts = record.facts
+    hub = facts.base.kind is Kind.HUB
+    results = _results(facts)
+    data = ModelCardData(
+        base_model=facts.base.reference if hub else None,
+        language=list(facts.base.languages) or None,
+        library_name="transformers" if OutputFormat.DENSE in formats else None,
+        pipeline_tag="text-generation",
+        license=facts.base.licence,
+        license_name=facts.base.licence_name,
+        license_link=_link(facts, notices),
+        model_name=model_name(record) if results else None,
+        eval_results=results or None,
+        tags=["sparse", "pruned", "seft", *(["gguf"] if any(each.is_gguf for each in formats) else [])],
+    )
+    if hub and facts.repair:
+        data["base_model_relation"] = "finetune"
+    return f"---\n{data.to_yaml(line_break=chr(10))}\n---"
+
+
+def model_name(record: Record) -> str:
+    """Return a name for the model, such as `SmolLM2-135M-60-percent-sparse`."""
+    return f"{record.facts.base.reference.split('/')[-1]}-{record.sparsity.linears.share * 100:.0f}-percent-sparse"
+
+
+def _link(facts: Facts, notices: Sequence[str]) -> str | None:
+    """Return the link to the licence. A link to a file that was not published points to the base model."""
+    link = facts.base.licence_link
+    if not link or "://" in link or link in notices:
+        return link
+    if facts.base.kind is Kind.HUB:
+        return f"https://huggingface.co/{facts.base.reference}/blob/{facts.base.revision or 'main'}/{link}"
+    return None
+
+
+def _results(facts: Facts) -> list[EvalResult]:
+    """Return the perplexities of the result, and of the dense and the pruned model before it, on each text."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=text.replace(" ", "-"),
+            dataset_name=text,
+            metric_type="perplexity",
+            metric_name=f"perplexity of the {name} model",
+            metric_value=round(facts.scores[f"{name}{suffix}"], 4),
+        )
+        for suffix, text in _SUFFIXES.items()
+        for name in ("repaired", "pruned", "dense")
+        if f"{name}{suffix}" in facts.scores
+    ]

@@ -1,0 +1,290 @@
+"""Runs the recipe of a checkpoint again, from its `sparsity.json`, and compares the bytes with the recorded ones.
+
+Nothing in that file names a folder, so the caller gives the model and the texts, unless they are where this process
+runs. Each is checked against the recorded SHA-256 before it is used. The stages are those of the commands and of the
+service (`seft.stages`), in the same order, with the recorded device, dtype and number of threads.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seft import stages
+from seft.checkpoint.export import round_weights
+from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Text, versions
+from seft.checkpoint.folder import require_empty
+from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
+from seft.config import PruneConfig, RepairConfig, Retain
+from seft.data.packing import Encoded, Packed, pack
+from seft.data.text import encode, evaluation_windows
+from seft.devices import choose_device, configure_torch
+from seft.errors import ReproduceError
+from seft.evaluate import perplexity
+from seft.models.load import Loaded, load
+from seft.models.source import Kind, ModelSource, find
+from seft.report import Phase, Progress, Reporter, silent
+from seft.retain import opening_tokens, split_retained
+from seft.texts import TextFile, split_dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The model, its teacher and the texts that the caller gives. What is None is looked for by its recorded name."""
+
+    model: str | None = None
+    teacher: str | None = None
+    calibration: Path | None = None
+    data: Path | None = None
+    held_out: Path | None = None
+    retain_data: Path | None = None
+
+
+def reproduce(recorded: Record, inputs: Inputs, out: Path, *, formats: Any, report: Reporter = silent) -> list[str]:
+    """Run the recipe of a record again and write the checkpoint to the folder `out`, in these formats.
+
+    Returns how the software and the machine differ from the recorded ones, as sentences. Raises ReproduceError if the
+    record is incomplete, or if the model or a text is missing or is not the recorded one.
+    """
+    require_empty(out)
+    facts = recorded.facts
+    if not facts.pruned_on or not facts.base.files:
+        message = f"{SPARSITY} must have the hashes of the model; an older version of seft wrote it without them."
+        raise ReproduceError(f"{message} Create the checkpoint again.")
+    texts = _Texts.find(facts, inputs)
+    choose_device(facts.pruned_on.device)
+    choose_device((facts.repaired_on or facts.pruned_on).device)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        _Rerun(facts, inputs, texts, report).run(out, formats)
+        return _changes(recorded)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def _changes(recorded: Record) -> list[str]:
+    """Return what is not as it was recorded and may change the last bits."""
+    pairs = {name: (value, versions().get(name)) for name, value in recorded.versions.items()}
+    for machine in (recorded.facts.pruned_on, recorded.facts.repaired_on):
+        if machine:
+            here = this_machine(machine.device)
+            pairs[f"hardware of {machine.device}"] = (machine.hardware, here.hardware)
+    return [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The texts of a recipe. Each is the recorded one."""
+
+    calibration: TextFile | None
+    dataset: TextFile | None
+    held_out: TextFile | None
+    retained: TextFile | None
+
+    @classmethod
+    def find(cls, facts: Facts, inputs: Inputs) -> "_Texts":
+        hashes = {each.name: getattr(facts, f"{each.name}_sha256") for each in fields(cls)}
+        given = {
+            "calibration": inputs.calibration,
+            "dataset": inputs.data,
+            "held_out": inputs.held_out,
+            "retained": inputs.retain_data,
+        }
+        found = {
+            role: _find_text(role, given[role], facts.texts.get(role), sha256)
+            for role, sha256 in hashes.items()
+            if sha256 and (role != "calibration" or sha256 != facts.dataset_sha256)
+        }
+        if facts.calibration_sha256 and facts.calibration_sha256 == facts.dataset_sha256:
+            found["calibration"] = found["dataset"]
+        return cls(**{each.name: found.get(each.name) for each in fields(cls)})
+
+
+_OPTIONS = {
+    "calibration": "--calibration",
+    "dataset": "--data",
+    "held_out": "--held-out",
+    "retained": "--retain-data",
+}
+
+
+def _find_text(role: str, given: Path | None, recorded: Text | None, sha256: str) -> TextFile:
+    """Return the text of a role. Raises ReproduceError if there is none, or if it has another SHA-256."""
+    name = recorded.name if recorded else None
+    path = given or (Path(name) if name else None)
+    if path is None or not path.is_file():
+        missing = f"the text {name or role!r} must be given; it is not in this folder."
+        raise ReproduceError(f"{missing} Give the file with the SHA-256 {sha256} as {_OPTIONS[role]}.")
+    found = TextFile.read(path)
+    if found.sha256 != sha256:
+        rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found.sha256}."
+        raise ReproduceError(f"{rule} Give the {role} text of the checkpoint as {_OPTIONS[role]}.")
+    return found
+
+
+def _find_model(base: Base, given: str | None, option: str) -> ModelSource:
+    """Return the recorded model: the given one, or the one of the hub or of this folder that has its name."""
+    if given is None and base.kind is not Kind.HUB and not Path(base.reference).exists():
+        rule = f"the model {base.reference!r} must be given; it is not in this folder."
+        raise ReproduceError(f"{rule} Give its folder or file as {option}.")
+    return find(given or base.reference, revision=base.revision)
+
+
+class _Rerun:
+    """One run of the recipe in `facts`. The result of a job has scores, and a split of its dataset."""
+
+    def __init__(self, facts: Facts, inputs: Inputs, texts: _Texts, report: Reporter) -> None:
+        assert facts.pruned_on
+        self.facts, self.texts, self.report, self.machine = facts, texts, report, facts.pruned_on
+        self.scores: dict[str, float] = {}
+        self.source = _find_model(facts.base, inputs.model, "--model")
+        self.teacher = self.source
+        if facts.teacher and facts.teacher.files != facts.base.files:
+            self.teacher = _find_model(facts.teacher, inputs.teacher, "--teacher")
+        self.held_out: Packed | None = None
+        self.retained: Packed | None = None
+
+    @property
+    def is_job(self) -> bool:
+        """Whether the service made the checkpoint. The commands of the library do not evaluate."""
+        return self.facts.evaluate is not None
+
+    def run(self, out: Path, formats: Any) -> None:
+        """Run all stages, and write the checkpoint."""
+        machine, job = self.machine, self.is_job
+        configure_torch(machine.threads, deterministic=machine.deterministic)
+        loaded = self._load(self.source, machine if job else replace(machine, device="cpu"))
+        found = describe_model(loaded.source)().files
+        require_same_files(self.facts.base, found, "--model")
+        training, judged = self._encode(loaded.tokenizer)
+        if self.facts.evaluate:
+            self.held_out = evaluation_windows(judged, self.facts.evaluate.tokens, self.facts.evaluate.windows)
+        repair = self.facts.repair
+        if repair and repair.retains:
+            self.retained = self._retain(loaded, repair)
+        self._evaluate("dense", loaded)
+        facts = self._prune(loaded, training)
+        if repair:
+            facts = self._repair(loaded, facts, repair, training, judged)
+        recorded = self.facts
+        facts = replace(
+            facts,
+            scores=self.scores,
+            evaluate=recorded.evaluate,
+            texts=recorded.texts,
+            held_out_share=recorded.held_out_share,
+            dataset_sha256=recorded.dataset_sha256,
+            retained_sha256=recorded.retained_sha256,
+            held_out_sha256=recorded.held_out_sha256,
+        )
+        self.report(Progress(Phase.EXPORTING, 0, 2))
+        stages.publish(loaded, out, facts, self.report, formats)
+
+    def _load(self, source: ModelSource, machine: Machine) -> Loaded:
+        self.report(Progress(Phase.LOADING, 0, 1))
+        loaded = load(source, device=machine.device, dtype=getattr(torch, machine.dtype))
+        self.report(Progress(Phase.LOADING, 1, 1))
+        return loaded
+
+    def _load_teacher(self, machine: Machine) -> Loaded:
+        loaded = self._load(self.teacher, machine)
+        if self.teacher is not self.source and self.facts.teacher:
+            require_same_files(self.facts.teacher, describe_model(loaded.source)().files, "--teacher")
+        return loaded
+
+    def _encode(self, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
+        """Return the tokenized records to train on, and those to evaluate on."""
+        texts = self.texts
+        training = texts.dataset.records if texts.dataset else []
+        judged = texts.held_out.records if texts.held_out else None
+        if self.is_job:
+            training, judged = split_dataset(training, judged, self.facts.held_out_share, self.facts.prune.seed)
+        return encode(training, tokenizer), encode(judged or [], tokenizer)
+
+    def _retain(self, loaded: Loaded, config: RepairConfig) -> Packed | None:
+        """Return the text to retain, with what the dense model on its device predicts for it."""
+        machine = self.facts.repaired_on or self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
+        dense = loaded
+        if self.teacher is not self.source or machine.dtype != self.machine.dtype:
+            dense = self._load_teacher(machine)
+        model: Any = dense.model
+        device = model.device
+        model.to(machine.device)
+        dataset = None
+        if config.retain is Retain.DATASET:
+            assert self.texts.retained
+            dataset = stages.windows_to_retain(encode(self.texts.retained.records, loaded.tokenizer), config)
+        retained = stages.retained_text(dense, config, opening_tokens(loaded.tokenizer), dataset, self.report)
+        model.to(device)
+        return retained
+
+    def _prune(self, loaded: Loaded, training: list[Encoded]) -> Facts:
+        facts, machine = self.facts, self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
+        config = PruneConfig(0.0, seed=facts.prune.seed) if facts.zeros_found else facts.prune
+        text = training
+        if self.texts.calibration and not self.is_job:
+            text = encode(self.texts.calibration.records, loaded.tokenizer)
+        windows = stages.calibration_windows(text, loaded.tokenizer, config)
+
+        def load_dense() -> Any:
+            return self._load(loaded.source, replace(machine, device="cpu")).model
+
+        stages.prune(loaded, windows, config, load_dense, self.report, device=None if self.is_job else machine.device)
+        if self.is_job or not facts.zeros_found:
+            round_weights(loaded.model)
+        if not config.gradual:
+            self._evaluate("pruned", loaded)
+        sha256 = facts.calibration_sha256
+        return stages.pruned_facts(loaded, config, sha256, self.report, base=facts.base, machine=machine)
+
+    def _repair(
+        self, loaded: Loaded, facts: Facts, config: RepairConfig, training: list[Encoded], judged: list[Encoded]
+    ) -> Facts:
+        """Train to the step at which the training ended, and keep the weights that were kept."""
+        machine = self.facts.repaired_on or self.machine
+        configure_torch(machine.threads, deterministic=machine.deterministic)
+        model: Any = loaded.model
+        for weight in model.parameters():
+            weight.data = weight.data.to(getattr(torch, machine.dtype))
+        model.to(machine.device)
+        held_out = self.held_out or (pack(judged, config.sequence_tokens) if judged else None)
+        work = stages.start_repair(
+            loaded,
+            pack(training, config.sequence_tokens),
+            config,
+            pruned=facts.prune,
+            load_teacher=lambda: self._load_teacher(machine).model,
+            retained=self.retained,
+            held_out=held_out,
+        )
+        last = config.steps if self.facts.stopped_at is None else self.facts.stopped_at
+        while not work.done and work.step < last:
+            for item in work.advance():
+                self.report(item)
+            self.report(Progress(Phase.TRAINING, work.step, config.steps))
+        result = stages.finish_repair(work, self.report)
+        del work
+        if not self.is_job:
+            model.to("cpu")
+        else:
+            round_weights(model)
+        self._evaluate("repaired", loaded)
+        sha256 = self.facts.dataset_sha256 or ""
+        teacher = self.facts.teacher
+        return stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=sha256, machine=machine)
+
+    def _evaluate(self, name: str, loaded: Loaded) -> None:
+        """Measure the perplexities that a job measures."""
+        if not self.is_job:
+            return
+        texts: Mapping[str, Packed | None] = {name: self.held_out}
+        if self.retained:
+            texts = {**texts, f"{name}_retained": split_retained(self.retained)[1]}
+        for key, windows in texts.items():
+            if windows:
+                self.scores[key] = perplexity(loaded.model, windows, self.report)

@@ -1,0 +1,85 @@
+"""The text files that pruning and repair read, with what a checkpoint says about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seft.checkpoint.facts import Text, sha256
+from seft.config import PruneConfig, RepairConfig, Retain
+from seft.data import records
+from seft.data.packing import Encoded, Packed
+from seft.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """The records of a file, its name without the path, and its SHA-256."""
+
+    records: list[records.Record]
+    name: str
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> "TextFile":
+        """Read a `.jsonl` or `.txt` file. Raises ConfigError, RecordError or DataError if it is no text."""
+        return cls(records.read(path), path.name, sha256(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The training text, and the texts to evaluate on and to retain or None."""
+
+    training: TextFile
+    held_out: TextFile | None
+    retained: TextFile | None
+
+    @classmethod
+    def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "Texts":
+        """Read the files. Raises the errors of `TextFile.read`."""
+        return cls(
+            TextFile.read(data),
+            TextFile.read(held_out) if held_out else None,
+            TextFile.read(retained) if retained else None,
+        )
+
+
+def describe_records(name: str | None, encoded: Sequence[Encoded]) -> Text:
+    """Return the description of a text from its tokenized records."""
+    return Text(name, len(encoded), sum(len(record.tokens) for record in encoded))
+
+
+def describe_retained(name: str | None, retained: Packed) -> Text:
+    """Return the description of the text that is retained. Its records are its windows."""
+    return Text(name, len(retained), retained.tokens.numel())
+
+
+def read_calibration(config: PruneConfig, calibration: Path | None) -> TextFile | None:
+    """Return the text that pruning reads, or None if it reads none. Raises ConfigError if it is needed and missing."""
+    names = config.text_users
+    if not names:
+        return None
+    if calibration is None:
+        way_out = "Give a .jsonl or .txt file, or use magnitude without refinement and reconstruction."
+        raise ConfigError("calibration", f"must be given for {' and '.join(names)}", None, way_out)
+    return TextFile.read(calibration)
+
+
+def require_retain_data(config: RepairConfig, retain_data: Path | None) -> None:
+    """Raise ConfigError if a dataset is to be retained and there is none, or the other way round."""
+    if (config.retain is Retain.DATASET) != (retain_data is not None):
+        rule = "must be given if retain is dataset, and only then"
+        raise ConfigError("retain_data", rule, retain_data and str(retain_data), "Give the text, or change retain.")
+
+
+def split_dataset(
+    found: list[records.Record], held_out: list[records.Record] | None, share: float | None, seed: int
+) -> tuple[list[records.Record], list[records.Record]]:
+    """Return the records of a job's dataset to train on, and the records to evaluate on.
+
+    The latter are `held_out`, or the fraction `share` of the dataset if that is None. No record is in both. Raises
+    DataError if a part is empty.
+    """
+    if held_out is not None:
+        return records.exclude(found, held_out), held_out
+    assert share is not None
+    return records.split(found, share, seed)

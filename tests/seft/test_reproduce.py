@@ -1,0 +1,111 @@
+"""`seft reproduce` makes a checkpoint again with the same bits, and refuses other inputs by their names."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from seft.checkpoint.facts import Record, canonical_json
+from seft.cli import main
+
+TRAINING = ["--steps", "2", "--batch-tokens", "192", "--sequence-tokens", "96", "--density", "0.02"]
+CALIBRATION = ["--samples", "4", "--tokens", "96", "--prune-method", "wanda"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, tiny_texts: list[str]) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "topics.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_texts[:20]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, text: Path) -> Path:
+    out = tmp_path_factory.mktemp("made") / "first"
+    learning = ["--distill-weight", "0.5", "--retain", "none", "--device", "cpu"]
+    command = ["compress", tiny_folder, "--data", text, "--sparsity", "0.6", *CALIBRATION, *TRAINING, *learning]
+    assert run(*command, "--out", out) == 0
+    return out
+
+
+def test_the_recipe_gives_the_same_bytes_again_and_a_changed_result_is_named(
+    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = ["--model", tiny_folder, "--data", text]
+    assert run("reproduce", made / "sparsity.json", *inputs, "--out", tmp_path / "again", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["same"], answer["changes"]) == (True, [])
+    manifests = [(folder / "manifest.json").read_bytes() for folder in (made, tmp_path / "again")]
+    assert manifests[0] == manifests[1], "the documents are the same too"
+
+
+def _changed(folder: Path, name: str, out: Path) -> Path:
+    """Return a copy of a folder in which the last byte of a file is another one."""
+    shutil.copytree(folder, out)
+    content = bytearray((out / name).read_bytes())
+    content[-1] ^= 1
+    (out / name).write_bytes(content)
+    return out
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json"])
+def test_a_changed_byte_of_the_model_is_refused_with_the_name_of_the_file(
+    name: str, made: Path, tiny_folder: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_folder, model := made.parent / f"changed-{name}")
+    content = (model / name).read_bytes()
+    changed = content[:-1] + bytes([content[-1] ^ 1]) if name.endswith(".safetensors") else content + b"\n"
+    (model / name).write_bytes(changed)
+    command = ["reproduce", made / "sparsity.json", "--model", model, "--data", text, "--out", made.parent / "refused"]
+    assert run(*command) == 2
+    assert f"must have the recorded files; {name} differ" in capsys.readouterr().err
+    assert not (made.parent / "refused").exists()
+
+
+def test_other_text_and_missing_inputs_are_refused_with_their_names(
+    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (other := tmp_path / "other.jsonl").write_text(text.read_text().replace("a", "b", 1))
+    command = ["reproduce", made / "sparsity.json", "--out", tmp_path / "out"]
+    for given, message in (
+        (["--model", tiny_folder, "--data", other], "other.jsonl must have the recorded SHA-256"),
+        (["--model", tiny_folder], "the text 'topics.jsonl' must be given"),
+        (["--data", text], f"the model '{tiny_folder.name}' must be given"),
+    ):
+        assert run(*command, *given) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_record_without_hashes_and_a_missing_manifest_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Record.read(made).data()
+    del data["facts"]["base"]["files"], data["facts"]["pruned_on"]
+    (tmp_path / "sparsity.json").write_bytes(canonical_json(data))
+    command = ["reproduce", tmp_path / "sparsity.json", "--out", tmp_path / "out"]
+    assert run(*command) == 2
+    assert "manifest.json must be in the folder of sparsity.json" in capsys.readouterr().err
+    shutil.copy(made / "manifest.json", tmp_path)
+    assert run(*command) == 2
+    assert "an older version of seft wrote it" in capsys.readouterr().err
+
+
+def test_another_result_ends_with_1_and_names_the_files_and_tensors(
+    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "recorded"
+    shutil.copytree(made, record)
+    data = Record.read(made).data()
+    data["facts"]["repair"]["steps"], data["facts"]["repair"]["learning_rate"] = 1, 0.5
+    data["versions"]["torch"] = "1.0"
+    (record / "sparsity.json").write_bytes(canonical_json(data))
+    inputs = ["--model", tiny_folder, "--data", text]
+    assert run("reproduce", record / "sparsity.json", *inputs, "--out", tmp_path / "again") == 1
+    line = capsys.readouterr().err
+    assert "these files differ: model.safetensors (tensors: model." in line
+    assert "torch was 1.0 and is" in line

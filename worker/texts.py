@@ -1,0 +1,88 @@
+"""The datasets of one job, read and tokenized by the training process."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from seft import stages
+from seft.checkpoint import facts as recorded
+from seft.checkpoint.facts import Facts
+from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain
+from seft.data import records
+from seft.data.packing import Packed, pack
+from seft.data.text import encode, evaluation_windows, named, split_described
+from seft.retain import opening_tokens
+from seft.texts import describe_records, describe_retained, split_dataset
+from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The tokenized datasets: training records, held-out records, calibration text from the training records."""
+
+    calibration: Int[Tensor, "windows tokens"]
+    training: Packed | None
+    held_out: Packed
+    opening: list[int]
+    """What the dense model starts with if it writes the text to retain."""
+    retained: Packed | None
+    """Windows of the dataset to retain, if there is one and no saved state has them."""
+    described: dict[str, recorded.Text]
+    """Descriptions of the training records and the held-out records."""
+
+    def recorded(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
+        """Return the facts of the job's result with its datasets. `retained` is the text that was retained."""
+        described = dict(self.described)
+        if retained is not None:
+            described["retained"] = describe_retained(task.names.get(RETAIN_DATA), retained)
+        return replace(
+            facts,
+            texts=described,
+            held_out_share=task.spec.evaluate.held_out,
+            dataset_sha256=task.dataset_sha256,
+            retained_sha256=task.retained_sha256 if retained is not None else None,
+            held_out_sha256=task.held_out_sha256,
+        )
+
+
+def read_texts(
+    folder: Path,
+    task: Task,
+    tokenizer: Any,
+    *,
+    prune: PruneConfig,
+    repair: RepairConfig | None,
+    evaluate: EvaluateConfig,
+    alive: Callable[[int], None],
+) -> Text:
+    """Read and tokenize the datasets in a job's folder. Raises DataError if the text is too short.
+
+    Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
+    """
+    share, found = task.spec.evaluate.held_out, records.read(folder / DATA, "the dataset")
+    judged_apart = None if share else records.read(folder / HELD_OUT_DATA, "the dataset to evaluate on")
+    training, held_out = split_dataset(found, judged_apart, share, task.spec.seed)
+    encoded = encode(training, tokenizer, alive)
+    judged = encode(held_out, tokenizer, lambda done: alive(len(training) + done))
+    retained = None
+    if task.resume is None and repair and repair.retain is Retain.DATASET:
+        kept = records.read(folder / RETAIN_DATA, "the dataset to retain")
+        retained = stages.windows_to_retain(encode(kept, tokenizer, lambda done: alive(len(found) + done)), repair)
+    with split_described(encoded, judged) if share else nullcontext():
+        with named("training text", "dataset", "prune.calibration.tokens"):
+            calibration = stages.calibration_windows(encoded, tokenizer, prune)
+        with named("training text", "dataset", "repair.sequence_tokens"):
+            packed = pack(encoded, repair.sequence_tokens) if repair else None
+        with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
+            windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
+    opening = opening_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
+    described = {
+        "dataset": describe_records(task.names.get(DATA), encoded),
+        "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
+    }
+    return Text(calibration, packed, windows, opening, retained, described)
