@@ -15,7 +15,7 @@ def test_a_job_that_retained_text_and_ended_early_is_made_again_with_all_its_fil
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     repair = {**SPEC["repair"], "retain": "written"}
-    output = {"formats": ["dense", "gguf_q8_0"]}
+    output = {"formats": ["dense", "compact", "gguf_q8_0"]}
     job = Run(tmp_path / "job", tiny_folder.parent, tiny_texts[:20], repair=repair, output=output)
     job.task = job.task.model_copy(update={"dataset_sha256": sha256(job.folder / DATA)})
     (job.folder / ENOUGH).write_text("3")

@@ -1,7 +1,7 @@
-"""The output format `compact`: a container with the model of a checkpoint folder.
+"""The output format `compact`: a container with the files of the dense model in a checkpoint folder.
 
-It has the files of the dense model, and `sparsity.json`, which says how the model was made. The model card and the
-manifest describe the whole checkpoint, so they are beside the container and not in it.
+The files that belong to all formats describe the whole checkpoint, so they are beside the container and not in it. Its
+bytes depend on the model alone.
 """
 
 from pathlib import Path
@@ -11,10 +11,8 @@ import numpy as np
 
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import write
-from seft.checkpoint.facts import MANIFEST
 from seft.config import OutputFormat, format_of
 from seft.errors import ContainerError, SourceError, VerifyError
-from seft.models.model_files import CARD
 
 THREADS = 4
 """Largest number of threads. Each needs about 20 MB."""
@@ -49,4 +47,4 @@ _AGAIN = "Do not publish it; write it again."
 def _model_files(folder: Path) -> set[str]:
     """Return the names of the files that a container of this folder has, relative to the folder."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return {name for name in names if format_of(name) in (None, OutputFormat.DENSE) and name not in {CARD, MANIFEST}}
+    return {name for name in names if format_of(name) is OutputFormat.DENSE}

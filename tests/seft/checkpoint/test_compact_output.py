@@ -14,7 +14,14 @@ from tests.seft.checkpoint.test_compact_format import safetensors
 GENERATOR = np.random.default_rng(0)
 ROWS, COLUMNS = 1024, 512
 COMPACT = OutputFormat.COMPACT
-BESIDE = {"README.md": b"card", "manifest.json": b"{}", "model-Q8_0.gguf": b"GGUF", "model.seft": b"older"}
+BESIDE = {
+    "README.md": b"card",
+    "manifest.json": b"{}",
+    "sparsity.json": b"{}",
+    "LICENSE": b"terms",
+    "model-Q8_0.gguf": b"GGUF",
+    "model.seft": b"older",
+}
 
 
 def weights(zeros: float) -> bytes:
@@ -34,7 +41,6 @@ def folder(tmp_path: Path) -> Path:
         "config.json": b'{"a": 1}',
         "model-00001-of-00002.safetensors": safetensors(tensors),
         "model-00002-of-00002.safetensors": safetensors({"c": ("BF16", [ROWS, COLUMNS], weights(0.0))}),
-        "sparsity.json": b"{}",
     }
     for name, content in {**model, **BESIDE}.items():
         (folder / name).write_bytes(content)
@@ -50,7 +56,7 @@ def test_a_file_has_the_model_and_nothing_else_bit_for_bit(folder: Path, tmp_pat
     assert {path.name: path.read_bytes() for path in (tmp_path / "expanded").iterdir()} == expected
 
 
-@pytest.mark.parametrize("name", ["config.json", "sparsity.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors"])
 def test_the_verification_finds_every_difference(folder: Path, tmp_path: Path, name: str) -> None:
     write_format(folder, COMPACT, file := tmp_path / "small")
     path = folder / name
