@@ -113,7 +113,7 @@ def batch() -> Study:
 
 
 def defaults() -> Study:
-    """Return what a job gets that names nothing but model, dataset and sparsity, with three seeds."""
+    """Return the settings of a job that names only model, dataset and sparsity, with three seeds."""
     return {
         f"{name}, seed {seed}": Cell(prune, replace(_default(), seed=seed))
         for name, prune in _sparsities(ADMM).items()
