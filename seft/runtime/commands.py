@@ -1,10 +1,12 @@
 """The commands `seft generate` and `seft serve`. Importing this module loads no torch."""
 
 import argparse
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from seft.errors import ConfigError
 from seft.report import Reporter
 
 if TYPE_CHECKING:
@@ -72,12 +74,23 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
     from seft.runtime.serve import Server
 
     name = options.name or public_name(options.model)
+    _require_free(options.host, options.port)
     with Server(_load(options), name, options.host, options.port) as server:
         host, port = server.server_address[:2]
         sys.stderr.write(f"serving {name} at http://{host!s}:{port}/v1, kernels: {_level()}\n")
         sys.stderr.flush()
         server.serve_forever()
     return {"model": name}, ""
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise ConfigError if the server cannot listen there. It is asked before the model is loaded, which takes long."""
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
+        rule = f"must be a port on which a server can listen at {host}, which refuses it ({reason})"
+        raise ConfigError("port", rule, port, "Use another one, such as --port 8081, or 0 for a free one.") from error
 
 
 def _level() -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from inspect import signature
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class TextModel:
     def __init__(self, model: Any, tokenizer: Any, context: int | None = None) -> None:
         self.model, self.tokenizer, self.context = model, tokenizer, context
         ends = model.generation_config.eos_token_id
+        # transformers renamed the argument, and warns about the old name.
+        self._cache = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
@@ -88,9 +91,9 @@ class TextModel:
         given, cache = torch.tensor([list(prompt)]), None
         for _ in range(most):
             with torch.inference_mode():
-                result = self.model(input_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                result = self.model(input_ids=given, **{self._cache: cache}, use_cache=True, logits_to_keep=1)
                 token = choose(result.logits[0, -1], sampling, random)
-            cache, given = result.past_key_values, torch.tensor([[token]])
+            cache, given = result[self._cache], torch.tensor([[token]])
             yield token
             if token in self._ends:
                 return

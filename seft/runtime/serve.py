@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length))
 
     def _generate(self, request: Request) -> None:
-        if request.model != self.app.name:
+        if request.model not in (None, self.app.name):
             message = f"model must be {self.app.name!r}, the only model here; it is {request.model!r}."
             raise RequestError(404, message, param="model", code="model_not_found")
         prompt = self._prompt(request)

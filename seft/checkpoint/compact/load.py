@@ -13,9 +13,10 @@ from torch import Tensor
 from seft.checkpoint.compact.byte_sources import is_address
 from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
 from seft.checkpoint.compact.reader import Container, open_container
+from seft.config import OutputFormat
 from seft.errors import ContainerError
 from seft.models import load as dense
-from seft.models.model_files import is_read, is_weights, read_config, require_size, weight_files
+from seft.models.model_files import CONFIG, is_read, is_weights, read_config, require_size, weight_files
 from seft.models.source import Kind, ModelSource, find
 
 MAX_TEXTS = 128 << 20
@@ -55,12 +56,13 @@ class LazyTensor:
 def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """Return a transformers model in evaluation mode, from a compact container or a dense model.
 
-    A container is a path, a web address or `s3://bucket/key`. Everything else is a folder, a GGUF file or a hub id.
-    `dtype` is the dtype of the weights, by default the one in config.json. Raises SourceError if there is no such model
-    or transformers cannot load it, and ContainerError if a tensor is damaged.
+    A container is a path, a web address, `s3://bucket/key`, or a folder with `model.seft` and no config.json.
+    Everything else is a folder, a GGUF file or a hub id. `dtype` is the dtype of the weights, by default the one in
+    config.json. Raises SourceError if there is no such model or transformers cannot load it, and ContainerError if a
+    tensor is damaged.
     """
-    if is_container(reference):
-        with _opened(reference) as (container, source):
+    if path := _container_of(reference):
+        with _opened(path) as (container, source):
             tensors = _tensors(container)
             return dense.load_tensors(source, tensors, device=device, dtype=dtype or _dtype(source.config))
     source = find(str(reference))
@@ -72,9 +74,10 @@ def load_whole(reference: str, *, dtype: torch.dtype) -> dense.Loaded:
 
     Raises the errors of `load`.
     """
-    if not is_container(reference):
+    path = _container_of(reference)
+    if path is None:
         return dense.load(find(reference), dtype=dtype)
-    with _opened(reference) as (container, source):
+    with _opened(path) as (container, source):
         tokenizer = dense.load_tokenizer(source)
         model = dense.load_tensors(source, _tensors(container), device="cpu", dtype=dtype)
         return dense.Loaded(model, tokenizer, source)
@@ -82,8 +85,8 @@ def load_whole(reference: str, *, dtype: torch.dtype) -> dense.Loaded:
 
 def load_tokenizer(reference: str | Path) -> Any:
     """Return the tokenizer of a model. Downloads only the tokenizer and the configuration of a remote container."""
-    if is_container(reference):
-        with _opened(reference) as (_, source):
+    if path := _container_of(reference):
+        with _opened(path) as (_, source):
             return dense.load_tokenizer(source)
     return dense.load_tokenizer(find(str(reference)))
 
@@ -97,6 +100,14 @@ def is_container(reference: str | Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
+
+
+def _container_of(reference: str | Path) -> str | Path | None:
+    """Return the container that a reference names, or None. A downloaded checkpoint may have no dense model."""
+    if is_container(reference):
+        return reference
+    path = Path(reference) / str(OutputFormat.COMPACT.file)
+    return path if path.is_file() and not path.with_name(CONFIG).exists() else None
 
 
 def as_torch(container: Container, entry: TensorEntry) -> Tensor:

@@ -1,6 +1,7 @@
 """An accelerated model generates the tokens of transformers, and the server has the shapes of OpenAI's API."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,14 +166,27 @@ def test_a_body_that_is_no_json_gets_openais_error(address: str) -> None:
     assert httpx.put(f"{address}/completions", timeout=60).json()["error"]["type"] == "server_error"
 
 
-def test_the_command_prints_the_text_and_its_speed_also_from_a_compact_file(
+def test_the_name_of_the_only_model_may_be_left_out(address: str) -> None:
+    options = {"prompt": "The class statement", "max_tokens": 4, "temperature": 0}
+    without = httpx.post(f"{address}/completions", json=options, timeout=60).json()
+    assert without["model"] == "tiny"
+    assert without["choices"] == post(address, "completions", **options).json()["choices"]
+
+
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "absent", "--port", str(taken.getsockname()[1])]) == 2
+    assert "Use another one, such as --port 8081" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_text_and_its_speed_also_from_a_folder_with_a_compact_file(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack(tiny_folder, tmp_path / "tiny.seft")
+    pack(tiny_folder, tmp_path / "model.seft")
     options = ["The class statement", "--max-tokens", "8", "--values", "int8"]
     assert main(["generate", str(tiny_folder), *options]) == 0
     shown = capsys.readouterr().out
-    assert main(["generate", str(tmp_path / "tiny.seft"), *options, "--json"]) == 0
+    assert main(["generate", str(tmp_path), *options, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["text"]
     assert shown.startswith(data["text"])
