@@ -65,7 +65,8 @@ model of this type:
 llama-cli --model {file} --prompt "Once upon a time"
 ```"""
 _COMPACT = """`{file}` has the whole model, bit for bit, in one file in which zeros take little space. The package
-`seft` runs it on a CPU, keeps the weights compressed in memory and multiplies from there:
+`seft` (`pip install '.[torch]'` in a clone of its repository) runs it on a CPU, keeps the weights compressed in memory
+and multiplies from there:
 
 ```shell
 seft generate {file} "Once upon a time"
