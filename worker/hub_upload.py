@@ -11,6 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 import huggingface_hub as hub
+import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from httpx2 import Client, HTTPError, Timeout
@@ -19,6 +20,7 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError, OfflineModeI
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from sqlalchemy.exc import SQLAlchemyError
 
 from core import __version__
 from core.infra.storage import Storage, is_missing
@@ -46,6 +48,10 @@ DENIED_WAY_OUT = (
     "Store a token with write access to the repository with PUT /hub-token, and push again with POST /jobs/{}/push."
 )
 AGAIN = "Correct this, and push again with POST /jobs/{}/push."
+BATCH_ERROR = "LFS batch API returned errors"
+"""Beginning of the ValueError of `huggingface_hub` if the hub refuses a file. The reason of the hub follows."""
+
+log = structlog.get_logger(__name__)
 
 
 class PushError(Exception):
@@ -81,14 +87,14 @@ def upload(storage: Storage, token: str, push: ClaimedPush, is_mine: Callable[[]
     mix with those of the checkpoint, are deleted in the same commit. All other files are kept.
 
     `is_mine` is called before the commit. Nothing is committed if it returns False, or if another commit came first.
-    Raises PushError.
+    Raises PushError, and the database errors of `is_mine`.
     """
     if push.files is None:
         message = f"The checkpoint of {push.job_id} was deleted before it was pushed. Create the job again."
         raise PushError("checkpoint_deleted", message, retry=False)
     try:
         return _upload(storage, hub.HfApi(token=token), push, push.files, is_mine)
-    except PushError:
+    except (PushError, SQLAlchemyError):
         raise
     except Exception as error:
         raise _push_error(error, push, token) from error
@@ -154,8 +160,14 @@ def _outdated(present: dict[str, RepoFile], files: list[Json]) -> list[str]:
 
 
 def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
-    """Return the error of a library as the error of a try, with the way out. The text never contains the token."""
+    """Return the error of a library as the error of a try, with the way out.
+
+    The text contains neither the token, nor signed links, nor names of the service's machines.
+    """
     to = f"to {push.repository}"
+    sending = isinstance(error, RuntimeError) and error.__cause__  # `huggingface_hub` wraps errors of sending a file
+    if isinstance(sending, Exception):
+        error = sending
     if isinstance(error, OfflineModeIsEnabled):
         message = f"The service cannot push {to}, because HF_HUB_OFFLINE is set. Ask the operator."
         return PushError("hub_offline", message, retry=False)
@@ -163,15 +175,18 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         message = f"A file of the checkpoint of {push.job_id} is no longer in the storage. Create the job again."
         return PushError("checkpoint_deleted", message, retry=False)
     if isinstance(error, BotoCoreError | Boto3Error | ClientError):
+        log.warning("push.storage", error=str(error))
         message = "The object storage did not answer. The push is tried again."
         return PushError("storage_unreachable", message, retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
         return PushError("hub_refused", f"The hub refused the push {to}: {_shown(error, token)}", retry=False)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, HfHubHTTPError) and not sending:  # a link to send a file answers 403 if it has expired
         return _hub_error(error, push, token)
-    # An error of an upload has its reason as its cause. Texts of HTTP errors are left out: they have signed links.
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    said = type(cause).__name__ if isinstance(cause, HTTPError) else _shown(cause, token)
+    said = type(error).__name__
+    if not isinstance(error, HTTPError):  # their texts have signed links
+        log.warning("push.error", error=f"{said}: {_shown(error, token)}")
+    if isinstance(error, ValueError) and str(error).startswith(BATCH_ERROR):
+        said = _shown(error, token)
     return PushError("hub_unreachable", f"The push {to} failed: {said}. It is tried again.", retry=True)
 
 

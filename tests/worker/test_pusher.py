@@ -12,13 +12,16 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from huggingface_hub import constants
 from pydantic import SecretStr
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 
 from core import webhooks
 from core.access import hub_tokens
 from core.access.encryption import Encryption
+from core.infra import storage
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
 from core.jobs import attempts, jobs, pushes, retention
@@ -289,6 +292,50 @@ def test_a_damaged_result_is_not_committed(backend: Backend, world: Hub, publish
     damaged = row(backend, job_id)
     assert damaged.error
     assert (damaged.state, damaged.error["code"], world.uploads.commits) == ("failed", "checkpoint_damaged", [])
+
+
+def test_an_error_while_a_file_is_sent_is_known_by_its_cause_and_shows_no_machine(
+    backend: Backend, world: Hub, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "READ_BYTES", 1 << 16)  # sending reads the storage again
+    job_id = publish(shards=1, repository=NAME)
+    key = f"jobs/{job_id}/1/result/model.safetensors"
+    content = backend.storage.read(key)
+
+    def fail(how: Callable[[], object], code: int | None = None) -> str:
+        def before(_: str, path: str) -> int | None:
+            if path.endswith("/lfs/objects/batch"):
+                how()
+            return code if path.startswith("/lfs/") else None
+
+        world.uploads.before = before
+        let_time_pass(backend)
+        assert poll(backend) == 1
+        failed = row(backend, job_id)
+        assert failed.error
+        assert "internal" not in failed.error["message"], failed.error
+        return f"{failed.state}: {failed.error['code']}"
+
+    def unreachable(*_: object) -> None:
+        raise EndpointConnectionError(endpoint_url="http://minio.internal:9000/")
+
+    def database_down(*_: object) -> bool:
+        raise OperationalError("UPDATE pushes", {}, Exception("db.internal refused"))
+
+    assert fail(lambda: None, code=403) == "pending: hub_unreachable", "a signed link may have expired"
+    with monkeypatch.context() as patched:
+        broken = fail(lambda: patched.setattr(storage._Object, "readinto", unreachable))
+    assert broken == "pending: storage_unreachable"
+    assert fail(lambda: backend.storage.delete([key])) == "failed: checkpoint_deleted"
+    backend.storage.put(key, content)
+    world.uploads.before = lambda method, path: None
+    with monkeypatch.context() as patched:
+        patched.setattr(Pusher, "_renew", database_down)
+        with pytest.raises(OperationalError):
+            push(backend, job_id)
+    assert row(backend, job_id).error is None
+    let_time_pass(backend)
+    assert (poll(backend), row(backend, job_id).state) == (1, "pushed")
 
 
 def test_tenants_take_turns(backend: Backend, publish: Callable[..., str]) -> None:
