@@ -176,8 +176,7 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         return PushError("checkpoint_deleted", message, retry=False)
     if isinstance(error, BotoCoreError | Boto3Error | ClientError):
         log.warning("push.storage", error=str(error))
-        message = "The object storage did not answer. The push is tried again."
-        return PushError("storage_unreachable", message, retry=True)
+        return PushError("storage_unreachable", "The object storage did not answer.", retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
         return PushError("hub_refused", f"The hub refused the push {to}: {_shown(error, token)}", retry=False)
     if isinstance(error, HfHubHTTPError) and not sending:  # a link to send a file answers 403 if it has expired
@@ -187,7 +186,7 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         log.warning("push.error", error=f"{said}: {_shown(error, token)}")
     if isinstance(error, ValueError) and str(error).startswith(BATCH_ERROR):
         said = _shown(error, token)
-    return PushError("hub_unreachable", f"The push {to} failed: {said}. It is tried again.", retry=True)
+    return PushError("hub_unreachable", f"The push {to} failed: {said}.", retry=True)
 
 
 def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushError:
@@ -195,7 +194,7 @@ def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushErro
     reason = _shown(error.server_message or "", token).rstrip(". ")
     said = f"It answered with status {status}{': ' if reason else ''}{reason}."
     if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in TEMPORARY:
-        message = f"The hub did not take the push to {push.repository}. {said} The push is tried again."
+        message = f"The hub did not take the push to {push.repository}. {said}"
         return PushError("hub_unreachable", message, retry=True)
     denied = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
     way_out = (DENIED_WAY_OUT if denied else AGAIN).format(push.job_id)

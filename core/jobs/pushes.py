@@ -29,6 +29,8 @@ It makes one claim see the turns and the running pushes of the claims before it.
 LEASE = timedelta(seconds=60)
 MAX_TRIES = len(RETRY_DELAYS) + 1
 """Maximum number of tries. All tries together take more than two days, as those of a webhook's message."""
+AGAIN = "Push again with POST /jobs/{}/push."
+"""Way out after the last try."""
 MAX_TARGETS = 100
 """Maximum number of branches into which the result of one job is pushed."""
 
@@ -140,11 +142,14 @@ def record_success(session: Session, push: ClaimedPush, commit_url: str) -> None
 def record_failure(session: Session, push: ClaimedPush, code: str, message: str, *, retry: bool) -> None:
     """Record that a try has failed. With `retry`, the push is tried again later, up to `MAX_TRIES` times.
 
-    Otherwise it has failed, and the event is written. Nothing is written in the cases of `renew`.
+    Otherwise it has failed, and the event is written. Then the message must say the way out; that of the last try is
+    added here. Nothing is written in the cases of `renew`.
     """
     if row := _lock(session, push):
+        if retry and push.number >= MAX_TRIES:
+            retry, message = False, f"{message} This was the last of {MAX_TRIES} tries. {AGAIN.format(push.job_id)}"
         row.error = {"code": code, "message": message}
-        if retry and push.number < MAX_TRIES:
+        if retry:
             delay = RETRY_DELAYS[push.number - 1] * secrets.choice(JITTER)
             row.state, row.due_at = PushState.PENDING, func.now() + timedelta(seconds=delay)
             return

@@ -249,9 +249,11 @@ def test_a_hub_that_is_down_is_tried_again_and_the_result_stays(
 def test_a_push_that_always_fails_ends_as_failed(backend: Backend, world: Hub, publish: Callable[..., str]) -> None:
     job_id = publish(repository=NAME)
     world.uploads.before = lambda method, path: 503
-    for _ in range(pushes.MAX_TRIES):
+    again = f"Push again with POST /jobs/{job_id}/push."
+    for number in range(1, pushes.MAX_TRIES + 1):
         let_time_pass(backend)
         assert poll(backend) == 1
+        assert (again in str(row(backend, job_id).error)) == (number == pushes.MAX_TRIES)
     assert (row(backend, job_id).state, row(backend, job_id).due_at) == ("failed", None)
     assert backend.job(job_id).status == "succeeded"
 
