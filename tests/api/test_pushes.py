@@ -16,16 +16,18 @@ from tests.hub_uploads import Uploads
 
 __all__ = ["new_browser", "secret"]
 
-WRITER, READER = "hf_writes", "hf_reads"
+WRITER, READER, REVOKED = "hf_writes", "hf_reads", "hf_revoked"
 TARGET = {"repository": "acme/sparse"}
 
 
 @pytest.fixture(autouse=True)
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Serve a hub, and yield the owner of each valid token."""
     uploads = Uploads(tmp_path / "repositories", writers=(WRITER,))
-    with hub({}, {WRITER: "acme", READER: "acme"}, None, uploads) as endpoint:
+    owners = dict.fromkeys((WRITER, READER, REVOKED), "acme")
+    with hub({}, owners, None, uploads) as endpoint:
         use_hub(monkeypatch, endpoint, tmp_path / "cache")
-        yield
+        yield owners
 
 
 def give(client: TestClient, token: str) -> None:
@@ -67,17 +69,19 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     [
         (None, "acme/sparse", "needs a hub token"),
         (READER, "acme/sparse", "the token can only read"),
+        (REVOKED, "acme/sparse", "needs a hub token that the hub accepts"),
         (WRITER, "stranger/sparse", "must belong to the account of your hub token"),
         (WRITER, "sparse", "should match pattern"),
         (WRITER, "acme/a--b", "Cannot have -- or .."),
     ],
 )
 def test_a_push_that_must_fail_is_refused_with_the_way_out(
-    client: TestClient, body: Json, result: str, refused: tuple[str | None, str, str]
+    client: TestClient, body: Json, result: str, refused: tuple[str | None, str, str], world: dict[str, str]
 ) -> None:
     token, repository, rule = refused
     if token:
         give(client, token)
+    world.pop(REVOKED)
     target = {"repository": repository}
     report = problem(client.post("/jobs", json=body | {"output": {"push": target}}), 422, "invalid_request")
     assert (report["param"], rule in report["errors"][0]["rule"]) == ("output.push.repository", True), report
