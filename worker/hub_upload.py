@@ -113,7 +113,7 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
         if not _is_present(storage, push, file, present.get(file["name"])):
             addition = _addition(storage, push, file)
             # An empty .gitignore, because that of the repository could exclude files of the model.
-            api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="", free_memory=False)
+            api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="")
             changes.append(addition)
     changes += [CommitOperationDelete(path, is_folder=False) for path in _outdated(present, files)]
     if changes:
