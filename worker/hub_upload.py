@@ -86,7 +86,8 @@ def upload(storage: Storage, token: str, push: ClaimedPush, is_mine: Callable[[]
     example because a worker died after its commit, no commit is made. Weights of another model, which a loader would
     mix with those of the checkpoint, are deleted in the same commit. All other files are kept.
 
-    `is_mine` is called before the commit. Nothing is committed if it returns False, or if another commit came first.
+    `is_mine` is called before each file and before the commit. If it returns False, no further file is sent, and
+    nothing is committed. Nothing is committed either if another commit came first.
     Raises PushError, and the database errors of `is_mine`.
     """
     if push.files is None:
@@ -110,6 +111,7 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     changes: list[CommitOperationAdd | CommitOperationDelete] = []
     for file in files:
+        _require_mine(is_mine)
         if not _is_present(storage, push, file, present.get(file["name"])):
             addition = _addition(storage, push, file)
             # An empty .gitignore, because that of the repository could exclude files of the model.
@@ -117,8 +119,7 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
             changes.append(addition)
     changes += [CommitOperationDelete(path, is_folder=False) for path in _outdated(present, files)]
     if changes:
-        if not is_mine():
-            raise PushError("interrupted", "Another worker has taken over this push.", retry=True)
+        _require_mine(is_mine)
         commit = api.create_commit(
             name,
             changes,
@@ -128,6 +129,11 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
             parent_commit=commit,
         ).oid
     return f"{api.endpoint}/{name}/commit/{commit}"
+
+
+def _require_mine(is_mine: Callable[[], bool]) -> None:
+    if not is_mine():
+        raise PushError("interrupted", "The push was deleted, or another worker has taken it over.", retry=True)
 
 
 def _is_present(storage: Storage, push: ClaimedPush, file: Json, entry: RepoFile | None) -> bool:

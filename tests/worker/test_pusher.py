@@ -24,7 +24,7 @@ from core.access.encryption import Encryption
 from core.infra import storage
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.jobs import attempts, jobs, pushes, retention
+from core.jobs import actions, attempts, jobs, pushes, retention
 from core.settings import Settings
 from core.spec_parts import PushSpec
 from core.tables import Checkpoint, Push, WebhookDelivery
@@ -196,9 +196,11 @@ def test_a_worker_that_is_killed_pushes_once(
     assert set(world.uploads.received.values()) == {1}, "no file is uploaded again"
 
 
-def test_a_worker_whose_lease_has_ended_does_not_commit(
-    backend: Backend, world: Hub, publish: Callable[..., str]
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_worker_that_has_lost_its_push_sends_no_further_file(
+    backend: Backend, world: Hub, publish: Callable[..., str], deleted: bool
 ) -> None:
+    """Its lease has ended and another worker has claimed the push, or the job was deleted."""
     job_id = publish(repository=NAME)
 
     def take_over(method: str, path: str) -> int | None:
@@ -206,13 +208,18 @@ def test_a_worker_whose_lease_has_ended_does_not_commit(
             world.uploads.before = lambda method, path: None
             let_time_pass(backend)
             with backend.sessions.begin() as session:
-                assert pushes.claim(session) is not None
+                if deleted:
+                    actions.delete(session, TENANT, job_id)
+                else:
+                    assert pushes.claim(session) is not None
         return None
 
     world.uploads.before = take_over
     assert poll(backend) == 1
-    assert world.uploads.commits == []
-    assert (row(backend, job_id).state, row(backend, job_id).tries) == ("running", 2)
+    assert (world.uploads.commits, world.uploads.received.total()) == ([], 1)
+    with backend.sessions.begin() as session:
+        left = [(push.state, push.tries) for push in pushes.list_all(session, job_id)]
+    assert left == ([] if deleted else [("running", 2)])
 
 
 def test_a_hub_that_is_down_is_tried_again_and_the_result_stays(
