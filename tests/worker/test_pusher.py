@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -114,7 +115,11 @@ def push(backend: Backend, job_id: str, repository: str = NAME, **target: Any) -
 
 
 def poll(backend: Backend) -> int:
-    return Pusher(backend.settings, backend.sessions, backend.storage).poll()
+    return pusher(backend).poll()
+
+
+def pusher(backend: Backend) -> Pusher:
+    return Pusher(backend.settings, backend.sessions, backend.storage, threading.Event())
 
 
 def row(backend: Backend, job_id: str) -> Push:
@@ -167,7 +172,7 @@ def test_a_push_equals_the_result_and_replaces_the_model_of_an_earlier_one(
 def child(settings: Settings) -> None:
     """Push in a process of its own."""
     sessions = make_sessions(make_engine(settings))
-    Pusher(settings, sessions, Storage(settings)).poll()
+    Pusher(settings, sessions, Storage(settings), threading.Event()).poll()
 
 
 @pytest.mark.parametrize("moment", ["/lfs/", "/commit/"])
@@ -292,6 +297,23 @@ def test_a_token_that_is_refused_fails_with_the_way_out_and_leaks_nowhere(
     give(backend, TOKEN)
     push(backend, job_id)
     assert row(backend, job_id).state == "pushed"
+
+
+def test_a_worker_that_shuts_down_claims_no_push_and_an_interrupted_last_try_ends_it(
+    backend: Backend, world: Hub, publish: Callable[..., str]
+) -> None:
+    job_id, ending = publish(repository=NAME), pusher(backend)
+    ending.draining.set()
+    assert (ending.poll(), row(backend, job_id).state) == (0, "pending")
+    with backend.sessions.begin() as session:
+        session.execute(update(Push).values(tries=pushes.MAX_TRIES, state="running"))
+    let_time_pass(backend)
+    assert poll(backend) == 1
+    failed = row(backend, job_id)
+    assert failed.error
+    assert (failed.state, failed.error["code"]) == ("failed", "interrupted")
+    assert failed.error["message"].endswith(f"Push again with POST /jobs/{job_id}/push.")
+    assert world.uploads.commits == []
 
 
 def test_a_damaged_result_is_not_committed(backend: Backend, world: Hub, publish: Callable[..., str]) -> None:
