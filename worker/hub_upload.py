@@ -2,7 +2,7 @@
 
 A file is sent while it is read from the storage, in blocks, one file at a time. So a push needs no disk, and little
 memory. `huggingface_hub` sends such a stream by the LFS protocol of the hub, which mirrors know too, and not by Xet.
-A file that the hub already has is not sent again, so a push that was interrupted goes on with the file after those.
+A file that the hub already has is not sent again. After an interruption, the next try skips these files.
 """
 
 import hashlib
