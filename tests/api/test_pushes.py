@@ -41,8 +41,19 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     path = f"/jobs/{result}/push"
     first = client.post(path, json=TARGET)
     assert (first.status_code, first.json()["status"]) == (202, "pending"), first.text
-    assert client.post(path, json=TARGET).json() == first.json(), "it is not finished"
-    assert client.get(f"/jobs/{result}/pushes").json() == {"data": [first.json()]}
+    with sessions.begin() as session:
+        claimed = pushes.claim(session)
+        assert claimed is not None
+    running = client.post(path, json={**TARGET, "private": False}).json()
+    times = {"requested_at": running["requested_at"], "next_try_at": None}
+    assert running == {**first.json(), **times, "status": "running", "tries": 1}, "a running push stays as it is"
+    assert client.get(f"/jobs/{result}/pushes").json() == {"data": [running]}
+    with sessions.begin() as session:
+        pushes.record_failure(session, claimed, "hub_unreachable", "It did not answer.", retry=True)
+    hastened = client.post(path, json={**TARGET, "private": False}).json()
+    assert hastened["next_try_at"] == hastened["requested_at"] > first.json()["next_try_at"]
+    times = {name: hastened[name] for name in ("requested_at", "next_try_at")}
+    assert hastened == {**first.json(), **times, "private": False}, "it waited for its next try"
     assert client.get("/audit", params={"limit": 1}).json()["data"][0]["action"] == "push_job"
     stranger = new_client("theirs")
     give(stranger, WRITER)
@@ -50,9 +61,11 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     problem(stranger.get(f"/jobs/{result}/pushes"), 404, "not_found")
 
     with sessions.begin() as session:
-        claimed = pushes.claim(session)
-        assert claimed is not None
-        pushes.record_failure(session, claimed, "hub_refused", "It was refused.", retry=False)
+        again_claimed = pushes.claim(session)
+        assert again_claimed is not None
+        assert (again_claimed.number, claimed.number) == (1, 1)
+        assert not pushes.renew(session, claimed), "the try of the earlier request has ended"
+        pushes.record_failure(session, again_claimed, "hub_refused", "It was refused.", retry=False)
     failed = client.get(f"/jobs/{result}/pushes").json()["data"][0]
     assert (failed["status"], failed["error"]["message"], failed["finished_at"] is None) == (
         "failed",
