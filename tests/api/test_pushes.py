@@ -1,14 +1,18 @@
 """Pushes of a result over HTTP and on the job's page: what is refused at the door, and who sees what."""
 
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core.jobs import pushes
+from core.tables import Push
 from tests.api.conftest import Json, NewClient, problem
 from tests.api.dashboard.conftest import ROOT, NewBrowser, new_browser, secret, visible
 from tests.hub import hub, use_hub
@@ -126,12 +130,21 @@ def test_the_page_of_a_job_pushes_its_result(
     give(client, WRITER)
     assert browser.submit(f"{path}/push", {"repository": "sparse"}).status_code == 422
     assert browser.submit(f"{path}/push", {"repository": " acme/sparse "}).headers["location"] == ROOT + path
-    assert ">pending<" in browser.show(path)
+    page = browser.show(path)
+    assert (">pending<" in page, 'id="pushes" data-poll="3"' in page) == (True, True)
+    with sessions.begin() as session:
+        session.execute(update(Push).values(due_at=func.now() + timedelta(hours=20)))
+    polls = re.search(r'id="pushes" data-poll="(\d+)"', browser.show(path))
+    assert polls is not None
+    assert int(polls[1]) > 3600, "nothing changes before the next try"
+    with sessions.begin() as session:
+        session.execute(update(Push).values(due_at=func.now() - timedelta(seconds=1)))
     with sessions.begin() as session:
         claimed = pushes.claim(session)
         assert claimed is not None
         pushes.record_success(session, claimed, "https://hub.example/acme/sparse/commit/0")
     page = browser.show(path)
     assert 'href="https://hub.example/acme/sparse/commit/0"' in page
+    assert 'id="pushes" data-poll' not in page
     assert "Pushed to acme/sparse" in visible(page)
     assert new_browser("theirs").submit(f"{path}/push", TARGET).status_code == 404
