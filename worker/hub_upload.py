@@ -2,7 +2,7 @@
 
 A file is sent while it is read from the storage, in blocks, one file at a time. So a push needs no disk, and little
 memory. `huggingface_hub` sends such a stream by the LFS protocol of the hub, which mirrors know too, and not by Xet.
-A file that the hub already has is not sent again, so a push that was interrupted goes on with the file after those.
+A file that the hub already has is not sent again. After an interruption, the next try skips these files.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 import huggingface_hub as hub
+import structlog
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from httpx2 import Client, HTTPError, Timeout
@@ -19,6 +20,7 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError, OfflineModeI
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from sqlalchemy.exc import SQLAlchemyError
 
 from core import __version__
 from core.infra.storage import Storage, is_missing
@@ -46,6 +48,10 @@ DENIED_WAY_OUT = (
     "Store a token with write access to the repository with PUT /hub-token, and push again with POST /jobs/{}/push."
 )
 AGAIN = "Correct this, and push again with POST /jobs/{}/push."
+BATCH_ERROR = "LFS batch API returned errors"
+"""Beginning of the ValueError of `huggingface_hub` if the hub refuses a file. The reason of the hub follows."""
+
+log = structlog.get_logger(__name__)
 
 
 class PushError(Exception):
@@ -80,15 +86,16 @@ def upload(storage: Storage, token: str, push: ClaimedPush, is_mine: Callable[[]
     example because a worker died after its commit, no commit is made. Weights of another model, which a loader would
     mix with those of the checkpoint, are deleted in the same commit. All other files are kept.
 
-    `is_mine` is called before the commit. Nothing is committed if it returns False, or if another commit came first.
-    Raises PushError.
+    `is_mine` is called before each file and before the commit. If it returns False, no further file is sent, and
+    nothing is committed. Nothing is committed either if another commit came first.
+    Raises PushError, and the database errors of `is_mine`.
     """
     if push.files is None:
         message = f"The checkpoint of {push.job_id} was deleted before it was pushed. Create the job again."
         raise PushError("checkpoint_deleted", message, retry=False)
     try:
         return _upload(storage, hub.HfApi(token=token), push, push.files, is_mine)
-    except PushError:
+    except (PushError, SQLAlchemyError):
         raise
     except Exception as error:
         raise _push_error(error, push, token) from error
@@ -104,15 +111,15 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
     present = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     changes: list[CommitOperationAdd | CommitOperationDelete] = []
     for file in files:
+        _require_mine(is_mine)
         if not _is_present(storage, push, file, present.get(file["name"])):
             addition = _addition(storage, push, file)
             # An empty .gitignore, because that of the repository could exclude files of the model.
-            api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="", free_memory=False)
+            api.preupload_lfs_files(name, [addition], revision=branch, gitignore_content="")
             changes.append(addition)
     changes += [CommitOperationDelete(path, is_folder=False) for path in _outdated(present, files)]
     if changes:
-        if not is_mine():
-            raise PushError("interrupted", "Another worker has taken over this push.", retry=True)
+        _require_mine(is_mine)
         commit = api.create_commit(
             name,
             changes,
@@ -122,6 +129,11 @@ def _upload(storage: Storage, api: hub.HfApi, push: ClaimedPush, files: list[Jso
             parent_commit=commit,
         ).oid
     return f"{api.endpoint}/{name}/commit/{commit}"
+
+
+def _require_mine(is_mine: Callable[[], bool]) -> None:
+    if not is_mine():
+        raise PushError("interrupted", "The push was deleted, or another worker has taken it over.", retry=True)
 
 
 def _is_present(storage: Storage, push: ClaimedPush, file: Json, entry: RepoFile | None) -> bool:
@@ -154,8 +166,14 @@ def _outdated(present: dict[str, RepoFile], files: list[Json]) -> list[str]:
 
 
 def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
-    """Return the error of a library as the error of a try, with the way out. The text never contains the token."""
+    """Return the error of a library as the error of a try, with the way out.
+
+    The text contains neither the token, nor signed links, nor names of the service's machines.
+    """
     to = f"to {push.repository}"
+    sending = isinstance(error, RuntimeError) and error.__cause__  # `huggingface_hub` wraps errors of sending a file
+    if isinstance(sending, Exception):
+        error = sending
     if isinstance(error, OfflineModeIsEnabled):
         message = f"The service cannot push {to}, because HF_HUB_OFFLINE is set. Ask the operator."
         return PushError("hub_offline", message, retry=False)
@@ -163,16 +181,18 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         message = f"A file of the checkpoint of {push.job_id} is no longer in the storage. Create the job again."
         return PushError("checkpoint_deleted", message, retry=False)
     if isinstance(error, BotoCoreError | Boto3Error | ClientError):
-        message = "The object storage did not answer. The push is tried again."
-        return PushError("storage_unreachable", message, retry=True)
+        log.warning("push.storage", error=str(error))
+        return PushError("storage_unreachable", "The object storage did not answer.", retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
         return PushError("hub_refused", f"The hub refused the push {to}: {_shown(error, token)}", retry=False)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, HfHubHTTPError) and not sending:  # a link to send a file answers 403 if it has expired
         return _hub_error(error, push, token)
-    # An error of an upload has its reason as its cause. Texts of HTTP errors are left out: they have signed links.
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    said = type(cause).__name__ if isinstance(cause, HTTPError) else _shown(cause, token)
-    return PushError("hub_unreachable", f"The push {to} failed: {said}. It is tried again.", retry=True)
+    said = type(error).__name__
+    if not isinstance(error, HTTPError):  # their texts have signed links
+        log.warning("push.error", error=f"{said}: {_shown(error, token)}")
+    if isinstance(error, ValueError) and str(error).startswith(BATCH_ERROR):
+        said = _shown(error, token)
+    return PushError("hub_unreachable", f"The push {to} failed: {said}.", retry=True)
 
 
 def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushError:
@@ -180,7 +200,7 @@ def _hub_error(error: HfHubHTTPError, push: ClaimedPush, token: str) -> PushErro
     reason = _shown(error.server_message or "", token).rstrip(". ")
     said = f"It answered with status {status}{': ' if reason else ''}{reason}."
     if not HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR or status in TEMPORARY:
-        message = f"The hub did not take the push to {push.repository}. {said} The push is tried again."
+        message = f"The hub did not take the push to {push.repository}. {said}"
         return PushError("hub_unreachable", message, retry=True)
     denied = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
     way_out = (DENIED_WAY_OUT if denied else AGAIN).format(push.job_id)

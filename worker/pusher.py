@@ -4,6 +4,7 @@ The thread has the network and the tenant's hub token, which the training proces
 database. A worker claims a row by a lease before it works on it, and renews the lease while it uploads.
 """
 
+import threading
 from functools import partial
 
 import structlog
@@ -24,16 +25,20 @@ log = structlog.get_logger(__name__)
 
 
 class Pusher(Poller):
-    """The background thread that does due pushes, one at a time."""
+    """The background thread that does due pushes, one at a time. If `draining` is set, it claims no further push."""
 
-    def __init__(self, settings: Settings, sessions: sessionmaker[Session], storage: Storage) -> None:
+    def __init__(
+        self, settings: Settings, sessions: sessionmaker[Session], storage: Storage, draining: threading.Event
+    ) -> None:
         super().__init__("pusher")
-        self.sessions, self.storage = sessions, storage
+        self.sessions, self.storage, self.draining = sessions, storage, draining
         self.tokens = HubTokens(Encryption(settings), sessions)
 
     @override
     def poll(self) -> int:
-        """Do the next due push. Return 1, or 0 if no push is due."""
+        """Do the next due push. Return 1, or 0 if no push is due or the worker shuts down."""
+        if self.draining.is_set():
+            return 0
         with self.sessions.begin() as session:
             push = pushes.claim(session)
         if push is None:
@@ -47,8 +52,8 @@ class Pusher(Poller):
 
     def _push(self, push: ClaimedPush) -> None:
         try:
-            if push.number > pushes.MAX_TRIES:  # each try before ended with its worker
-                message = f"The push was interrupted {pushes.MAX_TRIES} times. Contact the operator."
+            if push.number > pushes.MAX_TRIES:  # the worker of the last try has ended
+                message = f"The last of {pushes.MAX_TRIES} tries was interrupted. {pushes.AGAIN.format(push.job_id)}"
                 raise PushError("interrupted", message, retry=False)
             url = upload(self.storage, self._token(push), push, partial(self._renew, push))
         except PushError as error:

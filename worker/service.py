@@ -40,7 +40,7 @@ def main(training: Sequence[str] = TRAINING) -> int:
     app.task(work.__call__, name=TASK)
     Sweep(work.name, settings, app, work.sessions, work.storage).start()
     hub_upload.configure()
-    Pusher(settings, work.sessions, work.storage).start()
+    Pusher(settings, work.sessions, work.storage, work.draining).start()
 
     def drain(**_: object) -> None:
         if work.draining.is_set():

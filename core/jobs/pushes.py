@@ -7,9 +7,9 @@ and tries again. A push that fails changes neither the job's status nor its resu
 
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from core import ids, turns
@@ -28,7 +28,9 @@ It makes one claim see the turns and the running pushes of the claims before it.
 """
 LEASE = timedelta(seconds=60)
 MAX_TRIES = len(RETRY_DELAYS) + 1
-"""Maximum number of tries. All tries together take more than two days, as those of a webhook's message."""
+"""Maximum number of tries. All tries together take more than two days, as for webhook messages."""
+AGAIN = "Push again with POST /jobs/{}/push."
+"""Way out after the last try."""
 MAX_TARGETS = 100
 """Maximum number of branches into which the result of one job is pushed."""
 
@@ -40,6 +42,8 @@ class ClaimedPush:
     id: str
     number: int
     """Number of this try, from 1. The result is recorded only if no newer try exists."""
+    requested_at: datetime
+    """Time of the request. A newer request starts the numbers again."""
     tenant: str
     job_id: str
     repository: str
@@ -59,7 +63,7 @@ def add_requested(session: Session, tenant: str, job_id: str, checkpoint_id: str
 def request(session: Session, job: Job, target: PushSpec) -> Push:
     """Push the newest checkpoint of a job. Return the row.
 
-    A push to the same branch that has finished starts again; one that has not finished is returned as it is. Raises
+    A push to the same branch starts again at once, with all its tries. One that is running is returned as it is. Raises
     CONFLICT if the job has no checkpoint, and LIMIT_REACHED if its result is pushed to `MAX_TARGETS` branches.
     """
     # The locks keep the checkpoint and the job, and make other requests wait. A deletion locks in the same order.
@@ -77,7 +81,7 @@ def request(session: Session, job: Job, target: PushSpec) -> Push:
             message = f"The result of a job can be pushed to at most {MAX_TARGETS} branches."
             raise ProblemError(Code.LIMIT_REACHED, message)
         row = _add(session, job.tenant, job.id, checkpoint_id, target)
-    elif row.due_at is None:
+    elif row.state != PushState.RUNNING:
         row.checkpoint_id, row.private, row.state, row.tries = checkpoint_id, target.private, PushState.PENDING, 0
         row.error = row.commit_url = row.finished_at = None
         row.requested_at = row.due_at = func.now()
@@ -111,6 +115,7 @@ def claim(session: Session) -> ClaimedPush | None:
             return ClaimedPush(
                 id=row.id,
                 number=row.tries,
+                requested_at=row.requested_at,
                 tenant=row.tenant,
                 job_id=row.job_id,
                 repository=row.repository,
@@ -124,13 +129,15 @@ def claim(session: Session) -> ClaimedPush | None:
 
 def renew(session: Session, push: ClaimedPush) -> bool:
     """Extend the lease of a claimed push. Returns False if it was deleted, or if another worker has claimed it."""
-    mine = (Push.id == push.id, Push.tries == push.number, Push.state == PushState.RUNNING)
-    change = update(Push).where(*mine).values(due_at=func.now() + LEASE).returning(Push.id)
+    change = update(Push).where(*_mine(push)).values(due_at=func.now() + LEASE).returning(Push.id)
     return session.execute(change, execution_options={"synchronize_session": False}).first() is not None
 
 
 def record_success(session: Session, push: ClaimedPush, commit_url: str) -> None:
-    """Record that the result is in the repository, and write the event. Nothing is written in the cases of `renew`."""
+    """Record that the result is in the repository, and write the event.
+
+    Does nothing if the push was deleted or another worker has claimed it.
+    """
     if row := _lock(session, push):
         row.state, row.commit_url, row.error, row.due_at = PushState.PUSHED, commit_url, None, None
         row.finished_at = func.now()
@@ -140,11 +147,14 @@ def record_success(session: Session, push: ClaimedPush, commit_url: str) -> None
 def record_failure(session: Session, push: ClaimedPush, code: str, message: str, *, retry: bool) -> None:
     """Record that a try has failed. With `retry`, the push is tried again later, up to `MAX_TRIES` times.
 
-    Otherwise it has failed, and the event is written. Nothing is written in the cases of `renew`.
+    Otherwise it has failed, and the event is written. Then the message must say the way out; that of the last try is
+    added here. Does nothing if the push was deleted or another worker has claimed it.
     """
     if row := _lock(session, push):
+        if retry and push.number >= MAX_TRIES:
+            retry, message = False, f"{message} This was the last of {MAX_TRIES} tries. {AGAIN.format(push.job_id)}"
         row.error = {"code": code, "message": message}
-        if retry and push.number < MAX_TRIES:
+        if retry:
             delay = RETRY_DELAYS[push.number - 1] * secrets.choice(JITTER)
             row.state, row.due_at = PushState.PENDING, func.now() + timedelta(seconds=delay)
             return
@@ -169,11 +179,16 @@ def _add(session: Session, tenant: str, job_id: str, checkpoint_id: str, target:
     return row
 
 
+def _mine(push: ClaimedPush) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions that no other worker has claimed the push since."""
+    same_try = Push.requested_at == push.requested_at, Push.tries == push.number
+    return Push.id == push.id, *same_try, Push.state == PushState.RUNNING
+
+
 def _lock(session: Session, push: ClaimedPush) -> Push | None:
-    """Lock and return the row of a claimed push. Returns None in the cases in which `renew` returns False."""
+    """Lock and return the row of a claimed push. Returns None if it was deleted or another worker has claimed it."""
     session.scalar(select(Job.id).where(Job.id == push.job_id).with_for_update())  # first, as in its deletion
-    mine = (Push.id == push.id, Push.tries == push.number, Push.state == PushState.RUNNING)
-    return session.scalar(select(Push).where(*mine).with_for_update())
+    return session.scalar(select(Push).where(*_mine(push)).with_for_update())
 
 
 def _record_event(session: Session, push: ClaimedPush, change: Transition, data: Json) -> None:

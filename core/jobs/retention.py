@@ -49,13 +49,12 @@ def expire_checkpoints(session: Session) -> list[str]:
     """
     in_use = exists().where(Job.spec["model"].astext == Checkpoint.job_id, Job.finished_at.is_(None))
     pushing = exists().where(Push.checkpoint_id == Checkpoint.id, Push.due_at.is_not(None))
-    expired = (
-        select(Checkpoint)
-        .where(Checkpoint.expires_at < func.now(), ~in_use, ~pushing)
-        .order_by(Checkpoint.expires_at)
-        .limit(BATCH)
-    )
-    rows = session.scalars(expired.with_for_update(skip_locked=True)).all()
+    unused = (Checkpoint.expires_at < func.now(), ~in_use, ~pushing)
+    first = select(Checkpoint.id).where(*unused).order_by(Checkpoint.expires_at).limit(BATCH)
+    locked = session.scalars(first.with_for_update(skip_locked=True)).all()
+    # The condition is checked again: a push that was requested before the rows were locked keeps its checkpoint, as
+    # does a job that uses it. A later request waits for the lock.
+    rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(locked), *unused)).all()
     for row in rows:
         session.execute(update(Job).where(Job.id == row.job_id).values(updated_at=func.now()))
         record_event(session, row.job_id, row.attempt, EXPIRED, {"checkpoint": row.id, "sha256": row.sha256})

@@ -181,23 +181,25 @@ class ModelResolver:
         That is so if the hub must not be used, if the tenant has no token, if the hub rejects the token, or if the
         token may not write. A hub that does not answer is no reason, because the push is tried for days.
         """
-        flaw: tuple[str, str] | None = None
-        token = None if constants.is_offline_mode() else self._tokens.get(tenant)
-        if constants.is_offline_mode():
-            flaw = "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
-        elif token is None:
-            flaw = "needs a hub token of your tenant", "Set a token with write access with PUT /hub-token."
-        else:
-            try:
-                with self._hub_call(tenant, param, repr(repository)):
-                    flaw = write_flaw(account(token), repository)
-            except ProblemError as problem:
-                if problem.code not in (Code.HUB_UNREACHABLE, Code.HUB_BUSY):
-                    flaw = problem.flaws[0].rule, problem.flaws[0].way_out
-        if flaw:
+        if flaw := self._push_flaw(tenant, repository, param):
             rule, way_out = flaw
             message = f"{param} {rule}. {way_out}"
             raise ProblemError(Code.INVALID_REQUEST, message, (Flaw(param, rule, repr(repository), way_out),))
+
+    def _push_flaw(self, tenant: str, repository: str, param: str) -> tuple[str, str] | None:
+        """Return why a push must fail, as (rule, way out), or None."""
+        if constants.is_offline_mode():
+            return "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
+        token = self._tokens.get(tenant)
+        if token is None:
+            return "needs a hub token of your tenant", "Set a token with write access with PUT /hub-token."
+        try:
+            with self._hub_call(tenant, param, repr(repository)):
+                return write_flaw(account(token), repository)
+        except ProblemError as problem:
+            if problem.code in (Code.HUB_UNREACHABLE, Code.HUB_BUSY):
+                return None
+            return "needs a hub token that the hub accepts", "Store one with write access with PUT /hub-token."
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
         with self._hub_call(tenant, "model", repr(reference)):

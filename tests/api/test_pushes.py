@@ -1,14 +1,18 @@
 """Pushes of a result over HTTP and on the job's page: what is refused at the door, and who sees what."""
 
+import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from sqlalchemy import func, update
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from core.jobs import pushes
+from core.tables import Push
 from tests.api.conftest import Json, NewClient, problem
 from tests.api.dashboard.conftest import ROOT, NewBrowser, new_browser, secret, visible
 from tests.hub import hub, use_hub
@@ -16,16 +20,18 @@ from tests.hub_uploads import Uploads
 
 __all__ = ["new_browser", "secret"]
 
-WRITER, READER = "hf_writes", "hf_reads"
+WRITER, READER, REVOKED = "hf_writes", "hf_reads", "hf_revoked"
 TARGET = {"repository": "acme/sparse"}
 
 
 @pytest.fixture(autouse=True)
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Serve a hub, and yield the owner of each valid token."""
     uploads = Uploads(tmp_path / "repositories", writers=(WRITER,))
-    with hub({}, {WRITER: "acme", READER: "acme"}, None, uploads) as endpoint:
+    owners = dict.fromkeys((WRITER, READER, REVOKED), "acme")
+    with hub({}, owners, None, uploads) as endpoint:
         use_hub(monkeypatch, endpoint, tmp_path / "cache")
-        yield
+        yield owners
 
 
 def give(client: TestClient, token: str) -> None:
@@ -39,8 +45,19 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     path = f"/jobs/{result}/push"
     first = client.post(path, json=TARGET)
     assert (first.status_code, first.json()["status"]) == (202, "pending"), first.text
-    assert client.post(path, json=TARGET).json() == first.json(), "it is not finished"
-    assert client.get(f"/jobs/{result}/pushes").json() == {"data": [first.json()]}
+    with sessions.begin() as session:
+        claimed = pushes.claim(session)
+        assert claimed is not None
+    running = client.post(path, json={**TARGET, "private": False}).json()
+    times = {"requested_at": running["requested_at"], "next_try_at": None}
+    assert running == {**first.json(), **times, "status": "running", "tries": 1}, "a running push stays as it is"
+    assert client.get(f"/jobs/{result}/pushes").json() == {"data": [running]}
+    with sessions.begin() as session:
+        pushes.record_failure(session, claimed, "hub_unreachable", "It did not answer.", retry=True)
+    hastened = client.post(path, json={**TARGET, "private": False}).json()
+    assert hastened["next_try_at"] == hastened["requested_at"] > first.json()["next_try_at"]
+    times = {name: hastened[name] for name in ("requested_at", "next_try_at")}
+    assert hastened == {**first.json(), **times, "private": False}, "it waited for its next try"
     assert client.get("/audit", params={"limit": 1}).json()["data"][0]["action"] == "push_job"
     stranger = new_client("theirs")
     give(stranger, WRITER)
@@ -48,9 +65,11 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     problem(stranger.get(f"/jobs/{result}/pushes"), 404, "not_found")
 
     with sessions.begin() as session:
-        claimed = pushes.claim(session)
-        assert claimed is not None
-        pushes.record_failure(session, claimed, "hub_refused", "It was refused.", retry=False)
+        again_claimed = pushes.claim(session)
+        assert again_claimed is not None
+        assert (again_claimed.number, claimed.number) == (1, 1)
+        assert not pushes.renew(session, claimed), "the try of the earlier request has ended"
+        pushes.record_failure(session, again_claimed, "hub_refused", "It was refused.", retry=False)
     failed = client.get(f"/jobs/{result}/pushes").json()["data"][0]
     assert (failed["status"], failed["error"]["message"], failed["finished_at"] is None) == (
         "failed",
@@ -67,17 +86,19 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
     [
         (None, "acme/sparse", "needs a hub token"),
         (READER, "acme/sparse", "the token can only read"),
+        (REVOKED, "acme/sparse", "needs a hub token that the hub accepts"),
         (WRITER, "stranger/sparse", "must belong to the account of your hub token"),
         (WRITER, "sparse", "should match pattern"),
         (WRITER, "acme/a--b", "Cannot have -- or .."),
     ],
 )
 def test_a_push_that_must_fail_is_refused_with_the_way_out(
-    client: TestClient, body: Json, result: str, refused: tuple[str | None, str, str]
+    client: TestClient, body: Json, result: str, refused: tuple[str | None, str, str], world: dict[str, str]
 ) -> None:
     token, repository, rule = refused
     if token:
         give(client, token)
+    world.pop(REVOKED)
     target = {"repository": repository}
     report = problem(client.post("/jobs", json=body | {"output": {"push": target}}), 422, "invalid_request")
     assert (report["param"], rule in report["errors"][0]["rule"]) == ("output.push.repository", True), report
@@ -109,12 +130,21 @@ def test_the_page_of_a_job_pushes_its_result(
     give(client, WRITER)
     assert browser.submit(f"{path}/push", {"repository": "sparse"}).status_code == 422
     assert browser.submit(f"{path}/push", {"repository": " acme/sparse "}).headers["location"] == ROOT + path
-    assert ">pending<" in browser.show(path)
+    page = browser.show(path)
+    assert (">pending<" in page, 'id="pushes" data-poll="3"' in page) == (True, True)
+    with sessions.begin() as session:
+        session.execute(update(Push).values(due_at=func.now() + timedelta(hours=20)))
+    polls = re.search(r'id="pushes" data-poll="(\d+)"', browser.show(path))
+    assert polls is not None
+    assert int(polls[1]) > 3600, "nothing changes before the next try"
+    with sessions.begin() as session:
+        session.execute(update(Push).values(due_at=func.now() - timedelta(seconds=1)))
     with sessions.begin() as session:
         claimed = pushes.claim(session)
         assert claimed is not None
         pushes.record_success(session, claimed, "https://hub.example/acme/sparse/commit/0")
     page = browser.show(path)
     assert 'href="https://hub.example/acme/sparse/commit/0"' in page
+    assert 'id="pushes" data-poll' not in page
     assert "Pushed to acme/sparse" in visible(page)
     assert new_browser("theirs").submit(f"{path}/push", TARGET).status_code == 404

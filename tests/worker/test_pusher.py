@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,16 +13,19 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from huggingface_hub import constants
 from pydantic import SecretStr
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 
 from core import webhooks
 from core.access import hub_tokens
 from core.access.encryption import Encryption
+from core.infra import storage
 from core.infra.database import make_engine, make_sessions
 from core.infra.storage import Storage
-from core.jobs import attempts, jobs, pushes, retention
+from core.jobs import actions, attempts, jobs, pushes, retention
 from core.settings import Settings
 from core.spec_parts import PushSpec
 from core.tables import Checkpoint, Push, WebhookDelivery
@@ -111,7 +115,11 @@ def push(backend: Backend, job_id: str, repository: str = NAME, **target: Any) -
 
 
 def poll(backend: Backend) -> int:
-    return Pusher(backend.settings, backend.sessions, backend.storage).poll()
+    return pusher(backend).poll()
+
+
+def pusher(backend: Backend) -> Pusher:
+    return Pusher(backend.settings, backend.sessions, backend.storage, threading.Event())
 
 
 def row(backend: Backend, job_id: str) -> Push:
@@ -164,7 +172,7 @@ def test_a_push_equals_the_result_and_replaces_the_model_of_an_earlier_one(
 def child(settings: Settings) -> None:
     """Push in a process of its own."""
     sessions = make_sessions(make_engine(settings))
-    Pusher(settings, sessions, Storage(settings)).poll()
+    Pusher(settings, sessions, Storage(settings), threading.Event()).poll()
 
 
 @pytest.mark.parametrize("moment", ["/lfs/", "/commit/"])
@@ -193,9 +201,11 @@ def test_a_worker_that_is_killed_pushes_once(
     assert set(world.uploads.received.values()) == {1}, "no file is uploaded again"
 
 
-def test_a_worker_whose_lease_has_ended_does_not_commit(
-    backend: Backend, world: Hub, publish: Callable[..., str]
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_worker_that_has_lost_its_push_sends_no_further_file(
+    backend: Backend, world: Hub, publish: Callable[..., str], deleted: bool
 ) -> None:
+    """Its lease has ended and another worker has claimed the push, or the job was deleted."""
     job_id = publish(repository=NAME)
 
     def take_over(method: str, path: str) -> int | None:
@@ -203,13 +213,18 @@ def test_a_worker_whose_lease_has_ended_does_not_commit(
             world.uploads.before = lambda method, path: None
             let_time_pass(backend)
             with backend.sessions.begin() as session:
-                assert pushes.claim(session) is not None
+                if deleted:
+                    actions.delete(session, TENANT, job_id)
+                else:
+                    assert pushes.claim(session) is not None
         return None
 
     world.uploads.before = take_over
     assert poll(backend) == 1
-    assert world.uploads.commits == []
-    assert (row(backend, job_id).state, row(backend, job_id).tries) == ("running", 2)
+    assert (world.uploads.commits, world.uploads.received.total()) == ([], 1)
+    with backend.sessions.begin() as session:
+        left = [(push.state, push.tries) for push in pushes.list_all(session, job_id)]
+    assert left == ([] if deleted else [("running", 2)])
 
 
 def test_a_hub_that_is_down_is_tried_again_and_the_result_stays(
@@ -246,9 +261,11 @@ def test_a_hub_that_is_down_is_tried_again_and_the_result_stays(
 def test_a_push_that_always_fails_ends_as_failed(backend: Backend, world: Hub, publish: Callable[..., str]) -> None:
     job_id = publish(repository=NAME)
     world.uploads.before = lambda method, path: 503
-    for _ in range(pushes.MAX_TRIES):
+    again = f"Push again with POST /jobs/{job_id}/push."
+    for number in range(1, pushes.MAX_TRIES + 1):
         let_time_pass(backend)
         assert poll(backend) == 1
+        assert (again in str(row(backend, job_id).error)) == (number == pushes.MAX_TRIES)
     assert (row(backend, job_id).state, row(backend, job_id).due_at) == ("failed", None)
     assert backend.job(job_id).status == "succeeded"
 
@@ -282,6 +299,23 @@ def test_a_token_that_is_refused_fails_with_the_way_out_and_leaks_nowhere(
     assert row(backend, job_id).state == "pushed"
 
 
+def test_a_worker_that_shuts_down_claims_no_push_and_an_interrupted_last_try_ends_it(
+    backend: Backend, world: Hub, publish: Callable[..., str]
+) -> None:
+    job_id, ending = publish(repository=NAME), pusher(backend)
+    ending.draining.set()
+    assert (ending.poll(), row(backend, job_id).state) == (0, "pending")
+    with backend.sessions.begin() as session:
+        session.execute(update(Push).values(tries=pushes.MAX_TRIES, state="running"))
+    let_time_pass(backend)
+    assert poll(backend) == 1
+    failed = row(backend, job_id)
+    assert failed.error
+    assert (failed.state, failed.error["code"]) == ("failed", "interrupted")
+    assert failed.error["message"].endswith(f"Push again with POST /jobs/{job_id}/push.")
+    assert world.uploads.commits == []
+
+
 def test_a_damaged_result_is_not_committed(backend: Backend, world: Hub, publish: Callable[..., str]) -> None:
     job_id = publish(shards=1, repository=NAME)
     backend.storage.put(f"jobs/{job_id}/1/result/model.safetensors", b"damaged")
@@ -289,6 +323,50 @@ def test_a_damaged_result_is_not_committed(backend: Backend, world: Hub, publish
     damaged = row(backend, job_id)
     assert damaged.error
     assert (damaged.state, damaged.error["code"], world.uploads.commits) == ("failed", "checkpoint_damaged", [])
+
+
+def test_an_error_while_a_file_is_sent_is_known_by_its_cause_and_shows_no_machine(
+    backend: Backend, world: Hub, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "READ_BYTES", 1 << 16)  # sending reads the storage again
+    job_id = publish(shards=1, repository=NAME)
+    key = f"jobs/{job_id}/1/result/model.safetensors"
+    content = backend.storage.read(key)
+
+    def fail(how: Callable[[], object], code: int | None = None) -> str:
+        def before(_: str, path: str) -> int | None:
+            if path.endswith("/lfs/objects/batch"):
+                how()
+            return code if path.startswith("/lfs/") else None
+
+        world.uploads.before = before
+        let_time_pass(backend)
+        assert poll(backend) == 1
+        failed = row(backend, job_id)
+        assert failed.error
+        assert "internal" not in failed.error["message"], failed.error
+        return f"{failed.state}: {failed.error['code']}"
+
+    def unreachable(*_: object) -> None:
+        raise EndpointConnectionError(endpoint_url="http://minio.internal:9000/")
+
+    def database_down(*_: object) -> bool:
+        raise OperationalError("UPDATE pushes", {}, Exception("db.internal refused"))
+
+    assert fail(lambda: None, code=403) == "pending: hub_unreachable", "a signed link may have expired"
+    with monkeypatch.context() as patched:
+        broken = fail(lambda: patched.setattr(storage._Object, "readinto", unreachable))
+    assert broken == "pending: storage_unreachable"
+    assert fail(lambda: backend.storage.delete([key])) == "failed: checkpoint_deleted"
+    backend.storage.put(key, content)
+    world.uploads.before = lambda method, path: None
+    with monkeypatch.context() as patched:
+        patched.setattr(Pusher, "_renew", database_down)
+        with pytest.raises(OperationalError):
+            push(backend, job_id)
+    assert row(backend, job_id).error is None
+    let_time_pass(backend)
+    assert (poll(backend), row(backend, job_id).state) == (1, "pushed")
 
 
 def test_tenants_take_turns(backend: Backend, publish: Callable[..., str]) -> None:

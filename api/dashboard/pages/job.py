@@ -1,6 +1,8 @@
 """The page of one job: summary, phases, charts, layers, events, checkpoints, pushes, request and actions."""
 
 import json
+import math
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -18,7 +20,7 @@ from api.deps import CurrentServices, Services
 from api.etags import tagged
 from api.flaws import flaws_of_model
 from api.query import require_known_parameters
-from api.schemas.pushes import PushRequest
+from api.schemas.pushes import PushRequest, PushView
 from api.schemas.reports import EventView
 from api.schemas.shared import LARGEST_STEP
 from api.usecases import jobs as usecases
@@ -34,6 +36,8 @@ POINTS = 600
 RUNS = 60
 """Maximum number of columns in a topology map. If there are more updates, neighbouring ones are added up."""
 PHASES = 200
+PUSH_SECONDS = 3
+"""Seconds between two requests for the pushes while one is running or about to be tried."""
 
 JobId = Annotated[str, Path()]
 KNOWN = [Depends(require_known_parameters)]
@@ -72,6 +76,7 @@ def _page(
             "Evaluation dataset": row.evaluate_dataset_id,
         }
         datasets = {label: session.get_one(Dataset, dataset_id) for label, dataset_id in used.items() if dataset_id}
+    pushed = pushes.list_all(services, visitor.caller, job_id)
     return page(
         request,
         visitor,
@@ -84,7 +89,8 @@ def _page(
         last_evolution=next((event.id for event in latest if event.type == TOPOLOGY_EVOLVED), None),
         changes=reports.CHANGES,
         checkpoints=checkpoints,
-        pushes=pushes.list_all(services, visitor.caller, job_id),
+        pushes=pushed,
+        poll_pushes=_seconds_to_change(pushed),
         repository=repository,
         problem=problem,
         commands={each.id: run_commands(job_id, each.files) for each in checkpoints},
@@ -189,6 +195,16 @@ def run_action(services: CurrentServices, visitor: Signed, _: Submitted, job_id:
             raise
         return go(f"/jobs/{job_id}?refused={action}")
     return go(f"/jobs/{job_id}")
+
+
+def _seconds_to_change(pushed: list[PushView]) -> int | None:
+    """Return in how many seconds the page should ask for the pushes again. None if all have finished.
+
+    The pause between two tries is up to 20 hours, in which nothing changes.
+    """
+    now = datetime.now(UTC)
+    waits = [(push.next_try_at or now) - now for push in pushed if push.finished_at is None]
+    return max(PUSH_SECONDS, math.ceil(min(waits).total_seconds())) if waits else None
 
 
 def _has_file(row: Checkpoint, name: str) -> bool:

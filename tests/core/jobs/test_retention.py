@@ -2,14 +2,17 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Result, event, select, text
+from sqlalchemy.orm import ORMExecuteState
 
 from core.datasets import datasets
 from core.errors import Code, ProblemError
-from core.jobs import actions, attempts, jobs, reports, retention
+from core.jobs import actions, attempts, jobs, pushes, reports, retention
 from core.settings import Settings
+from core.spec_parts import PushSpec
 from core.specs import JobSpec
 from core.tables import AuditEntry
 from seft.data.records import Format
@@ -55,6 +58,33 @@ def test_an_expired_checkpoint_is_deleted_with_an_event_of_its_job(sessions: Ses
         event = reports.latest_events(session, job_ids[0], limit=1)[0]
     assert (event.type, event.data["sha256"]) == (retention.EXPIRED, "0")
     assert event_types(sessions, job_ids[1])[-1] == "job.succeeded"
+
+
+def test_a_checkpoint_is_kept_if_its_push_was_requested_before_it_was_locked(
+    sessions: Sessions, make_job: MakeJob
+) -> None:
+    """The query that locks it has not seen the push, because the push was committed while the query ran."""
+    job_id = make_job()
+    with sessions.begin() as session:
+        attempts.publish(
+            session, claimed(sessions), step=1, prefix="p", sha256="0", files=[], scores={}, measured={}, days=DAYS
+        )
+        pushes.request(session, jobs.get(session, "ours", job_id), PushSpec(repository="acme/sparse"))
+    run(sessions, "UPDATE checkpoints SET expires_at = expires_at - interval '10 days'")
+    run(sessions, "UPDATE pushes SET due_at = NULL")
+
+    def request_again(state: ORMExecuteState) -> Result[Any]:
+        event.remove(session, "do_orm_execute", request_again)
+        locked = state.invoke_statement().freeze()
+        run(sessions, "UPDATE pushes SET due_at = now()")
+        return locked()
+
+    with sessions.begin() as session:
+        event.listen(session, "do_orm_execute", request_again)
+        assert retention.expire_checkpoints(session) == []
+    run(sessions, "UPDATE pushes SET due_at = NULL")
+    with sessions.begin() as session:
+        assert len(retention.expire_checkpoints(session)) == 1
 
 
 def test_a_dataset_is_kept_while_jobs_use_it_and_for_some_days_after(
