@@ -6,7 +6,8 @@ service (`seft.stages`), in the same order, with the recorded device, dtype and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from seft import stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Text, versions
+from seft.checkpoint.facts import SPARSITY, Base, Conditions, Facts, Machine, Record, Text, versions
 from seft.checkpoint.folder import require_empty
 from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
 from seft.config import PruneConfig, RepairConfig, Retain
@@ -72,7 +73,22 @@ def _changes(recorded: Record) -> list[str]:
         if machine:
             here = this_machine(machine.device)
             pairs[f"hardware of {machine.device}"] = (machine.hardware, here.hardware)
-    return [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+    changes = [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+    return changes + [change for pair in pairwise(recorded.facts.attempts) for change in _changes_between(*pair)]
+
+
+def _changes_between(before: Conditions, after: Conditions) -> list[str]:
+    """Return what changed between two attempts of the recorded job. One run cannot repeat such a change."""
+
+    def values(conditions: Conditions) -> dict[str, Any]:
+        return {**asdict(conditions.machine), "micro_batch": conditions.micro_batch, **conditions.versions}
+
+    old, new = values(before), values(after)
+    return [
+        f"{name} changed from {old.get(name)} to {new.get(name)} when the job was resumed"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

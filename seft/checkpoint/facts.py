@@ -77,6 +77,18 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What an attempt of a job ran with. Each value may change the last bits of the weights.
+
+    `micro_batch` is None if the job has no repair. `versions` are those of `versions()`.
+    """
+
+    machine: Machine
+    micro_batch: int | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """How a checkpoint was made. `repair` is None if the model was only pruned.
 
@@ -91,7 +103,8 @@ class Facts:
 
     `texts` describes the texts by their roles: calibration, dataset, retained and held_out. `held_out_share` is the
     fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
-    if the stage did not run, or if an older version of this software wrote the file.
+    if the stage did not run, or if an older version of this software wrote the file. `attempts` are the conditions of a
+    job's attempts, in order, if they were not all the same. The first attempt pruned the model, the last wrote it.
     """
 
     base: Base
@@ -112,6 +125,7 @@ class Facts:
     held_out_share: float | None = None
     pruned_on: Machine | None = None
     repaired_on: Machine | None = None
+    attempts: tuple[Conditions, ...] = ()
 
     @property
     def pruned_by(self) -> str:
