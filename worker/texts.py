@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seft import stages
 from seft.checkpoint import facts as recorded
-from seft.checkpoint.facts import Facts
+from seft.checkpoint.facts import Facts, Role
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
@@ -32,7 +32,7 @@ class Text:
     """What the dense model starts with if it writes the text to retain."""
     retained: Packed | None
     """Windows of the dataset to retain, if there is one and no saved state has them."""
-    described: dict[str, recorded.Text]
+    described: dict[Role, recorded.Text]
     """Descriptions of the training records and the held-out records."""
 
     def recorded(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
@@ -81,7 +81,7 @@ def read_texts(
         with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
             windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
     opening = opening_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
-    described = {
+    described: dict[Role, recorded.Text] = {
         "dataset": describe_records(task.names.get(DATA), encoded),
         "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
     }

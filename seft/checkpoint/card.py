@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from seft.checkpoint.counts import Count, Sparsity
-from seft.checkpoint.facts import Facts, Machine, Record
+from seft.checkpoint.facts import Facts, Machine, Record, Role
 from seft.checkpoint.metadata import front_matter
 from seft.config import (
     Allocation,
@@ -24,7 +24,7 @@ from seft.config import (
 MOST_ROWS = 50
 """Largest number of layers that the card lists one by one."""
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
-_ROLES = {
+_ROLES: dict[Role, str] = {
     "calibration": "calibration",
     "dataset": "training",
     "held_out": "evaluation",
@@ -227,18 +227,12 @@ def _layers(sparsity: Sparsity) -> str:
 
 def _data(facts: Facts) -> str:
     """Return the table of the texts that were read."""
-    hashes = {
-        "calibration": facts.calibration_sha256,
-        "dataset": facts.dataset_sha256,
-        "held_out": facts.held_out_sha256,
-        "retained": facts.retained_sha256,
-    }
     rows = []
     for role, text in facts.texts.items():
         written = role == "retained" and facts.repair and facts.repair.retain is Retain.WRITTEN
         name = "written by the dense model" if written else _plain(text.name or "unnamed")
         in_dataset = role == "held_out" and facts.held_out_share is not None
-        sha256 = "a part of the dataset" if in_dataset else hashes[role] or ""
+        sha256 = "a part of the dataset" if in_dataset else facts.text_hashes[role] or ""
         rows.append(f"| {_ROLES[role]} | {name} | {text.records:,} | {text.tokens:,} | {sha256} |")
     return "\n".join(["| use | name | records | tokens | sha256 of the file |", "|---|---|---|---|---|", *rows])
 

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 import seft
 from seft.checkpoint.counts import Sparsity
@@ -23,6 +23,8 @@ from seft.models.terms import NO_TERMS, Terms
 
 SPARSITY = "sparsity.json"
 MANIFEST = "manifest.json"
+Role = Literal["calibration", "dataset", "held_out", "retained"]
+"""What a text is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Text:
     tokens: int
 
 
+MAX_THREADS = 1 << 12
+"""Largest number of threads that a record may have. torch gets this number from the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a stage ran on. Another device, dtype or number of threads may change the last bits of the weights.
@@ -69,10 +75,10 @@ class Machine:
     whether torch was asked for deterministic algorithms.
     """
 
-    device: str
+    device: Literal["cpu", "cuda"]
     hardware: str
-    dtype: str
-    threads: int
+    dtype: Literal["float32", "bfloat16", "float16"]
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)]
     deterministic: bool
 
 
@@ -101,7 +107,7 @@ class Facts:
     weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from. If
     `zeros_found` is True, another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
 
-    `texts` describes the texts by their roles: calibration, dataset, retained and held_out. `held_out_share` is the
+    `texts` describes the texts by their roles. `held_out_share` is the
     fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
     if the stage did not run, or if an older version of this software wrote the file. `attempts` are the conditions of a
     job's attempts, in order, if they were not all the same. The first attempt pruned the model, the last wrote it.
@@ -121,11 +127,21 @@ class Facts:
     retained_sha256: str | None = None
     held_out_sha256: str | None = None
     zeros_found: bool = False
-    texts: dict[str, Text] = field(default_factory=dict)
+    texts: dict[Role, Text] = field(default_factory=dict)
     held_out_share: float | None = None
     pruned_on: Machine | None = None
     repaired_on: Machine | None = None
     attempts: tuple[Conditions, ...] = ()
+
+    @property
+    def text_hashes(self) -> dict[Role, str | None]:
+        """SHA-256 of the texts by their roles."""
+        return {
+            "calibration": self.calibration_sha256,
+            "dataset": self.dataset_sha256,
+            "held_out": self.held_out_sha256,
+            "retained": self.retained_sha256,
+        }
 
     @property
     def pruned_by(self) -> str:

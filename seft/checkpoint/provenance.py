@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
+from typing import Any, cast
 
 import torch
 
@@ -59,8 +60,8 @@ def this_machine(device: str, dtype: torch.dtype = torch.float32) -> Machine:
     """Return the description of the device `cpu` or `cuda` of this process, with weights of `dtype`."""
     cuda = torch.device(device).type == "cuda"
     hardware = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return Machine(device, hardware, str(dtype).removeprefix("torch."), torch.get_num_threads(), deterministic)
+    deterministic, name = torch.are_deterministic_algorithms_enabled(), str(dtype).removeprefix("torch.")
+    return Machine("cuda" if cuda else "cpu", hardware, cast("Any", name), torch.get_num_threads(), deterministic)
 
 
 def require_same_files(recorded: Base, found: Mapping[str, str], option: str) -> None:
