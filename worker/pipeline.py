@@ -103,7 +103,9 @@ class Pipeline:
         if self.conditions[-1:] != [now]:
             self.conditions.append(now)
         if self._enough and self.step == 0:
-            self.repair = None
+            # No weight depends on the text to retain, so the record has neither this text nor scores on it.
+            self.repair = self.retained = None
+            self.scores = {name: score for name, score in self.scores.items() if not name.endswith("_retained")}
         sha256, reads = self.task.dataset_sha256, stages.reads_calibration(self.prune)
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
         self.prune = facts.prune

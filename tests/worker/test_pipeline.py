@@ -315,9 +315,11 @@ def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
 def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    repair_config = {**SPEC["repair"], "retain": "written"}
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair_config)
     (run.folder / ENOUGH).write_text("0")
     result, repair, stopped_at = early_stop(run.run())
+    assert set(Record.read(run.folder / RESULT).facts.texts) == {"dataset", "held_out"}, "retained text had no effect"
     assert (result.step, repair, stopped_at) == (0, None, None)
     assert set(result.scores) == {"dense", "pruned"}
 
