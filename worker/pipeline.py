@@ -90,7 +90,7 @@ class Pipeline:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
-        base, machine = describe_model(loaded.source), this_machine(self._device)
+        base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device)
         now = Conditions(machine, self.repair.micro_batch if self.repair else None, versions())
         self.meter.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
@@ -325,6 +325,12 @@ class Pipeline:
 
     def _check_stop(self, _: Report) -> None:
         """Report nothing. Raises Cancelled if the run must stop."""
+        if self.stopping():
+            raise Cancelled
+
+    def _report_hashing(self) -> None:
+        """Report that the run waits for the hashes of the model. Raises Cancelled if the run must stop."""
+        self._progress(self.stage or Stage.LOADING, 1.0)
         if self.stopping():
             raise Cancelled
 
