@@ -86,10 +86,10 @@ _VALUES = {
 _NOT_SCORED = "The scores are those of the weights in bfloat16. Those of rounded weights are not measured."
 
 _REPRODUCE = """`sparsity.json` has these settings, and the sha256 of every file that was read. This command checks the
-files, makes the model again, and compares the weights bit for bit:
+files, makes the model again, and compares the weights bit for bit. `FOLDER` is the downloaded repository:
 
 ```shell
-seft reproduce PATH/sparsity.json --data FILE --out NEW
+seft reproduce FOLDER/sparsity.json --data FILE --out NEW
 ```"""
 
 _METHODS = {
@@ -240,7 +240,7 @@ def _data(facts: Facts) -> str:
 def _licence(facts: Facts, notices: Sequence[str]) -> str:
     """Return which licence holds, and which terms came with the base model."""
     base = facts.base
-    named = " ".join(f"{name}" for name in (base.licence, base.licence_name and f"({base.licence_name})") if name)
+    named = " ".join(name for name in (base.licence, base.licence_name and f"({base.licence_name})") if name)
     if not named and not notices:
         return f"The licence of `{base.reference}` is not known here. Its terms also hold for this model."
     states = f"`{base.reference}` has the licence {named}. " if named else ""
