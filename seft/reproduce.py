@@ -72,10 +72,14 @@ def _changes(recorded: Record) -> list[str]:
     pairs = {name: (value, versions().get(name)) for name, value in recorded.versions.items()}
     for machine in (recorded.facts.pruned_on, recorded.facts.repaired_on):
         if machine:
-            here = this_machine(machine.device)
-            pairs[f"hardware of {machine.device}"] = (machine.hardware, here.hardware)
+            pairs[f"hardware of {machine.device}"] = (machine.hardware, _here(machine).hardware)
     changes = [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
     return changes + [change for pair in pairwise(recorded.facts.attempts) for change in _changes_between(*pair)]
+
+
+def _here(machine: Machine) -> Machine:
+    """Return the description of this machine, with the recorded settings."""
+    return replace(machine, hardware=this_machine(machine.device).hardware)
 
 
 def _changes_between(before: Conditions, after: Conditions) -> list[str]:
@@ -268,7 +272,7 @@ class _Rerun:
         if not config.gradual:
             self._evaluate("pruned", loaded)
         sha256 = facts.calibration_sha256
-        return stages.pruned_facts(loaded, config, sha256, self.report, base=facts.base, machine=machine)
+        return stages.pruned_facts(loaded, config, sha256, self.report, base=facts.base, machine=_here(machine))
 
     def _repair(
         self, loaded: Loaded, facts: Facts, config: RepairConfig, training: list[Encoded], judged: list[Encoded]
@@ -304,7 +308,9 @@ class _Rerun:
         self._evaluate("repaired", loaded)
         sha256 = self.facts.dataset_sha256 or ""
         teacher = self.facts.teacher
-        return stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=sha256, machine=machine)
+        return stages.repaired_facts(
+            facts, config, result, teacher=teacher, dataset_sha256=sha256, machine=_here(machine)
+        )
 
     def _evaluate(self, name: str, loaded: Loaded) -> None:
         """Measure the perplexities that a job measures."""

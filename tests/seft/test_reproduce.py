@@ -106,7 +106,7 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     shutil.copytree(made, record)
     data = Record.read(made).data()
     data["facts"]["repair"]["steps"], data["facts"]["repair"]["learning_rate"] = 1, 0.5
-    data["versions"]["torch"] = "1.0"
+    data["versions"]["torch"], data["facts"]["pruned_on"]["hardware"] = "1.0", "another CPU"
     attempt = {"machine": data["facts"]["pruned_on"], "micro_batch": 2, "versions": data["versions"]}
     data["facts"]["attempts"] = [attempt, {**attempt, "micro_batch": 1}]
     (record / "sparsity.json").write_bytes(canonical_json(data))
@@ -115,6 +115,7 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     line = capsys.readouterr().err
     assert "these files differ: model.safetensors (tensors: model." in line
     assert "torch was 1.0 and is" in line
+    assert Record.read(tmp_path / "again").facts.pruned_on == Record.read(made).facts.pruned_on, "this machine"
     assert "micro_batch changed from 2 to 1 when the job was resumed" in line
 
 
