@@ -54,9 +54,10 @@ Transformers, vLLM, SGLang and llama.cpp compute with every zero: they run it at
 dense model.
 
 Only the runtime of seft skips the zeros, and only on a CPU. The gain depends on the model and the processor. For a
-model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token took 48 ms of CPU time in
-bfloat16, a dense kernel 82 ms, and llama.cpp 61 ms. For a model with 135 million weights, llama.cpp was faster. The
-document `docs/runtime.md` of seft has these measurements. This model was not measured."""
+model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token (bfloat16) took 48 ms of
+CPU time with the runtime of seft, 82 ms with a dense kernel, and 61 ms with llama.cpp. For a model with 135 million
+weights, llama.cpp was faster. The document `docs/runtime.md` of seft has these measurements. This model was not
+measured."""
 
 _GGUF = """`{file}` has the same zeros{values}. llama.cpp runs it, at the speed of a dense
 model of this type:

@@ -89,5 +89,6 @@ def require_same_files(recorded: Base, found: Mapping[str, str], option: str) ->
         found = dict(zip(expected, found.values(), strict=True))
     names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     if names:
-        rule = f"the model {recorded.reference!r} must have the recorded files; {', '.join(names)} differ"
-        raise ReproduceError(f"{rule} from their recorded SHA-256. Give the original model as {option}.")
+        rule = f"the model {recorded.reference!r} must have the recorded files"
+        found_files = f"these files have another SHA-256 than recorded: {', '.join(names)}"
+        raise ReproduceError(f"{rule}; {found_files}. Give the original model as {option}.")

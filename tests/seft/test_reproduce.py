@@ -67,7 +67,7 @@ def test_a_changed_byte_of_the_model_is_refused_with_the_name_of_the_file(
     (model / name).write_bytes(changed)
     command = ["reproduce", made / "sparsity.json", "--model", model, "--data", text, "--out", made.parent / "refused"]
     assert run(*command) == 2
-    assert f"must have the recorded files; {name} differ" in capsys.readouterr().err
+    assert f"these files have another SHA-256 than recorded: {name}." in capsys.readouterr().err
     assert not (made.parent / "refused").exists()
 
 
