@@ -15,7 +15,7 @@ import torch
 
 from seft import stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Base, Conditions, Facts, Machine, Record, Role, Text, versions
+from seft.checkpoint.facts import SPARSITY, Base, Conditions, Facts, Machine, Record, Role, TextInfo, versions
 from seft.checkpoint.facts import sha256 as hash_file
 from seft.checkpoint.folder import require_empty
 from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
@@ -131,7 +131,7 @@ def _find_texts(facts: Facts, inputs: Inputs) -> dict[Role, TextFile]:
     return found
 
 
-def _find_text(role: Role, given: Path | None, recorded: Text | None, sha256: str) -> TextFile:
+def _find_text(role: Role, given: Path | None, recorded: TextInfo | None, sha256: str) -> TextFile:
     """Return the text of a role. Raises ReproduceError if there is none, or if it has another SHA-256."""
     name = recorded.name if recorded else None
     path = given or _in_this_folder(name or "")

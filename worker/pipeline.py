@@ -49,7 +49,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.texts import Text, read_texts
+from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
 PRUNED_BYTES = 4
@@ -124,7 +124,7 @@ class Pipeline:
         ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
-    def _read(self, source: ModelSource) -> Text:
+    def _read(self, source: ModelSource) -> JobTexts:
         """Read and tokenize the datasets. Raises DataError if the text is too short.
 
         This is done before the weights are loaded, so that a bad dataset fails early. The worker expects a message at
@@ -147,7 +147,7 @@ class Pipeline:
     def _device(self) -> str:
         return choose_device(self.task.device)
 
-    def _prune(self, loaded: Loaded, text: Text) -> None:
+    def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
         Before that, the dense model writes the text that the repair retains, or reads it, and records its predictions.
@@ -200,7 +200,7 @@ class Pipeline:
             micro_batch = self.repair.micro_batch if self.repair else None
             self.conditions = [replace(first, micro_batch=micro_batch) for first in self.conditions[:1]]
 
-    def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> stages.RepairResult:
+    def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> stages.RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
 
         def load_teacher() -> Any:
@@ -289,7 +289,7 @@ class Pipeline:
         self.state_bytes = disk_space.size(self._state_folder)
         self.send(Saved(step=self.step))
 
-    def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
+    def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: JobTexts) -> None:
         texts = {name: text.held_out}
         if self.retained:
             texts[f"{name}_retained"] = split_retained(self.retained)[1]

@@ -19,7 +19,7 @@ from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
 from seft.models.source import Kind, ModelSource
-from seft.models.terms import NO_TERMS, Terms
+from seft.models.terms import Terms
 
 SPARSITY = "sparsity.json"
 MANIFEST = "manifest.json"
@@ -45,14 +45,14 @@ class Base:
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: ModelSource, terms: Terms = NO_TERMS, files: dict[str, str] | None = None) -> "Base":
+    def of(cls, source: ModelSource, terms: Terms, files: dict[str, str]) -> "Base":
         """Return what may be published of a model source: everything except its path."""
         name = source.reference if source.kind is Kind.HUB else Path(source.reference).resolve().name
-        return cls(name, source.kind, source.revision, source.licence, *terms, files or {})
+        return cls(name, source.kind, source.revision, source.licence, *terms, files)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextInfo:
     """A text that was read: the name of its file without the path, or None if unknown, its records and their tokens.
 
     The dense model's own text has no records.
@@ -127,7 +127,7 @@ class Facts:
     retained_sha256: str | None = None
     held_out_sha256: str | None = None
     zeros_found: bool = False
-    texts: dict[Role, Text] = field(default_factory=dict)
+    texts: dict[Role, TextInfo] = field(default_factory=dict)
     held_out_share: float | None = None
     pruned_on: Machine | None = None
     repaired_on: Machine | None = None

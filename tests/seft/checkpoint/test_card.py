@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from seft.checkpoint.card import MOST_ROWS, card
 from seft.checkpoint.counts import Count, Sparsity
 from seft.checkpoint.export import export
-from seft.checkpoint.facts import Base, Facts, Fingerprint, Machine, Record, Text
+from seft.checkpoint.facts import Base, Facts, Fingerprint, Machine, Record, TextInfo
 from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, Retain, format_of
 from seft.models.source import Kind
 from seft.models.terms import read_terms, terms_files
@@ -38,9 +38,9 @@ FACTS = Facts(
     calibration_sha256="c" * 64,
     dataset_sha256="c" * 64,
     texts={
-        "dataset": Text("a<b>|*.jsonl", 90, 12345),
-        "held_out": Text("a.jsonl", 10, 999),
-        "retained": Text(None, 4, 8192),
+        "dataset": TextInfo("a<b>|*.jsonl", 90, 12345),
+        "held_out": TextInfo("a.jsonl", 10, 999),
+        "retained": TextInfo(None, 4, 8192),
     },
     held_out_share=0.1,
     pruned_on=Machine("cpu", "AVX512", "float32", 1, deterministic=True),
