@@ -99,7 +99,7 @@ class VerifyError(SeftError):
 
 
 class ReproduceError(SeftError):
-    """A recipe cannot be run again: its record is incomplete, or an input is missing or is another one."""
+    """A recipe cannot be run again: its record is incomplete, or an input is missing or has another SHA-256."""
 
     code = "not_reproducible"
 

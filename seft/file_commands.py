@@ -9,7 +9,7 @@ from typing import Any
 
 from seft.config import parse_format
 from seft.console import describe_model
-from seft.errors import BitsDifferError
+from seft.errors import BitsDifferError, ReproduceError
 from seft.report import Reporter
 
 SHOWN = 5
@@ -100,8 +100,11 @@ def reproduce(options: argparse.Namespace, report: Reporter) -> Answer:
     """Run the recipe of a checkpoint again and compare the weights. Raises BitsDifferError if they differ."""
     from seft import reproduce as recipe
     from seft.checkpoint import comparison
-    from seft.checkpoint.facts import Record
+    from seft.checkpoint.facts import SPARSITY, Record
 
+    if options.record.name != SPARSITY:
+        rule = f"the record must be a file named {SPARSITY}; it is {str(options.record)!r}."
+        raise ReproduceError(f"{rule} Give the one in the folder of the checkpoint, beside its manifest.json.")
     folder, out = options.record.parent, options.out
     recorded, hashes = Record.read(folder), comparison.read_hashes(folder)
     names = ("model", "teacher", "calibration", "data", "held_out", "retain_data")

@@ -59,7 +59,7 @@ def require_packable(model: Dimensions, formats: Iterable[OutputFormat]) -> None
     matrices = sum(matrix.count for block in model.blocks for matrix in block)
     tensors = matrices * 3 // 2 if model.stacked else matrices
     if OutputFormat.COMPACT in formats and tensors > MOST_PACKED:
-        rule = f"must not have compact if the model has more than {MOST_PACKED} tensors to prune"
+        rule = f"must not contain compact if the model has more than {MOST_PACKED} tensors to prune"
         raise ConfigError(FORMATS, rule, tensors, "Use the format dense.")
 
 

@@ -6,7 +6,8 @@ service (`seft.stages`), in the same order, with the recorded device, dtype and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from seft import stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Text, versions
+from seft.checkpoint.facts import SPARSITY, Base, Conditions, Facts, Machine, Record, Role, TextInfo, versions
+from seft.checkpoint.facts import sha256 as hash_file
 from seft.checkpoint.folder import require_empty
 from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
 from seft.config import PruneConfig, RepairConfig, Retain
@@ -53,7 +55,7 @@ def reproduce(recorded: Record, inputs: Inputs, out: Path, *, formats: Any, repo
     if not facts.pruned_on or not facts.base.files:
         message = f"{SPARSITY} must have the hashes of the model; an older version of seft wrote it without them."
         raise ReproduceError(f"{message} Create the checkpoint again.")
-    texts = _Texts.find(facts, inputs)
+    texts = _find_texts(facts, inputs)
     choose_device(facts.pruned_on.device)
     choose_device((facts.repaired_on or facts.pruned_on).device)
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
@@ -70,40 +72,31 @@ def _changes(recorded: Record) -> list[str]:
     pairs = {name: (value, versions().get(name)) for name, value in recorded.versions.items()}
     for machine in (recorded.facts.pruned_on, recorded.facts.repaired_on):
         if machine:
-            here = this_machine(machine.device)
-            pairs[f"hardware of {machine.device}"] = (machine.hardware, here.hardware)
-    return [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+            pairs[f"hardware of {machine.device}"] = (machine.hardware, _here(machine).hardware)
+    changes = [f"{name} was {then} and is {now}" for name, (then, now) in pairs.items() if then != now]
+    return changes + [change for pair in pairwise(recorded.facts.attempts) for change in _changes_between(*pair)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """The texts of a recipe. Each is the recorded one."""
-
-    calibration: TextFile | None
-    dataset: TextFile | None
-    held_out: TextFile | None
-    retained: TextFile | None
-
-    @classmethod
-    def find(cls, facts: Facts, inputs: Inputs) -> "_Texts":
-        hashes = {each.name: getattr(facts, f"{each.name}_sha256") for each in fields(cls)}
-        given = {
-            "calibration": inputs.calibration,
-            "dataset": inputs.data,
-            "held_out": inputs.held_out,
-            "retained": inputs.retain_data,
-        }
-        found = {
-            role: _find_text(role, given[role], facts.texts.get(role), sha256)
-            for role, sha256 in hashes.items()
-            if sha256 and (role != "calibration" or sha256 != facts.dataset_sha256)
-        }
-        if facts.calibration_sha256 and facts.calibration_sha256 == facts.dataset_sha256:
-            found["calibration"] = found["dataset"]
-        return cls(**{each.name: found.get(each.name) for each in fields(cls)})
+def _here(machine: Machine) -> Machine:
+    """Return the description of this machine, with the recorded settings."""
+    return replace(machine, hardware=this_machine(machine.device).hardware)
 
 
-_OPTIONS = {
+def _changes_between(before: Conditions, after: Conditions) -> list[str]:
+    """Return what changed between two attempts of the recorded job. One run cannot repeat such a change."""
+
+    def values(conditions: Conditions) -> dict[str, Any]:
+        return {**asdict(conditions.machine), "micro_batch": conditions.micro_batch, **conditions.versions}
+
+    old, new = values(before), values(after)
+    return [
+        f"{name} changed from {old.get(name)} to {new.get(name)} when the job was resumed"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
+_OPTIONS: dict[Role, str] = {
     "calibration": "--calibration",
     "dataset": "--data",
     "held_out": "--held-out",
@@ -111,32 +104,73 @@ _OPTIONS = {
 }
 
 
-def _find_text(role: str, given: Path | None, recorded: Text | None, sha256: str) -> TextFile:
+def _find_texts(facts: Facts, inputs: Inputs) -> dict[Role, TextFile]:
+    """Return the texts of a recipe by their roles. Each is the recorded one.
+
+    Raises ReproduceError if one is missing, or has another SHA-256, or if the record does not say which one it was.
+    """
+    given = {"calibration": inputs.calibration, "dataset": inputs.data, "held_out": inputs.held_out}
+    given["retained"] = inputs.retain_data
+    hashes = facts.text_hashes
+    same = hashes["calibration"] == hashes["dataset"]
+    found = {
+        role: _find_text(role, given[role], facts.texts.get(role), sha256)
+        for role, sha256 in hashes.items()
+        if sha256 and not (role == "calibration" and same)
+    }
+    if same and "dataset" in found:
+        found["calibration"] = found["dataset"]
+    needed: dict[Role, bool] = {
+        "dataset": bool(facts.repair or facts.evaluate),
+        "held_out": bool(facts.evaluate) and facts.held_out_share is None,
+        "retained": bool(facts.repair and facts.repair.retain is Retain.DATASET),
+    }
+    if missing := [role for role, used in needed.items() if used and role not in found]:
+        rule = f"{SPARSITY} must have the SHA-256 of each text that was read; it has none for {', '.join(missing)}"
+        raise ReproduceError(f"{rule}. Download it again.")
+    return found
+
+
+def _find_text(role: Role, given: Path | None, recorded: TextInfo | None, sha256: str) -> TextFile:
     """Return the text of a role. Raises ReproduceError if there is none, or if it has another SHA-256."""
     name = recorded.name if recorded else None
-    path = given or (Path(name) if name else None)
+    path = given or _in_this_folder(name or "")
     if path is None or not path.is_file():
         missing = f"the text {name or role!r} must be given; it is not in this folder."
         raise ReproduceError(f"{missing} Give the file with the SHA-256 {sha256} as {_OPTIONS[role]}.")
-    found = TextFile.read(path)
-    if found.sha256 != sha256:
-        rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found.sha256}."
+    if (found := hash_file(path)) != sha256:
+        rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found}."
         raise ReproduceError(f"{rule} Give the {role} text of the checkpoint as {_OPTIONS[role]}.")
-    return found
+    return TextFile.read(path)
+
+
+def _in_this_folder(name: str) -> Path | None:
+    """Return the file or folder of the current folder with the recorded name, or None if there is none.
+
+    A record is a file of a stranger, so a path in it is not followed.
+    """
+    path = Path(Path(name).name)
+    return path if path.name not in {"", ".."} and path.exists() else None
 
 
 def _find_model(base: Base, given: str | None, option: str) -> ModelSource:
     """Return the recorded model: the given one, or the one of the hub or of this folder that has its name."""
-    if given is None and base.kind is not Kind.HUB and not Path(base.reference).exists():
+    if given is not None:
+        return find(given, revision=base.revision)
+    if base.kind is Kind.HUB:
+        # Without roots, no local folder has the name.
+        return find(base.reference, roots=(), revision=base.revision)
+    path = _in_this_folder(base.reference)
+    if path is None:
         rule = f"the model {base.reference!r} must be given; it is not in this folder."
         raise ReproduceError(f"{rule} Give its folder or file as {option}.")
-    return find(given or base.reference, revision=base.revision)
+    return find(str(path))
 
 
 class _Rerun:
     """One run of the recipe in `facts`. The result of a job has scores, and a split of its dataset."""
 
-    def __init__(self, facts: Facts, inputs: Inputs, texts: _Texts, report: Reporter) -> None:
+    def __init__(self, facts: Facts, inputs: Inputs, texts: dict[Role, TextFile], report: Reporter) -> None:
         assert facts.pruned_on
         self.facts, self.texts, self.report, self.machine = facts, texts, report, facts.pruned_on
         self.scores: dict[str, float] = {}
@@ -197,9 +231,8 @@ class _Rerun:
 
     def _encode(self, tokenizer: Any) -> tuple[list[Encoded], list[Encoded]]:
         """Return the tokenized records to train on, and those to evaluate on."""
-        texts = self.texts
-        training = texts.dataset.records if texts.dataset else []
-        judged = texts.held_out.records if texts.held_out else None
+        dataset, held_out = self.texts.get("dataset"), self.texts.get("held_out")
+        training, judged = dataset.records if dataset else [], held_out.records if held_out else None
         if self.is_job:
             training, judged = split_dataset(training, judged, self.facts.held_out_share, self.facts.prune.seed)
         return encode(training, tokenizer), encode(judged or [], tokenizer)
@@ -216,8 +249,7 @@ class _Rerun:
         model.to(machine.device)
         dataset = None
         if config.retain is Retain.DATASET:
-            assert self.texts.retained
-            dataset = stages.windows_to_retain(encode(self.texts.retained.records, loaded.tokenizer), config)
+            dataset = stages.windows_to_retain(encode(self.texts["retained"].records, loaded.tokenizer), config)
         retained = stages.retained_text(dense, config, opening_tokens(loaded.tokenizer), dataset, self.report)
         model.to(device)
         return retained
@@ -227,8 +259,8 @@ class _Rerun:
         configure_torch(machine.threads, deterministic=machine.deterministic)
         config = PruneConfig(0.0, seed=facts.prune.seed) if facts.zeros_found else facts.prune
         text = training
-        if self.texts.calibration and not self.is_job:
-            text = encode(self.texts.calibration.records, loaded.tokenizer)
+        if "calibration" in self.texts and not self.is_job:
+            text = encode(self.texts["calibration"].records, loaded.tokenizer)
         windows = stages.calibration_windows(text, loaded.tokenizer, config)
 
         def load_dense() -> Any:
@@ -240,7 +272,7 @@ class _Rerun:
         if not config.gradual:
             self._evaluate("pruned", loaded)
         sha256 = facts.calibration_sha256
-        return stages.pruned_facts(loaded, config, sha256, self.report, base=facts.base, machine=machine)
+        return stages.pruned_facts(loaded, config, sha256, self.report, base=facts.base, machine=_here(machine))
 
     def _repair(
         self, loaded: Loaded, facts: Facts, config: RepairConfig, training: list[Encoded], judged: list[Encoded]
@@ -276,7 +308,9 @@ class _Rerun:
         self._evaluate("repaired", loaded)
         sha256 = self.facts.dataset_sha256 or ""
         teacher = self.facts.teacher
-        return stages.repaired_facts(facts, config, result, teacher=teacher, dataset_sha256=sha256, machine=machine)
+        return stages.repaired_facts(
+            facts, config, result, teacher=teacher, dataset_sha256=sha256, machine=_here(machine)
+        )
 
     def _evaluate(self, name: str, loaded: Loaded) -> None:
         """Measure the perplexities that a job measures."""

@@ -164,12 +164,12 @@ def pruned_facts(
     report: Reporter = silent,
     *,
     base: Base,
-    machine: Machine,
+    machine: Machine | None,
 ) -> Facts:
     """Return the facts of a model that was pruned on this machine and not repaired. They contain no scores yet.
 
-    `base` is the model from before pruning. If `config` keeps the zeros of the model, the facts and a report say which
-    zeros it has.
+    `base` is the model from before pruning. `machine` is None if it is unknown. If `config` keeps the zeros of the
+    model, the facts and a report say which zeros it has.
     """
     found = find_zeros(loaded.model) if config.keeps_zeros else None
     if found:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seft.checkpoint.facts import Text, sha256
+from seft.checkpoint.facts import TextInfo, sha256
 from seft.config import PruneConfig, RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Encoded, Packed
@@ -43,14 +43,14 @@ class Texts:
         )
 
 
-def describe_records(name: str | None, encoded: Sequence[Encoded]) -> Text:
+def describe_records(name: str | None, encoded: Sequence[Encoded]) -> TextInfo:
     """Return the description of a text from its tokenized records."""
-    return Text(name, len(encoded), sum(len(record.tokens) for record in encoded))
+    return TextInfo(name, len(encoded), sum(len(record.tokens) for record in encoded))
 
 
-def describe_retained(name: str | None, retained: Packed) -> Text:
+def describe_retained(name: str | None, retained: Packed) -> TextInfo:
     """Return the description of the text that is retained. Its records are its windows."""
-    return Text(name, len(retained), retained.tokens.numel())
+    return TextInfo(name, len(retained), retained.tokens.numel())
 
 
 def read_calibration(config: PruneConfig, calibration: Path | None) -> TextFile | None:

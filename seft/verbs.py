@@ -14,7 +14,7 @@ import torch
 
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record
+from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Role
 from seft.checkpoint.folder import find_folder, require_empty, require_new
 from seft.checkpoint.formats import write_format
 from seft.checkpoint.provenance import describe_model, this_machine
@@ -339,7 +339,7 @@ def _repair(
     report: Reporter,
 ) -> Facts:
     """Repair a loaded model in place and move it to the host. Returns its facts."""
-    files = {"dataset": texts.training, "held_out": texts.held_out}
+    files: dict[Role, TextFile | None] = {"dataset": texts.training, "held_out": texts.held_out}
     encoded = {role: encode(file.records, loaded.tokenizer) for role, file in files.items() if file}
     with named("training text"):
         training = pack(encoded["dataset"], config.sequence_tokens)

@@ -16,7 +16,7 @@ from typing import Any
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
-from seft.checkpoint.facts import Facts
+from seft.checkpoint.facts import Conditions, Facts, versions
 from seft.checkpoint.pack import load_pruned, save_pruned
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.config import RepairConfig
@@ -31,6 +31,7 @@ from seft.repair.state import outdated
 from seft.report import Evolved, Judged, Progress, Report, Reporter, Step
 from seft.retain import load_retained, save_retained, split_retained
 from worker import disk_space, usage
+from worker.conditions import read_conditions, write_conditions
 from worker.meter import Meter
 from worker.protocol import (
     ENOUGH,
@@ -48,7 +49,7 @@ from worker.protocol import (
     Task,
     TopologyEvolved,
 )
-from worker.texts import Text, read_texts
+from worker.texts import JobTexts, read_texts
 
 PRUNED, SCORES, RETAINED = "pruned.safetensors", "scores.json", "retained.safetensors"
 PRUNED_BYTES = 4
@@ -72,6 +73,8 @@ class Pipeline:
         self.retained: Packed | None = None
         self.meter = Meter(task.spec)
         self.scores: dict[str, float] = {}
+        self.conditions: list[Conditions] = []
+        """Conditions of the attempts so far, without repetitions. The first pruned the model."""
         self.step = task.resume or 0
         self.stage: Stage | None = None
         self.reported = 0.0
@@ -87,17 +90,24 @@ class Pipeline:
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
         loaded = load(source, device=self._device)
-        base, machine = describe_model(loaded.source), this_machine(self._device)
+        base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device)
+        now = Conditions(machine, self.repair.micro_batch if self.repair else None, versions())
         self.meter.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
         if self.task.resume is None:
+            self.conditions = [now]
             self._prune(loaded, text)
         else:
             self._resume(loaded)
+        pruned_on = self.conditions[0].machine if self.conditions else None
+        if self.conditions[-1:] != [now]:
+            self.conditions.append(now)
         if self._enough and self.step == 0:
-            self.repair = None
+            # No weight depends on the text to retain, so the record has neither this text nor scores on it.
+            self.repair = self.retained = None
+            self.scores = {name: score for name, score in self.scores.items() if not name.endswith("_retained")}
         sha256, reads = self.task.dataset_sha256, stages.reads_calibration(self.prune)
-        facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=machine)
+        facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
         self.prune = facts.prune
         if text.training and self.repair:
             result = self._repair(loaded, text, text.training, self.repair)
@@ -106,14 +116,15 @@ class Pipeline:
             )
         facts = text.recorded(facts, self.task, self.retained)
         evaluated = replace(self.evaluate, windows=len(text.held_out))
-        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated))
+        attempts = tuple(self.conditions) if len(self.conditions) > 1 else ()
+        self._export(loaded, replace(facts, scores=self.scores, evaluate=evaluated, attempts=attempts))
 
     def _source(self) -> ModelSource:
         spec, folder = self.task.spec, self.task.downloaded
         ask_hub = None if folder is None else lambda reference, _: downloaded(reference, folder)
         return find(spec.model, roots=self.task.model_roots, revision=spec.revision, ask_hub=ask_hub)
 
-    def _read(self, source: ModelSource) -> Text:
+    def _read(self, source: ModelSource) -> JobTexts:
         """Read and tokenize the datasets. Raises DataError if the text is too short.
 
         This is done before the weights are loaded, so that a bad dataset fails early. The worker expects a message at
@@ -136,7 +147,7 @@ class Pipeline:
     def _device(self) -> str:
         return choose_device(self.task.device)
 
-    def _prune(self, loaded: Loaded, text: Text) -> None:
+    def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
         Before that, the dense model writes the text that the repair retains, or reads it, and records its predictions.
@@ -166,24 +177,30 @@ class Pipeline:
         if self.retained:
             save_retained(self.retained, folder / RETAINED)
         (folder / SCORES).write_text(json.dumps(self.scores))
+        write_conditions(folder, self.conditions)
         self.send(Saved(step=self.step))
 
     def _resume(self, loaded: Loaded) -> None:
-        """Read the weights and the scores from before the training from a saved state.
+        """Read the weights, the scores and the conditions from before the training from a saved state.
 
         If incompatible software wrote the training state, training starts again from step 0. Pruning is not repeated.
+        Pruning does not depend on the micro-batch.
         """
         load_pruned(loaded.model, self.folder / STATE / PRUNED)
         round_weights(loaded.model)
         if self.repair and self.repair.retains:
             self.retained = load_retained(self.folder / STATE / RETAINED)
         self.scores = json.loads((self.folder / STATE / SCORES).read_bytes())
+        self.conditions = read_conditions(self.folder / STATE)
         self.send(Scored(scores=self.scores))
         if self.repair and self.step and (message := outdated(self.folder / STATE, self.repair)):
             self.step = 0
             self.send(Refused(message=message))
+        if self.step == 0:
+            micro_batch = self.repair.micro_batch if self.repair else None
+            self.conditions = [replace(first, micro_batch=micro_batch) for first in self.conditions[:1]]
 
-    def _repair(self, loaded: Loaded, text: Text, training: Packed, config: RepairConfig) -> stages.RepairResult:
+    def _repair(self, loaded: Loaded, text: JobTexts, training: Packed, config: RepairConfig) -> stages.RepairResult:
         """Train to the last step, then evaluate the best state of the training."""
 
         def load_teacher() -> Any:
@@ -268,10 +285,11 @@ class Pipeline:
     def _save(self, repair: Repair) -> None:
         disk_space.require_space(self.folder, self.state_bytes)
         repair.save(self._state_folder)
+        write_conditions(self._state_folder, self.conditions)
         self.state_bytes = disk_space.size(self._state_folder)
         self.send(Saved(step=self.step))
 
-    def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: Text) -> None:
+    def _evaluate(self, name: str, stage: Stage, loaded: Loaded, text: JobTexts) -> None:
         texts = {name: text.held_out}
         if self.retained:
             texts[f"{name}_retained"] = split_retained(self.retained)[1]
@@ -307,6 +325,12 @@ class Pipeline:
 
     def _check_stop(self, _: Report) -> None:
         """Report nothing. Raises Cancelled if the run must stop."""
+        if self.stopping():
+            raise Cancelled
+
+    def _report_hashing(self) -> None:
+        """Report that the run waits for the hashes of the model. Raises Cancelled if the run must stop."""
+        self._progress(self.stage or Stage.LOADING, 1.0)
         if self.stopping():
             raise Cancelled
 

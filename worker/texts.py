@@ -10,8 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from seft import stages
-from seft.checkpoint import facts as recorded
-from seft.checkpoint.facts import Facts
+from seft.checkpoint.facts import Facts, Role, TextInfo
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig, Retain
 from seft.data import records
 from seft.data.packing import Packed, pack
@@ -22,7 +21,7 @@ from worker.protocol import DATA, HELD_OUT_DATA, RETAIN_DATA, Task
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class JobTexts:
     """The tokenized datasets: training records, held-out records, calibration text from the training records."""
 
     calibration: Int[Tensor, "windows tokens"]
@@ -32,7 +31,7 @@ class Text:
     """What the dense model starts with if it writes the text to retain."""
     retained: Packed | None
     """Windows of the dataset to retain, if there is one and no saved state has them."""
-    described: dict[str, recorded.Text]
+    described: dict[Role, TextInfo]
     """Descriptions of the training records and the held-out records."""
 
     def recorded(self, facts: Facts, task: Task, retained: Packed | None) -> Facts:
@@ -59,7 +58,7 @@ def read_texts(
     repair: RepairConfig | None,
     evaluate: EvaluateConfig,
     alive: Callable[[int], None],
-) -> Text:
+) -> JobTexts:
     """Read and tokenize the datasets in a job's folder. Raises DataError if the text is too short.
 
     Calls `alive` before each record with the number of records that are done. It may raise an error to stop.
@@ -81,8 +80,8 @@ def read_texts(
         with named("held-out text", "evaluate.tokens", "evaluate.held_out", "evaluate.dataset"):
             windows = evaluation_windows(judged, evaluate.tokens, evaluate.windows)
     opening = opening_tokens(tokenizer) if repair and repair.retain is Retain.WRITTEN else []
-    described = {
+    described: dict[Role, TextInfo] = {
         "dataset": describe_records(task.names.get(DATA), encoded),
         "held_out": describe_records(task.names.get(DATA if share else HELD_OUT_DATA), judged),
     }
-    return Text(calibration, packed, windows, opening, retained, described)
+    return JobTexts(calibration, packed, windows, opening, retained, described)

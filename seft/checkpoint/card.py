@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from seft.checkpoint.counts import Count, Sparsity
-from seft.checkpoint.facts import Facts, Machine, Record
+from seft.checkpoint.facts import Facts, Machine, Record, Role
 from seft.checkpoint.metadata import front_matter
 from seft.config import (
     Allocation,
@@ -24,7 +24,7 @@ from seft.config import (
 MOST_ROWS = 50
 """Largest number of layers that the card lists one by one."""
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
-_ROLES = {
+_ROLES: dict[Role, str] = {
     "calibration": "calibration",
     "dataset": "training",
     "held_out": "evaluation",
@@ -54,9 +54,10 @@ Transformers, vLLM, SGLang and llama.cpp compute with every zero: they run it at
 dense model.
 
 Only the runtime of seft skips the zeros, and only on a CPU. The gain depends on the model and the processor. For a
-model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token took 48 ms of CPU time in
-bfloat16, a dense kernel 82 ms, and llama.cpp 61 ms. For a model with 135 million weights, llama.cpp was faster. The
-document `docs/runtime.md` of seft has these measurements. This model was not measured."""
+model with 1.1 billion weights and 60 % zeros, on one thread of a CPU with AVX-512, one token (bfloat16) took 48 ms of
+CPU time with the runtime of seft, 82 ms with a dense kernel, and 61 ms with llama.cpp. For a model with 135 million
+weights, llama.cpp was faster. The document `docs/runtime.md` of seft has these measurements. This model was not
+measured."""
 
 _GGUF = """`{file}` has the same zeros{values}. llama.cpp runs it, at the speed of a dense
 model of this type:
@@ -87,10 +88,10 @@ _VALUES = {
 _NOT_SCORED = "The scores are those of the weights in bfloat16. Those of rounded weights are not measured."
 
 _REPRODUCE = """`sparsity.json` has these settings, and the sha256 of every file that was read. This command checks the
-files, makes the model again, and compares the weights bit for bit:
+files, makes the model again, and compares the weights bit for bit. `FOLDER` is the downloaded repository:
 
 ```shell
-seft reproduce PATH/sparsity.json --data FILE --out NEW
+seft reproduce FOLDER/sparsity.json --data FILE --out NEW
 ```"""
 
 _METHODS = {
@@ -228,18 +229,12 @@ def _layers(sparsity: Sparsity) -> str:
 
 def _data(facts: Facts) -> str:
     """Return the table of the texts that were read."""
-    hashes = {
-        "calibration": facts.calibration_sha256,
-        "dataset": facts.dataset_sha256,
-        "held_out": facts.held_out_sha256,
-        "retained": facts.retained_sha256,
-    }
     rows = []
     for role, text in facts.texts.items():
         written = role == "retained" and facts.repair and facts.repair.retain is Retain.WRITTEN
         name = "written by the dense model" if written else _plain(text.name or "unnamed")
         in_dataset = role == "held_out" and facts.held_out_share is not None
-        sha256 = "a part of the dataset" if in_dataset else hashes[role] or ""
+        sha256 = "a part of the dataset" if in_dataset else facts.text_hashes[role] or ""
         rows.append(f"| {_ROLES[role]} | {name} | {text.records:,} | {text.tokens:,} | {sha256} |")
     return "\n".join(["| use | name | records | tokens | sha256 of the file |", "|---|---|---|---|---|", *rows])
 
@@ -247,7 +242,7 @@ def _data(facts: Facts) -> str:
 def _licence(facts: Facts, notices: Sequence[str]) -> str:
     """Return which licence holds, and which terms came with the base model."""
     base = facts.base
-    named = " ".join(f"{name}" for name in (base.licence, base.licence_name and f"({base.licence_name})") if name)
+    named = " ".join(name for name in (base.licence, base.licence_name and f"({base.licence_name})") if name)
     if not named and not notices:
         return f"The licence of `{base.reference}` is not known here. Its terms also hold for this model."
     states = f"`{base.reference}` has the licence {named}. " if named else ""

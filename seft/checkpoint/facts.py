@@ -10,19 +10,21 @@ import math
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 import seft
 from seft.checkpoint.counts import Sparsity
 from seft.config import EvaluateConfig, PruneConfig, RepairConfig
 from seft.errors import ConfigError, VerifyError
 from seft.models.source import Kind, ModelSource
-from seft.models.terms import NO_TERMS, Terms
+from seft.models.terms import Terms
 
 SPARSITY = "sparsity.json"
 MANIFEST = "manifest.json"
+Role = Literal["calibration", "dataset", "held_out", "retained"]
+"""What a text is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,14 @@ class Base:
     files: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: ModelSource, terms: Terms = NO_TERMS, files: dict[str, str] | None = None) -> "Base":
+    def of(cls, source: ModelSource, terms: Terms, files: dict[str, str]) -> "Base":
         """Return what may be published of a model source: everything except its path."""
         name = source.reference if source.kind is Kind.HUB else Path(source.reference).resolve().name
-        return cls(name, source.kind, source.revision, source.licence, *terms, files or {})
+        return cls(name, source.kind, source.revision, source.licence, *terms, files)
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextInfo:
     """A text that was read: the name of its file without the path, or None if unknown, its records and their tokens.
 
     The dense model's own text has no records.
@@ -61,6 +63,10 @@ class Text:
     tokens: int
 
 
+MAX_THREADS = 1 << 12
+"""Largest number of threads that a record may have. torch gets this number from the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a stage ran on. Another device, dtype or number of threads may change the last bits of the weights.
@@ -69,11 +75,23 @@ class Machine:
     whether torch was asked for deterministic algorithms.
     """
 
-    device: str
+    device: Literal["cpu", "cuda"]
     hardware: str
-    dtype: str
-    threads: int
+    dtype: Literal["float32", "bfloat16", "float16"]
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)]
     deterministic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What an attempt of a job ran with. Each value may change the last bits of the weights.
+
+    `micro_batch` is None if the job has no repair. `versions` are those of `versions()`.
+    """
+
+    machine: Machine
+    micro_batch: int | None
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +107,10 @@ class Facts:
     weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from. If
     `zeros_found` is True, another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
 
-    `texts` describes the texts by their roles: calibration, dataset, retained and held_out. `held_out_share` is the
+    `texts` describes the texts by their roles. `held_out_share` is the
     fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
-    if the stage did not run, or if an older version of this software wrote the file.
+    if the stage did not run, or if an older version of this software wrote the file. `attempts` are the conditions of a
+    job's attempts, in order, if they were not all the same. The first attempt pruned the model, the last wrote it.
     """
 
     base: Base
@@ -108,10 +127,21 @@ class Facts:
     retained_sha256: str | None = None
     held_out_sha256: str | None = None
     zeros_found: bool = False
-    texts: dict[str, Text] = field(default_factory=dict)
+    texts: dict[Role, TextInfo] = field(default_factory=dict)
     held_out_share: float | None = None
     pruned_on: Machine | None = None
     repaired_on: Machine | None = None
+    attempts: tuple[Conditions, ...] = ()
+
+    @property
+    def text_hashes(self) -> dict[Role, str | None]:
+        """SHA-256 of the texts by their roles."""
+        return {
+            "calibration": self.calibration_sha256,
+            "dataset": self.dataset_sha256,
+            "held_out": self.held_out_sha256,
+            "retained": self.retained_sha256,
+        }
 
     @property
     def pruned_by(self) -> str:

@@ -10,7 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from seft.checkpoint.facts import Facts, Record
 from seft.config import OutputFormat
 from seft.models.source import Kind
+from seft.models.terms import KNOWN_LICENCES
 
+_LINKED = ("LICENSE", "LICENSE.md")
+"""Names of files to which `license_link` may point. Anything else must be an address."""
 _SUFFIXES = {"": "held-out text", "_retained": "retained text"}
 
 
@@ -22,13 +25,14 @@ def front_matter(record: Record, formats: Sequence[OutputFormat], notices: Seque
     facts = record.facts
     hub = facts.base.kind is Kind.HUB
     results = _results(facts)
+    licence, licence_name = _licence(facts)
     data = ModelCardData(
         base_model=facts.base.reference if hub else None,
         language=list(facts.base.languages) or None,
         library_name="transformers" if OutputFormat.DENSE in formats else None,
         pipeline_tag="text-generation",
-        license=facts.base.licence,
-        license_name=facts.base.licence_name,
+        license=licence,
+        license_name=licence_name,
         license_link=_link(facts, notices),
         model_name=model_name(record) if results else None,
         eval_results=results or None,
@@ -44,10 +48,23 @@ def model_name(record: Record) -> str:
     return f"{record.facts.base.reference.split('/')[-1]}-{record.sparsity.linears.share * 100:.0f}-percent-sparse"
 
 
+def _licence(facts: Facts) -> tuple[str | None, str | None]:
+    """Return the licence and its name. The hub refuses a card with a licence that it does not know, except `other`."""
+    licence, name = facts.base.licence, facts.base.licence_name
+    if licence is None or licence in KNOWN_LICENCES:
+        return licence, name
+    if licence.lower() in KNOWN_LICENCES:
+        return licence.lower(), name
+    return "other", name or licence.lower()
+
+
 def _link(facts: Facts, notices: Sequence[str]) -> str | None:
-    """Return the link to the licence. A link to a file that was not published points to the base model."""
+    """Return the link to the licence. A link to a file points to the base model if the file cannot be linked to here.
+
+    That is a file that was not published, or one with another name than the hub accepts.
+    """
     link = facts.base.licence_link
-    if not link or "://" in link or link in notices:
+    if not link or "://" in link or (link in notices and link in _LINKED):
         return link
     if facts.base.kind is Kind.HUB:
         return f"https://huggingface.co/{facts.base.reference}/blob/{facts.base.revision or 'main'}/{link}"

@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
+from typing import Any, cast
 
 import torch
 
 from seft.checkpoint.facts import Base, Machine, sha256
-from seft.errors import ReproduceError, SourceError
+from seft.errors import ReproduceError, SeftError, SourceError
 from seft.models.hub_files import REFUSED
 from seft.models.model_files import TEXT_FILES, weight_files
 from seft.models.source import Kind, ModelSource, fetch, folder_sizes, read_small
@@ -18,25 +19,39 @@ from seft.models.terms import read_terms
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def describe_model(source: ModelSource) -> Callable[[], Base]:
+WAIT_SECONDS = 1.0
+"""Seconds between two calls of `alive` while a model is hashed."""
+
+
+def describe_model(source: ModelSource, alive: Callable[[], None] = lambda: None) -> Callable[[], Base]:
     """Start a thread that describes a model with the hashes of its files. Returns the function that waits for it.
 
     Hashing a large model takes minutes, in which this process can load and prune it. The thread does not keep the
-    process alive. The function raises SourceError if a file cannot be read.
+    process alive. While the function waits, it calls `alive` regularly, which may raise an error to stop. The function
+    raises SourceError if a file is missing, and SeftError if a file cannot be read. The latter is not the fault of the
+    user, so a job is tried again.
     """
     found, path = Future[Base](), fetch(source)
 
     def describe() -> None:
         try:
             found.set_result(Base.of(source, read_terms(path), hash_model(path)))
-        except OSError as error:
-            message = f"the files of {source.reference!r} cannot be read: {error}. Check that they are still there."
+        except FileNotFoundError as error:
+            message = f"the files of {source.reference!r} are incomplete: {error}. Check that they are still there."
             found.set_exception(SourceError(REFUSED, message))
+        except OSError as error:
+            message = f"the files of {source.reference!r} cannot be read: {error}. Check the disk and try again."
+            found.set_exception(SeftError(message))
         except BaseException as error:
             found.set_exception(error)
 
+    def wait_for() -> Base:
+        while not wait([found], WAIT_SECONDS).done:
+            alive()
+        return found.result()
+
     Thread(target=describe, name="hashes", daemon=True).start()
-    return found.result
+    return wait_for
 
 
 def hash_model(path: Path) -> dict[str, str]:
@@ -59,8 +74,8 @@ def this_machine(device: str, dtype: torch.dtype = torch.float32) -> Machine:
     """Return the description of the device `cpu` or `cuda` of this process, with weights of `dtype`."""
     cuda = torch.device(device).type == "cuda"
     hardware = torch.cuda.get_device_name(device) if cuda else torch.backends.cpu.get_cpu_capability()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return Machine(device, hardware, str(dtype).removeprefix("torch."), torch.get_num_threads(), deterministic)
+    deterministic, name = torch.are_deterministic_algorithms_enabled(), str(dtype).removeprefix("torch.")
+    return Machine("cuda" if cuda else "cpu", hardware, cast("Any", name), torch.get_num_threads(), deterministic)
 
 
 def require_same_files(recorded: Base, found: Mapping[str, str], option: str) -> None:
@@ -74,5 +89,6 @@ def require_same_files(recorded: Base, found: Mapping[str, str], option: str) ->
         found = dict(zip(expected, found.values(), strict=True))
     names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     if names:
-        rule = f"the model {recorded.reference!r} must have the recorded files; {', '.join(names)} differ"
-        raise ReproduceError(f"{rule} from their recorded SHA-256. Give the original model as {option}.")
+        rule = f"the model {recorded.reference!r} must have the recorded files"
+        found_files = f"these files have another SHA-256 than recorded: {', '.join(names)}"
+        raise ReproduceError(f"{rule}; {found_files}. Give the original model as {option}.")

@@ -175,9 +175,9 @@ def test_a_compact_file_must_have_an_index_that_a_reader_accepts() -> None:
     index(MOST_PACKED + 1000)
     larger = replace(TINY, blocks=((Matrix(8, 8, count=MOST_PACKED + 1),),))
     require_packable(larger, [OutputFormat.DENSE])
-    with pytest.raises(ConfigError, match="formats must not have compact if the model has more than 32000 tensors"):
+    with pytest.raises(ConfigError, match="formats must not contain compact if the model has more than 32000 tensors"):
         require_packable(larger, [OutputFormat.DENSE, OutputFormat.COMPACT])
-    with pytest.raises(ConfigError, match="formats must not have compact"):
+    with pytest.raises(ConfigError, match="formats must not contain compact"):
         require_packable(replace(model, stacked=True), [OutputFormat.COMPACT])
     with pytest.raises(ContainerError):
         index(MOST_PACKED + 2000)

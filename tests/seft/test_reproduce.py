@@ -3,11 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seft.checkpoint.facts import Record, canonical_json
 from seft.cli import main
+from seft.errors import SourceError
+from seft.models import source
+from seft.models.source import ModelSource
 
 TRAINING = ["--steps", "2", "--batch-tokens", "192", "--sequence-tokens", "96", "--density", "0.02"]
 CALIBRATION = ["--samples", "4", "--tokens", "96", "--prune-method", "wanda"]
@@ -63,7 +67,7 @@ def test_a_changed_byte_of_the_model_is_refused_with_the_name_of_the_file(
     (model / name).write_bytes(changed)
     command = ["reproduce", made / "sparsity.json", "--model", model, "--data", text, "--out", made.parent / "refused"]
     assert run(*command) == 2
-    assert f"must have the recorded files; {name} differ" in capsys.readouterr().err
+    assert f"these files have another SHA-256 than recorded: {name}." in capsys.readouterr().err
     assert not (made.parent / "refused").exists()
 
 
@@ -102,10 +106,65 @@ def test_another_result_ends_with_1_and_names_the_files_and_tensors(
     shutil.copytree(made, record)
     data = Record.read(made).data()
     data["facts"]["repair"]["steps"], data["facts"]["repair"]["learning_rate"] = 1, 0.5
-    data["versions"]["torch"] = "1.0"
+    data["versions"]["torch"], data["facts"]["pruned_on"]["hardware"] = "1.0", "another CPU"
+    attempt = {"machine": data["facts"]["pruned_on"], "micro_batch": 2, "versions": data["versions"]}
+    data["facts"]["attempts"] = [attempt, {**attempt, "micro_batch": 1}]
     (record / "sparsity.json").write_bytes(canonical_json(data))
     inputs = ["--model", tiny_folder, "--data", text]
     assert run("reproduce", record / "sparsity.json", *inputs, "--out", tmp_path / "again") == 1
     line = capsys.readouterr().err
     assert "these files differ: model.safetensors (tensors: model." in line
     assert "torch was 1.0 and is" in line
+    assert Record.read(tmp_path / "again").facts.pruned_on == Record.read(made).facts.pruned_on, "this machine"
+    assert "micro_batch changed from 2 to 1 when the job was resumed" in line
+
+
+def test_a_foreign_record_names_no_path_and_no_other_machine_and_every_text(
+    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def outside(facts: dict[str, Any]) -> None:
+        facts["texts"]["calibration"]["name"] = facts["texts"]["dataset"]["name"] = str(text)
+
+    def model_outside(facts: dict[str, Any]) -> None:
+        facts["base"]["reference"] = str(tiny_folder)
+
+    def unnamed(facts: dict[str, Any]) -> None:
+        facts["evaluate"], facts["held_out_share"] = {"windows": 2, "tokens": 96}, None
+
+    record = tmp_path / "recorded"
+    for change, given, message in (
+        (outside, ["--model", tiny_folder], "must be given; it is not in this folder"),
+        (model_outside, ["--data", text], "must be given; it is not in this folder"),
+        (unnamed, ["--model", tiny_folder, "--data", text], "it has none for held_out"),
+        (lambda facts: facts["pruned_on"].update(dtype="load"), [], "facts.pruned_on.dtype is wrong"),
+        (lambda facts: facts["pruned_on"].update(threads=0), [], "facts.pruned_on.threads is wrong"),
+        (lambda facts: facts["texts"].update(other=facts["texts"]["dataset"]), [], "is wrong: Input should be"),
+    ):
+        shutil.copytree(made, record, dirs_exist_ok=True)
+        data = Record.read(made).data()
+        change(data["facts"])
+        (record / "sparsity.json").write_bytes(canonical_json(data))
+        assert run("reproduce", record / "sparsity.json", *given, "--out", tmp_path / "out") == 2
+        assert message in capsys.readouterr().err
+    assert run("reproduce", record / "sparsity-v1.json", "--out", tmp_path / "out") == 2
+    assert "the record must be a file named sparsity.json" in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub_is_not_taken_from_a_local_folder_of_its_name(
+    made: Path, tiny_folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(made, record := tmp_path / "recorded")
+    data = Record.read(made).data()
+    data["facts"]["base"] |= {"reference": "owner/model", "kind": "hub", "revision": "c0ffee"}
+    (record / "sparsity.json").write_bytes(canonical_json(data))
+    shutil.copytree(tiny_folder, tmp_path / "owner" / "model")
+    monkeypatch.chdir(tmp_path)
+    asked: list[tuple[str, str | None]] = []
+
+    def ask(reference: str, revision: str | None) -> ModelSource:
+        asked.append((reference, revision))
+        raise SourceError("model_not_found", "the hub was asked")
+
+    monkeypatch.setattr(source, "find_on_hub", ask)
+    assert run("reproduce", record / "sparsity.json", "--data", text, "--out", tmp_path / "out") == 2
+    assert asked == [("owner/model", "c0ffee")]

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ from core.estimate.speed import Speed
 from core.specs import JobSpec
 from core.states import Phase
 from seft.checkpoint.facts import Record
+from seft.checkpoint.provenance import this_machine
 from seft.config import RepairConfig
 from seft.errors import Cancelled, ConfigError, DataError
 from seft.repair import state
+from worker import pipeline
 from worker.disk_space import NoDiskSpaceError
 from worker.pipeline import Pipeline
 from worker.protocol import (
@@ -231,13 +234,20 @@ def test_a_run_that_was_stopped_early_and_lost_its_steps_repeats_them(
     assert third.run().manifest() == first.manifest()
 
 
-def test_a_run_resumes_with_another_micro_batch_and_has_the_same_losses(
-    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
+def test_a_run_resumes_with_another_micro_batch_and_has_the_same_losses_and_names_both_machines(
+    uninterrupted: Run, tmp_path: Path, tiny_folder: Path, tiny_texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
+    here = this_machine("cpu")
+    other = replace(here, hardware="another CPU")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(pipeline, "this_machine", lambda _: other)
+        first = Run(tmp_path / "first", tiny_folder.parent, tiny_texts[:40]).run_until(4)
     second = Run(tmp_path / "second", tiny_folder.parent, tiny_texts[:40], micro_batch=2).resume_from(first, 4).run()
     losses = [[message.values["loss"] for message in run.of_type(Measured)[-4:]] for run in (uninterrupted, second)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    facts = Record.read(second.folder / RESULT).facts
+    assert (facts.pruned_on, facts.repaired_on) == (other, replace(here, threads=1, deterministic=True))
+    assert [(each.machine, each.micro_batch) for each in facts.attempts] == [(other, 1), (facts.repaired_on, 2)]
 
 
 def test_a_full_disk_is_reported_before_anything_is_written(
@@ -305,9 +315,11 @@ def test_a_run_that_is_stopped_early_evaluates_and_exports_what_it_has(
 def test_a_run_that_is_stopped_before_its_first_step_publishes_the_pruned_model(
     tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
 ) -> None:
-    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40])
+    repair_config = {**SPEC["repair"], "retain": "written"}
+    run = Run(tmp_path / "run", tiny_folder.parent, tiny_texts[:40], repair=repair_config)
     (run.folder / ENOUGH).write_text("0")
     result, repair, stopped_at = early_stop(run.run())
+    assert set(Record.read(run.folder / RESULT).facts.texts) == {"dataset", "held_out"}, "retained text had no effect"
     assert (result.step, repair, stopped_at) == (0, None, None)
     assert set(result.scores) == {"dense", "pruned"}
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from seft.checkpoint.card import MOST_ROWS, card
 from seft.checkpoint.counts import Count, Sparsity
 from seft.checkpoint.export import export
-from seft.checkpoint.facts import Base, Facts, Fingerprint, Machine, Record, Text
+from seft.checkpoint.facts import Base, Facts, Fingerprint, Machine, Record, TextInfo
 from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, Retain, format_of
 from seft.models.source import Kind
 from seft.models.terms import read_terms, terms_files
@@ -38,9 +38,9 @@ FACTS = Facts(
     calibration_sha256="c" * 64,
     dataset_sha256="c" * 64,
     texts={
-        "dataset": Text("a<b>|*.jsonl", 90, 12345),
-        "held_out": Text("a.jsonl", 10, 999),
-        "retained": Text(None, 4, 8192),
+        "dataset": TextInfo("a<b>|*.jsonl", 90, 12345),
+        "held_out": TextInfo("a.jsonl", 10, 999),
+        "retained": TextInfo(None, 4, 8192),
     },
     held_out_share=0.1,
     pruned_on=Machine("cpu", "AVX512", "float32", 1, deterministic=True),
@@ -91,6 +91,23 @@ def test_a_link_to_a_licence_that_is_not_copied_points_to_the_base_model() -> No
     assert parsed(card(record())).license_link == link
 
 
+@pytest.mark.parametrize(
+    ("licence", "name", "expected"),
+    [
+        ("My-Licence", None, ("other", "my-licence")),
+        ("my-licence", "my-name", ("other", "my-name")),
+        ("Apache-2.0", None, ("apache-2.0", None)),
+        ("llama3.1", None, ("llama3.1", None)),
+    ],
+)
+def test_a_licence_that_the_hub_does_not_know_is_another_one_with_a_name(
+    licence: str, name: str | None, expected: tuple[str, str | None]
+) -> None:
+    base = replace(BASE, licence=licence, licence_name=name)
+    data = parsed(card(record(replace(FACTS, base=base))))
+    assert (data.license, data.license_name) == expected
+
+
 def test_layers_are_listed_one_by_one_or_by_their_kinds_if_there_are_many() -> None:
     assert "| model.layers.1.self_attn.q_proj | 61.00% | 100 |" in card(record())
     many = card(record(blocks=MOST_ROWS))
@@ -129,6 +146,8 @@ def test_terms_of_the_base_are_copied_and_stay_if_the_dense_files_are_removed(tm
         ("language: en\ntags:\n- x", (None, None, ("en",))),
         ("license_name: a<script>\nlicense_link: '](x)'", (None, None, ())),
         ("", (None, None, ())),
+        ("language: English", (None, None, ())),
+        ("language:\n- zh-CN\n- code\n- DE\n- multilingual\n- nob", (None, None, ("code", "multilingual", "nob"))),
     ],
 )
 def test_terms_are_read_from_the_front_matter(front: str, expected: tuple[object, ...], tmp_path: Path) -> None:

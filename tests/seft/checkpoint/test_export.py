@@ -19,6 +19,7 @@ from seft.errors import ConfigError
 from seft.models.load import Loaded
 from seft.models.source import Kind, ModelSource
 from seft.models.targets import target_linears
+from seft.models.terms import NO_TERMS
 from tests.tiny import tiny_tokenizer, untrained_tiny
 
 FACTS = Facts(
@@ -195,4 +196,4 @@ def test_the_base_is_published_without_its_path(tmp_path: Path) -> None:
     source = ModelSource(
         str(tmp_path / "deep" / "tiny.gguf"), Kind.GGUF, tmp_path / "deep" / "tiny.gguf", None, {}, None
     )
-    assert Base.of(source).reference == "tiny.gguf"
+    assert Base.of(source, NO_TERMS, {}).reference == "tiny.gguf"
