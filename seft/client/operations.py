@@ -42,6 +42,7 @@ from seft.client.steps import (
     Row,
     Send,
     Steps,
+    Work,
     flow,
     operation,
 )
@@ -298,7 +299,7 @@ class Operations(Administration):
 
         With `format`, only the files of this format are downloaded, and those that belong to all formats.
         A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
-        finished parts are not fetched again.
+        finished parts are not fetched again. A folder with the manifest.json of another checkpoint is a ClientError.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
@@ -307,15 +308,15 @@ class Operations(Administration):
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
         files = _of_format(newest, format) if format else newest["files"]
+        target = Path(folder)
+        yield Work(lambda: downloads.require_no_other(target, newest["id"], newest["files"]))
 
         def again() -> Steps[Sequence[File]]:
             listed = yield from self._checkpoints(job_id)
             return next(one["files"] for one in listed if one["id"] == newest["id"])
 
         return (
-            yield from downloads.fetch(
-                Path(folder), again, files, at_once=at_once, progress=progress, pauses=self.pauses
-            )
+            yield from downloads.fetch(target, again, files, at_once=at_once, progress=progress, pauses=self.pauses)
         )
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:

@@ -53,6 +53,23 @@ def test_only_the_files_of_a_format_are_downloaded(
         client.download("job_1", tmp_path / "other", format="gguf_q4_0")
 
 
+def test_a_folder_with_another_checkpoint_is_refused_and_left_as_it_is(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    with serving(one := Store(b"one")), serving(other := Store(b"other")):
+        dense, more = ({**one.file(name), "format": name} for name in ("dense", "gguf_q8_0"))
+        published = [one.file("manifest.json"), dense, more]
+        for options in ({"format": "dense"}, {"format": "gguf_q8_0"}, {}):  # formats are added, and a repeat is allowed
+            publish(script, *published)
+            client.download("job_1", tmp_path, **options)
+        publish(script, other.file("manifest.json"), other.file("new"))
+        with pytest.raises(ClientError, match=r"manifest\.json is not the one of ckpt_2\. Give another folder"):
+            client.download("job_2", tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(
+            ("manifest.json", "dense", "gguf_q8_0"), b"one"
+        )
+
+
 def test_a_part_resumes_at_the_byte_where_its_connection_broke(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:
