@@ -59,9 +59,9 @@ def test_a_folder_with_another_checkpoint_is_refused_and_left_as_it_is(
     with serving(one := Store(b"one")), serving(other := Store(b"other")):
         dense, more = ({**one.file(name), "format": name} for name in ("dense", "gguf_q8_0"))
         published = [one.file("manifest.json"), dense, more]
-        for options in ({"format": "dense"}, {"format": "gguf_q8_0"}, {}):  # formats are added, and a repeat is allowed
+        for format_ in ("dense", "gguf_q8_0", None):  # formats are added, and a repeat is allowed
             publish(script, *published)
-            client.download("job_1", tmp_path, **options)
+            client.download("job_1", tmp_path, format=format_)
         publish(script, other.file("manifest.json"), other.file("new"))
         with pytest.raises(ClientError, match=r"manifest\.json is not the one of ckpt_2\. Give another folder"):
             client.download("job_2", tmp_path)
