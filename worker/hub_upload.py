@@ -21,6 +21,7 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from core import __version__
+from core.access.hub_tokens import HOW_TO_SET
 from core.infra.storage import Storage, is_missing
 from core.jobs.pushes import ClaimedPush
 from core.tables import Json
@@ -43,7 +44,7 @@ SMALL_BYTES = 16 << 20
 """Largest file whose content is compared with that of a Git object. The hub keeps larger ones in LFS."""
 MESSAGE_CHARACTERS = 500
 DENIED_WAY_OUT = (
-    "Store a token with write access to the repository with PUT /hub-token, and push again with POST /jobs/{}/push."
+    f"Store a token with write access to the repository with {HOW_TO_SET}, and push again with POST /jobs/{{}}/push."
 )
 AGAIN = "Correct this, and push again with POST /jobs/{}/push."
 

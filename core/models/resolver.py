@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from huggingface_hub import constants
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.access.hub_tokens import HubTokens, account, write_flaw
+from core.access.hub_tokens import HOW_TO_SET, HubTokens, account, write_flaw
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
@@ -71,7 +71,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 """
 VANISHED = (FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors of a model whose files were deleted while they were read, or that this process must not read."""
-PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
+PRIVATE = f"For a private or gated model, set your tenant's hub token with {HOW_TO_SET}."
 LISTED = "that GET /models (`seft models`) lists"
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: f"Give the id of a model {LISTED}, or the id of another model of the hub. {PRIVATE}",
@@ -204,7 +204,7 @@ class ModelResolver:
         if constants.is_offline_mode():
             flaw = "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
         elif token is None:
-            flaw = "needs a hub token of your tenant", "Set a token with write access with PUT /hub-token."
+            flaw = "needs a hub token of your tenant", f"Set a token with write access with {HOW_TO_SET}."
         else:
             try:
                 with self._hub_call(tenant, param, repr(repository)):
