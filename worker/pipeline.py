@@ -96,7 +96,7 @@ class Pipeline:
             self._resume(loaded)
         if self._enough and self.step == 0:
             self.repair = None
-        sha256, reads = self.task.dataset_sha256, stages.reads_calibration(self.prune)
+        sha256, reads = self.task.dataset_sha256, self.prune.reads_calibration
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=machine)
         self.prune = facts.prune
         if text.training and self.repair:
