@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from core.errors import Flaw
 from core.request_fields import broken_rule
@@ -176,17 +177,21 @@ def _meant(entry: Mapping[str, Any]) -> str:
 
 def _body_advice(model: type[BaseModel]) -> str:
     example = _examples(model)
-    such = f" such as {json.dumps(example, ensure_ascii=False)}" if example else ""
+    such = f" such as {_as_json(example)}" if example else ""
     return f"Send a JSON object{such}. Known fields: {', '.join(model.model_fields)}."
 
 
 def _advice(field: FieldInfo, example: object) -> str:
     parts = [field.description or "See /docs.", *_range(field)]
     if not field.is_required() and field.default_factory is None:
-        parts.append(f"The default is {shown(field.default)}.")
+        parts.append(f"The default is {_as_json(field.default)}.")
     if example is not None:
-        parts.append(f"Example: {json.dumps(example, ensure_ascii=False)}.")
+        parts.append(f"Example: {_as_json(example)}.")
     return " ".join(parts)
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(to_jsonable_python(value), ensure_ascii=False)
 
 
 def _example(root: type[BaseModel], names: Sequence[str | int], field: FieldInfo) -> object:
@@ -237,5 +242,5 @@ def _parameter_way_out(request: Request, name: str) -> str:
         if parameter["name"].lower() == name.lower():
             default = parameter["schema"].get("default")
             text: str = parameter["description"]
-            return text if default is None else f"{text} The default is {shown(default)}."
+            return text if default is None else f"{text} The default is {_as_json(default)}."
     return "See /docs."

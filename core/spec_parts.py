@@ -343,6 +343,7 @@ class OutputSpec(Spec):
         " in bfloat16; only with it can another job use the result. Each of the others is one file. `compact` has the"
         " same model and takes little space for zeros. GGUF is for llama.cpp, with the same values (`gguf_bf16`) or"
         " with 8 or 4 bits per weight (`gguf_q8_0`, `gguf_q4_0`).",
+        examples=[["dense", "compact"]],
         json_schema_extra={"minItems": 1, "uniqueItems": True},
     )
     retention_days: Integer = Field(

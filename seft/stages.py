@@ -46,19 +46,11 @@ class RepairResult:
     grown_zeros: int
 
 
-def reads_calibration(config: PruneConfig) -> bool:
-    """Return whether pruning reads calibration text.
-
-    With the schedule `gradual` it does not, because the repair reads its own text.
-    """
-    return bool(config.text_users) and not config.gradual
-
-
 def calibration_windows(
     records: Sequence[Encoded], tokenizer: Any, config: PruneConfig
 ) -> Int[Tensor, "windows tokens"]:
     """Return the windows of the text that pruning reads; none if it reads no text."""
-    if not reads_calibration(config):
+    if not config.reads_calibration:
         return torch.zeros(0, config.tokens, dtype=torch.int64)
     head = bos_tokens(tokenizer)
     return windows(concatenate(records), config.tokens, config.samples, config.order, config.seed, head=head)

@@ -176,7 +176,7 @@ def compress(
     require_retain_data(config, retain_data)
     source = _fitting(find(reference, revision=revision), pruning, config)
     texts = Texts.read(data, held_out, retain_data)
-    calibration = texts.training if stages.reads_calibration(pruning) else None
+    calibration = texts.training if pruning.reads_calibration else None
     loaded = _load(source, replace(place, device="cpu"), report)
     base = describe_model(loaded.source)
     retained = _retained(loaded, config, texts, place, report)

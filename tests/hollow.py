@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 HIDDEN, INNER, BLOCKS, VOCABULARY = 64, 160, 4, 384
 CONTEXT = 16384
-TEXTS = b'{"text": "%s"}\n{"text": "b"}\n' % (b"a" * 1024)
+TEXTS = b'{"text": "%s"}\n{"text": "b"}\n' % (b"a" * 3072)
 """A dataset that is large enough for a job with default settings."""
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": CONTEXT}
 LINEARS = {

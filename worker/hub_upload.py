@@ -23,6 +23,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from sqlalchemy.exc import SQLAlchemyError
 
 from core import __version__
+from core.access.hub_tokens import HOW_TO_SET
 from core.infra.storage import Storage, is_missing
 from core.jobs.pushes import ClaimedPush
 from core.tables import Json
@@ -45,7 +46,7 @@ SMALL_BYTES = 16 << 20
 """Largest file whose content is compared with that of a Git object. The hub keeps larger ones in LFS."""
 MESSAGE_CHARACTERS = 500
 DENIED_WAY_OUT = (
-    "Store a token with write access to the repository with PUT /hub-token, and push again with POST /jobs/{}/push."
+    f"Store a token with write access to the repository with {HOW_TO_SET}, and push again with POST /jobs/{{}}/push."
 )
 AGAIN = "Correct this, and push again with POST /jobs/{}/push."
 BATCH_ERROR = "LFS batch API returned errors"

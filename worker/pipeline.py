@@ -106,7 +106,7 @@ class Pipeline:
             # No weight depends on the text to retain, so the record has neither this text nor scores on it.
             self.repair = self.retained = None
             self.scores = {name: score for name, score in self.scores.items() if not name.endswith("_retained")}
-        sha256, reads = self.task.dataset_sha256, stages.reads_calibration(self.prune)
+        sha256, reads = self.task.dataset_sha256, self.prune.reads_calibration
         facts = stages.pruned_facts(loaded, self.prune, sha256 if reads else None, base=base(), machine=pruned_on)
         self.prune = facts.prune
         if text.training and self.repair:

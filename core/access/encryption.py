@@ -51,7 +51,10 @@ class Encryption:
                 return text.decode()
             except (InvalidTag, InvalidToken):
                 continue
-        way_out = "Set the token again with PUT /hub-token, or ask the operator to restore the earlier key."
+        way_out = (
+            "Set the token again with PUT /hub-token (`seft hub-token set`), or ask the operator to restore the earlier"
+            " key."
+        )
         rule = "must be the key that encrypted the hub token, or SEFT_OLD_SECRET_KEYS must contain that key"
         flaw = Flaw("SEFT_SECRET_KEY", rule, "a different key, or not set", way_out)
         raise ProblemError(

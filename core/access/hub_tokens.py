@@ -17,6 +17,9 @@ from core.errors import Code, Flaw, ProblemError
 from core.tables import HubToken, Json
 from seft.models.hub_files import DENIED_STATUSES, HUB_SECONDS
 
+HOW_TO_SET = "PUT /hub-token (`seft hub-token set`)"
+"""How a tenant stores its token, by the API and by the command line."""
+
 
 def account(token: str) -> Json:
     """Return what the hub says about a token: the `name` of the account that owns it, its `orgs` and its rights.
@@ -46,7 +49,7 @@ def write_flaw(account: Json, repository: str) -> tuple[str, str] | None:
     """
     match account:
         case {"auth": {"accessToken": {"role": "read"}}}:
-            way_out = "Create a token with write access on the hub, and store it with PUT /hub-token."
+            way_out = f"Create a token with write access on the hub, and store it with {HOW_TO_SET}."
             return "must be a repository to which your hub token may write; the token can only read", way_out
         case {"auth": {"accessToken": {"role": "write"}}, "orgs": [*orgs]}:
             owners = [account["name"], *(str(org["name"]) for org in orgs if isinstance(org, dict) and "name" in org)]
@@ -68,7 +71,7 @@ def get(session: Session, tenant: str) -> HubToken:
     """Return the row of the tenant's token. Raises NOT_FOUND if the tenant has none."""
     row = session.get(HubToken, tenant)
     if row is None:
-        raise ProblemError(Code.NOT_FOUND, "Your tenant has no hub token. Set one with PUT /hub-token.")
+        raise ProblemError(Code.NOT_FOUND, f"Your tenant has no hub token. Set one with {HOW_TO_SET}.")
     return row
 
 

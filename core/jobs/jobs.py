@@ -263,18 +263,15 @@ def _require_datasets(session: Session, tenant: str, spec: JobSpec) -> None:
     The sequences of text to retain are trained on and evaluated, so there must be two of them. A dataset that is too
     small here fails in every case. A larger one may still fail: the worker counts its tokens.
     """
-    judged = (spec.evaluate.tokens, "one sequence of evaluate.tokens")
-    trained = (spec.repair.sequence_tokens, "one sequence of repair.sequence_tokens")
-    retained = (2 * spec.repair.sequence_tokens, "two sequences of repair.sequence_tokens")
-    used = [judged] if spec.evaluate.dataset is None else []
-    used += [] if spec.repair.method is RepairMethod.NONE else [trained]
+    length = spec.repair.sequence_tokens
+    judged = {"evaluate.tokens": spec.evaluate.tokens}
     uses = {
-        "dataset": (spec.dataset, max(used, default=(0, ""))),
-        RETAIN_DATASET: (spec.repair.retain_dataset, retained),
+        "dataset": (spec.dataset, _longest_read(spec) | ({} if spec.evaluate.dataset else judged)),
+        RETAIN_DATASET: (spec.repair.retain_dataset, {"repair.sequence_tokens": 2 * length}),
         EVALUATE_DATASET: (spec.evaluate.dataset, judged),
     }
     known = dict[str, str]()
-    for field, (dataset_id, (tokens, sequences)) in uses.items():
+    for field, (dataset_id, needs) in uses.items():
         if dataset_id is None:
             continue
         found = _require_dataset(session, tenant, dataset_id, field)
@@ -283,10 +280,22 @@ def _require_datasets(session: Session, tenant: str, spec: JobSpec) -> None:
             raise _unusable(field, rule, "the same records", f"Use another dataset than {found.id}.")
         known[found.sha256] = field
         # A text has at most one token per byte. A chat template can add any number, so other formats are not checked.
-        if found.format == Format.TEXT and found.bytes < tokens:
-            rule = f"must have at least {tokens} bytes, so that it can fill {sequences}"
-            way_out = f"Use a larger dataset, or lower {sequences.rpartition(' ')[2]}."
-            raise _unusable(field, rule, f"{found.bytes} bytes", way_out)
+        # No record is both trained on and held out, so the dataset must have enough text for both.
+        if found.format == Format.TEXT and found.bytes < (tokens := sum(needs.values())):
+            count = "two sequences" if field == RETAIN_DATASET else "one sequence"
+            rule = f"must have at least {tokens} bytes, so that it can fill {count} of {' and one of '.join(needs)}"
+            raise _unusable(
+                field, rule, f"{found.bytes} bytes", f"Use a larger dataset, or lower {' or '.join(needs)}."
+            )
+
+
+def _longest_read(spec: JobSpec) -> dict[str, int]:
+    """Return the tokens of the longest sequence that pruning or training reads, by its field. Empty if none reads."""
+    reads = {"repair.sequence_tokens": spec.repair.sequence_tokens * (spec.repair.method is not RepairMethod.NONE)}
+    if spec.prune_config().reads_calibration:
+        reads["prune.calibration.tokens"] = spec.prune.calibration.tokens
+    field = max(reads, key=lambda name: reads[name])
+    return {field: reads[field]} if reads[field] else {}
 
 
 def _require_dataset(session: Session, tenant: str, dataset_id: str, field: str) -> Dataset:

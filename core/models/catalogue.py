@@ -20,7 +20,7 @@ from core.settings import Settings
 from core.specs import JobSpec
 from core.tables import Json, Worker
 from seft.models.dimensions import Dimensions
-from seft.models.source import ModelSource, cached_models, names_under
+from seft.models.source import ModelSource
 from seft.storable import printable
 
 TYPICAL_JOB = JobSpec(model="any", dataset=ids.new("file"), sparsity=0.6)
@@ -110,7 +110,7 @@ class Catalogue:
         The results are read from the database only after all names of shared models.
         """
         if after is None or not results.is_result(after):
-            names = {*cached_models(), *(name for root in self._settings.model_roots for name in names_under(root))}
+            names = self._resolver.shared_names()
             yield from sorted(name for name in names if after is None or name > after)
             after = None
         while True:

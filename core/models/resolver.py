@@ -3,11 +3,12 @@
 `seft.models.source` defines which models can be loaded. This module adds results of earlier jobs, and hub tokens.
 """
 
+import difflib
 import errno
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from botocore.exceptions import ClientError
 from huggingface_hub import constants
 from sqlalchemy.orm import Session, sessionmaker
 
-from core.access.hub_tokens import HubTokens, account, write_flaw
+from core.access.hub_tokens import HOW_TO_SET, HubTokens, account, write_flaw
 from core.errors import Code, Flaw, ProblemError
 from core.infra.storage import Storage, is_missing
 from core.models import hub_cache, results
@@ -30,7 +31,17 @@ from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.hub_files import NOT_FOUND
 from seft.models.model_files import require_size
 from seft.models.shapes import Shapes, shapes
-from seft.models.source import Kind, ModelSource, fetch, fetch_into, find, find_cached, find_on_hub
+from seft.models.source import (
+    Kind,
+    ModelSource,
+    cached_models,
+    fetch,
+    fetch_into,
+    find,
+    find_cached,
+    find_on_hub,
+    names_under,
+)
 from seft.storable import printable
 
 HUB_CALLS, TENANT_HUB_CALLS = 8, 2
@@ -51,6 +62,8 @@ SETTLED_SECONDS = 60
 Younger files may have changed after the model was found and before their version was read.
 """
 Version = str | tuple[tuple[str, int, int, int], ...]
+MIN_PREFIX = 4
+"""Shortest beginning of a model's name, in characters, for which the rest is suggested."""
 RETRY_SECONDS = 60
 """Seconds after which a request may be sent again that found no space on the disk."""
 MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -58,7 +71,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeE
 """
 VANISHED = (FileNotFoundError, NotADirectoryError, PermissionError)
 """Errors of a model whose files were deleted while they were read, or that this process must not read."""
-PRIVATE = "For a private or gated model, set your tenant's hub token with PUT /hub-token."
+PRIVATE = f"For a private or gated model, set your tenant's hub token with {HOW_TO_SET}."
 LISTED = "that GET /models (`seft models`) lists"
 WAYS_OUT = {
     Code.MODEL_NOT_FOUND: f"Give the id of a model {LISTED}, or the id of another model of the hub. {PRIVATE}",
@@ -87,7 +100,8 @@ class ModelResolver:
         Raises ProblemError for the parameter `model` or `revision` if the model does not exist or cannot be used.
         Raises HUB_BUSY immediately if too many requests already wait for the hub.
         """
-        with _source_errors(reference):
+        # The list of models is made with `cached`. To list all names for each model of the list would be slow.
+        with _source_errors(reference, tuple if cached else self.shared_names):
             if reference != printable(reference):
                 message = f"the name of a model must be valid text without NUL; {reference!r} is not. Rename it."
                 raise SourceError(NOT_FOUND, message)
@@ -105,6 +119,10 @@ class ModelResolver:
                 (flaw,),
             )
         return source
+
+    def shared_names(self) -> set[str]:
+        """Return the names of the models of all tenants: local models, and models in the hub cache."""
+        return {*cached_models(), *(name for root in self._roots for name in names_under(root))}
 
     def dimensions(self, tenant: str, source: ModelSource) -> Dimensions:
         """Return the dimensions of a model. Raises the errors of `find`.
@@ -192,14 +210,14 @@ class ModelResolver:
             return "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
         token = self._tokens.get(tenant)
         if token is None:
-            return "needs a hub token of your tenant", "Set a token with write access with PUT /hub-token."
+            return "needs a hub token of your tenant", f"Set a token with write access with {HOW_TO_SET}."
         try:
             with self._hub_call(tenant, param, repr(repository)):
                 return write_flaw(account(token), repository)
         except ProblemError as problem:
             if problem.code in (Code.HUB_UNREACHABLE, Code.HUB_BUSY):
                 return None
-            return "needs a hub token that the hub accepts", "Store one with write access with PUT /hub-token."
+            return "needs a hub token that the hub accepts", f"Store one with write access with {HOW_TO_SET}."
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
         with self._hub_call(tenant, "model", repr(reference)):
@@ -245,13 +263,17 @@ def _version(source: ModelSource) -> Version | None:
 
 
 @contextmanager
-def _source_errors(reference: str) -> Iterator[None]:
-    """While the `with` block runs, turn errors of a model into a ProblemError for the parameter `model`."""
+def _source_errors(reference: str, names: Callable[[], Iterable[str]] = tuple) -> Iterator[None]:
+    """While the `with` block runs, turn errors of a model into a ProblemError for the parameter `model`.
+
+    If the model does not exist, the error suggests the most similar one of `names`, which every tenant may see.
+    """
     try:
         yield
     except SourceError as error:
         code = Code(error.code)
-        flaw = Flaw("model", str(error), repr(reference), WAYS_OUT[code])
+        meant = _did_you_mean(reference, names()) if code in (Code.MODEL_NOT_FOUND, Code.HUB_UNREACHABLE) else ""
+        flaw = Flaw("model", str(error), repr(reference), meant + WAYS_OUT[code])
         raise ProblemError(code, str(error), (flaw,)) from error
     except ClientError as error:
         if not is_missing(error):
@@ -273,3 +295,19 @@ def _source_errors(reference: str) -> Iterator[None]:
         message = f"The files of {reference!r} are malformed: {type(error).__name__}. Save the model again."
         flaw = Flaw("model", message, repr(reference), WAYS_OUT[Code.MODEL_REFUSED])
         raise ProblemError(Code.MODEL_REFUSED, message, (flaw,)) from error
+
+
+def _did_you_mean(reference: str, names: Iterable[str]) -> str:
+    """Return a question that names the most similar model, or an empty text. Owners and folders are not compared.
+
+    A name that continues the reference is preferred, such as the one of a GGUF file without its quantisation.
+    """
+    known = {_last_part(name): name for name in sorted(names) if name == printable(name) != reference}
+    unknown = _last_part(reference)
+    longer = [part for part in known if len(unknown) >= MIN_PREFIX and part.startswith(unknown)]
+    similar = longer or difflib.get_close_matches(unknown, known, n=1)
+    return f"Did you mean {known[similar[0]]!r}? " if similar else ""
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition("/")[2].casefold()

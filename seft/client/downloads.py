@@ -21,6 +21,8 @@ from seft.client.steps import Open, Pause, Progress, Read, Request, Steps, Toget
 
 PART_BYTES = 8 << 20
 EXPIRED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+MANIFEST = "manifest.json"
+"""The file of a checkpoint that lists all its other files."""
 Again = Callable[[], Steps[Sequence[File]]]
 
 
@@ -51,6 +53,19 @@ def fetch(
     yield Together([session.part(part) for part in missing], at_once)
     yield Together([_finish(target) for target in targets if not target.done], at_once)
     return [target.path for target in targets]
+
+
+def require_no_other(folder: Path, name: str, files: Sequence[File]) -> None:
+    """Raise ClientError if the folder has the manifest of another checkpoint than `name`, whose files are `files`.
+
+    A download of the same checkpoint may add files, for example those of another format.
+    """
+    found, listed = folder / MANIFEST, {file["sha256"] for file in files if file["name"] == MANIFEST}
+    if found.is_file() and _sha256(found) not in listed:
+        raise ClientError(
+            f"{folder} must be empty or contain files of {name}; its {MANIFEST} is not the one of {name}."
+            " Give another folder, so that the files of two checkpoints are not mixed."
+        )
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """Every operation of the service, written once for the blocking and the asynchronous client."""
 
 import json
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,11 +42,13 @@ from seft.client.steps import (
     Row,
     Send,
     Steps,
+    Work,
     flow,
     operation,
 )
 
 FINAL = ("succeeded", "failed", "cancelled")
+AnyPath = str | os.PathLike[str]
 WAIT_SECONDS = 30
 """Seconds for which the service may delay a response. Proxies close connections that are silent for a minute."""
 
@@ -64,7 +67,7 @@ class Operations(Administration):
     @operation
     def upload_dataset(
         self,
-        path: Path,
+        path: AnyPath,
         *,
         invalid_sample_skip_percentage: float = 0.0,
         at_once: int = 4,
@@ -74,7 +77,7 @@ class Operations(Administration):
 
         A large file is sent in parts, `at_once` of them in parallel. Repeat the call to resume an interrupted upload.
         """
-        skip = {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
+        path, skip = Path(path), {"invalid_sample_skip_percentage": invalid_sample_skip_percentage}
         if path.stat().st_size <= uploads.PARTS_FROM:
             request = Request("POST", "/datasets", query=skip, file=path, progress=progress)
             return cast("Dataset", (yield from self._call(request)))
@@ -104,18 +107,20 @@ class Operations(Administration):
 
     @operation
     def download_dataset(
-        self, dataset_id: str, path: Path, *, at_once: int = 4, progress: Progress | None = None
+        self, dataset_id: str, path: AnyPath, *, at_once: int = 4, progress: Progress | None = None
     ) -> Steps[Path]:
         """Download the records of a dataset to the file `path`, as plain JSONL. Returns the path.
 
         The file is replaced after the SHA-256 matched. Repeat the call to resume an interrupted download.
         """
 
+        target = Path(path)
+
         def again() -> Steps[list[File]]:
             file = cast("File", (yield from self._get(f"/datasets/{dataset_id}/file")))
-            return [{**file, "name": path.name}]
+            return [{**file, "name": target.name}]
 
-        fetched = downloads.fetch(path.parent, again, at_once=at_once, progress=progress, pauses=self.pauses)
+        fetched = downloads.fetch(target.parent, again, at_once=at_once, progress=progress, pauses=self.pauses)
         return (yield from fetched)[0]
 
     @operation
@@ -284,7 +289,7 @@ class Operations(Administration):
     def download(
         self,
         job_id: str,
-        folder: Path,
+        folder: AnyPath,
         *,
         format: str | None = None,  # noqa: A002 (its name in the API)
         at_once: int = 4,
@@ -294,7 +299,7 @@ class Operations(Administration):
 
         With `format`, only the files of this format are downloaded, and those that belong to all formats.
         A file gets its final name only after its SHA-256 matched. Repeat the call to resume an interrupted download:
-        finished parts are not fetched again.
+        finished parts are not fetched again. A folder with the manifest.json of another checkpoint is a ClientError.
         """
         checkpoints = yield from self._checkpoints(job_id)
         if not checkpoints:
@@ -303,13 +308,15 @@ class Operations(Administration):
             raise ClientError(f"{job_id} has no checkpoint; it is {job['status']}{gone}. Choose a job that has one.")
         newest = checkpoints[-1]
         files = _of_format(newest, format) if format else newest["files"]
+        target = Path(folder)
+        yield Work(lambda: downloads.require_no_other(target, newest["id"], newest["files"]))
 
         def again() -> Steps[Sequence[File]]:
             listed = yield from self._checkpoints(job_id)
             return next(one["files"] for one in listed if one["id"] == newest["id"])
 
         return (
-            yield from downloads.fetch(folder, again, files, at_once=at_once, progress=progress, pauses=self.pauses)
+            yield from downloads.fetch(target, again, files, at_once=at_once, progress=progress, pauses=self.pauses)
         )
 
     def _create(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> Steps[Job]:

@@ -26,8 +26,15 @@ Model = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: the answer of the API, or one object per line.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other field, such as repair.steps=100.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help='Any other field, such as repair.steps=100. A list is JSON: \'output.formats=["dense", "compact"]\'.',
+        metavar="KEY=VALUE",
+    ),
 ]
+LISTS = ("evaluate.tasks", "output.formats")
+"""Fields of a job whose value is a list. On the command line, one word stands for a list of this word."""
 HASTY = (0.5, 1.0, 2.0)
 PATIENT = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 PIPE_COLUMNS = 200
@@ -158,7 +165,7 @@ def assigned(settings: Sequence[str] | None) -> Json:
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError:
-            value = text
+            value = [text] if path in LISTS else text
         inner[name] = value
     return spec
 

@@ -174,6 +174,11 @@ class PruneConfig:
         return [str(name) for name, needs_text in users.items() if needs_text]
 
     @property
+    def reads_calibration(self) -> bool:
+        """True if pruning reads calibration text. With the schedule `gradual`, the repair reads its own text."""
+        return bool(self.text_users) and not self.gradual
+
+    @property
     def keeps_zeros(self) -> bool:
         """True if no weight is set to zero: the model is pruned already, and keeps its zeros."""
         return self.sparsity == 0 and not self.gradual

@@ -37,7 +37,7 @@ _ERROR_BYTES = 1 << 16
 _REDIRECTS = 5
 DENIED_STATUSES = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 """HTTP statuses of the hub if the caller has no access to a model, or if the hub does not know the token."""
-_HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token on the service"
+_HOW_TO_SET = "with HF_TOKEN on your own machine or PUT /hub-token (`seft hub-token set`) on the service"
 
 
 class AccessDeniedError(SourceError):

@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 BEGIN, END = "<!-- made from a test -->", "<!-- end -->"
 MODEL = "SmolLM2-135M-Instruct"
 """Name of a local model. The service needs only the headers of its files, because no job is trained."""
-RECORDS = "".join(f'{{"text": "Question {n}: How do I reset my password? Open the settings."}}\n' for n in range(40))
+RECORDS = "".join(f'{{"text": "Question {n}: How do I reset my password? Open the settings."}}\n' for n in range(60))
 HEADERS = ("Location", "Retry-After", "ETag")
 WIDTH = 110
 LEFT_OUT = "…"

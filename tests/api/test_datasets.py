@@ -190,7 +190,7 @@ def test_a_full_tenant_can_neither_upload_nor_create_a_job(app: FastAPI, new_cli
         assert f"{3 * len(RIGHT) - 1} bytes" in report["detail"]
         assert len(stored(app)) == 2, "a rejected file is not stored"
         assert upload(client, RIGHT).json()["id"] == first
-        short = {"evaluate": {"tokens": 16}, "repair": {"sequence_tokens": 16}}
+        short = {"evaluate": {"tokens": 8}, "repair": {"sequence_tokens": 8}, "prune": {"calibration": {"tokens": 8}}}
         body = {"model": "tiny", "dataset": first, "sparsity": 0.5, **short}
         assert client.post("/jobs", json=body).status_code == 202
         assert upload(client, RIGHT[:-1]).status_code == 201

@@ -42,24 +42,39 @@ def test_a_dataset_with_fewer_bytes_than_a_sequence_has_tokens_is_refused(
     text = b'{"text": "a"}\n{"text": "b"}\n'
     pairs = b'{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "c"}\n'
     small, padded = upload(text), upload(pairs)
-    prunes: Json = {"repair": {"method": "none"}}
-    for more, field in (
-        ({}, "evaluate.tokens"),
-        ({"evaluate": {"tokens": len(text)}}, "repair.sequence_tokens"),
-        ({"evaluate": {"dataset": other_dataset}}, "repair.sequence_tokens"),
+    reads_no_text: Json = {"prune": {"method": "magnitude"}}
+    prunes: Json = {**reads_no_text, "repair": {"method": "none"}}
+    half = len(text) // 2
+    for more, fields in (
+        ({}, "prune.calibration.tokens or evaluate.tokens"),
+        (reads_no_text, "repair.sequence_tokens or evaluate.tokens"),
+        (reads_no_text | {"evaluate": {"dataset": other_dataset}}, "repair.sequence_tokens"),
         (prunes, "evaluate.tokens"),
+        (_lengths(half, half, half + 2), "repair.sequence_tokens or evaluate.tokens"),
+        (_lengths(half + 2, half, half), "prune.calibration.tokens or evaluate.tokens"),
     ):
         report = problem(client.post("/jobs", json=body | {"dataset": small} | more), 422, "invalid_request")
         (flaw,) = report["errors"]
         assert (flaw["param"], flaw["value"]) == ("dataset", f"{len(text)} bytes")
-        assert flaw["way_out"] == f"Use a larger dataset, or lower {field}."
+        assert flaw["way_out"] == f"Use a larger dataset, or lower {fields}."
+        assert " and one of ".join(fields.split(" or ")) in flaw["rule"]
     for dataset, more in (
         (small, {**prunes, "evaluate": {"tokens": len(text)}}),
         (small, {**prunes, "evaluate": {"dataset": other_dataset}}),
+        (small, _lengths(half, half, half)),
         (padded, {}),
     ):
         answer = client.post("/jobs", json=body | {"dataset": dataset} | more)
         assert answer.status_code == 202, answer.text
+
+
+def _lengths(calibration: int, training: int, evaluation: int) -> Json:
+    """Return a part of a request: the tokens of one sequence of each text."""
+    return {
+        "prune": {"calibration": {"tokens": calibration}},
+        "repair": {"sequence_tokens": training},
+        "evaluate": {"tokens": evaluation},
+    }
 
 
 def test_a_dataset_to_evaluate_on_is_checked_protected_and_part_of_the_request(

@@ -31,7 +31,7 @@ def sessions(settings: Settings) -> Iterator[Sessions]:
 @pytest.fixture
 def spec(sessions: Sessions) -> JobSpec:
     with sessions.begin() as session:
-        row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 2048, 2, Format.TEXT))
+        row = datasets.add(session, "ours", "texts.jsonl", datasets.Content("0" * 64, 4096, 2, Format.TEXT))
     return JobSpec(model="tiny", dataset=row.id, sparsity=0.6)
 
 

@@ -150,5 +150,5 @@ def check_other_tenant_is_rejected(service: Service) -> None:
 
 def data(service: Service) -> Path:
     path = Path(os.fspath(service.workers.log)).with_name("theirs.jsonl")
-    path.write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 24))
+    path.write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
     return path

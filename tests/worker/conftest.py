@@ -185,4 +185,4 @@ def supervisor(backend: Backend, scenario: str, draining: threading.Event | None
 @pytest.fixture
 def job_id(backend: Backend) -> str:
     """A queued job."""
-    return backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    return backend.add_job(backend.add_dataset(["one " * 1024, "two"]))

@@ -272,7 +272,7 @@ def test_a_shutdown_waits_no_longer_than_its_limit(
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_running_out_of_memory_in_training_is_retried_once_with_less(backend: Backend, micro_batch: int) -> None:
-    job_id = backend.add_job(backend.add_dataset(["one " * 256, "two"]), repair={"micro_batch": micro_batch})
+    job_id = backend.add_job(backend.add_dataset(["one " * 1024, "two"]), repair={"micro_batch": micro_batch})
     supervisor(backend, "run_out_of_memory").run()
     if micro_batch > 1:
         assert (backend.job(job_id).status, backend.job(job_id).micro_batch) == (Status.QUEUED, 1)
@@ -353,7 +353,7 @@ def test_the_training_process_gets_no_settings_and_no_other_variables(
 def job_of_three(backend: Backend) -> str:
     """A queued job that retains a second dataset and evaluates on a third one."""
     first, *more = (
-        backend.add_dataset(texts) for texts in (["one " * 256, "two"], ["a" * 1024, "b"], ["c" * 1024, "d"])
+        backend.add_dataset(texts) for texts in (["one " * 1024, "two"], ["a" * 1024, "b"], ["c" * 1024, "d"])
     )
     repair = {"retain": "dataset", "retain_dataset": more[0]}
     return backend.add_job(first, repair=repair, evaluate={"dataset": more[1]})

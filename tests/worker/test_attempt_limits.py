@@ -50,7 +50,7 @@ def test_a_tokenizer_that_does_not_end_is_an_error_of_the_user_and_not_retried(
 
 
 def test_a_job_runs_no_longer_than_its_limit_over_all_attempts(backend: Backend) -> None:
-    job_id = backend.add_job(backend.add_dataset(["one " * 256, "two"]), max_seconds=100)
+    job_id = backend.add_job(backend.add_dataset(["one " * 1024, "two"]), max_seconds=100)
     with backend.sessions.begin() as session:
         session.get_one(Job, job_id).run_seconds = 99.9
     assert supervisor(backend, "hang_with_child").run(), "the worker is healthy"

@@ -27,7 +27,7 @@ def test_a_restored_service_finishes_an_unfinished_job(
     open_backend: Callable[[Settings], Backend],
     tmp_path: Path,
 ) -> None:
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     first = workers.start(backend, STAND_IN, "report_and_save")
     wait_for(lambda: backend.job(job).resume)
     assert bucket_backup.save(backend.storage, tmp_path / "bucket") == 3, "the dataset and the two files of a state"

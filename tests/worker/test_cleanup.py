@@ -56,7 +56,7 @@ def test_objects_of_jobs_stay_only_if_running_saved_or_published(backend: Backen
         attempts.save_resume(session, released, saved)
         attempts.release(session, released)
     running = backend.claim()
-    other = backend.add_job(backend.add_dataset(["three " * 256, "four"]))
+    other = backend.add_job(backend.add_dataset(["three " * 1024, "four"]))
     published = backend.claim()
     assert published.job_id == other
     with backend.sessions.begin() as session:

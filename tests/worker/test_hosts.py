@@ -94,7 +94,7 @@ def test_a_disconnected_host_loses_its_job_and_works_again_when_reconnected(
 ) -> None:
     settings = backend.settings
     first, second = (Host(number, settings, tmp_path / "log", stack) for number in (1, 2))
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     worker = first.start_worker("hang_with_child", stack)
     wait_for(lambda: backend.job(job).progress == 0.5)
     children = children_of(worker)
@@ -106,7 +106,7 @@ def test_a_disconnected_host_loses_its_job_and_works_again_when_reconnected(
     before = backend.job(job).updated_at
     os.kill(other, signal.SIGKILL)
     first.reconnect()
-    further = backend.add_job(backend.add_dataset(["three " * 256, "four"]))
+    further = backend.add_job(backend.add_dataset(["three " * 1024, "four"]))
     wait_for(lambda: backend.job(further).progress == 0.5)
     assert len({name for _, name in backend.claims()}) == 2
     assert backend.job(job).updated_at == before

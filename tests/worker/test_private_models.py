@@ -39,7 +39,7 @@ def cache(repo: Repo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def add_job(backend: Backend, model: str) -> str:
     with backend.sessions.begin() as session:
         hub_tokens.put(session, TENANT, Encryption(backend.settings).encrypt(TOKEN, TENANT), "acme")
-    return backend.add_job(backend.add_dataset(["one " * 256, "two"]), model=model, revision=COMMIT)
+    return backend.add_job(backend.add_dataset(["one " * 1024, "two"]), model=model, revision=COMMIT)
 
 
 def supervisor(backend: Backend) -> Supervisor:

@@ -81,7 +81,7 @@ def publish(backend: Backend, tmp_path: Path) -> Callable[..., str]:
     """Return a function that publishes the result of a job, in one or two files of weights, and returns its id."""
 
     def run(shards: int = 2, **target: Any) -> str:
-        dataset = backend.add_dataset(["a" * 1024])
+        dataset = backend.add_dataset(["a" * 4096])
         job_id = backend.add_job(dataset, output={"push": target})
         folder = write_hollow(tmp_path / job_id)
         (folder / "README.md").write_text(f"---\nlicense: mit\n---\nThe result of {job_id}\n")
@@ -281,7 +281,10 @@ def test_a_token_that_is_refused_fails_with_the_way_out_and_leaks_nowhere(
     refused = row(backend, job_id)
     assert refused.error
     assert (refused.state, refused.error["code"]) == ("failed", "hub_refused")
-    assert f"PUT /hub-token, and push again with POST /jobs/{job_id}/push" in refused.error["message"]
+    assert (
+        f"PUT /hub-token (`seft hub-token set`), and push again with POST /jobs/{job_id}/push"
+        in refused.error["message"]
+    )
     assert (backend.job(job_id).status, result(backend, job_id) != {}) == ("succeeded", True)
     assert backend.event_rows(job_id)[-1].data["error"] == refused.error
     with backend.sessions.begin() as session:

@@ -53,7 +53,7 @@ def ended(backend: Backend, jobs: list[str]) -> bool:
 
 
 def test_two_workers_run_every_job_once_although_all_notifications_are_lost(backend: Backend, workers: Workers) -> None:
-    dataset = backend.add_dataset(["one " * 256, "two"])
+    dataset = backend.add_dataset(["one " * 1024, "two"])
     jobs = [backend.add_job(dataset) for _ in range(50)]
     app = queue.make_app(backend.settings)
     for _ in jobs:
@@ -70,7 +70,7 @@ def test_two_workers_run_every_job_once_although_all_notifications_are_lost(back
 
 
 def test_the_first_signal_releases_the_job_and_another_worker_finishes_it(backend: Backend, workers: Workers) -> None:
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     first = workers.start(backend, STAND_IN, "save_when_asked")
     wait_for(lambda: backend.job(job).step == 4)
     first.send_signal(signal.SIGTERM)
@@ -82,7 +82,7 @@ def test_the_first_signal_releases_the_job_and_another_worker_finishes_it(backen
 
 
 def test_the_processes_of_a_killed_worker_end_and_its_job_is_requeued(backend: Backend, workers: Workers) -> None:
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     first = workers.start(backend, STAND_IN, "hang_with_child")
     wait_for(lambda: backend.job(job).progress == 0.5)
     pids = backend.settings.scratch / job / "1" / "pids"
@@ -99,7 +99,7 @@ def test_the_processes_of_a_killed_worker_end_and_its_job_is_requeued(backend: B
 def test_a_stopped_worker_that_continues_after_losing_its_job_changes_nothing(
     backend: Backend, workers: Workers
 ) -> None:
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     first = workers.start(backend, STAND_IN, "hang_with_child")
     wait_for(lambda: backend.job(job).progress == 0.5)
     processes = children_of(first.pid)
@@ -116,7 +116,7 @@ def test_a_stopped_worker_that_continues_after_losing_its_job_changes_nothing(
 
 
 def test_the_second_signal_ends_a_worker_at_once(backend: Backend, workers: Workers) -> None:
-    job = backend.add_job(backend.add_dataset(["one " * 256, "two"]))
+    job = backend.add_job(backend.add_dataset(["one " * 1024, "two"]))
     worker = workers.start(backend, STAND_IN, "hang_with_child")
     wait_for(lambda: backend.job(job).progress == 0.5)
     processes = children_of(worker.pid)
@@ -128,7 +128,7 @@ def test_the_second_signal_ends_a_worker_at_once(backend: Backend, workers: Work
 
 
 def test_a_worker_survives_a_restart_of_its_servers(backend: Backend, workers: Workers, servers: Servers) -> None:
-    dataset = backend.add_dataset(["one " * 256, "two"])
+    dataset = backend.add_dataset(["one " * 1024, "two"])
     worker = workers.start(backend, STAND_IN, "succeed_slowly")
     job = backend.add_job(dataset)
     wait_for(lambda: ended(backend, [job]))

@@ -25,7 +25,7 @@ MakeFor = Callable[..., str]
 @pytest.fixture
 def make(sessions: Sessions, spec: JobSpec) -> MakeFor:
     with sessions.begin() as session:
-        content = datasets.Content("1" * 64, 2048, 2, Format.TEXT)
+        content = datasets.Content("1" * 64, 4096, 2, Format.TEXT)
         theirs = datasets.add(session, "theirs", "texts.jsonl", content).id
     data = {"ours": spec.dataset, "theirs": theirs}
 
@@ -190,16 +190,16 @@ def test_a_job_with_an_invalid_request_does_not_block_the_next_one(sessions: Ses
 
 
 def test_stored_bytes_are_limited_and_equal_datasets_count_once(sessions: Sessions, make: MakeFor) -> None:
-    """Both tenants have a dataset of 2048 bytes. Ours gets a checkpoint of 50 bytes."""
+    """Both tenants have a dataset of 4096 bytes. Ours gets a checkpoint of 50 bytes."""
     make("ours", 5)
     attempt = claim(sessions)
     assert attempt is not None
     files = [{"name": name, "size": 25, "sha256": ""} for name in "ab"]
     with sessions.begin() as session:
         attempts.publish(session, attempt, step=1, prefix="p", sha256="0", files=files, scores={}, measured={})
-        datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 2048, 2, Format.TEXT))
-        assert fairness.stored_bytes(session, "ours") == (2048, 50, 0)
-        assert fairness.stored_bytes(session, "theirs") == (2048, 0, 0)
+        datasets.add(session, "ours", "again.jsonl", datasets.Content("0" * 64, 4096, 2, Format.TEXT))
+        assert fairness.stored_bytes(session, "ours") == (4096, 50, 0)
+        assert fairness.stored_bytes(session, "theirs") == (4096, 0, 0)
 
     def is_rejected(limit: int, **content: Any) -> bool:
         try:
@@ -209,9 +209,9 @@ def test_stored_bytes_are_limited_and_equal_datasets_count_once(sessions: Sessio
             return error.code is Code.LIMIT_REACHED
         return False
 
-    assert [is_rejected(limit) for limit in (0, 2098, 2099)] == [False, True, False]
-    assert [is_rejected(2118, sha256="1" * 64, more=more) for more in (20, 21)] == [False, True]
-    assert [is_rejected(limit, sha256="0" * 64, more=2048) for limit in (2097, 2098)] == [True, False]
+    assert [is_rejected(limit) for limit in (0, 4146, 4147)] == [False, True, False]
+    assert [is_rejected(4166, sha256="1" * 64, more=more) for more in (20, 21)] == [False, True]
+    assert [is_rejected(limit, sha256="0" * 64, more=4096) for limit in (4145, 4146)] == [True, False]
     with sessions.begin() as session:
         session.execute(text("UPDATE datasets SET deleted_at = now() WHERE tenant = 'ours'"))
         session.execute(text("DELETE FROM checkpoints"))

@@ -133,7 +133,7 @@ def test_an_expired_dataset_is_not_found_and_can_be_uploaded_again(
     with pytest.raises(ProblemError) as caught:
         make_job()
     assert caught.value.code is Code.INVALID_REQUEST
-    content = datasets.Content("0" * 64, 2048, 2, Format.TEXT)
+    content = datasets.Content("0" * 64, 4096, 2, Format.TEXT)
     with sessions.begin() as session:
         assert datasets.page(session, "ours", limit=9) == ([], False)
         with pytest.raises(ProblemError):

@@ -44,6 +44,30 @@ def test_a_local_model_is_found_only_under_a_root(settings: Settings, roots: Pat
         assert outside in error.flaws[0].value
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("SmolLM2-135M-Instruct", "deep/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("smollm", "deep/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("SmolML2-135M-Instruct", "deep/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("other/tiny2", "tiny"),
+        ("zzz", None),
+        ("t", None),
+    ],
+)
+def test_an_unknown_model_is_compared_with_the_shared_ones(
+    settings: Settings, roots: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, meant: str | None
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(roots / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (roots / "deep").mkdir()
+    (roots / "deep" / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+    error = rejection(settings.model_copy(update={"model_roots": [roots]}), wrong)
+    assert error.code in {Code.MODEL_NOT_FOUND, Code.HUB_UNREACHABLE}
+    way_out = error.flaws[0].way_out
+    assert way_out.startswith(f"Did you mean {meant!r}? ") if meant else "Did you mean" not in way_out
+
+
 def test_pickles_are_rejected(settings: Settings, roots: Path) -> None:
     (roots / "tiny" / "model.safetensors").rename(roots / "tiny" / "pytorch_model.bin")
     error = rejection(settings.model_copy(update={"model_roots": [roots]}), "tiny")

@@ -61,7 +61,7 @@ def shell(service: Service, tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    (path := tmp_path / "data.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 256))
+    (path := tmp_path / "data.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
     return path
 
 
@@ -212,7 +212,7 @@ def test_the_script_of_the_readme_runs(service: Service, tmp_path: Path, monkeyp
     script = block[1].replace("HuggingFaceTB/SmolLM2-135M", "tiny")
     assert len(script.split("\n\n")[1].splitlines()) < 10
     (tmp_path / "script.py").write_text(script)
-    (tmp_path / "texts.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 256))
+    (tmp_path / "texts.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SEFT_URL", service.url)
     monkeypatch.setenv("SEFT_API_KEY", service.api_key)

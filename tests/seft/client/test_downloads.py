@@ -53,12 +53,29 @@ def test_only_the_files_of_a_format_are_downloaded(
         client.download("job_1", tmp_path / "other", format="gguf_q4_0")
 
 
+def test_a_folder_with_another_checkpoint_is_refused_and_left_as_it_is(
+    script: Script, client: Client, tmp_path: Path
+) -> None:
+    with serving(one := Store(b"one")), serving(other := Store(b"other")):
+        dense, more = ({**one.file(name), "format": name} for name in ("dense", "gguf_q8_0"))
+        published = [one.file("manifest.json"), dense, more]
+        for format_ in ("dense", "gguf_q8_0", None):  # formats are added, and a repeat is allowed
+            publish(script, *published)
+            client.download("job_1", tmp_path, format=format_)
+        publish(script, other.file("manifest.json"), other.file("new"))
+        with pytest.raises(ClientError, match=r"manifest\.json is not the one of ckpt_2\. Give another folder"):
+            client.download("job_2", tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(
+            ("manifest.json", "dense", "gguf_q8_0"), b"one"
+        )
+
+
 def test_a_part_resumes_at_the_byte_where_its_connection_broke(
     script: Script, client: Client, store: Store, tmp_path: Path
 ) -> None:
     publish(script, store.file())
     store.cuts = [PART // 2, 1000, 0]
-    (path,) = client.download("job_1", tmp_path, at_once=1)
+    (path,) = client.download("job_1", str(tmp_path), at_once=1)  # a path may also be text
     assert path.read_bytes() == CONTENT
     starts = [start for start, _ in store.ranges]
     assert starts[:4] == [0, PART // 2, PART // 2 + 1000, PART // 2 + 1000]
@@ -130,7 +147,7 @@ def test_a_dataset_is_downloaded_to_the_named_file_and_resumes(
     script.will_answer(store.file("texts.jsonl"))
     store.signature = 2
     script.will_answer(store.file("texts.jsonl"))
-    assert client.download_dataset("file_1", path, at_once=1) == path
+    assert client.download_dataset("file_1", str(path), at_once=1) == path
     assert path.read_bytes() == CONTENT
     assert store.ranges == [(PART, 2 * PART), (2 * PART, len(CONTENT))]
     assert [url for _, url, _, _ in script.requests] == ["/datasets/file_1/file"] * 3

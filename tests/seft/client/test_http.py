@@ -41,7 +41,7 @@ def test_a_retried_upload_sends_the_whole_file_again(script: Script, client: Cli
     (data := tmp_path / "data.jsonl").write_text('{"text": "all of it"}\n')
     script.will_answer({}, status=503)
     script.will_answer({"id": "file_1"})
-    client.upload_dataset(data)
+    client.upload_dataset(str(data))  # a path may also be text
     assert all(b"all of it" in body for _, _, _, body in script.requests)
 
 
@@ -206,7 +206,8 @@ async def types(blocking: Client, asynchronous: AsyncClient) -> None:
     assert_type(await anext(aiter(asynchronous.watch("job_1"))), Job)
     assert_type(await asynchronous.upload_dataset(Path()), Dataset)
     blocking.job()  # type: ignore[call-arg]
-    asynchronous.download("job_1", "folder")  # type: ignore[arg-type]
+    assert_type(await asynchronous.download("job_1", "folder"), list[Path])
+    asynchronous.download("job_1", 1)  # type: ignore[arg-type]
 
 
 def test_a_job_without_a_checkpoint_is_reported(script: Script, client: Client, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 from typer import BadParameter
 from typer.testing import CliRunner
 
+from core.specs import JobSpec
 from seft import __version__
 from seft.client.cli import app
 from seft.client.commands.library import VERBS
 from seft.client.errors import ApiProblem, Flaw
-from seft.client.shell import Exit, assigned
+from seft.client.shell import LISTS, Exit, assigned
 from tests.seft.client.servers import Script
 
 GOOD = '{"text": "one"}\n{"text": "two"}\n'
@@ -31,6 +32,18 @@ def test_a_setting_reaches_any_depth_and_is_json_or_a_word() -> None:
         "prune": {"method": "wanda", "calibration": {"samples": 8}},
         "metadata": {"a": "b"},
     }
+
+
+def test_one_word_is_enough_for_each_field_that_is_a_list() -> None:
+    schema = JobSpec.model_json_schema()
+    fields = dict(schema["properties"])
+    for name, part in schema["properties"].items():
+        inner = schema["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else {}
+        fields |= {f"{name}.{field}": kind for field, kind in inner.get("properties", {}).items()}
+    assert sorted(name for name, kind in fields.items() if kind.get("type") == "array") == [*LISTS]
+    assert assigned(["output.formats=compact"]) == {"output": {"formats": ["compact"]}}
+    assert assigned(['output.formats=["compact"]']) == {"output": {"formats": ["compact"]}}
+    assert assigned(["output.formats=null"]) == {"output": {"formats": None}}, "a clone gets the default"
 
 
 def test_an_invalid_setting_is_rejected() -> None:
