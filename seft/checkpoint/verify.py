@@ -7,6 +7,7 @@ process is `python -m seft.checkpoint.verify FOLDER`, or one that `standby` star
 the model.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -115,6 +116,8 @@ def standby() -> Iterator[None]:
         return
     from transformers.models.llama import modeling_llama  # noqa: F401  (imports what all models share)
 
+    # Otherwise the next garbage collection writes to every object, so both processes need a copy of all of them.
+    gc.freeze()
     constants.HF_HUB_OFFLINE, before = True, constants.HF_HUB_OFFLINE
     try:
         _Standby.waiting = process = _Standby()

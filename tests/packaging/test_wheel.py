@@ -92,7 +92,8 @@ ARGUMENTS = {
     "pack": ["model", "new"],
     "expand": ["model", "new"],
     "generate": ["model", "text"],
-    "serve": ["model"],
+    "serve": ["model", "--port", "0"],
+    "reproduce": ["sparsity.json", "--out", "new"],
 }
 """Arguments of each command of the library. The files of texts exist, the models do not."""
 HIDE = """

@@ -18,7 +18,7 @@ from core.states import Phase
 from seft.checkpoint.facts import Record
 from seft.checkpoint.provenance import this_machine
 from seft.config import RepairConfig
-from seft.errors import Cancelled, ConfigError, DataError
+from seft.errors import Cancelled
 from seft.repair import state
 from worker import pipeline
 from worker.disk_space import NoDiskSpaceError
@@ -352,34 +352,6 @@ def test_blocks_are_reconstructed_once_and_the_state_contains_the_result(
     assert not [each for each in again.of_type(Progressed) if each.phase == "reconstructing"]
     assert again.manifest() == whole.manifest()
     assert "by wanda with reconstruction" in (whole.folder / RESULT / "README.md").read_text()
-
-
-def test_a_conversation_for_a_model_without_chat_template_is_rejected_before_the_weights_are_read(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
-    models = tmp_path / "models"
-    shutil.copytree(tiny_folder, models / "tiny")
-    (models / "tiny" / "model.safetensors").write_bytes(b"none")
-    chats = [
-        {"messages": [{"role": "user", "content": word}, {"role": "assistant", "content": "yes"}]}
-        for word in ("one", "two")
-    ]
-    with pytest.raises(ConfigError, match="must have a chat template"):
-        Run(tmp_path / "run", models, chats).run()
-
-
-def test_a_text_that_is_too_short_is_rejected_before_the_weights_are_read(
-    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
-) -> None:
-    models = tmp_path / "models"
-    shutil.copytree(tiny_folder, models / "tiny")
-    (models / "tiny" / "model.safetensors").write_bytes(b"none")
-    rule = (
-        r"^training text: the text must have at least \d+ tokens, the length of one sequence.*"
-        r" The fields of the request for it are dataset, .*\(records: 1\) are held"
-    )
-    with pytest.raises(DataError, match=rule):
-        Run(tmp_path / "run", models, ["a few words", "and some others"]).run()
 
 
 def test_a_job_that_only_prunes_is_evaluated_twice_and_trains_nothing(
