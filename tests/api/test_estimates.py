@@ -89,7 +89,7 @@ def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
 def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(
     client: TestClient, sessions: sessionmaker[Session], body: Json, worker: str
 ) -> None:
-    file = {"file": ("long.jsonl", b'{"text": "%s"}\n{"text": "b"}\n' % (b"a" * 16384))}
+    file = {"file": ("long.jsonl", b'{"text": "%s"}\n{"text": "b"}\n' % (b"a" * 20000))}
     body = {**body, "dataset": client.post("/datasets", files=file).json()["id"]}
     repair = {"density": "all", "micro_batch": 256, "sequence_tokens": 16384, "batch_tokens": 256 * 16384}
     gradual = {**body, "prune": {"schedule": "gradual"}, "repair": repair}

@@ -165,5 +165,5 @@ def test_sums_outlive_the_jobs_and_count_only_committed_work(sessions: Sessions,
     assert values['seft_job_seconds_count{status="succeeded"}'] == 1
     assert 40 <= values['seft_job_seconds_sum{status="succeeded"}'] < 60
     uploaded = {kind: values[f'seft_uploaded_bytes_total{{kind="{kind}"}}'] for kind in Kind}
-    assert uploaded == {Kind.DATASET: 2048, Kind.STATE: 107, Kind.CHECKPOINT: 1000}
+    assert uploaded == {Kind.DATASET: 4096, Kind.STATE: 107, Kind.CHECKPOINT: 1000}
     assert job_id not in str(values)

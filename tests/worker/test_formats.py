@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from seft.checkpoint.compact.reader import open_container
+from seft.checkpoint.comparison import DESCRIBING
 from seft.errors import ConfigError
 from tests.worker.test_pipeline import Run
 from worker.protocol import RESULT
@@ -52,4 +53,4 @@ def test_a_job_publishes_its_formats_and_the_dense_model_only_if_it_is_one(
     with open_container(result / "model.seft") as container:
         container.expand(tmp_path / "expanded")
     expanded = {path.name: sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "expanded").iterdir()}
-    assert expanded == {name: digest for name, digest in dense.items() if name != "README.md"}
+    assert expanded == {name: digest for name, digest in dense.items() if name not in DESCRIBING}
