@@ -314,7 +314,7 @@ def test_a_result_is_pushed_by_its_job_or_later(hub_with_token: None, shell: She
     job_id = create(shell, data, "--push", "acme/sparse")["id"]
     assert succeed(shell.service, CONTENT) == job_id
     (requested,) = shell.json("jobs", "pushes", job_id)
-    assert shell.json("jobs", "push", job_id, "acme/sparse") == requested
+    assert shell.json("jobs", "push", job_id, "acme/sparse")["id"] == requested["id"]
     assert shell.run("jobs", "push", job_id, "acme/sparse").stdout == f"{job_id}  pending  acme/sparse@main\n"
 
 
