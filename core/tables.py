@@ -1,6 +1,7 @@
 """The tables of the database. The database sets times, `core.ids` makes ids. A test compares the migrations."""
 
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Double, ForeignKey, Identity, Index, func, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -77,6 +78,14 @@ class AuditEntry(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class StoredDataset(NamedTuple):
+    """What a worker needs of a dataset: the key and the SHA-256 of its object, and its name."""
+
+    key: str
+    sha256: str
+    name: str
+
+
 class Dataset(Base):
     """A dataset that was uploaded and checked."""
 
@@ -96,6 +105,11 @@ class Dataset(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     deleted_at: Mapped[datetime | None]
     """Time of deletion. The row is kept for jobs that use it. The object is deleted when no other row needs it."""
+
+    @property
+    def stored(self) -> StoredDataset:
+        """Where its content is."""
+        return StoredDataset(self.object_key, self.sha256, self.name)
 
 
 class Import(Base):

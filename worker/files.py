@@ -19,7 +19,7 @@ from core.infra.tracing import TRACER
 from core.jobs.attempts import Attempt
 from core.settings import Settings
 from core.states import Phase
-from core.tables import Json
+from core.tables import Json, StoredDataset
 from seft.models.source import fetch_into, find, find_on_hub
 from worker import child_files, disk_space
 from worker.child_files import RefusedFileError
@@ -65,8 +65,8 @@ class Files:
         return sum((self.folder / name).stat().st_size for name in self._datasets)
 
     @property
-    def _datasets(self) -> dict[str, tuple[str, str, str]]:
-        """The datasets of the job: name of the file -> key and SHA-256 of the object, and name of the dataset."""
+    def _datasets(self) -> dict[str, StoredDataset]:
+        """The datasets of the job by the names of their files."""
         attempt = self.attempt
         named = {DATA: attempt.dataset, RETAIN_DATA: attempt.retained, HELD_OUT_DATA: attempt.held_out}
         return {name: found for name, found in named.items() if found}
@@ -81,8 +81,8 @@ class Files:
         for other in self.folder.parent.iterdir():
             if int(other.name) < self.attempt.number:
                 shutil.rmtree(other, ignore_errors=True)
-        for name, (key, sha256, _) in self._datasets.items():
-            self.transfers.download(key, self.folder / name, sha256)
+        for name, dataset in self._datasets.items():
+            self.transfers.download(dataset.key, self.folder / name, dataset.sha256)
         resume, gone = self.attempt.resume, None
         try:
             for file in (resume or {"files": []})["files"]:
@@ -96,9 +96,9 @@ class Files:
             self.transfers.download(file["key"], path, file["sha256"])
         Task(
             spec=self.attempt.spec,
-            dataset_sha256=self.attempt.dataset[1],
-            retained_sha256=self.attempt.retained[1] if self.attempt.retained else None,
-            held_out_sha256=self.attempt.held_out[1] if self.attempt.held_out else None,
+            dataset_sha256=self.attempt.dataset.sha256,
+            retained_sha256=self.attempt.retained.sha256 if self.attempt.retained else None,
+            held_out_sha256=self.attempt.held_out.sha256 if self.attempt.held_out else None,
             resume=resume["step"] if resume else None,
             model_roots=[self.folder / MODELS] if self.attempt.model_files else self.settings.model_roots,
             device=self.settings.device,
@@ -108,7 +108,7 @@ class Files:
             hub_cache_bytes=self.settings.hub_cache_bytes,
             downloaded=self._fetch_private_model(),
             speed=speed,
-            names={name: dataset for name, (_, _, dataset) in self._datasets.items()},
+            names={name: dataset.name for name, dataset in self._datasets.items()},
         ).write(self.folder)
         if self.attempt.stop_step is not None:
             self.request_early_stop(self.attempt.stop_step)

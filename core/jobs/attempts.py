@@ -25,7 +25,7 @@ from core.jobs.transitions import hold, record_event, requeue, transition
 from core.models import results
 from core.specs import JobSpec
 from core.states import OUT_OF_MEMORY, PHASE_BEGAN, TOPOLOGY_EVOLVED, Phase, Reason, Status, Transition
-from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json
+from core.tables import Checkpoint, Dataset, Job, JobEvent, JobMetric, Json, StoredDataset
 from core.totals import Kind, Sum
 
 
@@ -46,12 +46,11 @@ class Attempt:
     request_id: str | None
     traceparent: str | None
     spec: JobSpec
-    dataset: tuple[str, str, str]
-    """Key, SHA-256 and name of the dataset."""
-    retained: tuple[str, str, str] | None
-    """The same of the dataset to retain. None if the job retains no dataset."""
-    held_out: tuple[str, str, str] | None
-    """The same of the dataset to evaluate on. None if it is a part of the other dataset."""
+    dataset: StoredDataset
+    retained: StoredDataset | None
+    """The dataset to retain. None if the job retains no dataset."""
+    held_out: StoredDataset | None
+    """The dataset to evaluate on. None if it is a part of the other dataset."""
     resume: Json | None
     scores: dict[str, float]
     stop_step: int | None
@@ -136,9 +135,9 @@ def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capabi
         request_id=job.request_id,
         traceparent=job.traceparent,
         spec=spec,
-        dataset=(dataset.object_key, dataset.sha256, dataset.name),
-        retained=_object(session, job.retain_dataset_id),
-        held_out=_object(session, job.evaluate_dataset_id),
+        dataset=dataset.stored,
+        retained=_stored(session, job.retain_dataset_id),
+        held_out=_stored(session, job.evaluate_dataset_id),
         resume=job.resume,
         scores=job.scores,
         stop_step=_stop_step(job.stopping, job.stop_step, job.step),
@@ -149,9 +148,8 @@ def _attempt(session: Session, job: Job, spec: JobSpec, dataset: Dataset, capabi
     )
 
 
-def _object(session: Session, dataset_id: str | None) -> tuple[str, str, str] | None:
-    row = session.get_one(Dataset, dataset_id) if dataset_id else None
-    return (row.object_key, row.sha256, row.name) if row else None
+def _stored(session: Session, dataset_id: str | None) -> StoredDataset | None:
+    return session.get_one(Dataset, dataset_id).stored if dataset_id else None
 
 
 def heartbeat(session: Session, attempt: Attempt, lease_seconds: float, ran: float = 0.0) -> PendingActions:
