@@ -20,6 +20,7 @@ from seft.checkpoint.facts import sha256 as hash_file
 from seft.checkpoint.folder import require_empty
 from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
 from seft.config import PruneConfig, RepairConfig, Retain
+from seft.data import records
 from seft.data.packing import Encoded, Packed, pack
 from seft.data.text import encode, evaluation_windows
 from seft.devices import choose_device, configure_torch
@@ -28,7 +29,7 @@ from seft.evaluate import perplexity
 from seft.models.load import Loaded, load
 from seft.models.source import Kind, ModelSource, find
 from seft.report import Phase, Progress, Reporter, silent
-from seft.retain import opening_tokens, split_retained
+from seft.retain import split_retained
 from seft.texts import TextFile, split_dataset
 
 
@@ -141,7 +142,7 @@ def _find_text(role: Role, given: Path | None, recorded: TextInfo | None, sha256
     if (found := hash_file(path)) != sha256:
         rule = f"{path.name} must have the recorded SHA-256 {sha256}; it has {found}."
         raise ReproduceError(f"{rule} Give the {role} text of the checkpoint as {_OPTIONS[role]}.")
-    return TextFile.read(path)
+    return TextFile(records.read(path), path.name, sha256)
 
 
 def _in_this_folder(name: str) -> Path | None:
@@ -244,15 +245,8 @@ class _Rerun:
         dense = loaded
         if self.teacher is not self.source or machine.dtype != self.machine.dtype:
             dense = self._load_teacher(machine)
-        model: Any = dense.model
-        device = model.device
-        model.to(machine.device)
-        dataset = None
-        if config.retain is Retain.DATASET:
-            dataset = stages.windows_to_retain(encode(self.texts["retained"].records, loaded.tokenizer), config)
-        retained = stages.retained_text(dense, config, opening_tokens(loaded.tokenizer), dataset, self.report)
-        model.to(device)
-        return retained
+        text = self.texts.get("retained")
+        return stages.retained_on(machine.device, dense, config, text.records if text else None, self.report)
 
     def _prune(self, loaded: Loaded, training: list[Encoded]) -> Facts:
         facts, machine = self.facts, self.machine

@@ -18,9 +18,10 @@ from torch import Tensor
 from seft.checkpoint.export import export, remove_dense
 from seft.checkpoint.facts import Base, Facts, Machine, Record
 from seft.checkpoint.verify import verify
-from seft.config import OutputFormat, PruneConfig, RepairConfig, published_bytes
+from seft.config import OutputFormat, PruneConfig, RepairConfig, Retain, published_bytes
+from seft.data import records
 from seft.data.packing import Encoded, Packed, concatenate, pack
-from seft.data.text import windows
+from seft.data.text import encode, windows
 from seft.data.tokens import bos_tokens
 from seft.errors import DataError
 from seft.evaluate import mean_loss
@@ -31,7 +32,7 @@ from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
 from seft.repair import Repair
 from seft.report import Phase, Progress, Reporter, silent
-from seft.retain import split_retained, with_predictions, write_windows
+from seft.retain import opening_tokens, split_retained, with_predictions, write_windows
 
 LoadModel = Callable[[], Any]
 """Function that loads a dense model. It is called only if the stage needs the model."""
@@ -88,6 +89,29 @@ def retained_text(
         return with_predictions(loaded.model, dataset, report)
     windows = write_windows(loaded.model, opening, config, report)
     return with_predictions(loaded.model, windows, report, written=True)
+
+
+def retained_on(
+    device: str,
+    loaded: Loaded,
+    config: RepairConfig,
+    dataset: Sequence[records.Record] | None,
+    report: Reporter = silent,
+) -> Packed | None:
+    """Return the text that the repair retains, or None. The dense model is on `device` meanwhile.
+
+    `dataset` has the records to retain, if `config` retains a dataset.
+    """
+    if not config.retains:
+        return None
+    model: Any = loaded.model
+    before, windows = model.device, None
+    model.to(device)
+    if config.retain is Retain.DATASET:
+        windows = windows_to_retain(encode(dataset or (), loaded.tokenizer), config)
+    retained = retained_text(loaded, config, opening_tokens(loaded.tokenizer), windows, report)
+    model.to(before)
+    return retained
 
 
 def prune(

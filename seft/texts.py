@@ -33,6 +33,11 @@ class Texts:
     held_out: TextFile | None
     retained: TextFile | None
 
+    @property
+    def to_retain(self) -> list[records.Record] | None:
+        """The records of the text to retain, or None."""
+        return self.retained.records if self.retained else None
+
     @classmethod
     def read(cls, data: Path, held_out: Path | None, retained: Path | None) -> "Texts":
         """Read the files. Raises the errors of `TextFile.read`."""

@@ -20,7 +20,7 @@ from seft.checkpoint.formats import write_format
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.checkpoint.verify import verify_file
 from seft.choices import Accuracy, accuracy, read_questions
-from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, Retain, require_repair_of
+from seft.config import EvaluateConfig, OutputFormat, PruneConfig, RepairConfig, require_repair_of
 from seft.data import records
 from seft.data.packing import Packed, pack
 from seft.data.text import encode, evaluation_windows, named
@@ -37,7 +37,6 @@ from seft.objective import require_teacher
 from seft.prune.found import LEAST
 from seft.repair.best import require_held_out
 from seft.report import Phase, Progress, Reporter, silent
-from seft.retain import opening_tokens
 from seft.texts import (
     TextFile,
     Texts,
@@ -146,7 +145,7 @@ def repair(
     if config.retains and teacher_source:
         dense = _load(teacher_source, place, report)
         require_same_shape(loaded.model, dense.model)
-        retained = _retained(dense, config, texts, place, report)
+        retained = stages.retained_on(place.device, dense, config, texts.to_retain, report)
         del dense
     facts = _repair(loaded, facts, config, texts, retained, teacher=teacher_source, place=place, report=report)
     return _publish(loaded, out, replace(facts, teacher=dense_base and dense_base()), report)
@@ -179,7 +178,7 @@ def compress(
     calibration = texts.training if pruning.reads_calibration else None
     loaded = _load(source, replace(place, device="cpu"), report)
     base = describe_model(loaded.source)
-    retained = _retained(loaded, config, texts, place, report)
+    retained = stages.retained_on(place.device, loaded, config, texts.to_retain, report)
     facts = _prune(loaded, pruning, calibration, base, place=place, report=report)
     with torch.no_grad():
         round_weights(loaded.model)
@@ -283,22 +282,6 @@ def _found_facts(loaded: Loaded, config: RepairConfig, folder: Path, place: Plac
         way_out = "Use seft prune before, or seft compress, which does both."
         raise ConfigError("folder", f"must have at least {LEAST:.0%} zeros in its linear layers", str(folder), way_out)
     return facts
-
-
-def _retained(loaded: Loaded, config: RepairConfig, texts: Texts, place: Place, report: Reporter) -> Packed | None:
-    """Return the text to retain, with what the loaded dense model predicts for it on the device."""
-    if not config.retains:
-        return None
-    model: Any = loaded.model
-    device = model.device
-    model.to(place.device)
-    opening, dataset = opening_tokens(loaded.tokenizer), None
-    if config.retain is Retain.DATASET:
-        assert texts.retained
-        dataset = stages.windows_to_retain(encode(texts.retained.records, loaded.tokenizer), config)
-    retained = stages.retained_text(loaded, config, opening, dataset, report)
-    model.to(device)
-    return retained
 
 
 def _prune(
