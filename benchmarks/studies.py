@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from benchmarks.cells import Cell
 from benchmarks.changes import CHANGES
-from benchmarks.recipes import ADMM, BATCH, GRADUAL, LENGTH, RECIPES, WANDA
+from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import Compare, Pattern, PruneConfig, RepairConfig, Retain, Variant
 
 Study = dict[str, Cell]
@@ -94,8 +94,7 @@ def retention() -> Study:
             for retain in (Retain.WRITTEN, Retain.DATASET):
                 kept = replace(config, retain=retain, retain_share=share, retain_tokens=TEXT)
                 study[f"{name}, {retain} {share:g}"] = Cell(prune, kept)
-        kept = replace(config, retain=Retain.WRITTEN, retain_tokens=BATCH * LENGTH * config.steps)
-        study[f"{name}, written 0.5, each token read once"] = Cell(prune, kept)
+        study[f"{name}, written 0.5, each token read once"] = Cell(prune, _default())
         for rate in (5e-4, 2e-3):
             kept = replace(config, retain=Retain.WRITTEN, retain_tokens=TEXT, learning_rate=rate)
             study[f"{name}, written 0.5, rate {rate:g}"] = Cell(prune, kept)
