@@ -185,7 +185,9 @@ def _push_error(error: Exception, push: ClaimedPush, token: str) -> PushError:
         log.warning("push.storage", error=str(error))
         return PushError("storage_unreachable", "The object storage did not answer.", retry=True)
     if isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError):  # invalid YAML in the model card
-        return PushError("hub_refused", f"The hub refused the push {to}: {_shown(error, token)}", retry=False)
+        reason = _shown(error, token).rstrip(". ")
+        message = f"The hub refused the push {to}: {reason}. {AGAIN.format(push.job_id)}"
+        return PushError("hub_refused", message, retry=False)
     if isinstance(error, HfHubHTTPError) and not sending:  # a link to send a file answers 403 if it has expired
         return _hub_error(error, push, token)
     said = type(error).__name__
