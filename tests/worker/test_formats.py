@@ -1,31 +1,14 @@
 """A job that publishes its model in several formats."""
 
 import json
-import shutil
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.comparison import DESCRIBING
-from seft.errors import ConfigError
 from tests.worker.test_pipeline import Run
 from worker.protocol import RESULT
-
-
-def test_a_tokenizer_without_a_format_is_rejected_before_the_weights_are_read(
-    tmp_path: Path, tiny_folder: Path, tiny_texts: list[str]
-) -> None:
-    models = tmp_path / "models"
-    shutil.copytree(tiny_folder, models / "tiny")
-    (models / "tiny" / "model.safetensors").write_bytes(b"none")
-    tokenizer = json.loads((models / "tiny" / "tokenizer.json").read_bytes())
-    tokenizer["pre_tokenizer"]["add_prefix_space"] = True
-    (models / "tiny" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ConfigError, match="only for a tokenizer that splits text like one of gpt-2"):
-        Run(tmp_path / "run", models, tiny_texts[:40], output={"formats": ["dense", "gguf_q8_0"]}).run()
 
 
 def test_a_job_publishes_its_formats_and_the_dense_model_only_if_it_is_one(
