@@ -95,16 +95,16 @@ def _require_texts(options: argparse.Namespace) -> None:
 def _writing(out: Path, report: Reporter) -> Iterator[None]:
     """Check the folder `out` and start the process that will verify it. Then report, before torch is imported.
 
-    It is a copy of this process, so it is not started if this process has several threads, which torch may have used.
+    It is a copy of this process, so it is not started if torch may have computed something in this process already.
     Torch is made deterministic, as in the service, so that `seft reproduce` gives the same bits.
     """
     from seft.checkpoint.folder import require_empty
 
     require_empty(out)
+    used = "torch" in sys.modules
     from seft.checkpoint.verify import standby
 
-    threads = Path("/proc/self/task")
-    with standby() if threads.exists() and len(list(threads.iterdir())) == 1 else nullcontext():
+    with nullcontext() if used else standby():
         report(LOADING)
         from seft.devices import configure_torch
 

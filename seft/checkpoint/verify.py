@@ -88,14 +88,18 @@ def _serve(requests: int, answers: int) -> NoReturn:
         with open(requests, "rb") as file:
             folder = file.read()
         if folder:
-            os.write(answers, (_message(Path(os.fsdecode(folder))) + _END).encode())
+            os.write(answers, (message_of(os.fsdecode(folder)) + _END).encode())
     finally:
         os._exit(0)
 
 
-def _message(folder: Path) -> str:
+def message_of(folder: str, file: str = "", format_: str = "") -> str:
+    """Return the message of the first failure of a folder, or of a file that was made from it, or an empty text."""
     try:
-        check(folder)
+        if file:
+            verify_format(Path(folder), Path(file), OutputFormat(format_))
+        else:
+            check(Path(folder))
     except SeftError as error:
         return str(error)
     except Exception as error:  # the exporting process reports it
@@ -136,7 +140,7 @@ def verify(folder: Path) -> None:
         _Standby.waiting = None
         message = process.verify(folder)
     else:
-        message = _verify_in_new_process(str(folder))
+        message = verify_in_new_process(str(folder))
     if message:
         raise VerifyError(message)
 
@@ -146,11 +150,11 @@ def verify_file(folder: Path, file: Path, format_: OutputFormat) -> None:
 
     Raises VerifyError with the message of the first failure.
     """
-    if message := _verify_in_new_process(str(folder), str(file), format_):
+    if message := verify_in_new_process(str(folder), str(file), format_):
         raise VerifyError(message)
 
 
-def _verify_in_new_process(*arguments: str) -> str:
+def verify_in_new_process(*arguments: str) -> str:
     """Return the message of the first failure, or an empty text."""
     process = subprocess.run(
         [sys.executable, "-P", "-m", "seft.checkpoint.verify", *arguments],
@@ -287,15 +291,8 @@ def main() -> None:
 
     If a check fails, stop and write that failure as the last line of stderr.
     """
-    folder, *made = sys.argv[1:]
-    try:
-        if made:
-            file, format_ = made
-            verify_format(Path(folder), Path(file), OutputFormat(format_))
-        else:
-            check(Path(folder))
-    except SeftError as error:
-        sys.exit(str(error))
+    if message := message_of(*sys.argv[1:]):
+        sys.exit(message)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """Every kind of damage to a checkpoint is detected and named."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import seft
+from seft.checkpoint import verify as verification
 from seft.checkpoint.facts import MANIFEST, canonical_json, manifest
-from seft.checkpoint.verify import PACKAGE_ROOT, check, standby, verify
+from seft.checkpoint.verify import PACKAGE_ROOT, check, verify
 from seft.errors import VerifyError
 from tests.seft.checkpoint.test_export import export_half_sparse
 
+VERIFY_IN_NEW_PROCESS = verification.verify_in_new_process
 WEIGHTS = "model.safetensors"
 Q = "model.layers.2.self_attn.q_proj.weight"
 
@@ -56,6 +56,13 @@ def edit_record(folder: Path, edit: Callable[[dict[str, dict[str, object]]], Non
     forge_manifest(folder)
 
 
+@pytest.fixture
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify in a new process, and not as `quick_verification` does."""
+    monkeypatch.setattr(verification, "verify_in_new_process", VERIFY_IN_NEW_PROCESS)
+
+
+@pytest.mark.usefixtures("new_process")
 def test_an_intact_folder_passes_in_a_separate_process(exported: Path) -> None:
     verify(exported)
 
@@ -64,51 +71,80 @@ def test_the_separate_process_imports_this_package() -> None:
     assert (PACKAGE_ROOT / "seft" / "__init__.py").samefile(seft.__file__)
 
 
+@pytest.mark.usefixtures("new_process")
 def test_damage_is_reported_by_the_separate_process(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(VerifyError, match=r"README\.md must have the"):
         verify(folder)
 
 
-@pytest.fixture
-def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a new process was started"))
+# Runs in a process of its own: a copy of a process that torch has computed in, such as one of tests, may fail or hang.
+STANDBY = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from seft.checkpoint import verify as module
+from seft.checkpoint.verify import standby, verify
+from seft.errors import VerifyError
 
-
-def children() -> set[str]:
+def children():
     lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
     return {child for text in lists for child in text.split()}
 
+def refused(folder, message):
+    try:
+        verify(folder)
+    except VerifyError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError("the folder passed")
 
-@pytest.mark.usefixtures("no_new_process")
-def test_a_process_that_waits_verifies_and_ends(exported: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = children()
-    with standby():
-        assert len(children() - before) == 1
-        verify(exported)
+def new_process(*_, **__):
+    raise AssertionError("a new process was started")
+
+intact, damaged = Path(sys.argv[1]), Path(sys.argv[2])
+run, subprocess.run = subprocess.run, new_process
+"""
+
+
+def run_with_standby(script: str, exported: Path, damaged: Path) -> None:
+    subprocess.run([sys.executable, "-c", STANDBY + script, str(exported), str(damaged)], check=True)
+
+
+def test_a_process_that_waits_verifies_and_ends(exported: Path, folder: Path) -> None:
     (folder / "README.md").unlink()
-    with standby():
-        monkeypatch.setattr("seft.checkpoint.verify.check", lambda _: None)  # a later state must hide nothing
-        with pytest.raises(VerifyError, match=r"README\.md must have the"):
-            verify(folder)
-    with standby():
-        pass
-    assert children() == before
+    script = """
+with standby():
+    assert len(children()) == 1
+    verify(intact)
+with standby():
+    module.check = lambda _: None  # a later state must hide nothing
+    refused(damaged, "README.md must have the")
+with standby():
+    pass
+assert not children()
+"""
+    run_with_standby(script, exported, folder)
 
 
-def test_a_process_that_waits_verifies_one_folder(exported: Path) -> None:
-    with standby():
-        verify(exported)
-        verify(exported)
+def test_a_process_that_waits_verifies_one_folder(exported: Path, folder: Path) -> None:
+    (folder / "README.md").unlink()
+    script = """
+with standby():
+    verify(intact)
+    subprocess.run = run
+    refused(damaged, "README.md must have the")
+"""
+    run_with_standby(script, exported, folder)
 
 
-def test_a_process_that_waits_and_is_killed_is_an_error(exported: Path) -> None:
-    before = children()
-    with standby():
-        (process,) = children() - before
-        os.kill(int(process), signal.SIGKILL)
-        with pytest.raises(VerifyError, match="ended too early"):
-            verify(exported)
+def test_a_process_that_waits_and_is_killed_is_an_error(exported: Path, folder: Path) -> None:
+    script = """
+with standby():
+    (process,) = children()
+    os.kill(int(process), signal.SIGKILL)
+    refused(intact, "ended too early")
+"""
+    run_with_standby(script, exported, folder)
 
 
 def test_a_process_that_waits_keeps_no_file_open_and_ends_with_its_parent() -> None:
