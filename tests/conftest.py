@@ -4,10 +4,12 @@ A test that uses no server fixture starts no server, and its environment is unch
 """
 
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -112,7 +114,25 @@ def tiny_texts() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_verification() -> Iterator[None]:
+    """Verify checkpoints in copies of a process that has already imported torch, because the imports take seconds.
+
+    Like a new process, a copy has no state of the process of the tests.
+    """
+    from seft.checkpoint import verify
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["seft.checkpoint.verify", "transformers.models.llama.modeling_llama"])
+    with (
+        ProcessPoolExecutor(1, context, max_tasks_per_child=1) as copies,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(verify, "verify_in_new_process", lambda *what: copies.submit(verify.message_of, *what).result())
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, quick_verification: None) -> Path:
     """A Hugging Face folder with the trained tiny Llama. Read only: all tests share it."""
     from tests.tiny import train_tiny
 
