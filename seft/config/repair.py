@@ -87,6 +87,27 @@ def trains_all(density: float | str, method: str, variant: str) -> bool:
     return density == "all"
 
 
+RATES = {
+    RepairMethod.SEFT: 3e-2,
+    RepairMethod.FIXED_MASK: 3e-2,
+    RepairMethod.MASKED_FULL: 1e-3,
+    RepairMethod.MASKED_LORA: 1e-2,
+    RepairMethod.SPP: 3e-2,
+    RepairMethod.LORA_REPRUNE: 1e-2,
+}
+"""Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
+
+ALL_RATE = 1e-3
+"""Peak learning rate if all nonzeros are trained in place (`density: all`)."""
+PUBLISHED_RATE = 3e-3
+"""The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
+
+UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
+"""Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
+further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
+`masked_full` trains all nonzeros."""
+
+
 @dataclass(frozen=True, slots=True)
 class RepairConfig:
     """Settings of the training of a pruned model. It does not increase the number of nonzeros.
@@ -224,6 +245,19 @@ class RepairConfig:
         if self.trains_all:
             return 1.0
         return SOME if isinstance(self.density, str) else self.density
+
+    @property
+    def peak_rate(self) -> float:
+        """The configured peak rate. For "auto", the method's rate, scaled down for more trained values.
+
+        The rate is divided by the square root of the ratio of the density to 0.5 %, if the density is larger.
+        """
+        if self.learning_rate != "auto":
+            return self.learning_rate
+        if self.trains_all:
+            return ALL_RATE
+        rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
+        return rate if self.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / self.trained_fraction))
 
     @property
     def micro_batches(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant
+from seft.config import DropDecay, RateSchedule, RepairConfig, Variant
 from seft.seeds import generator
 
 OPENING = {Variant.IMPROVED: 1, Variant.PUBLISHED: 5}
@@ -23,26 +23,6 @@ them."""
 WINDOW = {Variant.IMPROVED: 2, Variant.PUBLISHED: 5}
 """Number of steps before a topology event whose gradients decide it (the gradient window)."""
 
-RATES = {
-    RepairMethod.SEFT: 3e-2,
-    RepairMethod.FIXED_MASK: 3e-2,
-    RepairMethod.MASKED_FULL: 1e-3,
-    RepairMethod.MASKED_LORA: 1e-2,
-    RepairMethod.SPP: 3e-2,
-    RepairMethod.LORA_REPRUNE: 1e-2,
-}
-"""Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
-
-ALL_RATE = 1e-3
-"""Peak learning rate if all nonzeros are trained in place (`density: all`)."""
-PUBLISHED_RATE = 3e-3
-"""The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
-
-UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
-"""Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
-further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
-`masked_full` trains all nonzeros."""
-
 
 def learning_rate(config: RepairConfig, step: int) -> float:
     """Return the learning rate of a step: a linear warm-up, then the schedule.
@@ -50,28 +30,15 @@ def learning_rate(config: RepairConfig, step: int) -> float:
     The first step after warm-up has the peak.
     """
     if step <= config.warmup_steps:
-        return peak_rate(config) * step / config.warmup_steps
+        return config.peak_rate * step / config.warmup_steps
     left = 1 - (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     match config.schedule:
         case RateSchedule.LINEAR:
-            return peak_rate(config) * left
+            return config.peak_rate * left
         case RateSchedule.COSINE:
-            return peak_rate(config) * (1 - math.cos(math.pi * left)) / 2
+            return config.peak_rate * (1 - math.cos(math.pi * left)) / 2
         case RateSchedule.CONSTANT:
-            return peak_rate(config)
-
-
-def peak_rate(config: RepairConfig) -> float:
-    """Return the configured peak rate. For "auto", return the method's rate, scaled down for more trained values.
-
-    The rate is divided by the square root of the ratio of the density to 0.5 %, if the density is larger.
-    """
-    if config.learning_rate != "auto":
-        return config.learning_rate
-    if config.trains_all:
-        return ALL_RATE
-    rate = PUBLISHED_RATE if config.variant is Variant.PUBLISHED else RATES[config.method]
-    return rate if config.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / config.trained_fraction))
+            return config.peak_rate
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:

@@ -20,7 +20,6 @@ from seft.config import PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
 from seft.models.targets import Target
-from seft.repair.schedule import peak_rate
 
 TENSORS, FACTS = "repair.safetensors", "repair.json"
 FORMAT_VERSION = 8
@@ -114,7 +113,7 @@ def _software(config: RepairConfig) -> dict[str, Any]:
     return {
         "kind": FORMAT_VERSION,
         "config": {**json.loads(json.dumps(asdict(config))), **_CHANGEABLE},
-        "rate": peak_rate(config),
+        "rate": config.peak_rate,
     }
 
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from huggingface_hub import ModelCard
@@ -158,3 +158,9 @@ def test_terms_are_read_from_the_front_matter(front: str, expected: tuple[object
 def test_only_small_files_count_as_terms() -> None:
     sizes = {"LICENSE": 10, "NOTICE": 1 << 30, "COPYING": 0, "README.md": 5, "model.safetensors": 9}
     assert terms_files(sizes) == ["LICENSE", "README.md"]
+
+
+@pytest.mark.parametrize(("rate", "shown"), [("auto", "auto, which was 0.001"), (0.002, "0.002")])
+def test_the_learning_rate_is_shown_as_a_number(rate: float | Literal["auto"], shown: str) -> None:
+    facts = replace(FACTS, repair=RepairConfig(9, learning_rate=rate))
+    assert f"| repair learning_rate | {shown} |" in card(record(facts))

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from seft.config import RepairMethod
+from seft.config.repair import RATES
 from seft.data.packing import Packed, cut_windows
 from seft.errors import Cancelled, DataError, StateError, TrainError
 from seft.models.targets import target_linears
-from seft.repair import Repair, schedule
+from seft.repair import Repair
 from seft.repair.state import outdated
 from seft.report import Evolved, Progress, Report, Step
 from tests.seft.repair.repairing import PRUNED, TOKENS, pruned_tiny, repaired, same_bits, short, weights
@@ -82,7 +83,7 @@ def test_a_state_of_software_with_another_auto_rate_is_rejected(
     config = short(learning_rate="auto")
     repaired(config, 3)[1].save(tmp_path)
     assert outdated(tmp_path, config) is None
-    monkeypatch.setitem(schedule.RATES, RepairMethod.SEFT, 7e-3)
+    monkeypatch.setitem(RATES, RepairMethod.SEFT, 7e-3)
     assert "must have the rate of this repair" in str(outdated(tmp_path, config))
     with pytest.raises(StateError, match="must have the rate"):
         Repair(pruned_tiny(), TOKENS, config, pruned=PRUNED).load(tmp_path)

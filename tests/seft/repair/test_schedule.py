@@ -63,14 +63,14 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
 
 @pytest.mark.parametrize("method", RepairMethod)
 def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(method: RepairMethod) -> None:
-    rates = [schedule.peak_rate(RepairConfig(1, method, density=density)) for density in (0.0005, 0.005, 0.05)]
+    rates = [RepairConfig(1, method, density=density).peak_rate for density in (0.0005, 0.005, 0.05)]
     further = method not in (RepairMethod.SPP, RepairMethod.MASKED_FULL)
     assert rates == pytest.approx([rates[1], rates[1], rates[1] / (10**0.5 if further else 1)])
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
 def test_as_published_auto_is_the_rate_of_large_gradients() -> None:
-    rates = [schedule.peak_rate(RepairConfig(1, density=each, variant=Variant.PUBLISHED)) for each in (0.005, 0.5)]
+    rates = [RepairConfig(1, density=each, variant=Variant.PUBLISHED).peak_rate for each in (0.005, 0.5)]
     assert rates == pytest.approx([3e-3, 3e-4])
 
 
