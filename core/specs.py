@@ -34,6 +34,12 @@ SPEC_VERSION = 10
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
+CPU_SETTINGS: dict[str, dict[str, Any]] = {
+    "prune": {"calibration": {"samples": 8, "tokens": 512}},
+    "repair": {"steps": 14, "retain_tokens": 4096},
+    "evaluate": {"windows": 8, "tokens": 512},
+}
+"""Fields with which a small model is repaired in minutes on a CPU. The defaults are for a GPU."""
 MAX_SECONDS = 366 * 24 * 3600
 MIN_TOKENS = 2
 """Smallest number of tokens of a sequence. The first is not predicted."""

@@ -15,6 +15,7 @@ from pydoc_data.topics import topics
 from rich.console import Console
 from rich.table import Table
 
+from core.specs import CPU_SETTINGS
 from local.processes import LocalError
 from local.servers import package_folder
 from local.zeros import CheckpointStats
@@ -27,9 +28,7 @@ SPARSITY = 0.6
 SPEC: Json = {
     "model": MODEL,
     "sparsity": SPARSITY,
-    "prune": {"calibration": {"samples": 8, "tokens": 512}},
-    "repair": {"steps": 14, "retain_tokens": 4096},
-    "evaluate": {"held_out": 0.1, "windows": 8, "tokens": 512},
+    **CPU_SETTINGS,
     "output": {"formats": ["dense", "compact"]},
     "suffix": "demo",
 }

@@ -1,11 +1,13 @@
 """Check that the documentation keeps up with the repository: the tree, the make targets, the links, the records."""
 
+import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from core.specs import CPU_SETTINGS
 from seft.client import Client
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,12 @@ def test_the_python_example_calls_what_the_client_has() -> None:
     assert block
     compile(block[1], "README.md", "exec")
     assert set(re.findall(r"service\.(\w+)\(", block[1])) <= set(dir(Client))
+
+
+def test_the_settings_for_a_cpu_are_those_of_the_demo_and_the_dashboard() -> None:
+    block = re.search(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    assert block
+    assert json.loads(block[1]) == CPU_SETTINGS
 
 
 def test_every_target_is_phony_and_explained() -> None:

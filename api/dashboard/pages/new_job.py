@@ -18,7 +18,7 @@ from core.access.keys import Scope
 from core.datasets import datasets
 from core.errors import Flaw, ProblemError
 from core.jobs import jobs
-from core.specs import JobSpec
+from core.specs import CPU_SETTINGS, JobSpec
 
 DATASET_CHOICES = 100
 """Maximum number of datasets in the selection, newest first."""
@@ -29,10 +29,17 @@ router = APIRouter()
 
 
 @router.get("/jobs/new")
-def show_form(request: Request, services: CurrentServices, visitor: Signed, clone: str = "") -> Response:
-    """Show the form. With `clone`, it has the settings of that job; else the defaults and the values of the query."""
+def show_form(
+    request: Request, services: CurrentServices, visitor: Signed, clone: str = "", *, cpu: bool = False
+) -> Response:
+    """Show the form. With `clone`, it has the settings of that job; else the defaults and the values of the query.
+
+    With `cpu`, the sizes are small enough for a CPU.
+    """
     require_scope(visitor.caller, Scope.WRITE)
     values = {name: value for name, value in request.query_params.items() if name in PREFILLED}
+    if cpu:
+        values |= forms.values_of_spec(CPU_SETTINGS)
     if clone:
         with services.sessions.begin() as session:
             original = jobs.get(session, visitor.caller.tenant, clone)

@@ -80,6 +80,21 @@ def test_ranges_are_shown_as_readable_numbers(browser: Browser) -> None:
         assert f'<span class="num">{minimum} \N{EN DASH} {maximum}</span>' in page
 
 
+def test_a_link_fills_in_settings_for_a_cpu(browser: Browser) -> None:
+    link = re.search(rf'href="{ROOT}(/jobs/new\?cpu=true)"', page := browser.show("/jobs/new"))
+    assert link
+    small, before = fields_of(browser.show(link[1])), fields_of(page)
+    changed = {name: value for name, value in small.items() if value != before[name] and name != "nonce"}
+    assert changed == {
+        "prune.calibration.samples": "8",
+        "prune.calibration.tokens": "512",
+        "repair.steps": "14",
+        "repair.retain_tokens": "4096",
+        "evaluate.windows": "8",
+        "evaluate.tokens": "512",
+    }
+
+
 def test_entered_values_reach_the_job(browser: Browser, client: TestClient, filled: Json) -> None:
     del filled["auto_start"]
     changes = {
