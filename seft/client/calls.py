@@ -24,14 +24,14 @@ class Calls:
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Steps[Json]:
         return (yield from self._call(Request("GET", path, query=query or {})))
 
-    def _pages(self, path: str, cursor: str, query: Mapping[str, Any]) -> Flow[Any]:
-        """Yield all rows of a paged route. `next` of a page, or `cursor` of its last row, selects the next page."""
+    def _pages(self, path: str, cursor: str, query: Mapping[str, Any], rows: str = "data") -> Flow[Any]:
+        """Yield all `rows` of a paged route. `next` of a page, or `cursor` of its last row, selects the next page."""
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
-        yield from map(Row, page["data"])
+        yield from map(Row, page[rows])
         while page["has_more"]:
             page = yield from self._get(path, {**query, name: page.get("next") or page["data"][-1][cursor]})
-            yield from map(Row, page["data"])
+            yield from map(Row, page[rows])
 
 
 def answer(reply: Reply) -> Json:

@@ -27,6 +27,7 @@ from seft.client.responses import (
     Model,
     Preview,
     Push,
+    SkippedModel,
     Version,
     Worker,
 )
@@ -146,6 +147,11 @@ class Operations(Administration):
     def models(self) -> Flow[Model]:
         """List the models that a job may name: local models, models in the hub cache, and results of your jobs."""
         yield from self._pages("/models", "id", {})
+
+    @flow
+    def skipped_models(self) -> Flow[SkippedModel]:
+        """List the models that `models` leaves out because they cannot be used, such as one with a damaged file."""
+        yield from self._pages("/models", "id", {}, "skipped")
 
     @operation
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Steps[Job]:

@@ -120,6 +120,13 @@ class Model(TypedDict):
     fits_on: list[str]
 
 
+class SkippedModel(TypedDict):
+    """A model that exists but cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
 class Event(TypedDict):
     """An event in the history of a job."""
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,11 @@ Set = Annotated[
         metavar="KEY=VALUE",
     ),
 ]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--file", help="JSON file with fields of the job, such as settings for a CPU.", metavar="JSON"),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. It never asks if the input is not a terminal.")]
 LISTS = ("evaluate.tasks", "output.formats")
 """Fields of a job whose value is a list. On the command line, one word stands for a list of this word."""
 HASTY = (0.5, 1.0, 2.0)
@@ -150,9 +156,18 @@ def advance(bar: "Progress | None", done: int, total: int) -> None:
         bar.update(bar.task_ids[0], completed=done, total=total)
 
 
-def assigned(settings: Sequence[str] | None) -> Json:
-    """Return the spec that options such as `--set repair.steps=100` describe. A value that is not JSON is text."""
-    spec: Json = {}
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask a person before data is deleted, and end the command with exit code 1 if the answer is no."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(question, abort=True, err=True)
+
+
+def assigned(settings: Sequence[str] | None, file: Path | None = None) -> Json:
+    """Return the spec in a JSON file, changed by options such as `--set repair.steps=100`.
+
+    A value that is not JSON is text.
+    """
+    spec = _read_spec(file) if file else {}
     for setting in settings or []:
         path, text = split(setting, "--set", "repair.steps=100")
         *parents, name = path.split(".")
@@ -167,6 +182,19 @@ def assigned(settings: Sequence[str] | None) -> Json:
         except json.JSONDecodeError:
             value = [text] if path in LISTS else text
         inner[name] = value
+    return spec
+
+
+def _read_spec(file: Path) -> Json:
+    try:
+        spec = json.loads(file.read_bytes())
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}.", param_hint="--file") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{file} must contain JSON: {error}.", param_hint="--file") from None
+    if not isinstance(spec, dict):
+        rule = f'{file} must contain one JSON object, such as {{"repair": {{"steps": 14}}}}.'
+        raise typer.BadParameter(rule, param_hint="--file")
     return spec
 
 

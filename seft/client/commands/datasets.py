@@ -9,7 +9,7 @@ import typer
 
 from seft.client.errors import Flaw
 from seft.client.responses import Dataset, Json, PreviewedRecord
-from seft.client.shell import AsJson, Exit, advance, bytes_bar, connected, reporting, show, show_rows
+from seft.client.shell import AsJson, Exit, Yes, advance, bytes_bar, confirm, connected, reporting, show, show_rows
 
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
 Skip = Annotated[float, typer.Option(min=0, max=100, help="Percentage of invalid lines to skip instead of rejecting.")]
@@ -74,8 +74,9 @@ def download(
 
 
 @app.command()
-def delete(dataset_id: str, as_json: AsJson = False) -> None:
+def delete(dataset_id: str, *, yes: Yes = False, as_json: AsJson = False) -> None:
     """Delete a dataset that no unfinished job needs."""
+    confirm(f"Delete {dataset_id}?", yes=yes)
     with connected(as_json) as service:
         show(service.delete_dataset(dataset_id), as_json, f"{dataset_id}  deleted")
 

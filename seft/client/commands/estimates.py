@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from seft.client.responses import Estimate, Fit
-from seft.client.shell import AsJson, Model, Set, assigned, connected, show_rows
+from seft.client.shell import AsJson, Model, Set, Settings, assigned, connected, show_rows
 from seft.report import about
 
 GIGABYTE = 1e9
@@ -23,6 +23,7 @@ def estimate(
     sparsity: Annotated[
         float | None, typer.Option(help="Fraction of zeros, such as 0.6. An N:M pattern implies it.")
     ] = None,
+    file: Settings = None,
     settings: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +31,7 @@ def estimate(
 
     Give any other field of the job with --set.
     """
-    spec = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity}) | assigned(settings)
+    spec = assigned(settings, file) | {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
     with connected(as_json) as service:
         answer = service.estimate_job(spec)
         if as_json:
@@ -46,8 +47,8 @@ def _rows(estimate: Estimate) -> Iterator[list[str]]:
     yield ["checkpoint", _bytes(estimate["checkpoint_bytes"]), ""]
     yield ["disk of the worker", _bytes(estimate["disk_bytes"]), ""]
     for stage in estimate["memory"]:
-        split = f"or {_bytes(stage['device_bytes'])} on a device and {_bytes(stage['host_bytes'])} on its host"
-        yield [f"memory {stage['phase']}", _bytes(stage["together_bytes"]), split]
+        split = f"{_bytes(stage['device_bytes'])} on the GPU, {_bytes(stage['host_bytes'])} on its host"
+        yield [f"memory {stage['phase']}", f"{_bytes(stage['together_bytes'])} on a CPU worker", f"or {split}"]
     for worker in estimate["workers"]:
         yield [worker["name"], "fits" if worker["fits"] else "does not fit", _why(worker)]
 

@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from seft.client.responses import Event, Job, Json, Push
+from seft.client.responses import Event, Job, Push
 from seft.client.shell import (
     AsJson,
     Exit,
     Model,
     Set,
+    Settings,
+    Yes,
     advance,
     assigned,
     bytes_bar,
+    confirm,
     connected,
     console,
     show,
@@ -45,6 +48,7 @@ def create(
     push: Annotated[
         str | None, typer.Option(help="Push the result into this repository of the hub.", metavar="OWNER/NAME")
     ] = None,
+    file: Settings = None,
     settings: Set = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request returns the same job.")
@@ -52,14 +56,14 @@ def create(
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a job."""
+    """Create a job. Options have priority over --set, and --set over --file."""
     given = {
         "repair.retain_dataset": retain_dataset,
         "evaluate.dataset": evaluate_dataset,
         "output.push.repository": push,
     }
-    spec: Json = {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
-    spec |= assigned([*(settings or []), *(f"{name}={text}" for name, text in given.items() if text is not None)])
+    spec = assigned([*(settings or []), *(f"{name}={text}" for name, text in given.items() if text is not None)], file)
+    spec |= {"model": model} | ({} if sparsity is None else {"sparsity": sparsity})
     options = {"--dataset": dataset, "--retain-dataset": retain_dataset, "--evaluate-dataset": evaluate_dataset}
     for option, text in options.items():
         if text is not None and not Path(text).is_file() and not text.startswith("file_"):
@@ -165,8 +169,14 @@ def start(job_id: str, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def delete(job_id: str, as_json: AsJson = False) -> None:
+def delete(
+    job_id: str,
+    *,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
     """Delete a job that has ended, with its events, metrics and checkpoints."""
+    confirm(f"Delete {job_id} with its events, metrics and checkpoints?", yes=yes)
     with connected(as_json) as service:
         show(service.delete_job(job_id), as_json, f"{job_id}  deleted")
 

@@ -25,6 +25,8 @@ def models(
         if model is None:
             models = service.models()
             show_rows(models, as_json, HEAD, map(_row, models))
+            for skipped in service.skipped_models():
+                typer.echo(f"{skipped['id']} cannot be used: {skipped['reason']}", err=True)
         elif as_json:
             typer.echo(json.dumps(service.model(model, revision=revision)))
         else:

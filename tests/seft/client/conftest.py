@@ -1,5 +1,6 @@
 """Fixtures: a scripted server, a real service, and a client that is once blocking and once asynchronous."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from sqlalchemy.orm import Session, sessionmaker
+from typer.testing import CliRunner, Result
 
 from core.access.keys import Scope, issue
 from core.infra.database import make_engine, make_sessions
@@ -17,6 +19,7 @@ from core.settings import Settings
 from local.folder import FolderLock
 from local.stack import Api
 from seft.client import AsyncClient, Client
+from seft.client.cli import app
 from seft.client.steps import flow
 from tests.hollow import write_hollow
 from tests.seft.client.servers import Script, serving
@@ -90,3 +93,37 @@ def service(settings: Settings, tmp_path: Path) -> Iterator[Service]:
         api.stop()
         lock.release()
         engine.dispose()
+
+
+class Shell:
+    """A shell of a user who has logged in."""
+
+    def __init__(self, service: Service, home: Path) -> None:
+        self.service = service
+        self.environment = {"XDG_CONFIG_HOME": str(home), "SEFT_URL": "", "SEFT_API_KEY": ""}
+        result = self.run("login", "--url", service.url, typed=service.api_key)
+        assert result.exit_code == 0, result.stderr
+
+    def run(self, *words: str, typed: str = "") -> Result:
+        return CliRunner().invoke(app, words, input=f"{typed}\n", env=self.environment)
+
+    def json(self, *words: str) -> Any:
+        result = self.run(*words, "--json")
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(service: Service, tmp_path: Path) -> Shell:
+    return Shell(service, tmp_path / "home")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (path := tmp_path / "data.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
+    return path
+
+
+def create(shell: Shell, data: Path, *options: str) -> Any:
+    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *options)
+    return shell.json("jobs", "create", *words)

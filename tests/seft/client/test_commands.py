@@ -14,60 +14,23 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
-from typer.testing import CliRunner, Result
 
 from core import workers
 from core.capability import CPU, Capability
 from core.jobs import attempts
 from core.tables import JobEvent
 from seft.client import Client, uploads
-from seft.client.cli import app
 from seft.client.downloads import PART_BYTES
 from seft.client.shell import Exit
 from tests.hub import hub
-from tests.seft.client.conftest import Service
+from tests.seft.client.conftest import Service, Shell, create
 from tests.seft.client.servers import Script, Store, serving
 
 README = Path(__file__).parents[3] / "README.md"
 CONTENT = bytes(range(256)) * ((2 * PART_BYTES + 512) // 256)
-
-
-class Shell:
-    """A shell of a user who has logged in."""
-
-    def __init__(self, service: Service, home: Path) -> None:
-        self.service = service
-        self.environment = {"XDG_CONFIG_HOME": str(home), "SEFT_URL": "", "SEFT_API_KEY": ""}
-        result = self.run("login", "--url", service.url, typed=service.api_key)
-        assert result.exit_code == 0, result.stderr
-
-    def run(self, *words: str, typed: str = "") -> Result:
-        return CliRunner().invoke(app, words, input=f"{typed}\n", env=self.environment)
-
-    def json(self, *words: str) -> Any:
-        result = self.run(*words, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
-
-
-@pytest.fixture
-def shell(service: Service, tmp_path: Path) -> Shell:
-    return Shell(service, tmp_path / "home")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    (path := tmp_path / "data.jsonl").write_text('{"text": "%s"}\n{"text": "two"}\n' % ("one " * 1024))
-    return path
-
-
-def create(shell: Shell, data: Path, *options: str) -> Any:
-    words = ("--model", "tiny", "--dataset", str(data), "--sparsity", "0.6", *options)
-    return shell.json("jobs", "create", *words)
 
 
 def succeed(service: Service, content: bytes) -> str:
@@ -255,38 +218,6 @@ def test_a_job_is_watched_logged_and_downloaded(shell: Shell, data: Path, tmp_pa
     assert compared["measured model.zeros"] == [5, 5]
     (path,) = shell.json("jobs", "download", job_id, str(tmp_path / "out"))["files"]
     assert Path(path).read_bytes() == CONTENT
-
-
-def test_models_are_listed_and_an_estimate_needs_no_dataset_and_suggests_what_fits(shell: Shell) -> None:
-    with shell.service.sessions.begin() as session:
-        workers.record_heartbeat(session, "w1", Capability(CPU, "x86_64", 4 << 30, 1 << 40))
-    words = ("--model", "tiny", "--sparsity", "0.6")
-    estimate = shell.json("estimate", *words)
-    assert (estimate["fits"], estimate["checkpoint_bytes"]) == (True, 2 * estimate["parameters"])
-    output = shell.run("estimate", *words).stdout
-    assert f"{estimate['parameters']:,}" in output
-    assert "w1" in output
-    (listed,) = shell.json("models")
-    assert (listed["id"], listed["parameters"]) == ("tiny", estimate["parameters"])
-    assert shell.json("models", "tiny") == listed
-    assert listed["fits_on"] == ["w1"]
-    (worker,) = shell.json("workers")
-    assert (worker["name"], worker["memory"]) == ("w1", 4 << 30)
-    assert shell.run("workers").stdout.splitlines()[1].split()[:6] == ["w1", "idle", "cpu", "x86_64", "4.3", "GB"]
-    with shell.service.sessions.begin() as session:
-        workers.record_flops(session, "w1", 1e10)
-    (line,) = (line for line in shell.run("estimate", *words).stdout.splitlines() if line.startswith("w1"))
-    assert re.search(r"about (\d+ s|\d+ min), roughly, from a short calibration of the device", line)
-    for model_words in (["models"], ["models", "tiny"]):
-        (row,) = shell.run(*model_words).stdout.splitlines()[1:]
-        assert f"{listed['parameters']:,}" in row
-        assert row.rstrip().endswith("w1")
-    assert shell.run("models", "--revision", "main").exit_code == Exit.USAGE
-    result = shell.run("models", "tiny", "--revision", "main")
-    assert (result.exit_code, "Remove `revision`, or name a hub model." in result.stderr) == (Exit.REFUSED, True)
-    too_much = ("--set", "repair.micro_batch=1024", "--set", "repair.batch_tokens=4194304")
-    long = ("--set", "repair.sequence_tokens=4096")
-    assert "--set repair.micro_batch=" in shell.run("estimate", *words, *too_much, *long).stdout
 
 
 @pytest.fixture
