@@ -35,8 +35,6 @@ TEMPERATURE = 0.8
 """Temperature at which the dense model writes. At 1, small models soon write nonsense."""
 MEASURED = 8
 """One of this number of windows is not trained on. The loss on these windows shows what the model has kept."""
-TOKENS_AT_ONCE = 1 << 13
-"""Number of tokens that the model writes at a time, in several windows. It limits the memory of the key-value cache."""
 REPORTED = 4
 """Number of tokens of a window between two reports."""
 WRITTEN_PARTS = 3
@@ -89,7 +87,7 @@ def write_windows(model: Any, opening: Sequence[int], config: RepairConfig, repo
             "Raise it, or set retain to none.",
         )
     count = config.retained_windows
-    at_once = max(1, TOKENS_AT_ONCE // length)
+    at_once = config.written_at_once
     start = torch.tensor(list(opening), device=model.device)
     require_known_tokens(start.cpu(), model)
     seeds, parts = generator(config.seed, "retained text"), []

@@ -18,7 +18,7 @@ from seft.models.source import ModelSource
 
 WEIGHTS = {
     Stage.LOADING: 3,
-    Stage.WRITING: 5,
+    Stage.WRITING: 25,
     Stage.DENSE: 6,
     Stage.PRUNING: 25,
     Stage.RECONSTRUCTING: 25,

@@ -53,8 +53,6 @@ CHUNK, COPIES = 1 << 24, 4
 """Largest number of weights that the optimizer changes at a time, and its float32 copies of them."""
 PREDICTED = 64 * (FLOAT + FLOAT)
 """Bytes per token of retained text: the most probable tokens and their log-probabilities."""
-WRITTEN_AT_ONCE = 1 << 13
-"""Number of tokens that the dense model writes at a time, as in `seft.retain`."""
 INDEXED = 21
 """Bytes per nonzero of a matrix while its gradients are added up: two indices, the gradient and the mask."""
 
@@ -137,7 +135,8 @@ def _writing(model: Dimensions, spec: JobSpec) -> int:
     length = spec.repair.sequence_tokens
     if spec.repair.retain is Retain.DATASET:
         return _forward(model, length)
-    together = min(max(1, WRITTEN_AT_ONCE // length), max(1, spec.retained_tokens // length))
+    config = spec.repair_config()
+    together = config.written_at_once if config else 0
     cache = 2 * FLOAT * together * length * model.keys * len(model.blocks)
     return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
 

@@ -97,6 +97,8 @@ RATES = {
 }
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
+WRITTEN_AT_ONCE = 1 << 13
+"""Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 ALL_RATE = 1e-3
 """Peak learning rate if all nonzeros are trained in place (`density: all`)."""
 PUBLISHED_RATE = 3e-3
@@ -281,6 +283,11 @@ class RepairConfig:
         """
         read = self.retained_before(self.steps + 1)
         return max(2, min(self.retain_tokens // self.sequence_tokens, read + max(1, (read - 1) // 7)))
+
+    @property
+    def written_at_once(self) -> int:
+        """Number of windows of retained text that the dense model writes at the same time."""
+        return min(max(1, WRITTEN_AT_ONCE // self.sequence_tokens), self.retained_windows)
 
     @property
     def windows(self) -> int:
