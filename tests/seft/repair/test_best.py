@@ -62,11 +62,12 @@ def test_a_resumed_run_ends_at_the_same_step_with_the_same_bits(
     config = short(method=method, evaluate_interval=2, patience=patience)
     uninterrupted = Judging(config, LOSSES).finish()
     assert (uninterrupted.repair.step, uninterrupted.repair.kept_step) == (last, 4)
+    stopped = Judging(config, LOSSES)
     for stop in range(last + 1):
-        stopped, again = Judging(config, LOSSES), Judging(config, LOSSES)
-        for _ in range(stop):
-            stopped.repair.advance()
+        again = Judging(config, LOSSES)
         stopped.repair.save(tmp_path / str(stop))
+        if not stopped.repair.done:
+            stopped.repair.advance()
         again.repair.load(tmp_path / str(stop))
         assert again.repair.done is (stop == last)
         again.finish()

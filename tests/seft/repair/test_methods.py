@@ -202,8 +202,11 @@ def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(
     uninterrupted, repair = repaired(config, dtype=dtype)
     repair.finish()
     expected = weights(uninterrupted)
+    stopped = repaired(config, 0, dtype)[1]
     for stop in range(9):
-        repaired(config, stop, dtype)[1].save(tmp_path / str(stop))
+        stopped.save(tmp_path / str(stop))
+        if not stopped.done:
+            stopped.advance()
         model = pruned_tiny(dtype)
         again = Repair(model, TOKENS, config, pruned=PRUNED)
         again.load(tmp_path / str(stop))
