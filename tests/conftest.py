@@ -3,6 +3,7 @@
 A test that uses no server fixture starts no server, and its environment is unchanged.
 """
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -41,6 +42,11 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort the files so that the longest ones start first. The order of the tests in a file stays."""
     items.sort(key=lambda item: not LONGEST.intersection(item.path.parents))
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what the imports made, such as all of torch, from the garbage collections of the tests."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
