@@ -21,8 +21,8 @@ demo: $(READY) ## prune a real language model to 60 % zeros and repair it, throu
 	@$(LAUNCHER) $(BIN)/python -m local demo
 
 test: $(READY) ## run every test, with real Postgres, Valkey and S3
-	@# Most tests wait for processes, so three at once fit two cores. A file stays in one process: its tests share fixtures.
-	@$(LAUNCHER) $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	@# Many tests wait for processes, so four at once fit two cores. A file stays in one process: its tests share fixtures.
+	@$(LAUNCHER) $(BIN)/python -m pytest --numprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 fuzz: $(READY) ## call every operation of the API thousands of times, with valid and invalid requests
 	@$(LAUNCHER) $(BIN)/python -m tests.fuzz
