@@ -48,9 +48,10 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     if "pruned" in spec.scored:
         operations[Phase.PRUNING] = _pruning(spec, model)
     if repair.retains:
-        config = spec.repair_config()
-        written = config and config.retain is Retain.WRITTEN and WRITTEN + WRITTEN_ALONE / config.written_at_once
-        operations[Phase.WRITING] = retained * (written or 1)
+        config, passes = spec.repair_config(), 1.0
+        if config and config.retain is Retain.WRITTEN:
+            passes = WRITTEN + WRITTEN_ALONE / config.written_at_once
+        operations[Phase.WRITING] = retained * passes
     if epochs := spec.prune.reconstruct_epochs:
         operations[Phase.RECONSTRUCTING] = epochs * (FORWARD + BACKWARD) * _calibration_tokens(spec) * model.targets
     if repair.method is not RepairMethod.NONE:
