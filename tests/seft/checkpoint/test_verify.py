@@ -1,6 +1,7 @@
 """Every kind of damage to a checkpoint is detected and named."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,13 @@ with standby():
     refused(intact, "ended too early")
 """
     subprocess.run([sys.executable, "-c", STANDBY + script, str(exported), str(folder)], check=True)
+
+
+def test_a_command_verifies_in_a_copy_of_its_process(tiny_folder: Path, tmp_path: Path) -> None:
+    script = "import subprocess, sys; from seft.cli import main; subprocess.run = None; sys.exit(main(sys.argv[1:]))"
+    command = ["prune", tiny_folder, "--sparsity", "0.5", "--method", "magnitude", "--out", tmp_path / "out"]
+    several_threads = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script, *map(str, command)], env=several_threads, check=True)
 
 
 def test_a_process_that_waits_keeps_no_file_open_and_ends_with_its_parent() -> None:
