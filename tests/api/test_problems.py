@@ -213,6 +213,12 @@ def test_every_operation_refuses_unknown_query_parameters(app: FastAPI, client: 
     assert client.get("/docs?a=1").status_code == 200
 
 
+def test_a_repeated_query_parameter_is_refused(client: TestClient) -> None:
+    report = problem(client.get("/jobs?limit=5&limit=6"), 422, "invalid_request")
+    assert [(flaw["param"], flaw["value"]) for flaw in report["errors"]] == [("limit", "'6'")]
+    assert report["errors"][0]["rule"] == "must be given once; it is given 2 times"
+
+
 def test_an_unexpected_error_shows_no_internals(
     app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
