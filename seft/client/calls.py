@@ -24,14 +24,17 @@ class Calls:
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Steps[Json]:
         return (yield from self._call(Request("GET", path, query=query or {})))
 
-    def _pages(self, path: str, cursor: str, query: Mapping[str, Any], rows: str = "data") -> Flow[Any]:
-        """Yield all `rows` of a paged route. `next` of a page, or `cursor` of its last row, selects the next page."""
+    def _pages(self, path: str, cursor: str, query: Mapping[str, Any], *, whole: bool = False) -> Flow[Any]:
+        """Yield all rows of a paged route, or the `whole` pages.
+
+        `next` of a page, or `cursor` of its last row, selects the next page.
+        """
         name = "after" if cursor == "id" else f"after_{cursor}"
         page = yield from self._get(path, query)
-        yield from map(Row, page[rows])
+        yield from map(Row, [page] if whole else page["data"])
         while page["has_more"]:
             page = yield from self._get(path, {**query, name: page.get("next") or page["data"][-1][cursor]})
-            yield from map(Row, page[rows])
+            yield from map(Row, [page] if whole else page["data"])
 
 
 def answer(reply: Reply) -> Json:

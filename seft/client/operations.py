@@ -25,9 +25,9 @@ from seft.client.responses import (
     Job,
     Metric,
     Model,
+    ModelPage,
     Preview,
     Push,
-    SkippedModel,
     Version,
     Worker,
 )
@@ -149,9 +149,9 @@ class Operations(Administration):
         yield from self._pages("/models", "id", {})
 
     @flow
-    def skipped_models(self) -> Flow[SkippedModel]:
-        """List the models that `models` leaves out because they cannot be used, such as one with a damaged file."""
-        yield from self._pages("/models", "id", {}, "skipped")
+    def model_pages(self) -> Flow[ModelPage]:
+        """List the pages of `models`, which also name the models that cannot be used, such as a damaged one."""
+        yield from self._pages("/models", "id", {}, whole=True)
 
     @operation
     def create_job(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Steps[Job]:

@@ -127,6 +127,13 @@ class SkippedModel(TypedDict):
     reason: str
 
 
+class ModelPage(TypedDict):
+    """A part of the list of models."""
+
+    data: list[Model]
+    skipped: list[SkippedModel]
+
+
 class Event(TypedDict):
     """An event in the history of a job."""
 

@@ -23,10 +23,12 @@ def models(
         raise typer.BadParameter("needs a model. Write the model's id before it.", param_hint="--revision")
     with connected(as_json) as service:
         if model is None:
-            models = service.models()
+            pages = list(service.model_pages())
+            models = [each for page in pages for each in page["data"]]
             show_rows(models, as_json, HEAD, map(_row, models))
-            for skipped in service.skipped_models():
-                typer.echo(f"{skipped['id']} cannot be used: {skipped['reason']}", err=True)
+            for page in pages:
+                for skipped in page["skipped"]:
+                    typer.echo(f"{skipped['id']} cannot be used: {skipped['reason']}", err=True)
         elif as_json:
             typer.echo(json.dumps(service.model(model, revision=revision)))
         else:
