@@ -250,6 +250,12 @@ class JobSpec(Spec):
         config = self.repair_config()
         return config.retained_windows * config.sequence_tokens if config and config.retains else 0
 
+    @property
+    def written_at_once(self) -> int:
+        """Number of windows of retained text that the dense model writes at the same time. 0 if it writes none."""
+        config = self.repair_config()
+        return config.written_at_once if config and config.retain is Retain.WRITTEN else 0
+
     def evaluate_config(self) -> config.EvaluateConfig:
         """Return the evaluation settings of the library."""
         return config.EvaluateConfig(tokens=self.evaluate.tokens, windows=self.evaluate.windows)

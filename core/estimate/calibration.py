@@ -7,7 +7,7 @@ The phases of a job reach a fraction of that, `EFFICIENCY`. docs/log.md has the 
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, PruneMethod, Retain
+from seft.config import Allocation, PruneMethod
 from seft.models.dimensions import Dimensions
 
 EFFICIENCY = 0.7
@@ -48,10 +48,8 @@ def count_operations(spec: JobSpec, model: Dimensions) -> dict[Phase, float]:
     if "pruned" in spec.scored:
         operations[Phase.PRUNING] = _pruning(spec, model)
     if repair.retains:
-        config, passes = spec.repair_config(), 1.0
-        if config and config.retain is Retain.WRITTEN:
-            passes = WRITTEN + WRITTEN_ALONE / config.written_at_once
-        operations[Phase.WRITING] = retained * passes
+        together = spec.written_at_once
+        operations[Phase.WRITING] = retained * (WRITTEN + WRITTEN_ALONE / together if together else 1)
     if epochs := spec.prune.reconstruct_epochs:
         operations[Phase.RECONSTRUCTING] = epochs * (FORWARD + BACKWARD) * _calibration_tokens(spec) * model.targets
     if repair.method is not RepairMethod.NONE:

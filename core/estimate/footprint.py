@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, OutputFormat, PruneMethod, PruneSchedule, Retain, Variant
+from seft.config import Allocation, OutputFormat, PruneMethod, PruneSchedule, Variant
 from seft.models.dimensions import Dimensions, Matrix
 
 FLOAT, HALF = 4, 2
@@ -132,11 +132,9 @@ def _writing(model: Dimensions, spec: JobSpec) -> int:
     These are the keys and values of the windows that it writes at a time. They are copied for each new token. If a
     dataset is retained, the model only reads one window at a time.
     """
-    length = spec.repair.sequence_tokens
-    if spec.repair.retain is Retain.DATASET:
+    length, together = spec.repair.sequence_tokens, spec.written_at_once
+    if not together:
         return _forward(model, length)
-    config = spec.repair_config()
-    together = config.written_at_once if config else 0
     cache = 2 * FLOAT * together * length * model.keys * len(model.blocks)
     return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
 

@@ -87,6 +87,9 @@ def trains_all(density: float | str, method: str, variant: str) -> bool:
     return density == "all"
 
 
+WRITTEN_AT_ONCE = 1 << 13
+"""Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
+
 RATES = {
     RepairMethod.SEFT: 3e-2,
     RepairMethod.FIXED_MASK: 3e-2,
@@ -97,8 +100,6 @@ RATES = {
 }
 """Peak learning rates if 0.5 % of the weights are trained. docs/log.md has the measurements."""
 
-WRITTEN_AT_ONCE = 1 << 13
-"""Number of tokens that the dense model writes at a time, in several windows. It limits the key-value cache."""
 ALL_RATE = 1e-3
 """Peak learning rate if all nonzeros are trained in place (`density: all`)."""
 PUBLISHED_RATE = 3e-3
