@@ -1,4 +1,4 @@
-"""Refuse query parameters that an operation does not have, or that are repeated, as for the fields of a body."""
+"""Refuse query parameters that an operation does not have, and repeated ones that are not lists."""
 
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
