@@ -167,7 +167,7 @@ class Bench:
     def run(self, cell: Cell, label: str, questions: int = 0) -> Figures:
         """Run one experiment, whose base must have been run, and save its weights.
 
-        With `questions`, the model also answers this number of questions of ARC-Easy.
+        With `questions`, the model also answers this number of questions of ARC-Easy, see `answer`.
         """
         loaded = load(self.source, dtype=torch.float32 if cell.repair is None else getattr(torch, cell.dtype))
         figures: Figures = {}
@@ -183,12 +183,22 @@ class Bench:
         for name in JUDGED:
             figures[name] = math.exp(mean_loss(model, self._test(name, loaded.tokenizer)))
         if questions:
-            asked = read_questions(self.data / QUESTIONS, questions)
-            found = accuracy(model, loaded.tokenizer, asked)
-            figures |= {"accuracy": found.accuracy, "accuracy_per_byte": found.accuracy_per_byte, "asked": len(asked)}
+            figures |= self._answer(loaded, questions)
         weights = [linear.weight for linear in target_linears(model).values()]
         figures["zeros"] = sum(int((weight == 0).sum()) for weight in weights) / sum(map(Tensor.numel, weights))
         return figures
+
+    def answer(self, cell: Cell, questions: int) -> Figures:
+        """Return the accuracy of an experiment that has been run, on the first questions of ARC-Easy."""
+        loaded = load(self.source, dtype=getattr(torch, cell.dtype))
+        load_pruned(loaded.model, self.weights(cell))
+        _convert(loaded.model, torch.float32)
+        return self._answer(loaded, questions)
+
+    def _answer(self, loaded: Any, questions: int) -> Figures:
+        asked = read_questions(self.data / QUESTIONS, questions)
+        found = accuracy(loaded.model, loaded.tokenizer, asked)
+        return {"accuracy": found.accuracy, "accuracy_per_byte": found.accuracy_per_byte, "asked": len(asked)}
 
     @torch.no_grad()
     def _load_base(self, model: Any, cell: Cell) -> None:

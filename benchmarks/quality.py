@@ -84,8 +84,9 @@ def table(study: Study, results: Results, columns: Sequence[str] = COLUMNS) -> s
         figures = results[cell]
         if figures:
             figures = figures | {"recovered": recovered(cell, figures, results)}
+            cells = " | ".join(_shown(column, figures) for column in columns)
             name = label.replace("|", "\\|")
-            lines.append(f"| {name} | {' | '.join(_shown(name, figures.get(name)) for name in columns)} |")
+            lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
@@ -107,11 +108,16 @@ def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
     return math.log(before / after) / math.log(before / best)
 
 
-def _shown(name: str, value: float | None) -> str:
-    match name:
+def _shown(column: str, figures: Figures) -> str:
+    """Return a figure as text. An accuracy has its interval of 95 %, by the normal approximation."""
+    value = figures.get(column)
+    match column:
         case _ if value is None:
             return ""
-        case "accuracy" | "recovered":
+        case "accuracy":
+            half = 1.96 * math.sqrt(value * (1 - value) / figures["asked"])
+            return f"{value:.1%} ± {half:.1%}"
+        case "recovered":
             return f"{value:.1%}"
         case "peak_bytes":
             return f"{value / 1e6:,.0f} MB"
@@ -143,7 +149,10 @@ def _run(arguments: argparse.Namespace, results: Results, labels: dict[Cell, str
     for cells in rounds(wanted, bench):
         with ProcessPoolExecutor(arguments.cores, get_context("spawn"), max_tasks_per_child=1) as pool:
             code = code_hash()
-            running = {pool.submit(_work, arguments, code, cell, labels.get(cell, "base")): cell for cell in cells}
+            running = {
+                pool.submit(_work, arguments, code, cell, labels.get(cell, "base"), results[cell]): cell
+                for cell in cells
+            }
             for done in as_completed(running):
                 cell = running[done]
                 if error := done.exception():
@@ -171,10 +180,14 @@ def _complete(figures: Figures | None, questions: int) -> bool:
     return figures is not None and figures.get("asked", 0) >= questions
 
 
-def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str) -> Figures:
+def _work(arguments: argparse.Namespace, code: str, cell: Cell, label: str, found: Figures | None) -> Figures:
+    """Run an experiment, or only ask the questions if it has other figures and its weights are there."""
     if code_hash() != code:
         raise RuntimeError("the code changed since the study began; run it again")
-    return Bench(arguments.model, arguments.data, arguments.work).run(cell, label, arguments.questions)
+    bench = Bench(arguments.model, arguments.data, arguments.work)
+    if found and bench.weights(cell).exists():
+        return found | bench.answer(cell, arguments.questions)
+    return bench.run(cell, label, arguments.questions)
 
 
 def _retain(arguments: argparse.Namespace, cell: Cell) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from benchmarks.cells import Cell
 from benchmarks.changes import CHANGES
@@ -114,17 +115,24 @@ def batch() -> Study:
 def defaults() -> Study:
     """Return the settings of a job that names only model, dataset and sparsity, with three seeds."""
     return {
-        f"{name}, seed {seed}": Cell(prune, replace(_default(), seed=seed))
+        f"{name}{', nothing retained' if retain is Retain.NONE else ''}, seed {seed}": Cell(
+            prune, replace(_default(), seed=seed, retain=retain)
+        )
         for name, prune in _sparsities(ADMM).items()
+        for retain in (Retain.WRITTEN, Retain.NONE)
         for seed in range(3)
     }
 
 
 def peers() -> Study:
-    """Return all methods that train some values, at four sparsities, after two pruners."""
-    names = ("seft", "masked_lora", "spp", "fixed_mask", "masked_full", "lora_reprune")
+    """Return all methods at four sparsities, after two pruners, with nothing retained.
+
+    `all` trains all nonzeros, `masked_full` too but with AdamW. The others train 0.5 % of the weights.
+    """
+    rates: dict[str, float | Literal["auto"]] = {"all": 1e-3}
+    names = ("all", "seft", "masked_lora", "spp", "fixed_mask", "masked_full", "lora_reprune")
     return {
-        f"{sparsity}, {base.method}, {name}": Cell(prune, RECIPES[name].config("auto"))
+        f"{sparsity}, {base.method}, {name}": Cell(prune, RECIPES[name].config(rates.get(name, "auto")))
         for base in (WANDA, ADMM)
         for sparsity, prune in _sparsities(base).items()
         for name in names

@@ -79,6 +79,16 @@ def counted(advance: Advance, steps: list[int]) -> Advance:
     return counting
 
 
+def test_an_experiment_that_was_run_answers_the_questions_without_another_training(bench: Bench) -> None:
+    text = "Please choose the correct answer to the question: a b\n\nAnswer1: c Answer2: d e\n\nAnswer format: answer1/answer2"
+    questions = [{"instruction": text, "answer": f"answer{number % 2 + 1}"} for number in range(8)]
+    (bench.data / cells.QUESTIONS).write_text(json.dumps(questions))
+    bench.run(PRUNED, "pruned")
+    whole = bench.run(REPAIRED, "repaired", questions=8)
+    assert whole["asked"] == 8
+    assert bench.answer(REPAIRED, 8).items() <= whole.items()
+
+
 def test_training_starts_from_the_weights_of_the_base(bench: Bench) -> None:
     pruned = bench.run(PRUNED, "pruned")
     still = replace(REPAIRED, repair=replace(TRAINING, learning_rate=1e-8))
