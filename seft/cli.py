@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT, INTERRUPTED = 2, 130
 LOADING = Progress(Phase.LOADING, 0, 1)
-EXTRA = "Run pip install '.[torch]' in the folder of the repository, or let the service do the work: seft jobs create."
+EXTRA = "Run pip install '.[torch]' in the folder of the repository."
 REPAIR = "repair "
 """Prefix of the parsed settings of the repair in `seft compress`."""
 LENGTHS = {"tokens", "sequence_tokens"}

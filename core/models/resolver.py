@@ -210,14 +210,20 @@ class ModelResolver:
             return "must be left out, because the service does not use the hub (HF_HUB_OFFLINE)", "Leave it out."
         token = self._tokens.get(tenant)
         if token is None:
-            return "needs a hub token of your tenant", f"Set a token with write access with {HOW_TO_SET}."
+            return (
+                "can be pushed to only with a hub token of your tenant",
+                f"Set a token with write access with {HOW_TO_SET}.",
+            )
         try:
             with self._hub_call(tenant, param, repr(repository)):
                 return write_flaw(account(token), repository)
         except ProblemError as problem:
             if problem.code in (Code.HUB_UNREACHABLE, Code.HUB_BUSY):
                 return None
-            return "needs a hub token that the hub accepts", f"Store one with write access with {HOW_TO_SET}."
+            return (
+                "can be pushed to only with a hub token that the hub accepts",
+                f"Store one with write access with {HOW_TO_SET}.",
+            )
 
     def _ask_hub(self, tenant: str, reference: str, revision: str | None) -> ModelSource:
         with self._hub_call(tenant, "model", repr(reference)):

@@ -191,7 +191,8 @@ def _scores(facts: Facts) -> str:
     )
     rounded = " and ".join(name for name in names if name != "dense").capitalize()
     note = (
-        f"Measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens. {rounded} weights"
+        f"Perplexity is measured on {facts.evaluate.windows} windows of {facts.evaluate.tokens} tokens of held-out text"
+        f"{', and on windows of the retained text that the training did not read' if second else ''}. {rounded} weights"
         " were rounded to the stored precision first."
     )
     return "\n".join([*head, *rows, "", note])

@@ -84,9 +84,9 @@ def test_a_push_is_requested_once_and_only_its_tenant_sees_it(
 @pytest.mark.parametrize(
     "refused",
     [
-        (None, "acme/sparse", "needs a hub token"),
+        (None, "acme/sparse", "only with a hub token of your tenant"),
         (READER, "acme/sparse", "the token can only read"),
-        (REVOKED, "acme/sparse", "needs a hub token that the hub accepts"),
+        (REVOKED, "acme/sparse", "only with a hub token that the hub accepts"),
         (WRITER, "stranger/sparse", "must belong to the account of your hub token"),
         (WRITER, "sparse", "should match pattern"),
         (WRITER, "acme/a--b", "Cannot have -- or .."),

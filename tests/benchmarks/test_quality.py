@@ -80,7 +80,7 @@ def counted(advance: Advance, steps: list[int]) -> Advance:
 
 
 def test_an_experiment_that_was_run_answers_the_questions_without_another_training(bench: Bench) -> None:
-    text = "Please choose the correct answer to the question: a b\n\nAnswer1: c Answer2: d e\n\nAnswer format: answer1/answer2"
+    text = "Please choose the correct answer to the question: a b\n\nAnswer1: c Answer2: d e\n\nAnswer format: any"
     questions = [{"instruction": text, "answer": f"answer{number % 2 + 1}"} for number in range(8)]
     (bench.data / cells.QUESTIONS).write_text(json.dumps(questions))
     bench.run(PRUNED, "pruned")

@@ -56,7 +56,9 @@ def _rows(estimate: Estimate) -> Iterator[list[str]]:
 def _why(worker: Fit) -> str:
     needs = f"{worker['phase']} needs {_bytes(worker['needed_bytes'])} of {_bytes(worker['memory_bytes'])}"
     words = [f"{worker['device']} {worker['device_name']}".strip(), needs]
-    if worker["seconds"] is not None:
+    if worker["seconds"] is None:
+        words.append("time not known yet")
+    else:
         words.append(f"{about(worker['seconds'])}, {BASES[str(worker['seconds_from'])]}")
     if not worker["fits"]:
         change = worker["change"]
