@@ -181,7 +181,7 @@ class Bench:
         figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         model = self._judged(loaded, cell)
         for name in JUDGED:
-            figures[name] = math.exp(mean_loss(model, self._test(name, loaded.tokenizer)))
+            figures[name] = math.exp(mean_loss(model, self.test(name, loaded.tokenizer)))
         if questions:
             figures |= self._answer(loaded, questions)
         weights = [linear.weight for linear in target_linears(model).values()]
@@ -236,7 +236,7 @@ class Bench:
         config = cell.repair
         assert config
         text = self.tokens(TRAINED[cell.text], loaded.tokenizer)
-        points = {name: self._test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
+        points = {name: self.test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
         kept = self.retained(cell)
         retained = load_retained(kept) if kept else None
         if retained:
@@ -275,7 +275,8 @@ class Bench:
             "curve": done.curve,
         }
 
-    def _test(self, name: str, tokenizer: Any) -> Int[Tensor, "windows tokens"]:
+    def test(self, name: str, tokenizer: Any) -> Int[Tensor, "windows tokens"]:
+        """Return the windows of a text on which a model is judged."""
         return cut_windows(self.tokens(JUDGED[name], tokenizer), TEST_LENGTH)[:TEST_WINDOWS]
 
     def tokens(self, name: str, tokenizer: Any) -> Int[Tensor, "tokens"]:

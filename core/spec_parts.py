@@ -341,7 +341,8 @@ class OutputSpec(Spec):
         default=(OutputFormat.DENSE,),
         description="Formats in which the model is published. Each keeps every zero. `dense` is a Hugging Face folder"
         " in bfloat16; only with it can another job use the result. Each of the others is one file. `compact` has the"
-        " same model and takes little space for zeros. GGUF is for llama.cpp, with the same values (`gguf_bf16`) or"
+        " same model and takes little space for zeros; `compact_int8` and `compact_nf4` have nonzero weights of 8 and"
+        " 4 bits. GGUF is for llama.cpp, with the same values (`gguf_bf16`) or"
         " with 8 or 4 bits per weight (`gguf_q8_0`, `gguf_q4_0`).",
         examples=[["dense", "compact"]],
         json_schema_extra={"minItems": 1, "uniqueItems": True},

@@ -30,7 +30,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 10
+SPEC_VERSION = 11
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 

@@ -75,9 +75,9 @@ def expand(options: argparse.Namespace, _: Reporter) -> Answer:
     from seft.checkpoint.compact.reader import open_container
 
     with open_container(options.file) as container:
-        container.expand(options.out)
-    text = f"{options.out} has {len(container.files)} files with {container.size:,} bytes."
-    return {"out": str(options.out), "folder": container.size}, text
+        size = container.expand(options.out)
+    text = f"{options.out} has {len(container.files)} files with {size:,} bytes."
+    return {"out": str(options.out), "folder": size}, text
 
 
 def add_reproduce(command: argparse.ArgumentParser) -> None:

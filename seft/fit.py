@@ -34,6 +34,8 @@ MOST_WEIGHTS = (1 << 31) - 1
 """Largest number of weights in a linear if single weights are trained, because their positions are int32."""
 MOST_PACKED = 32_000
 """Largest number of pruned tensors in a compact file. Its index has room for about 1,000 tensors more."""
+PACKED_TENSORS = {OutputFormat.COMPACT: 1, OutputFormat.COMPACT_INT8: 2, OutputFormat.COMPACT_NF4: 2}
+"""Tensors in a compact file for each tensor that is pruned, with the scales."""
 MOST_VALUES = 1 << 50
 """More trained values than any model has."""
 
@@ -58,9 +60,10 @@ def require_packable(model: Dimensions, formats: Iterable[OutputFormat]) -> None
     """
     matrices = sum(matrix.count for block in model.blocks for matrix in block)
     tensors = matrices * 3 // 2 if model.stacked else matrices
-    if OutputFormat.COMPACT in formats and tensors > MOST_PACKED:
-        rule = f"must not contain compact if the model has more than {MOST_PACKED} tensors to prune"
-        raise ConfigError(FORMATS, rule, tensors, "Use the format dense.")
+    for format_, each in PACKED_TENSORS.items():
+        if format_ in formats and tensors * each > MOST_PACKED:
+            rule = f"must not contain {format_} if the model has more than {MOST_PACKED // each} tensors to prune"
+            raise ConfigError(FORMATS, rule, tensors, "Use the format dense.")
 
 
 def _require_prune_fit(model: Dimensions, config: PruneConfig) -> None:

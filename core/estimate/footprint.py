@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from core.spec_parts import RepairMethod
 from core.specs import JobSpec
 from core.states import Phase
-from seft.config import Allocation, OutputFormat, PruneMethod, PruneSchedule, Variant
+from seft.config import Allocation, PruneMethod, PruneSchedule, Variant
 from seft.models.dimensions import Dimensions, Matrix
 
 FLOAT, HALF = 4, 2
@@ -26,6 +26,8 @@ GGUF_BYTES = 100_000_000
 """Bytes of the modules and buffers that read and write GGUF files."""
 COMPACT_BYTES = 80_000_000
 """Bytes of the buffers of the threads that write and verify a compact file."""
+INTEGER = 4
+"""Bytes per weight of the largest matrix while it is compared with its integers, which are made again."""
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
 """Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
 
@@ -97,8 +99,11 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
         phases[Phase.TRAINING] = _training(model, spec)
     # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
     loading = 2 * weights + GGUF_BYTES if any(each.is_gguf for each in spec.output.formats) else weights
-    if OutputFormat.COMPACT in spec.output.formats:
+    if any(each.is_compact for each in spec.output.formats):
         loading += COMPACT_BYTES
+    if any(each.is_compact and each.rounds for each in spec.output.formats):
+        widest = max(each.rows * each.cols for block in model.blocks for each in block)
+        loading += INTEGER * max(model.vocabulary * model.hidden, widest)
     phases[Phase.EXPORTING] = Footprint(weights, loading, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 

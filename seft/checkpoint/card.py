@@ -65,7 +65,7 @@ model of this type:
 ```shell
 llama-cli --model {file} --prompt "Once upon a time"
 ```"""
-_COMPACT = """`{file}` has the whole model, bit for bit, in one file in which zeros take little space. The package
+_COMPACT = """`{file}` has the whole model{values}, in one file in which zeros take little space. The package
 `seft` (`pip install '.[torch]'` in a clone of its repository) runs it on a CPU, keeps the weights compressed in memory
 and multiplies from there:
 
@@ -81,6 +81,9 @@ model = seft.load("{file}")  # or its address: https://... or s3://...
 tokenizer = seft.load_tokenizer("{file}")
 ```"""
 _VALUES = {
+    OutputFormat.COMPACT: ", bit for bit",
+    OutputFormat.COMPACT_INT8: ", its matrices rounded to 8 bits with a scale per row",
+    OutputFormat.COMPACT_NF4: ", its pruned matrices rounded to 4 bits (NF4) with a scale per 64 columns",
     OutputFormat.GGUF_BF16: " and exactly the values of the checkpoint",
     OutputFormat.GGUF_Q8_0: ", and its other weights are rounded to 8 bits with a scale per 32 weights (Q8_0)",
     OutputFormat.GGUF_Q4_0: ", and its other weights are rounded to 4 bits with a scale per 32 weights (Q4_0)",
@@ -260,10 +263,9 @@ def _plain(text: str) -> str:
 def _loading(formats: Sequence[OutputFormat]) -> list[str]:
     """Return how to load each format."""
     parts = [_LOAD, _SPEED] if OutputFormat.DENSE in formats else []
-    parts += [_COMPACT.format(file=each.file) for each in formats if each is OutputFormat.COMPACT]
+    parts += [_COMPACT.format(file=each.file, values=_VALUES[each]) for each in formats if each.is_compact]
     parts += [_GGUF.format(file=each.file, values=_VALUES[each]) for each in formats if each.is_gguf]
-    rounds = {OutputFormat.GGUF_Q8_0, OutputFormat.GGUF_Q4_0} & {*formats}
-    return [*parts, *([_NOT_SCORED] if rounds else [])]
+    return [*parts, *([_NOT_SCORED] if any(each.rounds for each in formats) else [])]
 
 
 def _recipe(record: Record) -> str:

@@ -27,9 +27,12 @@ def _verify_gguf(folder: Path, file: Path, format_: OutputFormat) -> None:
     verify_gguf(folder, file, format_)
 
 
+_COMPACT = _Format(write_compact, verify_compact)
 _GGUF = _Format(write_gguf, _verify_gguf)
 _FORMATS = {
-    OutputFormat.COMPACT: _Format(write_compact, verify_compact),
+    OutputFormat.COMPACT: _COMPACT,
+    OutputFormat.COMPACT_INT8: _COMPACT,
+    OutputFormat.COMPACT_NF4: _COMPACT,
     OutputFormat.GGUF_BF16: _GGUF,
     OutputFormat.GGUF_Q8_0: _GGUF,
     OutputFormat.GGUF_Q4_0: _GGUF,

@@ -15,12 +15,15 @@ class OutputFormat(StrEnum):
     """A format of a published model. Each keeps every zero exactly.
 
     `dense` is a Hugging Face folder in bfloat16. Each of the others is one file. `compact` has the files of the folder
-    and takes little space for zeros. The GGUF files are for llama.cpp: with the values of the folder (`gguf_bf16`), or
-    with 8 or 4 bits per weight and a scale per 32 weights.
+    and takes little space for zeros. `compact_int8` and `compact_nf4` have nonzero weights of 8 and 4 bits. The GGUF
+    files are for llama.cpp: with the values of the folder (`gguf_bf16`), or with 8 or 4 bits per weight and a scale per
+    32 weights.
     """
 
     DENSE = "dense"
     COMPACT = "compact"
+    COMPACT_INT8 = "compact_int8"
+    COMPACT_NF4 = "compact_nf4"
     GGUF_BF16 = "gguf_bf16"
     GGUF_Q8_0 = "gguf_q8_0"
     GGUF_Q4_0 = "gguf_q4_0"
@@ -31,6 +34,16 @@ class OutputFormat(StrEnum):
         return _FILES.get(self)
 
     @property
+    def is_compact(self) -> bool:
+        """Whether the file is a compact container."""
+        return self.startswith("compact")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the values differ from those of the dense folder."""
+        return self in _ROUNDING
+
+    @property
     def is_gguf(self) -> bool:
         """Whether the file is a GGUF file."""
         return self.startswith("gguf_")
@@ -38,10 +51,15 @@ class OutputFormat(StrEnum):
 
 _FILES = {
     OutputFormat.COMPACT: "model.seft",
+    OutputFormat.COMPACT_INT8: "model-int8.seft",
+    OutputFormat.COMPACT_NF4: "model-nf4.seft",
     OutputFormat.GGUF_BF16: "model-BF16.gguf",
     OutputFormat.GGUF_Q8_0: "model-Q8_0.gguf",
     OutputFormat.GGUF_Q4_0: "model-Q4_0.gguf",
 }
+_ROUNDING = frozenset(
+    {OutputFormat.COMPACT_INT8, OutputFormat.COMPACT_NF4, OutputFormat.GGUF_Q8_0, OutputFormat.GGUF_Q4_0}
+)
 _BITS = {
     OutputFormat.DENSE: 16.0,
     OutputFormat.GGUF_BF16: 16.0,
@@ -49,9 +67,9 @@ _BITS = {
     OutputFormat.GGUF_Q4_0: 4.5,
 }
 """Bits per weight, with the scales. Those of `compact` depend on the zeros."""
-_KEPT_BITS = 11
-"""Bits of a weight in `compact` that is not zero: sign and mantissa have 8, and exponents of bfloat16 weights have an
-entropy of up to 3 bits."""
+_KEPT_BITS = {OutputFormat.COMPACT: 11.0, OutputFormat.COMPACT_INT8: 8.0, OutputFormat.COMPACT_NF4: 4.6}
+"""Bits of a weight in a compact file that is not zero. In `compact`, sign and mantissa have 8, and exponents of
+bfloat16 weights have an entropy of up to 3 bits. In `compact_nf4`, the scale of 64 weights, zeros included, has 16."""
 _SHARED = frozenset({"README.md", "sparsity.json", "manifest.json"})
 _NOTICE = re.compile(
     r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE[_-]POLICY)([_.-][\w.-]{1,60})?", re.ASCII | re.IGNORECASE
@@ -85,10 +103,13 @@ def published_bytes(formats: Iterable[OutputFormat], weights: int, zeros: int, h
 
 
 def _bits(format_: OutputFormat, weights: int, zeros: int, head: int) -> float:
-    if format_ is OutputFormat.COMPACT:
+    if format_.is_compact:
         shares = [count / weights for count in (zeros, weights - zeros) if count]
         mask = -sum(share * math.log2(share) for share in shares)  # the entropy of a mask with this share of zeros
-        return mask * weights + _KEPT_BITS * (weights - zeros)
+        bits = _KEPT_BITS[format_]
+        return (
+            mask * weights + bits * (weights - zeros - head) + max(bits, _KEPT_BITS[OutputFormat.COMPACT_INT8]) * head
+        )
     bits = _BITS[format_]
     return (weights - head) * bits + head * max(bits, _BITS[OutputFormat.GGUF_Q8_0])
 

@@ -108,7 +108,8 @@ def _load(options: argparse.Namespace) -> "TextModel":
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    return TextModel.load(options.model, Values(options.values), getattr(torch, options.dtype))
+    values = Values(options.values) if options.values else None
+    return TextModel.load(options.model, values, getattr(torch, options.dtype))
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -119,8 +120,8 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--values",
         choices=["bfloat16", "int8"],
-        default="bfloat16",
-        help="How nonzero weights are stored. int8 is faster and not exact. Default: bfloat16.",
+        help="How nonzero weights are stored. int8 is faster and not exact. Default: int8 for a compact file with int8"
+        " matrices, otherwise bfloat16.",
     )
     command.add_argument(
         "--dtype",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from seft.checkpoint.compact.load import load_whole
+from seft.checkpoint.compact.load import integer_kind, load_whole
 from seft.errors import AccelerateError
 from seft.models.dimensions import context_length
 from seft.runtime.accelerate import accelerate
@@ -54,10 +54,20 @@ class TextModel:
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
-    def load(cls, reference: str, values: Values, dtype: torch.dtype) -> "TextModel":
-        """Load a folder, a compact file or its address, a GGUF file or a model of the hub, and accelerate it."""
-        loaded = load_whole(reference, dtype=dtype)
-        return cls(accelerate(loaded.model, values), loaded.tokenizer, context_length(loaded.source))
+    def load(cls, reference: str, values: Values | None, dtype: torch.dtype) -> "TextModel":
+        """Load a folder, a compact file or its address, a GGUF file or a model of the hub, and accelerate it.
+
+        Without `values`, they are int8 for a compact file with int8 matrices, and otherwise bfloat16.
+        """
+        stored = integer_kind(reference)
+        values = values or (Values.INT8 if stored == Values.INT8 else Values.BFLOAT16)
+        # float32 holds int8 values with their scales well enough to give the same integers again.
+        exact = stored == values == Values.INT8
+        loaded = load_whole(reference, dtype=torch.float32 if exact else dtype)
+        model: Any = accelerate(loaded.model, values)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return cls(model, loaded.tokenizer, context_length(loaded.source))
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text to continue."""

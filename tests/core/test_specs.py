@@ -258,7 +258,7 @@ def test_the_schema_of_a_request_has_not_changed_without_its_version() -> None:
     digest = hashlib.sha256(
         json.dumps(without_annotations(JobSpec.model_json_schema()), sort_keys=True).encode()
     ).hexdigest()
-    assert (SPEC_VERSION, digest[:16]) == (10, "c8538b73a2e45f35"), "raise SPEC_VERSION, and put it and the digest here"
+    assert (SPEC_VERSION, digest[:16]) == (11, "ff0f265d92f50da2"), "raise SPEC_VERSION, and put it and the digest here"
 
 
 def without_annotations(schema: Any) -> Any:
@@ -296,7 +296,7 @@ def test_a_stored_request_without_a_push_is_read() -> None:
         ("gguf_q4_k", "most K-quants have a minimum per block"),
         ("Q6_K", "most K-quants have a minimum per block"),
         ("gguf_f16", "F16 has a smaller range than bfloat16"),
-        ("gguf", "must be one of dense, compact, gguf_bf16, gguf_q8_0, gguf_q4_0"),
+        ("gguf", "must be one of dense, compact, compact_int8, compact_nf4, gguf_bf16, gguf_q8_0, gguf_q4_0"),
     ],
 )
 def test_a_format_that_would_not_keep_the_model_is_rejected_with_the_reason(name: str, reason: str) -> None:

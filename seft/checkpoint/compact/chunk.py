@@ -34,9 +34,13 @@ class Values(NamedTuple):
     is_text: bool = False
 
     @property
-    def exponents(self) -> int | None:
-        """The number of the plane with the exponents, or None. That of BF16 and F32 has nothing else."""
-        return self.bytes - 1 if self.rotated and self.bytes in {2, 4} else None
+    def few(self) -> int | None:
+        """The number of the plane in which few bytes may be frequent, or None.
+
+        That is the plane of BF16 and F32 with the exponents, and the only plane of values of one byte.
+        """
+        exponents = self.rotated and self.bytes in {2, 4}
+        return self.bytes - 1 if exponents or (self.bytes == 1 and not self.is_text) else None
 
 
 FILE = Values(1, rotated=False, is_text=True)
@@ -84,8 +88,7 @@ def encode(data: bytes, values: Values) -> bytes:
     stored = [(Code.RAW, b"")] if packed.mask is None else [planes.encode(packed.mask, planes.ENTROPY_ONLY)]
     options = planes.TEXT if values.is_text else planes.ENTROPY_ONLY
     for number, plane in enumerate(_split(packed.kept, values)):
-        exponents = number == values.exponents
-        stored.append(planes.encode_exponents(plane) if exponents else planes.encode(plane, options))
+        stored.append(planes.encode_few(plane) if number == values.few else planes.encode(plane, options))
     stored += [(Code.RAW, b"")] * (_PLANES - len(stored))
     header = _HEADER.pack(
         len(bits), len(packed.kept), *(len(content) for _, content in stored), *(code for code, _ in stored)

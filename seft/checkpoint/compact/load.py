@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seft.checkpoint.compact import dense as dense_file
 from seft.checkpoint.compact.byte_sources import is_address
+from seft.checkpoint.compact.dense import Matrix, integer_matrices, matrix_weights
 from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
 from seft.checkpoint.compact.reader import Container, open_container
 from seft.config import OutputFormat
@@ -43,20 +45,23 @@ _WEIGHTS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": tor
 
 
 class LazyTensor:
-    """A tensor that is read when transformers asks for it by `tensor[...]`."""
+    """A tensor that is read when transformers asks for it by `tensor[...]`. A matrix of integers becomes float32."""
 
-    def __init__(self, container: Container, entry: TensorEntry) -> None:
-        self._container, self._entry = container, entry
+    def __init__(self, container: Container, entry: TensorEntry, integers: Matrix | None) -> None:
+        self._container, self._entry, self._integers = container, entry, integers
 
     def __getitem__(self, key: EllipsisType) -> Tensor:
         """Return the tensor. Raises ContainerError if it is damaged."""
+        if self._integers:
+            weights = matrix_weights(self._container, self._integers)
+            return torch.from_numpy(weights).reshape(self._entry.shape)
         return as_torch(self._container, self._entry)
 
 
 def load(reference: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
     """Return a transformers model in evaluation mode, from a compact container or a dense model.
 
-    A container is a path, a web address, `s3://bucket/key`, or a folder with `model.seft` and no config.json.
+    A container is a path, a web address, `s3://bucket/key`, or a folder with such a file and no config.json.
     Everything else is a folder, a GGUF file or a hub id. `dtype` is the dtype of the weights, by default the one in
     config.json. Raises SourceError if there is no such model or transformers cannot load it, and ContainerError if a
     tensor is damaged.
@@ -91,6 +96,16 @@ def load_tokenizer(reference: str | Path) -> Any:
     return dense.load_tokenizer(find(str(reference)))
 
 
+def integer_kind(reference: str | Path) -> str | None:
+    """Return how the matrices of a model are stored, int8 or nf4, or None if they are not integers."""
+    path = _container_of(reference)
+    if path is None:
+        return None
+    with open_container(path) as container:
+        kinds = (dense_file.integer_kind(container, file) for file in _root_files(container).values())
+        return next((kind for kind in kinds if kind), None)
+
+
 def is_container(reference: str | Path) -> bool:
     """Return whether a reference is a compact container, by its first bytes. Every address must be one."""
     if isinstance(reference, str) and is_address(reference):
@@ -106,8 +121,11 @@ def _container_of(reference: str | Path) -> str | Path | None:
     """Return the container that a reference names, or None. A downloaded checkpoint may have no dense model."""
     if is_container(reference):
         return reference
-    path = Path(reference) / str(OutputFormat.COMPACT.file)
-    return path if path.is_file() and not path.with_name(CONFIG).exists() else None
+    folder = Path(reference)
+    if (folder / CONFIG).exists():
+        return None
+    paths = (folder / str(each.file) for each in OutputFormat if each.is_compact)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def as_torch(container: Container, entry: TensorEntry) -> Tensor:
@@ -148,8 +166,13 @@ def _tensors(container: Container) -> Mapping[str, LazyTensor]:
         if not file.tensors:
             message = f"{name} in {container.name} must be a safetensors file with tensors. Create the model again."
             raise ContainerError(message)
-        container.own_bytes(file)
-        tensors |= {tensor.name: LazyTensor(container, tensor) for tensor in file.tensors}
+        integers = integer_matrices(container, file)
+        hidden = {matrix.scales.name for matrix in integers.values()}
+        tensors |= {
+            each.name: LazyTensor(container, each, integers.get(each.name))
+            for each in file.tensors
+            if each.name not in hidden
+        }
     return tensors
 
 

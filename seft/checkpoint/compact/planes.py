@@ -56,8 +56,8 @@ def encode(plane: Bytes, options: Mapping[int, int]) -> tuple[Code, bytes]:
     return best
 
 
-def encode_exponents(plane: Bytes) -> tuple[Code, bytes]:
-    """Return the shorter of the pair code and the plane itself, for a plane with the exponents of weights."""
+def encode_few(plane: Bytes) -> tuple[Code, bytes]:
+    """Return the shorter of the pair code and the plane itself if few bytes are frequent, otherwise as `encode`."""
     counts = np.bincount(plane, minlength=256)
     table = np.argsort(-counts, kind="stable")[:COMMON].astype(np.uint8)
     if len(plane) - int(counts[table].sum()) > len(plane) >> 6:

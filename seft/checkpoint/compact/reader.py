@@ -15,6 +15,7 @@ import numpy as np
 from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.byte_sources import PAUSES, ByteSource, open_source
 from seft.checkpoint.compact.chunk import ALIGNMENT, Packed
+from seft.checkpoint.compact.dense import DenseFile, integer_matrices
 from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
 from seft.checkpoint.compact.planes import Bytes, Stored
@@ -112,24 +113,31 @@ class Container:
                     hashes.update(each.sha256)
                 self._require_hash(part, hashes.hexdigest())
 
-    def expand(self, out: Path, *, threads: int | None = None) -> None:
-        """Write all files into the new or empty folder `out`. It is left empty if an error is raised.
+    def expand(self, out: Path, *, threads: int | None = None) -> int:
+        """Write all files into the new or empty folder `out`, and return the number of their bytes.
 
-        Raises ConfigError if the folder cannot be used or the disk is too small, and ContainerError if a tensor or a
-        file is damaged.
+        Matrices that are stored as integers become bfloat16. The folder is left empty if an error is raised. Raises
+        ConfigError if the folder cannot be used or the disk is too small, and ContainerError if a tensor or a file is
+        damaged.
         """
         require_empty(out)
         existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
         try:
-            if (free := shutil.disk_usage(out).free) < self.size:
-                way_out = f"The folder needs {self.size} bytes. Free some space, or use another disk."
+            dense = {
+                file.name: DenseFile(self, file, found)
+                for file in self.files
+                if (found := integer_matrices(self, file))
+            }
+            size = sum(dense[file.name].size if file.name in dense else file.size for file in self.files)
+            if (free := shutil.disk_usage(out).free) < size:
+                way_out = f"The folder needs {size} bytes. Free some space, or use another disk."
                 raise ConfigError("out", "must be on a disk with enough space", free, way_out)
             for file in self.files:
-                path = out / file.name
+                path, whole = out / file.name, dense.get(file.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("xb") as target:
-                    for content in self.contents(file, threads=threads):
+                    for content in whole.contents() if whole else self.contents(file, threads=threads):
                         target.write(content.data)
         except BaseException:
             for path in out.iterdir():
@@ -137,6 +145,7 @@ class Container:
             if not existed:
                 out.rmdir()
             raise
+        return size
 
     def _whole(self, part: Part) -> Bytes:
         content, at, hashes = np.empty(part.size, np.uint8), 0, hashlib.sha256()

@@ -5,9 +5,10 @@ memory. Its bytes depend only on the names and contents of the files, and on the
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Collection, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.chunk import FILE, Values
 from seft.checkpoint.compact.index import HEAD, FileEntry, Span, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
+from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile, expert_count
 from seft.errors import ConfigError, ContainerError
+from seft.models.model_files import CONFIG
 from seft.models.safetensors_header import Tensor
 from seft.models.shapes import file_header
 
@@ -40,10 +43,13 @@ class Sizes(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A tensor, or the bytes of a file that belong to no tensor. `begin` and `end` are places in the file."""
+    """A tensor, or the bytes of a file that belong to no tensor. `begin` and `end` are places in the file.
+
+    `read(begin, size)` returns bytes of the file.
+    """
 
     file: str
-    path: Path
+    read: Callable[[int, int], bytes]
     begin: int
     end: int
     values: Values = FILE
@@ -107,13 +113,22 @@ class _Entries:
             self.tensors = []
 
 
-def write(folder: Path, file: Output, *, names: Collection[str] | None = None, threads: int | None = None) -> Sizes:
+def write(
+    folder: Path,
+    file: Output,
+    *,
+    names: Collection[str] | None = None,
+    integers: IntegerKind | None = None,
+    threads: int | None = None,
+) -> Sizes:
     """Write all files of a folder, or those with these `names`, as a container to `file`.
 
-    Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is missing, empty or
-    has something that is no file, and ContainerError if it exceeds a limit of the format.
+    With `integers`, the matrices of the model are stored as `seft.checkpoint.compact.quantised` describes. Otherwise
+    every byte is kept. Empty folders and the modes and times of files are not kept. Raises ConfigError if the folder is
+    missing, empty or has something that is no file, and ContainerError if it exceeds a limit of the format, or if a
+    weight is not finite and becomes an integer.
     """
-    parts = list(_parts(folder, names))
+    parts = list(_parts(folder, names, integers))
     out, entries = _Counter(file), _Entries()
     out.write(HEAD)
     chunks = (each for part in parts for each in part.chunks())
@@ -156,14 +171,14 @@ def pack(folder: Path, path: Path, *, threads: int | None = None) -> Sizes:
 
 
 def _encode(each: _Chunk) -> _Coded:
-    with each.part.path.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), each.size, each.begin)
+    data = each.part.read(each.begin, each.size)
     if len(data) != each.size:
         raise ConfigError("folder", "must not change while it is read", each.part.file, "Pack it again.")
     return _Coded(chunk.encode(data, each.part.values), hashlib.sha256(data).digest())
 
 
-def _parts(folder: Path, names: Collection[str] | None) -> Iterator[_Part]:
+def _parts(folder: Path, names: Collection[str] | None, integers: IntegerKind | None) -> Iterator[_Part]:
+    experts = expert_count(json.loads((folder / CONFIG).read_bytes())) if integers else 0
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if names is not None and name not in names:
@@ -172,20 +187,29 @@ def _parts(folder: Path, names: Collection[str] | None) -> Iterator[_Part]:
             index.require_path(name)
         except ValueError as error:
             raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
-        yield from _parts_of_file(name, path)
+        if integers and name.endswith(_SUFFIX):
+            quantised = QuantisedFile(path, integers, experts)
+            yield from _parts_of_file(name, quantised.read, quantised.size, quantised.tensors)
+            continue
+        tensors = dict[str, Tensor]()
+        if name.endswith(_SUFFIX):
+            with suppress(*_MALFORMED):  # a damaged file is stored like a text
+                tensors = file_header(path).tensors
+        yield from _parts_of_file(name, partial(_read, path), path.stat().st_size, tensors)
 
 
-def _parts_of_file(name: str, path: Path) -> Iterator[_Part]:
+def _read(path: Path, begin: int, size: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, begin)
+
+
+def _parts_of_file(
+    name: str, read: Callable[[int, int], bytes], size: int, tensors: Mapping[str, Tensor]
+) -> Iterator[_Part]:
     """Yield the bytes of a file that are no tensors, and then its tensors in the order of their bytes."""
-    size, tensors = path.stat().st_size, dict[str, Tensor]()
-    if name.endswith(_SUFFIX):
-        try:
-            tensors = file_header(path).tensors
-        except _MALFORMED:
-            tensors = {}  # a damaged file is stored like a text
     places = sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end))
     own = places[0][1].begin if places else size
-    part = partial(_Part, name, path)
+    part = partial(_Part, name, read)
     yield part(0, own)
     for key, tensor in places:
         yield part(tensor.begin, tensor.end, chunk.values_of(tensor.dtype), key, tensor)

@@ -1,0 +1,139 @@
+"""The dense form of a safetensors file in a compact container whose matrices are stored as integers with scales.
+
+`seft.checkpoint.compact.quantised` describes how they are stored. In the dense form they are bfloat16 again, so every
+tool can load the file.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from seft.checkpoint.compact.index import AGAIN, FileEntry, TensorEntry
+from seft.checkpoint.compact.planes import Bytes
+from seft.checkpoint.compact.quantised import (
+    BLOCK_SCALE,
+    MARK,
+    ROW_SCALE,
+    Blocks,
+    Floats,
+    Rows,
+    to_bfloat16,
+    weights,
+)
+from seft.errors import ContainerError
+
+_SCALES = {ROW_SCALE: "F32", BLOCK_SCALE: "BF16"}
+"""Endings of the names of the tensors with the scales of a matrix of integers, and their dtypes."""
+
+
+class Source(Protocol):
+    """An open container."""
+
+    name: str
+
+    def tensor(self, tensor: TensorEntry, /) -> Bytes:
+        """Return the bytes of a tensor."""
+
+    def own_bytes(self, file: FileEntry, /) -> bytes:
+        """Return the bytes of a file that belong to no tensor."""
+
+
+class Matrix(NamedTuple):
+    """The tensors of a matrix of integers."""
+
+    values: TensorEntry
+    scales: TensorEntry
+
+
+def _matrices(file: FileEntry) -> dict[str, Matrix]:
+    tensors, found = {each.name: each for each in file.tensors}, dict[str, Matrix]()
+    for each in file.tensors:
+        name, dot, ending = each.name.rpartition(".")
+        if (dtype := _SCALES.get(dot + ending)) is None:
+            continue
+        values = tensors.get(name)
+        if values is None or values.dtype != "I8" or each.dtype != dtype or name in found:
+            raise ContainerError(
+                f"{each.name!r} must be the only scales of an I8 tensor, in {dtype}; it is not. {AGAIN}"
+            )
+        found[name] = Matrix(values, each)
+    return found
+
+
+def read_matrix(container: Source, matrix: Matrix) -> Rows | Blocks:
+    """Return a matrix of integers. Raises ContainerError if it is damaged."""
+    values, scales = container.tensor(matrix.values).view(np.int8), container.tensor(matrix.scales)
+    if matrix.scales.name.endswith(ROW_SCALE):
+        return Rows(values, scales.view("<f4"))
+    return Blocks(values, scales.view("<u2"), matrix.values.shape[-1])
+
+
+def matrix_weights(container: Source, matrix: Matrix) -> Floats:
+    """Return the weights of a matrix of integers, as one row. Raises ContainerError if it is damaged."""
+    try:
+        return weights(read_matrix(container, matrix))
+    except ValueError as error:
+        raise ContainerError(f"{matrix.values.name!r} in {container.name} is damaged: {error}. {AGAIN}") from error
+
+
+def integer_kind(container: Source, file: FileEntry) -> str | None:
+    """Return how the matrices of a file are stored: int8, nf4, or None if they are not integers.
+
+    Raises ContainerError if the header is damaged.
+    """
+    kind = _metadata(container.own_bytes(file)).get(MARK) if file.tensors else None
+    return None if kind is None else str(kind)
+
+
+def integer_matrices(container: Source, file: FileEntry) -> dict[str, Matrix]:
+    """Return the matrices of a file that are stored as integers, by name. Reads the header of the file.
+
+    Raises ContainerError if the header is damaged, or if a part of a matrix is missing.
+    """
+    return {} if integer_kind(container, file) is None else _matrices(file)
+
+
+class DenseFile:
+    """A file of a container whose matrices of integers become bfloat16. Other tensors stay as they are."""
+
+    def __init__(self, container: Source, file: FileEntry, integers: Mapping[str, Matrix]) -> None:
+        """Make the header. `integers` is `integer_matrices` of the file."""
+        self._container, self._matrices = container, integers
+        hidden = {matrix.scales.name for matrix in self._matrices.values()}
+        self._tensors = [each for each in file.tensors if each.name not in hidden]
+        self._own = _header(container.own_bytes(file), self._tensors, self._matrices)
+        self.size = len(self._own) + sum(self._size(each) for each in self._tensors)
+
+    def contents(self) -> Iterator[Bytes]:
+        """Yield all bytes in their order, a tensor at a time. Raises ContainerError if a tensor is damaged."""
+        yield np.frombuffer(self._own, np.uint8)
+        for each in self._tensors:
+            if matrix := self._matrices.get(each.name):
+                yield to_bfloat16(matrix_weights(self._container, matrix)).view(np.uint8)
+            else:
+                yield self._container.tensor(each)
+
+    def _size(self, tensor: TensorEntry) -> int:
+        return tensor.part.size * (2 if tensor.name in self._matrices else 1)
+
+
+def _metadata(own: bytes) -> dict[str, Any]:
+    """Return the metadata in the header of a safetensors file. The header was read before, so it is valid JSON."""
+    metadata = json.loads(own[8:]).get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _header(own: bytes, tensors: list[TensorEntry], integers: Mapping[str, Matrix]) -> bytes:
+    """Return the header of a safetensors file with these tensors. `own` is that of the file in the container."""
+    metadata = {key: value for key, value in _metadata(own).items() if key != MARK}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for each in tensors:
+        dtype, size = ("BF16", 2 * each.part.size) if each.name in integers else (each.dtype, each.part.size)
+        entries[each.name] = {"dtype": dtype, "shape": list(each.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,252 @@
+"""int8 and NF4 values in a compact container: matrices of bfloat16 become small integers with scales.
+
+A matrix `NAME` of a safetensors file is stored as an I8 tensor `NAME`, with a tensor of scales beside it. Zeros stay
+exactly zero, so the container stores them in its mask only.
+
+- int8: `NAME.row_scale`, F32, has one scale per row: the largest magnitude of the row / 127. A weight is
+  integer * scale, and the integers are from -127 to 127.
+- NF4: `NAME.block_scale`, BF16, has one scale for each 64 columns of a row: the largest magnitude of this block. A
+  weight is NF4[integer + 7] * scale, and the integers are from -7 to 8. NF4 are the 16 values of the 4-bit NormalFloat
+  (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, appendix E). One of them is 0.
+
+With NF4, the matrices that are pruned are NF4, and the embedding and the head are int8. Nothing else is quantised. The
+metadata in the header of the file say so, under `seft.integers`.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from seft.errors import ContainerError
+from seft.models.safetensors_header import BITS, Tensor
+from seft.models.shapes import file_header
+from seft.models.tensors import EXPERT_COUNTS, is_pruned, place_in_blocks
+
+IntegerKind = Literal["int8", "nf4"]
+ROW_SCALE, BLOCK_SCALE = ".row_scale", ".block_scale"
+MARK = "seft.integers"
+"""Key in the metadata of a safetensors file whose matrices are integers."""
+BLOCK = 64
+"""Columns of a row that share a scale in NF4."""
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    np.float32,
+)
+_ZERO = 7
+"""Index of 0 in NF4."""
+_CHUNK = 1 << 20
+"""Values that are converted at a time."""
+_EXPONENT = 0x7F80
+"""Bits of the exponent of bfloat16, which are all 1 in infinite values and in those that are no numbers."""
+Bits = np.ndarray[Any, np.dtype[np.uint16]]
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Integers = np.ndarray[Any, np.dtype[np.int8]]
+Places = np.ndarray[Any, np.dtype[np.intp]]
+
+
+class Rows(NamedTuple):
+    """A matrix in int8: its integers, row after row, and the scale of each row."""
+
+    values: Integers
+    scales: Floats
+
+
+class Blocks(NamedTuple):
+    """A matrix in NF4: its integers, row after row, the scales of the blocks as bfloat16 bits, and its columns."""
+
+    values: Integers
+    scales: Bits
+    cols: int
+
+
+def to_float32(bits: Bits) -> Floats:
+    """Return the values of bfloat16 bits. -0.0 becomes 0.0."""
+    return (bits.astype(np.uint32) << 16).view(np.float32) + np.float32(0)
+
+
+def to_bfloat16(values: Floats) -> Bits:
+    """Return the bits of values rounded to bfloat16: to the nearest, ties to even, as torch does."""
+    bits = values.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def quantise_rows(bits: Bits, cols: int) -> Rows:
+    """Return a matrix in int8. `bits` is its bfloat16 values, row after row."""
+    values, scales = np.empty(bits.size, np.int8), np.empty(bits.size // cols, np.float32)
+    step = max(1, _CHUNK // cols)
+    for first in range(0, len(scales), step):
+        part = slice(first * cols, (first + step) * cols)
+        rows = to_float32(bits[part]).reshape(-1, cols)
+        scale = np.abs(rows).max(axis=1) / np.float32(127)
+        scales[first : first + step] = scale
+        values[part] = np.rint(rows * _inverse(scale)[:, None]).clip(-127, 127).reshape(-1)
+    return Rows(values, scales)
+
+
+def quantise_blocks(bits: Bits, cols: int) -> Blocks:
+    """Return a matrix in NF4. `bits` is its bfloat16 values, row after row."""
+    rows, blocks = bits.size // cols, -(-cols // BLOCK)
+    values, scales = np.empty(bits.size, np.int8), np.empty(rows * blocks, np.uint16)
+    step, edges = max(1, _CHUNK // cols), (NF4[1:] + NF4[:-1]) / 2
+    for first in range(0, rows, step):
+        part = slice(first * cols, (first + step) * cols)
+        blocked = _blocked(to_float32(bits[part]), cols)
+        scale = np.abs(blocked).max(axis=2)
+        codes = np.searchsorted(edges, blocked * _inverse(scale)[:, :, None]) - _ZERO
+        values[part] = codes.reshape(len(codes), -1)[:, :cols].reshape(-1)
+        scales[first * blocks : (first + step) * blocks] = to_bfloat16(scale).reshape(-1)
+    return Blocks(values, scales, cols)
+
+
+def arrays(matrix: Rows | Blocks) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a matrix of integers, by the ending of the names of their tensors."""
+    return {"": matrix.values, ROW_SCALE if isinstance(matrix, Rows) else BLOCK_SCALE: matrix.scales}
+
+
+def weights(matrix: Rows | Blocks) -> Floats:
+    """Return the weights of a matrix of integers, as one row. Raises ValueError if its parts do not fit together."""
+    result = np.empty(len(matrix.values), np.float32)
+    if isinstance(matrix, Rows):
+        if not len(matrix.scales) or len(matrix.values) % len(matrix.scales):
+            raise ValueError(f"{len(matrix.values)} values do not divide into {len(matrix.scales)} rows")
+        cols = len(matrix.values) // len(matrix.scales)
+        np.multiply(matrix.values.reshape(-1, cols), matrix.scales[:, None], out=result.reshape(-1, cols))
+        return result
+    cols, blocks = matrix.cols, -(-matrix.cols // BLOCK)
+    if len(matrix.scales) * cols != len(matrix.values) * blocks:
+        raise ValueError(f"{len(matrix.values)} values in rows of {cols} do not have {len(matrix.scales)} blocks")
+    if len(matrix.values) and not -_ZERO <= matrix.values.min() <= matrix.values.max() < len(NF4) - _ZERO:
+        raise ValueError(f"an integer must be from {-_ZERO} to {len(NF4) - _ZERO - 1}")
+    step = max(1, _CHUNK // cols)
+    for first in range(0, len(matrix.values) // cols, step):
+        part = slice(first * cols, (first + step) * cols)
+        scales = to_float32(matrix.scales[first * blocks : (first + step) * blocks]).reshape(-1, blocks)
+        result[part] = NF4[matrix.values[part].astype(np.intp) + _ZERO]
+        result[part] *= np.repeat(scales, BLOCK, axis=1)[:, :cols].reshape(-1)
+    return result
+
+
+class QuantisedFile:
+    """A safetensors file of a dense folder with its matrices in integers. Its bytes are made when they are read.
+
+    `experts` is the number of experts in a block, or 0.
+    """
+
+    def __init__(self, path: Path, kind: IntegerKind, experts: int) -> None:
+        """Read the header. Raises ValueError as `file_header` does."""
+        self._content = np.memmap(path, np.uint8, "r")
+        self._sources = dict(sorted(file_header(path).tensors.items(), key=lambda item: item[1].begin))
+        self._kinds = {
+            name: chosen for name, each in self._sources.items() if (chosen := _kind(name, each, kind, experts))
+        }
+        self._last: tuple[str, dict[str, bytes | memoryview]] = "", {}
+        self._lock = Lock()
+        shapes = list(self._shapes())
+        self._names = [name for name, *_ in shapes]
+        self._owners = {name: source for name, source, *_ in shapes}
+        entries, at = dict[str, dict[str, Any]](), 0
+        for name, _, dtype, shape in shapes:
+            size = BITS[dtype] // 8 * int(np.prod(shape, dtype=np.int64))
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps({"__metadata__": {"format": "pt", MARK: kind}, **entries}).encode()
+        text += b" " * (-len(text) % 8)
+        self.own = len(text).to_bytes(8, "little") + text
+        self._begins = [len(self.own) + each["data_offsets"][0] for each in entries.values()]
+        self.size = len(self.own) + at
+        self.tensors = {
+            name: Tensor(each["dtype"], tuple(each["shape"]), *(len(self.own) + end for end in each["data_offsets"]))
+            for name, each in entries.items()
+        }
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Return bytes of the header, or of one tensor."""
+        if begin < len(self.own):
+            return self.own[begin : begin + size]
+        name = self._names[bisect_right(self._begins, begin) - 1]
+        at = begin - self.tensors[name].begin
+        return bytes(self._contents(self._owners[name])[name][at : at + size])
+
+    def _shapes(self) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
+        """Yield the name of each tensor, that of its tensor in the dense file, its dtype and its shape."""
+        for name, source in self._sources.items():
+            kind = self._kinds.get(name)
+            yield name, name, "I8" if kind else source.dtype, source.shape
+            match kind:
+                case "int8":
+                    yield name + ROW_SCALE, name, "F32", source.shape[:-1]
+                case "nf4":
+                    yield name + BLOCK_SCALE, name, "BF16", (*source.shape[:-1], -(-source.shape[-1] // BLOCK))
+
+    def _bits(self, source: Tensor) -> Bits:
+        return self._content[source.begin : source.end].view(np.uint16)
+
+    def _finite_bits(self, name: str) -> Bits:
+        """Return the bits of a matrix. Raises ContainerError if a weight is infinite or no number."""
+        bits = self._bits(self._sources[name])
+        if (bits & _EXPONENT == _EXPONENT).any():
+            raise ContainerError(
+                f"weights must be finite to become integers; {name!r} has others. Keep the format compact."
+            )
+        return bits
+
+    def _contents(self, name: str) -> dict[str, bytes | memoryview]:
+        """Return the bytes of the tensors that a tensor of the dense file becomes. The last ones are kept."""
+        source = self._sources[name]
+        with self._lock:
+            if self._last[0] != name:
+                match self._kinds.get(name):
+                    case "int8":
+                        parts = arrays(quantise_rows(self._finite_bits(name), source.shape[-1]))
+                    case "nf4":
+                        parts = arrays(quantise_blocks(self._finite_bits(name), source.shape[-1]))
+                    case _:
+                        parts = {"": self._content[source.begin : source.end]}
+                self._last = name, {name + ending: part.data.cast("B") for ending, part in parts.items()}
+            return self._last[1]
+
+
+def expert_count(config: dict[str, Any]) -> int:
+    """Return the number of experts in a block, from the content of config.json, or 0."""
+    return next((config[key] for key in EXPERT_COUNTS if isinstance(config.get(key), int)), 0)
+
+
+def _kind(name: str, tensor: Tensor, kind: IntegerKind, experts: int) -> IntegerKind | None:
+    """Return in which integers a tensor is stored, or None if it is stored as it is."""
+    if tensor.dtype != "BF16" or not tensor.shape or not min(tensor.shape):
+        return None
+    if (place := place_in_blocks(name)) is None:
+        return "int8" if len(tensor.shape) == 2 else None
+    return kind if is_pruned(place[2], tensor.shape, experts) else None
+
+
+def _blocked(values: Floats, cols: int) -> Floats:
+    """Return rows as blocks: (rows, blocks, BLOCK). The last block of a row is filled with zeros."""
+    rows = np.pad(values.reshape(-1, cols), ((0, 0), (0, -cols % BLOCK)))
+    return rows.reshape(len(rows), -1, BLOCK)
+
+
+def _inverse(values: Floats) -> Floats:
+    return np.divide(1, values, out=np.zeros_like(values), where=values > 0)

@@ -1,0 +1,226 @@
+"""Containers with int8 and NF4 matrices: zeros are exact, weights have the nearest values, and all readers agree."""
+
+import json
+import struct
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import seft
+from seft.checkpoint.compact.quantised import (
+    BLOCK,
+    NF4,
+    Blocks,
+    Rows,
+    quantise_blocks,
+    quantise_rows,
+    to_bfloat16,
+    to_float32,
+    weights,
+)
+from seft.checkpoint.compact.reader import open_container
+from seft.checkpoint.compact.writer import pack
+from seft.checkpoint.formats import verify_format, write_format
+from seft.config import OutputFormat, published_bytes
+from seft.errors import ContainerError, VerifyError
+from seft.models.targets import target_linears
+from seft.runtime.accelerate import SparseLinear
+from seft.runtime.compressed import Values, expand, quantise
+from seft.runtime.generate import Sampling, TextModel
+from tests.seft.checkpoint.test_compact_format import safetensors
+from tests.tiny import tiny_tokenizer, untrained_tiny
+
+INTEGERS = [OutputFormat.COMPACT_INT8, OutputFormat.COMPACT_NF4]
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse model in bfloat16, in several shards."""
+    folder = tmp_path_factory.mktemp("model") / "sparse"
+    model = untrained_tiny().to(torch.bfloat16)
+    for linear in target_linears(model).values():
+        linear.weight.data[torch.rand(linear.weight.shape) < 0.6] = 0
+    model.save_pretrained(folder, max_shard_size="100KB")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def random_bits(count: int, zeros: float) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """Return normal values in bfloat16 of which the smallest are zero. One of the zeros is negative."""
+    values = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+    values[np.abs(values) <= np.quantile(np.abs(values), zeros)] = 0
+    bits = to_bfloat16(values)
+    bits[np.flatnonzero(bits == 0)[:1]] = 0x8000
+    return bits
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+def test_the_folder_and_the_model_from_a_file_have_the_same_weights_and_the_zeros_of_the_original(
+    folder: Path, tmp_path: Path, format_: OutputFormat
+) -> None:
+    write_format(folder, format_, file := tmp_path / "small")
+    verify_format(folder, file, format_)
+    with open_container(file) as container:
+        size = container.expand(tmp_path / "expanded")
+    assert size == sum(path.stat().st_size for path in (tmp_path / "expanded").iterdir())
+    original, expanded = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16) for path in (folder, tmp_path / "expanded")
+    )
+    loaded, changed = seft.load(file), 0
+    own, targets = original.state_dict(), {f"{name}.weight" for name in target_linears(original)}
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, expanded.state_dict()[name]), name
+        changed += not torch.equal(weight, own[name])
+        if name in targets:
+            assert not weight[own[name] == 0].any()
+        error = (weight.float() - own[name].float()).norm() / own[name].float().norm()
+        assert error < (0.12 if format_ is OutputFormat.COMPACT_NF4 else 0.01)
+    assert changed > len(targets)  # the embedding too
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+def test_the_verification_finds_a_changed_weight(folder: Path, tmp_path: Path, format_: OutputFormat) -> None:
+    (copy := tmp_path / "copy").mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    write_format(copy, format_, file := tmp_path / "small")
+    for path in copy.glob("*.safetensors"):
+        content = path.read_bytes()
+        path.write_bytes(bytes([*content[:-1], content[-1] ^ 0x40]))
+        with pytest.raises(VerifyError, match="must have the values of the folder"):
+            verify_format(copy, file, format_)
+        path.write_bytes(content)
+    verify_format(copy, file, format_)
+    (copy / "config.json").write_bytes(b"{}")
+    with pytest.raises(VerifyError, match=r"config.json in small must have"):
+        verify_format(copy, file, format_)
+
+
+def test_rounding_to_bfloat16_is_that_of_torch() -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)
+    values = values[np.isfinite(values)]
+    expected = torch.from_numpy(values).to(torch.bfloat16)
+    assert np.array_equal(to_float32(to_bfloat16(values)), (expected.float() + 0.0).numpy())
+
+
+def test_int8_values_are_those_of_the_runtime() -> None:
+    bits = random_bits(96 * 64, 0.6)
+    matrix = quantise_rows(bits, 64)
+    values, scales = quantise(torch.from_numpy(to_float32(bits)).view(96, 64))
+    assert np.array_equal(matrix.values, values.flatten().numpy())
+    assert np.array_equal(matrix.scales, scales.numpy())
+
+
+@pytest.mark.parametrize("cols", [1, 63, 64, 200])
+@pytest.mark.parametrize("zeros", [0.0, 0.6, 1.0])
+def test_an_nf4_weight_has_the_nearest_value_of_its_block(cols: int, zeros: float) -> None:
+    bits = random_bits(30 * cols, zeros)
+    original, found = (each.reshape(30, cols) for each in (to_float32(bits), weights(quantise_blocks(bits, cols))))
+    assert not found[original == 0].any()
+    for start in range(0, cols, BLOCK):
+        block, made = original[:, start : start + BLOCK], found[:, start : start + BLOCK]
+        values = NF4 * np.abs(block).max(axis=1)[:, None]
+        nearest = np.abs(block[:, :, None] - values[:, None, :]).min(axis=2)
+        assert np.allclose(np.abs(made - block), nearest, atol=1e-6)
+
+
+def test_nf4_has_the_quantiles_of_a_normal_distribution_and_an_exact_zero() -> None:
+    normal = NormalDist()
+    positive = [normal.inv_cdf(float(share)) for share in np.linspace(0.9677083, 0.5, 9)[:-1]]
+    negative = [-normal.inv_cdf(float(share)) for share in np.linspace(0.9677083, 0.5, 8)[:-1]]
+    values = np.array(sorted([*negative, 0.0, *positive]))
+    assert np.allclose(NF4, values / values.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        Rows(np.zeros(7, np.int8), np.ones(2, np.float32)),
+        Rows(np.zeros(7, np.int8), np.ones(0, np.float32)),
+        Blocks(np.ones(65, np.int8), np.ones(1, np.uint16), 65),
+        Blocks(np.ones(7, np.int8), np.ones(2, np.uint16), 3),
+        Blocks(np.full(3, 9, np.int8), np.ones(1, np.uint16), 3),
+        Blocks(np.full(3, -8, np.int8), np.ones(1, np.uint16), 3),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(matrix: Rows | Blocks) -> None:
+    with pytest.raises(ValueError, match=r"must be|do not"):
+        weights(matrix)
+
+
+def test_a_file_with_a_missing_part_or_another_dtype_is_refused(tmp_path: Path) -> None:
+    marked = {"__metadata__": {"seft.integers": "int8"}}
+    for number, tensors in enumerate(
+        (
+            {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("F32", [2], bytes(8))},
+            {"a": ("U8", [2, 4], bytes(8)), "a.row_scale": ("F32", [2], bytes(8))},
+            {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F16", [2], bytes(4))},
+            {"b.row_scale": ("F32", [2], bytes(8))},
+        )
+    ):
+        (folder := tmp_path / str(number)).mkdir()
+        content = safetensors(tensors)
+        (size,) = struct.unpack_from("<Q", content)
+        header = json.dumps({**json.loads(content[8 : 8 + size]), **marked}).encode()
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
+        pack(folder, file := tmp_path / f"{number}.seft")
+        with (
+            open_container(file) as container,
+            pytest.raises(ContainerError, match="must be the only scales of an I8 tensor"),
+        ):
+            container.expand(tmp_path / "out")
+
+
+def test_a_packed_folder_is_restored_bit_for_bit_whatever_its_tensors_are_called(tmp_path: Path) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    tensors = {"a": ("I8", [2, 4], bytes(range(8))), "a.row_scale": ("F32", [2], bytes(8))}
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    pack(folder, file := tmp_path / "small.seft")
+    with open_container(file) as container:
+        container.expand(tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, format_: OutputFormat) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    infinite = np.full(8, 0x7F80, np.uint16).tobytes()
+    (folder / "model.safetensors").write_bytes(safetensors({NAME: ("BF16", [2, 4], infinite)}))
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ContainerError, match=f"must be finite to become integers; '{NAME}'"):
+        write_format(folder, format_, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+@pytest.mark.parametrize("zeros", [0.3, 0.6])
+def test_the_estimated_size_is_near_that_of_the_file(tmp_path: Path, format_: OutputFormat, zeros: float) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    bits = random_bits(1024 * 512, zeros)
+    (folder / "model.safetensors").write_bytes(safetensors({NAME: ("BF16", [1024, 512], bits.tobytes())}))
+    (folder / "config.json").write_text("{}")
+    write_format(folder, format_, file := tmp_path / "small")
+    estimate = published_bytes([format_], bits.size, bits.size - int(np.count_nonzero(bits & 0x7FFF)))
+    assert file.stat().st_size <= 1.01 * estimate <= 1.2 * file.stat().st_size
+
+
+def test_the_runtime_multiplies_with_the_integers_of_the_file(folder: Path, tmp_path: Path) -> None:
+    write_format(folder, OutputFormat.COMPACT_INT8, file := tmp_path / "model-int8.seft")
+    text = TextModel.load(str(file), None, torch.bfloat16)
+    dense = TextModel.load(str(folder), Values.INT8, torch.bfloat16)
+    layers = 0
+    for (name, own), other in zip(text.model.named_modules(), dense.model.modules(), strict=True):
+        if isinstance(own, SparseLinear):
+            layers += 1
+            assert torch.equal(expand(own.matrix), expand(other.matrix)), name
+            assert own.matrix.scales is not None
+            assert torch.allclose(own.matrix.scales, other.matrix.scales, rtol=1e-6), name
+    assert layers == len(target_linears(AutoModelForCausalLM.from_pretrained(folder))) + 1
+    assert {parameter.dtype for parameter in text.model.parameters()} == {torch.bfloat16}
+    prompt = text.encode("The class statement")
+    assert len(list(text.tokens(prompt, 8, Sampling()))) == 8
