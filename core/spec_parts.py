@@ -129,7 +129,8 @@ class RepairSpec(Spec):
         " 8388608 divided by `batch_tokens`.",
     )
     learning_rate: Annotated[Number, Field(ge=1e-8, le=1.0)] | Literal["auto"] = Field(
-        default="auto", description="Peak learning rate. `auto` chooses it from the method and the density."
+        default="auto",
+        description="Peak learning rate. `auto` chooses it from the method, the density and the width of the model.",
     )
     update_interval: Integer = Field(
         default=60,

@@ -40,11 +40,12 @@ LoadModel = Callable[[], Any]
 
 @dataclass(frozen=True, slots=True)
 class RepairResult:
-    """Last step of a repair, the step whose weights were kept, and the number of zeros that became nonzero."""
+    """How a repair ended: its last step, the step whose weights were kept, zeros that became nonzero, peak rate."""
 
     last_step: int
     kept_step: int
     grown_zeros: int
+    peak_rate: float
 
 
 def calibration_windows(
@@ -170,7 +171,7 @@ def _held_out_loss(model: Any, held_out: Packed, retained: Packed | None, share:
 def finish_repair(repair: Repair, report: Reporter = silent) -> RepairResult:
     """Write the best weights into the model. Returns how the repair ended."""
     repair.finish(report)
-    return RepairResult(repair.step, repair.kept_step, repair.grown_zeros)
+    return RepairResult(repair.step, repair.kept_step, repair.grown_zeros, repair.peak_rate)
 
 
 def pruned_facts(
@@ -225,6 +226,7 @@ def repaired_facts(
         kept_at=kept if kept < last else None,
         teacher=teacher if config.distills or config.retains else None,
         grown_zeros=result.grown_zeros,
+        peak_rate=result.peak_rate,
         dataset_sha256=dataset_sha256,
         scores={},
         evaluate=None,

@@ -281,8 +281,8 @@ def _recipe(record: Record) -> str:
     settings = {f"prune {name}": getattr(facts.prune, name) for name in known}
     if facts.repair:
         settings |= {f"repair {key}": value for key, value in asdict(facts.repair).items()}
-        if facts.repair.learning_rate == "auto":
-            settings["repair learning_rate"] = f"auto, which was {facts.repair.peak_rate:g}"
+        if facts.repair.learning_rate == "auto" and facts.peak_rate:
+            settings["repair learning_rate"] = f"auto, which was {facts.peak_rate:g}"
     machines = {"pruned on": _machine(facts.pruned_on), "repaired on": _machine(facts.repaired_on)}
     rows = {**base, **settings, **hashes, **machines, **record.versions}
     return "\n".join(

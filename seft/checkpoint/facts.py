@@ -104,8 +104,9 @@ class Facts:
     the keys `dense_retained` and so on if text was retained. The dense scores are measured on the original weights, the
     others on weights rounded as they are exported. `grown_zeros` is the number of weights that pruning set to zero and
     that are nonzero now. `stopped_at` is the last step of a training that ended early. `kept_at` is the step whose
-    weights were kept because no later ones were better. `teacher` is the dense model that repair distilled from. If
-    `zeros_found` is True, another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
+    weights were kept because no later ones were better. `peak_rate` is the peak learning rate; None if an older version
+    of this software wrote the file. `teacher` is the dense model that repair distilled from. If `zeros_found` is True,
+    another tool pruned the model, and only the sparsity and the pattern of `prune` are known.
 
     `texts` describes the texts by their roles. `held_out_share` is the
     fraction of the dataset's records that were not trained on but evaluated on. `pruned_on` and `repaired_on` are None
@@ -123,6 +124,7 @@ class Facts:
     dataset_sha256: str | None
     stopped_at: int | None = None
     kept_at: int | None = None
+    peak_rate: float | None = None
     teacher: Base | None = None
     retained_sha256: str | None = None
     held_out_sha256: str | None = None

@@ -19,6 +19,7 @@ from seft.config.prune import (
     SparsityOf,
 )
 from seft.config.repair import (
+    RATED_WIDTH,
     DropDecay,
     RateSchedule,
     RepairConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "DEFAULT_PRUNER",
     "FORMATS",
     "MOST_SPARSE",
+    "RATED_WIDTH",
     "UNSTRUCTURED",
     "Allocation",
     "CalibrationOrder",

@@ -105,6 +105,11 @@ ALL_RATE = 1e-3
 PUBLISHED_RATE = 3e-3
 """The same for `seft` as published. It trains the positions with the largest gradients, with steps of full size."""
 
+RATED_WIDTH = 576
+"""Largest hidden size for which these rates hold. They were measured with SmolLM2-135M."""
+LOW_RANK = {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SPP}
+"""Methods that train no single weights. Their rates do not depend on the width."""
+
 UNSCALED = {RepairMethod.SPP, RepairMethod.MASKED_FULL}
 """Methods whose learning rate does not depend on the number of trained values, because more values do not move a linear
 further per step. In SPP the rank sets how many rows share a vector, and each row has one number at every rank;
@@ -130,7 +135,8 @@ class RepairConfig:
         ),
     ] = "auto"
     learning_rate: Annotated[
-        float | Literal["auto"], Doc("Peak learning rate. auto chooses it from method and density.")
+        float | Literal["auto"],
+        Doc("Peak learning rate. auto chooses it from the method, the density and the width of the model."),
     ] = "auto"
     schedule: Annotated[RateSchedule, Doc("Learning rate schedule after the warm-up.")] = RateSchedule.LINEAR
     warmup_steps: Annotated[int, Doc("Steps in which the learning rate rises to its peak.")] = 0
@@ -249,18 +255,22 @@ class RepairConfig:
             return 1.0
         return SOME if isinstance(self.density, str) else self.density
 
-    @property
-    def peak_rate(self) -> float:
-        """The configured peak rate. For "auto", the method's rate, scaled down for more trained values.
+    def peak_rate(self, width: int = RATED_WIDTH) -> float:
+        """Return the peak rate in a model with this hidden size: the configured one, or for "auto" that of the method.
 
-        The rate is divided by the square root of the ratio of the density to 0.5 %, if the density is larger.
+        "auto" divides the rate of the method by the square root of the ratio of the density to 0.5 %, if the density is
+        larger, and by the ratio of the width to 576, if the model is wider. A step changes an output by the rate times
+        the number of its inputs, so the best rate is inversely proportional to the width (Yang et al. 2022, Tensor
+        Programs V, arXiv 2203.03466; docs/log.md has our measurements).
         """
         if self.learning_rate != "auto":
             return self.learning_rate
+        narrower = 1.0 if self.method in LOW_RANK else min(1.0, RATED_WIDTH / width)
         if self.trains_all:
-            return ALL_RATE
+            return ALL_RATE * narrower
         rate = PUBLISHED_RATE if self.variant is Variant.PUBLISHED else RATES[self.method]
-        return rate if self.method in UNSCALED else rate * min(1.0, math.sqrt(0.005 / self.trained_fraction))
+        denser = 1.0 if self.method in UNSCALED else min(1.0, math.sqrt(0.005 / self.trained_fraction))
+        return rate * denser * narrower
 
     @property
     def micro_batches(self) -> int:

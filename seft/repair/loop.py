@@ -84,7 +84,9 @@ class Repair:
         self._retained = retained
         self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets, retained)
         check = self._check_loss if config.swap_tokens else None
-        work = Work(model, targets, config, self._windows.tokens.flatten(), pruned, check)
+        self.peak_rate = config.peak_rate(model.get_input_embeddings().weight.shape[-1])
+        self._rated = replace(config, learning_rate=self.peak_rate)
+        work = Work(model, targets, self._rated, self._windows.tokens.flatten(), pruned, check)
         self._method = make_method(work)
 
     @property
@@ -125,7 +127,7 @@ class Repair:
         step = self.step + 1
         self._method.before_step(step)
         loss = self._accumulate(step)
-        rate = schedule.learning_rate(self.config, step)
+        rate = schedule.learning_rate(self._rated, step)
         self._update(step, loss, rate)
         self.step = step
         speed = self.config.batch_tokens / (time.perf_counter() - began)

@@ -30,15 +30,15 @@ def learning_rate(config: RepairConfig, step: int) -> float:
     The first step after warm-up has the peak.
     """
     if step <= config.warmup_steps:
-        return config.peak_rate * step / config.warmup_steps
+        return config.peak_rate() * step / config.warmup_steps
     left = 1 - (step - 1 - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     match config.schedule:
         case RateSchedule.LINEAR:
-            return config.peak_rate * left
+            return config.peak_rate() * left
         case RateSchedule.COSINE:
-            return config.peak_rate * (1 - math.cos(math.pi * left)) / 2
+            return config.peak_rate() * (1 - math.cos(math.pi * left)) / 2
         case RateSchedule.CONSTANT:
-            return config.peak_rate
+            return config.peak_rate()
 
 
 def next_event(config: RepairConfig, step: int) -> int | None:

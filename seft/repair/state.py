@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from seft.config import PruneConfig, RepairConfig
+from seft.config import RATED_WIDTH, PruneConfig, RepairConfig
 from seft.data.packing import Packed
 from seft.errors import StateError
 from seft.models.targets import Target
@@ -113,7 +113,7 @@ def _software(config: RepairConfig) -> dict[str, Any]:
     return {
         "kind": FORMAT_VERSION,
         "config": {**json.loads(json.dumps(asdict(config))), **_CHANGEABLE},
-        "rate": config.peak_rate,
+        "rate": [config.peak_rate(), RATED_WIDTH],
     }
 
 

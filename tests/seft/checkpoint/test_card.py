@@ -162,5 +162,5 @@ def test_only_small_files_count_as_terms() -> None:
 
 @pytest.mark.parametrize(("rate", "shown"), [("auto", "auto, which was 0.001"), (0.002, "0.002")])
 def test_the_learning_rate_is_shown_as_a_number(rate: float | Literal["auto"], shown: str) -> None:
-    facts = replace(FACTS, repair=RepairConfig(9, learning_rate=rate))
+    facts = replace(FACTS, repair=RepairConfig(9, learning_rate=rate), peak_rate=0.001)
     assert f"| repair learning_rate | {shown} |" in card(record(facts))

@@ -4,9 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from seft.config import DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant
-from seft.repair import schedule
+from seft.config import RATED_WIDTH, DropDecay, RateSchedule, RepairConfig, RepairMethod, Variant
+from seft.models.targets import target_linears
+from seft.repair import Repair, schedule
+from seft.report import Step
+from tests.tiny import untrained_tiny
 
 
 def events(config: RepairConfig) -> list[int]:
@@ -63,15 +68,45 @@ def test_rates_start_at_the_peak_and_stay_below_it(kind: RateSchedule) -> None:
 
 @pytest.mark.parametrize("method", RepairMethod)
 def test_auto_lowers_the_rate_of_large_active_sets_if_their_steps_go_further(method: RepairMethod) -> None:
-    rates = [RepairConfig(1, method, density=density).peak_rate for density in (0.0005, 0.005, 0.05)]
+    rates = [RepairConfig(1, method, density=density).peak_rate() for density in (0.0005, 0.005, 0.05)]
     further = method not in (RepairMethod.SPP, RepairMethod.MASKED_FULL)
     assert rates == pytest.approx([rates[1], rates[1], rates[1] / (10**0.5 if further else 1)])
     assert rates[1] == {"masked_full": 1e-3, "masked_lora": 1e-2, "lora_reprune": 1e-2}.get(method, 3e-2)
 
 
 def test_as_published_auto_is_the_rate_of_large_gradients() -> None:
-    rates = [RepairConfig(1, density=each, variant=Variant.PUBLISHED).peak_rate for each in (0.005, 0.5)]
+    rates = [RepairConfig(1, density=each, variant=Variant.PUBLISHED).peak_rate() for each in (0.005, 0.5)]
     assert rates == pytest.approx([3e-3, 3e-4])
+
+
+@pytest.mark.parametrize("method", RepairMethod)
+def test_auto_lowers_the_rate_of_wide_models_if_single_weights_are_trained(method: RepairMethod) -> None:
+    config, narrow = RepairConfig(1, method), RATED_WIDTH // 9
+    rates = [config.peak_rate(width) for width in (narrow, RATED_WIDTH, 8 * RATED_WIDTH)]
+    low_rank = method in {RepairMethod.MASKED_LORA, RepairMethod.LORA_REPRUNE, RepairMethod.SPP}
+    assert rates == pytest.approx([rates[1], rates[1], rates[1] if low_rank else rates[1] / 8])
+    assert RepairConfig(1, method, learning_rate=2e-3).peak_rate(8 * RATED_WIDTH) == 2e-3
+
+
+@pytest.mark.parametrize("method", [RepairMethod.SEFT, RepairMethod.FIXED_MASK])
+def test_a_repair_takes_its_steps_at_the_rate_of_the_width(
+    method: RepairMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_step() -> tuple[float, Tensor]:
+        model = untrained_tiny()
+        config = RepairConfig(2, method, batch_tokens=8, sequence_tokens=8, micro_batch=1)
+        repair = Repair(model, torch.arange(64), config)
+        rate = next(item.learning_rate for item in repair.advance() if isinstance(item, Step))
+        repair.finish()
+        return rate, target_linears(model)["model.layers.0.mlp.up_proj"].weight.clone()
+
+    rate, weight = first_step()
+    monkeypatch.setattr("seft.config.repair.RATED_WIDTH", 16)
+    lower, other = first_step()
+    start = target_linears(untrained_tiny())["model.layers.0.mlp.up_proj"].weight
+    assert lower == rate / 4
+    assert torch.allclose(4 * (other - start), weight - start, atol=1e-6)
+    assert not torch.equal(weight, start)
 
 
 def test_each_epoch_reads_each_window_once_in_a_new_order() -> None:
