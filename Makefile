@@ -114,6 +114,7 @@ $(READY): $(LOCKED) $(wildcard seft/runtime/native/*)
 	@echo "Installing into $(VENV) (takes minutes, once, until the dependencies change)"
 	@$(PYTHON) -m venv $(VENV)
 	@deploy/install.sh $(VENV) --all-extras --group build --group demo
+	@deploy/install.sh $(VENV) --only-group cuda
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

@@ -75,16 +75,20 @@ def _require_inference(x: Tensor) -> None:
 
 @torch.no_grad()
 def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_zeros: float = LEAST_ZEROS) -> Model:
-    """Replace the linear layers of a model that is on the CPU, in place. Returns the model.
+    """Replace the linear layers of a model, in place. Returns the model, on the same device: the CPU or CUDA.
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
     compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
-    the model is elsewhere than on the CPU, or if its weights are no bfloat16 values.
+    the model is on another device, if there is no Triton for CUDA, or if its weights are no bfloat16 values.
     """
     values = Values(values)
     whole: Any = model
-    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
-        raise AccelerateError("a model must be on the CPU to be accelerated. Move it with model.to('cpu').")
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1 or not {each.type for each in devices} <= {"cpu", "cuda"}:
+        found = ", ".join(sorted(map(str, devices)))
+        raise AccelerateError(
+            f"a model must be on the CPU or on one CUDA device; it is on {found}. Use model.to('cpu')."
+        )
     targets = target_linears(model)
     left = 0
     for name, target in targets.items():
@@ -108,8 +112,14 @@ def _faster(
     """Return a faster layer for a weight, or None if there is none."""
     zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
     if values is Values.INT8 or zeros >= least_zeros:
-        return SparseLinear(compress(weight, bias, values))
-    fits = weight.dtype == torch.bfloat16 and weight.is_contiguous() and weight.shape[1] % BLOCK == 0
+        own = None if bias is None else bias.cpu()
+        return SparseLinear(compress(weight.cpu(), own, values).to(weight.device))
+    fits = (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and weight.is_contiguous()
+        and weight.shape[1] % BLOCK == 0
+    )
     if fits and kernels.level() is kernels.Level.AVX512:
         return DenseLinear(weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, False), bias)
     return None

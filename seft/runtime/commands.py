@@ -109,7 +109,10 @@ def _load(options: argparse.Namespace) -> "TextModel":
     if options.threads:
         torch.set_num_threads(options.threads)
     values = Values(options.values) if options.values else None
-    return TextModel.load(options.model, values, getattr(torch, options.dtype))
+    if options.device != "cpu" and not torch.cuda.is_available():
+        rule = "must be cpu on this machine, where torch finds no CUDA device"
+        raise ConfigError("device", rule, options.device, "Leave it out.")
+    return TextModel.load(options.model, values, getattr(torch, options.dtype), options.device)
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -129,6 +132,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="Data type of activations. Default: bfloat16.",
     )
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="Device to run on. Default: cpu.")
     command.add_argument("--threads", type=_positive, help="Number of threads. Default: torch's.")
 
 

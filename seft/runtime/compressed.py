@@ -5,8 +5,9 @@ is the row's largest magnitude / 127. Zeros stay exact in both kinds. x is then 
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Values(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compressed:
-    """A compressed matrix. `struct` has the addresses of the tensors, so none of them may move."""
+    """A compressed matrix. `struct` has the addresses of the tensors on the CPU. None of them may move."""
 
     rows: int
     cols: int
@@ -47,6 +48,16 @@ class Compressed:
     sums: Int32[Tensor, "rows"] | None
     bias: Float[Tensor, "rows"] | None
     struct: kernels.Matrix
+
+    def to(self, device: torch.device) -> "Compressed":
+        """Return the matrix on another device. Raises AccelerateError if it is CUDA and there is no Triton."""
+        if device.type == "cpu":
+            return self
+        if find_spec("triton") is None:
+            raise AccelerateError("products on CUDA need the package triton. Run pip install triton, or use the CPU.")
+        names = ("masks", "values", "starts", "scales", "sums", "bias")
+        parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **parts)
 
     @property
     def nbytes(self) -> int:
@@ -117,6 +128,10 @@ def expand(matrix: Compressed, first: int = 0, last: int | None = None) -> Tenso
     int8 values come without their scales, because bfloat16 holds them exactly without.
     """
     last = matrix.rows if last is None else last
+    if matrix.values.device.type == "cuda":
+        from seft.runtime import cuda
+
+        return cuda.expand(matrix, first, last)
     if library := kernels.library():
         dense = torch.empty(last - first, matrix.cols, dtype=torch.bfloat16)
         library.seft_expand(ctypes.addressof(matrix.struct), first, last, dense.data_ptr(), torch.get_num_threads())
@@ -135,7 +150,13 @@ def multiply(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor
 
     Many rows of x are multiplied with the expanded matrix, where int8 weights meet x as it is, not quantised.
     """
-    if kernels.library() is None or len(x) >= EXPANDED_FROM:
+    if len(x) >= EXPANDED_FROM:
+        return _multiply_expanded(x, matrix)
+    if matrix.values.device.type == "cuda":
+        from seft.runtime import cuda
+
+        return cuda.multiply(x, matrix)
+    if kernels.library() is None:
         return _multiply_expanded(x, matrix)
     return multiply_struct(x, matrix.struct)
 

@@ -54,7 +54,7 @@ class TextModel:
         self._ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
     @classmethod
-    def load(cls, reference: str, values: Values | None, dtype: torch.dtype) -> "TextModel":
+    def load(cls, reference: str, values: Values | None, dtype: torch.dtype, device: str = "cpu") -> "TextModel":
         """Load a folder, a compact file or its address, a GGUF file or a model of the hub, and accelerate it.
 
         Without `values`, they are int8 for a compact file with int8 matrices, and otherwise bfloat16.
@@ -64,7 +64,7 @@ class TextModel:
         # float32 holds int8 values with their scales well enough to give the same integers again.
         exact = stored == values == Values.INT8
         loaded = load_whole(reference, dtype=torch.float32 if exact else dtype)
-        model: Any = accelerate(loaded.model, values)
+        model: Any = accelerate(loaded.model.to(device), values)
         for parameter in model.parameters():
             parameter.data = parameter.data.to(dtype)
         return cls(model, loaded.tokenizer, context_length(loaded.source))
@@ -98,12 +98,12 @@ class TextModel:
             random.seed()
         else:
             random.manual_seed(sampling.seed)
-        given, cache = torch.tensor([list(prompt)]), None
+        given, cache = torch.tensor([list(prompt)], device=self.model.device), None
         for _ in range(most):
             with torch.inference_mode():
                 result = self.model(input_ids=given, **{self._cache: cache}, use_cache=True, logits_to_keep=1)
-                token = choose(result.logits[0, -1], sampling, random)
-            cache, given = result[self._cache], torch.tensor([[token]])
+                token = choose(result.logits[0, -1].cpu(), sampling, random)
+            cache, given = result[self._cache], given.new_tensor([[token]])
             yield token
             if token in self._ends:
                 return
