@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     IPvAnyNetwork,
@@ -22,6 +23,19 @@ from core.request_fields import broken_rule
 
 INVALID = 2
 """Exit status of a process whose settings are invalid."""
+
+
+def _signing_key(key: SecretStr) -> SecretStr:
+    """Return a key of minisign. Raises ValueError if it is malformed, or if it needs a password."""
+    from minisign import ParseError, SecretKey
+
+    try:
+        encrypted = SecretKey.from_base64(key.get_secret_value()).is_encrypted()
+    except ParseError as error:
+        raise ValueError(f"must be the last line of a secret key file of minisign; it is not ({error})") from error
+    if encrypted:
+        raise ValueError("must be a key without a password, as `minisign -G -W` makes it; this one has a password")
+    return key
 
 
 def _json(value: object) -> object:
@@ -98,6 +112,11 @@ class Settings(DatabaseSettings):
         default=[],
         description="Earlier values of `SEFT_SECRET_KEY`, separated by commas. They only decrypt, until all hub tokens"
         " are encrypted with the new key.",
+    )
+    signing_key: Annotated[SecretStr, AfterValidator(_signing_key)] | None = Field(
+        default=None,
+        description="Secret key of minisign without a password: the last line of the file that `minisign -G -W` writes."
+        " With it, workers sign checkpoints. Only workers read it.",
     )
 
     api_host: str = Field(default="127.0.0.1", description="Address that the API listens on.")

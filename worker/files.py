@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.access.encryption import Encryption
+from core.access.signing import SIGNATURE, sign
 from core.estimate.speed import Speed
 from core.infra.tracing import TRACER
 from core.jobs.attempts import Attempt
@@ -45,6 +48,19 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     files: list[ResultFile]
+
+
+def _manifest(content: bytes) -> Manifest:
+    """Return a manifest. Raises RefusedFileError if it is malformed."""
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        flaw = error.errors(include_url=False, include_context=False)[0]
+        raise RefusedFileError(f"{MANIFEST}, at {flaw['loc']}: {flaw['msg']}") from error
+    names = [MANIFEST, SIGNATURE, *(file.name for file in manifest.files)]
+    if len({*names}) < len(names):
+        raise RefusedFileError(f"{MANIFEST} must name each file once, and neither itself nor {SIGNATURE}")
+    return manifest
 
 
 class Files:
@@ -163,27 +179,27 @@ class Files:
         Return its list of files in the format of the checkpoint's row. Raises RefusedFileError if the manifest does not
         describe the files of the result folder.
         """
-        files: list[Json] = [file.model_dump() for file in self._manifest().files]
+        content = self._read_manifest()
+        files: list[Json] = [file.model_dump() for file in _manifest(content).files]
         for file in files:
             if (found := self._size(RESULT, file["name"])) != file["size"]:
                 raise RefusedFileError(f"{file['name']} must have {file['size']} bytes, as in {MANIFEST}, not {found}")
+        last = {MANIFEST: content}
+        if self.settings.signing_key:
+            last = {SIGNATURE: sign(self.settings.signing_key, content), **last}
         with TRACER.start_as_current_span(Phase.UPLOADING):
-            for file in [*files, {"name": MANIFEST}]:
+            for file in files:
                 self._upload((RESULT, file["name"]), self.result_prefix + file["name"])
-        return [*files, self._describe(RESULT, MANIFEST)]
+            for name, text in last.items():
+                self.transfers.upload(partial(BytesIO, text), self.result_prefix + name)
+        described = [
+            {"name": name, "size": len(text), "sha256": sha256(text).hexdigest()} for name, text in last.items()
+        ]
+        return [*files, *described]
 
-    def _manifest(self) -> Manifest:
+    def _read_manifest(self) -> bytes:
         with child_files.open_file(self.folder, RESULT, MANIFEST) as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-        try:
-            manifest = Manifest.model_validate_json(content[:MAX_MANIFEST_BYTES])
-        except ValidationError as error:
-            flaw = error.errors(include_url=False, include_context=False)[0]
-            raise RefusedFileError(f"{MANIFEST}, at {flaw['loc']}: {flaw['msg']}") from error
-        names = [MANIFEST, *(file.name for file in manifest.files)]
-        if len({*names}) < len(names):
-            raise RefusedFileError(f"{MANIFEST} must name each file once, and not itself")
-        return manifest
+            return file.read(MAX_MANIFEST_BYTES + 1)[:MAX_MANIFEST_BYTES]
 
     def _describe(self, *place: str) -> Json:
         with child_files.open_file(self.folder, *place) as file:

@@ -70,7 +70,7 @@ _BITS = {
 _KEPT_BITS = {OutputFormat.COMPACT: 11.0, OutputFormat.COMPACT_INT8: 8.0, OutputFormat.COMPACT_NF4: 4.6}
 """Bits of a weight in a compact file that is not zero. In `compact`, sign and mantissa have 8, and exponents of
 bfloat16 weights have an entropy of up to 3 bits. In `compact_nf4`, the scale of 64 weights, zeros included, has 16."""
-_SHARED = frozenset({"README.md", "sparsity.json", "manifest.json"})
+_SHARED = frozenset({"README.md", "sparsity.json", "manifest.json", "manifest.json.minisig"})
 _NOTICE = re.compile(
     r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE[_-]POLICY)([_.-][\w.-]{1,60})?", re.ASCII | re.IGNORECASE
 )

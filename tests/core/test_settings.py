@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from ipaddress import ip_network
 from pathlib import Path
 
+import minisign
 import pytest
 from pydantic import ValidationError
 
@@ -121,6 +122,23 @@ def test_other_lists_are_entries_with_commas_or_json(environment: pytest.MonkeyP
     assert settings.webhook_networks == [ip_network("10.1.0.0/16"), ip_network("fd00::/8")]
     assert settings.dataset_buckets == ["inbox", "shared/texts"]
     assert tuple(key.get_secret_value() for key in settings.old_secret_keys) == old
+
+
+def test_a_signing_key_is_one_of_minisign_without_a_password(environment: pytest.MonkeyPatch) -> None:
+    key = minisign.KeyPair.generate().secret_key
+    environment.setenv("SEFT_SIGNING_KEY", key.to_base64().decode())
+    settings = Settings()
+    assert settings.signing_key
+    key.encrypt("password")
+    for value, rule in (
+        (key.to_base64().decode(), "without a password"),
+        ("hidden", "must be the last line of a secret"),
+    ):
+        environment.setenv("SEFT_SIGNING_KEY", value)
+        (line,) = errors()
+        assert line.startswith("SEFT_SIGNING_KEY")
+        assert rule in line
+        assert value not in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
