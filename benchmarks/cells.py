@@ -90,6 +90,12 @@ class Cell:
         return completed({field.name: _plain(getattr(self, field.name)) for field in fields(self)})
 
     @property
+    def side(self) -> str:
+        """Name of the way to train in `benchmarks.repair`."""
+        assert self.repair
+        return "all" if self.repair.trains_all else str(self.repair.method)
+
+    @property
     def base(self) -> "Cell | None":
         """The experiment that makes the weights from which the training of this one starts. None: the dense model."""
         if self.repair is None:
@@ -178,6 +184,8 @@ class Bench:
                 figures |= self._train(loaded, cell, label)
             elif cell.prune and not cell.prune.gradual:
                 figures |= self._prune(loaded, cell)
+        if not cell.repair:
+            figures["point"] = self._point(loaded)
         figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         model = self._judged(loaded, cell)
         for name in JUDGED:
@@ -236,7 +244,6 @@ class Bench:
         config = cell.repair
         assert config
         text = self.tokens(TRAINED[cell.text], loaded.tokenizer)
-        points = {name: self.test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
         kept = self.retained(cell)
         retained = load_retained(kept) if kept else None
         if retained:
@@ -254,7 +261,7 @@ class Bench:
             done.undone += sum(event.undone for event in events)
             done.times.append(time.perf_counter() - began)
             if repair.step * POINTS // config.steps > (repair.step - 1) * POINTS // config.steps:
-                judged = {name: math.exp(mean_loss(loaded.model, text)) for name, text in points.items()}
+                judged = self._point(loaded)
                 loss = statistics.fmean(done.losses[-max(1, config.steps // POINTS) :])
                 done.curve.append({"step": repair.step, "seconds": sum(done.times), "loss": loss, **judged})
                 shown = "  ".join(f"{name} {value:.2f}" for name, value in judged.items())
@@ -274,6 +281,11 @@ class Bench:
             "tokens": config.steps * config.batch_tokens,
             "curve": done.curve,
         }
+
+    def _point(self, loaded: Any) -> dict[str, float]:
+        """Return the perplexities of a point of a curve."""
+        texts = {name: self.test(name, loaded.tokenizer)[:POINT_WINDOWS] for name in JUDGED}
+        return {name: math.exp(mean_loss(loaded.model, text)) for name, text in texts.items()}
 
     def test(self, name: str, tokenizer: Any) -> Int[Tensor, "windows tokens"]:
         """Return the windows of a text on which a model is judged."""

@@ -1,5 +1,6 @@
 """Plots of a study: perplexity against steps, tokens and seconds of training, and at the end against memory."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,19 @@ def plot(study: dict[str, Figures], name: str, folder: Path) -> list[Path]:
     curves = {label: figures for label, figures in study.items() if "curve" in figures}
     paths = [_save(_curves(curves, axis), folder / f"{name}-{axis}.svg") for axis in AXES if curves]
     return [*paths, _save(_memory(study), folder / f"{name}-memory.svg")]
+
+
+def plot_recovery(curves: Mapping[str, Sequence[tuple[float, float]]], name: str, folder: Path) -> Path:
+    """Write the plot of the recovered part over seconds of training, and return its path."""
+    mpl.rcParams |= {"svg.hashsalt": name, "svg.fonttype": "none"}
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    plane: Any = figure.add_subplot()
+    for label, points in curves.items():
+        plane.plot([x for x, _ in points], [100 * y for _, y in points], marker=".", label=label)
+    plane.set(xlabel="seconds of training", ylabel="recovered against the ceiling, %")
+    plane.grid(alpha=0.3)
+    plane.legend(fontsize="small")
+    return _save(figure, folder / f"{name}-recovered.svg")
 
 
 def _curves(study: dict[str, Figures], axis: str) -> Figure:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,11 +26,13 @@ from typing import Any
 import torch
 
 from benchmarks.cells import Bench, Cell, Figures, code_hash, completed, key
-from benchmarks.plots import plot
+from benchmarks.plots import plot, plot_recovery
 from benchmarks.recipes import RECIPES, WANDA
 from benchmarks.studies import STUDIES, Study
 
 RESULTS = Path(__file__).parent / "results.jsonl"
+SECONDS = Path(__file__).parent / "seconds.json"
+"""Seconds per step of every method, by `benchmarks.repair` on a quiet machine."""
 COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", "peak_bytes")
 
 
@@ -45,6 +48,9 @@ def main() -> None:
         if arguments.plots:
             found = {label: figures for label, cell in study.items() if (figures := results[cell])}
             print("\n".join(map(str, plot(found, name, arguments.plots))))
+            seconds = json.loads(arguments.seconds.read_text())["seconds"]
+            curves = {label: curve for label, cell in study.items() if (curve := recovery(cell, results, seconds))}
+            print(plot_recovery(curves, name, arguments.plots))
 
 
 class Results:
@@ -96,16 +102,38 @@ def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
     The ceiling is the dense model after the same number of steps on the same text. Returns None for another kind of
     experiment, and if one of these two has no result.
     """
+    if (bounds := _bounds(cell, results)) is None:
+        return None
+    before, best = (each[cell.text] for each in bounds)
+    return math.log(before / figures[cell.text]) / math.log(before / best)
+
+
+def recovery(cell: Cell, results: Results, step_seconds: dict[str, list[float]]) -> list[tuple[float, float]] | None:
+    """Return the points of a repair as seconds of training and the part that is `recovered`.
+
+    A step has the median seconds of `benchmarks.repair`, because a study may run beside other programs. Returns None if
+    a figure or these seconds are missing.
+    """
+    figures, bounds = results[cell], _bounds(cell, results)
+    if figures is None or bounds is None or "point" not in bounds[0] or cell.side not in step_seconds:
+        return None
+    before, best = bounds[0]["point"][cell.text], bounds[1]["curve"][-1][cell.text]
+    step = statistics.median(step_seconds[cell.side])
+    return [
+        (point["step"] * step, math.log(before / point[cell.text]) / math.log(before / best))
+        for point in figures["curve"]
+    ]
+
+
+def _bounds(cell: Cell, results: Results) -> tuple[Figures, Figures] | None:
+    """Return the figures of Wanda and of the ceiling, between which a repair is. None if one of them has no result."""
     if cell.prune is None or cell.repair is None:
         return None
     sizes = {name: getattr(cell.repair, name) for name in ("steps", "batch_tokens", "sequence_tokens", "micro_batch")}
     ceiling = results[Cell(None, replace(RECIPES["ceiling"].config(1e-3), **sizes), text=cell.text)]
     wanda = replace(WANDA, sparsity=cell.prune.sparsity, pattern=cell.prune.pattern)
     pruned = results[Cell(wanda, text=cell.text)]
-    if ceiling is None or pruned is None:
-        return None
-    before, best, after = (each[cell.text] for each in (pruned, ceiling, figures))
-    return math.log(before / after) / math.log(before / best)
+    return None if ceiling is None or pruned is None else (pruned, ceiling)
 
 
 def _shown(column: str, figures: Figures) -> str:
@@ -219,6 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder of weights")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of experiments at a time")
     parser.add_argument("--plots", type=Path, help="folder for plots of the studies; default: none")
+    parser.add_argument("--seconds", type=Path, default=SECONDS, help="results of benchmarks.repair, for the plots")
     parser.add_argument("--any-code", action="store_true", help="use results of other versions of the code too")
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of the results that exist")
     return parser.parse_args()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cells, quality
 from benchmarks.cells import Bench, Cell
-from benchmarks.plots import plot
+from benchmarks.plots import plot, plot_recovery
 from benchmarks.quality import Results, rounds
 from benchmarks.recipes import ADMM, GRADUAL, RECIPES, WANDA
 from seft.config import PruneConfig, PruneMethod
@@ -125,6 +125,23 @@ def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert "a &amp; b" in one.read_text()
+
+
+def test_recovery_is_zero_for_wanda_and_one_for_the_ceiling(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.jsonl", "model", any_code=False)
+    ceiling = Cell(None, RECIPES["ceiling"].config(1e-3, steps=3, length=16))
+    wanda = replace(PRUNED, prune=replace(WANDA, sparsity=0.5))
+    curve = [{"step": step, "wikitext2": value, "gsm8k": 1.0} for step, value in ((1, 40.0), (2, 20.0), (3, 10.0))]
+    assert quality.recovery(REPAIRED, results, {"all": [2.0, 9.0, 1.0]}) is None
+    results.add(ceiling, {"wikitext2": 10.0, "curve": curve})
+    results.add(wanda, {"wikitext2": 40.0, "point": {"wikitext2": 40.0}})
+    results.add(REPAIRED, {"wikitext2": 20.0, "curve": curve})
+    assert quality.recovered(REPAIRED, {"wikitext2": 20.0}, results) == pytest.approx(0.5)
+    points = quality.recovery(REPAIRED, results, {"all": [2.0, 9.0, 1.0]}) or []
+    assert [seconds for seconds, _ in points] == [2.0, 4.0, 6.0]
+    assert [share for _, share in points] == pytest.approx([0.0, 0.5, 1.0])
+    assert quality.recovery(REPAIRED, results, {"seft": [1.0]}) is None
+    assert plot_recovery({"a": points}, "study", tmp_path).read_text().startswith("<?xml")
 
 
 def test_bases_run_before_the_experiments_that_need_them(bench: Bench) -> None:
