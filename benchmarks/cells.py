@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def side(self) -> str:
-        """Name of the way to train in `benchmarks.repair`."""
+        """Name of the way to train in `benchmarks.step`."""
         assert self.repair
         return "all" if self.repair.trains_all else str(self.repair.method)
 

@@ -1,5 +1,6 @@
 """Plots of a study: perplexity against steps, tokens and seconds of training, and at the end against memory."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,26 @@ def plot_recovery(curves: Mapping[str, Sequence[tuple[float, float]]], name: str
     plane.grid(alpha=0.3)
     plane.legend(fontsize="small")
     return _save(figure, folder / f"{name}-recovered.svg")
+
+
+def plot_steps(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Write a plot of `benchmarks.step`: seconds relative to the first side, and peak memory, by run."""
+    mpl.rcParams |= {"svg.hashsalt": path.name, "svg.fonttype": "none"}
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    names = [f"{run['shape']}, {run['density']:.1%}" for run in runs]
+    medians = [{side: statistics.median(times) for side, times in run["seconds"].items()} for run in runs]
+    base = next(iter(medians[0]))
+    ratios = {side: [each[side] / each[base] for each in medians] for side in medians[0]}
+    peaks = {side: [run["peak_bytes"][side] / 1e6 for run in runs] for side in medians[0]}
+    for place, (label, sides) in enumerate({f"seconds / {base}": ratios, "peak memory, MB": peaks}.items(), 1):
+        plane: Any = figure.add_subplot(1, 2, place)
+        for side, values in sides.items():
+            plane.plot(names, values, marker=".", label=side)
+        plane.set(ylabel=label)
+        plane.tick_params(axis="x", rotation=30)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _save(figure, path)
 
 
 def _curves(study: dict[str, Figures], axis: str) -> Figure:

@@ -32,7 +32,7 @@ from benchmarks.studies import STUDIES, Study
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 SECONDS = Path(__file__).parent / "seconds.json"
-"""Seconds per step of every method, by `benchmarks.repair` on a quiet machine."""
+"""Seconds per step of every method, by `benchmarks.step` on a quiet machine."""
 COLUMNS = ("wikitext2", "gsm8k", "recovered", "accuracy", "trained", "seconds", "peak_bytes")
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         if arguments.plots:
             found = {label: figures for label, cell in study.items() if (figures := results[cell])}
             print("\n".join(map(str, plot(found, name, arguments.plots))))
-            seconds = json.loads(arguments.seconds.read_text())["seconds"]
+            seconds = json.loads(arguments.seconds.read_text())["runs"][0]["seconds"]
             curves = {label: curve for label, cell in study.items() if (curve := recovery(cell, results, seconds))}
             print(plot_recovery(curves, name, arguments.plots))
 
@@ -111,7 +111,7 @@ def recovered(cell: Cell, figures: Figures, results: Results) -> float | None:
 def recovery(cell: Cell, results: Results, step_seconds: dict[str, list[float]]) -> list[tuple[float, float]] | None:
     """Return the points of a repair as seconds of training and the part that is `recovered`.
 
-    A step has the median seconds of `benchmarks.repair`, because a study may run beside other programs. Returns None if
+    A step has the median seconds of `benchmarks.step`, because a study may run beside other programs. Returns None if
     a figure or these seconds are missing.
     """
     figures, bounds = results[cell], _bounds(cell, results)
@@ -247,7 +247,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("build/quality"), help="folder of weights")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="number of experiments at a time")
     parser.add_argument("--plots", type=Path, help="folder for plots of the studies; default: none")
-    parser.add_argument("--seconds", type=Path, default=SECONDS, help="results of benchmarks.repair, for the plots")
+    parser.add_argument("--seconds", type=Path, default=SECONDS, help="results of benchmarks.step, for the plots")
     parser.add_argument("--any-code", action="store_true", help="use results of other versions of the code too")
     parser.add_argument("--table", action="store_true", help="run nothing; print the tables of the results that exist")
     return parser.parse_args()

@@ -1,0 +1,270 @@
+"""What does a step of repair cost? Seconds and peak memory of every way to train, compared with a minimum.
+
+    python -m benchmarks.step --model GGUF --data wikitext2_valid.txt --dtype bfloat16 --out step.json
+
+*floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
+mask, and *spiel* is the way of SpIEL's published code (github.com/AlanAnsell/peft): copy the weight and add the trained
+values in both passes, make the whole gradient and gather from it. Both train as many values as the others, with AdamW
+of torch. The others are recipes of `benchmarks.recipes`.
+
+A run has one shape of a batch, such as 2x512 for 2 windows of 512 tokens, and one density. Each side has a process of
+its own, so that its peak memory is its own. The sides take their steps in turn, so that a noisy machine slows all of
+them. The model is pruned by magnitude to 60 % zeros, which costs no time. The table has medians.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.multiprocessing import get_context
+from torch.nn import functional
+
+from benchmarks.plots import plot_steps
+from benchmarks.recipes import RECIPES, Recipe
+from seft.config import PruneConfig, PruneMethod
+from seft.data.records import read
+from seft.data.text import tokenize
+from seft.loss import TokenLoss
+from seft.models.load import Loaded, load
+from seft.models.source import find
+from seft.models.targets import target_linears
+from seft.prune.loop import prune_model
+from seft.repair import Repair
+
+WARM_UP = 3
+Run = Callable[[], object]
+SIDES = ("floor", "lora", "spiel", *(each for each in RECIPES if each not in {"lora_reprune", "all-admm", "ceiling"}))
+
+
+class Shape(NamedTuple):
+    """Number of windows in a step, all at once on the device, and their length in tokens."""
+
+    windows: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.windows}x{self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a process measures."""
+
+    side: str
+    shape: Shape
+    density: float
+    model: str
+    data: Path
+    dtype: torch.dtype
+    device: str
+
+
+def main() -> None:
+    """Measure the sides in turn for each shape and density, and write the results as JSON."""
+    arguments = _arguments()
+    runs: list[dict[str, Any]] = []
+    for shape, density in itertools.product(arguments.shapes, arguments.densities):
+        settings = [
+            Setting(side, shape, density, arguments.model, arguments.data, arguments.dtype, arguments.device)
+            for side in arguments.sides
+        ]
+        seconds, peaks = _measure(settings, arguments.rounds)
+        runs.append({"shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
+        first = arguments.sides[0]
+        base = statistics.median(seconds[first])
+        print(f"\n{shape}, density {density:g}\n\n| side | seconds | to {first} | peak MB |\n|---|---|---|---|")
+        for side, times in seconds.items():
+            median = statistics.median(times)
+            print(f"| {side} | {median:.2f} | {median / base:.2f} | {peaks[side] / 1e6:,.0f} |", flush=True)
+        found = {"torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": str(arguments.dtype)}
+        arguments.out.write_text(json.dumps({**found, "runs": runs}, indent=1) + "\n")
+    if arguments.plot:
+        plot_steps(runs, arguments.plot)
+
+
+def _measure(settings: Iterable[Setting], rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Return the seconds of the steps and the peak memory of each side."""
+    context = get_context("spawn")
+    sides = {}
+    for setting in settings:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(setting, theirs), daemon=True)
+        process.start()
+        ours.recv()  # one model is loaded at a time
+        sides[setting.side] = ours
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(WARM_UP + rounds):
+        for side, pipe in sides.items():
+            pipe.send("step")
+            taken = pipe.recv()
+            if number >= WARM_UP:
+                seconds[side].append(taken)
+    return seconds, {side: _ask(pipe, "peak") for side, pipe in sides.items()}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder, GGUF file or hub id")
+    parser.add_argument("--data", required=True, type=Path, help="text to repair on")
+    parser.add_argument("--dtype", type=partial(getattr, torch), default=torch.float32, help="torch dtype of training")
+    parser.add_argument("--device", default="cpu", help="torch device")
+    parser.add_argument("--shapes", nargs="*", type=_shape, default=[Shape(2, 512)], help="such as 2x512 8x128")
+    parser.add_argument("--densities", nargs="*", type=float, default=[0.005], help="parts of the weights to train")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing")
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES), help="sides; the first is the base")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
+    parser.add_argument("--plot", type=Path, help="SVG file of seconds and memory by tokens; default: none")
+    return parser.parse_args()
+
+
+def _shape(text: str) -> Shape:
+    windows, length = map(int, text.split("x"))
+    return Shape(windows, length)
+
+
+def _ask(pipe: Any, question: str) -> Any:
+    pipe.send(question)
+    return pipe.recv()
+
+
+def _serve(setting: Setting, pipe: Any) -> None:
+    """Run one side in its own process: load the model, take a step on each request, and at last report the peak."""
+    loaded = load(find(setting.model), dtype=setting.dtype)
+    tokens = tokenize(read(setting.data), loaded.tokenizer)
+    step = _make(setting, loaded, tokens.to(setting.device))
+    pipe.send("ready")
+    while pipe.recv() == "step":
+        began = time.perf_counter()
+        step()
+        if setting.device != "cpu":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - began)
+    pipe.send(_peak(setting.device))
+
+
+def _peak(device: str) -> int:
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.cuda.max_memory_allocated()
+
+
+def _make(setting: Setting, loaded: Loaded, tokens: Int[Tensor, "tokens"]) -> Run:
+    """Return the function that takes one step of a side."""
+    model: Any = loaded.model
+    recipe = RECIPES.get(setting.side)
+    if not recipe or not recipe.prune or not recipe.prune.gradual:
+        prune_model(model, tokens[:0].view(0, 8).cpu(), PruneConfig(0.6, PruneMethod.MAGNITUDE))
+    model.to(setting.device)
+    if recipe:
+        return _recipe(recipe, model, tokens, setting)
+    windows, length = setting.shape
+    batch = tokens[: windows * length].view(windows, length)
+    match setting.side:
+        case "floor":
+            return _floor(model, batch)
+        case "lora":
+            return _lora(model, batch, setting.density)
+        case _:
+            return _spiel(model, batch, setting.density)
+
+
+def _recipe(recipe: Recipe, model: Any, tokens: Int[Tensor, "tokens"], setting: Setting) -> Run:
+    windows, length = setting.shape
+    config = recipe.config(recipe.rates[0], steps=10_000, length=length)
+    config = replace(config, batch_tokens=windows * length, micro_batch=windows)
+    if recipe.density != "all":
+        config = replace(config, density=setting.density)
+    return Repair(model, tokens.cpu(), config, pruned=recipe.prune).advance
+
+
+def _floor(model: Any, batch: Int[Tensor, "windows tokens"]) -> Run:
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    losses = TokenLoss(model)
+    return lambda: losses(batch).mean().backward()  # type: ignore[no-untyped-call]
+
+
+def _lora(model: Any, batch: Int[Tensor, "windows tokens"], density: float) -> Run:
+    from peft import LoraConfig, get_peft_model
+
+    targets = target_linears(model)
+    sides = sum(sum(target.weight.shape) for target in targets.values())
+    rank = max(1, round(density * sum(target.weight.numel() for target in targets.values()) / sides))
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(targets)))
+    adapted.enable_input_require_grads()
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    return _adamw(parameters, TokenLoss(model), batch)
+
+
+def _spiel(model: Any, batch: Int[Tensor, "windows tokens"], density: float) -> Run:
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    parameters = []
+    for name, target in target_linears(model).items():
+        places = target.weight.flatten().nonzero()[:, 0]
+        chosen = places[torch.randperm(len(places))[: round(density * target.weight.numel())]].sort().values
+        module = Changed(target.weight, target.bias, chosen)
+        parent, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent), key, module)
+        parameters.append(module.values)
+    return _adamw(parameters, TokenLoss(model), batch)
+
+
+def _adamw(parameters: list[nn.Parameter], losses: TokenLoss, batch: Int[Tensor, "windows tokens"]) -> Run:
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+
+    def step() -> None:
+        losses(batch).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class Changed(nn.Module):
+    """A linear with trained values that are added to a few of its frozen weights."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, places: Int[Tensor, "active"]) -> None:
+        super().__init__()
+        self.weight, self.bias, self.places = weight, bias, places
+        self.values = nn.Parameter(torch.zeros(len(places), dtype=torch.float32, device=weight.device))
+
+    def forward(self, x: Float[Tensor, "... cols"]) -> Float[Tensor, "... rows"]:
+        """Return the product with the changed weight."""
+        product: Tensor = _ChangedProduct.apply(x, self.weight, self.places, self.values)  # type: ignore[no-untyped-call]
+        return product if self.bias is None else product + self.bias
+
+
+class _ChangedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, places, values)
+        return functional.linear(x, _changed(weight, places, values))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor]:
+        x, weight, places, values = ctx.saved_tensors
+        (gradient,) = gradients
+        whole = gradient.flatten(0, -2).T @ x.flatten(0, -2)
+        return gradient @ _changed(weight, places, values), None, None, whole.view(-1)[places].float()
+
+
+def _changed(weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    copy = weight.clone()
+    copy.view(-1).index_add_(0, places, values.to(weight.dtype))
+    return copy
+
+
+if __name__ == "__main__":
+    main()
