@@ -129,7 +129,8 @@ MADE: dict[str, list[Callable[[], str]]] = {
     "api.md": [routes_table, codes_table],
     "client.md": [methods_table, commands_table, exits_table],
     "results.md": [
-        partial(study_table, name) for name in ("bases", "defaults", "methods", "retention", "swaps", "ablations")
+        partial(study_table, name)
+        for name in ("bases", "defaults", "peers", "methods", "retention", "swaps", "ablations")
     ],
 }
 
