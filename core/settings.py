@@ -26,15 +26,16 @@ INVALID = 2
 
 
 def _signing_key(key: SecretStr) -> SecretStr:
-    """Return a key of minisign. Raises ValueError if it is malformed, or if it needs a password."""
-    from minisign import ParseError, SecretKey
+    """Return a key of minisign. Raises ValueError if it is damaged, or if it needs a password."""
+    from minisign import Error, PublicKey, SecretKey
 
     try:
-        encrypted = SecretKey.from_base64(key.get_secret_value()).is_encrypted()
-    except ParseError as error:
+        secret = SecretKey.from_base64(key.get_secret_value())
+        if secret.is_encrypted():
+            raise ValueError("must be a key without a password, as `minisign -G -W` makes it; this one has a password")
+        PublicKey.from_secret_key(secret).verify(b"", secret.sign(b""))
+    except Error as error:
         raise ValueError(f"must be the last line of a secret key file of minisign; it is not ({error})") from error
-    if encrypted:
-        raise ValueError("must be a key without a password, as `minisign -G -W` makes it; this one has a password")
     return key
 
 

@@ -282,8 +282,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
         ("expand", files.expand, files.add_expand, "Restore a model folder from a compact file, bit for bit."),
         ("reproduce", files.reproduce, files.add_reproduce, "Make a checkpoint again from its recipe, and compare it."),
-        ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model on the CPU."),
-        ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model on the CPU with OpenAI's API."),
+        ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model."),
+        ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model with OpenAI's API."),
     )
     for name, run, add_arguments, text in descriptions:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -279,10 +279,12 @@ class _Rerun:
             weight.data = weight.data.to(getattr(torch, machine.dtype))
         model.to(machine.device)
         held_out = self.held_out or (pack(judged, config.sequence_tokens) if judged else None)
+        # A record without the rate is of a version whose rate did not depend on the width.
+        rate = self.facts.peak_rate or config.peak_rate()
         work = stages.start_repair(
             loaded,
             pack(training, config.sequence_tokens),
-            config,
+            replace(config, learning_rate=rate),
             pruned=facts.prune,
             load_teacher=lambda: self._load_teacher(machine).model,
             retained=self.retained,

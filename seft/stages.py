@@ -27,6 +27,7 @@ from seft.errors import DataError
 from seft.evaluate import mean_loss
 from seft.models.gguf_tokenizer import tokenizer_rules
 from seft.models.load import Loaded
+from seft.models.targets import target_linears
 from seft.prune.found import find_zeros, found_config
 from seft.prune.loop import prune_model
 from seft.prune.reconstruct import reconstruct
@@ -246,7 +247,8 @@ def exported_bytes(loaded: Loaded, formats: Sequence[OutputFormat]) -> int:
     parameters, head = list(model.parameters()), model.get_output_embeddings().weight.numel()
     weights = sum(parameter.numel() for parameter in parameters)
     zeros = weights - sum(int(torch.count_nonzero(parameter)) for parameter in parameters)
-    return published_bytes({OutputFormat.DENSE, *formats}, weights, zeros, head)
+    targets = sum(target.weight.numel() for target in target_linears(model).values())
+    return published_bytes({OutputFormat.DENSE, *formats}, weights, zeros, head, targets)
 
 
 def publish(

@@ -39,8 +39,8 @@ def estimate(session: Session, model: Dimensions, spec: JobSpec, settings: Setti
             {"phase": phase, "device_bytes": need.device, "host_bytes": need.host, "together_bytes": need.combined}
             for phase, need in memory_by_phase(model, spec).items()
         ],
-        "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head),
-        "disk_bytes": state + published_bytes(stored, model.parameters, zeros, head),
+        "checkpoint_bytes": published_bytes(formats, model.parameters, zeros, head, model.targets),
+        "disk_bytes": state + published_bytes(stored, model.parameters, zeros, head, model.targets),
         "fits": any(each["fits"] for each in living) if living else None,
         "workers": living,
     }

@@ -27,7 +27,7 @@ GGUF_BYTES = 100_000_000
 COMPACT_BYTES = 80_000_000
 """Bytes of the buffers of the threads that write and verify a compact file."""
 INTEGER = 4
-"""Bytes per weight of the largest matrix while it is compared with its integers, which are made again."""
+"""Bytes per weight of the largest tensor while its integers are made again and compared: four copies of them."""
 ACTIVE, CANDIDATE, LISTED = 26, 16, 4
 """Bytes per trained weight (index, base, value, moments, age, gradient), bytes per candidate, candidates per weight.
 
@@ -102,8 +102,7 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     if any(each.is_compact for each in spec.output.formats):
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
-        widest = max(each.rows * each.cols for block in model.blocks for each in block)
-        loading += INTEGER * max(model.vocabulary * model.hidden, widest)
+        loading += INTEGER * model.largest
     phases[Phase.EXPORTING] = Footprint(weights, loading, host_transfer=written)
     return {phase: replace(need, host_resident=need.host_resident + PROCESS_BYTES) for phase, need in phases.items()}
 

@@ -97,7 +97,7 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
     formats = spec.output.formats
     # Each format is written and verified. The dense model is always written, because the others are made from it.
     written = len({OutputFormat.DENSE, *formats})
-    uploaded = published_bytes(formats, parameters, spec.zeros(parameters, targets)) / DENSE_BYTES
+    uploaded = published_bytes(formats, parameters, spec.zeros(parameters, targets), targets=targets) / DENSE_BYTES
     work: dict[Task, float] = {
         Task(Phase.LOADING): parameters,
         Task(Phase.EXPORTING): parameters * written,

@@ -18,7 +18,7 @@ from seft.models.model_files import weight_files
 from seft.models.safetensors_header import BITS, Tensor
 from seft.models.shapes import file_header
 from seft.models.source import ModelSource, find, folder_sizes, read_small
-from seft.models.tensors import EXPERT_COUNTS, HEAD, TIED, is_pruned, place_in_blocks
+from seft.models.tensors import HEAD, TIED, expert_count, is_pruned, place_in_blocks
 
 CHUNK = 1 << 22
 """Values that are counted at a time, so that memory use does not depend on the size of a tensor."""
@@ -64,7 +64,7 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
     """
     inner = config.get("text_config")
     values = {**config, **inner} if isinstance(inner, dict) else config
-    experts = next((values[key] for key in EXPERT_COUNTS if isinstance(values.get(key), int)), 0)
+    experts = expert_count(config)
     counted = [
         _count(file, name, tensor, experts)
         for file, name, tensor in tensors(folder)

@@ -93,23 +93,25 @@ def parse_format(name: str) -> OutputFormat:
     raise ConfigError(FORMATS, rule, name, "Use gguf_q8_0 for a small file that nearly keeps the model.")
 
 
-def published_bytes(formats: Iterable[OutputFormat], weights: int, zeros: int, head: int = 0) -> int:
+def published_bytes(
+    formats: Iterable[OutputFormat], weights: int, zeros: int, head: int = 0, targets: int | None = None
+) -> int:
     """Return about how many bytes the files of these formats have together.
 
-    The model has `weights` weights, of which `zeros` are zero, and of which `head` compute the logits and have at least
-    8 bits. The compact file is usually smaller: the exponents of weights that survive pruning differ less.
+    The model has `weights` weights, of which `zeros` are zero. `head` of them compute the logits and have at least 8
+    bits. `targets` of them are in pruned matrices, by default all; in a compact file the others have at least 8 bits.
+    The compact file is usually smaller: the exponents of weights that survive pruning differ less.
     """
-    return sum(int(_bits(each, weights, zeros, head)) // 8 for each in formats)
+    return sum(int(_bits(each, weights, zeros, head, weights if targets is None else targets)) // 8 for each in formats)
 
 
-def _bits(format_: OutputFormat, weights: int, zeros: int, head: int) -> float:
+def _bits(format_: OutputFormat, weights: int, zeros: int, head: int, targets: int) -> float:
     if format_.is_compact:
         shares = [count / weights for count in (zeros, weights - zeros) if count]
         mask = -sum(share * math.log2(share) for share in shares)  # the entropy of a mask with this share of zeros
         bits = _KEPT_BITS[format_]
-        return (
-            mask * weights + bits * (weights - zeros - head) + max(bits, _KEPT_BITS[OutputFormat.COMPACT_INT8]) * head
-        )
+        others = max(bits, _KEPT_BITS[OutputFormat.COMPACT_INT8]) * (weights - targets)
+        return mask * weights + bits * (targets - zeros) + others
     bits = _BITS[format_]
     return (weights - head) * bits + head * max(bits, _BITS[OutputFormat.GGUF_Q8_0])
 

@@ -3,6 +3,9 @@
 They are the same weights as those of `seft.models.targets`, which needs the model itself.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 HEAD = "lm_head.weight"
 TIED = "tie_word_embeddings"
 """Key of a config. If it is true, the head has the weights of the embedding, and a file may contain them twice."""
@@ -10,6 +13,13 @@ EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "expert
 """Keys of a config, one of which has the number of experts in a block."""
 ROUTERS = ("gate.weight", "router.weight", "gate_inp.weight", "gate_inp_shexp.weight")
 """Endings of the names of tensors that route tokens to experts. These tensors are not pruned."""
+
+
+def expert_count(config: Mapping[str, Any]) -> int:
+    """Return the number of experts in a block, from the content of config.json, or 0."""
+    inner = config.get("text_config")
+    values = {**config, **inner} if isinstance(inner, dict) else config
+    return next((values[key] for key in EXPERT_COUNTS if isinstance(values.get(key), int)), 0)
 
 
 def place_in_blocks(name: str) -> tuple[str, int, str] | None:

@@ -84,7 +84,7 @@ class Repair:
         self._retained = retained
         self._fingerprint = state.fingerprint(targets, text, pruned, teacher_targets, retained)
         check = self._check_loss if config.swap_tokens else None
-        self.peak_rate = config.peak_rate(model.get_input_embeddings().weight.shape[-1])
+        self.peak_rate = config.peak_rate(model.config.get_text_config().hidden_size)
         self._rated = replace(config, learning_rate=self.peak_rate)
         work = Work(model, targets, self._rated, self._windows.tokens.flatten(), pruned, check)
         self._method = make_method(work)

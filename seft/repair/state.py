@@ -108,12 +108,13 @@ def outdated(folder: Path, config: RepairConfig) -> str | None:
 def _software(config: RepairConfig) -> dict[str, Any]:
     """Return the facts that identify the software that wrote a state, as read back from JSON.
 
-    They include the learning rate that "auto" means.
+    They include the learning rate that "auto" means, and the width from which it falls.
     """
     return {
         "kind": FORMAT_VERSION,
         "config": {**json.loads(json.dumps(asdict(config))), **_CHANGEABLE},
-        "rate": [config.peak_rate(), RATED_WIDTH],
+        "rate": config.peak_rate(),
+        "rated_width": RATED_WIDTH if config.peak_rate(2 * RATED_WIDTH) != config.peak_rate() else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Replaces the linear layers of a transformers model by layers that use the zeros of their weights on a CPU.
+"""Replaces the linear layers of a transformers model by layers that use the zeros of their weights.
 
 The model is for inference only afterwards. Layers are replaced in place, one at a time, so that the memory of one dense
 matrix is freed before the next one is compressed.

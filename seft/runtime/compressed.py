@@ -57,7 +57,7 @@ class Compressed:
             raise AccelerateError("products on CUDA need the package triton. Run pip install triton, or use the CPU.")
         names = ("masks", "values", "starts", "scales", "sums", "bias")
         parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
-        return replace(self, **parts)
+        return replace(self, **parts, struct=kernels.Matrix())  # no kernel of the CPU reads it
 
     @property
     def nbytes(self) -> int:
@@ -107,8 +107,8 @@ def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"]
 def quantise(weight: Float[Tensor, "rows cols"]) -> tuple[Int8[Tensor, "rows cols"], Float[Tensor, "rows"]]:
     """Return int8 values from -127 to 127 and the scale of each row, such that value * scale is nearest the weight."""
     scales = weight.abs().amax(dim=1).float() / 127
-    inverse = torch.where(scales > 0, 1 / scales, 0)
-    return (weight.float() * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
+    divisors = torch.where(scales > 0, scales, 1)
+    return (weight.float() / divisors[:, None]).round_().clamp_(-127, 127).to(torch.int8), scales
 
 
 def _struct(rows: int, cols: int, **parts: Tensor | None) -> kernels.Matrix:

@@ -60,9 +60,9 @@ class TextModel:
         Without `values`, they are int8 for a compact file with int8 matrices, and otherwise bfloat16.
         """
         stored = integer_kind(reference)
-        values = values or (Values.INT8 if stored == Values.INT8 else Values.BFLOAT16)
+        values = values or (Values.INT8 if stored == "int8" else Values.BFLOAT16)
         # float32 holds int8 values with their scales well enough to give the same integers again.
-        exact = stored == values == Values.INT8
+        exact = stored == "int8" and values is Values.INT8
         loaded = load_whole(reference, dtype=torch.float32 if exact else dtype)
         model: Any = accelerate(loaded.model.to(device), values)
         for parameter in model.parameters():

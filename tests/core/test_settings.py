@@ -1,5 +1,6 @@
 """A variable that is malformed is one line in every command, and lists can be written plainly."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -129,8 +130,11 @@ def test_a_signing_key_is_one_of_minisign_without_a_password(environment: pytest
     environment.setenv("SEFT_SIGNING_KEY", key.to_base64().decode())
     settings = Settings()
     assert settings.signing_key
+    damaged = bytearray(base64.b64decode(key.to_base64()))
+    damaged[70] ^= 1
     key.encrypt("password")
     for value, rule in (
+        (base64.b64encode(damaged).decode(), "verification failed"),
         (key.to_base64().decode(), "without a password"),
         ("hidden", "must be the last line of a secret"),
     ):

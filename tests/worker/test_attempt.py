@@ -6,12 +6,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
-import minisign
 import pytest
 from botocore.exceptions import ClientError
 from pydantic import SecretStr
@@ -58,21 +55,6 @@ def test_a_result_is_published_with_everything_reported(backend: Backend, job_id
     assert len(phases) == 2, "training, and uploading the result"
     assert [file["name"] for file in checkpoint.files] == ["model.safetensors", "manifest.json"]
     assert checkpoint.sha256 == checkpoint.files[-1]["sha256"]
-
-
-def test_a_signature_of_the_manifest_is_published_if_there_is_a_key(backend: Backend, job_id: str) -> None:
-    keys = minisign.KeyPair.generate()
-    signing_key = SecretStr(keys.secret_key.to_base64().decode())
-    settings = backend.settings.model_copy(update={"signing_key": signing_key})
-    supervisor(replace(backend, settings=settings), "succeed").run()
-    *_, signature, manifest = files = backend.checkpoint(job_id).files
-    assert [file["name"] for file in files] == ["model.safetensors", "manifest.json.minisig", "manifest.json"]
-    prefix = f"jobs/{job_id}/1/result/"
-    content, signed = (backend.storage.read(prefix + file["name"]) for file in (manifest, signature))
-    assert sha256(signed).hexdigest() == signature["sha256"]
-    keys.public_key.verify(content, minisign.Signature.from_bytes(signed))
-    with pytest.raises(minisign.VerifyError):
-        keys.public_key.verify(content + b" ", minisign.Signature.from_bytes(signed))
 
 
 def test_an_event_of_a_model_with_many_experts_is_stored_as_a_whole(backend: Backend, job_id: str) -> None:

@@ -34,8 +34,8 @@ class Values(NamedTuple):
     is_text: bool = False
 
     @property
-    def few(self) -> int | None:
-        """The number of the plane in which few bytes may be frequent, or None.
+    def narrow(self) -> int | None:
+        """The number of the plane in which a few bytes may be much more frequent than others, or None.
 
         That is the plane of BF16 and F32 with the exponents, and the only plane of values of one byte.
         """
@@ -88,7 +88,7 @@ def encode(data: bytes, values: Values) -> bytes:
     stored = [(Code.RAW, b"")] if packed.mask is None else [planes.encode(packed.mask, planes.ENTROPY_ONLY)]
     options = planes.TEXT if values.is_text else planes.ENTROPY_ONLY
     for number, plane in enumerate(_split(packed.kept, values)):
-        stored.append(planes.encode_few(plane) if number == values.few else planes.encode(plane, options))
+        stored.append(planes.encode_frequent(plane) if number == values.narrow else planes.encode(plane, options))
     stored += [(Code.RAW, b"")] * (_PLANES - len(stored))
     header = _HEADER.pack(
         len(bits), len(packed.kept), *(len(content) for _, content in stored), *(code for code, _ in stored)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seft.checkpoint.compact import dense as dense_file
+from seft.checkpoint.compact import expanded
 from seft.checkpoint.compact.byte_sources import is_address
-from seft.checkpoint.compact.dense import Matrix, integer_matrices, matrix_weights
+from seft.checkpoint.compact.expanded import Matrix, integer_matrices, matrix_weights
 from seft.checkpoint.compact.index import MAGIC, FileEntry, TensorEntry
+from seft.checkpoint.compact.quantised import IntegerKind
 from seft.checkpoint.compact.reader import Container, open_container
 from seft.config import OutputFormat
 from seft.errors import ContainerError
@@ -96,13 +97,13 @@ def load_tokenizer(reference: str | Path) -> Any:
     return dense.load_tokenizer(find(str(reference)))
 
 
-def integer_kind(reference: str | Path) -> str | None:
+def integer_kind(reference: str | Path) -> IntegerKind | None:
     """Return how the matrices of a model are stored, int8 or nf4, or None if they are not integers."""
     path = _container_of(reference)
     if path is None:
         return None
     with open_container(path) as container:
-        kinds = (dense_file.integer_kind(container, file) for file in _root_files(container).values())
+        kinds = (expanded.integer_kind(container, file) for file in _root_files(container).values())
         return next((kind for kind in kinds if kind), None)
 
 

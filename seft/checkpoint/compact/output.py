@@ -1,23 +1,24 @@
 """The output formats `compact`, `compact_int8` and `compact_nf4`: containers with the dense model of a checkpoint.
 
-The files that belong to all formats describe the whole checkpoint, so they are beside the container and not in it. Its
-bytes depend on the model alone.
+The files that belong to all formats describe the whole checkpoint, so they are beside the container and not in it. The
+bytes of a container depend on the model alone.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from seft.checkpoint.compact.dense import Matrix, integer_matrices, read_matrix
 from seft.checkpoint.compact.index import FileEntry
-from seft.checkpoint.compact.quantised import IntegerKind, Rows, quantise_blocks, quantise_rows
+from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile
 from seft.checkpoint.compact.reader import Container, open_container
 from seft.checkpoint.compact.writer import write
 from seft.config import OutputFormat, format_of
 from seft.errors import ContainerError, SourceError, VerifyError
-from seft.models.shapes import file_header
+from seft.models.model_files import CONFIG
+from seft.models.tensors import expert_count
 
 THREADS = 4
 """Largest number of threads. Each needs about 20 MB."""
@@ -26,57 +27,53 @@ _AGAIN = "Do not publish it; write it again."
 
 
 def write_compact(folder: Path, format_: OutputFormat, file: BinaryIO) -> None:
-    """Write the model in a folder as a container. Raises ContainerError if it exceeds a limit of the format."""
+    """Write the model in a folder as a container.
+
+    Raises ContainerError if it exceeds a limit of the format or has a weight that is not finite, and ConfigError if no
+    matrix can become integers.
+    """
     write(folder, file, names=_model_files(folder), integers=_INTEGERS.get(format_), threads=THREADS)
 
 
 def verify_compact(folder: Path, file: Path, format_: OutputFormat) -> None:
-    """Compare a container with the folder from which it was written. Raises VerifyError.
+    """Compare a container with the folder from which it was written, byte by byte. Raises VerifyError.
 
-    Every byte must be equal. Matrices of integers must be those that the folder gives.
+    Matrices of integers are made again from the folder.
     """
-    expected = _model_files(folder)
+    expected, kind = _model_files(folder), _INTEGERS.get(format_)
     try:
         with open_container(file) as container:
             if names := expected ^ {each.name for each in container.files}:
                 raise VerifyError(f"{file.name} must have the files of the model; {min(names)} differs. {_AGAIN}")
             for each in container.files:
-                matrices = integer_matrices(container, each)
-                if format_ in _INTEGERS and each.tensors:
-                    wrong = _wrong_tensor(folder / each.name, container, each, matrices)
+                if kind and each.tensors:
+                    wrong = _wrong_tensor(folder, container, each, kind)
                 else:
-                    wrong = _wrong_bytes(folder / each.name, container, each)
+                    wrong = _wrong_file(folder, container, each)
                 if wrong:
                     raise VerifyError(f"{wrong} in {file.name} must have the values of the folder. {_AGAIN}")
     except (ContainerError, SourceError) as error:
         raise VerifyError(str(error)) from error
 
 
-def _wrong_bytes(path: Path, container: Container, file: FileEntry) -> str | None:
-    """Return the name of a file that differs from that of the folder, or None."""
-    with path.open("rb") as original:
+def _wrong_file(folder: Path, container: Container, file: FileEntry) -> str | None:
+    """Return the name of a file if it differs from that of the folder, or None."""
+    with (folder / file.name).open("rb") as original:
         for content in container.contents(file, threads=THREADS):
             if not np.array_equal(np.frombuffer(original.read(len(content)), np.uint8), content):
                 return file.name
         return file.name if original.read(1) else None
 
 
-def _wrong_tensor(path: Path, container: Container, file: FileEntry, matrices: Mapping[str, Matrix]) -> str | None:
-    """Return the name of a tensor that differs from what the file of the folder gives, or None."""
-    content, stored = np.memmap(path, np.uint8, "r"), {each.name: each for each in file.tensors}
-    for name, tensor in file_header(path).tensors.items():
-        original = content[tensor.begin : tensor.end]
-        if name not in stored or stored[name].shape != tensor.shape:
-            right = False
-        elif matrix := matrices.get(name):
-            found = read_matrix(container, matrix)
-            quantise = quantise_rows if isinstance(found, Rows) else quantise_blocks
-            made = quantise(original.view(np.uint16), tensor.shape[-1])
-            right = np.array_equal(found.values, made.values) and np.array_equal(found.scales, made.scales)
-        else:
-            right = np.array_equal(original, container.tensor(stored[name]))
-        if not right:
-            return name
+def _wrong_tensor(folder: Path, container: Container, file: FileEntry, kind: IntegerKind) -> str | None:
+    """Return the name of a file or tensor that differs from what the folder gives with integers, or None."""
+    made = QuantisedFile(folder / file.name, kind, expert_count(json.loads((folder / CONFIG).read_bytes())))
+    if container.own_bytes(file) != made.own:
+        return file.name
+    for each in file.tensors:
+        begin = made.tensors[each.name].begin
+        if container.tensor(each).tobytes() != made.read(begin, each.part.size):
+            return each.name
     return None
 
 

@@ -56,7 +56,7 @@ def encode(plane: Bytes, options: Mapping[int, int]) -> tuple[Code, bytes]:
     return best
 
 
-def encode_few(plane: Bytes) -> tuple[Code, bytes]:
+def encode_frequent(plane: Bytes) -> tuple[Code, bytes]:
     """Return the shorter of the pair code and the plane itself if few bytes are frequent, otherwise as `encode`."""
     counts = np.bincount(plane, minlength=256)
     table = np.argsort(-counts, kind="stable")[:COMMON].astype(np.uint8)

@@ -14,6 +14,7 @@ metadata in the header of the file say so, under `seft.integers`.
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from seft.errors import ContainerError
+from seft.models.limits import MAX_NAME
 from seft.models.safetensors_header import BITS, Tensor
 from seft.models.shapes import file_header
-from seft.models.tensors import EXPERT_COUNTS, is_pruned, place_in_blocks
+from seft.models.tensors import is_pruned, place_in_blocks
 
 IntegerKind = Literal["int8", "nf4"]
 ROW_SCALE, BLOCK_SCALE = ".row_scale", ".block_scale"
@@ -58,8 +60,6 @@ _ZERO = 7
 """Index of 0 in NF4."""
 _CHUNK = 1 << 20
 """Values that are converted at a time."""
-_EXPONENT = 0x7F80
-"""Bits of the exponent of bfloat16, which are all 1 in infinite values and in those that are no numbers."""
 Bits = np.ndarray[Any, np.dtype[np.uint16]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.int8]]
@@ -87,65 +87,66 @@ def to_float32(bits: Bits) -> Floats:
 
 
 def to_bfloat16(values: Floats) -> Bits:
-    """Return the bits of values rounded to bfloat16: to the nearest, ties to even, as torch does."""
+    """Return the bits of finite values rounded to bfloat16: to the nearest, ties to even, as torch does."""
     bits = values.view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def quantise_rows(bits: Bits, cols: int) -> Rows:
-    """Return a matrix in int8. `bits` is its bfloat16 values, row after row."""
+    """Return a matrix in int8. `bits` is its bfloat16 values, row after row. Raises ValueError if one is not finite."""
     values, scales = np.empty(bits.size, np.int8), np.empty(bits.size // cols, np.float32)
     step = max(1, _CHUNK // cols)
     for first in range(0, len(scales), step):
         part = slice(first * cols, (first + step) * cols)
         rows = to_float32(bits[part]).reshape(-1, cols)
-        scale = np.abs(rows).max(axis=1) / np.float32(127)
+        scale = _finite(np.abs(rows).max(axis=1)) / np.float32(127)
         scales[first : first + step] = scale
-        values[part] = np.rint(rows * _inverse(scale)[:, None]).clip(-127, 127).reshape(-1)
+        values[part] = np.rint(rows / _nonzero(scale)[:, None]).clip(-127, 127).reshape(-1)
     return Rows(values, scales)
 
 
 def quantise_blocks(bits: Bits, cols: int) -> Blocks:
-    """Return a matrix in NF4. `bits` is its bfloat16 values, row after row."""
+    """Return a matrix in NF4. `bits` is its bfloat16 values, row after row. Raises ValueError if one is not finite."""
     rows, blocks = bits.size // cols, -(-cols // BLOCK)
     values, scales = np.empty(bits.size, np.int8), np.empty(rows * blocks, np.uint16)
     step, edges = max(1, _CHUNK // cols), (NF4[1:] + NF4[:-1]) / 2
     for first in range(0, rows, step):
         part = slice(first * cols, (first + step) * cols)
         blocked = _blocked(to_float32(bits[part]), cols)
-        scale = np.abs(blocked).max(axis=2)
-        codes = np.searchsorted(edges, blocked * _inverse(scale)[:, :, None]) - _ZERO
+        scale = _finite(np.abs(blocked).max(axis=2))
+        codes = np.searchsorted(edges, blocked / _nonzero(scale)[:, :, None]) - _ZERO
         values[part] = codes.reshape(len(codes), -1)[:, :cols].reshape(-1)
         scales[first * blocks : (first + step) * blocks] = to_bfloat16(scale).reshape(-1)
     return Blocks(values, scales, cols)
 
 
-def arrays(matrix: Rows | Blocks) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of a matrix of integers, by the ending of the names of their tensors."""
-    return {"": matrix.values, ROW_SCALE if isinstance(matrix, Rows) else BLOCK_SCALE: matrix.scales}
-
-
 def weights(matrix: Rows | Blocks) -> Floats:
     """Return the weights of a matrix of integers, as one row. Raises ValueError if its parts do not fit together."""
-    result = np.empty(len(matrix.values), np.float32)
-    if isinstance(matrix, Rows):
-        if not len(matrix.scales) or len(matrix.values) % len(matrix.scales):
-            raise ValueError(f"{len(matrix.values)} values do not divide into {len(matrix.scales)} rows")
-        cols = len(matrix.values) // len(matrix.scales)
-        np.multiply(matrix.values.reshape(-1, cols), matrix.scales[:, None], out=result.reshape(-1, cols))
-        return result
-    cols, blocks = matrix.cols, -(-matrix.cols // BLOCK)
-    if len(matrix.scales) * cols != len(matrix.values) * blocks:
-        raise ValueError(f"{len(matrix.values)} values in rows of {cols} do not have {len(matrix.scales)} blocks")
-    if len(matrix.values) and not -_ZERO <= matrix.values.min() <= matrix.values.max() < len(NF4) - _ZERO:
-        raise ValueError(f"an integer must be from {-_ZERO} to {len(NF4) - _ZERO - 1}")
-    step = max(1, _CHUNK // cols)
-    for first in range(0, len(matrix.values) // cols, step):
-        part = slice(first * cols, (first + step) * cols)
-        scales = to_float32(matrix.scales[first * blocks : (first + step) * blocks]).reshape(-1, blocks)
-        result[part] = NF4[matrix.values[part].astype(np.intp) + _ZERO]
-        result[part] *= np.repeat(scales, BLOCK, axis=1)[:, :cols].reshape(-1)
+    result, at = np.empty(len(matrix.values), np.float32), 0
+    for part in weight_parts(matrix):
+        result[at : at + len(part)] = part
+        at += len(part)
     return result
+
+
+def weight_parts(matrix: Rows | Blocks) -> Iterator[Floats]:
+    """Yield the weights of a matrix of integers in parts. Raises ValueError if its parts do not fit together."""
+    is_int8 = isinstance(matrix, Rows)
+    scales = matrix.scales if isinstance(matrix, Rows) else to_float32(matrix.scales)
+    cols = matrix.cols if isinstance(matrix, Blocks) else len(matrix.values) // max(1, len(matrix.scales))
+    blocks = 1 if is_int8 else -(-cols // BLOCK)
+    lowest, highest = (-127, 127) if is_int8 else (-_ZERO, len(NF4) - 1 - _ZERO)
+    if not cols or len(scales) * cols != len(matrix.values) * blocks:
+        raise ValueError(f"{len(matrix.values)} values in rows of {cols} do not have {len(scales)} scales")
+    if not lowest <= matrix.values.min() <= matrix.values.max() <= highest:
+        raise ValueError(f"an integer must be from {lowest} to {highest}")
+    _finite(scales)
+    step = max(1, _CHUNK // cols)
+    for first in range(0, len(scales) // blocks, step):
+        integers = matrix.values[first * cols : (first + step) * cols]
+        spread = np.repeat(scales.reshape(-1, blocks)[first : first + step], cols if is_int8 else BLOCK, axis=1)
+        table = integers if is_int8 else NF4[integers.astype(np.intp) + _ZERO]
+        yield table * spread[:, :cols].reshape(-1)
 
 
 class QuantisedFile:
@@ -156,22 +157,30 @@ class QuantisedFile:
 
     def __init__(self, path: Path, kind: IntegerKind, experts: int) -> None:
         """Read the header. Raises ValueError as `file_header` does."""
-        self._content = np.memmap(path, np.uint8, "r")
-        self._sources = dict(sorted(file_header(path).tensors.items(), key=lambda item: item[1].begin))
+        self._content, header = np.memmap(path, np.uint8, "r"), file_header(path)
+        self._sources = dict(sorted(header.tensors.items(), key=lambda item: item[1].begin))
+        if odd := [name for name, each in self._sources.items() if each.dtype == "I8" and len(each.shape) > 1]:
+            raise ContainerError(f"{odd[0]!r} in {path.name} has integers already. Use the format `compact`.")
         self._kinds = {
             name: chosen for name, each in self._sources.items() if (chosen := _kind(name, each, kind, experts))
         }
-        self._last: tuple[str, dict[str, bytes | memoryview]] = "", {}
+        self._last: dict[str, dict[str, memoryview]] = {}
         self._lock = Lock()
         shapes = list(self._shapes())
         self._names = [name for name, *_ in shapes]
         self._owners = {name: source for name, source, *_ in shapes}
         entries, at = dict[str, dict[str, Any]](), 0
         for name, _, dtype, shape in shapes:
-            size = BITS[dtype] // 8 * int(np.prod(shape, dtype=np.int64))
+            if name in entries or len(name) > MAX_NAME:
+                raise ContainerError(
+                    f"{name!r} in {path.name} must be a new name of a tensor of at most {MAX_NAME} characters."
+                )
+            size = BITS[dtype] * math.prod(shape) // 8
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
             at += size
-        text = json.dumps({"__metadata__": {"format": "pt", MARK: kind}, **entries}).encode()
+        metadata = json.loads(bytes(self._content[8 : 8 + header.bytes])).get("__metadata__", {})
+        mark = {MARK: kind} if self._kinds else {}
+        text = json.dumps({"__metadata__": {**metadata, **mark}, **entries}).encode()
         text += b" " * (-len(text) % 8)
         self.own = len(text).to_bytes(8, "little") + text
         self._begins = [len(self.own) + each["data_offsets"][0] for each in entries.values()]
@@ -200,37 +209,31 @@ class QuantisedFile:
                 case "nf4":
                     yield name + BLOCK_SCALE, name, "BF16", (*source.shape[:-1], -(-source.shape[-1] // BLOCK))
 
-    def _bits(self, source: Tensor) -> Bits:
-        return self._content[source.begin : source.end].view(np.uint16)
+    @property
+    def has_integers(self) -> bool:
+        """Whether any tensor becomes integers."""
+        return bool(self._kinds)
 
-    def _finite_bits(self, name: str) -> Bits:
-        """Return the bits of a matrix. Raises ContainerError if a weight is infinite or no number."""
-        bits = self._bits(self._sources[name])
-        if (bits & _EXPONENT == _EXPONENT).any():
-            raise ContainerError(
-                f"weights must be finite to become integers; {name!r} has others. Keep the format compact."
-            )
-        return bits
-
-    def _contents(self, name: str) -> dict[str, bytes | memoryview]:
-        """Return the bytes of the tensors that a tensor of the dense file becomes. The last ones are kept."""
-        source = self._sources[name]
+    def _contents(self, name: str) -> dict[str, memoryview]:
+        """Return the bytes of the tensors that a tensor of the dense file becomes. The last two results are kept."""
         with self._lock:
-            if self._last[0] != name:
-                match self._kinds.get(name):
-                    case "int8":
-                        parts = arrays(quantise_rows(self._finite_bits(name), source.shape[-1]))
-                    case "nf4":
-                        parts = arrays(quantise_blocks(self._finite_bits(name), source.shape[-1]))
-                    case _:
-                        parts = {"": self._content[source.begin : source.end]}
-                self._last = name, {name + ending: part.data.cast("B") for ending, part in parts.items()}
-            return self._last[1]
+            if name not in self._last:
+                if len(self._last) > 1:
+                    del self._last[next(iter(self._last))]
+                self._last[name] = self._make(name)
+            return self._last[name]
 
-
-def expert_count(config: dict[str, Any]) -> int:
-    """Return the number of experts in a block, from the content of config.json, or 0."""
-    return next((config[key] for key in EXPERT_COUNTS if isinstance(config.get(key), int)), 0)
+    def _make(self, name: str) -> dict[str, memoryview]:
+        source = self._sources[name]
+        content = self._content[source.begin : source.end]
+        if (kind := self._kinds.get(name)) is None:
+            return {name: content.data}
+        quantise, ending = (quantise_rows, ROW_SCALE) if kind == "int8" else (quantise_blocks, BLOCK_SCALE)
+        try:
+            matrix = quantise(content.view(np.uint16), source.shape[-1])
+        except ValueError as error:
+            raise ContainerError(f"{name!r} cannot become integers: {error}. Use the format `compact`.") from error
+        return {name: matrix.values.data.cast("B"), name + ending: matrix.scales.data.cast("B")}
 
 
 def _kind(name: str, tensor: Tensor, kind: IntegerKind, experts: int) -> IntegerKind | None:
@@ -248,5 +251,12 @@ def _blocked(values: Floats, cols: int) -> Floats:
     return rows.reshape(len(rows), -1, BLOCK)
 
 
-def _inverse(values: Floats) -> Floats:
-    return np.divide(1, values, out=np.zeros_like(values), where=values > 0)
+def _finite(values: Floats) -> Floats:
+    if not np.isfinite(values).all():
+        raise ValueError("weights must be finite; some are not")
+    return values
+
+
+def _nonzero(scales: Floats) -> Floats:
+    """Return scales to divide by. What has the scale 0 is 0 everywhere."""
+    return np.where(scales > 0, scales, np.float32(1))

@@ -15,7 +15,7 @@ import numpy as np
 from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.byte_sources import PAUSES, ByteSource, open_source
 from seft.checkpoint.compact.chunk import ALIGNMENT, Packed
-from seft.checkpoint.compact.dense import DenseFile, integer_matrices
+from seft.checkpoint.compact.expanded import DenseFile, integer_matrices
 from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
 from seft.checkpoint.compact.planes import Bytes, Stored
@@ -130,6 +130,7 @@ class Container:
                 if (found := integer_matrices(self, file))
             }
             size = sum(dense[file.name].size if file.name in dense else file.size for file in self.files)
+            self._require_expansion(size)
             if (free := shutil.disk_usage(out).free) < size:
                 way_out = f"The folder needs {size} bytes. Free some space, or use another disk."
                 raise ConfigError("out", "must be on a disk with enough space", free, way_out)
@@ -146,6 +147,13 @@ class Container:
                 out.rmdir()
             raise
         return size
+
+    def _require_expansion(self, size: int) -> None:
+        """Raise ContainerError if integers would expand to too many bytes. The index was checked without them."""
+        try:
+            index.require_expansion(size, self._source.size)
+        except ValueError as error:
+            raise ContainerError(f"{self.name} must not be expanded: {error}. {AGAIN}") from error
 
     def _whole(self, part: Part) -> Bytes:
         content, at, hashes = np.empty(part.size, np.uint8), 0, hashlib.sha256()

@@ -1,7 +1,8 @@
 """Writes a model folder as a compact container, in one pass: `seft pack`.
 
 The container is written to any object with a method `write`, such as a multipart upload. Only a few chunks are in
-memory. Its bytes depend only on the names and contents of the files, and on the version of zstd.
+memory, and with integers also two matrices of integers. The bytes depend only on the names and contents of the files,
+the kind of integers, and the version of zstd.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.chunk import FILE, Values
 from seft.checkpoint.compact.index import HEAD, FileEntry, Span, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
-from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile, expert_count
+from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile
 from seft.errors import ConfigError, ContainerError
 from seft.models.model_files import CONFIG
 from seft.models.safetensors_header import Tensor
 from seft.models.shapes import file_header
+from seft.models.tensors import expert_count
 
 _SUFFIX = ".safetensors"
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -179,6 +181,7 @@ def _encode(each: _Chunk) -> _Coded:
 
 def _parts(folder: Path, names: Collection[str] | None, integers: IntegerKind | None) -> Iterator[_Part]:
     experts = expert_count(json.loads((folder / CONFIG).read_bytes())) if integers else 0
+    found = False
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
         if names is not None and name not in names:
@@ -189,6 +192,7 @@ def _parts(folder: Path, names: Collection[str] | None, integers: IntegerKind | 
             raise ConfigError("folder", "must have files with plain names", name, f"Rename it: {error}.") from error
         if integers and name.endswith(_SUFFIX):
             quantised = QuantisedFile(path, integers, experts)
+            found |= quantised.has_integers
             yield from _parts_of_file(name, quantised.read, quantised.size, quantised.tensors)
             continue
         tensors = dict[str, Tensor]()
@@ -196,6 +200,9 @@ def _parts(folder: Path, names: Collection[str] | None, integers: IntegerKind | 
             with suppress(*_MALFORMED):  # a damaged file is stored like a text
                 tensors = file_header(path).tensors
         yield from _parts_of_file(name, partial(_read, path), path.stat().st_size, tensors)
+    if integers and not found:
+        rule = "must have matrices in bfloat16, so that they can become integers"
+        raise ConfigError("folder", rule, str(folder), "Convert it, or use the format compact.")
 
 
 def _read(path: Path, begin: int, size: int) -> bytes:

@@ -26,7 +26,7 @@ from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
 from seft.checkpoint.formats import verify_format, write_format
 from seft.config import OutputFormat, published_bytes
-from seft.errors import ContainerError, VerifyError
+from seft.errors import ConfigError, ContainerError, VerifyError
 from seft.models.targets import target_linears
 from seft.runtime.accelerate import SparseLinear
 from seft.runtime.compressed import Values, expand, quantise
@@ -153,27 +153,100 @@ def test_parts_that_do_not_fit_together_are_refused(matrix: Rows | Blocks) -> No
         weights(matrix)
 
 
-def test_a_file_with_a_missing_part_or_another_dtype_is_refused(tmp_path: Path) -> None:
-    marked = {"__metadata__": {"seft.integers": "int8"}}
-    for number, tensors in enumerate(
-        (
-            {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("F32", [2], bytes(8))},
-            {"a": ("U8", [2, 4], bytes(8)), "a.row_scale": ("F32", [2], bytes(8))},
-            {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F16", [2], bytes(4))},
-            {"b.row_scale": ("F32", [2], bytes(8))},
-        )
-    ):
-        (folder := tmp_path / str(number)).mkdir()
-        content = safetensors(tensors)
-        (size,) = struct.unpack_from("<Q", content)
-        header = json.dumps({**json.loads(content[8 : 8 + size]), **marked}).encode()
-        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
-        pack(folder, file := tmp_path / f"{number}.seft")
-        with (
-            open_container(file) as container,
-            pytest.raises(ContainerError, match="must be the only scales of an I8 tensor"),
-        ):
-            container.expand(tmp_path / "out")
+WRONG = (
+    {"a": ("I8", [2, 4], bytes(8))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("F32", [2, 1], bytes(8))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F16", [2], bytes(4))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F32", [1], bytes(4))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F32", [8], bytes(32))},
+    {"a": ("I8", [2, 100], bytes(200)), "a.block_scale": ("BF16", [4, 1], bytes(8))},
+    {"a": ("I8", [5, 0], b""), "a.block_scale": ("BF16", [5, 0], b"")},
+    {
+        "a": ("I8", [2, 4], bytes(8)),
+        "a.row_scale": ("F32", [2], bytes(8)),
+        "a.block_scale": ("BF16", [2, 1], bytes(4)),
+    },
+)
+DAMAGED = (
+    {"a": ("I8", [2, 4], bytes([128] * 8)), "a.row_scale": ("F32", [2], bytes(8))},
+    {"a": ("I8", [2, 4], bytes([9] * 8)), "a.block_scale": ("BF16", [2, 1], bytes(4))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.row_scale": ("F32", [2], bytes([0, 0, 128, 127] * 2))},
+    {"a": ("I8", [2, 4], bytes(8)), "a.block_scale": ("BF16", [2, 1], bytes([192, 127] * 2))},
+)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "message"),
+    [
+        *((tensors, "int8", "'a' in .* must have one scale per row or per 64 columns") for tensors in WRONG),
+        *(
+            (tensors, "nf4", "'a' in .* is damaged: (an integer must be from|weights must be finite)")
+            for tensors in DAMAGED
+        ),
+        ({"a": ("I8", [], bytes(1))}, "foo", "integers of the unknown kind 'foo'"),
+    ],
+)
+def test_integers_and_scales_that_do_not_fit_are_refused(
+    tmp_path: Path, tensors: dict[str, tuple[str, list[int], bytes]], kind: str, message: str
+) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    content = safetensors(tensors)
+    (size,) = struct.unpack_from("<Q", content)
+    header = json.dumps({**json.loads(content[8 : 8 + size]), "__metadata__": {"seft.integers": kind}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
+    pack(folder, file := tmp_path / "small.seft")
+    with open_container(file) as container, pytest.raises(ContainerError, match=message):
+        container.expand(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("format_", "other"), [(INTEGERS[0], INTEGERS[1]), (INTEGERS[1], INTEGERS[0])])
+def test_a_file_of_another_format_is_not_verified(
+    folder: Path, tmp_path: Path, format_: OutputFormat, other: OutputFormat
+) -> None:
+    for each in (other, OutputFormat.COMPACT):
+        write_format(folder, each, file := tmp_path / each)
+        with pytest.raises(VerifyError, match="must have the values of the folder"):
+            verify_format(folder, file, format_)
+
+
+@pytest.mark.parametrize("format_", INTEGERS)
+def test_zeros_and_signs_of_the_smallest_numbers_are_kept(tmp_path: Path, format_: OutputFormat) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    bits = np.tile(np.array([0, 1, 0x8001, 0, 3, 0x40, 0, 0x8050], np.uint16), 64)
+    (folder / "model.safetensors").write_bytes(safetensors({NAME: ("BF16", [8, 64], bits.tobytes())}))
+    (folder / "config.json").write_text("{}")
+    write_format(folder, format_, file := tmp_path / "small")
+    verify_format(folder, file, format_)
+    with open_container(file) as container:
+        container.expand(tmp_path / "out")
+    content = (tmp_path / "out/model.safetensors").read_bytes()
+    found = np.frombuffer(content[-2 * len(bits) :], np.uint16)
+    assert not found[bits == 0].any()
+    error = np.abs(to_float32(found) - to_float32(bits))
+    assert (error <= np.abs(to_float32(bits)).max() * 0.16).all()
+
+
+def test_experts_of_a_nested_configuration_keep_their_router(tmp_path: Path) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    router, expert = "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.0.up_proj.weight"
+    bits = random_bits(4 * 32, 0.5).tobytes()
+    tensors = {router: ("BF16", [4, 32], bits), expert: ("BF16", [4, 32], bits)}
+    (folder / "model.safetensors").write_bytes(safetensors(tensors))
+    (folder / "config.json").write_text('{"text_config": {"num_experts": 4}}')
+    write_format(folder, OutputFormat.COMPACT_NF4, file := tmp_path / "small")
+    with open_container(file) as container:
+        dtypes = {each.name: each.dtype for each in container.file("model.safetensors").tensors}
+    assert dtypes == {router: "BF16", expert: "I8", f"{expert}.block_scale": "BF16"}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I8"])
+def test_a_folder_that_is_not_in_bfloat16_is_refused(tmp_path: Path, dtype: str) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    content = bytes(8 if dtype == "I8" else 16)
+    (folder / "model.safetensors").write_bytes(safetensors({NAME: (dtype, [2, 4], content)}))
+    (folder / "config.json").write_text("{}")
+    with pytest.raises((ConfigError, ContainerError), match=r"must have matrices in bfloat16|has integers already"):
+        write_format(folder, OutputFormat.COMPACT_INT8, tmp_path / "small")
 
 
 def test_a_packed_folder_is_restored_bit_for_bit_whatever_its_tensors_are_called(tmp_path: Path) -> None:
@@ -192,7 +265,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, format_: Output
     infinite = np.full(8, 0x7F80, np.uint16).tobytes()
     (folder / "model.safetensors").write_bytes(safetensors({NAME: ("BF16", [2, 4], infinite)}))
     (folder / "config.json").write_text("{}")
-    with pytest.raises(ContainerError, match=f"must be finite to become integers; '{NAME}'"):
+    with pytest.raises(ContainerError, match=f"'{NAME}' cannot become integers: weights must be finite"):
         write_format(folder, format_, tmp_path / "small")
     assert not (tmp_path / "small").exists()
 

@@ -6,6 +6,7 @@ tool can load the file.
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,19 +14,19 @@ import numpy as np
 from seft.checkpoint.compact.index import AGAIN, FileEntry, TensorEntry
 from seft.checkpoint.compact.planes import Bytes
 from seft.checkpoint.compact.quantised import (
+    BLOCK,
     BLOCK_SCALE,
     MARK,
     ROW_SCALE,
     Blocks,
     Floats,
+    IntegerKind,
     Rows,
     to_bfloat16,
+    weight_parts,
     weights,
 )
 from seft.errors import ContainerError
-
-_SCALES = {ROW_SCALE: "F32", BLOCK_SCALE: "BF16"}
-"""Endings of the names of the tensors with the scales of a matrix of integers, and their dtypes."""
 
 
 class Source(Protocol):
@@ -47,52 +48,64 @@ class Matrix(NamedTuple):
     scales: TensorEntry
 
 
-def _matrices(file: FileEntry) -> dict[str, Matrix]:
+def integer_kind(container: Source, file: FileEntry) -> IntegerKind | None:
+    """Return how the matrices of a file are stored, or None if they are not integers.
+
+    Raises ContainerError if the header is damaged or names another kind.
+    """
+    kind = _metadata(container.own_bytes(file)).get(MARK) if file.tensors else None
+    if kind not in {None, "int8", "nf4"}:
+        raise ContainerError(
+            f"{file.name!r} in {container.name} has integers of the unknown kind {kind!r:.40}. {AGAIN}"
+        )
+    return kind
+
+
+def integer_matrices(container: Source, file: FileEntry) -> dict[str, Matrix]:
+    """Return the matrices of a file that are stored as integers, by name. Reads the header of the file.
+
+    Raises ContainerError if the header is damaged, or if integers and scales do not fit together.
+    """
+    if integer_kind(container, file) is None:
+        return {}
     tensors, found = {each.name: each for each in file.tensors}, dict[str, Matrix]()
-    for each in file.tensors:
-        name, dot, ending = each.name.rpartition(".")
-        if (dtype := _SCALES.get(dot + ending)) is None:
+    for name, values in tensors.items():
+        if values.dtype != "I8" or len(values.shape) < 2:
             continue
-        values = tensors.get(name)
-        if values is None or values.dtype != "I8" or each.dtype != dtype or name in found:
+        *rows, cols = values.shape
+        expected = {
+            (name + ROW_SCALE, "F32", tuple(rows)),
+            (name + BLOCK_SCALE, "BF16", (*rows, -(-cols // BLOCK))),
+        }
+        scales = [tensors[name + ending] for ending in (ROW_SCALE, BLOCK_SCALE) if name + ending in tensors]
+        if not min(values.shape) or [(each.name, each.dtype, each.shape) in expected for each in scales] != [True]:
             raise ContainerError(
-                f"{each.name!r} must be the only scales of an I8 tensor, in {dtype}; it is not. {AGAIN}"
+                f"{name!r} in {container.name} must have one scale per row or per {BLOCK} columns; it has not. {AGAIN}"
             )
-        found[name] = Matrix(values, each)
+        found[name] = Matrix(values, scales[0])
     return found
 
 
-def read_matrix(container: Source, matrix: Matrix) -> Rows | Blocks:
-    """Return a matrix of integers. Raises ContainerError if it is damaged."""
+def matrix_weights(container: Source, matrix: Matrix) -> Floats:
+    """Return the weights of a matrix of integers, as one row. Raises ContainerError if it is damaged."""
+    with _damage(container, matrix):
+        return weights(_read(container, matrix))
+
+
+def _read(container: Source, matrix: Matrix) -> Rows | Blocks:
     values, scales = container.tensor(matrix.values).view(np.int8), container.tensor(matrix.scales)
     if matrix.scales.name.endswith(ROW_SCALE):
         return Rows(values, scales.view("<f4"))
     return Blocks(values, scales.view("<u2"), matrix.values.shape[-1])
 
 
-def matrix_weights(container: Source, matrix: Matrix) -> Floats:
-    """Return the weights of a matrix of integers, as one row. Raises ContainerError if it is damaged."""
+@contextmanager
+def _damage(container: Source, matrix: Matrix) -> Iterator[None]:
+    """Convert ValueError to an error that names the matrix."""
     try:
-        return weights(read_matrix(container, matrix))
+        yield
     except ValueError as error:
         raise ContainerError(f"{matrix.values.name!r} in {container.name} is damaged: {error}. {AGAIN}") from error
-
-
-def integer_kind(container: Source, file: FileEntry) -> str | None:
-    """Return how the matrices of a file are stored: int8, nf4, or None if they are not integers.
-
-    Raises ContainerError if the header is damaged.
-    """
-    kind = _metadata(container.own_bytes(file)).get(MARK) if file.tensors else None
-    return None if kind is None else str(kind)
-
-
-def integer_matrices(container: Source, file: FileEntry) -> dict[str, Matrix]:
-    """Return the matrices of a file that are stored as integers, by name. Reads the header of the file.
-
-    Raises ContainerError if the header is damaged, or if a part of a matrix is missing.
-    """
-    return {} if integer_kind(container, file) is None else _matrices(file)
 
 
 class DenseFile:
@@ -107,11 +120,13 @@ class DenseFile:
         self.size = len(self._own) + sum(self._size(each) for each in self._tensors)
 
     def contents(self) -> Iterator[Bytes]:
-        """Yield all bytes in their order, a tensor at a time. Raises ContainerError if a tensor is damaged."""
+        """Yield all bytes in their order. Raises ContainerError if a tensor is damaged."""
         yield np.frombuffer(self._own, np.uint8)
         for each in self._tensors:
             if matrix := self._matrices.get(each.name):
-                yield to_bfloat16(matrix_weights(self._container, matrix)).view(np.uint8)
+                with _damage(self._container, matrix):
+                    for part in weight_parts(_read(self._container, matrix)):
+                        yield to_bfloat16(part).view(np.uint8)
             else:
                 yield self._container.tensor(each)
 
