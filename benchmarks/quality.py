@@ -48,7 +48,8 @@ def main() -> None:
         if arguments.plots:
             found = {label: figures for label, cell in study.items() if (figures := results[cell])}
             print("\n".join(map(str, plot(found, name, arguments.plots))))
-            seconds = json.loads(arguments.seconds.read_text())["runs"][0]["seconds"]
+            runs = json.loads(arguments.seconds.read_text())["runs"]
+            seconds = {side: times for run in runs for side, times in run["seconds"].items()}
             curves = {label: curve for label, cell in study.items() if (curve := recovery(cell, results, seconds))}
             print(plot_recovery(curves, name, arguments.plots))
 
