@@ -3,9 +3,10 @@
     python -m benchmarks.step --model GGUF --data wikitext2_valid.txt --dtype bfloat16 --out step.json
 
 *floor* is the forward pass and the backward pass to the inputs, with nothing trained. *lora* is PEFT's LoRA without a
-mask, and *spiel* is the way of SpIEL's published code (github.com/AlanAnsell/peft): copy the weight and add the trained
-values in both passes, make the whole gradient and gather from it. Both train as many values as the others, with AdamW
-of torch. The others are recipes of `benchmarks.recipes`.
+mask. *spiel* does what SpIEL's published code does (github.com/AlanAnsell/peft): in both passes it copies the weight
+and adds the trained values to the copy. It computes the gradient of the whole weight and takes the trained positions
+from it. Both sides train as many values as the others, with AdamW of torch. The others are recipes of
+`benchmarks.recipes`.
 
 A run has one shape of a batch, such as 2x512 for 2 windows of 512 tokens, and one density. Each side has a process of
 its own, so that its peak memory is its own. The sides take their steps in turn, so that a noisy machine slows all of

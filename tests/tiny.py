@@ -11,6 +11,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from seft.models.targets import target_linears
+
 VOCABULARY = 384
 STEPS = 280
 BATCH = 12
@@ -68,6 +70,14 @@ def untrained_tiny(seed: int = 0) -> LlamaForCausalLM:
     """Return the model without training, for tests that only need shapes."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(tiny_config()).eval()
+
+
+def sparse_tiny(zeros: float = 0.6) -> LlamaForCausalLM:
+    """Return the model without training, in bfloat16, with random zeros in the linears that are pruned."""
+    model = untrained_tiny().to(torch.bfloat16)
+    for linear in target_linears(model).values():
+        linear.weight.data[torch.rand(linear.weight.shape) < zeros] = 0
+    return model
 
 
 def train_tiny(folder: Path) -> None:

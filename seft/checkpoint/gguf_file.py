@@ -20,6 +20,7 @@ from gguf.constants import GGUF_DEFAULT_ALIGNMENT
 from gguf.gguf_writer import WriterState
 from gguf.quants import quant_shape_to_byte_shape, quantize
 
+from seft.checkpoint.bfloat16 import Bits, Floats, to_float32
 from seft.checkpoint.facts import SPARSITY, Record
 from seft.checkpoint.folder import tensors
 from seft.checkpoint.gguf_tokenizer import add_tokenizer
@@ -28,7 +29,6 @@ from seft.errors import ConfigError
 from seft.models.gguf_config import PERMUTED, metadata, require_expressible, rope_factors
 from seft.models.model_files import CONFIG
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 BLOCK = 32
 """Weights of a row that share a scale."""
 CHUNK = 1 << 22
@@ -49,7 +49,7 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
-    bits: np.ndarray[Any, np.dtype[np.uint16]]
+    bits: Bits
     """The bfloat16 values as integers, (rows, cols). A vector is one row."""
     order: np.ndarray[Any, np.dtype[np.int64]]
     """Rows of the folder in the order of the file."""
@@ -68,11 +68,6 @@ class Stored:
         """Yield the values in the order of the file, some rows at a time. -0.0 becomes 0.0."""
         for start in range(0, len(self.order), self.rows_at_once):
             yield to_float32(self.bits[self.order[start : start + self.rows_at_once]])
-
-
-def to_float32(bits: np.ndarray[Any, np.dtype[np.uint16]]) -> Floats:
-    """Return the values of bfloat16 bits. -0.0 becomes 0.0."""
-    return (bits.astype(np.uint32) << 16).view(np.float32) + np.float32(0)
 
 
 def write(folder: Path, format_: OutputFormat, sink: BinaryIO) -> None:

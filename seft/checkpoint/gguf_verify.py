@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from gguf.quants import dequantize, quantize
 
-from seft.checkpoint.gguf_file import Stored, stored_tensors, to_float32
+from seft.checkpoint.bfloat16 import to_float32
+from seft.checkpoint.gguf_file import Stored, stored_tensors
 from seft.config import OutputFormat
 from seft.errors import SourceError, VerifyError
 from seft.models.gguf_config import head_size, rope_parameters

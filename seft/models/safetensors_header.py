@@ -5,8 +5,9 @@ contain is rejected, so all later numbers are bounded by the size of the file. F
 github.com/huggingface/safetensors#format.
 """
 
+import json
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from seft.models.limits import (
@@ -21,7 +22,7 @@ from seft.models.limits import (
 
 Shape = tuple[int, ...]
 _METADATA = "__metadata__"
-_PREFIX_BYTES = 8
+PREFIX_BYTES = 8
 _FIRST_READ = 1 << 16
 """Bytes of the first read. Most headers are smaller, so they need no second read."""
 _DTYPES = (
@@ -63,16 +64,45 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> Header:
     Raises ValueError if the header is malformed or does not fit the file.
     """
     first = read(0, min(_FIRST_READ, file_bytes))
-    if len(first) < _PREFIX_BYTES:
-        raise ValueError(f"a safetensors file must have at least {_PREFIX_BYTES} bytes; this one has {len(first)}")
+    if len(first) < PREFIX_BYTES:
+        raise ValueError(f"a safetensors file must have at least {PREFIX_BYTES} bytes; this one has {len(first)}")
     (size,) = struct.unpack_from("<Q", first)
-    end, largest = _PREFIX_BYTES + size, min(MAX_FILE_BYTES, file_bytes - _PREFIX_BYTES)
+    end, largest = PREFIX_BYTES + size, min(MAX_FILE_BYTES, file_bytes - PREFIX_BYTES)
     if not 0 < size <= largest:
         raise ValueError(f"a safetensors header must have 1 to {largest} bytes here; this one has {size}")
-    content = first[_PREFIX_BYTES:end] if end <= len(first) else read(_PREFIX_BYTES, size)
+    content = first[PREFIX_BYTES:end] if end <= len(first) else read(PREFIX_BYTES, size)
     if len(content) != size:
         raise ValueError(f"the header must have {size} bytes; only {len(content)} could be read")
     return Header(_parse(content, end, file_bytes - end), size)
+
+
+def read_metadata(header: bytes) -> dict[str, Any]:
+    """Return the metadata of a file from the bytes of its valid header, with the size in front. Empty if none."""
+    metadata = json.loads(header[PREFIX_BYTES:]).get(_METADATA)
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def make_header(
+    tensors: Mapping[str, tuple[str, Shape]], metadata: Mapping[str, Any]
+) -> tuple[bytes, dict[str, Tensor]]:
+    """Return the bytes of the header of a file with these tensors, one after the other, and their places in the file.
+
+    `tensors` has the dtype and the shape of each tensor by name. The header has the size in front.
+    """
+    at, spans = 0, dict[str, tuple[int, int]]()
+    for name, (dtype, shape) in tensors.items():
+        spans[name] = at, at + values(shape) * BITS[dtype] // 8
+        at = spans[name][1]
+    entries: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    for name, (dtype, shape) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": list(spans[name])}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    return header, {
+        name: Tensor(dtype, tuple(shape), *(len(header) + end for end in spans[name]))
+        for name, (dtype, shape) in tensors.items()
+    }
 
 
 def merge(headers: Iterable[Header]) -> dict[str, Shape]:

@@ -4,13 +4,13 @@
 tool can load the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from seft.checkpoint.bfloat16 import Floats, to_bfloat16
 from seft.checkpoint.compact.index import AGAIN, FileEntry, TensorEntry
 from seft.checkpoint.compact.planes import Bytes
 from seft.checkpoint.compact.quantised import (
@@ -19,14 +19,13 @@ from seft.checkpoint.compact.quantised import (
     MARK,
     ROW_SCALE,
     Blocks,
-    Floats,
     IntegerKind,
     Rows,
-    to_bfloat16,
     weight_parts,
     weights,
 )
 from seft.errors import ContainerError
+from seft.models.safetensors_header import make_header, read_metadata
 
 
 class Source(Protocol):
@@ -53,7 +52,7 @@ def integer_kind(container: Source, file: FileEntry) -> IntegerKind | None:
 
     Raises ContainerError if the header is damaged or names another kind.
     """
-    kind = _metadata(container.own_bytes(file)).get(MARK) if file.tensors else None
+    kind = read_metadata(container.own_bytes(file)).get(MARK) if file.tensors else None
     if kind not in {None, "int8", "nf4"}:
         raise ContainerError(
             f"{file.name!r} in {container.name} has integers of the unknown kind {kind!r:.40}. {AGAIN}"
@@ -116,8 +115,11 @@ class DenseFile:
         self._container, self._matrices = container, integers
         hidden = {matrix.scales.name for matrix in self._matrices.values()}
         self._tensors = [each for each in file.tensors if each.name not in hidden]
-        self._own = _header(container.own_bytes(file), self._tensors, self._matrices)
-        self.size = len(self._own) + sum(self._size(each) for each in self._tensors)
+        metadata = read_metadata(container.own_bytes(file))
+        metadata.pop(MARK, None)
+        dtypes = {each.name: ("BF16" if each.name in integers else each.dtype, each.shape) for each in self._tensors}
+        self._own, places = make_header(dtypes, metadata)
+        self.size = max((each.end for each in places.values()), default=len(self._own))
 
     def contents(self) -> Iterator[Bytes]:
         """Yield all bytes in their order. Raises ContainerError if a tensor is damaged."""
@@ -129,26 +131,3 @@ class DenseFile:
                         yield to_bfloat16(part).view(np.uint8)
             else:
                 yield self._container.tensor(each)
-
-    def _size(self, tensor: TensorEntry) -> int:
-        return tensor.part.size * (2 if tensor.name in self._matrices else 1)
-
-
-def _metadata(own: bytes) -> dict[str, Any]:
-    """Return the metadata in the header of a safetensors file. The header was read before, so it is valid JSON."""
-    metadata = json.loads(own[8:]).get("__metadata__")
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _header(own: bytes, tensors: list[TensorEntry], integers: Mapping[str, Matrix]) -> bytes:
-    """Return the header of a safetensors file with these tensors. `own` is that of the file in the container."""
-    metadata = {key: value for key, value in _metadata(own).items() if key != MARK}
-    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    at = 0
-    for each in tensors:
-        dtype, size = ("BF16", 2 * each.part.size) if each.name in integers else (each.dtype, each.part.size)
-        entries[each.name] = {"dtype": dtype, "shape": list(each.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -41,13 +41,15 @@ def verify_compact(folder: Path, file: Path, format_: OutputFormat) -> None:
     Matrices of integers are made again from the folder.
     """
     expected, kind = _model_files(folder), _INTEGERS.get(format_)
+    experts = expert_count(json.loads((folder / CONFIG).read_bytes())) if kind else 0
     try:
         with open_container(file) as container:
             if names := expected ^ {each.name for each in container.files}:
                 raise VerifyError(f"{file.name} must have the files of the model; {min(names)} differs. {_AGAIN}")
             for each in container.files:
                 if kind and each.tensors:
-                    wrong = _wrong_tensor(folder, container, each, kind)
+                    made = QuantisedFile(folder / each.name, kind, experts)
+                    wrong = _wrong_tensor(made, container, each)
                 else:
                     wrong = _wrong_file(folder, container, each)
                 if wrong:
@@ -65,9 +67,8 @@ def _wrong_file(folder: Path, container: Container, file: FileEntry) -> str | No
         return file.name if original.read(1) else None
 
 
-def _wrong_tensor(folder: Path, container: Container, file: FileEntry, kind: IntegerKind) -> str | None:
+def _wrong_tensor(made: QuantisedFile, container: Container, file: FileEntry) -> str | None:
     """Return the name of a file or tensor that differs from what the folder gives with integers, or None."""
-    made = QuantisedFile(folder / file.name, kind, expert_count(json.loads((folder / CONFIG).read_bytes())))
     if container.own_bytes(file) != made.own:
         return file.name
     for each in file.tensors:

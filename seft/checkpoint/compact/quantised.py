@@ -1,7 +1,7 @@
 """int8 and NF4 values in a compact container: matrices of bfloat16 become small integers with scales.
 
-A matrix `NAME` of a safetensors file is stored as an I8 tensor `NAME`, with a tensor of scales beside it. Zeros stay
-exactly zero, so the container stores them in its mask only.
+The container stores a matrix `NAME` of a safetensors file as two tensors: `NAME` has the integers (I8), and another one
+has the scales. Zeros stay exactly zero, so they are in the mask only.
 
 - int8: `NAME.row_scale`, F32, has one scale per row: the largest magnitude of the row / 127. A weight is
   integer * scale, and the integers are from -127 to 127.
@@ -10,12 +10,11 @@ exactly zero, so the container stores them in its mask only.
   (Dettmers et al. 2023, QLoRA, arXiv 2305.14314, appendix E). One of them is 0.
 
 With NF4, the matrices that are pruned are NF4, and the embedding and the head are int8. Nothing else is quantised. The
-metadata in the header of the file say so, under `seft.integers`.
+key `seft.integers` in the metadata of the file names the kind.
 """
 
-import json
-import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
@@ -23,9 +22,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from seft.checkpoint.bfloat16 import Bits, Floats, to_bfloat16, to_float32
 from seft.errors import ContainerError
 from seft.models.limits import MAX_NAME
-from seft.models.safetensors_header import BITS, Tensor
+from seft.models.safetensors_header import PREFIX_BYTES, Tensor, make_header, read_metadata
 from seft.models.shapes import file_header
 from seft.models.tensors import is_pruned, place_in_blocks
 
@@ -60,10 +60,7 @@ _ZERO = 7
 """Index of 0 in NF4."""
 _CHUNK = 1 << 20
 """Values that are converted at a time."""
-Bits = np.ndarray[Any, np.dtype[np.uint16]]
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 Integers = np.ndarray[Any, np.dtype[np.int8]]
-Places = np.ndarray[Any, np.dtype[np.intp]]
 
 
 class Rows(NamedTuple):
@@ -79,17 +76,6 @@ class Blocks(NamedTuple):
     values: Integers
     scales: Bits
     cols: int
-
-
-def to_float32(bits: Bits) -> Floats:
-    """Return the values of bfloat16 bits. -0.0 becomes 0.0."""
-    return (bits.astype(np.uint32) << 16).view(np.float32) + np.float32(0)
-
-
-def to_bfloat16(values: Floats) -> Bits:
-    """Return the bits of finite values rounded to bfloat16: to the nearest, ties to even, as torch does."""
-    bits = values.view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
 def quantise_rows(bits: Bits, cols: int) -> Rows:
@@ -169,26 +155,16 @@ class QuantisedFile:
         shapes = list(self._shapes())
         self._names = [name for name, *_ in shapes]
         self._owners = {name: source for name, source, *_ in shapes}
-        entries, at = dict[str, dict[str, Any]](), 0
-        for name, _, dtype, shape in shapes:
-            if name in entries or len(name) > MAX_NAME:
+        for name, count in Counter(self._names).items():
+            if count > 1 or len(name) > MAX_NAME:
                 raise ContainerError(
                     f"{name!r} in {path.name} must be a new name of a tensor of at most {MAX_NAME} characters."
                 )
-            size = BITS[dtype] * math.prod(shape) // 8
-            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
-            at += size
-        metadata = json.loads(bytes(self._content[8 : 8 + header.bytes])).get("__metadata__", {})
         mark = {MARK: kind} if self._kinds else {}
-        text = json.dumps({"__metadata__": {**metadata, **mark}, **entries}).encode()
-        text += b" " * (-len(text) % 8)
-        self.own = len(text).to_bytes(8, "little") + text
-        self._begins = [len(self.own) + each["data_offsets"][0] for each in entries.values()]
-        self.size = len(self.own) + at
-        self.tensors = {
-            name: Tensor(each["dtype"], tuple(each["shape"]), *(len(self.own) + end for end in each["data_offsets"]))
-            for name, each in entries.items()
-        }
+        metadata = {**read_metadata(bytes(self._content[: PREFIX_BYTES + header.bytes])), **mark}
+        self.own, self.tensors = make_header({name: (dtype, shape) for name, _, dtype, shape in shapes}, metadata)
+        self._begins = [each.begin for each in self.tensors.values()]
+        self.size = max((each.end for each in self.tensors.values()), default=len(self.own))
 
     def read(self, begin: int, size: int) -> bytes:
         """Return bytes of the header, or of one tensor."""

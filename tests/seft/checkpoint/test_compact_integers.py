@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import seft
+from seft.checkpoint.bfloat16 import to_bfloat16, to_float32
 from seft.checkpoint.compact.quantised import (
     BLOCK,
     NF4,
@@ -18,8 +19,6 @@ from seft.checkpoint.compact.quantised import (
     Rows,
     quantise_blocks,
     quantise_rows,
-    to_bfloat16,
-    to_float32,
     weights,
 )
 from seft.checkpoint.compact.reader import open_container
@@ -32,7 +31,7 @@ from seft.runtime.accelerate import SparseLinear
 from seft.runtime.compressed import Values, expand, quantise
 from seft.runtime.generate import Sampling, TextModel
 from tests.seft.checkpoint.test_compact_format import safetensors
-from tests.tiny import tiny_tokenizer, untrained_tiny
+from tests.tiny import sparse_tiny, tiny_tokenizer
 
 INTEGERS = [OutputFormat.COMPACT_INT8, OutputFormat.COMPACT_NF4]
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -42,9 +41,7 @@ NAME = "model.layers.1.mlp.down_proj.weight"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sparse model in bfloat16, in several shards."""
     folder = tmp_path_factory.mktemp("model") / "sparse"
-    model = untrained_tiny().to(torch.bfloat16)
-    for linear in target_linears(model).values():
-        linear.weight.data[torch.rand(linear.weight.shape) < 0.6] = 0
+    model = sparse_tiny()
     model.save_pretrained(folder, max_shard_size="100KB")
     tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -21,9 +21,8 @@ from seft.checkpoint.compact.load import as_torch
 from seft.checkpoint.compact.reader import open_container
 from seft.checkpoint.compact.writer import pack
 from seft.errors import ContainerError, SourceError
-from seft.models.targets import target_linears
 from tests.seft.architectures import ARCHITECTURES
-from tests.tiny import tiny_tokenizer, untrained_tiny
+from tests.tiny import sparse_tiny, tiny_tokenizer
 
 NAME = "model.layers.2.mlp.down_proj.weight"
 
@@ -32,9 +31,7 @@ NAME = "model.layers.2.mlp.down_proj.weight"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sparse model in bfloat16, in several shards."""
     folder = tmp_path_factory.mktemp("model") / "sparse"
-    model = untrained_tiny().to(torch.bfloat16)
-    for linear in target_linears(model).values():
-        linear.weight.data[torch.rand(linear.weight.shape) < 0.6] = 0
+    model = sparse_tiny()
     model.generation_config.temperature = 0.5
     model.generation_config.do_sample = True
     model.save_pretrained(folder, max_shard_size="100KB")
