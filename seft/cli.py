@@ -280,7 +280,12 @@ def make_parser(program: str) -> argparse.ArgumentParser:
         ("export", files.export, files.add_export, "Write a model folder as one file of another format."),
         ("inspect", files.inspect, files.add_inspect, "Count the zeros in the files of a model folder."),
         ("pack", files.pack, files.add_pack, "Store a model folder in one compact file. See docs/compact-format.md."),
-        ("expand", files.expand, files.add_expand, "Restore a model folder from a compact file, bit for bit."),
+        (
+            "expand",
+            files.expand,
+            files.add_expand,
+            "Restore a model folder from a compact file. int8 and NF4 become bfloat16.",
+        ),
         ("reproduce", files.reproduce, files.add_reproduce, "Make a checkpoint again from its recipe, and compare it."),
         ("generate", runtime.generate, runtime.add_generate, "Generate text with a pruned model."),
         ("serve", runtime.serve, runtime.add_serve, "Serve a pruned model with OpenAI's API."),

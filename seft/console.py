@@ -147,10 +147,12 @@ def describe(report: Found | Unseen | Reconstructed | Step | Evolved | Judged) -
 
 
 def describe_checkpoint(out: Path, record: "Record") -> str:
-    """Return a short text about a new checkpoint: its folder `out`, its sparsity and the zeros that repair filled."""
+    """Return a short text about a new checkpoint: its folder `out`, its sparsity, and what repair did or would do."""
     lines = [f"Wrote {out} and verified it in a separate process.", describe_sparsity(record.sparsity)]
     if record.facts.repair:
         lines.append(f"{record.facts.grown_zeros:,} weights that pruning set to zero are nonzero now.")
+    else:
+        lines.append(f"The model is pruned and not repaired. `seft repair {out} --data FILE --out NEW` trains it.")
     return "\n".join(lines)
 
 

@@ -7,13 +7,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from seft.config import parse_format
+from seft.config import OutputFormat, parse_format
 from seft.console import describe_model
-from seft.errors import BitsDifferError, ReproduceError
+from seft.errors import BitsDifferError, ConfigError, ReproduceError
 from seft.report import Reporter
 
 SHOWN = 5
 """Largest number of names that a message lists."""
+EXPORTED = [each for each in OutputFormat if each is not OutputFormat.DENSE]
+"""The formats that `seft export` writes."""
 Answer = tuple[dict[str, Any], str]
 
 
@@ -36,8 +38,16 @@ def inspect(options: argparse.Namespace, _: Reporter) -> Answer:
 def add_export(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `seft export`."""
     command.add_argument("folder", type=Path, help="Hugging Face folder in bfloat16, such as one that prune wrote.")
-    command.add_argument("--format", type=parse_format, required=True, help="Format to write, such as gguf_q8_0.")
+    command.add_argument("--format", type=_format, required=True, help=f"Format to write: {', '.join(EXPORTED)}.")
     command.add_argument("out", type=Path, help="File to write. Must not exist.")
+
+
+def _format(name: str) -> OutputFormat:
+    """Return the format of this name. Raises ConfigError about the option, not about the setting of a job."""
+    try:
+        return parse_format(name)
+    except ConfigError as error:
+        raise ConfigError("--format", error.rule, error.value, error.way_out) from None
 
 
 def export(options: argparse.Namespace, report: Reporter) -> Answer:
@@ -46,7 +56,8 @@ def export(options: argparse.Namespace, report: Reporter) -> Answer:
 
     size = verbs.export(options.folder, options.format, options.out, report=report)
     data = {"out": str(options.out), "format": options.format, "bytes": size}
-    return data, f"{options.out}  {options.format}  {size:,} bytes, every zero kept"
+    values = "other values rounded" if options.format.rounds else "all values kept"
+    return data, f"{options.out}  {options.format}  {size:,} bytes, every zero kept, {values}"
 
 
 def add_pack(command: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH", dtype="bfloat16")
 ```
 
 vLLM, SGLang, llama.cpp (from a GGUF file; only Llama, Mistral, Qwen2 and Qwen3), and the sparse runtime of seft (from a
-folder, on a CPU):
+folder or a compact file, on a CPU):
 
 ```shell
 vllm serve PATH --dtype bfloat16

@@ -53,7 +53,9 @@ def inspect(folder: Path) -> tuple[Sparsity, Record | None]:
 def find_folder(path: Path) -> ModelSource:
     """Return the model in a folder. Raises ConfigError if the folder does not exist."""
     if not path.is_dir():
-        raise ConfigError("folder", "must be a folder with a model", str(path), "Check the path.")
+        compact = path.is_file() and path.suffix == ".seft"
+        way_out = f"Restore the folder with `seft expand {path} FOLDER`." if compact else "Check the path."
+        raise ConfigError("folder", "must be a folder with a model", str(path), way_out)
     return find(str(path.resolve()))
 
 

@@ -1,5 +1,6 @@
 """The formats of a published model, and the rule which of them may hold zeros. Needs no torch."""
 
+import difflib
 import math
 import re
 from collections.abc import Iterable
@@ -90,7 +91,15 @@ def parse_format(name: str) -> OutputFormat:
     quantisation = name.lower().removeprefix("gguf_")
     reason = _K_QUANTS if quantisation[2:4] == "_k" else _REFUSED.get(quantisation)
     rule = f"must be one of {SUPPORTED}" + (f"; {reason}" if reason else "")
-    raise ConfigError(FORMATS, rule, name, "Use gguf_q8_0 for a small file that nearly keeps the model.")
+    raise ConfigError(FORMATS, rule, name, _way_out(name, refused=reason is not None))
+
+
+def _way_out(name: str, *, refused: bool) -> str:
+    if refused:
+        return "Use gguf_q8_0 for a small file that nearly keeps the model."
+    if alike := difflib.get_close_matches(name.lower(), list(OutputFormat), n=1):
+        return f"Did you mean {alike[0]}?"
+    return "Use compact for a small file with the same values, or gguf_q8_0 for llama.cpp."
 
 
 def published_bytes(

@@ -116,9 +116,14 @@ def find(
         return (ask_hub or find_on_hub)(reference, revision)
     raise SourceError(
         NOT_FOUND,
-        f"a model must be a local model or a hub id; {reference!r} is neither."
-        " Give a folder, a GGUF file or `owner/name`.",
+        f"a model must be a local model or a hub id; {reference!r} is neither. {_way_out(reference)}",
     )
+
+
+def _way_out(reference: str) -> str:
+    if reference.endswith((".gguf", ".seft")):
+        return f"There is no file {reference}. Check the path."
+    return "Give a folder, a GGUF file or `owner/name`."
 
 
 def names_under(root: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from seft.checkpoint.compact.byte_sources import public_name
 from seft.errors import ConfigError
 from seft.report import Reporter
 
@@ -38,9 +39,9 @@ def add_serve(command: argparse.ArgumentParser) -> None:
 
 def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
     """Generate a text and write it to stdout piece by piece, unless --json is given. Returns data and a last line."""
+    model = _load(options)
     from seft.runtime.generate import Sampling
 
-    model = _load(options)
     chat = bool(model.tokenizer.chat_template) and not options.plain
     prompt = model.encode_chat([{"role": "user", "content": options.prompt}]) if chat else model.encode(options.prompt)
     sampling = Sampling(options.temperature, options.top_p, options.seed)
@@ -70,7 +71,6 @@ def generate(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], 
 
 def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str]:
     """Serve a model until the process is interrupted."""
-    from seft.checkpoint.compact.byte_sources import public_name
     from seft.runtime.serve import Server
 
     name = options.name or public_name(options.model)
@@ -101,6 +101,9 @@ def _level() -> str:
 
 
 def _load(options: argparse.Namespace) -> "TextModel":
+    """Load the model. Writes a line first, because the import of torch alone takes seconds."""
+    sys.stderr.write(f"loading {public_name(options.model)} ...\n")
+    sys.stderr.flush()
     import torch
 
     from seft.runtime.compressed import Values

@@ -7,6 +7,7 @@ address by default.
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +28,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, model: TextModel, name: str, host: str, port: int) -> None:
-        self.model, self.name = model, name
+        self.model, self.name, self.started = model, name, int(time.time())
         self.turn = threading.Lock()
         super().__init__((host, port), _Handler)
 
@@ -42,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer the list of models, and each model."""
-        card = {"id": self.app.name, "object": "model", "created": 0, "owned_by": "seft"}
+        card = {"id": self.app.name, "object": "model", "created": self.app.started, "owned_by": "seft"}
         if self.path == "/v1/models":
             self._send(200, {"object": "list", "data": [card]})
         elif self.path == f"/v1/models/{self.app.name}":

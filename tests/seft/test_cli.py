@@ -159,6 +159,13 @@ def test_inspect_counts_the_zeros_and_shows_the_facts(capsys: pytest.CaptureFixt
     assert "repaired by seft in 20 steps" in text
 
 
+def test_inspect_of_a_compact_file_says_how_to_restore_the_folder(
+    capsys: pytest.CaptureFixture[str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    run_json(capsys, "pack", tiny_folder, file := tmp_path / "model.seft")
+    assert f"`seft expand {file} FOLDER`" in error_line(capsys, "inspect", file)
+
+
 def test_inspect_reads_any_dense_folder(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> None:
     data = run_json(capsys, "inspect", tiny_folder)
     assert data["facts"] is None

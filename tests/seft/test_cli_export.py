@@ -25,6 +25,11 @@ def test_a_folder_is_exported_as_a_file_that_keeps_its_zeros(
     assert "out must be a file that does not exist yet" in error_line(
         capsys, "export", pruned, "--format", "gguf_q8_0", out
     )
-    for format_, message in (("gguf_q4_1", "Q4_1 has a minimum per block"), ("dense", "The folder is dense already")):
+    for format_, message in (
+        ("gguf_q4_1", "Q4_1 has a minimum per block"),
+        ("dense", "The folder is dense already"),
+        ("compact8", "--format must be one of dense, compact, "),
+        ("compact8", "Did you mean compact?"),
+    ):
         assert message in error_line(capsys, "export", pruned, "--format", format_, tmp_path / "other.gguf")
     assert {path.name for path in tmp_path.iterdir()} == {"model.gguf", "pruned"}

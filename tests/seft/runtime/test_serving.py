@@ -185,7 +185,8 @@ def test_the_command_prints_the_text_and_its_speed_also_from_a_folder_with_a_com
     pack(tiny_folder, tmp_path / "model.seft")
     options = ["The class statement", "--max-tokens", "8", "--values", "int8"]
     assert main(["generate", str(tiny_folder), *options]) == 0
-    shown = capsys.readouterr().out
+    shown, messages = capsys.readouterr()
+    assert messages.startswith(f"loading {tiny_folder} ...\n")
     assert main(["generate", str(tmp_path), *options, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["text"]
