@@ -1,7 +1,8 @@
 """A matrix with its nonzero values only: masks of 64 columns and packed values, in panels of 8 rows.
 
 `native/matrix.h` describes the layout. int8 values have one scale per row: a weight is `value * scale`, and the scale
-is the row's largest magnitude / 127. Zeros stay exact in both kinds. x is then quantised too, per row (token).
+is the row's largest magnitude / 127. Zeros stay exact in both kinds. With int8 values, x is quantised to 12 bits per
+row (token).
 """
 
 import ctypes
@@ -12,13 +13,15 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int8, Int32, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int8, Int64, Shaped, UInt8
 from torch import Tensor
 
 from seft.errors import AccelerateError
 from seft.runtime import kernels
 
 PANEL, BLOCK = 8, 64
+MAX_INT8_COLS = 32768
+"""Most columns that the kernels multiply with int8 values, so that no partial sum of integers overflows."""
 READ_AHEAD = 64
 """Bytes after the last value that a kernel may read."""
 EXPANDED_FROM = 24
@@ -45,7 +48,6 @@ class Compressed:
     values: Shaped[Tensor, "nonzeros_and_read_ahead"]
     starts: Int64[Tensor, "panels"]
     scales: Float[Tensor, "rows"] | None
-    sums: Int32[Tensor, "rows"] | None
     bias: Float[Tensor, "rows"] | None
     struct: kernels.Matrix
 
@@ -55,14 +57,14 @@ class Compressed:
             return self
         if find_spec("triton") is None:
             raise AccelerateError("products on CUDA need the package triton. Run pip install triton, or use the CPU.")
-        names = ("masks", "values", "starts", "scales", "sums", "bias")
+        names = ("masks", "values", "starts", "scales", "bias")
         parts = {name: part.to(device) for name in names if (part := getattr(self, name)) is not None}
         return replace(self, **parts, struct=kernels.Matrix())  # no kernel of the CPU reads it
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self.masks, self.values, self.starts, self.scales, self.sums, self.bias)
+        arrays = (self.masks, self.values, self.starts, self.scales, self.bias)
         return sum(each.nbytes for each in arrays if each is not None)
 
 
@@ -71,7 +73,7 @@ def compress(
 ) -> Compressed:
     """Compress a matrix. Raises AccelerateError if bfloat16 is asked for and does not hold its values exactly."""
     rows, cols = weight.shape
-    scales = sums = None
+    scales = None
     nonzero = weight != 0
     stored: Tensor
     match values:
@@ -84,7 +86,6 @@ def compress(
                 )
         case Values.INT8:
             stored, scales = quantise(weight)
-            sums = stored.sum(dim=1, dtype=torch.int32)
     panelled = _panels(nonzero)
     packed = _panels(stored)[panelled]
     counts = panelled.flatten(1).sum(dim=1)
@@ -92,8 +93,8 @@ def compress(
     packed = torch.cat((packed, torch.zeros(READ_AHEAD, dtype=packed.dtype)))
     starts = counts.cumsum(0) - counts
     bias = None if bias is None else bias.detach().float().contiguous()
-    struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, sums=sums, bias=bias)
-    return Compressed(rows, cols, masks, packed, starts, scales, sums, bias, struct)
+    struct = _struct(rows, cols, masks=masks, values=packed, starts=starts, scales=scales, bias=bias)
+    return Compressed(rows, cols, masks, packed, starts, scales, bias, struct)
 
 
 def dense_struct(weight: Float[Tensor, "rows cols"], bias: Float[Tensor, "rows"] | None) -> kernels.Matrix:
@@ -156,7 +157,7 @@ def multiply(x: Float[Tensor, "batch cols"], matrix: Compressed) -> Float[Tensor
         from seft.runtime import cuda
 
         return cuda.multiply(x, matrix)
-    if kernels.library() is None:
+    if kernels.library() is None or (matrix.scales is not None and matrix.cols > MAX_INT8_COLS):
         return _multiply_expanded(x, matrix)
     return multiply_struct(x, matrix.struct)
 

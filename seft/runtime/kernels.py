@@ -34,7 +34,7 @@ class Matrix(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_int64),
         ("cols", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("masks", "values", "starts", "scales", "sums", "bias")),
+        *((name, ctypes.c_void_p) for name in ("masks", "values", "starts", "scales", "bias")),
     )
 
 

@@ -57,7 +57,7 @@ struct Loops {
     void (*panels)(const Job&, int64_t, int64_t);
 };
 
-Loops loops(int32_t level, bool int8, Dtype dtype) {
+Loops loops(int32_t level, bool int8, [[maybe_unused]] Dtype dtype) {
 #define SEFT_LOOPS(space, lanes) Loops{sizeof(space::lanes::Input), space::prepare<space::lanes>, space::panels<space::lanes>}
     switch (level) {
 #ifdef SEFT_X86

@@ -1,6 +1,6 @@
 // The instructions of each level: AVX-512 (VBMI2, BF16, VNNI), AVX2, NEON and plain C++.
 //
-// Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to int8 per row). AVX-512 also
+// Each level has Float (bfloat16 values, x in float32) and Int8 (int8 values, x quantised to 12 bits per row). AVX-512 also
 // has Bfloat16 (bfloat16 values, x in bfloat16, sums in float32).
 #pragma once
 #include "matrix.h"
@@ -25,8 +25,8 @@ struct Float {
 };
 
 struct Int8 {
-    using Input = int8_t; using Value = int8_t; using Acc = int32_t; using Sum = int32_t;
-    static constexpr int TILE = 1, OFFSET = 0;
+    using Input = int16_t; using Value = int8_t; using Acc = int64_t; using Sum = int64_t;
+    static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
     static Acc zero() { return 0; }
     static Sum sum(Acc acc) { return acc; }
@@ -79,13 +79,14 @@ struct Float {
 };
 
 struct Int8 {
-    using Input = int16_t; using Value = int8_t; using Acc = __m128i; using Sum = int32_t;
-    static constexpr int TILE = 1, OFFSET = 0;
+    using Input = int16_t; using Value = int8_t; using Acc = __m128i; using Sum = int64_t;
+    static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
     static Acc zero() { return _mm_setzero_si128(); }
     static Sum sum(Acc acc) {
-        acc = _mm_add_epi32(acc, _mm_shuffle_epi32(acc, 0x4e));
-        return _mm_cvtsi128_si32(_mm_add_epi32(acc, _mm_shuffle_epi32(acc, 0xb1)));
+        __m256i wide = _mm256_cvtepi32_epi64(acc);
+        __m128i half = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        return _mm_extract_epi64(half, 0) + _mm_extract_epi64(half, 1);
     }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
         for (int part = 0; part < 8; part++, mask >>= 8) {
@@ -174,17 +175,23 @@ struct Float {
     }
 };
 
-// The instruction multiplies unsigned by signed bytes. So x is stored plus 128, and 128 * sum of the row is subtracted.
 struct Int8 {
-    using Input = uint8_t; using Value = int8_t; using Acc = __m512i; using Sum = int32_t;
-    static constexpr int TILE = 3, OFFSET = 128;
+    using Input = int16_t; using Value = int8_t; using Acc = __m512i; using Sum = int64_t;
+    static constexpr int TILE = 3;
     static constexpr bool QUANTISED = true;
     static Acc zero() { return _mm512_setzero_si512(); }
-    static Sum sum(Acc acc) { return _mm512_reduce_add_epi32(acc); }
+    static Sum sum(Acc acc) {
+        return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(acc)),
+                                                        _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(acc, 1))));
+    }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t stride, Acc* acc) {
-        auto weights = _mm512_mask_expand_epi8(fresh_zero(), mask, load(values));
-        for (int b = 0; b < B; b++)
-            acc[b] = _mm512_dpbusd_epi32(acc[b], _mm512_loadu_si512(x + b * stride), weights);
+        auto packed = _mm512_mask_expand_epi8(fresh_zero(), mask, load(values));
+        auto first = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(packed));
+        auto second = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(packed, 1));
+        for (int b = 0; b < B; b++) {
+            acc[b] = _mm512_dpwssd_epi32(acc[b], first, _mm512_loadu_si512(x + b * stride));
+            acc[b] = _mm512_dpwssd_epi32(acc[b], second, _mm512_loadu_si512(x + b * stride + 32));
+        }
     }
 };
 }  // namespace avx512
@@ -226,15 +233,17 @@ struct Float {
 };
 
 struct Int8 {
-    using Input = int8_t; using Value = int8_t; using Acc = int32x4_t; using Sum = int32_t;
-    static constexpr int TILE = 1, OFFSET = 0;
+    using Input = int16_t; using Value = int8_t; using Acc = int32x4_t; using Sum = int64_t;
+    static constexpr int TILE = 1;
     static constexpr bool QUANTISED = true;
     static Acc zero() { return vdupq_n_s32(0); }
-    static Sum sum(Acc acc) { return vaddvq_s32(acc); }
+    static Sum sum(Acc acc) { return vaddlvq_s32(acc); }
     template <int B> static void add(uint64_t mask, const Value* values, const Input* x, int64_t, Acc* acc) {
         for (int part = 0; part < 8; part++, mask >>= 8) {
             auto weights = vtbl1_s8(vld1_s8(values), vreinterpret_s8_u8(vld1_u8(SHUFFLES.bytes[mask & 255])));
-            *acc = vpadalq_s16(*acc, vmull_s8(weights, vld1_s8(x + 8 * part)));
+            auto wide = vmovl_s8(weights);
+            *acc = vmlal_s16(*acc, vget_low_s16(wide), vld1_s16(x + 8 * part));
+            *acc = vmlal_s16(*acc, vget_high_s16(wide), vld1_s16(x + 8 * part + 4));
             values += __builtin_popcountll(mask & 255);
         }
     }

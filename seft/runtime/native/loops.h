@@ -20,12 +20,12 @@ static void prepare(const Job& job) {
             }
             // A tiny largest value would make 1 / scale infinite.
             bool usable = finite && largest > 1e-30f;
-            job.input_scales[row] = finite ? largest / 127 : __builtin_nanf("");
-            float inverse = usable ? 127 / largest : 0;
+            job.input_scales[row] = finite ? largest / LARGEST_INPUT : __builtin_nanf("");
+            float inverse = usable ? LARGEST_INPUT / largest : 0;
             for (int64_t col = 0; col < job.padded; col++) {
                 float value = usable && col < cols ? read_x(job, row * cols + col) * inverse : 0;
                 // Adding 1.5 * 2^23 rounds to an integer.
-                input[col] = Input(int32_t((value + 12582912.f) - 12582912.f) + Lanes::OFFSET);
+                input[col] = Input((value + 12582912.f) - 12582912.f);
             }
         } else if constexpr (sizeof(Input) == 2) {
             memcpy(input, static_cast<const uint16_t*>(job.x) + row * cols, cols * 2);
@@ -104,8 +104,7 @@ static void panel_product(const Job& job, int64_t panel, int64_t row_of_x) {
         for (int row = 0; row < count; row++) {
             float value;
             if constexpr (Lanes::QUANTISED)
-                value = float(sums[b][row] - Lanes::OFFSET * m.sums[first + row]) * m.scales[first + row] *
-                        job.input_scales[row_of_x + b];
+                value = float(sums[b][row]) * m.scales[first + row] * job.input_scales[row_of_x + b];
             else
                 value = sums[b][row];
             write_y(job, (row_of_x + b) * m.rows + first + row, m.bias ? value + m.bias[first + row] : value);

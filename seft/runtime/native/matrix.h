@@ -10,6 +10,11 @@
 
 constexpr int PANEL = 8;
 constexpr int BLOCK = 64;
+// Largest quantised x. The partial sums of int8 products are 32 bits wide, each with a quarter of the columns: they hold
+// MAX_INT8_COLS columns of the largest products.
+constexpr int LARGEST_INPUT = 2047;
+constexpr int64_t MAX_INT8_COLS = 32768;
+static_assert(MAX_INT8_COLS / 4 * 127 * LARGEST_INPUT < INT64_C(1) << 31);
 
 extern "C" struct Matrix {
     int64_t rows, cols;
@@ -17,7 +22,6 @@ extern "C" struct Matrix {
     const void* values;      // bfloat16, or int8 if there are scales
     const int64_t* starts;   // index of the first value of each panel
     const float* scales;     // per row; a weight is value * scale
-    const int32_t* sums;     // per row: the sum of its int8 values
     const float* bias;       // per row, or null
 };
 

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from seft.errors import AccelerateError
 from seft.runtime import compressed, kernels
-from seft.runtime.compressed import EXPANDED_FROM, Values, compress, dense_struct, expand, multiply, multiply_struct
+from seft.runtime.compressed import (
+    EXPANDED_FROM,
+    MAX_INT8_COLS,
+    Values,
+    compress,
+    dense_struct,
+    expand,
+    multiply,
+    multiply_struct,
+)
 from seft.runtime.kernels import Level
 
 LEVELS: list[Level | None] = [*kernels.supported_levels()]
@@ -107,10 +116,17 @@ def test_int8_products_have_the_same_bits_at_every_level(level: Level, rows: int
     found = multiply(x, matrix)
     kernels.use_level(Level.PLAIN)
     assert torch.equal(found, multiply(x, matrix))
-    integers, scales = compressed.quantise(x)
-    weights, sizes = compressed.quantise(weight)
-    product = (integers.double() @ weights.double().T) * scales[:, None] * sizes + bias.double()
-    assert torch.allclose(found.double(), product, rtol=2e-2, atol=2e-2 * float(product.abs().max()))
+    integers, scales = compressed.quantise(weight)
+    weights = integers.double() * scales.double()[:, None]
+    product, magnitude = exact(x, weights, bias)
+    half = x.double().abs().amax(dim=1, keepdim=True) / (2 * 2047)  # x has 12 bits
+    assert ((found.double() - product).abs() <= half * weights.abs().sum(dim=1) + 2**-20 * magnitude).all()
+
+
+@pytest.mark.parametrize("cols", [MAX_INT8_COLS, MAX_INT8_COLS + 1])
+def test_the_largest_sums_of_int8_products_do_not_overflow(level: Level, cols: int) -> None:
+    matrix = compress(torch.ones(3, cols), values=Values.INT8)
+    assert torch.allclose(multiply(torch.ones(1, cols), matrix), torch.tensor(float(cols)), rtol=1e-5)
 
 
 def test_a_row_of_x_that_is_not_finite_spoils_only_itself(level: Level) -> None:
