@@ -69,6 +69,7 @@ class Setting:
     data: Path
     dtype: torch.dtype
     device: str
+    checkpointing: bool
 
 
 def main() -> None:
@@ -76,10 +77,8 @@ def main() -> None:
     arguments = _arguments()
     runs: list[dict[str, Any]] = []
     for shape, density in itertools.product(arguments.shapes, arguments.densities):
-        settings = [
-            Setting(side, shape, density, arguments.model, arguments.data, arguments.dtype, arguments.device)
-            for side in arguments.sides
-        ]
+        common = (arguments.model, arguments.data, arguments.dtype, arguments.device, arguments.checkpointing)
+        settings = [Setting(side, shape, density, *common) for side in arguments.sides]
         seconds, peaks = _measure(settings, arguments.rounds)
         runs.append({"shape": str(shape), "density": density, "seconds": seconds, "peak_bytes": peaks})
         first = arguments.sides[0]
@@ -122,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="torch device")
     parser.add_argument("--shapes", nargs="*", type=_shape, default=[Shape(2, 512)], help="such as 2x512 8x128")
     parser.add_argument("--densities", nargs="*", type=float, default=[0.005], help="parts of the weights to train")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again, in our methods only")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of timing")
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=list(SIDES), help="sides; the first is the base")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
@@ -184,6 +184,7 @@ def _recipe(recipe: Recipe, model: Any, tokens: Int[Tensor, "tokens"], setting: 
     windows, length = setting.shape
     config = recipe.config(recipe.rates[0], steps=10_000, length=length)
     config = replace(config, batch_tokens=windows * length, micro_batch=windows)
+    config = replace(config, activation_checkpointing=setting.checkpointing)
     if recipe.density != "all":
         config = replace(config, density=setting.density)
     return Repair(model, tokens.cpu(), config, pruned=recipe.prune).advance

@@ -172,6 +172,12 @@ class RepairSpec(Spec):
         le=4096,
         description="Number of sequences on the device at a time. Changes memory and speed, not the result.",
     )
+    activation_checkpointing: Boolean = Field(
+        default=False,
+        description="Compute the activations of a block again in the backward pass, instead of storing them. Needs less"
+        " memory and 1.3 times the time, and does not change the result. A job that ran out of memory in training is"
+        " retried with it.",
+    )
     clip_norm: Annotated[Number, Field(ge=1e-4, le=1e4)] | None = Field(
         default=None,
         description="Maximum norm of the gradient. A larger gradient is scaled down. `null` sets no limit.",

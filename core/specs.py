@@ -30,7 +30,7 @@ from seft import config
 from seft.config import MOST_SPARSE, Allocation, PruneSchedule, Retain, SparsityOf
 from seft.errors import ConfigError
 
-SPEC_VERSION = 11
+SPEC_VERSION = 12
 """Version of the fields of a request. Raise it with every change, so that older workers do not claim new requests."""
 
 
@@ -203,13 +203,16 @@ class JobSpec(Spec):
     def repair_config(self, micro_batch: int | None = None) -> config.RepairConfig | None:
         """Return the repair settings of the library, or None if the job only prunes.
 
-        `micro_batch` overrides the value of the request, if it is set.
+        `micro_batch` is set if the job ran out of memory. It overrides the value of the request, and the activations
+        are computed again in the backward pass.
         """
         if self.repair.method is RepairMethod.NONE:
             return None
         values = {**dict(self.repair), "method": config.RepairMethod(self.repair.method), "seed": self.seed}
         del values["retain_dataset"]
-        return config.RepairConfig(**{**values, "micro_batch": micro_batch or self.repair.micro_batch})
+        if micro_batch is not None:
+            values |= {"micro_batch": micro_batch, "activation_checkpointing": True}
+        return config.RepairConfig(**values)
 
     def within(self, context: int | None) -> Self:
         """Return the request with the lengths of sequences that were left out, at most as long as a model's context.

@@ -1,7 +1,8 @@
 """Handle running out of memory: detect kills by the kernel, choose a retry, and advise the user.
 
-A smaller micro-batch with more gradient accumulation gives the same training result with less memory. So the job is
-first retried with a smaller micro-batch. Only if that fails is the user asked to change the request.
+A smaller micro-batch with more gradient accumulation gives the same training result with less memory, and so do
+activations that are computed again in the backward pass. So the job is first retried with both. Only if that fails is
+the user asked to change the request.
 """
 
 from pathlib import Path
@@ -21,14 +22,18 @@ def oom_kills() -> int:
 
 
 def smaller_micro_batch(spec: JobSpec, phase: Phase | None, *, by_kernel: bool) -> int | None:
-    """Return the micro-batch for a retry. Returns None if a retry would need the same memory.
+    """Return the micro-batch for a retry, which also computes activations again.
 
-    After a kill by the kernel, the job is always retried. A retry may fit even with the same micro-batch, because
-    other processes use the machine's memory too.
+    Returns None if a retry would need the same memory. After a kill by the kernel, the job is always retried: it may
+    fit even with the same micro-batch, because other processes use the machine's memory too.
     """
-    if by_kernel or (phase is Phase.TRAINING and spec.repair.micro_batch > SMALLEST):
-        return SMALLEST
-    return None
+    repair = spec.repair
+    stored = not repair.activation_checkpointing
+    if not by_kernel and not (phase is Phase.TRAINING and (stored or repair.micro_batch > SMALLEST)):
+        return None
+    # With several micro-batches, the gradients of all nonzeros would be added up, which takes more memory.
+    whole = stored and spec.trains_all and repair.batch_tokens <= repair.micro_batch * repair.sequence_tokens
+    return repair.micro_batch if whole else SMALLEST
 
 
 def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
@@ -37,7 +42,7 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
     `micro_batch` is that of the failed attempt if it differs from the request, else None.
     """
     repair, calibration = spec.repair, spec.prune.calibration
-    windows = micro_batch or repair.micro_batch
+    windows = min(micro_batch or repair.micro_batch, repair.batch_tokens // repair.sequence_tokens)
     if phase is Phase.WRITING and repair.retain is Retain.DATASET:
         return (
             f"The dense model read the text to retain, in sequences of {repair.sequence_tokens} tokens. Set"
@@ -59,7 +64,9 @@ def advice(spec: JobSpec, phase: Phase | None, micro_batch: int | None) -> str:
             f" tokens for evaluation. Set prune.calibration.tokens to {max(2, calibration.tokens // 2)} and"
             f" evaluate.tokens to {max(2, spec.evaluate.tokens // 2)}, or run the job on a larger device."
         )
-    if windows > 1:
+    if windows > 1 and spec.trains_all:
+        option = f"repair.batch_tokens to {windows // 2 * repair.sequence_tokens}"
+    elif windows > 1:
         option = f"repair.micro_batch to {windows // 2}"
     else:
         option = f"repair.sequence_tokens to {repair.sequence_tokens // 2}"

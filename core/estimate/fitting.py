@@ -89,6 +89,9 @@ def _shrink(spec: JobSpec, phase: Phase) -> JobSpec | None:
 
 def _shrink_training(spec: JobSpec) -> JobSpec | None:
     repair = spec.repair
+    stored = not repair.activation_checkpointing
+    if stored and (spec.trains_all or repair.micro_batch == 1):
+        return _with(spec, "repair", activation_checkpointing=True)
     if spec.trains_all and repair.batch_tokens > repair.sequence_tokens:
         # The gradients of several micro-batches are added up. A step of one micro-batch stores none.
         windows = repair.batch_tokens // repair.sequence_tokens

@@ -218,10 +218,11 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
     step = _block_peak(model, tokens) + (_step_of_nonzeros(model, spec) if whole else 0)
     peak = max(head * _logits(model, tokens), step)
     state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec)
-    saved = _saved_for_backward(model, tokens)
+    saved = (_recomputed if repair.activation_checkpointing else _saved_for_backward)(model, tokens)
     if repair.norms_and_biases:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
-        saved += FLOAT * tokens * model.hidden * (2 * len(model.blocks) + 1)  # the outputs of the norms before scaling
+        blocks = 1 if repair.activation_checkpointing else len(model.blocks)
+        saved += FLOAT * tokens * model.hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
     work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
     device = models * FLOAT * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
@@ -233,6 +234,12 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
 def _saved_for_backward(model: Dimensions, tokens: int) -> int:
     """Return the bytes of the activations that a forward pass over `tokens` tokens saves for the backward pass."""
     return round(FLOAT * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
+
+
+def _recomputed(model: Dimensions, tokens: int) -> int:
+    """Return these bytes if only the inputs of the blocks are saved, and the activations of one block at a time."""
+    largest = max(_saved_by_block(model, block) for block in model.blocks)
+    return round(FLOAT * tokens * (model.hidden * len(model.blocks) + largest))
 
 
 def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:

@@ -18,13 +18,14 @@ from seft.config import PruneConfig, RepairConfig, require_repair_of
 from seft.data.packing import Packed, cut_windows
 from seft.data.text import require_known_tokens
 from seft.errors import ConfigError, StateError, TrainError
-from seft.models.targets import target_linears
+from seft.models.targets import decoder_blocks, target_linears
 from seft.objective import make_objective
 from seft.repair import schedule, state
 from seft.repair.best import Best, Judge
 from seft.repair.method import Work
 from seft.repair.methods import make_method
 from seft.repair.processes import own_windows, process_count, require_same_config, sum_over_processes
+from seft.repair.recompute import Recompute
 from seft.repair.swaps import CHECKED
 from seft.report import Evolved, Judged, Phase, Progress, Reporter, Step, silent
 from seft.retain import require_retained
@@ -88,6 +89,7 @@ class Repair:
         self._rated = replace(config, learning_rate=self.peak_rate)
         work = Work(model, targets, self._rated, self._windows.tokens.flatten(), pruned, check)
         self._method = make_method(work)
+        self._recompute = Recompute(decoder_blocks(model) if config.activation_checkpointing else ())
 
     @property
     def grown_zeros(self) -> int:
@@ -148,6 +150,7 @@ class Repair:
             raise TrainError("the sparsity must rise before the end; no step was taken. Take at least one step.")
         if self.kept_step != self.step:
             self._method.resume(self._best.tensors)
+        self._recompute.undo()
         self._method.finish(report)
         for parameter in self._trainable:
             parameter.requires_grad_(True)

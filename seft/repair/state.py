@@ -27,9 +27,9 @@ FORMAT_VERSION = 8
 field in `PruneConfig`, because the pruning settings are part of the fingerprint."""
 SAMPLED = 1024
 """Approximate number of values of each weight matrix that the fingerprint reads."""
-_CHANGEABLE = {"micro_batch": None}
-"""Settings that may change when a repair resumes. `micro_batch` changes the memory use. In `seft` it also changes which
-candidates for growth are listed, so a later topology event may choose other positions."""
+_CHANGEABLE = {"micro_batch": None, "activation_checkpointing": None}
+"""Settings that may change when a repair resumes, because they change the memory use. In `seft`, `micro_batch` also
+changes which candidates for growth are listed, so a later topology event may choose other positions."""
 
 
 @dataclass(frozen=True, slots=True)

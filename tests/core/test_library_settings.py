@@ -21,6 +21,7 @@ REPAIR: dict[str, Any] = {
     "batch_tokens": 256,
     "sequence_tokens": 128,
     "micro_batch": 2,
+    "activation_checkpointing": True,
     "clip_norm": 0.5,
     "norms_and_biases": True,
     "distill_weight": 0.5,

@@ -270,19 +270,25 @@ def test_a_shutdown_waits_no_longer_than_its_limit(
     assert (backend.job(job_id).status, backend.job(job_id).failures) == (Status.QUEUED, 0)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4])
-def test_running_out_of_memory_in_training_is_retried_once_with_less(backend: Backend, micro_batch: int) -> None:
-    job_id = backend.add_job(backend.add_dataset(["one " * 1024, "two"]), repair={"micro_batch": micro_batch})
+@pytest.mark.parametrize(("micro_batch", "least"), [(1, True), (1, False), (4, True), (4, False)])
+def test_running_out_of_memory_in_training_is_retried_once_with_less(
+    backend: Backend, micro_batch: int, least: bool
+) -> None:
+    repair = {"micro_batch": micro_batch, "activation_checkpointing": least}
+    job_id = backend.add_job(backend.add_dataset(["one " * 1024, "two"]), repair=repair)
     supervisor(backend, "run_out_of_memory").run()
-    if micro_batch > 1:
-        assert (backend.job(job_id).status, backend.job(job_id).micro_batch) == (Status.QUEUED, 1)
+    if micro_batch > 1 or not least:
+        assert (backend.job(job_id).status, backend.job(job_id).micro_batch) == (
+            Status.QUEUED,
+            1 if least else micro_batch,
+        )
         supervisor(backend, "run_out_of_memory").run()
     job = backend.job(job_id)
     assert job.status == Status.FAILED
     assert job.error is not None
     assert (job.error["fault"], job.error["code"]) == ("user_error", "out_of_memory")
-    assert "had 1 sequences of 512 tokens on the device" in job.error["message"]
-    assert "repair.sequence_tokens to 256" in job.error["message"]
+    option = "sequence_tokens to 256" if micro_batch == 1 or least else "batch_tokens to 512"
+    assert f"Set repair.{option}" in job.error["message"]
 
 
 def test_a_kill_by_the_kernel_for_memory_is_retried_once(

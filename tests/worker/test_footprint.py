@@ -34,6 +34,16 @@ JOBS: dict[str, dict[str, Any]] = {
         "repair": REPAIR,
         "output": {"formats": ["dense", "compact"]},
     },
+    "all nonzeros, with activations computed again": {
+        "prune": WANDA,
+        "repair": {
+            **REPAIR,
+            "batch_tokens": 4096,
+            "micro_batch": 8,
+            "activation_checkpointing": True,
+            "retain": "none",
+        },
+    },
     "rise with several micro-batches and a best state": {
         "prune": {"schedule": "gradual"},
         "repair": {

@@ -67,14 +67,24 @@ def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Di
 
 def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: Dimensions) -> None:
     request = {**MINIMAL, "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
+    least = {"micro_batch": 1, "retain": "none", "activation_checkpointing": True}
     several, one = (
-        JobSpec.model_validate({**request, "repair": {"batch_tokens": tokens, "micro_batch": 1, "retain": "none"}})
-        for tokens in (1024, 512)
+        JobSpec.model_validate({**request, "repair": {**least, "batch_tokens": tokens}}) for tokens in (1024, 512)
     )
     most = fitting.fit(model, one, gpu(0)).needed_bytes
     worker = Capability("cuda", "a device", round(most / fitting.USABLE_FRACTION) + 1, LARGEST)
     assert not fitting.fit(model, several, worker).fits
     assert fitting.suggest_change(model, several, worker) == {"repair": {"batch_tokens": 512}}
+
+
+def test_activations_that_are_computed_again_are_suggested_first_and_change_no_result(model: Dimensions) -> None:
+    repair = {"batch_tokens": 8192, "sequence_tokens": 4096, "retain": "none"}
+    spec = JobSpec.model_validate({**MINIMAL, "evaluate": {"tokens": 128}, "repair": repair})
+    again = spec.model_copy(update={"repair": spec.repair.model_copy(update={"activation_checkpointing": True})})
+    needed = fitting.fit(model, again, gpu(0)).needed_bytes
+    worker = Capability("cuda", "a device", round(needed / fitting.USABLE_FRACTION) + 1, LARGEST)
+    assert not fitting.fit(model, spec, worker).fits
+    assert fitting.suggest_change(model, spec, worker) == {"repair": {"activation_checkpointing": True}}
 
 
 def test_a_gradual_job_has_no_phase_of_pruning_and_sums_the_gradients_of_all_weights(model: Dimensions) -> None:

@@ -115,6 +115,18 @@ def test_the_zeros_follow_the_schedule_at_every_step(name: str, dtype: torch.dty
 
 
 @every
+def test_activations_that_are_computed_again_change_no_bit(name: str) -> None:
+    start, pruned, settings = CASES[name]
+    models = []
+    for again in (False, True):
+        models.append(model := start())
+        repair = Repair(model, TOKENS, replace(settings, activation_checkpointing=again), pruned=pruned)
+        repair.run()
+        repair.finish()
+    assert same_bits(*map(weights, models))
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_resumed_run_gives_the_bits_of_an_uninterrupted_one(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     model, repair = started(name, dtype)

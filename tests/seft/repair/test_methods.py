@@ -1,6 +1,7 @@
 """Invariants of every repair method: budget, mask, pattern, number of values, bits, resuming, lower loss."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seft.config import UNSTRUCTURED, Pattern, RepairConfig, RepairMethod, Variant
 from seft.errors import ConfigError
 from seft.loss import TokenLoss
-from seft.models.targets import target_linears
+from seft.models.targets import decoder_blocks, target_linears
 from seft.prune.mask import overfull_groups
 from seft.repair import Repair
 from seft.repair.methods import METHODS
@@ -50,6 +51,18 @@ RATES = {
 
 def test_every_method_is_registered() -> None:
     assert METHODS.keys() == set(RepairMethod)
+
+
+@every_variant
+def test_activations_that_are_computed_again_change_no_bit(method: RepairMethod, variant: Variant) -> None:
+    config = short(method=method, variant=variant, learning_rate=RATES[method], norms_and_biases=True)
+    (model, first), (other, second) = (
+        repaired(replace(config, activation_checkpointing=again), steps=4) for again in (False, True)
+    )
+    first.finish()
+    second.finish()
+    assert same_bits(weights(model), weights(other))
+    assert all("forward" not in vars(block) for block in decoder_blocks(other))
 
 
 @every_variant
