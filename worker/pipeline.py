@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.stages import Stage
 from seft import stages
 from seft.checkpoint.export import round_weights
@@ -89,8 +91,8 @@ class Pipeline:
         source = self._source()
         text = self._read(source)
         self._progress(Stage.LOADING, 0.5)
-        loaded = load(source, device=self._device)
-        base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device)
+        loaded = load(source, device=self._device, dtype=self._dtype)
+        base, machine = describe_model(loaded.source, self._report_hashing), this_machine(self._device, self._dtype)
         now = Conditions(machine, self.repair.micro_batch if self.repair else None, versions())
         self.meter.expect(self.task.speed, source)
         self._progress(Stage.LOADING, 1.0)
@@ -147,6 +149,10 @@ class Pipeline:
     def _device(self) -> str:
         return choose_device(self.task.device)
 
+    @property
+    def _dtype(self) -> Any:
+        return getattr(torch, self.task.spec.dtype)
+
     def _prune(self, loaded: Loaded, text: JobTexts) -> None:
         """Evaluate the dense model, prune and reconstruct it, evaluate the pruned model, and save the state.
 
@@ -163,7 +169,7 @@ class Pipeline:
         self._evaluate("dense", Stage.DENSE, loaded, text)
 
         def load_dense() -> Any:
-            return load(loaded.source).model
+            return load(loaded.source, dtype=self._dtype).model
 
         stages.prune(loaded, text.calibration, self.prune, load_dense, self._reporter())
         round_weights(loaded.model)
@@ -204,7 +210,7 @@ class Pipeline:
         """Train to the last step, then evaluate the best state of the training."""
 
         def load_teacher() -> Any:
-            return load(loaded.source, device=self._device).model
+            return load(loaded.source, device=self._device, dtype=self._dtype).model
 
         repair = stages.start_repair(
             loaded,

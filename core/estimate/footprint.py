@@ -84,10 +84,10 @@ class Footprint:
 
 def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     """Return the peak memory of each phase that the job has, in the order of the phases."""
-    weights, written = FLOAT * model.parameters, HALF * model.parameters
+    weights, written = spec.value_bytes * model.parameters, HALF * model.parameters
     phases = {
         Phase.LOADING: Footprint(weights, host_transfer=weights),
-        Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens)),
+        Phase.EVALUATING: Footprint(weights + _forward(model, spec.evaluate.tokens, spec)),
     }
     if spec.repair.retains:
         phases[Phase.WRITING] = Footprint(weights + _writing(model, spec))
@@ -98,7 +98,9 @@ def memory_by_phase(model: Dimensions, spec: JobSpec) -> dict[Phase, Footprint]:
     if spec.repair.method is not RepairMethod.NONE:
         phases[Phase.TRAINING] = _training(model, spec)
     # A copy of the process loads the written checkpoint, on the host. The loader of GGUF has each weight twice.
-    loading = 2 * weights + GGUF_BYTES if any(each.is_gguf for each in spec.output.formats) else weights
+    loading = (2 if any(each.is_gguf for each in spec.output.formats) else 1) * FLOAT * model.parameters
+    if any(each.is_gguf for each in spec.output.formats):
+        loading += GGUF_BYTES
     if any(each.is_compact for each in spec.output.formats):
         loading += COMPACT_BYTES
     if any(each.is_compact and each.rounds for each in spec.output.formats):
@@ -117,17 +119,18 @@ def _logits(model: Dimensions, tokens: int) -> int:
     return FLOAT * model.vocabulary * min(tokens, max(1, WHOLE_LOGITS // model.vocabulary))
 
 
-def _forward(model: Dimensions, tokens: int) -> int:
+def _forward(model: Dimensions, tokens: int, spec: JobSpec) -> int:
     """Return the peak bytes of a forward pass over `tokens` tokens without gradients.
 
     This is the peak in one block, or the logits and their logarithms, if they are larger.
     """
-    return max(2 * _logits(model, tokens) + FLOAT * tokens * model.hidden, _block_peak(model, tokens))
+    hidden = spec.value_bytes * tokens * model.hidden
+    return max(2 * _logits(model, tokens) + hidden, _block_peak(model, tokens, spec))
 
 
-def _block_peak(model: Dimensions, tokens: int) -> int:
+def _block_peak(model: Dimensions, tokens: int, spec: JobSpec) -> int:
     widest = max(each.cols for block in model.blocks for each in block)
-    return FLOAT * tokens * (3 * model.hidden + 3 * widest)
+    return spec.value_bytes * tokens * (3 * model.hidden + 3 * widest)
 
 
 def _writing(model: Dimensions, spec: JobSpec) -> int:
@@ -138,9 +141,9 @@ def _writing(model: Dimensions, spec: JobSpec) -> int:
     """
     length, together = spec.repair.sequence_tokens, spec.written_at_once
     if not together:
-        return _forward(model, length)
-    cache = 2 * FLOAT * together * length * model.keys * len(model.blocks)
-    return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length))
+        return _forward(model, length, spec)
+    cache = 2 * spec.value_bytes * together * length * model.keys * len(model.blocks)
+    return cache + max(cache // len(model.blocks) + 3 * _logits(model, together), _forward(model, length, spec))
 
 
 def _pruning(model: Dimensions, spec: JobSpec) -> int:
@@ -153,7 +156,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
         return max(_mask_selection(matrix) for matrix in _all(model))
     calibration = spec.prune.calibration
     states = _states(model, spec)
-    forward = _block_peak(model, calibration.tokens)
+    forward = _block_peak(model, calibration.tokens, spec)
     statistics = max(_statistics(block, spec.prune.method) for block in model.blocks)
     return states + max(states + forward, statistics + forward)
 
@@ -161,7 +164,7 @@ def _pruning(model: Dimensions, spec: JobSpec) -> int:
 def _states(model: Dimensions, spec: JobSpec) -> int:
     """Return the bytes of the hidden states of all calibration sequences."""
     calibration = spec.prune.calibration
-    return FLOAT * calibration.samples * calibration.tokens * model.hidden
+    return spec.value_bytes * calibration.samples * calibration.tokens * model.hidden
 
 
 def _statistics(block: tuple[Matrix, ...], method: PruneMethod) -> int:
@@ -200,8 +203,8 @@ def _reconstructing(model: Dimensions, spec: JobSpec) -> Footprint:
     states, tokens = _states(model, spec), spec.prune.calibration.tokens
     block = max(sum(each.total for each in block) for block in model.blocks)
     tuned = block * (FLOAT + 6 * FLOAT + 1)
-    device = FLOAT * model.parameters + 2 * states + tuned + _saved_for_backward(model, tokens) // len(model.blocks)
-    return Footprint(device, FLOAT * model.parameters + 2 * states)
+    weights, saved = spec.value_bytes * model.parameters, _saved_for_backward(model, tokens, spec)
+    return Footprint(weights + 2 * states + tuned + saved // len(model.blocks), weights + 2 * states)
 
 
 def _training(model: Dimensions, spec: JobSpec) -> Footprint:
@@ -213,33 +216,35 @@ def _training(model: Dimensions, spec: JobSpec) -> Footprint:
         head, models = (5 if repair.distill_weight else 3), 2
     if repair.retains:
         head = 5
-    teacher = FLOAT * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
+    teacher = (
+        spec.value_bytes * tokens * model.hidden * (len(model.blocks) if repair.hidden_weight else 1) * (models - 1)
+    )
     whole = spec.trains_all
-    step = _block_peak(model, tokens) + (_step_of_nonzeros(model, spec) if whole else 0)
+    step = _block_peak(model, tokens, spec) + (_step_of_nonzeros(model, spec) if whole else 0)
     peak = max(head * _logits(model, tokens), step)
     state, best_state = _all_nonzeros(model, spec) if whole else _method(model, spec)
-    saved = (_recomputed if repair.activation_checkpointing else _saved_for_backward)(model, tokens)
+    saved = (_recomputed if repair.activation_checkpointing else _saved_for_backward)(model, tokens, spec)
     if repair.norms_and_biases:
         state, best_state = state + WITH_INITIAL * model.vectors, best_state + VECTOR * model.vectors
         blocks = 1 if repair.activation_checkpointing else len(model.blocks)
-        saved += FLOAT * tokens * model.hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
+        saved += spec.value_bytes * tokens * model.hidden * (2 * blocks + 1)  # the outputs of the norms before scaling
     work = max(saved + peak + teacher, _outside_steps(model, spec) if whole else 0)
-    device = models * FLOAT * model.parameters + state + work
+    device = models * spec.value_bytes * model.parameters + state + work
     host = best_state if repair.evaluate_interval else 0
     if repair.retains:
         host += PREDICTED * spec.retained_tokens
     return Footprint(device, host, fragmentation=round(FRAGMENTATION * saved))
 
 
-def _saved_for_backward(model: Dimensions, tokens: int) -> int:
+def _saved_for_backward(model: Dimensions, tokens: int, spec: JobSpec) -> int:
     """Return the bytes of the activations that a forward pass over `tokens` tokens saves for the backward pass."""
-    return round(FLOAT * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
+    return round(spec.value_bytes * tokens * sum(_saved_by_block(model, block) for block in model.blocks))
 
 
-def _recomputed(model: Dimensions, tokens: int) -> int:
+def _recomputed(model: Dimensions, tokens: int, spec: JobSpec) -> int:
     """Return these bytes if only the inputs of the blocks are saved, and the activations of one block at a time."""
     largest = max(_saved_by_block(model, block) for block in model.blocks)
-    return round(FLOAT * tokens * (model.hidden * len(model.blocks) + largest))
+    return round(spec.value_bytes * tokens * (model.hidden * len(model.blocks) + largest))
 
 
 def _saved_by_block(model: Dimensions, block: tuple[Matrix, ...]) -> float:
@@ -289,7 +294,7 @@ def _outside_steps(model: Dimensions, spec: JobSpec) -> int:
     copied = FLOAT * _present(model, spec)
     if not _rises(spec):
         return copied
-    calibrated = 2 * _states(model, spec) + _block_peak(model, spec.prune.calibration.tokens)
+    calibrated = 2 * _states(model, spec) + _block_peak(model, spec.prune.calibration.tokens, spec)
     reads_text = spec.allocation is Allocation.OWL
     return max(copied, calibrated if reads_text else 0, *map(_mask_selection, _all(model)))
 

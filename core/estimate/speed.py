@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from core.estimate import calibration
 from core.spec_parts import RepairMethod
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from seft.config import OutputFormat, published_bytes
 from seft.models.dimensions import Dimensions
@@ -104,15 +104,16 @@ def count_work(spec: JobSpec, parameters: int, targets: int) -> dict[Task, float
         Task(Phase.UPLOADING): uploaded,
     }
     judged = evaluate.windows * evaluate.tokens + spec.retained_tokens // 8
-    work[Task(Phase.EVALUATING)] = float(parameters * len(spec.scored) * judged)
+    dtype = "" if spec.dtype is Dtype.FLOAT32 else f" {spec.dtype}"
+    work[Task(Phase.EVALUATING, dtype)] = float(parameters * len(spec.scored) * judged)
     if "pruned" in spec.scored:
-        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}")] = text
+        work[Task(Phase.PRUNING, f"{prune.method} {prune.refine} {spec.allocation}{dtype}")] = text
     if repair.retains:
-        work[Task(Phase.WRITING, repair.retain)] = float(parameters * spec.retained_tokens)
+        work[Task(Phase.WRITING, f"{repair.retain}{dtype}")] = float(parameters * spec.retained_tokens)
     if prune.reconstruct_epochs:
-        work[Task(Phase.RECONSTRUCTING)] = text * prune.reconstruct_epochs
+        work[Task(Phase.RECONSTRUCTING, dtype)] = text * prune.reconstruct_epochs
     if repair.method is not RepairMethod.NONE:
         distills = bool(repair.distill_weight or repair.hidden_weight)
-        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}"
+        method = f"{repair.method} {spec.trains_all} {prune.schedule} {distills}{dtype}"
         work[Task(Phase.TRAINING, method)] = float(parameters * repair.steps * repair.batch_tokens)
     return work
