@@ -144,7 +144,8 @@ def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
     assert config is not None
     loaded = load(find(model))
     text = _windows(calibration, loaded, *CALIBRATION)
-    decoder = loaded.model.get_decoder()
+    whole: Any = loaded.model
+    decoder = whole.get_decoder()
     decoder.layers = decoder.layers[:TIMED_BLOCKS]
     gc.collect()
     dense = {name: linear.weight.clone() for name, linear in target_linears(loaded.model).items()}
@@ -164,9 +165,9 @@ def _serve(name: str, model: str, calibration: Path, pipe: Any) -> None:
         spent.update(observe=0.0, prune=0.0)
         started = time.perf_counter()
         with patch.object(loop, "make_pruner", timed_pruner):
-            prune_model(loaded.model, text, config)
-        whole = time.perf_counter() - started
-        pipe.send(_Seconds(whole - sum(spent.values()), spent["observe"], spent["prune"]))
+            prune_model(whole, text, config)
+        seconds = time.perf_counter() - started
+        pipe.send(_Seconds(seconds - sum(spent.values()), spent["observe"], spent["prune"]))
     pipe.send(_peak() - before)
 
 
