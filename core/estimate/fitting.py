@@ -5,7 +5,7 @@ from typing import Any
 
 from core.capability import CPU, Capability
 from core.estimate.footprint import Footprint, memory_by_phase
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from core.tables import Worker
 from seft.config import Retain
@@ -55,7 +55,9 @@ def suggest_change(model: Dimensions, spec: JobSpec, worker: Capability | Worker
     changed: JobSpec | None = spec
     try:
         while changed and not (result := fit(model, changed, worker)).fits:
-            changed = _shrink(changed, result.phase)
+            half = {"dtype": Dtype.BFLOAT16}
+            single = changed.dtype is Dtype.FLOAT32
+            changed = changed.model_copy(update=half) if single else _shrink(changed, result.phase)
     except ConfigError:  # a smaller value contradicts another setting of the request
         return None
     return None if changed is None else _merge_patch(spec.model_dump(mode="json"), changed.model_dump(mode="json"))

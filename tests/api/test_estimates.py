@@ -83,7 +83,8 @@ def test_the_estimate_of_a_job_that_fits_nowhere_suggests_a_change(
     assert (estimate["fits"], fit["phase"], fit["memory_bytes"]) == (False, "training", MEMORY)
     assert fit["needed_bytes"] > MEMORY
     assert fit["change"]["repair"]["micro_batch"] < 256
-    assert estimated(client, repair={**huge, **fit["change"]["repair"]})["fits"] is True
+    assert fit["change"]["dtype"] == "bfloat16"
+    assert estimated(client, dtype="bfloat16", repair={**huge, **fit["change"]["repair"]})["fits"] is True
 
 
 def test_a_gradual_job_that_fits_no_live_worker_is_refused_with_a_way_out(

@@ -11,7 +11,7 @@ from core.estimate import fitting
 from core.estimate.footprint import PROCESS_BYTES, memory_by_phase
 from core.estimate.speed import count_work
 from core.jobs.overrides import apply_overrides
-from core.specs import JobSpec
+from core.specs import Dtype, JobSpec
 from core.states import Phase
 from seft.models.dimensions import Dimensions, read_dimensions
 from seft.models.shapes import shapes
@@ -66,7 +66,7 @@ def test_a_step_of_one_micro_batch_stores_no_gradients_of_the_nonzeros(model: Di
 
 
 def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: Dimensions) -> None:
-    request = {**MINIMAL, "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
+    request = {**MINIMAL, "dtype": "bfloat16", "prune": {"schedule": "gradual"}, "evaluate": {"tokens": 128}}
     least = {"micro_batch": 1, "retain": "none", "activation_checkpointing": True}
     several, one = (
         JobSpec.model_validate({**request, "repair": {**least, "batch_tokens": tokens}}) for tokens in (1024, 512)
@@ -77,9 +77,17 @@ def test_a_step_of_one_micro_batch_is_suggested_before_shorter_sequences(model: 
     assert fitting.suggest_change(model, several, worker) == {"repair": {"batch_tokens": 512}}
 
 
-def test_activations_that_are_computed_again_are_suggested_first_and_change_no_result(model: Dimensions) -> None:
+def test_a_smaller_data_type_is_suggested_before_everything_else(model: Dimensions) -> None:
+    spec = JobSpec.model_validate(MINIMAL)
+    needed = fitting.fit(model, spec.model_copy(update={"dtype": Dtype.BFLOAT16}), gpu(0)).needed_bytes
+    worker = Capability("cuda", "a device", round(needed / fitting.USABLE_FRACTION) + 1, LARGEST)
+    assert not fitting.fit(model, spec, worker).fits
+    assert fitting.suggest_change(model, spec, worker) == {"dtype": "bfloat16"}
+
+
+def test_activations_that_are_computed_again_are_suggested_before_changes_of_the_result(model: Dimensions) -> None:
     repair = {"batch_tokens": 8192, "sequence_tokens": 4096, "retain": "none"}
-    spec = JobSpec.model_validate({**MINIMAL, "evaluate": {"tokens": 128}, "repair": repair})
+    spec = JobSpec.model_validate({**MINIMAL, "dtype": "bfloat16", "evaluate": {"tokens": 128}, "repair": repair})
     again = spec.model_copy(update={"repair": spec.repair.model_copy(update={"activation_checkpointing": True})})
     needed = fitting.fit(model, again, gpu(0)).needed_bytes
     worker = Capability("cuda", "a device", round(needed / fitting.USABLE_FRACTION) + 1, LARGEST)
