@@ -19,6 +19,8 @@ from seft.prune.pruner import Corrected
 from seft.prune.statistics import damped
 
 BLOCK = 128
+GROUP = 16
+"""Columns that are corrected one by one. The later columns of a block are corrected by one product after that."""
 DAMPING_TRIES = (1, 10, 100)
 
 
@@ -98,13 +100,17 @@ def _eliminate(
     """
     weight, errors, mask = weight.clone(), torch.zeros_like(weight), zeros.clone()
     step = rule.pattern.of if rule.pattern.grouped else weight.shape[1]
-    for column in range(weight.shape[1]):
-        if column % step == 0:
-            now = slice(column, column + step)
-            score = (weight[:, now] / factor.diagonal()[now]).square().masked_fill(zeros[:, now], -1.0)
-            mask[:, now] |= _choose(score, rule, count)
-        errors[:, column] = weight[:, column] * mask[:, column] / factor[column, column]
-        weight[:, column:] -= errors[:, column, None] * factor[column, column:]
+    group = max(GROUP // rule.pattern.of, 1) * rule.pattern.of
+    for start in range(0, weight.shape[1], group):
+        end = min(start + group, weight.shape[1])
+        for column in range(start, end):
+            if column % step == 0:
+                now = slice(column, column + step)
+                score = (weight[:, now] / factor.diagonal()[now]).square().masked_fill(zeros[:, now], -1.0)
+                mask[:, now] |= _choose(score, rule, count)
+            errors[:, column] = weight[:, column] * mask[:, column] / factor[column, column]
+            weight[:, column:end] -= errors[:, column, None] * factor[column, column:end]
+        weight[:, end:] -= errors[:, start:end] @ factor[start:end, end:]
     return weight.masked_fill(mask, 0.0), errors
 
 
