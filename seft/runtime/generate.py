@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from seft.checkpoint.compact.load import integer_kind, load_whole
@@ -16,6 +15,7 @@ from seft.errors import AccelerateError
 from seft.models.dimensions import context_length
 from seft.runtime.accelerate import accelerate
 from seft.runtime.compressed import Values
+from seft.runtime.text_stream import TextStream
 
 
 class Finish(StrEnum):
@@ -122,19 +122,18 @@ class TextModel:
                 f"the prompt must have a token and leave room for {most} more in {self.context} tokens; it has"
                 f" {len(prompt)}. Shorten the prompt or ask for fewer tokens."
             )
-        decoder, held, count = DecodeStream(skip_special_tokens=True), "", 0
-        for token in self.tokens(prompt, most, sampling):
-            count += 1
-            held += decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        text, held = TextStream(self.tokenizer), ""
+        for count, token in enumerate(self.tokens(prompt, most, sampling), 1):
+            ends = token in self._ends
+            last = ends or count == most
+            held += text.step(token) + (text.rest() if last else "")
             before, found = cut(held, stops)
-            if found or token in self._ends:
-                yield Piece(before, count, Finish.STOP)
+            if found or last:
+                yield Piece(before, count, Finish.STOP if found or ends else Finish.LENGTH)
                 return
-            if count < most:
-                keep = held_back(held, stops)
-                yield Piece(held[: len(held) - keep], count)
-                held = held[len(held) - keep :]
-        yield Piece(held, count, Finish.LENGTH)
+            keep = held_back(held, stops)
+            yield Piece(held[: len(held) - keep], count)
+            held = held[len(held) - keep :]
 
 
 def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
