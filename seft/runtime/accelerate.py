@@ -16,6 +16,7 @@ from seft.models.targets import target_linears
 from seft.runtime import kernels
 from seft.runtime.compressed import (
     BLOCK,
+    DTYPES,
     EXPANDED_FROM,
     Compressed,
     Values,
@@ -43,6 +44,9 @@ class SparseLinear(nn.Module):
         """Return the product with the weight, plus the bias. Raises AccelerateError if x needs a gradient."""
         _require_inference(x)
         return multiply(x.reshape(-1, self.in_features), self.matrix).view(*x.shape[:-1], self.out_features)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        raise AccelerateError("an accelerated model cannot be saved: it has no plain weights. Save it before.")
 
     def extra_repr(self) -> str:
         """Return the sizes, for printing the model."""
@@ -79,7 +83,8 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
 
     `bfloat16` compresses every layer with at least the share `least_zeros` of zeros, and changes no weight. `int8`
     compresses every layer, and also the head. Matrices of stacked experts stay as they are. Raises AccelerateError if
-    the model is on another device, if there is no Triton for CUDA, or if its weights are no bfloat16 values.
+    the model is on another device, if there is no Triton for CUDA, if its weights are no bfloat16 values, not finite or
+    of another dtype than bfloat16 and float32.
     """
     values = Values(values)
     whole: Any = model
@@ -89,6 +94,8 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
         raise AccelerateError(
             f"a model must be on the CPU or on one CUDA device; it is on {found}. Use model.to('cpu')."
         )
+    for name, parameter in model.named_parameters():
+        _require_usable(name, parameter.detach())
     targets = target_linears(model)
     left = 0
     for name, target in targets.items():
@@ -104,6 +111,17 @@ def accelerate(model: Model, values: Values | str = Values.BFLOAT16, *, least_ze
     if isinstance(head, nn.Linear) and (layer := _faster(head.weight, head.bias, values, least_zeros)):
         whole.set_output_embeddings(layer)
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def _require_usable(name: str, weight: Tensor) -> None:
+    if weight.dtype not in DTYPES:
+        raise AccelerateError(
+            f"weights must be bfloat16 or float32; {name} is {weight.dtype}. Use model.to(torch.bfloat16)."
+        )
+    if weight.numel() and not torch.stack(torch.aminmax(weight)).isfinite().all():
+        raise AccelerateError(
+            f"weights must be finite numbers; {name} has NaN or infinite ones. Create the model again from its source."
+        )
 
 
 def _faster(

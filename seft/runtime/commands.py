@@ -1,6 +1,7 @@
 """The commands `seft generate` and `seft serve`. Importing this module loads no torch."""
 
 import argparse
+import os
 import socket
 import sys
 import time
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
 def add_generate(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `seft generate`."""
     _add_model(command)
-    command.add_argument("prompt", help="Text to continue. With a chat template it is the message of a user.")
+    command.add_argument(
+        "prompt", type=_text, help="Text to continue. With a chat template it is the message of a user."
+    )
     command.add_argument("--plain", action="store_true", help="Continue the text itself, without a chat template.")
     command.add_argument("--max-tokens", type=_positive, default=256, help="Maximum of new tokens. Default: 256.")
     command.add_argument(
         "--temperature", type=_not_negative, default=0.0, help="0 takes the most probable token each time. Default: 0."
     )
     command.add_argument("--top-p", type=_share, default=1.0, help="Draw from the tokens with this probability.")
-    command.add_argument("--seed", type=int, help="Seed of the random choice.")
+    command.add_argument("--seed", type=_seed, help="Seed of the random choice.")
 
 
 def add_serve(command: argparse.ArgumentParser) -> None:
@@ -136,7 +139,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         help="Data type of activations. Default: bfloat16.",
     )
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="Device to run on. Default: cpu.")
-    command.add_argument("--threads", type=_positive, help="Number of threads. Default: torch's.")
+    command.add_argument("--threads", type=_threads, help="Number of threads. Default: torch's.")
 
 
 def _positive(text: str) -> int:
@@ -144,6 +147,28 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more; it is {text}")
     return number
+
+
+def _threads(text: str) -> int:
+    number, most = int(text), os.cpu_count() or 1
+    if not 1 <= number <= most:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {most}, the processors of this machine; it is {text}")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must be from -2**63 to 2**63 - 1; it is {text}")
+    return number
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be text in UTF-8; it is {text!r}") from None
+    return text
 
 
 def _not_negative(text: str) -> float:

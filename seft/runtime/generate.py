@@ -17,6 +17,9 @@ from seft.runtime.accelerate import accelerate
 from seft.runtime.compressed import Values
 from seft.runtime.text_stream import TextStream
 
+LEAST_TEMPERATURE = 1e-30
+"""A lower temperature counts as this one, because float32 has no number for its reciprocal."""
+
 
 class Finish(StrEnum):
     """Why a text ended: at an end token or a stop text, or because the maximum number of tokens was reached."""
@@ -137,13 +140,23 @@ class TextModel:
 
 
 def choose(logits: Float[Tensor, "vocabulary"], sampling: Sampling, random: torch.Generator) -> int:
-    """Return the next token: the most probable one, or one drawn from the smallest set with probability `top_p`."""
+    """Return the next token: the most probable one, or one drawn from the smallest set with probability `top_p`.
+
+    Raises AccelerateError if the model computed no numbers.
+    """
+    best = logits.max()
+    if not best.isfinite():
+        raise AccelerateError(
+            f"the model's scores of tokens must be finite; the largest is {float(best)}. Choose --dtype float32, or"
+            " another model."
+        )
     if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = (logits.float() / sampling.temperature).softmax(dim=0)
+    # The best score becomes 0, so that a low temperature makes no score infinite.
+    probabilities = ((logits.float() - best) / max(sampling.temperature, LEAST_TEMPERATURE)).softmax(dim=0)
     if sampling.top_p < 1:
         ordered, tokens = probabilities.sort(descending=True)
-        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0
+        ordered[1:][ordered.cumsum(0)[:-1] >= sampling.top_p] = 0
         return int(tokens[torch.multinomial(ordered, 1, generator=random)])
     return int(torch.multinomial(probabilities, 1, generator=random))
 

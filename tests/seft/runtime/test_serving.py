@@ -20,7 +20,7 @@ from seft.models.targets import target_linears
 from seft.runtime import kernels
 from seft.runtime.accelerate import SparseLinear
 from seft.runtime.compressed import Values
-from seft.runtime.generate import Finish, Sampling, TextModel, cut, held_back
+from seft.runtime.generate import Finish, Sampling, TextModel, choose, cut, held_back
 from seft.runtime.serve import Server
 from tests.tiny import untrained_tiny
 
@@ -69,6 +69,41 @@ def test_a_model_of_float32_values_is_refused() -> None:
     target_linears(model)["model.layers.0.mlp.up_proj"].weight[0, 0] = 1.0001
     with pytest.raises(AccelerateError, match="must be bfloat16 values"):
         seft.accelerate(model)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.norm", "model.embed_tokens"])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_replaced(name: str, number: float) -> None:
+    model = pruned()
+    model.get_submodule(name).weight.data.view(-1)[3] = number
+    with pytest.raises(AccelerateError, match=rf"weights must be finite numbers; {name}\.weight has"):
+        seft.accelerate(model)
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_of_another_dtype_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(AccelerateError, match=f"must be bfloat16 or float32; model.embed_tokens.weight is {dtype}"):
+        seft.accelerate(untrained_tiny().to(dtype), "int8")
+
+
+def test_an_accelerated_model_is_not_saved_without_its_weights(tmp_path: Path) -> None:
+    with pytest.raises(AccelerateError, match="cannot be saved"):
+        seft.accelerate(pruned()).save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1e-40), Sampling(5e-324), Sampling(1, 1e-300), Sampling(1e-40, 1e-300)])
+def test_the_lowest_temperature_and_top_p_take_the_most_probable_token(sampling: Sampling) -> None:
+    scores = torch.randn(50, generator=torch.Generator().manual_seed(0)) * 20
+    assert choose(scores, sampling, torch.Generator()) == int(scores.argmax())
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_an_error(number: float, temperature: float) -> None:
+    with pytest.raises(AccelerateError, match="scores of tokens must be finite"):
+        choose(torch.tensor([1, number, 0]), Sampling(temperature), torch.Generator())
 
 
 def test_stops_are_found_and_held_back() -> None:
@@ -177,6 +212,21 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "absent", "--port", str(taken.getsockname()[1])]) == 2
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["a", "--seed", "9" * 23], "--seed: must be from -2**63 to 2**63 - 1"),
+        (["a", "--threads", "100000"], "--threads: must be from 1 to "),
+        (["\udcff\udcfe"], "prompt: must be text in UTF-8; it is '\\udcff\\udcfe'"),
+    ],
+)
+def test_values_that_torch_or_the_tokenizer_cannot_use_are_refused_before_loading(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["generate", "absent", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_prints_the_text_and_its_speed_also_from_a_folder_with_a_compact_file(
