@@ -88,12 +88,21 @@ def serve(options: argparse.Namespace, _: Reporter) -> tuple[dict[str, Any], str
 
 def _require_free(host: str, port: int) -> None:
     """Raise ConfigError if the server cannot listen there. It is asked before the model is loaded, which takes long."""
+    if reason := _refusal(host, 0):
+        rule = f"must be a name or an IPv4 address of this machine, which refuses it ({reason})"
+        raise ConfigError("host", rule, host, "Use 127.0.0.1, or 0.0.0.0 for all addresses.")
+    if reason := _refusal(host, port):
+        rule = f"must be a port on which a server can listen at {host}, which refuses it ({reason})"
+        raise ConfigError("port", rule, port, "Use another one, such as --port 8081, or 0 for a free one.")
+
+
+def _refusal(host: str, port: int) -> str:
+    """Return why the system lets no server listen there, or an empty text."""
     try:
         socket.create_server((host, port)).close()
     except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
-        rule = f"must be a port on which a server can listen at {host}, which refuses it ({reason})"
-        raise ConfigError("port", rule, port, "Use another one, such as --port 8081, or 0 for a free one.") from error
+        return str(getattr(error, "strerror", error)).partition(" (")[0]
+    return ""
 
 
 def _level() -> str:

@@ -5,7 +5,7 @@ An option that would change the text, but that the server does not have, is an e
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from seft.runtime.generate import Finish, Sampling
 
 DEFAULT_TOKENS = 256
+MOST_STOPS = 4
+"""OpenAI's limit."""
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "n": (None, 1),
     "best_of": (None, 1),
@@ -43,20 +45,31 @@ class RequestError(Exception):
 class Part(BaseModel):
     """A part of a message. Only text is understood."""
 
-    type: Literal["text"]
+    type: str
     text: str
+
+    @field_validator("type")
+    @classmethod
+    def _text(cls, kind: str) -> str:
+        if kind != "text":
+            raise ValueError(f"it must be 'text', because this server reads nothing else; it is {kind!r}")
+        return kind
 
 
 class ChatMessage(BaseModel):
     """A message of a conversation."""
 
     role: str
-    content: str | list[Part]
+    content: list[Part]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _parts(cls, content: object) -> object:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
     def plain(self) -> dict[str, str]:
         """Return role and text for a chat template."""
-        parts = self.content if isinstance(self.content, list) else None
-        return {"role": self.role, "content": str(self.content) if parts is None else "".join(p.text for p in parts)}
+        return {"role": self.role, "content": "".join(part.text for part in self.content)}
 
 
 class StreamOptions(BaseModel):
@@ -77,27 +90,21 @@ class Request(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] = Field([], max_length=MOST_STOPS)
+    """Texts that end the answer."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _texts(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if stop == "" or (isinstance(stop, list) and "" in stop):
-            raise ValueError("a stop must have a character")
-        return stop
+    def _stops(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else [] if stop is None else stop
 
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen. OpenAI's default temperature is 1."""
         temperature = 1.0 if self.temperature is None else self.temperature
         return Sampling(temperature, 1.0 if self.top_p is None else self.top_p, self.seed)
-
-    @property
-    def stops(self) -> list[str]:
-        """Texts that end the answer."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def most(self) -> int | None:
@@ -125,9 +132,10 @@ def parse(kind: type[Request], body: bytes) -> Any:
         first = error.errors()[0]
         param = ".".join(map(str, first["loc"])) or None
         raise RequestError(400, f"{param or 'body'}: {first['msg']}", param=param, code="invalid_value") from error
+    # Python takes 0 for False, but logprobs: 0 asks for the probabilities of the chosen tokens.
     for name, harmless in UNSUPPORTED.items():
         given = (request.model_extra or {}).get(name)
-        if given not in harmless:
+        if (given, isinstance(given, bool)) not in ((each, isinstance(each, bool)) for each in harmless):
             message = f"{name} must be left out; it is {given!r}. This server does not have it."
             raise RequestError(400, message, param=name, code="unsupported_parameter")
     return request

@@ -6,12 +6,16 @@ address by default.
 
 import json
 import logging
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from typing import Any, cast
+from urllib.parse import unquote
 
 from seft.errors import AccelerateError
 from seft.runtime.generate import Piece, TextModel
@@ -26,6 +30,7 @@ class Server(ThreadingHTTPServer):
     """A server for one model. Requests wait for each other."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, model: TextModel, name: str, host: str, port: int) -> None:
         self.model, self.name, self.started = model, name, int(time.time())
@@ -41,21 +46,34 @@ class _Handler(BaseHTTPRequestHandler):
     def app(self) -> Server:
         return cast("Server", self.server)
 
+    @property
+    def _path(self) -> str:
+        return self.path.partition("?")[0]
+
     def do_GET(self) -> None:
         """Answer the list of models, and each model."""
         card = {"id": self.app.name, "object": "model", "created": self.app.started, "owned_by": "seft"}
-        if self.path == "/v1/models":
-            self._send(200, {"object": "list", "data": [card]})
-        elif self.path == f"/v1/models/{self.app.name}":
-            self._send(200, card)
-        else:
-            self._refuse(_unknown_path(self.path))
+        try:
+            if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+                self._body()  # otherwise it would be read as the next request
+            if self._path == "/v1/models":
+                self._send(200, {"object": "list", "data": [card]})
+            elif f"/v1/models/{self.app.name}" in (self._path, unquote(self._path)):
+                self._send(200, card)
+            else:
+                raise _unknown_path(self.path)
+        except RequestError as error:
+            self._refuse(error)
+
+    def do_HEAD(self) -> None:
+        """Answer as for GET, without the body."""
+        self.do_GET()
 
     def do_POST(self) -> None:
         """Answer a completion or a chat."""
         try:
             body = self._body()
-            match self.path.partition("?")[0]:
+            match self._path:
                 case "/v1/chat/completions":
                     self._generate(parse(ChatRequest, body))
                 case "/v1/completions":
@@ -68,14 +86,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the caller has gone, which ends the generation
         except Exception:
             log.exception("a request failed")
-            if not self.close_connection:  # otherwise the answer has begun
-                self._refuse(RequestError(500, "the server failed; its log has the reason.", code="internal_error"))
+            self._refuse(_failed())
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > BODY_BYTES:
+        chunked = "Transfer-Encoding" in self.headers
+        if chunked or not re.fullmatch("[0-9]{1,9}", length) or int(length) > BODY_BYTES:
             self.close_connection = True  # the body is not read
-            raise RequestError(413, f"a body must have a Content-Length of up to {BODY_BYTES} bytes; it is {length!r}.")
+            given = "chunked" if chunked else f"{length[:20]!r}"
+            raise RequestError(413, f"a body must have a Content-Length of up to {BODY_BYTES} bytes; it is {given}.")
         return self.rfile.read(int(length))
 
     def _generate(self, request: Request) -> None:
@@ -93,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RequestError(400, message, code="context_length_exceeded")
         answer = Answer(self.app.name, len(prompt), chat=isinstance(request, ChatRequest))
         with self.app.turn:
-            pieces = self.app.model.stream(prompt, most, request.sampling, request.stops)
+            pieces = self._while_connected(self.app.model.stream(prompt, most, request.sampling, request.stop))
             if request.stream:
                 self._stream(
                     answer, pieces, usage=bool(request.stream_options and request.stream_options.include_usage)
@@ -104,32 +123,62 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, answer.whole(text, whole[-1].finish, whole[-1].tokens))
 
     def _prompt(self, request: Request) -> list[int]:
-        model = self.app.model
+        model, param = self.app.model, "messages" if isinstance(request, ChatRequest) else "prompt"
         try:
             if isinstance(request, ChatRequest):
-                return model.encode_chat([message.plain() for message in request.messages])
-            assert isinstance(request, CompletionRequest)
-            return model.encode(request.prompt)
+                prompt = model.encode_chat([message.plain() for message in request.messages])
+            else:
+                assert isinstance(request, CompletionRequest)
+                prompt = model.encode(request.prompt)
         except AccelerateError as error:
-            raise RequestError(400, str(error), param="messages", code="invalid_value") from error
+            raise RequestError(400, str(error), param=param, code="invalid_value") from error
+        if not prompt:
+            message = f"{param} must have a token; the model's tokenizer finds none. Send more text."
+            raise RequestError(400, message, param=param, code="invalid_value")
+        return prompt
+
+    def _while_connected(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Yield the pieces. Raises ConnectionAbortedError before the next one if the caller has gone."""
+        self._require_caller()
+        for piece in pieces:
+            yield piece
+            self._require_caller()
+
+    def _require_caller(self) -> None:
+        self.connection.settimeout(0)
+        try:
+            if not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionAbortedError
+        except BlockingIOError:
+            pass  # the caller waits
+        finally:
+            self.connection.settimeout(IDLE_SECONDS)
 
     def _stream(self, answer: Answer, pieces: Iterator[Piece], *, usage: bool) -> None:
-        """Send server-sent events. The end of the connection ends the body."""
+        """Send server-sent events. The end of the connection ends the body.
+
+        The first piece is generated before the headers, so that its failure gets a status. A later one is an event.
+        """
+        begin = [next(pieces)]
         self.close_connection = True
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Cache-Control", "no-cache")
         self.send_header("Connection", "close")
         self.end_headers()
-        first, tokens = True, 0
-        for piece in pieces:
-            tokens = piece.tokens
-            if piece.text or piece.finish or first:
-                self._event(answer.chunk(piece.text, piece.finish, first=first))
-                first = False
-        if usage:
-            self._event(answer.last(tokens))
-        self.wfile.write(b"data: [DONE]\n\n")
+        try:
+            for number, piece in enumerate(chain(begin, pieces)):
+                if piece.text or piece.finish or not number:
+                    self._event(answer.chunk(piece.text, piece.finish, first=not number))
+                tokens = piece.tokens
+            if usage:
+                self._event(answer.last(tokens))
+            self.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            raise
+        except Exception:
+            log.exception("a stream failed")
+            self._event(_failed().body)
 
     def _event(self, data: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(data).encode() + b"\n\n")
@@ -143,7 +192,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer requests that http.server refuses, such as unknown methods, with OpenAI's error object."""
@@ -152,6 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (a name of http.server)
         """Log nothing: prompts and addresses do not belong in a log."""
+
+
+def _failed() -> RequestError:
+    return RequestError(500, "the server failed; its log has the reason.", code="internal_error")
 
 
 def _unknown_path(path: str) -> RequestError:

@@ -3,13 +3,16 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2 as httpx
 import pytest
 import torch
+from tokenizers.normalizers import Strip
 from transformers import AutoTokenizer
 
 import seft
@@ -25,6 +28,8 @@ from seft.runtime.serve import Server
 from tests.tiny import untrained_tiny
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
 
 
 def pruned(zeros: float = 0.6) -> Any:
@@ -114,15 +119,28 @@ def test_stops_are_found_and_held_back() -> None:
     assert held_back("one", ["END"]) == 0
 
 
-@pytest.fixture(scope="module")
-def address(tiny_folder: Path) -> Iterator[str]:
-    """Address of a server with the trained tiny model."""
-    model = TextModel.load(str(tiny_folder), Values.INT8, torch.float32)
-    model.tokenizer.chat_template = TEMPLATE
-    with Server(model, "tiny", "127.0.0.1", 0) as server:
+@contextmanager
+def serving(model: TextModel | None, name: str) -> Iterator[str]:
+    """Serve a model, and yield the address."""
+    with Server(cast("TextModel", model), name, "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> TextModel:
+    """The trained tiny model."""
+    model = TextModel.load(str(tiny_folder), Values.INT8, torch.float32)
+    model.tokenizer.chat_template = TEMPLATE
+    return model
+
+
+@pytest.fixture(scope="module")
+def address(model: TextModel) -> Iterator[str]:
+    """Address of a server with the trained tiny model."""
+    with serving(model, "tiny") as address:
+        yield address
 
 
 def post(address: str, path: str, **body: object) -> httpx.Response:
@@ -180,9 +198,13 @@ def test_a_stop_ends_the_text_before_it(address: str) -> None:
         ("completions", {"prompt": "a", "max_tokens": 0}, (400, "max_tokens", "invalid_value")),
         ("completions", {"prompt": "a", "temperature": 3}, (400, "temperature", "invalid_value")),
         ("completions", {"prompt": "a", "n": 2}, (400, "n", "unsupported_parameter")),
+        ("completions", {"prompt": "a", "logprobs": 0}, (400, "logprobs", "unsupported_parameter")),
+        ("completions", {"prompt": "a", "stop": list("abcde")}, (400, "stop", "invalid_value")),
+        ("completions", {"prompt": "a", "stop": ["a", ""]}, (400, "stop.1", "invalid_value")),
         ("completions", {"prompt": "a", "model": "other"}, (404, "model", "model_not_found")),
         ("completions", {"prompt": "a", "max_tokens": 9999}, (400, None, "context_length_exceeded")),
         ("chat/completions", {"messages": []}, (400, "messages", "invalid_value")),
+        ("chat/completions", {"messages": [IMAGE]}, (400, "messages.0.content.0.type", "invalid_value")),
         ("embeddings", {}, (404, None, "unknown_url")),
     ],
 )
@@ -201,6 +223,100 @@ def test_a_body_that_is_no_json_gets_openais_error(address: str) -> None:
     assert httpx.put(f"{address}/completions", timeout=60).json()["error"]["type"] == "server_error"
 
 
+def test_a_prompt_without_a_token_gets_openais_error(tiny_folder: Path, model: TextModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.backend_tokenizer.normalizer = Strip()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with serving(TextModel(model.model, tokenizer), "tiny") as address:
+        for path, param, given in [
+            ("completions", "prompt", " "),
+            ("chat/completions", "messages", [{"role": "user", "content": " "}]),
+        ]:
+            answer = post(address, path, **{param: given}, stream=True)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_failure_is_a_status_before_the_first_token_and_an_event_after_it(
+    address: str, model: TextModel, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    def tokens(*_: object) -> Iterator[int]:
+        yield from begin
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model, "tokens", tokens)
+    options = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    begin: list[int] = []
+    answer = post(address, path, **options)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    begin = [70, 71]
+    *chunks, error, end = post(address, path, **options).text.split("\n\n")
+    assert (len(chunks), end) == (2, "")
+    assert json.loads(error.removeprefix("data: "))["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_ends_when_its_caller_has_gone(
+    address: str, model: TextModel, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    begun, gone, ended = threading.Event(), threading.Event(), threading.Event()
+    taken = []
+
+    def tokens(*_: object) -> Iterator[int]:
+        try:
+            for number in range(100):
+                taken.append(number)
+                yield model.tokenizer.eos_token_id - 1  # a token without text, so that no event is sent
+                begun.set()
+                gone.wait(60)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(model, "tokens", tokens)
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({"prompt": "a", "max_tokens": 100, "stream": stream}).encode()
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(b"POST /v1/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert begun.wait(60)
+    gone.set()
+    assert ended.wait(60)
+    assert len(taken) <= 3
+
+
+def test_a_burst_of_callers_is_not_refused() -> None:
+    with Server(cast("TextModel", None), "tiny", "127.0.0.1", 0) as server, ExitStack() as callers:
+        begin = time.monotonic()
+        for _ in range(100):  # none of them is accepted yet
+            callers.enter_context(socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=20))
+        assert time.monotonic() - begin < 20
+
+
+def test_a_model_whose_name_is_a_path_is_found() -> None:
+    with serving(None, "/models/50% pruned") as address:
+        assert httpx.get(f"{address}/models/%2Fmodels%2F50%25%20pruned?x=1", timeout=60).status_code == 200
+        assert httpx.get(f"{address}/models?x=1", timeout=60).json()["data"][0]["id"] == "/models/50% pruned"
+        assert httpx.get(f"{address}/models/other", timeout=60).status_code == 404
+
+
+def test_the_body_of_a_get_is_not_the_next_request_and_a_head_has_no_body(address: str) -> None:
+    with httpx.Client(timeout=60) as client:
+        assert client.request("GET", f"{address}/models", content=b"GET /none HTTP/1.1\r\n\r\n").status_code == 200
+        head = client.head(f"{address}/models")
+        assert (head.status_code, head.content) == (200, b"")
+        assert client.get(f"{address}/models/tiny").json()["id"] == "tiny"
+
+
+@pytest.mark.parametrize("header", [b"Content-Length: " + b"9" * 5000, b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+def test_a_body_without_a_usable_length_is_refused(address: str, method: bytes, header: bytes) -> None:
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as caller:
+        caller.sendall(method + b" /v1/models HTTP/1.1\r\n" + header + b"\r\n\r\n")
+        answer = caller.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_the_name_of_the_only_model_may_be_left_out(address: str) -> None:
     options = {"prompt": "The class statement", "max_tokens": 4, "temperature": 0}
     without = httpx.post(f"{address}/completions", json=options, timeout=60).json()
@@ -212,6 +328,12 @@ def test_a_port_in_use_is_refused_before_the_model_is_loaded(capsys: pytest.Capt
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["serve", "absent", "--port", str(taken.getsockname()[1])]) == 2
     assert "Use another one, such as --port 8081" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["nohost.invalid", "::1", "a" * 70, "192.0.2.1"])
+def test_a_host_that_is_not_of_this_machine_is_named(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    assert main(["serve", "absent", "--host", host, "--port", "0"]) == 2
+    assert "error: host must be a name or an IPv4 address" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
