@@ -98,7 +98,7 @@ def _writing(out: Path, report: Reporter) -> Iterator[None]:
     It is a copy of this process, so it is not started if torch may have computed something in this process already.
     Torch is made deterministic, as in the service, so that `seft reproduce` gives the same bits.
     """
-    from seft.checkpoint.folder import require_empty
+    from seft.checkpoint.outputs import require_empty
 
     require_empty(out)
     used = "torch" in sys.modules

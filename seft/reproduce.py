@@ -17,7 +17,7 @@ from seft import stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import SPARSITY, Base, Conditions, Facts, Machine, Record, Role, TextInfo, versions
 from seft.checkpoint.facts import sha256 as hash_file
-from seft.checkpoint.folder import require_empty
+from seft.checkpoint.outputs import new_folder, require_empty
 from seft.checkpoint.provenance import describe_model, require_same_files, this_machine
 from seft.config import PruneConfig, RepairConfig, Retain
 from seft.data import records
@@ -216,7 +216,8 @@ class _Rerun:
             held_out_sha256=recorded.held_out_sha256,
         )
         self.report(Progress(Phase.EXPORTING, 0, 2))
-        stages.publish(loaded, out, facts, self.report, formats)
+        with new_folder(out) as unfinished:
+            stages.publish(loaded, unfinished, facts, self.report, formats)
 
     def _load(self, source: ModelSource, machine: Machine) -> Loaded:
         self.report(Progress(Phase.LOADING, 0, 1))

@@ -15,8 +15,9 @@ import torch
 from seft import harness, stages
 from seft.checkpoint.export import round_weights
 from seft.checkpoint.facts import SPARSITY, Base, Facts, Machine, Record, Role
-from seft.checkpoint.folder import find_folder, require_empty, require_new
-from seft.checkpoint.formats import write_format
+from seft.checkpoint.folder import find_folder, tensors
+from seft.checkpoint.formats import require_place, write_format
+from seft.checkpoint.outputs import new_file, new_folder, require_empty
 from seft.checkpoint.provenance import describe_model, this_machine
 from seft.checkpoint.verify import verify_file
 from seft.choices import Accuracy, accuracy, read_questions
@@ -234,18 +235,18 @@ def export(folder: Path, format_: OutputFormat, out: Path, *, report: Reporter =
     """Write the model in a dense folder as the new file `out` and verify the file. Returns its size in bytes.
 
     The folder is one that `prune`, `repair` or `compress` wrote, or another one in bfloat16. Raises ConfigError if the
-    format cannot express the model. If the verification fails, the file is deleted.
+    format cannot express the model, and SourceError if a file with weights is damaged. The file gets its name when it
+    is verified.
     """
     find_folder(folder)
-    require_new(out)
-    report(Progress(Phase.EXPORTING, 0, 2))
-    write_format(folder, format_, out)
-    report(Progress(Phase.EXPORTING, 1, 2))
-    try:
-        verify_file(folder, out, format_)
-    except BaseException:
-        out.unlink()
-        raise
+    for _ in tensors(folder):  # raises SourceError if a file is damaged
+        pass
+    require_place(folder, format_, out)
+    with new_file(out) as unfinished:
+        report(Progress(Phase.EXPORTING, 0, 2))
+        write_format(folder, format_, unfinished)
+        report(Progress(Phase.EXPORTING, 1, 2))
+        verify_file(folder, unfinished, format_)
     report(Progress(Phase.EXPORTING, 2, 2))
     return out.stat().st_size
 
@@ -371,4 +372,5 @@ def _load(source: ModelSource, place: Place, report: Reporter) -> Loaded:
 
 def _publish(loaded: Loaded, out: Path, facts: Facts, report: Reporter) -> Record:
     report(Progress(Phase.EXPORTING, 0, 2))
-    return stages.publish(loaded, out, facts, report)
+    with new_folder(out) as unfinished:
+        return stages.publish(loaded, unfinished, facts, report)

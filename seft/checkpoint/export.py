@@ -8,19 +8,22 @@ verifies the folder.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from seft.checkpoint import sparsity
 from seft.checkpoint.card import card
 from seft.checkpoint.facts import MANIFEST, Facts, Record, canonical_json, manifest, versions
-from seft.checkpoint.folder import require_empty
 from seft.checkpoint.formats import write_format
+from seft.checkpoint.outputs import require_empty
 from seft.checkpoint.verify import fingerprint
 from seft.config import OutputFormat, format_of
 from seft.models.load import Loaded, quiet
@@ -51,7 +54,7 @@ def export(loaded: Loaded, out: Path, facts: Facts, formats: Sequence[OutputForm
     out.mkdir(parents=True, exist_ok=True)
     model: Any = loaded.model
     round_weights(model)
-    with quiet(), _parameters_in(model, EXPORT_DTYPE):
+    with quiet(), _parameters_in(model, EXPORT_DTYPE), _disk_errors(out):
         model.save_pretrained(out, max_shard_size=MAX_SHARD)
     with _parameters_in(model, torch.float32):
         model_fingerprint = fingerprint(model)
@@ -89,6 +92,18 @@ def round_weights(model: nn.Module) -> None:
     for weight in model.parameters():
         weight.copy_(weight.to(EXPORT_DTYPE))
         weight.masked_fill_(weight == 0, 0.0)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    """Convert an error of the disk, which the library safetensors raises as its own error, to OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(out)) from error
+        raise
 
 
 @contextmanager

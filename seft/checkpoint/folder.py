@@ -3,7 +3,6 @@
 Torch and transformers take seconds to import, which is longer than reading most models.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,28 +87,6 @@ def count_zeros(folder: Path, config: Mapping[str, Any]) -> Sparsity:
             layers |= {f"{name}.{number}" if stack else name: count for number, count in enumerate(each.counts)}
     model = sum((count for each in counted for count in each.counts), Count(0, 0))
     return Sparsity(layers, sum(layers.values(), Count(0, 0)), model)
-
-
-def require_empty(out: Path) -> None:
-    """Raise ConfigError unless `out` is a new or empty folder that can be written."""
-    try:
-        taken = out.is_file() or (out.is_dir() and any(out.iterdir()))
-        parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir() or path.is_file())
-        writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
-    except PermissionError:
-        taken, writable = False, False
-    if taken:
-        raise ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
-    if not writable:
-        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
-
-
-def require_new(out: Path) -> None:
-    """Raise ConfigError unless `out` is the path of a file that does not exist, in a folder that can be written."""
-    if out.exists() or out.is_symlink():
-        raise ConfigError("out", "must be a file that does not exist yet", str(out), "Use another name.")
-    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
-        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
 
 
 def tensors(folder: Path) -> Iterator[tuple[Bytes, str, Tensor]]:

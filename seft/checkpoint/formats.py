@@ -42,20 +42,25 @@ _FORMATS = {
 def write_format(folder: Path, format_: OutputFormat, file: Path) -> None:
     """Write the model in a dense folder as a new file of another format.
 
-    Raises ConfigError if the format cannot express the model, or if the file is in the folder under another name than
-    that of the format. Raises ContainerError if a compact file exceeds a limit. Then there is no file.
+    Raises ConfigError if the format cannot express the model, and ContainerError if a compact file exceeds a limit.
+    Then there is no file.
     """
     if format_ not in _FORMATS:
-        raise ConfigError("format", f"must be one of {', '.join(_FORMATS)}", format_, "The folder is dense already.")
-    place, own = file.resolve(), folder.resolve()
-    if place.is_relative_to(own) and place != own / (format_.file or ""):
-        raise ConfigError("out", "must be outside of the model's folder", str(file), "Use another folder.")
+        rule, way_out = f"must be one of {', '.join(_FORMATS)}", "The folder is dense already."
+        raise ConfigError("format", rule, str(format_), way_out)
     with file.open("xb") as sink:
         try:
             _FORMATS[format_].write(folder, format_, sink)
         except BaseException:
             file.unlink()
             raise
+
+
+def require_place(folder: Path, format_: OutputFormat, file: Path) -> None:
+    """Raise ConfigError if a file would be in the folder under another name than that of its format."""
+    place, own = file.resolve(), folder.resolve()
+    if place.is_relative_to(own) and place != own / (format_.file or ""):
+        raise ConfigError("out", "must be outside of the model's folder", str(file), "Use another folder.")
 
 
 def verify_format(folder: Path, file: Path, format_: OutputFormat) -> None:

@@ -15,6 +15,7 @@ from seft.checkpoint.compact.index import FileEntry
 from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile
 from seft.checkpoint.compact.reader import Container, open_container
 from seft.checkpoint.compact.writer import write
+from seft.checkpoint.outputs import UNFINISHED
 from seft.config import OutputFormat, format_of
 from seft.errors import ContainerError, SourceError, VerifyError
 from seft.models.model_files import CONFIG
@@ -81,4 +82,4 @@ def _wrong_tensor(made: QuantisedFile, container: Container, file: FileEntry) ->
 def _model_files(folder: Path) -> set[str]:
     """Return the names of the files that a container of this folder has, relative to the folder."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return {name for name in names if format_of(name) is OutputFormat.DENSE}
+    return {name for name in names if format_of(name) is OutputFormat.DENSE and not name.startswith(UNFINISHED)}

@@ -3,6 +3,7 @@
 Every byte that is returned was checked against a SHA-256. An error names the tensor or the file that is damaged.
 """
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ from seft.checkpoint.compact.expanded import DenseFile, integer_matrices
 from seft.checkpoint.compact.index import AGAIN, FOOTER_BYTES, HEAD, FileEntry, Part, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
 from seft.checkpoint.compact.planes import Bytes, Stored
-from seft.checkpoint.folder import require_empty
-from seft.errors import ConfigError, ContainerError
+from seft.checkpoint.outputs import new_folder
+from seft.errors import ContainerError
 from seft.models.safetensors_header import Tensor, read_header
 
 WINDOW = 8 << 20
@@ -117,13 +118,10 @@ class Container:
         """Write all files into the new or empty folder `out`, and return the number of their bytes.
 
         Matrices that are stored as integers become bfloat16. The folder is left empty if an error is raised. Raises
-        ConfigError if the folder cannot be used or the disk is too small, and ContainerError if a tensor or a file is
-        damaged.
+        ConfigError if the folder cannot be used, OSError if the disk is too small, and ContainerError if a tensor or a
+        file is damaged.
         """
-        require_empty(out)
-        existed = out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        try:
+        with new_folder(out) as unfinished:
             dense = {
                 file.name: DenseFile(self, file, found)
                 for file in self.files
@@ -132,20 +130,13 @@ class Container:
             size = sum(dense[file.name].size if file.name in dense else file.size for file in self.files)
             self._require_expansion(size)
             if (free := shutil.disk_usage(out).free) < size:
-                way_out = f"The folder needs {size} bytes. Free some space, or use another disk."
-                raise ConfigError("out", "must be on a disk with enough space", free, way_out)
+                raise OSError(errno.ENOSPC, f"the folder needs {size:,} bytes and {free:,} are free", str(out))
             for file in self.files:
-                path, whole = out / file.name, dense.get(file.name)
+                path, whole = unfinished / file.name, dense.get(file.name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("xb") as target:
                     for content in whole.contents() if whole else self.contents(file, threads=threads):
                         target.write(content.data)
-        except BaseException:
-            for path in out.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not existed:
-                out.rmdir()
-            raise
         return size
 
     def _require_expansion(self, size: int) -> None:

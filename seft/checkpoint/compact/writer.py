@@ -19,7 +19,8 @@ from seft.checkpoint.compact import chunk, index
 from seft.checkpoint.compact.chunk import FILE, Values
 from seft.checkpoint.compact.index import HEAD, FileEntry, Span, TensorEntry
 from seft.checkpoint.compact.ordered import default_threads, ordered
-from seft.checkpoint.compact.quantised import IntegerKind, QuantisedFile
+from seft.checkpoint.compact.quantised import MARK, IntegerKind, QuantisedFile
+from seft.checkpoint.outputs import new_file
 from seft.errors import ConfigError, ContainerError
 from seft.models.model_files import CONFIG
 from seft.models.safetensors_header import Tensor
@@ -156,20 +157,12 @@ def write(
 def pack(folder: Path, path: Path, *, threads: int | None = None) -> Sizes:
     """Write a folder as the container `path`. The file gets its name when it is complete.
 
-    Raises the errors of `write`, and ConfigError if `path` exists or is inside the folder.
+    Raises the errors of `write`, and ConfigError if `path` exists, cannot be written or is inside the folder.
     """
-    if path.exists() or not path.absolute().parent.is_dir():
-        raise ConfigError("out", "must be a new file in an existing folder", str(path), "Use another name.")
     if path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError("out", "must be outside of the folder that it contains", str(path), "Use another folder.")
-    unfinished = path.with_name(f"{path.name}.partial")
-    try:
-        with unfinished.open("wb") as file:
-            sizes = write(folder, file, threads=threads)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return sizes
+    with new_file(path) as unfinished, unfinished.open("xb") as file:
+        return write(folder, file, threads=threads)
 
 
 def _encode(each: _Chunk) -> _Coded:

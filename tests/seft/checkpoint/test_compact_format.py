@@ -213,7 +213,7 @@ def test_pack_leaves_no_unfinished_file_and_replaces_none(tmp_path: Path, monkey
     fill(folder := tmp_path / "model", EXPECTED)
     sizes = pack(folder, path := tmp_path / "model.seft")
     assert (path.stat().st_size, sum(map(len, EXPECTED.values()))) == sizes
-    with pytest.raises(ConfigError, match="must be a new file"):
+    with pytest.raises(ConfigError, match="must be a file that does not exist yet"):
         pack(folder, path)
     with pytest.raises(ConfigError, match="outside of the folder"):
         pack(folder, folder / "model.seft")
@@ -229,7 +229,7 @@ def test_expand_needs_an_empty_folder_and_space(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(ConfigError, match="new or an empty folder"):
             container.expand(tmp_path / "full")
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 5}))
-        with pytest.raises(ConfigError, match="enough space"):
+        with pytest.raises(OSError, match="the folder needs 6 bytes and 5 are free"):
             container.expand(tmp_path / "new")
     assert content_of(tmp_path / "full") == EXPECTED
     assert not (tmp_path / "new").exists()

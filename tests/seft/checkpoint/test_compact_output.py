@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from seft.checkpoint.compact.reader import open_container
-from seft.checkpoint.formats import verify_format, write_format
+from seft.checkpoint.formats import require_place, verify_format, write_format
+from seft.checkpoint.outputs import new_file
 from seft.config import OutputFormat, published_bytes
 from seft.errors import ConfigError, VerifyError
 from tests.seft.checkpoint.test_compact_format import safetensors
@@ -80,9 +81,12 @@ def test_the_verification_finds_every_difference(folder: Path, tmp_path: Path, n
 
 def test_a_file_in_the_folder_has_the_name_of_its_format(folder: Path) -> None:
     with pytest.raises(ConfigError, match="out must be outside of the model's folder"):
-        write_format(folder, COMPACT, folder / "other.seft")
+        require_place(folder, COMPACT, folder / "other.seft")
     (folder / "model.seft").unlink()
-    write_format(folder, COMPACT, folder / "model.seft")
+    require_place(folder, COMPACT, folder / "model.seft")
+    with new_file(folder / "model.seft") as unfinished:
+        write_format(folder, COMPACT, unfinished)
+        verify_format(folder, unfinished, COMPACT)
     verify_format(folder, folder / "model.seft", COMPACT)
 
 

@@ -1,0 +1,97 @@
+"""New files and folders that get their names when they are complete. An error or an interruption leaves nothing.
+
+Until then they are in a folder with a name that nobody can guess. A file or a folder that exists is never replaced.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from seft.errors import ConfigError
+
+UNFINISHED = ".seft-"
+"""Beginning of the name of a folder with what is not complete yet."""
+
+
+@contextmanager
+def new_file(out: Path) -> Iterator[Path]:
+    """Yield a path at which the `with` block creates a file. It becomes `out` if the block raises no error.
+
+    Raises ConfigError if `out` exists, also if another process created it in the meantime.
+    """
+    require_new(out)
+    with TemporaryDirectory(prefix=UNFINISHED, dir=out.absolute().parent) as name:
+        yield (made := Path(name, out.name))
+        try:
+            out.open("xb").close()
+        except FileExistsError:
+            raise _exists(out) from None
+        try:
+            made.replace(out)
+        except BaseException:
+            out.unlink()
+            raise
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder. The files that the `with` block creates in it move to `out` if it raises no error.
+
+    The folder is in `out`, because `out` may be the only place that can be written. Raises ConfigError if `out` is not
+    new or empty, also if another process writes to it. Of two processes, at most one can see its own folder alone.
+    """
+    require_empty(out)
+    existed = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=UNFINISHED, dir=out) as name:
+            if sum(1 for _ in out.iterdir()) > 1:
+                raise _not_empty(out)
+            yield (made := Path(name))
+            for path in list(made.iterdir()):
+                path.rename(out / path.name)
+    finally:
+        if not existed:
+            with suppress(OSError):  # it has files
+                out.rmdir()
+
+
+def require_empty(out: Path) -> None:
+    """Raise ConfigError unless `out` is a new or empty folder that can be written."""
+    try:
+        taken = any(out.iterdir()) if out.is_dir() else out.exists() or out.is_symlink()
+        parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir() or path.is_file())
+        writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise _unusable(out, error) from error
+    if taken:
+        raise _not_empty(out)
+    if not writable:
+        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
+
+
+def require_new(out: Path) -> None:
+    """Raise ConfigError unless `out` is the path of a file that does not exist, in a folder that can be written."""
+    try:
+        taken = out.exists() or out.is_symlink()
+        writable = os.access(out.absolute().parent, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise _unusable(out, error) from error
+    if taken:
+        raise _exists(out)
+    if not writable:
+        raise ConfigError("out", "must be in a folder that you can write to", str(out), "Use another folder.")
+
+
+def _exists(out: Path) -> ConfigError:
+    return ConfigError("out", "must be a file that does not exist yet", str(out), "Use another name.")
+
+
+def _not_empty(out: Path) -> ConfigError:
+    return ConfigError("out", "must be a new or an empty folder", str(out), "Use another folder, or empty it.")
+
+
+def _unusable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError("out", f"must be a usable path ({error.strerror})", str(out), "Use another path.")
